@@ -1,0 +1,204 @@
+"""The data types that every part of saekit shares. Shapes, in name suffixes throughout the project:
+
+B rows of a batch, T tokens of a context, H W patch grid, D model width (d_in), F latents, K code capacity, V vocabulary.
+
+A *row* is one stored hidden-state vector. An *example* is one model input (a context of tokens, or an image); a *document*
+holds examples (for images the two are the same). Every row can be traced to its token or patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from saekit_kernels import SparseCodes
+
+SPEC_SCHEMA = 1
+
+Layout = Literal["flat", "sequence", "grid"]
+Scope = Literal["content", "cls", "all"]
+Split = Literal["train", "holdout", "all"]
+Strategy = Literal["gradient", "closed_form", "layerwise", "adversarial"]
+
+# Positions of rows that are no patch of an image: the class token, then registers, counted down from here.
+CLS_POSITION = -1
+FIRST_REGISTER_POSITION = -2
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """What a store holds: which vectors, of which model, on which data. Equal specs have equal fingerprints."""
+
+    model: str
+    revision: str | None  # hub commit or content hash of the weights' location; None when it is not known
+    hook: str  # canonical module path, `:in` for a module's input
+    modality: str  # text | image
+    d_in: int
+    dtype: str  # float16 | bfloat16 | float32
+    layout: Layout
+    scope: Scope
+    grid: tuple[int, int] | None  # patches (H, W) of an image
+    dataset: str
+    context: int | None  # tokens in a context, special tokens included
+    seed: int
+    pack: bool = False  # contexts filled across document boundaries
+    max_norm: float | None = None  # rows above this multiple of the median norm were dropped
+    column: str | None = None
+    schema_version: int = SPEC_SCHEMA
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) of the canonical JSON."""
+        return hashlib.sha256(canonical_json(dataclasses.asdict(self)).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ActivationSpec:
+        grid = data.get("grid")
+        return cls(**{**data, "grid": tuple(grid) if grid else None})
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces. Tuples are written as lists."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+@dataclass
+class ActivationBatch:
+    """Rows with their origin. x is (B,D), (B,T,D) or (B,H,W,D) by layout; mask is x's shape without D (None: all valid).
+
+    doc_id and example_id are (B,) int64. position is (B,) int32 on flat batches: the index into the example's token ids, or the
+    row-major patch index; class token and registers count down from -1. On other layouts it is the first row's position.
+    """
+
+    x: torch.Tensor
+    doc_id: torch.Tensor
+    example_id: torch.Tensor
+    position: torch.Tensor
+    mask: torch.Tensor | None = None
+    rows: torch.Tensor | None = None  # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
+
+
+class ActivationSource(Protocol):
+    """Where training and evaluation read rows from. `start` is a cursor in rows, so a resumed pass continues exactly."""
+
+    @property
+    def spec(self) -> ActivationSpec: ...
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all"
+    ) -> Iterator[ActivationBatch]: ...
+
+
+@dataclass
+class Output:
+    """A forward pass: x_hat in the shape of x, the code, and whatever else the model computed on the way."""
+
+    x_hat: torch.Tensor
+    code: torch.Tensor | SparseCodes
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LossTerms:
+    """`total` equals the sum of terms[name] * weights[name]. `metrics` are plain figures that are not part of the loss."""
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]  # before weighting, scalars
+    weights: dict[str, float]
+    code: torch.Tensor | SparseCodes  # detached: the trainer counts firings from it
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Autoencoder(Protocol):
+    """What trainer, evaluator, checkpoint, inspection and CLI know of a model; implementations are torch modules.
+
+    `encode` and `decode` act on rows (B,D) in the units of the training input until `fold` has run, on raw activations after it.
+    """
+
+    strategy: Strategy
+    d_in: int
+    latents: int
+    # An entry of the code above this is *active*; None: dense code, l0, dead and density do not apply.
+    active_above: float | None
+
+    def encode(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes: ...
+
+    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor: ...
+
+    def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
+
+    def after_step(self) -> None: ...
+
+    def fold(self, mean_D: torch.Tensor, scale: float) -> None: ...
+
+
+@dataclass
+class Example:
+    """One place where a latent fired, with its surroundings.
+
+    Text: `tokens` and `values` (same length) are a window of the context around `tokens[centre]`.
+    Image: `values` are the latent on all patches, row-major over `grid`; `image` is the key of a thumbnail.
+    """
+
+    group: Literal["top", "interval"]
+    act: float  # the latent's activation at the row that was picked
+    doc_id: int
+    example_id: int
+    position: int
+    values: list[float]
+    source: str = ""  # document name or image reference
+    interval: int | None = None  # 0 is the lowest fifth of [0, max]; None for the top group
+    tokens: list[str] | None = None
+    centre: int | None = None
+    grid: tuple[int, int] | None = None
+    image: str | None = None
+    label: str | None = None  # the data's own label
+
+
+@dataclass
+class FeatureRecord:
+    """All that is known of one latent. Pure data: page, CLI, explanation and interop read only this."""
+
+    index: int
+    density: float | None  # share of scanned rows where the latent is active
+    active_rows: int
+    max: float
+    histogram: dict[str, list[float]]  # {"edges": [51], "counts": [50]} over (0, max]
+    examples: list[Example]
+    neighbours: list[dict[str, float]] = field(default_factory=list)  # {"index", "cosine"}: nearest decoder rows
+    coactivation: list[dict[str, float]] = field(default_factory=list)  # {"index", "jaccard"}
+    logits: dict[str, list[dict[str, Any]]] | None = None  # {"top", "bottom"}: [{"token", "value"}], direct path only
+    label: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FeatureRecord:
+        examples = [
+            Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None}) for e in data["examples"]
+        ]
+        return cls(**{**data, "examples": examples})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A report to the caller's callback; the CLI draws it. `figures` holds what the phase measures (loss, fvu, rows_per_s...)."""
+
+    phase: str  # harvest | train | scan ...
+    done: int
+    total: int
+    unit: str = "rows"
+    figures: dict[str, float] = field(default_factory=dict)
+    message: str | None = None  # a line for the user, shown once
