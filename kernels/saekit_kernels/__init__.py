@@ -1,0 +1,31 @@
+"""Sparse kernels for autoencoders. Imports torch (and triton) only; notation and formats are in codes.py.
+
+encode_topk -> SparseCodes -> decode / decode_mse -> sparse_weight_grad; topk_reconstruction is the whole step as one scalar.
+Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do it).
+"""
+
+from saekit_kernels.codes import SparseCodes, Transpose, from_dense
+from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
+from saekit_kernels.dispatch import Backend, resolve_backend
+from saekit_kernels.encode import Workspace, encode_topk
+from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
+from saekit_kernels.loss import topk_reconstruction
+from saekit_kernels.select import topk_rows
+
+__all__ = [
+    "Backend",
+    "Decoded",
+    "SparseCodes",
+    "Transpose",
+    "Workspace",
+    "decode",
+    "decode_mse",
+    "encode_topk",
+    "from_dense",
+    "resolve_backend",
+    "sampled_products",
+    "sparse_column_sum",
+    "sparse_weight_grad",
+    "topk_reconstruction",
+    "topk_rows",
+]
