@@ -1,0 +1,45 @@
+"""saekit: cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean.
+
+The public names load on first use, so that `import saekit` costs milliseconds and does no work.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "harvest": "saekit.harvesting.run",
+    "capture": "saekit.harvesting.hooks",
+    "open_store": "saekit.store.reader",
+    "train": "saekit.training.run",
+    "load": "saekit.training.checkpoints",
+    "evaluate": "saekit.evaluation.table",
+    "inspect": "saekit.inspection.run",
+    "features": "saekit.inspection.query",
+    "SaekitError": "saekit.errors",
+}
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from saekit.errors import SaekitError
+    from saekit.evaluation.table import evaluate
+    from saekit.harvesting.hooks import capture
+    from saekit.harvesting.run import harvest
+    from saekit.inspection.query import features
+    from saekit.inspection.run import inspect
+    from saekit.store.reader import open_store
+    from saekit.training.checkpoints import load
+    from saekit.training.run import train
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'saekit' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

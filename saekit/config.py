@@ -1,0 +1,35 @@
+"""Config files: TOML with the same names as the flags. Written resolved into every output folder, read back by --config."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from saekit.errors import DataError, MissingError, did_you_mean
+
+
+def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
+    """The settings of a config file, by flag name with underscores. Raises DataError with file and line for anything unknown."""
+    known = set(known)
+    try:
+        text = path.read_text()
+        settings = tomllib.loads(text)
+    except FileNotFoundError:
+        raise MissingError(f"there is no config file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    for key in settings:
+        if key.replace("-", "_") not in known:
+            line = next((i for i, row in enumerate(text.splitlines(), 1) if re.match(rf"\s*[\"']?{re.escape(key)}\b", row)), 0)
+            raise DataError(f"{path} line {line}: {key} is not a setting", did_you_mean(key, known) or f"settings: {', '.join(sorted(known))}")
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+def write_toml(path: Path, settings: dict[str, Any]) -> None:
+    """Scalars and lists of scalars; None is left out. JSON's strings, numbers and booleans are TOML's."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
+    path.write_text("\n".join(lines) + "\n")

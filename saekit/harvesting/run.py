@@ -1,0 +1,301 @@
+"""model + data -> store: the verb `harvest`.
+
+One forward pass a batch feeds every hook; each hook has its own store and the stores are row-aligned. The pass stops behind the last
+hooked block. Killed at any moment, a harvest leaves whole shards and `resume` goes on behind them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from saekit.config import write_toml
+from saekit.errors import DataError, UsageError, check_choice
+from saekit.harvesting.hooks import capture, resolve_hook
+from saekit.harvesting.inputs import ContextBatch, batches, check_scope
+from saekit.harvesting.models import LiveModel, load_model
+from saekit.harvesting.sources import Documents, open_data
+from saekit.store.shards import StoredExample
+from saekit.store.writer import DTYPES, RowBlock, StoreWriter
+from saekit.types import ActivationSpec, Layout, Progress, Scope
+
+CALIBRATION_ROWS = 4096  # --max-norm: rows whose median norm is the reference
+TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    hooks: tuple[str, ...]
+    rows: int | None = None
+    """Stored vectors wanted, in every layout; None: all that the data gives."""
+    scope: Scope = "content"
+    layout: Layout = "flat"
+    ctx: int = 128
+    """Tokens a context, special tokens included."""
+    batch: int = 32
+    """Contexts or images a forward pass."""
+    dtype: str = "float16"
+    shard_mb: int = 256
+    max_norm: float | None = None
+    """Drop rows whose norm is above this multiple of the median norm of the first rows."""
+    column: str | None = None
+    pack: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.hooks:
+            raise UsageError("--hook is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
+        check_choice("--scope", self.scope, ("content", "cls", "all"))
+        check_choice("--layout", self.layout, ("flat", "sequence", "grid"))
+        check_choice("--dtype", self.dtype, DTYPES)
+        for flag, value in (("rows", self.rows), ("ctx", self.ctx), ("batch", self.batch), ("shard-mb", self.shard_mb)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag} {value} must be at least 1")
+        if self.max_norm is not None and self.max_norm <= 0:
+            raise UsageError(f"--max-norm {self.max_norm:g} must be above 0")
+        if self.layout != "flat" and self.max_norm is not None:
+            raise UsageError(f"--max-norm drops single rows, which --layout {self.layout} cannot have", "--layout flat")
+
+
+@dataclass(frozen=True)
+class HarvestResult:
+    path: str
+    rows: int
+    asked: int | None
+    fingerprint: str | None
+    """Of the one store; None when several hooks were harvested (see stores)."""
+    seconds: float
+    rows_per_s: float
+    stores: dict[str, str]
+    """Canonical hook path -> store folder."""
+    dropped: int
+    """Rows left out by max_norm."""
+
+
+@dataclass(frozen=True)
+class HarvestPlan:
+    """What a harvest would write. rows and bytes are None when all of the data is taken and its size is not known before."""
+
+    hooks: dict[str, int]
+    """Canonical hook path -> d_in."""
+    rows: int | None
+    bytes: int | None
+    shards: int | None
+    disk_free: int
+
+
+def harvest(
+    model: str | LiveModel,
+    data: str,
+    out: str | Path,
+    *,
+    hook: str | Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    **options,
+) -> HarvestResult:
+    """Store a model's hidden states on some data. Options are the fields of HarvestConfig.
+
+    One hook writes a store at `out`; several write `out/<hook>` each. Raises UsageError, DataError (hook, data, OUT),
+    MissingError (model, data), NumericsError (NaN, or overflow of the dtype).
+    """
+    hooks = (hook,) if isinstance(hook, str) else tuple(hook)
+    harvester = _Harvest(model, data, Path(out), HarvestConfig(hooks=hooks, **options))
+    return harvester.execute(resume, overwrite, progress)
+
+
+def plan_harvest(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> HarvestPlan:
+    """The plan alone; loads the model, writes nothing."""
+    return _Harvest(model, data, Path(out), config).plan()
+
+
+class _Harvest:
+    def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
+        device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        self.live = load_model(model, device) if isinstance(model, str) else model
+        self.config, self.out = config, out
+        if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
+            raise DataError("--layout grid needs an image model and --scope content", "--layout flat or sequence")
+        if config.pack and (self.live.modality == "image" or config.layout != "flat"):
+            raise DataError("--pack needs a text model and --layout flat", "leave --pack away")
+        check_scope(self.live, config.scope)
+        self.hooks = list(dict.fromkeys(resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks))
+        self.widths = self.live.probe(self.hooks)
+        self.data: Documents = open_data(data, modality=self.live.modality, column=config.column, seed=config.seed)
+
+    # -- what will be written --------------------------------------------------------------------------------------------
+
+    def plan(self) -> HarvestPlan:
+        rows, size = self.config.rows, None
+        if rows is not None:
+            size = sum(rows * width for width in self.widths.values()) * DTYPES[self.config.dtype].itemsize
+        shards = None if size is None else max(-(-size // (self.config.shard_mb << 20)), len(self.hooks))
+        folder = self.out.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
+
+    def spec(self, hook: str) -> ActivationSpec:
+        c, text = self.config, self.live.modality == "text"
+        return ActivationSpec(
+            model=self.live.name,
+            revision=self.live.revision,
+            hook=hook,
+            modality=self.live.modality,
+            d_in=self.widths[hook],
+            dtype=c.dtype,
+            layout=c.layout,
+            scope=c.scope,
+            grid=None if text else self.live.image_tokens.grid,
+            dataset=self.data.name,
+            context=c.ctx if text else None,
+            seed=c.seed,
+            pack=c.pack,
+            max_norm=c.max_norm,
+            column=c.column,
+        )
+
+    def folder(self, hook: str) -> Path:
+        return self.out if len(self.hooks) == 1 else self.out / hook.replace(":", "-")
+
+    # -- the run ---------------------------------------------------------------------------------------------------------
+
+    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+        plan = self.plan()
+        if plan.bytes is not None and plan.bytes > plan.disk_free:
+            fit = plan.disk_free // (plan.bytes // plan.rows)
+            cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
+            raise DataError(cause, f"--rows {fit} would fit, or another OUT")
+        began = time.monotonic()
+        writers = self._open(resume, overwrite)
+        first = next(iter(writers.values()))
+        rows_before = first.rows
+        if not all(writer.manifest.complete for writer in writers.values()):
+            self._fill(writers, progress)
+            for writer in writers.values():
+                writer.finish()
+        seconds = time.monotonic() - began
+        rate = (first.rows - rows_before) / max(seconds, 1e-9)
+        one = len(writers) == 1
+        return HarvestResult(
+            path=str(self.out),
+            rows=first.rows,
+            asked=self.config.rows,
+            fingerprint=first.spec.fingerprint if one else None,
+            seconds=round(seconds, 3),
+            rows_per_s=round(rate, 1),
+            stores={hook: str(writer.path) for hook, writer in writers.items()},
+            dropped=first.dropped,
+        )
+
+    def _open(self, resume: bool, overwrite: bool) -> dict[str, StoreWriter]:
+        c = self.config
+        plan = {"rows": c.rows, "batch": c.batch, "shard_mb": c.shard_mb, "data": self.data.digest()}
+        writers = {}
+        for hook in self.hooks:
+            path, size = self.folder(hook), c.shard_mb << 20
+            writers[hook] = StoreWriter(path, self.spec(hook), plan, shard_bytes=size, resume=resume, overwrite=overwrite)
+            if self.live.modality == "text":
+                self.live.tokenizer.save_pretrained(path / TOKENIZER)
+            settings = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
+            own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
+            write_toml(path / "config.toml", {**settings, **own, "column": c.column, "pack": c.pack, "seed": c.seed})
+        return writers
+
+    def _fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+        """Run the model and append, until the rows asked for are there or the data ends.
+
+        A writer that is ahead of another after a kill ignores the batches that it has.
+        """
+        c = self.config
+        calibrate = c.max_norm is not None and any(w.manifest.norm_limit is None for w in writers.values())
+        start = 0 if calibrate else min(writer.batches_done for writer in writers.values())
+        ahead = {hook: writer.batches_done for hook, writer in writers.items()}
+        rows = 0 if start == 0 else self._rows_before(writers, start)
+        began, first_rows = time.monotonic(), rows
+        stream = self._states(start)
+        if calibrate:
+            stream = self._calibrated(stream, writers)
+        for number, (batch, states) in enumerate(stream, start):
+            keep_BT = batch.rows_for_scope(c.scope)
+            keep_BT, dropped = self._within_norm(keep_BT, states, writers)
+            keep_BT = self._within_rows(keep_BT, None if c.rows is None else c.rows - rows)
+            for hook, writer in writers.items():
+                if number >= ahead[hook]:
+                    writer.append(_block(batch, states[hook], keep_BT, dropped))
+            rows += int(keep_BT.sum())
+            rate = (rows - first_rows) / max(time.monotonic() - began, 1e-9)
+            progress(Progress("harvest", rows, c.rows or 0, figures={"rows_per_s": rate}))
+            if c.rows is not None and (rows >= c.rows or (c.layout != "flat" and not keep_BT.any())):
+                break
+
+    def _states(self, start: int) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
+        c = self.config
+        for batch in batches(self.live, self.data, ctx=c.ctx, batch=c.batch, pack=c.pack, start_batch=start):
+            with torch.inference_mode(), capture(self.live, self.hooks, stop=True) as states:
+                self.live.forward(batch.inputs)
+            yield batch, {hook: state.detach().cpu() for hook, state in states.items()}
+
+    def _rows_before(self, writers: dict[str, StoreWriter], start: int) -> int:
+        """Rows in the shards up to batch `start`, which is the end of some writer's last shard."""
+        return next(writer.manifest.rows for writer in writers.values() if writer.batches_done == start)
+
+    # -- which rows stay -------------------------------------------------------------------------------------------------
+
+    def _calibrated(self, stream, writers: dict[str, StoreWriter]):
+        """Hold batches back until enough rows are seen to know each hook's median norm, then let them all pass."""
+        held, norms = [], {hook: [] for hook in writers}
+        for batch, states in stream:
+            held.append((batch, states))
+            keep_BT = batch.rows_for_scope(self.config.scope)
+            for hook in writers:
+                norms[hook].append(states[hook][keep_BT].float().norm(dim=1))
+            if sum(map(len, norms[self.hooks[0]])) >= CALIBRATION_ROWS:
+                break
+        for hook, writer in writers.items():
+            if held and writer.manifest.norm_limit is None:
+                writer.set_norm_limit(self.config.max_norm * float(torch.cat(norms[hook]).median()))
+        yield from held
+        yield from stream
+
+    def _within_norm(self, keep_BT, states, writers) -> tuple[torch.Tensor, int]:
+        """Drop a row from every store when it is too long in any, so that the stores stay aligned."""
+        if self.config.max_norm is None:
+            return keep_BT, 0
+        fits_BT = keep_BT.clone()
+        for hook, writer in writers.items():
+            fits_BT &= states[hook].float().norm(dim=2) <= writer.manifest.norm_limit
+        return fits_BT, int(keep_BT.sum() - fits_BT.sum())
+
+    def _within_rows(self, keep_BT: torch.Tensor, left: int | None) -> torch.Tensor:
+        """At most `left` rows: cut anywhere when flat, behind the last whole example otherwise."""
+        if left is None or int(keep_BT.sum()) <= left:
+            return keep_BT
+        counted = keep_BT.flatten().cumsum(0).view_as(keep_BT)
+        if self.config.layout == "flat":
+            return keep_BT & (counted <= left)
+        return keep_BT & (counted[:, -1:] <= left)
+
+
+def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int) -> RowBlock:
+    counts = keep_BT.sum(1).tolist()
+    examples, first = [], 0
+    for b, count in enumerate(counts):
+        identity = int(batch.example_id[b]), int(batch.doc_id[b])
+        examples.append(StoredExample(*identity, first, count, batch.token_ids[b] or None, batch.refs[b], batch.labels[b]))
+        first += count
+    return RowBlock(
+        x=state_BTD[keep_BT],
+        doc_id=batch.doc_id_BT[keep_BT],
+        example_id=batch.example_id[:, None].expand_as(keep_BT)[keep_BT],
+        position=batch.position_BT[keep_BT],
+        examples=[e for e in examples if e.rows],
+        dropped=dropped,
+    )

@@ -1,0 +1,138 @@
+"""Which latents a text or an image activates, or what one latent responds to: the verb `features`, for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from saekit_kernels import SparseCodes
+
+from saekit.errors import DataError, MissingError, UsageError
+from saekit.harvesting.hooks import capture
+from saekit.harvesting.inputs import batches
+from saekit.harvesting.models import load_model
+from saekit.harvesting.sources import Document, Documents
+from saekit.inspection.records import pick_rows
+from saekit.inspection.run import open_pair
+from saekit.inspection.scan import Scan, cached_scan
+from saekit.inspection.show import token_texts
+from saekit.store.reader import Store
+from saekit.types import Autoencoder, Progress
+
+TOP_TOKENS = 5
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """act is the largest value on the input (for an index query: on the store); tokens are what fires the latent most in the store,
+    the data's labels for images."""
+
+    index: int
+    act: float
+    max: float
+    density: float | None
+    label: str | None
+    tokens: list[str]
+
+
+def features(
+    checkpoint: str | Path,
+    store: str | Path,
+    *,
+    index: int | None = None,
+    text: str | None = None,
+    image: str | Path | None = None,
+    top: int = 10,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> list[FeatureRow]:
+    """Exactly one of index, text, image. Ranked by act. Raises UsageError, DataError, MissingError."""
+    if sum(value is not None for value in (index, text, image)) != 1:
+        raise UsageError("give exactly one of --index, --text, --image")
+    if top < 1:
+        raise UsageError(f"--top {top} must be at least 1")
+    model, _, opened = open_pair(checkpoint, store)
+    wanted = None if index is not None else ("text" if text is not None else "image")
+    if wanted is not None and wanted != opened.spec.modality:
+        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"--{opened.spec.modality}")
+    if index is not None and not 0 <= index < model.latents:
+        raise DataError(f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})")
+    scan = cached_scan(model, Path(checkpoint), opened, progress)
+    if index is not None:
+        if scan.active[index] == 0:
+            raise DataError(f"feature {index} never fired in {scan.rows:,} rows", "saekit inspect lists the living ones")
+        return [_row(index, float(scan.max[index]), scan, opened, model)]
+    acts = _on_input(model, opened, text, image)
+    best = torch.argsort(acts, descending=True, stable=True)[:top]
+    return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist() if acts[j] > 0]
+
+
+def _row(j: int, act: float, scan: Scan, store: Store, model: Autoencoder) -> FeatureRow:
+    density = None if model.active_above is None else float(scan.density[j])
+    return FeatureRow(j, act, float(scan.max[j]), density, None, _typical(scan, store, j))
+
+
+def _typical(scan: Scan, store: Store, latent: int) -> list[str]:
+    """The commonest tokens (labels, for images) among the latent's strongest rows."""
+    rows = [pick.row for pick in pick_rows(scan, store, latent, 20) if pick.interval is None]
+    found: Counter[str] = Counter()
+    texts = token_texts(store) if store.spec.modality == "text" else None
+    for row in rows:
+        example, _ = store.example_at(row)
+        if texts is not None:
+            found[texts([example.tokens[int(store.positions(row, 1)[0])]])[0]] += 1
+        elif example.label is not None:
+            found[example.label] += 1
+    return [name for name, _ in found.most_common(TOP_TOKENS)]
+
+
+class _Typed(Documents):
+    """The one document that the user typed in."""
+
+    def __init__(self, modality: str, document: Document) -> None:
+        self.name, self.modality, self._document = "input", modality, document
+
+    def documents(self, start: int = 0):
+        yield from [self._document][start:]
+
+    def digest(self) -> None:
+        return None
+
+    def image(self, ref: str):
+        return self._document.image
+
+
+@torch.no_grad()
+def _on_input(model: Autoencoder, store: Store, text: str | None, image: str | Path | None) -> torch.Tensor:
+    """(F,): each latent's largest value over the input's tokens or patches (in the store's scope)."""
+    spec = store.spec
+    live = load_model(spec.model)
+    document = Document(0, "input", text, _open_image(image) if image is not None else None)
+    best = torch.zeros(model.latents)
+    rows = 0
+    for batch in batches(live, _Typed(spec.modality, document), ctx=spec.context or 128, batch=1):
+        with capture(live, [spec.hook], stop=True) as states:
+            live.forward(batch.inputs)
+        x_BD = states[spec.hook][batch.rows_for_scope(spec.scope)].float()
+        rows += len(x_BD)
+        code = model.encode(x_BD)
+        dense = code.to_dense() if isinstance(code, SparseCodes) else code
+        best = torch.maximum(best, dense.amax(0)) if len(dense) else best
+    if rows == 0:
+        raise DataError("the input holds no token in this store's scope", "give a longer --text")
+    return best
+
+
+def _open_image(path: str | Path):
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise MissingError(f"there is no image at {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} is no image that can be read: {error}") from None
+    return image

@@ -1,0 +1,128 @@
+"""Scan + windows -> FeatureRecords: which rows are shown for a latent, and everything that is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saekit.errors import DataError, UsageError
+from saekit.inspection.relate import decoder_neighbours
+from saekit.inspection.scan import Scan
+from saekit.inspection.show import Thumbnails, token_texts
+from saekit.inspection.windows import Windows, read_windows
+from saekit.store.reader import Store
+from saekit.types import Autoencoder, Example, FeatureRecord
+
+INTERVALS = 5
+EXAMPLES_EACH_INTERVAL = 5
+LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A row chosen to show a latent."""
+
+    row: int
+    act: float
+    interval: int | None  # None: one of the strongest
+
+
+def select_latents(spec: str, scan: Scan) -> torch.Tensor:
+    """SPEC -> indices: `0-255,1024`, `top:500` (the densest living latents), `all` (living). Raises UsageError, DataError."""
+    latents = len(scan.active)
+    alive = scan.active > 0
+    if spec == "all":
+        return alive.nonzero()[:, 0]
+    if spec.startswith("top:") and spec[4:].isdigit():
+        order = torch.argsort(scan.active, descending=True, stable=True)
+        return order[alive[order]][: int(spec[4:])]
+    chosen: list[int] = []
+    for part in spec.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise UsageError(f"--features {spec}: write 0-255,1024 or top:500 or all")
+        chosen.extend(range(int(first), int(last or first) + 1))
+    beyond = [j for j in chosen if j >= latents]
+    if beyond:
+        raise DataError(f"feature {beyond[0]}: this model has {latents:,} (0 to {latents - 1:,})", "--features top:500")
+    return torch.tensor(list(dict.fromkeys(chosen)))
+
+
+def pick_rows(scan: Scan, store: Store, latent: int, top: int) -> list[Pick]:
+    """The strongest rows, one a document as far as documents go, then rows from five equal intervals of [0, max]."""
+    strongest = [(int(r), float(v)) for r, v in zip(scan.top.row[latent], scan.top.value[latent]) if r >= 0]
+    documents = store.documents_of([row for row, _ in strongest])
+    fresh = [documents.index(d) == i for i, d in enumerate(documents)]
+    ordered = [p for p, new in zip(strongest, fresh) if new] + [p for p, new in zip(strongest, fresh) if not new]
+    chosen = sorted(ordered[:top], key=lambda p: -p[1])
+    picks = [Pick(row, act, None) for row, act in chosen]
+    shown = {row for row, _ in chosen}
+    bands: list[list[Pick]] = [[] for _ in range(INTERVALS)]
+    maximum = float(scan.max[latent])
+    for row, act in zip(scan.sample.row[latent].tolist(), scan.sample.value[latent].tolist()):
+        if row < 0 or row in shown:
+            continue
+        band = min(int(INTERVALS * act / maximum), INTERVALS - 1)
+        if len(bands[band]) < EXAMPLES_EACH_INTERVAL:
+            bands[band].append(Pick(row, act, band))
+    return picks + [pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -p.act)]
+
+
+def feature_records(
+    model: Autoencoder, store: Store, scan: Scan, latents: torch.Tensor, top: int, thumbnails: Thumbnails | None
+) -> Iterator[FeatureRecord]:
+    """Records of `latents`, in that order, without logits. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
+    texts = token_texts(store) if store.spec.modality == "text" else None
+    alive = scan.active > 0
+    for some in latents.split(LATENTS_AT_ONCE):
+        neighbours = decoder_neighbours(model.W_dec, some, alive)
+        picks = [pick_rows(scan, store, j, top) for j in some.tolist()]
+        rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
+        owner = np.repeat(some.numpy(), [len(of_one) for of_one in picks])
+        windows = read_windows(model, store, rows, owner)
+        at = 0
+        for j, of_one, near in zip(some.tolist(), picks, neighbours):
+            examples = [_example(store, pick, windows, at + i, texts, thumbnails) for i, pick in enumerate(of_one)]
+            at += len(of_one)
+            maximum = float(scan.max[j])
+            yield FeatureRecord(
+                index=j,
+                density=None if model.active_above is None else float(scan.density[j]),
+                active_rows=int(scan.active[j]),
+                max=maximum,
+                histogram=scan.histogram.of(j, maximum),
+                examples=examples,
+                neighbours=near,
+            )
+
+
+def _example(store: Store, pick: Pick, windows: Windows, i: int, texts, thumbnails: Thumbnails | None) -> Example:
+    example, _ = store.example_at(pick.row)
+    start, stop = int(windows.start[i]), int(windows.stop[i])
+    values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
+    positions = store.positions(start, stop - start)
+    position = int(positions[pick.row - start])
+    common = {
+        "group": "top" if pick.interval is None else "interval",
+        "interval": pick.interval,
+        "act": pick.act,
+        "doc_id": example.doc_id,
+        "example_id": example.id,
+        "position": position,
+        "source": example.ref,
+        "label": example.label,
+    }
+    if texts is not None:
+        # Positions index the context's tokens; tokens of the window that were not stored (special ones) show no activation.
+        lo, hi = int(positions[0]), int(positions[-1]) + 1
+        shown = np.zeros(hi - lo, np.float32)
+        shown[positions - lo] = values
+        return Example(**common, values=shown.tolist(), tokens=texts(example.tokens[lo:hi]), centre=position - lo)
+    grid = store.spec.grid
+    shown = np.zeros(grid[0] * grid[1], np.float32)
+    patches = positions >= 0
+    shown[positions[patches]] = values[patches]
+    return Example(**common, values=shown.tolist(), grid=grid, image=thumbnails.key(example.ref))

@@ -1,0 +1,148 @@
+"""checkpoint + store -> page: the verb `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from saekit.config import write_toml
+from saekit.errors import DataError, SaekitError, UsageError
+from saekit.inspection.page import PageMeta, write_page
+from saekit.inspection.records import feature_records, select_latents
+from saekit.inspection.relate import output_tokens
+from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
+from saekit.inspection.show import Thumbnails, token_texts
+from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.store.files import prepare_output
+from saekit.store.reader import Store
+from saekit.training.checkpoints import load
+from saekit.types import Autoencoder, FeatureRecord, Progress
+
+LOGITS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    index_html: str
+    features: int
+    bytes: int
+
+
+def inspect(
+    checkpoint: str | Path,
+    store: str | Path,
+    out: str | Path,
+    *,
+    features: str = "top:500",
+    top: int = 20,
+    single_file: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> InspectResult:
+    """Scan a store once and write a page of the chosen features (`0-255,1024`, `top:500`, `all`) that opens from disk.
+
+    Raises UsageError, DataError (checkpoint and store do not fit, OUT), MissingError. For a language model the logit lens needs the
+    model itself; when it cannot be had the page is made without, and a message says so.
+    """
+    if not 1 <= top <= KEPT_TOP:
+        raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
+    model, description, opened = open_pair(checkpoint, store)
+    out = Path(out)
+    prepare_output(out, "index.html", resume=False, overwrite=overwrite)
+    scan = cached_scan(model, Path(checkpoint), opened, progress)
+    chosen = select_latents(features, scan)
+    thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
+    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails)
+    note = "the logit lens applies to the residual stream of language models"
+    if opened.spec.modality == "text":
+        W_U_VD, note = unembedding(opened)
+        if W_U_VD is not None:
+            records = _with_logits(records, model, W_U_VD, opened)
+        else:
+            progress(Progress("inspect", 0, len(chosen), "features", message=f"no output tokens: {note}"))
+    records = _reported(records, len(chosen), progress)
+    images = {} if thumbnails is None else thumbnails.images
+    meta = page_meta(description, opened, scan, [] if not note else [note])
+    page = write_page(records, meta, images, out, single_file=single_file)
+    settings = {"checkpoint": str(checkpoint), "store": str(store), "features": features, "top": top, "single_file": single_file}
+    write_toml(out / "config.toml", settings)
+    return InspectResult(str(page.index_html), page.features, page.bytes)
+
+
+def open_pair(checkpoint: str | Path, store: str | Path) -> tuple[Autoencoder, Checkpoint, Store]:
+    """Model, checkpoint and store, known to fit: the same width, hidden states of the same modality."""
+    description, opened = read_checkpoint(checkpoint), Store(Path(store))
+    trained_on = description.config["spec"]
+    if trained_on["d_in"] != opened.spec.d_in:
+        raise DataError(
+            f"{checkpoint} takes {trained_on['d_in']} values a row ({trained_on['model']}, {trained_on['hook']}), "
+            f"{store} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
+            "--store with the store that it was trained on, or one of the same hook",
+        )
+    if trained_on["modality"] != opened.spec.modality:
+        raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {store} holds {opened.spec.modality}")
+    return load(checkpoint), description, opened
+
+
+def unembedding(store: Store) -> tuple[torch.Tensor | None, str]:
+    """(W_U (V,D) of the language model that the store came from, '') or (None, why it cannot be used)."""
+    from saekit.harvesting.models import load_model
+
+    try:
+        live = load_model(store.spec.model, "cpu")
+    except SaekitError as error:
+        return None, str(error)
+    head = live.module.get_output_embeddings() if live.kind == "causal_lm" else None
+    if head is None:
+        return None, f"{store.spec.model} has no output tokens"
+    if head.weight.shape[1] != store.spec.d_in:
+        return None, f"{store.spec.hook} is {store.spec.d_in} wide, the residual stream {head.weight.shape[1]}"
+    return head.weight.detach().float(), ""
+
+
+def _with_logits(
+    records: Iterable[FeatureRecord], model: Autoencoder, W_U_VD: torch.Tensor, store: Store
+) -> Iterator[FeatureRecord]:
+    texts = token_texts(store)
+    records = iter(records)
+    while some := list(islice(records, LOGITS_AT_ONCE)):
+        latents = torch.tensor([record.index for record in some])
+        for record, logits in zip(some, output_tokens(model.W_dec, latents, W_U_VD, lambda i: texts([i])[0])):
+            record.logits = logits
+            yield record
+
+
+def _reported(records: Iterable[FeatureRecord], total: int, progress: Callable[[Progress], None]) -> Iterator[FeatureRecord]:
+    for done, record in enumerate(records, 1):
+        yield record
+        progress(Progress("page", done, total, "features"))
+
+
+def page_meta(checkpoint: Checkpoint, store: Store, scan: Scan, notes: list[str]) -> PageMeta:
+    config, spec = checkpoint.config, store.spec
+    own = config["config"]
+    sparsity = own.get("sparsity")
+    if sparsity == "topk":
+        sparsity = f"topk k={own['k']}"
+    short_model = spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")
+    dense = sparsity is None
+    return PageMeta(
+        title=f"{short_model} · {spec.hook} · {sparsity or config['model']}",
+        modality=spec.modality,
+        model=spec.model,
+        hook=spec.hook,
+        dataset=spec.dataset,
+        checkpoint=checkpoint.path.name,
+        d_in=spec.d_in,
+        latents=len(scan.active),
+        rows=scan.rows,
+        density=[None] * len(scan.active) if dense else scan.density.tolist(),
+        max=scan.max.tolist(),
+        sparsity=sparsity,
+        metrics=config["result"]["metrics"],
+        notes=notes,
+    )

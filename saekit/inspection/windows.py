@@ -1,0 +1,81 @@
+"""The surroundings of picked rows: which rows a window shows, and the value of a latent on each of them.
+
+Only the contexts that end up on a page are encoded a second time, so the cost follows the page, not the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from saekit_kernels import SparseCodes
+
+from saekit.store.reader import Store
+from saekit.types import Autoencoder
+
+CHUNK_ROWS = 8192
+TOKENS_EACH_SIDE = 12
+
+
+@dataclass
+class Windows:
+    """N windows: window i shows the store rows [start[i], stop[i]); values[ptr[i]:ptr[i+1]] is the latent on them."""
+
+    start: np.ndarray
+    stop: np.ndarray
+    ptr: np.ndarray
+    values: np.ndarray
+
+
+def example_bounds(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """First and last-plus-one store row of every example that has rows, ascending."""
+    first, rows, offset = [], [], 0
+    for shard in store.shards:
+        counts = np.asarray(shard.arrays["examples.rows"])
+        first.append(np.asarray(shard.arrays["examples.first_row"])[counts > 0] + offset)
+        rows.append(counts[counts > 0])
+        offset += len(shard)
+    firsts = np.concatenate(first)
+    return firsts, firsts + np.concatenate(rows)
+
+
+def read_windows(model: Autoencoder, store: Store, row: np.ndarray, latent: np.ndarray) -> Windows:
+    """The window of each picked (row, latent): the row's example, for text at most TOKENS_EACH_SIDE rows on either side."""
+    first, last = example_bounds(store)
+    example = np.searchsorted(first, row, side="right") - 1
+    start, stop = first[example], last[example]
+    if store.spec.modality == "text":
+        start, stop = np.maximum(start, row - TOKENS_EACH_SIDE), np.minimum(stop, row + TOKENS_EACH_SIDE + 1)
+    ptr = np.concatenate([[0], np.cumsum(stop - start)])
+    # Every (row, latent) pair that some window shows, flat: pair p belongs to window owner[p].
+    owner = np.repeat(np.arange(len(row)), stop - start)
+    pair_row = np.arange(ptr[-1]) - ptr[owner] + start[owner]
+    return Windows(start, stop, ptr, _values_at(model, store, pair_row, latent[owner]))
+
+
+@torch.no_grad()
+def _values_at(model: Autoencoder, store: Store, pair_row: np.ndarray, pair_latent: np.ndarray) -> np.ndarray:
+    order = np.argsort(pair_row, kind="stable")
+    sorted_row, sorted_latent = pair_row[order], torch.from_numpy(pair_latent[order])
+    unique, begin = np.unique(sorted_row, return_index=True)
+    begin = np.append(begin, len(sorted_row))
+    values = np.empty(len(pair_row), np.float32)
+    for c in range(0, len(unique), CHUNK_ROWS):
+        rows = unique[c : c + CHUNK_ROWS]
+        code = model.encode(store.rows(rows).float())
+        lo, hi = begin[c], begin[min(c + CHUNK_ROWS, len(unique))]
+        local = torch.from_numpy(np.searchsorted(rows, sorted_row[lo:hi]))
+        values[order[lo:hi]] = _entries(code, local, sorted_latent[lo:hi]).numpy()
+    return values
+
+
+def _entries(code: torch.Tensor | SparseCodes, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """code[row, latent] without making a sparse code dense."""
+    if not isinstance(code, SparseCodes):
+        return code[row, latent].float()
+    found = []
+    for r, j in zip(row.split(1 << 18), latent.split(1 << 18)):
+        hit = code.idx[r] == j[:, None]  # padding holds value 0 at index 0, which adds nothing
+        found.append((code.vals[r] * hit).sum(1))
+    return torch.cat(found) if found else torch.zeros(0)

@@ -1,0 +1,37 @@
+"""Pieces that several autoencoders share: initial values and the geometry of decoder rows."""
+
+from __future__ import annotations
+
+import torch
+
+
+def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
+    """(D,): the point with the least summed distance to the rows, by Weiszfeld's iteration.
+
+    More robust than the mean: a few rows of huge norm (attention sinks) hardly move it.
+    """
+    point = x_BD.mean(0)
+    for _ in range(iterations):
+        weight = 1.0 / (x_BD - point).norm(dim=1).clamp_min(1e-12)
+        moved = (x_BD * weight[:, None]).sum(0) / weight.sum()
+        step = (moved - point).norm()
+        point = moved
+        if step <= tolerance * point.norm().clamp_min(1e-12):
+            break
+    return point
+
+
+def random_unit_rows(rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """(rows, width): directions drawn uniformly from the sphere."""
+    return unit_rows_(torch.randn(rows, width, generator=generator))
+
+
+def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
+    """Scale every row to norm 1, in place."""
+    return torch.nn.functional.normalize(W_FD, dim=1, out=W_FD)
+
+
+def remove_parallel_(grad_FD: torch.Tensor, W_FD: torch.Tensor) -> None:
+    """Drop from each gradient row its part along the unit row of W: it would only change the norm, which is then reset."""
+    along = (grad_FD * W_FD).sum(1, keepdim=True)
+    torch.addcmul(grad_FD, along, W_FD, value=-1, out=grad_FD)

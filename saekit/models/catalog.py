@@ -1,0 +1,59 @@
+"""The one registry of models: name -> (config class, model class, one line)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from saekit.errors import DataError, UsageError, check_choice
+from saekit.models.linear import PCA, PCAConfig
+from saekit.models.sae import SAE, SAEConfig
+
+
+class Entry(NamedTuple):
+    config: type
+    model: type[nn.Module]
+    line: str
+
+
+CATALOG: dict[str, Entry] = {
+    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete, --sparsity topk | l1 | kl"),
+    "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
+}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options that a model takes, with their defaults (d_in comes from the data)."""
+    check_choice("--model", name, CATALOG)
+    return {f.name: f.default for f in dataclasses.fields(CATALOG[name].config) if f.name != "d_in"}
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise UsageError when an option is not one of the model's, or is wrong whatever the data."""
+    known = options_of(name)
+    for key in options:
+        if key not in known:
+            flags = ", ".join("--" + k.replace("_", "-") for k in known)
+            raise UsageError(f"--{key.replace('_', '-')} does not apply to --model {name}, which takes {flags}")
+
+
+def build(name: str, d_in: int, options: dict[str, Any]) -> nn.Module:
+    """A new model with unset weights. Raises UsageError on wrong options."""
+    check_options(name, options)
+    entry = CATALOG[name]
+    return entry.model(entry.config(d_in=d_in, **options))
+
+
+def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
+    """The model of a checkpoint. Raises DataError when config and tensors do not fit it."""
+    if name not in CATALOG:
+        raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
+    try:
+        entry = CATALOG[name]
+        model = entry.model(entry.config(**config))
+        model.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,73 @@
+"""Linear codes. `pca`: the best one of its size, in closed form; the floor that every other model is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from saekit.errors import UsageError
+from saekit.types import Output
+
+
+@dataclass(frozen=True)
+class PCAConfig:
+    d_in: int
+    latents: int = 32
+    """Number of components; 32 matches the default k of a TopK SAE, so that both keep as many numbers a row."""
+
+
+class PCA(nn.Module):
+    """code = (x - mean) C^T with the leading eigenvectors of the covariance as rows of C (F,D); x_hat = code C + mean."""
+
+    strategy = "closed_form"
+    active_above = None  # every component of every row is non-zero: l0, dead and density do not apply
+
+    def __init__(self, config: PCAConfig) -> None:
+        super().__init__()
+        if not 1 <= config.latents <= config.d_in:
+            raise UsageError(f"--latents {config.latents}: pca takes 1 to d_in = {config.d_in} components")
+        self.config = config
+        self.d_in, self.latents = config.d_in, config.latents
+        self.register_buffer("components", torch.zeros(self.latents, self.d_in))
+        self.register_buffer("mean", torch.zeros(self.d_in))
+        self.register_buffer("explained_variance", torch.zeros(self.latents))
+
+    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return (x_BD - self.mean) @ self.components.T
+
+    def decode(self, code_BF: torch.Tensor) -> torch.Tensor:
+        return code_BF @ self.components + self.mean
+
+    def forward(self, x_BD: torch.Tensor) -> Output:
+        code = self.encode(x_BD)
+        return Output(self.decode(code), code)
+
+    @property
+    def W_dec(self) -> torch.Tensor:
+        """The decoder's rows, as an SAE names them: what inspection projects through the unembedding."""
+        return self.components
+
+    @torch.no_grad()
+    def fit(self, batches: Iterator[torch.Tensor]) -> None:
+        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's largest coordinate positive."""
+        n, total, outer = 0, 0.0, 0.0
+        for x_BD in batches:
+            x = x_BD.double()
+            n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
+        mean = total / n
+        values, vectors = torch.linalg.eigh(outer / n - mean[:, None] * mean[None, :])
+        C = vectors.T.flip(0)[: self.latents]
+        C = C * C.gather(1, C.abs().argmax(1, keepdim=True)).sign()
+        self.components.copy_(C)
+        self.mean.copy_(mean)
+        self.explained_variance.copy_(values.flip(0)[: self.latents])
+
+    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
+        return {
+            "components": self.components,
+            "mean": self.mean / scale + mean_D,
+            "explained_variance": self.explained_variance / scale**2,
+        }

@@ -1,0 +1,72 @@
+"""The figures that every model is judged by, summed in fp64 over a stream of rows (formulas: DESIGN 4).
+
+Pooled sums, not means of batch means, so the batch size does not matter; the variance is around the rows' own mean, found in the same pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from saekit_kernels import SparseCodes
+
+
+def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
+    """(F,) int64: in how many rows each latent is active."""
+    if isinstance(code, SparseCodes):
+        return torch.bincount(code.idx[code.active()].long(), minlength=code.F)
+    return (code > above).sum(0)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2; mse = mean over rows of the sum over D, raw units; cosine = mean cos(x, x_hat);
+    l0 = mean active latents a row; density (F,) = share of rows where each is active; dead = share of latents never active.
+    The last three are None for dense codes."""
+
+    rows: int
+    fvu: float
+    mse: float
+    cosine: float
+    l0: float | None
+    dead: float | None
+    density: torch.Tensor | None
+
+    def scalars(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")}
+
+
+class RowSums:
+    """Add batches, then read `figures()`. `active_above` is the model's (None: dense code)."""
+
+    def __init__(self, active_above: float | None) -> None:
+        self.active_above = active_above
+        self.rows = 0
+        self.error = self.squares = self.cosines = 0.0
+        self.total: torch.Tensor | float = 0.0
+        self.fired: torch.Tensor | int = 0
+
+    def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes) -> None:
+        x, x_hat = x_BD.double(), x_hat_BD.double()
+        self.rows += len(x)
+        self.error += float((x - x_hat).square().sum())
+        self.squares += float(x.square().sum())
+        self.total = self.total + x.sum(0)
+        self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
+        if self.active_above is not None:
+            self.fired = self.fired + firing_counts(code, self.active_above)
+
+    def figures(self) -> Figures:
+        n = self.rows
+        variance = self.squares - float((self.total / n).square().sum()) * n
+        sparse = self.active_above is not None
+        density = self.fired.double() / n if sparse else None
+        return Figures(
+            n,
+            self.error / variance if variance > 0 else float("nan"),
+            self.error / n,
+            self.cosines / n,
+            float(density.sum()) if sparse else None,
+            float((self.fired == 0).double().mean()) if sparse else None,
+            density,
+        )

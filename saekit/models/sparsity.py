@@ -1,0 +1,137 @@
+"""What makes an SAE's code sparse: each variant is an activation, its loss and its starting point.
+
+Shapes: B rows, D d_in, F latents. x is the normalised training input, E||x||^2 = D; the reconstruction term is the mean over rows of
+the sum over D of (x - x_hat)^2. A variant is one class here and one line in VARIANTS.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
+
+from saekit.types import LossTerms
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+MIN_RATE = 1e-6  # mean activations are kept this far from 0 and 1 before a logarithm
+
+
+def squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
+    """mean_b sum_d (x - x_hat)^2."""
+    return (x_BD - x_hat_BD).square().sum(1).mean()
+
+
+def l1_penalty(z_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
+    """mean_b sum_j z_bj ||w_j||: weighted by the decoder norm, so that it cannot be lowered by shifting scale into the decoder
+    (Anthropic, "Circuits Updates - April 2024")."""
+    return (z_BF.mean(0) * W_dec_FD.norm(dim=1)).sum()
+
+
+def kl_penalty(f_BF: torch.Tensor, rate: float) -> torch.Tensor:
+    """sum_j KL(rho || rho_hat_j) of Bernoulli rates, rho_hat_j = mean_b f_bj (Ng, "Sparse autoencoder", CS294A notes)."""
+    rho_hat = f_BF.mean(0).clamp(MIN_RATE, 1 - MIN_RATE)
+    return (rate * (math.log(rate) - rho_hat.log()) + (1 - rate) * (math.log1p(-rate) - (-rho_hat).log1p())).sum()
+
+
+def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    """How badly the dead latents predict what is left, ||e_hat - e||^2 / ||e - mean e||^2 with e = x - x_hat taken as constant
+    (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
+
+    e_hat uses the k_aux largest dead pre-activations *without* a ReLU: a dead latent is one whose pre-activation is negative
+    everywhere, and a ReLU would give exactly those no gradient. To bound the cost, at most `aux_candidates` dead latents (the
+    longest idle ones) compete and the first `aux_rows` rows of the batch are used: the rows are shuffled, so that is a fair sample.
+    """
+    x, e = x_BD[: sae.config.aux_rows], -residual_BD[: sae.config.aux_rows].detach()
+    pre = torch.addmm(sae.b_enc[dead], x, sae.W_enc[dead].T)
+    k = min(sae.config.aux_k or max(sae.d_in // 2, 1), len(dead))
+    if k < len(dead):
+        idx = pre.detach().topk(k, dim=1, sorted=False).indices
+        pre = torch.zeros_like(pre).scatter(1, idx, pre.gather(1, idx))
+    variance = (e - e.mean(0)).square().sum(1).mean().clamp_min(1e-12)
+    return squared_error(e, pre @ sae.W_dec[dead]) / variance
+
+
+class TopK:
+    """The k largest ReLU(pre) of each row (Makhzani and Frey 2013, arXiv 1312.5663; Gao et al. 2024, arXiv 2406.04093)."""
+
+    homogeneous = True  # encode(c x) = c encode(x) for c > 0, so that the input scale folds into biases
+    active_above = 0.0
+    resamples = False
+
+    def encode(self, sae: SAE, x_BD: torch.Tensor) -> SparseCodes:
+        return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
+        reconstruction, residual, codes = topk_reconstruction(
+            x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace
+        )
+        terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
+        dead = sae.longest_dead(sae.config.aux_candidates)
+        if sae.config.aux_coef > 0 and dead is not None:
+            terms["aux"] = auxk_loss(sae, x_BD, residual, dead)
+            # The paper normalises both losses by a variance; here the reconstruction is D times that.
+            weights["aux"] = sae.config.aux_coef * sae.d_in
+        return sae.loss_terms(terms, weights, codes)
+
+    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+        scale_encoder_to_fit(sae, sample_BD)
+
+
+class L1:
+    """ReLU codes with the norm-weighted L1 penalty, its coefficient warmed up linearly."""
+
+    homogeneous = True
+    active_above = 0.0
+    resamples = True
+
+    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).relu_()
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
+        z = self.encode(sae, x_BD)
+        x_hat = torch.addmm(sae.b_dec, z, sae.W_dec)
+        terms = {"reconstruction": squared_error(x_BD, x_hat), "l1": l1_penalty(z, sae.W_dec)}
+        return sae.loss_terms(terms, {"reconstruction": 1.0, "l1": sae.warmed_coef(step)}, z.detach())
+
+    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+        scale_encoder_to_fit(sae, sample_BD)
+
+
+class KL:
+    """Sigmoid codes whose mean activation is pulled to `target_rate` by KL(rho || rho_hat)."""
+
+    homogeneous = False  # codes stay in [0, 1] whatever the input's scale
+    active_above = 0.5
+    resamples = False
+
+    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
+        f = self.encode(sae, x_BD)
+        x_hat = torch.addmm(sae.b_dec, f, sae.W_dec)
+        terms = {"reconstruction": squared_error(x_BD, x_hat), "kl": kl_penalty(f, sae.config.target_rate)}
+        return sae.loss_terms(terms, {"reconstruction": 1.0, "kl": sae.warmed_coef(step)}, f.detach())
+
+    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+        """Codes start near the target rate, so that the penalty starts near its minimum."""
+        sae.b_enc += math.log(sae.config.target_rate / (1 - sae.config.target_rate))
+
+
+def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
+    """Multiply the encoder by the one factor that minimises the first reconstruction error on the sample.
+
+    The codes are homogeneous in the encoder, so the best factor is <x - b, x_hat - b> / ||x_hat - b||^2. It replaces a magic
+    initial norm, on which half of what separates SAE libraries at equal rates depends (docs/log.md).
+    """
+    shape = sae.decode(sae.encode(sample_BD)) - sae.b_dec
+    factor = ((sample_BD - sae.b_dec) * shape).sum() / shape.square().sum().clamp_min(1e-12)
+    sae.W_enc *= factor
+    sae.b_enc *= factor
+
+
+VARIANTS: dict[str, TopK | L1 | KL] = {"topk": TopK(), "l1": L1(), "kl": KL()}

@@ -1,0 +1,1 @@
+"""What lies on disk: activation stores (manifest, writer, reader) and checkpoints. docs/formats.md describes every file."""

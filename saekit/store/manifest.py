@@ -1,0 +1,83 @@
+"""manifest.json: what a store holds and how far it is written. No clock and no path in it: equal stores have equal bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saekit.errors import DataError
+from saekit.store.files import read_json, write_json
+from saekit.types import ActivationSpec
+
+SCHEMA = 1
+NAME = "manifest.json"
+
+
+@dataclass
+class Shard:
+    """A finished file of rows. `batches` is the harvest cursor behind it: how many model batches it and its predecessors hold."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    batches: int
+    examples: int
+    dropped: int  # rows left out by --max-norm
+    done: bool = True
+
+
+@dataclass
+class Manifest:
+    spec: ActivationSpec
+    plan: dict[str, Any]  # what must agree for a resume beside the spec: rows asked, batch, shard size, digest of the data
+    shards: list[Shard] = field(default_factory=list)
+    complete: bool = False
+    norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
+    stats: dict[str, Any] | None = None  # the health report, once complete
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        data = dataclasses.asdict(self)
+        data |= {"schema_version": SCHEMA, "fingerprint": self.spec.fingerprint, "rows": self.rows}
+        write_json(folder / NAME, data)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises DataError when there is no store here, or one of a later version."""
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a store: there is no such folder", _nearby(folder.parent))
+        if not (folder / NAME).exists():
+            raise DataError(f"{folder} is not a store: {NAME} is missing", _nearby(folder))
+        data = read_json(folder / NAME, "a store")
+        if data.get("schema_version", 0) > SCHEMA:
+            raise DataError(f"{folder} was written by a later saekit (schema {data['schema_version']}, this one reads {SCHEMA})")
+        try:
+            return cls(
+                ActivationSpec.from_json(data["spec"]),
+                data["plan"],
+                [Shard(**shard) for shard in data["shards"]],
+                data["complete"],
+                data["norm_limit"],
+                data["stats"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / NAME} is damaged: {error}") from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """'batch 32 -> 64, seed 0 -> 1': the settings that forbid a resume."""
+    keys = sorted(old.keys() | new.keys())
+    return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key))
+
+
+def _nearby(folder: Path) -> str:
+    if not folder.is_dir():
+        return "give the folder that `saekit harvest` wrote"
+    found = sorted(path.parent for path in folder.glob(f"*/{NAME}"))[:3]
+    return "did you mean " + " or ".join(map(str, found)) if found else "give the folder that `saekit harvest` wrote"

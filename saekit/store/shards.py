@@ -1,0 +1,122 @@
+"""One shard file: the tensors of a stretch of rows, written at once, read through a memory map.
+
+Reading goes around the safetensors reader because rows are gathered from the map in place: the header gives offsets, numpy maps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from saekit.errors import DataError
+from saekit.store.files import sha256_of
+from saekit.store.manifest import Shard
+
+# numpy has no bfloat16; 16-bit floats travel as int16 and are viewed as what they are in torch.
+_NUMPY = {
+    "F16": np.int16,
+    "BF16": np.int16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+}
+_TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """One model input: where its rows lie in the shard, and what shows it again."""
+
+    id: int
+    doc_id: int
+    first_row: int
+    rows: int
+    tokens: list[int] | None
+    ref: str
+    label: str | None
+
+
+def pack_strings(strings: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bytes uint8, ptr int64 (N+1,)): strings as two tensors."""
+    encoded = [s.encode() for s in strings]
+    ptr = np.cumsum([0, *map(len, encoded)])
+    data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return torch.from_numpy(data), torch.from_numpy(ptr.astype(np.int64))
+
+
+def example_tensors(examples: Sequence[StoredExample]) -> dict[str, torch.Tensor]:
+    refs, ref_ptr = pack_strings([e.ref for e in examples])
+    labels, label_ptr = pack_strings([e.label or "" for e in examples])
+    tokens = [np.asarray(e.tokens or [], dtype=np.int32) for e in examples]
+    token_ptr = np.cumsum([0, *map(len, tokens)]).astype(np.int64)
+    columns = {name: [getattr(e, name) for e in examples] for name in ("id", "doc_id", "first_row", "rows")}
+    return {
+        **{f"examples.{name}": torch.tensor(values, dtype=torch.int64) for name, values in columns.items()},
+        "examples.tokens": torch.from_numpy(np.concatenate(tokens) if tokens else np.zeros(0, np.int32)),
+        "examples.token_ptr": torch.from_numpy(token_ptr),
+        "examples.refs": refs,
+        "examples.ref_ptr": ref_ptr,
+        "examples.labels": labels,
+        "examples.label_ptr": label_ptr,
+    }
+
+
+class ShardFile:
+    """A shard opened for reading. Its size is checked at once, its sha256 when it is first read from."""
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self.path = folder / "shards" / shard.name
+        self.shard = shard
+        size = self.path.stat().st_size if self.path.exists() else None
+        if size != shard.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes instead of {shard.bytes:,}"
+            raise DataError(f"shard {self.path} {found}", "harvest again with --resume, or --overwrite")
+
+    def verify(self) -> None:
+        """Raises DataError when the file's sha256 is not the one in the manifest."""
+        found = sha256_of(self.path)
+        if found != self.shard.sha256:
+            raise DataError(
+                f"shard {self.path} is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}",
+                "harvest again with --overwrite",
+            )
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """name -> memory-mapped array (16-bit floats as int16), after the checksum has been verified once."""
+        self.verify()
+        with open(self.path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        data = np.memmap(self.path, dtype=np.uint8, mode="r", offset=8 + length)
+        self.x_dtype = _TORCH[header["x"]["dtype"]]
+        arrays = {}
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            arrays[name] = data[start:stop].view(_NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        return arrays
+
+    def __len__(self) -> int:
+        return self.shard.rows
+
+    def example(self, index: int) -> StoredExample:
+        """The `index`-th example of this shard."""
+        a = self.arrays
+        t0, t1 = a["examples.token_ptr"][index : index + 2]
+        tokens = a["examples.tokens"][t0:t1].tolist()
+        label = self._string("label", index)
+        columns = {name: int(a[f"examples.{name}"][index]) for name in ("id", "doc_id", "first_row", "rows")}
+        return StoredExample(**columns, tokens=tokens or None, ref=self._string("ref", index), label=label or None)
+
+    def _string(self, kind: str, index: int) -> str:
+        start, stop = self.arrays[f"examples.{kind}_ptr"][index : index + 2]
+        return self.arrays[f"examples.{kind}s"][start:stop].tobytes().decode()

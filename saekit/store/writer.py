@@ -1,0 +1,165 @@
+"""Rows -> shards. A shard ends at the end of a model batch, so that the batch count is the cursor from which a killed harvest
+goes on, and the rest of the store comes out with the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saekit.errors import DataError, NumericsError
+from saekit.store import manifest as manifests
+from saekit.store.files import prepare_output, sha256_of, write_tensors
+from saekit.store.manifest import Manifest, Shard, differences
+from saekit.store.shards import ShardFile, StoredExample, example_tensors
+from saekit.types import ActivationSpec
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+HIGH_NORM = 10.0  # the health report counts rows whose norm is above this multiple of the median
+
+
+@dataclass
+class RowBlock:
+    """The stored rows of one model batch, whole examples in order. Examples' first_row counts within the block."""
+
+    x: torch.Tensor  # (R,D)
+    doc_id: torch.Tensor  # (R,) int64
+    example_id: torch.Tensor  # (R,) int64
+    position: torch.Tensor  # (R,) int32
+    examples: list[StoredExample] = field(default_factory=list)
+    dropped: int = 0
+
+
+class StoreWriter:
+    """Opened fresh, or on a store that was interrupted: then `batches_done` says how many model batches to skip."""
+
+    def __init__(
+        self, path: Path, spec: ActivationSpec, plan: dict[str, Any], *, shard_bytes: int, resume: bool, overwrite: bool
+    ) -> None:
+        self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
+        self._blocks: list[RowBlock] = []
+        self._pending_rows = 0
+        resuming = prepare_output(path, manifests.NAME, resume=resume, overwrite=overwrite)
+        self.manifest = self._resume(plan) if resuming else Manifest(spec, plan)
+        self.batches = self.batches_done
+        (path / "shards").mkdir(exist_ok=True)
+        if not resuming:
+            self.manifest.write(path)
+
+    @property
+    def batches_done(self) -> int:
+        return self.manifest.shards[-1].batches if self.manifest.shards else 0
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.rows + self._pending_rows
+
+    @property
+    def dropped(self) -> int:
+        return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
+
+    def _resume(self, plan: dict[str, Any]) -> Manifest:
+        have = Manifest.read(self.path)
+        changed = differences({**have.spec.to_json(), **have.plan}, {**self.spec.to_json(), **plan})
+        if changed:
+            raise DataError(
+                f"{self.path} was harvested with other settings: {changed}",
+                "--resume with the old settings, --overwrite, or another OUT",
+            )
+        for shard in have.shards:
+            ShardFile(self.path, shard).verify()
+        return have
+
+    def set_norm_limit(self, limit: float) -> None:
+        """Fixed once, from the first rows; kept in the manifest so that a resumed harvest drops the same rows."""
+        self.manifest.norm_limit = limit
+
+    def append(self, block: RowBlock) -> None:
+        """Add the rows of one model batch. Raises NumericsError when a value is not finite in the store's dtype."""
+        stored = block.x.to(DTYPES[self.spec.dtype])
+        bad = (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
+        if len(bad):
+            row = int(bad[0])
+            where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
+            if torch.isfinite(block.x[row]).all():
+                raise NumericsError(f"a hidden state overflows {self.spec.dtype} ({where})", "--dtype bfloat16 or float32")
+            raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", "another --hook")
+        block.x = stored
+        self._blocks.append(block)
+        self._pending_rows += len(stored)
+        self.batches += 1
+        if self._pending_rows * stored.shape[1] * stored.element_size() >= self.shard_bytes:
+            self.close_shard()
+
+    def close_shard(self) -> None:
+        """Write what is pending as one shard, then the manifest that lists it."""
+        if not self._blocks:
+            return
+        name = f"{len(self.manifest.shards):05d}.safetensors"
+        path = self.path / "shards" / name
+        tensors, examples = self._shard_tensors()
+        write_tensors(path, tensors)
+        shard = Shard(
+            name, len(tensors["x"]), path.stat().st_size, sha256_of(path), self.batches, len(examples),
+            sum(block.dropped for block in self._blocks),
+        )
+        self.manifest.shards.append(shard)
+        self.manifest.write(self.path)
+        self._blocks, self._pending_rows = [], 0
+
+    def _shard_tensors(self) -> tuple[dict[str, torch.Tensor], list[StoredExample]]:
+        examples, offset = [], 0
+        for block in self._blocks:
+            for e in block.examples:
+                examples.append(
+                    StoredExample(e.id, e.doc_id, e.first_row + offset, e.rows, e.tokens, e.ref, e.label)
+                )
+            offset += len(block.x)
+        columns = ("x", "doc_id", "example_id", "position")
+        tensors = {name: torch.cat([getattr(block, name) for block in self._blocks]) for name in columns}
+        # Chunked, so that the fp64 copy stays small beside the shard.
+        sums = torch.zeros(2, self.spec.d_in, dtype=torch.float64)
+        norms = []
+        for x in tensors["x"].split(65_536):
+            x = x.double()
+            sums += torch.stack([x.sum(0), x.square().sum(0)])
+            norms.append(x.square().sum(1).sqrt().float())
+        tensors |= {"norm": torch.cat(norms), "sum": sums[0].clone(), "sum_of_squares": sums[1].clone()}
+        return tensors | example_tensors(examples), examples
+
+    def finish(self) -> Manifest:
+        """Close the last shard and write the health report. Raises DataError when no row was stored."""
+        self.close_shard()
+        if self.manifest.rows == 0:
+            raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")
+        self.manifest.stats = health_report(self.path, self.manifest)
+        self.manifest.complete = True
+        self.manifest.write(self.path)
+        return self.manifest
+
+
+def health_report(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, and the rows far above the median norm."""
+    total, squares, norms = 0.0, 0.0, []
+    for shard in manifest.shards:
+        arrays = ShardFile(path, shard).arrays
+        total, squares = total + arrays["sum"], squares + arrays["sum_of_squares"]
+        norms.append(arrays["norm"])
+    n, norm = manifest.rows, np.concatenate(norms)
+    mean = total / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    median = float(np.median(norm))
+    return {
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "mean_square_norm": float(squares.sum() / n),
+        "mean_to_std": float(np.linalg.norm(mean) / max(np.linalg.norm(std), 1e-30)),
+        "median_norm": median,
+        "max_norm": float(norm.max()),
+        "high_norm_factor": HIGH_NORM,
+        "high_norm_rows": int((norm > HIGH_NORM * median).sum()),
+        "dropped_rows": sum(shard.dropped for shard in manifest.shards),
+    }

@@ -1,0 +1,1 @@
+"""One training loop for every autoencoder; checkpoints that resume bit for bit."""

@@ -1,0 +1,52 @@
+"""What a training run is asked to do. The model's own options live in its config (saekit.models.catalog)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from saekit.errors import UsageError, check_choice
+from saekit.models.catalog import check_options
+
+EPOCHS = 8
+NORMALIZE = ("center+scale", "scale", "none")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: str = "sae"
+    options: dict[str, Any] = field(default_factory=dict)
+    """The model's own options: expansion, sparsity, k ..."""
+    rows: int | None = None
+    """Rows to train on, counted with repetition; None: 8 epochs."""
+    batch: int = 4096
+    lr: float | None = None
+    """Peak learning rate of Adam; None: default_lr of the run."""
+    clip: float | None = None
+    """Largest norm of the gradient; None: no clipping."""
+    normalize: str = "center+scale"
+    seed: int = 0
+    backend: str = "auto"
+    device: str = "auto"
+    save_seconds: float = 60.0
+    """Time between train states; saving does not change the run."""
+
+    def __post_init__(self) -> None:
+        check_choice("--normalize", self.normalize, NORMALIZE)
+        check_options(self.model, self.options)
+        for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
+            if value is not None and value <= 0:
+                raise UsageError(f"{flag} {value:g} must be above 0")
+
+    @classmethod
+    def from_flat(cls, options: dict[str, Any]) -> TrainConfig:
+        """From one flat dict, as flags and config files give it: names that are not the run's own are the model's."""
+        own = {f.name for f in dataclasses.fields(cls)} - {"options"}
+        mine = {name: value for name, value in options.items() if name in own}
+        return cls(**mine, options={name: value for name, value in options.items() if name not in own})
+
+    def flat(self) -> dict[str, Any]:
+        """The inverse of from_flat, without what is not set: fit for a config file."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
+        return {name: value for name, value in {**own, **self.options}.items() if value is not None}

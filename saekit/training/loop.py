@@ -1,0 +1,166 @@
+"""The gradient loop: one for every model. It knows the `Autoencoder` protocol, a source of rows, and what a resume needs."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from saekit.errors import NumericsError
+from saekit.store.checkpoint import read_train_state, write_train_state
+from saekit.store.reader import Store
+from saekit.training.config import TrainConfig
+from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
+from saekit.training.inputs import Normalizer, check_rows
+from saekit.training.logging import MetricsFile
+from saekit.training.optim import adam_tensors, make_adam, reset_moments, restore_adam, schedule
+from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress
+
+LOGS = 200  # lines of metrics in a run
+
+
+class Trainer:
+    """A run in progress. `step` counts finished steps; the rows used so far are step * batch."""
+
+    def __init__(
+        self, model: Autoencoder, store: Store, normalize: Normalizer, config: TrainConfig, total: int, out: Path
+    ) -> None:
+        self.model, self.store, self.normalize, self.config, self.total, self.out = model, store, normalize, config, total, out
+        self.step = 0
+        self.names = [name for name, _ in model.named_parameters()]
+        self.optimizer = make_adam(model, config.lr)
+        self.generator = torch.Generator().manual_seed(config.seed + 1)
+        n = len(store.split("train"))
+        device = normalize.mean_D.device
+        self.dead = None
+        if model.active_above is not None:
+            self.dead = DeadTracker(model.latents, model.active_above, dead_rows(n), device)
+        self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
+        model.total_steps = total
+
+    # -- state -----------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
+        tensors |= adam_tensors(self.optimizer, self.names)
+        tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
+        if self.dead is not None:
+            tensors["idle"] = self.dead.idle
+        write_train_state(self.out, tensors, {"step": self.step, "scale": self.normalize.scale})
+
+    def restore(self) -> None:
+        """Continue from the last saved state, if there is one."""
+        saved = read_train_state(self.out)
+        if saved is None:
+            return
+        tensors, state = saved
+        self.step = state["step"]
+        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+        restore_adam(self.optimizer, self.names, tensors)
+        self.generator.set_state(tensors["generator"])
+        self.normalize = Normalizer(tensors["mean"].to(self.normalize.mean_D.device), state["scale"])
+        if self.dead is not None:
+            self.dead.idle.copy_(tensors["idle"])
+            self.model.dead_order = self.dead.dead()
+
+    # -- the loop --------------------------------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[Progress], None]) -> float:
+        """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
+        metrics = MetricsFile(self.out / "metrics.jsonl", self.step)
+        every = max(self.total // LOGS, 1)
+        began = last_log = last_save = time.monotonic()
+        save_every, logged = self.config.save_seconds, self.step
+        batches = self.store.batches(self.config.batch, self.config.seed, self.step * self.config.batch, "train")
+        with _deferred_interrupt() as interrupted:
+            for raw in batches:
+                if self.step >= self.total or interrupted():
+                    break
+                batch, terms = self.train_step(raw)
+                now = time.monotonic()
+                if self.step % every == 0 or self.step == self.total:
+                    rate = (self.step - logged) * self.config.batch / max(now - last_log, 1e-9)
+                    figures = self.figures(batch, terms) | {"rows_per_s": round(rate, 1)}
+                    metrics.write(figures)
+                    rows = self.step * self.config.batch
+                    progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
+                    last_log, logged = now, self.step
+                if now - last_save >= save_every:
+                    self.save()
+                    last_save = time.monotonic()
+                    # Saving never takes more than a twentieth of the time, however large the state.
+                    save_every = max(save_every, 20 * (last_save - now))
+            self.save()
+        metrics.close()
+        if interrupted():
+            raise KeyboardInterrupt
+        return time.monotonic() - began
+
+    def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
+        batch = self.normalize(raw)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(self.step, self.total)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.model.loss(batch, self.step)
+        self._check_finite(raw, terms)
+        terms.total.backward()
+        self.model.before_step()
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.model.after_step()
+        self.step += 1
+        if self.dead is not None:
+            self.dead.update(terms.code, len(batch.x))
+            self.model.dead_order = self.dead.dead()
+            if self.step in self.resample_at and len(self.model.dead_order):
+                self._resample(batch)
+        return batch, terms
+
+    def _resample(self, batch: ActivationBatch) -> None:
+        latents = self.model.dead_order
+        self.model.resample(latents, batch.x, self.generator)
+        reset_moments(self.optimizer, latents, self.model.latents)
+        self.dead.idle[latents] = 0
+        self.model.dead_order = self.dead.dead()
+
+    def _check_finite(self, raw: ActivationBatch, terms: LossTerms) -> None:
+        if math.isfinite(terms.total.item()):
+            return
+        check_rows(self.store, raw)
+        for name, value in terms.terms.items():
+            if not math.isfinite(value.item()):
+                hint = "a lower --lr, or --clip 1; --resume continues from the last saved state"
+                raise NumericsError(f"the loss diverged at step {self.step + 1}: {name} is {value.item()}", hint)
+        raise NumericsError(f"the loss diverged at step {self.step + 1}", "a lower --lr, or --clip 1")
+
+    def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
+        """What a line of metrics.jsonl holds; fvu is that of this batch."""
+        variance = (batch.x - batch.x.mean(0)).square().sum(1).mean().item()
+        figures = {"step": self.step, "rows": self.step * self.config.batch, "loss": terms.total.item()}
+        figures |= {name: value.item() for name, value in terms.terms.items()}
+        figures["fvu"] = figures["reconstruction"] / max(variance, 1e-12)
+        if self.dead is not None:
+            figures |= {"l0": self.dead.l0, "dead": self.dead.share()}
+        return figures | {"lr": self.optimizer.param_groups[0]["lr"]}
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in mid-step could not be resumed bit for bit."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, lambda n, _: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
