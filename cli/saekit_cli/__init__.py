@@ -1,0 +1,1 @@
+"""The `saekit` command: one thin file a verb. Each parses, calls the library, prints."""

@@ -14,6 +14,7 @@ import torch.nn.functional as nnF
 
 from saekit_kernels.codes import SparseCodes
 
+
 @dataclass
 class Decoded:
     """loss_B = sum over D of (x_hat - x)^2; residual_BD = x_hat - x. With gradients of mean_b loss_b: g_BD, dvals_BK."""

@@ -1,0 +1,75 @@
+"""The typer app and what happens when a command fails: `error  <cause>`, `try    <next step>`, and the exit status.
+
+Nothing heavy is imported here: torch and transformers load inside the command that needs them, so `saekit --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from saekit import __version__
+from saekit.errors import SaekitError
+from saekit_cli import demo, evaluate, features, harvest, inspect, train
+
+app = typer.Typer(
+    name="saekit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean.",
+    epilog="Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate, 130 interrupted.",
+)
+for command in (demo, harvest, train, evaluate, inspect, features):
+    app.command(command.NAME, epilog=command.EXAMPLES)(command.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    try:
+        result: Any = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            return 2
+        return _failed(error.format_message(), f"{context.command_path if context else 'saekit'} --help", 2)
+    except SaekitError as error:
+        return _failed(str(error), error.hint, error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted; what was finished is saved", "the same command with --resume", 130)
+    except Exception as error:
+        if os.environ.get("SAEKIT_DEBUG"):
+            traceback.print_exc()
+        return _failed(f"this is a bug in saekit: {type(error).__name__}: {error}", "SAEKIT_DEBUG=1 prints the traceback", 1)
+
+
+def _failed(cause: str, hint: str, status: int) -> int:
+    typer.echo(f"error  {cause}", err=True)
+    if hint:
+        typer.echo(f"try    {hint}", err=True)
+    return status

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from saekit_cli.options import Json
+from saekit_cli.screen import figure, print_json, table
+
+NAME = "evaluate"
+EXAMPLES = "Example: saekit evaluate runs/topk runs/pca --store acts/text"
+
+
+def run(
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Folders that `saekit train` wrote.")],
+    store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
+    rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
+    max_fvu: Annotated[float | None, typer.Option(help="Exit 7 when a checkpoint's fvu is above this.")] = None,
+    json_: Json = False,
+) -> None:
+    """Judge checkpoints side by side on the same rows."""
+    from saekit.errors import QualityGateError
+    from saekit.evaluation.table import evaluate
+
+    results = evaluate(checkpoints, store, split=split, rows=rows)
+    if json_:
+        print_json(results)
+    else:
+        header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead")
+        typer.echo(table(header, [_row(r) for r in results]))
+    worst = max(results, key=lambda r: r.metrics["fvu"])
+    if max_fvu is not None and not worst.metrics["fvu"] <= max_fvu:
+        raise QualityGateError(f"fvu {worst.metrics['fvu']:.4f} of {worst.checkpoint} is above --max-fvu {max_fvu:g}")
+
+
+def _row(r) -> tuple[str, ...]:
+    m = r.metrics
+    return (
+        r.checkpoint, r.model, f"{r.params / 1e6:.2f}M", f"{r.latents:,}", f"{r.rows:,}", figure(m["fvu"]), figure(m["mse"], ".4g"),
+        figure(m["cosine"]), figure(m["l0"], ".1f"), figure(m["dead"], ".1%"),
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from saekit.errors import UsageError
+from saekit_cli.options import Config, DryRun, Json, Overwrite, Quiet, Resume
+from saekit_cli.screen import Reporter, message, print_json, size, table
+
+NAME = "harvest"
+EXAMPLES = """Examples:
+saekit harvest embedded:smollm2-135m embedded:pydocs acts/text --hook blocks.9 --rows 100000 |
+saekit harvest openai/clip-vit-base-patch16 photos/ acts/clip --hook blocks.10"""
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or embedded:NAME.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Hub id name:split, file, folder, folder of images or embedded:NAME.")] = "",
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the store; with several hooks, for one store each.")] = "",
+    hook: Annotated[list[str] | None, typer.Option(help="blocks.9, blocks.9.mlp, a module path; suffix :in. Repeatable.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Vectors to store (default: all that the data gives).")] = None,
+    scope: Annotated[str, typer.Option(help="content | cls | all")] = "content",
+    layout: Annotated[str, typer.Option(help="flat | sequence | grid")] = "flat",
+    ctx: Annotated[int, typer.Option(help="Tokens a context, special tokens included.")] = 128,
+    batch: Annotated[int, typer.Option(help="Contexts or images a forward pass.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float16 | bfloat16 | float32")] = "float16",
+    shard_mb: Annotated[int, typer.Option(help="Size of a shard; memory and what a kill can lose are bounded by it.")] = 256,
+    max_norm: Annotated[float | None, typer.Option(help="Drop rows above this multiple of the median norm.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of a table that holds the text or image.")] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Fill contexts across documents.")] = False,
+    seed: Annotated[int, typer.Option(help="Order of the documents, and which are held out.")] = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
+    list_hooks: Annotated[bool, typer.Option("--list-hooks", help="Print what MODEL offers and stop.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store a model's hidden states on some data."""
+    if list_hooks:
+        _list_hooks(model, device, json_)
+        return
+    if not data or not out:
+        raise UsageError("harvest takes MODEL DATA OUT", "saekit harvest --help")
+    from saekit.harvesting.run import HarvestConfig, harvest, plan_harvest
+
+    options = {
+        "rows": rows, "scope": scope, "layout": layout, "ctx": ctx, "batch": batch, "dtype": dtype, "shard_mb": shard_mb,
+        "max_norm": max_norm, "column": column, "pack": pack, "seed": seed, "device": device,
+    }  # fmt: skip
+    if dry_run:
+        _print_plan(plan_harvest(model, data, out, HarvestConfig(hooks=tuple(hook or ()), **options)), json_)
+        return
+    HarvestConfig(hooks=tuple(hook or ()), **options)  # what is wrong by the flags alone is said before a model loads
+    reporter = Reporter(quiet)
+    result = harvest(
+        model, data, out, hook=hook or (), resume=resume, overwrite=overwrite, progress=reporter, **options
+    )
+    reporter.close()
+    if json_:
+        print_json({k: getattr(result, k) for k in ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")})
+        return
+    if result.asked and result.rows < result.asked:
+        message("note", f"the data gave {result.rows:,} rows of the {result.asked:,} asked for")
+    if result.dropped:
+        message("note", f"{result.dropped:,} rows above --max-norm were dropped")
+    for canonical, path in result.stores.items():
+        typer.echo(f"{path}  {canonical}  {result.rows:,} rows  {result.rows_per_s:,.0f} rows/s")
+        _health(path)
+
+
+def _health(path: str) -> None:
+    from saekit.store.reader import open_store
+
+    stats = open_store(path).stats
+    share = f"||mean||/||std|| {stats['mean_to_std']:.2f}, median norm {stats['median_norm']:.4g}, largest {stats['max_norm']:.4g}"
+    message("health", f"{share}, {stats['high_norm_rows']:,} rows above {stats['high_norm_factor']:g} times the median")
+
+
+def _list_hooks(model: str, device: str, json_: bool) -> None:
+    from saekit.harvesting.hooks import list_hooks
+    from saekit.harvesting.models import load_model
+
+    rows = list_hooks(load_model(model, "cpu" if device == "auto" else device).module)
+    if json_:
+        print_json([row._asdict() for row in rows])
+    else:
+        typer.echo(table(("hook", "module"), [(row.alias, row.path) for row in rows]))
+
+
+def _print_plan(plan, json_: bool) -> None:
+    if json_:
+        print_json(plan)
+        return
+    rows = "all rows" if plan.rows is None else f"{plan.rows:,} rows"
+    for hook, width in plan.hooks.items():
+        typer.echo(f"{hook}  {rows} x {width}")
+    if plan.bytes is not None:
+        typer.echo(f"{size(plan.bytes)} in {plan.shards} shards, {size(plan.disk_free)} free")

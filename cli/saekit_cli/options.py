@@ -1,0 +1,32 @@
+"""Options that every command shares: --config, --json, --quiet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saekit.config import read_toml
+
+
+def _load_config(context: typer.Context, path: Path | None) -> None:
+    """Settings of the file become defaults of the flags, so that flags win."""
+    if path is None:
+        return
+    parameters = context.command.params
+    names = {p.name for p in parameters if p.param_type_name == "option"} - {"config", "help", "json_"}
+    positional = {p.name for p in parameters if p.param_type_name == "argument"}
+    settings = read_toml(path, names | positional)
+    context.default_map = {name: value for name, value in settings.items() if name in names}
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", callback=_load_config, is_eager=True, help="TOML file with the names of these flags; flags win."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON value on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")]

@@ -1,0 +1,114 @@
+"""What the user sees: progress on stderr (a bar on a terminal, else a line every ten seconds), data on stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from saekit.types import Progress
+
+PLAIN_SECONDS = 10.0
+REDRAW_SECONDS = 0.1
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout; dataclasses become objects, NaN becomes null."""
+    typer.echo(json.dumps(_plain(value)))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def message(word: str, text: str) -> None:
+    typer.echo(f"{word:<8}{text}", err=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; the first is left-aligned, numbers to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def figure(value: float | None, form: str = ".4f") -> str:
+    return "-" if value is None or value != value else format(value, form)
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+class Reporter:
+    """A callback for the library. One phase at a time; `close()` ends the line."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.bar = sys.stderr.isatty() and not quiet
+        self.phase = ""
+        self.began = self.last = 0.0
+        self.first = 0
+        self.open_line = False
+
+    def __call__(self, p: Progress) -> None:
+        if p.message:
+            self.close()
+            message("note", p.message)
+            return
+        now = time.monotonic()
+        if p.phase != self.phase:
+            self.close()
+            self.phase, self.began, self.last, self.first = p.phase, now, 0.0 if self.bar else now, p.done
+        finished = p.total and p.done >= p.total
+        wait = REDRAW_SECONDS if self.bar else PLAIN_SECONDS
+        if self.quiet or (now - self.last < wait and not finished):
+            return
+        self.last = now
+        text = self._line(p, now)
+        if self.bar:
+            typer.echo(f"\r\x1b[2K{text}", err=True, nl=False)
+            self.open_line = True
+        else:
+            typer.echo(text, err=True)
+
+    def close(self) -> None:
+        if self.open_line:
+            typer.echo("", err=True)
+        self.open_line, self.phase = False, ""
+
+    def _line(self, p: Progress, now: float) -> str:
+        parts = [f"{p.phase:<8}"]
+        if p.total:
+            filled = int(24 * p.done / p.total)
+            parts.append(f"{'#' * filled}{'-' * (24 - filled)}  {p.done:,}/{p.total:,} {p.unit}")
+        else:
+            parts.append(f"{p.done:,} {p.unit}")
+        names = {"loss": ".4g", "fvu": ".4f", "l0": ".1f", "dead": ".1%"}
+        parts += [f"{name} {p.figures[name]:{form}}" for name, form in names.items() if name in p.figures]
+        rate = p.figures.get("rows_per_s") or (p.done - self.first) / max(now - self.began, 1e-9)
+        if rate > 0:
+            parts.append(f"{rate:,.0f} {p.unit}/s")
+            if p.total and p.done < p.total:
+                left = int((p.total - p.done) / rate)
+                parts.append(f"eta {left // 60}:{left % 60:02d}")
+        return "  ".join(parts)

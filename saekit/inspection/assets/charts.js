@@ -1,0 +1,79 @@
+// Histogram, bars and the colour bar. Bars are SVG stretched to the box; figures stand beside them as text, so they keep their size.
+
+const TICKS = 5; // the axis is marked at fifths of max, where the intervals of the examples begin
+
+function histogram(record, logarithmic) {
+  const { edges, counts } = record.histogram;
+  const top = counts.length ? Math.max(...counts) : 0;
+  if (top <= 0) return el("p", { class: "note" }, "No activation was counted.");
+  const height = heightScale(top, logarithmic);
+  const width = edges[edges.length - 1] - edges[0];
+  const bars = counts.map((n, bin) => {
+    const shade = 0.3 + 0.7 * clamp01((edges[bin] + edges[bin + 1]) / 2 / record.max);
+    return el("svg:rect", {
+      x: (edges[bin] - edges[0]) / width * 100 + 0.15, width: Math.max(0.1, 100 / counts.length - 0.3),
+      y: 100 - height(n), height: height(n), "fill-opacity": shade.toFixed(3),
+    });
+  });
+  const plot = el("div", { class: "plot", role: "img", "aria-label": histogramSummary(record) },
+    el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" }, bars),
+    el("div", { class: "marker", hidden: true }));
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    const bin = Math.min(counts.length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * counts.length)));
+    showTip(event.clientX, box.top, `${figure(edges[bin])} to ${figure(edges[bin + 1])}`, rowsText(counts[bin]));
+  });
+  plot.addEventListener("pointerleave", hideTip);
+  return el("div", { class: "histogram" },
+    el("div", { class: "y-axis", "aria-hidden": "true" }, heightTicks(top, logarithmic).map((n) =>
+      el("span", { style: { bottom: `${height(n)}%` } }, tickCount(n)))),
+    plot,
+    el("div", { class: "x-axis", "aria-hidden": "true" }, Array.from({ length: TICKS + 1 }, (_, tick) =>
+      el("span", { style: { left: `${tick / TICKS * 100}%` } }, figure(edges[0] + width * tick / TICKS, 3)))));
+}
+
+function histogramSummary(record) {
+  const { counts } = record.histogram;
+  return `Histogram of ${rowsText(counts.reduce((sum, n) => sum + n, 0))} from 0 to ${figure(record.max)}`;
+}
+
+function rowsText(n) {
+  return `${count(n)} ${n === 1 ? "row" : "rows"}`;
+}
+
+// Percent of the plot's height. On the logarithmic axis the ground line is one half, so that a bin with one row can be seen.
+function heightScale(top, logarithmic) {
+  if (!logarithmic) return (n) => n / top * 100;
+  return (n) => (n > 0 ? Math.log(n / 0.5) / Math.log(top / 0.5) * 100 : 0);
+}
+
+function heightTicks(top, logarithmic) {
+  if (!logarithmic) {
+    const rough = top / 3;
+    const unit = 10 ** Math.floor(Math.log10(rough));
+    const step = Math.max(1, unit * [1, 2, 5, 10].find((multiple) => unit * multiple >= rough * 0.8));
+    return Array.from({ length: Math.floor(top / step) + 1 }, (_, tick) => tick * step);
+  }
+  const powers = Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, power) => 10 ** power);
+  const stride = Math.ceil(powers.length / 4);
+  return powers.filter((_, power) => power % stride === 0);
+}
+
+// A line on the histogram at the value that the pointer is on elsewhere.
+function markHistogram(value, max) {
+  const marker = document.querySelector(".plot .marker");
+  if (!marker) return;
+  marker.hidden = value === null || value <= 0;
+  if (value !== null) marker.style.left = `${clamp01(value / max) * 100}%`;
+}
+
+function bar(share, className = "") {
+  return el("span", { class: `bar-track ${className}`, "aria-hidden": "true" },
+    el("span", { class: "bar-fill", style: { width: `${clamp01(share) * 100}%` } }));
+}
+
+// The one scale of a feature's page, from 0 to its maximum.
+function colourBar(max) {
+  return el("div", { class: "colour-bar", role: "img", "aria-label": `Shading from 0 to ${figure(max)}` },
+    el("span", {}, "0"), el("span", { class: "ramp" }), el("span", {}, figure(max)));
+}

@@ -1,0 +1,197 @@
+// What is open, what the keys do, and the start.
+
+const state = { latent: null };
+const main = byId("feature");
+
+function currentLatent() {
+  return state.latent;
+}
+
+function latentInAddress() {
+  const found = /^#\/f\/(.*)$/.exec(location.hash);
+  return found ? found[1] : null;
+}
+
+async function route() {
+  const text = latentInAddress();
+  if (text === null) return;
+  const latent = /^\d+$/.test(text) ? Number(text) : -1;
+  const known = latent >= 0 && latent < catalog.meta.latents;
+  state.latent = known ? latent : null;
+  markCurrentRow();
+  scrollToCurrent();
+  document.body.classList.remove("list-open");
+  byId("open-list").setAttribute("aria-expanded", "false");
+  document.title = known ? `#${latent} · ${catalog.meta.title}` : catalog.meta.title;
+  if (!known) show(noSuchLatent(text));
+  else if (recordOf[latent] < 0) show(pageless(latent));
+  else await openRecord(latent);
+}
+
+async function openRecord(latent) {
+  main.setAttribute("aria-busy", "true");
+  try {
+    const record = await loadRecord(latent);
+    if (state.latent !== latent) return; // another was asked for meanwhile
+    show(featurePage(record));
+    for (const direction of [1, -1]) {
+      const near = neighbourInList(latent, direction);
+      if (near !== null) loadRecord(near).catch(() => {}); // read ahead; an error is shown when it is opened
+    }
+  } catch (error) {
+    if (state.latent === latent) show([featureHeader(latent, null, null), section("hint", "Cannot show it", null, el("p", {}, error.message))]);
+  }
+}
+
+function show(nodes) {
+  forget();
+  const focused = document.activeElement?.id; // prev and next are drawn anew: keep the focus on them
+  main.replaceChildren(...nodes);
+  main.removeAttribute("aria-busy");
+  main.scrollTop = 0;
+  window.scrollTo(0, 0);
+  if (["previous", "next"].includes(focused)) byId(focused)?.focus({ preventScroll: true });
+  byId("previous")?.toggleAttribute("disabled", neighbourInList(state.latent, -1) === null);
+  byId("next")?.toggleAttribute("disabled", neighbourInList(state.latent, 1) === null);
+  main.dataset.latent = state.latent ?? "";
+}
+
+function step(direction) {
+  const near = neighbourInList(state.latent, direction);
+  if (near !== null) location.hash = `#/f/${near}`;
+}
+
+async function copyLink() {
+  const button = byId("copy");
+  try {
+    await navigator.clipboard.writeText(location.href);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Copy it from the address bar";
+  }
+  setTimeout(() => { button.textContent = "Copy link"; }, 1600);
+}
+
+// --- header, panels, theme ------------------------------------------------------------------------------------------
+
+const METRIC_NAMES = { fvu: "FVU", mse: "MSE", cosine: "cosine", l0: "L0", dead: "dead" };
+const SHARES = new Set(["dead", "dead_train"]);
+
+function metricText(name, value) {
+  return SHARES.has(name) ? percent(value, 3) : figure(value, 3);
+}
+
+function drawHeader() {
+  const { metrics, title } = catalog.meta;
+  byId("title").title = title;
+  byId("metrics").replaceChildren(...Object.keys(METRIC_NAMES).filter((name) => typeof metrics[name] === "number").map((name) =>
+    el("div", {}, el("dt", {}, METRIC_NAMES[name]), el("dd", {}, metricText(name, metrics[name])))));
+}
+
+function drawAbout() {
+  const { meta } = catalog;
+  const facts = [["Model", meta.model], ["Hook", meta.hook], ["Data", meta.dataset], ["Checkpoint", meta.checkpoint],
+    ["Width", count(meta.d_in)], ["Latents", count(meta.latents)], ["Sparsity", meta.sparsity], ["Rows scanned", count(meta.rows)],
+    ["With a page", count(catalog.records.length)],
+    ...Object.entries(meta.metrics).map(([name, value]) => [METRIC_NAMES[name] ?? name, metricText(name, value)])];
+  byId("about-facts").replaceChildren(...facts.filter(([, value]) => value !== null).map(([name, value]) =>
+    el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  byId("about-notes").replaceChildren(...meta.notes.map((note) => el("p", { class: "note" }, note)),
+    el("p", { class: "note" }, "Figures are rounded to 4 significant digits; features.jsonl beside this page holds them in full."));
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function switchTheme() {
+  const theme = isDark() ? "light" : "dark";
+  document.documentElement.dataset.theme = theme;
+  memory.set("theme", theme);
+}
+
+function toggleList() {
+  const open = document.body.classList.toggle("list-open");
+  byId("open-list").setAttribute("aria-expanded", String(open));
+  if (open) { drawRows(); scrollToCurrent(); }
+}
+
+// --- keyboard -------------------------------------------------------------------------------------------------------
+
+const KEYS = {
+  "/": () => { if (getComputedStyle(byId("sidebar")).display === "none") toggleList(); byId("search").focus(); byId("search").select(); },
+  "?": () => byId("help").showModal(),
+  h: toggleHeat,
+  l: () => byId("log-axis")?.click(),
+  t: switchTheme,
+  ArrowLeft: () => step(-1),
+  ArrowRight: () => step(1),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
+  if (document.querySelector("dialog[open]")) return;
+  if (event.target === byId("search") && event.key === "Escape") byId("search").blur();
+  if (event.target.matches("input:not([type=checkbox]), select, textarea")) return;
+  if (event.key === "Escape" && document.body.classList.contains("list-open")) toggleList();
+  if (list.contains(event.target) && ["ArrowUp", "ArrowDown"].includes(event.key)) {
+    event.preventDefault();
+    stepInList(event.key === "ArrowDown" ? 1 : -1);
+    return;
+  }
+  const action = KEYS[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+// Up and down in the list stop at every latent, with a page or without.
+function stepInList(direction) {
+  const latent = view.order[(view.place.get(state.latent) ?? -1) + direction];
+  if (latent === undefined) return;
+  location.hash = `#/f/${latent}`;
+  state.latent = latent;
+  scrollToCurrent();
+  rows.querySelector(`[data-latent="${latent}"]`)?.focus({ preventScroll: true });
+}
+
+// --- start ----------------------------------------------------------------------------------------------------------
+
+function applyMemory() {
+  const theme = memory.get("theme", null);
+  if (theme) document.documentElement.dataset.theme = theme;
+  setOpacity(memory.get("opacity", "0.8"));
+}
+
+function listen() {
+  addEventListener("hashchange", route);
+  addEventListener("keydown", onKey);
+  addEventListener("scroll", () => { if (!main.querySelector(".reading")) hideTip(); }, { passive: true, capture: true });
+  byId("theme-button").addEventListener("click", switchTheme);
+  byId("help-button").addEventListener("click", () => byId("help").showModal());
+  byId("about-button").addEventListener("click", () => byId("about").showModal());
+  byId("open-list").addEventListener("click", toggleList);
+  document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  }
+}
+
+async function start() {
+  applyMemory();
+  await loadCatalog();
+  document.body.dataset.modality = catalog.meta.modality;
+  drawHeader();
+  drawAbout();
+  prepareList();
+  listen();
+  const first = view.order.find((latent) => recordOf[latent] >= 0) ?? view.order[0];
+  if (latentInAddress() === null && first !== undefined) history.replaceState(null, "", `#/f/${first}`);
+  await route();
+  document.documentElement.dataset.ready = "yes";
+}
+
+start().catch((error) => {
+  main.replaceChildren(el("p", { class: "notice" }, `This page could not be read: ${error.message}`));
+});

@@ -1,0 +1,192 @@
+// The list of all latents. Only the rows in view exist; 24,576 of them are one array of numbers.
+
+const list = byId("list");
+const rows = byId("rows");
+const SPREAD_BINS = 48;
+const OVERSCAN = 6;
+
+const view = { order: [], place: new Map(), sort: "density", range: null, axis: null, needle: null, height: 44, drawn: new Map() };
+
+function prepareList() {
+  const images = catalog.thumbnails.some(Boolean);
+  view.height = images ? 52 : 44;
+  list.classList.toggle("with-images", images);
+  view.search = catalog.records.map((_, record) => searchText(record));
+  prepareDensity();
+  if (catalog.records.length === catalog.meta.latents) byId("only-paged").closest("label").hidden = true;
+  byId("filters").addEventListener("submit", (event) => { event.preventDefault(); openFirst(); });
+  byId("filters").addEventListener("input", updateList);
+  list.addEventListener("scroll", () => requestAnimationFrame(drawRows), { passive: true });
+  new ResizeObserver(drawRows).observe(list);
+  updateList();
+}
+
+function searchText(record) {
+  const words = [...catalog.previews[record], ...catalog.data_labels[record]];
+  if (catalog.labels[record]) words.push(catalog.labels[record]);
+  return words.join("\n").toLowerCase();
+}
+
+// --- density filter -------------------------------------------------------------------------------------------------
+
+function prepareDensity() {
+  const positive = catalog.density.filter((density) => density > 0);
+  const applies = positive.length > 0;
+  byId("density-filter").hidden = !applies;
+  if (!applies) {
+    view.sort = byId("sort").value = "max";
+    byId("sort").querySelector("[value=density]").disabled = true;
+    return;
+  }
+  const low = Math.floor(Math.log10(positive.reduce((a, b) => Math.min(a, b))));
+  view.axis = [Math.min(low, -1), 0];
+  for (const [id, end] of [["density-low", 0], ["density-high", 1]]) {
+    Object.assign(byId(id), { min: view.axis[0], max: view.axis[1], step: 0.05 });
+    byId(id).value = view.axis[end];
+  }
+  drawSpread(positive);
+}
+
+function drawSpread(positive) {
+  const counts = new Array(SPREAD_BINS).fill(0);
+  for (const density of positive) counts[Math.min(SPREAD_BINS - 1, Math.floor(onAxis(density) * SPREAD_BINS))] += 1;
+  const top = Math.max(...counts);
+  byId("density-spread").replaceChildren(...counts.map((n, bin) => el("svg:rect", {
+    x: bin + 0.1, width: 0.8, height: n ? Math.max(3, n / top * 100) : 0, y: 100 - (n ? Math.max(3, n / top * 100) : 0) })));
+}
+
+// 0 to 1 along the logarithmic axis of densities.
+function onAxis(density) {
+  return clamp01((Math.log10(density) - view.axis[0]) / (view.axis[1] - view.axis[0]));
+}
+
+function readRange() {
+  if (!view.axis) return null;
+  const ends = [Number(byId("density-low").value), Number(byId("density-high").value)];
+  const [low, high] = [Math.min(...ends), Math.max(...ends)];
+  byId("low-label").textContent = shortPercent(10 ** low);
+  byId("high-label").textContent = shortPercent(10 ** high);
+  const span = view.axis[1] - view.axis[0];
+  byId("density-spread").querySelectorAll("rect").forEach((rect, bin) => {
+    const middle = view.axis[0] + (bin + 0.5) / SPREAD_BINS * span;
+    rect.classList.toggle("out", middle < low || middle > high);
+  });
+  // At its end a slider restricts nothing: the least density on the axis need not be a round power.
+  return { low: low <= view.axis[0] ? 0 : 10 ** low, high: high >= view.axis[1] ? Infinity : 10 ** high };
+}
+
+// --- which latents, in which order ----------------------------------------------------------------------------------
+
+function updateList() {
+  view.sort = byId("sort").value;
+  view.range = readRange();
+  view.needle = byId("search").value.trim().toLowerCase();
+  const hideDead = byId("hide-dead").checked;
+  const onlyPaged = byId("only-paged").checked;
+  const kept = [];
+  for (let latent = 0; latent < catalog.meta.latents; latent += 1) {
+    if (hideDead && catalog.max[latent] === 0) continue;
+    if (onlyPaged && recordOf[latent] < 0) continue;
+    if (view.range && (catalog.density[latent] < view.range.low || catalog.density[latent] > view.range.high)) continue;
+    if (view.needle && !matches(latent, view.needle)) continue;
+    kept.push(latent);
+  }
+  view.order = inOrder(kept);
+  view.place = new Map(view.order.map((latent, place) => [latent, place]));
+  rows.style.height = `${view.order.length * view.height}px`;
+  byId("found").textContent = view.order.length === catalog.meta.latents
+    ? `${count(catalog.meta.latents)} latents, ${count(catalog.records.length)} with a page`
+    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents`;
+  redrawRows();
+  scrollToCurrent();
+}
+
+// "81" finds 81, 810, 8123 and every token with 81 in it; "#81" only the numbers.
+function matches(latent, needle) {
+  const digits = needle.startsWith("#") ? needle.slice(1) : needle;
+  if (/^\d+$/.test(digits) && String(latent).startsWith(digits)) return true;
+  return recordOf[latent] >= 0 && view.search[recordOf[latent]].includes(needle);
+}
+
+function inOrder(latents) {
+  const key = view.sort === "index" ? null : catalog[view.sort];
+  if (key) latents.sort((a, b) => key[b] - key[a] || a - b);
+  const exact = Number(view.needle.replace("#", "") || NaN);
+  const at = latents.indexOf(exact);
+  if (at > 0) latents.unshift(...latents.splice(at, 1));
+  return latents;
+}
+
+function openFirst() {
+  if (view.order.length) location.hash = `#/f/${view.order[0]}`;
+}
+
+// The next latent in the list's order that has a page; from one that the filters hide, the first that they show.
+function neighbourInList(latent, direction) {
+  const paged = (place) => recordOf[view.order[place]] >= 0;
+  let place = view.place.has(latent) ? view.place.get(latent) + direction : direction > 0 ? 0 : view.order.length - 1;
+  while (place >= 0 && place < view.order.length && !paged(place)) place += direction;
+  return view.order[place] ?? null;
+}
+
+// --- drawing --------------------------------------------------------------------------------------------------------
+
+function redrawRows() {
+  view.drawn.clear();
+  rows.replaceChildren();
+  drawRows();
+}
+
+function drawRows() {
+  const first = Math.max(0, Math.floor(list.scrollTop / view.height) - OVERSCAN);
+  const last = Math.min(view.order.length, Math.ceil((list.scrollTop + list.clientHeight) / view.height) + OVERSCAN);
+  for (const [place, row] of view.drawn) {
+    if (place < first || place >= last) { row.remove(); view.drawn.delete(place); }
+  }
+  for (let place = first; place < last; place += 1) {
+    if (!view.drawn.has(place)) {
+      const row = listRow(view.order[place], place);
+      view.drawn.set(place, row);
+      rows.append(row);
+    }
+  }
+}
+
+function listRow(latent, place) {
+  const density = catalog.density[latent];
+  const current = latent === currentLatent();
+  const measure = view.axis ? shortPercent(density) : figure(catalog.max[latent], 3);
+  return el("a", {
+    class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
+    tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
+    title: recordOf[latent] < 0 && catalog.max[latent] !== 0 ? `No page was made: saekit inspect --features ${latent}` : null,
+    style: { transform: `translateY(${place * view.height}px)`, height: `${view.height}px` },
+  }, el("span", { class: "number" }, String(latent)), previewOf(latent),
+  el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)));
+}
+
+function rowLabel(latent) {
+  const record = recordOf[latent];
+  const words = record < 0 ? [] : [catalog.labels[record], ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
+  const density = catalog.density[latent];
+  return [`feature ${latent}`, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
+    .filter(Boolean).join(", ");
+}
+
+function markCurrentRow() {
+  for (const row of view.drawn.values()) {
+    const current = Number(row.dataset.latent) === currentLatent();
+    row.tabIndex = current ? 0 : -1;
+    if (current) row.setAttribute("aria-current", "page"); else row.removeAttribute("aria-current");
+  }
+}
+
+function scrollToCurrent() {
+  const place = view.place.get(currentLatent());
+  if (place === undefined || list.clientHeight === 0) return;
+  const [above, below] = [place * view.height, (place + 1) * view.height];
+  if (above < list.scrollTop || below > list.scrollTop + list.clientHeight) {
+    list.scrollTop = above - (list.clientHeight - view.height) / 2;
+  }
+  drawRows();
+}

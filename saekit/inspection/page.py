@@ -1,0 +1,298 @@
+"""FeatureRecords -> a page that opens from disk.
+
+What a browser permits on file:// decides the form. `fetch` of a neighbouring file fails there, but `<script src>` of one works:
+so records travel as `shards/NNN.js`, sixteen to a file, each a single call of one loader function with gzipped JSON in base64,
+loaded when a feature in it is opened. Style sheet and script stand in index.html itself and are admitted by their hash, and the
+content security policy denies everything else: the page cannot reach a network, whatever a token or label says.
+
+    OUT/index.html      the page, with the list of all latents
+    OUT/shards/NNN.js   records, rounded to 4 significant digits
+    OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
+    OUT/features.jsonl  one FeatureRecord.to_json() a line, at full precision: every number on the page is one of these, rounded
+
+`single_file` puts shards and images into index.html. Records are streamed: what is kept of one is its line in the list.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import hashlib
+import html
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any
+
+from saekit.types import FeatureRecord
+
+SCHEMA = 1
+SHARD_RECORDS = 16  # about 30 kB a shard for text: one feature opens at once, and its neighbours are there already
+PREVIEW_TOKENS = 6
+PREVIEW_LABELS = 4
+PREVIEW_CHARACTERS = 32
+
+# In this order they make one script. Files by what they do; the browser sees one closure.
+SCRIPTS = ("format.js", "data.js", "charts.js", "examples.js", "feature.js", "list.js", "explorer.js")
+SUFFIX_OF_MAGIC = {b"\x89PNG": ".png", b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg"}
+SAFE_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True)
+class PageMeta:
+    """What the page says about the run as a whole. `density` and `max` are indexed by latent and cover all of them."""
+
+    title: str  # "SmolLM2-135M · blocks.9 · topk k=32"
+    modality: str  # text | image
+    model: str
+    hook: str
+    dataset: str
+    checkpoint: str
+    d_in: int
+    latents: int
+    rows: int  # rows scanned
+    density: Sequence[float | None]  # None: dense code, density does not apply
+    max: Sequence[float]
+    sparsity: str | None = None  # "topk k=32"
+    metrics: Mapping[str, float | None] = field(default_factory=dict)  # fvu, mse, cosine, l0, dead ...
+    logit_note: str = "direct path through the unembedding, no final norm"
+    notes: Sequence[str] = ()  # sentences for the "about" panel: what was capped, dropped or not computed
+
+
+@dataclass(frozen=True)
+class PageResult:
+    """Where the page lies, how many features have one, and the bytes of all files written."""
+
+    index_html: Path
+    features: int
+    bytes: int
+
+
+def write_page(
+    records: Iterable[FeatureRecord],
+    meta: PageMeta,
+    images: Mapping[str, bytes],
+    out: Path,
+    *,
+    single_file: bool = False,
+) -> PageResult:
+    """Write the explorer into `out` (created if need be) and say what was written.
+
+    `records` may be a generator of any length. `images` maps `Example.image` to an encoded thumbnail (PNG, WebP or JPEG), and is
+    asked only for keys that occur, once each. index.html and features.jsonl appear under their names only when complete.
+
+    Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the dictionary or given twice, a key
+    that is no file name, bytes that are no image, a list of another length than `meta.latents`, a number that is not finite.
+    """
+    _check(meta)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    page_part, jsonl_part = out / "index.html.part", out / "features.jsonl.part"
+    head, tail, script = _document(meta.title, single_file)
+    catalog = _Catalog(meta)
+    with page_part.open("w", encoding="utf-8", newline="\n") as page, jsonl_part.open("w", encoding="utf-8") as lines:
+        page.write(head)
+        site = _Inline(page) if single_file else _Folder(out)
+        pictures = _Pictures(images, site)
+        shard: list[dict[str, Any]] = []
+        for record in records:
+            data = record.to_json()
+            lines.write(json.dumps(data, allow_nan=False) + "\n")
+            pictures.name_by_file(data["examples"])
+            catalog.add(data)
+            shard.append(rounded(data))
+            if len(shard) == SHARD_RECORDS:
+                site.shard(catalog.shards, pack(shard))
+                catalog.shards, shard = catalog.shards + 1, []
+        if shard:
+            site.shard(catalog.shards, pack(shard))
+            catalog.shards += 1
+        page.write(_inert("catalog", pack(catalog.to_json(single_file))))
+        page.write(script + tail)
+    written = site.bytes + page_part.stat().st_size + jsonl_part.stat().st_size
+    os.replace(jsonl_part, out / "features.jsonl")
+    os.replace(page_part, out / "index.html")
+    return PageResult(index_html=out / "index.html", features=len(catalog.indices), bytes=written)
+
+
+class _Catalog:
+    """The list on the left: all latents by number, and for those with a record what a row of the list shows."""
+
+    def __init__(self, meta: PageMeta) -> None:
+        self.meta = meta
+        self.indices: dict[int, None] = {}  # insertion order is shard order
+        self.labels: list[str | None] = []
+        self.previews: list[list[str]] = []
+        self.data_labels: list[list[str]] = []
+        self.thumbnails: list[str | None] = []
+        self.shards = 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        index = record["index"]
+        if not 0 <= index < self.meta.latents:
+            raise ValueError(f"feature {index} is outside the dictionary of {self.meta.latents} latents")
+        if index in self.indices:
+            raise ValueError(f"feature {index} was given twice")
+        self.indices[index] = None
+        top = [example for example in record["examples"] if example["group"] == "top"] or record["examples"]
+        self.labels.append(record["label"])
+        self.previews.append(_preview_tokens(top))
+        labels = Counter(example["label"] for example in top if example["label"] is not None)
+        self.data_labels.append([label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)])
+        self.thumbnails.append(next((example["image"] for example in top if example["image"]), None))
+
+    def to_json(self, single_file: bool) -> dict[str, Any]:
+        named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
+        meta = {**named, "metrics": dict(self.meta.metrics), "notes": list(self.meta.notes)}
+        return {
+            "schema": SCHEMA,
+            "meta": {name: rounded(value) for name, value in meta.items() if name not in ("density", "max")},
+            "density": rounded(list(self.meta.density)),
+            "max": rounded(list(self.meta.max)),
+            "records": list(self.indices),
+            "labels": self.labels,
+            "previews": self.previews,
+            "data_labels": self.data_labels,
+            "thumbnails": self.thumbnails,
+            "shard_records": SHARD_RECORDS,
+            "shards": self.shards,
+            "single_file": single_file,
+        }
+
+
+def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
+    """The tokens at which the latent fires hardest, each once (whatever its case and spacing), strongest first."""
+    seen: dict[str, str] = {}
+    for example in examples:
+        if example["tokens"]:
+            token = example["tokens"][example["centre"] or 0]
+            seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
+    return list(seen.values())[:PREVIEW_TOKENS]
+
+
+class _Pictures:
+    """Writes every thumbnail once, and replaces the key in an example by the file's name."""
+
+    def __init__(self, images: Mapping[str, bytes], site: _Folder | _Inline) -> None:
+        self.images, self.site = images, site
+        self.names: dict[str, str] = {}
+
+    def name_by_file(self, examples: list[dict[str, Any]]) -> None:
+        for example in examples:
+            if example["image"] is not None:
+                example["image"] = self._name(example["image"])
+
+    def _name(self, key: str) -> str:
+        if key not in self.names:
+            if not SAFE_KEY.fullmatch(key):
+                raise ValueError(f"image key {key!r} is no file name")
+            if key not in self.images:
+                raise ValueError(f"no thumbnail was given for image {key}")
+            content = self.images[key]
+            self.names[key] = key + _suffix(key, content)
+            self.site.image(self.names[key], content)
+        return self.names[key]
+
+
+def _suffix(key: str, content: bytes) -> str:
+    for magic, suffix in SUFFIX_OF_MAGIC.items():
+        if content.startswith(magic):
+            return suffix
+    raise ValueError(f"thumbnail {key} is neither PNG, WebP nor JPEG")
+
+
+class _Folder:
+    """Shards and images as files beside index.html."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.bytes = out, 0
+
+    def shard(self, number: int, packed: str) -> None:
+        self._write(self.out / "shards" / f"{number:03d}.js", f'saekitShard({number},"{packed}");\n'.encode())
+
+    def image(self, name: str, content: bytes) -> None:
+        self._write(self.out / "images" / name, content)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        self.bytes += len(content)
+
+
+class _Inline:
+    """Shards and images as inert blocks within index.html. Base64 cannot end a script element, whatever it encodes."""
+
+    bytes = 0  # nothing beside the page itself
+
+    def __init__(self, page: IO[str]) -> None:
+        self.page = page
+
+    def shard(self, number: int, packed: str) -> None:
+        self.page.write(_inert(f"shard-{number}", packed))
+
+    def image(self, name: str, content: bytes) -> None:
+        self.page.write(_inert(f"image-{name}", base64.b64encode(content).decode()))
+
+
+def _inert(name: str, base64_text: str) -> str:
+    return f'<script type="text/plain" id="{name}">{base64_text}</script>\n'
+
+
+def pack(value: Any) -> str:
+    """Compact JSON, gzipped, in base64. Equal values give equal text: no time stamp is written."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def rounded(value: Any) -> Any:
+    """The same structure with floats at 4 significant digits; whole numbers (counts) stay exact."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value
+
+
+def _document(title: str, single_file: bool) -> tuple[str, str, str]:
+    """The template with everything but the data filled in: what precedes the data, what follows it, and the script element."""
+    style = _asset("explorer.css")
+    script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    values = {"title": html.escape(title), "policy": _policy(style, script, single_file), "style": style}
+    # One pass: a value that happens to hold {{name}} is left as it is.
+    filled = re.sub(r"\{\{(title|policy|style)\}\}", lambda found: values[found[1]], _asset("explorer.html"))
+    head, tail = filled.split("{{data}}\n")
+    return head, tail, f"<script>{script}</script>\n"
+
+
+def _policy(style: str, script: str, single_file: bool) -> str:
+    """Deny by default; admit the page's own style and script by hash, and files beside it (`file:` on disk, 'self' on a host)."""
+    beside = "" if single_file else " 'self' file:"
+    return (
+        f"default-src 'none'; script-src {_hash(script)}{beside}; style-src {_hash(style)}; "
+        f"img-src data:{beside}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return resources.files("saekit.inspection").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _check(meta: PageMeta) -> None:
+    if meta.modality not in ("text", "image"):
+        raise ValueError(f"modality {meta.modality!r} is neither text nor image")
+    for name in ("density", "max"):
+        found = len(getattr(meta, name))
+        if found != meta.latents:
+            raise ValueError(f"{name} holds {found} values for {meta.latents} latents")
