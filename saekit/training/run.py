@@ -95,8 +95,9 @@ class _Run:
         self.model = build(config.model, store.spec.d_in, config.options)
         self.config = dataclasses.replace(config, lr=config.lr or default_lr(self.model.latents))
         self.train_rows = len(store.split("train"))
-        if config.batch > self.train_rows:
-            raise DataError(f"--batch {config.batch:,} is above the {self.train_rows:,} training rows of {store.path}", "--batch lower")
+        if self.model.strategy != "closed_form" and config.batch > self.train_rows:
+            cause = f"--batch {config.batch:,} is above the {self.train_rows:,} training rows of {store.path}"
+            raise DataError(cause, f"--batch {max(self.train_rows // 4, 1)}")
         self.steps = max((config.rows or EPOCHS * self.train_rows) // config.batch, 1)
 
     def plan(self) -> TrainPlan:

@@ -1,0 +1,247 @@
+"""Losses, gradients and folding of the sparse autoencoder, against values worked out by hand or in fp64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import make_rows
+from saekit_kernels import SparseCodes
+
+from saekit.errors import UsageError
+from saekit.models.base import geometric_median, remove_parallel_
+from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sparsity import auxk_loss, kl_penalty, l1_penalty
+from saekit.types import ActivationBatch
+
+D = 16
+
+
+def batch_of(x):
+    index = torch.arange(len(x))
+    return ActivationBatch(x, index, index, index.int())
+
+
+def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
+    sae = SAE(SAEConfig(D, latents=64, sparsity=sparsity, k=min(8, options.pop("k", 8)), **options)).to(dtype)
+    x = normalised(512, dtype)
+    if dtype == torch.float32:
+        sae.initialise(x, torch.Generator().manual_seed(0))
+    else:
+        single = SAE(sae.config)
+        single.initialise(x.float(), torch.Generator().manual_seed(0))
+        sae.load_state_dict(single.state_dict())
+    return sae
+
+
+def normalised(rows, dtype=torch.float64, seed=0):
+    x = make_rows(rows, D, seed).to(dtype)
+    x = x - x.mean(0)
+    return x * (D / x.square().sum(1).mean()).sqrt()
+
+
+def dense(code):
+    return code.to_dense() if isinstance(code, SparseCodes) else code
+
+
+def test_l1_penalty_is_the_mean_over_rows_of_the_norm_weighted_sum():
+    z = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
+    W_dec = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    assert l1_penalty(z, W_dec).item() == pytest.approx(((1 * 5 + 0) + (3 * 5 + 2 * 2)) / 2)
+
+
+def test_kl_penalty_by_hand():
+    f = torch.tensor([[0.2, 0.5], [0.4, 0.7]], dtype=torch.float64)  # means 0.3 and 0.6
+    rho = 0.1
+    expected = sum(rho * math.log(rho / m) + (1 - rho) * math.log((1 - rho) / (1 - m)) for m in (0.3, 0.6))
+    assert kl_penalty(f, rho).item() == pytest.approx(expected, rel=1e-12)
+    assert kl_penalty(torch.full((4, 3), rho, dtype=torch.float64), rho).item() == pytest.approx(0, abs=1e-15)
+    assert math.isfinite(kl_penalty(torch.tensor([[0.0, 1.0]]), rho).item())
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
+    sae = make_sae(sparsity)
+    sae.total_steps = 100
+    sae.dead_order = torch.tensor([3, 9, 11])
+    terms = sae.loss(batch_of(normalised(64)), step=50)
+    assert len(terms.terms) == 2
+    total = sum(terms.terms[name] * terms.weights[name] for name in terms.terms)
+    torch.testing.assert_close(terms.total, total, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity):
+    sae, x = make_sae(sparsity), normalised(64)
+    x_hat = dense(sae.encode(x)) @ sae.W_dec + sae.b_dec
+    expected = sum((row - hat).square().sum().item() for row, hat in zip(x, x_hat)) / len(x)
+    assert sae.loss(batch_of(x), 0).terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("sparsity", ["l1", "kl"])
+def test_gradients_of_the_dense_variants_pass_gradcheck(sparsity):
+    sae = make_sae(sparsity, coef=0.7, coef_warmup=0.0)
+    x = normalised(5)
+    names = [name for name, _ in sae.named_parameters()]
+
+    def total(*values):
+        return torch.func.functional_call(_Loss(sae), {f"sae.{n}": v for n, v in zip(names, values)}, (x,))
+
+    # A point away from the kinks of the ReLU.
+    values = [p.detach().clone().requires_grad_() for p in sae.parameters()]
+    assert torch.autograd.gradcheck(total, values, eps=1e-6, atol=1e-5)
+
+
+class _Loss(torch.nn.Module):
+    def __init__(self, sae):
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, x):
+        return self.sae.loss(batch_of(x), 0).total
+
+
+def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
+    sae = make_sae("l1", coef=4.0, coef_warmup=0.1)
+    sae.total_steps = 200
+    weights = [sae.loss(batch_of(normalised(8)), step).weights["l1"] for step in (0, 9, 19, 20, 150)]
+    assert weights == pytest.approx([0.2, 2.0, 4.0, 4.0, 4.0])
+
+
+def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_residual_alone():
+    sae = make_sae("topk")
+    dead = torch.tensor([5, 17, 40])
+    with torch.no_grad():
+        sae.b_enc[dead] = -1e3  # silent on every row, deep in the flat part of a ReLU
+    x = normalised(64)
+    terms = sae.loss(batch_of(x), 0)
+    assert terms.code.to_dense()[:, dead].abs().max() == 0
+    terms.total.backward()
+    assert sae.W_enc.grad[dead].abs().max() == 0, "the reconstruction alone gives a dead latent nothing"
+    sae.zero_grad()
+    sae.dead_order = dead
+    sae.loss(batch_of(x), 0).total.backward()
+    assert (sae.W_enc.grad[dead].norm(dim=1) > 0).all() and (sae.b_enc.grad[dead] != 0).all()
+    assert (sae.W_dec.grad[dead].norm(dim=1) > 0).all()
+
+    alive = torch.ones(64, dtype=torch.bool)
+    alive[dead] = False
+    with_aux = sae.W_dec.grad[alive].clone(), sae.b_dec.grad.clone()
+    sae.zero_grad()
+    sae.dead_order = None
+    sae.loss(batch_of(x), 0).total.backward()
+    torch.testing.assert_close(sae.W_dec.grad[alive], with_aux[0])
+    torch.testing.assert_close(sae.b_dec.grad, with_aux[1])
+
+
+def test_the_auxiliary_loss_by_hand():
+    sae = make_sae("topk", aux_k=1)
+    x, residual, dead = normalised(6), torch.randn(6, D, dtype=torch.float64), torch.tensor([2, 30])
+    e = -residual
+    e_hat = []
+    for row in x:
+        pre = [float(row @ sae.W_enc[j] + sae.b_enc[j]) for j in dead]
+        best = int(pre[1] > pre[0])
+        e_hat.append(pre[best] * sae.W_dec[dead[best]])
+    error = (e - torch.stack(e_hat)).square().sum(1).mean()
+    spread = (e - e.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(auxk_loss(sae, x, residual, dead), error / spread)
+
+
+def test_the_auxiliary_loss_is_one_for_latents_that_explain_nothing():
+    sae = make_sae("topk")
+    with torch.no_grad():
+        sae.W_dec[7] = 0
+    x = normalised(200)
+    residual = x - x.mean(0)
+    assert auxk_loss(sae, x, residual, torch.tensor([7])).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sparsity,norm", [("topk", "unit"), ("l1", "unit"), ("l1", "free"), ("kl", "free"), ("kl", "unit")])
+def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised_rows(sparsity, norm):
+    sae = make_sae(sparsity, decoder_norm=norm)
+    raw = make_rows(100, D).double() * 7
+    mean, scale = raw.mean(0), 0.03
+    folded = SAE(sae.config).double()
+    folded.load_state_dict(sae.folded(mean, scale))
+    inside, outside = sae((raw - mean) * scale), folded(raw)
+    torch.testing.assert_close(outside.x_hat, inside.x_hat / scale + mean)
+    homogeneous = sparsity != "kl"
+    torch.testing.assert_close(dense(outside.code), dense(inside.code) / (scale if homogeneous else 1.0))
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "l1"])
+def test_initialisation(sparsity):
+    sae, x = make_sae(sparsity, torch.float32), normalised(512, torch.float32)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+    torch.testing.assert_close(sae.b_dec, geometric_median(x))
+    ratio = sae.W_enc.detach().norm(dim=1)
+    torch.testing.assert_close(sae.W_enc.detach(), ratio[:, None] * sae.W_dec.detach(), rtol=1e-4, atol=1e-6)
+    error = sae.loss(batch_of(x), 0).terms["reconstruction"]
+    for factor in (0.9, 1.1):
+        with torch.no_grad():
+            sae.W_enc *= factor
+            sae.b_enc *= factor
+            worse = sae.loss(batch_of(x), 0).terms["reconstruction"]
+            sae.W_enc /= factor
+            sae.b_enc /= factor
+        assert worse > error, "the encoder's scale is the best one on the sample"
+
+
+def test_kl_codes_start_near_the_target_rate():
+    sae = make_sae("kl", torch.float32, target_rate=0.05)
+    assert 0.05 <= sae.encode(normalised(512, torch.float32)).mean().item() <= 0.1
+
+
+def test_the_geometric_median_ignores_a_far_row_and_is_stationary():
+    x = torch.randn(99, 5, dtype=torch.float64)
+    far = torch.cat([x, torch.full((1, 5), 1e4, dtype=torch.float64)])
+    median = geometric_median(far, tolerance=1e-12, iterations=2000)
+    pull = torch.nn.functional.normalize(far - median, dim=1).sum(0)
+    assert pull.norm() < 1e-4
+    assert (median - x.mean(0)).norm() < 1 < (far.mean(0) - x.mean(0)).norm()
+
+
+def test_decoder_rows_stay_unit_and_gradients_tangent():
+    W, grad = torch.nn.functional.normalize(torch.randn(9, 4), dim=1), torch.randn(9, 4)
+    expected = grad - (grad * W).sum(1, keepdim=True) * W
+    remove_parallel_(grad, W)
+    torch.testing.assert_close(grad, expected)
+    sae = make_sae("topk", torch.float32)
+    with torch.no_grad():
+        sae.W_dec *= 3
+    sae.after_step()
+    torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(64))
+
+
+def test_resampling_points_dead_latents_at_rows_with_a_large_error():
+    sae = make_sae("l1", torch.float32)
+    x = normalised(64, torch.float32) * 0.01
+    x[13] = 50 * torch.nn.functional.normalize(torch.randn(D), dim=0)
+    dead = torch.tensor([6])  # rows are drawn without replacement, so only one latent can get the outlier
+    before = sae.W_enc.detach().clone()
+    sae.resample(dead, x, torch.Generator().manual_seed(0))
+    direction = torch.nn.functional.normalize(x[13] - sae.b_dec.detach(), dim=0)
+    alive_norm = sae.W_enc.detach()[[i for i in range(64) if i != 6]].norm(dim=1).mean()
+    for j in dead:
+        torch.testing.assert_close(sae.W_dec[j].detach(), direction)
+        torch.testing.assert_close(sae.W_enc[j].detach(), 0.2 * alive_norm * direction)
+    assert torch.equal(sae.W_enc.detach()[0], before[0])
+    assert (sae.encode(x[13:14])[0, dead] > 0).all(), "a resampled latent fires on the row that it was pointed at"
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"sparsity": "k1"}, "--sparsity k1: did you mean"),
+        ({"target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
+        ({"expansion": 0}, "--expansion 0 must be above 0"),
+        ({"k": 600}, "--k 600 must be between 1 and the number of latents, 512"),
+        ({"coef": -1.0}, "--coef -1 must not be negative"),
+        ({"decoder_norm": "frei"}, "--decoder-norm frei: did you mean free"),
+    ],
+)
+def test_wrong_options_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        SAE(SAEConfig(D, **options))

@@ -1,0 +1,302 @@
+"""The loop: what it learns, what a checkpoint holds, and that a resumed run has the bits of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import make_rows, write_store
+
+import saekit
+from saekit.errors import DataError, MissingError, NumericsError, UsageError
+from saekit.models.sae import SAE, SAEConfig
+from saekit.store.files import sha256_of
+from saekit.store.reader import open_store
+from saekit.training.config import TrainConfig
+from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
+from saekit.training.inputs import estimate
+from saekit.training.loop import Trainer
+from saekit.training.optim import make_adam, reset_moments, schedule
+
+SMALL = {"expansion": 4, "k": 4, "batch": 256, "lr": 3e-3}
+
+
+def tensors(path):
+    return saekit.load(path).state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "options,most",
+    [({"sparsity": "topk"}, 0.35), ({"sparsity": "l1", "coef": 0.3}, 0.35), ({"sparsity": "kl", "coef": 0.01}, 0.5)],
+)
+def test_training_explains_the_data(store, tmp_path, options, most):
+    result = saekit.train(store.path, tmp_path / "run", **{**SMALL, **options}, rows=60_000)
+    untrained = SAE(saekit.load(tmp_path / "run").config)
+    assert result.metrics["fvu"] < most
+    x = make_rows(200)
+    assert (untrained(x).x_hat - x).square().sum() > 2 * (saekit.load(tmp_path / "run")(x).x_hat - x).square().sum()
+
+
+def test_pca_goes_through_the_same_door(store, tmp_path):
+    result = saekit.train(store.path, tmp_path / "run", model="pca", latents=16)
+    assert result.metrics["fvu"] == pytest.approx(0, abs=1e-5)
+    assert result.metrics["l0"] is None and result.step == 1 and result.rows == len(store.split("train"))
+
+
+def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_path):
+    result = saekit.train(store.path, tmp_path / "run", **SMALL)
+    sae = saekit.load(tmp_path / "run")
+    held = torch.cat([b.x for b in store.batches(512, split="holdout")]).double()
+    x_hat = sae(held.float()).x_hat.double()
+    fvu = (held - x_hat).square().sum() / (held - held.mean(0)).square().sum()
+    assert result.metrics["fvu"] == pytest.approx(fvu.item(), rel=1e-6)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["spec"] == store.spec.to_json() and config["fingerprint"] == store.spec.fingerprint
+    assert config["backend"]["name"] == "torch" and config["training"]["batch"] == 256
+    assert set(sae.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec"}
+    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()} <= {".json", ".jsonl", ".safetensors", ".toml"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == result.step and {"loss", "fvu", "l0", "dead", "lr", "rows_per_s"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"sparsity": "l1"}, {"sparsity": "kl"}])
+def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options, monkeypatch):
+    config = TrainConfig.from_flat({**SMALL, **options, "rows": 10 * 256})
+    saekit.train(store.path, tmp_path / "whole", config=config)
+
+    class Killed(Exception):
+        pass
+
+    def five_steps(self, raw, original=Trainer.train_step):
+        if self.step == 5:
+            self.save()
+            raise Killed
+        return original(self, raw)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", five_steps)
+        with pytest.raises(Killed):
+            saekit.train(store.path, tmp_path / "broken", config=config)
+    with pytest.raises(DataError, match=r"training did not finish|config\.json is missing"):
+        saekit.load(tmp_path / "broken")
+    saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
+    assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
+
+    def steps(path):
+        return [{k: v for k, v in json.loads(line).items() if k != "rows_per_s"} for line in open(path / "metrics.jsonl")]
+
+    assert steps(tmp_path / "whole") == steps(tmp_path / "broken")
+
+
+KILLED_RUN = """
+import sys, saekit
+saekit.train(sys.argv[1], sys.argv[2], expansion=4, k=4, batch=64, rows=64 * 3000, save_seconds=0.05, resume=True)
+"""
+
+
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(store, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(store.path), str(tmp_path / "broken")])
+    state = tmp_path / "broken" / "train_state" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    for out in ("broken", "whole"):
+        subprocess.run([sys.executable, "-c", KILLED_RUN, str(store.path), str(tmp_path / out)], check=True)
+    assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
+    assert sha256_of(tmp_path / "whole/model.safetensors") == sha256_of(tmp_path / "broken/model.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_the_state_first(store, tmp_path, number, monkeypatch):
+    def interrupted(self, raw, original=Trainer.train_step):
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        return original(self, raw)
+
+    config = TrainConfig.from_flat({**SMALL, "rows": 10 * 256})
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            saekit.train(store.path, tmp_path / "broken", config=config)
+    saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
+    saekit.train(store.path, tmp_path / "whole", config=config)
+    assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_refuses_other_settings_and_names_them(store, tmp_path):
+    saekit.train(store.path, tmp_path / "run", **SMALL)
+    with pytest.raises(DataError, match=r"other settings: k 4 -> 5"):
+        saekit.train(store.path, tmp_path / "run", **{**SMALL, "k": 5}, resume=True)
+    with pytest.raises(DataError, match="exists and is not empty"):
+        saekit.train(store.path, tmp_path / "run", **SMALL)
+    before = tensors(tmp_path / "run")
+    result = saekit.train(store.path, tmp_path / "run", **SMALL, resume=True)
+    assert equal(before, tensors(tmp_path / "run")) and result.path == str(tmp_path / "run")
+
+
+def damage(store, row, value):
+    """Put `value` into a stored row behind the checksum's back: as a faulty writer would."""
+    number = int((row >= store._offsets).sum()) - 1
+    shard = store.shards[number]
+    local = row - int(store._offsets[number])
+    from safetensors.torch import load_file, save_file
+
+    content = load_file(shard.path)
+    content["x"][local, 3] = value
+    save_file(content, shard.path)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["shards"][number]["sha256"] = sha256_of(shard.path)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    return shard.shard.name, local
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_row_is_named_by_shard_and_row(store, tmp_path, value):
+    row = store.split("train").slices(700, 701)[0][0]
+    shard, local = damage(store, row, value)
+    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+        saekit.train(store.path, tmp_path / "run", **SMALL)
+
+
+def test_a_bad_row_that_the_statistics_did_not_see_is_named_in_the_loop(store, tmp_path, monkeypatch):
+    import saekit.training.inputs as inputs
+
+    monkeypatch.setattr(inputs, "STATISTICS_ROWS", 300)
+    seen = {int(r) for b in [next(store.batches(300, seed=0, split="train"))] for r in b.rows}
+    row = next(r for r in range(2000) if r not in seen and r in set(store_rows(store, "train")))
+    shard, local = damage(store, row, float("nan"))
+    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+        saekit.train(store.path, tmp_path / "run", **SMALL)
+
+
+def store_rows(store, split):
+    return torch.cat([b.rows for b in store.batches(500, split=split)]).tolist()
+
+
+def test_a_loss_that_diverges_names_step_and_term(store, tmp_path, monkeypatch):
+    def exploding(self, x, mean, original=SAE.loss):
+        terms = original(self, x, mean)
+        if mean == 4:
+            terms.terms["reconstruction"] = terms.terms["reconstruction"] * float("inf")
+            terms.total = terms.terms["reconstruction"]
+        return terms
+
+    monkeypatch.setattr(SAE, "loss", exploding)
+    with pytest.raises(NumericsError, match="diverged at step 5: reconstruction is inf"):
+        saekit.train(store.path, tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("mode,mean_square", [("center+scale", 16.0), ("scale", 16.0), ("none", None)])
+def test_inputs_are_normalised_on_training_rows_only(store, mode, mean_square):
+    normalize, sample = estimate(store, mode, 0, torch.device("cpu"))
+    x = torch.cat([normalize(b).x for b in store.batches(500, split="train")]).double()
+    raw = torch.cat([b.x for b in store.batches(500, split="train")]).double()
+    if mean_square:
+        assert x.square().sum(1).mean().item() == pytest.approx(mean_square, rel=1e-4)
+    else:
+        torch.testing.assert_close(x, raw)
+    expected = raw.mean(0) if mode == "center+scale" else torch.zeros(16).double()
+    torch.testing.assert_close(normalize.mean_D.double(), expected, rtol=1e-5, atol=1e-6)
+    assert sample.shape[1] == 16
+
+
+def test_the_rate_warms_up_stays_and_decays():
+    factors = [schedule(step, 100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5:80] == [1.0] * 75
+    assert factors[80:] == pytest.approx([(100 - s) / 20 for s in range(80, 100)])
+
+
+def test_a_latent_is_dead_after_so_many_rows_without_firing():
+    tracker = DeadTracker(3, 0.0, threshold=20, device=torch.device("cpu"))
+    fires_first, fires_none = torch.tensor([[1.0, 0, 0]] * 10), torch.zeros(10, 3)
+    tracker.update(fires_first, 10)
+    assert tracker.idle.tolist() == [0, 10, 10] and tracker.share() == 0 and tracker.l0 == 1.0
+    tracker.update(fires_first, 10)
+    assert tracker.dead().tolist() == [1, 2] and tracker.share() == pytest.approx(2 / 3)
+    tracker.update(fires_none, 10)
+    tracker.update(fires_none, 10)
+    assert tracker.dead().tolist() == [1, 2, 0], "longest idle first"
+    assert dead_rows(5_000) == 5_000 and dead_rows(10**9) == 10_000_000
+
+
+def test_resampling_zeroes_the_moments_of_the_dead_alone():
+    sae = SAE(SAEConfig(16, latents=8, sparsity="l1"))
+    optimizer = make_adam(sae, 1e-3)
+    sae.initialise(make_rows(100), torch.Generator().manual_seed(0))
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    reset_moments(optimizer, torch.tensor([2]), 8)
+    for name, parameter in sae.named_parameters():
+        moments = optimizer.state[parameter]["exp_avg"]
+        if name == "b_dec":
+            assert (moments != 0).all()
+        else:
+            assert (moments[2] == 0).all() and (moments[[0, 1, 3]] != 0).all()
+    assert resampling_steps(800) == {100, 200, 300, 400}
+
+
+def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
+    opened = open_store(write_store(tmp_path / "s", 600))
+    resampled = []
+    original = SAE.resample
+    monkeypatch.setattr(SAE, "resample", lambda self, dead, x, g: (resampled.append(len(dead)), original(self, dead, x, g)))
+    strong = {"sparsity": "l1", "coef": 60.0, "coef_warmup": 0.0, "batch": 64, "rows": 64 * 200, "expansion": 4, "lr": 0.02}
+    saekit.train(opened.path, tmp_path / "run", **strong)
+    assert resampled and resampled[0] > 0
+
+
+@pytest.mark.parametrize(
+    "options,error,words",
+    [
+        ({"batch": 10_000}, DataError, r"--batch 10,000 is above the 1,8\d\d training rows"),
+        ({"model": "pca", "k": 3}, UsageError, "--k does not apply to --model pca"),
+        ({"normalize": "center"}, UsageError, "--normalize center: did you mean center"),
+        ({"rows": -1}, UsageError, "--rows -1 must be above 0"),
+        ({"device": "tpu9"}, UsageError, "--device tpu9"),
+    ],
+)
+def test_wrong_settings(store, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        saekit.train(store.path, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    with pytest.raises(MissingError, match="no checkpoint at"):
+        saekit.load(tmp_path / "nothing")
+    with pytest.raises(DataError, match="is a pickle"):
+        saekit.load(tmp_path / "sae.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        saekit.load(tmp_path / "empty")
+
+
+def test_clipping_bounds_the_gradient(store, tmp_path, monkeypatch):
+    norms = []
+    original = torch.optim.Adam.step
+
+    def recorded(self, *a, **k):
+        norms.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm().item())
+        return original(self, *a, **k)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    saekit.train(store.path, tmp_path / "run", **SMALL, rows=2560, clip=0.5)
+    assert max(norms) <= 0.5 * 1.0001
