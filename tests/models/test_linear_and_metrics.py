@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows
+from made_stores import make_rows
 from saekit_kernels import from_dense
 from sklearn.decomposition import PCA as SklearnPCA
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_rows
+from made_stores import make_rows
 from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_rows, make_spec, write_store
+from made_stores import make_rows, make_spec, write_store
 
 from saekit.errors import DataError, NumericsError
 from saekit.store.reader import open_store

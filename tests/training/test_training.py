@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import make_rows, write_store
+from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, UsageError
