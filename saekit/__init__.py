@@ -24,15 +24,15 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from saekit.errors import SaekitError
-    from saekit.evaluation.table import evaluate
-    from saekit.harvesting.hooks import capture
-    from saekit.harvesting.run import harvest
-    from saekit.inspection.query import features
-    from saekit.inspection.run import inspect
-    from saekit.store.reader import open_store
-    from saekit.training.checkpoints import load
-    from saekit.training.run import train
+    from saekit.errors import SaekitError as SaekitError
+    from saekit.evaluation.table import evaluate as evaluate
+    from saekit.harvesting.hooks import capture as capture
+    from saekit.harvesting.run import harvest as harvest
+    from saekit.inspection.query import features as features
+    from saekit.inspection.run import inspect as inspect
+    from saekit.store.reader import open_store as open_store
+    from saekit.training.checkpoints import load as load
+    from saekit.training.run import train as train
 
 
 def __getattr__(name: str):

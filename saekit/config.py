@@ -24,8 +24,8 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
         raise DataError(f"{path}: {error}") from None
     for key in settings:
         if key.replace("-", "_") not in known:
-            line = next((i for i, row in enumerate(text.splitlines(), 1) if re.match(rf"\s*[\"']?{re.escape(key)}\b", row)), 0)
-            raise DataError(f"{path} line {line}: {key} is not a setting", did_you_mean(key, known) or f"settings: {', '.join(sorted(known))}")
+            hint = did_you_mean(key, known) or f"settings: {', '.join(sorted(known))}"
+            raise DataError(f"{path} line {_line_of(key, text)}: {key} is not a setting", hint)
     return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
@@ -33,3 +33,7 @@ def write_toml(path: Path, settings: dict[str, Any]) -> None:
     """Scalars and lists of scalars; None is left out. JSON's strings, numbers and booleans are TOML's."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
     path.write_text("\n".join(lines) + "\n")
+
+
+def _line_of(key: str, text: str) -> int:
+    return next((i for i, row in enumerate(text.splitlines(), 1) if re.match(rf"\s*[\"']?{re.escape(key)}\b", row)), 0)

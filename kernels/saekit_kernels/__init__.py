@@ -10,6 +10,7 @@ from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import Workspace, encode_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.loss import topk_reconstruction
+from saekit_kernels.memory import keep_freed_memory
 from saekit_kernels.select import topk_rows
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "decode_mse",
     "encode_topk",
     "from_dense",
+    "keep_freed_memory",
     "resolve_backend",
     "sampled_products",
     "sparse_column_sum",

@@ -292,7 +292,7 @@ def _tokenizer(where: str) -> Any:
 
 
 def _image_processor(where: str) -> tuple[Any, tuple[str, ...]]:
-    """(processor or None, notes). Without torchvision AutoImageProcessor may refuse (in transformers 5.17 always, later for DINOv3);
+    """(processor or None, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model, 5.23 DINOv3);
     then the processor's PIL edition is taken, or, where there is none, ViT's, which knows the same settings (size, mean, std)."""
     from transformers import AutoImageProcessor
     from transformers.utils import is_torchvision_available

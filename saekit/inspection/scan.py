@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import SparseCodes
+from saekit_kernels import SparseCodes, keep_freed_memory
 from safetensors.torch import load_file
 
 from saekit.store.files import write_tensors
@@ -53,6 +53,8 @@ class Ranked:
     def merge(self, t: Triples, key: torch.Tensor) -> None:
         """Add entries; equal keys keep the earlier row."""
         width = self.key.shape[1]
+        if len(key) == 0:
+            return
         order = torch.argsort(key, descending=True, stable=True)
         order = order[torch.argsort(t.latent[order], stable=True)]
         latent = t.latent[order]
@@ -103,14 +105,15 @@ class Scan:
         self.histogram = Histogram(latents)
         self.top = Ranked(latents, KEPT_TOP)
         self.sample = Ranked(latents, KEPT_SAMPLE)
+        self._open: tuple[Triples, torch.Tensor] | None = None
 
     @property
     def density(self) -> torch.Tensor:
         return self.active.double() / max(self.rows, 1)
 
-    def add(self, t: Triples, example: torch.Tensor, rows: int, generator: torch.Generator) -> None:
-        """Merge a chunk of `rows` rows; example (N,) is the example id of each entry."""
-        self.rows += rows
+    def add(self, t: Triples, example: torch.Tensor, generator: torch.Generator) -> None:
+        """Merge a chunk; example (N,) is the example id of each entry."""
+        self._add_top(t, example)
         if len(t.row) == 0:
             return
         latents = len(self.active)
@@ -118,13 +121,30 @@ class Scan:
         chunk_max = torch.zeros(latents).scatter_reduce_(0, t.latent, t.value, "amax")
         self.max = torch.maximum(self.max, chunk_max)
         self.histogram.add(t, chunk_max)
-        best = _best_of_each_example(t, example)
-        one_each = Triples(t.row[best], t.latent[best], t.value[best])
-        self.top.merge(one_each, one_each.value)
         # Weighted reservoir (Efraimidis and Spirakis 2006): weight value^2, so that the rare strong activations, which fill the upper
         # intervals of [0, max], are well represented beside the many weak ones.
         uniform = torch.rand(len(t.row), generator=generator).clamp_min(1e-9)
         self.sample.merge(t, uniform.log() / t.value.double().square().clamp_min(1e-12).float())
+
+    def _add_top(self, t: Triples, example: torch.Tensor) -> None:
+        """The strongest entry of each example joins the ranking. The last example may go on in the next chunk and waits for it."""
+        if self._open is not None:
+            before, its_example = self._open
+            t = Triples(*(torch.cat([getattr(before, f), getattr(t, f)]) for f in ("row", "latent", "value")))
+            example = torch.cat([its_example, example])
+        if len(example) == 0:
+            return
+        best = _best_of_each_example(t, example)
+        t, example = Triples(t.row[best], t.latent[best], t.value[best]), example[best]
+        waits = example == example[t.row.argmax()]
+        self._open = Triples(t.row[waits], t.latent[waits], t.value[waits]), example[waits]
+        self.top.merge(Triples(t.row[~waits], t.latent[~waits], t.value[~waits]), t.value[~waits])
+
+    def close(self) -> None:
+        """No more chunks come: what waited joins the ranking."""
+        if self._open is not None:
+            self.top.merge(self._open[0], self._open[0].value)
+            self._open = None
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -170,14 +190,17 @@ def _best_of_each_example(t: Triples, example: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def scan_store(model: Autoencoder, store: Store, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
     """Encode every row of the store once. The same model and store give the same scan."""
+    keep_freed_memory()
     scan = Scan(model.latents)
     generator = torch.Generator().manual_seed(0)
     above = 0.0 if model.active_above is None else model.active_above
     for batch in store.batches(CHUNK_ROWS):
         first = int(batch.rows[0])
         entries = active_entries(model.encode(batch.x.float()), above, first)
-        scan.add(entries, batch.example_id[entries.row - first], len(batch.x), generator)
+        scan.rows += len(batch.x)
+        scan.add(entries, batch.example_id[entries.row - first], generator)
         progress(Progress("scan", scan.rows, len(store)))
+    scan.close()
     return scan
 
 

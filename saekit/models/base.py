@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+ROWS_IN_CACHE = 1024  # passes over weights go in pieces whose temporaries stay in cache
+
 
 def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
     """(D,): the point with the least summed distance to the rows, by Weiszfeld's iteration.
@@ -33,5 +35,6 @@ def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
 
 def remove_parallel_(grad_FD: torch.Tensor, W_FD: torch.Tensor) -> None:
     """Drop from each gradient row its part along the unit row of W: it would only change the norm, which is then reset."""
-    along = (grad_FD * W_FD).sum(1, keepdim=True)
-    torch.addcmul(grad_FD, along, W_FD, value=-1, out=grad_FD)
+    for grad, W in zip(grad_FD.split(ROWS_IN_CACHE), W_FD.split(ROWS_IN_CACHE)):
+        along = (grad * W).sum(1, keepdim=True)
+        torch.addcmul(grad, along, W, value=-1, out=grad)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
+MEASURED_LATENTS = 18_432
 
 
 def default_lr(latents: int) -> float:
-    """Peak rate for Adam, from a measured grid at 18,432 and 2,048 latents (docs/log.md)."""
-    return 1e-3
+    """Peak rate for Adam: the best of a measured grid at 18,432 latents (docs/log.md), lower ~ 1/sqrt(F) for wider models."""
+    return 3e-3 / max(latents / MEASURED_LATENTS, 1.0) ** 0.5
 
 
 def schedule(step: int, total: int) -> float:

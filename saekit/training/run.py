@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from saekit_kernels import resolve_backend
+from saekit_kernels import keep_freed_memory, resolve_backend
 
 from saekit.config import write_toml
 from saekit.errors import BackendError, DataError, UsageError
@@ -137,6 +137,7 @@ class _Run:
 
     def _train(self, progress: Callable[[Progress], None]) -> TrainResult:
         config, model = self.config, self.model
+        keep_freed_memory()
         began = time.monotonic()
         normalize, sample = estimate(self.store, config.normalize, config.seed, self.device)
         steps, figures = 1, {}

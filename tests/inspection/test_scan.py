@@ -1,0 +1,165 @@
+"""The streaming scan, windows and records against the whole code matrix held in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from made_stores import make_rows, write_store
+from saekit_kernels import SparseCodes
+
+import saekit
+from saekit.errors import DataError, UsageError
+from saekit.inspection import scan as scan_module
+from saekit.inspection.records import feature_records, pick_rows, select_latents
+from saekit.inspection.relate import decoder_neighbours, output_tokens
+from saekit.inspection.scan import BINS, Scan, cached_scan, scan_store
+from saekit.inspection.windows import TOKENS_EACH_SIDE, read_windows
+from saekit.store.reader import open_store
+
+
+@pytest.fixture(scope="module", params=["topk", "l1", "kl", "pca"])
+def trained(request, tmp_path_factory):
+    """(model, store, z (N,F) whole)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    store = open_store(write_store(folder / "store", 2000, tokens=40))
+    options = {"sparsity": request.param, "expansion": 4, "batch": 256, "rows": 20_000, "k": 4}
+    if request.param == "kl":
+        options["coef"] = 0.01
+    if request.param == "pca":
+        options = {"model": "pca", "latents": 8}
+    saekit.train(store.path, folder / "run", **options)
+    model = saekit.load(folder / "run")
+    code = model.encode(make_rows(2000).half().float())
+    return model, store, code.to_dense() if isinstance(code, SparseCodes) else code
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(scan_module, "CHUNK_ROWS", 300)
+
+
+def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
+    model, store, z = trained
+    above = model.active_above or 0.0
+    scan = scan_store(model, store)
+    active = z > above
+    assert scan.rows == 2000 and torch.equal(scan.active, active.sum(0))
+    torch.testing.assert_close(scan.max, torch.where(active, z, 0.0).amax(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(scan.histogram.counts.sum(1), scan.active)
+    for j in range(0, model.latents, 7):
+        values = z[active[:, j], j]
+        if len(values) == 0:
+            continue
+        histogram = scan.histogram.of(j, float(scan.max[j]))
+        edges, counts = torch.tensor(histogram["edges"]), histogram["counts"]
+        assert len(edges) == len(counts) + 1 <= BINS + 1 and edges[-2] <= values.max() <= edges[-1] * (1 + 1e-6)
+        width = float(edges[1])
+        for i in (0, len(counts) // 2, len(counts) - 1):
+            # A value within rounding of an edge may fall on either side.
+            sure = ((values > edges[i] + 1e-4 * width) & (values < edges[i + 1] - 1e-4 * width)).sum()
+            possible = ((values > edges[i] - 1e-4 * width) & (values < edges[i + 1] + 1e-4 * width)).sum()
+            assert sure <= counts[i] <= possible
+
+
+def test_the_top_rows_are_the_best_row_of_each_of_the_best_examples(trained, small_chunks):
+    model, store, z = trained
+    scan = scan_store(model, store)
+    example = torch.arange(2000) // 40
+    for j in range(0, model.latents, 5):
+        values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)
+        best = torch.zeros(50).scatter_reduce(0, example, values, "amax")
+        expected = best[best > 0].sort(descending=True).values[: scan_module.KEPT_TOP]
+        found = scan.top.row[j] >= 0
+        torch.testing.assert_close(scan.top.value[j, found], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(values[scan.top.row[j, found]], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_do_not_change_what_is_exact(trained, small_chunks, monkeypatch):
+    model, store, _ = trained
+    many = scan_store(model, store)
+    monkeypatch.setattr(scan_module, "CHUNK_ROWS", 2000)
+    one = scan_store(model, store)
+    assert torch.equal(many.active, one.active)
+    torch.testing.assert_close(many.top.value, one.top.value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_sample_reaches_every_interval(trained):
+    model, store, z = trained
+    scan = scan_store(model, store)
+    j = int(scan.active.argmax())
+    bands = {pick.interval for pick in pick_rows(scan, store, j, top=5)} - {None}
+    filled = {min(int(5 * float(v) / float(scan.max[j])), 4) for v in z[:, j] if v > (model.active_above or 0.0)}
+    assert bands <= filled and len(bands) >= min(3, len(filled) - 1)
+    for pick in pick_rows(scan, store, j, top=5):
+        assert float(z[pick.row, j]) == pytest.approx(pick.act, rel=1e-4)
+
+
+def test_windows_hold_the_latent_on_the_rows_of_the_same_example(trained):
+    model, store, z = trained
+    rows = torch.tensor([0, 39, 40, 55, 1999, 55]).numpy()
+    latents = torch.tensor([0, 1, 2, 3, 4, 5]).numpy() % model.latents
+    windows = read_windows(model, store, rows, latents)
+    for i, (row, latent) in enumerate(zip(rows, latents)):
+        first, last = row // 40 * 40, min(row // 40 * 40 + 40, 2000)
+        start, stop = max(first, row - TOKENS_EACH_SIDE), min(last, row + TOKENS_EACH_SIDE + 1)
+        assert (windows.start[i], windows.stop[i]) == (start, stop)
+        got = torch.from_numpy(windows.values[windows.ptr[i] : windows.ptr[i + 1]])
+        torch.testing.assert_close(got, z[start:stop, latent], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_scan_is_read_back_and_used(trained, tmp_path):
+    model, store, _ = trained
+    (tmp_path / "run").mkdir()
+    first = cached_scan(model, tmp_path / "run", store)
+    seen = []
+    second = cached_scan(model, tmp_path / "run", store, seen.append)
+    assert seen == [], "nothing is scanned again"
+    assert torch.equal(first.top.row, second.top.row) and torch.equal(first.histogram.counts, second.histogram.counts)
+    assert Scan.read(next((tmp_path / "run" / "scans").iterdir()), model.latents + 1) is None
+
+
+@pytest.mark.parametrize("trained", ["topk"], indirect=True)
+def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
+    import saekit.inspection.records as records_module
+
+    model, store, z = trained
+    monkeypatch.setattr(records_module, "token_texts", lambda store: lambda ids: [f"<{i}>" for i in ids])
+    scan = scan_store(model, store)
+    chosen = select_latents("top:5", scan)
+    for record, j in zip(feature_records(model, store, scan, chosen, 6, None), chosen.tolist()):
+        assert record.index == j and record.active_rows == int((z[:, j] > 0).sum())
+        assert record.density == pytest.approx(record.active_rows / 2000)
+        top = [e for e in record.examples if e.group == "top"]
+        assert len(top) == 6 and [e.act for e in top] == sorted((e.act for e in top), reverse=True)
+        assert top[0].act == pytest.approx(record.max)
+        assert len({e.doc_id for e in top}) == 6, "one example a document while documents last"
+        for e in record.examples:
+            row = e.example_id * 40 + e.position
+            assert z[row, j].item() == pytest.approx(e.act, rel=1e-4) == pytest.approx(e.values[e.centre], rel=1e-4)
+            assert e.tokens[e.centre] == f"<{e.example_id + e.position}>" and len(e.tokens) == len(e.values)
+            assert e.source == f"document {e.doc_id}"
+
+
+def test_select_latents(trained):
+    model, store, _ = trained
+    scan = scan_store(model, store)
+    assert select_latents("0-3,5,2", scan).tolist() == [0, 1, 2, 3, 5]
+    top = select_latents("top:3", scan)
+    assert scan.active[top].tolist() == scan.active.sort(descending=True).values[:3].tolist()
+    assert (scan.active[select_latents("all", scan)] > 0).all()
+    with pytest.raises(DataError, match=rf"feature 999: this model has {model.latents} "):
+        select_latents("999", scan)
+    with pytest.raises(UsageError, match="write 0-255"):
+        select_latents("top500", scan)
+
+
+def test_neighbours_and_output_tokens_by_hand():
+    W_dec = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.9, 0.1]])
+    alive = torch.tensor([True, True, True, False])
+    near = decoder_neighbours(W_dec, torch.tensor([0]), alive, count=3)[0]
+    assert [n["index"] for n in near] == [1, 2]
+    assert [n["cosine"] for n in near] == pytest.approx([0.6, -1.0])
+    W_U = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 1.0]])
+    logits = output_tokens(W_dec, torch.tensor([1]), W_U, "abc".__getitem__, count=2)[0]
+    assert logits["top"] == [{"token": "b", "value": pytest.approx(4.0)}, {"token": "a", "value": pytest.approx(1.2)}]
+    assert logits["bottom"][0] == {"token": "c", "value": pytest.approx(0.2)}
