@@ -17,6 +17,8 @@ from saekit import __version__
 from saekit.errors import SaekitError
 from saekit_cli import demo, evaluate, features, harvest, inspect, train
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="saekit",
     no_args_is_help=True,
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _status(arguments: list[str] | None) -> int:
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        result: Any = app(arguments, standalone_mode=False, prog_name="saekit")
+        if result == INTERRUPTED:  # typer turns Ctrl-C into this status
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except TyperException as error:
         context = getattr(error, "ctx", None)
@@ -61,7 +65,7 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(str(error), error.hint, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted; what was finished is saved", "the same command with --resume", 130)
+        return _failed("interrupted; what was finished is saved", "the same command with --resume", INTERRUPTED)
     except Exception as error:
         if os.environ.get("SAEKIT_DEBUG"):
             traceback.print_exc()

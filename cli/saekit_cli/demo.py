@@ -49,7 +49,7 @@ IMAGE = Part(
     {
         "topk": {"k": 16},
         "l1": {"sparsity": "l1"},
-        "kl": {"sparsity": "kl"},
+        "kl": {"sparsity": "kl", "decoder_norm": "unit"},
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",

@@ -173,6 +173,8 @@ class _Harvest:
             fit = plan.disk_free // (plan.bytes // plan.rows)
             cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
             raise DataError(cause, f"--rows {fit} would fit, or another OUT")
+        for note in self.live.notes:
+            progress(Progress("harvest", 0, 0, message=note))
         began = time.monotonic()
         writers = self._open(resume, overwrite)
         first = next(iter(writers.values()))

@@ -30,15 +30,10 @@ class Pick:
     interval: int | None  # None: one of the strongest
 
 
-def select_latents(spec: str, scan: Scan) -> torch.Tensor:
-    """SPEC -> indices: `0-255,1024`, `top:500` (the densest living latents), `all` (living). Raises UsageError, DataError."""
-    latents = len(scan.active)
-    alive = scan.active > 0
-    if spec == "all":
-        return alive.nonzero()[:, 0]
-    if spec.startswith("top:") and spec[4:].isdigit():
-        order = torch.argsort(scan.active, descending=True, stable=True)
-        return order[alive[order]][: int(spec[4:])]
+def check_features(spec: str, latents: int) -> list[int] | None:
+    """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises UsageError, DataError."""
+    if spec == "all" or (spec.startswith("top:") and spec[4:].isdigit()):
+        return None
     chosen: list[int] = []
     for part in spec.split(","):
         first, _, last = part.strip().partition("-")
@@ -48,7 +43,19 @@ def select_latents(spec: str, scan: Scan) -> torch.Tensor:
     beyond = [j for j in chosen if j >= latents]
     if beyond:
         raise DataError(f"feature {beyond[0]}: this model has {latents:,} (0 to {latents - 1:,})", "--features top:500")
-    return torch.tensor(list(dict.fromkeys(chosen)))
+    return list(dict.fromkeys(chosen))
+
+
+def select_latents(spec: str, scan: Scan) -> torch.Tensor:
+    """SPEC -> indices: those named, `top:500` the densest living latents, `all` every living one. Raises as check_features."""
+    named = check_features(spec, len(scan.active))
+    if named is not None:
+        return torch.tensor(named)
+    alive = scan.active > 0
+    if spec == "all":
+        return alive.nonzero()[:, 0]
+    order = torch.argsort(scan.active, descending=True, stable=True)
+    return order[alive[order]][: int(spec[4:])]
 
 
 def pick_rows(scan: Scan, store: Store, latent: int, top: int) -> list[Pick]:

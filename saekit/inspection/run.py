@@ -12,7 +12,7 @@ import torch
 from saekit.config import write_toml
 from saekit.errors import DataError, SaekitError, UsageError
 from saekit.inspection.page import PageMeta, write_page
-from saekit.inspection.records import feature_records, select_latents
+from saekit.inspection.records import check_features, feature_records, select_latents
 from saekit.inspection.relate import output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
@@ -51,6 +51,7 @@ def inspect(
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
     model, description, opened = open_pair(checkpoint, store)
+    check_features(features, model.latents)
     out = Path(out)
     prepare_output(out, "index.html", resume=False, overwrite=overwrite)
     scan = cached_scan(model, Path(checkpoint), opened, progress)

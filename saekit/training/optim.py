@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 
 WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
-MEASURED_LATENTS = 18_432
+# Widths at which PEAK_LR was the best of a measured grid (docs/log.md). A dense code moves all of its latents in every step, so wider
+# ones need lower rates sooner than a TopK code.
+PEAK_LR = 3e-3
+MEASURED_LATENTS = {"topk": 18_432}
+MEASURED_LATENTS_DENSE = 2_048
 
 
-def default_lr(latents: int) -> float:
-    """Peak rate for Adam: the best of a measured grid at 18,432 latents (docs/log.md), lower ~ 1/sqrt(F) for wider models."""
-    return 3e-3 / max(latents / MEASURED_LATENTS, 1.0) ** 0.5
+def default_lr(latents: int, sparsity: str | None) -> float:
+    """Peak rate for Adam: PEAK_LR up to the measured width, falling ~ 1/sqrt(latents) beyond it, which is not measured."""
+    measured = MEASURED_LATENTS.get(sparsity, MEASURED_LATENTS_DENSE)
+    return PEAK_LR / max(latents / measured, 1.0) ** 0.5
 
 
 def schedule(step: int, total: int) -> float:

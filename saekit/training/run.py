@@ -93,7 +93,8 @@ class _Run:
         except RuntimeError as error:
             raise BackendError(f"--backend {config.backend}: {error}", "--backend torch") from None
         self.model = build(config.model, store.spec.d_in, config.options)
-        self.config = dataclasses.replace(config, lr=config.lr or default_lr(self.model.latents))
+        sparsity = getattr(self.model.config, "sparsity", None)
+        self.config = dataclasses.replace(config, lr=config.lr or default_lr(self.model.latents, sparsity))
         self.train_rows = len(store.split("train"))
         if self.model.strategy != "closed_form" and config.batch > self.train_rows:
             cause = f"--batch {config.batch:,} is above the {self.train_rows:,} training rows of {store.path}"
@@ -127,7 +128,9 @@ class _Run:
                 return TrainResult(**read_json(self.out / CONFIG, "a checkpoint")["result"] | {"path": str(self.out)})
         else:
             write_json(self.out / RUN, identity)
-            write_toml(self.out / "config.toml", {"store": str(self.store.path), **self.config.flat()})
+            settings = {**self.config.flat(), "store": str(self.store.path)}
+            settings.pop("save_seconds")
+            write_toml(self.out / "config.toml", settings)
         return self._train(progress)
 
     def _identity(self) -> dict[str, Any]:

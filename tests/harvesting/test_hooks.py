@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-import saekit_tiny_models as tiny
+import tiny as tiny
 import torch
 from torch import nn
 

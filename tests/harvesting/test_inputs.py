@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-import saekit_tiny_models as tiny
+import tiny as tiny
 import torch
 from PIL import Image
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import saekit_tiny_models as tiny
+import tiny as tiny
 import torch
 
 from saekit.errors import DataError, MissingError, UsageError

@@ -1,0 +1,100 @@
+"""The structure that the design promises: who may import whom, what importing costs, what is installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each part may import only what stands in an earlier row; parts of one row do not know each other.
+LAYERS = [
+    ["saekit_kernels"],
+    ["saekit.types", "saekit.errors"],
+    ["saekit.config"],
+    ["saekit.store", "saekit.models", "saekit.embedded"],
+    ["saekit.harvesting", "saekit.training"],
+    ["saekit.evaluation", "saekit.inspection"],
+    ["saekit_cli"],
+]
+RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
+ONLY_IN = {
+    "typer": {"saekit_cli"},
+    "rich": {"saekit_cli"},
+    "triton": {"saekit_kernels"},
+    "transformers": {"saekit.harvesting", "saekit.embedded", "saekit.inspection"},
+    "datasets": {"saekit.harvesting"},
+}
+
+
+def sources():
+    for folder in ("saekit", "kernels/saekit_kernels", "cli/saekit_cli"):
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def part_of(module: str) -> str | None:
+    head = module.split(".")
+    return next((name for n in (2, 1) if (name := ".".join(head[:n])) in RANK), None)
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[1:] if parts[0] in ("kernels", "cli") else parts)
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_point_to_the_left(path):
+    mine = part_of(module_name(path))
+    if mine is None:  # saekit/__init__.py names the public functions, lazily
+        assert module_name(path) == "saekit.__init__"
+        return
+    for imported in imports(path):
+        part = part_of(imported)
+        if part is not None and part != mine:
+            assert RANK[part] < RANK[mine], f"{mine} imports {part}"
+            if mine == "saekit_kernels":
+                pytest.fail(f"the kernels import {part}")
+        owners = ONLY_IN.get(imported.split(".")[0])
+        assert owners is None or mine in owners, f"{mine} imports {imported}"
+
+
+def test_importing_saekit_is_quick_silent_and_brings_no_torch():
+    code = "import sys, time; t = time.perf_counter(); import saekit; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch_too = done.stdout.split()
+    assert float(seconds) < 0.1 and torch_too == "False" and done.stderr == ""
+
+
+def test_every_public_name_resolves_and_is_documented():
+    import saekit
+
+    for name in saekit.__all__:
+        assert getattr(saekit, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'harvets'"):
+        _ = saekit.harvets
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"saekit", "saekit_kernels", "saekit_cli"}
+    for data in ("saekit/py.typed", "saekit/inspection/assets/explorer.html", "saekit/embedded/digits_vit/model.safetensors"):
+        assert data in names
+    size = sum(i.file_size for i in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).infolist() if i.filename.endswith(".safetensors"))
+    assert size < 2_000_000
