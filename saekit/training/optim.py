@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 
 WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
-# Widths at which PEAK_LR was the best of a measured grid (docs/log.md). A dense code moves all of its latents in every step, so wider
-# ones need lower rates sooner than a TopK code.
+# The best of a measured grid at these widths (docs/log.md).
 PEAK_LR = 3e-3
-MEASURED_LATENTS = {"topk": 18_432}
-MEASURED_LATENTS_DENSE = 2_048
+MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
 
 
 def default_lr(latents: int, sparsity: str | None) -> float:
-    """Peak rate for Adam: PEAK_LR up to the measured width, falling ~ 1/sqrt(latents) beyond it, which is not measured."""
-    measured = MEASURED_LATENTS.get(sparsity, MEASURED_LATENTS_DENSE)
-    return PEAK_LR / max(latents / measured, 1.0) ** 0.5
+    """Peak rate for Adam: PEAK_LR up to the measured width, lower beyond it, where it is not measured.
+
+    TopK: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Dense codes: ~ 1/latents, since each step of Adam moves every entry by the
+    rate, and all latents of a row add up.
+    """
+    if sparsity == "topk":
+        return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5
+    return PEAK_LR / max(latents / MEASURED_DENSE, 1.0)
 
 
 def schedule(step: int, total: int) -> float:
