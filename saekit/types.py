@@ -95,9 +95,7 @@ class ActivationSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all"
-    ) -> Iterator[ActivationBatch]: ...
+    def batches(self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all") -> Iterator[ActivationBatch]: ...
 
 
 @dataclass
@@ -186,9 +184,7 @@ class FeatureRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureRecord:
-        examples = [
-            Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None}) for e in data["examples"]
-        ]
+        examples = [Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None}) for e in data["examples"]]
         return cls(**{**data, "examples": examples})
 
 

@@ -55,7 +55,7 @@ def imports(path: Path):
             yield node.module
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
+@pytest.mark.parametrize("path", list(sources()), ids=module_name)
 def test_imports_point_to_the_left(path):
     mine = part_of(module_name(path))
     if mine is None:  # saekit/__init__.py names the public functions, lazily

@@ -88,9 +88,7 @@ def _run_part(part: Part, out: Path, quiet: bool) -> tuple[Path, list[tuple[str,
     for name, options in part.runs.items():
         message("train", name)
         results[name] = saekit.train(store, out / name, resume=True, progress=reporter, **options)
-    page = saekit.inspect(
-        out / part.page, store, out / "page", features=part.features, overwrite=True, progress=reporter
-    )
+    page = saekit.inspect(out / part.page, store, out / "page", features=part.features, overwrite=True, progress=reporter)
     reporter.close()
     figures = []
     for e in saekit.evaluate([out / name for name in part.runs], store):

@@ -34,7 +34,6 @@ def run(
         return
     header = ("feature", "act", "max", "density", "fires most on")
     cells = [
-        (str(r.index), figure(r.act, ".4g"), figure(r.max, ".4g"), figure(r.density, ".3%"), "  ".join(map(repr, r.tokens)))
-        for r in rows
+        (str(r.index), figure(r.act, ".4g"), figure(r.max, ".4g"), figure(r.density, ".3%"), "  ".join(map(repr, r.tokens))) for r in rows
     ]
     typer.echo(table(header, cells))

@@ -56,9 +56,7 @@ def run(
         return
     HarvestConfig(hooks=tuple(hook or ()), **options)  # what is wrong by the flags alone is said before a model loads
     reporter = Reporter(quiet)
-    result = harvest(
-        model, data, out, hook=hook or (), resume=resume, overwrite=overwrite, progress=reporter, **options
-    )
+    result = harvest(model, data, out, hook=hook or (), resume=resume, overwrite=overwrite, progress=reporter, **options)
     reporter.close()
     if json_:
         print_json({k: getattr(result, k) for k in ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")})

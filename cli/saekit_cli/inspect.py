@@ -27,9 +27,7 @@ def run(
     from saekit.inspection.run import inspect
 
     reporter = Reporter(quiet)
-    result = inspect(
-        checkpoint, store, out, features=features, top=top, single_file=single_file, overwrite=overwrite, progress=reporter
-    )
+    result = inspect(checkpoint, store, out, features=features, top=top, single_file=single_file, overwrite=overwrite, progress=reporter)
     reporter.close()
     if json_:
         print_json(result)

@@ -33,9 +33,7 @@ def decode(codes: SparseCodes, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) ->
     return nnF.embedding_bag(codes.idx, W_dec_FD, mode="sum", per_sample_weights=weights) + b_dec_D
 
 
-def decode_mse(
-    codes: SparseCodes, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, x_BD: torch.Tensor, need_grad: bool = True
-) -> Decoded:
+def decode_mse(codes: SparseCodes, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, x_BD: torch.Tensor, need_grad: bool = True) -> Decoded:
     """Reconstruct, compare and differentiate mean_b sum_d (x_hat - x)^2 with respect to x_hat (g) and to the code values."""
     with torch.no_grad():
         residual = decode(codes, W_dec_FD, b_dec_D).sub_(x_BD)

@@ -19,9 +19,7 @@ def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch
         return rows_BD.new_zeros(codes.F, rows_BD.shape[1])
     row_of_entry = transpose.pos // codes.capacity
     weights = coef_BK.flatten()[transpose.pos].to(rows_BD.dtype)
-    return nnF.embedding_bag(
-        row_of_entry, rows_BD, transpose.ptr, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return nnF.embedding_bag(row_of_entry, rows_BD, transpose.ptr, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def sparse_column_sum(codes: SparseCodes, coef_BK: torch.Tensor) -> torch.Tensor:

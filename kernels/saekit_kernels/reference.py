@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def encode_topk_dense(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int
-) -> torch.Tensor:
+def encode_topk_dense(x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int) -> torch.Tensor:
     """z (B,F): the k largest pre-activations of each row (ties to the smallest column) through a ReLU, zeros elsewhere."""
     pre = x_BD @ W_enc_FD.T + b_enc_F
     idx = pre.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]

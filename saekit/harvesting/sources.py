@@ -144,9 +144,7 @@ def _embedded(data: str, modality: Modality, seed: int) -> Documents:
     from saekit.embedded import digits
 
     names = [f"digit-{index:04d}" for index in range(digits.count())]
-    return ListedDocuments(
-        data, "image", names, digits.image, lambda: _digest_of([digits.arrays()[0].tobytes().hex()]), seed, digits.label
-    )
+    return ListedDocuments(data, "image", names, digits.image, lambda: _digest_of([digits.arrays()[0].tobytes().hex()]), seed, digits.label)
 
 
 def _file(path: Path, modality: Modality, column: str | None, seed: int) -> Documents:
@@ -186,9 +184,7 @@ def _images(root: Path, files: list[Path], name: str, seed: int) -> Documents:
         folder, _, rest = names[index].partition("/")
         return folder if rest else None
 
-    return ListedDocuments(
-        name, "image", names, lambda index: _read_image(files[index]), lambda: _listing(root, files), seed, label
-    )
+    return ListedDocuments(name, "image", names, lambda index: _read_image(files[index]), lambda: _listing(root, files), seed, label)
 
 
 def _read_text(path: Path) -> str:

@@ -105,9 +105,7 @@ def unembedding(store: Store) -> tuple[torch.Tensor | None, str]:
     return head.weight.detach().float(), ""
 
 
-def _with_logits(
-    records: Iterable[FeatureRecord], model: Autoencoder, W_U_VD: torch.Tensor, store: Store
-) -> Iterator[FeatureRecord]:
+def _with_logits(records: Iterable[FeatureRecord], model: Autoencoder, W_U_VD: torch.Tensor, store: Store) -> Iterator[FeatureRecord]:
     texts = token_texts(store)
     records = iter(records)
     while some := list(islice(records, LOGITS_AT_ONCE)):

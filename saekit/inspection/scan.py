@@ -204,9 +204,7 @@ def scan_store(model: Autoencoder, store: Store, progress: Callable[[Progress], 
     return scan
 
 
-def cached_scan(
-    model: Autoencoder, checkpoint: Path, store: Store, progress: Callable[[Progress], None] = lambda _: None
-) -> Scan:
+def cached_scan(model: Autoencoder, checkpoint: Path, store: Store, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
     """The scan kept beside the checkpoint, made when it is missing."""
     path = checkpoint / "scans" / f"{store.spec.fingerprint[:16]}.safetensors"
     scan = Scan.read(path, model.latents)

@@ -66,9 +66,7 @@ class TopK:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        reconstruction, residual, codes = topk_reconstruction(
-            x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace
-        )
+        reconstruction, residual, codes = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace)
         terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
         dead = sae.longest_dead(sae.config.aux_candidates)
         if sae.config.aux_coef > 0 and dead is not None:

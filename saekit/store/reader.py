@@ -75,9 +75,7 @@ class Store:
             self._splits[split] = split_rows(*self._runs, len(self), self.spec.seed, split)
         return self._splits[split]
 
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all"
-    ) -> Iterator[ActivationBatch]:
+    def batches(self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all") -> Iterator[ActivationBatch]:
         """Flat batches of rows, x (B,D) in the store's dtype, from row `start` of the pass.
 
         seed None: one pass in store order, the last batch may be smaller. Otherwise endless, epoch after epoch, every batch full.

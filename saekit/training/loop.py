@@ -28,9 +28,7 @@ LOGS = 200  # lines of metrics in a run
 class Trainer:
     """A run in progress. `step` counts finished steps; the rows used so far are step * batch."""
 
-    def __init__(
-        self, model: Autoencoder, store: Store, normalize: Normalizer, config: TrainConfig, total: int, out: Path
-    ) -> None:
+    def __init__(self, model: Autoencoder, store: Store, normalize: Normalizer, config: TrainConfig, total: int, out: Path) -> None:
         self.model, self.store, self.normalize, self.config, self.total, self.out = model, store, normalize, config, total, out
         self.step = 0
         self.names = [name for name, _ in model.named_parameters()]

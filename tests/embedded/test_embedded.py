@@ -38,9 +38,7 @@ def test_pydocs_are_read_without_importing_and_in_the_same_order_by_every_proces
         "print(digest, 'tkinter' in sys.modules, 'antigravity' in sys.modules, 'torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
-    runs = {
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout for _ in range(2)
-    }
+    runs = {subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout for _ in range(2)}
     (only,) = runs
     assert only.split()[1:] == ["False", "False", "False"]
 

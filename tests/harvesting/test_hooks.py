@@ -147,9 +147,7 @@ def test_an_unknown_hook_names_model_range_and_next_step(hook, cause, hint):
 
 def test_an_output_that_is_no_hidden_state_is_named():
     model = tiny.random_model("vit")
-    with pytest.raises(
-        DataError, match=r"embeddings.patch_embeddings.projection gives a tensor \(2, 32, 4, 4\) of torch.float32"
-    ):
+    with pytest.raises(DataError, match=r"embeddings.patch_embeddings.projection gives a tensor \(2, 32, 4, 4\) of torch.float32"):
         with torch.no_grad(), capture(model, "embeddings.patch_embeddings.projection"):
             model(tiny.pixels())
     assert hook_count(model) == 0

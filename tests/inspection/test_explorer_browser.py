@@ -126,9 +126,7 @@ def test_numbers_equal_features_jsonl(tab, text_site):
         assert [number(t) for t in texts(tab, "#top .act")] == [at_four_digits(example.act) for example in top]
         assert [number(t) for t in texts(tab, "#neighbours .value")] == [at_four_digits(n["cosine"]) for n in record.neighbours]
         assert [t.removeprefix("#") for t in texts(tab, "#neighbours a")] == [str(n["index"]) for n in record.neighbours]
-        assert [number(t) for t in texts(tab, "#coactivation .value")] == [
-            at_four_digits(n["jaccard"]) for n in record.coactivation
-        ]
+        assert [number(t) for t in texts(tab, "#coactivation .value")] == [at_four_digits(n["jaccard"]) for n in record.coactivation]
         for side in ("raised", "lowered"):
             entries = record.logits["top" if side == "raised" else "bottom"]
             assert [number(t) for t in texts(tab, f".{side} .value")] == [at_four_digits(entry["value"]) for entry in entries]
@@ -222,16 +220,12 @@ def test_filters_and_sorting(tab, text_site):
     tab.open(text_site.url())
     tab.click("#only-paged")
     assert text(tab, "#found") == f"{TEXT_PAGES + 1} of 24,576 latents"
-    tab.evaluate(
-        "(e => { e.value = 'index'; e.dispatchEvent(new Event('input', {bubbles: true})); })(document.getElementById('sort'))"
-    )
+    tab.evaluate("(e => { e.value = 'index'; e.dispatchEvent(new Event('input', {bubbles: true})); })(document.getElementById('sort'))")
     tab.evaluate("document.getElementById('list').scrollTop = 0")
     tab.wait(f"document.querySelector('.row[data-latent=\"{HOSTILE_LATENT}\"]')")
     shown = [int(t) for t in texts(tab, ".row .number")]
     assert sorted(shown) == sorted(text_site.records)[: len(shown)]
-    tab.evaluate(
-        "(e => { e.value = -0.5; e.dispatchEvent(new Event('input', {bubbles: true})); })(document.getElementById('density-low'))"
-    )
+    tab.evaluate("(e => { e.value = -0.5; e.dispatchEvent(new Event('input', {bubbles: true})); })(document.getElementById('density-low'))")
     assert text(tab, "#found") == "1 of 24,576 latents"  # only the hostile one fires on half of the rows
     tab.open(text_site.url())
     tab.click("#hide-dead")
@@ -270,9 +264,7 @@ def test_theme_help_and_logarithm_answer_their_keys(tab, text_site):
     assert tab.evaluate("document.getElementById('help').open") is True
     tab.press("Escape")
     assert tab.evaluate("document.getElementById('help').open") is False
-    smallest = (
-        "Math.min(...Array.from(document.querySelectorAll('.plot rect'), r => Number(r.getAttribute('height'))).filter(h => h))"
-    )
+    smallest = "Math.min(...Array.from(document.querySelectorAll('.plot rect'), r => Number(r.getAttribute('height'))).filter(h => h))"
     linear = tab.evaluate(smallest)
     tab.press("l")
     assert tab.evaluate(smallest) > linear

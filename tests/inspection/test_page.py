@@ -33,9 +33,7 @@ def unpacked(packed: str):
 
 
 def shards_on_disk(out: Path) -> list[list[dict]]:
-    read = [
-        re.fullmatch(r'saekitShard\((\d+),"([A-Za-z0-9+/=]+)"\);\n', f.read_text()) for f in sorted((out / "shards").iterdir())
-    ]
+    read = [re.fullmatch(r'saekitShard\((\d+),"([A-Za-z0-9+/=]+)"\);\n', f.read_text()) for f in sorted((out / "shards").iterdir())]
     assert [int(found[1]) for found in read] == list(range(len(read)))
     return [unpacked(found[2]) for found in read]
 

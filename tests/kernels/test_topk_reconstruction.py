@@ -41,9 +41,7 @@ def test_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k):
     reference, z = topk_reconstruction_dense(x, *dense, k)
     loss.backward()
     reference.backward()
-    assert torch.equal(codes.to_dense(), encode_topk_dense(x, *dense[:2], k)) or torch.allclose(
-        codes.to_dense(), z, rtol=1e-12, atol=1e-12
-    )
+    assert torch.equal(codes.to_dense(), encode_topk_dense(x, *dense[:2], k)) or torch.allclose(codes.to_dense(), z, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(loss, reference, rtol=1e-12, atol=0)
     torch.testing.assert_close(residual, z @ dense[2] + dense[3] - x, rtol=0, atol=1e-12)
     for got, expected in zip(ours, dense):
@@ -179,9 +177,7 @@ def test_transpose_lists_the_entries_of_each_latent_in_row_order():
 
 
 def test_no_double_counting_of_a_latent_that_every_row_hits():
-    codes = SparseCodes(
-        torch.full((500, 1), 0.1), torch.zeros(500, 1, dtype=torch.int32), torch.ones(500, dtype=torch.int32), 3
-    )
+    codes = SparseCodes(torch.full((500, 1), 0.1), torch.zeros(500, 1, dtype=torch.int32), torch.ones(500, dtype=torch.int32), 3)
     grad = sparse_weight_grad(codes, codes.vals, torch.ones(500, 2))
     # 500 additions in order: the error grows at most by one rounding each.
     tolerance = 500 * torch.finfo(torch.float32).eps

