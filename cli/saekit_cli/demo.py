@@ -71,7 +71,7 @@ def run(
         pages.append(page)
         rows += figures
     header = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "dead in training", "rows/s")
-    typer.echo(table(header, rows))
+    typer.echo(table(header, rows, left=(0, 1)))
     typer.echo(f"\n{time.monotonic() - began:.0f} s")
     for page in pages:
         typer.echo(f"open    {page}")

@@ -28,7 +28,7 @@ def run(
         print_json(results)
     else:
         header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead")
-        typer.echo(table(header, [_row(r) for r in results]))
+        typer.echo(table(header, [_row(r) for r in results], left=(0, 1)))
     worst = max(results, key=lambda r: r.metrics["fvu"])
     if max_fvu is not None and not worst.metrics["fvu"] <= max_fvu:
         raise QualityGateError(f"fvu {worst.metrics['fvu']:.4f} of {worst.checkpoint} is above --max-fvu {max_fvu:g}")

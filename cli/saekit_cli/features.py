@@ -36,4 +36,4 @@ def run(
     cells = [
         (str(r.index), figure(r.act, ".4g"), figure(r.max, ".4g"), figure(r.density, ".3%"), "  ".join(map(repr, r.tokens))) for r in rows
     ]
-    typer.echo(table(header, cells))
+    typer.echo(table(header, cells, left=(0, 4)))

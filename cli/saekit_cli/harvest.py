@@ -86,7 +86,7 @@ def _list_hooks(model: str, device: str, json_: bool) -> None:
     if json_:
         print_json([row._asdict() for row in rows])
     else:
-        typer.echo(table(("hook", "module"), [(row.alias, row.path) for row in rows]))
+        typer.echo(table(("hook", "module"), [(row.alias, row.path) for row in rows], left=(0, 1)))
 
 
 def _print_plan(plan, json_: bool) -> None:
