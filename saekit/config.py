@@ -16,7 +16,7 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
     """The settings of a config file, by flag name with underscores. Raises DataError with file and line for anything unknown."""
     known = set(known)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         settings = tomllib.loads(text)
     except FileNotFoundError:
         raise MissingError(f"there is no config file {path}") from None
@@ -31,8 +31,8 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
 
 def write_toml(path: Path, settings: dict[str, Any]) -> None:
     """Scalars and lists of scalars; None is left out. JSON's strings, numbers and booleans are TOML's."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None]
-    path.write_text("\n".join(lines) + "\n")
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value is not None]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _line_of(key: str, text: str) -> int:

@@ -121,7 +121,9 @@ class LossTerms:
 class Autoencoder(Protocol):
     """What trainer, evaluator, checkpoint, inspection and CLI know of a model; implementations are torch modules.
 
-    `encode` and `decode` act on rows (B,D) in the units of the training input until `fold` has run, on raw activations after it.
+    `encode` and `decode` act on rows (B,D) in the units that the weights are in: the normalised training input during training,
+    raw activations once loaded from a checkpoint (`folded` gives the weights for that). Strategy `gradient` needs initialise, loss,
+    before_step and after_step; `closed_form` needs fit(batches of x) alone.
     """
 
     strategy: Strategy
@@ -130,15 +132,19 @@ class Autoencoder(Protocol):
     # An entry of the code above this is *active*; None: dense code, l0, dead and density do not apply.
     active_above: float | None
 
+    def initialise(self, sample_BD: torch.Tensor, generator: torch.Generator) -> None: ...
+
     def encode(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes: ...
 
     def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor: ...
 
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
 
-    def after_step(self) -> None: ...
+    def before_step(self) -> None: ...  # gradients are there: project them
 
-    def fold(self, mean_D: torch.Tensor, scale: float) -> None: ...
+    def after_step(self) -> None: ...  # parameters have moved: bring them back to their constraints
+
+    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass

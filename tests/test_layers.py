@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["saekit_kernels"],
     ["saekit.types", "saekit.errors"],
-    ["saekit.config"],
+    ["saekit.config", "saekit.device"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
     ["saekit.evaluation", "saekit.inspection"],

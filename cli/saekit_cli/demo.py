@@ -36,7 +36,7 @@ TEXT = Part(
     "text",
     "embedded:smollm2-135m",
     "embedded:pydocs",
-    {"hook": "blocks.9", "rows": 120_000},
+    {"hook": "blocks.9", "rows": 120_000, "shard_mb": 16},
     {"topk": {"k": 32}, "pca": {"model": "pca"}},
     "topk",
     "top:1000",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from saekit_cli.options import Json
+from saekit_cli.options import Config, Json, Quiet
 from saekit_cli.screen import figure, print_json, table
 
 NAME = "evaluate"
@@ -17,7 +17,9 @@ def run(
     rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
     max_fvu: Annotated[float | None, typer.Option(help="Exit 7 when a checkpoint's fvu is above this.")] = None,
+    config: Config = None,
     json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Judge checkpoints side by side on the same rows."""
     from saekit.errors import QualityGateError
@@ -29,9 +31,10 @@ def run(
     else:
         header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead")
         typer.echo(table(header, [_row(r) for r in results], left=(0, 1)))
-    worst = max(results, key=lambda r: r.metrics["fvu"])
-    if max_fvu is not None and not worst.metrics["fvu"] <= max_fvu:
-        raise QualityGateError(f"fvu {worst.metrics['fvu']:.4f} of {worst.checkpoint} is above --max-fvu {max_fvu:g}")
+    # `not <=` rather than `>`: a NaN does not pass.
+    failed = [r for r in results if max_fvu is not None and not r.metrics["fvu"] <= max_fvu]
+    if failed:
+        raise QualityGateError(f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint} is above --max-fvu {max_fvu:g}")
 
 
 def _row(r) -> tuple[str, ...]:

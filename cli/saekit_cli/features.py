@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from saekit_cli.options import Json, Quiet
+from saekit_cli.options import Config, Json, Quiet
 from saekit_cli.screen import Reporter, figure, print_json, table
 
 NAME = "features"
@@ -20,6 +20,7 @@ def run(
     text: Annotated[str | None, typer.Option(help="Rank the latents that this text activates.")] = None,
     image: Annotated[str | None, typer.Option(help="Rank the latents that this image file activates.")] = None,
     top: Annotated[int, typer.Option(help="Latents to print.")] = 10,
+    config: Config = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -58,15 +58,15 @@ def run(
     reporter = Reporter(quiet)
     result = harvest(model, data, out, hook=hook or (), resume=resume, overwrite=overwrite, progress=reporter, **options)
     reporter.close()
-    if json_:
-        print_json({k: getattr(result, k) for k in ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")})
-        return
     if result.asked and result.rows < result.asked:
         message("note", f"the data gave {result.rows:,} rows of the {result.asked:,} asked for")
     if result.dropped:
         message("note", f"{result.dropped:,} rows above --max-norm were dropped")
+    if json_:
+        print_json({k: getattr(result, k) for k in ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")})
     for canonical, path in result.stores.items():
-        typer.echo(f"{path}  {canonical}  {result.rows:,} rows  {result.rows_per_s:,.0f} rows/s")
+        if not json_:
+            typer.echo(f"{path}  {canonical}  {result.rows:,} rows  {result.rows_per_s:,.0f} rows/s")
         _health(path)
 
 

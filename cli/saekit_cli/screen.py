@@ -104,7 +104,7 @@ class Reporter:
         else:
             parts.append(f"{p.done:,} {p.unit}")
         names = {"loss": ".4g", "fvu": ".4f", "l0": ".1f", "dead": ".1%"}
-        parts += [f"{name} {p.figures[name]:{form}}" for name, form in names.items() if name in p.figures]
+        parts += [f"{name} {p.figures[name]:{form}}" for name, form in names.items() if p.figures.get(name) is not None]
         rate = p.figures.get("rows_per_s") or (p.done - self.first) / max(now - self.began, 1e-9)
         if rate > 0:
             parts.append(f"{rate:,.0f} {p.unit}/s")

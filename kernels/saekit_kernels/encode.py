@@ -23,7 +23,9 @@ class Workspace:
     def get(self, name: str, shape: tuple[int, ...], like: torch.Tensor, fill: float | None = None) -> torch.Tensor:
         """A buffer of `shape` with the dtype and device of `like`; `fill` is written when the buffer is made, not later."""
         have = self._buffers.get(name)
-        if have is None or have.shape != shape or have.dtype != like.dtype or have.device != like.device:
+        # A buffer made under inference_mode cannot be written outside it.
+        stale = have is None or (have.is_inference() and not torch.is_inference_mode_enabled())
+        if stale or have.shape != shape or have.dtype != like.dtype or have.device != like.device:
             have = like.new_empty(shape) if fill is None else like.new_full(shape, fill)
             self._buffers[name] = have
         return have

@@ -54,7 +54,7 @@ def _evaluate(path: str | Path, store: Store, split: str | None, rows: int | Non
             "--store with a store of the same hook",
         )
     model = load(path)
-    split = split or ("holdout" if config["fingerprint"] == store.spec.fingerprint else "all")
+    split = split or ("holdout" if config["content"] == store.manifest.content else "all")
     figures = holdout_figures(model, store, split, rows)
     name = " ".join(filter(None, (config["model"], config["config"].get("sparsity"))))
     params = sum(tensor.numel() for tensor in model.state_dict().values())

@@ -131,21 +131,30 @@ def text_batches(
     live: LiveModel, data: Documents, *, ctx: int, batch: int, pack: bool = False, start_batch: int = 0
 ) -> Iterator[ContextBatch]:
     """See `batches`."""
-    frame = special_tokens(live)
-    room = ctx - len(frame.prefix) - len(frame.suffix)
-    if room < 1:
-        raise UsageError(f"--ctx {ctx} leaves no room for text beside {ctx - room} special tokens", "use --ctx 128")
-    limit = getattr(live.module.config, "max_position_embeddings", None)
-    if limit and ctx > limit:
-        raise DataError(f"--ctx {ctx}: {live.name} takes at most {limit} tokens", f"use --ctx {limit}")
-    if pack and frame.separator is None:
-        raise DataError(f"--pack: the tokenizer of {live.name} has no end-of-text token", "leave out --pack")
+    frame, room = check_context(live, ctx, pack)
     tokenized = _tokenized(live.tokenizer, data)
     contexts = _packed(tokenized, frame, room) if pack else _separate(tokenized, frame, room)
     pad = live.tokenizer.pad_token_id or 0
     for number, group in enumerate(_grouped(contexts, batch)):
         if number >= start_batch:
             yield _text_batch(group, pad)
+
+
+def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[_Frame, int]:
+    """(special tokens, room for text in a context). Raises UsageError when there is no room, DataError beyond the model's length."""
+    frame = special_tokens(live)
+    room = ctx - len(frame.prefix) - len(frame.suffix)
+    if room < 1:
+        raise UsageError(f"--ctx {ctx} leaves no room for text beside {ctx - room} special tokens", "use --ctx 128")
+    limit = getattr(live.module.config, "max_position_embeddings", None)
+    if limit and live.kind == "text_encoder" and hasattr(live.module, "embeddings"):
+        # RoBERTa counts positions from behind its padding index: 514 positions hold 512 tokens.
+        limit -= 1 + (getattr(live.module.embeddings, "padding_idx", None) or -1)
+    if limit and ctx > limit:
+        raise DataError(f"--ctx {ctx}: {live.name} takes at most {limit} tokens", f"use --ctx {limit}")
+    if pack and frame.separator is None:
+        raise DataError(f"--pack: the tokenizer of {live.name} has no end-of-text token", "leave out --pack")
+    return frame, room
 
 
 def special_tokens(live: LiveModel) -> _Frame:

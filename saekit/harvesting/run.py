@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from saekit.config import write_toml
+from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, check_choice
 from saekit.harvesting.hooks import capture, resolve_hook
-from saekit.harvesting.inputs import ContextBatch, batches, check_scope
+from saekit.harvesting.inputs import ContextBatch, batches, check_context, check_scope
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.sources import Documents, open_data
+from saekit.store.files import folder_bytes
 from saekit.store.shards import StoredExample
 from saekit.store.writer import DTYPES, RowBlock, StoreWriter
 from saekit.types import ActivationSpec, Layout, Progress, Scope
@@ -57,6 +59,8 @@ class HarvestConfig:
         for flag, value in (("rows", self.rows), ("ctx", self.ctx), ("batch", self.batch), ("shard-mb", self.shard_mb)):
             if value is not None and value < 1:
                 raise UsageError(f"--{flag} {value} must be at least 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must not be negative")
         if self.max_norm is not None and self.max_norm <= 0:
             raise UsageError(f"--max-norm {self.max_norm:g} must be above 0")
         if self.layout != "flat" and self.max_norm is not None:
@@ -118,7 +122,7 @@ def plan_harvest(model: str | LiveModel, data: str, out: str | Path, config: Har
 
 class _Harvest:
     def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
-        device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(config.device)
         self.live = load_model(model, device) if isinstance(model, str) else model
         self.config, self.out = config, out
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
@@ -126,6 +130,8 @@ class _Harvest:
         if config.pack and (self.live.modality == "image" or config.layout != "flat"):
             raise DataError("--pack needs a text model and --layout flat", "leave --pack away")
         check_scope(self.live, config.scope)
+        if self.live.modality == "text":
+            check_context(self.live, config.ctx, config.pack)
         self.hooks = list(dict.fromkeys(resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks))
         self.widths = self.live.probe(self.hooks)
         self.data: Documents = open_data(data, modality=self.live.modality, column=config.column, seed=config.seed)
@@ -169,7 +175,8 @@ class _Harvest:
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
         plan = self.plan()
-        if plan.bytes is not None and plan.bytes > plan.disk_free:
+        have = sum(folder_bytes(self.folder(hook)) for hook in self.hooks)
+        if plan.bytes is not None and plan.bytes > plan.disk_free + (have if resume or overwrite else 0):
             fit = plan.disk_free // (plan.bytes // plan.rows)
             cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
             raise DataError(cause, f"--rows {fit} would fit, or another OUT")
@@ -180,7 +187,8 @@ class _Harvest:
         first = next(iter(writers.values()))
         rows_before = first.rows
         if not all(writer.manifest.complete for writer in writers.values()):
-            self._fill(writers, progress)
+            if not all(writer.manifest.filled for writer in writers.values()):
+                self._fill(writers, progress)
             for writer in writers.values():
                 writer.finish()
         seconds = time.monotonic() - began
@@ -221,21 +229,25 @@ class _Harvest:
         start = 0 if calibrate else min(writer.batches_done for writer in writers.values())
         ahead = {hook: writer.batches_done for hook, writer in writers.items()}
         rows = 0 if start == 0 else self._rows_before(writers, start)
+        if c.layout == "flat" and c.rows is not None and rows >= c.rows:
+            return  # killed between the last shard and the report
         began, first_rows = time.monotonic(), rows
         stream = self._states(start)
         if calibrate:
             stream = self._calibrated(stream, writers)
         for number, (batch, states) in enumerate(stream, start):
             keep_BT = batch.rows_for_scope(c.scope)
-            keep_BT, dropped = self._within_norm(keep_BT, states, writers)
-            keep_BT = self._within_rows(keep_BT, None if c.rows is None else c.rows - rows)
+            fits_BT, dropped = self._within_norm(keep_BT, states, writers)
+            keep_BT = self._within_rows(fits_BT, None if c.rows is None else c.rows - rows)
+            if fits_BT.any() and not keep_BT.any():
+                break  # no whole example fits any more
             for hook, writer in writers.items():
                 if number >= ahead[hook]:
                     writer.append(_block(batch, states[hook], keep_BT, dropped))
             rows += int(keep_BT.sum())
             rate = (rows - first_rows) / max(time.monotonic() - began, 1e-9)
             progress(Progress("harvest", rows, c.rows or 0, figures={"rows_per_s": rate}))
-            if c.rows is not None and (rows >= c.rows or (c.layout != "flat" and not keep_BT.any())):
+            if c.rows is not None and rows >= c.rows:
                 break
 
     def _states(self, start: int) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:

@@ -165,14 +165,18 @@ def _file(path: Path, modality: Modality, column: str | None, seed: int) -> Docu
 def _folder(path: Path, modality: Modality, column: str | None, seed: int) -> Documents:
     name = str(path.absolute())
     files = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+    kinds = sorted({file.suffix for file in files if file.suffix in TABLES})
+    if len(kinds) > 1:
+        raise DataError(f"{path} holds tables of several kinds: {', '.join(kinds)}", "give one file, or a folder of one kind")
     if modality == "image":
         if images := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]:
             return _images(path, images, name, seed)
-    elif texts := [file for file in files if file.suffix in TEXT_SUFFIXES]:
+    # A README beside tables, as in every downloaded dataset, is not the data.
+    elif not kinds and (texts := [file for file in files if file.suffix in TEXT_SUFFIXES]):
         names = [file.relative_to(path).as_posix() for file in texts]
         return ListedDocuments(name, "text", names, lambda index: _read_text(texts[index]), lambda: _listing(path, texts), seed)
-    if tables := [file for file in files if file.suffix in TABLES and file.suffix == files[-1].suffix]:
-        return _table(tables, name, modality, column)
+    if kinds:
+        return _table([file for file in files if file.suffix in kinds], name, modality, column)
     wanted = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
     raise DataError(f"{path} holds no {modality} files", f"put {', '.join(wanted)} files there")
 

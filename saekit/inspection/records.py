@@ -32,17 +32,17 @@ class Pick:
 
 def check_features(spec: str, latents: int) -> list[int] | None:
     """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises UsageError, DataError."""
-    if spec == "all" or (spec.startswith("top:") and spec[4:].isdigit()):
+    if spec == "all" or (spec.startswith("top:") and spec[4:].isdigit() and int(spec[4:]) > 0):
         return None
     chosen: list[int] = []
     for part in spec.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
             raise UsageError(f"--features {spec}: write 0-255,1024 or top:500 or all")
+        if int(last or first) >= latents:
+            cause = f"feature {last or first}: this model has {latents:,} (0 to {latents - 1:,})"
+            raise DataError(cause, "--features top:500")
         chosen.extend(range(int(first), int(last or first) + 1))
-    beyond = [j for j in chosen if j >= latents]
-    if beyond:
-        raise DataError(f"feature {beyond[0]}: this model has {latents:,} (0 to {latents - 1:,})", "--features top:500")
     return list(dict.fromkeys(chosen))
 
 

@@ -17,12 +17,13 @@ from saekit.inspection.relate import output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
-from saekit.store.files import prepare_output
+from saekit.store.files import prepare_output, write_json
 from saekit.store.reader import Store
 from saekit.training.checkpoints import load
 from saekit.types import Autoencoder, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
+MARKER = "inspect.json"  # shows that the folder is ours, from the first moment on
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ def inspect(
     model, description, opened = open_pair(checkpoint, store)
     check_features(features, model.latents)
     out = Path(out)
-    prepare_output(out, "index.html", resume=False, overwrite=overwrite)
+    prepare_output(out, MARKER, resume=False, overwrite=overwrite)
+    settings = {"checkpoint": str(checkpoint), "store": str(store), "features": features, "top": top, "single_file": single_file}
+    write_json(out / MARKER, {"schema_version": 1, **settings})
+    write_toml(out / "config.toml", settings)
     scan = cached_scan(model, Path(checkpoint), opened, progress)
     chosen = select_latents(features, scan)
     thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
@@ -69,8 +73,6 @@ def inspect(
     images = {} if thumbnails is None else thumbnails.images
     meta = page_meta(description, opened, scan, [] if not note else [note])
     page = write_page(records, meta, images, out, single_file=single_file)
-    settings = {"checkpoint": str(checkpoint), "store": str(store), "features": features, "top": top, "single_file": single_file}
-    write_toml(out / "config.toml", settings)
     return InspectResult(str(page.index_html), page.features, page.bytes)
 
 

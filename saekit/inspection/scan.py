@@ -206,7 +206,7 @@ def scan_store(model: Autoencoder, store: Store, progress: Callable[[Progress], 
 
 def cached_scan(model: Autoencoder, checkpoint: Path, store: Store, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
     """The scan kept beside the checkpoint, made when it is missing."""
-    path = checkpoint / "scans" / f"{store.spec.fingerprint[:16]}.safetensors"
+    path = checkpoint / "scans" / f"{store.manifest.content[:16]}.safetensors"
     scan = Scan.read(path, model.latents)
     if scan is None or scan.rows != len(store):
         scan = scan_store(model, store, progress)

@@ -10,6 +10,7 @@ from torch import nn
 from saekit.errors import DataError, UsageError, check_choice
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sparsity import VARIANTS
 
 
 class Entry(NamedTuple):
@@ -35,8 +36,27 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     known = options_of(name)
     for key in options:
         if key not in known:
-            flags = ", ".join("--" + k.replace("_", "-") for k in known)
-            raise UsageError(f"--{key.replace('_', '-')} does not apply to --model {name}, which takes {flags}")
+            flags = ", ".join(map(flag, known))
+            raise UsageError(f"{flag(key)} does not apply to --model {name}, which takes {flags}")
+    if name == "sae":
+        _check_sparsity(options)
+
+
+def _check_sparsity(options: dict[str, Any]) -> None:
+    """An option of one sparsity is not silently ignored by another."""
+    chosen = options.get("sparsity", SAEConfig.sparsity)
+    check_choice("--sparsity", chosen, VARIANTS)
+    others = frozenset().union(*(variant.options for variant in VARIANTS.values())) - VARIANTS[chosen].options
+    for key in options:
+        if key in others:
+            takes = ", ".join(sorted(name for name, variant in VARIANTS.items() if key in variant.options))
+            raise UsageError(
+                f"{flag(key)} does not apply to --sparsity {chosen}", f"--sparsity {takes.replace(', ', ' or ')}, or leave it away"
+            )
+
+
+def flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def build(name: str, d_in: int, options: dict[str, Any]) -> nn.Module:

@@ -47,7 +47,9 @@ class SAEConfig:
         from dataclasses import replace
 
         check_choice("--sparsity", self.sparsity, VARIANTS)
-        if self.expansion <= 0:
+        if self.latents < 0 or self.latents > MAX_LATENTS:
+            raise UsageError(f"--latents {self.latents} must be between 1 and {MAX_LATENTS:,}")
+        if not 0 < self.expansion * self.d_in < MAX_LATENTS:
             raise UsageError(f"--expansion {self.expansion:g} must be above 0")
         latents = self.latents or max(round(self.expansion * self.d_in), 1)
         decoder_norm = self.decoder_norm or ("free" if self.sparsity == "kl" else "unit")
@@ -61,6 +63,8 @@ class SAEConfig:
             raise UsageError(f"--coef {coef:g} must not be negative")
         return replace(self, latents=latents, expansion=latents / self.d_in, decoder_norm=decoder_norm, coef=coef)
 
+
+MAX_LATENTS = 2**31 - 1  # latent indices are int32
 
 # Chosen by a measured grid (docs/log.md).
 DEFAULT_COEF = {"l1": 2.0, "kl": 0.5}
@@ -136,9 +140,10 @@ class SAE(nn.Module):
     @torch.no_grad()
     def resample(self, dead: torch.Tensor, x_BD: torch.Tensor, generator: torch.Generator) -> None:
         """Point dead latents at badly reconstructed rows, drawn with probability ~ loss^2 (Bricken et al. 2023, "Towards
-        monosemanticity"): decoder along the residual direction of the row, encoder the same at a fifth of the living norm."""
+        monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the living norm."""
         loss = (x_BD - self.forward(x_BD).x_hat).square().sum(1)
-        chosen = torch.multinomial(loss.square() + 1e-12, len(dead), replacement=len(dead) > len(x_BD), generator=generator)
+        weight = loss.square().cpu() + 1e-12  # on the CPU, where the generator is, whatever the device
+        chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x_BD), generator=generator).to(x_BD.device)
         direction = unit_rows_(x_BD[chosen] - self.b_dec)
         alive = torch.ones(self.latents, dtype=torch.bool, device=dead.device)
         alive[dead] = False

@@ -58,6 +58,7 @@ def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: tor
 class TopK:
     """The k largest ReLU(pre) of each row (Makhzani and Frey 2013, arXiv 1312.5663; Gao et al. 2024, arXiv 2406.04093)."""
 
+    options = frozenset({"k", "aux_coef", "aux_k", "aux_candidates", "aux_rows"})  # of SAEConfig, which no other variant takes
     homogeneous = True  # encode(c x) = c encode(x) for c > 0, so that the input scale folds into biases
     active_above = 0.0
     resamples = False
@@ -82,6 +83,7 @@ class TopK:
 class L1:
     """ReLU codes with the norm-weighted L1 penalty, its coefficient warmed up linearly."""
 
+    options = frozenset({"coef", "coef_warmup"})
     homogeneous = True
     active_above = 0.0
     resamples = True
@@ -102,6 +104,7 @@ class L1:
 class KL:
     """Sigmoid codes whose mean activation is pulled to `target_rate` by KL(rho || rho_hat)."""
 
+    options = frozenset({"coef", "coef_warmup", "target_rate"})
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
     resamples = False

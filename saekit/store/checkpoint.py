@@ -42,11 +42,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise DataError(f"{path} is a pickle, which can run code when it is opened; saekit does not read pickles")
     if not path.exists():
         raise MissingError(f"there is no checkpoint at {path}", "give the folder that `saekit train` wrote")
+    if not (path / CONFIG).exists() and (path / "metrics.jsonl").exists():
+        raise DataError(f"{path} holds a training run that did not finish", "saekit train ... --resume")
     config = read_json(path / CONFIG, "a checkpoint")
     if config.get("schema_version", 0) > SCHEMA:
         raise DataError(f"{path} was written by a later saekit (schema {config['schema_version']}, this one reads {SCHEMA})")
     if not (path / MODEL).exists():
-        raise DataError(f"{path} has no {MODEL}: its training did not finish", "saekit train ... --resume")
+        raise DataError(f"{path} has no {MODEL}", "saekit train ... --overwrite")
     try:
         return Checkpoint(path, config, load_file(path / MODEL))
     except SafetensorError as error:

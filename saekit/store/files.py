@@ -11,9 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from saekit.errors import DataError
-
-SECRET_WORDS = ("token", "secret", "password", "api_key")
+from saekit.errors import DataError, UsageError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -57,22 +55,36 @@ def read_json(path: Path, what: str) -> Any:
 def prepare_output(path: Path, marker: str, *, resume: bool, overwrite: bool) -> bool:
     """Make `path` ready to be written; True when there is something to resume.
 
-    `marker` is the file that shows that the folder was written by saekit: only such a folder is ever deleted.
-    Raises DataError when the folder holds anything and neither `resume` nor `overwrite` says what to do with it.
+    `marker` is the JSON file that saekit writes into such a folder first; only a folder with it is ever deleted or written into.
+    Raises UsageError when both ways are asked for, DataError when the folder holds anything and neither was, or is not saekit's.
     """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", "give one of them")
     if path.is_file():
         raise DataError(f"{path} is a file, not a folder", "choose another OUT")
-    occupied = path.is_dir() and any(path.iterdir())
-    ours = (path / marker).exists()
-    if occupied and overwrite:
-        if not ours:
-            raise DataError(f"{path} holds files that saekit did not write ({marker} is missing)", "choose another OUT")
-        shutil.rmtree(path)
-    elif occupied and not resume:
+    occupied = path.is_dir() and any(each.suffix != ".tmp" for each in path.iterdir())
+    ours = occupied and _is_saekits(path / marker)
+    if occupied and not ours and (resume or overwrite):
+        raise DataError(f"{path} holds files that saekit did not write (there is no {marker} of its own)", "choose another OUT")
+    if occupied and not resume and not overwrite:
         hint = "--resume to continue it, --overwrite to replace it, or another OUT" if ours else "choose another OUT"
         raise DataError(f"{path} exists and is not empty", hint)
+    if ours and overwrite:
+        shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    return resume and ours and occupied
+    return ours and resume
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files below `path`; 0 when there is none."""
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+def _is_saekits(marker: Path) -> bool:
+    try:
+        return "schema_version" in json.loads(marker.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _publish(temporary: Path, path: Path) -> None:

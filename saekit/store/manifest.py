@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,15 @@ class Manifest:
     spec: ActivationSpec
     plan: dict[str, Any]  # what must agree for a resume beside the spec: rows asked, batch, shard size, digest of the data
     shards: list[Shard] = field(default_factory=list)
+    filled: bool = False  # no more rows come; what is left is the report
     complete: bool = False
     norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
     stats: dict[str, Any] | None = None  # the health report, once complete
+
+    @property
+    def content(self) -> str:
+        """sha256 over the shards' own: equal exactly when the stored bytes are, which the fingerprint of the settings is not."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @property
     def rows(self) -> int:
@@ -62,6 +69,7 @@ class Manifest:
                 ActivationSpec.from_json(data["spec"]),
                 data["plan"],
                 [Shard(**shard) for shard in data["shards"]],
+                data["filled"],
                 data["complete"],
                 data["norm_limit"],
                 data["stats"],

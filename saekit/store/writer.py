@@ -44,9 +44,9 @@ class StoreWriter:
         resuming = prepare_output(path, manifests.NAME, resume=resume, overwrite=overwrite)
         self.manifest = self._resume(plan) if resuming else Manifest(spec, plan)
         self.batches = self.batches_done
-        (path / "shards").mkdir(exist_ok=True)
         if not resuming:
-            self.manifest.write(path)
+            self.manifest.write(path)  # first of all: it marks the folder as a store
+        (path / "shards").mkdir(exist_ok=True)
 
     @property
     def batches_done(self) -> int:
@@ -101,11 +101,12 @@ class StoreWriter:
         path = self.path / "shards" / name
         tensors, examples = self._shard_tensors()
         write_tensors(path, tensors)
+        digest = sha256_of(path)
         shard = Shard(
             name,
             len(tensors["x"]),
             path.stat().st_size,
-            sha256_of(path),
+            digest,
             self.batches,
             len(examples),
             sum(block.dropped for block in self._blocks),
@@ -136,6 +137,7 @@ class StoreWriter:
 
     def finish(self) -> Manifest:
         """Close the last shard and write the health report. Raises DataError when no row was stored."""
+        self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:
             raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")

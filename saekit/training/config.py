@@ -35,6 +35,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("--normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must not be negative")
         for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
             if value is not None and value <= 0:
                 raise UsageError(f"{flag} {value:g} must be above 0")

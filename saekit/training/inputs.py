@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,13 @@ def estimate(store: Store, mode: str, seed: int, device: torch.device) -> tuple[
     scale = (D / mean_square) ** 0.5 if mode != "none" and mean_square > 0 else 1.0
     normalizer = Normalizer(mean.float().to(device), scale)
     return normalizer, torch.cat([normalizer(batch).x for batch in sample])
+
+
+def checked(store: Store, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+    """The same batches, each looked through for NaN and inf."""
+    for batch in batches:
+        check_rows(store, batch)
+        yield batch
 
 
 def check_rows(store: Store, batch: ActivationBatch) -> None:

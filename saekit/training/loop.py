@@ -134,9 +134,13 @@ class Trainer:
         check_rows(self.store, raw)
         for name, value in terms.terms.items():
             if not math.isfinite(value.item()):
-                hint = "a lower --lr, or --clip 1; --resume continues from the last saved state"
+                hint = "--overwrite with a lower --lr, or with --clip 1"
                 raise NumericsError(f"the loss diverged at step {self.step + 1}: {name} is {value.item()}", hint)
-        raise NumericsError(f"the loss diverged at step {self.step + 1}", "a lower --lr, or --clip 1")
+        raise NumericsError(f"the loss diverged at step {self.step + 1}", "--overwrite with a lower --lr, or with --clip 1")
+
+    def dead_share(self) -> float | None:
+        """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""
+        return self.dead.share() if self.step * self.config.batch >= self.dead.threshold else None
 
     def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
         """What a line of metrics.jsonl holds; fvu is that of this batch."""
@@ -145,7 +149,7 @@ class Trainer:
         figures |= {name: value.item() for name, value in terms.terms.items()}
         figures["fvu"] = figures["reconstruction"] / max(variance, 1e-12)
         if self.dead is not None:
-            figures |= {"l0": self.dead.l0, "dead": self.dead.share()}
+            figures |= {"l0": self.dead.l0, "dead": self.dead_share()}
         return figures | {"lr": self.optimizer.param_groups[0]["lr"]}
 
 

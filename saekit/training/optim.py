@@ -47,8 +47,8 @@ def restore_adam(optimizer: torch.optim.Adam, names: list[str], tensors: dict[st
     for name, parameter in zip(names, optimizer.param_groups[0]["params"]):
         state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors}
         if state:
-            on_device = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
-            optimizer.state[parameter] = on_device
+            # Fused Adam keeps its step count on the parameter's device too.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from saekit_kernels import keep_freed_memory, resolve_backend
 
 from saekit.config import write_toml
+from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.metrics import Figures, RowSums
@@ -22,7 +23,7 @@ from saekit.store.files import prepare_output, read_json, write_json
 from saekit.store.manifest import differences
 from saekit.store.reader import Store
 from saekit.training.config import EPOCHS, TrainConfig
-from saekit.training.inputs import estimate
+from saekit.training.inputs import checked, estimate
 from saekit.training.loop import Trainer
 from saekit.training.optim import default_lr
 from saekit.types import Progress, Split
@@ -39,7 +40,7 @@ class TrainResult:
     rows_per_s: float
     backend: str
     metrics: dict[str, float | None]
-    """On the held-out rows: fvu, mse, cosine, l0, dead; dead_train over the last dead_rows training rows."""
+    """On the held-out rows: fvu, mse, cosine, l0, dead; dead_train over the last dead_rows training rows (None in a shorter run)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
 class _Run:
     def __init__(self, store: Store, out: Path, config: TrainConfig) -> None:
         self.store, self.out = store, out
-        self.device = _device(config.device)
+        self.device = pick_device(config.device)
         try:
             self.backend = resolve_backend(config.backend, self.device.type)
         except ValueError as error:
@@ -136,7 +137,8 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         config = self.config.flat()
         config.pop("save_seconds")
-        return {**config, "store": self.store.spec.fingerprint, "device": self.device.type, "backend": self.backend.name}
+        content = {"schema_version": 1, "store": self.store.spec.fingerprint, "content": self.store.manifest.content}
+        return {**config, **content, "device": self.device.type, "backend": self.backend.name}
 
     def _train(self, progress: Callable[[Progress], None]) -> TrainResult:
         config, model = self.config, self.model
@@ -145,7 +147,8 @@ class _Run:
         normalize, sample = estimate(self.store, config.normalize, config.seed, self.device)
         steps, figures = 1, {}
         if model.strategy == "closed_form":
-            model.fit(normalize(b).x.cpu() for b in self.store.batches(8192, split="train"))
+            batches = checked(self.store, self.store.batches(8192, split="train"))
+            model.fit(normalize(batch).x.cpu() for batch in batches)
             rows, seconds, done = self.train_rows, time.monotonic() - began, self.train_rows
         else:
             model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
@@ -155,7 +158,7 @@ class _Run:
             seconds = trainer.run(progress)
             normalize, steps, rows = trainer.normalize, self.steps, self.steps * config.batch
             if trainer.dead is not None:
-                figures["dead_train"] = trainer.dead.share()
+                figures["dead_train"] = trainer.dead_share()
         tensors = {n: t.detach().cpu().clone() for n, t in model.folded(normalize.mean_D, normalize.scale).items()}
         resolved = dataclasses.asdict(model.config)
         figures = holdout_figures(restore(config.model, resolved, tensors), self.store).scalars() | figures
@@ -170,6 +173,7 @@ class _Run:
             "training": self.config.flat(),
             "spec": self.store.spec.to_json(),
             "fingerprint": self.store.spec.fingerprint,
+            "content": self.store.manifest.content,
             "input_scale": scale,
             "backend": dataclasses.asdict(self.backend),
             "result": dataclasses.asdict(result) | {"path": ""},
@@ -179,25 +183,13 @@ class _Run:
 
 
 def holdout_figures(model: torch.nn.Module, store: Store, split: Split = "holdout", rows: int | None = None) -> Figures:
-    """The figures of a model that takes raw activations, on one side of a store."""
+    """The figures of a model that takes raw activations, on one side of a store. Raises NumericsError for a row that is not finite."""
     sums = RowSums(model.active_above)
     with torch.no_grad():
-        for batch in store.batches(4096, split=split):
+        for batch in checked(store, store.batches(4096, split=split)):
             x = batch.x.float() if rows is None else batch.x[: rows - sums.rows].float()
             output = model(x)
             sums.add(x, output.x_hat, output.code)
             if rows is not None and sums.rows >= rows:
                 break
     return sums.figures()
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise UsageError(f"--device {asked}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"--device {asked}: torch sees no CUDA device", "--device cpu")
-    return device

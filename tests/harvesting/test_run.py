@@ -179,6 +179,36 @@ def test_a_harvest_killed_with_sigkill_resumes_to_the_same_bytes(models, text, t
     assert broken == whole and len(whole) > 20
 
 
+@pytest.mark.parametrize("layout", ["flat", "sequence"])
+@pytest.mark.parametrize("rows", [101, None])
+def test_a_harvest_killed_between_the_last_shard_and_the_report_resumes_to_the_same_bytes(
+    models, text, tmp_path, monkeypatch, layout, rows
+):
+    import saekit.store.writer as writer
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    options = {"hook": "blocks.0", "ctx": 16, "batch": 4, "rows": rows, "layout": layout}
+    saekit.harvest(models("gpt2"), text, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "health_report", killed)
+        with pytest.raises(Killed):
+            saekit.harvest(models("gpt2"), text, tmp_path / "broken", **options)
+    saekit.harvest(models("gpt2"), text, tmp_path / "broken", **options, resume=True)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
+
+
+def test_wrong_arguments_do_not_cost_the_old_store(models, text, tmp_path):
+    saekit.harvest(models("gpt2"), text, tmp_path / "s", hook="blocks.0", ctx=16)
+    with pytest.raises(DataError, match="takes at most 64 tokens"):
+        saekit.harvest(models("gpt2"), text, tmp_path / "s", hook="blocks.0", ctx=100_000, overwrite=True)
+    assert len(open_store(tmp_path / "s")) > 0
+
+
 def test_rows_of_huge_norm_are_dropped_and_counted(models, text, tmp_path):
     live = load_model(models("llama"))
     original = live.module.model.embed_tokens.weight.data
@@ -223,7 +253,7 @@ def test_wrong_requests(models, text, tmp_path, options, error, words):
 
 
 def test_the_plan_is_arithmetic(models, text, tmp_path):
-    config = HarvestConfig(hooks=("blocks.0", "blocks.1"), rows=1_000_000, dtype="float16", shard_mb=16)
+    config = HarvestConfig(hooks=("blocks.0", "blocks.1"), rows=1_000_000, ctx=16, dtype="float16", shard_mb=16)
     plan = plan_harvest(models("gpt2"), text, tmp_path / "s", config)
     assert plan.hooks == {"transformer.h.0": WIDTH, "transformer.h.1": WIDTH}
     assert plan.bytes == 2 * 1_000_000 * WIDTH * 2 and plan.shards == -(-plan.bytes // (16 << 20))

@@ -22,7 +22,9 @@ def trained(request, tmp_path_factory):
     """(model, store, z (N,F) whole)."""
     folder = tmp_path_factory.mktemp(request.param)
     store = open_store(write_store(folder / "store", 2000, tokens=40))
-    options = {"sparsity": request.param, "expansion": 4, "batch": 256, "rows": 20_000, "k": 4}
+    options = {"sparsity": request.param, "expansion": 4, "batch": 256, "rows": 20_000}
+    if request.param == "topk":
+        options["k"] = 4
     if request.param == "kl":
         options["coef"] = 0.01
     if request.param == "pca":

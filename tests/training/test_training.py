@@ -24,7 +24,8 @@ from saekit.training.inputs import estimate
 from saekit.training.loop import Trainer
 from saekit.training.optim import make_adam, reset_moments, schedule
 
-SMALL = {"expansion": 4, "k": 4, "batch": 256, "lr": 3e-3}
+SMALL = {"expansion": 4, "batch": 256, "lr": 3e-3}
+TOPK = {**SMALL, "k": 4}
 
 
 def tensors(path):
@@ -37,7 +38,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     "options,most",
-    [({"sparsity": "topk"}, 0.35), ({"sparsity": "l1", "coef": 0.3}, 0.35), ({"sparsity": "kl", "coef": 0.01}, 0.5)],
+    [({"sparsity": "topk", "k": 4}, 0.35), ({"sparsity": "l1", "coef": 0.3}, 0.35), ({"sparsity": "kl", "coef": 0.01}, 0.5)],
 )
 def test_training_explains_the_data(store, tmp_path, options, most):
     result = saekit.train(store.path, tmp_path / "run", **{**SMALL, **options}, rows=60_000)
@@ -69,7 +70,7 @@ def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_pat
     assert lines[-1]["step"] == result.step and {"loss", "fvu", "l0", "dead", "lr", "rows_per_s"} <= set(lines[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"sparsity": "l1"}, {"sparsity": "kl"}])
+@pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl"}])
 def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options, monkeypatch):
     config = TrainConfig.from_flat({**SMALL, **options, "rows": 10 * 256})
     saekit.train(store.path, tmp_path / "whole", config=config)
@@ -87,7 +88,7 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, optio
         patched.setattr(Trainer, "train_step", five_steps)
         with pytest.raises(Killed):
             saekit.train(store.path, tmp_path / "broken", config=config)
-    with pytest.raises(DataError, match=r"training did not finish|config\.json is missing"):
+    with pytest.raises(DataError, match="training run that did not finish"):
         saekit.load(tmp_path / "broken")
     saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
@@ -140,13 +141,13 @@ def test_an_interrupt_saves_the_state_first(store, tmp_path, number, monkeypatch
 
 
 def test_resume_refuses_other_settings_and_names_them(store, tmp_path):
-    saekit.train(store.path, tmp_path / "run", **SMALL)
+    saekit.train(store.path, tmp_path / "run", **TOPK)
     with pytest.raises(DataError, match=r"other settings: k 4 -> 5"):
-        saekit.train(store.path, tmp_path / "run", **{**SMALL, "k": 5}, resume=True)
+        saekit.train(store.path, tmp_path / "run", **{**TOPK, "k": 5}, resume=True)
     with pytest.raises(DataError, match="exists and is not empty"):
-        saekit.train(store.path, tmp_path / "run", **SMALL)
+        saekit.train(store.path, tmp_path / "run", **TOPK)
     before = tensors(tmp_path / "run")
-    result = saekit.train(store.path, tmp_path / "run", **SMALL, resume=True)
+    result = saekit.train(store.path, tmp_path / "run", **TOPK, resume=True)
     assert equal(before, tensors(tmp_path / "run")) and result.path == str(tmp_path / "run")
 
 
@@ -268,6 +269,11 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
     [
         ({"batch": 10_000}, DataError, r"--batch 10,000 is above the 1,8\d\d training rows"),
         ({"model": "pca", "k": 3}, UsageError, "--k does not apply to --model pca"),
+        ({"sparsity": "l1", "k": 3}, UsageError, "--k does not apply to --sparsity l1"),
+        ({"coef": 3.0}, UsageError, "--coef does not apply to --sparsity topk"),
+        ({"seed": -1}, UsageError, "--seed -1 must not be negative"),
+        ({"latents": -5}, UsageError, "--latents -5 must be between"),
+        ({"expansion": float("nan")}, UsageError, "--expansion nan must be above 0"),
         ({"normalize": "center"}, UsageError, "--normalize center: did you mean center"),
         ({"rows": -1}, UsageError, "--rows -1 must be above 0"),
         ({"device": "tpu9"}, UsageError, "--device tpu9"),
@@ -300,3 +306,48 @@ def test_clipping_bounds_the_gradient(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
     saekit.train(store.path, tmp_path / "run", **SMALL, rows=2560, clip=0.5)
     assert max(norms) <= 0.5 * 1.0001
+
+
+def test_resume_never_writes_into_a_folder_that_is_not_a_run(store, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.toml").write_text("precious = true")
+    with pytest.raises(DataError, match="saekit did not write"):
+        saekit.train(store.path, tmp_path / "mine", **SMALL, resume=True)
+    assert (tmp_path / "mine" / "config.toml").read_text() == "precious = true" and len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_resume_and_overwrite_together_are_refused_and_nothing_is_lost(store, tmp_path):
+    saekit.train(store.path, tmp_path / "run", **SMALL)
+    with pytest.raises(UsageError, match="contradict"):
+        saekit.train(store.path, tmp_path / "run", **SMALL, resume=True, overwrite=True)
+    assert saekit.load(tmp_path / "run").latents == 64
+
+
+def test_a_store_with_the_same_settings_and_other_rows_is_not_the_training_store(store, tmp_path):
+    saekit.train(store.path, tmp_path / "run", **SMALL)
+    other = write_store(tmp_path / "other", 1000)
+    assert open_store(other).spec.fingerprint == store.spec.fingerprint
+    with pytest.raises(DataError, match="other settings: content"):
+        saekit.train(other, tmp_path / "run", **SMALL, resume=True)
+    assert [e.split for e in saekit.evaluate(tmp_path / "run", other) + saekit.evaluate(tmp_path / "run", store.path)] == ["all", "holdout"]
+
+
+def test_dead_in_training_is_not_claimed_for_less_than_an_epoch(store, tmp_path):
+    short = saekit.train(store.path, tmp_path / "short", **SMALL, rows=512)
+    long = saekit.train(store.path, tmp_path / "long", **SMALL, rows=4096)
+    assert short.metrics["dead_train"] is None and long.metrics["dead_train"] is not None
+
+
+@pytest.mark.parametrize("options", [{"model": "pca", "latents": 4}, SMALL])
+def test_a_bad_held_out_row_is_named(store, tmp_path, options):
+    shard, local = damage(store, store.split("holdout").slices(3, 4)[0][0], float("nan"))
+    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+        saekit.train(store.path, tmp_path / "run", **options)
+
+
+def test_a_model_works_in_and_out_of_inference_mode(store, tmp_path):
+    saekit.train(store.path, tmp_path / "run", **SMALL)
+    sae, x = saekit.load(tmp_path / "run"), make_rows(50)
+    with torch.inference_mode():
+        inside = sae(x).x_hat.clone()
+    assert torch.equal(sae(x).x_hat, inside)

@@ -1,0 +1,20 @@
+"""Which device to run on."""
+
+from __future__ import annotations
+
+import torch
+
+from saekit.errors import BackendError, UsageError
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is CUDA where torch sees it. Raises UsageError for what is no device, BackendError for one that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UsageError(f"--device {asked}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"--device {asked}: torch sees no CUDA device", "--device cpu")
+    return device
