@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import DataError, UsageError
-from saekit.harvesting.models import LiveModel, prepared
+from saekit.harvesting.images import prepared
+from saekit.harvesting.models import LiveModel
 from saekit.harvesting.sources import Document, Documents
 from saekit.types import CLS_POSITION, FIRST_REGISTER_POSITION, Scope
 

@@ -71,7 +71,8 @@ def test_the_shipped_vit_is_small_and_classifies_held_out_digits():
 
 
 def test_the_vit_reads_digits_through_its_processor_as_it_was_trained():
-    from saekit.harvesting.models import load_model, prepared
+    from saekit.harvesting.images import prepared
+    from saekit.harvesting.models import load_model
 
     live = load_model("embedded:digits-vit")
     pixels = prepared([digits.image(i) for i in range(3)], live.processor)

@@ -11,7 +11,8 @@ import torch
 
 from saekit.errors import DataError, MissingError, UsageError
 from saekit.harvesting.hooks import capture
-from saekit.harvesting.models import _pil_processor, load_model, not_found
+from saekit.harvesting.images import pil_processor
+from saekit.harvesting.models import load_model, not_found
 
 
 @pytest.mark.parametrize("family", [*tiny.TEXT, *tiny.VISION])
@@ -137,7 +138,7 @@ def test_importing_the_parts_loads_neither_transformers_nor_datasets():
 @pytest.mark.parametrize("family", ["vit", "clip", "siglip"])
 def test_the_processors_own_pil_edition_is_taken_where_there_is_one(tmp_path, family):
     """transformers 5.17 gives no AutoImageProcessor without torchvision; the class that the settings name is found."""
-    processor, notes = _pil_processor(tiny.save(family, tmp_path))
+    processor, notes = pil_processor(tiny.save(family, tmp_path))
     assert type(processor).__name__ == tiny.PROCESSORS.get(family, "ViTImageProcessor") + "Pil" and notes == ()
 
 
