@@ -65,7 +65,7 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
         raise MissingError(f"{name} has no image processor", "put preprocessor_config.json beside its weights")
     own = {parameter.rsplit(".", 1)[-1] for parameter, _ in tower.named_parameters()}
     channels = getattr(config, "num_channels", 3)
-    height, width = prepared([blank(channels)], processor).shape[-2:]
+    height, width = prepared([blank_image(channels)], processor).shape[-2:]
     patch = getattr(config, "patch_size", None)
     if not patch:
         raise DataError(f"{name} is a vision model without patches of one size", "choose a ViT, CLIP, SigLIP or DINO model")
@@ -80,7 +80,7 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
     )
 
 
-def blank(channels: int) -> Any:
+def blank_image(channels: int) -> Any:
     from PIL import Image
 
     return Image.new("L" if channels == 1 else "RGB", (32, 32))

@@ -24,7 +24,7 @@ from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.embedded.silence import quiet_transformers
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.hooks import block_count, capture, resolve_hook, tower_path
-from saekit.harvesting.images import ImageTokens, blank, image_processor, image_tokens, prepared
+from saekit.harvesting.images import ImageTokens, blank_image, image_processor, image_tokens, prepared
 
 Kind = Literal["causal_lm", "text_encoder", "vision"]
 
@@ -85,7 +85,7 @@ class LiveModel:
         class token, registers and patches that its configuration says.
         """
         if self.image_tokens:
-            blank = blank(self.image_tokens.channels)
+            blank = blank_image(self.image_tokens.channels)
             inputs, tokens = {"pixel_values": prepared([blank], self.processor)}, self.image_tokens.count
         else:
             ids = torch.zeros(1, 3, dtype=torch.int64)
