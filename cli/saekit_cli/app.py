@@ -61,7 +61,11 @@ def _status(arguments: list[str] | None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
             return 2
-        return _failed(error.format_message(), f"{context.command_path if context else 'saekit'} --help", 2)
+        # What a config file says wrongly is bad input, not bad usage.
+        parameter = getattr(error, "param", None)
+        source = context.get_parameter_source(parameter.name) if context and parameter else None
+        status = 3 if source is not None and source.name == "DEFAULT_MAP" else 2
+        return _failed(error.format_message(), f"{context.command_path if context else 'saekit'} --help", status)
     except SaekitError as error:
         return _failed(str(error), error.hint, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):

@@ -95,6 +95,9 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
     status, _, err = saekit(capsys, "train", acts, tmp_path / "s", "--config", config)
     assert status == 3 and "run.toml line 2: expanson is not a setting" in err and "did you mean expansion?" in err
     assert saekit(capsys, "train", acts, tmp_path / "s", "--config", tmp_path / "none.toml")[0] == 4
+    config.write_text('k = "many"\n')
+    status, _, err = saekit(capsys, "train", acts, tmp_path / "s", "--config", config)
+    assert status == 3 and "--k" in err
 
 
 @pytest.mark.parametrize(
