@@ -18,6 +18,7 @@ from saekit.errors import SaekitError
 from saekit_cli import demo, evaluate, features, harvest, inspect, train
 
 INTERRUPTED = 130
+INTERRUPTED_HINT = "harvest and train go on with --resume, demo when it is run again"
 
 app = typer.Typer(
     name="saekit",
@@ -65,11 +66,12 @@ def _status(arguments: list[str] | None) -> int:
         parameter = getattr(error, "param", None)
         source = context.get_parameter_source(parameter.name) if context and parameter else None
         status = 3 if source is not None and source.name == "DEFAULT_MAP" else 2
-        return _failed(error.format_message(), f"{context.command_path if context else 'saekit'} --help", status)
+        cause = f"config file: {error.format_message()}" if status == 3 else error.format_message()
+        return _failed(cause, f"{context.command_path if context else 'saekit'} --help", status)
     except SaekitError as error:
         return _failed(str(error), error.hint, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted; what was finished is saved", "the same command with --resume", INTERRUPTED)
+        return _failed("interrupted; finished shards and the state of a training run are saved", INTERRUPTED_HINT, INTERRUPTED)
     except Exception as error:
         if os.environ.get("SAEKIT_DEBUG"):
             traceback.print_exc()

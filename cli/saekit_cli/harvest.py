@@ -59,7 +59,8 @@ def run(
     result = harvest(model, data, out, hook=hook or (), resume=resume, overwrite=overwrite, progress=reporter, **options)
     reporter.close()
     if result.asked and result.rows < result.asked:
-        message("note", f"the data gave {result.rows:,} rows of the {result.asked:,} asked for")
+        why = "the data gave" if layout == "flat" else "whole examples give"
+        message("note", f"{why} {result.rows:,} rows of the {result.asked:,} asked for")
     if result.dropped:
         message("note", f"{result.dropped:,} rows above --max-norm were dropped")
     if json_:
@@ -76,6 +77,8 @@ def _health(path: str) -> None:
     stats = open_store(path).stats
     share = f"||mean||/||std|| {stats['mean_to_std']:.2f}, median norm {stats['median_norm']:.4g}, largest {stats['max_norm']:.4g}"
     message("health", f"{share}, {stats['high_norm_rows']:,} rows above {stats['high_norm_factor']:g} times the median")
+    if stats["high_norm_rows"]:
+        message("note", "rows of huge norm (attention sinks) cost an SAE much of its capacity; --max-norm 10 leaves them out")
 
 
 def _list_hooks(model: str, device: str, json_: bool) -> None:

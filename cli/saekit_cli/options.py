@@ -18,7 +18,10 @@ def _load_config(context: typer.Context, path: Path | None) -> None:
     names = {p.name for p in parameters if p.param_type_name == "option"} - {"config", "help", "json_"}
     positional = {p.name for p in parameters if p.param_type_name == "argument"}
     settings = read_toml(path, names | positional)
-    context.default_map = {name: value for name, value in settings.items() if name in names}
+    several = {p.name for p in parameters if getattr(p, "multiple", False)}
+    context.default_map = {
+        name: [value] if name in several and not isinstance(value, list) else value for name, value in settings.items() if name in names
+    }
 
 
 Config = Annotated[

@@ -15,6 +15,7 @@ saekit train acts/text runs/pca --model pca"""
 
 
 def run(
+    context: typer.Context,
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder that `saekit harvest` wrote.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the checkpoint.")],
     model: Annotated[str, typer.Option(help="sae | pca")] = "sae",
@@ -25,7 +26,7 @@ def run(
     coef: Annotated[float | None, typer.Option(help="Weight of the l1 or kl penalty.")] = None,
     target_rate: Annotated[float | None, typer.Option(help="Mean activation that kl pulls to (default 0.01).")] = None,
     decoder_norm: Annotated[str | None, typer.Option(help="unit | free (default unit, for kl free)")] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition (default 8 epochs).")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition, in whole batches (default 8 epochs).")] = None,
     batch: Annotated[int, typer.Option(help="Rows a step.")] = 4096,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: docs/training.md).")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm (default: no clipping).")] = None,
@@ -45,6 +46,13 @@ def run(
     from saekit.training.config import TrainConfig
     from saekit.training.run import plan_training, train
 
+    if expansion is not None and latents is not None:
+        # A flag wins over the other name for the same thing in a config file.
+        from_file = {n for n in ("expansion", "latents") if context.get_parameter_source(n).name == "DEFAULT_MAP"}
+        if from_file == {"latents"}:
+            latents = None
+        elif from_file == {"expansion"}:
+            expansion = None
     if expansion is not None and latents is not None:
         raise UsageError("--expansion and --latents both set the number of latents", "give one of them")
     own = {

@@ -77,7 +77,7 @@ def open_data(data: str, *, modality: Modality, column: str | None = None, seed:
     if path.is_file():
         return _file(path, modality, column, seed)
     repo, _, split = data.partition(":")
-    looks_local = path.suffix in (*TEXT_SUFFIXES, *IMAGE_SUFFIXES, *TABLES) or repo.startswith((".", "~", os.sep))
+    looks_local = data.endswith(os.sep) or path.suffix in (*TEXT_SUFFIXES, *IMAGE_SUFFIXES, *TABLES) or repo.startswith((".", "~", os.sep))
     if looks_local and not Path(repo).is_dir():
         raise MissingError(f"there is no data at {data}", "check the path, or use embedded:pydocs or embedded:digits")
     return _hub(repo, split or "train", modality, column)

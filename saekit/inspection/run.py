@@ -54,7 +54,7 @@ def inspect(
     model, description, opened = open_pair(checkpoint, store)
     check_features(features, model.latents)
     out = Path(out)
-    prepare_output(out, MARKER, resume=False, overwrite=overwrite)
+    prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
     settings = {"checkpoint": str(checkpoint), "store": str(store), "features": features, "top": top, "single_file": single_file}
     write_json(out / MARKER, {"schema_version": 1, **settings})
     write_toml(out / "config.toml", settings)

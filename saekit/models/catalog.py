@@ -55,6 +55,14 @@ def _check_sparsity(options: dict[str, Any]) -> None:
             )
 
 
+def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
+    """The options that a model has on the command line, those of another sparsity left out."""
+    if name != "sae":
+        return ("latents",)
+    own = VARIANTS[sparsity].options
+    return ("latents", "sparsity", "decoder_norm", *(o for o in ("k", "coef", "target_rate") if o in own))
+
+
 def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 

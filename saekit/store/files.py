@@ -52,7 +52,7 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"{path} is damaged: {error}") from None
 
 
-def prepare_output(path: Path, marker: str, *, resume: bool, overwrite: bool) -> bool:
+def prepare_output(path: Path, marker: str, *, resume: bool, overwrite: bool, resumable: bool = True) -> bool:
     """Make `path` ready to be written; True when there is something to resume.
 
     `marker` is the JSON file that saekit writes into such a folder first; only a folder with it is ever deleted or written into.
@@ -67,7 +67,8 @@ def prepare_output(path: Path, marker: str, *, resume: bool, overwrite: bool) ->
     if occupied and not ours and (resume or overwrite):
         raise DataError(f"{path} holds files that saekit did not write (there is no {marker} of its own)", "choose another OUT")
     if occupied and not resume and not overwrite:
-        hint = "--resume to continue it, --overwrite to replace it, or another OUT" if ours else "choose another OUT"
+        ways = "--resume to continue it, --overwrite to replace it" if resumable else "--overwrite to replace it"
+        hint = f"{ways}, or another OUT" if ours else "choose another OUT"
         raise DataError(f"{path} exists and is not empty", hint)
     if ours and overwrite:
         shutil.rmtree(path)

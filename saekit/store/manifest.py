@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import DataError
+from saekit.errors import DataError, MissingError
 from saekit.store.files import read_json, write_json
 from saekit.types import ActivationSpec
 
@@ -58,7 +58,8 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Raises DataError when there is no store here, or one of a later version."""
         if not folder.is_dir():
-            raise DataError(f"{folder} is not a store: there is no such folder", _nearby(folder.parent))
+            what = "it is a file" if folder.exists() else "there is no such folder"
+            raise MissingError(f"{folder} is not a store: {what}", _nearby(folder.parent))
         if not (folder / NAME).exists():
             raise DataError(f"{folder} is not a store: {NAME} is missing", _nearby(folder))
         data = read_json(folder / NAME, "a store")

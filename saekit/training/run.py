@@ -15,8 +15,8 @@ from saekit_kernels import keep_freed_memory, resolve_backend
 
 from saekit.config import write_toml
 from saekit.device import pick_device
-from saekit.errors import BackendError, DataError, UsageError
-from saekit.models.catalog import build, restore
+from saekit.errors import BackendError, DataError, NumericsError, UsageError
+from saekit.models.catalog import build, flags_of, restore
 from saekit.models.metrics import Figures, RowSums
 from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
 from saekit.store.files import prepare_output, read_json, write_json
@@ -28,6 +28,7 @@ from saekit.training.loop import Trainer
 from saekit.training.optim import default_lr
 from saekit.types import Progress, Split
 
+DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
 RUN = "run.json"  # what a resume must agree with; written when the folder is made
 
 
@@ -129,10 +130,17 @@ class _Run:
                 return TrainResult(**read_json(self.out / CONFIG, "a checkpoint")["result"] | {"path": str(self.out)})
         else:
             write_json(self.out / RUN, identity)
-            settings = {**self.config.flat(), "store": str(self.store.path)}
-            settings.pop("save_seconds")
-            write_toml(self.out / "config.toml", settings)
+            write_toml(self.out / "config.toml", self._settings())
         return self._train(progress)
+
+    def _settings(self) -> dict[str, Any]:
+        """Every flag as it was resolved, defaults too: the file means the same when a default changes."""
+        own = dataclasses.asdict(self.model.config)
+        flags = {name: own[name] for name in flags_of(self.config.model, own.get("sparsity")) if name in own}
+        settings = {**self.config.flat(), **flags, "store": str(self.store.path)}
+        settings.pop("save_seconds")
+        settings.pop("expansion", None)  # latents says it
+        return settings
 
     def _identity(self) -> dict[str, Any]:
         config = self.config.flat()
@@ -162,6 +170,8 @@ class _Run:
         tensors = {n: t.detach().cpu().clone() for n, t in model.folded(normalize.mean_D, normalize.scale).items()}
         resolved = dataclasses.asdict(model.config)
         figures = holdout_figures(restore(config.model, resolved, tensors), self.store).scalars() | figures
+        if not figures["fvu"] <= DIVERGED_FVU:
+            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         result = TrainResult(str(self.out), steps, rows, round(done / max(seconds, 1e-9), 1), self.backend.name, figures)
         self._write(tensors, resolved, normalize.scale, result)
         return result

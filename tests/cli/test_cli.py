@@ -88,16 +88,18 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
     config.write_text('expansion = 4\nk = 4\nbatch = 256\nrows = 5120\nsparsity = "topk"\n')
     status, _, _ = saekit(capsys, "train", acts, tmp_path / "r", "--config", config, "--k", 3, "-q")
     resolved = (tmp_path / "r" / "config.toml").read_text()
-    assert status == 0 and "k = 3" in resolved and "expansion = 4" in resolved
+    assert status == 0 and "k = 3" in resolved and "latents = 64" in resolved and 'decoder_norm = "unit"' in resolved
     status, _, _ = saekit(capsys, "train", acts, tmp_path / "again", "--config", tmp_path / "r" / "config.toml", "-q")
     assert status == 0, "the resolved config of a run can be given back"
+    status, _, _ = saekit(capsys, "train", acts, tmp_path / "wide", "--config", tmp_path / "r" / "config.toml", "--expansion", 8, "-q")
+    assert status == 0 and "latents = 128" in (tmp_path / "wide" / "config.toml").read_text()
     config.write_text("batch = 256\nexpanson = 4\n")
     status, _, err = saekit(capsys, "train", acts, tmp_path / "s", "--config", config)
     assert status == 3 and "run.toml line 2: expanson is not a setting" in err and "did you mean expansion?" in err
     assert saekit(capsys, "train", acts, tmp_path / "s", "--config", tmp_path / "none.toml")[0] == 4
     config.write_text('k = "many"\n')
     status, _, err = saekit(capsys, "train", acts, tmp_path / "s", "--config", config)
-    assert status == 3 and "--k" in err
+    assert status == 3 and "config file: " in err and "--k" in err
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
         (["train", "ACTS", "OUT", "--expansion", "2", "--latents", "9"], 2, "--expansion and --latents both", "give one"),
         (["train", "ACTS", "OUT", "--batch", "99999"], 3, "--batch 99,999 is above the 1,8", "--batch 4"),
         (["train", "ACTS", "OUT", "--backend", "triton"], 5, "--backend triton", "--backend torch"),
-        (["train", "NONE", "OUT"], 3, "is not a store: there is no such folder", "saekit harvest"),
+        (["train", "NONE", "OUT"], 4, "is not a store: there is no such folder", "saekit harvest"),
         (["train", "ACTS", "RUN", *map(str, SMALL)], 3, "exists and is not empty", "--resume"),
         (["train", "ACTS", "RUN", "--resume", *map(str, SMALL), "--seed", "4"], 3, "other settings: seed 0 -> 4", "--overwrite"),
         (["evaluate", "NONE", "--store", "ACTS"], 4, "there is no checkpoint at", "saekit train"),
@@ -171,7 +173,7 @@ def test_ctrl_c_saves_and_exits_130(acts, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "try    the same command with --resume" in err
+    assert process.returncode == 130 and "go on with --resume" in err
     assert (tmp_path / "r" / "train_state" / "state.safetensors").exists()
 
 

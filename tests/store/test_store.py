@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_stores import make_rows, make_spec, write_store
 
-from saekit.errors import DataError, NumericsError
+from saekit.errors import DataError, MissingError, NumericsError
 from saekit.store.reader import open_store
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import RowBlock, StoreWriter
@@ -136,7 +136,7 @@ def test_what_is_no_store_is_refused_with_the_nearest_one(tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json is missing") as error:
         open_store(tmp_path / "acts")
     assert str(tmp_path / "acts" / "text") in error.value.hint
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(MissingError, match="no such folder"):
         open_store(tmp_path / "nothing")
 
 

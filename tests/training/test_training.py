@@ -351,3 +351,9 @@ def test_a_model_works_in_and_out_of_inference_mode(store, tmp_path):
     with torch.inference_mode():
         inside = sae(x).x_hat.clone()
     assert torch.equal(sae(x).x_hat, inside)
+
+
+def test_a_run_that_ends_far_off_is_an_error_and_no_checkpoint(store, tmp_path):
+    with pytest.raises(NumericsError, match="the run diverged: held-out fvu"):
+        saekit.train(store.path, tmp_path / "run", **{**SMALL, "lr": 1e6})
+    assert not (tmp_path / "run" / "model.safetensors").exists()
