@@ -25,7 +25,7 @@ def run(
     ctx: Annotated[int, typer.Option(help="Tokens a context, special tokens included.")] = 128,
     batch: Annotated[int, typer.Option(help="Contexts or images a forward pass.")] = 32,
     dtype: Annotated[str, typer.Option(help="float16 | bfloat16 | float32")] = "float16",
-    shard_mb: Annotated[int, typer.Option(help="Size of a shard; memory and what a kill can lose are bounded by it.")] = 256,
+    shard_mb: Annotated[int, typer.Option(help="Size of a shard: what a kill or Ctrl-C can lose; memory grows to about twice it.")] = 256,
     max_norm: Annotated[float | None, typer.Option(help="Drop rows above this multiple of the median norm.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of a table that holds the text or image.")] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Fill contexts across documents.")] = False,
