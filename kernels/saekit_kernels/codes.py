@@ -14,10 +14,13 @@ import torch
 
 @dataclass
 class Transpose:
-    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as flat positions b*K + t, rows ascending."""
+    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as flat positions b*K + t, rows ascending.
 
-    ptr: torch.Tensor  # (F+1,) int64
-    pos: torch.Tensor  # (nnz,) int64
+    `pos` is as long as the codes are wide, since its used length, ptr[F], is known to the device alone; the rest is padding.
+    """
+
+    ptr: torch.Tensor  # (F+1,) int32
+    pos: torch.Tensor  # (B*K,) int32
 
 
 @dataclass
@@ -86,5 +89,5 @@ def _transpose(codes: SparseCodes) -> Transpose:
     # Padding sorts behind every latent, as latent F. int32 keys sort several times faster than int64 ones.
     key = torch.where(codes.active(), codes.idx, codes.F).flatten()
     key, pos = torch.sort(key, stable=True)
-    ptr = torch.searchsorted(key, torch.arange(codes.F + 1, dtype=torch.int32, device=key.device))
-    return Transpose(ptr, pos[: int(ptr[-1])])
+    ptr = torch.searchsorted(key, torch.arange(codes.F + 1, dtype=torch.int32, device=key.device), out_int32=True)
+    return Transpose(ptr, pos.to(torch.int32))

@@ -17,7 +17,7 @@ def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch
     transpose = codes.transpose()
     if len(transpose.pos) == 0:
         return rows_BD.new_zeros(codes.F, rows_BD.shape[1])
-    row_of_entry = transpose.pos // codes.capacity
+    row_of_entry = transpose.pos // codes.capacity  # entries behind ptr[F] are in no bag
     weights = coef_BK.flatten()[transpose.pos].to(rows_BD.dtype)
     return nnF.embedding_bag(row_of_entry, rows_BD, transpose.ptr, mode="sum", per_sample_weights=weights, include_last_offset=True)
 

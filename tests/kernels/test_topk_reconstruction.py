@@ -171,7 +171,7 @@ def test_transpose_lists_the_entries_of_each_latent_in_row_order():
     )
     transpose = codes.transpose()
     assert transpose.ptr.tolist() == [0, 1, 2, 5, 5]
-    assert transpose.pos.tolist() == [0, 4, 1, 2, 5]
+    assert transpose.pos[:5].tolist() == [0, 4, 1, 2, 5]
     products = sampled_products(codes, torch.eye(3), torch.arange(12.0).view(4, 3))
     assert products.tolist() == [[0.0, 6.0], [7.0, 0.0], [5.0, 8.0]]
 
