@@ -109,12 +109,13 @@ class Output:
 
 @dataclass
 class LossTerms:
-    """`total` equals the sum of terms[name] * weights[name]. `metrics` are plain figures that are not part of the loss."""
+    """`total` equals the sum of terms[name] * weights[name]; it alone has to be differentiable. `metrics` are plain figures that are
+    not part of the loss."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]  # before weighting, scalars
     weights: dict[str, float]
-    code: torch.Tensor | SparseCodes  # detached: the trainer counts firings from it
+    fired: torch.Tensor | None = None  # (F,) int64: in how many rows of the batch each latent is active; None for dense codes
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 

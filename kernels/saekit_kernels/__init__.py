@@ -4,26 +4,34 @@ encode_topk -> SparseCodes -> decode / decode_mse -> sparse_weight_grad; topk_re
 Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do it).
 """
 
-from saekit_kernels.codes import SparseCodes, Transpose, from_dense
+from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
-from saekit_kernels.encode import Workspace, encode_topk
+from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
-from saekit_kernels.loss import topk_reconstruction
+from saekit_kernels.loss import Reconstruction, relu_reconstruction, topk_reconstruction
 from saekit_kernels.memory import keep_freed_memory
 from saekit_kernels.select import topk_rows
+from saekit_kernels.workspace import Workspace
 
 __all__ = [
     "Backend",
+    "Codes",
     "Decoded",
+    "RaggedCodes",
+    "Reconstruction",
     "SparseCodes",
     "Transpose",
     "Workspace",
     "decode",
     "decode_mse",
+    "encode_batchtopk",
+    "encode_threshold",
     "encode_topk",
+    "encoder_plan",
     "from_dense",
     "keep_freed_memory",
+    "relu_reconstruction",
     "resolve_backend",
     "sampled_products",
     "sparse_column_sum",

@@ -1,8 +1,11 @@
-"""SparseCodes: the few active latents of each row, the one format between encoder, decoder and gradients.
+"""The few active latents of each row: the format between encoder, decoder and gradients.
 
-Rows are stored ELL: column-ascending (value, index) pairs, padded with value 0 at index 0 behind the last active latent. ELL because
-a TopK code has exact width and the decoder wants a fixed width; the transpose (CSC) is made on demand because gradients that sum
-over rows in a fixed order, without atomics, need the rows of each latent side by side.
+SparseCodes stores rows ELL: column-ascending (value, index) pairs, padded with value 0 at index 0 behind the last active latent. ELL
+because a TopK code has exact width and the decoder wants a fixed width. RaggedCodes stores rows end to end (CSR), for thresholds: one
+unusual row of a language model can have fifty times the active latents of the mean, and ELL would be as wide as that row.
+
+Both give their transpose (CSC) on demand, because gradients that sum over rows in a fixed order, without atomics, need the rows of each
+latent side by side.
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ import torch
 
 @dataclass
 class Transpose:
-    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as flat positions b*K + t, rows ascending.
+    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the flattened codes, rows ascending.
 
-    `pos` is as long as the codes are wide, since its used length, ptr[F], is known to the device alone; the rest is padding.
+    `pos` is as long as the codes' storage, since its used length, ptr[F], is known to the device alone; the rest is padding.
     """
 
     ptr: torch.Tensor  # (F+1,) int32
-    pos: torch.Tensor  # (B*K,) int32
+    pos: torch.Tensor  # (entries,) int32
+
+    def counts(self) -> torch.Tensor:
+        """(F,): in how many rows each latent is active."""
+        return self.ptr.diff()
 
 
 @dataclass
@@ -52,11 +59,67 @@ class SparseCodes:
         """(B,K) bool: which entries are codes rather than padding."""
         return torch.arange(self.capacity, device=self.nnz.device)[None, :] < self.nnz[:, None]
 
+    def offsets(self) -> torch.Tensor:
+        """(B+1,) int32: where each row begins in the flattened codes."""
+        B, K = self.vals.shape
+        return torch.arange(B + 1, dtype=torch.int32, device=self.idx.device) * K
+
+    def row_of(self, pos: torch.Tensor) -> torch.Tensor:
+        """The row of each position in the flattened codes."""
+        return torch.div(pos, max(self.capacity, 1), rounding_mode="floor")
+
+    def without_padding(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, in the shape of vals, with zeros on padding."""
+        return values.masked_fill(~self.active(), 0.0)
+
     def transpose(self) -> Transpose:
         """Made once, by a stable sort: the same codes give the same order, whatever the device."""
         if self._transpose is None:
-            self._transpose = _transpose(self)
+            # Padding sorts behind every latent, as latent F.
+            self._transpose = _transpose(torch.where(self.active(), self.idx, self.F).flatten(), self.F)
         return self._transpose
+
+
+@dataclass
+class RaggedCodes:
+    """Rows end to end: entries ptr[b]:ptr[b+1] of vals (n,) and idx (n,) int32 are row b's, columns ascending; F latents."""
+
+    ptr: torch.Tensor  # (B+1,) int32
+    vals: torch.Tensor
+    idx: torch.Tensor
+    F: int
+    _transpose: Transpose | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    @property
+    def nnz(self) -> torch.Tensor:
+        return self.ptr.diff()
+
+    def offsets(self) -> torch.Tensor:
+        return self.ptr
+
+    def row_of(self, pos: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(self), dtype=torch.int32, device=self.idx.device)
+        return rows.repeat_interleave(self.nnz, output_size=len(self.idx))[pos]
+
+    def without_padding(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def to_dense(self) -> torch.Tensor:
+        dense = self.vals.new_zeros(len(self), self.F)
+        row = self.row_of(torch.arange(len(self.idx), device=self.idx.device)).long()
+        dense[row, self.idx.long()] = self.vals
+        return dense
+
+    def transpose(self) -> Transpose:
+        if self._transpose is None:
+            self._transpose = _transpose(self.idx, self.F)
+        return self._transpose
+
+
+Codes = SparseCodes | RaggedCodes
 
 
 def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
@@ -72,6 +135,12 @@ def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> Sparse
     return SparseCodes(vals, idx, active.sum(1, dtype=torch.int32), F)
 
 
+def from_entries(row: torch.Tensor, column: torch.Tensor, vals: torch.Tensor, B: int, F: int) -> RaggedCodes:
+    """Codes from (row, column, value) entries in row-major order, columns ascending."""
+    ptr = torch.nn.functional.pad(torch.bincount(row, minlength=B).cumsum(0), (1, 0))
+    return RaggedCodes(ptr.to(torch.int32), vals, column.to(torch.int32), F)
+
+
 def from_dense(z_BF: torch.Tensor, above: float = 0.0) -> SparseCodes:
     """The entries of a dense code that are above `above`, as wide as the fullest row needs."""
     active = z_BF > above
@@ -85,9 +154,8 @@ def from_dense(z_BF: torch.Tensor, above: float = 0.0) -> SparseCodes:
     return SparseCodes(vals, idx.to(torch.int32), nnz, z_BF.shape[1])
 
 
-def _transpose(codes: SparseCodes) -> Transpose:
-    # Padding sorts behind every latent, as latent F. int32 keys sort several times faster than int64 ones.
-    key = torch.where(codes.active(), codes.idx, codes.F).flatten()
+def _transpose(key: torch.Tensor, F: int) -> Transpose:
+    # int32 keys sort several times faster than int64 ones.
     key, pos = torch.sort(key, stable=True)
-    ptr = torch.searchsorted(key, torch.arange(codes.F + 1, dtype=torch.int32, device=key.device), out_int32=True)
+    ptr = torch.searchsorted(key, torch.arange(F + 1, dtype=torch.int32, device=key.device), out_int32=True)
     return Transpose(ptr, pos.to(torch.int32))

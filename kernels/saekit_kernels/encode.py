@@ -1,38 +1,38 @@
-"""Encoder GEMM and selection: rows x -> SparseCodes.
+"""Encoder and selection: rows x -> SparseCodes, by three rules: the k largest, everything above a threshold, the B*k largest of a batch.
 
-The pre-activations of a chunk of rows live in one reused buffer (a fresh B x F temporary is page-faulted in every step, which costs a
-tenth of the step on a CPU) and are gone when the chunk is selected: nothing of size B x F is kept for the backward pass.
+Two plans give the same selected sets. `gemm` makes the pre-activations of a chunk of rows in fp32 and selects. `filter` (filter.py) finds
+the latents that can matter with a bf16 product and scores those in fp32; it is chosen where the CPU multiplies bf16 natively and the
+matrices are large. Values of the two differ in the order of their sums, in the last bits. Nothing of size B x F outlives a call.
 """
 
 from __future__ import annotations
 
 import torch
 
-from saekit_kernels.codes import SparseCodes, from_selected
+from saekit_kernels.codes import RaggedCodes, SparseCodes, from_entries, from_selected
+from saekit_kernels.filter import CHUNK_ROWS as FILTER_ROWS
+from saekit_kernels.filter import GROUP as FILTER_GROUP
+from saekit_kernels.filter import LEAST_PRODUCT, Filter, fast_bf16, positions
 from saekit_kernels.select import GROUP, topk_rows
+from saekit_kernels.sparse import row_products
+from saekit_kernels.threads import map_chunks
+from saekit_kernels.workspace import Workspace
 
-CHUNK_ROWS = 1024  # 256 to 4096 measured within 10 % of one another; 1024 keeps the buffer at 75 MB for F = 18,432
-
-
-class Workspace:
-    """Reused buffers, one for each name. Not shared between threads."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], like: torch.Tensor, fill: float | None = None) -> torch.Tensor:
-        """A buffer of `shape` with the dtype and device of `like`; `fill` is written when the buffer is made, not later."""
-        have = self._buffers.get(name)
-        # A buffer made under inference_mode cannot be written outside it.
-        stale = have is None or (have.is_inference() and not torch.is_inference_mode_enabled())
-        if stale or have.shape != shape or have.dtype != like.dtype or have.device != like.device:
-            have = like.new_empty(shape) if fill is None else like.new_full(shape, fill)
-            self._buffers[name] = have
-        return have
+CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
+CROWDED = 512  # survivors above which a row costs less by an fp32 product with all of W
 
 
+def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
+    """filter | gemm: how these would be encoded."""
+    large = x_BD.numel() * W_enc_FD.shape[0] >= LEAST_PRODUCT
+    if x_BD.device.type == "cpu" and x_BD.dtype == W_enc_FD.dtype == torch.float32 and large and fast_bf16():
+        return "filter"
+    return "gemm"
+
+
+@torch.no_grad()
 def encode_topk(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None
+    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None, plan: str = "auto"
 ) -> SparseCodes:
     """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. No autograd.
 
@@ -41,20 +41,196 @@ def encode_topk(
     F = W_enc_FD.shape[0]
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
+    x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
+    if len(x_BD) == 0:
+        return _no_rows(x_BD, k, F)
     workspace = workspace or Workspace()
-    padded = -(-F // GROUP) * GROUP
-    vals, idx = [], []
-    with torch.no_grad():
-        x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
-        for start in range(0, len(x_BD), CHUNK_ROWS):
-            x = x_BD[start : start + CHUNK_ROWS]
-            # The columns behind F stay -inf: never selected while k <= F.
-            pre = workspace.get("pre", (min(CHUNK_ROWS, len(x_BD)), padded), x_BD, fill=-torch.inf)[: len(x)]
-            torch.addmm(b_enc_F, x, W_enc_FD.T, out=pre[:, :F])
-            v, i = topk_rows(pre, k)
-            vals.append(v)
-            idx.append(i)
-    if not vals:
-        empty = x_BD.new_zeros(0, k)
-        return SparseCodes(empty, empty.to(torch.int32), empty.new_zeros(0, dtype=torch.int32), F)
-    return from_selected(torch.cat(vals), torch.cat(idx), F)
+    plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
+    if plan == "filter" and F // FILTER_GROUP >= 2 * k:
+        found = _topk_by_filter(x_BD, W_enc_FD, b_enc_F, k, workspace)
+        if found is not None:
+            return from_selected(*found, F)
+    return from_selected(*_topk_by_gemm(x_BD, W_enc_FD, b_enc_F, k, workspace), F)
+
+
+@torch.no_grad()
+def encode_threshold(
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    threshold: torch.Tensor | float = 0.0,
+    workspace: Workspace | None = None,
+    plan: str = "auto",
+    most: float | None = None,
+) -> RaggedCodes | None:
+    """Every positive pre-activation above its threshold: a ReLU with 0, a JumpReLU with one threshold a latent (F,), BatchTopK
+    inference with one scalar. NaN counts as active. None when the first rows have more than `most` active latents on average: dense
+    work is then cheaper, and little was lost. No autograd."""
+    F = W_enc_FD.shape[0]
+    x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
+    threshold_F = torch.as_tensor(threshold, dtype=x_BD.dtype, device=x_BD.device).clamp_min(0.0).expand(F)
+    workspace = workspace or Workspace()
+    plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
+    find = _above_by_filter if plan == "filter" and len(x_BD) else _above_by_gemm
+    probe = min(FILTER_ROWS if find is _above_by_filter else CHUNK_ROWS, len(x_BD))
+    kept = []
+    for start, row, column, vals in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace):
+        if start == 0 and most is not None and len(vals) > most * probe:
+            return None
+        kept.append((row + start, column, vals))
+    if not kept:
+        empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
+        kept.append((empty, empty, x_BD.new_zeros(0)))
+    return from_entries(*map(torch.cat, zip(*kept)), len(x_BD), F)
+
+
+@torch.no_grad()
+def encode_batchtopk(
+    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None
+) -> tuple[RaggedCodes, torch.Tensor]:
+    """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the smallest row, then column), and the
+    smallest of them, 0-d (+inf when none is positive). Bussmann et al. 2024, arXiv 2412.06410. No autograd.
+
+    Raises ValueError when k is not in [1, F].
+    """
+    (B, _), F = x_BD.shape, W_enc_FD.shape[0]
+    if not 1 <= k <= F:
+        raise ValueError(f"k must lie in [1, {F}], got {k}")
+    x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
+    empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
+    entries = (empty, empty, x_BD.new_zeros(0))
+    limit = x_BD.new_zeros(F)
+    for start, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, limit, workspace or Workspace()):
+        # What B*k entries surpass cannot come back.
+        entries = _largest(tuple(map(torch.cat, zip(entries, (row + start, column, vals)))), B * k)
+    row, column, vals = entries
+    threshold = vals.min() if len(vals) else vals.new_tensor(torch.inf)
+    return from_entries(row, column, vals, B, F), threshold
+
+
+def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
+    empty = x_BD.new_zeros(0, k)
+    return SparseCodes(empty, empty.to(torch.int32), empty.new_zeros(0, dtype=torch.int32), F)
+
+
+# -- fp32 products ------------------------------------------------------------------------------------------------------
+
+
+class _Product:
+    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer a thread."""
+
+    def __init__(self, x_BD, W_FD, b_F, workspace: Workspace) -> None:
+        self.x_BD, self.W_FD, self.b_F, self.workspace = x_BD, W_FD, b_F, workspace
+        self.F = len(W_FD)
+
+    def chunks(self) -> list[slice]:
+        return [slice(start, min(start + CHUNK_ROWS, len(self.x_BD))) for start in range(0, len(self.x_BD), CHUNK_ROWS)]
+
+    def __call__(self, rows: slice, slot: int) -> torch.Tensor:
+        """(C,padded F): the columns behind F stay -inf and are never selected while k <= F."""
+        x = self.x_BD[rows]
+        shape = (min(CHUNK_ROWS, len(self.x_BD)), -(-self.F // GROUP) * GROUP)
+        pre = self.workspace.get(f"pre {slot}", shape, x, fill=-torch.inf)[: len(x)]
+        torch.addmm(self.b_F, x, self.W_FD.T, out=pre[:, : self.F])
+        return pre
+
+
+def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
+    product = _Product(x_BD, W_FD, b_F, workspace)
+    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), product.chunks())
+    return tuple(map(torch.cat, zip(*pieces)))
+
+
+def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    row, column = positions(~(pre_BF <= threshold))
+    return row, column, pre_BF[row, column]
+
+
+def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
+    """(first row, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
+    product = _Product(x_BD, W_FD, b_F, workspace)
+    limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
+    yield from _first_then_rest(lambda rows, slot: (rows.start, *_positive(product(rows, slot), limit)), product.chunks())
+
+
+def _first_then_rest(work, chunks: list[slice]):
+    """Results in order, the first before any other work is begun: the caller may have seen enough."""
+    if chunks:
+        yield work(chunks[0], 0)
+        yield from map_chunks(work, chunks[1:])
+
+
+def _largest(entries, count: int):
+    """The `count` largest of (row, column, value) entries in row-major order, ties to the first."""
+    row, column, vals = entries
+    if len(vals) <= count:
+        return entries
+    keep = torch.sort(vals, descending=True, stable=True).indices[:count].sort().values
+    return row[keep], column[keep], vals[keep]
+
+
+# -- bf16 products, fp32 scores -----------------------------------------------------------------------------------------
+
+
+def _scored(row, column, x_CD, W_FD, b_F) -> torch.Tensor:
+    """x_row . W_column + b_column for every entry, row-major."""
+    return row_products(row, column, x_CD, W_FD).add_(b_F[column])
+
+
+def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
+    """(vals (B,k), idx (B,k)) or None when the weights are not finite."""
+    bf16 = Filter(x_BD, W_FD, b_F, workspace)
+    if not bf16.usable:
+        return None
+    vals, idx = x_BD.new_empty(len(x_BD), k), torch.empty(len(x_BD), k, dtype=torch.int64)
+
+    def select(rows: slice, slot: int) -> torch.Tensor:
+        """Fill in these rows; the numbers of those that are crowded, left to fp32."""
+        low = bf16.product(rows, slot)
+        # k groups hold k latents: the k-th largest of the floors bounds the k-th largest value. Below zero the ReLU decides.
+        kth = bf16.group_floors(low, rows).topk(k, dim=1, sorted=False).values.amin(1).clamp_min(bf16.shift)
+        row, column = bf16.survivors(low, rows, kth)
+        count = torch.bincount(row, minlength=len(low))
+        crowded = count > CROWDED
+        if crowded.any():
+            keep = ~crowded[row]
+            row, column, count = row[keep], column[keep], count.masked_fill(crowded, 0)
+        vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
+        return crowded.nonzero()[:, 0] + rows.start
+
+    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, bf16.chunks())])
+    for again in redo.split(CHUNK_ROWS):
+        if len(again):
+            vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
+    return vals, idx
+
+
+def _topk_of_entries(row, column, values, count, k: int):
+    """The k largest entries of each row; rows with fewer are filled with zeros, which are not codes."""
+    width = max(int(count.max()), k) + 1
+    slot = row * width + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+    table = values.new_full((len(count) * width,), -torch.inf)
+    table[slot] = values
+    columns = torch.zeros(len(table), dtype=torch.int64)
+    columns[slot] = column
+    vals, at = topk_rows(table.view(len(count), width), k)
+    return vals, columns.view(len(count), width).gather(1, at)
+
+
+def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
+    """The same; what is not finite goes through fp32."""
+    bf16 = Filter(x_BD, W_FD, b_F - threshold_F, workspace)
+    if not bf16.usable or not bf16.finite_B.all():
+        yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace)
+        return
+
+    def above(rows: slice, slot: int):
+        x, low = x_BD[rows], bf16.product(rows, slot)
+        row, column = bf16.survivors(low, rows, bf16.shift.expand(len(low)))
+        if len(row) > CROWDED * len(low):
+            return rows.start, *_positive(torch.addmm(b_F, x, W_FD.T), threshold_F)
+        vals = _scored(row, column, x, W_FD, b_F)
+        keep = vals > threshold_F[column]
+        return rows.start, row[keep], column[keep], vals[keep]
+
+    yield from _first_then_rest(above, bf16.chunks())

@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as nnF
 
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import Codes
 
 
-def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
-    """dW (F,D): dW[j] = sum over the entries (b,t) of latent j of coef[b,t] * rows[b]. Latents that did not fire get zeros."""
+def sparse_weight_grad(codes: Codes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
+    """dW (F,D): dW[j] = sum over the entries (b, j) of coef * rows[b]. Latents that did not fire get zeros."""
     transpose = codes.transpose()
     if len(transpose.pos) == 0:
         return rows_BD.new_zeros(codes.F, rows_BD.shape[1])
-    row_of_entry = transpose.pos // codes.capacity  # entries behind ptr[F] are in no bag
+    row_of_entry = codes.row_of(transpose.pos)  # entries behind ptr[F] are in no bag
     weights = coef_BK.flatten()[transpose.pos].to(rows_BD.dtype)
     return nnF.embedding_bag(row_of_entry, rows_BD, transpose.ptr, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def sparse_column_sum(codes: SparseCodes, coef_BK: torch.Tensor) -> torch.Tensor:
+def sparse_column_sum(codes: Codes, coef_BK: torch.Tensor) -> torch.Tensor:
     """(F,): the sum of coef over the entries of each latent; the gradient of an encoder bias."""
     return sparse_weight_grad(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]

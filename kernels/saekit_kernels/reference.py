@@ -17,3 +17,10 @@ def topk_reconstruction_dense(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, k: int
     z_BF = encode_topk_dense(x_BD, W_enc_FD, b_enc_F, k)
     x_hat = z_BF @ W_dec_FD + b_dec_D
     return (x_hat - x_BD).square().sum(1).mean(), z_BF
+
+
+def relu_reconstruction_dense(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(reconstruction, l1, z) with z = ReLU(x W_enc^T + b_enc) and l1 = mean_b sum_j z_bj ||w_j||, w_j the rows of W_dec."""
+    z_BF = (x_BD @ W_enc_FD.T + b_enc_F).relu()
+    x_hat = z_BF @ W_dec_FD + b_dec_D
+    return (x_hat - x_BD).square().sum(1).mean(), (z_BF.mean(0) * W_dec_FD.norm(dim=1)).sum(), z_BF

@@ -14,7 +14,7 @@ from saekit_kernels import SparseCodes
 def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
     """(F,) int64: in how many rows each latent is active."""
     if isinstance(code, SparseCodes):
-        return torch.bincount(code.idx[code.active()].long(), minlength=code.F)
+        return code.transpose().counts()
     return (code > above).sum(0)
 
 

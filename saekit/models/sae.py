@@ -117,10 +117,6 @@ class SAE(nn.Module):
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
         return self.variant.loss(self, batch.x, step)
 
-    def loss_terms(self, terms: dict[str, torch.Tensor], weights: dict[str, float], code) -> LossTerms:
-        total = sum(terms[name] * weights[name] for name in terms)
-        return LossTerms(total, terms, weights, code)
-
     def warmed_coef(self, step: int) -> float:
         warmup = self.config.coef_warmup * self.total_steps
         return self.config.coef * min(1.0, (step + 1) / warmup) if warmup > 0 else self.config.coef

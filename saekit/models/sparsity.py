@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
+from saekit_kernels import SparseCodes, encode_topk, relu_reconstruction, topk_reconstruction
 
 from saekit.types import LossTerms
 
@@ -23,12 +23,6 @@ MIN_RATE = 1e-6  # mean activations are kept this far from 0 and 1 before a loga
 def squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
     """mean_b sum_d (x - x_hat)^2."""
     return (x_BD - x_hat_BD).square().sum(1).mean()
-
-
-def l1_penalty(z_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
-    """mean_b sum_j z_bj ||w_j||: weighted by the decoder norm, so that it cannot be lowered by shifting scale into the decoder
-    (Anthropic, "Circuits Updates - April 2024")."""
-    return (z_BF.mean(0) * W_dec_FD.norm(dim=1)).sum()
 
 
 def kl_penalty(f_BF: torch.Tensor, rate: float) -> torch.Tensor:
@@ -67,21 +61,23 @@ class TopK:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        reconstruction, residual, codes = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace)
-        terms, weights = {"reconstruction": reconstruction}, {"reconstruction": 1.0}
+        made = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace)
+        terms, weights, total = {"reconstruction": made.reconstruction}, {"reconstruction": 1.0}, made.total
         dead = sae.longest_dead(sae.config.aux_candidates)
         if sae.config.aux_coef > 0 and dead is not None:
-            terms["aux"] = auxk_loss(sae, x_BD, residual, dead)
+            terms["aux"] = auxk_loss(sae, x_BD, made.residual_BD, dead)
             # The paper normalises both losses by a variance; here the reconstruction is D times that.
             weights["aux"] = sae.config.aux_coef * sae.d_in
-        return sae.loss_terms(terms, weights, codes)
+            total = total + weights["aux"] * terms["aux"]
+        return LossTerms(total, terms, weights, made.fired_F)
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         scale_encoder_to_fit(sae, sample_BD)
 
 
 class L1:
-    """ReLU codes with the norm-weighted L1 penalty, its coefficient warmed up linearly."""
+    """ReLU codes with the L1 penalty mean_b sum_j z_bj ||w_j||, its coefficient warmed up linearly: weighted by the decoder norm, so
+    that it cannot be lowered by shifting scale into the decoder (Anthropic, "Circuits Updates - April 2024")."""
 
     options = frozenset({"coef", "coef_warmup"})
     homogeneous = True
@@ -92,10 +88,10 @@ class L1:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).relu_()
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        z = self.encode(sae, x_BD)
-        x_hat = torch.addmm(sae.b_dec, z, sae.W_dec)
-        terms = {"reconstruction": squared_error(x_BD, x_hat), "l1": l1_penalty(z, sae.W_dec)}
-        return sae.loss_terms(terms, {"reconstruction": 1.0, "l1": sae.warmed_coef(step)}, z.detach())
+        coef, unit = sae.warmed_coef(step), sae.config.decoder_norm == "unit"
+        made = relu_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, coef, unit, sae.workspace)
+        terms = {"reconstruction": made.reconstruction, "l1": made.l1}
+        return LossTerms(made.total, terms, {"reconstruction": 1.0, "l1": coef}, made.fired_F)
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         scale_encoder_to_fit(sae, sample_BD)
@@ -116,7 +112,9 @@ class KL:
         f = self.encode(sae, x_BD)
         x_hat = torch.addmm(sae.b_dec, f, sae.W_dec)
         terms = {"reconstruction": squared_error(x_BD, x_hat), "kl": kl_penalty(f, sae.config.target_rate)}
-        return sae.loss_terms(terms, {"reconstruction": 1.0, "kl": sae.warmed_coef(step)}, f.detach())
+        weights = {"reconstruction": 1.0, "kl": sae.warmed_coef(step)}
+        total = terms["reconstruction"] + weights["kl"] * terms["kl"]
+        return LossTerms(total, terms, weights, (f.detach() > self.active_above).sum(0))
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""

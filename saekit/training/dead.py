@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from saekit.models.metrics import firing_counts
-
 MAX_DEAD_ROWS = 10_000_000
 RESAMPLINGS = 4  # at most so many times in a run, all in its first half, so that what is resampled can still settle
 
@@ -16,19 +14,18 @@ def dead_rows(train_rows: int) -> int:
 
 
 class DeadTracker:
-    def __init__(self, latents: int, active_above: float, threshold: int, device: torch.device) -> None:
-        self.active_above, self.threshold = active_above, threshold
+    def __init__(self, latents: int, threshold: int, device: torch.device) -> None:
+        self.threshold = threshold
         self.idle = torch.zeros(latents, dtype=torch.int64, device=device)  # rows since each latent fired
-        self.l0 = 0.0  # mean active latents a row, in the last batch
+        self.l0 = torch.zeros((), device=device)  # mean active latents a row, in the last batch
 
-    def update(self, code, rows: int) -> None:
-        counts = firing_counts(code, self.active_above)
-        self.l0 = float(counts.sum()) / rows
-        self.idle += rows
-        self.idle[counts > 0] = 0
+    def update(self, fired_F: torch.Tensor, rows: int) -> None:
+        """Nothing here waits for the device."""
+        self.l0 = fired_F.sum() / rows
+        self.idle = torch.where(fired_F > 0, 0, self.idle + rows)
 
     def dead(self) -> torch.Tensor:
-        """Indices of dead latents, longest idle first (ties by index)."""
+        """Indices of dead latents, longest idle first (ties by index). Waits for the device: their number is read."""
         order = torch.sort(self.idle, descending=True, stable=True)
         return order.indices[: int((order.values >= self.threshold).sum())]
 

@@ -23,6 +23,10 @@ from saekit.training.optim import adam_tensors, make_adam, reset_moments, restor
 from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress
 
 LOGS = 200  # lines of metrics in a run
+# Steps between looks at the device: whether losses were finite and which latents are dead. Reading either makes the host wait for all
+# work in flight, which costs nothing on a CPU.
+LOOK_EVERY = {"cpu": 1}
+LOOK_EVERY_ON_DEVICE = 32
 
 
 class Trainer:
@@ -38,9 +42,11 @@ class Trainer:
         device = normalize.mean_D.device
         self.dead = None
         if model.active_above is not None:
-            self.dead = DeadTracker(model.latents, model.active_above, dead_rows(n), device)
+            self.dead = DeadTracker(model.latents, dead_rows(n), device)
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
         model.total_steps = total
+        self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
+        self.unseen: list[tuple[int, ActivationBatch, dict[str, torch.Tensor]]] = []  # steps whose loss has not been looked at
 
     # -- state -----------------------------------------------------------------------------------------------------------
 
@@ -50,6 +56,8 @@ class Trainer:
         tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
         if self.dead is not None:
             tensors["idle"] = self.dead.idle
+        if getattr(self.model, "dead_order", None) is not None:
+            tensors["dead_order"] = self.model.dead_order
         write_train_state(self.out, tensors, {"step": self.step, "scale": self.normalize.scale})
 
     def restore(self) -> None:
@@ -65,7 +73,8 @@ class Trainer:
         self.normalize = Normalizer(tensors["mean"].to(self.normalize.mean_D.device), state["scale"])
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
-            self.model.dead_order = self.dead.dead()
+        if "dead_order" in tensors:
+            self.model.dead_order = tensors["dead_order"].to(self.normalize.mean_D.device)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
@@ -90,10 +99,12 @@ class Trainer:
                     progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
                     last_log, logged = now, self.step
                 if now - last_save >= save_every:
+                    self._check_finite()
                     self.save()
                     last_save = time.monotonic()
                     # Saving never takes more than a twentieth of the time, however large the state.
                     save_every = max(save_every, 20 * (last_save - now))
+            self._check_finite()
             self.save()
         metrics.close()
         if interrupted():
@@ -106,7 +117,11 @@ class Trainer:
             group["lr"] = self.config.lr * schedule(self.step, self.total)
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.model.loss(batch, self.step)
-        self._check_finite(raw, terms)
+        values = {"total": terms.total, **terms.terms}
+        self.unseen.append((self.step + 1, raw, {name: value.detach() for name, value in values.items()}))
+        looks = (self.step + 1) % self.look_every == 0
+        if looks:
+            self._check_finite()
         terms.total.backward()
         self.model.before_step()
         if self.config.clip is not None:
@@ -115,9 +130,11 @@ class Trainer:
         self.model.after_step()
         self.step += 1
         if self.dead is not None:
-            self.dead.update(terms.code, len(batch.x))
-            self.model.dead_order = self.dead.dead()
-            if self.step in self.resample_at and len(self.model.dead_order):
+            self.dead.update(terms.fired, len(batch.x))
+            resamples = self.step in self.resample_at
+            if looks or resamples:
+                self.model.dead_order = self.dead.dead()
+            if resamples and len(self.model.dead_order):
                 self._resample(batch)
         return batch, terms
 
@@ -128,15 +145,16 @@ class Trainer:
         self.dead.idle[latents] = 0
         self.model.dead_order = self.dead.dead()
 
-    def _check_finite(self, raw: ActivationBatch, terms: LossTerms) -> None:
-        if math.isfinite(terms.total.item()):
-            return
-        check_rows(self.store, raw)
-        for name, value in terms.terms.items():
-            if not math.isfinite(value.item()):
-                hint = "--overwrite with a lower --lr, or with --clip 1"
-                raise NumericsError(f"the loss diverged at step {self.step + 1}: {name} is {value.item()}", hint)
-        raise NumericsError(f"the loss diverged at step {self.step + 1}", "--overwrite with a lower --lr, or with --clip 1")
+    def _check_finite(self) -> None:
+        """Raise for the first step since the last look whose loss was not finite: bad data, or a run that diverged."""
+        seen, self.unseen = self.unseen, []
+        hint = "--overwrite with a lower --lr, or with --clip 1"
+        for step, raw, values in seen:
+            if math.isfinite(values["total"].item()):
+                continue
+            check_rows(self.store, raw)
+            bad = [f"{name} is {value.item()}" for name, value in values.items() if not math.isfinite(value.item())]
+            raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""
@@ -149,7 +167,7 @@ class Trainer:
         figures |= {name: value.item() for name, value in terms.terms.items()}
         figures["fvu"] = figures["reconstruction"] / max(variance, 1e-12)
         if self.dead is not None:
-            figures |= {"l0": self.dead.l0, "dead": self.dead_share()}
+            figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}
         return figures | {"lr": self.optimizer.param_groups[0]["lr"]}
 
 

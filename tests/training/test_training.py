@@ -225,8 +225,8 @@ def test_the_rate_warms_up_stays_and_decays():
 
 
 def test_a_latent_is_dead_after_so_many_rows_without_firing():
-    tracker = DeadTracker(3, 0.0, threshold=20, device=torch.device("cpu"))
-    fires_first, fires_none = torch.tensor([[1.0, 0, 0]] * 10), torch.zeros(10, 3)
+    tracker = DeadTracker(3, threshold=20, device=torch.device("cpu"))
+    fires_first, fires_none = torch.tensor([10, 0, 0]), torch.zeros(3, dtype=torch.int64)
     tracker.update(fires_first, 10)
     assert tracker.idle.tolist() == [0, 10, 10] and tracker.share() == 0 and tracker.l0 == 1.0
     tracker.update(fires_first, 10)

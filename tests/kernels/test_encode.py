@@ -1,0 +1,203 @@
+"""Which latents are chosen: by every plan, exactly, ties and bad rows included."""
+
+import pytest
+import torch
+from saekit_kernels import decode, encode_batchtopk, encode_threshold, encode_topk, topk_rows
+from saekit_kernels.reference import encode_topk_dense
+
+
+def parameters(D, F, dtype=torch.float32, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(F, D, generator=gen, dtype=dtype) / D**0.5, torch.randn(F, generator=gen, dtype=dtype) * 0.1
+
+
+def rows(B, D, dtype=torch.float32, seed=1):
+    return torch.randn(B, D, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+PLANS = ["gemm", "filter"]
+
+
+def hard_rows(B, D):
+    """Rows like hidden states: two dimensions carry most of the norm, some rows are far larger, one is zero."""
+    x = rows(B, D)
+    x[:, 0] *= 12
+    x[:, 1] = 5 + x[:, 1]
+    x[::17] *= 9
+    x[3] = 0
+    return x
+
+
+@pytest.mark.parametrize("D,F,k", [(64, 4096, 8), (33, 3000, 5), (96, 2049, 32), (7, 640, 10)])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 1e4])
+def test_the_filter_selects_what_fp64_selects(D, F, k, scale):
+    W, b = parameters(D, F)
+    W *= torch.logspace(-1, 1, F)[torch.randperm(F)][:, None]  # norms of latents over two decades
+    x = hard_rows(600, D) * scale
+    codes = encode_topk(x, W, b, k, plan="filter")
+    pre = x.double() @ W.double().T + b
+    kth = pre.topk(k, dim=1).values[:, -1:]
+    slack = 2.0**-20 * x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1).max()
+    chosen = codes.to_dense() != 0
+    assert (pre[chosen] >= (kth - slack).expand_as(pre)[chosen]).all()
+    assert chosen[(pre > kth + slack) & (pre > slack)].all()
+    torch.testing.assert_close(codes.to_dense()[chosen].double(), pre[chosen], rtol=1e-5, atol=slack.max().item())
+
+
+def test_the_filter_did_the_work(monkeypatch):
+    """The comparison above must not be won by redoing everything in fp32."""
+    import saekit_kernels.encode as module
+
+    W, b = parameters(64, 4096)
+    x, redone = rows(600, 64), []
+    original = module.topk_rows
+    monkeypatch.setattr(module, "topk_rows", lambda pre, k: redone.append(pre.shape) or original(pre, k))
+    encode_topk(x, W, b, 8, plan="filter")
+    assert redone and all(width < 600 for _, width in redone), "only tables of survivors were selected from"
+    x[5] = torch.nan
+    encode_topk(x, W, b, 8, plan="filter")
+    assert redone[-1] == (1, 4096)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_equal_latents_tie_to_the_smallest_column(plan):
+    W, b = parameters(16, 1024)
+    W, b = W.repeat(4, 1), b.repeat(4)
+    codes = encode_topk(rows(50, 16), W, b, 6, plan=plan)
+    dense = encode_topk_dense(rows(50, 16), W, b, 6)
+    assert torch.equal(codes.to_dense() != 0, dense != 0)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("offset", [0.0, 2.0, 1e6])
+def test_a_relu_keeps_every_positive_pre_activation(plan, offset):
+    W, b = parameters(32, 2050)
+    x = hard_rows(530, 32)
+    codes = encode_threshold(x, W, b - offset, plan=plan)
+    expected = (x @ W.T + (b - offset)).relu()
+    borderline = (expected < 1e-4) & (x @ W.T + (b - offset) > -1e-4)
+    agree = (codes.to_dense() > 0) == (expected > 0)
+    assert (agree | borderline).all()
+    torch.testing.assert_close(codes.to_dense(), expected, rtol=1e-5, atol=2e-4)
+    assert (codes.idx.diff()[(codes.row_of(torch.arange(len(codes.idx))).diff() == 0)] > 0).all(), "columns ascend"
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_threshold_for_each_latent_and_one_for_all(plan):
+    W, b = parameters(32, 2048)
+    x, theta = rows(530, 32), torch.rand(2048) * 2
+    pre = x @ W.T + b
+    codes = encode_threshold(x, W, b, theta, plan=plan)
+    torch.testing.assert_close(codes.to_dense(), torch.where(pre > theta, pre, 0.0), rtol=1e-5, atol=1e-5)
+    scalar = encode_threshold(x, W, b, torch.tensor(1.5), plan=plan)
+    torch.testing.assert_close(scalar.to_dense(), torch.where(pre > 1.5, pre, 0.0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_codes_that_would_be_too_dense_are_not_made(plan):
+    W, b = parameters(32, 2048)
+    assert encode_threshold(rows(530, 32), W, b, most=100, plan=plan) is None
+    assert encode_threshold(rows(530, 32), W, b - 3, most=100, plan=plan) is not None
+
+
+@pytest.mark.parametrize("B,F,k", [(1, 7, 3), (37, 1000, 5), (130, 64, 64), (2100, 130, 2)])
+def test_batchtopk_keeps_exactly_the_largest_of_the_batch(B, F, k):
+    W, b = parameters(12, F, torch.float64)
+    x = rows(B, 12, torch.float64)
+    codes, threshold = encode_batchtopk(x, W, b, k)
+    pre = (x @ W.T + b).relu()
+    count = min(B * k, int((pre > 0).sum()))
+    assert len(codes.vals) == count
+    torch.testing.assert_close(threshold, pre.flatten().topk(count).values[-1])
+    torch.testing.assert_close(codes.to_dense(), torch.where(pre >= threshold - 1e-12, pre, 0.0))
+
+
+def test_batchtopk_ties_go_to_the_first_rows_and_a_silent_batch_has_no_threshold():
+    W, b = torch.ones(4, 2), torch.zeros(4)
+    codes, threshold = encode_batchtopk(torch.ones(3, 2), W, b, 2)
+    assert codes.nnz.tolist() == [4, 2, 0] and codes.idx.tolist() == [0, 1, 2, 3, 0, 1] and threshold == 2.0
+    codes, threshold = encode_batchtopk(torch.ones(3, 2), W, b - 5, 2)
+    assert codes.nnz.tolist() == [0, 0, 0] and threshold == torch.inf
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_no_rows_give_no_codes(plan):
+    W, b = parameters(6, 4096)
+    assert encode_topk(torch.empty(0, 6), W, b, 8, plan=plan).vals.shape == (0, 8)
+    assert len(encode_threshold(torch.empty(0, 6), W, b, plan=plan)) == 0
+    assert len(encode_batchtopk(torch.empty(0, 6), W, b, 2)[0]) == 0
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_weights_that_are_not_finite_reach_the_codes(plan):
+    W, b = parameters(16, 2048)
+    W[7, 3] = torch.nan
+    codes = encode_topk(rows(5, 16), W, b, 8, plan=plan)
+    assert codes.vals.isnan().any(1).all()
+
+
+@pytest.mark.parametrize("F,k", [(64, 4), (3200, 8), (3200, 32)])
+def test_ties_go_to_the_smallest_column(F, k):
+    vals, idx = topk_rows(torch.ones(3, F), k)
+    assert torch.equal(idx.sort(1).values, torch.arange(k).expand(3, k))
+    assert torch.equal(vals, torch.ones(3, k))
+    duplicated = torch.tensor([0.5, 2.0, 1.0, 1.0]).repeat(F // 4)[None]
+    assert set(topk_rows(duplicated, k)[1][0].tolist()) == set(range(1, 4 * k, 4))
+
+
+@pytest.mark.parametrize("F", [1000, 3200, 4096])
+def test_group_selection_equals_a_full_sort(F):
+    pre = torch.randn(64, F, generator=torch.Generator().manual_seed(3))
+    vals, idx = topk_rows(pre, 32)
+    assert torch.equal(vals, pre.sort(dim=1, descending=True).values[:, :32])
+    assert torch.equal(pre.gather(1, idx), vals)
+
+
+def test_codes_are_column_ascending_with_padding_behind():
+    x = rows(40, 5, torch.float32)
+    W, b = torch.randn(64, 5), torch.full((64,), -2.0)
+    codes = encode_topk(x, W, b, 32)
+    assert (codes.nnz < 32).any() and (codes.nnz == (codes.vals > 0).sum(1)).all()
+    for row in range(40):
+        n = int(codes.nnz[row])
+        assert (codes.idx[row, :n].diff() > 0).all()
+        assert (codes.vals[row, n:] == 0).all() and (codes.idx[row, n:] == 0).all()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_row_reaches_its_own_loss_and_leaves_the_others_alone(bad, plan):
+    (W_enc, b_enc), W_dec = parameters(6, 4096), torch.randn(4096, 6)
+    x = rows(4, 6, torch.float32)
+    clean = encode_topk(x, W_enc, b_enc, 8, plan=plan)
+    x[2, 1] = bad
+    codes = encode_topk(x, W_enc, b_enc, 8, plan=plan)
+    x_hat = decode(codes, W_dec, torch.zeros(6))
+    assert not torch.isfinite(x_hat[2] - x[2]).all()
+    keep = [0, 1, 3]
+    assert torch.equal(codes.vals[keep], clean.vals[keep]) and torch.isfinite(x_hat[keep]).all()
+
+
+@pytest.mark.parametrize("k", [0, 41])
+def test_k_outside_the_latents_is_refused(k):
+    with pytest.raises(ValueError, match=r"k must lie in \[1, 40\]"):
+        encode_topk(torch.randn(2, 6), torch.randn(40, 6), torch.zeros(40), k)
+
+
+def test_strided_inputs_give_the_same_result():
+    W_enc, b_enc = parameters(12, 96)
+    x = rows(12, 50, torch.float32).T[5:45]
+    strided = encode_topk(x, W_enc.T.contiguous().T, b_enc, 7)
+    assert torch.equal(strided.idx, encode_topk(x.contiguous(), W_enc, b_enc, 7).idx)
+
+
+def test_chunks_of_rows_do_not_change_the_codes(monkeypatch):
+    import saekit_kernels.encode as module
+
+    W_enc, b_enc = parameters(12, 96, torch.float64)
+    x = rows(50, 12, torch.float64)
+    whole = encode_topk(x, W_enc, b_enc, 7)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 16)
+    chunked = encode_topk(x, W_enc, b_enc, 7)
+    assert torch.equal(whole.idx, chunked.idx)
+    torch.testing.assert_close(whole.vals, chunked.vals)

@@ -1,0 +1,156 @@
+"""The training step, by either arm, against dense autograd, over the shapes that break kernels."""
+
+import pytest
+import torch
+from saekit_kernels import encode_threshold, encode_topk, relu_reconstruction, topk_reconstruction
+from saekit_kernels.reference import relu_reconstruction_dense, topk_reconstruction_dense
+
+
+def parameters(D, F, dtype, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    W_enc, W_dec = (torch.randn(F, D, generator=gen, dtype=dtype) / D**0.5 for _ in range(2))
+    b_enc, b_dec = torch.randn(F, generator=gen, dtype=dtype) * 0.1, torch.randn(D, generator=gen, dtype=dtype)
+    return [p.requires_grad_() for p in (W_enc, b_enc, W_dec, b_dec)]
+
+
+def rows(B, D, dtype, seed=1):
+    return torch.randn(B, D, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+SHAPES = [
+    (B, D, F, k)
+    for B in (1, 3, 130)
+    for D in (1, 33, 96)
+    for F, k in [(1, 1), (7, 5), (130, 32), (1000, 5), (1000, 32), (4096, 32), (130, 130)]
+]
+
+
+ARMS = ["sparse", "dense"]
+
+
+def assert_gradients_agree(ours, dense, tolerance=1e-6):
+    for got, expected in zip(ours, dense):
+        scale = expected.grad.norm().clamp_min(1e-30)
+        assert got.grad.shape == expected.grad.shape
+        assert (got.grad - expected.grad).norm() / scale <= tolerance
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("B,D,F,k", SHAPES)
+def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, arm):
+    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    made = topk_reconstruction(x, *ours, k, arm=arm)
+    reference, z = topk_reconstruction_dense(x, *dense, k)
+    made.total.backward()
+    reference.backward()
+    torch.testing.assert_close(made.total, reference, rtol=1e-12, atol=0)
+    torch.testing.assert_close(made.residual_BD, (z @ dense[2] + dense[3] - x).detach(), rtol=0, atol=1e-12)
+    assert torch.equal(made.fired_F, (z > 0).sum(0)) and made.arm == arm
+    assert_gradients_agree(ours, dense, 1e-12)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("coef", [0.0, 0.7])
+@pytest.mark.parametrize("B,D,F", [(1, 1, 1), (3, 33, 7), (130, 33, 130), (37, 96, 1000)])
+def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef, arm):
+    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    made = relu_reconstruction(x, *ours, coef, arm=arm)
+    reconstruction, l1, z = relu_reconstruction_dense(x, *dense)
+    made.total.backward()
+    (reconstruction + coef * l1).backward()
+    torch.testing.assert_close(made.total, reconstruction + coef * l1, rtol=1e-12, atol=0)
+    torch.testing.assert_close(made.reconstruction, reconstruction.detach(), rtol=1e-12, atol=0)
+    if coef:
+        torch.testing.assert_close(made.l1, l1.detach(), rtol=1e-12, atol=1e-15)
+    assert torch.equal(made.fired_F, (z > 0).sum(0))
+    assert_gradients_agree(ours, dense, 1e-12)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_with_a_unit_decoder_only_the_parallel_part_of_its_gradient_is_left_out(arm):
+    def perpendicular(W):
+        along = (W.grad * W.detach()).sum(1, keepdim=True)
+        return W.grad - along * W.detach()
+
+    x, ours, dense = rows(40, 9, torch.float64), parameters(9, 64, torch.float64), parameters(9, 64, torch.float64)
+    for W in (ours[2], dense[2]):
+        W.data /= W.data.norm(dim=1, keepdim=True)
+    relu_reconstruction(x, *ours, 0.5, unit_decoder=True, arm=arm).total.backward()
+    reconstruction, l1, _ = relu_reconstruction_dense(x, *dense)
+    (reconstruction + 0.5 * l1).backward()
+    torch.testing.assert_close(perpendicular(ours[2]), perpendicular(dense[2]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours[0].grad, dense[0].grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", ["topk", "relu"])
+def test_gradcheck_of_the_sparse_step_rows_included(step):
+    x, values = rows(4, 3, torch.float64).requires_grad_(), parameters(3, 20, torch.float64)
+
+    def total(x, *values):
+        if step == "topk":
+            return topk_reconstruction(x, *values, 3, arm="sparse").total
+        return relu_reconstruction(x, *values, 0.3, arm="sparse").total
+
+    assert torch.autograd.gradcheck(total, (x, *values), eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_gradients_scale_with_the_loss(arm):
+    x, once, thrice = rows(16, 8, torch.float64), parameters(8, 64, torch.float64), parameters(8, 64, torch.float64)
+    relu_reconstruction(x, *once, 0.2, arm=arm).total.backward()
+    (3 * relu_reconstruction(x, *thrice, 0.2, arm=arm).total).backward()
+    for a, b in zip(once, thrice):
+        torch.testing.assert_close(b.grad, 3 * a.grad)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_same_inputs_give_the_same_bits(arm):
+    x, first, second = rows(300, 48, torch.float32), parameters(48, 1024, torch.float32), parameters(48, 1024, torch.float32)
+    for values in (first, second):
+        topk_reconstruction(x, *values, 16, arm=arm).total.backward()
+        relu_reconstruction(x, *values, 0.1, arm=arm).total.backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(first, second))
+
+
+def test_the_filter_gives_the_gradients_of_the_fp32_encoder():
+    """One step each with the bf16 filter and without, from the same codes up to the last bits."""
+    x, W = rows(200, 64, torch.float32), parameters(64, 4096, torch.float32)
+    for codes_of in (lambda plan: encode_topk(x, *W[:2], 8, plan=plan), lambda plan: encode_threshold(x, W[0], W[1] - 2.0, plan=plan)):
+        a, b = codes_of("filter").to_dense(), codes_of("gemm").to_dense()
+        assert torch.equal(a != 0, b != 0)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_rows_with_too_many_active_latents_take_the_dense_arm():
+    x, (W_enc, b_enc, W_dec, b_dec) = rows(20, 8, torch.float64), parameters(8, 4000, torch.float64)
+    assert relu_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 0.1).arm == "dense"
+    assert relu_reconstruction(x, W_enc, b_enc - 3.0, W_dec, b_dec, 0.1).arm == "sparse"
+
+
+def test_no_gradient_is_made_where_none_is_wanted():
+    x, values = rows(20, 8, torch.float64), parameters(8, 64, torch.float64)
+    with torch.no_grad():
+        made = topk_reconstruction(x, *values, 4)
+    assert not made.total.requires_grad
+
+
+def test_the_mean_over_an_empty_batch_is_refused():
+    values = parameters(6, 40, torch.float32)
+    for arm in ARMS:
+        with pytest.raises(ValueError, match="empty batch"):
+            topk_reconstruction(torch.empty(0, 6), *values, 8, arm=arm)
+        with pytest.raises(ValueError, match="empty batch"):
+            relu_reconstruction(torch.empty(0, 6), *values, 0.1, arm=arm)
+
+
+@pytest.mark.parametrize("arm", ["sparse", "dense"])
+def test_rows_without_active_latents_reconstruct_to_the_bias_and_give_no_code_gradient(arm):
+    W_enc, b_enc, W_dec, b_dec = parameters(6, 40, torch.float64)
+    with torch.no_grad():
+        b_enc.fill_(-1e6)
+    x = rows(3, 6, torch.float64)
+    made = topk_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 8, arm=arm)
+    made.total.backward()
+    assert made.fired_F.sum() == 0
+    torch.testing.assert_close(made.residual_BD, b_dec - x)
+    assert W_enc.grad.abs().max() == 0 and W_dec.grad.abs().max() == 0 and b_dec.grad.abs().max() > 0
