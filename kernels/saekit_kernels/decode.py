@@ -64,5 +64,11 @@ def decode_mse(
 
 def sampled_products(codes: Codes, g_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of vals: <g_b, W[j]> for every entry (b, j), 0 on padding."""
-    products = csr_products(codes.offsets(), codes.idx.flatten(), g_BD, W_FD)
-    return codes.without_padding(products.view_as(codes.vals))
+    if g_BD.device.type != "cpu":  # the number of entries is known to the device alone: by row, padding included
+        products = csr_products(codes.offsets(), codes.idx.flatten(), g_BD, W_FD)
+        return codes.without_padding(products.view_as(codes.vals))
+    # By latent, so that W is read in order; the transpose is needed for the weight gradients anyway.
+    transpose = codes.transpose()
+    pos = transpose.pos[: int(transpose.ptr[-1])]
+    products = csr_products(transpose.ptr, codes.row_of(pos), W_FD, g_BD)
+    return codes.vals.new_zeros(codes.vals.numel()).index_copy_(0, pos.long(), products).view_as(codes.vals)

@@ -19,6 +19,7 @@ from saekit_kernels.threads import map_chunks
 from saekit_kernels.workspace import Workspace
 
 CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
+SCORED_ROWS = 1024  # rows whose survivors are scored together: the weights are read once for all of them
 CROWDED = 512  # survivors above which a row costs less by an fp32 product with all of W
 
 
@@ -123,9 +124,6 @@ class _Product:
         self.x_BD, self.W_FD, self.b_F, self.workspace = x_BD, W_FD, b_F, workspace
         self.F = len(W_FD)
 
-    def chunks(self) -> list[slice]:
-        return [slice(start, min(start + CHUNK_ROWS, len(self.x_BD))) for start in range(0, len(self.x_BD), CHUNK_ROWS)]
-
     def __call__(self, rows: slice, slot: int) -> torch.Tensor:
         """(C,padded F): the columns behind F stay -inf and are never selected while k <= F."""
         x = self.x_BD[rows]
@@ -137,7 +135,7 @@ class _Product:
 
 def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     product = _Product(x_BD, W_FD, b_F, workspace)
-    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), product.chunks())
+    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS))
     return tuple(map(torch.cat, zip(*pieces)))
 
 
@@ -150,14 +148,13 @@ def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
     """(first row, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
     product = _Product(x_BD, W_FD, b_F, workspace)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
-    yield from _first_then_rest(lambda rows, slot: (rows.start, *_positive(product(rows, slot), limit)), product.chunks())
 
+    def above(rows: slice, slot: int):
+        return rows.start, *_positive(product(rows, slot), limit)
 
-def _first_then_rest(work, chunks: list[slice]):
-    """Results in order, the first before any other work is begun: the caller may have seen enough."""
-    if chunks:
-        yield work(chunks[0], 0)
-        yield from map_chunks(work, chunks[1:])
+    if len(x_BD):
+        yield above(slice(0, min(CHUNK_ROWS, len(x_BD))), 0)  # the caller may have seen enough
+        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS))
 
 
 def _largest(entries, count: int):
@@ -186,11 +183,8 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
     def select(rows: slice, slot: int) -> torch.Tensor:
         """Fill in these rows; the numbers of those that are crowded, left to fp32."""
-        low = bf16.product(rows, slot)
-        # k groups hold k latents: the k-th largest of the floors bounds the k-th largest value. Below zero the ReLU decides.
-        kth = bf16.group_floors(low, rows).topk(k, dim=1, sorted=False).values.amin(1).clamp_min(bf16.shift)
-        row, column = bf16.survivors(low, rows, kth)
-        count = torch.bincount(row, minlength=len(low))
+        row, column = _search(rows, lambda part: bf16.largest(part, slot, k))
+        count = torch.bincount(row, minlength=rows.stop - rows.start)
         crowded = count > CROWDED
         if crowded.any():
             keep = ~crowded[row]
@@ -198,7 +192,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
         vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
         return crowded.nonzero()[:, 0] + rows.start
 
-    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, bf16.chunks())])
+    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS))])
     for again in redo.split(CHUNK_ROWS):
         if len(again):
             vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
@@ -207,7 +201,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
 def _topk_of_entries(row, column, values, count, k: int):
     """The k largest entries of each row; rows with fewer are filled with zeros, which are not codes."""
-    width = max(int(count.max()), k) + 1
+    width = -(-(max(int(count.max()), k) + 1) // GROUP) * GROUP
     slot = row * width + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
     table = values.new_full((len(count) * width,), -torch.inf)
     table[slot] = values
@@ -225,12 +219,27 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
         return
 
     def above(rows: slice, slot: int):
-        x, low = x_BD[rows], bf16.product(rows, slot)
-        row, column = bf16.survivors(low, rows, bf16.shift.expand(len(low)))
-        if len(row) > CROWDED * len(low):
+        x = x_BD[rows]
+        row, column = _search(rows, lambda part: bf16.above(part, slot))
+        if len(row) > CROWDED * len(x):
             return rows.start, *_positive(torch.addmm(b_F, x, W_FD.T), threshold_F)
         vals = _scored(row, column, x, W_FD, b_F)
         keep = vals > threshold_F[column]
         return rows.start, row[keep], column[keep], vals[keep]
 
-    yield from _first_then_rest(above, bf16.chunks())
+    yield above(slice(0, min(FILTER_ROWS, len(x_BD))), 0)  # the caller may have seen enough
+    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS))
+
+
+def _search(rows: slice, find) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `find` gives for FILTER_ROWS rows at a time, end to end, rows counted from rows.start."""
+    found = []
+    for part in spans(rows.stop, FILTER_ROWS, rows.start):
+        row, column = find(part)
+        found.append((row + (part.start - rows.start), column))
+    return tuple(map(torch.cat, zip(*found)))
+
+
+def spans(stop: int, length: int, start: int = 0) -> list[slice]:
+    """start:stop in slices of `length`."""
+    return [slice(at, min(at + length, stop)) for at in range(start, stop, length)]

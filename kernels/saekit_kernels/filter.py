@@ -52,15 +52,15 @@ class Filter:
         # fp32 sums of D + 2 products, in the filter and in what it is compared with.
         summation = 2 * (D + 2) * 2.0**-23
         self.error_B = torch.where(self.finite_B, lost_B + length_B * ((lost_F / self.norm_F).max() + summation), 0.0)
-        self.largest = self.norm_F.max()
-        shift = 1.05 * self.error_B.max() * self.largest
+        self.longest = self.norm_F.max()
+        shift = 1.05 * self.error_B.max() * self.longest
         bias_F = b_F + shift
         high = bias_F.bfloat16()
         rest = (bias_F - high.float()).bfloat16()
         self.W_low[:F, D], self.W_low[:F, D + 1] = high, rest
         self.bias_error = (bias_F - high.float() - rest.float()).abs().max() + 2.0**-22 * bias_F.abs().max()
         self.shift = shift + 2 * self.bias_error
-        self.usable = bool(self.largest.isfinite() & bias_F.isfinite().all() & (self.finite_B.any()))
+        self.usable = bool(self.longest.isfinite() & bias_F.isfinite().all() & (self.finite_B.any()))
         self.norm_of_group = self._grouped_norm()
 
     def _grouped_norm(self) -> torch.Tensor:
@@ -68,8 +68,17 @@ class Filter:
         padded[: self.F] = self.norm_F
         return padded.view(GROUP, -1).amax(0)
 
-    def chunks(self) -> list[slice]:
-        return [slice(start, min(start + CHUNK_ROWS, len(self.x_low))) for start in range(0, len(self.x_low), CHUNK_ROWS)]
+    def above(self, rows: slice, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(row, column), rows counted from rows.start: every latent that may be positive, and a few that are not."""
+        low = self.product(rows, slot)
+        return self.survivors(low, rows, self.shift.expand(len(low)))
+
+    def largest(self, rows: slice, slot: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for the latents that may be among the k largest positive ones of a row."""
+        low = self.product(rows, slot)
+        # k groups hold k latents: the k-th largest of the floors bounds the k-th largest value. Below zero the ReLU decides.
+        kth = self.group_floors(low, rows).topk(k, dim=1, sorted=False).values.amin(1)
+        return self.survivors(low, rows, kth.clamp_min(self.shift))
 
     def product(self, rows: slice, slot: int) -> torch.Tensor:
         """low (C,width) bf16: |low - (x.w + b + shift)| <= error_b norm_j + bias_error + ROUNDING |low|. In the buffer of `slot`."""
@@ -87,7 +96,7 @@ class Filter:
     def survivors(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(row, column), row-major: every latent whose exact shifted value may reach floor_B (>= shift), and a few that do not."""
         error_B = self.error_B[rows]
-        least = (floor_B - error_B * self.largest - self.bias_error) / (1 + ROUNDING) * (1 - 2.0**-7)
+        least = (floor_B - error_B * self.longest - self.bias_error) / (1 + ROUNDING) * (1 - 2.0**-7)
         least = torch.where(self.finite_B[rows], least.clamp_min(0.0), torch.inf).bfloat16()
         row, column = positions(low.view(torch.int16) >= least.view(torch.int16)[:, None])
         value = low.flatten()[row * self.width + column].float()

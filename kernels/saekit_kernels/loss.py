@@ -45,18 +45,20 @@ def topk_reconstruction(
     k: int,
     workspace: Workspace | None = None,
     arm: str = "auto",
+    plan: str = "auto",
 ) -> Reconstruction:
     """mean_b sum_d (x_hat - x)^2 with x_hat from the k largest ReLU(x W_enc^T + b_enc) of each row.
 
     Equal to dense autograd through relu, top-k, scatter and two matrix products (saekit_kernels.reference), with the selection taken as
-    constant. Raises ValueError for an empty batch and for k outside [1, F].
+    constant. `arm` is sparse | dense | auto, `plan` the sparse arm's encoder (encode.py). Raises ValueError for an empty batch and for k
+    outside [1, F].
     """
     _check_batch(x_BD)
     parameters, workspace = (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D), workspace or Workspace()
     if arm == "auto":
         arm = "sparse" if k <= most_active(x_BD, len(W_enc_FD)) else "dense"
     if arm == "sparse":
-        return _sparse(x_BD, parameters, encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace), 0.0, False)
+        return _sparse(x_BD, parameters, encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan), 0.0, False)
 
     def keep_topk(pre_BF: torch.Tensor) -> torch.Tensor:
         vals, idx = topk_rows(pre_BF, k)
@@ -75,6 +77,7 @@ def relu_reconstruction(
     unit_decoder: bool = False,
     workspace: Workspace | None = None,
     arm: str = "auto",
+    plan: str = "auto",
 ) -> Reconstruction:
     """The same with z = ReLU(x W_enc^T + b_enc) and the penalty coef * mean_b sum_j z_bj ||w_j||, w_j the rows of W_dec.
 
@@ -86,7 +89,7 @@ def relu_reconstruction(
     codes = None
     if arm != "dense":
         most = most_active(x_BD, len(W_enc_FD)) if arm == "auto" else None
-        codes = encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, most=most)
+        codes = encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, plan, most)
     if codes is not None:
         return _sparse(x_BD, parameters, codes, coef, unit_decoder)
     return _dense(x_BD, parameters, torch.Tensor.relu_, coef, unit_decoder, workspace)

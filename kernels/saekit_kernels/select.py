@@ -1,7 +1,7 @@
 """Exact top-k of each row, ties to the smallest column.
 
 The k largest entries of a row lie in the k groups with the largest maxima (a group outside them has k entries at least as large
-elsewhere), so one pass for the maxima and a top-k over k*32 candidates replace a top-k over F. Taking k+1 shows whether the
+elsewhere), so one pass for the maxima and a top-k over k*8 candidates replace a top-k over F. Taking k+1 shows whether the
 k-th value is tied; such rows (all-equal, duplicated latents) are redone by a stable sort.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-GROUP = 32  # columns a group; 32 to 64 were fastest at F = 18,432 (docs/log.md)
+GROUP = 8  # columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md has the grid
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +19,7 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     take = min(k + 1, F)
     groups = F // GROUP
-    if F % GROUP or groups < 2 * take:
+    if F % GROUP or groups < take:
         vals, idx = pre_BF.topk(take, dim=1)
     else:
         vals, idx = _topk_by_groups(pre_BF, take, groups)
@@ -34,9 +34,8 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _topk_by_groups(pre_BF: torch.Tensor, take: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    B = len(pre_BF)
-    grouped = pre_BF.unflatten(1, (groups, GROUP))
-    winners = grouped.amax(2).topk(take, dim=1, sorted=False).indices
-    candidates = grouped.gather(1, winners[:, :, None].expand(-1, -1, GROUP)).reshape(B, take * GROUP)
+    grouped = pre_BF.view(len(pre_BF), GROUP, groups)
+    winners = grouped.amax(1).topk(take, dim=1, sorted=False).indices
+    candidates = grouped.gather(2, winners[:, None, :].expand(-1, GROUP, -1)).flatten(1)
     vals, slot = candidates.topk(take, dim=1)
-    return vals, winners.gather(1, slot // GROUP) * GROUP + slot % GROUP
+    return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(1, slot % take)

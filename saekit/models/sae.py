@@ -86,6 +86,7 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(self.latents, self.d_in))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
         self.workspace = Workspace()
+        self.encoder_plan = "auto"  # filter | gemm | auto: how the sparse kernels encode; the same codes by all
         self.total_steps = 0  # set by the trainer; schedules of the loss are shares of it
         self.dead_order: torch.Tensor | None = None  # set by the trainer: dead latents, longest idle first
 

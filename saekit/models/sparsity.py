@@ -61,7 +61,7 @@ class TopK:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        made = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace)
+        made = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace, plan=sae.encoder_plan)
         terms, weights, total = {"reconstruction": made.reconstruction}, {"reconstruction": 1.0}, made.total
         dead = sae.longest_dead(sae.config.aux_candidates)
         if sae.config.aux_coef > 0 and dead is not None:
@@ -89,7 +89,7 @@ class L1:
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
         coef, unit = sae.warmed_coef(step), sae.config.decoder_norm == "unit"
-        made = relu_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, coef, unit, sae.workspace)
+        made = relu_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, coef, unit, sae.workspace, plan=sae.encoder_plan)
         terms = {"reconstruction": made.reconstruction, "l1": made.l1}
         return LossTerms(made.total, terms, {"reconstruction": 1.0, "l1": coef}, made.fired_F)
 

@@ -20,6 +20,7 @@ from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
 from saekit.training.inputs import Normalizer, check_rows
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import adam_tensors, make_adam, reset_moments, restore_adam, schedule
+from saekit.training.step import apply_gradients
 from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress
 
 LOGS = 200  # lines of metrics in a run
@@ -115,19 +116,13 @@ class Trainer:
         batch = self.normalize(raw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.step, self.total)
-        self.optimizer.zero_grad(set_to_none=True)
         terms = self.model.loss(batch, self.step)
         values = {"total": terms.total, **terms.terms}
         self.unseen.append((self.step + 1, raw, {name: value.detach() for name, value in values.items()}))
         looks = (self.step + 1) % self.look_every == 0
         if looks:
             self._check_finite()
-        terms.total.backward()
-        self.model.before_step()
-        if self.config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.model.after_step()
+        apply_gradients(self.model, self.optimizer, terms, self.config.clip)
         self.step += 1
         if self.dead is not None:
             self.dead.update(terms.fired, len(batch.x))

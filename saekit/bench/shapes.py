@@ -1,0 +1,59 @@
+"""What is measured: shapes, rows like hidden states, and autoencoders at a given L0."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from saekit.errors import UsageError
+from saekit.models.catalog import build
+from saekit.models.sae import SAE
+
+
+class Shape(NamedTuple):
+    D: int
+    F: int
+    B: int
+
+    def __str__(self) -> str:
+        return f"{self.D}x{self.F}x{self.B}"
+
+
+ON_CPU = [Shape(576, 18432, 4096)]
+ON_GPU = [Shape(768, 24576, 8192), Shape(2304, 73728, 8192), Shape(4096, 131072, 8192)]
+
+
+def parse_shapes(texts: list[str]) -> list[Shape]:
+    """DxFxB ... Raises UsageError."""
+    shapes = []
+    for text in texts:
+        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+        if not found or 0 in (numbers := tuple(map(int, found.groups()))):
+            raise UsageError(f"--shapes {text}: write width x latents x rows", "--shapes 576x18432x4096")
+        shapes.append(Shape(*numbers))
+    return shapes
+
+
+def hidden_rows(B: int, D: int, seed: int = 0) -> torch.Tensor:
+    """(B,D), E||x||^2 = D, on the CPU: rows with what makes hidden states hard. Two dimensions hold a quarter of the norm and one row in
+    forty is four times as large, as after block 9 of SmolLM2-135M (docs/kernels.md)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, D, generator=generator)
+    x[:, :2] *= (D / 8) ** 0.5
+    x[::40] *= 4
+    return x * (D / x.square().sum(1).mean()).sqrt()
+
+
+def sae_for(shape: Shape, x_BD: torch.Tensor, sparsity: str, k: int, l0: float | None = None, seed: int = 0) -> SAE:
+    """An initialised SAE on the device of x; with `l0`, its encoder bias is lowered until so many latents are active on average."""
+    options = {"latents": shape.F, "sparsity": sparsity} | ({"k": k} if sparsity == "topk" else {})
+    model = build("sae", shape.D, options)
+    model.initialise(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
+    if l0 is not None:
+        sample = x_BD[:512].cpu()
+        with torch.no_grad():
+            pre = torch.addmm(model.b_enc, sample, model.W_enc.T).flatten()
+            model.b_enc -= pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
+    return model.to(x_BD.device)

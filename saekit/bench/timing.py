@@ -1,0 +1,114 @@
+"""Interleaved timing, and what a row of results holds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Measurement:
+    """One arm of one comparison."""
+
+    op: str
+    mode: str  # which implementation: dense, saekit, ...
+    backend: str  # torch | triton
+    shape: str  # DxFxB
+    dtype: str
+    ms: float  # median
+    ms_p20: float
+    ms_p80: float
+    ratio: float | None = None  # times faster than dense torch in the same run
+    rows_per_s: float | None = None
+    of_floor: float | None = None  # times the floor: on a CPU the encoder product (for a step with fused Adam), else the cost model
+    k: int | None = None
+    l0: float | None = None
+    note: str = ""
+    peak_mb: float | None = None  # of device memory, on a GPU
+
+
+def interleaved(arms: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, tuple[float, float, float]]:
+    """(median, p20, p80) in ms of each arm, one call of each a round, after one uncounted round."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for counted in range(rounds + 1):
+        for name, arm in arms.items():
+            took = _once(arm, device)
+            if counted:
+                times[name].append(took)
+    return {name: _quantiles(values) for name, values in times.items()}
+
+
+def _once(arm: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        began = time.perf_counter()
+        arm()
+        return 1e3 * (time.perf_counter() - began)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    arm()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end)
+
+
+def _quantiles(values: list[float]) -> tuple[float, float, float]:
+    at = torch.tensor(values).quantile(torch.tensor([0.5, 0.2, 0.8]))
+    return tuple(round(float(value), 3) for value in at)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Where and with what a run was made: processor, versions, commit, date."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "saekit": _version("saekit"),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write_csv(path: Path, rows: list[Measurement], where: dict[str, str]) -> None:
+    """One line a measurement, the machine on each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        fields = [field.name for field in dataclasses.fields(Measurement)] + list(where)
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) | where for row in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,148 @@
+"""`saekit bench train`: whole training steps (loss, gradients, projection, Adam, unit norm; no loading), saekit against dense torch.
+
+Arms: `dense` is hand-written torch (ReLU, topk, scatter, two products, autograd, fused Adam, unit norm), on a GPU in bf16 autocast, there
+also compiled; `floor` is the encoder product and fused Adam on both weight matrices; `saekit` is the step of `saekit train`, and
+`saekit fp32` the same without the bf16 filter where that is the default. Peers run where they are installed and asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from saekit_kernels import encoder_plan, keep_freed_memory
+
+from saekit.bench.peers import PEERS
+from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
+from saekit.bench.timing import Measurement, interleaved
+from saekit.models.sae import SAE
+from saekit.training.optim import make_adam
+from saekit.training.step import take_step
+from saekit.types import ActivationBatch
+
+RATE = 1e-5  # small, so that the L0 of an arm stays what it was made to be
+SMALL = [Shape(64, 512, 1024), Shape(64, 2048, 4096), Shape(384, 768, 1024), Shape(384, 3072, 1024)]
+L1_L0 = {"cpu": [64.0], "cuda": [32.0, 64.0, 128.0, 256.0]}
+
+
+def bench_train(
+    shapes: list[Shape] | None = None,
+    k: int = 32,
+    against: tuple[str, ...] = (),
+    quick: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measurement]:
+    """TopK steps and L1 steps at the given shapes (default: one on a CPU, three on a GPU), and TopK at small widths."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    rounds = (3 if quick else 7) if device.type == "cpu" else (10 if quick else 50)
+    chosen = shapes or (ON_CPU if device.type == "cpu" else ON_GPU[:1] if quick else ON_GPU)
+    results = []
+    for shape in chosen:
+        progress(f"topk {shape}")
+        results += _compare("topk_step", shape, k, None, against, rounds, device)
+        for l0 in L1_L0[device.type]:
+            progress(f"l1 {shape}, L0 {l0:g}")
+            results += _compare("l1_step", shape, k, l0, (), rounds, device)
+    if shapes is None and device.type == "cpu":
+        for shape in SMALL:
+            progress(f"topk {shape}")
+            results += _compare("topk_step", shape, k, None, against, 5 * rounds, device)
+    return results
+
+
+def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: int, device: torch.device) -> list[Measurement]:
+    x = hidden_rows(shape.B, shape.D).to(device)
+    sparsity = "topk" if op == "topk_step" else "l1"
+    model = sae_for(shape, x, sparsity, k, l0)
+    arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x)}
+    if encoder_plan(x, model.W_enc) == "filter":
+        arms["saekit fp32"] = _saekit_step(model, x, "gemm")
+    if device.type == "cuda":
+        arms["dense compiled"] = _dense_step(model, x, k, compiled=True)
+    for peer in against:
+        arms[peer] = PEERS[peer](model, x, k, RATE)
+    active, arm = _look(model, x)
+    timings = interleaved(arms, rounds, device)
+    dense, floor = timings["dense"][0], timings["floor"][0]
+    return [
+        Measurement(
+            op, name, "torch", str(shape), "float32", *ms, round(dense / ms[0], 2), round(1e3 * shape.B / ms[0]), round(ms[0] / floor, 2),
+            k if sparsity == "topk" else None, round(active, 1), f"{arm} arm" if name.startswith("saekit") else "",
+        )
+        for name, ms in timings.items()
+    ]  # fmt: skip
+
+
+def _look(model: SAE, x: torch.Tensor) -> tuple[float, str]:
+    """(L0, the arm that the step takes)."""
+    from saekit_kernels import relu_reconstruction, topk_reconstruction
+
+    parameters = (model.W_enc, model.b_enc, model.W_dec, model.b_dec)
+    with torch.no_grad():
+        if model.config.sparsity == "topk":
+            made = topk_reconstruction(x, *parameters, model.config.k)
+        else:
+            made = relu_reconstruction(x, *parameters, 0.0)
+    return float(made.fired_F.sum()) / len(x), made.arm
+
+
+def _copy(model: SAE) -> SAE:
+    twin = SAE(model.config).to(model.W_enc.device)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def _saekit_step(model: SAE, x: torch.Tensor, plan: str = "auto") -> Callable[[], object]:
+    twin = _copy(model)
+    twin.encoder_plan = plan
+    optimizer = make_adam(twin, RATE)
+    index = torch.arange(len(x), device=x.device)
+    batch = ActivationBatch(x, index, index, index)
+    return lambda: take_step(twin, optimizer, batch, 0)
+
+
+def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:
+    """The least that an exact fp32 step could do: one encoder product, and Adam on gradients that are there already."""
+    twin = _copy(model)
+    optimizer = make_adam(twin, RATE)
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pre, W_DF = x.new_empty(len(x), model.latents), twin.W_enc.detach().T
+
+    def step() -> None:
+        torch.mm(x, W_DF, out=pre)
+        optimizer.step()
+
+    return step
+
+
+def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> Callable[[], object]:
+    parameters = [torch.nn.Parameter(p.detach().clone()) for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)]
+    W_dec = parameters[2]
+    optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
+    topk, coef = model.config.sparsity == "topk", model.config.coef
+
+    def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
+        z = torch.relu(x @ W_enc.T + b_enc)
+        if topk:
+            vals, idx = z.topk(k, dim=1, sorted=False)
+            z = torch.zeros_like(z).scatter(1, idx, vals)
+        error = (z @ W_dec + b_dec - x).square().sum(1).mean()
+        return error if topk else error + coef * (z.mean(0) * W_dec.norm(dim=1)).sum()
+
+    loss = torch.compile(loss, mode="max-autotune-no-cudagraphs") if compiled else loss
+    cast = torch.autocast("cuda", torch.bfloat16) if x.is_cuda else contextlib.nullcontext()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with cast:
+            value = loss(*parameters)
+        value.backward()
+        W_dec.grad.sub_((W_dec.grad * W_dec.data).sum(1, keepdim=True) * W_dec.data)
+        optimizer.step()
+        W_dec.data.div_(W_dec.data.norm(dim=1, keepdim=True))
+
+    return step
