@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable when triton is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from made_stores import write_store
 
 from saekit.store.reader import Store, open_store

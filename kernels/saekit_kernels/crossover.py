@@ -1,10 +1,22 @@
-"""Up to how many active latents a row the sparse arm is faster than the dense one. Measured for each kind of device, not guessed."""
+"""Up to how many active latents a row the sparse arm is faster than the dense one.
+
+What the sparse arm does beyond the encoder grows with B * L0 * (D + a constant for bookkeeping), what it saves with B * F * D, so the
+crossover is L0* = F / (c * (1 + d / D)). On CPUs c and d are fitted to measurements at six shapes (docs/kernels.md). On a GPU nothing has
+been measured: there the cost model of cost.py stands in.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from saekit_kernels.cost import crossover_l0
+
+CPU_LATENTS_AN_ACTIVE_ONE = 5.6
+CPU_BOOKKEEPING_WIDTH = 119
+
 
 def most_active(x_BD: torch.Tensor, F: int) -> float:
-    """The L0 below which the sparse arm wins, for rows like these and F latents."""
-    return F / 40
+    """The L0 up to which the sparse arm wins, for rows like these and F latents."""
+    if x_BD.device.type == "cuda":
+        return crossover_l0(F)
+    return F / (CPU_LATENTS_AN_ACTIVE_ONE * (1 + CPU_BOOKKEEPING_WIDTH / x_BD.shape[1]))

@@ -60,9 +60,10 @@ def topk_reconstruction(
     if arm == "sparse":
         return _sparse(x_BD, parameters, encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan), 0.0, False)
 
-    def keep_topk(pre_BF: torch.Tensor) -> torch.Tensor:
+    def keep_topk(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vals, idx = topk_rows(pre_BF, k)
-        return pre_BF.zero_().scatter_(1, idx, vals.relu_())
+        fired_F = torch.bincount(idx[vals > 0], minlength=pre_BF.shape[1])
+        return pre_BF.zero_().scatter_(1, idx, vals.relu_()), fired_F
 
     return _dense(x_BD, parameters, keep_topk, 0.0, False, workspace)
 
@@ -92,7 +93,11 @@ def relu_reconstruction(
         codes = encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, plan, most)
     if codes is not None:
         return _sparse(x_BD, parameters, codes, coef, unit_decoder)
-    return _dense(x_BD, parameters, torch.Tensor.relu_, coef, unit_decoder, workspace)
+    return _dense(x_BD, parameters, _keep_positive, coef, unit_decoder, workspace)
+
+
+def _keep_positive(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return pre_BF.relu_(), (pre_BF > 0).sum(0, dtype=torch.int32)
 
 
 def _check_batch(x_BD: torch.Tensor) -> None:
@@ -161,27 +166,31 @@ def _dense(x_BD, parameters, activate: Callable, coef: float, unit_decoder: bool
     (B, D), F = x_BD.shape, len(W_enc)
     wants_grad = _wants_grad(parameters)
     norm_F = _norms(W_dec, coef)
-    pull_F = x_BD.new_zeros(F) if norm_F is None else coef / B * norm_F
-    grads = [torch.zeros_like(p) for p in parameters] if wants_grad else None
+    grads = [torch.zeros_like(p) if p.dim() == 1 else torch.empty_like(p) for p in parameters] if wants_grad else None
     residual, mass_F = x_BD.new_empty(B, D), x_BD.new_zeros(F)
     fired_F = torch.zeros(F, dtype=torch.int64, device=x_BD.device)
     with torch.no_grad():
         for start in range(0, B, DENSE_ROWS):
             x = x_BD[start : start + DENSE_ROWS].detach()
             buffers = [workspace.get(name, (min(DENSE_ROWS, B), F), x)[: len(x)] for name in ("code", "code gradient")]
-            z = activate(torch.addmm(b_enc, x, W_enc.T, out=buffers[0]))
+            z, fired = activate(torch.addmm(b_enc, x, W_enc.T, out=buffers[0]))
             e = torch.addmm(b_dec, z, W_dec, out=residual[start : start + DENSE_ROWS]).sub_(x)
-            active = ~(z <= 0)
-            fired_F += active.sum(0)
+            fired_F += fired
             if norm_F is not None:
                 mass_F += z.sum(0)
             if grads is not None:
                 g = e * (2.0 / B)
-                dz = torch.addmm(pull_F, g, W_dec.T, out=buffers[1]).mul_(active)
-                for grad, step in zip(grads, ((dz.T, x), dz, (z.T, g), g)):
-                    grad += step.sum(0) if isinstance(step, torch.Tensor) else 0
-                    if isinstance(step, tuple):
-                        grad.addmm_(*step)
+                if norm_F is None:
+                    dz = torch.mm(g, W_dec.T, out=buffers[1])
+                else:
+                    dz = torch.addmm(coef / B * norm_F, g, W_dec.T, out=buffers[1])
+                # dz where z > 0, else 0; a NaN code passes its gradient on.
+                torch.ops.aten.threshold_backward.grad_input(dz, z, 0.0, grad_input=dz)
+                first = 0.0 if start == 0 else 1.0
+                grads[0].addmm_(dz.T, x, beta=first)
+                grads[1] += dz.sum(0)
+                grads[2].addmm_(z.T, g, beta=first)
+                grads[3] += g.sum(0)
     reconstruction = residual.square().sum(1).mean()
     l1 = torch.zeros_like(reconstruction) if norm_F is None else (mass_F @ norm_F) / B
     total = reconstruction + coef * l1

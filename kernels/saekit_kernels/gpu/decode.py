@@ -1,0 +1,233 @@
+"""Decoder: codes -> reconstruction (`decode`), and the row program that also yields loss and gradients (`decode_mse`).
+
+`decode_mse` is one program a row. It gathers the row's weight vectors into x_hat, compares with x, and walks the same vectors a second
+time for the gradients of the code values, while they are in cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304,
+of the 228 KB that an H100's L1 has (NVIDIA H100 white paper). Dense, the same takes two GEMMs and about five passes over B x F.
+
+d is covered by two power-of-two blocks (`split_width`): 2304 = 2048 + 256, where one block of 4096 would leave 44 % of the lanes idle.
+Loops run to nnz of the row, so wide padding costs nothing. The order of every sum is fixed by the block sizes: same inputs, same bits.
+
+`decode` has no second pass, so it cuts d into slices and lets all rows walk one slice before the next: at F = 73,728 a slice of 256 bf16
+columns is 38 MB of the H200's 50 MB of L2, while the whole matrix is 340 MB.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from saekit_kernels.codes import SparseCodes
+from saekit_kernels.decode import Decoded
+from saekit_kernels.gpu.runtime import Case, cdiv, next_power_of_2
+
+ENTRIES = 4  # codes of a row in flight together: one after another, each would wait for the memory alone
+SLICE = 256  # columns of `decode`: 16 bytes of bf16 for each lane of one warp
+
+
+def split_width(d: int, least: int) -> tuple[int, int]:
+    """(head, tail): two powers of two that cover d, head the largest below d. 768 = 512 + 256, 2304 = 2048 + 256, 4096 = 2048 + 2048.
+
+    `least` is the number of threads: in a narrower block two threads would hold the same element, and where a kernel updates memory in
+    place the second could read what the first has already written.
+    """
+    head = max(next_power_of_2(d) // 2, least)
+    return head, max(next_power_of_2(d - head), least)
+
+
+def row_warps(d: int, weight_bytes: int, stride: int) -> int:
+    """Warps of a program that holds a row of d: at most 64 bytes of weights a lane and entry, so 768 bf16 columns need one.
+
+    Where width or stride forbid 16-byte loads, every column costs an address; more warps keep those in registers (to about d = 5000).
+    """
+    if d % 16 or stride % 16:
+        weight_bytes = 4
+    return min(max(next_power_of_2(d) * weight_bytes // 2048, 1), 16)
+
+
+def unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    """The rows as kernels read them: any distance between rows, none between columns."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+@triton.jit
+def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
+    """acc + sum_e v[e] W[j[e], cols]"""
+    mask = live[:, None] & col_mask[None, :]
+    w = tl.load(W_ptr + j[:, None] * W_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    return acc + tl.sum(v[:, None] * w, axis=0)
+
+
+@triton.jit
+def _decode_slice(vals_ptr, idx_ptr, nnz_ptr, W_ptr, W_stride, b_ptr, out_ptr, K, d, SLICE: tl.constexpr, ENTRIES: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1).to(tl.int64) * SLICE + tl.arange(0, SLICE)
+    col_mask = cols < d
+    entry = tl.arange(0, ENTRIES)
+    acc = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(tl.float32)
+    nnz = tl.load(nnz_ptr + row)
+    for t in range(0, nnz, ENTRIES):
+        live = t + entry < nnz
+        j = tl.load(idx_ptr + row * K + t + entry, mask=live, other=0).to(tl.int64)
+        v = tl.load(vals_ptr + row * K + t + entry, mask=live, other=0.0)
+        acc = _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live)
+    tl.store(out_ptr + row * d + cols, acc, mask=col_mask)
+
+
+@triton.jit
+def _decode_mse_row(
+    vals_ptr,
+    idx_ptr,
+    nnz_ptr,
+    W_ptr,
+    W_stride,
+    b_ptr,
+    x_ptr,
+    x_stride,
+    penalty_ptr,
+    loss_ptr,
+    residual_ptr,
+    g_ptr,
+    dvals_ptr,
+    l1_ptr,
+    K,
+    d,
+    inverse_B,
+    NEED_GRAD: tl.constexpr,
+    PENALTY: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    ENTRIES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEAD)
+    tail = HEAD + tl.arange(0, TAIL)
+    in_head = head < d
+    in_tail = tail < d
+    entry = tl.arange(0, ENTRIES)
+    nnz = tl.load(nnz_ptr + row)
+
+    # First pass: x_hat, then the residual in its place. Columns beyond d stay 0 and add nothing to the loss.
+    e_head = tl.load(b_ptr + head, mask=in_head, other=0.0).to(tl.float32)
+    e_tail = tl.load(b_ptr + tail, mask=in_tail, other=0.0).to(tl.float32)
+    l1 = tl.zeros((ENTRIES,), tl.float32)
+    for t in range(0, nnz, ENTRIES):
+        live = t + entry < nnz
+        j = tl.load(idx_ptr + row * K + t + entry, mask=live, other=0).to(tl.int64)
+        v = tl.load(vals_ptr + row * K + t + entry, mask=live, other=0.0)
+        e_head = _gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
+        e_tail = _gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
+        if PENALTY:
+            l1 += v * tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32)
+    e_head -= tl.load(x_ptr + row * x_stride + head, mask=in_head, other=0.0).to(tl.float32)
+    e_tail -= tl.load(x_ptr + row * x_stride + tail, mask=in_tail, other=0.0).to(tl.float32)
+    tl.store(residual_ptr + row * d + head, e_head, mask=in_head)
+    tl.store(residual_ptr + row * d + tail, e_tail, mask=in_tail)
+    tl.store(loss_ptr + row, tl.sum(e_head * e_head, axis=0) + tl.sum(e_tail * e_tail, axis=0))
+    if PENALTY:
+        tl.store(l1_ptr + row, tl.sum(l1, axis=0))
+
+    # Second pass: d mean_b loss_b / d vals[t] = <g, W[idx[t]]>, with the residual still in registers.
+    if NEED_GRAD:
+        g_head = e_head * (2.0 * inverse_B)
+        g_tail = e_tail * (2.0 * inverse_B)
+        tl.store(g_ptr + row * d + head, g_head, mask=in_head)
+        tl.store(g_ptr + row * d + tail, g_tail, mask=in_tail)
+        for t in range(0, nnz, ENTRIES):
+            live = t + entry < nnz
+            slot = row * K + t + entry
+            j = tl.load(idx_ptr + slot, mask=live, other=0).to(tl.int64)
+            v = tl.load(vals_ptr + slot, mask=live, other=0.0)
+            W_row = W_ptr + j[:, None] * W_stride
+            w_head = tl.load(W_row + head[None, :], mask=live[:, None] & in_head[None, :], other=0.0).to(tl.float32)
+            w_tail = tl.load(W_row + tail[None, :], mask=live[:, None] & in_tail[None, :], other=0.0).to(tl.float32)
+            dv = tl.sum(w_head * g_head[None, :], axis=1) + tl.sum(w_tail * g_tail[None, :], axis=1)
+            if PENALTY:
+                dv += tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32) * inverse_B
+            # A code of exactly 0 is one that the ReLU closed: no gradient. NaN is not 0 and passes.
+            tl.store(dvals_ptr + slot, tl.where(v == 0.0, 0.0, dv), mask=live)
+
+
+def decode(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> torch.Tensor:
+    """x_hat (B,D) fp32 = sum_t vals[b,t] W[idx[b,t]] + b. No autograd. Raises ValueError when the shapes do not fit."""
+    B, K = codes.vals.shape
+    d = _width(codes, W_FD, b_D)
+    out = torch.empty(B, d, dtype=torch.float32, device=W_FD.device)
+    if B == 0:
+        return out
+    W, b = unit_stride(W_FD), b_D.contiguous()
+    vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
+    _decode_slice[(B, cdiv(d, SLICE))](vals, idx, nnz, W, W.stride(0), b, out, K, d, SLICE, ENTRIES, num_warps=1)
+    return out
+
+
+def decode_mse(
+    codes: SparseCodes,
+    W_FD: torch.Tensor,
+    b_D: torch.Tensor,
+    x_BD: torch.Tensor,
+    need_grad: bool = True,
+    penalty_F: torch.Tensor | None = None,
+) -> Decoded:
+    """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_t vals * penalty_F[idx]].
+
+    loss_B holds the squared error alone, l1_B the penalty (when there is one), g_BD the gradient with respect to x_hat and dvals_BK
+    the gradient with respect to the code values: 0 on padding and where the value is 0. Raises ValueError when the shapes do not fit.
+    """
+    B, K = codes.vals.shape
+    d = _width(codes, W_FD, b_D)
+    if x_BD.shape != (B, d):
+        raise ValueError(f"x must have shape ({B}, {d}), got {tuple(x_BD.shape)}")
+    if penalty_F is not None and penalty_F.shape != (codes.F,):
+        raise ValueError(f"penalty must have shape ({codes.F},), got {tuple(penalty_F.shape)}")
+    like = dict(dtype=torch.float32, device=x_BD.device)
+    loss, residual = torch.empty(B, **like), torch.empty(B, d, **like)
+    l1 = {} if penalty_F is None else {"l1_B": torch.empty(B, **like)}
+    if B == 0:
+        return Decoded(loss, residual, **l1)
+    g, dvals = (torch.empty(B, d, **like), torch.zeros(B, K, **like)) if need_grad else (None, None)
+    W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
+    vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
+    penalty = loss if penalty_F is None else penalty_F.contiguous()  # what a switched-off output points at is never touched
+    warps = row_warps(d, W.element_size(), W.stride(0))
+    head, tail = split_width(d, 32 * warps)
+    _decode_mse_row[(B,)](
+        *(vals, idx, nnz, W, W.stride(0), b, x, x.stride(0), penalty),
+        *(loss, residual, residual if g is None else g, loss if dvals is None else dvals, l1.get("l1_B", loss)),
+        *(K, d, 1.0 / B, need_grad, penalty_F is not None, head, tail, ENTRIES),
+        num_warps=warps,
+    )
+    return Decoded(loss, residual, g, dvals, **l1)
+
+
+def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
+    if W_FD.ndim != 2 or len(W_FD) != codes.F:
+        raise ValueError(f"W must have shape ({codes.F}, D), got {tuple(W_FD.shape)}")
+    if b_D.shape != W_FD.shape[1:]:
+        raise ValueError(f"the bias must have shape ({W_FD.shape[1]},), got {tuple(b_D.shape)}")
+    return W_FD.shape[1]
+
+
+def cases() -> list[Case]:
+    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
+    shape = {"K": "i32", "d": "i32"}
+    slices = codes | {"W_ptr": "*bf16", "W_stride": "i32", "b_ptr": "*fp32", "out_ptr": "*fp32"} | shape
+    found = [
+        Case("decode_slice_768", _decode_slice, slices, {"SLICE": SLICE, "ENTRIES": ENTRIES}, 1, aligned=("K", "d", "W_stride")),
+        Case("decode_slice_fp32", _decode_slice, slices | {"W_ptr": "*fp32"}, {"SLICE": SLICE, "ENTRIES": ENTRIES}, 1),
+    ]
+    for d, weight, penalty, aligned in (
+        (768, "*bf16", False, ("K", "d", "W_stride", "x_stride")),
+        (2304, "*bf16", True, ("K", "d", "W_stride", "x_stride")),
+        (4096, "*bf16", False, ("K", "d", "W_stride", "x_stride")),
+        (4096, "*fp32", True, ("K", "d", "W_stride", "x_stride")),
+        (1001, "*bf16", False, ()),
+    ):
+        outputs = {f"{name}_ptr": "*fp32" for name in ("penalty", "loss", "residual", "g", "dvals", "l1")}
+        signature = codes | {"W_ptr": weight, "W_stride": "i32", "b_ptr": "*fp32", "x_ptr": weight, "x_stride": "i32"} | outputs | shape
+        warps = row_warps(d, 2 if weight == "*bf16" else 4, d)
+        head, tail = split_width(d, 32 * warps)
+        constants = {"NEED_GRAD": True, "PENALTY": penalty, "HEAD": head, "TAIL": tail, "ENTRIES": ENTRIES}
+        name = f"decode_mse_{d}_{weight[1:]}"
+        found.append(Case(name, _decode_mse_row, signature | {"inverse_B": "fp32"}, constants, warps, aligned=aligned))
+    return found

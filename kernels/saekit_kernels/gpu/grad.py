@@ -1,0 +1,256 @@
+"""Weight gradients, feature-major: for every latent, the weighted sum of the rows where it fired.
+
+One program takes one latent and a slice of d, walks the latent's entries in the transposed codes and writes its row of dW once, zeros
+too: no memset, no atomics, one fixed order of every sum. `sparse_weight_grad_dual` makes the gradients of both matrices and of the
+encoder bias in one walk. All latents walk one slice of d before the next: 8192 rows x 256 fp32 columns are 8 MB and stay in the L2.
+
+Heavy latents. A latent that fires on half of 8192 rows would be 4096 entries on one program, a serial tail behind all others. Segments
+are cut at fixed offsets into chunks of 256: the latent's own program sums the first, `_chunk_sums` the others, and the own program adds
+their sums in order. How many chunks there are is known to the device alone, so the grid is the most that B*K entries can make and the
+programs without a chunk leave at once: nothing is read back by the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from saekit_kernels.codes import SparseCodes
+from saekit_kernels.gpu.decode import unit_stride
+from saekit_kernels.gpu.runtime import Case, cdiv
+from saekit_kernels.gpu.transpose import check_positions
+
+ENTRIES = 4
+SLICE = 256
+CHUNK = 256
+MOST_SLOTS = 4096  # with at most max(F, MOST_SLOTS) partial rows, the partial sums never take more memory than dW or 64 MB at d = 4096
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Where heavy latents are cut. The chunks of latent j behind its first are the slots first[j] .. first[j+1].
+
+    owner[slot] is j, or F for a slot without a chunk.
+    """
+
+    length: int
+    slots: int
+    first: torch.Tensor  # (F+1,) int32
+    owner: torch.Tensor  # (slots,) int32
+
+
+def plan_chunks(codes: SparseCodes) -> Chunks:
+    """By device operations alone: shapes depend on B, K and F, never on what fired."""
+    ptr = codes.transpose().ptr
+    length, slots = _chunk_bound(len(codes), codes.capacity, codes.F)
+    first = torch.zeros(codes.F + 1, dtype=torch.int32, device=ptr.device)
+    if slots == 0:
+        return Chunks(length, 0, first, first)
+    extra = (ptr.diff() - 1).div_(length, rounding_mode="floor").clamp_(min=0)  # ceil(count / length) - 1
+    torch.cumsum(extra, 0, dtype=torch.int32, out=first[1:])
+    slot = torch.arange(slots, dtype=torch.int32, device=ptr.device)
+    return Chunks(length, slots, first, torch.searchsorted(first[1:], slot, right=True, out_int32=True))
+
+
+def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
+    """(entries a chunk, most chunks behind first ones). A latent has at most B entries, all latents together at most B*K."""
+    length = CHUNK
+    while True:
+        slots = min(B * K // length, F * (cdiv(B, length) - 1)) if B else 0
+        if slots <= max(F, MOST_SLOTS):
+            return length, slots
+        length *= 2
+
+
+@triton.jit
+def add_entries(
+    acc1, acc2, sum1, sum2, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+    cols, col_mask, DUAL: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """acc + sum over entries [start, end) of coef * rows[row of the entry, cols], for one or two pairs of (coef, rows).
+
+    sum1, sum2 (ENTRIES,) collect the coefficients themselves.
+    """
+    for e in range(start, end, ENTRIES):
+        live = e + tl.arange(0, ENTRIES) < end
+        at = tl.load(pos_ptr + e + tl.arange(0, ENTRIES), mask=live, other=0)
+        row = (at // K).to(tl.int64)
+        mask = live[:, None] & col_mask[None, :]
+        c1 = tl.load(coef1_ptr + at, mask=live, other=0.0)
+        r1 = tl.load(rows1_ptr + row[:, None] * stride1 + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        acc1 += tl.sum(c1[:, None] * r1, axis=0)
+        sum1 += c1
+        if DUAL:
+            c2 = tl.load(coef2_ptr + at, mask=live, other=0.0)
+            r2 = tl.load(rows2_ptr + row[:, None] * stride2 + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            acc2 += tl.sum(c2[:, None] * r2, axis=0)
+            sum2 += c2
+    return acc1, acc2, sum1, sum2
+
+
+@triton.jit
+def _chunk_sums(
+    ptr_ptr, pos_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+    partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr, K, d, F, length,
+    DUAL: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """The sums of one chunk that is not the first of its latent."""
+    slot = tl.program_id(0).to(tl.int64)
+    j = tl.load(owner_ptr + slot)
+    if j == F:
+        return
+    part = tl.program_id(1).to(tl.int64)
+    cols = part * SLICE + tl.arange(0, SLICE)
+    chunk = (slot - tl.load(first_ptr + j)).to(tl.int32) + 1
+    start = tl.load(ptr_ptr + j) + chunk * length
+    end = start + tl.minimum(length, tl.load(ptr_ptr + j + 1) - start)
+    zeros = tl.zeros((SLICE,), tl.float32)
+    none = tl.zeros((ENTRIES,), tl.float32)
+    acc1, acc2, sum1, sum2 = add_entries(
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        cols, cols < d, DUAL, ENTRIES,
+    )  # fmt: skip
+    tl.store(partial1_ptr + slot * d + cols, acc1, mask=cols < d)
+    if part == 0:
+        tl.store(partial_sum1_ptr + slot, tl.sum(sum1, axis=0))
+    if DUAL:
+        tl.store(partial2_ptr + slot * d + cols, acc2, mask=cols < d)
+        if part == 0:
+            tl.store(partial_sum2_ptr + slot, tl.sum(sum2, axis=0))
+
+
+@triton.jit
+def _latent_sums(
+    ptr_ptr, pos_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+    partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
+    DUAL: tl.constexpr, CHUNKED: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
+    cols = part * SLICE + tl.arange(0, SLICE)
+    col_mask = cols < d
+    start = tl.load(ptr_ptr + j)
+    end = start + tl.minimum(length, tl.load(ptr_ptr + j + 1) - start)
+    zeros = tl.zeros((SLICE,), tl.float32)
+    none = tl.zeros((ENTRIES,), tl.float32)
+    acc1, acc2, sum1, _ = add_entries(
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        cols, col_mask, DUAL, ENTRIES,
+    )  # fmt: skip
+    total1 = tl.sum(sum1, axis=0)
+    if CHUNKED:
+        for slot in range(tl.load(first_ptr + j).to(tl.int64), tl.load(first_ptr + j + 1).to(tl.int64)):
+            acc1 += tl.load(partial1_ptr + slot * d + cols, mask=col_mask, other=0.0)
+            if DUAL:
+                acc2 += tl.load(partial2_ptr + slot * d + cols, mask=col_mask, other=0.0)
+                total1 += tl.load(partial_sum1_ptr + slot)
+    tl.store(dW1_ptr + j * d + cols, acc1, mask=col_mask)
+    if DUAL:
+        tl.store(dW2_ptr + j * d + cols, acc2, mask=col_mask)
+        if part == 0:
+            tl.store(sum1_ptr + j, total1)
+
+
+@dataclass(frozen=True)
+class Partials:
+    """The sums of the chunks behind first ones: rows (slots, D), coefficients (slots,)."""
+
+    rows1: torch.Tensor
+    rows2: torch.Tensor
+    sum1: torch.Tensor
+    sum2: torch.Tensor
+
+
+def chunk_partials(codes: SparseCodes, chunks: Chunks, coef1, rows1, coef2=None, rows2=None) -> Partials:
+    """`_chunk_sums` over every slot. Without a second pair its results are those of the first; they are not to be read."""
+    dual, d = rows2 is not None, rows1.shape[1]
+    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=rows1.device)
+    partial1, sum1 = new(chunks.slots, d), new(chunks.slots)
+    partial2, sum2 = (new(chunks.slots, d), new(chunks.slots)) if dual else (partial1, sum1)
+    if not dual:
+        coef2, rows2 = coef1, rows1
+    if chunks.slots:
+        csc = codes.transpose()
+        _chunk_sums[(chunks.slots, cdiv(d, SLICE))](
+            *(csc.ptr, csc.pos, chunks.first, chunks.owner, coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
+            *(partial1, partial2, sum1, sum2, codes.capacity, d, codes.F, chunks.length, dual, SLICE, ENTRIES),
+            num_warps=1,
+        )
+    return Partials(partial1, partial2, sum1, sum2)
+
+
+def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
+    """dW (F,D) fp32: dW[j] = sum over the entries (b,t) of latent j of coef[b,t] * rows[b]. Latents that did not fire get zeros.
+
+    Raises ValueError when the shapes do not fit or B*K is 2^31 or more.
+    """
+    return _weight_grads(codes, coef_BK, rows_BD)[0]
+
+
+def sparse_weight_grad_dual(
+    codes: SparseCodes, coef1_BK: torch.Tensor, rows1_BD: torch.Tensor, coef2_BK: torch.Tensor, rows2_BD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dW1 (F,D), dW2 (F,D), sum1 (F,)), fp32: two weight gradients over the same codes and the sum of coef1 over each latent.
+
+    With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises as `sparse_weight_grad`.
+    """
+    return _weight_grads(codes, coef1_BK, rows1_BD, coef2_BK, rows2_BD)
+
+
+def check_pair(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair as kernels read it: flat positions need contiguous coefficients, rows need contiguous columns."""
+    if coef_BK.shape != codes.vals.shape:
+        raise ValueError(f"coefficients must have the shape of the codes, {tuple(codes.vals.shape)}, got {tuple(coef_BK.shape)}")
+    if rows_BD.ndim != 2 or len(rows_BD) != len(codes):
+        raise ValueError(f"rows must have shape ({len(codes)}, D), got {tuple(rows_BD.shape)}")
+    return coef_BK.float().contiguous(), unit_stride(rows_BD)
+
+
+def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
+    check_positions(codes)
+    dual, d = rows2 is not None, rows1.shape[1]
+    coef1, rows1 = check_pair(codes, coef1, rows1)
+    if dual:
+        coef2, rows2 = check_pair(codes, coef2, rows2)
+        if rows2.shape[1] != d:
+            raise ValueError(f"both sets of rows must have one width, got {d} and {rows2.shape[1]}")
+    new = lambda *shape: (torch.zeros if codes.vals.numel() == 0 else torch.empty)(shape, dtype=torch.float32, device=rows1.device)
+    dW1, sum1 = new(codes.F, d), new(codes.F)
+    dW2 = new(codes.F, d) if dual else dW1
+    if codes.vals.numel() == 0:
+        return dW1, dW2, sum1
+    chunks, csc = plan_chunks(codes), codes.transpose()
+    partials = chunk_partials(codes, chunks, coef1, rows1, coef2, rows2)
+    if not dual:
+        coef2, rows2 = coef1, rows1
+    _latent_sums[(codes.F, cdiv(d, SLICE))](
+        *(csc.ptr, csc.pos, chunks.first, coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
+        *(partials.rows1, partials.rows2, partials.sum1, dW1, dW2, sum1, codes.capacity, d, chunks.length),
+        *(dual, chunks.slots > 0, SLICE, ENTRIES),
+        num_warps=1,
+    )
+    return dW1, dW2, sum1
+
+
+def pair_signature(rows1: str, rows2: str) -> dict[str, str]:
+    pairs = {"coef1_ptr": "*fp32", "rows1_ptr": rows1, "stride1": "i32", "coef2_ptr": "*fp32", "rows2_ptr": rows2, "stride2": "i32"}
+    return {"ptr_ptr": "*i32", "pos_ptr": "*i32", "first_ptr": "*i32"} | pairs
+
+
+def cases() -> list[Case]:
+    pointers = lambda *names: {f"{name}_ptr": "*fp32" for name in names}
+    sizes = {"K": "i32", "d": "i32"}
+    aligned = ("stride1", "stride2", "K", "d", "length")
+    found = []
+    for dtype, dual in (("*fp32", False), ("*bf16", True)):
+        blocks = {"DUAL": dual, "SLICE": SLICE, "ENTRIES": ENTRIES}
+        name = "dual" if dual else "single"
+        pair = pair_signature(dtype, "*fp32")
+        chunk = pair | {"owner_ptr": "*i32"} | pointers("partial1", "partial2", "partial_sum1", "partial_sum2") | sizes
+        found.append(Case(f"grad_chunks_{name}", _chunk_sums, chunk | {"F": "i32", "length": "i32"}, blocks, 1, aligned=aligned))
+        latent = pair | pointers("partial1", "partial2", "partial_sum1", "dW1", "dW2", "sum1") | sizes | {"length": "i32"}
+        found.append(Case(f"grad_latents_{name}", _latent_sums, latent, blocks | {"CHUNKED": True}, 1, aligned=aligned))
+    return found

@@ -1,0 +1,507 @@
+"""The encoders against fp64 pre-activations of the same inputs.
+
+Selection runs on fp32 sums, so entries closer to the k-th value than their rounding may go either way: the gap rule. Ordinary inputs must
+pass without a single redone row, or a wrong filter would hide behind the redo; the inputs that break the filter must be redone exactly.
+"""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from saekit_kernels.gpu import encode, filter, lowbit
+from saekit_kernels.gpu.encode import encode_batchtopk, encode_relu, encode_threshold, encode_topk
+from saekit_kernels.gpu.lowbit import encode_topk_lowbit, quantise
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+NAN, INF = float("nan"), float("inf")
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy in the interpreter
+
+
+def make(B, d, F, x_dtype=torch.float32, w_dtype=None, seed=0):
+    torch.manual_seed(seed)
+    x, W, b = torch.randn(B, d), torch.randn(F, d) / d**0.5, torch.randn(F) * 0.1
+    return x.to(device, x_dtype), W.to(device, w_dtype or x_dtype), b.to(device)
+
+
+def fused(x, W, b, k, **options):
+    return encode_topk(x, W, b, k, plan="fused", **options)
+
+
+def gemm(x, W, b, k):
+    return encode_topk(x, W, b, k, plan="gemm")
+
+
+ENCODERS = [gemm, fused, encode_topk_lowbit]
+
+
+def dense(x, W, b):
+    """(pre (B,F) fp64 with what the ReLU drops at 0, tolerance (B,F)): the rounding of an fp32 dot product."""
+    x, W, b = x.double(), W.double(), b.double()
+    pre = x @ W.T + b
+    tol = 2.0**-20 * (x.norm(dim=1)[:, None] * W.norm(dim=1) + b.abs())
+    return torch.where(pre <= 0, 0.0, pre), tol
+
+
+def unpack(codes, B, K):
+    """Columns of each row, after the format is checked: ascending, no value <= 0, zeros behind."""
+    vals, idx, nnz = codes.vals, codes.idx, codes.nnz
+    assert (vals.dtype, idx.dtype, nnz.dtype) == (torch.float32, torch.int32, torch.int32)
+    assert vals.shape == idx.shape == (B, K) and nnz.shape == (B,)
+    active = codes.active()
+    assert not (vals[active] <= 0).any() and not vals[~active].any() and not idx[~active].any()
+    columns = [idx[b, : nnz[b]].long() for b in range(B)]
+    assert all(bool((c.diff() > 0).all()) and (len(c) == 0 or int(c[-1]) < codes.F) for c in columns)
+    return columns
+
+
+def expect_topk(codes, x, W, b, k):
+    """The gap rule for finite inputs, and values to fp32 accuracy."""
+    pre, tol = dense(x, W, b)
+    for row, columns in enumerate(unpack(codes, len(x), k)):
+        p, t = pre[row], tol[row]
+        kth = p.sort(descending=True).values[k - 1]
+        chosen = torch.zeros_like(p, dtype=torch.bool)
+        chosen[columns] = True
+        assert bool((p[chosen] >= kth - t[chosen]).all())
+        assert bool(chosen[p > kth + t].all())
+        assert len(columns) <= k and (len(columns) == k or kth <= t.max())
+        vals = codes.vals[row, : len(columns)].double()
+        assert bool(((vals - p[columns]).abs() <= 1e-5 * p[columns] + t[columns]).all())
+
+
+def exact_topk(x, W, b, k):
+    """Columns and values by a stable sort; for inputs whose sums fp32 holds exactly."""
+    pre = dense(x, W, b)[0].sort(dim=1, descending=True, stable=True)
+    return pre.indices[:, :k].sort(dim=1).values, pre.values[:, k - 1]
+
+
+def make_integers(B, d, F):
+    """Small integers: sums are exact in whatever order, and most values occur many times."""
+    torch.manual_seed(1)
+    return tuple(torch.randint(-3, 4, shape, device=device).float() for shape in ((B, d), (F, d), (F,)))
+
+
+@pytest.fixture
+def few_slots(monkeypatch):
+    """The slots of these small shapes hold a whole tile, which nothing can overflow; with these they hold what ordinary rows need."""
+    monkeypatch.setattr(filter, "slots_for", lambda *a: 40)
+    monkeypatch.setattr(lowbit, "slots_for", lambda *a: 100)
+
+
+def same(first, second):
+    return torch.equal(first.vals, second.vals) and torch.equal(first.idx, second.idx) and torch.equal(first.nnz, second.nnz)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("B", "d", "F", "k", "x_dtype", "w_dtype"),
+    [
+        (3, 1, 1, 1, torch.float32, None),
+        (3, 33, 7, 7, torch.bfloat16, None),
+        (5, 33, 130, 5, torch.float16, None),
+        (6, 96, 1000, 32, torch.bfloat16, None),
+        (6, 96, 1000, 5, torch.float32, None),
+        (4, 200, 300, 20, torch.float32, torch.bfloat16),
+    ],
+)
+def test_topk_follows_the_gap_rule_and_redoes_nothing(encoder, B, d, F, k, x_dtype, w_dtype):
+    x, W, b = make(B, d, F, x_dtype, w_dtype)
+    codes, redone = encoder(x, W, b, k)
+    expect_topk(codes, x, W, b, k)
+    assert redone.shape == () and redone.dtype == torch.int32 and redone == 0
+
+
+@triton.jit
+def tiles_kernel(out_ptr, B, tiles, BM: tl.constexpr):
+    row0, tile = filter.tile_of(tl.program_id(0).to(tl.int64), B, tiles, BM)
+    tl.store(out_ptr + 2 * tl.program_id(0), row0)
+    tl.store(out_ptr + 2 * tl.program_id(0) + 1, tile)
+
+
+@pytest.mark.parametrize(("B", "tiles"), [(1, 1), (130, 5), (16 * 8, 3), (16 * 19 - 2, 4)])
+def test_every_tile_is_taken_once(B, tiles):
+    blocks = -(-B // 16)
+    out = torch.full((blocks * tiles, 2), -1, device=device)
+    tiles_kernel[(blocks * tiles,)](out, B, tiles, BM=16)
+    assert sorted(map(tuple, out.tolist())) == [(16 * r, t) for r in range(blocks) for t in range(tiles)]
+
+
+def test_more_rows_than_a_block():
+    x, W, b = make(130, 16, 200, torch.bfloat16)
+    codes, redone = fused(x, W, b, 3)
+    expect_topk(codes, x, W, b, 3)
+    assert redone == 0
+
+
+def test_the_sample_decides_the_time_and_not_the_result():
+    x, W, b = make(4, 48, 1000)
+    first, _ = fused(x, W, b, 16)
+    for rotation in (1, 7, 1001):
+        codes, redone = fused(x, W, b, 16, rotation=rotation)
+        assert same(codes, first) and redone == 0
+    # A sample that is larger than everything else puts the bound too high: 84 latents pass it where 100 are wanted.
+    x, W, b = make(3, 48, 1344)
+    stride, _ = encode.sample_plan(1344, 100)
+    assert 1344 // stride == 84
+    b[::stride] += 100.0
+    codes, redone = fused(x, W, b, 100)
+    expect_topk(codes, x, W, b, 100)
+    assert redone == 3
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_fewer_positive_entries_than_k(encoder):
+    x, W, b = make(4, 33, 200)
+    codes, redone = encoder(x, W, b - 2.0, 32)
+    assert 0 < int(codes.nnz.max()) < 32
+    expect_topk(codes, x, W, b - 2.0, 32)
+    assert redone == 0  # every positive entry passes the bound, which is then as good as k survivors
+    codes, redone = encoder(torch.zeros_like(x), W, torch.zeros_like(b), 5)
+    assert not codes.nnz.any() and not codes.vals.any() and redone == 0
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_equal_rows_are_redone_and_ties_go_to_the_smallest_column(encoder, few_slots):
+    x, W, b = make(5, 33, 1000)
+    x[1], x[4] = 0.0, 0.0
+    b[:] = 0.5
+    codes, redone = encoder(x, W, b, 8)
+    assert redone == (0 if encoder is gemm else 2)
+    for row in (1, 4):
+        assert codes.idx[row].tolist() == list(range(8)) and codes.vals[row].tolist() == [0.5] * 8
+    expect_topk(codes, x, W, b, 8)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_ties_among_the_candidates_go_to_the_smallest_column(encoder):
+    x, W, b = make_integers(6, 20, 600)
+    codes, redone = encoder(x, W, b, 17)
+    want, kth = exact_topk(x, W, b, 17)
+    assert bool((kth > 0).all()) and torch.equal(codes.idx.long(), want) and redone == 0
+    assert torch.equal(codes.vals.double(), dense(x, W, b)[0].gather(1, want))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_nan_and_inf_rows_are_redone_and_leave_the_others_alone(encoder, few_slots):
+    x, W, b = make(7, 33, 1000)
+    clean, redone = encoder(x, W, b, 6)
+    assert redone == 0
+    x[1, 4] = NAN
+    x[2] = NAN
+    x[5, 0] = INF
+    codes, redone = encoder(x, W, b, 6)
+    assert redone == (0 if encoder is gemm else 3)
+    for row in (0, 3, 4, 6):
+        assert torch.equal(codes.vals[row], clean.vals[row]) and torch.equal(codes.idx[row], clean.idx[row])
+    for row in (1, 2):  # every pre-activation is NaN
+        assert codes.idx[row].tolist() == list(range(6)) and bool(codes.vals[row].isnan().all())
+    first = (W[:, 0] > 0).nonzero()[:6, 0]  # inf where the weight is positive, -inf elsewhere
+    assert codes.idx[5].tolist() == first.tolist() and bool((codes.vals[5] == INF).all())
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_latents_that_are_not_finite(encoder):
+    x, W, b = make(4, 33, 500)
+    x[:, 2] = x[:, 2].abs() + 0.1
+    W[17, 3] = NAN
+    W[40, 2] = INF
+    W[41, 2] = -INF
+    b[42] = INF
+    codes, _ = encoder(x, W, b, 3)
+    for row in range(4):
+        assert codes.idx[row].tolist() == [17, 40, 42]
+        assert bool(codes.vals[row, 0].isnan()) and codes.vals[row, 1:].tolist() == [INF, INF]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_any_strides(encoder):
+    x, W, b = make_integers(5, 40, 130)
+    want, _ = encoder(x, W, b, 4)
+    wide = torch.zeros(5, 100, device=device)
+    wide[:, 7:47] = x
+    long = torch.zeros(260, 40, device=device)
+    long[::2] = W
+    codes, _ = encoder(wide[:, 7:47], long[::2], torch.stack([b, b], 1)[:, 1], 4)
+    assert same(codes, want)
+    codes, _ = encoder(x.T.contiguous().T, W.T.contiguous().T, b, 4)
+    assert same(codes, want)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(encoder, few_slots, monkeypatch):
+    x, W, b = make(8, 8, 300, torch.bfloat16)
+    x[1:7:2] = 0.0
+    b[:] = 1.0  # zero rows are all-equal
+    want, redone = encoder(x, W, b, 4)
+    assert redone == (0 if encoder is gemm else 3)
+    again, _ = encoder(x, W, b, 4)
+    assert same(again, want)
+    monkeypatch.setattr(filter, "chunk_rows", lambda *a: 4)
+    monkeypatch.setattr(lowbit, "chunk_rows", lambda *a: 4)
+    monkeypatch.setattr(encode, "PRE_BYTES", 4 * 300 * 3)
+    monkeypatch.setattr(filter, "REDO_PROGRAMS", 2)
+    again, redone = encoder(x, W, b, 4)
+    assert redone == (0 if encoder is gemm else 3)
+    assert torch.equal(again.idx, want.idx) and torch.allclose(again.vals, want.vals, rtol=1e-6, atol=0)
+
+
+def test_plans_and_arguments():
+    x, W, b = make(2, 8, 50)
+    assert same(encode_topk(x, W, b, 3)[0], fused(x, W, b, 3)[0])  # d <= 1536
+    for k in (0, 51):
+        for encoder in ENCODERS:
+            with pytest.raises(ValueError, match="k must lie"):
+                encoder(x, W, b, k)
+    with pytest.raises(ValueError, match="plan"):
+        encode_topk(x, W, b, 3, plan="fast")
+    with pytest.raises(ValueError, match="expected"):
+        encode_topk(x, W[:, :7], b, 3)
+    with pytest.raises(ValueError, match="expected"):
+        encode_topk(x.double(), W, b, 3)
+    with pytest.raises(ValueError, match="theta"):
+        encode_threshold(x, W, b, b[:3], 4)
+    with pytest.raises(ValueError, match="k must lie"):
+        encode_batchtopk(x, W, b, 5, 4)
+    for encoder in ENCODERS:
+        codes, redone = encoder(x[:0], W, b, 3)
+        assert codes.vals.shape == (0, 3) and codes.nnz.shape == (0,) and redone == 0
+    codes, overflow = encode_relu(x[:0], W, b, 3)
+    assert codes.vals.shape == (0, 3) and overflow.shape == (0,) and overflow.dtype == torch.bool
+    codes, threshold, overflow = encode_batchtopk(x[:0], W, b, 3, 5)
+    assert codes.vals.shape == (0, 5) and threshold == 0 and overflow.shape == (0,)
+
+
+# --- thresholds ------------------------------------------------------------------------------------------------------------------------
+
+
+def expect_threshold(codes, overflow, x, W, b, theta, capacity):
+    """Every entry above max(theta, 0), to rounding; rows with more than capacity are flagged and keep true entries."""
+    pre, tol = dense(x, W, b)
+    floor = theta.double().clamp(min=0).expand(pre.shape[1])
+    certain, possible = pre > floor + tol, pre > floor - tol
+    for row, columns in enumerate(unpack(codes, len(x), capacity)):
+        chosen = torch.zeros_like(certain[row])
+        chosen[columns] = True
+        assert not (chosen & ~possible[row]).any()
+        if certain[row].sum() > capacity:
+            assert overflow[row]
+        elif possible[row].sum() <= capacity:
+            assert not overflow[row]
+            assert bool(chosen[certain[row]].all())
+        vals = codes.vals[row, : len(columns)].double()
+        assert bool(((vals - pre[row, columns]).abs() <= 1e-5 * vals + tol[row, columns]).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_and_its_capacity(dtype):
+    x, W, b = make(7, 33, 500, dtype)
+    most = int((dense(x, W, b)[0] > 0).sum(1).max())
+    codes, overflow = encode_relu(x, W, b, most + 1)
+    expect_threshold(codes, overflow, x, W, b, torch.zeros((), device=device), most + 1)
+    assert not overflow.any()
+    capacity = int((dense(x, W, b)[0] > 0).sum(1).float().median())
+    codes, overflow = encode_relu(x, W, b, capacity)
+    expect_threshold(codes, overflow, x, W, b, torch.zeros((), device=device), capacity)
+    assert overflow.any() and not overflow.all()
+    codes, overflow = encode_relu(x, W, b, 2)  # slots for 2 of 500: what overflows them is reported
+    assert overflow.all() and int(codes.nnz.max()) <= 2
+
+
+def test_one_threshold_and_one_for_each_column():
+    x, W, b = make(7, 33, 500, torch.bfloat16)
+    columns = torch.rand(500, device=device) * 3 - 0.5  # negative ones too: what is not positive is dropped anyway
+    for theta in (columns, torch.stack([columns, columns], 1)[:, 0], torch.tensor(1.3, device=device), torch.tensor(-2.0, device=device)):
+        codes, overflow = encode_threshold(x, W, b, theta, 300)
+        expect_threshold(codes, overflow, x, W, b, theta, 300)
+        assert not overflow.any()
+
+
+def test_a_full_tile_is_redone_while_the_row_fits():
+    x, W, b = make(4, 16, 1000)
+    b[:] = -100.0
+    b[130:180] = 100.0  # 50 entries in a tile that has slots for fewer
+    assert filter.slots_for(60, 1000, 64) < 50
+    codes, overflow = encode_relu(x, W, b, 60)
+    expect_threshold(codes, overflow, x, W, b, torch.zeros((), device=device), 60)
+    assert not overflow.any() and codes.nnz.tolist() == [50] * 4
+    theta = torch.zeros(1000, device=device)
+    theta[140:150] = INF
+    codes, overflow = encode_threshold(x, W, b, theta, 60)
+    assert not overflow.any() and codes.nnz.tolist() == [40] * 4
+    x[2, 3] = NAN  # NaN is active in every column: more than fit
+    codes, overflow = encode_threshold(x, W, b, theta, 60)
+    assert overflow.tolist() == [False, False, True, False] and bool(codes.vals[2, : codes.nnz[2]].isnan().all())
+
+
+# --- BatchTopK -------------------------------------------------------------------------------------------------------------------------
+
+
+def expect_batchtopk(result, x, W, b, k, capacity):
+    codes, threshold, overflow = result
+    pre, tol = dense(x, W, b)
+    B = len(x)
+    tol = tol.max()
+    kth = pre.flatten().sort(descending=True).values[B * k - 1]
+    chosen = torch.zeros_like(pre, dtype=torch.bool)
+    for row, columns in enumerate(unpack(codes, B, capacity)):
+        chosen[row, columns] = True
+        vals = codes.vals[row, : len(columns)].double()
+        assert bool(((vals - pre[row, columns]).abs() <= 1e-5 * vals + tol).all())
+    assert bool((pre[chosen] >= kth - tol).all()) and bool(chosen[pre > kth + tol].all())
+    assert chosen.sum() == min(B * k, int((pre > 0).sum()))
+    assert not overflow.any()
+    assert threshold == codes.vals[codes.active()].min()
+
+
+def uneven(dtype=torch.float32):
+    """Rows of very different width, whose share of the winners differs as much."""
+    x, W, b = make(6, 33, 400, dtype)
+    return x * torch.linspace(0.2, 1.5, 6, device=device, dtype=dtype)[:, None], W, b
+
+
+def test_batchtopk_with_any_bound(monkeypatch):
+    x, W, b = uneven()
+    result = encode_batchtopk(x, W, b, 8, 60)
+    expect_batchtopk(result, x, W, b, 8, 60)
+    assert int(result[0].nnz.max()) > 12 > 3 > int(result[0].nnz.min())
+    filtered_again = []
+    whole = encode.topk_fused
+    monkeypatch.setattr(encode, "topk_fused", lambda *a, enabled=None: filtered_again.append(int(enabled)) or whole(*a, enabled=enabled))
+    for factor in (0.9, 1.0, 1.1, -1.0, NAN):
+        again = encode_batchtopk(x, W, b, 8, 60, bound=result[1] * factor)
+        expect_batchtopk(again, x, W, b, 8, 60)
+        assert torch.equal(again[0].idx, result[0].idx)
+    assert filtered_again[0] == 0 and filtered_again[2] == filtered_again[4] == 1
+
+
+def test_batchtopk_of_bf16():
+    x, W, b = uneven(torch.bfloat16)
+    result = encode_batchtopk(x, W, b, 8, 60, bound=torch.tensor(1.0, device=device))
+    expect_batchtopk(result, x, W, b, 8, 60)
+
+
+def test_batchtopk_capacity_is_never_silent():
+    x, W, b = make(6, 33, 400)
+    x[2] *= 20.0
+    full, _, overflow = encode_batchtopk(x, W, b, 8, 400)
+    assert not overflow.any() and full.nnz[2] == 48  # one row takes all
+    # capacity = what the fullest row needs: nothing is lost, and the result is that of an unlimited one
+    exact, _, overflow = encode_batchtopk(x, W, b, 8, 48)
+    assert not overflow.any() and torch.equal(exact.to_dense() > 0, full.to_dense() > 0)
+    # One less, and the row is reported and keeps its largest.
+    codes, _, overflow = encode_batchtopk(x, W, b, 8, 47)
+    assert overflow.tolist() == [False, False, True, False, False, False]
+    assert codes.idx[2].tolist() == gemm(x[2:3], W, b, 47)[0].idx[0].tolist()
+    # Far less: the 48 largest of the 11 largest of each row, and of these at most 10 in a row.
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 8, 10)
+    pre = dense(x, W, b)[0]
+    eleven = pre.sort(dim=1, descending=True).values[:, :11]
+    last = eleven.flatten().sort(descending=True).values[47]
+    assert overflow.tolist() == (eleven[:, 10] >= last).tolist() and overflow[2] and not overflow.all()
+    assert codes.nnz.tolist() == (eleven >= last).sum(1).clamp(max=10).tolist()
+    assert torch.allclose(threshold.double(), eleven[:, :10][eleven[:, :10] >= last].min(), rtol=1e-5)
+
+
+def test_batchtopk_ties_and_scarcity():
+    x, W, b = make(4, 8, 50)
+    x[:] = 0.0
+    b[:] = 1.0
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 30)  # flat positions 0 to 19: 20 winners, all in the first row
+    assert codes.nnz.tolist() == [20, 0, 0, 0] and codes.idx[0, :20].tolist() == list(range(20))
+    assert threshold == 1.0 and not overflow.any()
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 5, bound=threshold)
+    assert codes.nnz[0] == 5 and overflow[0]
+    b[:] = -1.0
+    b[3] = 2.0
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 9, bound=torch.tensor(5.0, device=device))
+    assert codes.nnz.tolist() == [1] * 4 and threshold == 2.0 and not overflow.any()
+    b[3] = -2.0
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 9)
+    assert not codes.nnz.any() and threshold == 0.0 and not overflow.any()
+
+
+# --- int8 ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e12])
+def test_the_int8_bracket_holds(dtype, scale):
+    x, W, _ = make(40, 70, 90, dtype)
+    x, W = x * scale, W.clone()
+    x[0, 5] *= 1000.0  # an outlier makes the scale of its row useless for the rest
+    x[1], W[3] = 0.0, 0.0
+    X, V = quantise(x), quantise(W)
+    x, W = x.double(), W.double()
+    x_hat, W_hat = X.q.double() * X.scale.double()[:, None], V.q.double() * V.scale.double()[:, None]
+    for rows, hat, bounds in ((x, x_hat, X), (W, W_hat, V)):
+        assert bool((rows.norm(dim=1) <= bounds.norm).all()) and bool((hat.norm(dim=1) <= bounds.hat).all())
+        assert bool(((rows - hat).norm(dim=1) <= bounds.error).all())
+        assert bool((bounds.error <= 1.002 * (rows - hat).norm(dim=1) + 2e-6 * rows.norm(dim=1)).all())  # and not by giving up
+        assert int(bounds.q.abs().max()) == 127
+    half = X.error.double()[:, None] * V.hat.double() + X.norm.double()[:, None] * V.error.double()
+    assert bool(((x @ W.T - x_hat @ W_hat.T).abs() <= half).all())
+
+
+def test_int8_with_outliers_and_rows_beyond_its_range(few_slots):
+    x, W, b = make(8, 48, 700)
+    x[1, 3] *= 300.0
+    W[5, 7] *= 300.0
+    x[2] *= 1e-20  # not quantised: redone
+    x[4] = 0.0
+    W[11] *= 1e-25
+    codes, redone = encode_topk_lowbit(x, W, b, 12)
+    expect_topk(codes, x, W, b, 12)
+    assert 1 <= int(redone) <= 2  # the row with the outlier may have too wide a bracket
+    with pytest.raises(ValueError, match="131072"):
+        encode_topk_lowbit(torch.zeros(1, 2**17 + 1, device=device), torch.zeros(1, 2**17 + 1, device=device), b[:1], 1)
+
+
+def test_int8_flags_what_it_cannot_list(monkeypatch):
+    x, W, b = make(4, 48, 700)
+    monkeypatch.setattr(lowbit, "rescore_groups", lambda k: 16)  # room for 16 entries to re-score
+    codes, redone = encode_topk_lowbit(x, W, b, 15)
+    expect_topk(codes, x, W, b, 15)
+    assert redone == 4
+
+
+# --- a device --------------------------------------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("B", "d", "F", "k"), [(8192, 768, 24576, 32), (1000, 2304, 73728, 64)])
+def test_real_sizes(encoder, B, d, F, k):
+    x, W, b = make(B, d, F, torch.bfloat16)
+    if encoder is encode_topk_lowbit and d > 768:
+        pytest.skip("the bracket is too wide for random weights of this width")
+    codes, redone = encoder(x, W, b, k)
+    assert int(redone) <= B // 1000
+    some = slice(0, None, B // 200)
+    part = type(codes)(codes.vals[some], codes.idx[some], codes.nnz[some], F)
+    expect_topk(part, x[some], W, b, k)
+    again, _ = encoder(x, W, b, k)
+    assert same(again, codes)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_nothing_waits_for_the_device():
+    x, W, b = make(2048, 768, 24576, torch.bfloat16)
+    x[5] = NAN
+    theta = torch.tensor(2.0, device=device)
+    for _ in range(2):  # the first run compiles
+        torch.cuda.synchronize()
+        with torch.cuda.device(x.device):
+            torch.cuda.set_sync_debug_mode("error" if _ else "default")
+            try:
+                for encoder in ENCODERS:
+                    encoder(x, W, b, 32)
+                encode_relu(x, W, b, 512)
+                encode_threshold(x, W, b, theta, 512)
+                encode_batchtopk(x, W, b, 32, 128)
+                encode_batchtopk(x, W, b, 32, 128, bound=theta)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
