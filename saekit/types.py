@@ -141,6 +141,9 @@ class Autoencoder(Protocol):
 
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
 
+    # Optional: `fused_step(batch, step, adam)` does loss, gradients and Adam in one go and returns the terms, or None where that does not
+    # apply; `observe(l0)` hears the mean L0 whenever the trainer looks at the device.
+
     def before_step(self) -> None: ...  # gradients are there: project them
 
     def after_step(self) -> None: ...  # parameters have moved: bring them back to their constraints

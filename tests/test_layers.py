@@ -18,7 +18,7 @@ LAYERS = [
     ["saekit.config", "saekit.device"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
-    ["saekit.evaluation", "saekit.inspection"],
+    ["saekit.evaluation", "saekit.inspection", "saekit.bench"],
     ["saekit_cli"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

@@ -5,19 +5,23 @@ Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do 
 """
 
 from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense
+from saekit_kernels.crossover import most_active, next_arm
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
-from saekit_kernels.loss import Reconstruction, relu_reconstruction, topk_reconstruction
+from saekit_kernels.loss import Reconstruction, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
 from saekit_kernels.memory import keep_freed_memory
+from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 from saekit_kernels.select import topk_rows
 from saekit_kernels.workspace import Workspace
 
 __all__ = [
+    "AdamSettings",
     "Backend",
     "Codes",
     "Decoded",
+    "FeatureState",
     "RaggedCodes",
     "Reconstruction",
     "SparseCodes",
@@ -29,11 +33,15 @@ __all__ = [
     "encode_threshold",
     "encode_topk",
     "encoder_plan",
+    "feature_step",
     "from_dense",
     "keep_freed_memory",
+    "most_active",
+    "next_arm",
     "relu_reconstruction",
     "resolve_backend",
     "sampled_products",
+    "sigmoid_reconstruction",
     "sparse_column_sum",
     "sparse_weight_grad",
     "topk_reconstruction",

@@ -13,6 +13,15 @@ from saekit_kernels.cost import crossover_l0
 
 CPU_LATENTS_AN_ACTIVE_ONE = 5.6
 CPU_BOOKKEEPING_WIDTH = 119
+ENTER_SPARSE, LEAVE_SPARSE = 0.7, 0.9  # shares of the crossover
+CAPACITY = 8  # a device allots this multiple of the crossover to each row of a thresholded code: rows differ, by far the most are below
+
+
+def next_arm(arm: str, l0: float, most: float) -> str:
+    """The arm for the steps to come, when `l0` was seen: hysteresis, so that it does not flutter around the crossover."""
+    if l0 < ENTER_SPARSE * most:
+        return "sparse"
+    return "dense" if l0 > LEAVE_SPARSE * most else arm
 
 
 def most_active(x_BD: torch.Tensor, F: int) -> float:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
+
+VARIABLE = "SAEKIT_KERNELS"  # what `auto` means: torch | triton
 
 
 @dataclass(frozen=True)
@@ -12,10 +16,23 @@ class Backend:
 
 
 def resolve_backend(asked: str, device_type: str) -> Backend:
-    """Raises ValueError for an unknown name, RuntimeError when what was asked for cannot run on this device."""
+    """auto: the Triton kernels on a CUDA device, torch elsewhere; the variable SAEKIT_KERNELS stands in for auto.
+
+    Raises ValueError for an unknown name, RuntimeError when what was asked for cannot run on this device.
+    """
+    why = "asked for"
+    if asked == "auto" and os.environ.get(VARIABLE, "auto") != "auto":
+        asked, why = os.environ[VARIABLE], f"{VARIABLE} is set"
     if asked not in ("auto", "triton", "torch"):
         raise ValueError(f"backend {asked}: choose auto, triton, torch")
+    installed = importlib.util.find_spec("triton") is not None
+    if asked == "auto":
+        if device_type == "cuda" and installed:
+            return Backend("triton", "the device is a GPU")
+        return Backend("torch", "triton is not installed" if device_type == "cuda" else f"Triton kernels do not run on {device_type}")
     if asked == "triton":
-        raise RuntimeError("this version has no Triton kernels yet; the torch path runs on every device")
-    why = "asked for" if asked == "torch" else f"the only implementation for {device_type} in this version"
-    return Backend("torch", why)
+        if not installed:
+            raise RuntimeError("triton is not installed")
+        if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(f"Triton kernels need a CUDA device, not {device_type} (TRITON_INTERPRET=1 interprets them, slowly)")
+    return Backend(asked, why)

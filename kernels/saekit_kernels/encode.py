@@ -90,7 +90,7 @@ def encode_batchtopk(
     x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None
 ) -> tuple[RaggedCodes, torch.Tensor]:
     """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the smallest row, then column), and the
-    smallest of them, 0-d (+inf when none is positive). Bussmann et al. 2024, arXiv 2412.06410. No autograd.
+    smallest of them, 0-d (0 when none is positive). Bussmann et al. 2024, arXiv 2412.06410. No autograd.
 
     Raises ValueError when k is not in [1, F].
     """
@@ -105,7 +105,7 @@ def encode_batchtopk(
         # What B*k entries surpass cannot come back.
         entries = _largest(tuple(map(torch.cat, zip(entries, (row + start, column, vals)))), B * k)
     row, column, vals = entries
-    threshold = vals.min() if len(vals) else vals.new_tensor(torch.inf)
+    threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold
 
 

@@ -24,3 +24,12 @@ def relu_reconstruction_dense(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D) -> tup
     z_BF = (x_BD @ W_enc_FD.T + b_enc_F).relu()
     x_hat = z_BF @ W_dec_FD + b_dec_D
     return (x_hat - x_BD).square().sum(1).mean(), (z_BF.mean(0) * W_dec_FD.norm(dim=1)).sum(), z_BF
+
+
+def sigmoid_reconstruction_dense(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, rate: float):
+    """(reconstruction, kl, f) with f = sigmoid(x W_enc^T + b_enc) and kl = sum_j KL(rate || mean_b f_bj); means stay 1e-6 from 0 and 1."""
+    f_BF = (x_BD @ W_enc_FD.T + b_enc_F).sigmoid()
+    x_hat = f_BF @ W_dec_FD + b_dec_D
+    rho = f_BF.mean(0).clamp(1e-6, 1 - 1e-6)
+    kl = (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
+    return (x_hat - x_BD).square().sum(1).mean(), kl, f_BF

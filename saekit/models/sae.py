@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from saekit_kernels import SparseCodes, Workspace, decode
+from saekit_kernels import SparseCodes, Workspace, decode, most_active, next_arm
 from torch import nn
 
 from saekit.errors import UsageError, check_choice
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
+from saekit.models.fused import Adam, Shadows
 from saekit.models.sparsity import VARIANTS
 from saekit.types import ActivationBatch, LossTerms, Output
 
@@ -86,7 +87,10 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(self.latents, self.d_in))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
         self.workspace = Workspace()
-        self.encoder_plan = "auto"  # filter | gemm | auto: how the sparse kernels encode; the same codes by all
+        self.backend = "torch"  # torch | triton: what the training step runs on; set by the trainer
+        self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
+        self.arm = "dense"  # sparse | dense: how a thresholded code trains on a device (observe)
+        self.shadows = Shadows()
         self.total_steps = 0  # set by the trainer; schedules of the loss are shares of it
         self.dead_order: torch.Tensor | None = None  # set by the trainer: dead latents, longest idle first
 
@@ -117,6 +121,18 @@ class SAE(nn.Module):
 
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
         return self.variant.loss(self, batch.x, step)
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
+        return self.W_enc, self.b_enc, self.W_dec, self.b_dec
+
+    def fused_step(self, batch: ActivationBatch, step: int, adam: Adam) -> LossTerms | None:
+        """Loss, gradients, Adam and constraints in one go, or None where that does not apply (saekit.models.fused)."""
+        return self.variant.fused_step(self, batch.x, step, adam) if self.backend == "triton" else None
+
+    def observe(self, l0: float) -> None:
+        """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis."""
+        self.arm = next_arm(self.arm, l0, most_active(self.W_enc, self.latents))
 
     def warmed_coef(self, step: int) -> float:
         warmup = self.config.coef_warmup * self.total_steps

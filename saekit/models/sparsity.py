@@ -10,25 +10,19 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from saekit_kernels import SparseCodes, encode_topk, relu_reconstruction, topk_reconstruction
+from saekit_kernels import SparseCodes, encode_topk, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
+from saekit_kernels.operations import OPERATIONS, Encoded
 
+from saekit.models.fused import Adam, encoder_metrics, fused_sparse_step
 from saekit.types import LossTerms
 
 if TYPE_CHECKING:
     from saekit.models.sae import SAE
 
-MIN_RATE = 1e-6  # mean activations are kept this far from 0 and 1 before a logarithm
-
 
 def squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
     """mean_b sum_d (x - x_hat)^2."""
     return (x_BD - x_hat_BD).square().sum(1).mean()
-
-
-def kl_penalty(f_BF: torch.Tensor, rate: float) -> torch.Tensor:
-    """sum_j KL(rho || rho_hat_j) of Bernoulli rates, rho_hat_j = mean_b f_bj (Ng, "Sparse autoencoder", CS294A notes)."""
-    rho_hat = f_BF.mean(0).clamp(MIN_RATE, 1 - MIN_RATE)
-    return (rate * (math.log(rate) - rho_hat.log()) + (1 - rate) * (math.log1p(-rate) - (-rho_hat).log1p())).sum()
 
 
 def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -61,7 +55,9 @@ class TopK:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        made = topk_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.k, sae.workspace, plan=sae.encoder_plan)
+        made = topk_reconstruction(
+            x_BD, *sae.weights, sae.config.k, sae.workspace, "sparse" if sae.backend == "triton" else "auto", sae.encoder_plan, sae.backend
+        )
         terms, weights, total = {"reconstruction": made.reconstruction}, {"reconstruction": 1.0}, made.total
         dead = sae.longest_dead(sae.config.aux_candidates)
         if sae.config.aux_coef > 0 and dead is not None:
@@ -69,10 +65,24 @@ class TopK:
             # The paper normalises both losses by a variance; here the reconstruction is D times that.
             weights["aux"] = sae.config.aux_coef * sae.d_in
             total = total + weights["aux"] * terms["aux"]
-        return LossTerms(total, terms, weights, made.fired_F)
+        return LossTerms(total, terms, weights, made.fired_F, encoder_metrics(made.redone, made.lost))
+
+    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
+        if sae.config.aux_coef > 0 and sae.longest_dead(1) is not None:
+            return None
+        return fused_sparse_step(sae, x_BD, encode_for_fusion(sae, x_BD, sae.config.k), 0.0, adam)
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         scale_encoder_to_fit(sae, sample_BD)
+
+
+def encode_for_fusion(sae: SAE, x_BD: torch.Tensor, k: int | None) -> Encoded:
+    """The k largest, or all positive pre-activations for None, by the Triton path from the encoder's bf16 copy where there is one."""
+    W_low = sae.shadows.of("W_enc", sae.W_enc)
+    W = sae.W_enc if W_low is None else W_low
+    if k is None:
+        return OPERATIONS["triton"].encode_relu(x_BD, W, sae.b_enc, sae.workspace, "auto", None)
+    return OPERATIONS["triton"].encode_topk(x_BD, W, sae.b_enc, k, sae.workspace, "auto")
 
 
 class L1:
@@ -89,16 +99,22 @@ class L1:
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
         coef, unit = sae.warmed_coef(step), sae.config.decoder_norm == "unit"
-        made = relu_reconstruction(x_BD, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, coef, unit, sae.workspace, plan=sae.encoder_plan)
-        terms = {"reconstruction": made.reconstruction, "l1": made.l1}
-        return LossTerms(made.total, terms, {"reconstruction": 1.0, "l1": coef}, made.fired_F)
+        arm = sae.arm if sae.backend == "triton" else "auto"
+        made = relu_reconstruction(x_BD, *sae.weights, coef, unit, sae.workspace, arm, sae.encoder_plan, sae.backend)
+        terms = {"reconstruction": made.reconstruction, "l1": made.penalty}
+        return LossTerms(made.total, terms, {"reconstruction": 1.0, "l1": coef}, made.fired_F, encoder_metrics(made.redone, made.lost))
+
+    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
+        if sae.arm == "dense":
+            return None
+        return fused_sparse_step(sae, x_BD, encode_for_fusion(sae, x_BD, None), sae.warmed_coef(step), adam)
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         scale_encoder_to_fit(sae, sample_BD)
 
 
 class KL:
-    """Sigmoid codes whose mean activation is pulled to `target_rate` by KL(rho || rho_hat)."""
+    """Sigmoid codes whose mean activation is pulled to `target_rate` by sum_j KL(rho || mean_b f_bj) (Ng, CS294A notes)."""
 
     options = frozenset({"coef", "coef_warmup", "target_rate"})
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
@@ -109,12 +125,13 @@ class KL:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        f = self.encode(sae, x_BD)
-        x_hat = torch.addmm(sae.b_dec, f, sae.W_dec)
-        terms = {"reconstruction": squared_error(x_BD, x_hat), "kl": kl_penalty(f, sae.config.target_rate)}
-        weights = {"reconstruction": 1.0, "kl": sae.warmed_coef(step)}
-        total = terms["reconstruction"] + weights["kl"] * terms["kl"]
-        return LossTerms(total, terms, weights, (f.detach() > self.active_above).sum(0))
+        coef, rate = sae.warmed_coef(step), sae.config.target_rate
+        made = sigmoid_reconstruction(x_BD, *sae.weights, coef, rate, sae.workspace, sae.backend)
+        terms = {"reconstruction": made.reconstruction, "kl": made.penalty}
+        return LossTerms(made.total, terms, {"reconstruction": 1.0, "kl": coef}, made.fired_F)
+
+    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> None:
+        return None  # the gradient is dense
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""

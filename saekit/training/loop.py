@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from saekit.errors import NumericsError
+from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
 from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
@@ -20,7 +20,7 @@ from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
 from saekit.training.inputs import Normalizer, check_rows
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import adam_tensors, make_adam, reset_moments, restore_adam, schedule
-from saekit.training.step import apply_gradients
+from saekit.training.step import take_step
 from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress
 
 LOGS = 200  # lines of metrics in a run
@@ -59,7 +59,8 @@ class Trainer:
             tensors["idle"] = self.dead.idle
         if getattr(self.model, "dead_order", None) is not None:
             tensors["dead_order"] = self.model.dead_order
-        write_train_state(self.out, tensors, {"step": self.step, "scale": self.normalize.scale})
+        arm = getattr(self.model, "arm", None)
+        write_train_state(self.out, tensors, {"step": self.step, "scale": self.normalize.scale, "arm": arm})
 
     def restore(self) -> None:
         """Continue from the last saved state, if there is one."""
@@ -68,6 +69,8 @@ class Trainer:
             return
         tensors, state = saved
         self.step = state["step"]
+        if state.get("arm") is not None:
+            self.model.arm = state["arm"]
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
@@ -100,12 +103,12 @@ class Trainer:
                     progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
                     last_log, logged = now, self.step
                 if now - last_save >= save_every:
-                    self._check_finite()
+                    self._check()
                     self.save()
                     last_save = time.monotonic()
                     # Saving never takes more than a twentieth of the time, however large the state.
                     save_every = max(save_every, 20 * (last_save - now))
-            self._check_finite()
+            self._check()
             self.save()
         metrics.close()
         if interrupted():
@@ -116,19 +119,20 @@ class Trainer:
         batch = self.normalize(raw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.step, self.total)
-        terms = self.model.loss(batch, self.step)
-        values = {"total": terms.total, **terms.terms}
-        self.unseen.append((self.step + 1, raw, {name: value.detach() for name, value in values.items()}))
-        looks = (self.step + 1) % self.look_every == 0
-        if looks:
-            self._check_finite()
-        apply_gradients(self.model, self.optimizer, terms, self.config.clip)
+        terms = take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
         self.step += 1
+        values = {"total": terms.total, **terms.terms, **terms.metrics}
+        self.unseen.append((self.step, raw, {name: value.detach() for name, value in values.items()}))
+        looks = self.step % self.look_every == 0
+        if looks:
+            self._check()
         if self.dead is not None:
             self.dead.update(terms.fired, len(batch.x))
             resamples = self.step in self.resample_at
             if looks or resamples:
                 self.model.dead_order = self.dead.dead()
+            if looks and hasattr(self.model, "observe"):
+                self.model.observe(float(self.dead.l0))
             if resamples and len(self.model.dead_order):
                 self._resample(batch)
         return batch, terms
@@ -140,11 +144,14 @@ class Trainer:
         self.dead.idle[latents] = 0
         self.model.dead_order = self.dead.dead()
 
-    def _check_finite(self) -> None:
-        """Raise for the first step since the last look whose loss was not finite: bad data, or a run that diverged."""
+    def _check(self) -> None:
+        """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
         hint = "--overwrite with a lower --lr, or with --clip 1"
         for step, raw, values in seen:
+            if values.get("lost_rows", 0) > 0:
+                lost = int(values["lost_rows"])
+                raise BackendError(f"step {step}: {lost} rows had more active latents than the sparse kernels hold", "--backend torch")
             if math.isfinite(values["total"].item()):
                 continue
             check_rows(self.store, raw)
@@ -159,7 +166,7 @@ class Trainer:
         """What a line of metrics.jsonl holds; fvu is that of this batch."""
         variance = (batch.x - batch.x.mean(0)).square().sum(1).mean().item()
         figures = {"step": self.step, "rows": self.step * self.config.batch, "loss": terms.total.item()}
-        figures |= {name: value.item() for name, value in terms.terms.items()}
+        figures |= {name: value.item() for name, value in (terms.terms | terms.metrics).items()}
         figures["fvu"] = figures["reconstruction"] / max(variance, 1e-12)
         if self.dead is not None:
             figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}

@@ -43,6 +43,24 @@ def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, tor
     }
 
 
+def moments(model: torch.nn.Module, optimizer: torch.optim.Adam) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """First and second moments by parameter name, made as zeros before the first step."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        found[name] = (state["exp_avg"], state["exp_avg_sq"])
+    return found
+
+
+def count_step(optimizer: torch.optim.Adam) -> None:
+    """Tell the optimiser of a step that was taken outside it."""
+    for state in optimizer.state.values():
+        state["step"] += 1
+
+
 def restore_adam(optimizer: torch.optim.Adam, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
     for name, parameter in zip(names, optimizer.param_groups[0]["params"]):
         state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors}

@@ -160,6 +160,7 @@ class _Run:
             rows, seconds, done = self.train_rows, time.monotonic() - began, self.train_rows
         else:
             model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
+            model.backend = self.backend.name
             trainer = Trainer(model.to(self.device), self.store, normalize, config, self.steps, self.out)
             trainer.restore()
             done = (self.steps - trainer.step) * config.batch

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import torch
 
+from saekit.models.fused import Adam
+from saekit.training.optim import count_step, moments
 from saekit.types import ActivationBatch, Autoencoder, LossTerms
 
 
+def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: ActivationBatch, step: int, clip: float | None = None) -> LossTerms:
+    """Loss and update on one normalised batch, fused where the model can. Nothing here waits for the device.
+
+    `step` counts the steps done before this one. A loss that is not finite still changes the parameters: the caller looks at it before
+    they are saved.
+    """
+    fused = getattr(model, "fused_step", None) if clip is None else None
+    terms = fused(batch, step, _view(model, optimizer, step)) if fused is not None and model.backend == "triton" else None
+    if terms is not None:
+        count_step(optimizer)
+        return terms
+    terms = model.loss(batch, step)
+    apply_gradients(model, optimizer, terms, clip)
+    return terms
+
+
 def apply_gradients(model: Autoencoder, optimizer: torch.optim.Optimizer, terms: LossTerms, clip: float | None = None) -> None:
-    """Backward, projection, clipping, optimiser, constraints. Nothing here waits for the device."""
+    """Backward, projection, clipping, optimiser, constraints."""
     optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
     model.before_step()
@@ -18,8 +36,6 @@ def apply_gradients(model: Autoencoder, optimizer: torch.optim.Optimizer, terms:
     model.after_step()
 
 
-def take_step(model: Autoencoder, optimizer: torch.optim.Optimizer, batch: ActivationBatch, step: int) -> LossTerms:
-    """Loss and update on one normalised batch."""
-    terms = model.loss(batch, step)
-    apply_gradients(model, optimizer, terms)
-    return terms
+def _view(model: torch.nn.Module, optimizer: torch.optim.Adam, step: int) -> Adam:
+    group = optimizer.param_groups[0]
+    return Adam(group["lr"], *group["betas"], group["eps"], step, moments(model, optimizer))

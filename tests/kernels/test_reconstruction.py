@@ -1,9 +1,12 @@
 """The training step, by either arm, against dense autograd, over the shapes that break kernels."""
 
+import math
+
 import pytest
 import torch
-from saekit_kernels import encode_threshold, encode_topk, relu_reconstruction, topk_reconstruction
-from saekit_kernels.reference import relu_reconstruction_dense, topk_reconstruction_dense
+from saekit_kernels import encode_threshold, encode_topk, next_arm, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
+from saekit_kernels.dense import kl_of_means
+from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense, topk_reconstruction_dense
 
 
 def parameters(D, F, dtype, seed=0):
@@ -61,7 +64,7 @@ def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef
     torch.testing.assert_close(made.total, reconstruction + coef * l1, rtol=1e-12, atol=0)
     torch.testing.assert_close(made.reconstruction, reconstruction.detach(), rtol=1e-12, atol=0)
     if coef:
-        torch.testing.assert_close(made.l1, l1.detach(), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(made.penalty, l1.detach(), rtol=1e-12, atol=1e-15)
     assert torch.equal(made.fired_F, (z > 0).sum(0))
     assert_gradients_agree(ours, dense, 1e-12)
 
@@ -154,3 +157,31 @@ def test_rows_without_active_latents_reconstruct_to_the_bias_and_give_no_code_gr
     assert made.fired_F.sum() == 0
     torch.testing.assert_close(made.residual_BD, b_dec - x)
     assert W_enc.grad.abs().max() == 0 and W_dec.grad.abs().max() == 0 and b_dec.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3])
+@pytest.mark.parametrize("B,D,F", [(1, 1, 1), (3, 33, 7), (130, 33, 130), (1030, 8, 20)])
+def test_sigmoid_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, rate):
+    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    made = sigmoid_reconstruction(x, *ours, 0.7, rate)
+    reconstruction, kl, f = sigmoid_reconstruction_dense(x, *dense, rate)
+    made.total.backward()
+    (reconstruction + 0.7 * kl).backward()
+    torch.testing.assert_close(made.total, reconstruction + 0.7 * kl, rtol=1e-12, atol=0)
+    torch.testing.assert_close(made.penalty, kl.detach(), rtol=1e-12, atol=1e-15)
+    assert torch.equal(made.fired_F, (f > 0.5).sum(0))
+    assert_gradients_agree(ours, dense, 1e-12)
+
+
+def test_kl_by_hand_and_beyond_the_clamp():
+    means = torch.tensor([0.3, 0.6, 0.1, 0.0, 1.0], dtype=torch.float64)
+    kl, derivative = kl_of_means(means[:3], 0.1)
+    assert kl.item() == pytest.approx(sum(0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in (0.3, 0.6)), rel=1e-12)
+    assert derivative.tolist() == pytest.approx([0.9 / 0.7 - 0.1 / 0.3, 0.9 / 0.4 - 0.1 / 0.6, 0], abs=1e-12)
+    kl, derivative = kl_of_means(means, 0.1)
+    assert math.isfinite(kl.item()) and derivative[3:].tolist() == [0, 0]
+
+
+def test_arms_change_with_hysteresis():
+    assert [next_arm("dense", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "dense", "dense"]
+    assert [next_arm("sparse", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "sparse", "dense"]

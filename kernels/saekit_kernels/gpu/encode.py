@@ -4,8 +4,9 @@ TopK, plan "gemm": the vendor's GEMM in row chunks (256 MB of fp32 pre-activatio
 K1, gpu/filter.py, with a bound from a column sample: the pre-activations of every S-th latent (S = 32: 3 % more FLOPs; `rotation` moves
 the offset, so that no latent is always in the sample) and their r-th largest, r = k/S + 4 sqrt(k/S) + 4. About S r entries of a row pass
 it (k = 32: 288) and fewer than k in one of 10^6 rows; those are redone exactly, so the sample decides the time and never the result.
-Plan "auto" is fused up to d = 1536: not writing B x F saves 48 % of the GEMM at d = 768 and 16 % at d = 2304, and a Triton GEMM at 85 %
-of the vendor's loses 18 % (docs/kernels.md; modelled, not measured on a device).
+Plan "auto" is fused for 16-bit inputs up to d = 1536: not writing B x F saves 48 % of the GEMM at d = 768 and 16 % at d = 2304, and a
+Triton GEMM at 85 % of the vendor's loses 18 % (docs/kernels.md; modelled, not measured on a device). An fp32 GEMM takes ten times as
+long, so that there is little to save, and Triton's runs on plain FMAs.
 
 ReLU, JumpReLU and BatchTopK's inference are the same filter with a threshold for each column, or one for all. BatchTopK's training takes
 the `capacity` + 1 largest of each row and then the B k largest of these: if no row has more than `capacity` winners, which the extra
@@ -21,7 +22,8 @@ import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.filter import filter_rows, redo_rows
+from saekit_kernels.gpu.filter import filter_rows
+from saekit_kernels.gpu.redo import redo_rows
 from saekit_kernels.gpu.runtime import Case
 from saekit_kernels.gpu.select import check_k, group_bound, groups_for, new_codes, rows_of, select_into, select_topk
 
@@ -112,7 +114,7 @@ def encode_topk(
     redone = torch.zeros((), dtype=torch.int32, device=x.device)
     if B == 0:
         return codes, redone
-    if plan == "fused" or (plan == "auto" and x.shape[1] <= FUSED_UP_TO_D):
+    if plan == "fused" or (plan == "auto" and x.shape[1] <= FUSED_UP_TO_D and x.dtype == W.dtype != torch.float32):
         redone = topk_fused(x, W, b, codes, rotation)
     else:
         topk_gemm(x, W, b, codes)

@@ -1,4 +1,4 @@
-"""K1's three kernels: a GEMM whose epilogue keeps only what can still be chosen, the choice, and the exact repair of a failed row.
+"""K1: a GEMM whose epilogue keeps only what can still be chosen, and the choice among that.
 
 The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 and reading them again would cost 48 % of the GEMM
 (docs/kernels.md); what is stored instead is a few candidates in a tile, 8 bytes each.
@@ -8,11 +8,8 @@ The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 
   are no atomics and the columns of a row ascend. The count is stored unclipped: an overflowing tile is seen, never silent.
 - `choose_kernel`: one program a row selects among the row's slots (gpu/select.py). It knows whether the choice is right whatever the
   bound was: nothing lost to a full tile, and k survivors (or a bound that let every positive entry through). If not it flags the row.
-- `redo_kernel`: a fixed small grid; program p takes the flagged rows p, p+P, ... from a list made on the device, computes all F
-  pre-activations of a row in fp32 into its own scratch row and selects from it. No cap on the rows, no host synchronisation, and it
-  exits at once when nothing is flagged. A row costs one read of W (about 1 ms a program at d = 768, F = 24,576, estimated).
 
-Keys, ties and NaN are those of gpu/select.py. A candidate is written as one
+Flagged rows are redone by gpu/redo.py. Keys, ties and NaN are those of gpu/select.py. A candidate is written as one
 int64, key << 32 | column, and read as the pair (column, key) of int32 that it is in memory.
 """
 
@@ -24,9 +21,8 @@ import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, next_power_of_2
-from saekit_kernels.gpu.select import groups_for, positive_key, select_row
+from saekit_kernels.gpu.select import positive_key, select_row
 
-REDO_PROGRAMS = 128  # scratch: 128 rows of F fp32, 67 MB at F = 131,072
 CANDIDATE_BYTES = 1 << 28  # 256 MB of slots at a time; more rows go in chunks
 
 
@@ -155,53 +151,6 @@ def choose_kernel(
         )  # fmt: skip
 
 
-@triton.jit
-def redo_kernel(
-    x_ptr, w_ptr, b_ptr, theta_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr, F, D, k,
-    x_stride, w_stride, theta_stride, HAS_THETA: tl.constexpr, PROGRAMS: tl.constexpr, GROUPS: tl.constexpr, BF: tl.constexpr,
-    BD: tl.constexpr
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    scratch = scratch_ptr + program * F
-    lane = tl.arange(0, GROUPS)
-    for i in range(program, tl.load(flagged_ptr).to(tl.int64), PROGRAMS):
-        row = tl.load(order_ptr + i).to(tl.int64)
-        x_row = x_ptr + row * x_stride
-        to = row * k
-        nans = tl.zeros((GROUPS,), tl.int32)
-        for start in range(0, D, GROUPS):
-            x = tl.load(x_row + start + lane, mask=start + lane < D, other=0.0).to(tl.float32)
-            nans += (x != x).to(tl.int32)
-        if tl.sum(nans) > 0:  # every pre-activation is NaN, so the first k columns are chosen; a diverged run flags every row
-            for start in range(0, k, GROUPS):
-                tl.store(vals_ptr + to + start + lane, float("nan"), mask=start + lane < k)
-                tl.store(idx_ptr + to + start + lane, start + lane, mask=start + lane < k)
-            tl.store(nnz_ptr + row, k)
-            tl.store(total_ptr + row, F)
-        else:
-            passed = tl.zeros((BF,), tl.int32)
-            for first in range(0, F, BF):
-                cols = first + tl.arange(0, BF).to(tl.int64)
-                acc = tl.zeros((BF, BD), tl.float32)
-                for start in range(0, D, BD):
-                    at = start + tl.arange(0, BD)
-                    x = tl.load(x_row + at, mask=at < D, other=0.0).to(tl.float32)
-                    inside = (cols[:, None] < F) & (at[None, :] < D)
-                    acc += tl.load(w_ptr + cols[:, None] * w_stride + at[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
-                pre = tl.sum(acc, 1) + tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)
-                if HAS_THETA:
-                    theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(tl.float32)
-                    pre = tl.where(pre <= theta, 0.0, pre)
-                passed += (positive_key(pre) > 0).to(tl.int32)
-                tl.store(scratch + cols, pre, mask=cols < F)
-            tl.store(total_ptr + row, tl.sum(passed))
-            tl.debug_barrier()  # other threads read the scratch row than those that wrote it
-            select_row(
-                scratch, scratch, F, k, list_ptr + program * GROUPS, vals_ptr + to, idx_ptr + to, nnz_ptr + row, "values", 1, GROUPS
-            )  # fmt: skip
-        tl.debug_barrier()  # scratch and list are free again
-
-
 def filter_config(x: torch.dtype, w: torch.dtype) -> dict[str, int]:
     """Tile sizes without register spills on sm_80, sm_90 and sm_100. Low precision fills tensor cores; ieee fp32 runs on plain FMAs."""
     if x == w and w != torch.float32:
@@ -273,31 +222,6 @@ def filter_rows(
         )  # fmt: skip
 
 
-def redo_rows(
-    x_BD: torch.Tensor,
-    W_FD: torch.Tensor,
-    b_F: torch.Tensor,
-    codes: SparseCodes,
-    total_B: torch.Tensor,
-    flag_B: torch.Tensor,
-    theta: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Redo the flagged rows exactly, in place, their totals too; returns how many, an int32 on the device."""
-    B, F, k = len(codes), codes.F, codes.capacity
-    order = torch.argsort(flag_B, descending=True, stable=True)  # the flagged rows first; their number stays on the device
-    flagged = flag_B.sum(dtype=torch.int32)
-    programs = min(REDO_PROGRAMS, B)
-    groups, _ = groups_for(F, k)
-    scratch = torch.empty(programs, F, device=x_BD.device)
-    lists = torch.empty(programs, groups, dtype=torch.int32, device=x_BD.device)
-    redo_kernel[(programs,)](
-        x_BD, W_FD, b_F, theta if theta is not None else b_F, order, flagged, scratch, lists, codes.vals, codes.idx, codes.nnz, total_B,
-        F, x_BD.shape[1], k, x_BD.stride(0), W_FD.stride(0), theta.stride(0) if theta is not None and theta.ndim else 0,
-        HAS_THETA=theta is not None, PROGRAMS=programs, GROUPS=groups, BF=64, BD=64, num_warps=8,
-    )  # fmt: skip
-    return flagged
-
-
 def cases() -> list[Case]:
     ints = ["B", "F", "D", "x_stride", "w_stride", "bound_stride", "theta_stride", "tiles", "k"]
 
@@ -324,12 +248,6 @@ def cases() -> list[Case]:
         constants = {"RULE": rule, "SLOTS": slots, "GROUPS": groups}
         return case(f"choose F={F} k={k} {rule}", choose_kernel, pointers | codes | {"flag_ptr": "*i32"}, constants, warps)
 
-    def redoing(dtype: torch.dtype, F: int, k: int, has_theta: bool) -> Case:
-        pointers = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype], "b_ptr": "*fp32", "theta_ptr": "*fp32", "order_ptr": "*i64"}
-        pointers |= {"flagged_ptr": "*i32", "scratch_ptr": "*fp32", "list_ptr": "*i32"} | codes
-        constants = {"HAS_THETA": has_theta, "PROGRAMS": REDO_PROGRAMS, "GROUPS": groups_for(F, k)[0], "BF": 64, "BD": 64}
-        return case(f"redo {dtype} F={F} k={k} theta={has_theta}", redo_kernel, pointers, constants, 8)
-
     return [
         filtering(torch.bfloat16, 24576, 288, True),
         filtering(torch.bfloat16, 73728, 288, False),
@@ -339,6 +257,4 @@ def cases() -> list[Case]:
         choosing(24576, 65, 16, "complete"),
         choosing(73728, 129, 16, "complete"),
         choosing(131072, 2048, 8, "clip"),
-        redoing(torch.bfloat16, 24576, 32, False),
-        redoing(torch.float32, 131072, 2048, True),
     ]

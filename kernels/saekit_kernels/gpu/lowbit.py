@@ -18,15 +18,15 @@ largest pre-activations stand out by several standard deviations. Not measured o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.encode import bound_kernel, checked, products, sample_plan
-from saekit_kernels.gpu.filter import chunk_rows, put_in_slots, redo_rows, slots_for, tile_of
+from saekit_kernels.gpu.filter import chunk_rows, put_in_slots, slots_for, tile_of
+from saekit_kernels.gpu.quantise import Quantised, half_width, quantise
+from saekit_kernels.gpu.redo import redo_rows
 from saekit_kernels.gpu.runtime import POINTER, Case, cdiv
 from saekit_kernels.gpu.select import (
     BOUND_LOWEST_BIT,
@@ -41,55 +41,8 @@ from saekit_kernels.gpu.select import (
 )
 
 CONFIG = {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3}
-QUANTISE = {"ROWS": 16, "BLOCK": 128}
 MAX_D = 2**17  # 127^2 d must stay below 2^31
 RESCORE_SPLIT = 4  # programs that share the listed columns of a row
-TINY = 1e-12  # rows whose largest entry is smaller, but not 0, are not quantised: products of their scales leave the range of fp32
-
-
-@triton.jit
-def quantise_kernel(
-    x_ptr, q_ptr, scale_ptr, norm_ptr, hat_ptr, error_ptr, N, D, x_stride, tiny, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """q = round(x / scale), and for each row upper bounds of ||x||, ||x^|| and ||x - x^|| + 2^-20 ||x||."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    lane = tl.arange(0, BLOCK)[None, :]
-    x_at = x_ptr + rows[:, None] * x_stride + lane
-    largest = tl.zeros((ROWS, BLOCK), tl.float32)
-    bad = tl.zeros((ROWS, BLOCK), tl.int32)
-    for start in range(0, D, BLOCK):
-        inside = (rows[:, None] < N) & (start + lane < D)
-        x = tl.abs(tl.load(x_at + start, mask=inside, other=0.0).to(tl.float32))
-        bad += (x < float("inf")).to(tl.int32) ^ 1  # NaN too
-        largest = tl.maximum(largest, tl.where(x < float("inf"), x, 0.0))
-    top = tl.max(largest, 1)
-    hopeless = (tl.sum(bad, 1) > 0) | ((top > 0.0) & (top < tiny))
-    inverse = tl.where(top > 0.0, 127.0 / tl.maximum(top, tiny), 0.0)
-    xx = tl.zeros((ROWS, BLOCK), tl.float32)
-    qq = tl.zeros((ROWS, BLOCK), tl.float32)
-    ee = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(0, D, BLOCK):
-        inside = (rows[:, None] < N) & (start + lane < D)
-        x = tl.load(x_at + start, mask=inside, other=0.0).to(tl.float32)
-        steps = tl.where(tl.abs(x) < float("inf"), x * inverse[:, None], 0.0)  # in units of the scale no square over- or underflows
-        q = tl.minimum(tl.maximum(tl.floor(steps + 0.5), -127.0), 127.0)
-        tl.store(q_ptr + rows[:, None] * D + start + lane, q.to(tl.int8), mask=inside)
-        xx += steps * steps
-        qq += q * q
-        ee += (steps - q) * (steps - q)
-    scale = top / 127.0
-    up = tl.where(hopeless, float("inf"), scale * (1.0 + 1.0 / 1024))  # far above the rounding of these sums
-    norm = tl.sqrt(tl.sum(xx, 1)) * up
-    tl.store(scale_ptr + rows, scale, mask=rows < N)
-    tl.store(norm_ptr + rows, norm, mask=rows < N)
-    tl.store(hat_ptr + rows, tl.sqrt(tl.sum(qq, 1)) * up, mask=rows < N)
-    tl.store(error_ptr + rows, tl.sqrt(tl.sum(ee, 1)) * up + norm * (1.0 / (1 << 20)), mask=rows < N)
-
-
-@triton.jit
-def half_width(x_norm, x_error, w_hat, w_error, b):
-    """Half the bracket of a pre-activation; NaN or inf when x or W is not finite."""
-    return x_error * w_hat + x_norm * w_error + tl.abs(b) * (1.0 / (1 << 20))
 
 
 @triton.jit
@@ -219,25 +172,6 @@ def select_pairs_kernel(pair_ptr, found_ptr, list_ptr, vals_ptr, idx_ptr, nnz_pt
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """q (N,D) int8; scale, and upper bounds of ||x||, ||x^|| and ||x - x^|| (with the slack of fp32), (N,) each."""
-
-    q: torch.Tensor
-    scale: torch.Tensor
-    norm: torch.Tensor
-    hat: torch.Tensor
-    error: torch.Tensor
-
-
-def quantise(x_ND: torch.Tensor) -> Quantised:
-    N, D = x_ND.shape
-    q = torch.empty(N, D, dtype=torch.int8, device=x_ND.device)
-    parts = torch.empty(4, N, device=x_ND.device)
-    quantise_kernel[(cdiv(N, QUANTISE["ROWS"]),)](x_ND, q, *parts, N, D, x_ND.stride(0), TINY, **QUANTISE, num_warps=4)
-    return Quantised(q, *parts)
-
-
 def lower_bounds(x: Quantised, W: Quantised, b_F: torch.Tensor, stride: int, rank: int) -> torch.Tensor:
     """(B,) keys that `rank` lower ends of a column sample reach. They need not be right: narrow_kernel proves or flags."""
     some = slice(None, None, stride)
@@ -304,8 +238,8 @@ def cases() -> list[Case]:
     norms = dict.fromkeys(("scale_ptr", "norm_ptr", "hat_ptr", "error_ptr"), "*fp32")
     sides = {f"{side}_{name}": "*fp32" for side in "xw" for name in norms}
     other = {"slot_ptr": "*i64", "count_ptr": "*i32", "bound_ptr": "*i32", "b_ptr": "*fp32", "pair_ptr": "*i32", "found_ptr": "*i32"}
-    other |= {"list_ptr": "*i32", "vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32", "flag_ptr": "*i32", "tiny": "fp32"}
-    ints = dict.fromkeys(("N", "B", "F", "D", "k", "x_stride", "w_stride", "tiles"), "i32")
+    other |= {"list_ptr": "*i32", "vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32", "flag_ptr": "*i32"}
+    ints = dict.fromkeys(("B", "F", "D", "k", "x_stride", "w_stride", "tiles"), "i32")
 
     def case(name, kernel, pointers, constants, num_warps, num_stages=2, tensor_cores=False) -> Case:
         known = norms | sides | other | ints | pointers
@@ -322,8 +256,7 @@ def cases() -> list[Case]:
         warps, stages = CONFIG["num_warps"], CONFIG["num_stages"]
         out.append(case(f"int8 filter F={F}", lowbit_filter_kernel, pointers, constants, warps, stages, True))
     for dtype in (torch.bfloat16, torch.float32):
-        pointers = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype], "q_ptr": "*i8"}
-        out.append(case(f"quantise {dtype}", quantise_kernel, pointers, QUANTISE, 4))
+        pointers = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype]}
         out.append(case(f"rescore {dtype}", rescore_kernel, pointers, {"GROUPS": rescore_groups(32), "BC": 32, "BD": 128}, 4))
     for k in (32, 512):
         groups = {"GROUPS": rescore_groups(k)}

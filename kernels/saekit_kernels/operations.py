@@ -1,0 +1,105 @@
+"""What a sparse training step is made of, by backend: the same five operations from the torch path and from the Triton path.
+
+On a CUDA device the Triton path multiplies in bf16 (parameters stay fp32, sums are fp32), as the dense step under autocast does; under the
+interpreter it keeps the precision of its inputs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from saekit_kernels.codes import Codes
+from saekit_kernels.crossover import CAPACITY, most_active
+from saekit_kernels.decode import Decoded, decode_mse
+from saekit_kernels.encode import encode_threshold, encode_topk
+from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
+from saekit_kernels.workspace import Workspace
+
+
+class Encoded(NamedTuple):
+    codes: Codes | None  # None: too many active latents for sparse work to pay
+    redone: torch.Tensor | None = None  # rows that the fast path left to the exact one; on the device
+    lost: torch.Tensor | None = None  # rows that had more active latents than fit: the step is not exact; on the device
+
+
+class Operations(Protocol):
+    def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str) -> Encoded: ...
+
+    def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace: Workspace, plan: str, most: float | None) -> Encoded: ...
+
+    def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad: bool, penalty_F) -> Decoded: ...
+
+    def weight_gradients(self, codes, dvals_BK, x_BD, g_BD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(dW_enc, db_enc, dW_dec)."""
+
+    def column_sum(self, codes, coef_BK) -> torch.Tensor: ...
+
+
+class TorchOperations:
+    def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan) -> Encoded:
+        return Encoded(encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan))
+
+    def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace, plan, most) -> Encoded:
+        return Encoded(encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, plan, most))
+
+    def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
+        return decode_mse(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
+
+    def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
+        dW_enc, db_enc = sparse_weight_grad(codes, dvals_BK, x_BD), sparse_column_sum(codes, dvals_BK)
+        return dW_enc, db_enc, sparse_weight_grad(codes, codes.vals, g_BD)
+
+    def column_sum(self, codes, coef_BK) -> torch.Tensor:
+        return sparse_column_sum(codes, coef_BK)
+
+
+class TritonOperations:
+    """Importing happens on first use: triton takes a second to load, and its interpreter has to be asked for before that."""
+
+    def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan) -> Encoded:
+        from saekit_kernels.gpu.encode import encode_topk as encode
+
+        codes, redone = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), k)
+        return Encoded(_with_transpose(codes), redone)
+
+    def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace, plan, most) -> Encoded:
+        from saekit_kernels.gpu.encode import encode_relu as encode
+
+        F = len(W_enc_FD)
+        capacity = min(F, max(round(CAPACITY * most_active(x_BD, F)), 1))
+        codes, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), capacity)
+        return Encoded(_with_transpose(codes), lost=lost_B.sum())
+
+    def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
+        from saekit_kernels.gpu.decode import decode_mse as decode
+
+        return decode(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
+
+    def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
+        from saekit_kernels.gpu.grad import sparse_weight_grad_dual
+
+        dW_enc, dW_dec, db_enc = sparse_weight_grad_dual(codes, dvals_BK, x_BD, codes.vals, g_BD)
+        return dW_enc, db_enc, dW_dec
+
+    def column_sum(self, codes, coef_BK) -> torch.Tensor:
+        from saekit_kernels.gpu.grad import sparse_weight_grad
+
+        return sparse_weight_grad(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]
+
+
+def low(tensor: torch.Tensor) -> torch.Tensor:
+    """bf16 on a CUDA device, as it is elsewhere."""
+    tensor = tensor.detach()
+    return tensor.bfloat16() if tensor.is_cuda and tensor.dtype == torch.float32 else tensor
+
+
+def _with_transpose(codes):
+    from saekit_kernels.gpu.transpose import transpose_codes
+
+    codes._transpose = transpose_codes(codes)
+    return codes
+
+
+OPERATIONS: dict[str, Operations] = {"torch": TorchOperations(), "triton": TritonOperations()}

@@ -1,0 +1,104 @@
+"""Training on the Triton kernels: the same runs as on the torch path. Interpreted without a GPU, so everything is tiny."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from made_stores import make_rows
+from saekit_kernels import resolve_backend
+
+from saekit.models.sae import SAE, SAEConfig
+from saekit.training.optim import make_adam
+from saekit.training.step import take_step
+from saekit.types import ActivationBatch
+
+D, F, B = 12, 40, 24
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def batch(seed: int) -> ActivationBatch:
+    x = make_rows(B, D, seed).float()
+    index = torch.arange(B)
+    return ActivationBatch((x - x.mean(0)).to(DEVICE), index, index, index)
+
+
+def make_sae(backend: str, sparsity: str, **options) -> SAE:
+    sae = SAE(SAEConfig(D, latents=F, sparsity=sparsity, **options))
+    sae.initialise(batch(0).x.cpu(), torch.Generator().manual_seed(0))
+    sae.backend = backend
+    return sae.to(DEVICE)
+
+
+def trained(backend: str, sparsity: str, steps: int = 3, dead=None, arm: str = "dense", clip=None, **options):
+    sae = make_sae(backend, sparsity, **options)
+    sae.arm, sae.total_steps = arm, 10
+    sae.dead_order = dead
+    optimizer = make_adam(sae, 1e-2)
+    terms = [take_step(sae, optimizer, batch(step + 1), step, clip) for step in range(steps)]
+    return sae, optimizer, terms
+
+
+@pytest.mark.parametrize(
+    "sparsity,settings",
+    [
+        ("topk", {"k": 5}),
+        ("topk", {"k": 5, "dead": torch.tensor([3, 7]), "steps": 1}),  # the auxiliary loss: not fused
+        ("topk", {"k": 5, "clip": 0.5, "steps": 1}),
+        ("topk", {"k": 5, "decoder_norm": "free", "steps": 1}),
+        ("l1", {"arm": "sparse", "coef": 0.3}),
+        ("l1", {"arm": "sparse", "coef": 0.3, "decoder_norm": "free"}),
+        ("l1", {"arm": "dense", "coef": 0.3, "steps": 1}),
+        ("kl", {"coef": 0.3, "steps": 1}),
+    ],
+)
+def test_a_step_on_triton_is_the_step_on_torch(sparsity, settings, monkeypatch):
+    import saekit_kernels.crossover as crossover
+
+    monkeypatch.setattr(crossover, "CPU_LATENTS_AN_ACTIVE_ONE", 0.05)  # the capacity of a row: all latents of this tiny SAE
+    ours, our_adam, terms = trained("triton", sparsity, **settings)
+    theirs, their_adam, reference = trained("torch", sparsity, **settings)
+    tolerance = 1e-5 if DEVICE == "cpu" else 2e-2
+    for made, expected in zip(terms, reference):
+        torch.testing.assert_close(made.total, expected.total, rtol=tolerance, atol=tolerance)
+        assert made.terms.keys() == expected.terms.keys() and made.weights == expected.weights
+        assert torch.equal(made.fired, expected.fired) or DEVICE == "cuda"
+        assert not any(value.item() for value in made.metrics.values()), "no row was redone, none lost"
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        # Adam turns a gradient near 0 into a step of either sign; such entries differ by at most the rate.
+        assert ((a - b).abs() > 10 * tolerance).float().mean() < 0.01, name
+        assert (our_adam.state[a]["exp_avg"] - their_adam.state[b]["exp_avg"]).abs().max() <= 10 * tolerance, name
+        assert our_adam.state[a]["step"] == their_adam.state[b]["step"]
+
+
+def test_the_same_fused_steps_give_the_same_bits():
+    first, second = (trained("triton", "topk", k=5, steps=2)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_fused_steps_apply_only_where_they_can():
+    topk, l1, kl = (make_sae("triton", sparsity) for sparsity in ("topk", "l1", "kl"))
+    assert kl.fused_step(batch(1), 0, None) is None and l1.fused_step(batch(1), 0, None) is None
+    topk.dead_order = torch.tensor([1])
+    assert topk.fused_step(batch(1), 0, None) is None
+    assert make_sae("torch", "topk").fused_step(batch(1), 0, None) is None
+
+
+def test_the_arm_follows_the_l0_that_was_seen():
+    sae = make_sae("triton", "l1")
+    sae.observe(0.1)
+    assert sae.arm == "sparse"
+    sae.observe(float(F))
+    assert sae.arm == "dense"
+
+
+def test_which_backend_runs_is_said_with_its_reason(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert resolve_backend("auto", "cpu").name == "torch" and resolve_backend("auto", "cuda").name == "triton"
+    assert resolve_backend("triton", "cpu").name == "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="need a CUDA device, not cpu"):
+        resolve_backend("triton", "cpu")
+    monkeypatch.setenv("SAEKIT_KERNELS", "torch")
+    assert resolve_backend("auto", "cuda").name == "torch" and "SAEKIT_KERNELS" in resolve_backend("auto", "cuda").reason
+    with pytest.raises(ValueError, match="choose auto, triton, torch"):
+        resolve_backend("cuda", "cpu")
