@@ -5,6 +5,7 @@ Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do 
 """
 
 from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense
+from saekit_kernels.cost import floor_ms
 from saekit_kernels.crossover import most_active, next_arm
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
@@ -34,6 +35,7 @@ __all__ = [
     "encode_topk",
     "encoder_plan",
     "feature_step",
+    "floor_ms",
     "from_dense",
     "keep_freed_memory",
     "most_active",

@@ -22,6 +22,7 @@ class Shape(NamedTuple):
 
 
 ON_CPU = [Shape(576, 18432, 4096)]
+QUICK_ON_CPU = [Shape(576, 18432, 2048)]
 ON_GPU = [Shape(768, 24576, 8192), Shape(2304, 73728, 8192), Shape(4096, 131072, 8192)]
 
 

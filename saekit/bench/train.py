@@ -8,10 +8,11 @@ also compiled; `floor` is the encoder product and fused Adam on both weight matr
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 
 import torch
-from saekit_kernels import encoder_plan, keep_freed_memory
+from saekit_kernels import encoder_plan, keep_freed_memory, relu_reconstruction, resolve_backend, topk_reconstruction
 
 from saekit.bench.peers import PEERS
 from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
@@ -57,6 +58,7 @@ def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: i
     x = hidden_rows(shape.B, shape.D).to(device)
     sparsity = "topk" if op == "topk_step" else "l1"
     model = sae_for(shape, x, sparsity, k, l0)
+    model.backend = resolve_backend("auto", device.type).name
     arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x)}
     if encoder_plan(x, model.W_enc) == "filter":
         arms["saekit fp32"] = _saekit_step(model, x, "gemm")
@@ -66,20 +68,31 @@ def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: i
         arms[peer] = PEERS[peer](model, x, k, RATE)
     active, arm = _look(model, x)
     timings = interleaved(arms, rounds, device)
+    peaks = {name: _peak_mb(arm, device) for name, arm in arms.items()} if device.type == "cuda" else {}
     dense, floor = timings["dense"][0], timings["floor"][0]
-    return [
-        Measurement(
-            op, name, "torch", str(shape), "float32", *ms, round(dense / ms[0], 2), round(1e3 * shape.B / ms[0]), round(ms[0] / floor, 2),
-            k if sparsity == "topk" else None, round(active, 1), f"{arm} arm" if name.startswith("saekit") else "",
-        )
-        for name, ms in timings.items()
-    ]  # fmt: skip
+    results = []
+    for name, ms in timings.items():
+        ours = name.startswith("saekit")
+        row = Measurement(op, name, model.backend if name == "saekit" else "torch", str(shape), "float32", *ms)
+        row.ratio, row.of_floor, row.rows_per_s = round(dense / ms[0], 2), round(ms[0] / floor, 2), round(1e3 * shape.B / ms[0])
+        row.k, row.l0, row.note = k if sparsity == "topk" else None, round(active, 1), f"{arm} arm" if ours else ""
+        row.peak_mb = peaks.get(name)
+        results.append(row)
+    return results
+
+
+def _peak_mb(arm: Callable[[], object], device: torch.device) -> float:
+    """Device memory that one call needs at its fullest, beyond what the arms hold all the time."""
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    arm()
+    torch.cuda.synchronize(device)
+    return round((torch.cuda.max_memory_allocated(device) - held) / 1e6, 1)
 
 
 def _look(model: SAE, x: torch.Tensor) -> tuple[float, str]:
     """(L0, the arm that the step takes)."""
-    from saekit_kernels import relu_reconstruction, topk_reconstruction
-
     parameters = (model.W_enc, model.b_enc, model.W_dec, model.b_dec)
     with torch.no_grad():
         if model.config.sparsity == "topk":
@@ -97,11 +110,12 @@ def _copy(model: SAE) -> SAE:
 
 def _saekit_step(model: SAE, x: torch.Tensor, plan: str = "auto") -> Callable[[], object]:
     twin = _copy(model)
-    twin.encoder_plan = plan
+    twin.encoder_plan, twin.backend, twin.arm = plan, model.backend, "sparse"
     optimizer = make_adam(twin, RATE)
     index = torch.arange(len(x), device=x.device)
     batch = ActivationBatch(x, index, index, index)
-    return lambda: take_step(twin, optimizer, batch, 0)
+    steps = itertools.count()
+    return lambda: take_step(twin, optimizer, batch, next(steps))
 
 
 def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:

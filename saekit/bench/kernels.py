@@ -1,0 +1,288 @@
+"""`saekit bench kernels`: each operation of a step against dense torch on the same inputs, interleaved.
+
+On a CPU the torch path is measured (and its encoder by both plans), on a GPU the Triton kernels in bf16 beside it. `of_floor` is the
+median over the encoder product's on a CPU, over the cost model's floor on a GPU that the model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from saekit_kernels import (
+    AdamSettings,
+    FeatureState,
+    Workspace,
+    decode,
+    decode_mse,
+    encode_threshold,
+    encode_topk,
+    encoder_plan,
+    feature_step,
+    floor_ms,
+    keep_freed_memory,
+    relu_reconstruction,
+    sigmoid_reconstruction,
+    sparse_weight_grad,
+    topk_rows,
+)
+
+from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
+from saekit.bench.timing import Measurement, interleaved
+
+Arms = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
+L0 = 64.0  # of the thresholded code
+COEF = 0.7
+
+
+def bench_kernels(
+    shapes: list[Shape] | None = None,
+    k: int = 32,
+    quick: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measurement]:
+    """Every operation at the given shapes (default: one on a CPU, three on a GPU)."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    rounds = (3 if quick else 9) if device.type == "cpu" else (20 if quick else 100)
+    results = []
+    default = (QUICK_ON_CPU if quick else ON_CPU) if device.type == "cpu" else ON_GPU[:1] if quick else ON_GPU
+    for shape in shapes or default:
+        problem = _Problem(shape, k, device)
+        product = interleaved({"product": problem.product}, rounds, device)["product"][0] if device.type == "cpu" else None
+        for op in OPERATIONS:
+            progress(f"{op} {shape}")
+            results += _compare(op, OPERATIONS[op](problem), problem, rounds, product)
+    return results
+
+
+def _compare(op: str, arms: Arms, problem: _Problem, rounds: int, product: float | None) -> list[Measurement]:
+    timings = interleaved(arms, rounds, problem.device)
+    dense = next((ms[0] for (mode, _), ms in timings.items() if mode == "dense"), None)
+    shape, thresholded = problem.shape, op in ("encode_relu", "relu_step")
+    floor = product
+    if problem.device.type == "cuda":
+        name = torch.cuda.get_device_name(problem.device)
+        floor = floor_ms(FLOORS[op], shape.B, shape.D, shape.F, problem.k, name) if op in FLOORS else None
+    return [
+        Measurement(
+            op, mode, backend, str(shape), problem.dtype_of(backend), *ms, round(dense / ms[0], 2) if dense else None,
+            round(1e3 * shape.B / ms[0]), round(ms[0] / floor, 2) if floor else None, None if thresholded else problem.k,
+            L0 if thresholded else None,
+        )
+        for (mode, backend), ms in timings.items()
+    ]  # fmt: skip
+
+
+class _Problem:
+    """The tensors that the operations share."""
+
+    def __init__(self, shape: Shape, k: int, device: torch.device) -> None:
+        self.shape, self.k, self.device = shape, k, device
+        self.on_gpu = device.type == "cuda"
+        self.x = hidden_rows(shape.B, shape.D).to(device)
+        self.model = sae_for(shape, self.x, "topk", k)
+        with torch.no_grad():
+            thresholded = sae_for(shape, self.x, "l1", k, L0)
+            self.thresholded = [parameter.detach() for parameter in thresholded.weights]
+        self.W, self.b = self.model.W_enc.detach(), self.model.b_enc.detach()
+        self.W_dec, self.b_dec = self.model.W_dec.detach(), self.model.b_dec.detach()
+        self.workspace = Workspace()
+        self.codes = encode_topk(self.x, self.W, self.b, k, self.workspace)
+        self.codes.transpose()
+        self.decoded = decode_mse(self.codes, self.W_dec, self.b_dec, self.x)
+        if self.on_gpu:
+            self.x_low, self.W_low, self.W_dec_low = (t.bfloat16() for t in (self.x, self.W, self.W_dec))
+
+    def dtype_of(self, backend: str) -> str:
+        return "bfloat16" if backend == "triton" else "float32"
+
+    def product(self) -> torch.Tensor:
+        pre = self.workspace.get("product", (self.shape.B, self.shape.F), self.x)
+        return torch.mm(self.x, self.W.T, out=pre)
+
+    def dense_code(self) -> torch.Tensor:
+        return self.codes.to_dense()
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(t.clone()) for t in self.thresholded]
+
+
+def _encode_topk(p: _Problem) -> Arms:
+    arms: Arms = {("dense", "torch"): lambda: torch.relu(torch.addmm(p.b, p.x, p.W.T)).topk(p.k, dim=1, sorted=False)}
+    plans = ["filter", "gemm"] if encoder_plan(p.x, p.W) == "filter" else ["gemm"]
+    for plan in plans:
+        arms[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(p.x, p.W, p.b, p.k, p.workspace, plan)
+    if p.on_gpu:
+        from saekit_kernels.gpu.encode import encode_topk as encode
+        from saekit_kernels.gpu.lowbit import encode_topk_lowbit
+
+        arms["dense bf16", "triton"] = lambda: torch.relu(torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)).topk(p.k, dim=1, sorted=False)
+        for plan in ("fused", "gemm"):
+            arms[f"saekit {plan}", "triton"] = lambda plan=plan: encode(p.x_low, p.W_low, p.b, p.k, plan=plan)
+        arms["saekit int8", "triton"] = lambda: encode_topk_lowbit(p.x, p.W, p.b, p.k)
+    return arms
+
+
+def _encode_relu(p: _Problem) -> Arms:
+    W, b = p.thresholded[:2]
+    arms: Arms = {("dense", "torch"): lambda: torch.relu(torch.addmm(b, p.x, W.T))}
+    arms["saekit", "torch"] = lambda: encode_threshold(p.x, W, b, 0.0, p.workspace)
+    if p.on_gpu:
+        from saekit_kernels.gpu.encode import encode_relu
+
+        W_low = W.bfloat16()
+        arms["saekit", "triton"] = lambda: encode_relu(p.x_low, W_low, b, round(8 * L0))
+    return arms
+
+
+def _select(p: _Problem) -> Arms:
+    pre = torch.addmm(p.b, p.x, p.W.T)
+    arms: Arms = {("dense", "torch"): lambda: pre.topk(p.k, dim=1, sorted=False), ("saekit", "torch"): lambda: topk_rows(pre, p.k)}
+    if p.on_gpu:
+        from saekit_kernels.gpu.select import select_topk
+
+        low = pre.bfloat16()
+        arms["saekit", "triton"] = lambda: select_topk(low, p.k)
+    return arms
+
+
+def _decode(p: _Problem) -> Arms:
+    z = p.dense_code()
+    arms: Arms = {("dense", "torch"): lambda: torch.addmm(p.b_dec, z, p.W_dec)}
+    arms["saekit", "torch"] = lambda: decode(p.codes, p.W_dec, p.b_dec)
+    if p.on_gpu:
+        from saekit_kernels.gpu.decode import decode as decode_on_gpu
+
+        arms["saekit", "triton"] = lambda: decode_on_gpu(p.codes, p.W_dec_low, p.b_dec)
+    return arms
+
+
+def _decode_mse(p: _Problem) -> Arms:
+    z = p.dense_code()
+
+    def dense() -> torch.Tensor:
+        residual = torch.addmm(p.b_dec, z, p.W_dec) - p.x
+        residual.square().sum(1)
+        return torch.where(z > 0, (2 / p.shape.B * residual) @ p.W_dec.T, 0.0)
+
+    arms: Arms = {("dense", "torch"): dense, ("saekit", "torch"): lambda: decode_mse(p.codes, p.W_dec, p.b_dec, p.x)}
+    if p.on_gpu:
+        from saekit_kernels.gpu.decode import decode_mse as on_gpu
+
+        arms["saekit", "triton"] = lambda: on_gpu(p.codes, p.W_dec_low, p.b_dec, p.x)
+    return arms
+
+
+def _weight_grad(p: _Problem) -> Arms:
+    """Both weight gradients."""
+    z, dz, g = p.dense_code(), p.dense_code(), p.decoded.g_BD
+    arms: Arms = {("dense", "torch"): lambda: (dz.T @ p.x, z.T @ g)}
+    arms["saekit", "torch"] = lambda: (
+        sparse_weight_grad(p.codes, p.decoded.dvals_BK, p.x),
+        sparse_weight_grad(p.codes, p.codes.vals, g),
+    )
+    if p.on_gpu:
+        from saekit_kernels.gpu.grad import sparse_weight_grad_dual
+
+        arms["saekit", "triton"] = lambda: sparse_weight_grad_dual(p.codes, p.decoded.dvals_BK, p.x, p.codes.vals, g)
+    return arms
+
+
+def _transpose(p: _Problem) -> Arms:
+    def by_sorting() -> object:
+        p.codes._transpose = None
+        return p.codes.transpose()
+
+    arms: Arms = {("saekit", "torch"): by_sorting}
+    if p.on_gpu:
+        from saekit_kernels.gpu.transpose import transpose_codes
+
+        arms["saekit", "triton"] = lambda: transpose_codes(p.codes)
+    return arms
+
+
+def _feature_step(p: _Problem) -> Arms:
+    """Weight gradients, projection, Adam, unit norm."""
+
+    def state() -> FeatureState:
+        parameters = [p.W.clone(), p.b.clone(), p.W_dec.clone()]
+        return FeatureState(*parameters, *(torch.zeros_like(t) for t in parameters for _ in range(2)))
+
+    settings = AdamSettings(1e-5, 0.9, 0.999, 1e-8, 1, True)
+    dvals, g = p.decoded.dvals_BK, p.decoded.g_BD
+    z, dz = p.dense_code(), p.dense_code()
+    weights = [torch.nn.Parameter(t.clone()) for t in (p.W, p.b, p.W_dec)]
+    adam = torch.optim.Adam(weights, lr=1e-5, fused=True)
+
+    def dense() -> None:
+        weights[0].grad, weights[1].grad, weights[2].grad = dz.T @ p.x, dz.sum(0), z.T @ g
+        W = weights[2].data
+        weights[2].grad.sub_((weights[2].grad * W).sum(1, keepdim=True) * W)
+        adam.step()
+        W.div_(W.norm(dim=1, keepdim=True))
+
+    arms: Arms = {("dense", "torch"): dense}
+    for backend in ("torch", "triton") if p.on_gpu else ("torch",):
+        own = state()
+        arms["saekit", backend] = lambda own=own, backend=backend: feature_step(own, p.codes, dvals, p.x, g, settings, backend)
+    return arms
+
+
+def _relu_step(p: _Problem) -> Arms:
+    """Loss and gradients of ReLU + L1, dense arms: what runs while many latents are active."""
+    return _step_arms(
+        p,
+        lambda W, b, V, c: _l1_loss(p.x, W, b, V, c),
+        lambda parameters, backend: relu_reconstruction(p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend),
+    )
+
+
+def _sigmoid_step(p: _Problem) -> Arms:
+    """Loss and gradients of sigmoid codes with the KL penalty."""
+    return _step_arms(
+        p,
+        lambda W, b, V, c: _kl_loss(p.x, W, b, V, c),
+        lambda parameters, backend: sigmoid_reconstruction(p.x, *parameters, COEF, 0.01, p.workspace, backend),
+    )
+
+
+def _step_arms(p: _Problem, dense_loss: Callable, ours: Callable) -> Arms:
+    def run(parameters, make) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        make(parameters).backward()
+
+    parameters = p.parameters()
+    arms: Arms = {("dense", "torch"): lambda: run(parameters, lambda q: dense_loss(*q))}
+    for backend in ("torch", "triton") if p.on_gpu else ("torch",):
+        arms["saekit", backend] = lambda backend=backend: run(parameters, lambda q: ours(q, backend).total)
+    return arms
+
+
+def _l1_loss(x, W, b, V, c) -> torch.Tensor:
+    z = torch.relu(x @ W.T + b)
+    return (z @ V + c - x).square().sum(1).mean() + COEF * (z.mean(0) * V.norm(dim=1)).sum()
+
+
+def _kl_loss(x, W, b, V, c, rate: float = 0.01) -> torch.Tensor:
+    f = torch.sigmoid(x @ W.T + b)
+    rho = f.mean(0).clamp(1e-6, 1 - 1e-6)
+    kl = (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
+    return (f @ V + c - x).square().sum(1).mean() + COEF * kl
+
+
+OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {
+    "encode_topk": _encode_topk,
+    "encode_relu": _encode_relu,
+    "select": _select,
+    "decode": _decode,
+    "decode_mse": _decode_mse,
+    "transpose": _transpose,
+    "weight_grad": _weight_grad,
+    "feature_step": _feature_step,
+    "relu_step": _relu_step,
+    "sigmoid_step": _sigmoid_step,
+}
+FLOORS = {"encode_topk": "encode"} | {op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")}  # of cost.py
