@@ -27,7 +27,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/saekit bench train --quick
+	$(BIN)/saekit bench kernels --quick
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_harvest.py --rows 30000
 	@if [ -d $(OUT)/text/topk ]; then $(BIN)/python benchmarks/bench_scan.py $(OUT)/text/topk $(OUT)/text/store; \

@@ -4,8 +4,9 @@ The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 
 (docs/kernels.md); what is stored instead is a few candidates in a tile, 8 bytes each.
 
 - `filter_kernel`: tile (rows, columns) of x W^T + b. An entry whose key passes the row's bound, or whose value passes the column's
-  threshold, goes to one of SLOTS slots that belong to this (row, tile) alone: a cumulative sum along the row gives the slot, so there
-  are no atomics and the columns of a row ascend. The count is stored unclipped: an overflowing tile is seen, never silent.
+  threshold, goes to one of SLOTS slots that belong to this (row, tile) alone. The decisions of a row are the bits of a word, and the
+  bits below an entry's own count to its slot: no atomics, ascending columns, and far fewer registers than a cumulative sum, which
+  spilled. The count is stored unclipped: an overflowing tile is seen, never silent.
 - `choose_kernel`: one program a row selects among the row's slots (gpu/select.py). It knows whether the choice is right whatever the
   bound was: nothing lost to a full tile, and k survivors (or a bound that let every positive entry through). If not it flags the row.
 

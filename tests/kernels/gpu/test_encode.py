@@ -100,9 +100,9 @@ def same(first, second):
         (3, 1, 1, 1, torch.float32, None),
         (3, 33, 7, 7, torch.bfloat16, None),
         (5, 33, 130, 5, torch.float16, None),
-        (6, 96, 1000, 32, torch.bfloat16, None),
-        (6, 96, 1000, 5, torch.float32, None),
-        (4, 200, 300, 20, torch.float32, torch.bfloat16),
+        (4, 96, 1000, 32, torch.bfloat16, None),
+        (4, 96, 1000, 5, torch.float32, None),
+        (3, 200, 300, 20, torch.float32, torch.bfloat16),
     ],
 )
 def test_topk_follows_the_gap_rule_and_redoes_nothing(encoder, B, d, F, k, x_dtype, w_dtype):
@@ -128,7 +128,7 @@ def test_every_tile_is_taken_once(B, tiles):
 
 
 def test_more_rows_than_a_block():
-    x, W, b = make(130, 16, 200, torch.bfloat16)
+    x, W, b = make(66, 16, 200)  # blocks of 64 rows in fp32
     codes, redone = fused(x, W, b, 3)
     expect_topk(codes, x, W, b, 3)
     assert redone == 0
@@ -145,9 +145,10 @@ def test_the_sample_decides_the_time_and_not_the_result():
     stride, _ = encode.sample_plan(1344, 100)
     assert 1344 // stride == 84
     b[::stride] += 100.0
-    codes, redone = fused(x, W, b, 100)
-    expect_topk(codes, x, W, b, 100)
-    assert redone == 3
+    for encoder in (fused, encode_topk_lowbit):
+        codes, redone = encoder(x, W, b, 100)
+        expect_topk(codes, x, W, b, 100)
+        assert redone == 3
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -320,7 +321,7 @@ def test_relu_and_its_capacity(dtype):
 
 
 def test_one_threshold_and_one_for_each_column():
-    x, W, b = make(7, 33, 500, torch.bfloat16)
+    x, W, b = make(4, 33, 500, torch.bfloat16)
     columns = torch.rand(500, device=device) * 3 - 0.5  # negative ones too: what is not positive is dropped anyway
     for theta in (columns, torch.stack([columns, columns], 1)[:, 0], torch.tensor(1.3, device=device), torch.tensor(-2.0, device=device)):
         codes, overflow = encode_threshold(x, W, b, theta, 300)
@@ -473,12 +474,32 @@ def test_int8_with_outliers_and_rows_beyond_its_range(few_slots):
         encode_topk_lowbit(torch.zeros(1, 2**17 + 1, device=device), torch.zeros(1, 2**17 + 1, device=device), b[:1], 1)
 
 
+def test_int8_keeps_what_rounding_hides():
+    """Two latents lie along the rounding error of x, the worst that the bracket allows: their int8 product is 0, the true one largest."""
+    torch.manual_seed(0)
+    signs = torch.randint(0, 2, (48,)).float() * 2 - 1
+    x, W = 0.49 * signs.repeat(3, 1), torch.zeros(700, 48)
+    x[:, 3] = 127.0  # the scale is 1, and the rest is rounded to 0
+    W[:, 3] = torch.linspace(0.0, 0.11, 700)  # int8 sees up to 14 here
+    W[600:602] = signs  # true: 0.49 * 47 = 23
+    W[600:602, 3] = 0.0
+    x, W, b = x.to(device), W.to(device), torch.zeros(700, device=device)
+    codes, redone = encode_topk_lowbit(x, W, b, 5)
+    expect_topk(codes, x, W, b, 5)
+    assert {600, 601} < set(codes.idx[0].tolist()) and redone == 0
+
+
 def test_int8_flags_what_it_cannot_list(monkeypatch):
-    x, W, b = make(4, 48, 700)
-    monkeypatch.setattr(lowbit, "rescore_groups", lambda k: 16)  # room for 16 entries to re-score
-    codes, redone = encode_topk_lowbit(x, W, b, 15)
-    expect_topk(codes, x, W, b, 15)
-    assert redone == 4
+    x, W, b = make(2, 48, 400)
+    W = W[:1] + W * 1e-3  # brackets that all overlap: every latent must be re-scored
+    b = b * 1e-3 + 9.0
+    codes, redone = encode_topk_lowbit(x, W, b, 3)
+    expect_topk(codes, x, W, b, 3)
+    assert redone == 0
+    monkeypatch.setattr(lowbit, "rescore_groups", lambda k: 64)  # room for 64
+    codes, redone = encode_topk_lowbit(x, W, b, 3)
+    expect_topk(codes, x, W, b, 3)
+    assert redone == 2
 
 
 # --- a device --------------------------------------------------------------------------------------------------------------------------
