@@ -1,7 +1,6 @@
 """The dense arm: the plain mathematics of a step, in chunks of rows, gradients made beside the loss.
 
-Five matrix products are left as they are; everything of size B x F lives in reused buffers, and masks and penalties cost one pass each.
-Autograd on the same formulas takes a third longer on a CPU (docs/kernels.md), mostly for fresh memory.
+Five matrix products are left as they are; everything of size B x F lives in two reused buffers, and masks and penalties cost one pass each.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # W_
 @dataclass
 class DenseStep:
     residual_BD: torch.Tensor  # x_hat - x
-    mass_F: torch.Tensor  # column sums of the code
+    mass_F: torch.Tensor  # column sums of the code; zeros where there is no penalty
     fired_F: torch.Tensor
     gradients: list[torch.Tensor] | None  # of the parameters
 
@@ -47,7 +46,8 @@ def dense_step(
         code, code_gradient = (workspace.get(name, (min(DENSE_ROWS, B), F), x)[: len(x)] for name in ("code", "code gradient"))
         z, fired = activate(torch.addmm(b_enc, x, W_enc.T, out=code))
         made.fired_F += fired
-        made.mass_F += z.sum(0)
+        if pull_F is not None:
+            made.mass_F += z.sum(0)
         e = torch.addmm(b_dec, z, W_dec, out=made.residual_BD[start : start + DENSE_ROWS]).sub_(x)
         if wants_grad:
             g = e * (2.0 / B)

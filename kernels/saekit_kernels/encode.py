@@ -20,7 +20,7 @@ from saekit_kernels.workspace import Workspace
 
 CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
 SCORED_ROWS = 1024  # rows whose survivors are scored together: the weights are read once for all of them
-CROWDED = 512  # survivors above which a row costs less by an fp32 product with all of W
+CROWDED = 512  # survivors a row, on average, above which fp32 products with all of W cost less
 
 
 def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
@@ -183,12 +183,8 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
     def select(rows: slice, slot: int) -> torch.Tensor:
         """Fill in these rows; the numbers of those that are crowded, left to fp32."""
-        row, column = _search(rows, lambda part: bf16.largest(part, slot, k))
+        row, column, crowded = _search(rows, lambda part: bf16.largest(part, slot, k))
         count = torch.bincount(row, minlength=rows.stop - rows.start)
-        crowded = count > CROWDED
-        if crowded.any():
-            keep = ~crowded[row]
-            row, column, count = row[keep], column[keep], count.masked_fill(crowded, 0)
         vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
         return crowded.nonzero()[:, 0] + rows.start
 
@@ -231,12 +227,12 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
     yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS))
 
 
-def _search(rows: slice, find) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `find` gives for FILTER_ROWS rows at a time, end to end, rows counted from rows.start."""
+def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:
+    """What `find` gives for FILTER_ROWS rows at a time, end to end: first of all row numbers, which are made to count from rows.start."""
     found = []
     for part in spans(rows.stop, FILTER_ROWS, rows.start):
-        row, column = find(part)
-        found.append((row + (part.start - rows.start), column))
+        row, *others = find(part)
+        found.append((row + (part.start - rows.start), *others))
     return tuple(map(torch.cat, zip(*found)))
 
 

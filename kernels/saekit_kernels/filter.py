@@ -16,13 +16,15 @@ import functools
 
 import torch
 
+from saekit_kernels.threads import map_chunks
 from saekit_kernels.workspace import Workspace
 
 GROUP = 32  # columns a group, F/GROUP apart: a maximum over the middle axis is contiguous reads
 CHUNK_ROWS = 256  # 9 MB of bf16 a thread at F = 18,432: the passes over it find it in the cache that the product left it in
 ROUNDING = 2.0**-8 * 1.01  # largest relative error of rounding to bf16, and of that error's own reference
 LARGEST_ROW = 1e15  # norm of a row beyond which bounds could overflow; such rows are left to the caller
-WEIGHT_ROWS = 1024  # passes over the weights go in pieces whose temporaries stay in cache
+WEIGHT_ROWS = 512  # passes over the weights go in pieces whose temporaries stay in cache
+CROWDED_GROUPS = 0.5  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
 LEAST_PRODUCT = 1 << 31  # multiplications below which preparing the weights costs more than it saves
 
 
@@ -73,12 +75,15 @@ class Filter:
         low = self.product(rows, slot)
         return self.survivors(low, rows, self.shift.expand(len(low)))
 
-    def largest(self, rows: slice, slot: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for the latents that may be among the k largest positive ones of a row."""
+    def largest(self, rows: slice, slot: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same for the latents that may be among the k largest positive ones of a row; and which rows are crowded (C,): nothing is
+        returned for those."""
         low = self.product(rows, slot)
+        best = low.view(torch.int16).view(len(low), GROUP, -1).amax(1)
         # k groups hold k latents: the k-th largest of the floors bounds the k-th largest value. Below zero the ReLU decides.
-        kth = self.group_floors(low, rows).topk(k, dim=1, sorted=False).values.amin(1)
-        return self.survivors(low, rows, kth.clamp_min(self.shift))
+        kth = self.group_floors(best, rows).topk(k, dim=1, sorted=False).values.amin(1).clamp_min(self.shift)
+        crowded = (best >= self.least(rows, kth).view(torch.int16)[:, None]).sum(1, dtype=torch.int32) > CROWDED_GROUPS * best.shape[1]
+        return *self.survivors(low, rows, torch.where(crowded, torch.inf, kth)), crowded
 
     def product(self, rows: slice, slot: int) -> torch.Tensor:
         """low (C,width) bf16: |low - (x.w + b + shift)| <= error_b norm_j + bias_error + ROUNDING |low|. In the buffer of `slot`."""
@@ -86,23 +91,26 @@ class Filter:
         low = self.workspace.get(f"low {slot}", (CHUNK_ROWS, self.width), x)[: len(x)]
         return torch.mm(x, self.W_low.T, out=low)
 
-    def group_floors(self, low: torch.Tensor, rows: slice) -> torch.Tensor:
-        """(C,groups): each group holds a latent whose exact value, shifted, is at least this."""
-        # The maximum of bit patterns is the maximum where a value is positive, else some value of the group: a lower bound either way.
-        best = low.view(torch.int16).view(len(low), GROUP, -1).amax(1).view(torch.bfloat16).float()
+    def group_floors(self, best_bits: torch.Tensor, rows: slice) -> torch.Tensor:
+        """(C,groups): each group holds a latent whose exact value, shifted, is at least this. From the maxima of bit patterns, which
+        are maxima where a value is positive, else some value of the group: a lower bound either way."""
+        best = best_bits.view(torch.bfloat16).float()
         floor = best - self.error_B[rows, None] * self.norm_of_group
         return floor.sub_(best.abs_(), alpha=ROUNDING).sub_(self.bias_error)
 
     def survivors(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(row, column), row-major: every latent whose exact shifted value may reach floor_B (>= shift), and a few that do not."""
         error_B = self.error_B[rows]
-        least = (floor_B - error_B * self.longest - self.bias_error) / (1 + ROUNDING) * (1 - 2.0**-7)
-        least = torch.where(self.finite_B[rows], least.clamp_min(0.0), torch.inf).bfloat16()
-        row, column = positions(low.view(torch.int16) >= least.view(torch.int16)[:, None])
+        row, column = positions(low.view(torch.int16) >= self.least(rows, floor_B).view(torch.int16)[:, None])
         value = low.flatten()[row * self.width + column].float()
         reach = value + error_B[row] * self.norm_F[column.clamp_max(self.F - 1)] + ROUNDING * value.abs() + self.bias_error
         keep = reach >= floor_B[row]
         return row[keep], column[keep]
+
+    def least(self, rows: slice, floor_B: torch.Tensor) -> torch.Tensor:
+        """(C,) bf16: below this no latent's exact shifted value can reach floor_B; inf for rows that are not finite."""
+        least = (floor_B - self.error_B[rows] * self.longest - self.bias_error) / (1 + ROUNDING) * (1 - 2.0**-7)
+        return torch.where(self.finite_B[rows], least.clamp_min(0.0), torch.inf).bfloat16()
 
 
 def positions(hit_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,10 +127,10 @@ def positions(hit_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _rounded(A: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Write A's rows to `out` in bf16; (norm of what was written, norm of what was lost), each (rows,)."""
-    norms, lost = [], []
-    for piece, low in zip(A.split(WEIGHT_ROWS), out.split(WEIGHT_ROWS)):
-        low.copy_(piece)
-        back = low.float()
-        norms.append(torch.linalg.vector_norm(back, dim=1))
-        lost.append(torch.linalg.vector_norm(back.sub_(piece), dim=1))
-    return torch.cat(norms), torch.cat(lost)
+
+    def convert(rows: slice, _: int) -> tuple[torch.Tensor, torch.Tensor]:
+        back = out[rows].copy_(A[rows]).float()
+        return torch.linalg.vector_norm(back, dim=1), torch.linalg.vector_norm(back.sub_(A[rows]), dim=1)
+
+    pieces = map_chunks(convert, [slice(start, min(start + WEIGHT_ROWS, len(A))) for start in range(0, len(A), WEIGHT_ROWS)])
+    return tuple(map(torch.cat, zip(*pieces)))

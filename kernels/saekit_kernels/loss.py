@@ -64,9 +64,8 @@ def topk_reconstruction(
 
     def keep_topk(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vals, idx = topk_rows(pre_BF, k)
-        fired = torch.zeros(pre_BF.shape[1], dtype=torch.int64, device=pre_BF.device)
-        fired.index_add_(0, idx.flatten(), (vals > 0).flatten().long())
-        return pre_BF.zero_().scatter_(1, idx, vals.relu_()), fired
+        z_BF = pre_BF.zero_().scatter_(1, idx, vals.relu_())
+        return z_BF, _count_positive(z_BF)
 
     made = dense_step(x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters))
     return _from_dense(made, parameters, 0.0, None)
@@ -155,7 +154,12 @@ def _wants_grad(parameters: Parameters) -> bool:
 
 
 def _keep_positive(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return pre_BF.relu_(), (pre_BF > 0).sum(0, dtype=torch.int32)
+    return pre_BF.relu_(), _count_positive(pre_BF)
+
+
+def _count_positive(z_BF: torch.Tensor) -> torch.Tensor:
+    """(F,) of a code that is nowhere negative: sums of signs, three times as fast as counting booleans (exact below 2^24 rows)."""
+    return z_BF.sign().sum(0).long()
 
 
 def _from_dense(made: DenseStep, parameters: Parameters, coef: float, penalty: torch.Tensor | None) -> Reconstruction:
@@ -219,7 +223,9 @@ class _ReadyGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
+        # Given away, not kept: a gradient that somebody else still holds is copied when it is stored in .grad.
+        gradients, ctx.gradients = ctx.gradients, None
         # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights; read where that costs nothing.
         if scale.device.type == "cpu" and scale.item() == 1.0:
-            return *ctx.gradients, None, None
-        return *(gradient * scale for gradient in ctx.gradients), None, None
+            return *gradients, None, None
+        return *(gradient * scale for gradient in gradients), None, None

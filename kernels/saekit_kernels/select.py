@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 GROUP = 8  # columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md has the grid
+LEAST_GROUPS = 2.5  # groups for each one selected, below which the shortcut does not pay
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +20,7 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     take = min(k + 1, F)
     groups = F // GROUP
-    if F % GROUP or groups < take:
+    if F % GROUP or groups < LEAST_GROUPS * take:
         vals, idx = pre_BF.topk(take, dim=1)
     else:
         vals, idx = _topk_by_groups(pre_BF, take, groups)

@@ -40,11 +40,11 @@ def test_help_is_quick_and_lists_the_verbs():
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "saekit_cli", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 2.0, "0.1 s on an idle machine"
-    for verb in ("demo", "harvest", "train", "evaluate", "inspect", "features"):
+    for verb in ("demo", "harvest", "train", "evaluate", "inspect", "features", "bench"):
         assert f"  {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "evaluate", "inspect", "features"])
+@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "evaluate", "inspect", "features", "bench"])
 def test_every_verb_explains_itself_with_an_example(capsys, verb):
     status, out, _ = saekit(capsys, verb, "--help")
     assert status == 0 and "Example" in out and f"saekit {verb}" in out
@@ -115,7 +115,6 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
         (["train", "ACTS", "OUT", "--k", "600"], 2, "--k 600 must be between 1 and the number of latents, 512", ""),
         (["train", "ACTS", "OUT", "--expansion", "2", "--latents", "9"], 2, "--expansion and --latents both", "give one"),
         (["train", "ACTS", "OUT", "--batch", "99999"], 3, "--batch 99,999 is above the 1,8", "--batch 4"),
-        (["train", "ACTS", "OUT", "--backend", "triton"], 5, "--backend triton", "--backend torch"),
         (["train", "NONE", "OUT"], 4, "is not a store: there is no such folder", "saekit harvest"),
         (["train", "ACTS", "RUN", *map(str, SMALL)], 3, "exists and is not empty", "--resume"),
         (["train", "ACTS", "RUN", "--resume", *map(str, SMALL), "--seed", "4"], 3, "other settings: seed 0 -> 4", "--overwrite"),
@@ -203,3 +202,33 @@ def test_harvest_inspect_and_features_on_images(capsys, tmp_path):
     rows = json.loads(out)
     assert status == 0 and len(rows) == 3 and set(rows[0]) == {"index", "act", "max", "density", "label", "tokens"}
     assert rows[0]["act"] >= rows[1]["act"] and rows[0]["act"] <= rows[0]["max"] * 1.01
+
+
+def test_bench_prints_a_table_or_one_json_list(capsys, tmp_path):
+    arguments = ("bench", "train", "--quick", "--shapes", "16x128x256", "--k", 4)
+    status, out, err = saekit(capsys, *arguments, "--csv", tmp_path / "cpu.csv")
+    assert status == 0 and "x dense" in out and "topk 16x128x256" in err and (tmp_path / "cpu.csv").exists()
+    status, out, err = saekit(capsys, *arguments, "--json", "--quiet")
+    rows = json.loads(out)
+    assert status == 0 and err == ""
+    assert {"op", "mode", "backend", "shape", "dtype", "ms", "ms_p20", "ms_p80", "ratio"} <= set(rows[0])
+    assert {row["mode"] for row in rows} >= {"dense", "floor", "saekit"}
+
+
+@pytest.mark.parametrize(
+    "arguments,cause",
+    [
+        (("bench", "classic"), "SUITE classic"),
+        (("bench", "train", "--shapes", "16x128"), "--shapes 16x128: write width x latents x rows"),
+        (("bench", "train", "--against", "saelens"), "--against saelens: choose eai-sparsify"),
+    ],
+)
+def test_bench_refuses_what_it_does_not_measure(capsys, arguments, cause):
+    status, _, err = saekit(capsys, *arguments)
+    assert status == 2 and cause in err
+
+
+def test_a_backend_that_cannot_run_here_is_refused(capsys, acts, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    status, _, err = saekit(capsys, "train", acts, tmp_path / "r", *SMALL, "--backend", "triton", "--device", "cpu")
+    assert status == 5 and "Triton kernels need a CUDA device" in err and "--backend torch" in err
