@@ -5,7 +5,7 @@ Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do 
 """
 
 from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense
-from saekit_kernels.cost import floor_ms
+from saekit_kernels.cost import crossover_l0, floor_ms
 from saekit_kernels.crossover import most_active, next_arm
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
@@ -28,6 +28,7 @@ __all__ = [
     "SparseCodes",
     "Transpose",
     "Workspace",
+    "crossover_l0",
     "decode",
     "decode_mse",
     "encode_batchtopk",

@@ -167,7 +167,7 @@ def _from_dense(made: DenseStep, parameters: Parameters, coef: float, penalty: t
     penalty = torch.zeros_like(reconstruction) if penalty is None else penalty
     total = reconstruction + coef * penalty
     if made.gradients is not None:
-        total = _ReadyGradients.apply(*parameters, total, made.gradients)
+        total = _ReadyGradients.apply(*parameters, total, *made.gradients)
     return Reconstruction(total, reconstruction, penalty, made.residual_BD, made.fired_F, "dense")
 
 
@@ -217,15 +217,15 @@ class _ReadyGradients(torch.autograd.Function):
     """The identity on the total, with gradients that were made beside it and are only scaled."""
 
     @staticmethod
-    def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, total, gradients):
-        ctx.gradients = gradients
+    def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, total, *gradients):
+        # Saved tensors are let go after a backward pass: a gradient that somebody still holds would be copied when it is stored.
+        ctx.save_for_backward(*gradients)
         return total.clone()
 
     @staticmethod
     def backward(ctx, scale):
-        # Given away, not kept: a gradient that somebody else still holds is copied when it is stored in .grad.
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients = ctx.saved_tensors
         # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights; read where that costs nothing.
         if scale.device.type == "cpu" and scale.item() == 1.0:
-            return *gradients, None, None
-        return *(gradient * scale for gradient in gradients), None, None
+            return *gradients, *(None,) * 5
+        return *(gradient * scale for gradient in gradients), *(None,) * 5

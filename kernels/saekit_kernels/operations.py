@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from saekit_kernels.codes import Codes
-from saekit_kernels.crossover import CAPACITY, most_active
+from saekit_kernels.cost import crossover_l0
+from saekit_kernels.crossover import CAPACITY, LEAST_CAPACITY
 from saekit_kernels.decode import Decoded, decode_mse
 from saekit_kernels.encode import encode_threshold, encode_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
@@ -68,7 +69,7 @@ class TritonOperations:
         from saekit_kernels.gpu.encode import encode_relu as encode
 
         F = len(W_enc_FD)
-        capacity = min(F, max(round(CAPACITY * most_active(x_BD, F)), 1))
+        capacity = min(F, max(round(CAPACITY * crossover_l0(F)), LEAST_CAPACITY))
         codes, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), capacity)
         return Encoded(_with_transpose(codes), lost=lost_B.sum())
 

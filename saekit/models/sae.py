@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from saekit_kernels import SparseCodes, Workspace, decode, most_active, next_arm
+from saekit_kernels import SparseCodes, Workspace, crossover_l0, decode, next_arm
 from torch import nn
 
 from saekit.errors import UsageError, check_choice
@@ -132,7 +132,7 @@ class SAE(nn.Module):
 
     def observe(self, l0: float) -> None:
         """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis."""
-        self.arm = next_arm(self.arm, l0, most_active(self.W_enc, self.latents))
+        self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
 
     def warmed_coef(self, step: int) -> float:
         warmup = self.config.coef_warmup * self.total_steps

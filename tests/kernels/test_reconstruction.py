@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from saekit_kernels import encode_threshold, encode_topk, next_arm, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
+from saekit_kernels import (
+    encode_threshold,
+    encode_topk,
+    most_active,
+    next_arm,
+    relu_reconstruction,
+    sigmoid_reconstruction,
+    topk_reconstruction,
+)
 from saekit_kernels.dense import kl_of_means
 from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense, topk_reconstruction_dense
 
@@ -125,7 +133,7 @@ def test_the_filter_gives_the_gradients_of_the_fp32_encoder():
 
 
 def test_rows_with_too_many_active_latents_take_the_dense_arm():
-    x, (W_enc, b_enc, W_dec, b_dec) = rows(20, 8, torch.float64), parameters(8, 4000, torch.float64)
+    x, (W_enc, b_enc, W_dec, b_dec) = rows(600, 32, torch.float32), parameters(32, 4000, torch.float32)
     assert relu_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 0.1).arm == "dense"
     assert relu_reconstruction(x, W_enc, b_enc - 3.0, W_dec, b_dec, 0.1).arm == "sparse"
 
@@ -180,6 +188,13 @@ def test_kl_by_hand_and_beyond_the_clamp():
     assert derivative.tolist() == pytest.approx([0.9 / 0.7 - 0.1 / 0.3, 0.9 / 0.4 - 0.1 / 0.6, 0], abs=1e-12)
     kl, derivative = kl_of_means(means, 0.1)
     assert math.isfinite(kl.item()) and derivative[3:].tolist() == [0, 0]
+
+
+def test_the_crossover_grows_with_the_latents_and_vanishes_for_small_steps():
+    x = torch.empty(4096, 576)
+    assert most_active(x, 18_432) == pytest.approx(18_432 / (6.3 * (1 + 129 / 576)), rel=0.01)
+    assert most_active(x, 36_864) > 1.99 * most_active(x, 18_432)
+    assert most_active(torch.empty(1024, 64), 512) == 0
 
 
 def test_arms_change_with_hysteresis():
