@@ -115,7 +115,7 @@ class LossTerms:
     total: torch.Tensor
     terms: dict[str, torch.Tensor]  # before weighting, scalars
     weights: dict[str, float]
-    fired: torch.Tensor | None = None  # (F,) int64: in how many rows of the batch each latent is active; None for dense codes
+    fired: torch.Tensor | None = None  # (F,) integers: in how many rows of the batch each latent is active; None for dense codes
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 

@@ -68,6 +68,10 @@ class SparseCodes:
         """The row of each position in the flattened codes."""
         return torch.div(pos, max(self.capacity, 1), rounding_mode="floor")
 
+    def row_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """(B,) sums of `values`, in the shape of vals."""
+        return values.sum(1)
+
     def without_padding(self, values: torch.Tensor) -> torch.Tensor:
         """`values`, in the shape of vals, with zeros on padding."""
         return values.masked_fill(~self.active(), 0.0)
@@ -103,6 +107,9 @@ class RaggedCodes:
     def row_of(self, pos: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(self), dtype=torch.int32, device=self.idx.device)
         return rows.repeat_interleave(self.nnz, output_size=len(self.idx))[pos]
+
+    def row_sum(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.segment_reduce(values, "sum", offsets=self.ptr.long())
 
     def without_padding(self, values: torch.Tensor) -> torch.Tensor:
         return values

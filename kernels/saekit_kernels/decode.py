@@ -51,9 +51,7 @@ def decode_mse(
     decoded = Decoded(residual.square().sum(1), residual)
     price = None if penalty_F is None else penalty_F[codes.idx]
     if price is not None:
-        paid = codes.without_padding(codes.vals * price).flatten()
-        row = codes.row_of(torch.arange(len(paid), device=paid.device))
-        decoded.l1_B = paid.new_zeros(len(codes)).index_add_(0, row, paid)
+        decoded.l1_B = codes.row_sum(codes.without_padding(codes.vals * price))
     if need_grad and len(codes):
         decoded.g_BD = residual * (2.0 / len(codes))
         decoded.dvals_BK = sampled_products(codes, decoded.g_BD, W_dec_FD)

@@ -7,6 +7,8 @@ matrices are large. Values of the two differ in the order of their sums, in the 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from saekit_kernels.codes import RaggedCodes, SparseCodes, from_entries, from_selected
@@ -15,12 +17,28 @@ from saekit_kernels.filter import GROUP as FILTER_GROUP
 from saekit_kernels.filter import LEAST_PRODUCT, Filter, fast_bf16, positions
 from saekit_kernels.select import GROUP, topk_rows
 from saekit_kernels.sparse import row_products
-from saekit_kernels.threads import map_chunks
+from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
 CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
 SCORED_ROWS = 1024  # rows whose survivors are scored together: the weights are read once for all of them
 CROWDED = 512  # survivors a row, on average, above which fp32 products with all of W cost less
+
+
+def as_given(function):
+    """Without gradients, and without autocast, which would change precisions in this thread alone."""
+
+    @functools.wraps(function)
+    def run(x_BD, *arguments, **options):
+        with torch.no_grad(), torch.autocast(x_BD.device.type, enabled=False):
+            return function(x_BD, *arguments, **options)
+
+    return run
+
+
+def check_plan(plan: str) -> None:
+    if plan not in ("auto", "filter", "gemm"):
+        raise ValueError(f"plan {plan}: choose auto, filter, gemm")
 
 
 def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
@@ -31,13 +49,14 @@ def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
     return "gemm"
 
 
-@torch.no_grad()
+@as_given
 def encode_topk(
     x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None, plan: str = "auto"
 ) -> SparseCodes:
     """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. No autograd.
 
-    Raises ValueError when k is not in [1, F]. Rows with fewer than k positive pre-activations have nnz < k.
+    `plan` filter needs 64 k latents and takes gemm below. Raises ValueError when k is not in [1, F]. Rows with fewer than k positive
+    pre-activations have nnz < k.
     """
     F = W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -46,6 +65,7 @@ def encode_topk(
     if len(x_BD) == 0:
         return _no_rows(x_BD, k, F)
     workspace = workspace or Workspace()
+    check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
     if plan == "filter" and F // FILTER_GROUP >= 2 * k:
         found = _topk_by_filter(x_BD, W_enc_FD, b_enc_F, k, workspace)
@@ -54,7 +74,7 @@ def encode_topk(
     return from_selected(*_topk_by_gemm(x_BD, W_enc_FD, b_enc_F, k, workspace), F)
 
 
-@torch.no_grad()
+@as_given
 def encode_threshold(
     x_BD: torch.Tensor,
     W_enc_FD: torch.Tensor,
@@ -71,21 +91,21 @@ def encode_threshold(
     x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
     threshold_F = torch.as_tensor(threshold, dtype=x_BD.dtype, device=x_BD.device).clamp_min(0.0).expand(F)
     workspace = workspace or Workspace()
+    check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
     find = _above_by_filter if plan == "filter" and len(x_BD) else _above_by_gemm
-    probe = min(FILTER_ROWS if find is _above_by_filter else CHUNK_ROWS, len(x_BD))
     kept = []
-    for start, row, column, vals in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace):
-        if start == 0 and most is not None and len(vals) > most * probe:
+    for rows, row, column, vals in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace):
+        if rows.start == 0 and most is not None and len(vals) > most * rows.stop:
             return None
-        kept.append((row + start, column, vals))
+        kept.append((row + rows.start, column, vals))
     if not kept:
         empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
         kept.append((empty, empty, x_BD.new_zeros(0)))
     return from_entries(*map(torch.cat, zip(*kept)), len(x_BD), F)
 
 
-@torch.no_grad()
+@as_given
 def encode_batchtopk(
     x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None
 ) -> tuple[RaggedCodes, torch.Tensor]:
@@ -101,9 +121,9 @@ def encode_batchtopk(
     empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
     entries = (empty, empty, x_BD.new_zeros(0))
     limit = x_BD.new_zeros(F)
-    for start, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, limit, workspace or Workspace()):
+    for rows, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, limit, workspace or Workspace()):
         # What B*k entries surpass cannot come back.
-        entries = _largest(tuple(map(torch.cat, zip(entries, (row + start, column, vals)))), B * k)
+        entries = _largest(tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k)
     row, column, vals = entries
     threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold
@@ -128,14 +148,15 @@ class _Product:
         """(C,padded F): the columns behind F stay -inf and are never selected while k <= F."""
         x = self.x_BD[rows]
         shape = (min(CHUNK_ROWS, len(self.x_BD)), -(-self.F // GROUP) * GROUP)
-        pre = self.workspace.get(f"pre {slot}", shape, x, fill=-torch.inf)[: len(x)]
+        pre = self.workspace.get(f"pre {slot}", shape, x)[: len(x)]
         torch.addmm(self.b_F, x, self.W_FD.T, out=pre[:, : self.F])
+        pre[:, self.F :] = -torch.inf
         return pre
 
 
 def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     product = _Product(x_BD, W_FD, b_F, workspace)
-    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS))
+    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), x_BD.device)
     return tuple(map(torch.cat, zip(*pieces)))
 
 
@@ -145,16 +166,16 @@ def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> tuple[to
 
 
 def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
-    """(first row, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
+    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
     product = _Product(x_BD, W_FD, b_F, workspace)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
 
     def above(rows: slice, slot: int):
-        return rows.start, *_positive(product(rows, slot), limit)
+        return rows, *_positive(product(rows, slot), limit)
 
     if len(x_BD):
         yield above(slice(0, min(CHUNK_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS))
+        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), x_BD.device)
 
 
 def _largest(entries, count: int):
@@ -179,7 +200,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     bf16 = Filter(x_BD, W_FD, b_F, workspace)
     if not bf16.usable:
         return None
-    vals, idx = x_BD.new_empty(len(x_BD), k), torch.empty(len(x_BD), k, dtype=torch.int64)
+    vals, idx = x_BD.new_empty(len(x_BD), k), x_BD.new_empty(len(x_BD), k, dtype=torch.int64)
 
     def select(rows: slice, slot: int) -> torch.Tensor:
         """Fill in these rows; the numbers of those that are crowded, left to fp32."""
@@ -188,7 +209,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
         vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
         return crowded.nonzero()[:, 0] + rows.start
 
-    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS))])
+    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS), x_BD.device)])
     for again in redo.split(CHUNK_ROWS):
         if len(again):
             vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
@@ -196,12 +217,12 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
 
 def _topk_of_entries(row, column, values, count, k: int):
-    """The k largest entries of each row; rows with fewer are filled with zeros, which are not codes."""
+    """The k largest entries of each row; rows with fewer are filled with -inf, which is no code."""
     width = -(-(max(int(count.max()), k) + 1) // GROUP) * GROUP
-    slot = row * width + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+    slot = row * width + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     table = values.new_full((len(count) * width,), -torch.inf)
     table[slot] = values
-    columns = torch.zeros(len(table), dtype=torch.int64)
+    columns = row.new_zeros(len(table))
     columns[slot] = column
     vals, at = topk_rows(table.view(len(count), width), k)
     return vals, columns.view(len(count), width).gather(1, at)
@@ -209,7 +230,7 @@ def _topk_of_entries(row, column, values, count, k: int):
 
 def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
     """The same; what is not finite goes through fp32."""
-    bf16 = Filter(x_BD, W_FD, b_F - threshold_F, workspace)
+    bf16 = Filter(x_BD, W_FD, b_F, workspace, threshold_F)
     if not bf16.usable or not bf16.finite_B.all():
         yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace)
         return
@@ -218,13 +239,13 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
         x = x_BD[rows]
         row, column = _search(rows, lambda part: bf16.above(part, slot))
         if len(row) > CROWDED * len(x):
-            return rows.start, *_positive(torch.addmm(b_F, x, W_FD.T), threshold_F)
+            return rows, *_positive(torch.addmm(b_F, x, W_FD.T), threshold_F)
         vals = _scored(row, column, x, W_FD, b_F)
         keep = vals > threshold_F[column]
-        return rows.start, row[keep], column[keep], vals[keep]
+        return rows, row[keep], column[keep], vals[keep]
 
     yield above(slice(0, min(FILTER_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS))
+    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS), x_BD.device)
 
 
 def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:
@@ -234,8 +255,3 @@ def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:
         row, *others = find(part)
         found.append((row + (part.start - rows.start), *others))
     return tuple(map(torch.cat, zip(*found)))
-
-
-def spans(stop: int, length: int, start: int = 0) -> list[slice]:
-    """start:stop in slices of `length`."""
-    return [slice(at, min(at + length, stop)) for at in range(start, stop, length)]

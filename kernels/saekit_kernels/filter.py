@@ -16,13 +16,14 @@ import functools
 
 import torch
 
-from saekit_kernels.threads import map_chunks
+from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
 GROUP = 32  # columns a group, F/GROUP apart: a maximum over the middle axis is contiguous reads
 CHUNK_ROWS = 256  # 9 MB of bf16 a thread at F = 18,432: the passes over it find it in the cache that the product left it in
 ROUNDING = 2.0**-8 * 1.01  # largest relative error of rounding to bf16, and of that error's own reference
-LARGEST_ROW = 1e15  # norm of a row beyond which bounds could overflow; such rows are left to the caller
+LARGEST_ROW, SMALLEST_ROW = 1e15, 1e-15  # norms beyond which bounds could overflow or vanish; such rows are left to the caller
+OUTLIER = 64  # and so are rows of so many times the median norm
 WEIGHT_ROWS = 512  # passes over the weights go in pieces whose temporaries stay in cache
 CROWDED_GROUPS = 0.5  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
 LEAST_PRODUCT = 1 << 31  # multiplications below which preparing the weights costs more than it saves
@@ -38,30 +39,40 @@ def fast_bf16() -> bool:
 class Filter:
     """x, W and b of one encoding in bf16, with what bounds the rounding. `low` below is the product plus bias plus `shift`."""
 
-    def __init__(self, x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, workspace: Workspace) -> None:
+    def __init__(
+        self, x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, workspace: Workspace, threshold_F: torch.Tensor | None = None
+    ) -> None:
+        """`threshold_F` is taken off the biases: what is positive is then above its threshold."""
         (B, D), F = x_BD.shape, W_FD.shape[0]
         self.workspace, self.F = workspace, F
         self.width = -(-F // GROUP) * GROUP
         # Two more columns carry the bias as a sum of two bf16 numbers; columns behind F stay at -inf.
         self.W_low = workspace.get("W_low", (self.width, D + 2), x_BD, fill=0.0, dtype=torch.bfloat16)
+        self.W_low[F:] = 0.0
         self.W_low[F:, D] = -torch.inf
         self.norm_F, lost_F = _rounded(W_FD, self.W_low[:F, :D])
         self.norm_F.clamp_min_(1e-20)
-        self.x_low = torch.ones(B, D + 2, dtype=torch.bfloat16)
-        length_B = torch.linalg.vector_norm(x_BD, dim=1)
-        self.finite_B = length_B < LARGEST_ROW  # False for NaN too
+        self.x_low = x_BD.new_ones(B, D + 2, dtype=torch.bfloat16)
+        length_B, peak_B = (torch.linalg.vector_norm(x_BD, order, dim=1) for order in (2, torch.inf))
+        # False for NaN too. A row of many times the usual norm would widen the shift, and with it the rounding, for all the others.
+        usual = length_B.nanmedian().clamp_min(SMALLEST_ROW)
+        self.finite_B = (length_B < OUTLIER * usual) & (length_B < LARGEST_ROW) & ((peak_B > SMALLEST_ROW) | (peak_B == 0))
         _, lost_B = _rounded(torch.where(self.finite_B[:, None], x_BD, 0.0), self.x_low[:, :D])
         # fp32 sums of D + 2 products, in the filter and in what it is compared with.
         summation = 2 * (D + 2) * 2.0**-23
         self.error_B = torch.where(self.finite_B, lost_B + length_B * ((lost_F / self.norm_F).max() + summation), 0.0)
         self.longest = self.norm_F.max()
-        shift = 1.05 * self.error_B.max() * self.longest
-        bias_F = b_F + shift
+        # A bias loses at most this share of the largest one: what two bf16 digits leave, and its part in roundings of the sum.
+        worst, share = 1.05 * self.error_B.max() * self.longest, 2.0**-16 + summation
+        largest_bias = b_F.abs().max()
+        if threshold_F is not None:
+            b_F = b_F - threshold_F
+            largest_bias = torch.maximum(largest_bias, b_F.abs().max())
+        self.shift = worst + 2.5 * share * (largest_bias + worst)  # enough that no bound below it reaches zero
+        bias_F = b_F + self.shift
+        self.bias_error = share * (largest_bias + self.shift)
         high = bias_F.bfloat16()
-        rest = (bias_F - high.float()).bfloat16()
-        self.W_low[:F, D], self.W_low[:F, D + 1] = high, rest
-        self.bias_error = (bias_F - high.float() - rest.float()).abs().max() + 2.0**-22 * bias_F.abs().max()
-        self.shift = shift + 2 * self.bias_error
+        self.W_low[:F, D], self.W_low[:F, D + 1] = high, (bias_F - high.float()).bfloat16()
         self.usable = bool(self.longest.isfinite() & bias_F.isfinite().all() & (self.finite_B.any()))
         self.norm_of_group = self._grouped_norm()
 
@@ -103,7 +114,7 @@ class Filter:
         error_B = self.error_B[rows]
         row, column = positions(low.view(torch.int16) >= self.least(rows, floor_B).view(torch.int16)[:, None])
         value = low.flatten()[row * self.width + column].float()
-        reach = value + error_B[row] * self.norm_F[column.clamp_max(self.F - 1)] + ROUNDING * value.abs() + self.bias_error
+        reach = value + error_B[row] * self.norm_F[column] + ROUNDING * value.abs() + self.bias_error
         keep = reach >= floor_B[row]
         return row[keep], column[keep]
 
@@ -132,5 +143,5 @@ def _rounded(A: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Te
         back = out[rows].copy_(A[rows]).float()
         return torch.linalg.vector_norm(back, dim=1), torch.linalg.vector_norm(back.sub_(A[rows]), dim=1)
 
-    pieces = map_chunks(convert, [slice(start, min(start + WEIGHT_ROWS, len(A))) for start in range(0, len(A), WEIGHT_ROWS)])
+    pieces = map_chunks(convert, spans(len(A), WEIGHT_ROWS), A.device)
     return tuple(map(torch.cat, zip(*pieces)))

@@ -21,6 +21,8 @@ from saekit_kernels.operations import OPERATIONS, Encoded, Operations
 from saekit_kernels.select import topk_rows
 from saekit_kernels.workspace import Workspace
 
+LEAST_NORM = 1e-30  # of a decoder row, before a division by it
+
 
 @dataclass
 class Reconstruction:
@@ -51,22 +53,23 @@ def topk_reconstruction(
     """mean_b sum_d (x_hat - x)^2 with x_hat from the k largest ReLU(x W_enc^T + b_enc) of each row.
 
     Equal to dense autograd through relu, top-k, scatter and two matrix products (saekit_kernels.reference), with the selection taken as
-    constant. `arm` is sparse | dense | auto, `plan` the torch path's encoder (encode.py), `backend` torch | triton. Raises ValueError for
-    an empty batch and for k outside [1, F].
+    constant. `arm` is sparse | dense | auto, `plan` the torch path's encoder (encode.py), `backend` torch | triton (the dense arm is
+    torch's on both). Raises ValueError for an empty batch, for k outside [1, F] and for unknown names.
     """
-    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace)
+    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm)
     if arm == "auto":
         arm = "sparse" if k <= most_active(x_BD, len(W_enc_FD)) else "dense"
     if arm == "sparse":
         operations = OPERATIONS[backend]
         encoded = operations.encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan)
-        return _sparse(x_BD, parameters, encoded, 0.0, True, operations)
+        return _sparse(x_BD, parameters, encoded, None, True, operations)
 
     def keep_topk(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vals, idx = topk_rows(pre_BF, k)
         z_BF = pre_BF.zero_().scatter_(1, idx, vals.relu_())
         return z_BF, _count_positive(z_BF)
 
+    _refuse_gradient_of_rows(x_BD)
     made = dense_step(x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters))
     return _from_dense(made, parameters, 0.0, None)
 
@@ -90,13 +93,14 @@ def relu_reconstruction(
     row, is left out. With `arm` auto the torch path looks at the first rows and chooses; the Triton path, which would have to wait for the
     device, takes the dense arm. Raises ValueError for an empty batch.
     """
-    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace)
+    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm)
     operations, encoded = OPERATIONS[backend], Encoded(None)
     if arm == "sparse" or (arm == "auto" and backend == "torch"):
         most = most_active(x_BD, len(W_enc_FD)) if arm == "auto" else None
         encoded = operations.encode_relu(x_BD, W_enc_FD, b_enc_F, workspace, plan, most)
     if encoded.codes is not None:
         return _sparse(x_BD, parameters, encoded, coef, unit_decoder, operations)
+    _refuse_gradient_of_rows(x_BD)
     norm_F = torch.linalg.vector_norm(W_dec_FD.detach(), dim=1)
     pull_F = coef / len(x_BD) * norm_F
     if backend == "triton":
@@ -107,7 +111,7 @@ def relu_reconstruction(
         made = dense_step(x_BD, _constant(parameters), _keep_positive, pull_F, workspace, _wants_grad(parameters))
     penalty = (made.mass_F @ norm_F) / len(x_BD)
     if made.gradients is not None and coef and not unit_decoder:
-        made.gradients[2].addcmul_(W_dec_FD.detach(), (coef / len(x_BD) * made.mass_F / norm_F)[:, None])
+        made.gradients[2].addcmul_(W_dec_FD.detach(), (coef / len(x_BD) * made.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None])
     return _from_dense(made, parameters, coef, penalty)
 
 
@@ -127,7 +131,7 @@ def sigmoid_reconstruction(
     The penalty's gradient is dense in B x F, so there is only a dense arm. Raises ValueError for an empty batch and for a rate outside
     (0, 1).
     """
-    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace)
+    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
     if not 0 < rate < 1:
         raise ValueError(f"rate must lie in (0, 1), got {rate}")
     if backend == "triton":
@@ -139,10 +143,19 @@ def sigmoid_reconstruction(
     return _from_dense(made, parameters, coef, kl)
 
 
-def _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace) -> tuple[Parameters, Workspace]:
+def _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm="auto") -> tuple[Parameters, Workspace]:
+    if backend not in OPERATIONS:
+        raise ValueError(f"backend {backend}: choose {', '.join(OPERATIONS)}")
+    if arm not in ("auto", "sparse", "dense"):
+        raise ValueError(f"arm {arm}: choose auto, sparse, dense")
     if len(x_BD) == 0:
         raise ValueError("the mean over an empty batch is not defined")
     return (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D), workspace or Workspace()
+
+
+def _refuse_gradient_of_rows(x_BD: torch.Tensor) -> None:
+    if x_BD.requires_grad:
+        raise ValueError("the dense arm gives no gradient to x; arm sparse does")
 
 
 def _constant(parameters: Parameters) -> Parameters:
@@ -171,17 +184,22 @@ def _from_dense(made: DenseStep, parameters: Parameters, coef: float, penalty: t
     return Reconstruction(total, reconstruction, penalty, made.residual_BD, made.fired_F, "dense")
 
 
-def _sparse(x_BD, parameters: Parameters, encoded: Encoded, coef: float, unit_decoder: bool, operations: Operations) -> Reconstruction:
-    codes, (_, _, W_dec, b_dec) = encoded.codes, _constant(parameters)
+def _sparse(
+    x_BD, parameters: Parameters, encoded: Encoded, coef: float | None, unit_decoder: bool, operations: Operations
+) -> Reconstruction:
+    """`coef` None: a code without a penalty."""
+    codes, (_, _, W_dec, b_dec), B = encoded.codes, _constant(parameters), len(x_BD)
     wants_grad = _wants_grad(parameters)
-    norm_F = torch.linalg.vector_norm(W_dec, dim=1) if coef else None
-    penalty_F = None if norm_F is None else coef * norm_F
-    decoded = operations.decode_mse(codes, W_dec, b_dec, x_BD.detach(), wants_grad, penalty_F)
+    norm_F = None if coef is None else torch.linalg.vector_norm(W_dec, dim=1)
+    decoded = operations.decode_mse(codes, W_dec, b_dec, x_BD.detach(), wants_grad, coef * norm_F if coef else None)
     reconstruction = decoded.loss_B.mean()
-    penalty = torch.zeros_like(reconstruction) if norm_F is None else decoded.l1_B.mean() / coef
-    total = reconstruction + coef * penalty
+    penalty, total, pull_F = torch.zeros_like(reconstruction), reconstruction, None
+    if coef is not None:
+        mass_F = operations.column_sum(codes, codes.vals)
+        penalty = (mass_F @ norm_F) / B
+        total = reconstruction + coef * penalty
+        pull_F = None if unit_decoder else coef / B * mass_F / norm_F.clamp_min(LEAST_NORM)  # d ||w_j|| / d w_j = w_j / ||w_j||
     if wants_grad:
-        pull_F = None if norm_F is None or unit_decoder else coef / len(x_BD) / norm_F
         total = _SparseGradients.apply(*parameters, x_BD, total, codes, decoded.dvals_BK, decoded.g_BD, pull_F, operations)
     fired = codes.transpose().counts()
     return Reconstruction(total, reconstruction, penalty, decoded.residual_BD, fired, "sparse", encoded.redone, encoded.lost)
@@ -202,8 +220,8 @@ class _SparseGradients(torch.autograd.Function):
         W_enc_FD, W_dec_FD, x_BD, dvals_BK, g_BD = ctx.saved_tensors
         codes, dvals, g = ctx.codes, dvals_BK * scale, g_BD * scale
         dW_enc, db_enc, dW_dec = ctx.operations.weight_gradients(codes, dvals, x_BD, g)
-        if ctx.pull_F is not None:  # d ||w_j|| / d w_j = w_j / ||w_j||
-            dW_dec.addcmul_(W_dec_FD, (scale * ctx.pull_F * ctx.operations.column_sum(codes, codes.vals))[:, None])
+        if ctx.pull_F is not None:
+            dW_dec.addcmul_(W_dec_FD, (scale * ctx.pull_F)[:, None])
         dx = _through_codes(codes, dvals, W_enc_FD) - g if ctx.needs_input_grad[4] else None
         return dW_enc, db_enc, dW_dec, g.sum(0), dx, *(None,) * 6
 

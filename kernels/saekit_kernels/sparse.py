@@ -18,10 +18,18 @@ def row_products(row: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_
 
 def csr_products(ptr: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """(n,): <A[b], W[column]> for the entries ptr[b]:ptr[b+1] of each row b; a sampled dense-dense product."""
-    with warnings.catch_warnings():
-        # torch says once that CSR tensors are in beta; only sampled_addmm is used, and the tests compare it with the dense product.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        zeros = A_BD.new_zeros(len(column))
-        shape = (len(A_BD), len(W_FD))
-        pattern = torch.sparse_csr_tensor(ptr.to(torch.int32), column.to(torch.int32), zeros, shape, check_invariants=False)
+    zeros = A_BD.new_zeros(len(column))
+    shape = (len(A_BD), len(W_FD))
+    pattern = torch.sparse_csr_tensor(ptr.to(torch.int32), column.to(torch.int32), zeros, shape, check_invariants=False)
     return torch.sparse.sampled_addmm(pattern, A_BD, W_FD.T, beta=0.0).values()
+
+
+def _hear_the_warning() -> None:
+    """torch says once in a process that CSR tensors are in beta; only sampled_addmm is used, and the tests compare it with the dense
+    product. Heard on import: changing the filters of `warnings` is not safe while other threads run."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1), check_invariants=False)
+
+
+_hear_the_warning()

@@ -7,56 +7,85 @@ needs a single barrier, at the end. Results do not depend on which thread made t
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
 
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+_inside = threading.local()
 
-@functools.cache
+
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Workers whose operations use one thread. torch keeps that setting for each thread, and one for threads to come, put back here."""
-    ready = threading.Barrier(threads + 1)
+    with _lock:
+        if threads not in _pools:
+            ready = threading.Barrier(threads + 1)
 
-    def start() -> None:
-        torch.set_num_threads(1)
-        ready.wait()
+            def start() -> None:
+                torch.get_num_threads()  # a thread's first parallel operation would else set its number anew
+                torch.set_num_threads(1)
+                _inside.worker = True
+                ready.wait()
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="saekit-rows")
-    for _ in range(threads):
-        pool.submit(start)
-    ready.wait()
-    torch.set_num_threads(threads)
-    return pool
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="saekit-rows")
+            for _ in range(threads):
+                pool.submit(start)
+            ready.wait()
+            torch.set_num_threads(threads)
+            _pools[threads] = pool
+        return _pools[threads]
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+def _after_fork() -> None:
+    """Threads do not survive a fork."""
+    global _lock
+    _pools.clear()
+    _lock = threading.Lock()
 
 
-def map_chunks(work: Callable[[slice, int], T], chunks: Sequence[slice]) -> list[T]:
-    """[work(chunk, slot) ...] in order. `slot` < torch.get_num_threads() is the calling worker's number, for buffers of its own."""
-    threads = min(torch.get_num_threads(), len(chunks))
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def map_chunks(work: Callable[[slice, int], T], chunks: Sequence[slice], device: torch.device) -> list[T]:
+    """[work(chunk, slot) ...] in order. `slot` < torch.get_num_threads() is the calling worker's number, for buffers of its own.
+
+    Chunks on a GPU, and those of a caller that is a worker itself, are worked off in turn. When one fails, no other is begun, and the
+    error is raised after all workers have stopped.
+    """
+    threads = min(torch.get_num_threads(), len(chunks)) if device.type == "cpu" and not getattr(_inside, "worker", False) else 1
     if threads <= 1:
         return [work(chunk, 0) for chunk in chunks]
     results: list = [None] * len(chunks)
     remaining, lock = iter(range(len(chunks))), threading.Lock()
-    inference = torch.is_inference_mode_enabled()
+    inference, failed = torch.is_inference_mode_enabled(), threading.Event()
 
     def run(slot: int) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            while True:
+            while not failed.is_set():
                 with lock:
                     index = next(remaining, None)
                 if index is None:
                     return
                 results[index] = work(chunks[index], slot)
 
-    for done in [_pool(torch.get_num_threads()).submit(run, slot) for slot in range(threads)]:
-        done.result()
+    running = [_pool(torch.get_num_threads()).submit(run, slot) for slot in range(threads)]
+    try:
+        for done in running:
+            done.result()
+    except BaseException:
+        failed.set()
+        wait(running)
+        raise
     return results
+
+
+def spans(stop: int, length: int, start: int = 0) -> list[slice]:
+    """start:stop in slices of `length`."""
+    return [slice(at, min(at + length, stop)) for at in range(start, stop, length)]

@@ -75,7 +75,8 @@ def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: i
         ours = name.startswith("saekit")
         row = Measurement(op, name, model.backend if name == "saekit" else "torch", str(shape), "float32", *ms)
         row.ratio, row.of_floor, row.rows_per_s = round(dense / ms[0], 2), round(ms[0] / floor, 2), round(1e3 * shape.B / ms[0])
-        row.k, row.l0, row.note = k if sparsity == "topk" else None, round(active, 1), f"{arm} arm" if ours else ""
+        row.k, row.l0 = k if sparsity == "topk" else None, round(active, 1)
+        row.note = f"{arm} arm" if ours and row.backend == "torch" else ""
         row.peak_mb = peaks.get(name)
         results.append(row)
     return results

@@ -34,18 +34,21 @@ class Adam:
 
 @dataclass
 class Shadows:
-    """bf16 copies of encoder and decoder on a CUDA device. The fused step rewrites them; any other write to the parameters makes them
-    stale, which the parameters' version counters show."""
+    """bf16 copies of encoder and decoder, which the fused step rewrites. Whoever else writes the parameters must clear() them: neither a
+    fused optimiser nor `.data` leaves a trace that could be checked."""
 
+    devices: tuple[str, ...] = ("cuda",)  # where they are kept
     copies: dict[str, torch.Tensor] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
 
     def of(self, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-        if not parameter.is_cuda:
+        if parameter.device.type not in self.devices:
             return None
-        if name not in self.copies or self.versions[name] != parameter._version:
-            self.copies[name], self.versions[name] = parameter.detach().bfloat16(), parameter._version
+        if name not in self.copies:
+            self.copies[name] = parameter.detach().bfloat16()
         return self.copies[name]
+
+    def clear(self) -> None:
+        self.copies.clear()
 
 
 @torch.no_grad()

@@ -147,6 +147,7 @@ class SAE(nn.Module):
             remove_parallel_(self.W_dec.grad, self.W_dec.data)
 
     def after_step(self) -> None:
+        self.shadows.clear()
         if self.config.decoder_norm == "unit":
             unit_rows_(self.W_dec.data)
 
@@ -154,6 +155,7 @@ class SAE(nn.Module):
     def resample(self, dead: torch.Tensor, x_BD: torch.Tensor, generator: torch.Generator) -> None:
         """Point dead latents at badly reconstructed rows, drawn with probability ~ loss^2 (Bricken et al. 2023, "Towards
         monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the living norm."""
+        self.shadows.clear()
         loss = (x_BD - self.forward(x_BD).x_hat).square().sum(1)
         weight = loss.square().cpu() + 1e-12  # on the CPU, where the generator is, whatever the device
         chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x_BD), generator=generator).to(x_BD.device)

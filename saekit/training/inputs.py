@@ -59,7 +59,12 @@ def checked(store: Store, batches: Iterator[ActivationBatch]) -> Iterator[Activa
 
 def check_rows(store: Store, batch: ActivationBatch) -> None:
     """Raise NumericsError for the first row that holds NaN or inf."""
-    bad = (~torch.isfinite(batch.x).all(1)).nonzero()[:, 0]
+    check_peaks(store, batch.rows, torch.linalg.vector_norm(batch.x.float(), torch.inf, dim=1))
+
+
+def check_peaks(store: Store, rows: torch.Tensor, peak_B: torch.Tensor) -> None:
+    """The same, of rows known by number and largest magnitude."""
+    bad = (~peak_B.isfinite()).nonzero()[:, 0]
     if len(bad):
-        where = store.locate(int(batch.rows[bad[0]]))
+        where = store.locate(int(rows[bad[0].cpu()]))
         raise NumericsError(f"NaN or inf in the data: {store.path}, shard {where}", "harvest that store again with --overwrite")

@@ -17,7 +17,7 @@ from saekit.store.checkpoint import read_train_state, write_train_state
 from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
-from saekit.training.inputs import Normalizer, check_rows
+from saekit.training.inputs import Normalizer, check_peaks
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import adam_tensors, make_adam, reset_moments, restore_adam, schedule
 from saekit.training.step import take_step
@@ -47,7 +47,8 @@ class Trainer:
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
         model.total_steps = total
         self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
-        self.unseen: list[tuple[int, ActivationBatch, dict[str, torch.Tensor]]] = []  # steps whose loss has not been looked at
+        # Steps whose loss has not been looked at: number, rows in the store, largest entry of each row, and the terms.
+        self.unseen: list[tuple[int, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
 
     # -- state -----------------------------------------------------------------------------------------------------------
 
@@ -77,8 +78,7 @@ class Trainer:
         self.normalize = Normalizer(tensors["mean"].to(self.normalize.mean_D.device), state["scale"])
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
-        if "dead_order" in tensors:
-            self.model.dead_order = tensors["dead_order"].to(self.normalize.mean_D.device)
+            self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(self.normalize.mean_D.device)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,8 @@ class Trainer:
         terms = take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
         self.step += 1
         values = {"total": terms.total, **terms.terms, **terms.metrics}
-        self.unseen.append((self.step, raw, {name: value.detach() for name, value in values.items()}))
+        peak_B = torch.linalg.vector_norm(batch.x, torch.inf, dim=1)
+        self.unseen.append((self.step, raw.rows, peak_B, {name: value.detach() for name, value in values.items()}))
         looks = self.step % self.look_every == 0
         if looks:
             self._check()
@@ -148,15 +149,14 @@ class Trainer:
         """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
         hint = "--overwrite with a lower --lr, or with --clip 1"
-        for step, raw, values in seen:
+        for step, rows, peak_B, values in seen:
+            if not math.isfinite(values["total"].item()):
+                check_peaks(self.store, rows, peak_B)
+                bad = [f"{name} is {value.item()}" for name, value in values.items() if not math.isfinite(value.item())]
+                raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
             if values.get("lost_rows", 0) > 0:
                 lost = int(values["lost_rows"])
                 raise BackendError(f"step {step}: {lost} rows had more active latents than the sparse kernels hold", "--backend torch")
-            if math.isfinite(values["total"].item()):
-                continue
-            check_rows(self.store, raw)
-            bad = [f"{name} is {value.item()}" for name, value in values.items() if not math.isfinite(value.item())]
-            raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""

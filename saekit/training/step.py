@@ -15,8 +15,8 @@ def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: Activation
     `step` counts the steps done before this one. A loss that is not finite still changes the parameters: the caller looks at it before
     they are saved.
     """
-    fused = getattr(model, "fused_step", None) if clip is None else None
-    terms = fused(batch, step, _view(model, optimizer, step)) if fused is not None and model.backend == "triton" else None
+    fuses = clip is None and getattr(model, "backend", None) == "triton"
+    terms = model.fused_step(batch, step, _view(model, optimizer, step)) if fuses else None
     if terms is not None:
         count_step(optimizer)
         return terms
@@ -27,13 +27,13 @@ def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: Activation
 
 def apply_gradients(model: Autoencoder, optimizer: torch.optim.Optimizer, terms: LossTerms, clip: float | None = None) -> None:
     """Backward, projection, clipping, optimiser, constraints."""
-    optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
     model.before_step()
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     model.after_step()
+    optimizer.zero_grad(set_to_none=True)  # now, not before the next backward pass: that would hold two sets of gradients
 
 
 def _view(model: torch.nn.Module, optimizer: torch.optim.Adam, step: int) -> Adam:

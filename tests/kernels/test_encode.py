@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from saekit_kernels import decode, encode_batchtopk, encode_threshold, encode_topk, topk_rows
+from saekit_kernels import Workspace, decode, encode_batchtopk, encode_threshold, encode_topk, topk_rows
 from saekit_kernels.reference import encode_topk_dense
 
 
@@ -201,3 +201,63 @@ def test_chunks_of_rows_do_not_change_the_codes(monkeypatch):
     chunked = encode_topk(x, W_enc, b_enc, 7)
     assert torch.equal(whole.idx, chunked.idx)
     torch.testing.assert_close(whole.vals, chunked.vals)
+
+
+@pytest.mark.parametrize("largest", [1000.3, 50.1])
+def test_the_filter_keeps_small_values_beside_a_large_bias(largest):
+    """The bias passes through two bf16 numbers; what that loses must not hide a positive value in a row of almost nothing."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        W, b, x = torch.randn(512, 32), torch.full((512,), -1.0), torch.randn(40, 32)
+        b[3], b[100:110] = largest, torch.rand(10) * 1e-3
+        x[0], x[1] = 0, 1e-4 * torch.randn(32)
+        by_filter, by_gemm = (encode_threshold(x[:2], W, b, plan=plan).to_dense() for plan in PLANS[::-1])
+        certain = by_gemm > 1e-6 * largest
+        assert (by_filter > 0)[certain].all()
+        topk = [encode_topk(x, W, b, 8, plan=plan).to_dense()[0] > 0 for plan in PLANS]
+        assert torch.equal(*topk)
+
+
+def test_a_row_of_a_thousand_times_the_usual_norm_is_exact_and_disturbs_no_other():
+    W, b = parameters(64, 4096)
+    x = rows(300, 64)
+    alone = encode_topk(x, W, b, 8, plan="filter")
+    x[7] *= 1000
+    beside = encode_topk(x, W, b, 8, plan="filter")
+    others = torch.arange(300) != 7
+    assert torch.equal(beside.idx[others], alone.idx[others])
+    assert torch.equal(beside.idx[7], encode_topk(x[7:8], W, b, 8, plan="gemm").idx[0])
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_workspace_serves_different_widths(plan):
+    workspace, x = Workspace(), rows(20, 16)
+    for F in (1000, 995, 1000):
+        W, b = parameters(16, F)
+        again, fresh = (encode_topk(x, W, b, 9, w, plan) for w in (workspace, None))
+        assert torch.equal(again.idx, fresh.idx) and again.idx.max() < F
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_autocast_changes_nothing(plan):
+    W, b = parameters(64, 4096)
+    x = hard_rows(300, 64)
+    x[5] = torch.inf
+    plain = encode_topk(x, W, b, 8, plan=plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = encode_topk(x, W, b, 8, plan=plan)
+    assert torch.equal(cast.idx, plain.idx) and cast.vals.dtype == torch.float32
+
+
+def test_a_bad_row_does_not_change_how_dense_the_first_rows_look():
+    W, b = parameters(32, 2048)
+    x = rows(530, 32)
+    most = 1.2 * encode_threshold(x, W, b).nnz.float().mean().item()
+    assert encode_threshold(x, W, b, most=most, plan="filter") is not None
+    x[-1, 0] = torch.inf
+    assert encode_threshold(x, W, b, most=most, plan="filter") is not None
+
+
+def test_unknown_plans_are_refused():
+    with pytest.raises(ValueError, match="plan filtr: choose"):
+        encode_topk(rows(2, 4), *parameters(4, 8), 2, plan="filtr")

@@ -200,3 +200,31 @@ def test_the_crossover_grows_with_the_latents_and_vanishes_for_small_steps():
 def test_arms_change_with_hysteresis():
     assert [next_arm("dense", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "dense", "dense"]
     assert [next_arm("sparse", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "sparse", "dense"]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_decoder_row_of_zeros_gets_the_gradient_of_autograd(arm):
+    x, ours, dense = rows(30, 6, torch.float64), parameters(6, 50, torch.float64), parameters(6, 50, torch.float64)
+    for values in (ours, dense):
+        values[2].data[4] = 0
+    relu_reconstruction(x, *ours, 0.5, arm=arm).total.backward()
+    reconstruction, l1, _ = relu_reconstruction_dense(x, *dense)
+    (reconstruction + 0.5 * l1).backward()
+    assert_gradients_agree(ours, dense, 1e-12)
+
+
+def test_both_arms_report_the_penalty_even_at_coefficient_zero():
+    x, values = rows(30, 6, torch.float64), parameters(6, 50, torch.float64)
+    sparse, dense = (relu_reconstruction(x, *values, 0.0, arm=arm) for arm in ARMS)
+    assert sparse.penalty > 0
+    torch.testing.assert_close(sparse.penalty, dense.penalty)
+    torch.testing.assert_close(sparse.total, sparse.reconstruction)
+
+
+def test_what_cannot_be_had_is_refused():
+    x, values = rows(30, 6, torch.float64), parameters(6, 50, torch.float64)
+    with pytest.raises(ValueError, match="no gradient to x"):
+        relu_reconstruction(x.clone().requires_grad_(), *values, 0.1, arm="dense")
+    for wrong, match in (({"arm": "spars"}, "arm spars"), ({"backend": "cuda"}, "backend cuda")):
+        with pytest.raises(ValueError, match=match):
+            topk_reconstruction(x, *values, 4, **wrong)

@@ -72,6 +72,28 @@ def test_the_same_fused_steps_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
 
 
+def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step():
+    sae = make_sae("triton", "topk", k=5)
+    sae.shadows.devices = ("cpu", "cuda")
+    optimizer = make_adam(sae, 1e-2)
+
+    def copies_are_current() -> bool:
+        # A device rounds to bf16, the interpreter cuts off.
+        parameters = {"W_enc": sae.W_enc, "W_dec": sae.W_dec}
+        return all(
+            torch.allclose(copy.float(), parameters[name].detach(), rtol=2**-7, atol=1e-6) for name, copy in sae.shadows.copies.items()
+        )
+
+    take_step(sae, optimizer, batch(1), 0)
+    assert set(sae.shadows.copies) == {"W_enc", "W_dec"} and copies_are_current()
+    sae.dead_order = torch.tensor([3, 7], device=DEVICE)  # the auxiliary loss takes the ordinary step
+    take_step(sae, optimizer, batch(2), 1)
+    assert not sae.shadows.copies
+    sae.dead_order = None
+    take_step(sae, optimizer, batch(3), 2)
+    assert copies_are_current() and set(sae.shadows.copies) == {"W_enc", "W_dec"}
+
+
 def test_fused_steps_apply_only_where_they_can():
     topk, l1, kl = (make_sae("triton", sparsity) for sparsity in ("topk", "l1", "kl"))
     assert kl.fused_step(batch(1), 0, None) is None and l1.fused_step(batch(1), 0, None) is None
