@@ -25,7 +25,7 @@ ROUNDING = 2.0**-8 * 1.01  # largest relative error of rounding to bf16, and of 
 LARGEST_ROW, SMALLEST_ROW = 1e15, 1e-15  # norms beyond which bounds could overflow or vanish; such rows are left to the caller
 OUTLIER = 64  # and so are rows of so many times the median norm
 WEIGHT_ROWS = 512  # passes over the weights go in pieces whose temporaries stay in cache
-CROWDED_GROUPS = 0.5  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
+CROWDED_GROUPS = 0.7  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
 LEAST_PRODUCT = 1 << 31  # multiplications below which preparing the weights costs more than it saves
 
 
@@ -90,10 +90,13 @@ class Filter:
         """The same for the latents that may be among the k largest positive ones of a row; and which rows are crowded (C,): nothing is
         returned for those."""
         low = self.product(rows, slot)
-        best = low.view(torch.int16).view(len(low), GROUP, -1).amax(1)
+        # The maximum of bit patterns is the maximum where a value is positive, else some value of the group: a lower bound either way.
+        best = low.view(torch.int16).view(len(low), GROUP, -1).amax(1).view(torch.bfloat16).float()
+        floors = self.group_floors(best, rows)
         # k groups hold k latents: the k-th largest of the floors bounds the k-th largest value. Below zero the ReLU decides.
-        kth = self.group_floors(best, rows).topk(k, dim=1, sorted=False).values.amin(1).clamp_min(self.shift)
-        crowded = (best >= self.least(rows, kth).view(torch.int16)[:, None]).sum(1, dtype=torch.int32) > CROWDED_GROUPS * best.shape[1]
+        kth = floors.topk(k, dim=1, sorted=False).values.amin(1).clamp_min(self.shift)
+        ceilings = best.mul_(2).sub_(floors)
+        crowded = (ceilings >= kth[:, None]).sum(1, dtype=torch.int32) > CROWDED_GROUPS * ceilings.shape[1]
         return *self.survivors(low, rows, torch.where(crowded, torch.inf, kth)), crowded
 
     def product(self, rows: slice, slot: int) -> torch.Tensor:
@@ -102,12 +105,10 @@ class Filter:
         low = self.workspace.get(f"low {slot}", (CHUNK_ROWS, self.width), x)[: len(x)]
         return torch.mm(x, self.W_low.T, out=low)
 
-    def group_floors(self, best_bits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """(C,groups): each group holds a latent whose exact value, shifted, is at least this. From the maxima of bit patterns, which
-        are maxima where a value is positive, else some value of the group: a lower bound either way."""
-        best = best_bits.view(torch.bfloat16).float()
+    def group_floors(self, best: torch.Tensor, rows: slice) -> torch.Tensor:
+        """(C,groups): each group, with `best` among its values, holds a latent whose exact value, shifted, is at least this."""
         floor = best - self.error_B[rows, None] * self.norm_of_group
-        return floor.sub_(best.abs_(), alpha=ROUNDING).sub_(self.bias_error)
+        return floor.sub_(best.abs(), alpha=ROUNDING).sub_(self.bias_error)
 
     def survivors(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(row, column), row-major: every latent whose exact shifted value may reach floor_B (>= shift), and a few that do not."""
