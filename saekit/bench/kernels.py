@@ -26,6 +26,7 @@ from saekit_kernels import (
     sparse_weight_grad,
     topk_rows,
 )
+from saekit_kernels.cost import OPERATIONS as COSTS
 
 from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
 from saekit.bench.timing import Measurement, interleaved
@@ -64,15 +65,18 @@ def _compare(op: str, arms: Arms, problem: _Problem, rounds: int, product: float
     floor = product
     if problem.device.type == "cuda":
         name = torch.cuda.get_device_name(problem.device)
-        floor = floor_ms(FLOORS[op], shape.B, shape.D, shape.F, problem.k, name) if op in FLOORS else None
-    return [
-        Measurement(
-            op, mode, backend, str(shape), problem.dtype_of(backend), *ms, round(dense / ms[0], 2) if dense else None,
-            round(1e3 * shape.B / ms[0]), round(ms[0] / floor, 2) if floor else None, None if thresholded else problem.k,
-            L0 if thresholded else None,
-        )
-        for (mode, backend), ms in timings.items()
-    ]  # fmt: skip
+        floor = floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name) if op in COSTED else None
+    results = []
+    for (mode, backend), ms in timings.items():
+        row = Measurement(op, mode, backend, str(shape), problem.dtype_of(backend), *ms)
+        row.ratio, row.of_floor = round(dense / ms[0], 2) if dense else None, round(ms[0] / floor, 2) if floor else None
+        row.rows_per_s = round(1e3 * shape.B / ms[0])
+        row.k, row.l0 = (None, L0) if thresholded else (problem.k, None)
+        if op in COSTED and mode.startswith("saekit"):
+            work = COSTS[COSTED[op]](shape.B, shape.D, shape.F, problem.k)
+            row.tflop_per_s, row.gb_per_s = round(work.flops / ms[0] / 1e9, 3), round(work.bytes / ms[0] / 1e6, 1)
+        results.append(row)
+    return results
 
 
 class _Problem:
@@ -285,4 +289,4 @@ OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {
     "relu_step": _relu_step,
     "sigmoid_step": _sigmoid_step,
 }
-FLOORS = {"encode_topk": "encode"} | {op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")}  # of cost.py
+COSTED = {"encode_topk": "encode"} | {op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")}  # of cost.py

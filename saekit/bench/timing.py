@@ -34,6 +34,8 @@ class Measurement:
     k: int | None = None
     l0: float | None = None
     note: str = ""
+    tflop_per_s: float | None = None  # of the work that the cost model counts for the operation
+    gb_per_s: float | None = None
     peak_mb: float | None = None  # of device memory, on a GPU
 
 

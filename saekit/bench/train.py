@@ -10,9 +10,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from saekit_kernels import encoder_plan, keep_freed_memory, relu_reconstruction, resolve_backend, topk_reconstruction
+from saekit_kernels import (
+    encoder_plan,
+    keep_freed_memory,
+    relu_reconstruction,
+    resolve_backend,
+    sigmoid_reconstruction,
+    topk_reconstruction,
+)
 
 from saekit.bench.peers import PEERS
 from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
@@ -24,7 +32,13 @@ from saekit.types import ActivationBatch
 
 RATE = 1e-5  # small, so that the L0 of an arm stays what it was made to be
 SMALL = [Shape(64, 512, 1024), Shape(64, 2048, 4096), Shape(384, 768, 1024), Shape(384, 3072, 1024)]
-L1_L0 = {"cpu": [64.0], "cuda": [32.0, 64.0, 128.0, 256.0]}
+
+
+class Case(NamedTuple):
+    sparsity: str  # topk | l1 | kl
+    shape: Shape
+    k: int
+    l0: float | None = None  # of l1
 
 
 def bench_train(
@@ -35,32 +49,42 @@ def bench_train(
     device: torch.device | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Measurement]:
-    """TopK steps and L1 steps at the given shapes (default: one on a CPU, three on a GPU), and TopK at small widths."""
+    """TopK, L1 and KL steps at the given shapes; by default one shape and small widths on a CPU, a grid of shapes, batches, k and L0 on a
+    GPU."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     rounds = (3 if quick else 7) if device.type == "cpu" else (10 if quick else 50)
-    chosen = shapes or (ON_CPU if device.type == "cpu" else ON_GPU[:1] if quick else ON_GPU)
     results = []
-    for shape in chosen:
-        progress(f"topk {shape}")
-        results += _compare("topk_step", shape, k, None, against, rounds, device)
-        for l0 in L1_L0[device.type]:
-            progress(f"l1 {shape}, L0 {l0:g}")
-            results += _compare("l1_step", shape, k, l0, (), rounds, device)
-    if shapes is None and device.type == "cpu":
-        for shape in SMALL:
-            progress(f"topk {shape}")
-            results += _compare("topk_step", shape, k, None, against, 5 * rounds, device)
+    for case in _cases(shapes, k, quick, device.type):
+        progress(
+            f"{case.sparsity} {case.shape} {f'L0 {case.l0:g}' if case.l0 else f'k {case.k}' if case.sparsity == 'topk' else ''}".rstrip()
+        )
+        peers = against if case.sparsity == "topk" else ()
+        results += _compare(case, peers, rounds if case.shape not in SMALL else 5 * rounds, device)
     return results
 
 
-def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: int, device: torch.device) -> list[Measurement]:
+def _cases(shapes: list[Shape] | None, k: int, quick: bool, device_type: str) -> list[Case]:
+    on_gpu = device_type == "cuda"
+    several_l0 = (32.0, 64.0, 128.0, 256.0) if on_gpu and not quick else (64.0,)
+    chosen, cases = shapes or (ON_GPU[:1] if on_gpu and quick else ON_GPU if on_gpu else ON_CPU), []
+    for shape in chosen:
+        cases += [Case("topk", shape, k), *(Case("l1", shape, k, l0) for l0 in several_l0), Case("kl", shape, k)]
+    if shapes is not None or (on_gpu and quick):
+        return cases
+    if on_gpu:
+        cases += [Case("topk", shape, other) for shape in chosen for other in (64, 256)]
+        return cases + [Case("topk", shape._replace(B=B), k) for shape in chosen for B in (4096, 32768)]
+    return cases + [Case("topk", shape, k) for shape in SMALL]
+
+
+def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.device) -> list[Measurement]:
+    sparsity, shape, k, _ = case
     x = hidden_rows(shape.B, shape.D).to(device)
-    sparsity = "topk" if op == "topk_step" else "l1"
-    model = sae_for(shape, x, sparsity, k, l0)
+    model = sae_for(shape, x, sparsity, k, case.l0)
     model.backend = resolve_backend("auto", device.type).name
     arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x)}
-    if encoder_plan(x, model.W_enc) == "filter":
+    if sparsity != "kl" and encoder_plan(x, model.W_enc) == "filter":
         arms["saekit fp32"] = _saekit_step(model, x, "gemm")
     if device.type == "cuda":
         arms["dense compiled"] = _dense_step(model, x, k, compiled=True)
@@ -73,7 +97,7 @@ def _compare(op: str, shape: Shape, k: int, l0: float | None, against, rounds: i
     results = []
     for name, ms in timings.items():
         ours = name.startswith("saekit")
-        row = Measurement(op, name, model.backend if name == "saekit" else "torch", str(shape), "float32", *ms)
+        row = Measurement(f"{sparsity}_step", name, model.backend if name == "saekit" else "torch", str(shape), "float32", *ms)
         row.ratio, row.of_floor, row.rows_per_s = round(dense / ms[0], 2), round(ms[0] / floor, 2), round(1e3 * shape.B / ms[0])
         row.k, row.l0 = k if sparsity == "topk" else None, round(active, 1)
         row.note = f"{arm} arm" if ours and row.backend == "torch" else ""
@@ -93,13 +117,14 @@ def _peak_mb(arm: Callable[[], object], device: torch.device) -> float:
 
 
 def _look(model: SAE, x: torch.Tensor) -> tuple[float, str]:
-    """(L0, the arm that the step takes)."""
-    parameters = (model.W_enc, model.b_enc, model.W_dec, model.b_dec)
+    """(L0, the arm that the torch path takes)."""
     with torch.no_grad():
         if model.config.sparsity == "topk":
-            made = topk_reconstruction(x, *parameters, model.config.k)
+            made = topk_reconstruction(x, *model.weights, model.config.k)
+        elif model.config.sparsity == "l1":
+            made = relu_reconstruction(x, *model.weights, 0.0)
         else:
-            made = relu_reconstruction(x, *parameters, 0.0)
+            made = sigmoid_reconstruction(x, *model.weights, 0.0, model.config.target_rate)
     return float(made.fired_F.sum()) / len(x), made.arm
 
 
@@ -136,17 +161,23 @@ def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:
 
 def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> Callable[[], object]:
     parameters = [torch.nn.Parameter(p.detach().clone()) for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)]
-    W_dec = parameters[2]
+    W_dec, unit = parameters[2], model.config.decoder_norm == "unit"
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    topk, coef = model.config.sparsity == "topk", model.config.coef
+    sparsity, coef, rate = model.config.sparsity, model.config.coef, model.config.target_rate
 
     def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
-        z = torch.relu(x @ W_enc.T + b_enc)
-        if topk:
+        pre = x @ W_enc.T + b_enc
+        z = torch.sigmoid(pre) if sparsity == "kl" else torch.relu(pre)
+        if sparsity == "topk":
             vals, idx = z.topk(k, dim=1, sorted=False)
             z = torch.zeros_like(z).scatter(1, idx, vals)
         error = (z @ W_dec + b_dec - x).square().sum(1).mean()
-        return error if topk else error + coef * (z.mean(0) * W_dec.norm(dim=1)).sum()
+        if sparsity == "topk":
+            return error
+        if sparsity == "l1":
+            return error + coef * (z.mean(0) * W_dec.norm(dim=1)).sum()
+        rho = z.mean(0).clamp(1e-6, 1 - 1e-6)
+        return error + coef * (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
 
     loss = torch.compile(loss, mode="max-autotune-no-cudagraphs") if compiled else loss
     cast = torch.autocast("cuda", torch.bfloat16) if x.is_cuda else contextlib.nullcontext()
@@ -156,8 +187,10 @@ def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> 
         with cast:
             value = loss(*parameters)
         value.backward()
-        W_dec.grad.sub_((W_dec.grad * W_dec.data).sum(1, keepdim=True) * W_dec.data)
+        if unit:
+            W_dec.grad.sub_((W_dec.grad * W_dec.data).sum(1, keepdim=True) * W_dec.data)
         optimizer.step()
-        W_dec.data.div_(W_dec.data.norm(dim=1, keepdim=True))
+        if unit:
+            W_dec.data.div_(W_dec.data.norm(dim=1, keepdim=True))
 
     return step
