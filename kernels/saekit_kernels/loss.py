@@ -66,8 +66,9 @@ def topk_reconstruction(
 
     def keep_topk(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vals, idx = topk_rows(pre_BF, k)
-        z_BF = pre_BF.zero_().scatter_(1, idx, vals.relu_())
-        return z_BF, _count_positive(z_BF)
+        vals = vals.relu()
+        fired_F = torch.bincount(idx.flatten(), weights=vals.sign().flatten(), minlength=pre_BF.shape[1]).long()
+        return pre_BF.zero_().scatter_(1, idx, vals), fired_F
 
     _refuse_gradient_of_rows(x_BD)
     made = dense_step(x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters))

@@ -14,22 +14,25 @@ LEAST_GROUPS = 2.5  # groups for each one selected, below which the shortcut doe
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(vals_Bk, idx_Bk int64), by descending value. The width of `pre_BF` must be a multiple of GROUP for the fast path."""
+    """(vals_Bk, idx_Bk int64), in no order; NaN counts as largest. The width of `pre_BF` must be a multiple of GROUP for the fast path."""
     F = pre_BF.shape[1]
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     take = min(k + 1, F)
     groups = F // GROUP
     if F % GROUP or groups < LEAST_GROUPS * take:
-        vals, idx = pre_BF.topk(take, dim=1)
+        vals, idx = pre_BF.topk(take, dim=1, sorted=False)
     else:
         vals, idx = _topk_by_groups(pre_BF, take, groups)
     if take > k:
-        tied = ((vals[:, k] == vals[:, k - 1]) & (vals[:, k] > -torch.inf)).nonzero()[:, 0]
+        # The smallest of the k+1 makes room for the last; where another equals it, the choice was arbitrary.
+        least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(1, keepdim=True)
+        tied = (((vals == least).sum(1, dtype=torch.int32) > 1) & (least[:, 0] > -torch.inf)).nonzero()[:, 0]
+        for chosen in (vals, idx):
+            chosen.scatter_(1, at, chosen[:, k:].clone())
         vals, idx = vals[:, :k], idx[:, :k]
         if len(tied):
             redo_vals, redo_idx = pre_BF[tied].sort(dim=1, descending=True, stable=True)
-            vals, idx = vals.clone(), idx.clone()
             vals[tied], idx[tied] = redo_vals[:, :k], redo_idx[:, :k]
     return vals, idx
 
@@ -38,5 +41,5 @@ def _topk_by_groups(pre_BF: torch.Tensor, take: int, groups: int) -> tuple[torch
     grouped = pre_BF.view(len(pre_BF), GROUP, groups)
     winners = grouped.amax(1).topk(take, dim=1, sorted=False).indices
     candidates = grouped.gather(2, winners[:, None, :].expand(-1, GROUP, -1)).flatten(1)
-    vals, slot = candidates.topk(take, dim=1)
+    vals, slot = candidates.topk(take, dim=1, sorted=False)
     return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(1, slot % take)
