@@ -22,6 +22,7 @@ from saekit_kernels.workspace import Workspace
 
 CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
 SCORED_ROWS = 1024  # rows whose survivors are scored together: the weights are read once for all of them
+LEAST_THREADED = 1 << 34  # multiplications from which chunks go on threads of their own
 CROWDED = 512  # survivors a row, on average, above which fp32 products with all of W cost less
 
 
@@ -34,6 +35,10 @@ def as_given(function):
             return function(x_BD, *arguments, **options)
 
     return run
+
+
+def threads_pay(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> bool:
+    return x_BD.device.type == "cpu" and x_BD.numel() * W_enc_FD.shape[0] >= LEAST_THREADED
 
 
 def check_plan(plan: str) -> None:
@@ -155,8 +160,8 @@ class _Product:
 
 
 def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
-    product = _Product(x_BD, W_FD, b_F, workspace)
-    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), x_BD.device)
+    product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
+    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), threaded)
     return tuple(map(torch.cat, zip(*pieces)))
 
 
@@ -167,7 +172,7 @@ def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> tuple[to
 
 def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
     """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
-    product = _Product(x_BD, W_FD, b_F, workspace)
+    product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
 
     def above(rows: slice, slot: int):
@@ -175,7 +180,7 @@ def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
 
     if len(x_BD):
         yield above(slice(0, min(CHUNK_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), x_BD.device)
+        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), threaded)
 
 
 def _largest(entries, count: int):
@@ -209,7 +214,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
         vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
         return crowded.nonzero()[:, 0] + rows.start
 
-    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS), x_BD.device)])
+    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS), threads_pay(x_BD, W_FD))])
     for again in redo.split(CHUNK_ROWS):
         if len(again):
             vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
@@ -245,7 +250,7 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
         return rows, row[keep], column[keep], vals[keep]
 
     yield above(slice(0, min(FILTER_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS), x_BD.device)
+    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS), threads_pay(x_BD, W_FD))
 
 
 def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,6 @@ import functools
 
 import torch
 
-from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
 GROUP = 32  # columns a group, F/GROUP apart: a maximum over the middle axis is contiguous reads
@@ -24,7 +23,7 @@ CHUNK_ROWS = 256  # 9 MB of bf16 a thread at F = 18,432: the passes over it find
 ROUNDING = 2.0**-8 * 1.01  # largest relative error of rounding to bf16, and of that error's own reference
 LARGEST_ROW, SMALLEST_ROW = 1e15, 1e-15  # norms beyond which bounds could overflow or vanish; such rows are left to the caller
 OUTLIER = 64  # and so are rows of so many times the median norm
-WEIGHT_ROWS = 512  # passes over the weights go in pieces whose temporaries stay in cache
+WEIGHT_ROWS = 1024  # passes over the weights go in pieces whose temporaries stay in cache
 CROWDED_GROUPS = 0.7  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
 LEAST_PRODUCT = 1 << 31  # multiplications below which preparing the weights costs more than it saves
 
@@ -139,10 +138,9 @@ def positions(hit_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _rounded(A: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Write A's rows to `out` in bf16; (norm of what was written, norm of what was lost), each (rows,)."""
-
-    def convert(rows: slice, _: int) -> tuple[torch.Tensor, torch.Tensor]:
-        back = out[rows].copy_(A[rows]).float()
-        return torch.linalg.vector_norm(back, dim=1), torch.linalg.vector_norm(back.sub_(A[rows]), dim=1)
-
-    pieces = map_chunks(convert, spans(len(A), WEIGHT_ROWS), A.device)
-    return tuple(map(torch.cat, zip(*pieces)))
+    norms, lost = [], []
+    for piece, low in zip(A.split(WEIGHT_ROWS), out.split(WEIGHT_ROWS)):
+        back = low.copy_(piece).float()
+        norms.append(torch.linalg.vector_norm(back, dim=1))
+        lost.append(torch.linalg.vector_norm(back.sub_(piece), dim=1))
+    return torch.cat(norms), torch.cat(lost)

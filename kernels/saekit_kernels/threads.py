@@ -2,7 +2,8 @@
 
 A chunk goes through some forty operations. With every operation split over all cores, each ends in a barrier; on a machine that does
 anything else at the same time those barriers dominate (docs/kernels.md), and what cannot be split leaves cores idle. One chunk a thread
-needs a single barrier, at the end. Results do not depend on which thread made them.
+needs a single barrier, at the end. That pays for long chunks alone: OpenMP's own workers still spin for some milliseconds after the last
+split operation, on the cores that the chunks want. Results do not depend on which thread made them.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def map_chunks(work: Callable[[slice, int], T], chunks: Sequence[slice], device: torch.device) -> list[T]:
+def map_chunks(work: Callable[[slice, int], T], chunks: Sequence[slice], threaded: bool = True) -> list[T]:
     """[work(chunk, slot) ...] in order. `slot` < torch.get_num_threads() is the calling worker's number, for buffers of its own.
 
-    Chunks on a GPU, and those of a caller that is a worker itself, are worked off in turn. When one fails, no other is begun, and the
-    error is raised after all workers have stopped.
+    Without `threaded`, or when the caller is a worker itself, chunks are worked off in turn, each operation split over all cores. When
+    one fails, no other is begun, and the error is raised after all workers have stopped.
     """
-    threads = min(torch.get_num_threads(), len(chunks)) if device.type == "cpu" and not getattr(_inside, "worker", False) else 1
+    threads = min(torch.get_num_threads(), len(chunks)) if threaded and not getattr(_inside, "worker", False) else 1
     if threads <= 1:
         return [work(chunk, 0) for chunk in chunks]
     results: list = [None] * len(chunks)

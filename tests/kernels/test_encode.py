@@ -262,3 +262,17 @@ def test_a_bad_row_does_not_change_how_dense_the_first_rows_look():
 def test_unknown_plans_are_refused():
     with pytest.raises(ValueError, match="plan filtr: choose"):
         encode_topk(rows(2, 4), *parameters(4, 8), 2, plan="filtr")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch):
+    import saekit_kernels.encode as module
+
+    W, b = parameters(64, 4096)
+    x = hard_rows(2600, 64)
+    alone = encode_topk(x, W, b, 8, plan=plan), encode_threshold(x, W, b - 2, plan=plan)
+    monkeypatch.setattr(module, "LEAST_THREADED", 0)
+    threaded = encode_topk(x, W, b, 8, plan=plan), encode_threshold(x, W, b - 2, plan=plan)
+    for a, c in zip(alone, threaded):
+        assert torch.equal(a.idx, c.idx)
+        torch.testing.assert_close(a.vals, c.vals, rtol=1e-5, atol=1e-5)  # products split over cores add in another order

@@ -7,8 +7,6 @@ import pytest
 import torch
 from saekit_kernels.threads import map_chunks, spans
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(autouse=True)
 def two_threads():
@@ -25,7 +23,7 @@ def test_results_come_in_order_and_slots_are_few():
         slots.add(slot)
         return rows.start
 
-    assert map_chunks(work, spans(103, 10, 3), CPU) == list(range(3, 103, 10))
+    assert map_chunks(work, spans(103, 10, 3)) == list(range(3, 103, 10))
     assert slots <= {0, 1}
 
 
@@ -35,7 +33,7 @@ def test_a_worker_runs_its_operations_on_one_thread_and_the_caller_keeps_its_own
         (a @ a).exp_().sum()
         return torch.get_num_threads(), threading.current_thread().name
 
-    seen = map_chunks(work, spans(8, 1), CPU)
+    seen = map_chunks(work, spans(8, 1))
     assert {threads for threads, _ in seen} == {1} and all("saekit-rows" in name for _, name in seen)
     assert torch.get_num_threads() == 2
 
@@ -50,21 +48,21 @@ def test_a_failure_stops_the_others_before_it_is_raised():
         time.sleep(0.02)
 
     with pytest.raises(RuntimeError, match="the first one"):
-        map_chunks(work, spans(50, 1), CPU)
+        map_chunks(work, spans(50, 1))
     count = len(begun)
     time.sleep(0.1)
     assert len(begun) == count < 50
-    assert map_chunks(lambda rows, slot: rows.start, spans(4, 1), CPU) == [0, 1, 2, 3]
+    assert map_chunks(lambda rows, slot: rows.start, spans(4, 1)) == [0, 1, 2, 3]
 
 
 def test_work_within_work_is_done_in_turn():
     def outer(rows, slot):
-        return sum(map_chunks(lambda inner, _: inner.start, spans(5, 1), CPU))
+        return sum(map_chunks(lambda inner, _: inner.start, spans(5, 1)))
 
-    assert map_chunks(outer, spans(6, 1), CPU) == [10] * 6
+    assert map_chunks(outer, spans(6, 1)) == [10] * 6
 
 
 def test_gradients_are_off_and_inference_mode_is_kept():
     with torch.inference_mode():
-        assert all(map_chunks(lambda rows, slot: torch.is_inference_mode_enabled(), spans(4, 1), CPU))
-    assert not any(map_chunks(lambda rows, slot: torch.is_grad_enabled(), spans(4, 1), CPU))
+        assert all(map_chunks(lambda rows, slot: torch.is_inference_mode_enabled(), spans(4, 1)))
+    assert not any(map_chunks(lambda rows, slot: torch.is_grad_enabled(), spans(4, 1)))
