@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 GROUP = 8  # columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md has the grid
+GROUPS = (GROUP, 4)  # the first that leaves enough groups
 LEAST_GROUPS = 2.5  # groups for each one selected, below which the shortcut does not pay
 
 
@@ -19,11 +20,8 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     take = min(k + 1, F)
-    groups = F // GROUP
-    if F % GROUP or groups < LEAST_GROUPS * take:
-        vals, idx = pre_BF.topk(take, dim=1, sorted=False)
-    else:
-        vals, idx = _topk_by_groups(pre_BF, take, groups)
+    group = next((size for size in GROUPS if F % size == 0 and F // size >= LEAST_GROUPS * take), None)
+    vals, idx = pre_BF.topk(take, dim=1, sorted=False) if group is None else _topk_by_groups(pre_BF, take, group)
     if take > k:
         # The smallest of the k+1 makes room for the last; where another equals it, the choice was arbitrary.
         least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(1, keepdim=True)
@@ -37,9 +35,10 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     return vals, idx
 
 
-def _topk_by_groups(pre_BF: torch.Tensor, take: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    grouped = pre_BF.view(len(pre_BF), GROUP, groups)
+def _topk_by_groups(pre_BF: torch.Tensor, take: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = pre_BF.shape[1] // group
+    grouped = pre_BF.view(len(pre_BF), group, groups)
     winners = grouped.amax(1).topk(take, dim=1, sorted=False).indices
-    candidates = grouped.gather(2, winners[:, None, :].expand(-1, GROUP, -1)).flatten(1)
+    candidates = grouped.gather(2, winners[:, None, :].expand(-1, group, -1)).flatten(1)
     vals, slot = candidates.topk(take, dim=1, sorted=False)
     return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(1, slot % take)
