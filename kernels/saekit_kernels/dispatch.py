@@ -34,5 +34,6 @@ def resolve_backend(asked: str, device_type: str) -> Backend:
         if not installed:
             raise RuntimeError("triton is not installed")
         if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise RuntimeError(f"Triton kernels need a CUDA device, not {device_type} (TRITON_INTERPRET=1 interprets them, slowly)")
+            hint = "" if why == "asked for" else f" ({why})"
+            raise RuntimeError(f"Triton kernels need a CUDA device, not {device_type}{hint}; TRITON_INTERPRET=1 interprets them, slowly")
     return Backend(asked, why)

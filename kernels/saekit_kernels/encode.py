@@ -94,19 +94,20 @@ def encode_threshold(
     work is then cheaper, and little was lost. No autograd."""
     F = W_enc_FD.shape[0]
     x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
+    if len(x_BD) == 0:
+        return from_entries(*_no_entries(x_BD), 0, F)
     threshold_F = torch.as_tensor(threshold, dtype=x_BD.dtype, device=x_BD.device).clamp_min(0.0).expand(F)
     workspace = workspace or Workspace()
     check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
-    find = _above_by_filter if plan == "filter" and len(x_BD) else _above_by_gemm
-    kept = []
-    for rows, row, column, vals in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace):
+    find, kept = _above_by_filter if plan == "filter" else _above_by_gemm, []
+    for piece in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace, most):
+        if piece is None:
+            return None
+        rows, row, column, vals = piece
         if rows.start == 0 and most is not None and len(vals) > most * rows.stop:
             return None
         kept.append((row + rows.start, column, vals))
-    if not kept:
-        empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
-        kept.append((empty, empty, x_BD.new_zeros(0)))
     return from_entries(*map(torch.cat, zip(*kept)), len(x_BD), F)
 
 
@@ -123,8 +124,9 @@ def encode_batchtopk(
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
-    empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
-    entries = (empty, empty, x_BD.new_zeros(0))
+    entries = _no_entries(x_BD)
+    if len(x_BD) == 0:
+        return from_entries(*entries, 0, F), x_BD.new_zeros(())
     limit = x_BD.new_zeros(F)
     for rows, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, limit, workspace or Workspace()):
         # What B*k entries surpass cannot come back.
@@ -132,6 +134,11 @@ def encode_batchtopk(
     row, column, vals = entries
     threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold
+
+
+def _no_entries(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
+    return empty, empty, x_BD.new_zeros(0)
 
 
 def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
@@ -170,17 +177,20 @@ def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> tuple[to
     return row, column, pre_BF[row, column]
 
 
-def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
-    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk."""
+def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: float | None = None):
+    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk; None, and no more, when the first chunk
+    has more than `most` of them a row."""
     product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
-
-    def above(rows: slice, slot: int):
-        return rows, *_positive(product(rows, slot), limit)
-
-    if len(x_BD):
-        yield above(slice(0, min(CHUNK_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-        yield from map_chunks(above, spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), threaded)
+    first = slice(0, min(CHUNK_ROWS, len(x_BD)))
+    pre = product(first, 0)
+    if most is not None and (pre > limit).sum() > most * first.stop:
+        yield None
+        return
+    yield first, *_positive(pre, limit)
+    yield from map_chunks(
+        lambda rows, slot: (rows, *_positive(product(rows, slot), limit)), spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), threaded
+    )
 
 
 def _largest(entries, count: int):
@@ -233,24 +243,34 @@ def _topk_of_entries(row, column, values, count, k: int):
     return vals, columns.view(len(count), width).gather(1, at)
 
 
-def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace):
+def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: float | None = None):
     """The same; what is not finite goes through fp32."""
     bf16 = Filter(x_BD, W_FD, b_F, workspace, threshold_F)
     if not bf16.usable or not bf16.finite_B.all():
-        yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace)
+        yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace, most)
         return
 
-    def above(rows: slice, slot: int):
+    def scored(rows: slice, row: torch.Tensor, column: torch.Tensor):
         x = x_BD[rows]
-        row, column = _search(rows, lambda part: bf16.above(part, slot))
         if len(row) > CROWDED * len(x):
             return rows, *_positive(torch.addmm(b_F, x, W_FD.T), threshold_F)
         vals = _scored(row, column, x, W_FD, b_F)
         keep = vals > threshold_F[column]
         return rows, row[keep], column[keep], vals[keep]
 
-    yield above(slice(0, min(FILTER_ROWS, len(x_BD))), 0)  # the caller may have seen enough
-    yield from map_chunks(above, spans(len(x_BD), SCORED_ROWS, FILTER_ROWS), threads_pay(x_BD, W_FD))
+    first = slice(0, min(FILTER_ROWS, len(x_BD)))
+    low = bf16.product(first, 0)
+    zero_B = bf16.shift.expand(len(low))
+    # Those that may be positive are at most a few times those that are.
+    if most is not None and bf16.possible(low, first, zero_B).sum() > 2 * most * first.stop:
+        yield None
+        return
+    yield scored(first, *bf16.survivors(low, first, zero_B))
+    yield from map_chunks(
+        lambda rows, slot: scored(rows, *_search(rows, lambda part: bf16.above(part, slot))),
+        spans(len(x_BD), SCORED_ROWS, FILTER_ROWS),
+        threads_pay(x_BD, W_FD),
+    )
 
 
 def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:

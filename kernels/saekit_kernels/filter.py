@@ -2,7 +2,7 @@
 
 CPUs with AVX512-BF16 or AMX multiply bf16 matrices 4.6 times as fast as fp32 ones (92 against 417 ms at 4096 x 576 x 18432, two cores).
 With x^ and w^ the rounded rows, |x.w - x^.w^| <= ||x - x^|| ||w^|| + ||x|| ||w - w^|| (Cauchy-Schwarz; all norms are computed, not
-estimated). So every latent that can be among those asked for is known, one row in a hundred of them; these *survivors* are scored again
+estimated). So all latents that can be among those asked for are known, one in a hundred; these *survivors* are scored again
 in fp32 from the original rows, and the selected set is that of an fp32 encoder. Nothing is approximate but the time it takes.
 
 bf16 keeps the order of its bit patterns for positive values, so maxima and comparisons run on int16, several times faster. A shift added
@@ -112,11 +112,15 @@ class Filter:
     def survivors(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(row, column), row-major: every latent whose exact shifted value may reach floor_B (>= shift), and a few that do not."""
         error_B = self.error_B[rows]
-        row, column = positions(low.view(torch.int16) >= self.least(rows, floor_B).view(torch.int16)[:, None])
+        row, column = positions(self.possible(low, rows, floor_B))
         value = low.flatten()[row * self.width + column].float()
         reach = value + error_B[row] * self.norm_F[column] + ROUNDING * value.abs() + self.bias_error
         keep = reach >= floor_B[row]
         return row[keep], column[keep]
+
+    def possible(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> torch.Tensor:
+        """(C,width) bool: survivors and somewhat more, by the largest norm of all latents."""
+        return low.view(torch.int16) >= self.least(rows, floor_B).view(torch.int16)[:, None]
 
     def least(self, rows: slice, floor_B: torch.Tensor) -> torch.Tensor:
         """(C,) bf16: below this no latent's exact shifted value can reach floor_B; inf for rows that are not finite."""

@@ -98,7 +98,8 @@ def relu_reconstruction(
     operations, encoded = OPERATIONS[backend], Encoded(None)
     if arm == "sparse" or (arm == "auto" and backend == "torch"):
         most = most_active(x_BD, len(W_enc_FD)) if arm == "auto" else None
-        encoded = operations.encode_relu(x_BD, W_enc_FD, b_enc_F, workspace, plan, most)
+        if most is None or most >= 1:
+            encoded = operations.encode_relu(x_BD, W_enc_FD, b_enc_F, workspace, plan, most)
     if encoded.codes is not None:
         return _sparse(x_BD, parameters, encoded, coef, unit_decoder, operations)
     _refuse_gradient_of_rows(x_BD)
