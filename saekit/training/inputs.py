@@ -22,7 +22,10 @@ class Normalizer:
 
     def __call__(self, batch: ActivationBatch) -> ActivationBatch:
         """The batch with x normalised, fp32, on the device of the mean."""
-        x = batch.x.to(self.mean_D.device, torch.float32).sub_(self.mean_D).mul_(self.scale)
+        device, x = self.mean_D.device, batch.x
+        if device.type == "cuda":  # from pinned memory the copy does not wait for the work in flight
+            x = x.pin_memory().to(device, non_blocking=True)
+        x = x.to(device, torch.float32).sub_(self.mean_D).mul_(self.scale)
         return ActivationBatch(x, batch.doc_id, batch.example_id, batch.position, batch.mask, batch.rows)
 
 
