@@ -261,9 +261,9 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: f
     first = slice(0, min(FILTER_ROWS, len(x_BD)))
     low = bf16.product(first, 0)
     zero_B = bf16.shift.expand(len(low))
-    # Those that may be positive are at most a few times those that are.
-    if most is not None and bf16.possible(low, first, zero_B).sum() > 2 * most * first.stop:
-        yield None
+    # With many values near their thresholds, as early in an L1 run, the bound rules out too little.
+    if bf16.possible(low, first, zero_B).sum() > 4 * CROWDED * first.stop:
+        yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace, most)
         return
     yield scored(first, *bf16.survivors(low, first, zero_B))
     yield from map_chunks(
