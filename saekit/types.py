@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,6 +25,7 @@ Layout = Literal["flat", "sequence", "grid"]
 Scope = Literal["content", "cls", "all"]
 Split = Literal["train", "holdout", "all"]
 Strategy = Literal["gradient", "closed_form", "layerwise", "adversarial"]
+Takes = Literal["rows", "grid", "sequence"]
 
 # Positions of rows that are no patch of an image: the class token, then registers, counted down from here.
 CLS_POSITION = -1
@@ -57,6 +58,23 @@ class ActivationSpec:
         """sha256 (64 hex digits) of the canonical JSON."""
         return hashlib.sha256(canonical_json(dataclasses.asdict(self)).encode()).hexdigest()
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether the rows are data itself (`raw:pixels` ...), not a model's hidden states."""
+        return self.model.startswith("raw:")
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Of one example as models see it: (D,) or, where a flat row is an image, (H,W,C); (H,W,D) for a grid; (T,D) for a sequence, T None
+        when lengths differ."""
+        if self.layout == "sequence":
+            return (None, self.d_in)
+        if self.layout == "grid":
+            return (*self.grid, self.d_in)
+        if self.is_raw and self.grid:
+            return (*self.grid, self.d_in // (self.grid[0] * self.grid[1]))
+        return (self.d_in,)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -85,6 +103,7 @@ class ActivationBatch:
     position: torch.Tensor
     mask: torch.Tensor | None = None
     rows: torch.Tensor | None = None  # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
+    target: torch.Tensor | None = None  # what to reconstruct, from another store; None: x itself
 
 
 class ActivationSource(Protocol):
@@ -95,7 +114,11 @@ class ActivationSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all") -> Iterator[ActivationBatch]: ...
+    def split(self, split: Split) -> Sized: ...  # the rows of one side of the held-out split
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+    ) -> Iterator[ActivationBatch]: ...
 
 
 @dataclass
@@ -119,15 +142,26 @@ class LossTerms:
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Steps [start, stop) of a run, trained on one loss. `layer` counts from the input; None: the whole model."""
+
+    start: int
+    stop: int
+    layer: int | None = None
+
+
 class Autoencoder(Protocol):
     """What trainer, evaluator, checkpoint, inspection and CLI know of a model; implementations are torch modules.
 
     `encode` and `decode` act on rows (B,D) in the units that the weights are in: the normalised training input during training,
     raw activations once loaded from a checkpoint (`folded` gives the weights for that). Strategy `gradient` needs initialise, loss,
-    before_step and after_step; `closed_form` needs fit(batches of x) alone.
+    before_step and after_step; `layerwise` is the same with stages(total) besides; `closed_form` needs fit(batches of x) alone.
+    Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the store has that layout.
     """
 
     strategy: Strategy
+    takes: Takes
     d_in: int
     latents: int
     # An entry of the code above this is *active*; None: dense code, l0, dead and density do not apply.

@@ -11,26 +11,50 @@ NAME = "train"
 EXAMPLES = """Examples:
 saekit train acts/text runs/topk --k 32 |
 saekit train acts/clip runs/l1 --sparsity l1 --coef 2 |
-saekit train acts/text runs/pca --model pca"""
+saekit train acts/text runs/pca --model pca |
+saekit train raw/mnist runs/deep --model dense --hidden 512,256 --latents 30 --output bernoulli --noise gaussian:0.3"""
+# Flags that are options of the model; `saekit models NAME` says which model takes which.
+MODEL_FLAGS = (
+    "expansion", "latents", "sparsity", "k", "coef", "target_rate", "decoder_norm", "output", "noise", "hidden", "activation", "tied",
+    "contractive", "pretrain", "pretrain_share", "beta", "likelihood_weight", "channels", "skips", "cell", "width", "layers",
+)  # fmt: skip
+WIDTHS = ("hidden", "channels")
 
 
 def run(
     context: typer.Context,
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder that `saekit harvest` wrote.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the checkpoint.")],
-    model: Annotated[str, typer.Option(help="sae | pca")] = "sae",
-    expansion: Annotated[float | None, typer.Option(help="Latents as a multiple of the width (default 32).")] = None,
-    latents: Annotated[int | None, typer.Option(help="Latents as a number, in place of --expansion.")] = None,
-    sparsity: Annotated[str | None, typer.Option(help="topk | l1 | kl (default topk)")] = None,
+    model: Annotated[str, typer.Option(help="sae | pca | dense ...: saekit models lists them with their options")] = "sae",
+    expansion: Annotated[float | None, typer.Option(help="sae: latents as a multiple of the width (default 32).")] = None,
+    latents: Annotated[int | None, typer.Option(help="Size of the code (sae: in place of --expansion; others: default 32).")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="sae: topk | l1 | kl (default topk); others: none | l1 | kl")] = None,
     k: Annotated[int | None, typer.Option(help="Active latents a row, for topk (default 32).")] = None,
     coef: Annotated[float | None, typer.Option(help="Weight of the l1 or kl penalty.")] = None,
     target_rate: Annotated[float | None, typer.Option(help="Mean activation that kl pulls to (default 0.01).")] = None,
     decoder_norm: Annotated[str | None, typer.Option(help="unit | free (default unit, for kl free)")] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition, in whole batches (default 8 epochs).")] = None,
-    batch: Annotated[int, typer.Option(help="Rows a step.")] = 4096,
+    output: Annotated[str | None, typer.Option(help="linear | sigmoid | bernoulli: last activation and its loss.")] = None,
+    noise: Annotated[str | None, typer.Option(help="On the input: gaussian:SD | masking:SHARE | salt-pepper:SHARE")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths between input and code, 512,128.")] = None,
+    activation: Annotated[str | None, typer.Option(help="relu | sigmoid | tanh | silu | gelu, of hidden layers.")] = None,
+    tied: Annotated[bool, typer.Option("--tied", help="The decoder is the encoder's transpose.")] = False,
+    contractive: Annotated[float | None, typer.Option(help="Weight of the encoder's squared Jacobian.")] = None,
+    pretrain: Annotated[str | None, typer.Option(help="greedy | rbm: layer after layer first.")] = None,
+    pretrain_share: Annotated[float | None, typer.Option(help="Share of the steps for pretraining (default 0.5).")] = None,
+    beta: Annotated[float | None, typer.Option(help="vae: weight of the KL to N(0, I) (default 1).")] = None,
+    likelihood_weight: Annotated[float | None, typer.Option(help="vae: weight of the reconstruction (default 1).")] = None,
+    channels: Annotated[str | None, typer.Option(help="conv, unet: channels of each level, 16,32.")] = None,
+    skips: Annotated[bool | None, typer.Option("--skips/--no-skips", help="unet: connections past the bottleneck.")] = None,
+    cell: Annotated[str | None, typer.Option(help="recurrent: gru | lstm")] = None,
+    width: Annotated[int | None, typer.Option(help="recurrent: size of the hidden state.")] = None,
+    layers: Annotated[int | None, typer.Option(help="recurrent: stacked layers.")] = None,
+    target_store: Annotated[str | None, typer.Option(help="Row-aligned store to reconstruct in place of STORE.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition (default 8 epochs; classic models 60).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step (default 4,096; less on small stores).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: docs/training.md).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay (default 0; classic models 0.01).")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm (default: no clipping).")] = None,
-    normalize: Annotated[str, typer.Option(help="center+scale | scale | none")] = "center+scale",
+    normalize: Annotated[str | None, typer.Option(help="center+scale | scale | none (default center+scale; raw data none)")] = None,
     seed: Annotated[int, typer.Option(help="Initial weights and order of the rows.")] = 0,
     backend: Annotated[str, typer.Option(help="auto | triton | torch")] = "auto",
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
@@ -55,13 +79,14 @@ def run(
             expansion = None
     if expansion is not None and latents is not None:
         raise UsageError("--expansion and --latents both set the number of latents", "give one of them")
-    own = {
-        "expansion": expansion, "latents": latents, "sparsity": sparsity, "k": k, "coef": coef, "target_rate": target_rate,
-        "decoder_norm": decoder_norm,
-    }  # fmt: skip
+    given = {name: value for name, value in context.params.items() if name in MODEL_FLAGS and value is not None}
+    given |= {"expansion": expansion, "latents": latents}
+    options = {name: _widths(name, value) if name in WIDTHS else value for name, value in given.items() if value is not None}
+    if not tied:
+        del options["tied"]
     settings = TrainConfig(
-        model, {name: value for name, value in own.items() if value is not None},
-        rows=rows, batch=batch, lr=lr, clip=clip, normalize=normalize, seed=seed, backend=backend, device=device,
+        model, options, target_store=target_store, rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
+        normalize=normalize, seed=seed, backend=backend, device=device,
     )  # fmt: skip
     plan = plan_training(store, settings)
     if dry_run and json_:
@@ -85,3 +110,13 @@ def run(
     m = result.metrics
     figures = f"fvu {figure(m['fvu'])}  l0 {figure(m['l0'], '.1f')}  dead {figure(m['dead'], '.1%')}"
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")
+
+
+def _widths(name: str, text: str) -> tuple[int, ...]:
+    """'512,128' as numbers."""
+    from saekit.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--{name} {text}: give numbers with commas", f"--{name} 512,128") from None

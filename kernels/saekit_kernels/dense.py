@@ -91,6 +91,11 @@ def kl_of_means(mean_F: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.
     return kl, torch.where(inside, (1 - rate) / (1 - rho) - rate / rho, 0.0)
 
 
+def l1_of_mass(mass_F: torch.Tensor, norm_F: torch.Tensor, rows: int) -> torch.Tensor:
+    """mean_b sum_j |z_bj| ||w_j|| from the column sums of |z|."""
+    return (mass_F @ norm_F) / rows
+
+
 def _accumulate(gradients: list[torch.Tensor], x, z, dpre, g, first: bool) -> None:
     """Add the products of one chunk of rows; the first one overwrites."""
     dW_enc, db_enc, dW_dec, db_dec = gradients

@@ -16,7 +16,7 @@ import torch
 from saekit_kernels.codes import Codes
 from saekit_kernels.crossover import most_active
 from saekit_kernels.decode import decode
-from saekit_kernels.dense import DenseStep, Parameters, dense_step, sigmoid_step
+from saekit_kernels.dense import DenseStep, Parameters, dense_step, l1_of_mass, sigmoid_step
 from saekit_kernels.operations import OPERATIONS, Encoded, Operations
 from saekit_kernels.select import topk_rows
 from saekit_kernels.workspace import Workspace
@@ -111,7 +111,7 @@ def relu_reconstruction(
         made = relu_step(x_BD, _constant(parameters), norm_F, pull_F, _wants_grad(parameters))
     else:
         made = dense_step(x_BD, _constant(parameters), _keep_positive, pull_F, workspace, _wants_grad(parameters))
-    penalty = (made.mass_F @ norm_F) / len(x_BD)
+    penalty = l1_of_mass(made.mass_F, norm_F, len(x_BD))
     if made.gradients is not None and coef and not unit_decoder:
         made.gradients[2].addcmul_(W_dec_FD.detach(), (coef / len(x_BD) * made.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None])
     return _from_dense(made, parameters, coef, penalty)
@@ -198,7 +198,7 @@ def _sparse(
     penalty, total, pull_F = torch.zeros_like(reconstruction), reconstruction, None
     if coef is not None:
         mass_F = operations.column_sum(codes, codes.vals)
-        penalty = (mass_F @ norm_F) / B
+        penalty = l1_of_mass(mass_F, norm_F, B)
         total = reconstruction + coef * penalty
         pull_F = None if unit_decoder else coef / B * mass_F / norm_F.clamp_min(LEAST_NORM)  # d ||w_j|| / d w_j = w_j / ||w_j||
     if wants_grad:

@@ -10,7 +10,7 @@ from saekit.errors import DataError, UsageError, check_choice
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.reader import Store
 from saekit.training.checkpoints import load
-from saekit.training.run import holdout_figures
+from saekit.training.fit import holdout_figures
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice
+from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
+from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
+from saekit.models.vae import VAE, VAEConfig
 
 
 class Entry(NamedTuple):
@@ -22,13 +25,18 @@ class Entry(NamedTuple):
 CATALOG: dict[str, Entry] = {
     "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete, --sparsity topk | l1 | kl"),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
+    "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
+    "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
+    "dense": Entry(DenseConfig, Dense, "mirrored layers, shallow or deep: --hidden, --tied, --noise, --contractive, --pretrain"),
+    "vae": Entry(VAEConfig, VAE, "variational autoencoder with --beta: samples, interpolation, ELBO"),
 }
+FROM_DATA = ("d_in", "d_out", "shape")  # fields of a config that no option sets
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The options that a model takes, with their defaults (d_in comes from the data)."""
+    """The options that a model takes, with their defaults (widths and shapes come from the data)."""
     check_choice("--model", name, CATALOG)
-    return {f.name: f.default for f in dataclasses.fields(CATALOG[name].config) if f.name != "d_in"}
+    return {f.name: f.default for f in dataclasses.fields(CATALOG[name].config) if f.name not in FROM_DATA}
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
@@ -58,7 +66,7 @@ def _check_sparsity(options: dict[str, Any]) -> None:
 def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
     """The options that a model has on the command line, those of another sparsity left out."""
     if name != "sae":
-        return ("latents",)
+        return tuple(key for key in options_of(name) if key != "seed")
     own = VARIANTS[sparsity].options
     return ("latents", "sparsity", "decoder_norm", *(o for o in ("k", "coef", "target_rate") if o in own))
 
@@ -67,11 +75,20 @@ def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def build(name: str, d_in: int, options: dict[str, Any]) -> nn.Module:
-    """A new model with unset weights. Raises UsageError on wrong options."""
+def build(name: str, d_in: int, options: dict[str, Any], shape: tuple[int | None, ...] | None = None, d_out: int = 0) -> nn.Module:
+    """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the target's rows where
+    that is another store. Raises UsageError on wrong options, DataError when the model does not take such examples."""
     check_options(name, options)
     entry = CATALOG[name]
-    return entry.model(entry.config(d_in=d_in, **options))
+    fields = {f.name for f in dataclasses.fields(entry.config)}
+    data: dict[str, Any] = {"d_in": d_in}
+    if "shape" in fields:
+        data["shape"] = shape or (d_in,)
+    if d_out:
+        if "d_out" not in fields:
+            raise UsageError(f"--target-store does not apply to --model {name}")
+        data["d_out"] = d_out
+    return entry.model(entry.config(**data, **options))
 
 
 def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:

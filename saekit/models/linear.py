@@ -23,6 +23,7 @@ class PCA(nn.Module):
     """code = (x - mean) C^T with the leading eigenvectors of the covariance as rows of C (F,D); x_hat = code C + mean."""
 
     strategy = "closed_form"
+    takes = "rows"
     active_above = None  # every component of every row is non-zero: l0, dead and density do not apply
 
     def __init__(self, config: PCAConfig) -> None:

@@ -5,10 +5,12 @@ Pooled sums, not means of batch means, so the batch size does not matter; the va
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from saekit_kernels import SparseCodes
+
+from saekit.types import Output
 
 
 def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
@@ -31,9 +33,11 @@ class Figures:
     l0: float | None
     dead: float | None
     density: torch.Tensor | None
+    others: dict[str, float] = field(default_factory=dict)
+    """Means of what the model itself says of each row: `elbo`, in nats."""
 
     def scalars(self) -> dict[str, float | None]:
-        return {name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")}
+        return {name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")} | self.others
 
 
 class RowSums:
@@ -45,6 +49,17 @@ class RowSums:
         self.error = self.squares = self.cosines = 0.0
         self.total: torch.Tensor | float = 0.0
         self.fired: torch.Tensor | int = 0
+        self.examples = 0
+        self.others: dict[str, float] = {}
+
+    def add_output(self, x: torch.Tensor, output: Output, mask: torch.Tensor | None = None) -> None:
+        """One batch of any layout, (B,D), (B,T,D) or (B,H,W,D); `mask` says which positions are rows."""
+        D = x.shape[-1]
+        rows = slice(None) if mask is None else mask.flatten()
+        self.add(x.reshape(-1, D)[rows], output.x_hat.reshape(-1, D)[rows], output.code)
+        self.examples += len(x)
+        if "elbo" in output.extras:
+            self.others["elbo"] = self.others.get("elbo", 0.0) + float(output.extras["elbo"].double().sum())
 
     def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes) -> None:
         x, x_hat = x_BD.double(), x_hat_BD.double()
@@ -69,4 +84,5 @@ class RowSums:
             float(density.sum()) if sparse else None,
             float((self.fired == 0).double().mean()) if sparse else None,
             density,
+            {name: total / self.examples for name, total in self.others.items()},
         )

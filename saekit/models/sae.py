@@ -75,6 +75,7 @@ class SAE(nn.Module):
     """An `Autoencoder` (saekit.types). `encode` gives SparseCodes for topk, a dense (B,F) tensor for l1 and kl."""
 
     strategy = "gradient"
+    takes = "rows"
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()

@@ -9,7 +9,6 @@ from typing import Any
 from saekit.errors import UsageError, check_choice
 from saekit.models.catalog import check_options
 
-EPOCHS = 8
 NORMALIZE = ("center+scale", "scale", "none")
 
 
@@ -19,13 +18,19 @@ class TrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """The model's own options: expansion, sparsity, k ..."""
     rows: int | None = None
-    """Rows to train on, counted with repetition; None: 8 epochs."""
-    batch: int = 4096
+    """Rows (for models that take whole examples: examples) to train on, counted with repetition; None: saekit.training.defaults."""
+    batch: int | None = None
+    """Rows or examples a step; None: saekit.training.defaults."""
     lr: float | None = None
-    """Peak learning rate of Adam; None: default_lr of the run."""
+    """Peak learning rate of Adam; None: saekit.training.defaults."""
+    weight_decay: float | None = None
+    """Decoupled decay of all parameters (AdamW), times the learning rate a step; None: saekit.training.defaults."""
     clip: float | None = None
     """Largest norm of the gradient; None: no clipping."""
-    normalize: str = "center+scale"
+    normalize: str | None = None
+    """center+scale | scale | none; None: center+scale for hidden states, none for raw data."""
+    target_store: str | None = None
+    """Store whose row-aligned rows are to be reconstructed; None: the input itself."""
     seed: int = 0
     backend: str = "auto"
     device: str = "auto"
@@ -33,10 +38,13 @@ class TrainConfig:
     """Time between train states; saving does not change the run."""
 
     def __post_init__(self) -> None:
-        check_choice("--normalize", self.normalize, NORMALIZE)
+        if self.normalize is not None:
+            check_choice("--normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} must not be negative")
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise UsageError(f"--weight-decay {self.weight_decay:g} must not be negative")
         for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
             if value is not None and value <= 0:
                 raise UsageError(f"{flag} {value:g} must be above 0")

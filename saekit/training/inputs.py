@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from saekit.errors import NumericsError
-from saekit.store.reader import Store
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, ActivationSource
 
 STATISTICS_ROWS = 262_144
 SAMPLE_ROWS = 16_384  # for the geometric median and the first scale of the encoder
@@ -19,27 +19,55 @@ SAMPLE_ROWS = 16_384  # for the geometric median and the first scale of the enco
 class Normalizer:
     mean_D: torch.Tensor
     scale: float
+    target: tuple[torch.Tensor, float] | None = None
+    """Mean and scale of the target's rows, where that is another store."""
 
     def __call__(self, batch: ActivationBatch) -> ActivationBatch:
-        """The batch with x normalised, fp32, on the device of the mean."""
-        device, x = self.mean_D.device, batch.x
-        if device.type == "cuda":  # from pinned memory the copy does not wait for the work in flight
-            x = x.pin_memory().to(device, non_blocking=True)
-        x = x.to(device, torch.float32).sub_(self.mean_D).mul_(self.scale)
-        return ActivationBatch(x, batch.doc_id, batch.example_id, batch.position, batch.mask, batch.rows)
+        """The batch with x and target normalised, fp32, on the device of the mean. Padding is zero again."""
+        device = self.mean_D.device
+        mask = None if batch.mask is None else batch.mask.to(device)
+        x = _normalised(batch.x, self.mean_D, self.scale, mask)
+        target = None if batch.target is None else _normalised(batch.target, *self.target, mask)
+        return ActivationBatch(x, batch.doc_id, batch.example_id, batch.position, mask, batch.rows, target)
 
 
-def estimate(store: Store, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
+def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+    if mean_D.device.type == "cuda":  # from pinned memory the copy does not wait for the work in flight
+        x = x.pin_memory().to(mean_D.device, non_blocking=True)
+    x = x.to(mean_D.device, torch.float32, copy=True).sub_(mean_D).mul_(scale)
+    return x if mask is None else x.mul_(mask[..., None])
+
+
+def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str, seed: int) -> Normalizer:
+    """The same with the target's mean and scale, estimated as those of x."""
+    batches = (dataclasses.replace(batch, x=batch.target) for batch in source.batches(*_order(source, seed)))
+    mean, scale, _ = _statistics(source, batches, mode)
+    return dataclasses.replace(normalize, target=(mean.float().to(normalize.mean_D.device), scale))
+
+
+def estimate(source: ActivationSource, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
     """(normalizer, sample (S,D) of normalised training rows), from the first shuffled training rows, at most STATISTICS_ROWS.
 
     Raises NumericsError, naming shard and row, when one of them is not finite.
     """
+    mean, scale, sample = _statistics(source, source.batches(*_order(source, seed)), mode)
+    normalizer = Normalizer(mean.float().to(device), scale)
+    return normalizer, torch.cat([normalizer(batch).x for batch in sample])
+
+
+def _order(source: ActivationSource, seed: int) -> tuple:
+    """Arguments of `batches`: shuffled training rows, whatever the layout."""
+    return min(8192, STATISTICS_ROWS, len(source.split("train"))), seed, 0, "train"
+
+
+def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mode: str):
+    """(mean (D,) fp64, scale, the first batches)."""
     n = len(store.split("train"))
-    left, D = min(STATISTICS_ROWS, n), store.spec.d_in
-    total, squares, seen, sample = torch.zeros(D, dtype=torch.float64), 0.0, 0, []
-    for batch in store.batches(min(8192, left), seed=seed, split="train"):
+    left = min(STATISTICS_ROWS, n)
+    total, squares, seen, sample = 0.0, 0.0, 0, []
+    for batch in batches:
         check_rows(store, batch)
-        batch.x = batch.x[: left - seen].float()
+        batch = ActivationBatch(batch.x[: left - seen].float(), batch.doc_id, batch.example_id, batch.position, rows=batch.rows)
         x = batch.x.double()
         total, squares, seen = total + x.sum(0), squares + float(x.square().sum()), seen + len(x)
         if seen <= max(SAMPLE_ROWS, len(x)):
@@ -48,24 +76,28 @@ def estimate(store: Store, mode: str, seed: int, device: torch.device) -> tuple[
             break
     mean = total / seen if mode == "center+scale" else torch.zeros_like(total)
     mean_square = squares / seen - float(mean.square().sum())
-    scale = (D / mean_square) ** 0.5 if mode != "none" and mean_square > 0 else 1.0
-    normalizer = Normalizer(mean.float().to(device), scale)
-    return normalizer, torch.cat([normalizer(batch).x for batch in sample])
+    scale = (len(mean) / mean_square) ** 0.5 if mode != "none" and mean_square > 0 else 1.0
+    return mean, scale, sample
 
 
-def checked(store: Store, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+def checked(store: ActivationSource, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
     """The same batches, each looked through for NaN and inf."""
     for batch in batches:
         check_rows(store, batch)
         yield batch
 
 
-def check_rows(store: Store, batch: ActivationBatch) -> None:
+def check_rows(store: ActivationSource, batch: ActivationBatch) -> None:
     """Raise NumericsError for the first row that holds NaN or inf."""
-    check_peaks(store, batch.rows, torch.linalg.vector_norm(batch.x.float(), torch.inf, dim=1))
+    check_peaks(store, batch.rows, peaks(batch))
 
 
-def check_peaks(store: Store, rows: torch.Tensor, peak_B: torch.Tensor) -> None:
+def peaks(batch: ActivationBatch) -> torch.Tensor:
+    """(B,): the largest magnitude in each row or example, NaN and inf included."""
+    return torch.linalg.vector_norm(batch.x.float().flatten(1), torch.inf, dim=1)
+
+
+def check_peaks(store: ActivationSource, rows: torch.Tensor, peak_B: torch.Tensor) -> None:
     """The same, of rows known by number and largest magnitude."""
     bad = (~peak_B.isfinite()).nonzero()[:, 0]
     if len(bad):

@@ -14,14 +14,13 @@ import torch
 
 from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
-from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
-from saekit.training.inputs import Normalizer, check_peaks
+from saekit.training.inputs import Normalizer, check_peaks, peaks
 from saekit.training.logging import MetricsFile
-from saekit.training.optim import adam_tensors, make_adam, reset_moments, restore_adam, schedule
+from saekit.training.optim import DECAY_SHARE, adam_tensors, make_adam, reset_moments, restore_adam, schedule
 from saekit.training.step import take_step
-from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress
+from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
 
 LOGS = 200  # lines of metrics in a run
 # Steps between looks at the device: whether losses were finite and which latents are dead. Reading either makes the host wait for all
@@ -33,11 +32,24 @@ LOOK_EVERY_ON_DEVICE = 32
 class Trainer:
     """A run in progress. `step` counts finished steps; the rows used so far are step * batch."""
 
-    def __init__(self, model: Autoencoder, store: Store, normalize: Normalizer, config: TrainConfig, total: int, out: Path) -> None:
+    def __init__(
+        self,
+        model: Autoencoder,
+        store: ActivationSource,
+        normalize: Normalizer,
+        config: TrainConfig,
+        total: int,
+        out: Path | None,
+        sample: torch.Tensor | None = None,
+        examples: bool = False,
+    ) -> None:
+        """`out` None: no state and no metrics are written. `sample`: normalised rows, for models that look at some between stages.
+        `examples`: the model takes whole examples, and a batch counts these."""
         self.model, self.store, self.normalize, self.config, self.total, self.out = model, store, normalize, config, total, out
+        self.sample, self.examples = sample, examples
         self.step = 0
         self.names = [name for name, _ in model.named_parameters()]
-        self.optimizer = make_adam(model, config.lr)
+        self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         n = len(store.split("train"))
         device = normalize.mean_D.device
@@ -45,7 +57,9 @@ class Trainer:
         if model.active_above is not None:
             self.dead = DeadTracker(model.latents, dead_rows(n), device)
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
-        model.total_steps = total
+        model.total_steps, model.seed = total, config.seed
+        self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
+        self.decay_share = getattr(model, "decay_share", DECAY_SHARE)
         self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
         # Steps whose loss has not been looked at: number, rows in the store, largest entry of each row, and the terms.
         self.unseen: list[tuple[int, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
@@ -53,6 +67,8 @@ class Trainer:
     # -- state -----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if self.out is None:
+            return
         tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
         tensors |= adam_tensors(self.optimizer, self.names)
         tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
@@ -61,11 +77,14 @@ class Trainer:
         if getattr(self.model, "dead_order", None) is not None:
             tensors["dead_order"] = self.model.dead_order
         arm = getattr(self.model, "arm", None)
-        write_train_state(self.out, tensors, {"step": self.step, "scale": self.normalize.scale, "arm": arm})
+        state = {"step": self.step, "scale": self.normalize.scale, "arm": arm}
+        if self.normalize.target is not None:
+            tensors["target_mean"], state["target_scale"] = self.normalize.target
+        write_train_state(self.out, tensors, state)
 
     def restore(self) -> None:
         """Continue from the last saved state, if there is one."""
-        saved = read_train_state(self.out)
+        saved = None if self.out is None else read_train_state(self.out)
         if saved is None:
             return
         tensors, state = saved
@@ -75,20 +94,22 @@ class Trainer:
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
-        self.normalize = Normalizer(tensors["mean"].to(self.normalize.mean_D.device), state["scale"])
+        device = self.normalize.mean_D.device
+        target = (tensors["target_mean"].to(device), state["target_scale"]) if "target_mean" in tensors else None
+        self.normalize = Normalizer(tensors["mean"].to(device), state["scale"], target)
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
-            self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(self.normalize.mean_D.device)
+            self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
     def run(self, progress: Callable[[Progress], None]) -> float:
         """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
-        metrics = MetricsFile(self.out / "metrics.jsonl", self.step)
+        metrics = None if self.out is None else MetricsFile(self.out / "metrics.jsonl", self.step)
         every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
-        batches = self.store.batches(self.config.batch, self.config.seed, self.step * self.config.batch, "train")
+        batches = self.store.batches(self.config.batch, self.config.seed, self.step * self.config.batch, "train", self.examples)
         with _deferred_interrupt() as interrupted:
             for raw in batches:
                 if self.step >= self.total or interrupted():
@@ -98,7 +119,8 @@ class Trainer:
                 if self.step % every == 0 or self.step == self.total:
                     rate = (self.step - logged) * self.config.batch / max(now - last_log, 1e-9)
                     figures = self.figures(batch, terms) | {"rows_per_s": round(rate, 1)}
-                    metrics.write(figures)
+                    if metrics is not None:
+                        metrics.write(figures)
                     rows = self.step * self.config.batch
                     progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
                     last_log, logged = now, self.step
@@ -110,24 +132,25 @@ class Trainer:
                     save_every = max(save_every, 20 * (last_save - now))
             self._check()
             self.save()
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
         if interrupted():
             raise KeyboardInterrupt
         return time.monotonic() - began
 
     def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
-        batch = self.normalize(raw)
+        batch, stage = self.normalize(raw), self._stage()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.step, self.total)
+            group["lr"] = self.config.lr * schedule(self.step - stage.start, stage.stop - stage.start, self.decay_share)
         terms = take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
         self.step += 1
         values = {"total": terms.total, **terms.terms, **terms.metrics}
-        peak_B = torch.linalg.vector_norm(batch.x, torch.inf, dim=1)
+        peak_B = peaks(batch)
         self.unseen.append((self.step, raw.rows, peak_B, {name: value.detach() for name, value in values.items()}))
         looks = self.step % self.look_every == 0
         if looks:
             self._check()
-        if self.dead is not None:
+        if self.dead is not None and terms.fired is not None:  # a stage of pretraining has no code
             self.dead.update(terms.fired, len(batch.x))
             resamples = self.step in self.resample_at
             if looks or resamples:
@@ -137,6 +160,14 @@ class Trainer:
             if resamples and len(self.model.dead_order):
                 self._resample(batch)
         return batch, terms
+
+    def _stage(self) -> Stage:
+        """The stage of the coming step. Entering one tells the model and forgets the moments, which belong to another loss."""
+        stage = next(stage for stage in self.stages if stage.start <= self.step < stage.stop)
+        if self.step == stage.start and hasattr(self.model, "enter"):
+            self.model.enter(stage, self.sample)
+            self.optimizer.state.clear()
+        return stage
 
     def _resample(self, batch: ActivationBatch) -> None:
         latents = self.model.dead_order
@@ -164,10 +195,13 @@ class Trainer:
 
     def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
         """What a line of metrics.jsonl holds; fvu is that of this batch."""
-        variance = (batch.x - batch.x.mean(0)).square().sum(1).mean().item()
         figures = {"step": self.step, "rows": self.step * self.config.batch, "loss": terms.total.item()}
         figures |= {name: value.item() for name, value in (terms.terms | terms.metrics).items()}
-        figures["fvu"] = figures["reconstruction"] / max(variance, 1e-12)
+        error = figures.get("squared_error", figures.get("reconstruction"))
+        if error is not None:  # a stage of pretraining reconstructs something else
+            x = batch.x if batch.target is None else batch.target
+            x = x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]
+            figures["fvu"] = error / max((x - x.mean(0)).square().sum(1).mean().item(), 1e-12)
         if self.dead is not None:
             figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}
         return figures | {"lr": self.optimizer.param_groups[0]["lr"]}

@@ -5,31 +5,20 @@ from __future__ import annotations
 import torch
 
 WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
-# The best of a measured grid at these widths (docs/log.md).
-PEAK_LR = 3e-3
-MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
 
 
-def default_lr(latents: int, sparsity: str | None) -> float:
-    """Peak rate for Adam: PEAK_LR up to the measured width, lower beyond it, where it is not measured.
-
-    TopK: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Dense codes: ~ 1/latents, since each step of Adam moves every entry by the
-    rate, and all latents of a row add up.
-    """
-    if sparsity == "topk":
-        return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5
-    return PEAK_LR / max(latents / MEASURED_DENSE, 1.0)
-
-
-def schedule(step: int, total: int) -> float:
-    """Factor on the peak rate: linear warm-up over the first 5 % of the steps, constant, linear decay over the last 20 %."""
+def schedule(step: int, total: int, decay_share: float = DECAY_SHARE) -> float:
+    """Factor on the peak rate: linear warm-up over the first 5 % of the steps, constant, linear decay over the last `decay_share`."""
     warmup = max(round(WARMUP_SHARE * total), 1)
-    decay = max(round(DECAY_SHARE * total), 1)
+    decay = max(round(decay_share * total), 1)
     return min(1.0, (step + 1) / warmup, (total - step) / decay)
 
 
-def make_adam(model: torch.nn.Module, lr: float) -> torch.optim.Adam:
-    """Adam with betas 0.9 and 0.999. Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
+def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Adam with betas 0.9 and 0.999; with a weight decay, decoupled (AdamW, Loshchilov and Hutter 2019, arXiv 1711.05101).
+    Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
+    if weight_decay:
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
 
 

@@ -1,0 +1,183 @@
+"""What every classic autoencoder shares: a code, an output with its loss, noise on the input, penalties on the code.
+
+A model adds its body, two maps between normalised input and code; everything here combines with every body:
+
+    x~ = (x - mean) * scale;  z = s(to_code(noise(x~)));  a = from_code(z);  loss = output's loss(a, x~) + penalties(z)
+
+Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and give raw units; during training mean is 0 and scale 1, since
+the trainer normalises. Unlike an SAE's, the weights are not folded: a deep body has no weights that would take the mean and scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from saekit.errors import UsageError, check_choice
+from saekit.models import outputs, penalties
+from saekit.models.metrics import firing_counts
+from saekit.models.noise import Noise, step_generator
+from saekit.types import ActivationBatch, LossTerms, Output, Stage, Strategy, Takes
+
+ACTIVATIONS = {
+    "linear": lambda a: a,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+}
+CODE_OF_SPARSITY = {"none": "linear", "l1": "relu", "kl": "sigmoid"}
+ACTIVE_ABOVE = {"none": None, "l1": 0.0, "kl": 0.5}
+DEFAULT_COEF = {"none": 0.0, "l1": 0.1, "kl": 0.5}
+
+
+@dataclass(frozen=True)
+class ClassicConfig:
+    """Options of every classic model. d_in, d_out and shape come from the data."""
+
+    d_in: int
+    latents: int = 32
+    """Size of the code."""
+    output: str = "linear"
+    """linear | sigmoid | bernoulli (saekit.models.outputs)"""
+    noise: str = ""
+    """KIND:LEVEL on the input: gaussian | masking | salt-pepper; '': none."""
+    sparsity: str = "none"
+    """none | l1 | kl: the SAE's penalties on this code."""
+    coef: float | None = None
+    """Weight of the l1 or kl penalty; None: DEFAULT_COEF."""
+    target_rate: float = 0.01
+    """Mean activation that kl pulls every latent to."""
+    d_out: int = 0
+    """Width of a row of the target; 0: d_in."""
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise UsageError(f"--latents {self.latents} must be at least 1")
+        check_choice("--output", self.output, outputs.OUTPUTS)
+        check_choice("--sparsity", self.sparsity, CODE_OF_SPARSITY)
+        Noise.parse(self.noise)
+        if not 0 < self.target_rate < 1:
+            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
+        if self.coef is not None and (self.coef < 0 or self.sparsity == "none"):
+            wrong = "must not be negative" if self.coef < 0 else "weighs a penalty that there is not"
+            raise UsageError(f"--coef {self.coef:g} {wrong}", "--sparsity l1 or kl" if self.coef >= 0 else "")
+
+    @property
+    def penalty(self) -> float:
+        return DEFAULT_COEF[self.sparsity] if self.coef is None else self.coef
+
+
+class Classic(nn.Module):
+    """An `Autoencoder` (saekit.types). A subclass sets its modules and implements to_code and from_code."""
+
+    strategy: Strategy = "gradient"
+    takes: Takes = "rows"
+    reconstruction_weight = 1.0
+    decay_share = 0.5  # of a stage's steps, over which its rate falls to 0 (docs/log.md)
+    gain = 2.0  # of the first weights: rectifiers halve the variance; 1 for bodies without
+
+    def __init__(self, config: ClassicConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.d_in, self.latents, self.d_out = config.d_in, config.latents, config.d_out or config.d_in
+        self.noise = Noise.parse(config.noise)
+        self.active_above = ACTIVE_ABOVE[config.sparsity]
+        self.code_activation = ACTIVATIONS[CODE_OF_SPARSITY[config.sparsity]]
+        self.register_buffer("input_mean", torch.zeros(self.d_in))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("output_mean", torch.zeros(self.d_out))
+        self.register_buffer("output_scale", torch.ones(()))
+        self.backend = "torch"
+        self.seed = 0  # of noise and samples; set by the trainer, as is total_steps
+        self.total_steps = 0
+
+    # -- the body, which a model implements ---------------------------------------------------------------------------------
+
+    def to_code(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised input -> (B,F), before the code's activation."""
+        raise NotImplementedError
+
+    def from_code(self, z: torch.Tensor) -> torch.Tensor:
+        """Code -> the output before its activation, in the shape of the target."""
+        raise NotImplementedError
+
+    def leaving_norms(self) -> torch.Tensor:
+        """(F,): norms of the weights that leave each latent; they weigh the L1 penalty."""
+        raise NotImplementedError
+
+    # -- the map ------------------------------------------------------------------------------------------------------------
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.code_activation(self.to_code((x - self.input_mean) * self.input_scale))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return outputs.activate(self.config.output, self.from_code(z)) / self.output_scale + self.output_mean
+
+    def forward(self, x: torch.Tensor) -> Output:
+        z = self.encode(x)
+        return Output(self.decode(z), z)
+
+    # -- training -----------------------------------------------------------------------------------------------------------
+
+    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """Weights from N(0, gain / fan-in), biases 0 (He et al. 2015, arXiv 1502.01852)."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * math.sqrt(self.gain / parameter[0].numel()))
+                else:
+                    parameter.zero_()
+
+    def stages(self, total: int) -> list[Stage]:
+        return [Stage(0, total)]
+
+    def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
+        """Called before the first step of a stage."""
+
+    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
+        """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
+        x, target = batch.x, batch.x if batch.target is None else batch.target
+        outputs.check_range(self.config.output, target)
+        z, terms, weights = self.noisy_code(self.noise(x, step_generator(self.seed, step, x.device)), x, step)
+        a = self.from_code(z)
+        reconstruction = self.reconstruction(a, target, batch.mask)
+        terms, weights = {"reconstruction": reconstruction, **terms}, {"reconstruction": self.reconstruction_weight, **weights}
+        total = sum(weights[name] * term for name, term in terms.items())
+        with torch.no_grad():
+            x_hat = outputs.activate(self.config.output, a)
+            metrics = {"squared_error": outputs.summed_loss("linear", x_hat, target, batch.mask)}
+            fired = None if self.active_above is None else firing_counts(z.detach(), self.active_above)
+        return LossTerms(total, terms, weights, fired, metrics)
+
+    def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return outputs.summed_loss(self.config.output, a, target, mask)
+
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+        """(code, penalties before weighting, their weights) of one training batch."""
+        z = self.code_activation(self.to_code(noisy))
+        c = self.config
+        if c.sparsity == "l1":
+            return z, {"l1": penalties.l1(z, self.leaving_norms())}, {"l1": c.penalty}
+        if c.sparsity == "kl":
+            return z, {"kl": penalties.kl(z, c.target_rate)}, {"kl": c.penalty}
+        return z, {}, {}
+
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self) -> None:
+        pass
+
+    # -- saving -------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def folded(self, mean_D: torch.Tensor, scale: float, target: tuple[torch.Tensor, float] | None = None) -> dict[str, torch.Tensor]:
+        """The tensors that act on raw rows: mean and scale are kept beside the weights. `target`: mean and scale of another store."""
+        out_mean, out_scale = (mean_D, scale) if target is None else target
+        own = {"input_mean": mean_D, "input_scale": torch.tensor(scale), "output_mean": out_mean, "output_scale": torch.tensor(out_scale)}
+        return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **own}

@@ -1,0 +1,167 @@
+"""`dense`: an autoencoder of mirrored layers, under- or overcomplete, one layer or a deep stack; `linear`: the same with neither hidden
+layers nor bends, whose optimum is PCA's subspace.
+
+Sizes (D, *hidden, F) on the way up, reversed on the way down; `tied` layers use W^T on the way down, with a bias of their own. A layer and
+its mirror image are an autoencoder themselves, which is what pretraining works on (saekit.models.pretraining).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from saekit.errors import UsageError, check_choice
+from saekit.models import penalties
+from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
+from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
+from saekit.types import ActivationBatch, LossTerms, Stage
+
+
+@dataclass(frozen=True)
+class LinearConfig(ClassicConfig):
+    tied: bool = False
+    """The decoder is the encoder's transpose."""
+    contractive: float = 0.0
+    """Weight of mean_b ||J||_F^2, J the Jacobian of the encoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.contractive < 0:
+            raise UsageError(f"--contractive {self.contractive:g} must not be negative")
+        if self.tied and self.d_out not in (0, self.d_in):
+            raise UsageError("--tied: the target has another width than the input", "leave --tied away")
+
+
+@dataclass(frozen=True)
+class DenseConfig(LinearConfig):
+    hidden: tuple[int, ...] = (256,)
+    """Widths of the layers between input and code, from the input up."""
+    activation: str = "gelu"
+    """Of the hidden layers: relu | sigmoid | tanh | silu | gelu."""
+    pretrain: str = ""
+    """greedy | rbm: layers are trained one after another first; '': not."""
+    pretrain_share: float = 0.5
+    """Share of the steps that pretraining takes, the same for every layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if any(width < 1 for width in self.hidden):
+            raise UsageError(f"--hidden {','.join(map(str, self.hidden))}: widths must be at least 1")
+        check_choice("--activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+        if self.pretrain:
+            check_choice("--pretrain", self.pretrain, KINDS)
+        if not 0 < self.pretrain_share < 1:
+            raise UsageError(f"--pretrain-share {self.pretrain_share:g} must be in (0, 1)")
+        if self.pretrain == "rbm" and self.activation != "sigmoid" and self.hidden:
+            cause = f"--pretrain rbm: the mean of a binary unit is a sigmoid, not {self.activation}"
+            raise UsageError(cause, "--activation sigmoid")
+        if self.pretrain == "rbm" and self.sparsity == "l1":
+            raise UsageError("--pretrain rbm: code units are binary or Gaussian, not rectified", "--sparsity kl or none")
+        if self.pretrain and self.d_out not in (0, self.d_in):
+            raise UsageError("--pretrain: layers reconstruct their input, which the target store is not", "leave --pretrain away")
+
+
+class Mirror(nn.Module):
+    """One layer and its mirror image: up (B,in) -> (B,out), down (B,out) -> (B,back), both before activation. back is in, except in the
+    first layer of a model with a target of another width."""
+
+    def __init__(self, d_in: int, d_out: int, tied: bool, d_back: int) -> None:
+        super().__init__()
+        self.W_up = nn.Parameter(torch.zeros(d_out, d_in))
+        self.b_up = nn.Parameter(torch.zeros(d_out))
+        self.W_down = None if tied else nn.Parameter(torch.zeros(d_back, d_out))
+        self.b_down = nn.Parameter(torch.zeros(d_back))
+
+    def up(self, h: torch.Tensor) -> torch.Tensor:
+        return linear(h, self.W_up, self.b_up)
+
+    def down(self, h: torch.Tensor) -> torch.Tensor:
+        return linear(h, self.down_weight, self.b_down)
+
+    @property
+    def down_weight(self) -> torch.Tensor:
+        """(back, out)."""
+        return self.W_up.T if self.W_down is None else self.W_down
+
+
+class Dense(Classic):
+    """Hidden layers bend by `activation`, the code by what its sparsity asks for (linear without one)."""
+
+    hidden: tuple[int, ...] = ()
+    activation = "linear"
+
+    def __init__(self, config: LinearConfig) -> None:
+        super().__init__(config)
+        if isinstance(config, DenseConfig):
+            self.hidden, self.activation = config.hidden, config.activation
+            self.strategy = "layerwise" if config.pretrain else "gradient"
+        widths, backs = (self.d_in, *self.hidden, self.latents), (self.d_out, *self.hidden)
+        self.layers = nn.ModuleList(Mirror(a, b, config.tied, c) for a, b, c in zip(widths, widths[1:], backs))
+        self.bend = ACTIVATIONS[self.activation]
+        self.gain = 2.0 if self.activation in ("relu", "silu", "gelu") else 1.0
+
+    def to_code(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return self.pre_activations(x_BD)[-1]
+
+    def pre_activations(self, x_BD: torch.Tensor) -> list[torch.Tensor]:
+        """Of every layer on the way up, the code's last."""
+        made, h = [], x_BD
+        for layer in self.layers:
+            made.append(layer.up(h))
+            h = self.bend(made[-1])
+        return made
+
+    def from_code(self, z_BF: torch.Tensor) -> torch.Tensor:
+        h = z_BF
+        for i in range(len(self.layers) - 1, -1, -1):
+            h = self.layers[i].down(h)
+            if i:
+                h = self.bend(h)
+        return h
+
+    def leaving_norms(self) -> torch.Tensor:
+        return self.layers[-1].down_weight.norm(dim=0)
+
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+        z, terms, weights = super().noisy_code(noisy, clean, step)
+        if self.config.contractive:
+            terms["contractive"], weights["contractive"] = self.contraction(clean), self.config.contractive
+        return z, terms, weights
+
+    def contraction(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """mean_b ||d code / d x||_F^2 at the rows of x, exact."""
+        pre = self.pre_activations(x_BD)
+        kinds = [self.activation] * len(self.hidden) + [CODE_OF_SPARSITY[self.config.sparsity]]
+        slopes = [penalties.SLOPES[kind](a, ACTIVATIONS[kind](a)) for kind, a in zip(kinds, pre)]
+        return penalties.contractive(slopes, [layer.W_up for layer in self.layers])
+
+    @property
+    def W_dec(self) -> torch.Tensor | None:
+        """(F,D): the decoder's rows, as an SAE names them; None for a deep decoder, which has no direction for a latent."""
+        return self.layers[0].down_weight.T if len(self.layers) == 1 else None
+
+    # -- pretraining --------------------------------------------------------------------------------------------------------
+
+    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        super().initialise(sample, generator)
+        if self.strategy == "layerwise" and self.config.pretrain == "rbm":
+            small_weights_(self, generator)
+
+    def stages(self, total: int) -> list[Stage]:
+        return layer_stages(len(self.layers), total, self.config.pretrain_share) if self.strategy == "layerwise" else super().stages(total)
+
+    def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
+        if self.strategy == "layerwise" and self.config.pretrain == "rbm":
+            enter_layer(self, stage, sample)
+
+    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
+        layer = next(stage.layer for stage in self.stages(max(self.total_steps, step + 1)) if stage.start <= step < stage.stop)
+        return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
+
+
+class Linear(Dense):
+    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in another basis (Baldi and Hornik 1989)."""

@@ -1,0 +1,110 @@
+"""`vae`: the variational autoencoder on a dense body (Kingma and Welling 2014, arXiv 1312.6114), with beta (Higgins et al. 2017).
+
+q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, the mean as the code afterwards. The loss is
+
+    -log p(x|z) + beta * KL(q(z|x) || N(0, I)),    KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2 - 1)
+
+the mean over rows. The likelihood follows `--output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
+values, learnt with the rest (Rybkin et al. 2021, arXiv 2006.13202): a fixed variance would be a second beta in disguise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from saekit.errors import UsageError
+from saekit.models import outputs, penalties
+from saekit.models.dense import Dense, DenseConfig
+from saekit.models.noise import step_generator
+from saekit.types import Output
+
+POSTERIOR = 2  # stream of random numbers within a step
+LOG_VARIANCE = (-12.0, 12.0)  # bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
+
+
+@dataclass(frozen=True)
+class VAEConfig(DenseConfig):
+    hidden: tuple[int, ...] = (512, 256)
+    output: str = "linear"
+    """linear | sigmoid: Gaussian likelihood; bernoulli"""
+    beta: float = 1.0
+    """Weight of KL(q(z|x) || N(0, I)); 0 leaves the reconstruction alone."""
+    likelihood_weight: float = 1.0
+    """Weight of -log p(x|z); 0 leaves the KL alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 0 or self.likelihood_weight < 0:
+            raise UsageError(f"--beta {self.beta:g} must not be negative")
+        for flag, given in (("--sparsity", self.sparsity != "none"), ("--contractive", self.contractive), ("--pretrain", self.pretrain)):
+            if given:
+                raise UsageError(f"{flag} does not apply to --model vae, whose code is drawn from a Gaussian")
+
+
+class VAE(Dense):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(config)
+        width = (self.d_in, *self.hidden)[-1]
+        self.W_spread = nn.Parameter(torch.zeros(self.latents, width))
+        self.b_spread = nn.Parameter(torch.zeros(self.latents))
+        self.reconstruction_weight = config.likelihood_weight
+        self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None  # log variance of x around x_hat
+
+    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """The spread starts at sigma = 1, the prior's."""
+        super().initialise(sample, generator)
+        with torch.no_grad():
+            self.W_spread.zero_()
+
+    def posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, log sigma^2), both (B,F), of raw rows."""
+        return self._posterior((x_BD - self.input_mean) * self.input_scale)
+
+    def _posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pre = self.pre_activations(x_BD)
+        below = self.bend(pre[-2]) if len(pre) > 1 else x_BD
+        return pre[-1], torch.addmm(self.b_spread, below, self.W_spread.T).clamp(*LOG_VARIANCE)
+
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+        mean, log_variance = self._posterior(noisy)
+        z = _draw(mean, log_variance, step_generator(self.seed, step, mean.device, POSTERIOR))
+        return z, {"kl": penalties.gaussian_kl(mean, log_variance).mean()}, {"kl": self.config.beta}
+
+    def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """-log p(x|z), mean over rows, in nats."""
+        return -self._log_likelihood(a, target).mean()
+
+    def _log_likelihood(self, a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        loss_B = outputs.pointwise_loss(self.config.output, a, x).sum(1)
+        if self.log_noise is None:
+            return -loss_B
+        return -0.5 * (loss_B / self.log_noise.exp() + x.shape[1] * (math.log(2 * math.pi) + self.log_noise))
+
+    @torch.no_grad()
+    def elbo(self, x_BD: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """(B,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows. A Gaussian's density is that of raw values."""
+        mean, log_variance = self.posterior(x_BD)
+        a = self.from_code(_draw(mean, log_variance, generator))
+        target = (x_BD - self.output_mean) * self.output_scale
+        density = 0.0 if self.log_noise is None else self.d_out * self.output_scale.log()
+        return self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
+
+    def forward(self, x_BD: torch.Tensor) -> Output:
+        output = super().forward(x_BD)
+        if x_BD.shape[-1] == self.d_out:
+            output.extras["elbo"] = self.elbo(x_BD, step_generator(self.seed, 0, x_BD.device, POSTERIOR))
+        return output
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """(count, D): decoded draws from the prior."""
+        return self.decode(torch.randn(count, self.latents, generator=generator).to(self.input_mean.device))
+
+
+def _draw(mean: torch.Tensor, log_variance: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return mean + (0.5 * log_variance).exp() * noise

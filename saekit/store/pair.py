@@ -1,0 +1,67 @@
+"""Two row-aligned stores as one source: x from the first, the target from the second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from saekit.errors import DataError
+from saekit.store.reader import Store
+from saekit.store.split import RowRanges
+from saekit.types import ActivationBatch, ActivationSpec, Split
+
+
+class PairedStore:
+    """The first store, its batches with `target`. Row i of both must come from the same token, patch or image: raises DataError where
+    documents, examples or positions differ."""
+
+    def __init__(self, store: Store, target: Store) -> None:
+        self.store, self.other = store, target
+        self.path = store.path
+        why = self._difference()
+        if why:
+            cause = f"{target.path} is not row-aligned with {store.path}: {why}"
+            raise DataError(cause, "harvest both from the same examples with the same --rows, --seed and --holdout")
+
+    def _difference(self) -> str:
+        a, b = self.store, self.other
+        if a.spec.layout != b.spec.layout:
+            return f"layout {b.spec.layout} instead of {a.spec.layout}"
+        if len(a) != len(b):
+            return f"{len(b):,} rows instead of {len(a):,}"
+        if len(a.split("train")) != len(b.split("train")):
+            return "other documents are held out"
+        pairs = zip(a.batches(65_536), b.batches(65_536))
+        if not all(torch.equal(getattr(x, name), getattr(y, name)) for x, y in pairs for name in ("doc_id", "example_id", "position")):
+            return "its rows come from other documents or positions"
+        return ""
+
+    @property
+    def spec(self) -> ActivationSpec:
+        return self.store.spec
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def split(self, split: Split) -> RowRanges:
+        return self.store.split(split)
+
+    def examples(self, split: Split = "all") -> int:
+        return self.store.examples(split)
+
+    def locate(self, row: int) -> str:
+        return self.store.locate(row)
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+    ) -> Iterator[ActivationBatch]:
+        """As `Store.batches`. The order is a function of seed, epoch and split alone, which the two stores share."""
+        arguments = (batch_size, seed, start, split, examples)
+        for x, y in zip(self.store.batches(*arguments), self.other.batches(*arguments)):
+            if not torch.equal(x.rows, y.rows):
+                raise DataError(
+                    f"{self.other.path} has other held-out documents than {self.store.path}", "harvest both with the same --seed"
+                )
+            x.target = y.x
+            yield x

@@ -1,0 +1,58 @@
+"""What a run does where the user left it open: rows a step, rows in all, learning rate, weight decay. Chosen once, stored with the run.
+
+SAEs train on millions of hidden states, classic models also on a few thousand images: their steps are counted in shares of the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from saekit.models.sae import SAE
+from saekit.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from saekit.types import Autoencoder
+
+SAE_BATCH, SAE_EPOCHS = 4096, 8
+# The best of a measured grid at these widths (docs/log.md).
+PEAK_LR = 3e-3
+MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
+# Classic models: measured on 4,000 images of 784 pixels (docs/log.md).
+CLASSIC_LR, CLASSIC_DECAY = 1e-3, 1e-2
+CLASSIC_EPOCHS, MOST_ROWS = 60, 8_000_000
+STEPS_AN_EPOCH = 32
+
+
+def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig:
+    """The config with batch, rows, lr and weight decay filled in; `units` is the number of training rows (or whole examples)."""
+    if isinstance(model, SAE):
+        batch = min(SAE_BATCH, _power_of_two(units / 8))
+        rows, lr, decay = SAE_EPOCHS * units, sae_lr(model.latents, model.config.sparsity), 0.0
+    else:
+        batch = min(max(_power_of_two(units / STEPS_AN_EPOCH), 32), SAE_BATCH, units)
+        rows = min(CLASSIC_EPOCHS * units, max(MOST_ROWS, SAE_EPOCHS * units))
+        lr, decay = CLASSIC_LR, CLASSIC_DECAY
+    return dataclasses.replace(
+        config,
+        batch=config.batch or batch,
+        rows=config.rows or rows,
+        lr=config.lr or lr,
+        weight_decay=decay if config.weight_decay is None else config.weight_decay,
+    )
+
+
+def sae_lr(latents: int, sparsity: str) -> float:
+    """Peak rate for Adam: PEAK_LR up to the measured width, lower beyond it, where it is not measured.
+
+    TopK: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Dense codes: ~ 1/latents, since each step of Adam moves every entry by the
+    rate, and all latents of a row add up.
+    """
+    if sparsity == "topk":
+        return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5
+    return PEAK_LR / max(latents / MEASURED_DENSE, 1.0)
+
+
+def _power_of_two(value: float) -> int:
+    """The largest one that is not above; at least 1."""
+    return 1 << max(int(value).bit_length() - 1, 0)

@@ -1,0 +1,108 @@
+"""A model and a source of rows -> tensors that act on raw rows. `train` puts folders around it, the estimator arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from saekit_kernels import keep_freed_memory
+
+from saekit.models.metrics import Figures, RowSums
+from saekit.training.config import TrainConfig
+from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer
+from saekit.training.loop import Trainer
+from saekit.types import ActivationBatch, ActivationSource, Autoencoder, Output, Progress, Split
+
+
+@dataclass(frozen=True)
+class Fitted:
+    tensors: dict[str, torch.Tensor]
+    """What `catalog.restore` takes: they act on raw rows."""
+    normalize: Normalizer
+    steps: int
+    rows: int
+    """Rows, or examples, trained on, counted with repetition."""
+    done: int
+    """Of these, in this process: a resumed run did the others before."""
+    seconds: float
+    figures: dict[str, float | None]
+    """dead_train, where the model has sparse codes."""
+
+
+def by_example(model: Autoencoder, source: ActivationSource) -> bool:
+    """Whether the model is fed whole examples. On a flat store every row is one."""
+    return model.takes != "rows" and source.spec.layout != "flat"
+
+
+def training_units(model: Autoencoder, source: ActivationSource) -> int:
+    """Training rows, or examples where the model takes these."""
+    return source.examples("train") if by_example(model, source) else len(source.split("train"))
+
+
+def fit(
+    model: Autoencoder,
+    source: ActivationSource,
+    config: TrainConfig,
+    steps: int,
+    device: torch.device,
+    backend: str = "torch",
+    out: Path | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Fitted:
+    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if there is one, and saving it.
+
+    Raises NumericsError (data, divergence), DataError (data that the model's output cannot give).
+    """
+    keep_freed_memory()
+    began = time.monotonic()
+    mode = config.normalize or ("none" if source.spec.is_raw else "center+scale")
+    normalize, sample = estimate(source, mode, config.seed, device)
+    if model.strategy == "closed_form":
+        batches = checked(source, source.batches(8192, split="train"))
+        model.fit(normalize(batch).x.cpu() for batch in batches)
+        rows = len(source.split("train"))
+        return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
+    if config.target_store is not None or getattr(source, "target", None) is not None:
+        normalize = target_normalizer(normalize, source, mode, config.seed)
+    model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
+    model.backend = backend
+    trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source))
+    trainer.restore()
+    done = (steps - trainer.step) * config.batch
+    seconds = trainer.run(progress)
+    figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
+    return Fitted(_folded(model, trainer.normalize), trainer.normalize, steps, steps * config.batch, done, seconds, figures)
+
+
+def _folded(model: Autoencoder, normalize: Normalizer) -> dict[str, torch.Tensor]:
+    arguments = (normalize.mean_D, normalize.scale)
+    if normalize.target is not None:
+        arguments = (*arguments, normalize.target)
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.folded(*arguments).items()}
+
+
+def holdout_figures(model: Autoencoder, source: ActivationSource, split: Split = "holdout", rows: int | None = None) -> Figures:
+    """The figures of a model that takes raw activations, on one side of a source. Raises NumericsError for a row that is not finite."""
+    sums = RowSums(model.active_above)
+    examples = by_example(model, source)
+    with torch.no_grad():
+        for batch in checked(source, source.batches(256 if examples else 4096, split=split, examples=examples)):
+            if rows is not None and not examples:
+                batch = _first(batch, rows - sums.rows)
+            sums.add_output((batch.x if batch.target is None else batch.target).float(), applied(model, batch), batch.mask)
+            if rows is not None and sums.rows >= rows:
+                break
+    return sums.figures()
+
+
+def applied(model: Autoencoder, batch: ActivationBatch) -> Output:
+    """The model on one raw batch, padding told where there is some."""
+    return model(batch.x.float()) if batch.mask is None else model(batch.x.float(), batch.mask)
+
+
+def _first(batch: ActivationBatch, rows: int) -> ActivationBatch:
+    target = None if batch.target is None else batch.target[:rows]
+    return ActivationBatch(batch.x[:rows], batch.doc_id[:rows], batch.example_id[:rows], batch.position[:rows], target=target)
