@@ -1,0 +1,48 @@
+"""Codes, rows and labels of any kind as numpy arrays: the figures of this package come from scikit-learn, models give tensors.
+
+Checked at this one place, because scikit-learn's own messages name neither the model's code nor the row at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from saekit_kernels import RaggedCodes, SparseCodes
+
+from saekit.errors import DataError, NumericsError
+
+Rows = torch.Tensor | np.ndarray | SparseCodes | RaggedCodes
+Labels = Sequence[str] | Sequence[int] | torch.Tensor | np.ndarray
+
+
+def matrix(values: Rows, what: str) -> np.ndarray:
+    """(N, F) float32 or float64, trailing axes flattened; `what` names it in errors. DataError: no rows; NumericsError: NaN or inf."""
+    if isinstance(values, (SparseCodes, RaggedCodes)):
+        values = values.to_dense()
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16, and distances in half precision lose the neighbours
+        values = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+    values = np.asarray(values)
+    values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+    if len(values) == 0:
+        raise DataError(f"{what}: there are no rows")
+    values = values.reshape(len(values), -1)
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise NumericsError(f"{what}: row {bad[0]} is not finite ({len(bad):,} of {len(values):,} rows)")
+    return values
+
+
+def classes(labels: Labels, rows: int, what: str) -> np.ndarray:
+    """(N,) labels, one a row. Raises DataError when a row has none or their number differs from `rows`."""
+    labels = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if labels.shape != (rows,):
+        raise DataError(f"{what}: labels of shape {labels.shape} for {rows:,} rows")
+    missing = [i for i, label in enumerate(labels.tolist()) if label is None]
+    if missing:
+        raise DataError(f"{what}: row {missing[0]} has no label ({len(missing):,} of {rows:,} rows)")
+    # a list that once held None is of dtype object, which scikit-learn does not take for strings
+    return labels.astype(str) if labels.dtype == object else labels
