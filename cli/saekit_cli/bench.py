@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,17 @@ NAME = "bench"
 EXAMPLES = """Examples:
 saekit bench train --quick |
 saekit bench train --against eai-sparsify |
-saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv"""
+saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv |
+saekit bench classic --quick"""
+FIGURES = {
+    "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
+    "auroc_worst": ".3f", "iou": ".3f",
+}  # fmt: skip
 
 
 def run(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train")],
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds; under two minutes on two cores.")] = False,
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train | classic")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, fewer epochs: minutes on two cores.")] = False,
     shapes: Annotated[list[str] | None, typer.Option(metavar="DxFxB", help="Width x latents x rows; may be given again.")] = None,
     k: Annotated[int, typer.Option(help="Active latents a row.")] = 32,
     against: Annotated[list[str] | None, typer.Option(help="Peer to run too: eai-sparsify (train).")] = None,
@@ -26,16 +32,21 @@ def run(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed, as ratios to dense torch from one interleaved run."""
-    from saekit.bench import run_suite
+    """Measure: speed, as ratios to dense torch from one interleaved run; classic, what each classic autoencoder reaches."""
+    from saekit.bench import SUITES, run_suite
     from saekit.bench.timing import machine, write_csv
     from saekit.device import pick_device
+    from saekit.errors import check_choice
 
     where = pick_device(device)
     report = (lambda _: None) if quiet else (lambda text: message("bench", text))
+    check_choice("SUITE", suite, SUITES)
+    if suite == "classic":
+        _classic(quick, csv, json_, report)
+        return
     results = run_suite(suite, shapes or [], k, against or [], quick, where, report)
     if csv is not None:
-        write_csv(csv, results, machine(where))
+        write_csv(csv, [dataclasses.asdict(m) for m in results], machine(where))
     if json_:
         print_json(results)
         return
@@ -48,3 +59,25 @@ def run(
     ]  # fmt: skip
     header = ["op", "mode", "backend", "shape", "ms", "p20-p80", "x dense", "x floor", "rows/s", "l0"]
     typer.echo(table(header, rows, left=(0, 1, 2, 3)))
+
+
+def _classic(quick: bool, csv: Path | None, json_: bool, report) -> None:
+    from saekit.bench.classic import bench_classic
+    from saekit.bench.timing import machine, write_csv
+    from saekit.device import pick_device
+
+    results, about = bench_classic(quick, report), machine(pick_device("cpu"))
+    if csv is not None:
+        write_csv(csv, [r.flat() for r in results], about)
+    if json_:
+        print_json(results)
+        return
+    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; mean and spread over seeds")
+    names = [name for name in FIGURES if any(name in r.figures for r in results)]
+    rows = [[r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"] for r in results]
+    typer.echo(table(["data", "model", "task", *names, "s"], rows, left=(0, 1, 2)))
+
+
+def _with_spread(result, name: str) -> str:
+    spread = result.spread.get(name)
+    return figure(result.figures.get(name), FIGURES[name]) + ("" if spread is None else f" ±{figure(spread, FIGURES[name])}")

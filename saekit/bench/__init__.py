@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
     from saekit.bench.timing import Measurement
 
-SUITES = ("kernels", "train")
+SUITES = ("kernels", "train", "classic")
 
 
 def run_suite(
@@ -25,8 +25,10 @@ def run_suite(
     device: torch.device,
     progress: Callable[[str], None],
 ) -> list[Measurement]:
-    """The measurements of `saekit bench SUITE`. Raises UsageError, MissingError for a peer that is not installed."""
-    check_choice("SUITE", suite, SUITES)
+    """The measurements of a speed suite, `saekit bench kernels|train` (for classic: saekit.bench.classic.bench_classic).
+
+    Raises UsageError, MissingError for a peer that is not installed.
+    """
     from saekit.bench.kernels import bench_kernels
     from saekit.bench.peers import check_peers
     from saekit.bench.shapes import parse_shapes

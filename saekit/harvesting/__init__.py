@@ -1,1 +1,4 @@
-"""Transformer to store: models (loading), hooks (where to read), sources (data), inputs (model batches), run (the loop)."""
+"""Transformer to store: models (loading), hooks (where to read), sources (data), inputs (model batches), run (the verb).
+
+Raw data to store, without a model: rawdata (data as rows), raw (the run). What both share: documents, config, base.
+"""

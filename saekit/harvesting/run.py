@@ -1,97 +1,34 @@
 """model + data -> store: the verb `harvest`.
 
 One forward pass a batch feeds every hook; each hook has its own store and the stores are row-aligned. The pass stops behind the last
-hooked block. Killed at any moment, a harvest leaves whole shards and `resume` goes on behind them.
+hooked block. Killed at any moment, a harvest leaves whole shards and `resume` goes on behind them. Raw data takes the same way without
+a model (saekit.harvesting.raw).
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from saekit.config import write_toml
 from saekit.device import pick_device
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError
+from saekit.harvesting.base import Harvest
+from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult, is_raw
 from saekit.harvesting.hooks import capture, resolve_hook
 from saekit.harvesting.inputs import ContextBatch, batches, check_context, check_scope
 from saekit.harvesting.models import LiveModel, load_model
+from saekit.harvesting.raw import RawHarvest
 from saekit.harvesting.sources import Documents, open_data
-from saekit.store.files import folder_bytes
 from saekit.store.shards import StoredExample
-from saekit.store.writer import DTYPES, RowBlock, StoreWriter
-from saekit.types import ActivationSpec, Layout, Progress, Scope
+from saekit.store.writer import RowBlock, StoreWriter
+from saekit.types import ActivationSpec, Progress
 
 CALIBRATION_ROWS = 4096  # --max-norm: rows whose median norm is the reference
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
-
-
-@dataclass(frozen=True)
-class HarvestConfig:
-    hooks: tuple[str, ...]
-    rows: int | None = None
-    """Stored vectors wanted, in every layout; None: all that the data gives."""
-    scope: Scope = "content"
-    layout: Layout = "flat"
-    ctx: int = 128
-    """Tokens a context, special tokens included."""
-    batch: int = 32
-    """Contexts or images a forward pass."""
-    dtype: str = "float16"
-    shard_mb: int = 256
-    max_norm: float | None = None
-    """Drop rows whose norm is above this multiple of the median norm of the first rows."""
-    column: str | None = None
-    pack: bool = False
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.hooks:
-            raise UsageError("--hook is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
-        check_choice("--scope", self.scope, ("content", "cls", "all"))
-        check_choice("--layout", self.layout, ("flat", "sequence", "grid"))
-        check_choice("--dtype", self.dtype, DTYPES)
-        for flag, value in (("rows", self.rows), ("ctx", self.ctx), ("batch", self.batch), ("shard-mb", self.shard_mb)):
-            if value is not None and value < 1:
-                raise UsageError(f"--{flag} {value} must be at least 1")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} must not be negative")
-        if self.max_norm is not None and self.max_norm <= 0:
-            raise UsageError(f"--max-norm {self.max_norm:g} must be above 0")
-        if self.layout != "flat" and self.max_norm is not None:
-            raise UsageError(f"--max-norm drops single rows, which --layout {self.layout} cannot have", "--layout flat")
-
-
-@dataclass(frozen=True)
-class HarvestResult:
-    path: str
-    rows: int
-    asked: int | None
-    fingerprint: str | None
-    """Of the one store; None when several hooks were harvested (see stores)."""
-    seconds: float
-    rows_per_s: float
-    stores: dict[str, str]
-    """Canonical hook path -> store folder."""
-    dropped: int
-    """Rows left out by max_norm."""
-
-
-@dataclass(frozen=True)
-class HarvestPlan:
-    """What a harvest would write. rows and bytes are None when all of the data is taken and its size is not known before."""
-
-    hooks: dict[str, int]
-    """Canonical hook path -> d_in."""
-    rows: int | None
-    bytes: int | None
-    shards: int | None
-    disk_free: int
 
 
 def harvest(
@@ -107,24 +44,35 @@ def harvest(
 ) -> HarvestResult:
     """Store a model's hidden states on some data. Options are the fields of HarvestConfig.
 
-    One hook writes a store at `out`; several write `out/<hook>` each. Raises UsageError, DataError (hook, data, OUT),
-    MissingError (model, data), NumericsError (NaN, or overflow of the dtype).
+    One hook writes a store at `out`; several write `out/<hook>` each. The model may be `raw:pixels`, `raw:array` or `raw:tfidf`: then the
+    data itself is stored (saekit.harvesting.raw), and there is no hook. Raises UsageError, DataError (hook, data, OUT), MissingError
+    (model, data), NumericsError (NaN, or overflow of the dtype).
     """
     hooks = (hook,) if isinstance(hook, str) else tuple(hook)
-    harvester = _Harvest(model, data, Path(out), HarvestConfig(hooks=hooks, **options))
-    return harvester.execute(resume, overwrite, progress)
+    return _harvest_of(model, data, out, HarvestConfig(hooks=hooks, **options)).execute(resume, overwrite, progress)
 
 
 def plan_harvest(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> HarvestPlan:
     """The plan alone; loads the model, writes nothing."""
-    return _Harvest(model, data, Path(out), config).plan()
+    return _harvest_of(model, data, out, config).plan()
 
 
-class _Harvest:
+def _harvest_of(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> Harvest:
+    config.check_for(model if isinstance(model, str) else model.name)
+    raw = isinstance(model, str) and is_raw(model)
+    return (RawHarvest if raw else _ModelHarvest)(model, data, Path(out), config)
+
+
+class _ModelHarvest(Harvest):
+    """Hidden states of a model."""
+
+    dtype = "float16"
+
     def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
+        super().__init__(out, config)
         device = pick_device(config.device)
         self.live = load_model(model, device) if isinstance(model, str) else model
-        self.config, self.out = config, out
+        self.notes = self.live.notes
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
             raise DataError("--layout grid needs an image model and --scope content", "--layout flat or sequence")
         if config.pack and (self.live.modality == "image" or config.layout != "flat"):
@@ -137,16 +85,6 @@ class _Harvest:
         self.data: Documents = open_data(data, modality=self.live.modality, column=config.column, seed=config.seed)
 
     # -- what will be written --------------------------------------------------------------------------------------------
-
-    def plan(self) -> HarvestPlan:
-        rows, size = self.config.rows, None
-        if rows is not None:
-            size = sum(rows * width for width in self.widths.values()) * DTYPES[self.config.dtype].itemsize
-        shards = None if size is None else max(-(-size // (self.config.shard_mb << 20)), len(self.hooks))
-        folder = self.out.absolute()
-        while not folder.exists():
-            folder = folder.parent
-        return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
 
     def spec(self, hook: str) -> ActivationSpec:
         c, text = self.config, self.live.modality == "text"
@@ -168,58 +106,22 @@ class _Harvest:
             column=c.column,
         )
 
-    def folder(self, hook: str) -> Path:
-        return self.out if len(self.hooks) == 1 else self.out / hook.replace(":", "-")
+    def digest(self) -> str | None:
+        return self.data.digest()
+
+    def settings(self) -> dict[str, Any]:
+        c = self.config
+        own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
+        names = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
+        return {**names, **own, "column": c.column, "pack": c.pack, "seed": c.seed}
+
+    def write_extras(self, folder: Path) -> None:
+        if self.live.modality == "text":
+            self.live.tokenizer.save_pretrained(folder / TOKENIZER)
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
-    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
-        plan = self.plan()
-        have = sum(folder_bytes(self.folder(hook)) for hook in self.hooks)
-        if plan.bytes is not None and plan.bytes > plan.disk_free + (have if resume or overwrite else 0):
-            fit = plan.disk_free // (plan.bytes // plan.rows)
-            cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
-            raise DataError(cause, f"--rows {fit} would fit, or another OUT")
-        for note in self.live.notes:
-            progress(Progress("harvest", 0, 0, message=note))
-        began = time.monotonic()
-        writers = self._open(resume, overwrite)
-        first = next(iter(writers.values()))
-        rows_before = first.rows
-        if not all(writer.manifest.complete for writer in writers.values()):
-            if not all(writer.manifest.filled for writer in writers.values()):
-                self._fill(writers, progress)
-            for writer in writers.values():
-                writer.finish()
-        seconds = time.monotonic() - began
-        rate = (first.rows - rows_before) / max(seconds, 1e-9)
-        one = len(writers) == 1
-        return HarvestResult(
-            path=str(self.out),
-            rows=first.rows,
-            asked=self.config.rows,
-            fingerprint=first.spec.fingerprint if one else None,
-            seconds=round(seconds, 3),
-            rows_per_s=round(rate, 1),
-            stores={hook: str(writer.path) for hook, writer in writers.items()},
-            dropped=first.dropped,
-        )
-
-    def _open(self, resume: bool, overwrite: bool) -> dict[str, StoreWriter]:
-        c = self.config
-        plan = {"rows": c.rows, "batch": c.batch, "shard_mb": c.shard_mb, "data": self.data.digest()}
-        writers = {}
-        for hook in self.hooks:
-            path, size = self.folder(hook), c.shard_mb << 20
-            writers[hook] = StoreWriter(path, self.spec(hook), plan, shard_bytes=size, resume=resume, overwrite=overwrite)
-            if self.live.modality == "text":
-                self.live.tokenizer.save_pretrained(path / TOKENIZER)
-            settings = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
-            own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
-            write_toml(path / "config.toml", {**settings, **own, "column": c.column, "pack": c.pack, "seed": c.seed})
-        return writers
-
-    def _fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+    def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
         """Run the model and append, until the rows asked for are there or the data ends.
 
         A writer that is ahead of another after a kill ignores the batches that it has.

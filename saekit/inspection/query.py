@@ -78,7 +78,7 @@ def _typical(scan: Scan, store: Store, latent: int) -> list[str]:
     """The commonest tokens (labels, for images) among the latent's strongest rows."""
     rows = [pick.row for pick in pick_rows(scan, store, latent, 20) if pick.interval is None]
     found: Counter[str] = Counter()
-    texts = token_texts(store) if store.spec.modality == "text" else None
+    texts = token_texts(store) if store.spec.modality == "text" and not store.spec.is_raw else None
     for row in rows:
         example, _ = store.example_at(row)
         if texts is not None:
@@ -108,6 +108,8 @@ class _Typed(Documents):
 def _on_input(model: Autoencoder, store: Store, text: str | None, image: str | Path | None) -> torch.Tensor:
     """(F,): each latent's largest value over the input's tokens or patches (in the store's scope)."""
     spec = store.spec
+    if spec.is_raw:
+        raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
     live = load_model(spec.model)
     document = Document(0, "input", text, _open_image(image) if image is not None else None)
     best = torch.zeros(model.latents)

@@ -128,7 +128,7 @@ def _example(store: Store, pick: Pick, windows: Windows, i: int, texts, thumbnai
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
         return Example(**common, values=shown.tolist(), tokens=texts(example.tokens[lo:hi]), centre=position - lo)
-    grid = store.spec.grid
+    grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0
     shown[positions[patches]] = values[patches]

@@ -52,6 +52,8 @@ def inspect(
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
     model, description, opened = open_pair(checkpoint, store)
+    if opened.spec.is_raw and opened.spec.modality != "image":
+        raise DataError(f"{store} holds {opened.spec.hook} rows, which a page cannot show", f"saekit compare {checkpoint} --store {store}")
     check_features(features, model.latents)
     out = Path(out)
     prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
@@ -88,7 +90,11 @@ def open_pair(checkpoint: str | Path, store: str | Path) -> tuple[Autoencoder, C
         )
     if trained_on["modality"] != opened.spec.modality:
         raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {store} holds {opened.spec.modality}")
-    return load(checkpoint), description, opened
+    model = load(checkpoint)
+    if model.takes != "rows":
+        cause = f"{checkpoint} is a {description.config['model']} model: its code is of whole examples, and features are shown on rows"
+        raise DataError(cause, f"saekit compare {checkpoint} --store {store}")
+    return model, description, opened
 
 
 def unembedding(store: Store) -> tuple[torch.Tensor | None, str]:

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from saekit.errors import UsageError, check_choice
 from saekit.models import penalties
-from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
+from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig, Recipe
 from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
 from saekit.types import ActivationBatch, LossTerms, Stage
 
@@ -164,4 +164,9 @@ class Dense(Classic):
 
 
 class Linear(Dense):
-    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in another basis (Baldi and Hornik 1989)."""
+    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in another basis (Baldi and Hornik 1989).
+
+    The trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
+    """
+
+    recipe = Recipe(lr=1e-2, weight_decay=0.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from saekit.errors import DataError, MissingError
 from saekit.store.files import read_json, write_json
+from saekit.store.split import HOLDOUT_SHARE
 from saekit.types import ActivationSpec
 
 SCHEMA = 1
@@ -48,6 +49,11 @@ class Manifest:
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def holdout(self) -> float:
+        """The share of rows that is held out. The plan names it only where it is not the default, as in stores older than the choice."""
+        return self.plan.get("holdout", HOLDOUT_SHARE)
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)

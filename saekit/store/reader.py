@@ -2,6 +2,7 @@
 
 Shuffling permutes blocks of rows over the whole split, loads a window of blocks and permutes the rows within it: reads stay near
 sequential, memory is one window, and the order is a function of (seed, epoch) alone, so a row cursor continues a pass exactly.
+Whole examples are read and shuffled by saekit.store.examples.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
+from saekit.store.examples import Examples
 from saekit.store.manifest import Manifest
 from saekit.store.shards import ShardFile, StoredExample
 from saekit.store.split import RowRanges, document_runs, split_rows
@@ -72,14 +74,40 @@ class Store:
     def split(self, split: Split) -> RowRanges:
         """The rows of one side of the held-out split (saekit.store.split)."""
         if split not in self._splits:
-            self._splits[split] = split_rows(*self._runs, len(self), self.spec.seed, split)
+            self._splits[split] = split_rows(*self._runs, len(self), self.spec.seed, split, self.manifest.holdout)
         return self._splits[split]
 
-    def batches(self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all") -> Iterator[ActivationBatch]:
+    @cached_property
+    def _examples(self) -> Examples:
+        return Examples(self.shards, self._offsets)
+
+    def examples(self, split: Split = "all") -> int:
+        """How many examples (contexts, images) one side of the held-out split has."""
+        return len(self._examples.of(self.split(split)))
+
+    def labels(self, split: Split = "all", examples: bool = False) -> list[str | None]:
+        """The data's own label of each row, or of each example, in store order; None where it has none."""
+        ranges, every = self.split(split), self._examples.labels()
+        numbers = self._examples.of(ranges) if examples else self._examples.at(ranges.numbers())
+        return [every[number] for number in numbers.tolist()]
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+    ) -> Iterator[ActivationBatch]:
         """Flat batches of rows, x (B,D) in the store's dtype, from row `start` of the pass.
 
         seed None: one pass in store order, the last batch may be smaller. Otherwise endless, epoch after epoch, every batch full.
+
+        examples=True (stores with layout sequence or grid): batch_size and start count whole examples. x is (B,T,D), padded with zeros to
+        the longest of the batch, with mask (B,T) (None when nothing is padded), or (B,H,W,D), rows row-major; doc_id, example_id,
+        position and rows are those of each example's first row.
         """
+        if examples:
+            assert self.spec.layout != "flat", f"{self.path} holds rows, not whole examples"
+            grid = self.spec.grid if self.spec.layout == "grid" else None
+            for numbers in self._examples.order(self._examples.of(self.split(split)), batch_size, seed, start):
+                yield self._examples.read(numbers, grid)
+            return
         if seed is None:
             yield from self._in_order(batch_size, start, split)
             return

@@ -124,6 +124,10 @@ class ShardFile:
         columns = {name: int(a[f"examples.{name}"][index]) for name in ("id", "doc_id", "first_row", "rows")}
         return StoredExample(**columns, tokens=tokens or None, ref=self._string("ref", index), label=label or None)
 
+    def labels(self) -> list[str | None]:
+        """The label of every example of this shard, in order."""
+        return [self._string("label", index) or None for index in range(len(self.arrays["examples.rows"]))]
+
     def _string(self, kind: str, index: int) -> str:
         start, stop = self.arrays[f"examples.{kind}_ptr"][index : index + 2]
         return self.arrays[f"examples.{kind}s"][start:stop].tobytes().decode()

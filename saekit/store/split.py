@@ -1,16 +1,19 @@
 """Which rows are held out: whole documents, chosen by a hash of document and seed, so that every run on a store agrees.
 
-The seed is the store's own, not the training run's: runs with different seeds are compared on the same rows.
+Seed and share are the store's own, not the training run's: runs with different seeds are compared on the same rows.
 """
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import numpy as np
 
 from saekit.errors import DataError
 from saekit.types import Split
 
-HOLDOUT_SHARE = 0.05
+HOLDOUT_SHARE = 0.05  # of the rows, unless `harvest --holdout` says otherwise
 
 
 class RowRanges:
@@ -36,6 +39,16 @@ class RowRanges:
             i += 1
         return pieces
 
+    def contains(self, rows: np.ndarray) -> np.ndarray:
+        """bool (N,): which of the store's rows are in the set."""
+        range_of = np.searchsorted(self.starts, rows, side="right") - 1
+        lengths = np.diff(self.ends, prepend=0)
+        return (range_of >= 0) & (rows < self.starts[range_of] + lengths[range_of])
+
+    def numbers(self) -> np.ndarray:
+        """(len,) int64: the store's row number of every row of the set, ascending."""
+        return np.concatenate([np.arange(*piece) for piece in self.slices(0, len(self))] or [np.zeros(0, np.int64)])
+
 
 def document_runs(doc_ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(first row, document) of every stretch of rows of one document, over the shards in order."""
@@ -48,8 +61,8 @@ def document_runs(doc_ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(firsts).astype(np.int64), np.concatenate(docs).astype(np.int64)
 
 
-def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split: Split) -> RowRanges:
-    """The rows of one side. Documents go to the held-out side in hash order until 5 % of the rows are reached.
+def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split: Split, share: float = HOLDOUT_SHARE) -> RowRanges:
+    """The rows of one side. Documents go to the held-out side in hash order until `share` of the rows are reached.
 
     Raises DataError when there are fewer than two documents: neither side may be empty.
     """
@@ -62,7 +75,8 @@ def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split:
     rows = np.bincount(which, weights=stops - first)
     order = np.argsort(_hash(documents, seed), kind="stable")
     reached = np.cumsum(rows[order])
-    count = int(np.searchsorted(reached, HOLDOUT_SHARE * total)) + 1
+    # 0.07 * 100 is above 7 in floating point; as a fraction it is 7.
+    count = int(np.searchsorted(reached, math.ceil(Fraction(str(share)) * total))) + 1
     held = np.zeros(len(documents), bool)
     held[order[: min(count, len(documents) - 1)]] = True
     chosen = held[which] if split == "holdout" else ~held[which]

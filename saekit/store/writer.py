@@ -15,6 +15,7 @@ from saekit.store import manifest as manifests
 from saekit.store.files import prepare_output, sha256_of, write_tensors
 from saekit.store.manifest import Manifest, Shard, differences
 from saekit.store.shards import ShardFile, StoredExample, example_tensors
+from saekit.store.split import HOLDOUT_SHARE
 from saekit.types import ActivationSpec
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -62,7 +63,8 @@ class StoreWriter:
 
     def _resume(self, plan: dict[str, Any]) -> Manifest:
         have = Manifest.read(self.path)
-        changed = differences({**have.spec.to_json(), **have.plan}, {**self.spec.to_json(), **plan})
+        unsaid = {"holdout": HOLDOUT_SHARE}
+        changed = differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **self.spec.to_json(), **plan})
         if changed:
             raise DataError(
                 f"{self.path} was harvested with other settings: {changed}",
@@ -84,7 +86,7 @@ class StoreWriter:
             row = int(bad[0])
             where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
             if torch.isfinite(block.x[row]).all():
-                raise NumericsError(f"a hidden state overflows {self.spec.dtype} ({where})", "--dtype bfloat16 or float32")
+                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", "--dtype bfloat16 or float32")
             raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", "another --hook")
         block.x = stored
         self._blocks.append(block)

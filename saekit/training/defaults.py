@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from saekit.models.classic import Recipe
 from saekit.models.sae import SAE
 from saekit.training.config import TrainConfig
 
@@ -18,8 +19,6 @@ SAE_BATCH, SAE_EPOCHS = 4096, 8
 # The best of a measured grid at these widths (docs/log.md).
 PEAK_LR = 3e-3
 MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
-# Classic models: measured on 4,000 images of 784 pixels (docs/log.md).
-CLASSIC_LR, CLASSIC_DECAY = 1e-3, 1e-2
 CLASSIC_EPOCHS, MOST_ROWS = 60, 8_000_000
 STEPS_AN_EPOCH = 32
 
@@ -32,7 +31,8 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
     else:
         batch = min(max(_power_of_two(units / STEPS_AN_EPOCH), 32), SAE_BATCH, units)
         rows = min(CLASSIC_EPOCHS * units, max(MOST_ROWS, SAE_EPOCHS * units))
-        lr, decay = CLASSIC_LR, CLASSIC_DECAY
+        recipe = getattr(model, "recipe", Recipe())
+        lr, decay = recipe.lr, recipe.weight_decay
     return dataclasses.replace(
         config,
         batch=config.batch or batch,

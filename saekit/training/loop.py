@@ -59,7 +59,7 @@ class Trainer:
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
         model.total_steps, model.seed = total, config.seed
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
-        self.decay_share = getattr(model, "decay_share", DECAY_SHARE)
+        self.decay_share = model.recipe.decay_share if hasattr(model, "recipe") else DECAY_SHARE
         self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
         # Steps whose loss has not been looked at: number, rows in the store, largest entry of each row, and the terms.
         self.unseen: list[tuple[int, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []

@@ -66,7 +66,7 @@ def test_the_dense_arm_does_the_same_step(sparsity):
 
 def test_the_csv_names_machine_versions_and_date(tmp_path):
     results = run_suite("train", [str(SMALL)], 4, [], True, CPU, lambda _: None)
-    write_csv(tmp_path / "a" / "cpu.csv", results, machine(CPU))
+    write_csv(tmp_path / "a" / "cpu.csv", [dataclasses.asdict(m) for m in results], machine(CPU))
     rows = list(csv.DictReader((tmp_path / "a" / "cpu.csv").open()))
     assert len(rows) == len(results) and float(rows[0]["ms"]) == results[0].ms
     assert rows[0]["torch"] == torch.__version__ and rows[0]["device"] and len(rows[0]["date"]) == 10

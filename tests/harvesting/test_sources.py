@@ -143,7 +143,7 @@ def test_missing_data_is_named(name):
 
 def test_data_of_the_other_modality_is_refused(tmp_path):
     for name, modality in (("embedded:digits", "text"), ("embedded:pydocs", "image")):
-        with pytest.raises(DataError, match=r"and the model reads"):
+        with pytest.raises(DataError, match=rf"holds {'text' if modality == 'image' else 'image'}s, not {modality}s"):
             open_data(name, modality=modality)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(DataError, match=r"holds no image files"):

@@ -1,0 +1,114 @@
+"""What every harvest does, whatever the rows come from: plan, open or resume the stores, fill them, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from saekit.config import write_toml
+from saekit.errors import DataError
+from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
+from saekit.store.files import folder_bytes
+from saekit.store.split import HOLDOUT_SHARE
+from saekit.store.writer import DTYPES, StoreWriter
+from saekit.types import ActivationSpec, Progress
+
+
+class Harvest(ABC):
+    """One call of the verb. A subclass knows the data when it is made, so that wrong requests do not touch OUT."""
+
+    dtype: ClassVar[str]  # of the rows, unless asked otherwise
+    widths: dict[str, int]  # hook -> d_in, a store each
+    notes: Sequence[str] = ()  # what the user should know before it begins
+
+    def __init__(self, out: Path, config: HarvestConfig) -> None:
+        self.out = out
+        self.config = dataclasses.replace(config, dtype=config.dtype or self.dtype)
+
+    @abstractmethod
+    def spec(self, hook: str) -> ActivationSpec: ...
+
+    @abstractmethod
+    def digest(self) -> str | None:
+        """Of the data, which must be the same on a resume."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings by flag name, for config.toml."""
+
+    @abstractmethod
+    def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+        """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
+
+    def rows_expected(self) -> int | None:
+        """Rows that will be stored, None when that is not known before."""
+        return self.config.rows
+
+    def own_plan(self) -> dict[str, Any]:
+        """What must agree for a resume beside what every harvest has."""
+        return {}
+
+    def write_extras(self, folder: Path) -> None:  # noqa: B027 (most have none)
+        """Files beside the shards that show the rows again."""
+
+    def plan(self) -> HarvestPlan:
+        rows, size = self.rows_expected(), None
+        if rows is not None:
+            size = sum(rows * width for width in self.widths.values()) * DTYPES[self.config.dtype].itemsize
+        shards = None if size is None else max(-(-size // (self.config.shard_mb << 20)), len(self.widths))
+        folder = self.out.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
+
+    def folder(self, hook: str) -> Path:
+        return self.out if len(self.widths) == 1 else self.out / hook.replace(":", "-")
+
+    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+        plan = self.plan()
+        have = sum(folder_bytes(self.folder(hook)) for hook in self.widths)
+        if plan.bytes is not None and plan.bytes > plan.disk_free + (have if resume or overwrite else 0):
+            fit = plan.disk_free // (plan.bytes // plan.rows)
+            cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
+            raise DataError(cause, f"--rows {fit} would fit, or another OUT")
+        for note in self.notes:
+            progress(Progress("harvest", 0, 0, message=note))
+        began = time.monotonic()
+        writers = self._open(resume, overwrite)
+        first = next(iter(writers.values()))
+        rows_before = first.rows
+        if not all(writer.manifest.complete for writer in writers.values()):
+            if not all(writer.manifest.filled for writer in writers.values()):
+                self.fill(writers, progress)
+            for writer in writers.values():
+                writer.finish()
+        seconds = time.monotonic() - began
+        rate = (first.rows - rows_before) / max(seconds, 1e-9)
+        one = len(writers) == 1
+        return HarvestResult(
+            path=str(self.out),
+            rows=first.rows,
+            asked=self.config.rows,
+            fingerprint=first.spec.fingerprint if one else None,
+            seconds=round(seconds, 3),
+            rows_per_s=round(rate, 1),
+            stores={hook: str(writer.path) for hook, writer in writers.items()},
+            dropped=first.dropped,
+        )
+
+    def _open(self, resume: bool, overwrite: bool) -> dict[str, StoreWriter]:
+        c = self.config
+        plan = {"rows": c.rows, "batch": c.batch, "shard_mb": c.shard_mb, "data": self.digest(), **self.own_plan()}
+        chosen = {} if c.holdout == HOLDOUT_SHARE else {"holdout": c.holdout}  # absent in stores of before there was a choice
+        writers = {}
+        for hook in self.widths:
+            path, size = self.folder(hook), c.shard_mb << 20
+            writers[hook] = StoreWriter(path, self.spec(hook), plan | chosen, shard_bytes=size, resume=resume, overwrite=overwrite)
+            self.write_extras(path)
+            write_toml(path / "config.toml", self.settings() | chosen)
+        return writers

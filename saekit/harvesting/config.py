@@ -1,0 +1,110 @@
+"""What a harvest is asked for, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from saekit.errors import UsageError, check_choice, did_you_mean
+from saekit.store.split import HOLDOUT_SHARE
+from saekit.store.writer import DTYPES
+from saekit.types import Layout, Scope
+
+RAW = "raw:"
+RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")  # data that is stored as it is, in the place of a MODEL
+_MODEL_FLAGS = {"--hook": "hooks", "--scope": "scope", "--ctx": "ctx", "--pack": "pack", "--max-norm": "max_norm"}
+
+
+def is_raw(model: str) -> bool:
+    return model.startswith(RAW)
+
+
+def check_raw_kind(model: str) -> None:
+    if model not in RAW_KINDS:
+        raise UsageError(f"{model} is no kind of raw data", f"{did_you_mean(model, RAW_KINDS)}choose {', '.join(RAW_KINDS)}")
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    hooks: tuple[str, ...] = ()
+    rows: int | None = None
+    """Stored vectors wanted, in every layout; None: all that the data gives."""
+    scope: Scope = "content"
+    layout: Layout = "flat"
+    ctx: int = 128
+    """Tokens a context, special tokens included."""
+    batch: int = 32
+    """Contexts or images a forward pass."""
+    dtype: str | None = None
+    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data."""
+    shard_mb: int = 256
+    max_norm: float | None = None
+    """Drop rows whose norm is above this multiple of the median norm of the first rows."""
+    column: str | None = None
+    pack: bool = False
+    seed: int = 0
+    """Order of the documents, and which are held out."""
+    holdout: float = HOLDOUT_SHARE
+    """Share of the rows that is kept from training."""
+    vocabulary: int = 2000
+    """Words of raw:tfidf: one column each."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("--scope", self.scope, ("content", "cls", "all"))
+        check_choice("--layout", self.layout, ("flat", "sequence", "grid"))
+        if self.dtype:
+            check_choice("--dtype", self.dtype, DTYPES)
+        for name in ("rows", "ctx", "batch", "shard_mb", "vocabulary"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if not 0 < self.holdout < 1:
+            raise UsageError(f"--holdout {self.holdout:g} must be in (0, 1)", "--holdout 0.05 keeps one row in twenty from training")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} must not be negative")
+        if self.max_norm is not None and self.max_norm <= 0:
+            raise UsageError(f"--max-norm {self.max_norm:g} must be above 0")
+        if self.layout != "flat" and self.max_norm is not None:
+            raise UsageError(f"--max-norm drops single rows, which --layout {self.layout} cannot have", "--layout flat")
+
+    def check_for(self, model: str) -> None:
+        """Raise UsageError for what `model` needs and is not there, or has no use for: said before a model loads."""
+        raw = is_raw(model)
+        if raw:
+            check_raw_kind(model)
+        elif not self.hooks:
+            raise UsageError("--hook is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        given = [flag for flag, name in _MODEL_FLAGS.items() if raw and getattr(self, name) != defaults[name]]
+        if given:
+            raise UsageError(f"{', '.join(given)} with {model}: there is no model to read from", f"leave {', '.join(given)} away")
+        if model != "raw:tfidf" and self.vocabulary != defaults["vocabulary"]:
+            raise UsageError(f"--vocabulary with {model}: it counts the words of raw:tfidf", "leave --vocabulary away")
+
+
+@dataclass(frozen=True)
+class HarvestResult:
+    path: str
+    rows: int
+    asked: int | None
+    fingerprint: str | None
+    """Of the one store; None when several hooks were harvested (see stores)."""
+    seconds: float
+    rows_per_s: float
+    stores: dict[str, str]
+    """Canonical hook path (the kind of raw data) -> store folder."""
+    dropped: int
+    """Rows left out by max_norm; documents without a word of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class HarvestPlan:
+    """What a harvest would write. rows, bytes and shards are None when all of the data is taken and its size is not known before."""
+
+    hooks: dict[str, int]
+    """Canonical hook path (the kind of raw data) -> d_in."""
+    rows: int | None
+    bytes: int | None
+    shards: int | None
+    disk_free: int
