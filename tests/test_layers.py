@@ -18,7 +18,8 @@ LAYERS = [
     ["saekit.config", "saekit.device"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
-    ["saekit.evaluation", "saekit.inspection", "saekit.bench"],
+    ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
+    ["saekit.bench"],
     ["saekit_cli"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

@@ -31,6 +31,7 @@ class Case:
     task: str = "reconstruct"
     seeded: bool = True  # False: closed form, the same for every seed
     noise: str = ""  # for task denoise, where the model's own options do not say
+    epochs: int | None = None  # None: what the model's defaults are (saekit.training.defaults)
 
 
 BERNOULLI = {"output": "bernoulli"}
@@ -64,7 +65,7 @@ MNIST = [
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}),
     dense("mnist", "dense 784, l1", 784, hidden=(), sparsity="l1"),
     dense("mnist", "dense 784, kl", 784, hidden=(), sparsity="kl", target_rate=0.05),
-    Case("mnist", "sae topk 4x, k 30", "sae", {"expansion": 4, "k": 30}),
+    Case("mnist", "sae topk 4x, k 30", "sae", {"expansion": 4, "k": 30}, epochs=60),
     Case("mnist", "sigmoid stack, random start", "dense", SIGMOID),
     Case("mnist", "sigmoid stack, greedy", "dense", {**SIGMOID, "pretrain": "greedy"}),
     Case("mnist", "sigmoid stack, rbm", "dense", {**SIGMOID, "pretrain": "rbm"}),

@@ -1,7 +1,8 @@
 """embedded:photos and embedded:photos-grey: 32x32 crops of scikit-learn's two sample photographs, in colour and in grey.
 
-Crops lie side by side and share no pixel, so a held-out crop is new to a model, though its photograph is not. Grey is PIL's luma of the colour crop (ITU-R 601). Both sets have the same names in the same order, so two harvests
-with the same seed are row-aligned: grey in, colour out.
+Crops lie side by side and share no pixel, so a held-out crop is new to a model, though its photograph is not. Grey is PIL's luma of the
+colour crop (ITU-R 601). Both sets have the same names in the same order, so two harvests with the same seed are row-aligned: grey in,
+colour out.
 """
 
 from __future__ import annotations

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice
+from saekit.models.conv import Conv, ConvConfig
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
 from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
+from saekit.models.recurrent import Recurrent, RecurrentConfig
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
+from saekit.models.unet import UNet, UNetConfig
 from saekit.models.vae import VAE, VAEConfig
 
 
@@ -28,6 +31,9 @@ CATALOG: dict[str, Entry] = {
     "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
     "dense": Entry(DenseConfig, Dense, "mirrored layers, shallow or deep: --hidden, --tied, --noise, --contractive, --pretrain"),
+    "conv": Entry(ConvConfig, Conv, "convolutions for images and grids of patches: --channels"),
+    "unet": Entry(UNetConfig, UNet, "convolutions down and up with skips between, for a target store: colours, masks"),
+    "recurrent": Entry(RecurrentConfig, Recurrent, "reads a sequence into one code and writes it out again: --cell gru | lstm"),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with --beta: samples, interpolation, ELBO"),
 }
 FROM_DATA = ("d_in", "d_out", "shape")  # fields of a config that no option sets

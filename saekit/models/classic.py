@@ -151,10 +151,14 @@ class Classic(nn.Module):
 
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
         """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
-        x, target = batch.x, batch.x if batch.target is None else batch.target
+        noisy = self.noise(batch.x, step_generator(self.seed, step, batch.x.device))
+        z, terms, weights = self.noisy_code(noisy, batch.x, step)
+        return self.judged(self.from_code(z), z, batch, terms, weights)
+
+    def judged(self, a: torch.Tensor, z: torch.Tensor, batch: ActivationBatch, terms: dict, weights: dict) -> LossTerms:
+        """The loss of output a, before its activation, and code z; `terms` and `weights` are the penalties'."""
+        target = batch.x if batch.target is None else batch.target
         outputs.check_range(self.config.output, target)
-        z, terms, weights = self.noisy_code(self.noise(x, step_generator(self.seed, step, x.device)), x, step)
-        a = self.from_code(z)
         reconstruction = self.reconstruction(a, target, batch.mask)
         terms, weights = {"reconstruction": reconstruction, **terms}, {"reconstruction": self.reconstruction_weight, **weights}
         total = sum(weights[name] * term for name, term in terms.items())
@@ -169,7 +173,10 @@ class Classic(nn.Module):
 
     def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
         """(code, penalties before weighting, their weights) of one training batch."""
-        z = self.code_activation(self.to_code(noisy))
+        return self.penalised(self.code_activation(self.to_code(noisy)))
+
+    def penalised(self, z: torch.Tensor) -> tuple[torch.Tensor, dict, dict]:
+        """z with what its sparsity costs: (z, penalties before weighting, their weights)."""
         c = self.config
         if c.sparsity == "l1":
             return z, {"l1": penalties.l1(z, self.leaving_norms())}, {"l1": c.penalty}

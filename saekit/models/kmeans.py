@@ -41,7 +41,8 @@ class KMeans(nn.Module):
         self.register_buffer("centroids", torch.zeros(self.latents, self.d_in))
 
     def encode(self, x_BD: torch.Tensor) -> SparseCodes:
-        nearest = torch.cdist(x_BD, self.centroids).argmin(1, keepdim=True)
+        centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
+        nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
         return SparseCodes(torch.ones_like(nearest, dtype=x_BD.dtype), nearest.int(), nnz, self.latents)
 
@@ -66,11 +67,11 @@ class KMeans(nn.Module):
             if sum(map(len, held)) >= rows:
                 model.partial_fit(np.concatenate(held))
                 held, fitted = [], True
-        if held and not fitted:
+        if held:
             x = np.concatenate(held)
-            if len(x) < self.latents:
+            if not fitted and len(x) < self.latents:
                 raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", f"--latents {max(len(x) // 10, 1)}")
-            model.fit(x)
+            model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_))
 
     def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:

@@ -45,7 +45,7 @@ class RowSums:
 
     def __init__(self, active_above: float | None) -> None:
         self.active_above = active_above
-        self.rows = 0
+        self.rows = self.codes = 0  # a model of whole examples has one code for many rows
         self.error = self.squares = self.cosines = 0.0
         self.total: torch.Tensor | float = 0.0
         self.fired: torch.Tensor | int = 0
@@ -70,12 +70,13 @@ class RowSums:
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
         if self.active_above is not None:
             self.fired = self.fired + firing_counts(code, self.active_above)
+            self.codes += len(code.vals if isinstance(code, SparseCodes) else code)
 
     def figures(self) -> Figures:
         n = self.rows
         variance = self.squares - float((self.total / n).square().sum()) * n
         sparse = self.active_above is not None
-        density = self.fired.double() / n if sparse else None
+        density = self.fired.double() / self.codes if sparse else None
         return Figures(
             n,
             self.error / variance if variance > 0 else float("nan"),

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 KINDS = ("greedy", "rbm")
 CHAIN = 1  # rounds of contrastive divergence
 SMALL = 0.01  # standard deviation of an RBM's first weights (Hinton 2010, section 8)
+RAREST = 1e-3  # a visible unit starts with at least this mean
 NOISE, SAMPLES = 0, 1  # streams of random numbers within a step
 
 
 def layer_stages(layers: int, total: int, share: float) -> list[Stage]:
     """One stage a layer, in `share` of the steps, then the whole model. Short runs may leave layers without a step."""
-    bounds = [round(total * share * i / layers) for i in range(layers + 1)]
+    before = min(round(total * share), total - 1)  # the last step at least is everyone's
+    bounds = [round(before * i / layers) for i in range(layers + 1)]
     found = [Stage(start, stop, layer) for layer, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
-    return [*found, Stage(bounds[-1], max(total, bounds[-1] + 1))]
+    return [*found, Stage(before, total)]
 
 
 def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: int) -> LossTerms:
@@ -83,7 +85,7 @@ def enter_layer(model: Dense, stage: Stage, sample: torch.Tensor | None) -> None
     """The first machine starts from the data's means; behind the last one the stack is unrolled, every layer's way down its transpose."""
     if stage.layer == 0 and sample is not None:
         mean = sample.mean(0).to(model.layers[0].b_down.device)
-        model.layers[0].b_down.copy_(mean if model.config.output == "linear" else mean.clamp(0.01, 0.99).logit())
+        model.layers[0].b_down.copy_(mean if model.config.output == "linear" else mean.clamp(RAREST, 1 - RAREST).logit())
     if stage.layer is None:
         for mirror in model.layers:
             if mirror.W_down is not None:

@@ -38,8 +38,9 @@ class VAEConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta < 0 or self.likelihood_weight < 0:
-            raise UsageError(f"--beta {self.beta:g} must not be negative")
+        for flag, value in (("--beta", self.beta), ("--likelihood-weight", self.likelihood_weight)):
+            if value < 0:
+                raise UsageError(f"{flag} {value:g} must not be negative")
         for flag, given in (("--sparsity", self.sparsity != "none"), ("--contractive", self.contractive), ("--pretrain", self.pretrain)):
             if given:
                 raise UsageError(f"{flag} does not apply to --model vae, whose code is drawn from a Gaussian")
@@ -95,7 +96,7 @@ class VAE(Dense):
 
     def forward(self, x_BD: torch.Tensor) -> Output:
         output = super().forward(x_BD)
-        if x_BD.shape[-1] == self.d_out:
+        if not self.config.d_out:  # the bound is on p(x); with another store as the target there is none
             output.extras["elbo"] = self.elbo(x_BD, step_generator(self.seed, 0, x_BD.device, POSTERIOR))
         return output
 

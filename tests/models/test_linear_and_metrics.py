@@ -92,7 +92,7 @@ def test_figures_do_not_depend_on_the_batches():
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_model_of_the_catalog_can_be_built_and_describes_its_options(name):
-    model = build(name, 48, {})
+    model = build(name, 48, {}, shape=(4, 4, 3))
     assert model.d_in == 48 and model.strategy in ("gradient", "closed_form")
     assert options_of(name) and CATALOG[name].line
 

@@ -1,0 +1,142 @@
+"""`conv`: an autoencoder of convolutions for images and grids of patches.
+
+Down, per entry of `channels`: a 3x3 convolution, a bend, 2x2 mean pooling (max pooling left 11 to 22% more error, docs/log.md); then a
+linear map to the code. Up is the mirror image: a linear map, then transposed convolutions. Their kernels are 4x4, a multiple of the
+stride, so that all output values are sums of equally many products; with 3x3 some have one and others four, which shows as a checkerboard
+(Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Pooling rounds odd sides down, `output_padding` brings them back.
+
+Channels are last outside, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of `raw:pixels`. Inside they are first, as torch has
+them.
+Shapes: B examples, H W sides, C channels, h w sides of a map, F latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn.functional import avg_pool2d
+
+from saekit.errors import DataError, UsageError, check_choice
+from saekit.models.classic import ACTIVATIONS, Classic, ClassicConfig
+from saekit.types import Takes
+
+UP_KERNEL = 4
+
+
+@dataclass(frozen=True)
+class ConvConfig(ClassicConfig):
+    shape: tuple[int, ...] = ()
+    """(H,W,C) of one example; d_in is C for a grid, H*W*C for flat rows."""
+    channels: tuple[int, ...] = (16, 32)
+    """Of the maps on the way down; every entry halves both sides."""
+    activation: str = "gelu"
+    """Behind every convolution: relu | sigmoid | tanh | silu | gelu."""
+
+    model: ClassVar[str] = "conv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "channels", tuple(self.channels))
+        check_choice("--activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+        if not self.channels or any(count < 1 for count in self.channels):
+            raise UsageError(f"--channels {','.join(map(str, self.channels))}: at least one number, each at least 1", "--channels 16,32")
+        self._check_shape()
+        self._check_sides()
+
+    def _check_shape(self) -> None:
+        if len(self.shape) != 3 or None in self.shape:
+            raise DataError(
+                f"{self.model} takes images or grids; these rows have no shape (H,W,C)", "harvest raw:pixels, or with --layout grid"
+            )
+        H, W, C = self.shape
+        if self.d_in not in (C, H * W * C):
+            raise DataError(f"rows of width {self.d_in} are neither patches nor images of shape {self.shape}")
+        if not self.is_grid and self.d_out % (H * W):
+            raise DataError(f"rows of width {self.d_out} in the target store are no images of {H}x{W}", "a target store of the same sides")
+
+    def _check_sides(self) -> None:
+        H, W, _ = self.shape
+        pools = min(H, W).bit_length() - 1  # that leave a side of at least 1
+        if pools < 1:
+            raise DataError(f"sides of {H}x{W} are too small for {self.model}, which halves both", "--model dense")
+        if len(self.channels) > pools:
+            widths, fewer = ",".join(map(str, self.channels)), ",".join(map(str, self.channels[:pools]))
+            raise UsageError(
+                f"--channels {widths} halves the sides {len(self.channels)} times, and {H}x{W} are too small", f"--channels {fewer}"
+            )
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether examples are (B,H,W,C), not flat rows."""
+        return self.d_in == self.shape[2]
+
+
+class Spatial(Classic):
+    """What conv and unet have in common: data to maps and back, and the sides of every level."""
+
+    takes: Takes = "grid"
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__(config)
+        H, W, self.maps_in = config.shape
+        self.maps_out = self.d_out if config.is_grid else self.d_out // (H * W)
+        self.sides = [(H >> level, W >> level) for level in range(len(config.channels) + 1)]
+        self.bend = ACTIVATIONS[config.activation]
+        self.gain = 2.0 if config.activation in ("relu", "silu", "gelu") else 1.0
+
+    def to_maps(self, x: torch.Tensor) -> torch.Tensor:
+        """(B,H,W,C) or (B,H*W*C) -> (B,C,H,W)."""
+        return rearrange(x.reshape(len(x), *self.sides[0], self.maps_in), "B H W C -> B C H W")
+
+    def from_maps(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B,C,H,W) -> the shape of the target, by what the input is: (B,H,W,C) or (B,H*W*C)."""
+        return rearrange(maps_BCHW, "B C H W -> B H W C" if self.config.is_grid else "B C H W -> B (H W C)")
+
+    @torch.no_grad()
+    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that their first index is not the output."""
+        super().initialise(sample, generator)
+        for module in self.modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2  # in one output value: the fan-in
+                module.weight.mul_(math.sqrt(module.weight[0].numel() / products))
+
+
+class Conv(Spatial):
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__(config)
+        widths = (self.maps_in, *config.channels)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.narrow = (config.channels[-1], *self.sides[-1])  # the map between the convolutions and the code
+        self.into = nn.Linear(math.prod(self.narrow), self.latents)
+        self.out_of = nn.Linear(self.latents, math.prod(self.narrow))
+        backs = (self.maps_out, *config.channels)
+        self.up = nn.ModuleList(doubling(b, a, sides) for a, b, sides in zip(backs, backs[1:], self.sides))
+
+    def to_code(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.to_maps(x)
+        for layer in self.down:
+            maps = avg_pool2d(self.bend(layer(maps)), 2)
+        return self.into(maps.flatten(1))
+
+    def from_code(self, z_BF: torch.Tensor) -> torch.Tensor:
+        maps = self.out_of(z_BF).unflatten(1, self.narrow)
+        for layer in reversed(self.up):
+            maps = layer(self.bend(maps))
+        return self.from_maps(maps)
+
+    def leaving_norms(self) -> torch.Tensor:
+        return self.out_of.weight.norm(dim=0)
+
+
+def doubling(maps_in: int, maps_out: int, sides: tuple[int, int]) -> nn.ConvTranspose2d:
+    """(B,maps_in,h,w) -> (B,maps_out,*sides), where pooling has made h, w from `sides`."""
+    odd = (sides[0] % 2, sides[1] % 2)
+    return nn.ConvTranspose2d(maps_in, maps_out, UP_KERNEL, stride=2, padding=1, output_padding=odd)
