@@ -19,12 +19,14 @@ _PUBLIC = {
     "evaluate": "saekit.evaluation.table",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
+    "Estimator": "saekit.estimator",
     "SaekitError": "saekit.errors",
 }
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError
+    from saekit.estimator import Estimator as Estimator
     from saekit.evaluation.table import evaluate as evaluate
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest

@@ -56,10 +56,14 @@ class VAE(Dense):
         self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None  # log variance of x around x_hat
 
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """The spread starts at sigma = 1, the prior's."""
+        """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have around their mean: one number is moved
+        by the learning rate a step, and would not arrive in a short run."""
         super().initialise(sample, generator)
+        variance = sample.var(0, correction=0).mean() if sample.shape[-1] == self.d_out else torch.ones(())
         with torch.no_grad():
             self.W_spread.zero_()
+            if self.log_noise is not None and variance > 0:
+                self.log_noise.copy_(variance.log())
 
     def posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, log sigma^2), both (B,F), of raw rows."""

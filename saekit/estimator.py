@@ -1,0 +1,325 @@
+"""Every model as a scikit-learn estimator: arrays in, arrays out, no folders.
+
+A thin coat over the parts that `train` is made of: ArraySource gives rows, saekit.training.fit trains, catalog.restore gives the module
+that takes raw rows. What is added here is what scikit-learn asks for: parameters that are only stored, validation, dense codes, pickles.
+
+The core speaks of flags, since most of its users type them; its refusals are put into the words of the constructor and raised as
+ValueError, which is what scikit-learn's own tools expect.
+
+There is no partial_fit: a rate that falls over the run, stages of pretraining and the mean of all rows need to know the whole beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from saekit_kernels import SparseCodes, from_dense
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from saekit.device import pick_device
+from saekit.errors import DataError, UsageError
+from saekit.models.catalog import CATALOG, build, options_of, restore
+from saekit.models.metrics import RowSums
+from saekit.store.memory import ArraySource
+from saekit.training.config import TrainConfig
+from saekit.training.defaults import resolved
+from saekit.training.fit import fit
+from saekit.training.run import pick_backend
+from saekit.types import Progress
+
+ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of what lies between input and output
+RENAMED = {"seed": "random_state", "rows": "epochs"}  # flags whose parameter has another name
+
+
+class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """An autoencoder of saekit's catalog with scikit-learn's interface: it works in pipelines, grid searches and `clone`.
+
+    >>> from sklearn.datasets import load_digits
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> pca = Estimator("pca", latents=16).fit(X)
+    >>> pca.transform(X).shape, round(pca.score(X), 2)
+    ((1797, 16), 0.85)
+
+    Parameters
+        model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ...
+        latents: length F of the code; None: the model's default, for pca at most n_features, for kmeans at most n_samples.
+        options: the model's other options by name, such as {"hidden": (256, 64), "noise": "masking:0.3"} or {"k": 8}.
+        epochs, batch, lr, weight_decay: as flags of `saekit train`; None: saekit.training.defaults. pca and kmeans use none of them.
+        normalize: "center+scale" | "scale" | "none": one mean row and one factor for the whole of X. None: center+scale, whatever X holds,
+            since the default rates suit values around 0 of size 1; none where options["output"] is sigmoid or bernoulli, which give [0, 1].
+        image_shape: (H, W, C) of a row, with H * W * C = n_features, for models that take images; the others do not use it.
+        random_state: an int gives the same bits again; None or a RandomState draw a seed.
+        device: "auto" | "cpu" | "cuda" ...; "auto" is CUDA where torch sees it.
+
+    Attributes, after fit
+        model_: the trained module, which takes raw rows; n_features_in_, feature_names_in_; n_iter_: steps.
+        history_: list of dicts with step, loss and fvu (of that batch), at most 400; empty for pca and kmeans.
+        components_ (F, n_features): rows of the decoder in units of X, for models whose decoder has one layer (pca, linear, sae).
+        mean_ (n_features,), explained_variance_ratio_ (F,): pca alone.
+
+    X is (n_samples, n_features), an array, DataFrame or torch tensor; tensors give tensors on their device, everything else NumPy arrays.
+    Computation and results are float32; float64 is accepted and rounded. `transform` gives dense codes, of sparse models too.
+
+    Raises ValueError for options or data that do not fit, TypeError for sparse matrices, NumericsError for a run that diverged and
+    BackendError for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str = "dense",
+        *,
+        latents: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        epochs: float | None = None,
+        batch: int | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        normalize: str | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        device: str = "auto",
+    ) -> None:
+        self.model = model
+        self.latents = latents
+        self.options = options
+        self.epochs = epochs
+        self.batch = batch
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.normalize = normalize
+        self.image_shape = image_shape
+        self.random_state = random_state
+        self.device = device
+
+    # -- training -----------------------------------------------------------------------------------------------------------
+
+    def fit(self, X, y=None) -> Estimator:
+        """Train on all rows of X; `y` is not looked at."""
+        x_ND = self._rows(X, reset=True)
+        with _own_words():
+            self._train(x_ND)
+        return self
+
+    def _train(self, x_ND: torch.Tensor) -> None:
+        n, d_in = x_ND.shape
+        device = pick_device(self.device)
+        config = self._config(n, d_in)
+        source = ArraySource(x_ND, shape=self._shape(d_in))
+        model = build(self.model, d_in, config.options, source.spec.shape)
+        config = resolved(config, model, n)
+        if model.strategy != "closed_form" and config.batch > n:
+            raise DataError(f"--batch {config.batch:,} is above the {n:,} rows of X", f"--batch {max(n // 4, 1)}")
+        history: list[dict[str, float]] = []
+        backend = pick_backend(model, config.backend, device).name
+        fitted = fit(
+            model, source, config, max(config.rows // config.batch, 1), device, backend, progress=lambda p: history.append(_untimed(p))
+        )
+        self._restored = (self.model, dataclasses.asdict(model.config))
+        self.model_ = restore(*self._restored, fitted.tensors)
+        self.n_iter_, self.history_, self._seed = fitted.steps, history, config.seed
+        if self.model == "pca":
+            self._total_variance = float(x_ND.numpy().var(axis=0, dtype=np.float64).sum())
+
+    def _config(self, n: int, d_in: int) -> TrainConfig:
+        known = options_of(self.model)
+        options = dict(self.options or {})
+        if "latents" in options:
+            raise UsageError(f"--latents {options['latents']} is given as an option", "the parameter of that name")
+        latents = self.latents
+        if latents is None and self.model in ("pca", "kmeans"):
+            latents = min(known["latents"], d_in if self.model == "pca" else n)
+        if latents is not None:
+            options["latents"] = latents
+        seed = self._drawn_seed()
+        if "seed" in known:
+            options.setdefault("seed", seed)
+        if self.epochs is not None and not self.epochs > 0:
+            raise UsageError(f"epochs {self.epochs} must be above 0")
+        bounded = options.get("output", "linear") != "linear"
+        return TrainConfig(
+            model=self.model,
+            options=options,
+            rows=None if self.epochs is None else max(round(self.epochs * n), 1),
+            batch=self.batch,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            normalize=self.normalize or ("none" if bounded else "center+scale"),
+            seed=seed,
+            device=self.device,
+        )
+
+    def _drawn_seed(self) -> int:
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+    def _shape(self, d_in: int) -> tuple[int, int, int] | None:
+        if self.image_shape is None:
+            if "shape" in {field.name for field in dataclasses.fields(CATALOG[self.model].config)}:
+                raise DataError(f"{self.model} takes images, and X has rows without sides", "image_shape=(H, W, C)")
+            return None
+        shape = tuple(self.image_shape)
+        if len(shape) != 3 or np.prod(shape) != d_in:
+            raise DataError(f"image_shape {shape}: H * W * C must be the {d_in} features of X")
+        return shape
+
+    # -- the map ------------------------------------------------------------------------------------------------------------
+
+    def transform(self, X):
+        """Codes (n_samples, F) of the rows of X."""
+        return self._mapped(X, lambda model, x_BD: _dense(model.encode(x_BD)))
+
+    def inverse_transform(self, Z):
+        """Rows (n_samples, n_features) from codes (n_samples, F). Codes of kmeans are one-hot."""
+        check_is_fitted(self)
+        z_NF = _tensor(check_array(_array(Z), dtype=np.float32, input_name="Z"))
+        if z_NF.shape[1] != self.model_.latents:
+            raise ValueError(f"Z has {z_NF.shape[1]} columns, and the codes of this {self._restored[0]} have {self.model_.latents}")
+        if self._restored[0] == "kmeans" and not ((z_NF == 1).sum(1).eq(1) & (z_NF != 0).sum(1).eq(1)).all():
+            raise ValueError("codes of kmeans hold a single 1 in every row")
+        return _like(Z, self._in_parts(z_NF, _decoded))
+
+    def reconstruct(self, X):
+        """What the decoder makes of the codes of X, in the shape and units of X."""
+        return self._mapped(X, _reconstruction)
+
+    # -- judging ------------------------------------------------------------------------------------------------------------
+
+    def score(self, X, y=None) -> float:
+        """Explained variance 1 - FVU of X around its own mean, summed over rows and features in fp64; nan where X does not vary."""
+        check_is_fitted(self)
+        sums = RowSums(None)
+        self._in_parts(self._rows(X), lambda model, x_BD: sums.add(x_BD, _reconstruction(model, x_BD), None))
+        return 1 - sums.figures().fvu
+
+    def score_samples(self, X):
+        """Minus the squared error of each row, (n_samples,), units of X squared: the higher, the more like the training data."""
+        return self._mapped(X, lambda model, x_BD: -(x_BD - _reconstruction(model, x_BD)).double().square().sum(1).float())
+
+    @available_if(lambda self: self.model == "vae")
+    def elbo_samples(self, X):
+        """Lower bound on log p(x) of each row, (n_samples,), nats, from one draw of the code a row; the draws follow from the seed."""
+        check_is_fitted(self)
+        generator = torch.Generator(pick_device(self.device)).manual_seed(self._seed)
+        return self._mapped(X, lambda model, x_BD: model.elbo(x_BD, generator))
+
+    @property
+    def components_(self) -> np.ndarray:
+        rows_FD = getattr(self.model_, "W_dec", None)
+        if rows_FD is None:
+            raise AttributeError(f"the decoder of this {self._restored[0]} has no row for a latent")
+        return (rows_FD / getattr(self.model_, "output_scale", 1.0)).cpu().numpy()
+
+    @property
+    def mean_(self) -> np.ndarray:
+        return self._of_pca("mean").cpu().numpy()
+
+    @property
+    def explained_variance_ratio_(self) -> np.ndarray:
+        return (self._of_pca("explained_variance") / self._total_variance).cpu().numpy()
+
+    def _of_pca(self, name: str) -> torch.Tensor:
+        if self._restored[0] != "pca":
+            raise AttributeError(f"{self._restored[0]} has no {name}; pca has")
+        return getattr(self.model_, name)
+
+    # -- passes over data ---------------------------------------------------------------------------------------------------
+
+    def _rows(self, X, reset: bool = False) -> torch.Tensor:
+        """(N,D) fp32 on the CPU. One row alone has no variance to learn."""
+        return _tensor(validate_data(self, _array(X), reset=reset, dtype=np.float32, ensure_min_samples=2 if reset else 1))
+
+    def _mapped(self, X, what: Callable[[nn.Module, torch.Tensor], torch.Tensor]):
+        check_is_fitted(self)
+        return _like(X, self._in_parts(self._rows(X), what))
+
+    @torch.no_grad()
+    def _in_parts(self, rows: torch.Tensor, what: Callable[[nn.Module, torch.Tensor], torch.Tensor | None]) -> torch.Tensor | None:
+        device = pick_device(self.device)
+        model = self.model_.to(device)
+        parts = [what(model, part.to(device)) for part in rows.split(ROWS_AT_ONCE)]
+        return None if parts[0] is None else torch.cat([part.cpu() for part in parts])
+
+    # -- what scikit-learn asks of an estimator -----------------------------------------------------------------------------
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.model_.latents
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors on the CPU in place of the module, as a checkpoint has them: a pickle from a GPU opens where there is none."""
+        state = dict(super().__getstate__())
+        if "model_" in state:
+            state["model_"] = {name: tensor.cpu() for name, tensor in state["model_"].state_dict().items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "model_" in state:
+            state = {**state, "model_": restore(*state["_restored"], state["model_"])}
+        super().__setstate__(state)
+
+
+def _untimed(progress: Progress) -> dict[str, float]:
+    """Without the figure that differs from run to run."""
+    return {name: value for name, value in progress.figures.items() if name != "rows_per_s"}
+
+
+def _reconstruction(model: nn.Module, x_BD: torch.Tensor) -> torch.Tensor:
+    return model.decode(model.encode(x_BD))
+
+
+def _decoded(model: nn.Module, z_BF: torch.Tensor) -> torch.Tensor:
+    return model.decode(from_dense(z_BF) if isinstance(model, CATALOG["kmeans"].model) else z_BF)
+
+
+def _dense(code: torch.Tensor | SparseCodes) -> torch.Tensor:
+    return code.to_dense() if isinstance(code, SparseCodes) else code
+
+
+def _array(X):
+    """Tensors as arrays, on which scikit-learn's validation works; NumPy knows no bfloat16."""
+    return X.detach().cpu().to(torch.promote_types(X.dtype, torch.float32)).numpy() if isinstance(X, torch.Tensor) else X
+
+
+def _tensor(x: np.ndarray) -> torch.Tensor:
+    """torch warns of memory that must not be written to, such as joblib's memory maps."""
+    return torch.from_numpy(np.ascontiguousarray(x) if x.flags.writeable else x.copy())
+
+
+def _like(X, result: torch.Tensor):
+    return result.to(X.device) if isinstance(X, torch.Tensor) else result.numpy()
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of flags."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        text = f"{error}; try {error.hint}" if error.hint else str(error)
+        raise ValueError(re.sub(r"--([a-z][a-z-]*)", _parameter, text)) from error
+
+
+def _parameter(flag: re.Match[str]) -> str:
+    name = RENAMED.get(flag[1], flag[1].replace("-", "_"))
+    if name in Estimator._get_param_names():
+        return name
+    if name.startswith("no_"):
+        return f"options[{name[3:]!r}] False"
+    return f"options[{name!r}]"
