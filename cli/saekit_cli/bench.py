@@ -17,7 +17,7 @@ saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv |
 saekit bench classic --quick"""
 FIGURES = {
     "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
-    "auroc_worst": ".3f", "iou": ".3f",
+    "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f", "scratch": ".3f",
 }  # fmt: skip
 
 

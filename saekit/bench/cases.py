@@ -31,11 +31,13 @@ class Case:
     task: str = "reconstruct"
     seeded: bool = True  # False: closed form, the same for every seed
     noise: str = ""  # for task denoise, where the model's own options do not say
+    rows: int | None = None  # for task map: how many
     epochs: int | None = None  # None: what the model's defaults are (saekit.training.defaults)
 
 
 BERNOULLI = {"output": "bernoulli"}
 DEEP = {"hidden": (512, 256, 128), **BERNOULLI}
+DEEP_NOISY = {"hidden": (512, 256, 128), "noise": "gaussian:0.3"}
 SIGMOID = {**DEEP, "activation": "sigmoid", "latents": 30}
 NOISES = ("gaussian:0.25", "masking:0.3", "salt-pepper:0.2")
 
@@ -78,7 +80,21 @@ DENOISE = [
         dense("mnist", f"dense 512-30, {noise}", 30, "denoise", hidden=(512,), noise=noise),
     )
 ]
-ONE_CLASS = [pca("mnist", 30, "one_class"), dense("mnist", "dense 512-30, denoising", 30, "one_class", hidden=(512,), noise="gaussian:0.3")]
+ONE_CLASS = [
+    pca("mnist", 30, "one_class"),
+    dense("mnist", "dense 512-30, denoising", 30, "one_class", hidden=(512,), noise="gaussian:0.3"),
+    Case("mnist", "vae 512-16", "vae", {"latents": 16, "hidden": (512,), **BERNOULLI}, "one_class"),
+]
+CLASSIFY = [pca("mnist", 30, "classify"), dense("mnist", "dense 512-256-128-30, denoising", 30, "classify", **DEEP_NOISY)]
+MAPS = [
+    case
+    for rows in (1000, 2000, 4000)
+    for case in (
+        Case("mnist", f"pca 2, {rows} rows", "pca", {"latents": 2}, "map", seeded=False, rows=rows),
+        Case("mnist", f"t-sne, {rows} rows", "t-sne", {}, "map", rows=rows),
+        Case("mnist", f"dense 512-256-128-2, {rows} rows", "dense", {"latents": 2, **BERNOULLI, **DEEP_NOISY}, "map", rows=rows),
+    )
+]
 DIGITS = [
     pca("digits", 8),
     Case("digits", "linear 8", "linear", {"latents": 8}),
@@ -112,4 +128,4 @@ PICTURES = [
     Case("scenes", "unet", "unet", {**BERNOULLI, "target_store": "masks"}, "segment"),
     Case("scenes", "unet without skips", "unet", {**BERNOULLI, "skips": False, "target_store": "masks"}, "segment"),
 ]
-CASES = [*MNIST, *DENOISE, *ONE_CLASS, *DIGITS, *HIDDEN, *DOCUMENTS, *PICTURES]
+CASES = [*MNIST, *DENOISE, *ONE_CLASS, *CLASSIFY, *MAPS, *DIGITS, *HIDDEN, *DOCUMENTS, *PICTURES]

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import torch
 from saekit.bench.cases import CASES, DATA, Case
 from saekit.device import pick_device
 from saekit.evaluation.anomaly import one_class
-from saekit.evaluation.codes import knn_accuracy
+from saekit.evaluation.classifier import as_classifier
+from saekit.evaluation.codes import few_labels, knn_accuracy, map_2d, trustworthiness
 from saekit.evaluation.denoising import psnr
 from saekit.evaluation.segmentation import iou
 from saekit.models.catalog import build, restore
@@ -39,7 +41,8 @@ SEEDS = 3
 QUICK_EPOCHS = 12
 COPY = "copy"  # no model: the input as the answer
 NOISE_SEED = 1234
-FIGURES = ("sse", "fvu", "knn", "elbo", "psnr_in", "psnr", "auroc", "auroc_worst", "iou")
+FIGURES = ("sse", "fvu", "knn", "elbo", "psnr_in", "psnr", "auroc", "auroc_worst", "iou", "trust", "frozen", "tuned", "scratch")
+PER_CLASS = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class ClassicResult:
     """None: the recipe's own (saekit.training.defaults)."""
     seconds: float
     figures: dict[str, float]
-    """sse per row or image, fvu, knn (5 neighbours), elbo (nats), psnr_in, psnr (dB), auroc, auroc_worst, iou: those that apply."""
+    """sse per row or image, fvu, knn (5 neighbours), elbo (nats), psnr_in, psnr (dB), auroc, auroc_worst, iou, trust (trustworthiness);
+    frozen, tuned and scratch (accuracies with few labels): those that apply."""
     spread: dict[str, float | None]
 
     def flat(self) -> dict[str, Any]:
@@ -116,8 +120,8 @@ def _summary(case: Case, found: list[dict[str, float]], epochs: int | None) -> C
 def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str, float]:
     """The figures of one model with one seed, `seconds` among them."""
     store = Store(Path(folder) / case.data)
-    if case.task == "one_class":
-        return _one_class(case, seed, store, epochs)
+    if case.task in ALONE:
+        return ALONE[case.task](case, seed, store, epochs)
     if case.model == COPY:
         return {"seconds": 0.0, **TASKS[case.task](None, store, case, folder)}
     options = dict(case.options)
@@ -161,11 +165,21 @@ def _segment(model: Any, store: Store, case: Case, folder: str) -> dict[str, flo
     return {"iou": iou(model(x).x_hat, masks).mean}
 
 
+def _classify(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+    """Accuracy with 10 labels a class (saekit.evaluation.classifier); a code without weights to tune has a probe alone."""
+    (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
+    if model.strategy == "closed_form":
+        return {"frozen": few_labels(model.encode(x), labels, model.encode(x_test), labels_test, (PER_CLASS,))[0].mean}
+    found = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS)
+    return {name: statistics.fmean(getattr(found, name)) for name in ("frozen", "tuned", "scratch")}
+
+
 TASKS: dict[str, Callable[[Any, Store, Case, str], dict[str, float]]] = {
     "reconstruct": _reconstruct,
     "denoise": _denoise,
     "colour": _colour,
     "segment": _segment,
+    "classify": _classify,
 }
 
 
@@ -182,6 +196,23 @@ def _one_class(case: Case, seed: int, store: Store, epochs: int | None) -> dict[
 
     found = one_class(fitted, x, labels, x_test, labels_test)
     return {"seconds": seconds, "auroc": found.mean, "auroc_worst": found.worst[1]}
+
+
+def _map(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, float]:
+    """Two numbers for each of `rows` rows, as a map is made: all rows are seen. Neighbours are judged between two halves of the map."""
+    x, labels = rows_of(store, "train")
+    x, labels = x[: case.rows], labels[: case.rows]
+    began = time.monotonic()
+    if case.model == "t-sne":
+        codes = torch.from_numpy(map_2d(x, "tsne", seed))
+    else:
+        codes = fit_rows(x, case, seed, epochs)[0].encode(x)
+    seconds, half = time.monotonic() - began, len(x) // 2
+    knn = knn_accuracy(codes[:half], labels[:half], codes[half:], labels[half:])
+    return {"seconds": seconds, "knn": knn, "trust": trustworthiness(x, codes)}
+
+
+ALONE = {"one_class": _one_class, "map": _map}  # tasks that train by themselves, on part of the rows
 
 
 def fit_rows(x_BD: torch.Tensor, case: Case, seed: int, epochs: int | None) -> tuple[torch.nn.Module, float]:

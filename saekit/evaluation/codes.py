@@ -81,22 +81,29 @@ def few_labels(
     Raises UsageError, DataError (a class with too few rows).
     """
     z_train, y_train, z, y = _labelled(train_codes, train_labels, codes, labels)
-    names, counts = np.unique(y_train, return_counts=True)
-    most, rarest = max(per_class), counts.argmin()
-    if min(per_class) < 1 or not seeds:
-        raise UsageError(f"per_class {tuple(per_class)} must be at least 1, and there must be a seed")
-    if counts[rarest] < most:
-        raise DataError(f"class {names[rarest]} has {counts[rarest]} training rows, {most} are wanted", f"per_class up to {counts[rarest]}")
+    if not per_class or not seeds:
+        raise UsageError("few_labels needs a number of labels and a seed")
     scaler = StandardScaler().fit(z_train)
     z_train, z = scaler.transform(z_train), scaler.transform(z)
     scores: dict[int, list[float]] = {n: [] for n in per_class}
     for seed in seeds:
-        rng = np.random.default_rng(seed)
-        order = [rng.permutation(np.flatnonzero(y_train == name)) for name in names]
         for n in per_class:
-            drawn = np.concatenate([rows[:n] for rows in order])
+            drawn = draw_labelled(y_train, n, seed)
             scores[n].append(_probe(z_train[drawn], y_train[drawn]).score(z, y))
     return [FewLabels(n, float(np.mean(s)), float(np.std(s, ddof=1)) if len(s) > 1 else None, tuple(s)) for n, s in scores.items()]
+
+
+def draw_labelled(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Indices of `per_class` rows of each class. Smaller draws of a seed are part of its larger ones. Raises UsageError, DataError."""
+    names, counts = np.unique(labels, return_counts=True)
+    rarest = counts.argmin()
+    if per_class < 1:
+        raise UsageError(f"per_class {per_class} must be at least 1")
+    if counts[rarest] < per_class:
+        cause = f"class {names[rarest]} has {counts[rarest]} training rows, {per_class} are wanted"
+        raise DataError(cause, f"per_class up to {counts[rarest]}")
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == name))[:per_class] for name in names])
 
 
 def principal_angles(A: Rows, B: Rows) -> np.ndarray:
