@@ -109,6 +109,8 @@ class ActivationBatch:
 class ActivationSource(Protocol):
     """Where training and evaluation read rows from. `start` is a cursor in rows, so a resumed pass continues exactly."""
 
+    has_target: bool  # whether batches carry what to reconstruct
+
     @property
     def spec(self) -> ActivationSpec: ...
 

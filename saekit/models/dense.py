@@ -61,7 +61,7 @@ class DenseConfig(LinearConfig):
             raise UsageError(cause, "--activation sigmoid")
         if self.pretrain == "rbm" and self.sparsity == "l1":
             raise UsageError("--pretrain rbm: code units are binary or Gaussian, not rectified", "--sparsity kl or none")
-        if self.pretrain and self.d_out not in (0, self.d_in):
+        if self.pretrain and self.d_out:
             raise UsageError("--pretrain: layers reconstruct their input, which the target store is not", "leave --pretrain away")
 
 
@@ -166,7 +166,7 @@ class Dense(Classic):
 class Linear(Dense):
     """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in another basis (Baldi and Hornik 1989).
 
-    The trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
+    Trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
     """
 
     recipe = Recipe(lr=1e-2, weight_decay=0.0)

@@ -70,5 +70,6 @@ class Noise:
 
 def step_generator(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
     """Random numbers of one step: a function of seed, step and stream alone, whatever was drawn before."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) & (2**63 - 1)
+    # The constant: seed 0 at step 0 must not draw what the first weights were drawn from.
+    mixed = (0xD1342543DE82EF95 + seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) & (2**63 - 1)
     return torch.Generator(device).manual_seed(mixed)

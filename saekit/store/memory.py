@@ -34,6 +34,10 @@ class ArraySource:
             seed=0,
         )
 
+    @property
+    def has_target(self) -> bool:
+        return self.target is not None
+
     def __len__(self) -> int:
         return len(self.x)
 

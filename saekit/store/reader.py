@@ -55,6 +55,8 @@ class Store:
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._splits: dict[Split, RowRanges] = {}
 
+    has_target = False  # what a pair of stores has (saekit.store.pair)
+
     @property
     def spec(self) -> ActivationSpec:
         return self.manifest.spec

@@ -65,7 +65,7 @@ def fit(
         model.fit(normalize(batch).x.cpu() for batch in batches)
         rows = len(source.split("train"))
         return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
-    if config.target_store is not None or getattr(source, "target", None) is not None:
+    if source.has_target:
         normalize = target_normalizer(normalize, source, mode, config.seed)
     model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
     model.backend = backend

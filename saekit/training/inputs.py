@@ -40,8 +40,8 @@ def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float, mask: torch
 
 def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str, seed: int) -> Normalizer:
     """The same with the target's mean and scale, estimated as those of x."""
-    batches = (dataclasses.replace(batch, x=batch.target) for batch in source.batches(*_order(source, seed)))
-    mean, scale, _ = _statistics(source, batches, mode)
+    batches = (dataclasses.replace(batch, x=batch.target, target=None) for batch in source.batches(*_order(source, seed)))
+    mean, scale, _ = _statistics(target_of(source), batches, mode)
     return dataclasses.replace(normalize, target=(mean.float().to(normalize.mean_D.device), scale))
 
 
@@ -92,14 +92,21 @@ def check_rows(store: ActivationSource, batch: ActivationBatch) -> None:
     check_peaks(store, batch.rows, peaks(batch))
 
 
-def peaks(batch: ActivationBatch) -> torch.Tensor:
-    """(B,): the largest magnitude in each row or example, NaN and inf included."""
-    return torch.linalg.vector_norm(batch.x.float().flatten(1), torch.inf, dim=1)
+def peaks(batch: ActivationBatch) -> list[torch.Tensor]:
+    """(B,) of x and, where there is one, of the target: the largest magnitude in each row or example, NaN and inf included."""
+    values = [batch.x] if batch.target is None else [batch.x, batch.target]
+    return [torch.linalg.vector_norm(x.float().flatten(1), torch.inf, dim=1) for x in values]
 
 
-def check_peaks(store: ActivationSource, rows: torch.Tensor, peak_B: torch.Tensor) -> None:
-    """The same, of rows known by number and largest magnitude."""
-    bad = (~peak_B.isfinite()).nonzero()[:, 0]
-    if len(bad):
-        where = store.locate(int(rows[bad[0].cpu()]))
-        raise NumericsError(f"NaN or inf in the data: {store.path}, shard {where}", "harvest that store again with --overwrite")
+def target_of(store: ActivationSource) -> ActivationSource:
+    """Where a batch's target lies: the other store of a pair, or the source itself."""
+    return getattr(store, "other", store)
+
+
+def check_peaks(store: ActivationSource, rows: torch.Tensor, found: list[torch.Tensor]) -> None:
+    """The same, of rows known by number and `peaks`."""
+    for source, peak_B in zip((store, target_of(store)), found):
+        bad = (~peak_B.isfinite()).nonzero()[:, 0]
+        if len(bad):
+            where = source.locate(int(rows[bad[0].cpu()]))
+            raise NumericsError(f"NaN or inf in the data: {source.path}, shard {where}", "harvest that store again with --overwrite")

@@ -61,8 +61,8 @@ class Trainer:
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
         self.decay_share = model.recipe.decay_share if hasattr(model, "recipe") else DECAY_SHARE
         self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
-        # Steps whose loss has not been looked at: number, rows in the store, largest entry of each row, and the terms.
-        self.unseen: list[tuple[int, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] = []
+        # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
+        self.unseen: list[tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]] = []
 
     # -- state -----------------------------------------------------------------------------------------------------------
 
@@ -145,8 +145,7 @@ class Trainer:
         terms = take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
         self.step += 1
         values = {"total": terms.total, **terms.terms, **terms.metrics}
-        peak_B = peaks(batch)
-        self.unseen.append((self.step, raw.rows, peak_B, {name: value.detach() for name, value in values.items()}))
+        self.unseen.append((self.step, raw.rows, peaks(batch), {name: value.detach() for name, value in values.items()}))
         looks = self.step % self.look_every == 0
         if looks:
             self._check()
@@ -180,9 +179,9 @@ class Trainer:
         """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
         hint = "--overwrite with a lower --lr, or with --clip 1"
-        for step, rows, peak_B, values in seen:
+        for step, rows, found, values in seen:
             if not math.isfinite(values["total"].item()):
-                check_peaks(self.store, rows, peak_B)
+                check_peaks(self.store, rows, found)
                 bad = [f"{name} is {value.item()}" for name, value in values.items() if not math.isfinite(value.item())]
                 raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
             if values.get("lost_rows", 0) > 0:

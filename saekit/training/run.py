@@ -15,7 +15,7 @@ from saekit_kernels import Backend, resolve_backend
 from saekit.config import write_toml
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
-from saekit.models.catalog import build, flags_of, restore
+from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
 from saekit.store.files import prepare_output, read_json, write_json
 from saekit.store.manifest import differences
@@ -88,7 +88,9 @@ class _Run:
         self.device = pick_device(config.device)
         other = None if config.target_store is None else Store(Path(config.target_store))
         self.source = store if other is None else PairedStore(store, other)
-        self.model = build(config.model, store.spec.d_in, config.options, store.spec.shape, 0 if other is None else other.spec.d_in)
+        # The seed of the run is that of a model that keeps one of its own.
+        options = config.options | ({"seed": config.seed} if "seed" in options_of(config.model) else {})
+        self.model = build(config.model, store.spec.d_in, options, store.spec.shape, 0 if other is None else other.spec.d_in)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
         self.config = resolved(config, self.model, self.units)
@@ -143,6 +145,8 @@ class _Run:
         config.pop("save_seconds")
         config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}  # as JSON reads them back
         content = {"schema_version": 1, "store": self.store.spec.fingerprint, "content": self.store.manifest.content}
+        if isinstance(self.source, PairedStore):
+            content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
         return {**config, **content, "device": self.device.type, "backend": self.backend.name}
 
     def _train(self, progress: Callable[[Progress], None]) -> TrainResult:

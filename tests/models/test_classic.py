@@ -95,7 +95,7 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
         terms, z, error = written_out(model, x, x, options, step=7)
         assert loss.terms.keys() == terms.keys() == loss.weights.keys(), options
         for key, value in terms.items():
-            torch.testing.assert_close(loss.terms[key], value, rtol=1e-10, atol=1e-12, msg=lambda m: f"{options} {key}: {m}")
+            torch.testing.assert_close(loss.terms[key], value, rtol=1e-10, atol=1e-12, msg=f"{options} {key}")
         weights = {"reconstruction": 1.0, "l1": DEFAULT_COEF["l1"], "kl": DEFAULT_COEF["kl"], "contractive": 0.7}
         expected = sum(weights[key] * value for key, value in terms.items())
         torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=1e-12)
@@ -107,7 +107,7 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
         theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
         for key, mine, other in zip(names, ours, theirs):
             assert mine is not None and mine.abs().sum() > 0, (options, key)
-            torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10, msg=lambda m: f"{options} {key}: {m}")
+            torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10, msg=f"{options} {key}")
 
 
 @pytest.mark.parametrize("noise,tied,output", list(itertools.product(NOISES, (False, True), OUTPUTS)))

@@ -81,7 +81,9 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_stream_alone():
     for seed in range(4):
         for step in range(300):
             for stream in range(3):
-                first[seed, step, stream] = tuple(torch.rand(2, generator=step_generator(seed, step, cpu, stream), dtype=torch.float64).tolist())
+                first[seed, step, stream] = tuple(
+                    torch.rand(2, generator=step_generator(seed, step, cpu, stream), dtype=torch.float64).tolist()
+                )
     assert len(set(first.values())) == len(first), "no two of seed, step and stream share their numbers"
     torch.rand(1000)  # the global state has no part in it
     again = torch.rand(2, generator=step_generator(2, 77, cpu, 1), dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from saekit_kernels import reference
@@ -68,7 +70,7 @@ WIDTHS = {1: (5, 3), 2: (5, 4, 3), 3: (5, 6, 4, 3), 4: (5, 6, 4, 2, 3)}
 
 
 def stack(widths):
-    pairs = list(zip(widths, widths[1:]))
+    pairs = list(pairwise(widths))
     return [normal(b, a, seed=i) for i, (a, b) in enumerate(pairs)], [normal(b, seed=10 + i) for i, (_, b) in enumerate(pairs)]
 
 

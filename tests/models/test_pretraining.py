@@ -171,14 +171,14 @@ def test_machines_start_from_the_means_of_the_data_and_end_unrolled(output):
     stage, mean = trainer._stage(), sample.mean(0)
     assert stage == Stage(0, 2, 0)
     torch.testing.assert_close(model.layers[0].b_down.data, mean if output == "linear" else torch.log(mean / (1 - mean)))
-    for step in range(6):
+    for _ in range(6):
         trainer.train_step(next(batches))
     ups = [mirror.W_up.detach().clone() for mirror in model.layers]
     trainer._stage()
     for mirror, up in zip(model.layers, ups):
         assert torch.equal(mirror.W_down, up.T) and torch.equal(mirror.W_up, up)
     assert not trainer.optimizer.state, "the moments belonged to other losses"
-    for step in range(6):
+    for _ in range(6):
         trainer.train_step(next(batches))
     assert not torch.equal(model.layers[0].W_down, model.layers[0].W_up.T), "from here on, they go their own ways"
 

@@ -78,7 +78,7 @@ def test_the_loss_by_hand(output, beta, weight):
     theirs = torch.autograd.grad(weight * reconstruction + beta * kl, parameters, allow_unused=True)
     for name, mine, other in zip(names, ours, theirs):
         expected = torch.zeros_like(mine) if other is None else other
-        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(mine, expected, rtol=1e-8, atol=1e-10, msg=name)
     assert loss.fired is None
 
 
@@ -112,7 +112,7 @@ def test_the_learnt_variance_is_the_mean_squared_error_at_its_optimum():
 def test_samples_of_the_posterior_have_its_mean_and_variance():
     model, n = filled(), 40_000
     x = rows(1).expand(n, D)
-    z, terms, weights = model.noisy_code(x, x, 0)
+    z = model.noisy_code(x, x, 0)[0]
     mean, sigma = encoded(model, x[:1])
     assert ((z.mean(0) - mean[0]).abs() < SIGMAS * sigma[0] / n**0.5).all()
     assert ((z.std(0) / sigma[0] - 1).abs() < SIGMAS / (2 * n) ** 0.5).all()
@@ -222,7 +222,7 @@ def test_after_folding_the_bound_is_the_density_of_raw_values():
 
 
 def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
-    model, marginal = linear_gaussian(-0.5)
+    model, _ = linear_gaussian(-0.5)
     outside = restore("vae", dataclasses.asdict(model.config), {k: v.float() for k, v in model.folded(torch.ones(D), 0.5).items()})
     n = 40_000
     x = outside.sample(n, torch.Generator().manual_seed(0)).double()
@@ -237,11 +237,15 @@ def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
     assert shown.min() > 0 and shown.max() < 1
 
 
-def test_the_spread_starts_at_the_prior_s():
+def test_the_spread_starts_at_the_prior_s_and_the_noise_at_the_variance_of_the_data():
     model = build("vae", D, {"latents": F})
-    model.initialise(torch.zeros(2, D), torch.Generator().manual_seed(0))
+    sample = 3 + torch.randn(500, D) * torch.tensor([0.1, 0.2, 0.3, 0.4])
+    model.initialise(sample, torch.Generator().manual_seed(0))
     _, log_variance = model.posterior(torch.randn(5, D))
-    assert not log_variance.any() and model.log_noise == 0
+    assert not log_variance.any()
+    assert model.log_noise.exp().item() == pytest.approx((sample - sample.mean(0)).square().mean().item(), rel=1e-5)
+    model.initialise(torch.ones(5, D), torch.Generator().manual_seed(0))
+    assert model.log_noise.isfinite(), "constant data have no variance"
 
 
 def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
