@@ -17,6 +17,7 @@ _PUBLIC = {
     "train": "saekit.training.run",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
+    "compare": "saekit.evaluation.compare",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
     "Estimator": "saekit.estimator",
@@ -27,6 +28,7 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError
     from saekit.estimator import Estimator as Estimator
+    from saekit.evaluation.compare import compare as compare
     from saekit.evaluation.table import evaluate as evaluate
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest

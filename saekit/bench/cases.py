@@ -39,6 +39,7 @@ BERNOULLI = {"output": "bernoulli"}
 DEEP = {"hidden": (512, 256, 128), **BERNOULLI}
 DEEP_NOISY = {"hidden": (512, 256, 128), "noise": "gaussian:0.3"}
 SIGMOID = {**DEEP, "activation": "sigmoid", "latents": 30}
+STACK = {"hidden": (500, 250, 125), "latents": 2, "normalize": "center+scale"}  # the shape for documents of Hinton and Salakhutdinov 2006
 NOISES = ("gaussian:0.25", "masking:0.3", "salt-pepper:0.2")
 
 
@@ -48,6 +49,10 @@ def pca(data: str, latents: int, task: str = "reconstruct", noise: str = "") -> 
 
 def dense(data: str, name: str, latents: int, task: str = "reconstruct", **options: Any) -> Case:
     return Case(data, name, "dense", {"latents": latents, **BERNOULLI, **options}, task)
+
+
+def unet(data: str, name: str, task: str, target: str, **options: Any) -> Case:
+    return Case(data, name, "unet", {"target_store": target, **options}, task, epochs=20)
 
 
 MNIST = [
@@ -108,24 +113,19 @@ HIDDEN = [
     Case("hidden", "dense 256-16", "dense", {"latents": 16}),
     Case("hidden", "vae 256-16", "vae", {"latents": 16, "hidden": (256,)}),
     Case("hidden", "sae topk 32x, k 16", "sae", {"k": 16}),
-    Case("hidden-grid", "conv 128-128-256", "conv", {"latents": 256, "channels": (128, 128)}),
-    Case("hidden-sequence", "recurrent gru 256", "recurrent", {"latents": 256, "width": 256}),
+    Case("hidden-grid", "conv 128-128-256", "conv", {"latents": 256, "channels": (128, 128)}, epochs=30),
+    Case("hidden-sequence", "recurrent gru 256", "recurrent", {"latents": 256}, epochs=30),
 ]
 DOCUMENTS = [
     pca("documents", 2),
-    Case("documents", "dense 500-250-125-2", "dense", {"hidden": (500, 250, 125), "latents": 2, **BERNOULLI}),
-    Case(
-        "documents",
-        "sigmoid 500-250-125-2, rbm",
-        "dense",
-        {"hidden": (500, 250, 125), "latents": 2, "activation": "sigmoid", "pretrain": "rbm", **BERNOULLI},
-    ),
+    Case("documents", "dense 500-250-125-2, denoising", "dense", {**STACK, "activation": "tanh", "noise": "masking:0.3"}),
+    Case("documents", "sigmoid 500-250-125-2, rbm", "dense", {**STACK, "activation": "sigmoid", "pretrain": "rbm"}),
 ]
 PICTURES = [
     Case("grey", "grey copied", "copy", task="colour", seeded=False),
-    Case("grey", "unet", "unet", {"output": "sigmoid", "target_store": "colour"}, "colour"),
-    Case("grey", "unet without skips", "unet", {"output": "sigmoid", "skips": False, "target_store": "colour"}, "colour"),
-    Case("scenes", "unet", "unet", {**BERNOULLI, "target_store": "masks"}, "segment"),
-    Case("scenes", "unet without skips", "unet", {**BERNOULLI, "skips": False, "target_store": "masks"}, "segment"),
+    unet("grey", "unet", "colour", "colour", output="sigmoid"),
+    unet("grey", "unet without skips", "colour", "colour", output="sigmoid", skips=False),
+    unet("scenes", "unet", "segment", "masks", **BERNOULLI),
+    unet("scenes", "unet without skips", "segment", "masks", **BERNOULLI, skips=False),
 ]
 CASES = [*MNIST, *DENOISE, *ONE_CLASS, *CLASSIFY, *MAPS, *DIGITS, *HIDDEN, *DOCUMENTS, *PICTURES]

@@ -129,7 +129,7 @@ def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str
         options["target_store"] = str(Path(folder) / options["target_store"])
     units = store.examples("train") if store.spec.layout != "flat" else len(store.split("train"))
     out = Path(folder) / "runs" / f"{os.getpid()}"
-    epochs = case.epochs if epochs is None else epochs
+    epochs = min(case.epochs or epochs, epochs) if epochs else case.epochs
     rows = None if epochs is None else epochs * units
     result = train(store.path, out, model=case.model, seed=seed, rows=rows, overwrite=True, save_seconds=1e9, **options)
     figures = {"seconds": result.rows / max(result.rows_per_s, 1e-9), "sse": result.metrics["mse"], "fvu": result.metrics["fvu"]}

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from saekit_cli.options import Config, Json, Overwrite, Quiet
+from saekit_cli.screen import Reporter, figure, print_json, table
+
+NAME = "compare"
+EXAMPLES = "Example: saekit compare runs/dense runs/vae --store raw/mnist --out report"
+
+
+def run(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `saekit train` wrote.")],
+    store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
+    out: Annotated[str | None, typer.Option(help="Folder for report.html, one file that opens from disk.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Judge at most so many rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="holdout | train | all (default holdout)")] = None,
+    target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
+    neighbours: Annotated[int, typer.Option(help="Neighbours that vote for a label.")] = 5,
+    seed: Annotated[int, typer.Option(help="Controls, rows that are drawn, samples.")] = 0,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hold runs against PCA, k-means and an untrained SAE of their size, on the same rows; write a report."""
+    from saekit.evaluation.compare import compare
+
+    reporter = Reporter(quiet)
+    comparison = compare(
+        runs, store, out, rows=rows, split=split, target_store=target_store, k=neighbours, seed=seed, overwrite=overwrite, progress=reporter
+    )  # fmt: skip
+    reporter.close()
+    if json_:
+        print_json(comparison)
+        return
+    elbo = any(row.metrics["elbo"] is not None for row in comparison.rows)
+    header = ("", "model", "params", "latents", "code", "fvu", "mse", "cosine", "l0", "dead", "knn", *(("elbo",) if elbo else ()))
+    typer.echo(table(header, [_row(row, elbo) for row in comparison.rows], left=(0, 1)))
+    for note in comparison.notes:
+        typer.echo(f"note    {note}")
+    if comparison.report:
+        typer.echo(f"open    {comparison.report}")
+
+
+def _row(row: Any, elbo: bool) -> tuple[str, ...]:
+    m, own = row.metrics, row.role == "run"
+    return (
+        row.name if own else f"  {row.name}", row.model if own else "", f"{row.params:,}", f"{row.latents:,}",
+        f"{row.code_size:,}", figure(m["fvu"]), figure(m["mse"], ".4g"), figure(m["cosine"]), figure(m["l0"], ".1f"),
+        figure(m["dead"], ".1%"), figure(m["knn"], ".1%"), *((figure(m["elbo"], ".2f"),) if elbo else ()),
+    )  # fmt: skip

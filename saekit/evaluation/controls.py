@@ -1,0 +1,216 @@
+"""What a run has to beat: models of the same code size that took no search, fitted on the store's training rows.
+
+| control | what it keeps of a row | why |
+|---|---|---|
+| pca | code-size numbers, linear | the best linear code of that size |
+| k-means | which of as many centroids as the run has latents | a code that only looks up |
+| untrained sae | code-size latents of a random dictionary | what sparsity gives without learning |
+| ridge | all of the input, linear map to the target | runs with a target store: the linear floor |
+
+Caps are part of a control's name or notes, never silent. A model of whole examples is compared with PCA and the others on whole examples,
+one flat row each, where all have the same size of at most FLAT_WIDTH values; otherwise on single rows, with as many numbers an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from torch import nn
+
+from saekit.evaluation.passes import some
+from saekit.evaluation.subjects import Subject, WholeExamples
+from saekit.models.catalog import build, restore
+from saekit.store.pair import PairedStore
+from saekit.store.reader import Store
+from saekit.training.config import TrainConfig
+from saekit.training.fit import fit
+from saekit.training.inputs import estimate
+from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
+
+MOST_CENTROIDS, ROWS_A_CENTROID = 1024, 4
+EXPANSION, SAE_NUMBERS = 32, 2**26  # an untrained SAE is 32 times as wide as its input, if its decoder stays within 256 MB
+FLAT_WIDTH = 4096  # PCA takes the covariance of the flat examples: 128 MB in fp64
+RIDGE_ROWS = 8192
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A run and the numbers that its code keeps of a row (or example)."""
+
+    run: Subject
+    code_size: int
+
+
+class FlatExamples:
+    """A store of equally large examples as an ActivationSource of one flat row each."""
+
+    def __init__(self, store: Store, width: int) -> None:
+        self.store, self.path = store, store.path
+        self.spec: ActivationSpec = dataclasses.replace(store.spec, layout="flat", d_in=width, grid=None)
+
+    def __len__(self) -> int:
+        return self.store.examples()
+
+    def split(self, split: Split) -> range:
+        return range(self.store.examples(split))
+
+    def locate(self, row: int) -> str:
+        return self.store.locate(row)
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+    ) -> Iterator[ActivationBatch]:
+        for batch in self.store.batches(batch_size, seed, start, split, examples=True):
+            yield dataclasses.replace(batch, x=batch.x.flatten(1))
+
+
+class LinearMap(nn.Module):
+    """Rows -> target rows, x W^T + b. Its code is the input itself."""
+
+    takes = "rows"
+    active_above = None
+
+    def __init__(self, W: np.ndarray, b: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("W", torch.from_numpy(W).float())
+        self.register_buffer("b", torch.from_numpy(b).float())
+        self.latents = self.W.shape[1]
+
+    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return x_BD
+
+    def forward(self, x: torch.Tensor) -> Output:
+        return Output(x @ self.W.T + self.b, x)
+
+
+def controls_for(
+    runs: Sequence[Sized], store: Store, seed: int, progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[list[Subject], list[str]]:
+    """(controls, notes on what was capped), each distinct setting fitted once; `control_of` names all runs that it stands beside."""
+    wanted, taken = _Wanted(store, seed), {sized.run.name for sized in runs}
+    for sized in runs:
+        wanted.add(sized)
+    found = []
+    for done, (key, (make, names)) in enumerate(wanted.makers.items()):
+        progress(Progress("controls", done, len(wanted.makers), "models"))
+        name = f"{key[0]} (control)" if key[0] in taken else key[0]
+        found.append(dataclasses.replace(make(), name=name, control_of=tuple(names)))
+    progress(Progress("controls", len(found), len(found), "models"))
+    return found, list(dict.fromkeys(wanted.notes))
+
+
+class _Wanted:
+    """The distinct settings: key -> (how to make it, names of the runs)."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store, self.seed = store, seed
+        self.makers: dict[tuple, tuple[Callable[[], Subject], list[str]]] = {}
+        self.notes: list[str] = []
+        self._width: int | None = None
+
+    def add(self, sized: Sized) -> None:
+        run = sized.run
+        if run.target is not None:
+            key = (f"ridge to {run.target.path.name}" if self._several_targets(run) else "ridge", run.target.path)
+            self._want(key, run, lambda: _ridge(run.source, self.seed))
+            return
+        source, whole, size = self._unit(sized)
+        n, width = len(source.split("train")), source.spec.d_in
+        mark = " of examples" if whole else ""
+        if run.kind != "pca":
+            components = min(size, width)
+            if components < size:
+                self.notes.append(
+                    f"PCA has at most {width:,} components: the code of {run.name} keeps {size:,} numbers, so it reconstructs all."
+                )
+            self._fit(f"pca {components}{mark}", run, "pca", {"latents": components}, source, whole)
+        if run.kind != "kmeans":
+            centroids = max(min(run.model.latents, MOST_CENTROIDS, n // ROWS_A_CENTROID), 1)
+            if centroids < run.model.latents:
+                self.notes.append(
+                    f"k-means has {centroids:,} centroids, {run.name} {run.model.latents:,} latents: there are at most {MOST_CENTROIDS:,}, "
+                    f"and at least {ROWS_A_CENTROID} of the {n:,} training {run.unit if whole else 'row'}s to each."
+                )
+            self._fit(f"k-means {centroids}{mark}", run, "kmeans", {"latents": centroids, "seed": self.seed}, source, whole)
+        options = self._dictionary(run, size, width)
+        name = f"untrained sae {options['latents']}, k {options['k']}{mark}"
+        self._want((name,), run, lambda: self._untrained(options, source, whole))
+
+    def _several_targets(self, run: Subject) -> bool:
+        return any(key[0].startswith("ridge") and key[1] != run.target.path for key in self.makers)
+
+    def _want(self, key: tuple, run: Subject, make: Callable[[], Subject]) -> None:
+        self.makers.setdefault(key, (make, []))[1].append(run.name)
+
+    def _fit(self, name: str, run: Subject, model: str, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> None:
+        self._want((name,), run, lambda: self._fitted(model, options, source, whole))
+
+    def _unit(self, sized: Sized) -> tuple[Store | FlatExamples, bool, int]:
+        """(what to fit on, whether that is whole examples, numbers to keep of each)."""
+        run, store = sized.run, self.store
+        if not run.examples:
+            return store, False, sized.code_size
+        if width := self._example_width():
+            return FlatExamples(store, width), True, sized.code_size
+        per_row = max(round(sized.code_size * store.examples() / len(store)), 1)
+        self.notes.append(
+            f"Controls of {run.name} work on single rows, with {per_row:,} numbers each: its examples differ in size or hold more than "
+            f"{FLAT_WIDTH:,} values, and {per_row:,} a row are about {sized.code_size:,} an example."
+        )
+        return store, False, per_row
+
+    def _example_width(self) -> int:
+        """Values of one example; 0 where they differ or are too many."""
+        if self._width is None:
+            sizes = set()
+            for batch in self.store.batches(256, split="all", examples=True):
+                sizes |= {batch.x[0].numel(), 0 if batch.mask is not None else batch.x[0].numel()}
+                if len(sizes) > 1 or max(sizes) > FLAT_WIDTH:
+                    break
+            self._width = sizes.pop() if len(sizes) == 1 and max(sizes) <= FLAT_WIDTH else 0
+        return self._width
+
+    def _dictionary(self, run: Subject, size: int, width: int) -> dict[str, Any]:
+        latents = run.model.latents if run.kind.startswith("sae") else min(EXPANSION * width, max(SAE_NUMBERS // width, size))
+        if not run.kind.startswith("sae") and latents < EXPANSION * width:
+            self.notes.append(
+                f"The untrained SAE has {latents:,} latents, not {EXPANSION} times the width of {width:,}, to stay in memory."
+            )
+        return {"latents": latents, "k": min(size, latents)}
+
+    # -- making ----------------------------------------------------------------------------------------------------------
+
+    def _fitted(self, name: str, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> Subject:
+        model = build(name, source.spec.d_in, options)
+        fitted = fit(model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU)
+        return self._subject(name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole)
+
+    @torch.no_grad()
+    def _untrained(self, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> Subject:
+        """As training begins: on rows of mean 0 and scale 1, folded."""
+        normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
+        model = build("sae", source.spec.d_in, options)
+        model.initialise(rows_SD, torch.Generator().manual_seed(self.seed))
+        tensors = model.folded(normalize.mean_D, normalize.scale)
+        return self._subject("sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole)
+
+    def _subject(self, kind: str, model: nn.Module, whole: bool) -> Subject:
+        return Subject("", kind, "control", WholeExamples(model).eval() if whole else model, self.store)
+
+
+def _ridge(source: PairedStore, seed: int) -> Subject:
+    """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten times it."""
+    batches = list(some(source, "train", RIDGE_ROWS, seed, examples=False))
+    x, y = (np.concatenate([t.double().numpy() for t in column]) for column in ([b.x for b in batches], [b.target for b in batches]))
+    penalties = len(x) * max(float(x.var(0).mean()), 1e-12) * np.logspace(-6, 1, 8)
+    model = RidgeCV(penalties).fit(x, y)
+    W, b = model.coef_.reshape(y.shape[1], -1), np.broadcast_to(model.intercept_, y.shape[1]).copy()
+    return Subject("", "ridge", "control", LinearMap(W, b).eval(), source)

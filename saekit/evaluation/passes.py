@@ -1,0 +1,155 @@
+"""Passes of a model over chosen rows of a store: its codes, its errors, and how well neighbours in code space agree on labels.
+
+Sparse codes stay sparse on the way to scikit-learn: 20,000 rows of 25,000 latents are 2 GB as a matrix and 5 MB as 32 numbers a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from saekit_kernels import RaggedCodes, SparseCodes
+from scipy.sparse import csr_matrix, vstack
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from saekit.evaluation.codes import knn_accuracy
+from saekit.evaluation.subjects import Subject
+from saekit.store.pair import PairedStore
+from saekit.store.reader import Store
+from saekit.training.fit import applied
+from saekit.training.inputs import checked
+from saekit.types import ActivationBatch, Output, Split
+
+KNN_ROWS = 20_000
+DENSE_NUMBERS = 2**27  # of dense codes held at once: 512 MB
+SAMPLE_ROWS, SAMPLE_NUMBERS = 2_000, 2**23  # of the rows that a report shows; 32 MB of input, and as much for each model's output
+
+Codes = np.ndarray | csr_matrix
+
+
+def some(source: Store | PairedStore, split: Split, count: int, seed: int, examples: bool) -> Iterator[ActivationBatch]:
+    """At most `count` rows or examples of one side: all in store order, or as many drawn by `seed`. Raises NumericsError (NaN, inf)."""
+    total = source.examples(split) if examples else len(source.split(split))
+    left = min(count, total)
+    size = min(256 if examples else 4096, left)
+    order = None if count >= total else seed
+    for batch in checked(source, source.batches(size, order, split=split, examples=examples)):
+        yield _first(batch, left)
+        left -= len(batch.x)
+        if left <= 0:
+            return
+
+
+def _first(batch: ActivationBatch, n: int) -> ActivationBatch:
+    cut = {name: None if value is None else value[:n] for name, value in vars(batch).items()}
+    return ActivationBatch(**cut)
+
+
+@torch.no_grad()
+def codes_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> tuple[Codes, np.ndarray]:
+    """(codes (N,F), their first store rows (N,)). Sparse where most entries are exact zeros by construction."""
+    parts, rows = [], []
+    for batch in batches:
+        code = model.encode(batch.x.float()) if batch.mask is None else model.encode(batch.x.float(), batch.mask)
+        parts.append(as_numbers(code, model.active_above))
+        rows.append(batch.rows.numpy())
+    joined = vstack(parts, "csr") if isinstance(parts[0], csr_matrix) else np.concatenate(parts)
+    return joined, np.concatenate(rows)
+
+
+def as_numbers(code: torch.Tensor | SparseCodes | RaggedCodes, active_above: float | None) -> Codes:
+    """(B,F): a matrix, sparse for sparse codes and for rectified ones."""
+    if isinstance(code, SparseCodes):
+        row, column = code.active().nonzero(as_tuple=True)
+        values = code.vals[row, column].float().numpy()
+        return csr_matrix((values, (row.numpy(), code.idx[row, column].numpy())), shape=(len(code.vals), code.F))
+    dense = (code.to_dense() if isinstance(code, RaggedCodes) else code).float().flatten(1).numpy()
+    return csr_matrix(dense) if active_above == 0.0 else dense
+
+
+def knn_rows(subjects: Sequence[Subject]) -> int:
+    """How many rows neighbours are sought among: the same number for all, so that accuracies compare."""
+    widest = max((s.model.latents for s in subjects if s.model.active_above != 0.0), default=1)
+    return max(min(KNN_ROWS, DENSE_NUMBERS // widest), 1)
+
+
+def neighbours(train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k: int) -> float | None:
+    """Accuracy of k nearest neighbours, (codes, labels) of each side; rows without a label are left out. None: no classes to tell apart."""
+    (z_train, y_train), (z, y) = _labelled(*train), _labelled(*judged)
+    if len(set(y_train)) < 2 or len(y) == 0 or len(y_train) < k:
+        return None
+    if isinstance(z, csr_matrix):
+        return float(KNeighborsClassifier(k, algorithm="brute").fit(z_train, y_train).score(z, y))
+    return knn_accuracy(z_train, y_train, z, y, k)
+
+
+def _labelled(codes: Codes, labels: Sequence[str | None]) -> tuple[Codes, list[str]]:
+    known = [i for i, label in enumerate(labels) if label is not None]
+    return codes[known], [labels[i] for i in known]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows or examples of one side that a report shows, the same for every model of their source."""
+
+    batch: ActivationBatch
+    labels: list[str | None]
+
+    @property
+    def x(self) -> torch.Tensor:
+        return self.batch.x.float()
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """What a model is to give: x, or the target."""
+        return self.x if self.batch.target is None else self.batch.target.float()
+
+
+def sample(source: Store | PairedStore, split: Split, seed: int, examples: bool, labels: Sequence[str | None]) -> Sample:
+    """At most SAMPLE_ROWS, fewer where a row or example is wide. `labels` are those of all rows of the store."""
+    probe = next(iter(source.batches(1, split=split, examples=examples)))
+    count = max(min(SAMPLE_ROWS, SAMPLE_NUMBERS // math.prod(probe.x.shape[1:])), 1)
+    total = source.examples(split) if examples else len(source.split(split))
+    order = None if count >= total else seed
+    batch = _first(next(iter(checked(source, source.batches(min(count, total), order, split=split, examples=examples)))), count)
+    return Sample(batch, [labels[row] for row in batch.rows.tolist()])
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, batch: ActivationBatch) -> tuple[torch.Tensor, Codes]:
+    """(x_hat in the shape of what is wanted, codes (N,F)), in pieces of 256."""
+    x_hats, codes = [], []
+    for at in range(0, len(batch.x), 256):
+        piece = {name: None if value is None else value[at : at + 256] for name, value in vars(batch).items()}
+        output: Output = applied(model, ActivationBatch(**piece))
+        x_hats.append(output.x_hat)
+        codes.append(as_numbers(output.code, model.active_above))
+    return torch.cat(x_hats), vstack(codes, "csr") if isinstance(codes[0], csr_matrix) else np.concatenate(codes)
+
+
+def errors(wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(N,): squared error of each row or example, summed over its values; padding does not count."""
+    squares = (wanted - x_hat).double().square()
+    return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model makes of the sample."""
+
+    subject: Subject
+    sample: Sample
+    x_hat: torch.Tensor
+    codes: Codes
+
+    @property
+    def errors(self) -> torch.Tensor:
+        return errors(self.sample.wanted, self.x_hat, self.sample.batch.mask)
+
+
+def look(subject: Subject, seen: Sample) -> Look:
+    return Look(subject, seen, *outputs_of(subject.model, seen.batch))

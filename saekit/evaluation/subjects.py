@@ -1,0 +1,130 @@
+"""What a comparison judges: a trained run or a control, with the rows that it is given.
+
+A run that was trained to give another store's rows (`--target-store`) reads pairs. Models that take whole examples get them where the store
+has such a layout, so a code of theirs stands for an example, not for a row; `Subject.unit` says which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from saekit.errors import DataError, MissingError, UsageError
+from saekit.models.catalog import restore
+from saekit.store.checkpoint import read_checkpoint
+from saekit.store.pair import PairedStore
+from saekit.store.reader import Store
+from saekit.training.fit import by_example
+from saekit.types import Output
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    """Short and unlike the others' of one comparison."""
+    kind: str
+    """The catalog's name, with the sparsity of an SAE: `sae topk`."""
+    role: Literal["run", "control"]
+    model: nn.Module
+    """Takes raw rows or examples, in eval mode, on the CPU."""
+    source: Store | PairedStore
+    checkpoint: str | None = None
+    config: dict[str, Any] | None = None
+    """config.json of a run."""
+    control_of: tuple[str, ...] = ()
+    """Names of the runs that a control stands beside."""
+
+    @property
+    def examples(self) -> bool:
+        """Whether a code stands for a whole example."""
+        return by_example(self.model, self.source)
+
+    @property
+    def unit(self) -> str:
+        return "example" if self.examples else "row"
+
+    @property
+    def target(self) -> Store | None:
+        return self.source.other if isinstance(self.source, PairedStore) else None
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.model.state_dict().values())
+
+
+class WholeExamples(nn.Module):
+    """A model of rows, given examples (B, ...) as one flat row each: what makes PCA comparable with a model of whole examples."""
+
+    takes = "grid"  # anything but rows: it is fed examples, of whichever layout
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.latents, self.active_above = inner.latents, inner.active_above
+
+    def encode(self, x: torch.Tensor) -> Any:
+        return self.inner.encode(x.flatten(1))
+
+    def forward(self, x: torch.Tensor) -> Output:
+        output = self.inner(x.flatten(1))
+        return Output(output.x_hat.reshape(x.shape), output.code)
+
+
+def open_runs(checkpoints: Sequence[str | Path], store: Store, target_store: str | Path | None) -> list[Subject]:
+    """The runs, known to fit the store. Raises UsageError, DataError, MissingError."""
+    paths = [str(path) for path in checkpoints]
+    if not paths:
+        raise UsageError("there is no run to compare", "give the folders that `saekit train` wrote")
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise UsageError(f"{twice[0]} is given twice")
+    short = [Path(path).name for path in paths]
+    names = short if len(set(short)) == len(short) else paths
+    pairs: dict[str, PairedStore] = {}
+    runs = [_open(path, name, store, target_store, pairs) for path, name in zip(paths, names)]
+    if target_store is not None and not pairs:
+        raise UsageError(f"--target-store {target_store}: none of the runs was trained on a target", "leave --target-store away")
+    return runs
+
+
+def _open(path: str, name: str, store: Store, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.config
+    _check_fit(path, config, store)
+    source: Store | PairedStore = store
+    wanted = config["training"].get("target_store")
+    if wanted is not None:
+        where = str(target_store or wanted)
+        if where not in pairs:
+            pairs[where] = PairedStore(store, _open_target(path, where))
+        source = pairs[where]
+        width = config["config"].get("d_out") or config["spec"]["d_in"]
+        if source.other.spec.d_in != width:
+            raise DataError(f"{path} gives {width} values a row, the target store {where} holds {source.other.spec.d_in}")
+    kind = " ".join(filter(None, (config["model"], config["config"].get("sparsity") if config["model"] == "sae" else None)))
+    return Subject(name, kind, "run", restore(config["model"], config["config"], checkpoint.tensors), source, path, config)
+
+
+def _check_fit(path: str, config: dict[str, Any], store: Store) -> None:
+    spec, own = store.spec, config["spec"]
+    if own["d_in"] != spec.d_in:
+        raise DataError(
+            f"{path} takes {own['d_in']} values a row ({own['model']}, {own['hook']}), "
+            f"{store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
+            "compare runs of one store, or of stores of the same hook",
+        )
+    shape = config["config"].get("shape")
+    if shape is not None and tuple(shape) != spec.shape:
+        raise DataError(f"{path} takes examples of shape {tuple(shape)}, those of {store.path} have {spec.shape}")
+
+
+def _open_target(path: str, where: str) -> Store:
+    try:
+        return Store(Path(where))
+    except MissingError as error:
+        raise MissingError(f"{path} was trained on a target: {error}", "--target-store with the folder where it lies now") from None

@@ -1,0 +1,45 @@
+"""Small runs on small raw stores: seconds on one core, and real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from made_stores import make_spec
+
+from saekit.harvesting.run import harvest
+from saekit.store.reader import Store
+from saekit.store.shards import StoredExample
+from saekit.store.writer import RowBlock, StoreWriter
+from saekit.training.run import train
+
+
+def digits_store(path: Path, rows: int = 400) -> Path:
+    """Images of 8x8 pixels with their labels, 100 of 400 held out."""
+    harvest("raw:pixels", "embedded:digits", path, rows=rows, holdout=0.25)
+    return path
+
+
+def rows_store(path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25) -> Path:
+    """Flat rows, every one a document of its own."""
+    spec = make_spec(model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None)
+    writer = StoreWriter(path, spec, {"rows": len(x_ND), "holdout": holdout}, shard_bytes=1 << 20, resume=False, overwrite=False)
+    numbers = torch.arange(len(x_ND))
+    examples = [StoredExample(i, i, i, 1, None, f"row {i}", label) for i, label in enumerate(labels)]
+    writer.append(RowBlock(x_ND, numbers, numbers, torch.zeros(len(x_ND), dtype=torch.int32), examples))
+    writer.finish()
+    return path
+
+
+def trained(store: Path, out: Path, model: str, **options) -> str:
+    rows = {} if model in ("pca", "kmeans") else {"rows": 2000, "batch": 32}
+    return train(store, out, model=model, **{**rows, **options}).path
+
+
+def side(store: Path, split: str) -> torch.Tensor:
+    """(N,D) fp64: all rows of one side."""
+    return torch.cat([batch.x for batch in Store(store).batches(4096, split=split)]).double()
+
+
+def fvu(x: torch.Tensor, x_hat: torch.Tensor) -> float:
+    return float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
