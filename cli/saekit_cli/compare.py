@@ -18,6 +18,7 @@ def run(
     rows: Annotated[int | None, typer.Option(help="Judge at most so many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default holdout)")] = None,
     target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
+    anomalies: Annotated[str | None, typer.Option(help="Store of rows that the runs should reconstruct badly.")] = None,
     neighbours: Annotated[int, typer.Option(help="Neighbours that vote for a label.")] = 5,
     seed: Annotated[int, typer.Option(help="Controls, rows that are drawn, samples.")] = 0,
     overwrite: Overwrite = False,
@@ -30,25 +31,26 @@ def run(
 
     reporter = Reporter(quiet)
     comparison = compare(
-        runs, store, out, rows=rows, split=split, target_store=target_store, k=neighbours, seed=seed, overwrite=overwrite, progress=reporter
+        runs, store, out, rows=rows, split=split, target_store=target_store, anomalies=anomalies, k=neighbours, seed=seed,
+        overwrite=overwrite, progress=reporter,
     )  # fmt: skip
     reporter.close()
     if json_:
         print_json(comparison)
         return
-    elbo = any(row.metrics["elbo"] is not None for row in comparison.rows)
-    header = ("", "model", "params", "latents", "code", "fvu", "mse", "cosine", "l0", "dead", "knn", *(("elbo",) if elbo else ()))
-    typer.echo(table(header, [_row(row, elbo) for row in comparison.rows], left=(0, 1)))
+    others = [name for name in ("elbo", "auroc") if any(row.metrics[name] is not None for row in comparison.rows)]
+    header = ("", "model", "params", "latents", "code", "fvu", "mse", "cosine", "l0", "dead", "knn", *others)
+    typer.echo(table(header, [_row(row, others) for row in comparison.rows], left=(0, 1)))
     for note in comparison.notes:
         typer.echo(f"note    {note}")
     if comparison.report:
         typer.echo(f"open    {comparison.report}")
 
 
-def _row(row: Any, elbo: bool) -> tuple[str, ...]:
+def _row(row: Any, others: list[str]) -> tuple[str, ...]:
     m, own = row.metrics, row.role == "run"
     return (
         row.name if own else f"  {row.name}", row.model if own else "", f"{row.params:,}", f"{row.latents:,}",
         f"{row.code_size:,}", figure(m["fvu"]), figure(m["mse"], ".4g"), figure(m["cosine"]), figure(m["l0"], ".1f"),
-        figure(m["dead"], ".1%"), figure(m["knn"], ".1%"), *((figure(m["elbo"], ".2f"),) if elbo else ()),
+        figure(m["dead"], ".1%"), figure(m["knn"], ".1%"), *(figure(m[name], ".3f") for name in others),
     )  # fmt: skip

@@ -52,7 +52,7 @@ def dense(data: str, name: str, latents: int, task: str = "reconstruct", **optio
 
 
 def unet(data: str, name: str, task: str, target: str, **options: Any) -> Case:
-    return Case(data, name, "unet", {"target_store": target, **options}, task, epochs=20)
+    return Case(data, name, "unet", {"target_store": target, **options}, task, epochs=12 if task == "segment" else 20)
 
 
 MNIST = [
@@ -66,7 +66,7 @@ MNIST = [
     dense("mnist", "dense 256-30, tied", 30, hidden=(256,), tied=True),
     dense("mnist", "dense 512-256-128-30", 30, hidden=(512, 256, 128)),
     dense("mnist", "dense 512-30, denoising", 30, hidden=(512,), noise="gaussian:0.3"),
-    dense("mnist", "dense 512-30, contractive", 30, hidden=(512,), contractive=0.1),
+    dense("mnist", "dense 256-30, contractive", 30, hidden=(256,), contractive=0.1),
     Case("mnist", "conv 16-32-30", "conv", {"latents": 30, **BERNOULLI}),
     Case("mnist", "recurrent gru 30", "recurrent", {"latents": 30, **BERNOULLI}),
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}),
@@ -114,7 +114,7 @@ HIDDEN = [
     Case("hidden", "vae 256-16", "vae", {"latents": 16, "hidden": (256,)}),
     Case("hidden", "sae topk 32x, k 16", "sae", {"k": 16}),
     Case("hidden-grid", "conv 128-128-256", "conv", {"latents": 256, "channels": (128, 128)}, epochs=30),
-    Case("hidden-sequence", "recurrent gru 256", "recurrent", {"latents": 256}, epochs=30),
+    Case("hidden-sequence", "recurrent gru 256", "recurrent", {"latents": 256}, epochs=20),
 ]
 DOCUMENTS = [
     pca("documents", 2),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from saekit.config import write_toml
 from saekit.errors import DataError, UsageError, check_choice
+from saekit.evaluation.anomaly import auroc
 from saekit.evaluation.controls import Sized, controls_for
-from saekit.evaluation.passes import codes_of, knn_rows, neighbours, some
-from saekit.evaluation.subjects import Subject, open_runs
+from saekit.evaluation.passes import codes_of, errors_of, knn_rows, neighbours, some
+from saekit.evaluation.subjects import Subject, open_anomalies, open_runs
 from saekit.models.metrics import Figures
 from saekit.store.files import prepare_output, write_json
 from saekit.store.reader import Store
@@ -19,8 +20,9 @@ from saekit.types import Progress, Split
 
 MARKER = "compare.json"  # shows that the folder is ours
 REPORT = "report.html"
+ANOMALY_ROWS = 20_000  # of either side, unless --rows says otherwise
 ORDER = ("pca", "kmeans", "sae topk", "ridge")  # of the controls of a group: the strongest of most data first
-METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo")
+METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Row:
     rows: int
     """Rows judged."""
     metrics: dict[str, float | None]
-    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in nats. None where it does not apply."""
+    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in nats; auroc: how often a row of the
+    anomalies has the larger error. None where it does not apply."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def compare(
     rows: int | None = None,
     split: Split | None = None,
     target_store: str | Path | None = None,
+    anomalies: str | Path | None = None,
     k: int = 5,
     seed: int = 0,
     overwrite: bool = False,
@@ -83,7 +87,8 @@ def compare(
     whole examples are given whole batches until that many rows are reached). knn: how often the data's own label of a held-out row is that
     of most of the `k` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None without
     labels.
-    Runs that were trained on a target read it from `target_store`, by default from where it lay at training.
+    Runs that were trained on a target read it from `target_store`, by default from where it lay at training. `anomalies` is a store of rows
+    of the same width that the runs should reconstruct badly.
     Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
@@ -95,8 +100,9 @@ def compare(
     opened = Store(Path(store))
     runs = open_runs(checkpoints, opened, target_store)
     if out is not None:
-        _prepare(Path(out), checkpoints, store, rows, split, target_store, k, seed, overwrite)
-    judge = _Judge(opened, split, rows, k, seed, progress)
+        _prepare(Path(out), checkpoints, store, rows, split, target_store, anomalies, k, seed, overwrite)
+    strange = None if anomalies is None else open_anomalies(anomalies, opened)
+    judge = _Judge(opened, split, rows, k, seed, progress, strange)
     sized = [Sized(run, judge.code_size(run)) for run in runs]
     controls, notes = controls_for(sized, opened, seed, progress)
     subjects = _grouped(sized, controls)
@@ -107,15 +113,18 @@ def compare(
     if page is not None:
         from saekit.evaluation.report import write_report
 
-        write_report(Path(page), comparison, subjects, opened, progress)
+        write_report(Path(page), comparison, subjects, opened, strange, progress)
     return comparison
 
 
-def _prepare(out: Path, checkpoints: list, store: str | Path, rows, split, target_store, k: int, seed: int, overwrite: bool) -> None:
+def _prepare(
+    out: Path, checkpoints: list, store: str | Path, rows, split, target_store, anomalies, k: int, seed: int, overwrite: bool
+) -> None:
     prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
     settings = {
         "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": split,
-        "target_store": None if target_store is None else str(target_store), "neighbours": k, "seed": seed,
+        "target_store": None if target_store is None else str(target_store),
+        "anomalies": None if anomalies is None else str(anomalies), "neighbours": k, "seed": seed,
     }  # fmt: skip
     write_json(out / MARKER, {"schema_version": 1, **settings})
     write_toml(out / "config.toml", settings)
@@ -148,11 +157,20 @@ def _grouped(sized: Sequence[Sized], controls: Sequence[Subject]) -> list[Subjec
 class _Judge:
     """The figures of every subject on the same rows."""
 
-    def __init__(self, store: Store, split: Split, rows: int | None, k: int, seed: int, progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        split: Split,
+        rows: int | None,
+        k: int,
+        seed: int,
+        progress: Callable[[Progress], None],
+        anomalies: Store | None = None,
+    ) -> None:
         if len(store.split(split)) == 0:
             raise DataError(f"{store.path} has no {split} rows", "--split all")
         self.store, self.split, self.limit, self.k, self.seed, self.progress = store, split, rows, k, seed, progress
-        self.reference = 0
+        self.reference, self.anomalies = 0, anomalies
         self._figures: dict[str, Figures] = {}  # by name, which open_runs and controls_for keep distinct
         labelled = any(label is not None for label in store.labels("all", examples=True))
         self.labels = store.labels("all") if labelled else None
@@ -178,6 +196,7 @@ class _Judge:
     def _row(self, subject: Subject) -> Row:
         scalars = self.figures(subject).scalars()
         scalars["knn"] = self._knn(subject.model, subject.examples)
+        scalars["auroc"] = self._auroc(subject)
         metrics = {name: scalars.get(name) for name in METRICS}
         return Row(
             subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of, subject.unit,
@@ -190,6 +209,15 @@ class _Judge:
         metrics = dict.fromkeys(METRICS) | {"knn": self._knn(Itself(), examples=False)}
         width = self.store.spec.d_in
         return Row(None, "raw input", "none", "control", (), "row", None, 0, width, width, self._judged(False), metrics)
+
+    def _auroc(self, subject: Subject) -> float | None:
+        if self.anomalies is None or subject.target is not None:
+            return None
+        sides = []
+        for source, split in ((subject.source, self.split), (self.anomalies, "all")):
+            count = self.limit or ANOMALY_ROWS
+            sides.append(errors_of(subject.model, some(source, split, count, self.seed, subject.examples)))
+        return auroc(*sides)
 
     def _knn(self, model, examples: bool) -> float | None:
         if self.labels is None:

@@ -1,27 +1,23 @@
-"""The sections of a report that any data has: the table, maps of the codes, errors, settings."""
+"""The sections of a report that any data has: the table, maps of the codes, settings; errors are in error_panel."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from saekit.evaluation.anomaly import auroc, error_histogram
-from saekit.evaluation.charts import histogram, scatter
+from saekit.evaluation.charts import scatter
 from saekit.evaluation.codes import map_2d
 from saekit.evaluation.compare import METRICS, Comparison
 from saekit.evaluation.page import Panel, cell, figure, grid, note, notes, number, table
-from saekit.evaluation.passes import Look, Sample, errors, outputs_of
+from saekit.evaluation.passes import Look, Sample
 from saekit.evaluation.subjects import Subject
 from saekit.store.reader import Store
-from saekit.types import ActivationBatch
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
 REDUCED = 50  # numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does before t-SNE
@@ -84,14 +80,14 @@ def codes_panel(looks: Sequence[Look], raw: Sample | None, seed: int) -> Panel |
         items += _maps("raw input", raw.x.flatten(1).numpy(), raw.labels, seed)
     labels = any(label is not None for label in looks[0].sample.labels)
     what = (
-        f"Codes of {_counted(looks, MAP_ROWS)} that were judged, at most {TSNE_ROWS:,} for t-SNE. PCA keeps the distances along the two "
+        f"Codes of {counted(looks, MAP_ROWS)} that were judged, at most {TSNE_ROWS:,} for t-SNE. PCA keeps the distances along the two "
         "widest directions of the code. t-SNE keeps neighbours only: sizes of its clusters and gaps between them mean nothing. Codes of "
         f"more than {WIDE} latents are brought down to {REDUCED} numbers by PCA before."
     ) + (" Colour is the data's own label, unseen in training." if labels else "")
     return Panel("Codes", note(what) + grid(items))
 
 
-def _counted(looks: Sequence[Look], most: int = 1 << 30) -> str:
+def counted(looks: Sequence[Look], most: int = 1 << 30) -> str:
     """'360 rows', or '80 examples and 1,920 rows' where models differ in what they take."""
     counts = {f"{look.subject.unit}s": min(len(look.sample.labels), most) for look in looks}
     return " and ".join(f"{count:,} {unit}" for unit, count in counts.items())
@@ -114,74 +110,6 @@ def _maps(name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None
             points = map_2d(z_NF[:count], method, seed)
         items.append(figure(scatter(points, drawn and drawn[: len(points)], f"{name}: {title}")))
     return items
-
-
-def errors_panel(looks: Sequence[Look], seed: int) -> Panel:
-    items, found = [], {}
-    for look in looks:
-        anomalous = _shuffled_errors(look, seed)
-        entry: dict[str, Any] = {"mean": float(look.errors.mean())}
-        if anomalous is not None:
-            entry["auroc"] = auroc(look.errors, anomalous)
-            if look.subject.role == "run":
-                edges, counts = error_histogram(look.errors, anomalous)
-                counts = {"as they are": counts["normal"], "shuffled": counts["anomalous"]}
-                items.append(figure(histogram(counts, edges, look.subject.name, "squared error", f"{look.subject.unit}s")))
-        found[look.subject.name] = entry
-    classes, left = _classes(looks[0].sample.labels)
-    for look in looks:
-        found[look.subject.name]["by_class"] = _class_means(look, classes)
-    what = (
-        f"Squared errors of {_counted(looks)} that were judged, and of made anomalies: the same with the values of each feature "
-        "permuted among them, each feature by a permutation of its own. Every feature keeps its distribution; what is destroyed is "
-        "which values go together. AUROC: how often an anomaly has the larger error than a row as it is; 0.5 is chance. It is left out for "
-        "models of a target or of examples that differ in length."
-    )
-    worst = f" By class below; a model's worst class stands out.{f' The {left} rarest classes are left out.' if left else ''}"
-    return Panel("Errors", note(what + (worst if classes else "")) + grid(items) + _errors_table(looks, found, classes), {"errors": found})
-
-
-def _errors_table(looks: Sequence[Look], found: dict[str, dict[str, Any]], classes: list[str]) -> str:
-    rows = []
-    for look in looks:
-        entry = found[look.subject.name]
-        means = entry["by_class"]
-        form = _form(max([entry["mean"], *means.values()]))
-        marks = [cell(number(means.get(c), form), "other" if means.get(c) == max(means.values()) else "") for c in classes]
-        figures = [cell(number(entry.get("auroc"), ".3f")), cell(number(entry["mean"], form))]
-        rows.append((look.subject.role, [cell(look.subject.name, "left"), *figures, *marks]))
-    return table(("", "AUROC", "mean error", *classes), rows)
-
-
-def _form(largest: float) -> str:
-    """Three digits of the largest value: a row of numbers that can be compared by eye."""
-    return ".0f" if largest >= 100 else ".1f" if largest >= 10 else ".2f" if largest >= 1 else ".3f" if largest >= 0.01 else ".2e"
-
-
-def _shuffled_errors(look: Look, seed: int) -> torch.Tensor | None:
-    batch = look.sample.batch
-    if batch.target is not None or batch.mask is not None or len(batch.x) < 2:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    flat = look.sample.x.flatten(1)
-    order = torch.rand(flat.shape, generator=generator).argsort(0)
-    x = flat.gather(0, order).reshape(batch.x.shape)
-    x_hat, _ = outputs_of(look.subject.model, ActivationBatch(x, batch.doc_id, batch.example_id, batch.position))
-    return errors(x, x_hat)
-
-
-def _classes(labels: Sequence[str | None]) -> tuple[list[str], int]:
-    """(labels of the sample, numbers in their order before words, at most MOST_CLASSES; how many rarer ones are left out)."""
-    counts = Counter(label for label in labels if label is not None)
-    if len(counts) < 2:
-        return [], 0
-    kept = [name for name, _ in counts.most_common(MOST_CLASSES)]
-    return sorted(kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)), len(counts) - len(kept)
-
-
-def _class_means(look: Look, classes: Sequence[str]) -> dict[str, float]:
-    of = np.array([label or "" for label in look.sample.labels])
-    return {c: float(look.errors[torch.from_numpy(of == c)].mean()) for c in classes if (of == c).any()}
 
 
 def settings_panel(runs: Sequence[Subject], store: Store) -> Panel:

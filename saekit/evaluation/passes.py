@@ -137,6 +137,11 @@ def errors(wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None 
     return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
 
 
+def errors_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> torch.Tensor:
+    """(N,): the same over a pass."""
+    return torch.cat([errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask) for batch in batches])
+
+
 @dataclass(frozen=True)
 class Look:
     """What a model makes of the sample."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from saekit.evaluation import panels, pictures
 from saekit.evaluation.compare import Comparison
+from saekit.evaluation.error_panel import errors_panel
 from saekit.evaluation.page import Panel, document
 from saekit.evaluation.passes import Look, Sample, look, sample
+from saekit.evaluation.plane import plane_panel
 from saekit.evaluation.subjects import Subject
 from saekit.store.files import write_bytes
 from saekit.store.reader import Store
@@ -19,21 +21,26 @@ LEAD = "Trained autoencoders beside the simple models that they have to beat, ju
 
 
 def write_report(
-    path: Path, comparison: Comparison, subjects: Sequence[Subject], store: Store, progress: Callable[[Progress], None] = lambda _: None
+    path: Path,
+    comparison: Comparison,
+    subjects: Sequence[Subject],
+    store: Store,
+    anomalies: Store | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Write the page of `comparison`, whose models are `subjects`. Equal inputs give equal bytes.
+    """Write the page of `comparison`, whose models are `subjects`; errors are also shown on `anomalies`. Equal inputs give equal bytes.
 
     Pictures and errors are of a sample of the judged rows (saekit.evaluation.passes.sample), the same for every model of one source.
     """
     progress(Progress("report", 0, 1, "pages"))
     numbers = {"comparison": dataclasses.asdict(comparison) | {"report": path.name}}
     title, facts = _title(store), _facts(comparison, store)
-    page = document(title, LEAD, facts, _panels(comparison, subjects, store), numbers)
+    page = document(title, LEAD, facts, _panels(comparison, subjects, store, anomalies), numbers)
     write_bytes(path, page.encode())
     progress(Progress("report", 1, 1, "pages"))
 
 
-def _panels(comparison: Comparison, subjects: Sequence[Subject], store: Store) -> list[Panel]:
+def _panels(comparison: Comparison, subjects: Sequence[Subject], store: Store, anomalies: Store | None) -> list[Panel]:
     looks, flat = _looks(comparison, subjects, store)
     spec, seed = store.spec, comparison.seed
     found = [
@@ -42,10 +49,11 @@ def _panels(comparison: Comparison, subjects: Sequence[Subject], store: Store) -
         pictures.masks_panel(looks, spec),
         pictures.denoising_panel(looks, spec, seed),
         panels.codes_panel(looks, flat, seed),
+        plane_panel(looks, spec),
         pictures.filters_panel(looks, spec),
         pictures.variational_panel(looks, spec, seed),
         pictures.levels_panel(looks, spec),
-        panels.errors_panel(looks, seed),
+        errors_panel(looks, anomalies, seed),
         panels.settings_panel([s for s in subjects if s.role == "run"], store),
     ]
     return [panel for panel in found if panel is not None]

@@ -92,6 +92,16 @@ def open_runs(checkpoints: Sequence[str | Path], store: Store, target_store: str
     return runs
 
 
+def open_anomalies(path: str | Path, store: Store) -> Store:
+    """A store whose rows the runs can be given. Raises DataError where width or layout differ."""
+    other = Store(Path(path))
+    for what in ("d_in", "layout", "shape"):
+        ours, theirs = getattr(store.spec, what), getattr(other.spec, what)
+        if ours != theirs:
+            raise DataError(f"--anomalies {path}: {what} {theirs}, that of {store.path} is {ours}", "rows of the same kind of data")
+    return other
+
+
 def _open(path: str, name: str, store: Store, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
     checkpoint = read_checkpoint(path)
     config = checkpoint.config

@@ -48,7 +48,7 @@ def test_compare_prints_one_json_value(capsys, digits, runs):
     assert set(first) == {
         "checkpoint", "name", "model", "role", "control_of", "unit", "target", "params", "latents", "code_size", "rows", "metrics",
     }  # fmt: skip
-    assert first["rows"] == 40 and set(first["metrics"]) == {"fvu", "mse", "cosine", "l0", "dead", "knn", "elbo"}
+    assert first["rows"] == 40 and set(first["metrics"]) == {"fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc"}
     assert first["metrics"]["l0"] is None
     assert "compare" in err
 

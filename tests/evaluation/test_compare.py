@@ -212,3 +212,23 @@ def test_runs_that_cannot_be_compared_are_named(digits, runs, tmp_path):
         compare(runs["dense"], digits, target_store=digits)
     with pytest.raises(MissingError, match="no checkpoint"):
         compare(tmp_path / "nothing", digits)
+
+
+def test_anomalies_are_told_by_their_errors(digits, runs, tmp_path):
+    noise = rows_store(tmp_path / "noise", torch.rand(200, 64, generator=torch.Generator().manual_seed(0)), [None] * 200)
+    with pytest.raises(DataError, match=r"--anomalies .*shape"):
+        compare([runs["dense"]], digits, anomalies=noise)
+    harvest("raw:array", _images(tmp_path, 200), tmp_path / "images")
+    found = compare([runs["dense"]], digits, anomalies=tmp_path / "images")
+    model, x = load(runs["dense"]), side(digits, "holdout").float()
+    strange = side(tmp_path / "images", "all").float()
+    errors = [(rows - model(rows).x_hat).square().sum(1).double() for rows in (x, strange)]
+    above = (errors[1][:, None] > errors[0][None, :]).double().mean()  # the definition of AUROC; continuous errors have no ties
+    assert row(found, "dense").metrics["auroc"] == pytest.approx(float(above), abs=1e-9) and above > 0.95
+    assert row(compare([runs["dense"]], digits), "dense").metrics["auroc"] is None
+
+
+def _images(folder, count):
+    """Uniform noise of the digits' shape, as a file."""
+    np.save(folder / "noise.npy", np.random.default_rng(0).random((count, 8, 8, 1)).astype(np.float32))
+    return str(folder / "noise.npy")

@@ -235,3 +235,15 @@ def test_an_occupied_folder_is_left_alone(digits, runs, tmp_path):
         compare(runs[0], digits, tmp_path / "out")
     assert "--overwrite" in error.value.hint
     assert compare(runs[0], digits, tmp_path / "out", overwrite=True) == first
+
+
+def test_a_plane_has_a_vector_field_and_anomalies_a_histogram(tmp_path):
+    angle = torch.rand(400, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    store = rows_store(tmp_path / "ring", ring, [None] * 400)
+    strange = rows_store(tmp_path / "far", 3 * ring[:50], [None] * 50)
+    run = trained(store, tmp_path / "run", "dense", latents=2, hidden=(32,), noise="gaussian:0.2")
+    compare([run], store, tmp_path / "report", anomalies=strange)
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "Vector field" in Reader(html).sections and html.count("longest arrow") >= 2, "the run and its controls"
+    assert "run: anomalies" in html and "AUROC, anomalies" in html and "rows of far" in html
