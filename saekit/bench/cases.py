@@ -44,7 +44,7 @@ NOISES = ("gaussian:0.25", "masking:0.3", "salt-pepper:0.2")
 
 
 def pca(data: str, latents: int, task: str = "reconstruct", noise: str = "") -> Case:
-    return Case(data, f"pca {latents}", "pca", {"latents": latents}, task, seeded=False, noise=noise)
+    return Case(data, f"pca {latents}{', ' if noise else ''}{noise}", "pca", {"latents": latents}, task, seeded=False, noise=noise)
 
 
 def dense(data: str, name: str, latents: int, task: str = "reconstruct", **options: Any) -> Case:

@@ -55,6 +55,6 @@ class RBM:
         return v_BD
 
     def contrastive_divergence(self, v_BD: torch.Tensor, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, v_k): mean F(v) - F(v_k), v_k held constant. Its gradient is that of CD-k: <h v^T> under v_k less <h v^T> under the data."""
+        """(loss, v_k): mean F(v) - F(v_k), v_k held constant: its gradient is CD-k's, <h v^T> under v_k less <h v^T> under the data."""
         v_k = self.chain(v_BD, k, generator)
         return (self.free_energy(v_BD) - self.free_energy(v_k)).mean(), v_k
