@@ -84,3 +84,20 @@ def test_the_field_runs_along_the_first_axis_and_points_where_the_rows_go():
     at, pull = vector_field(lambda x: 0.5 * x, low=(0.0, 10.0), high=(2.0, 14.0), count=3)
     assert at.tolist() == [[0, 10], [1, 10], [2, 10], [0, 12], [1, 12], [2, 12], [0, 14], [1, 14], [2, 14]]
     torch.testing.assert_close(pull, -0.5 * at)
+
+
+def test_a_trained_denoising_autoencoder_knows_the_score():
+    """(g(f(x)) - x) / sigma^2 against the exact gradient of the noised density, where noised data lie."""
+    from saekit.estimator import Estimator
+
+    gen, sigma = torch.Generator().manual_seed(0), 0.4
+    known = mixture()
+    options = {"hidden": (64,), "noise": f"gaussian:{sigma}"}
+    trained = Estimator("dense", latents=32, options=options, normalize="none", epochs=30).fit(known.sample(4000, gen).float())
+    x = known.sample(1000, gen)
+    noised = x + sigma * torch.randn(x.shape, generator=gen, dtype=DOUBLE)
+    exact = known.score(noised, sigma)
+    estimate = score_estimate(lambda rows: trained.reconstruct(rows.float()).double(), noised, sigma)
+    assert (estimate - exact).square().sum() < 0.1 * exact.square().sum()
+    # the clean density's score is another one: it was learnt at this noise, not below it
+    assert (estimate - known.score(noised)).square().sum() > 0.3 * known.score(noised).square().sum()
