@@ -9,6 +9,7 @@ import dataclasses
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -104,6 +105,14 @@ def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """A worker whose parent was killed would train on, unseen."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _summary(case: Case, found: list[dict[str, float]], epochs: int | None) -> ClassicResult:
