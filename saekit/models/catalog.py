@@ -42,7 +42,9 @@ FROM_DATA = ("d_in", "d_out", "shape")  # fields of a config that no option sets
 def options_of(name: str) -> dict[str, Any]:
     """The options that a model takes, with their defaults (widths and shapes come from the data)."""
     check_choice("--model", name, CATALOG)
-    return {f.name: f.default for f in dataclasses.fields(CATALOG[name].config) if f.name not in FROM_DATA}
+    config = CATALOG[name].config
+    left_out = (*FROM_DATA, *getattr(config, "without", ()))  # what a model inherits and refuses is none of its options
+    return {f.name: f.default for f in dataclasses.fields(config) if f.name not in left_out}
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ LOG_VARIANCE = (-12.0, 12.0)  # bounds of log sigma^2: exp stays finite in fp32 
 
 @dataclass(frozen=True)
 class VAEConfig(DenseConfig):
+    without: ClassVar[tuple[str, ...]] = ("sparsity", "coef", "target_rate", "contractive", "pretrain", "pretrain_share")
     hidden: tuple[int, ...] = (512, 256)
     output: str = "linear"
     """linear | sigmoid: Gaussian likelihood; bernoulli"""
