@@ -219,7 +219,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         rows_FD = getattr(self.model_, "W_dec", None)
         if rows_FD is None:
             raise AttributeError(f"the decoder of this {self._restored[0]} has no row for a latent")
-        return (rows_FD / getattr(self.model_, "output_scale", 1.0)).cpu().numpy()
+        return rows_FD.cpu().numpy()
 
     @property
     def mean_(self) -> np.ndarray:

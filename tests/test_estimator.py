@@ -63,7 +63,15 @@ CHECKED = [
 ]
 
 
-@parametrize_with_checks(CHECKED)
+def rounding(estimator):
+    """The one check that may fail: it asks for 1e-4 of every value, near 0 too, whether rows come all at once or one by one. Products of
+    float32 matrices are summed in another order for another number of rows, so a code near 0 differs by more; models with several layers
+    have such codes."""
+    deep = estimator.model in ("dense", "vae", "sae")
+    return {"check_methods_subset_invariance": "float32 products depend on the number of rows"} if deep else {}
+
+
+@parametrize_with_checks(CHECKED, expected_failed_checks=rounding)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 

@@ -95,7 +95,12 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"saekit", "saekit_kernels", "saekit_cli"}
-    for data in ("saekit/py.typed", "saekit/inspection/assets/explorer.html", "saekit/evaluation/assets/report.css", "saekit/embedded/digits_vit/model.safetensors"):
+    for data in (
+        "saekit/py.typed",
+        "saekit/inspection/assets/explorer.html",
+        "saekit/evaluation/assets/report.css",
+        "saekit/embedded/digits_vit/model.safetensors",
+    ):
         assert data in names
     size = sum(i.file_size for i in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).infolist() if i.filename.endswith(".safetensors"))
     assert size < 2_000_000

@@ -36,12 +36,14 @@ def run(
     from saekit.bench import SUITES, run_suite
     from saekit.bench.timing import machine, write_csv
     from saekit.device import pick_device
-    from saekit.errors import check_choice
+    from saekit.errors import UsageError, check_choice
 
     where = pick_device(device)
     report = (lambda _: None) if quiet else (lambda text: message("bench", text))
     check_choice("SUITE", suite, SUITES)
     if suite == "classic":
+        if shapes or against or device not in ("auto", "cpu"):
+            raise UsageError("--shapes, --against and --device do not apply to bench classic, which runs on the CPU", "leave them away")
         _classic(quick, csv, json_, report)
         return
     results = run_suite(suite, shapes or [], k, against or [], quick, where, report)

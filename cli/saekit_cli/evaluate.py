@@ -16,6 +16,7 @@ def run(
     store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
     rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
+    target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
     max_fvu: Annotated[float | None, typer.Option(help="Exit 7 when a checkpoint's fvu is above this.")] = None,
     config: Config = None,
     json_: Json = False,
@@ -25,7 +26,7 @@ def run(
     from saekit.errors import QualityGateError
     from saekit.evaluation.table import evaluate
 
-    results = evaluate(checkpoints, store, split=split, rows=rows)
+    results = evaluate(checkpoints, store, split=split, rows=rows, target_store=target_store)
     if json_:
         print_json(results)
     else:

@@ -91,7 +91,7 @@ def bench_classic(
                 found[id(case)].append(figures)
                 text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 progress(f"{done}/{len(jobs)}  {case.data}  {case.name}  seed {seed}  {text}")
-    return [_summary(case, found[id(case)], epochs) for case in cases]
+    return [_summary(case, found[id(case)], _epochs(case, epochs)) for case in cases]
 
 
 def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -> None:
@@ -99,8 +99,13 @@ def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -
 
     for name in dict.fromkeys(name for case in cases for name in (case.data, case.options.get("target_store")) if name):
         model, data, options = DATA[name]
-        result = harvest(model, data, folder / name, **options)
+        result = harvest(model, data, folder / name, device="cpu", **options)
         progress(f"{name}: {result.rows:,} rows of {data}")
+
+
+def _epochs(case: Case, most: int | None) -> int | None:
+    """A case's own, not above `most`; None: what the model's defaults are."""
+    return min(case.epochs or most, most) if most else case.epochs
 
 
 def _one_thread() -> None:
@@ -132,58 +137,59 @@ def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str
     if case.task in ALONE:
         return ALONE[case.task](case, seed, store, epochs)
     if case.model == COPY:
-        return {"seconds": 0.0, **TASKS[case.task](None, store, case, folder)}
+        return {"seconds": 0.0, **TASKS[case.task](None, store, case, folder, seed)}
     options = dict(case.options)
     if "target_store" in options:
         options["target_store"] = str(Path(folder) / options["target_store"])
     units = store.examples("train") if store.spec.layout != "flat" else len(store.split("train"))
     out = Path(folder) / "runs" / f"{os.getpid()}"
-    epochs = min(case.epochs or epochs, epochs) if epochs else case.epochs
+    epochs = _epochs(case, epochs)
     rows = None if epochs is None else epochs * units
-    result = train(store.path, out, model=case.model, seed=seed, rows=rows, overwrite=True, save_seconds=1e9, **options)
+    result = train(store.path, out, model=case.model, seed=seed, rows=rows, overwrite=True, save_seconds=1e9, device="cpu", **options)
     figures = {"seconds": result.rows / max(result.rows_per_s, 1e-9), "sse": result.metrics["mse"], "fvu": result.metrics["fvu"]}
     if "elbo" in result.metrics:
         figures["elbo"] = result.metrics["elbo"]
-    return figures | TASKS[case.task](load(out), store, case, folder)
+    return figures | TASKS[case.task](load(out), store, case, folder, seed)
 
 
-def _reconstruct(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+def _reconstruct(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
     if not store.spec.is_raw:
         return {}
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     return {"knn": knn_accuracy(model.encode(x), labels, model.encode(x_test), labels_test)}
 
 
-def _denoise(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+def _denoise(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
     x, _ = rows_of(store, "holdout")
     noise = Noise.parse(case.noise or case.options["noise"])
     noisy = noise(x, step_generator(NOISE_SEED, 0, x.device))
     return {"psnr_in": psnr(x, noisy), "psnr": psnr(x, model(noisy).x_hat)}
 
 
-def _colour(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+def _colour(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
     grey, _ = rows_of(store, "holdout")
     colour, _ = rows_of(Store(Path(folder) / "colour"), "holdout")
     copied = grey.repeat_interleave(3, dim=1)
     return {"psnr_in": psnr(colour, copied), "psnr": psnr(colour, copied if model is None else model(grey).x_hat)}
 
 
-def _segment(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+def _segment(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
     x, _ = rows_of(store, "holdout")
     masks, _ = rows_of(Store(Path(folder) / "masks"), "holdout")
     return {"iou": iou(model(x).x_hat, masks).mean}
 
 
-def _classify(model: Any, store: Store, case: Case, folder: str) -> dict[str, float]:
+def _classify(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
     """Accuracy with 10 labels a class (saekit.evaluation.classifier); a code without weights to tune has a probe alone."""
+    draws = tuple(range(3 * seed, 3 * seed + 3))
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     if model.strategy == "closed_form":
-        return {"frozen": few_labels(model.encode(x), labels, model.encode(x_test), labels_test, (PER_CLASS,))[0].mean}
-    found = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS)
+        return {"frozen": few_labels(model.encode(x), labels, model.encode(x_test), labels_test, (PER_CLASS,), draws)[0].mean}
+    found = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS, draws)
     return {name: statistics.fmean(getattr(found, name)) for name in ("frozen", "tuned", "scratch")}
 
 
-TASKS: dict[str, Callable[[Any, Store, Case, str], dict[str, float]]] = {
+TASKS: dict[str, Callable[[Any, Store, Case, str, int], dict[str, float]]] = {
     "reconstruct": _reconstruct,
     "denoise": _denoise,
     "colour": _colour,

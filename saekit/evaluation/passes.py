@@ -20,7 +20,7 @@ from saekit.evaluation.codes import knn_accuracy
 from saekit.evaluation.subjects import Subject
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
-from saekit.training.fit import applied
+from saekit.training.fit import applied, first_rows
 from saekit.training.inputs import checked
 from saekit.types import ActivationBatch, Output, Split
 
@@ -38,15 +38,10 @@ def some(source: Store | PairedStore, split: Split, count: int, seed: int, examp
     size = min(256 if examples else 4096, left)
     order = None if count >= total else seed
     for batch in checked(source, source.batches(size, order, split=split, examples=examples)):
-        yield _first(batch, left)
+        yield first_rows(batch, left)
         left -= len(batch.x)
         if left <= 0:
             return
-
-
-def _first(batch: ActivationBatch, n: int) -> ActivationBatch:
-    cut = {name: None if value is None else value[:n] for name, value in vars(batch).items()}
-    return ActivationBatch(**cut)
 
 
 @torch.no_grad()
@@ -115,7 +110,7 @@ def sample(source: Store | PairedStore, split: Split, seed: int, examples: bool,
     count = max(min(SAMPLE_ROWS, SAMPLE_NUMBERS // math.prod(probe.x.shape[1:])), 1)
     total = source.examples(split) if examples else len(source.split(split))
     order = None if count >= total else seed
-    batch = _first(next(iter(checked(source, source.batches(min(count, total), order, split=split, examples=examples)))), count)
+    batch = first_rows(next(iter(checked(source, source.batches(min(count, total), order, split=split, examples=examples)))), count)
     return Sample(batch, [labels[row] for row in batch.rows.tolist()])
 
 

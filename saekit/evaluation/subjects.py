@@ -1,4 +1,4 @@
-"""What a comparison judges: a trained run or a control, with the rows that it is given.
+"""What evaluate and compare judge: a trained run or a control, with the rows that it is given.
 
 A run that was trained to give another store's rows (`--target-store`) reads pairs. Models that take whole examples get them where the store
 has such a layout, so a code of theirs stands for an example, not for a row; `Subject.unit` says which.
@@ -126,7 +126,7 @@ def _check_fit(path: str, config: dict[str, Any], store: Store) -> None:
         raise DataError(
             f"{path} takes {own['d_in']} values a row ({own['model']}, {own['hook']}), "
             f"{store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
-            "compare runs of one store, or of stores of the same hook",
+            "--store with a store of the same hook",
         )
     shape = config["config"].get("shape")
     if shape is not None and tuple(shape) != spec.shape:

@@ -85,7 +85,8 @@ def feature_records(
     texts = token_texts(store) if store.spec.modality == "text" else None
     alive = scan.active > 0
     for some in latents.split(LATENTS_AT_ONCE):
-        neighbours = decoder_neighbours(model.W_dec, some, alive)
+        W_dec = model.W_dec  # None for a deep decoder, in which a latent has no direction
+        neighbours = [[] for _ in some] if W_dec is None else decoder_neighbours(W_dec, some, alive)
         picks = [pick_rows(scan, store, j, top) for j in some.tolist()]
         rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
         owner = np.repeat(some.numpy(), [len(of_one) for of_one in picks])

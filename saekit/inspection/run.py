@@ -65,7 +65,9 @@ def inspect(
     thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
     records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails)
     note = "the logit lens applies to the residual stream of language models"
-    if opened.spec.modality == "text":
+    if model.W_dec is None:
+        note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
+    elif opened.spec.modality == "text":
         W_U_VD, note = unembedding(opened)
         if W_U_VD is not None:
             records = _with_logits(records, model, W_U_VD, opened)

@@ -76,7 +76,7 @@ def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
     if name != "sae":
         return tuple(key for key in options_of(name) if key != "seed")
     own = VARIANTS[sparsity].options
-    return ("latents", "sparsity", "decoder_norm", *(o for o in ("k", "coef", "target_rate") if o in own))
+    return ("latents", "sparsity", "noise", "decoder_norm", *(o for o in ("k", "coef", "target_rate") if o in own))
 
 
 def flag(option: str) -> str:

@@ -5,7 +5,8 @@ A model adds its body, two maps between normalised input and code; everything he
     x~ = (x - mean) * scale;  z = s(to_code(noise(x~)));  a = from_code(z);  loss = output's loss(a, x~) + penalties(z)
 
 Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and give raw units; during training mean is 0 and scale 1, since
-the trainer normalises. Unlike an SAE's, the weights are not folded: a deep body has no weights that would take the mean and scale.
+the trainer normalises. Unlike an SAE's, mean and scale stay beside the weights, so that one rule serves every body; a code is in normalised
+units.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class Classic(nn.Module):
 
     def leaving_norms(self) -> torch.Tensor:
         """(F,): norms of the weights that leave each latent; they weigh the L1 penalty."""
+        raise NotImplementedError
+
+    def numbers_per_row(self) -> int:
+        """About how many numbers a row (or example) leaves for the backward pass: for estimates of memory."""
         raise NotImplementedError
 
     # -- the map ------------------------------------------------------------------------------------------------------------

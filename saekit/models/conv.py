@@ -99,6 +99,11 @@ class Spatial(Classic):
         """(B,C,H,W) -> the shape of the target, by what the input is: (B,H,W,C) or (B,H*W*C)."""
         return rearrange(maps_BCHW, "B C H W -> B H W C" if self.config.is_grid else "B C H W -> B (H W C)")
 
+    def numbers_per_row(self) -> int:
+        """Of every level's maps: convolutions, bends and pools on the way down and up."""
+        maps = sum(channels * math.prod(sides) for channels, sides in zip(self.config.channels, self.sides))
+        return (self.maps_in + self.maps_out) * math.prod(self.sides[0]) + self.maps_each * maps
+
     @torch.no_grad()
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that their first index is not the output."""
@@ -110,6 +115,8 @@ class Spatial(Classic):
 
 
 class Conv(Spatial):
+    maps_each = 4  # copies of a level's maps that a step keeps
+
     def __init__(self, config: ConvConfig) -> None:
         super().__init__(config)
         widths = (self.maps_in, *config.channels)

@@ -141,8 +141,13 @@ class Dense(Classic):
 
     @property
     def W_dec(self) -> torch.Tensor | None:
-        """(F,D): the decoder's rows, as an SAE names them; None for a deep decoder, which has no direction for a latent."""
-        return self.layers[0].down_weight.T if len(self.layers) == 1 else None
+        """(F,D): what each latent adds to a raw row (before the output's sigmoid, where it has one), as an SAE names it; None for a deep
+        decoder, in which a latent has no direction of its own."""
+        return self.layers[0].down_weight.T / self.output_scale if len(self.layers) == 1 else None
+
+    def numbers_per_row(self) -> int:
+        widths = self.d_in + self.d_out + 2 * (2 * sum(self.hidden) + self.latents)
+        return widths + (self.latents * max(self.hidden, default=0) if self.config.contractive else 0)
 
     # -- pretraining --------------------------------------------------------------------------------------------------------
 

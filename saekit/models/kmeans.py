@@ -40,6 +40,11 @@ class KMeans(nn.Module):
         self.config, self.d_in, self.latents = config, config.d_in, config.latents
         self.register_buffer("centroids", torch.zeros(self.latents, self.d_in))
 
+    @property
+    def W_dec(self) -> torch.Tensor:
+        """(F,D): what the code of a latent is decoded to."""
+        return self.centroids
+
     def encode(self, x_BD: torch.Tensor) -> SparseCodes:
         centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)

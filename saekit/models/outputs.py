@@ -42,7 +42,7 @@ def check_range(output: str, x: torch.Tensor) -> None:
     """Raise DataError when the output cannot reach the data: a sigmoid has no values outside [0, 1], and cross-entropy no meaning."""
     if output == "linear" or x.numel() == 0:
         return
-    low, high = (float(value) for value in x.aminmax())
+    low, high = torch.stack(x.aminmax()).tolist()  # one look at the device
     if low < 0 or high > 1:
         raise DataError(
             f"--output {output} gives values in [0, 1], and the data reach from {low:.4g} to {high:.4g}",

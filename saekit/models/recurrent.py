@@ -77,6 +77,11 @@ class Recurrent(Classic):
 
     # -- the body -----------------------------------------------------------------------------------------------------------
 
+    def numbers_per_row(self) -> int:
+        """States and gates of both cells over the steps; sequences of unknown length are taken for 128 steps."""
+        gates = 6 if self.config.cell == "gru" else 8
+        return (self.steps or 128) * (2 * gates * self.config.layers * self.config.width + 2 * self.d_in)
+
     def to_code(self, x: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         x_BTD = rearrange(x, "B (T D) -> B T D", T=self.steps) if self.config.is_image else x
         states_BTS, _ = self.reader(x_BTD)

@@ -14,7 +14,8 @@ from torch import nn
 from saekit.errors import UsageError, check_choice
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.fused import Adam, Shadows
-from saekit.models.sparsity import VARIANTS
+from saekit.models.noise import Noise
+from saekit.models.sparsity import VARIANTS, denoising_loss
 from saekit.types import ActivationBatch, LossTerms, Output
 
 
@@ -34,6 +35,8 @@ class SAEConfig:
     """Share of the run over which the coefficient rises linearly from 0."""
     target_rate: float = 0.01
     """Mean activation that kl pulls every latent to."""
+    noise: str = ""
+    """KIND:LEVEL on the input: gaussian | masking | salt-pepper (saekit.models.noise); '': none. Trains densely, by autograd."""
     decoder_norm: str = ""
     """unit | free; '': unit, for kl free."""
     aux_coef: float = 1 / 32
@@ -48,6 +51,7 @@ class SAEConfig:
         from dataclasses import replace
 
         check_choice("--sparsity", self.sparsity, VARIANTS)
+        Noise.parse(self.noise)
         if self.latents < 0 or self.latents > MAX_LATENTS:
             raise UsageError(f"--latents {self.latents} must be between 1 and {MAX_LATENTS:,}")
         if not 0 < self.expansion * self.d_in < MAX_LATENTS:
@@ -92,6 +96,8 @@ class SAE(nn.Module):
         self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
         self.arm = "dense"  # sparse | dense: how a thresholded code trains on a device (observe)
         self.shadows = Shadows()
+        self.noise = Noise.parse(self.config.noise)
+        self.seed = 0  # of the noise; set by the trainer
         self.total_steps = 0  # set by the trainer; schedules of the loss are shares of it
         self.dead_order: torch.Tensor | None = None  # set by the trainer: dead latents, longest idle first
 
@@ -121,6 +127,8 @@ class SAE(nn.Module):
         self.variant.initialise(self, sample_BD)
 
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
+        if self.noise.kind:
+            return denoising_loss(self, batch.x, step)
         return self.variant.loss(self, batch.x, step)
 
     @property
@@ -129,7 +137,9 @@ class SAE(nn.Module):
 
     def fused_step(self, batch: ActivationBatch, step: int, adam: Adam) -> LossTerms | None:
         """Loss, gradients, Adam and constraints in one go, or None where that does not apply (saekit.models.fused)."""
-        return self.variant.fused_step(self, batch.x, step, adam) if self.backend == "triton" else None
+        if self.noise.kind or self.backend != "triton":
+            return None
+        return self.variant.fused_step(self, batch.x, step, adam)
 
     def observe(self, l0: float) -> None:
         """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis."""

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from saekit_kernels import SparseCodes, encode_topk, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
 from saekit_kernels.operations import OPERATIONS, Encoded
+from saekit_kernels.reference import encode_topk_dense
 
+from saekit.models import penalties
 from saekit.models.fused import Adam, encoder_metrics, fused_sparse_step
+from saekit.models.noise import step_generator
 from saekit.types import LossTerms
 
 if TYPE_CHECKING:
@@ -53,6 +56,9 @@ class TopK:
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> SparseCodes:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
+
+    def dense_code(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        return encode_topk_dense(x_BD, sae.W_enc, sae.b_enc, sae.config.k)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
         made = topk_reconstruction(
@@ -97,6 +103,8 @@ class L1:
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).relu_()
 
+    dense_code = encode
+
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
         coef, unit = sae.warmed_coef(step), sae.config.decoder_norm == "unit"
         arm = sae.arm if sae.backend == "triton" else "auto"
@@ -124,6 +132,8 @@ class KL:
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()
 
+    dense_code = encode
+
     def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
         coef, rate = sae.warmed_coef(step), sae.config.target_rate
         made = sigmoid_reconstruction(x_BD, *sae.weights, coef, rate, sae.workspace, sae.backend)
@@ -136,6 +146,21 @@ class KL:
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""
         sae.b_enc += math.log(sae.config.target_rate / (1 - sae.config.target_rate))
+
+
+def denoising_loss(sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
+    """The variant's loss with noise on the encoder's input and the clean rows as the aim. The kernels take one x for both, so this is the
+    dense specification by autograd; dead latents are left to the noise (no auxiliary loss)."""
+    noisy = sae.noise(x_BD, step_generator(sae.seed, step, x_BD.device))
+    z_BF = sae.variant.dense_code(sae, noisy)
+    terms = {"reconstruction": squared_error(x_BD, torch.addmm(sae.b_dec, z_BF, sae.W_dec))}
+    weights = {"reconstruction": 1.0}
+    if sae.config.sparsity == "l1":
+        terms["l1"], weights["l1"] = penalties.l1(z_BF, sae.W_dec.norm(dim=1)), sae.warmed_coef(step)
+    if sae.config.sparsity == "kl":
+        terms["kl"], weights["kl"] = penalties.kl(z_BF, sae.config.target_rate), sae.warmed_coef(step)
+    total = sum(weights[name] * term for name, term in terms.items())
+    return LossTerms(total, terms, weights, (z_BF.detach() > sae.active_above).sum(0))
 
 
 def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:

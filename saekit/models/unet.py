@@ -57,6 +57,8 @@ class Level(nn.Module):
 
 
 class UNet(Spatial):
+    maps_each = 12
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
         widths = (self.maps_in, *config.channels, config.latents)

@@ -193,6 +193,10 @@ class Store:
         tensor = torch.from_numpy(x)
         return tensor.view(self.shards[0].x_dtype) if tensor.dtype == torch.int16 else tensor
 
+    def column(self, name: str) -> np.ndarray:
+        """doc_id, example_id or position of every row."""
+        return np.concatenate([shard.arrays[name] for shard in self.shards])
+
     def locate(self, row: int) -> str:
         """'00002.safetensors row 17': where a row of the store lies."""
         shard = int(np.searchsorted(self._offsets, row, side="right")) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from saekit_kernels import keep_freed_memory
 
 from saekit.models.metrics import Figures, RowSums
 from saekit.training.config import TrainConfig
-from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer
+from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer, target_of
 from saekit.training.loop import Trainer
-from saekit.types import ActivationBatch, ActivationSource, Autoencoder, Output, Progress, Split
+from saekit.types import ActivationBatch, ActivationSource, ActivationSpec, Autoencoder, Output, Progress, Split
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,44 @@ def fit(
     """
     keep_freed_memory()
     began = time.monotonic()
-    mode = config.normalize or ("none" if source.spec.is_raw else "center+scale")
-    normalize, sample = estimate(source, mode, config.seed, device)
-    if model.strategy == "closed_form":
-        batches = checked(source, source.batches(8192, split="train"))
-        model.fit(normalize(batch).x.cpu() for batch in batches)
+    closed = model.strategy == "closed_form"  # in fp64, and once: on the CPU
+    normalize, sample = estimate(source, _mode(config, source.spec), config.seed, torch.device("cpu") if closed else device)
+    if closed:
+        batches = checked(source, _one_shuffled_pass(source, config.seed))
+        model.fit(normalize(batch).x for batch in batches)
         rows = len(source.split("train"))
         return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
     if source.has_target:
-        normalize = target_normalizer(normalize, source, mode, config.seed)
+        normalize = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.seed)
     model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
     model.backend = backend
     trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source))
     trainer.restore()
     done = (steps - trainer.step) * config.batch
-    seconds = trainer.run(progress)
+    # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU choose neither by themselves.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        seconds = trainer.run(progress)
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
     return Fitted(_folded(model, trainer.normalize), trainer.normalize, steps, steps * config.batch, done, seconds, figures)
+
+
+def _mode(config: TrainConfig, spec: ActivationSpec) -> str:
+    return config.normalize or ("none" if spec.is_raw else "center+scale")
+
+
+def _one_shuffled_pass(source: ActivationSource, seed: int) -> Iterator[ActivationBatch]:
+    """k-means starts from the first rows: they must stand for all, and data may be sorted."""
+    left = len(source.split("train"))
+    for batch in source.batches(min(8192, left), seed, split="train"):
+        yield first_rows(batch, left)
+        left -= len(batch.x)
+        if left <= 0:
+            return
+
+
+def first_rows(batch: ActivationBatch, n: int) -> ActivationBatch:
+    """The first n rows or examples of a batch."""
+    return ActivationBatch(**{name: None if value is None else value[:n] for name, value in vars(batch).items()})
 
 
 def _folded(model: Autoencoder, normalize: Normalizer) -> dict[str, torch.Tensor]:
@@ -91,7 +112,7 @@ def holdout_figures(model: Autoencoder, source: ActivationSource, split: Split =
     with torch.no_grad():
         for batch in checked(source, source.batches(256 if examples else 4096, split=split, examples=examples)):
             if rows is not None and not examples:
-                batch = _first(batch, rows - sums.rows)
+                batch = first_rows(batch, rows - sums.rows)
             sums.add_output((batch.x if batch.target is None else batch.target).float(), applied(model, batch), batch.mask)
             if rows is not None and sums.rows >= rows:
                 break
@@ -101,8 +122,3 @@ def holdout_figures(model: Autoencoder, source: ActivationSource, split: Split =
 def applied(model: Autoencoder, batch: ActivationBatch) -> Output:
     """The model on one raw batch, padding told where there is some."""
     return model(batch.x.float()) if batch.mask is None else model(batch.x.float(), batch.mask)
-
-
-def _first(batch: ActivationBatch, rows: int) -> ActivationBatch:
-    target = None if batch.target is None else batch.target[:rows]
-    return ActivationBatch(batch.x[:rows], batch.doc_id[:rows], batch.example_id[:rows], batch.position[:rows], target=target)

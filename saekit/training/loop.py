@@ -51,7 +51,7 @@ class Trainer:
         self.names = [name for name, _ in model.named_parameters()]
         self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
-        n = len(store.split("train"))
+        n = store.examples("train") if examples else len(store.split("train"))
         device = normalize.mean_D.device
         self.dead = None
         if model.active_above is not None:
@@ -190,7 +190,8 @@ class Trainer:
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""
-        return self.dead.share() if self.step * self.config.batch >= self.dead.threshold else None
+        seen = (self.step - self.stages[-1].start) * self.config.batch  # pretraining has no code to look at
+        return self.dead.share() if seen >= self.dead.threshold else None
 
     def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
         """What a line of metrics.jsonl holds; fvu is that of this batch."""

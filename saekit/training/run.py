@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from saekit.config import write_toml
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
 from saekit.models.catalog import build, flags_of, options_of, restore
+from saekit.models.sae import SAE
 from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
 from saekit.store.files import prepare_output, read_json, write_json
 from saekit.store.manifest import differences
@@ -105,13 +107,16 @@ class _Run:
         closed = self.model.strategy == "closed_form"
         train_rows = len(self.store.split("train"))
         rows = train_rows if closed else self.steps * self.config.batch
-        # fp32 weights, gradients and two moments; two copies of a batch of codes; the window of the loader.
+        # fp32 weights, gradients and two moments; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
-        whole = closed or getattr(self.model.config, "sparsity", None) != "topk"
-        codes = 0 if closed else 2 * min(self.config.batch, 1 << 30 if whole else 1024) * latents * 4
-        memory = parameters * 16 + codes + 65_536 * self.store.spec.d_in * 2
+        memory = parameters * 16 + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
         steps = 1 if closed else self.steps
         return TrainPlan(self.config.model, self.store.spec.d_in, latents, parameters, rows, steps, train_rows, memory, self.backend.name)
+
+    def _batch_bytes(self) -> int:
+        if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
+            return 8 * min(self.config.batch, 1024 if self.model.config.sparsity == "topk" else 1 << 30) * self.model.latents
+        return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
         resuming = prepare_output(self.out, RUN, resume=resume, overwrite=overwrite)
@@ -141,19 +146,21 @@ class _Run:
         return settings
 
     def _identity(self) -> dict[str, Any]:
-        config = self.config.flat()
-        config.pop("save_seconds")
-        config |= {name: list(value) for name, value in config.items() if isinstance(value, tuple)}  # as JSON reads them back
+        """What a resume must agree with, resolved: a run goes on under its own config.toml as well as under the flags that began it."""
+        own = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config) if f.name not in ("options", "save_seconds")}
+        model = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self.model.config).items()}
         content = {"schema_version": 1, "store": self.store.spec.fingerprint, "content": self.store.manifest.content}
         if isinstance(self.source, PairedStore):
             content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
-        return {**config, **content, "device": self.device.type, "backend": self.backend.name}
+        return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
 
     def _train(self, progress: Callable[[Progress], None]) -> TrainResult:
         fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, self.out, progress)
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
+        if math.isnan(figures["fvu"]) and math.isfinite(figures["mse"]):
+            raise DataError("the held-out rows do not vary, so fvu has no value", "harvest more rows, or with a larger --holdout")
         if not figures["fvu"] <= DIVERGED_FVU:
             raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)

@@ -1,0 +1,126 @@
+"""Every model of the catalog through every door: what is common to all is tested on all."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from made_runs import rows_store
+from made_stores import write_store
+from saekit_cli.app import main
+
+import saekit
+from saekit.errors import DataError
+from saekit.harvesting.run import harvest
+from saekit.models.catalog import CATALOG
+from saekit.training.config import TrainConfig
+from saekit.training.run import plan_training
+
+SMALL = {
+    "sae": {"latents": 32, "k": 4}, "kmeans": {"latents": 6}, "pca": {"latents": 4}, "linear": {"latents": 4},
+    "dense": {"latents": 4, "hidden": (12,)}, "conv": {"latents": 4, "channels": (4,)}, "unet": {"latents": 4, "channels": (4,)},
+    "recurrent": {"latents": 4, "width": 8}, "vae": {"latents": 3, "hidden": (12,)},
+}  # fmt: skip
+TRAINED = [name for name in CATALOG if name not in ("pca", "kmeans")]
+VARIANTS = [*((name, {}) for name in CATALOG), ("dense", {"sparsity": "kl"}), ("sae", {"noise": "gaussian:0.1"})]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "store"
+    harvest("raw:pixels", "embedded:digits", path, rows=200, holdout=0.2)
+    return path
+
+
+def options(name, **more):
+    training = {} if name in ("pca", "kmeans") else {"rows": 480, "batch": 48}
+    return {"model": name, **SMALL[name], **training, **more}
+
+
+def saekit_exit(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    return exit_.value.code
+
+
+def test_no_model_is_left_out():
+    assert set(SMALL) == set(CATALOG)
+
+
+@pytest.mark.parametrize(("name", "more"), VARIANTS, ids=lambda value: str(value))
+def test_evaluate_gives_the_figures_of_the_run(images, tmp_path, name, more):
+    result = saekit.train(images, tmp_path / "run", **options(name, **more))
+    (judged,) = saekit.evaluate(tmp_path / "run", images)
+    assert judged.split == "holdout" and judged.metrics["fvu"] == result.metrics["fvu"] and math.isfinite(result.metrics["fvu"])
+    assert (judged.metrics["l0"] is None) == (saekit.load(tmp_path / "run").active_above is None)
+
+
+@pytest.mark.parametrize(("name", "more"), VARIANTS, ids=lambda value: str(value))
+def test_inspect_makes_a_page_or_says_why_not(images, tmp_path, capsys, name, more):
+    saekit.train(images, tmp_path / "run", **options(name, **more))
+    code = saekit_exit("inspect", tmp_path / "run", "--store", images, "--out", tmp_path / "page", "--features", "0-2", "-q")
+    if saekit.load(tmp_path / "run").takes == "rows":
+        assert code == 0 and (tmp_path / "page" / "index.html").exists()
+    else:
+        assert code == 3 and "whole examples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_run_goes_on_under_its_own_config(images, tmp_path, capsys, name):
+    saekit.train(images, tmp_path / "run", **options(name))
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    config = tmp_path / "run" / "config.toml"
+    (tmp_path / "run" / "model.safetensors").unlink()  # as if killed before the end
+    assert saekit_exit("train", images, tmp_path / "run", "--config", config, "--resume", "-q") == 0, capsys.readouterr().err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert saekit_exit("train", images, tmp_path / "run", "--config", config, "--seed", 7, "--resume", "-q") == 3
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_plan_counts_parameters_and_memory(images, capsys, name):
+    small, large = (plan_training(images, TrainConfig.from_flat(options(name) | {"batch": batch})) for batch in (40, 160))
+    model_bytes = 16 * small.parameters
+    assert small.memory_bytes > model_bytes and large.memory_bytes > small.memory_bytes
+    arguments = [f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in options(name).items()]
+    assert saekit_exit("train", images, "nowhere", *arguments, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == small.parameters
+
+
+def test_examples_of_another_shape_are_refused(images, tmp_path):
+    saekit.train(images, tmp_path / "run", **options("conv"))
+    flat = write_store(tmp_path / "flat", 400, width=64)
+    with pytest.raises(DataError, match="shape"):
+        saekit.evaluate(tmp_path / "run", flat)
+
+
+def test_a_run_with_a_target_is_judged_on_the_target(tmp_path):
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    store = rows_store(tmp_path / "x", x, [None] * 400)
+    for name, target in (("same width", x.flip(1) * 3 + 1), ("narrow", x[:, :2] - x[:, 2:4])):
+        other = rows_store(tmp_path / name, target, [None] * 400)
+        run = tmp_path / f"run {name}"
+        result = saekit.train(store, run, model="linear", latents=6, target_store=str(other), rows=30_000, batch=100)
+        assert result.metrics["fvu"] < 0.02, name
+        (judged,) = saekit.evaluate(run, store)
+        assert judged.metrics["fvu"] == result.metrics["fvu"]
+        other.rename(tmp_path / f"moved {name}")
+        (moved,) = saekit.evaluate(run, store, target_store=tmp_path / f"moved {name}")
+        assert moved.metrics == judged.metrics
+
+
+def test_kmeans_does_not_mind_sorted_rows(tmp_path):
+    centres = 10 * torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(12_000, 5, generator=torch.Generator().manual_seed(2))
+    x = centres.repeat_interleave(1000, 0) + noise
+    store = rows_store(tmp_path / "sorted", x, [None] * len(x), holdout=0.05)
+    found = saekit.train(store, tmp_path / "run", model="kmeans", latents=12)
+    assert found.metrics["mse"] < 4 * 5, "near the 5 of a row around its own centre, not one centre for two"
+
+
+def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    store = rows_store(tmp_path / "three", x, [None] * 3, holdout=0.1)
+    with pytest.raises(DataError, match="do not vary"):
+        saekit.train(store, tmp_path / "run", model="pca", latents=1)
