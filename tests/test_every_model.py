@@ -124,3 +124,14 @@ def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
     store = rows_store(tmp_path / "three", x, [None] * 3, holdout=0.1)
     with pytest.raises(DataError, match="do not vary"):
         saekit.train(store, tmp_path / "run", model="pca", latents=1)
+
+
+def test_each_half_of_a_vae_shapes_the_code(images, tmp_path):
+    """Reconstruction alone spreads the codes, the KL alone puts every row at the prior's mean, both stay within the prior."""
+    spread = {}
+    for name, weights in (("reconstruction", {"beta": 0.0}), ("kl", {"likelihood_weight": 0.0}), ("both", {})):
+        settings = {"latents": 2, "hidden": (32,), "output": "bernoulli", "rows": 24_000, "batch": 40, **weights}
+        saekit.train(images, tmp_path / name, model="vae", **settings)
+        x = torch.cat([batch.x for batch in saekit.open_store(images).batches(256, split="train")])
+        spread[name] = float(saekit.load(tmp_path / name).encode(x).std(0).mean())
+    assert spread["kl"] < 0.1 < 0.4 < spread["both"] < 1.3 and spread["reconstruction"] > 1.5 * spread["both"]

@@ -11,6 +11,7 @@ from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
+from saekit.models.noise import gaussian, step_generator
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import auxk_loss
 from saekit.types import ActivationBatch
@@ -246,3 +247,30 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(UsageError, match=words):
         SAE(SAEConfig(D, **options))
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
+    options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
+    sae = SAE(SAEConfig(6, latents=10, sparsity=sparsity, noise="gaussian:0.5", **options)).double()
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sae.initialise(x, torch.Generator().manual_seed(1))
+    sae.total_steps, sae.seed = 10, 3
+    terms = sae.loss(ActivationBatch(x, None, None, None), step=5)
+    noisy = gaussian(x, 0.5, step_generator(3, 5, x.device))
+    assert not torch.equal(noisy, x)
+    pre = noisy @ sae.W_enc.T + sae.b_enc
+    if sparsity == "topk":
+        z, penalty = torch.zeros_like(pre).scatter(1, pre.topk(3).indices, pre.topk(3).values.relu()), 0.0
+    elif sparsity == "l1":
+        z = pre.relu()
+        penalty = 0.7 * (z * sae.W_dec.norm(dim=1)).sum(1).mean()
+    else:
+        z = pre.sigmoid()
+        rho, mean = 0.01, z.mean(0)
+        penalty = 0.7 * (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).sum()
+    expected = (x - z @ sae.W_dec - sae.b_dec).square().sum(1).mean() + penalty
+    torch.testing.assert_close(terms.total, expected)
+    assert torch.equal(terms.fired, (z > (0.5 if sparsity == "kl" else 0.0)).sum(0))
+    terms.total.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in sae.parameters())
