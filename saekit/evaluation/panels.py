@@ -101,7 +101,7 @@ def _maps(name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None
         return []
     if codes.shape[1] == 2:
         axes = ("first value", "second value")
-        return [figure(scatter(z_NF, drawn and drawn[: len(z_NF)], f"{name} as it is", *axes)), "<div></div>"]
+        return [figure(scatter(z_NF, drawn and drawn[: len(z_NF)], f"{name} as it is", *axes))]
     if z_NF.shape[1] > WIDE:
         z_NF = PCA(min(REDUCED, len(z_NF)), svd_solver="randomized", random_state=seed).fit_transform(z_NF)
     items = []
