@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ def run_suite(
 
     Raises UsageError, MissingError for a peer that is not installed.
     """
+    check_choice("SUITE", suite, SUITES)
     from saekit.bench.kernels import bench_kernels
     from saekit.bench.peers import check_peers
     from saekit.bench.shapes import parse_shapes
