@@ -15,7 +15,8 @@ from saekit.errors import UsageError, check_choice
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.fused import Adam, Shadows
 from saekit.models.noise import Noise
-from saekit.models.sparsity import VARIANTS, denoising_loss
+from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.denoising import denoising_loss
 from saekit.types import ActivationBatch, LossTerms, Output
 
 

@@ -13,7 +13,7 @@ from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sparsity import auxk_loss
+from saekit.models.sparsity.parts import auxk_loss
 from saekit.types import ActivationBatch
 
 D = 16
