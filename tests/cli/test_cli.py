@@ -40,11 +40,11 @@ def test_help_is_quick_and_lists_the_verbs():
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "saekit_cli", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 2.0, "0.1 s on an idle machine"
-    for verb in ("demo", "harvest", "train", "evaluate", "inspect", "features", "bench"):
+    for verb in ("demo", "harvest", "train", "evaluate", "inspect", "features", "bench", "compare", "models"):
         assert f"  {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "evaluate", "inspect", "features", "bench"])
+@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "evaluate", "inspect", "features", "bench", "compare", "models"])
 def test_every_verb_explains_itself_with_an_example(capsys, verb):
     status, out, _ = saekit(capsys, verb, "--help")
     assert status == 0 and "Example" in out and f"saekit {verb}" in out
@@ -218,7 +218,7 @@ def test_bench_prints_a_table_or_one_json_list(capsys, tmp_path):
 @pytest.mark.parametrize(
     "arguments,cause",
     [
-        (("bench", "classic"), "SUITE classic"),
+        (("bench", "speed"), "SUITE speed"),
         (("bench", "train", "--shapes", "16x128"), "--shapes 16x128: write width x latents x rows"),
         (("bench", "train", "--against", "saelens"), "--against saelens: choose eai-sparsify"),
     ],
