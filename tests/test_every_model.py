@@ -24,7 +24,12 @@ SMALL = {
     "recurrent": {"latents": 4, "width": 8}, "vae": {"latents": 3, "hidden": (12,)},
 }  # fmt: skip
 TRAINED = [name for name in CATALOG if name not in ("pca", "kmeans")]
-VARIANTS = [*((name, {}) for name in CATALOG), ("dense", {"sparsity": "kl"}), ("sae", {"noise": "gaussian:0.1"})]
+VARIANTS = [
+    *((name, {}) for name in CATALOG),
+    ("dense", {"sparsity": "kl"}),
+    ("sae", {"noise": "gaussian:0.1"}),
+    ("sae", {"sparsity": "batchtopk"}),
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,13 @@ from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
-from saekit_kernels.loss import Reconstruction, relu_reconstruction, sigmoid_reconstruction, topk_reconstruction
+from saekit_kernels.loss import (
+    Reconstruction,
+    batchtopk_reconstruction,
+    relu_reconstruction,
+    sigmoid_reconstruction,
+    topk_reconstruction,
+)
 from saekit_kernels.memory import keep_freed_memory
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 from saekit_kernels.select import topk_rows
@@ -28,6 +34,7 @@ __all__ = [
     "SparseCodes",
     "Transpose",
     "Workspace",
+    "batchtopk_reconstruction",
     "crossover_l0",
     "decode",
     "decode_mse",

@@ -113,12 +113,19 @@ def encode_threshold(
 
 @as_given
 def encode_batchtopk(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    k: int,
+    workspace: Workspace | None = None,
+    plan: str = "auto",
+    bound: float = 0.0,
 ) -> tuple[RaggedCodes, torch.Tensor]:
     """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the smallest row, then column), and the
     smallest of them, 0-d (0 when none is positive). Bussmann et al. 2024, arXiv 2412.06410. No autograd.
 
-    Raises ValueError when k is not in [1, F].
+    `bound` is a guess below the threshold, such as a part of the last step's: where B*k entries lie above it, they are all that is looked
+    at. A wrong guess costs time alone. Raises ValueError when k is not in [1, F].
     """
     (B, _), F = x_BD.shape, W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -127,10 +134,16 @@ def encode_batchtopk(
     entries = _no_entries(x_BD)
     if len(x_BD) == 0:
         return from_entries(*entries, 0, F), x_BD.new_zeros(())
-    limit = x_BD.new_zeros(F)
-    for rows, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, limit, workspace or Workspace()):
-        # What B*k entries surpass cannot come back.
-        entries = _largest(tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k)
+    workspace = workspace or Workspace()
+    if bound > 0:
+        above = encode_threshold(x_BD, W_enc_FD, b_enc_F, bound, workspace, plan)
+        if len(above.vals) >= B * k:
+            row = above.row_of(torch.arange(len(above.idx), device=above.idx.device)).long()
+            entries = _largest((row, above.idx.long(), above.vals), B * k)
+    if len(entries[0]) == 0:
+        for rows, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace):
+            # What B*k entries surpass cannot come back.
+            entries = _largest(tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k)
     row, column, vals = entries
     threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold

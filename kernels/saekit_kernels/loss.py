@@ -75,6 +75,29 @@ def topk_reconstruction(
     return _from_dense(made, parameters, 0.0, None)
 
 
+def batchtopk_reconstruction(
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    W_dec_FD: torch.Tensor,
+    b_dec_D: torch.Tensor,
+    k: int,
+    bound: torch.Tensor,
+    workspace: Workspace | None = None,
+    plan: str = "auto",
+    backend: str = "torch",
+) -> tuple[Reconstruction, torch.Tensor]:
+    """(the same with the B k largest ReLU(pre) of the whole batch, the smallest of them): Bussmann et al. 2024, arXiv 2412.06410.
+
+    `bound` (0-d) is a guess below that smallest value, 0 for none (encode_batchtopk). Sparse work whatever k. Raises ValueError for an
+    empty batch, for k outside [1, F] and for unknown names.
+    """
+    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
+    operations = OPERATIONS[backend]
+    encoded, threshold = operations.encode_batchtopk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound)
+    return _sparse(x_BD, parameters, encoded, None, True, operations), threshold
+
+
 def relu_reconstruction(
     x_BD: torch.Tensor,
     W_enc_FD: torch.Tensor,

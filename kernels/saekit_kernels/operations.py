@@ -14,9 +14,11 @@ from saekit_kernels.codes import Codes
 from saekit_kernels.cost import crossover_l0
 from saekit_kernels.crossover import CAPACITY, LEAST_CAPACITY
 from saekit_kernels.decode import Decoded, decode_mse
-from saekit_kernels.encode import encode_threshold, encode_topk
+from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.workspace import Workspace
+
+ROW_CAPACITY = 8  # times k: what a row of a batch-wide selection may take
 
 
 class Encoded(NamedTuple):
@@ -29,6 +31,11 @@ class Operations(Protocol):
     def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str) -> Encoded: ...
 
     def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace: Workspace, plan: str, most: float | None) -> Encoded: ...
+
+    def encode_batchtopk(
+        self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str, bound: torch.Tensor
+    ) -> tuple[Encoded, torch.Tensor]:
+        """(codes, smallest value kept)."""
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad: bool, penalty_F) -> Decoded: ...
 
@@ -44,6 +51,10 @@ class TorchOperations:
 
     def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace, plan, most) -> Encoded:
         return Encoded(encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, plan, most))
+
+    def encode_batchtopk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound) -> tuple[Encoded, torch.Tensor]:
+        codes, threshold = encode_batchtopk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan, float(bound))
+        return Encoded(codes), threshold
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
         return decode_mse(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
@@ -72,6 +83,13 @@ class TritonOperations:
         capacity = min(F, max(round(CAPACITY * crossover_l0(F)), LEAST_CAPACITY))
         codes, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), capacity)
         return Encoded(_with_transpose(codes), lost=lost_B.sum())
+
+    def encode_batchtopk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound) -> tuple[Encoded, torch.Tensor]:
+        from saekit_kernels.gpu.encode import encode_batchtopk as encode
+
+        capacity = min(len(W_enc_FD), max(ROW_CAPACITY * k, LEAST_CAPACITY))
+        codes, threshold, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), k, capacity, bound)
+        return Encoded(_with_transpose(codes), lost=lost_B.sum()), threshold
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
         from saekit_kernels.gpu.decode import decode_mse as decode

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 CATALOG: dict[str, Entry] = {
-    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete, --sparsity topk | l1 | kl"),
+    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete, --sparsity topk | batchtopk | l1 | kl"),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
     "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),

@@ -27,9 +27,9 @@ class SAEConfig:
     """Number of latents F; 0: expansion * d_in."""
     expansion: float = 32
     sparsity: str = "topk"
-    """topk | l1 | kl"""
+    """topk | batchtopk | l1 | kl"""
     k: int = 32
-    """Active latents a row (topk)."""
+    """Active latents a row (topk; batchtopk: on average)."""
     coef: float | None = None
     """Weight of the l1 or kl penalty, in units of the normalised input (E||x||^2 = D). None: DEFAULT_COEF."""
     coef_warmup: float = 0.1
@@ -41,7 +41,7 @@ class SAEConfig:
     decoder_norm: str = ""
     """unit | free; '': unit, for kl free."""
     aux_coef: float = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents (topk); 0 switches it off."""
+    """Weight of the auxiliary loss that revives dead latents (topk, batchtopk); 0 switches it off."""
     aux_k: int = 0
     """Dead latents that reconstruct the residual of a row; 0: d_in / 2."""
     aux_candidates: int = 2048
@@ -62,7 +62,7 @@ class SAEConfig:
         check_choice("--decoder-norm", decoder_norm, ("unit", "free"))
         if not 0 < self.target_rate < 1:
             raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
-        if self.sparsity == "topk" and not 1 <= self.k <= latents:
+        if "k" in VARIANTS[self.sparsity].options and not 1 <= self.k <= latents:
             raise UsageError(f"--k {self.k} must be between 1 and the number of latents, {latents:,}")
         coef = DEFAULT_COEF.get(self.sparsity) if self.coef is None else self.coef
         if coef is not None and coef < 0:
@@ -92,6 +92,8 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(self.latents))
         self.W_dec = nn.Parameter(torch.zeros(self.latents, self.d_in))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
+        if self.variant.thresholded:
+            self.register_buffer("threshold", torch.zeros(self.latents))  # of a trained model's code, one for each latent
         self.workspace = Workspace()
         self.backend = "torch"  # torch | triton: what the training step runs on; set by the trainer
         self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
@@ -190,7 +192,8 @@ class SAE(nn.Module):
         shift = self.W_enc @ mean_D
         b_dec = self.b_dec / scale + mean_D
         if self.variant.homogeneous:
-            return {"W_enc": self.W_enc.data, "b_enc": self.b_enc / scale - shift, "W_dec": self.W_dec.data, "b_dec": b_dec}
+            own = {"W_enc": self.W_enc.data, "b_enc": self.b_enc / scale - shift, "W_dec": self.W_dec.data, "b_dec": b_dec}
+            return own | ({"threshold": self.threshold / scale} if self.variant.thresholded else {})
         return {
             "W_enc": self.W_enc * scale,
             "b_enc": self.b_enc - scale * shift,

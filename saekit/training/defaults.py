@@ -48,7 +48,7 @@ def sae_lr(latents: int, sparsity: str) -> float:
     TopK: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Dense codes: ~ 1/latents, since each step of Adam moves every entry by the
     rate, and all latents of a row add up.
     """
-    if sparsity == "topk":
+    if sparsity in ("topk", "batchtopk"):
         return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5
     return PEAK_LR / max(latents / MEASURED_DENSE, 1.0)
 

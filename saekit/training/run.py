@@ -115,7 +115,7 @@ class _Run:
 
     def _batch_bytes(self) -> int:
         if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
-            return 8 * min(self.config.batch, 1024 if self.model.config.sparsity == "topk" else 1 << 30) * self.model.latents
+            return 8 * min(self.config.batch, 1024 if self.model.config.sparsity in ("topk", "batchtopk") else 1 << 30) * self.model.latents
         return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:

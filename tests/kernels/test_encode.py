@@ -276,3 +276,15 @@ def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch):
     for a, c in zip(alone, threaded):
         assert torch.equal(a.idx, c.idx)
         torch.testing.assert_close(a.vals, c.vals, rtol=1e-5, atol=1e-5)  # products split over cores add in another order
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("share", [0.3, 0.99, 1.0, 1.5])
+def test_a_guessed_bound_changes_nothing_but_the_time(plan, share):
+    W, b = parameters(32, 4096)
+    x = rows(300, 32)
+    plain, threshold = encode_batchtopk(x, W, b, 8)
+    codes, again = encode_batchtopk(x, W, b, 8, plan=plan, bound=share * float(threshold))
+    assert torch.equal(codes.nnz, plain.nnz) and torch.equal(codes.idx, plain.idx)
+    torch.testing.assert_close(codes.vals, plain.vals)
+    torch.testing.assert_close(again, threshold)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from saekit_kernels import (
+    batchtopk_reconstruction,
     encode_threshold,
     encode_topk,
     most_active,
@@ -228,3 +229,22 @@ def test_what_cannot_be_had_is_refused():
     for wrong, match in (({"arm": "spars"}, "arm spars"), ({"backend": "cuda"}, "backend cuda")):
         with pytest.raises(ValueError, match=match):
             topk_reconstruction(x, *values, 4, **wrong)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.2, 9.0])
+@pytest.mark.parametrize("B,D,F,k", [(1, 3, 7, 2), (37, 33, 130, 5), (130, 16, 1000, 8)])
+def test_batchtopk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, bound):
+    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    made, smallest = batchtopk_reconstruction(x, *ours, k, torch.tensor(bound))
+    W_enc, b_enc, W_dec, b_dec = dense
+    pre = x @ W_enc.T + b_enc
+    kept = min(B * k, int((pre > 0).sum()))
+    limit = pre.detach().flatten().topk(kept).values[-1]
+    z = torch.where(pre >= limit, pre, 0.0)
+    reference = (z @ W_dec + b_dec - x).square().sum(1).mean()
+    made.total.backward()
+    reference.backward()
+    torch.testing.assert_close(made.total, reference, rtol=1e-12, atol=0)
+    torch.testing.assert_close(smallest, limit)
+    assert torch.equal(made.fired_F, (z > 0).sum(0)) and int(made.fired_F.sum()) == kept
+    assert_gradients_agree(ours, dense, 1e-12)

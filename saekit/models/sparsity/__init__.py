@@ -6,8 +6,9 @@ the sum over D of (x - x_hat)^2.
 
 from __future__ import annotations
 
+from saekit.models.sparsity.batchtopk import BatchTopK
 from saekit.models.sparsity.kl import KL
 from saekit.models.sparsity.l1 import L1
 from saekit.models.sparsity.topk import TopK
 
-VARIANTS: dict[str, TopK | L1 | KL] = {"topk": TopK(), "l1": L1(), "kl": KL()}
+VARIANTS: dict[str, TopK | BatchTopK | L1 | KL] = {"topk": TopK(), "batchtopk": BatchTopK(), "l1": L1(), "kl": KL()}

@@ -22,6 +22,7 @@ class KL:
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
     resamples = False
+    thresholded = False
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()

@@ -23,6 +23,7 @@ class L1:
     homogeneous = True
     active_above = 0.0
     resamples = True
+    thresholded = False
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).relu_()

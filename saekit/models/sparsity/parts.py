@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from saekit_kernels import Reconstruction
 from saekit_kernels.operations import OPERATIONS, Encoded
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: tor
         pre = torch.zeros_like(pre).scatter(1, idx, pre.gather(1, idx))
     variance = (e - e.mean(0)).square().sum(1).mean().clamp_min(1e-12)
     return squared_error(e, pre @ sae.W_dec[dead]) / variance
+
+
+def auxk_terms(sae: SAE, x_BD: torch.Tensor, made: Reconstruction) -> tuple[dict, dict, torch.Tensor]:
+    """(terms, weights, total) of a reconstruction, with the auxiliary loss where latents are dead."""
+    terms, weights, total = {"reconstruction": made.reconstruction}, {"reconstruction": 1.0}, made.total
+    dead = sae.longest_dead(sae.config.aux_candidates)
+    if sae.config.aux_coef > 0 and dead is not None:
+        terms["aux"] = auxk_loss(sae, x_BD, made.residual_BD, dead)
+        # The paper normalises both losses by a variance; here the reconstruction is D times that.
+        weights["aux"] = sae.config.aux_coef * sae.d_in
+        total = total + weights["aux"] * terms["aux"]
+    return terms, weights, total
 
 
 def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
 from saekit_kernels.reference import encode_topk_dense
 
 from saekit.models.fused import Adam, encoder_metrics, fused_sparse_step
-from saekit.models.sparsity.parts import auxk_loss, encode_for_fusion, scale_encoder_to_fit
+from saekit.models.sparsity.parts import auxk_terms, encode_for_fusion, scale_encoder_to_fit
 from saekit.types import LossTerms
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class TopK:
     homogeneous = True  # encode(c x) = c encode(x) for c > 0, so that the input scale folds into biases
     active_above = 0.0
     resamples = False
+    thresholded = False
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> SparseCodes:
         return encode_topk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)
@@ -34,13 +35,7 @@ class TopK:
         made = topk_reconstruction(
             x_BD, *sae.weights, sae.config.k, sae.workspace, "sparse" if sae.backend == "triton" else "auto", sae.encoder_plan, sae.backend
         )
-        terms, weights, total = {"reconstruction": made.reconstruction}, {"reconstruction": 1.0}, made.total
-        dead = sae.longest_dead(sae.config.aux_candidates)
-        if sae.config.aux_coef > 0 and dead is not None:
-            terms["aux"] = auxk_loss(sae, x_BD, made.residual_BD, dead)
-            # The paper normalises both losses by a variance; here the reconstruction is D times that.
-            weights["aux"] = sae.config.aux_coef * sae.d_in
-            total = total + weights["aux"] * terms["aux"]
+        terms, weights, total = auxk_terms(sae, x_BD, made)
         return LossTerms(total, terms, weights, made.fired_F, encoder_metrics(made.redone, made.lost))
 
     def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
