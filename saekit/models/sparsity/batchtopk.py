@@ -20,7 +20,7 @@ from saekit.types import LossTerms
 if TYPE_CHECKING:
     from saekit.models.sae import SAE
 
-KEPT = 0.99  # of the average, a step: it spans the last hundred batches
+KEPT = 0.9  # of the average, a step: it spans the last ten batches, since the values still grow when a short run ends
 GUESS = 0.7  # of the average: where the search for the next batch's threshold begins; a wrong guess costs time alone
 
 
