@@ -104,6 +104,8 @@ class ActivationBatch:
     mask: torch.Tensor | None = None
     rows: torch.Tensor | None = None  # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
     target: torch.Tensor | None = None  # what to reconstruct, from another store; None: x itself
+    previous: torch.Tensor | None = None  # (B,D): the row before each row in its example, for models that ask for it
+    has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
 
 
 class ActivationSource(Protocol):
@@ -178,7 +180,8 @@ class Autoencoder(Protocol):
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
 
     # Optional: `fused_step(batch, step, adam)` does loss, gradients and Adam in one go and returns the terms, or None where that does not
-    # apply; `observe(l0)` hears the mean L0 whenever the trainer looks at the device.
+    # apply; `observe(l0)` hears the mean L0 whenever the trainer looks at the device; `run_state()` is what training has come to know
+    # besides tensors, as JSON, and `continue_from(state)` takes it up again.
 
     def before_step(self) -> None: ...  # gradients are there: project them
 

@@ -17,6 +17,7 @@ saekit train raw/mnist runs/deep --model dense --hidden 512,256 --latents 30 --o
 MODEL_FLAGS = (
     "expansion", "latents", "sparsity", "k", "coef", "target_rate", "decoder_norm", "output", "noise", "hidden", "activation", "tied",
     "contractive", "pretrain", "pretrain_share", "beta", "likelihood_weight", "channels", "skips", "cell", "width", "layers",
+    "target_l0", "revive", "skip",
 )  # fmt: skip
 WIDTHS = ("hidden", "channels")
 
@@ -28,11 +29,20 @@ def run(
     model: Annotated[str, typer.Option(help="sae | pca | dense ...: saekit models lists them with their options")] = "sae",
     expansion: Annotated[float | None, typer.Option(help="sae: latents as a multiple of the width (default 32).")] = None,
     latents: Annotated[int | None, typer.Option(help="Size of the code (sae: in place of --expansion; others: default 32).")] = None,
-    sparsity: Annotated[str | None, typer.Option(help="sae: topk | batchtopk | l1 | kl (default topk); others: none | l1 | kl")] = None,
-    k: Annotated[int | None, typer.Option(help="Active latents a row, for topk and batchtopk (default 32).")] = None,
-    coef: Annotated[float | None, typer.Option(help="Weight of the l1 or kl penalty.")] = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(help="sae: topk (default) | batchtopk | l1 | gated | jumprelu ...: docs/variants.md; others: none | l1 | kl"),
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="Active latents a row, for topk and its kin (default 32).")] = None,
+    coef: Annotated[float | None, typer.Option(help="Weight of the sparsity's penalty.")] = None,
+    target_l0: Annotated[float | None, typer.Option(help="Active latents a row that the penalty's weight is steered to.")] = None,
     target_rate: Annotated[float | None, typer.Option(help="Mean activation that kl pulls to (default 0.01).")] = None,
     decoder_norm: Annotated[str | None, typer.Option(help="unit | free (default unit, for kl free)")] = None,
+    revive: Annotated[str | None, typer.Option(help="Dead latents: aux | resample | none")] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="With --target-store: a linear path past the code (skip transcoder).")] = False,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the model; may be given again.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="linear | sigmoid | bernoulli: last activation and its loss.")] = None,
     noise: Annotated[str | None, typer.Option(help="On the input: gaussian:SD | masking:SHARE | salt-pepper:SHARE")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths between input and code, 512,128.")] = None,
@@ -49,6 +59,10 @@ def run(
     width: Annotated[int | None, typer.Option(help="recurrent: size of the hidden state.")] = None,
     layers: Annotated[int | None, typer.Option(help="recurrent: stacked layers.")] = None,
     target_store: Annotated[str | None, typer.Option(help="Row-aligned store to reconstruct in place of STORE.")] = None,
+    stores: Annotated[
+        list[str] | None,
+        typer.Option("--store", help="Another row-aligned store, side by side with STORE (crosscoder); may be given again."),
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition (default 8 epochs; classic models 60).")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows a step (default 4,096; less on small stores).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: docs/training.md).")] = None,
@@ -82,10 +96,12 @@ def run(
     given = {name: value for name, value in context.params.items() if name in MODEL_FLAGS and value is not None}
     given |= {"expansion": expansion, "latents": latents}
     options = {name: _widths(name, value) if name in WIDTHS else value for name, value in given.items() if value is not None}
-    if not tied:
-        del options["tied"]
+    for name in ("tied", "skip"):
+        if not options[name]:
+            del options[name]
+    options |= _assignments(set or [], model, sparsity)
     settings = TrainConfig(
-        model, options, target_store=target_store, rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
+        model, options, target_store=target_store, stores=tuple(stores or ()), rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
         normalize=normalize, seed=seed, backend=backend, device=device,
     )  # fmt: skip
     plan = plan_training(store, settings)
@@ -110,6 +126,30 @@ def run(
     m = result.metrics
     figures = f"fvu {figure(m['fvu'])}  l0 {figure(m['l0'], '.1f')}  dead {figure(m['dead'], '.1%')}"
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")
+
+
+def _assignments(texts: list[str], model: str, sparsity: str | None) -> dict[str, object]:
+    """['bandwidth=0.3'] -> options, each of the type of its default."""
+    from saekit.errors import UsageError
+    from saekit.models.catalog import flag, options_of
+
+    known, found = options_of(model, sparsity if model == "sae" else None), {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in known:
+            raise UsageError(f"--set {text}: give NAME=VALUE with one of {', '.join(known)}")
+        kind = type(known[name])
+        try:
+            if kind is bool:
+                found[name] = {"true": True, "false": False}[value.lower()]
+            elif kind is tuple:
+                found[name] = tuple(float(part) for part in value.split(","))
+            else:
+                found[name] = value if kind is str else int(value) if kind is int else float(value)
+        except (KeyError, ValueError):
+            raise UsageError(f"--set {text}: {flag(name)} takes a value like {known[name]}") from None
+    return found
 
 
 def _widths(name: str, text: str) -> tuple[int, ...]:

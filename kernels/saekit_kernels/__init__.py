@@ -10,6 +10,7 @@ from saekit_kernels.crossover import most_active, next_arm
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
+from saekit_kernels.entries import decode_entries, decode_nested, preactivations, signed_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.loss import (
     Reconstruction,
@@ -37,7 +38,9 @@ __all__ = [
     "batchtopk_reconstruction",
     "crossover_l0",
     "decode",
+    "decode_entries",
     "decode_mse",
+    "decode_nested",
     "encode_batchtopk",
     "encode_threshold",
     "encode_topk",
@@ -48,10 +51,12 @@ __all__ = [
     "keep_freed_memory",
     "most_active",
     "next_arm",
+    "preactivations",
     "relu_reconstruction",
     "resolve_backend",
     "sampled_products",
     "sigmoid_reconstruction",
+    "signed_topk",
     "sparse_column_sum",
     "sparse_weight_grad",
     "topk_reconstruction",

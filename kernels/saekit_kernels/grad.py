@@ -13,11 +13,11 @@ from saekit_kernels.codes import Codes
 
 
 def sparse_weight_grad(codes: Codes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
-    """dW (F,D): dW[j] = sum over the entries (b, j) of coef * rows[b]. Latents that did not fire get zeros."""
+    """dW (F,D): dW[j] = sum over the entries (b, j) of coef * rows[b]; coef is 0 on padding. Latents that did not fire get zeros."""
     transpose = codes.transpose()
     if len(transpose.pos) == 0:
         return rows_BD.new_zeros(codes.F, rows_BD.shape[1])
-    row_of_entry = codes.row_of(transpose.pos)  # entries behind ptr[F] are in no bag
+    row_of_entry = codes.row_of(transpose.pos)  # padding sorts last: torch adds what lies behind ptr[F] to the last bag
     weights = coef_BK.flatten()[transpose.pos].to(rows_BD.dtype)
     return nnF.embedding_bag(row_of_entry, rows_BD, transpose.ptr, mode="sum", per_sample_weights=weights, include_last_offset=True)
 

@@ -1,4 +1,4 @@
-"""What a sparse training step is made of, by backend: the same five operations from the torch path and from the Triton path.
+"""What a sparse training step is made of, by backend: the same operations from the torch path and from the Triton path.
 
 On a CUDA device the Triton path multiplies in bf16 (parameters stay fp32, sums are fp32), as the dense step under autocast does; under the
 interpreter it keeps the precision of its inputs.
@@ -42,6 +42,9 @@ class Operations(Protocol):
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dW_enc, db_enc, dW_dec)."""
 
+    def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
+        """(F,D): for every latent the sum of its entries' coef * row."""
+
     def column_sum(self, codes, coef_BK) -> torch.Tensor: ...
 
 
@@ -62,6 +65,9 @@ class TorchOperations:
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
         dW_enc, db_enc = sparse_weight_grad(codes, dvals_BK, x_BD), sparse_column_sum(codes, dvals_BK)
         return dW_enc, db_enc, sparse_weight_grad(codes, codes.vals, g_BD)
+
+    def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
+        return sparse_weight_grad(codes, coef_BK, rows_BD)
 
     def column_sum(self, codes, coef_BK) -> torch.Tensor:
         return sparse_column_sum(codes, coef_BK)
@@ -102,10 +108,13 @@ class TritonOperations:
         dW_enc, dW_dec, db_enc = sparse_weight_grad_dual(codes, dvals_BK, x_BD, codes.vals, g_BD)
         return dW_enc, db_enc, dW_dec
 
-    def column_sum(self, codes, coef_BK) -> torch.Tensor:
+    def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
         from saekit_kernels.gpu.grad import sparse_weight_grad
 
-        return sparse_weight_grad(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]
+        return sparse_weight_grad(codes, coef_BK, rows_BD)
+
+    def column_sum(self, codes, coef_BK) -> torch.Tensor:
+        return self.weight_gradient(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]
 
 
 def low(tensor: torch.Tensor) -> torch.Tensor:

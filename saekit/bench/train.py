@@ -163,7 +163,7 @@ def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> 
     parameters = [torch.nn.Parameter(p.detach().clone()) for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)]
     W_dec, unit = parameters[2], model.config.decoder_norm == "unit"
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    sparsity, coef, rate = model.config.sparsity, model.config.coef, model.config.target_rate
+    sparsity, coef, rate = model.config.sparsity, model.control.coef, getattr(model.config, "target_rate", None)
 
     def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
         pre = x @ W_enc.T + b_enc

@@ -13,8 +13,9 @@ from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
 from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.recurrent import Recurrent, RecurrentConfig
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.base import SAEConfig
 from saekit.models.unet import UNet, UNetConfig
 from saekit.models.vae import VAE, VAEConfig
 
@@ -26,7 +27,7 @@ class Entry(NamedTuple):
 
 
 CATALOG: dict[str, Entry] = {
-    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete, --sparsity topk | batchtopk | l1 | kl"),
+    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete: --sparsity, of which saekit models sae lists the kinds"),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
     "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
@@ -36,59 +37,64 @@ CATALOG: dict[str, Entry] = {
     "recurrent": Entry(RecurrentConfig, Recurrent, "reads a sequence into one code and writes it out again: --cell gru | lstm"),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with --beta: samples, interpolation, ELBO"),
 }
-FROM_DATA = ("d_in", "d_out", "shape")  # fields of a config that no option sets
+# What `saekit train` has flags for; an SAE's other options are set by name (--set).
+SAE_FLAGS = ("latents", "sparsity", "noise", "decoder_norm", "revive", "skip", "k", "coef", "target_l0", "target_rate")
+FROM_DATA = ("d_in", "d_out", "shape", "parts")  # fields of a config that no option sets
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """The options that a model takes, with their defaults (widths and shapes come from the data)."""
+def config_of(name: str, options: dict[str, Any]) -> type:
+    """The config class of a model; that of an SAE goes by its sparsity."""
     check_choice("--model", name, CATALOG)
-    config = CATALOG[name].config
+    if name != "sae":
+        return CATALOG[name].config
+    chosen = options.get("sparsity", SAEConfig.sparsity)
+    check_choice("--sparsity", chosen, VARIANTS)
+    return VARIANTS[chosen].config
+
+
+def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
+    """The options that a model takes, with their defaults (widths and shapes come from the data)."""
+    config = config_of(name, {} if sparsity is None else {"sparsity": sparsity})
     left_out = (*FROM_DATA, *getattr(config, "without", ()))  # what a model inherits and refuses is none of its options
     return {f.name: f.default for f in dataclasses.fields(config) if f.name not in left_out}
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise UsageError when an option is not one of the model's, or is wrong whatever the data."""
-    known = options_of(name)
+    """Raise UsageError when an option is not one of the model's."""
+    sparsity = options.get("sparsity", SAEConfig.sparsity) if name == "sae" else None
+    known = options_of(name, sparsity)
     for key in options:
-        if key not in known:
-            flags = ", ".join(map(flag, known))
-            raise UsageError(f"{flag(key)} does not apply to --model {name}, which takes {flags}")
-    if name == "sae":
-        _check_sparsity(options)
-
-
-def _check_sparsity(options: dict[str, Any]) -> None:
-    """An option of one sparsity is not silently ignored by another."""
-    chosen = options.get("sparsity", SAEConfig.sparsity)
-    check_choice("--sparsity", chosen, VARIANTS)
-    others = frozenset().union(*(variant.options for variant in VARIANTS.values())) - VARIANTS[chosen].options
-    for key in options:
-        if key in others:
-            takes = ", ".join(sorted(name for name, variant in VARIANTS.items() if key in variant.options))
-            raise UsageError(
-                f"{flag(key)} does not apply to --sparsity {chosen}", f"--sparsity {takes.replace(', ', ' or ')}, or leave it away"
-            )
+        if key in known:
+            continue
+        takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
+        if takes:  # an option of one sparsity is not silently ignored by another
+            raise UsageError(f"{flag(key)} does not apply to --sparsity {sparsity}", f"--sparsity {' or '.join(takes)}, or leave it away")
+        raise UsageError(f"{flag(key)} does not apply to --model {name}, which takes {', '.join(map(flag, known))}")
 
 
 def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
-    """The options that a model has on the command line, those of another sparsity left out."""
-    if name != "sae":
-        return tuple(key for key in options_of(name) if key != "seed")
-    own = VARIANTS[sparsity].options
-    return ("latents", "sparsity", "noise", "decoder_norm", *(o for o in ("k", "coef", "target_rate") if o in own))
+    """The options of a model that a config file repeats: those that say what it is."""
+    own = options_of(name, sparsity if name == "sae" else None)
+    return tuple(key for key in own if key != "seed" and (name != "sae" or key in SAE_FLAGS))
 
 
 def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def build(name: str, d_in: int, options: dict[str, Any], shape: tuple[int | None, ...] | None = None, d_out: int = 0) -> nn.Module:
+def build(
+    name: str,
+    d_in: int,
+    options: dict[str, Any],
+    shape: tuple[int | None, ...] | None = None,
+    d_out: int = 0,
+    parts: tuple[int, ...] = (),
+) -> nn.Module:
     """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the target's rows where
-    that is another store. Raises UsageError on wrong options, DataError when the model does not take such examples."""
+    that is another store, `parts` the widths of several hooks side by side in a row. Raises UsageError on wrong options, DataError when the model does not take such examples."""
     check_options(name, options)
-    entry = CATALOG[name]
-    fields = {f.name for f in dataclasses.fields(entry.config)}
+    config = config_of(name, options)
+    fields = {f.name for f in dataclasses.fields(config)}
     data: dict[str, Any] = {"d_in": d_in}
     if "shape" in fields:
         data["shape"] = shape or (d_in,)
@@ -96,7 +102,9 @@ def build(name: str, d_in: int, options: dict[str, Any], shape: tuple[int | None
         if "d_out" not in fields:
             raise UsageError(f"--target-store does not apply to --model {name}")
         data["d_out"] = d_out
-    return entry.model(entry.config(**data, **options))
+    if parts and "parts" in fields:
+        data["parts"] = parts
+    return CATALOG[name].model(config(**data, **options))
 
 
 def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
@@ -104,9 +112,9 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
     if name not in CATALOG:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
-        entry = CATALOG[name]
-        model = entry.model(entry.config(**config))
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+        model = CATALOG[name].model(config_of(name, config)(**settings))
         model.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, UsageError) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tenso
     """(F,) int64: in how many rows each latent is active."""
     if isinstance(code, SparseCodes):
         return code.transpose().counts()
-    return (code > above).sum(0)
+    return (code.abs() > above).sum(0)
 
 
 @dataclass(frozen=True)

@@ -1,83 +1,30 @@
 """The sparse autoencoder: pre = x W_enc^T + b_enc, a sparse code z = sparsity(pre), x_hat = z W_dec + b_dec.
 
-Weights are stored (F,D), one latent a row, for encoder and decoder alike: gathers of single latents are contiguous.
+Weights are stored (F,D), one latent a row, for encoder and decoder alike: gathers of single latents are contiguous. With another store as
+the target it is a transcoder (x_hat stands for the output of a module whose input x is), `skip` adds x W_skip^T; with several hooks side by
+side in a row, `parts`, it is a crosscoder. What makes the code sparse is a variant (saekit.models.sparsity).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from saekit_kernels import SparseCodes, Workspace, crossover_l0, decode, next_arm
 from torch import nn
 
-from saekit.errors import UsageError, check_choice
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.fused import Adam, Shadows
-from saekit.models.noise import Noise
+from saekit.models.noise import Noise, step_generator
 from saekit.models.sparsity import VARIANTS
-from saekit.models.sparsity.denoising import denoising_loss
+from saekit.models.sparsity.base import SAEConfig
+from saekit.models.sparsity.control import Control
 from saekit.types import ActivationBatch, LossTerms, Output
 
-
-@dataclass(frozen=True)
-class SAEConfig:
-    d_in: int
-    latents: int = 0
-    """Number of latents F; 0: expansion * d_in."""
-    expansion: float = 32
-    sparsity: str = "topk"
-    """topk | batchtopk | l1 | kl"""
-    k: int = 32
-    """Active latents a row (topk; batchtopk: on average)."""
-    coef: float | None = None
-    """Weight of the l1 or kl penalty, in units of the normalised input (E||x||^2 = D). None: DEFAULT_COEF."""
-    coef_warmup: float = 0.1
-    """Share of the run over which the coefficient rises linearly from 0."""
-    target_rate: float = 0.01
-    """Mean activation that kl pulls every latent to."""
-    noise: str = ""
-    """KIND:LEVEL on the input: gaussian | masking | salt-pepper (saekit.models.noise); '': none. Trains densely, by autograd."""
-    decoder_norm: str = ""
-    """unit | free; '': unit, for kl free."""
-    aux_coef: float = 1 / 32
-    """Weight of the auxiliary loss that revives dead latents (topk, batchtopk); 0 switches it off."""
-    aux_k: int = 0
-    """Dead latents that reconstruct the residual of a row; 0: d_in / 2."""
-    aux_candidates: int = 2048
-    aux_rows: int = 512
-
-    def resolved(self) -> SAEConfig:
-        """The config with every default filled in. Raises UsageError on values that cannot be."""
-        from dataclasses import replace
-
-        check_choice("--sparsity", self.sparsity, VARIANTS)
-        Noise.parse(self.noise)
-        if self.latents < 0 or self.latents > MAX_LATENTS:
-            raise UsageError(f"--latents {self.latents} must be between 1 and {MAX_LATENTS:,}")
-        if not 0 < self.expansion * self.d_in < MAX_LATENTS:
-            raise UsageError(f"--expansion {self.expansion:g} must be above 0")
-        latents = self.latents or max(round(self.expansion * self.d_in), 1)
-        decoder_norm = self.decoder_norm or ("free" if self.sparsity == "kl" else "unit")
-        check_choice("--decoder-norm", decoder_norm, ("unit", "free"))
-        if not 0 < self.target_rate < 1:
-            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
-        if "k" in VARIANTS[self.sparsity].options and not 1 <= self.k <= latents:
-            raise UsageError(f"--k {self.k} must be between 1 and the number of latents, {latents:,}")
-        coef = DEFAULT_COEF.get(self.sparsity) if self.coef is None else self.coef
-        if coef is not None and coef < 0:
-            raise UsageError(f"--coef {coef:g} must not be negative")
-        return replace(self, latents=latents, expansion=latents / self.d_in, decoder_norm=decoder_norm, coef=coef)
-
-
-MAX_LATENTS = 2**31 - 1  # latent indices are int32
-
-# Chosen by a measured grid (docs/log.md).
-DEFAULT_COEF = {"l1": 2.0, "kl": 0.5}
+TRANSCODER_START = 0.1  # of the target's norm: what a code that knows nothing of it yet writes
+REVIVED_NORM = 0.2  # of the living encoder rows
 
 
 class SAE(nn.Module):
-    """An `Autoencoder` (saekit.types). `encode` gives SparseCodes for topk, a dense (B,F) tensor for l1 and kl."""
+    """An `Autoencoder` (saekit.types). `encode` gives SparseCodes for topk and its like, a dense (B,F) tensor otherwise."""
 
     strategy = "gradient"
     takes = "rows"
@@ -87,17 +34,21 @@ class SAE(nn.Module):
         self.config = config.resolved()
         self.variant = VARIANTS[self.config.sparsity]
         self.d_in, self.latents = self.config.d_in, self.config.latents
-        self.active_above, self.resamples = self.variant.active_above, self.variant.resamples
+        self.d_out = self.config.d_out or self.d_in
+        self.active_above, self.resamples = self.variant.active_above, self.config.revive == "resample"
+        self.needs_previous = self.variant.needs_previous
         self.W_enc = nn.Parameter(torch.zeros(self.latents, self.d_in))
         self.b_enc = nn.Parameter(torch.zeros(self.latents))
-        self.W_dec = nn.Parameter(torch.zeros(self.latents, self.d_in))
-        self.b_dec = nn.Parameter(torch.zeros(self.d_in))
+        self.W_dec = nn.Parameter(torch.zeros(self.latents, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if self.config.skip else None
         if self.variant.thresholded:
             self.register_buffer("threshold", torch.zeros(self.latents))  # of a trained model's code, one for each latent
         self.workspace = Workspace()
         self.backend = "torch"  # torch | triton: what the training step runs on; set by the trainer
         self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
         self.arm = "dense"  # sparse | dense: how a thresholded code trains on a device (observe)
+        self.control = Control(self.config)  # of a penalty's coefficient
         self.shadows = Shadows()
         self.noise = Noise.parse(self.config.noise)
         self.seed = 0  # of the noise; set by the trainer
@@ -110,29 +61,51 @@ class SAE(nn.Module):
         return self.variant.encode(self, x_BD)
 
     def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+        """(B,D_out), without what a skip adds."""
         if isinstance(code, SparseCodes):
             return decode(code, self.W_dec, self.b_dec)
         return torch.addmm(self.b_dec, code, self.W_dec)
 
+    def past(self, x_BD: torch.Tensor) -> torch.Tensor | None:
+        """(B,D_out): what goes past the code; None without a skip."""
+        return None if self.W_skip is None else x_BD @ self.W_skip.T
+
     def forward(self, x_BD: torch.Tensor) -> Output:
         code = self.encode(x_BD)
-        return Output(self.decode(code), code)
+        x_hat = self.decode(code)
+        return Output(x_hat if self.W_skip is None else x_hat + self.past(x_BD), code)
+
+    def decoder_norms(self) -> torch.Tensor:
+        """(F,): ||w_j||, in a crosscoder summed over the hooks (Lindsey et al. 2024, "Sparse Crosscoders"): what a penalty weighs."""
+        parts = self.W_dec.split(self.config.parts or self.d_out, dim=1)
+        return sum(torch.linalg.vector_norm(part, dim=1) for part in parts)
 
     # -- training --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def initialise(self, sample_BD: torch.Tensor, generator: torch.Generator) -> None:
-        """b_dec at the geometric median of the sample, unit decoder rows, the encoder their scaled transpose."""
-        self.b_dec.copy_(geometric_median(sample_BD))
-        self.W_dec.copy_(random_unit_rows(self.latents, self.d_in, generator))
-        self.W_enc.copy_(self.W_dec)
-        self.b_enc.copy_(-(self.W_enc @ self.b_dec))
+        """b_dec at the geometric median of the sample, unit decoder rows, the encoder their scaled transpose. A transcoder's target is
+        centred, its encoder rows are random."""
+        self.W_dec.copy_(random_unit_rows(self.latents, self.d_out, generator))
+        if self.transcodes:
+            self.W_enc.copy_(random_unit_rows(self.latents, self.d_in, generator))
+        else:
+            self.b_dec.copy_(geometric_median(sample_BD))
+            self.W_enc.copy_(self.W_dec)
+            self.b_enc.copy_(-(self.W_enc @ self.b_dec))
         self.variant.initialise(self, sample_BD)
 
+    @property
+    def transcodes(self) -> bool:
+        return self.config.d_out > 0
+
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
-        if self.noise.kind:
-            return denoising_loss(self, batch.x, step)
-        return self.variant.loss(self, batch.x, step)
+        x = self.noise(batch.x, step_generator(self.seed, step, batch.x.device)) if self.noise.kind else batch.x
+        return self.variant.loss(self, x, batch.x if batch.target is None else batch.target, step, batch)
+
+    def plain(self, x_BD: torch.Tensor, target_BD: torch.Tensor) -> bool:
+        """Whether x itself is reconstructed, from the code alone: what the kernels do in one piece."""
+        return x_BD is target_BD and self.W_skip is None
 
     @property
     def weights(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
@@ -140,17 +113,27 @@ class SAE(nn.Module):
 
     def fused_step(self, batch: ActivationBatch, step: int, adam: Adam) -> LossTerms | None:
         """Loss, gradients, Adam and constraints in one go, or None where that does not apply (saekit.models.fused)."""
-        if self.noise.kind or self.backend != "triton":
+        if self.noise.kind or self.transcodes or self.backend != "triton":
             return None
         return self.variant.fused_step(self, batch.x, step, adam)
 
     def observe(self, l0: float) -> None:
-        """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis."""
+        """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis, and move the
+        coefficient towards the L0 that was asked for."""
         self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
+        self.control.observe(l0, self.total_steps)
 
-    def warmed_coef(self, step: int) -> float:
-        warmup = self.config.coef_warmup * self.total_steps
-        return self.config.coef * min(1.0, (step + 1) / warmup) if warmup > 0 else self.config.coef
+    def coef(self, step: int) -> float:
+        """The weight of the penalty at a step."""
+        return self.control.coef * self.control.warmed(step, self.total_steps)
+
+    def run_state(self) -> dict[str, object]:
+        """What training has come to know besides tensors; set by `continue_from`."""
+        return {"arm": self.arm, "control": self.control.state()}
+
+    def continue_from(self, state: dict) -> None:
+        self.arm = state["arm"]
+        self.control.restore(state["control"])
 
     def longest_dead(self, most: int) -> torch.Tensor | None:
         """Indices of at most `most` dead latents, or None when none is dead."""
@@ -162,41 +145,59 @@ class SAE(nn.Module):
 
     def after_step(self) -> None:
         self.shadows.clear()
+        self.variant.after_step(self)
         if self.config.decoder_norm == "unit":
             unit_rows_(self.W_dec.data)
 
     @torch.no_grad()
-    def resample(self, dead: torch.Tensor, x_BD: torch.Tensor, generator: torch.Generator) -> None:
+    def resample(self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator) -> None:
         """Point dead latents at badly reconstructed rows, drawn with probability ~ loss^2 (Bricken et al. 2023, "Towards
-        monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the living norm."""
+        monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the living norm.
+
+        The paper's bias of 0 lets such a latent fire on every second row, and thousands of them at 32x undo the sparsity at once; here
+        it fires where a row has more than half of its own row's part along it.
+        """
         self.shadows.clear()
-        loss = (x_BD - self.forward(x_BD).x_hat).square().sum(1)
+        x, target = batch.x, batch.x if batch.target is None else batch.target
+        loss = (target - self.forward(x).x_hat).square().sum(1)
         weight = loss.square().cpu() + 1e-12  # on the CPU, where the generator is, whatever the device
-        chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x_BD), generator=generator).to(x_BD.device)
-        direction = unit_rows_(x_BD[chosen] - self.b_dec)
+        chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x), generator=generator).to(x.device)
+        origin = torch.zeros_like(x[0]) if self.transcodes else self.b_dec
+        direction = unit_rows_(x[chosen] - origin)
         alive = torch.ones(self.latents, dtype=torch.bool, device=dead.device)
         alive[dead] = False
-        norm = 0.2 * self.W_enc[alive].norm(dim=1).mean() if alive.any() else 0.2
-        self.W_dec[dead] = direction
+        norm = REVIVED_NORM * self.W_enc[alive].norm(dim=1).mean() if alive.any() else REVIVED_NORM
+        self.W_dec[dead] = unit_rows_(target[chosen] - self.b_dec)
         self.W_enc[dead] = norm * direction
-        self.b_enc[dead] = -(norm * direction) @ self.b_dec
+        along = ((x[chosen] - origin) * direction).sum(1)
+        self.b_enc[dead] = -norm * (direction @ origin + along / 2)
+        self.variant.revive(self, dead)
 
     # -- saving ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-        """The weights that act on raw x as these act on (x - mean) * scale (DESIGN 4).
+    def folded(
+        self, mean_D: torch.Tensor, scale: torch.Tensor | float, target: tuple[torch.Tensor, torch.Tensor | float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The weights that act on raw x as these act on (x - mean) * scale (DESIGN 4), and give raw targets.
 
-        Homogeneous codes are expressed in raw units; sigmoid codes keep their range and the scale moves into the weights.
+        Homogeneous codes are expressed in the target's raw units, so that decoder rows keep their norm; sigmoid codes keep their range,
+        and the codes of several hooks, each with a scale of its own, stay in normalised units: the scales move into the weights.
         """
-        shift = self.W_enc @ mean_D
-        b_dec = self.b_dec / scale + mean_D
-        if self.variant.homogeneous:
-            own = {"W_enc": self.W_enc.data, "b_enc": self.b_enc / scale - shift, "W_dec": self.W_dec.data, "b_dec": b_dec}
-            return own | ({"threshold": self.threshold / scale} if self.variant.thresholded else {})
-        return {
-            "W_enc": self.W_enc * scale,
-            "b_enc": self.b_enc - scale * shift,
-            "W_dec": self.W_dec / scale,
-            "b_dec": b_dec,
+        mean_out, scale_out = (mean_D, scale) if target is None else target
+        own = self.variant.effective(self)
+        uniform = not torch.is_tensor(scale) and not torch.is_tensor(scale_out)
+        unit = scale_out if self.variant.homogeneous and uniform else 1.0  # of the code
+        W_enc = own["W_enc"] * (scale / unit)
+        made = {
+            "W_enc": W_enc,
+            "b_enc": own["b_enc"] / unit - W_enc @ mean_D,
+            "W_dec": own["W_dec"] / (scale_out / unit),
+            "b_dec": own["b_dec"] / scale_out + mean_out,
         }
+        if "threshold" in own:
+            made["threshold"] = own["threshold"] / unit
+        if self.W_skip is not None:
+            made["W_skip"] = self.W_skip * scale / torch.as_tensor(scale_out).reshape(-1, 1)
+            made["b_dec"] = made["b_dec"] - made["W_skip"] @ mean_D
+        return made

@@ -13,31 +13,35 @@ from saekit.store.split import RowRanges
 from saekit.types import ActivationBatch, ActivationSpec, Split
 
 
+def check_aligned(store: Store, other: Store) -> None:
+    """Raise DataError unless row i of both comes from the same token, patch or image."""
+    why = _difference(store, other)
+    if why:
+        cause = f"{other.path} is not row-aligned with {store.path}: {why}"
+        raise DataError(cause, "harvest both from the same examples with the same --rows, --seed and --holdout")
+
+
+def _difference(a: Store, b: Store) -> str:
+    if a.spec.layout != b.spec.layout:
+        return f"layout {b.spec.layout} instead of {a.spec.layout}"
+    if len(a) != len(b):
+        return f"{len(b):,} rows instead of {len(a):,}"
+    if not all(np.array_equal(a.column(name), b.column(name)) for name in ("doc_id", "example_id", "position")):
+        return "its rows come from other documents or positions"
+    if not np.array_equal(a.split("holdout").numbers(), b.split("holdout").numbers()):
+        return "other documents are held out"
+    return ""
+
+
 class PairedStore:
-    """The first store, its batches with `target`. Row i of both must come from the same token, patch or image: raises DataError where
-    documents, examples or positions differ."""
+    """The first store, its batches with `target`. Raises DataError where the two are not row-aligned."""
 
     def __init__(self, store: Store, target: Store) -> None:
         self.store, self.other = store, target
         self.path = store.path
-        why = self._difference()
-        if why:
-            cause = f"{target.path} is not row-aligned with {store.path}: {why}"
-            raise DataError(cause, "harvest both from the same examples with the same --rows, --seed and --holdout")
+        check_aligned(store, target)
 
     has_target = True
-
-    def _difference(self) -> str:
-        a, b = self.store, self.other
-        if a.spec.layout != b.spec.layout:
-            return f"layout {b.spec.layout} instead of {a.spec.layout}"
-        if len(a) != len(b):
-            return f"{len(b):,} rows instead of {len(a):,}"
-        if not all(np.array_equal(a.column(name), b.column(name)) for name in ("doc_id", "example_id", "position")):
-            return "its rows come from other documents or positions"
-        if not np.array_equal(a.split("holdout").numbers(), b.split("holdout").numbers()):
-            return "other documents are held out"
-        return ""
 
     @property
     def spec(self) -> ActivationSpec:

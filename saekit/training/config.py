@@ -31,6 +31,8 @@ class TrainConfig:
     """center+scale | scale | none; None: center+scale for hidden states, none for raw data."""
     target_store: str | None = None
     """Store whose row-aligned rows are to be reconstructed; None: the input itself."""
+    stores: tuple[str, ...] = ()
+    """More row-aligned stores, read side by side with the first: a crosscoder."""
     seed: int = 0
     backend: str = "auto"
     device: str = "auto"
@@ -41,6 +43,8 @@ class TrainConfig:
         if self.normalize is not None:
             check_choice("--normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
+        if self.stores and (self.target_store or self.model != "sae"):
+            raise UsageError("--store applies to --model sae without --target-store", "leave --store away")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} must not be negative")
         if self.weight_decay is not None and self.weight_decay < 0:
@@ -59,4 +63,4 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """The inverse of from_flat, without what is not set: fit for a config file."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
-        return {name: value for name, value in {**own, **self.options}.items() if value is not None}
+        return {name: value for name, value in {**own, **self.options}.items() if value not in (None, ())}

@@ -19,6 +19,7 @@ SAE_BATCH, SAE_EPOCHS = 4096, 8
 # The best of a measured grid at these widths (docs/log.md).
 PEAK_LR = 3e-3
 MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
+DENSE_SHARE = 0.1  # of the latents active at the start
 CLASSIC_EPOCHS, MOST_ROWS = 60, 8_000_000
 STEPS_AN_EPOCH = 32
 
@@ -27,7 +28,7 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
     """The config with batch, rows, lr and weight decay filled in; `units` is the number of training rows (or whole examples)."""
     if isinstance(model, SAE):
         batch = min(SAE_BATCH, _power_of_two(units / 8))
-        rows, lr, decay = SAE_EPOCHS * units, sae_lr(model.latents, model.config.sparsity), 0.0
+        rows, lr, decay = SAE_EPOCHS * units, sae_lr(model.latents, dense_start(model)), 0.0
     else:
         batch = min(max(_power_of_two(units / STEPS_AN_EPOCH), 32), SAE_BATCH, units)
         rows = min(CLASSIC_EPOCHS * units, max(MOST_ROWS, SAE_EPOCHS * units))
@@ -42,13 +43,18 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
     )
 
 
-def sae_lr(latents: int, sparsity: str) -> float:
+def dense_start(model: SAE) -> bool:
+    """Whether most latents move at once in the first steps."""
+    return model.variant.dense_start or getattr(model.config, "start_l0", 0) > DENSE_SHARE * model.latents
+
+
+def sae_lr(latents: int, dense: bool) -> float:
     """Peak rate for Adam: PEAK_LR up to the measured width, lower beyond it, where it is not measured.
 
-    TopK: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Dense codes: ~ 1/latents, since each step of Adam moves every entry by the
+    Sparse codes: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Codes that begin dense: ~ 1/latents, since each step of Adam moves every entry by the
     rate, and all latents of a row add up.
     """
-    if sparsity in ("topk", "batchtopk"):
+    if not dense:
         return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5
     return PEAK_LR / max(latents / MEASURED_DENSE, 1.0)
 

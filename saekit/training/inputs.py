@@ -18,9 +18,14 @@ SAMPLE_ROWS = 16_384  # for the geometric median and the first scale of the enco
 @dataclass(frozen=True)
 class Normalizer:
     mean_D: torch.Tensor
-    scale: float
-    target: tuple[torch.Tensor, float] | None = None
+    scale: float | torch.Tensor
+    """One for all, or (D,) where a row holds several hooks, each with its own."""
+    target: tuple[torch.Tensor, float | torch.Tensor] | None = None
     """Mean and scale of the target's rows, where that is another store."""
+
+    def scales(self) -> float | list[float]:
+        """The scale, or those of the hooks side by side, for a file."""
+        return self.scale.unique_consecutive().tolist() if torch.is_tensor(self.scale) else self.scale
 
     def __call__(self, batch: ActivationBatch) -> ActivationBatch:
         """The batch with x and target normalised, fp32, on the device of the mean. Padding is zero again."""
@@ -28,10 +33,11 @@ class Normalizer:
         mask = None if batch.mask is None else batch.mask.to(device)
         x = _normalised(batch.x, self.mean_D, self.scale, mask)
         target = None if batch.target is None else _normalised(batch.target, *self.target, mask)
-        return ActivationBatch(x, batch.doc_id, batch.example_id, batch.position, mask, batch.rows, target)
+        previous = None if batch.previous is None else _normalised(batch.previous, self.mean_D, self.scale, None)
+        return dataclasses.replace(batch, x=x, mask=mask, target=target, previous=previous)
 
 
-def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float | torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mean_D.device.type == "cuda":  # from pinned memory the copy does not wait for the work in flight
         x = x.pin_memory().to(mean_D.device, non_blocking=True)
     x = x.to(mean_D.device, torch.float32, copy=True).sub_(mean_D).mul_(scale)
@@ -42,7 +48,8 @@ def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str
     """The same with the target's mean and scale, estimated as those of x."""
     batches = (dataclasses.replace(batch, x=batch.target, target=None) for batch in source.batches(*_order(source, seed)))
     mean, scale, _ = _statistics(target_of(source), batches, mode)
-    return dataclasses.replace(normalize, target=(mean.float().to(normalize.mean_D.device), scale))
+    device = normalize.mean_D.device
+    return dataclasses.replace(normalize, target=(mean.float().to(device), _on(scale, device)))
 
 
 def estimate(source: ActivationSource, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
@@ -51,8 +58,17 @@ def estimate(source: ActivationSource, mode: str, seed: int, device: torch.devic
     Raises NumericsError, naming shard and row, when one of them is not finite.
     """
     mean, scale, sample = _statistics(source, source.batches(*_order(source, seed)), mode)
-    normalizer = Normalizer(mean.float().to(device), scale)
+    normalizer = Normalizer(mean.float().to(device), _on(scale, device))
     return normalizer, torch.cat([normalizer(batch).x for batch in sample])
+
+
+def _on(scale: float | torch.Tensor, device: torch.device) -> float | torch.Tensor:
+    return scale.to(device, torch.float32) if torch.is_tensor(scale) else scale
+
+
+def scale_from(saved: torch.Tensor, device: torch.device) -> float | torch.Tensor:
+    """The scale of a Normalizer as a train state holds it, in fp64."""
+    return _on(saved, device) if saved.ndim else saved.item()
 
 
 def _order(source: ActivationSource, seed: int) -> tuple:
@@ -61,22 +77,27 @@ def _order(source: ActivationSource, seed: int) -> tuple:
 
 
 def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mode: str):
-    """(mean (D,) fp64, scale, the first batches)."""
+    """(mean (D,) fp64, scale (a float, or (D,) with one value for each of the store's parts), the first batches)."""
     n = len(store.split("train"))
     left = min(STATISTICS_ROWS, n)
-    total, squares, seen, sample = 0.0, 0.0, 0, []
+    total, squares, seen, sample = 0.0, 0.0, 0, []  # squares (D,)
     for batch in batches:
         check_rows(store, batch)
         batch = ActivationBatch(batch.x[: left - seen].float(), batch.doc_id, batch.example_id, batch.position, rows=batch.rows)
         x = batch.x.double()
-        total, squares, seen = total + x.sum(0), squares + float(x.square().sum()), seen + len(x)
+        total, squares, seen = total + x.sum(0), squares + x.square().sum(0), seen + len(x)
         if seen <= max(SAMPLE_ROWS, len(x)):
             sample.append(batch)
         if seen >= left:
             break
     mean = total / seen if mode == "center+scale" else torch.zeros_like(total)
-    mean_square = squares / seen - float(mean.square().sum())
-    scale = (len(mean) / mean_square) ** 0.5 if mode != "none" and mean_square > 0 else 1.0
+    left_D = squares / seen - mean.square()  # mean squares of what is scaled
+    widths = getattr(store, "parts", None) or (len(mean),)
+    scales = [
+        (width / float(part.sum())) ** 0.5 if mode != "none" and part.sum() > 0 else 1.0
+        for width, part in zip(widths, left_D.split(widths))
+    ]
+    scale = scales[0] if len(scales) == 1 else torch.tensor(scales).repeat_interleave(torch.tensor(widths))
     return mean, scale, sample
 
 

@@ -16,7 +16,7 @@ from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
 from saekit.training.config import TrainConfig
 from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
-from saekit.training.inputs import Normalizer, check_peaks, peaks
+from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import DECAY_SHARE, adam_tensors, make_adam, reset_moments, restore_adam, schedule
 from saekit.training.step import take_step
@@ -76,10 +76,11 @@ class Trainer:
             tensors["idle"] = self.dead.idle
         if getattr(self.model, "dead_order", None) is not None:
             tensors["dead_order"] = self.model.dead_order
-        arm = getattr(self.model, "arm", None)
-        state = {"step": self.step, "scale": self.normalize.scale, "arm": arm}
+        tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
         if self.normalize.target is not None:
-            tensors["target_mean"], state["target_scale"] = self.normalize.target
+            tensors["target_mean"] = self.normalize.target[0]
+            tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
+        state = {"step": self.step, "model": self.model.run_state() if hasattr(self.model, "run_state") else {}}
         write_train_state(self.out, tensors, state)
 
     def restore(self) -> None:
@@ -89,14 +90,14 @@ class Trainer:
             return
         tensors, state = saved
         self.step = state["step"]
-        if state.get("arm") is not None:
-            self.model.arm = state["arm"]
+        if state["model"]:
+            self.model.continue_from(state["model"])
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
         device = self.normalize.mean_D.device
-        target = (tensors["target_mean"].to(device), state["target_scale"]) if "target_mean" in tensors else None
-        self.normalize = Normalizer(tensors["mean"].to(device), state["scale"], target)
+        target = (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device)) if "target_mean" in tensors else None
+        self.normalize = Normalizer(tensors["mean"].to(device), scale_from(tensors["scale"], device), target)
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
             self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
@@ -170,7 +171,7 @@ class Trainer:
 
     def _resample(self, batch: ActivationBatch) -> None:
         latents = self.model.dead_order
-        self.model.resample(latents, batch.x, self.generator)
+        self.model.resample(latents, batch, self.generator)
         reset_moments(self.optimizer, latents, self.model.latents)
         self.dead.idle[latents] = 0
         self.model.dead_order = self.dead.dead()

@@ -22,7 +22,9 @@ from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
 from saekit.store.files import prepare_output, read_json, write_json
 from saekit.store.manifest import differences
 from saekit.store.pair import PairedStore
+from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit, holdout_figures, training_units
@@ -90,9 +92,14 @@ class _Run:
         self.device = pick_device(config.device)
         other = None if config.target_store is None else Store(Path(config.target_store))
         self.source = store if other is None else PairedStore(store, other)
+        if config.stores:
+            self.source = StackedStore([store, *(Store(Path(path)) for path in config.stores)])
         # The seed of the run is that of a model that keeps one of its own.
-        options = config.options | ({"seed": config.seed} if "seed" in options_of(config.model) else {})
-        self.model = build(config.model, store.spec.d_in, options, store.spec.shape, 0 if other is None else other.spec.d_in)
+        options = config.options | ({"seed": config.seed} if config.model != "sae" and "seed" in options_of(config.model) else {})
+        spec, parts = self.source.spec, getattr(self.source, "parts", ())
+        self.model = build(config.model, spec.d_in, options, spec.shape, 0 if other is None else other.spec.d_in, parts)
+        if getattr(self.model, "needs_previous", False):
+            self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
         self.config = resolved(config, self.model, self.units)
@@ -115,7 +122,7 @@ class _Run:
 
     def _batch_bytes(self) -> int:
         if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
-            return 8 * min(self.config.batch, 1024 if self.model.config.sparsity in ("topk", "batchtopk") else 1 << 30) * self.model.latents
+            return 8 * min(self.config.batch, 1024 if hasattr(self.model.config, "k") else 1 << 30) * self.model.latents
         return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
@@ -141,6 +148,11 @@ class _Run:
         own |= {name: ",".join(map(str, value)) for name, value in own.items() if isinstance(value, tuple)}
         flags = {name: own[name] for name in flags_of(self.config.model, own.get("sparsity")) if name in own}
         settings = {**self.config.flat(), **flags, "store": str(self.store.path)}
+        others = [name for name in self.config.options if name not in flags and name != "expansion"] if isinstance(self.model, SAE) else []
+        if others:
+            settings["set"] = [f"{name}={own[name]}" for name in others]
+        for name in others:
+            del settings[name]
         settings.pop("save_seconds")
         settings.pop("expansion", None)  # latents says it
         return settings
@@ -149,7 +161,8 @@ class _Run:
         """What a resume must agree with, resolved: a run goes on under its own config.toml as well as under the flags that began it."""
         own = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config) if f.name not in ("options", "save_seconds")}
         model = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self.model.config).items()}
-        content = {"schema_version": 1, "store": self.store.spec.fingerprint, "content": self.store.manifest.content}
+        own["stores"] = list(own["stores"])
+        content = {"schema_version": 1, "store": self.source.spec.fingerprint, "content": self.store.manifest.content}
         if isinstance(self.source, PairedStore):
             content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
@@ -165,16 +178,16 @@ class _Run:
             raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         result = TrainResult(str(self.out), fitted.steps, fitted.rows, rate, self.backend.name, figures)
-        self._write(fitted.tensors, resolved_options, fitted.normalize.scale, result)
+        self._write(fitted.tensors, resolved_options, fitted.normalize.scales(), result)
         return result
 
-    def _write(self, tensors: dict, resolved: dict, scale: float, result: TrainResult) -> None:
+    def _write(self, tensors: dict, resolved: dict, scale: float | list[float], result: TrainResult) -> None:
         description = {
             "model": self.config.model,
             "config": resolved,
             "training": self.config.flat(),
-            "spec": self.store.spec.to_json(),
-            "fingerprint": self.store.spec.fingerprint,
+            "spec": self.source.spec.to_json(),
+            "fingerprint": self.source.spec.fingerprint,
             "content": self.store.manifest.content,
             "input_scale": scale,
             "backend": dataclasses.asdict(self.backend),

@@ -128,7 +128,7 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
         (["inspect", "RUN", "--store", "ACTS", "--out", "OUT", "--features", "top:0"], 2, "--features top:0: write", ""),
         (["inspect", "RUN", "--store", "ACTS", "--out", "OUT", "--features", "0-99999999999"], 3, "feature 99999999999", ""),
         (["train", "ACTS", "OUT", "--resume", "--overwrite", *map(str, SMALL)], 2, "contradict", "one of them"),
-        (["train", "ACTS", "OUT", "--sparsity", "kl", "--k", "3"], 2, "--k does not apply to --sparsity kl", "batchtopk or topk"),
+        (["train", "ACTS", "OUT", "--sparsity", "kl", "--k", "3"], 2, "--k does not apply to --sparsity kl", "topk or batchtopk"),
         (["harvest", "embedded:digits-vit", "embedded:digits", "OUT", "--hook", "blocks.0", "--device", "gpu"], 2, "--device gpu", ""),
         (["features", "RUN", "--store", "ACTS"], 2, "exactly one of --index, --text, --image", ""),
         (["features", "RUN", "--store", "ACTS", "--image", "x.png"], 3, "was trained on text, not image", "--text"),

@@ -7,14 +7,15 @@ import torch
 from made_stores import make_rows, write_store
 
 import saekit
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.catalog import build
+from saekit.models.sae import SAE
 from saekit.models.sparsity.batchtopk import KEPT
 from saekit.store.reader import open_store
 from saekit.types import ActivationBatch
 
 
 def made(D=16, F=64, k=3, **options):
-    sae = SAE(SAEConfig(D, latents=F, sparsity="batchtopk", k=k, **options))
+    sae = build("sae", D, {"latents": F, "sparsity": "batchtopk", "k": k, **options})
     x = make_rows(400, D)
     sae.initialise(x - x.mean(0), torch.Generator().manual_seed(0))
     sae.total_steps = 10

@@ -11,9 +11,10 @@ from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
+from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
-from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sparsity.parts import auxk_loss
+from saekit.models.sae import SAE
+from saekit.models.sparsity.dead import auxk_loss
 from saekit.types import ActivationBatch
 
 D = 16
@@ -25,7 +26,8 @@ def batch_of(x):
 
 
 def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
-    sae = SAE(SAEConfig(D, latents=64, sparsity=sparsity, k=min(8, options.pop("k", 8)), **options)).to(dtype)
+    k = {"k": min(8, options.pop("k", 8))} if sparsity == "topk" else {}
+    sae = build("sae", D, {"latents": 64, "sparsity": sparsity, **k, **options}).to(dtype)
     x = normalised(512, dtype)
     if dtype == torch.float32:
         sae.initialise(x, torch.Generator().manual_seed(0))
@@ -68,7 +70,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
     sae.total_steps = 100
     sae.dead_order = torch.tensor([3, 9, 11])
     terms = sae.loss(batch_of(normalised(64)), step=50)
-    assert len(terms.terms) == 2
+    assert set(terms.terms) == {"reconstruction", {"topk": "aux"}.get(sparsity, sparsity)}
     total = sum(terms.terms[name] * terms.weights[name] for name in terms.terms)
     torch.testing.assert_close(terms.total, total, rtol=0, atol=0)
 
@@ -223,7 +225,7 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     x[13] = 50 * torch.nn.functional.normalize(torch.randn(D), dim=0)
     dead = torch.tensor([6])  # rows are drawn without replacement, so only one latent can get the outlier
     before = sae.W_enc.detach().clone()
-    sae.resample(dead, x, torch.Generator().manual_seed(0))
+    sae.resample(dead, batch_of(x), torch.Generator().manual_seed(0))
     direction = torch.nn.functional.normalize(x[13] - sae.b_dec.detach(), dim=0)
     alive_norm = sae.W_enc.detach()[[i for i in range(64) if i != 6]].norm(dim=1).mean()
     for j in dead:
@@ -237,22 +239,22 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     "options,words",
     [
         ({"sparsity": "k1"}, "--sparsity k1: did you mean"),
-        ({"target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
+        ({"sparsity": "kl", "target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
         ({"expansion": 0}, "--expansion 0 must be above 0"),
         ({"k": 600}, "--k 600 must be between 1 and the number of latents, 512"),
-        ({"coef": -1.0}, "--coef -1 must not be negative"),
+        ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),
         ({"decoder_norm": "frei"}, "--decoder-norm frei: did you mean free"),
     ],
 )
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(UsageError, match=words):
-        SAE(SAEConfig(D, **options))
+        build("sae", D, options)
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
 def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
     options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
-    sae = SAE(SAEConfig(6, latents=10, sparsity=sparsity, noise="gaussian:0.5", **options)).double()
+    sae = build("sae", 6, {"latents": 10, "sparsity": sparsity, "noise": "gaussian:0.5", **options}).double()
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sae.initialise(x, torch.Generator().manual_seed(1))
     sae.total_steps, sae.seed = 10, 3

@@ -15,7 +15,8 @@ from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, UsageError
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.catalog import build
+from saekit.models.sae import SAE
 from saekit.store.files import sha256_of
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
@@ -238,7 +239,7 @@ def test_a_latent_is_dead_after_so_many_rows_without_firing():
 
 
 def test_resampling_zeroes_the_moments_of_the_dead_alone():
-    sae = SAE(SAEConfig(16, latents=8, sparsity="l1"))
+    sae = build("sae", 16, {"latents": 8, "sparsity": "l1"})
     optimizer = make_adam(sae, 1e-3)
     sae.initialise(make_rows(100), torch.Generator().manual_seed(0))
     for parameter in sae.parameters():
@@ -258,7 +259,7 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
     opened = open_store(write_store(tmp_path / "s", 600))
     resampled = []
     original = SAE.resample
-    monkeypatch.setattr(SAE, "resample", lambda self, dead, x, g: (resampled.append(len(dead)), original(self, dead, x, g)))
+    monkeypatch.setattr(SAE, "resample", lambda self, dead, batch, g: (resampled.append(len(dead)), original(self, dead, batch, g)))
     strong = {"sparsity": "l1", "coef": 60.0, "coef_warmup": 0.0, "batch": 64, "rows": 64 * 200, "expansion": 4, "lr": 0.02}
     saekit.train(opened.path, tmp_path / "run", **strong)
     assert resampled and resampled[0] > 0

@@ -7,7 +7,8 @@ import torch
 from made_stores import make_rows
 from saekit_kernels import resolve_backend
 
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.catalog import build
+from saekit.models.sae import SAE
 from saekit.training.optim import make_adam
 from saekit.training.step import take_step
 from saekit.types import ActivationBatch
@@ -23,7 +24,7 @@ def batch(seed: int) -> ActivationBatch:
 
 
 def make_sae(backend: str, sparsity: str, **options) -> SAE:
-    sae = SAE(SAEConfig(D, latents=F, sparsity=sparsity, **options))
+    sae = build("sae", D, {"latents": F, "sparsity": sparsity, **options})
     sae.initialise(batch(0).x.cpu(), torch.Generator().manual_seed(0))
     sae.backend = backend
     return sae.to(DEVICE)

@@ -12,10 +12,12 @@ import torch
 from saekit_kernels import batchtopk_reconstruction, encode_batchtopk
 from saekit_kernels.operations import OPERATIONS
 
-from saekit.models.fused import Adam, encoder_metrics, fused_sparse_step
-from saekit.models.sparsity.parts import auxk_terms, scale_encoder_to_fit
-from saekit.models.sparsity.topk import TopK
-from saekit.types import LossTerms
+from saekit.models.fused import Adam, fused_sparse_step
+from saekit.models.sparsity.base import Variant, summed
+from saekit.models.sparsity.dead import aux_terms, revives_by_aux
+from saekit.models.sparsity.preactivations import Pre, encoder_metrics, largest_of_batch
+from saekit.models.sparsity.topk import TopKConfig, encoder_copy, k_at
+from saekit.types import ActivationBatch, LossTerms
 
 if TYPE_CHECKING:
     from saekit.models.sae import SAE
@@ -24,50 +26,44 @@ KEPT = 0.9  # of the average, a step: it spans the last ten batches, since the v
 GUESS = 0.7  # of the average: where the search for the next batch's threshold begins; a wrong guess costs time alone
 
 
-class BatchTopK:
-    options = TopK.options
-    homogeneous = True
-    active_above = 0.0
-    resamples = False
+class BatchTopK(Variant):
+    config = TopKConfig
+    line = "the B k largest of a batch; a threshold afterwards"
     thresholded = True
+
+    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
+        pre, smallest = largest_of_batch(sae, x_BD, k_at(sae, step), GUESS * sae.threshold[0])
+        remember(sae, smallest)
+        return pre
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F). Of a trained model ReLU(pre) above the threshold; in training the batch's own largest, as in the loss."""
         if sae.training:
             return encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)[0].to_dense()
-        pre = torch.addmm(sae.b_enc, x_BD, sae.W_enc.T)
-        return torch.where(pre > sae.threshold, pre, 0.0)
+        return super().encode(sae, x_BD)
 
-    def dense_code(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
-        """The batch's B k largest by autograd; ties at the smallest are all kept."""
-        pre = torch.addmm(sae.b_enc, x_BD, sae.W_enc.T)
-        smallest = pre.detach().flatten().topk(len(x_BD) * sae.config.k).values[-1]
-        self.remember(sae, smallest.clamp_min(0.0))
-        return torch.where(pre >= smallest, pre, 0.0).relu()
-
-    def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
+    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
+        if not sae.plain(x_BD, target_BD):
+            return super().loss(sae, x_BD, target_BD, step, batch)
         made, smallest = batchtopk_reconstruction(
-            x_BD, *sae.weights, sae.config.k, GUESS * sae.threshold[0], sae.workspace, sae.encoder_plan, sae.backend
+            x_BD, *sae.weights, k_at(sae, step), GUESS * sae.threshold[0], sae.workspace, sae.encoder_plan, sae.backend
         )
-        self.remember(sae, smallest)
-        terms, weights, total = auxk_terms(sae, x_BD, made)
-        return LossTerms(total, terms, weights, made.fired_F, encoder_metrics(made.redone, made.lost))
+        remember(sae, smallest)
+        weighted = {"reconstruction": (made.total, 1.0), **aux_terms(sae, x_BD, made.residual_BD)}
+        return summed(weighted, made.fired_F, encoder_metrics(made))
 
     def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
-        if sae.config.aux_coef > 0 and sae.longest_dead(1) is not None:
+        if revives_by_aux(sae) and sae.longest_dead(1) is not None:
             return None
-        W_low = sae.shadows.of("W_enc", sae.W_enc)
-        W = sae.W_enc if W_low is None else W_low
-        guess = GUESS * sae.threshold[0]
-        encoded, smallest = OPERATIONS["triton"].encode_batchtopk(x_BD, W, sae.b_enc, sae.config.k, sae.workspace, "auto", guess)
-        self.remember(sae, smallest)
+        encoded, smallest = OPERATIONS["triton"].encode_batchtopk(
+            x_BD, encoder_copy(sae), sae.b_enc, k_at(sae, step), sae.workspace, "auto", GUESS * sae.threshold[0]
+        )
+        remember(sae, smallest)
         return fused_sparse_step(sae, x_BD, encoded, 0.0, adam)
 
-    @torch.no_grad()
-    def remember(self, sae: SAE, smallest: torch.Tensor) -> None:
-        """The average moves towards this batch's smallest kept value; the first batch sets it. Nothing here waits for the device."""
-        old = sae.threshold
-        sae.threshold.copy_(torch.where(old > 0, KEPT * old + (1 - KEPT) * smallest, smallest.expand_as(old)))
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        scale_encoder_to_fit(sae, sample_BD[:4096])
+@torch.no_grad()
+def remember(sae: SAE, smallest: torch.Tensor) -> None:
+    """The average moves towards this batch's smallest kept value; the first batch sets it. Nothing here waits for the device."""
+    old = sae.threshold
+    sae.threshold.copy_(torch.where(old > 0, KEPT * old + (1 - KEPT) * smallest, smallest.expand_as(old)))

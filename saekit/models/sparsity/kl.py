@@ -1,43 +1,117 @@
-"""`kl`: sigmoid codes, their means penalised."""
+"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho || rho_hat_j) (Ng, "Sparse autoencoder", CS294A
+notes). Three objectives, which differ in what rho_hat is the mean of:
+
+| `--sparsity` | code | rho_hat_j |
+|---|---|---|
+| kl | sigmoid(pre) | mean_b of the code |
+| kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
+| kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
+
+With `target_l0`, rho is target_l0 / F, and the weight is steered until the code has that L0 (kl-means, kl-rates).
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from saekit_kernels import sigmoid_reconstruction
+from saekit_kernels.dense import kl_of_means
 
-from saekit.models.fused import Adam
-from saekit.types import LossTerms
+from saekit.errors import UsageError
+from saekit.models.sparsity.base import Variant, summed
+from saekit.models.sparsity.jumprelu import Step
+from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
+from saekit.models.sparsity.preactivations import DensePre, Pre, above
+from saekit.types import ActivationBatch, LossTerms
 
 if TYPE_CHECKING:
     from saekit.models.sae import SAE
 
 
-class KL:
-    """Sigmoid codes whose mean activation is pulled to `target_rate` by sum_j KL(rho || mean_b f_bj) (Ng, CS294A notes)."""
+@dataclass(frozen=True)
+class KLConfig(PenaltyConfig):
+    decoder_norm: str = "free"
+    target_rate: float = 0.01
+    """rho, the mean that every latent is pulled to; with target_l0: target_l0 / latents."""
+    revive: str = "none"
 
-    options = frozenset({"coef", "coef_warmup", "target_rate"})
+    default_coef = 0.5
+
+    def resolved(self) -> PenaltyConfig:
+        config = super().resolved()
+        if not 0 < self.target_rate < 1:
+            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
+        return replace(config, target_rate=self.target_l0 / config.latents) if self.target_l0 else config
+
+
+class KL(Variant):
+    config = KLConfig
+    line = "sigmoid codes, KL on their means"
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
-    resamples = False
-    thresholded = False
+    dense_start = True
+
+    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
+        return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
+
+    def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
+        return pre.values.sigmoid()
+
+    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
+        return {"kl": (kl_of_means(z.mean(0), sae.config.target_rate)[0], sae.coef(step))}
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()
 
-    dense_code = encode
-
-    def loss(self, sae: SAE, x_BD: torch.Tensor, step: int) -> LossTerms:
-        coef, rate = sae.warmed_coef(step), sae.config.target_rate
+    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
+        if not sae.plain(x_BD, target_BD):
+            terms = super().loss(sae, x_BD, target_BD, step, batch)
+            terms.fired = (self.encode(sae, x_BD.detach()).detach() > self.active_above).sum(0)
+            return terms
+        coef, rate = sae.coef(step), sae.config.target_rate
         made = sigmoid_reconstruction(x_BD, *sae.weights, coef, rate, sae.workspace, sae.backend)
-        terms = {"reconstruction": made.reconstruction, "kl": made.penalty}
-        return LossTerms(made.total, terms, {"reconstruction": 1.0, "kl": coef}, made.fired_F)
-
-    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> None:
-        return None  # the gradient is dense
+        terms = summed({"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)}, made.fired_F, {})
+        terms.total = made.total  # it carries the gradients
+        return terms
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""
         sae.b_enc += math.log(sae.config.target_rate / (1 - sae.config.target_rate))
+
+
+@dataclass(frozen=True)
+class SparseKLConfig(KLConfig):
+    decoder_norm: str = "unit"
+    revive: str = "aux"
+
+
+class KLMeans(Penalised):
+    config = SparseKLConfig
+    line = "ReLU codes, KL on the means of sigmoid(pre)"
+
+    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
+        return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))  # every entry has its part in the penalty
+
+    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
+        return {"kl": (kl_of_means(pre.values.sigmoid().mean(0), sae.config.target_rate)[0], sae.coef(step))}
+
+
+@dataclass(frozen=True)
+class KLRatesConfig(SparseKLConfig):
+    bandwidth: float = 0.5
+    """eps: width of the window through which firing rates learn."""
+
+
+class KLRates(Penalised):
+    config = KLRatesConfig
+    line = "ReLU codes, KL on firing rates"
+
+    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
+        return above(sae, x_BD, torch.full_like(sae.b_enc, -sae.config.bandwidth / 2))
+
+    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
+        active = Step.apply(pre.values, torch.zeros_like(pre.values), sae.config.bandwidth, True)
+        return {"kl": (kl_of_means(pre.sums(active) / pre.rows, sae.config.target_rate)[0], sae.coef(step))}

@@ -1,0 +1,123 @@
+"""`jumprelu`: a threshold for each latent, trained (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a window of width eps around it (eqs. 11, 12):
+d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d theta = -(1 / eps) K(...), K the rectangle on [-1/2, 1/2]. The
+window lies on the *pre-activation*: on z its lower half would be empty. theta is trained as it is, in fp32 (its logarithm under Adam
+moves in steps that are relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept positive.
+
+Penalty: coef (L0 / target_l0 - 1)^2 with the batch's mean L0, or coef L0 without a target; `freq_coef` adds sum_j r_j^2 / r_0 of the
+firing rates r_j, r_0 = 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from saekit.models.sparsity.base import Variant
+from saekit.models.sparsity.penalised import PenaltyConfig
+from saekit.models.sparsity.preactivations import Pre, above
+from saekit.models.sparsity.start import level_of, scale_encoder_to_fit
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+RARE = 0.01  # r_0
+SPEED = 10.0  # thresholds move by units, weights by hundredths; Adam gives both the same steps
+
+
+@dataclass(frozen=True)
+class JumpReLUConfig(PenaltyConfig):
+    bandwidth: float = 0.5
+    """eps: width of the window through which thresholds learn, in units of the normalised input."""
+    freq_coef: float = 0.0
+    """Weight of the penalty on latents that fire often."""
+
+    revive: str = "aux"
+
+    steered = False  # the penalty itself knows the target
+
+    def resolved(self) -> PenaltyConfig:
+        # With a target, a tenth too many costs a two-hundredth of the input's variance. Without, each active latent costs coef.
+        return replace(super().resolved(), coef=(self.d_in / 2 if self.target_l0 else 0.2) if self.coef is None else self.coef)
+
+
+class JumpReLU(Variant):
+    config = JumpReLUConfig
+    line = "pre above a threshold of each latent, trained by straight-through windows"
+    thresholded = True
+
+    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+        """One threshold for all, above which `start_l0` latents of the mean row lie; then the scale."""
+        sae.threshold.fill_(level_of(sae, sample_BD, sae.config.start_l0).clamp_min(0.0))
+        scale_encoder_to_fit(sae, sample_BD[:4096])
+        sae.slow_theta = nn.Parameter(sae.threshold / SPEED)
+
+    @staticmethod
+    def theta(sae: SAE) -> torch.Tensor:
+        """(F,): the thresholds in training."""
+        return SPEED * sae.slow_theta
+
+    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
+        return above(sae, x_BD, self.theta(sae) - sae.config.bandwidth / 2)
+
+    def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
+        return Jump.apply(pre.values, pre.of(self.theta(sae)), sae.config.bandwidth)
+
+    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
+        c = sae.config
+        active = Step.apply(pre.values, pre.of(self.theta(sae)), c.bandwidth, False)
+        l0 = active.sum() / pre.rows
+        found = {"l0": ((l0 / c.target_l0 - 1).square() if c.target_l0 else l0, sae.coef(step))}
+        if c.freq_coef:
+            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef)
+        return found
+
+    def after_step(self, sae: SAE) -> None:
+        with torch.no_grad():
+            sae.slow_theta.clamp_min_(0.0)
+            sae.threshold.copy_(self.theta(sae))
+
+    def revive(self, sae: SAE, dead: torch.Tensor) -> None:
+        sae.slow_theta[dead] = 0.0
+        sae.threshold[dead] = 0.0
+
+
+def _window(pre: torch.Tensor, theta: torch.Tensor, eps: float) -> torch.Tensor:
+    """K((pre - theta) / eps)."""
+    return ((pre - theta).abs() <= eps / 2).to(pre.dtype)
+
+
+class Jump(torch.autograd.Function):
+    """pre where pre > theta, with the gradients of eq. 11; theta in the shape of pre."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, eps: float):
+        ctx.save_for_backward(pre, theta)
+        ctx.eps = eps
+        return torch.where(pre <= theta, 0.0, pre)  # NaN passes
+
+    @staticmethod
+    def backward(ctx, dz):
+        pre, theta = ctx.saved_tensors
+        dtheta = dz * _window(pre, theta, ctx.eps) * (-theta / ctx.eps) if ctx.needs_input_grad[1] else None
+        return dz * (pre > theta), dtheta, None
+
+
+class Step(torch.autograd.Function):
+    """1 where pre > theta, with the gradient of eq. 12 by theta and, if `to_pre`, its negative by pre."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, eps: float, to_pre: bool):
+        ctx.save_for_backward(pre, theta)
+        ctx.eps, ctx.to_pre = eps, to_pre
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, dstep):
+        pre, theta = ctx.saved_tensors
+        slope = dstep * _window(pre, theta, ctx.eps) / ctx.eps
+        return slope if ctx.to_pre else None, -slope, None, None

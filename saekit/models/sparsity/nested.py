@@ -1,0 +1,104 @@
+"""One dictionary good at several sizes: the error is the mean over nested reconstructions.
+
+`matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4, 1/2 of the latents and all of them each have
+to reconstruct (Bussmann et al. 2025, arXiv 2503.17547), so that general features come first and are not split up or absorbed.
+`hierarchical`: the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv 2505.24473), so that one SAE serves
+every k up to its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from saekit.errors import UsageError
+from saekit.models.sparsity.base import SAEConfig, Variant
+from saekit.models.sparsity.batchtopk import BatchTopK
+from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
+from saekit.models.sparsity.preactivations import Pre
+from saekit.models.sparsity.topk import TopK, TopKConfig
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+@dataclass(frozen=True)
+class Nesting:
+    groups: tuple[float, ...] = SHARES
+    """Nested parts of the dictionary, as shares of its latents, rising to 1."""
+
+    def resolved(self) -> SAEConfig:
+        config = super().resolved()
+        rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
+        if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
+            raise UsageError(
+                f"--groups {','.join(f'{g:g}' for g in self.groups)}: shares must rise to 1, the first one with a latent in it"
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class MatryoshkaConfig(Nesting, TopKConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class MatryoshkaJumpReLUConfig(Nesting, JumpReLUConfig):
+    pass
+
+
+def level_of_latents(sae: SAE) -> torch.Tensor:
+    """(F,): the group that each latent belongs to."""
+    ends = torch.tensor([round(share * sae.latents) for share in sae.config.groups], device=sae.W_dec.device)
+    return torch.bucketize(torch.arange(sae.latents, device=sae.W_dec.device), ends, right=True)
+
+
+def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+    """(the last reconstruction, the mean over all of them of mean_b sum_d (target - x_hat)^2)."""
+    nested_BGD = nested_BGD if past_BD is None else nested_BGD + past_BD[:, None]
+    error = (nested_BGD - target_BD[:, None]).square().sum(2).mean()
+    return nested_BGD[:, -1], error
+
+
+class _Nested(Variant):
+    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+        return mean_error(pre.nested(z, sae.W_dec, sae.b_dec, level_of_latents(sae), len(sae.config.groups)), target_BD, past_BD)
+
+    loss = Variant.loss  # the common course: kernels for a whole step know one reconstruction alone
+    fused_step = Variant.fused_step
+
+
+class Matryoshka(_Nested, BatchTopK):
+    config = MatryoshkaConfig
+    line = "batchtopk; nested parts of the dictionary reconstruct too"
+
+
+class MatryoshkaTopK(_Nested, TopK):
+    config = MatryoshkaConfig
+    line = "topk; nested parts of the dictionary reconstruct too"
+
+
+class MatryoshkaJumpReLU(_Nested, JumpReLU):
+    config = MatryoshkaJumpReLUConfig
+    line = "jumprelu; nested parts of the dictionary reconstruct too"
+
+
+PARTS_OF_K = (8, 4, 2, 1)
+
+
+class Hierarchical(TopK):
+    line = "topk; the k/8, k/4 and k/2 largest reconstruct too"
+
+    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+        k = z.shape[1]
+        ends = torch.tensor(sorted({max(k // part, 1) for part in PARTS_OF_K}), device=z.device)
+        rank = z.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        level = torch.bucketize(rank, ends, right=True)
+        return mean_error(pre.nested(z, sae.W_dec, sae.b_dec, level, len(ends)), target_BD, past_BD)
+
+    loss = Variant.loss
+    fused_step = Variant.fused_step

@@ -1,0 +1,120 @@
+"""The pre-activations of a batch that may become active: a few entries of each row, or all of them where that is cheaper.
+
+Both forms answer the same questions, so that a variant's formula is written once. `values` are (B,K), ragged (n,) or (B,F); `of(p_F)` is
+the value of a per-latent quantity at each of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from saekit_kernels import Codes, decode_entries, decode_nested, most_active, preactivations
+from saekit_kernels.operations import OPERATIONS, Encoded
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+
+class SparsePre:
+    def __init__(self, codes: Codes, values: torch.Tensor, backend: str, encoded: Encoded | None = None) -> None:
+        self.codes, self.values, self.backend, self.encoded = codes, values, backend, encoded
+        self.rows, self.latents = len(codes), codes.F
+
+    def of(self, p_F: torch.Tensor) -> torch.Tensor:
+        return p_F[self.codes.idx.long()]
+
+    def decode(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch.Tensor:
+        return decode_entries(self.codes, z, W_dec_FD, b_dec_D, self.backend)
+
+    def nested(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, level: torch.Tensor, levels: int) -> torch.Tensor:
+        """(B,levels,D): from the entries up to each level; `level` (F,), or in the shape of values."""
+        level = self.of(level) if level.shape == (self.latents,) else level
+        return decode_nested(self.codes, z, W_dec_FD, b_dec_D, level, levels)
+
+    def sums(self, z: torch.Tensor) -> torch.Tensor:
+        """(F,): over the rows."""
+        z = self.codes.without_padding(z)
+        return z.new_zeros(self.latents).index_add(0, self.codes.idx.flatten().long(), z.flatten())
+
+    def fired(self, z: torch.Tensor) -> torch.Tensor:
+        """(F,): in how many rows each latent is active."""
+        return self.sums((z != 0).to(torch.float32)).long()
+
+    def dense(self, z: torch.Tensor) -> torch.Tensor:
+        """(B,F)."""
+        rows = self.codes.row_of(torch.arange(z.numel(), dtype=torch.int32, device=z.device)).long()
+        flat = rows * self.latents + self.codes.idx.flatten().long()
+        z = self.codes.without_padding(z).flatten()
+        return z.new_zeros(self.rows * self.latents).index_add(0, flat, z).view(self.rows, self.latents)
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        return {} if self.encoded is None else encoder_metrics(self.encoded)
+
+
+class DensePre:
+    def __init__(self, values_BF: torch.Tensor) -> None:
+        self.values = values_BF
+        self.rows, self.latents = values_BF.shape
+
+    def of(self, p_F: torch.Tensor) -> torch.Tensor:
+        return p_F.expand_as(self.values)
+
+    def decode(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(b_dec_D, z, W_dec_FD)
+
+    def nested(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, level: torch.Tensor, levels: int) -> torch.Tensor:
+        parts = [torch.where(level == g, z, 0.0) @ W_dec_FD for g in range(levels)]
+        return torch.stack(parts, 1).cumsum(1) + b_dec_D
+
+    def sums(self, z: torch.Tensor) -> torch.Tensor:
+        return z.sum(0)
+
+    def fired(self, z: torch.Tensor) -> torch.Tensor:
+        return z.count_nonzero(0)
+
+    def dense(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+Pre = SparsePre | DensePre
+
+
+def largest_of_rows(sae: SAE, x_BD: torch.Tensor, k: int) -> SparsePre:
+    """The k largest positive pre-activations of each row."""
+    encoded = OPERATIONS[sae.backend].encode_topk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, sae.encoder_plan)
+    return _entries(sae, x_BD, encoded)
+
+
+def largest_of_batch(sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor) -> tuple[SparsePre, torch.Tensor]:
+    """(the B k largest positive ones of the batch, the smallest of them); `bound`: a guess below that."""
+    operations = OPERATIONS[sae.backend]
+    encoded, smallest = operations.encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, sae.encoder_plan, bound)
+    return _entries(sae, x_BD, encoded), smallest
+
+
+def above(sae: SAE, x_BD: torch.Tensor, floor_F: torch.Tensor | None = None) -> Pre:
+    """All pre-activations above `floor` (0): as entries where few are, else the whole matrix."""
+    encoded, triton = Encoded(None), sae.backend == "triton"
+    most = None if triton else most_active(x_BD, sae.latents)
+    if sae.arm == "sparse" if triton else most >= 1:
+        bias = sae.b_enc if floor_F is None else sae.b_enc - floor_F.detach()
+        encoded = OPERATIONS[sae.backend].encode_relu(x_BD, sae.W_enc, bias, sae.workspace, sae.encoder_plan, most)
+    if encoded.codes is None:
+        return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
+    return _entries(sae, x_BD, encoded, floor_F)
+
+
+def _entries(sae: SAE, x_BD: torch.Tensor, encoded: Encoded, floor_F: torch.Tensor | None = None) -> SparsePre:
+    values = preactivations(encoded.codes, x_BD, sae.W_enc, sae.b_enc, sae.backend)
+    if floor_F is not None:
+        values = values + floor_F.detach()[encoded.codes.idx.long()]
+    return SparsePre(encoded.codes, values, sae.backend, encoded)
+
+
+def encoder_metrics(encoded) -> dict[str, torch.Tensor]:
+    """What an encoder (or a Reconstruction) says of itself."""
+    return {name: value for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost)) if value is not None}

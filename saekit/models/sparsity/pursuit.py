@@ -1,0 +1,88 @@
+"""`matching-pursuit`: latents are chosen one after another, each for what those before have left (Costa et al. 2025, arXiv 2506.03093;
+Mallat and Zhang 1993).
+
+r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_j; atoms have norm 1, and encode and decode alike (W_enc is
+W_dec). A row stops where no product is above `residual_threshold` ||r_0||. Each pass costs an encoder, and runs through its exact filter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as nnF
+from saekit_kernels import encode_topk
+
+from saekit.errors import UsageError
+from saekit.models.sparsity.base import SAEConfig, Variant, squared_error, summed
+from saekit.models.sparsity.dead import aux_terms
+from saekit.models.sparsity.topk import TopKConfig, k_at
+from saekit.types import ActivationBatch, LossTerms
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+
+@dataclass(frozen=True)
+class PursuitConfig(TopKConfig):
+    k: int = 16
+    """Atoms a row, at most; each costs a pass of the encoder."""
+    residual_threshold: float = 1e-2
+    """Products below it, relative to the norm of x - b_dec, end a row's pursuit."""
+
+    def resolved(self) -> SAEConfig:
+        if self.d_out or self.skip:
+            raise UsageError("--sparsity matching-pursuit reconstructs its own input", "leave --target-store and --skip away")
+        return super().resolved()
+
+
+class MatchingPursuit(Variant):
+    config = PursuitConfig
+    line = "atoms chosen one by one for what is left"
+
+    def pursue(self, sae: SAE, x_BD: torch.Tensor, k: int) -> torch.Tensor:
+        """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
+        r, chosen, zero_F = (x_BD - sae.b_dec).detach(), [], torch.zeros_like(sae.b_enc)
+        W, least_B = sae.W_dec.detach(), sae.config.residual_threshold * r.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            for _ in range(k):
+                best = encode_topk(r, W, zero_F, 1, sae.workspace, sae.encoder_plan)
+                value = torch.where(best.vals > least_B, best.vals, 0.0)
+                r = r - value * W[best.idx[:, 0].long()]
+                chosen.append(torch.where(value > 0, best.idx.long(), sae.latents))
+        return torch.cat(chosen, 1)
+
+    def unroll(self, sae: SAE, x_BD: torch.Tensor, chosen_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values (B,k), what is left (B,D)) of the pursuit along given atoms, differentiable in W_dec and b_dec."""
+        r, values = x_BD - sae.b_dec, []
+        atoms = nnF.embedding(chosen_Bk.clamp_max(sae.latents - 1), sae.W_dec) * (chosen_Bk < sae.latents)[..., None]
+        for atom in atoms.unbind(1):
+            value = (r * atom).sum(1, keepdim=True)
+            r = r - value * atom
+            values.append(value)
+        return torch.cat(values, 1), r
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
+        chosen = self.pursue(sae, x_BD, k_at(sae, step))
+        _, left = self.unroll(sae, x_BD, chosen)
+        x_hat = x_BD - left
+        weighted = {"reconstruction": (squared_error(target_BD, x_hat), 1.0), **aux_terms(sae, x_BD, (x_hat - target_BD).detach())}
+        # An atom that a row takes twice is active once.
+        first = chosen.sort(1).values
+        first = torch.cat([first[:, :1], torch.where(first[:, 1:] == first[:, :-1], sae.latents, first[:, 1:])], 1)
+        return summed(weighted, torch.bincount(first.flatten(), minlength=sae.latents + 1)[: sae.latents], {})
+
+    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        chosen = self.pursue(sae, x_BD, sae.config.k)
+        values, _ = self.unroll(sae, x_BD, chosen)
+        return values.new_zeros(len(x_BD), sae.latents + 1).scatter_add(1, chosen, values)[:, : sae.latents]
+
+    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+        self.after_step(sae)
+
+    def after_step(self, sae: SAE) -> None:
+        with torch.no_grad():  # tied; the auxiliary loss reads them
+            torch.nn.functional.normalize(sae.W_dec, dim=1, out=sae.W_dec.data)
+            sae.W_enc.copy_(sae.W_dec)
+            sae.b_enc.copy_(-(sae.W_dec @ sae.b_dec))

@@ -1,0 +1,79 @@
+"""`temporal`: topk whose general latents change slowly along a text (Bhalla et al. 2025, arXiv 2511.05541).
+
+The first `slow_share` of the latents and all of them each reconstruct, as in matryoshka; the codes of the first part, of a token and of the
+token before it, are pulled together against those of other tokens of the batch by InfoNCE, in both directions: the mean over pairs of
+-log softmax(s_ii / tau), s the cosines of slow codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as nnF
+
+from saekit.errors import UsageError
+from saekit.models.sparsity.base import SAEConfig, Variant, summed
+from saekit.models.sparsity.dead import aux_terms
+from saekit.models.sparsity.nested import mean_error
+from saekit.models.sparsity.preactivations import largest_of_rows
+from saekit.models.sparsity.topk import TopK, TopKConfig, k_at
+from saekit.types import ActivationBatch, LossTerms
+
+if TYPE_CHECKING:
+    from saekit.models.sae import SAE
+
+
+@dataclass(frozen=True)
+class TemporalConfig(TopKConfig):
+    slow_share: float = 0.2
+    """The part of the latents that is to change slowly."""
+    contrast: float = 0.1
+    """Weight of InfoNCE, in units of the input's variance."""
+    temperature: float = 0.1
+    """tau."""
+    contrast_rows: int = 1024
+    """Pairs of a batch that take part."""
+
+    def resolved(self) -> SAEConfig:
+        if not 0 < self.slow_share < 1 or self.temperature <= 0:
+            raise UsageError("--slow-share must be between 0 and 1, --temperature above 0")
+        return super().resolved()
+
+
+class Temporal(TopK):
+    config = TemporalConfig
+    line = "topk; general latents alike in adjacent tokens"
+    needs_previous = True
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
+        pre = largest_of_rows(sae, x_BD, k_at(sae, step))
+        level_F = (torch.arange(sae.latents, device=x_BD.device) >= self.slow(sae)).long()
+        nested = pre.nested(pre.values, sae.W_dec, sae.b_dec, level_F, 2)
+        x_hat, error = mean_error(nested, target_BD, sae.past(x_BD))
+        weighted = {"reconstruction": (error, 1.0), **aux_terms(sae, x_BD, (x_hat - target_BD).detach())}
+        pairs = batch.has_previous.nonzero()[: sae.config.contrast_rows, 0]
+        if len(pairs) > 1:
+            here, there = (self.slow_code(sae, rows[pairs], k_at(sae, step)) for rows in (x_BD, batch.previous))
+            weighted["contrast"] = (info_nce(here, there, sae.config.temperature), sae.config.contrast * sae.d_out)
+        return summed(weighted, pre.fired(pre.values.detach()), pre.metrics())
+
+    fused_step = Variant.fused_step
+
+    @staticmethod
+    def slow(sae: SAE) -> int:
+        """How many latents, the first ones, are to change slowly."""
+        return max(round(sae.config.slow_share * sae.latents), 1)
+
+    def slow_code(self, sae: SAE, x_BD: torch.Tensor, k: int) -> torch.Tensor:
+        pre = largest_of_rows(sae, x_BD, k)
+        return pre.dense(pre.values)[:, : self.slow(sae)]
+
+
+def info_nce(a_NF: torch.Tensor, b_NF: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Row i of a belongs to row i of b: the mean of the cross-entropies of either side's choice among the other's rows (van den Oord et
+    al. 2018, arXiv 1807.03748)."""
+    cosines = nnF.normalize(a_NF, dim=1, eps=1e-6) @ nnF.normalize(b_NF, dim=1, eps=1e-6).T / temperature
+    own = torch.arange(len(cosines), device=cosines.device)
+    return (nnF.cross_entropy(cosines, own) + nnF.cross_entropy(cosines.T, own)) / 2
