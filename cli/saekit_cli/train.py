@@ -31,7 +31,7 @@ def run(
     latents: Annotated[int | None, typer.Option(help="Size of the code (sae: in place of --expansion; others: default 32).")] = None,
     sparsity: Annotated[
         str | None,
-        typer.Option(help="sae: topk (default) | batchtopk | l1 | gated | jumprelu ...: docs/variants.md; others: none | l1 | kl"),
+        typer.Option(help="sae: topk (default), jumprelu ...: saekit models sae; others: none | l1 | kl"),
     ] = None,
     k: Annotated[int | None, typer.Option(help="Active latents a row, for topk and its kin (default 32).")] = None,
     coef: Annotated[float | None, typer.Option(help="Weight of the sparsity's penalty.")] = None,
@@ -61,7 +61,7 @@ def run(
     target_store: Annotated[str | None, typer.Option(help="Row-aligned store to reconstruct in place of STORE.")] = None,
     stores: Annotated[
         list[str] | None,
-        typer.Option("--store", help="Another row-aligned store, side by side with STORE (crosscoder); may be given again."),
+        typer.Option("--store", help="More row-aligned stores, side by side with STORE."),
     ] = None,
     rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition (default 8 epochs; classic models 60).")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows a step (default 4,096; less on small stores).")] = None,
@@ -69,6 +69,7 @@ def run(
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay (default 0; classic models 0.01).")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm (default: no clipping).")] = None,
     normalize: Annotated[str | None, typer.Option(help="center+scale | scale | none (default center+scale; raw data none)")] = None,
+    log: Annotated[list[str] | None, typer.Option(metavar="SINK", help="tensorboard | wandb | trackio; with :NAME it uploads.")] = None,
     seed: Annotated[int, typer.Option(help="Initial weights and order of the rows.")] = 0,
     backend: Annotated[str, typer.Option(help="auto | triton | torch")] = "auto",
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
@@ -101,7 +102,8 @@ def run(
             del options[name]
     options |= _assignments(set or [], model, sparsity)
     settings = TrainConfig(
-        model, options, target_store=target_store, stores=tuple(stores or ()), rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
+        model, options, target_store=target_store, stores=tuple(stores or ()), log=tuple(log or ()),
+        rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
         normalize=normalize, seed=seed, backend=backend, device=device,
     )  # fmt: skip
     plan = plan_training(store, settings)

@@ -21,7 +21,7 @@ PRODUCT_ROWS = 1 << 16  # entries whose rows are gathered at a time, where there
 
 
 def preactivations(codes: Codes, x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, backend: str = "torch") -> torch.Tensor:
-    """The values of `codes`, which an encoder made of these x, W and b, differentiable in all three; which entries there are is constant."""
+    """The values of `codes`, which an encoder made of these x, W and b, differentiable in all three; the choice of entries is constant."""
     return _Preactivations.apply(x_BD, W_enc_FD, b_enc_F, codes.vals, codes, OPERATIONS[backend])
 
 

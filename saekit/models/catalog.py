@@ -91,7 +91,8 @@ def build(
     parts: tuple[int, ...] = (),
 ) -> nn.Module:
     """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the target's rows where
-    that is another store, `parts` the widths of several hooks side by side in a row. Raises UsageError on wrong options, DataError when the model does not take such examples."""
+    that is another store, `parts` the widths of several hooks side by side in a row. Raises UsageError on wrong options, DataError when
+    the model does not take such examples."""
     check_options(name, options)
     config = config_of(name, options)
     fields = {f.name for f in dataclasses.fields(config)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from saekit.errors import UsageError, check_choice
 from saekit.models.catalog import check_options
+from saekit.training.sinks import check_sinks
 
 NORMALIZE = ("center+scale", "scale", "none")
 
@@ -38,11 +39,14 @@ class TrainConfig:
     device: str = "auto"
     save_seconds: float = 60.0
     """Time between train states; saving does not change the run."""
+    log: tuple[str, ...] = ()
+    """Sinks of the metrics besides metrics.jsonl (saekit.training.sinks); they do not change the run."""
 
     def __post_init__(self) -> None:
         if self.normalize is not None:
             check_choice("--normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
+        check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):
             raise UsageError("--store applies to --model sae without --target-store", "leave --store away")
         if self.seed < 0:
@@ -62,5 +66,5 @@ class TrainConfig:
 
     def flat(self) -> dict[str, Any]:
         """The inverse of from_flat, without what is not set: fit for a config file."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("options", "log")}
         return {name: value for name, value in {**own, **self.options}.items() if value not in (None, ())}

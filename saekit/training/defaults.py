@@ -51,8 +51,8 @@ def dense_start(model: SAE) -> bool:
 def sae_lr(latents: int, dense: bool) -> float:
     """Peak rate for Adam: PEAK_LR up to the measured width, lower beyond it, where it is not measured.
 
-    Sparse codes: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Codes that begin dense: ~ 1/latents, since each step of Adam moves every entry by the
-    rate, and all latents of a row add up.
+    Sparse codes: ~ 1/sqrt(latents), the rule of Gao et al. 2024. Codes that begin dense: ~ 1/latents, since each step of
+    Adam moves every entry by the rate, and all latents of a row add up.
     """
     if not dense:
         return PEAK_LR / max(latents / MEASURED_TOPK, 1.0) ** 0.5

@@ -14,6 +14,7 @@ from saekit.models.metrics import Figures, RowSums
 from saekit.training.config import TrainConfig
 from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer, target_of
 from saekit.training.loop import Trainer
+from saekit.training.sinks import Sink
 from saekit.types import ActivationBatch, ActivationSource, ActivationSpec, Autoencoder, Output, Progress, Split
 
 
@@ -51,8 +52,10 @@ def fit(
     backend: str = "torch",
     out: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    sinks: Callable[[int], list[Sink]] = lambda _: [],
 ) -> Fitted:
-    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if there is one, and saving it.
+    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if there is one, and saving it. `sinks`
+    opens what the metrics go to besides a file, told the step that the run goes on from.
 
     Raises NumericsError (data, divergence), DataError (data that the model's output cannot give).
     """
@@ -74,7 +77,7 @@ def fit(
     done = (steps - trainer.step) * config.batch
     # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU choose neither by themselves.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        seconds = trainer.run(progress)
+        seconds = trainer.run(progress, sinks)
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
     return Fitted(_folded(model, trainer.normalize), trainer.normalize, steps, steps * config.batch, done, seconds, figures)
 

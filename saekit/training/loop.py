@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
 from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import DECAY_SHARE, adam_tensors, make_adam, reset_moments, restore_adam, schedule
+from saekit.training.sinks import Sink
 from saekit.training.step import take_step
 from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
 
@@ -104,14 +105,16 @@ class Trainer:
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
-    def run(self, progress: Callable[[Progress], None]) -> float:
+    def run(self, progress: Callable[[Progress], None], sinks: Callable[[int], list[Sink]] = lambda _: []) -> float:
         """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
-        metrics = None if self.out is None else MetricsFile(self.out / "metrics.jsonl", self.step)
+        opened = [] if self.out is None else [MetricsFile(self.out / "metrics.jsonl", self.step), *sinks(self.step)]
         every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
         batches = self.store.batches(self.config.batch, self.config.seed, self.step * self.config.batch, "train", self.examples)
-        with _deferred_interrupt() as interrupted:
+        with ExitStack() as closing, _deferred_interrupt() as interrupted:
+            for sink in opened:  # closed last, when a second SIGINT can end a wait for the network
+                closing.callback(sink.close)
             for raw in batches:
                 if self.step >= self.total or interrupted():
                     break
@@ -120,8 +123,8 @@ class Trainer:
                 if self.step % every == 0 or self.step == self.total:
                     rate = (self.step - logged) * self.config.batch / max(now - last_log, 1e-9)
                     figures = self.figures(batch, terms) | {"rows_per_s": round(rate, 1)}
-                    if metrics is not None:
-                        metrics.write(figures)
+                    for sink in opened:
+                        sink.write(figures)
                     rows = self.step * self.config.batch
                     progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
                     last_log, logged = now, self.step
@@ -133,11 +136,10 @@ class Trainer:
                     save_every = max(save_every, 20 * (last_save - now))
             self._check()
             self.save()
-        if metrics is not None:
-            metrics.close()
+            seconds = time.monotonic() - began  # waiting for an upload is not training
         if interrupted():
             raise KeyboardInterrupt
-        return time.monotonic() - began
+        return seconds
 
     def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
         batch, stage = self.normalize(raw), self._stage()

@@ -28,6 +28,7 @@ from saekit.store.stack import StackedStore
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit, holdout_figures, training_units
+from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
@@ -159,7 +160,11 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """What a resume must agree with, resolved: a run goes on under its own config.toml as well as under the flags that began it."""
-        own = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config) if f.name not in ("options", "save_seconds")}
+        own = {
+            f.name: getattr(self.config, f.name)
+            for f in dataclasses.fields(self.config)
+            if f.name not in ("options", "save_seconds", "log")
+        }
         model = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self.model.config).items()}
         own["stores"] = list(own["stores"])
         content = {"schema_version": 1, "store": self.source.spec.fingerprint, "content": self.store.manifest.content}
@@ -167,8 +172,11 @@ class _Run:
             content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
 
+    def _sinks(self, resumed_step: int) -> list[Sink]:
+        return open_sinks(self.config.log, self.out, self._settings(), resumed_step)
+
     def _train(self, progress: Callable[[Progress], None]) -> TrainResult:
-        fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, self.out, progress)
+        fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, self.out, progress, self._sinks)
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures

@@ -47,7 +47,7 @@ class Archetypal(TopK):
             between = torch.randint(count, (sae.latents,), generator=generator)
         else:
             between = start
-        A = torch.zeros(sae.latents, count)
+        A = torch.randn(sae.latents, count, generator=generator) / 2  # no two atoms alike
         A[torch.arange(sae.latents), start] += SHARPNESS
         A[torch.arange(sae.latents), between] += SHARPNESS * (torch.arange(sae.latents) >= count)
         sae.mixture = nn.Parameter(A)

@@ -1,6 +1,7 @@
 """`jumprelu`: a threshold for each latent, trained (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
-z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a window of width eps around it (eqs. 11, 12):
+z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a window of width eps around it (eqs. 11
+and 12):
 d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d theta = -(1 / eps) K(...), K the rectangle on [-1/2, 1/2]. The
 window lies on the *pre-activation*: on z its lower half would be empty. theta is trained as it is, in fp32 (its logarithm under Adam
 moves in steps that are relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept positive.

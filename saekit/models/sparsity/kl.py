@@ -1,5 +1,5 @@
-"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho || rho_hat_j) (Ng, "Sparse autoencoder", CS294A
-notes). Three objectives, which differ in what rho_hat is the mean of:
+"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho || rho_hat_j) (Ng, "Sparse
+autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is the mean of:
 
 | `--sparsity` | code | rho_hat_j |
 |---|---|---|

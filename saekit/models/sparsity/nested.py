@@ -1,9 +1,9 @@
 """One dictionary good at several sizes: the error is the mean over nested reconstructions.
 
-`matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4, 1/2 of the latents and all of them each have
-to reconstruct (Bussmann et al. 2025, arXiv 2503.17547), so that general features come first and are not split up or absorbed.
-`hierarchical`: the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv 2505.24473), so that one SAE serves
-every k up to its own.
+`matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4, 1/2 of the latents and all of them each
+have to reconstruct (Bussmann et al. 2025, arXiv 2503.17547), so that general features come first and are not split up or absorbed.
+`hierarchical`: the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv 2505.24473), so that one SAE
+serves every k up to its own.
 """
 
 from __future__ import annotations

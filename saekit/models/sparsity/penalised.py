@@ -2,7 +2,7 @@
 
 | `--sparsity` | phi(a) | source |
 |---|---|---|
-| l1 | a | weighted by the decoder norm, so that it cannot be lowered by shifting scale into the decoder: Anthropic, "Circuits Updates - April 2024" |
+| l1 | a | Anthropic, "Circuits Updates - April 2024": the norm, lest scale be shifted into the decoder |
 | tanh | tanh(c a) / c | Jermyn et al., "Circuits Updates - February 2024": large values are not shrunk |
 | log | log(1 + c a) / c | |
 | p-anneal | a^p, p falling from 1 | Karvonen et al. 2024, arXiv 2408.00113: towards counting |

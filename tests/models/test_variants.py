@@ -1,0 +1,260 @@
+"""Every sparsity variant: its loss by an independent dense formula in fp64, its gradient by finite differences or by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from made_stores import make_rows, write_store
+
+import saekit
+from saekit.errors import UsageError
+from saekit.models.catalog import build
+from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.control import Control
+from saekit.models.sparsity.jumprelu import Jump, Step
+from saekit.models.sparsity.nested import level_of_latents
+from saekit.models.sparsity.temporal import info_nce
+from saekit.types import ActivationBatch
+
+D, F, K = 12, 48, 4
+
+
+def rows(count=40, seed=0):
+    x = make_rows(count, D, seed).double()
+    x = x - x.mean(0)
+    return x * (D / x.square().sum(1).mean()).sqrt()
+
+
+def options_for(name, **more):
+    fields = VARIANTS[name].config.__dataclass_fields__
+    given = {"sparsity": name, "latents": F, "revive": "none"}
+    given |= {"k": K} if "k" in fields else {}
+    given |= {"target_l0": K} if "target_l0" in fields and name != "kl" else {}
+    given |= {"archetypes": 16} if "archetypes" in fields else {}
+    return given | more
+
+
+def made(name, **more):
+    sae = build("sae", D, options_for(name, **more))
+    sae.initialise(rows(400).float(), torch.Generator().manual_seed(0))
+    sae.total_steps = 100
+    return sae.double()
+
+
+def batch_of(x, **more):
+    index = torch.arange(len(x))
+    return ActivationBatch(x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0, **more)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_total_is_the_weighted_sum_of_the_terms(name):
+    terms = made(name).loss(batch_of(rows()), 50)
+    total = sum(terms.terms[key] * terms.weights[key] for key in terms.terms)
+    torch.testing.assert_close(terms.total, total, rtol=1e-12, atol=0)
+
+
+SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-rates"]  # the others have no true gradient
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_are_those_of_finite_differences(name):
+    sae, batch = made(name, decoder_norm="free" if name != "matching-pursuit" else "unit"), batch_of(rows(9))
+    sae.loss(batch, 50).total.backward()
+    generator = torch.Generator().manual_seed(3)
+    for key, parameter in sae.named_parameters():
+        if parameter.grad is None:
+            assert (name, key) in {("archetypal", "W_dec"), ("matching-pursuit", "W_enc"), ("matching-pursuit", "b_enc")}, key
+            continue
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        values, old = [], parameter.data.clone()
+        for sign in (1, -1):
+            parameter.data = old + sign * 1e-6 * direction
+            if name == "gated":  # the second reconstruction holds its decoder constant: its part of the slope is not there
+                pre = sae.variant.preactivations(sae, batch.x, 50)
+                frozen = sae.W_dec.data, sae.b_dec.data
+                if key in ("W_dec", "b_dec"):
+                    values.append((batch.x - pre.decode(sae.variant.activate(sae, pre), *frozen)).square().sum(1).mean().item())
+                    continue
+            values.append(sae.loss(batch, 50).total.item())
+        parameter.data = old
+        slope = (values[0] - values[1]) / 2e-6
+        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=2e-4, abs=1e-6), key
+
+
+def test_a_jump_passes_the_gradients_of_the_paper():
+    eps = 0.5
+    pre = torch.tensor([0.2, 0.8, 1.1, 1.3, 2.0], dtype=torch.float64, requires_grad=True)
+    theta = torch.full_like(pre, 1.0).requires_grad_()
+    z = Jump.apply(pre, theta, eps)
+    assert z.tolist() == [0, 0, 1.1, 1.3, 2.0]
+    z.sum().backward()
+    assert pre.grad.tolist() == [0, 0, 1, 1, 1]
+    # Within [0.75, 1.25]: 0.8, below the threshold, and 1.1, above it. A window on z would not see the first.
+    assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
+    theta.grad = None
+    step = Step.apply(pre, theta, eps, False)
+    assert step.tolist() == [0, 0, 1, 1, 1]
+    step.sum().backward()
+    assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
+
+
+def test_the_jumprelu_penalty_pushes_thresholds_up_when_too_many_are_active():
+    sae = made("jumprelu", start_l0=20)
+    terms = sae.loss(batch_of(rows(200)), 0)
+    l0 = float(terms.fired.sum()) / 200
+    assert l0 > 10 and terms.terms["l0"].item() == pytest.approx((l0 / K - 1) ** 2)
+    (slope,) = torch.autograd.grad(terms.terms["l0"], [sae.slow_theta])
+    assert (slope <= 0).all() and (slope < 0).any()
+
+
+def test_the_frequency_penalty_is_the_sum_of_squared_rates():
+    sae = made("jumprelu", freq_coef=0.3)
+    x = rows(200)
+    terms = sae.loss(batch_of(x), 0)
+    rate = (x @ sae.W_enc.T + sae.b_enc > 10 * sae.slow_theta).double().mean(0)
+    assert terms.terms["frequency"].item() == pytest.approx((rate.square().sum() / 0.01).item())
+
+
+@pytest.mark.parametrize(
+    "name,phi",
+    [
+        ("l1", lambda a: a),
+        ("tanh", lambda a: torch.tanh(4 * a) / 4),
+        ("log", lambda a: torch.log(1 + 4 * a) / 4),
+        ("p-anneal", lambda a: (a + 1e-3) ** 0.6 - 1e-3**0.6),
+    ],
+)
+def test_penalties_are_their_formulas(name, phi):
+    sae, x = made(name, decoder_norm="free"), rows()
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.5, 2.0, F, dtype=torch.float64)[:, None]
+    a = (x @ sae.W_enc.T + sae.b_enc).relu() * sae.W_dec.norm(dim=1)
+    terms = sae.loss(batch_of(x), 75)  # three quarters of the run: p is half way from 1 to 0.2
+    assert terms.terms["lp" if name == "p-anneal" else name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["matryoshka-topk", "matryoshka", "hierarchical"])
+def test_the_error_is_the_mean_over_nested_reconstructions(name):
+    sae, x = made(name), rows()
+    z = sae.encode(x)
+    z = (z if torch.is_tensor(z) else z.to_dense()).detach()
+    if name == "hierarchical":
+        rank = z.argsort(dim=1, descending=True).argsort(dim=1)
+        parts = [torch.where(rank < k, z, 0.0) for k in (1, 2, 4)]
+    else:
+        assert level_of_latents(sae).bincount().tolist() == [3, 3, 6, 12, 24]
+        parts = [torch.where(torch.arange(F) < end, z, 0.0) for end in (3, 6, 12, 24, 48)]
+    errors = [(part @ sae.W_dec + sae.b_dec - x).square().sum(1).mean() for part in parts]
+    assert sae.loss(batch_of(x), 99).terms["reconstruction"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_trained_model_gives_the_code_of_training_in_raw_units(name):
+    sae, x = made(name), rows(64)
+    if "theta" in str(list(dict(sae.named_parameters()))):
+        sae.after_step()
+    sae.loss(batch_of(x), 99)
+    if hasattr(sae, "threshold"):
+        sae.threshold *= 1.0001  # batchtopk's is a value of this very batch, which rounding would put on either side
+    sae.eval()
+    mean, scale = torch.randn(D, dtype=torch.float64), 0.37
+    raw = build("sae", D, options_for(name)).double()
+    raw.load_state_dict(sae.folded(mean, scale))
+    raw.eval()
+    same = build("sae", D, options_for(name)).double()
+    same.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
+    same.eval()
+    torch.testing.assert_close(raw(x / scale + mean).x_hat, same(x).x_hat / scale + mean, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gated_code_is_that_of_the_jumprelu_it_is_saved_as():
+    sae, x = made("gated"), rows(64)
+    with torch.no_grad():
+        sae.r_mag.uniform_(-0.5, 0.5)
+        sae.b_mag += 0.1
+    gate = x @ sae.W_enc.T + sae.b_enc
+    z = torch.where(gate > 0, (gate - sae.b_enc) * sae.r_mag.exp() + sae.b_mag, 0.0).relu()
+    saved = build("sae", D, options_for("gated")).double()
+    saved.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
+    torch.testing.assert_close(saved.encode(x), z)
+
+
+def test_matching_pursuit_subtracts_what_it_has_explained():
+    sae, x = made("matching-pursuit"), rows(5)
+    z = sae.encode(x)
+    W = sae.W_dec.detach()
+    for row, code in zip(x, z):
+        r, expected = row - sae.b_dec.detach(), torch.zeros(F, dtype=torch.float64)
+        for _ in range(K):
+            j = (W @ r).argmax()
+            value = W[j] @ r
+            expected[j] += value
+            r = r - value * W[j]
+        torch.testing.assert_close(code.detach(), expected)
+
+
+def test_atoms_stay_mixtures_of_rows():
+    sae = made("archetypal")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.05)
+    for step in range(5):
+        sae.loss(batch_of(rows(100)), step).total.backward()
+        optimizer.step()
+        sae.after_step()
+        optimizer.zero_grad()
+    weights = sae.mixture.softmax(1)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(F, dtype=torch.float64))
+    torch.testing.assert_close(sae.W_dec.data, (weights @ sae.points).detach())
+
+
+def test_info_nce_by_hand():
+    a = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    b = torch.tensor([[3.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    c = [[1.0, math.sqrt(0.5)], [0.0, math.sqrt(0.5)]]  # cosines
+    rows_ = [-math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(v / 0.5) for v in c[i])) for i in range(2)]
+    columns = [-math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(c[j][i] / 0.5) for j in range(2))) for i in range(2)]
+    assert info_nce(a, b, 0.5).item() == pytest.approx((sum(rows_) + sum(columns)) / 4)
+
+
+def test_signed_codes_are_active_on_both_sides():
+    sae, x = made("abs-topk"), rows()
+    z = sae.encode(x)
+    assert ((z != 0).sum(1) == K).all() and (z < 0).any()
+    assert sae.loss(batch_of(x), 0).fired.sum() == K * len(x)
+
+
+def test_k_falls_to_its_value():
+    sae, x = made("topk", k_start=20, k_anneal=0.5), rows()
+    counts = [int(sae.loss(batch_of(x), step).fired.sum()) / len(x) for step in (0, 25, 50, 99)]
+    assert counts[0] > 15 and 8 < counts[1] < 14 and counts[2:] == [K, K]
+
+
+class Asked:
+    coef, coef_warmup, target_l0, steered = 1.0, 0.1, 64.0, True
+
+
+def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
+    control, l0 = Control(Asked), 400.0
+    for _ in range(500):
+        control.observe(l0, 500)
+        wanted = 300.0 / control.coef**0.7  # what the code would settle at
+        l0 *= (wanted / l0) ** 0.1
+    assert l0 == pytest.approx(64, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl-means", "kl-rates"])
+def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
+    store = write_store(tmp_path / "store", 4000)
+    result = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)
+    assert result.metrics["l0"] == pytest.approx(4, rel=0.15) and result.metrics["fvu"] < 0.9
+
+
+def test_options_of_another_variant_are_refused():
+    with pytest.raises(UsageError, match="--bandwidth does not apply to --sparsity topk"):
+        build("sae", D, {"bandwidth": 0.1})
+    with pytest.raises(UsageError, match="shares must rise to 1"):
+        build("sae", D, {"sparsity": "matryoshka", "groups": (0.5, 0.2, 1.0)})
+    with pytest.raises(UsageError, match="--skip would pass the input itself on"):
+        build("sae", D, {"skip": True})
