@@ -17,7 +17,7 @@ from pathlib import Path
 from saekit_kernels import Reconstruction
 from saekit_kernels.reference import topk_reconstruction_dense
 
-from saekit.models import sparsity
+from saekit.models.sparsity import topk
 from saekit.training.run import train
 
 
@@ -34,11 +34,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     a = parser.parse_args()
-    kernels, runs = sparsity.topk_reconstruction, []
+    kernels, runs = topk.topk_reconstruction, []
     for seed in a.seeds:
         fvu = {}
         for name, step in (("kernels", kernels), ("dense reference", by_autograd)):
-            sparsity.topk_reconstruction = step
+            topk.topk_reconstruction = step
             with tempfile.TemporaryDirectory() as folder:
                 result = train(a.store, Path(folder) / "run", rows=a.rows, seed=seed)
             fvu[name] = result.metrics["fvu"]

@@ -14,7 +14,8 @@ EXAMPLES = """Examples:
 saekit bench train --quick |
 saekit bench train --against eai-sparsify |
 saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv |
-saekit bench classic --quick"""
+saekit bench classic --quick |
+saekit bench zoo --quick"""
 FIGURES = {
     "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
     "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f", "scratch": ".3f",
@@ -22,7 +23,7 @@ FIGURES = {
 
 
 def run(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train | classic")],
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train | classic | zoo")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, fewer epochs: minutes on two cores.")] = False,
     shapes: Annotated[list[str] | None, typer.Option(metavar="DxFxB", help="Width x latents x rows; may be given again.")] = None,
     k: Annotated[int, typer.Option(help="Active latents a row.")] = 32,
@@ -45,6 +46,11 @@ def run(
         if shapes or against or device not in ("auto", "cpu"):
             raise UsageError("--shapes, --against and --device do not apply to bench classic, which runs on the CPU", "leave them away")
         _classic(quick, csv, json_, report)
+        return
+    if suite == "zoo":
+        if shapes or against or device not in ("auto", "cpu"):
+            raise UsageError("--shapes, --against and --device do not apply to bench zoo", "leave them away")
+        _zoo(quick, csv, json_, report)
         return
     results = run_suite(suite, shapes or [], k, against or [], quick, where, report)
     if csv is not None:
@@ -78,6 +84,24 @@ def _classic(quick: bool, csv: Path | None, json_: bool, report) -> None:
     names = [name for name in FIGURES if any(name in r.figures for r in results)]
     rows = [[r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"] for r in results]
     typer.echo(table(["data", "model", "task", *names, "s"], rows, left=(0, 1, 2)))
+
+
+def _zoo(quick: bool, csv: Path | None, json_: bool, report) -> None:
+    from saekit.bench.timing import machine, write_csv
+    from saekit.bench.zoo import bench_zoo
+    from saekit.device import pick_device
+
+    results, about = bench_zoo(quick, report), machine(pick_device("cpu"))
+    if csv is not None:
+        write_csv(csv, [dataclasses.asdict(r) for r in results], about)
+    if json_:
+        print_json(results)
+        return
+    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; {results[0].latents:,} latents, {results[0].rows:,} rows")
+    rows = [
+        [r.sparsity, figure(r.fvu, ".3f"), figure(r.l0, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f")] for r in results
+    ]
+    typer.echo(table(["sparsity", "fvu", "l0", "dead_train", "rows/s"], rows))
 
 
 def _with_spread(result, name: str) -> str:

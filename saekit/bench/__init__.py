@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from saekit.bench.timing import Measurement
 
-SUITES = ("kernels", "train", "classic")
+SUITES = ("kernels", "train", "classic", "zoo")
 
 
 def run_suite(
@@ -25,7 +25,7 @@ def run_suite(
     device: torch.device,
     progress: Callable[[str], None],
 ) -> list[Measurement]:
-    """The measurements of a speed suite, `saekit bench kernels|train` (for classic: saekit.bench.classic.bench_classic).
+    """The measurements of a speed suite, `saekit bench kernels|train` (for the others: bench_classic, bench_zoo in their modules).
 
     Raises UsageError, MissingError for a peer that is not installed.
     """

@@ -19,7 +19,6 @@ from saekit.models.sparsity.base import SAEConfig
 from saekit.models.sparsity.control import Control
 from saekit.types import ActivationBatch, LossTerms, Output
 
-TRANSCODER_START = 0.1  # of the target's norm: what a code that knows nothing of it yet writes
 REVIVED_NORM = 0.2  # of the living encoder rows
 
 
