@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import Any
 
 from saekit.errors import UsageError, did_you_mean
-from saekit.models.catalog import CATALOG, flag, options_of
+from saekit.models.catalog import CATALOG, config_of, flag, options_of
+from saekit.models.sparsity import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ def describe(name: str) -> Card:
     if name not in CATALOG:
         raise UsageError(f"{name} is no model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}")
     entry = CATALOG[name]
-    texts = field_texts(entry.config)
+    texts = field_texts(config_of(name, {}))
     options = [Option(key, flag(key), _plain(default), texts.get(key, "")) for key, default in options_of(name).items()]
     about = inspect.cleandoc(sys.modules[entry.model.__module__].__doc__ or "")
+    if name == "sae":
+        about += "\n\n" + "\n".join(f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items())
     return Card(name, entry.line, about, options)
 
 
