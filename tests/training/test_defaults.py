@@ -62,10 +62,12 @@ def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(model
 
 
 def test_rates_of_saes_fall_with_the_width_beyond_the_measured_one():
-    assert sae_lr(1_000, "topk") == sae_lr(18_432, "topk") == sae_lr(2_048, "l1") == PEAK_LR
-    assert sae_lr(4 * 18_432, "topk") == pytest.approx(PEAK_LR / 2)
-    assert sae_lr(4 * 2_048, "kl") == pytest.approx(PEAK_LR / 4)
-    assert resolved(TrainConfig("sae"), build("sae", 16, {"latents": 4 * 2_048, "sparsity": "l1"}), 100).lr == pytest.approx(PEAK_LR / 4)
+    assert sae_lr(1_000, dense=False) == sae_lr(18_432, dense=False) == sae_lr(2_048, dense=True) == PEAK_LR
+    assert sae_lr(4 * 18_432, dense=False) == pytest.approx(PEAK_LR / 2)
+    assert sae_lr(4 * 2_048, dense=True) == pytest.approx(PEAK_LR / 4)
+    wide = {"latents": 4 * 2_048}
+    for options, share in (({"sparsity": "l1"}, 1 / 4), ({"sparsity": "kl"}, 1 / 4), ({"sparsity": "l1", "target_l0": 32}, 1), ({}, 1)):
+        assert resolved(TrainConfig("sae"), build("sae", 16, wide | options), 100).lr == pytest.approx(PEAK_LR * share)
 
 
 @pytest.mark.parametrize("model", ["sae", "dense", "linear", "vae"])
