@@ -116,11 +116,11 @@ class SAE(nn.Module):
             return None
         return self.variant.fused_step(self, batch.x, step, adam)
 
-    def observe(self, l0: float) -> None:
-        """Told the mean L0 of recent rows whenever the trainer looks at the device: choose the arm, with hysteresis, and move the
-        coefficient towards the L0 that was asked for."""
+    def observe(self, l0: float, step: int) -> None:
+        """Told the mean L0 of recent rows, `step` steps done, whenever the trainer looks at the device: choose the arm, with hysteresis, and move the
+        penalty towards the L0 that was asked for."""
         self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
-        self.control.observe(l0, self.total_steps)
+        self.variant.steer(self, self.control.observe(l0, step, self.total_steps))
 
     def coef(self, step: int) -> float:
         """The weight of the penalty at a step."""

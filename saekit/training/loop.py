@@ -158,7 +158,7 @@ class Trainer:
             if looks or resamples:
                 self.model.dead_order = self.dead.dead()
             if looks and hasattr(self.model, "observe"):
-                self.model.observe(float(self.dead.l0))
+                self.model.observe(float(self.dead.l0), self.step)
             if resamples and len(self.model.dead_order):
                 self._resample(batch)
         return batch, terms

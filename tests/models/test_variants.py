@@ -232,13 +232,13 @@ def test_k_falls_to_its_value():
 
 
 class Asked:
-    coef, coef_warmup, target_l0, steered = 1.0, 0.1, 64.0, True
+    coef, coef_warmup, target_l0, steered = 1.0, 0.1, 64.0, "coef"
 
 
 def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
     control, l0 = Control(Asked), 400.0
-    for _ in range(500):
-        control.observe(l0, 500)
+    for step in range(500):
+        control.observe(l0, step, 500)
         wanted = 300.0 / control.coef**0.7  # what the code would settle at
         l0 *= (wanted / l0) ** 0.1
     assert l0 == pytest.approx(64, rel=0.02)
@@ -247,8 +247,9 @@ def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
 @pytest.mark.parametrize("name", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl-means", "kl-rates"])
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000)
-    result = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)
-    assert result.metrics["l0"] == pytest.approx(4, rel=0.15) and result.metrics["fvu"] < 0.9
+    saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)
+    metrics = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics  # 200 held-out rows would be a rough judge
+    assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 
 def test_options_of_another_variant_are_refused():

@@ -105,9 +105,9 @@ def test_fused_steps_apply_only_where_they_can():
 
 def test_the_arm_follows_the_l0_that_was_seen():
     sae = make_sae("triton", "l1")
-    sae.observe(0.1)
+    sae.observe(0.1, 1)
     assert sae.arm == "sparse"
-    sae.observe(float(F))
+    sae.observe(float(F), 2)
     assert sae.arm == "dense"
 
 

@@ -135,6 +135,9 @@ class Variant:
     def revive(self, sae: SAE, dead: torch.Tensor) -> None:
         """Reset what the variant trains besides weights and biases, for latents that were resampled."""
 
+    def steer(self, sae: SAE, factor: float) -> None:
+        """Multiply trained thresholds, where there are some: by this the L0 asked for is reached (control.py)."""
+
     def after_step(self, sae: SAE) -> None:
         """Bring parameters back to their constraints."""
 

@@ -1,7 +1,14 @@
-"""The coefficient of a penalty: given, or steered so that the code comes to have the L0 that was asked for (`--target-l0`).
+"""What steers a penalty so that the code comes to have the L0 that was asked for (`--target-l0`), or keeps its coefficient where it is given.
 
-A proportional-integral controller in logarithms, as coefficient and L0 both span decades: with e = log(L0 / target),
-log coef += P (e - e before) + I e. Its time scale is a share of the run, since a short run moves faster.
+Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). What is steered is the variant's:
+
+- `coef`: the penalty's coefficient, log coef += P de + I e;
+- `aim`: where the penalty itself aims at a rate, a factor on that, log aim -= P de + I e. A stronger pull to a wrong place does not help;
+- `threshold`: all thresholds of a jumprelu by one factor, log theta += T e a step. Adam has forgotten how to move them quickly by the time
+  that L0 is nearly right: its second moments are those of the beginning.
+
+The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
+while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
 """
 
 from __future__ import annotations
@@ -9,35 +16,54 @@ from __future__ import annotations
 import math
 from typing import Any
 
-PROPORTIONAL = 1.0
-INTEGRAL_SHARE = 0.04  # of the run: the time in which a steady error of e moves log coef by e
-MOST_ERROR = 1.0  # a code that is ten times too dense is no reason to jump
+PROPORTIONAL = 1.5
+INTEGRAL_SHARE = 0.05  # of the run: the time in which a steady error of e moves log v by e
+FEWEST = 4.0  # steps that this time has at least
+WAY = 0.3
+MOST_ERROR = 1.0
+TRIM, MOST_STEPS = 0.05, 4  # T, and for how many steps at once it acts, where L0 is looked at rarely
 
 
 class Control:
     def __init__(self, config: Any) -> None:
         self.target: float | None = getattr(config, "target_l0", None) or None
         self.coef: float = getattr(config, "coef", None) or 0.0
+        self.aim = 1.0
         self.warmup: float = getattr(config, "coef_warmup", 0.0)
-        self.before: float | None = None
-        self.steers: bool = self.target is not None and getattr(config, "steered", False)
+        self.steers: str | None = getattr(config, "steered", None) if self.target else None  # coef | aim | threshold
+        self.first: float | None = None  # the L0 at the first look
+        self.before: float | None = None  # the error at the last look
+        self.looked = 0  # at this step
 
     def warmed(self, step: int, total: int) -> float:
         """The share of the coefficient at a step: it rises linearly over `coef_warmup` of the run, unless it is steered."""
-        warmup = 0.0 if self.steers else self.warmup * total
+        warmup = 0.0 if self.steers == "coef" else self.warmup * total
         return min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
 
-    def observe(self, l0: float, total: int) -> None:
+    def observe(self, l0: float, step: int, total: int) -> float:
+        """Steer, after `step` steps of `total`; the factor on thresholds."""
         if not self.steers:
-            return
-        error = max(-MOST_ERROR, min(MOST_ERROR, math.log(max(l0, 1e-3) / self.target)))
-        change = error if self.before is None else error - self.before
-        integral = 1.0 / max(INTEGRAL_SHARE * total, 4.0)
-        self.coef *= math.exp((0.0 if self.before is None else PROPORTIONAL * change) + integral * error)
-        self.before = error
+            return 1.0
+        l0 = max(l0, 1e-3)
+        self.first = self.first or l0
+        way_left = max(0.0, 1.0 - step / (WAY * total))
+        wished = self.target * max(self.first / self.target, 1.0) ** way_left
+        error = max(-MOST_ERROR, min(MOST_ERROR, math.log(l0 / wished)))
+        change = 0.0 if self.before is None else error - self.before
+        passed = step - self.looked
+        self.before, self.looked = error, step
+        if self.steers == "threshold":
+            return math.exp(TRIM * min(passed, MOST_STEPS) * error)
+        moved = math.exp(PROPORTIONAL * change + min(passed / max(INTEGRAL_SHARE * total, FEWEST), 1.0) * error)
+        if self.steers == "coef":
+            self.coef *= moved
+        else:
+            self.aim /= moved
+        return 1.0
 
-    def state(self) -> dict[str, float | None]:
-        return {"coef": self.coef, "before": self.before}
+    def state(self) -> dict[str, float | int | None]:
+        return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked")}
 
-    def restore(self, state: dict[str, float | None]) -> None:
-        self.coef, self.before = state["coef"], state["before"]
+    def restore(self, state: dict[str, float | int | None]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

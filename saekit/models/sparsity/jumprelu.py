@@ -6,7 +6,8 @@ d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d th
 window lies on the *pre-activation*: on z its lower half would be empty. theta is trained as it is, in fp32 (its logarithm under Adam
 moves in steps that are relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept positive.
 
-Penalty: coef (L0 / target_l0 - 1)^2 with the batch's mean L0, or coef L0 without a target; `freq_coef` adds sum_j r_j^2 / r_0 of the
+Penalty: coef (L0 / target_l0 - 1)^2 with the batch's mean L0, or coef L0 without a target. The reconstruction pulls L0 off the penalty's
+minimum, so thresholds are steered besides, all by one factor (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the
 firing rates r_j, r_0 = 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
 """
 
@@ -39,7 +40,7 @@ class JumpReLUConfig(PenaltyConfig):
 
     revive: str = "aux"
 
-    steered = False  # the penalty itself knows the target
+    steered = "threshold"  # the penalty itself knows the target
 
     def resolved(self) -> PenaltyConfig:
         # With a target, a tenth too many costs a two-hundredth of the input's variance. Without, each active latent costs coef.
@@ -76,6 +77,12 @@ class JumpReLU(Variant):
         if c.freq_coef:
             found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef)
         return found
+
+    def steer(self, sae: SAE, factor: float) -> None:
+        if factor != 1.0:
+            with torch.no_grad():
+                sae.slow_theta *= factor
+                sae.threshold *= factor
 
     def after_step(self, sae: SAE) -> None:
         with torch.no_grad():

@@ -7,7 +7,8 @@ autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is t
 | kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
 
-With `target_l0`, rho is target_l0 / F, and the weight is steered until the code has that L0 (kl-means, kl-rates).
+With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): of ever larger weights the KL pulls
+rare latents up as hard as it pulls frequent ones down.
 """
 
 from __future__ import annotations
@@ -39,12 +40,18 @@ class KLConfig(PenaltyConfig):
     revive: str = "none"
 
     default_coef = 0.5
+    steered = "aim"
 
     def resolved(self) -> PenaltyConfig:
         config = super().resolved()
         if not 0 < self.target_rate < 1:
             raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
         return replace(config, target_rate=self.target_l0 / config.latents) if self.target_l0 else config
+
+
+def rate_of(sae: SAE) -> float:
+    """rho of the coming step."""
+    return min(sae.config.target_rate * sae.control.aim, 0.5)
 
 
 class KL(Variant):
@@ -61,7 +68,7 @@ class KL(Variant):
         return pre.values.sigmoid()
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        return {"kl": (kl_of_means(z.mean(0), sae.config.target_rate)[0], sae.coef(step))}
+        return {"kl": (kl_of_means(z.mean(0), rate_of(sae))[0], sae.coef(step))}
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(sae.b_enc, x_BD, sae.W_enc.T).sigmoid_()
@@ -71,7 +78,7 @@ class KL(Variant):
             terms = super().loss(sae, x_BD, target_BD, step, batch)
             terms.fired = (self.encode(sae, x_BD.detach()).detach() > self.active_above).sum(0)
             return terms
-        coef, rate = sae.coef(step), sae.config.target_rate
+        coef, rate = sae.coef(step), rate_of(sae)
         made = sigmoid_reconstruction(x_BD, *sae.weights, coef, rate, sae.workspace, sae.backend)
         terms = summed({"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)}, made.fired_F, {})
         terms.total = made.total  # it carries the gradients
@@ -87,6 +94,8 @@ class SparseKLConfig(KLConfig):
     decoder_norm: str = "unit"
     revive: str = "aux"
 
+    default_coef = 10.0
+
 
 class KLMeans(Penalised):
     config = SparseKLConfig
@@ -96,7 +105,7 @@ class KLMeans(Penalised):
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))  # every entry has its part in the penalty
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        return {"kl": (kl_of_means(pre.values.sigmoid().mean(0), sae.config.target_rate)[0], sae.coef(step))}
+        return {"kl": (kl_of_means(pre.values.sigmoid().mean(0), rate_of(sae))[0], sae.coef(step))}
 
 
 @dataclass(frozen=True)
@@ -114,4 +123,4 @@ class KLRates(Penalised):
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
         active = Step.apply(pre.values, torch.zeros_like(pre.values), sae.config.bandwidth, True)
-        return {"kl": (kl_of_means(pre.sums(active) / pre.rows, sae.config.target_rate)[0], sae.coef(step))}
+        return {"kl": (kl_of_means(pre.sums(active) / pre.rows, rate_of(sae))[0], sae.coef(step))}

@@ -49,7 +49,7 @@ class PenaltyConfig(SAEConfig):
     revive: str = "resample"
 
     default_coef = 2.0  # chosen by a measured grid (docs/log.md)
-    steered = True  # by its coefficient, where there is a target_l0
+    steered = "coef"  # with a target_l0; control.py
 
     def resolved(self) -> SAEConfig:
         config = super().resolved()
