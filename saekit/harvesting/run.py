@@ -60,10 +60,10 @@ def plan_harvest(model: str | LiveModel, data: str, out: str | Path, config: Har
 def _harvest_of(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> Harvest:
     config.check_for(model if isinstance(model, str) else model.name)
     raw = isinstance(model, str) and is_raw(model)
-    return (RawHarvest if raw else _ModelHarvest)(model, data, Path(out), config)
+    return (RawHarvest if raw else ModelHarvest)(model, data, Path(out), config)
 
 
-class _ModelHarvest(Harvest):
+class ModelHarvest(Harvest):
     """Hidden states of a model."""
 
     dtype = "float16"
@@ -134,12 +134,13 @@ class _ModelHarvest(Harvest):
         if c.layout == "flat" and c.rows is not None and rows >= c.rows:
             return  # killed between the last shard and the report
         began, first_rows = time.monotonic(), rows
-        stream = self._states(start)
+        stream = self.states(start)
         if calibrate:
             stream = self._calibrated(stream, writers)
         for number, (batch, states) in enumerate(stream, start):
             keep_BT = batch.rows_for_scope(c.scope)
-            fits_BT, dropped = self._within_norm(keep_BT, states, writers)
+            fits_BT = within_norm(keep_BT, states, {hook: writer.manifest.norm_limit for hook, writer in writers.items()})
+            dropped = int(keep_BT.sum() - fits_BT.sum())
             keep_BT = self._within_rows(fits_BT, None if c.rows is None else c.rows - rows)
             if fits_BT.any() and not keep_BT.any():
                 break  # no whole example fits any more
@@ -152,7 +153,8 @@ class _ModelHarvest(Harvest):
             if c.rows is not None and rows >= c.rows:
                 break
 
-    def _states(self, start: int) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
+    def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
+        """Every batch of the data from number `start` on with each hook's hidden states (B,T,D), on the CPU."""
         c = self.config
         for batch in batches(self.live, self.data, ctx=c.ctx, batch=c.batch, pack=c.pack, start_batch=start):
             with torch.inference_mode(), capture(self.live, self.hooks, stop=True) as states:
@@ -181,15 +183,6 @@ class _ModelHarvest(Harvest):
         yield from held
         yield from stream
 
-    def _within_norm(self, keep_BT, states, writers) -> tuple[torch.Tensor, int]:
-        """Drop a row from every store when it is too long in any, so that the stores stay aligned."""
-        if self.config.max_norm is None:
-            return keep_BT, 0
-        fits_BT = keep_BT.clone()
-        for hook, writer in writers.items():
-            fits_BT &= states[hook].float().norm(dim=2) <= writer.manifest.norm_limit
-        return fits_BT, int(keep_BT.sum() - fits_BT.sum())
-
     def _within_rows(self, keep_BT: torch.Tensor, left: int | None) -> torch.Tensor:
         """At most `left` rows: cut anywhere when flat, behind the last whole example otherwise."""
         if left is None or int(keep_BT.sum()) <= left:
@@ -198,6 +191,23 @@ class _ModelHarvest(Harvest):
         if self.config.layout == "flat":
             return keep_BT & (counted <= left)
         return keep_BT & (counted[:, -1:] <= left)
+
+
+def within_norm(keep_BT: torch.Tensor, states: dict[str, torch.Tensor], limits: dict[str, float | None]) -> torch.Tensor:
+    """Drop a row from every store when it is too long in any, so that the stores stay aligned. A limit of None drops nothing."""
+    for hook, limit in limits.items():
+        if limit is not None:
+            keep_BT = keep_BT & (states[hook].float().norm(dim=2) <= limit)
+    return keep_BT
+
+
+def origins(batch: ContextBatch, keep_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """doc_id, example_id and position (R,) of the R rows that are kept."""
+    return {
+        "doc_id": batch.doc_id_BT[keep_BT],
+        "example_id": batch.example_id[:, None].expand_as(keep_BT)[keep_BT],
+        "position": batch.position_BT[keep_BT],
+    }
 
 
 def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int) -> RowBlock:
@@ -209,9 +219,7 @@ def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, 
         first += count
     return RowBlock(
         x=state_BTD[keep_BT],
-        doc_id=batch.doc_id_BT[keep_BT],
-        example_id=batch.example_id[:, None].expand_as(keep_BT)[keep_BT],
-        position=batch.position_BT[keep_BT],
+        **origins(batch, keep_BT),
         examples=[e for e in examples if e.rows],
         dropped=dropped,
     )

@@ -1,0 +1,166 @@
+"""Training rows straight from the running model, with no copy of them on disk.
+
+A small store stays the yardstick: it says which model, data and hook, gives the held-out rows and the statistics. The rows to train on
+come from a harvest that is not written down: the same batches in the same order, so that a row which the store also holds has the
+same bits on the same machine. Documents that the store holds out are run with their batch and thrown away; documents behind the
+last stored one are training data. What the store costs in disk, live rows cost in time: every epoch and every resume runs the model.
+
+Rows leave through a shuffle buffer. It is filled, a random half of its slots is emptied in random order, and these slots are
+filled again; so a row waits a few fillings, and neighbours in a context end up tens of thousands of rows apart. The first row
+comes when the buffer is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from saekit.errors import DataError, NumericsError
+from saekit.harvesting.config import HarvestConfig
+from saekit.harvesting.models import LiveModel
+from saekit.harvesting.run import ModelHarvest, origins, within_norm
+from saekit.store.manifest import differences
+from saekit.store.reader import Store
+from saekit.store.writer import DTYPES
+from saekit.types import ActivationBatch, Split
+
+BUFFER_ROWS = 65_536  # as many as Store shuffles at once: 75 MB of 576 fp16 values
+
+Columns = dict[str, torch.Tensor]  # x (N,D), doc_id, example_id and position (N,)
+
+
+class LiveSource:
+    """The store's rows on every side but "train"; training rows are hidden states of the model, as the store's harvest would go on.
+
+    `live` saves loading the model again. A store of several hooks' harvest with --max-norm dropped what was too long at any of them;
+    here only the store's own hook is looked at.
+
+    Raises DataError for a store of raw data, and when model or data are no longer those of the store (the held-out documents are
+    known by number); MissingError when one of them is not there.
+    """
+
+    def __init__(self, store: Store, live: LiveModel | None = None, device: str = "auto", buffer_rows: int = BUFFER_ROWS) -> None:
+        assert isinstance(store, Store) and buffer_rows > 1, "one store; a buffer that can be halved"
+        self.store, self.buffer_rows = store, buffer_rows
+        self._harvest = _harvest_behind(store, live, device)
+        self.live = self._harvest.live
+        first_rows = store.split("holdout").starts.tolist()  # of each held-out document
+        self._held_out = torch.tensor(store.documents_of(first_rows)).unique()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)  # spec, path, split, stats, locate ...
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def batches(
+        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+    ) -> Iterator[ActivationBatch]:
+        """As `Store.batches`. Of split "train": rows of the running model, x (B,D) in the store's dtype, `rows` None.
+
+        The order is a function of (seed, epoch) alone, so `start`, in rows, continues exactly; the rows before it are computed again,
+        which costs their forward passes. seed None: one pass in the order of the data. Raises DataError for examples=True and where
+        shuffled data gives no row at all, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
+        """
+        if split != "train":
+            return self.store.batches(batch_size, seed, start, split, examples)
+        if examples:
+            raise DataError(f"live rows of {self.live.name} come one by one, not as whole examples", "train this model on a store")
+        return _cut(self._windows(seed), batch_size, start)
+
+    def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:
+        """(rows, order in which some of them leave). They are overwritten when the next is asked for."""
+        if seed is None:
+            for rows in self._epoch():
+                yield rows, torch.arange(len(rows["x"]))
+            return
+        for epoch in count():
+            yield from self._shuffled(np.random.Generator(np.random.PCG64([seed, epoch])))
+
+    def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[Columns, torch.Tensor]]:
+        """One epoch. The buffer is emptied at its end, so that an epoch has every row once."""
+        n = self.buffer_rows
+        buffer, free = self._empty(n), torch.arange(n)
+        for rows in self._epoch():
+            at, total = 0, len(rows["x"])
+            while at < total:
+                slots = free[: total - at]
+                for name, values in buffer.items():
+                    values[slots] = rows[name][at : at + len(slots)]
+                at, free = at + len(slots), free[len(slots) :]
+                if not len(free):
+                    free = torch.from_numpy(rng.permutation(n))[: n - n // 2]
+                    yield buffer, free
+        filled = torch.ones(n, dtype=torch.bool)
+        filled[free] = False
+        left = filled.nonzero()[:, 0]
+        if not len(left):  # half of the slots stay filled when the others are emptied
+            raise DataError(f"{self.spec.dataset} gives no row to train on", "the data has changed since it was harvested")
+        yield buffer, left[torch.from_numpy(rng.permutation(len(left)))]
+
+    def _empty(self, rows: int) -> Columns:
+        kinds = {"doc_id": torch.int64, "example_id": torch.int64, "position": torch.int32}
+        x_ND = torch.empty(rows, self.spec.d_in, dtype=DTYPES[self.spec.dtype])
+        return {"x": x_ND} | {name: torch.empty(rows, dtype=dtype) for name, dtype in kinds.items()}
+
+    def _epoch(self) -> Iterator[Columns]:
+        """The training rows of every model batch, in the order of the data."""
+        (hook,), limit = self._harvest.hooks, self.store.manifest.norm_limit
+        for batch, states in self._harvest.states():
+            keep_BT = within_norm(batch.rows_for_scope(self.spec.scope), states, {hook: limit})
+            keep_BT = keep_BT & ~torch.isin(batch.doc_id_BT, self._held_out)
+            x_ND = states[hook][keep_BT]
+            rows = {"x": x_ND.to(DTYPES[self.spec.dtype]), **origins(batch, keep_BT)}
+            self._check(x_ND, rows)
+            yield rows
+
+    def _check(self, x_ND: torch.Tensor, rows: Columns) -> None:
+        """Here and not behind the loss: no shard keeps these rows, so only now is it known where a bad one comes from."""
+        bad = (~rows["x"].isfinite().all(1)).nonzero()[:, 0]
+        if not len(bad):
+            return
+        row, spec = bad[0], self.spec
+        where = f"{spec.model} at {spec.hook}, document {int(rows['doc_id'][row])}, position {int(rows['position'][row])}"
+        if x_ND[row].isfinite().all():
+            raise NumericsError(f"a value overflows {spec.dtype}: {where}", "harvest the store with --dtype bfloat16 or float32")
+        raise NumericsError(f"the model's hidden state is NaN or inf: {where}", "harvest another --hook")
+
+
+def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
+    """The harvest that would write `store` without a limit of rows. It reads only; its OUT is never opened."""
+    spec, plan = store.spec, store.manifest.plan
+    if spec.is_raw:
+        raise DataError(f"{store.path} holds {spec.model}, the data itself: there is no model to run", "leave --live away")
+    same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
+    config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
+    harvest = ModelHarvest(live or spec.model, spec.dataset, store.path, config)
+    now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest()}
+    changed = differences(spec.to_json() | {"data": plan["data"]}, now)
+    if changed:
+        raise DataError(f"{store.path} was harvested from another model or data: {changed}", "harvest it again with --overwrite")
+    return harvest
+
+
+def _cut(windows: Iterator[tuple[Columns, torch.Tensor]], batch_size: int, start: int) -> Iterator[ActivationBatch]:
+    """Batches of the rows as they leave, from the start-th on; only where they end may one be smaller."""
+    held: list[Columns] = []
+    missing = batch_size
+    for rows, order in windows:
+        at, start = start, max(start - len(order), 0)
+        while at < len(order):
+            index = order[at : at + missing]
+            held.append({name: values[index] for name, values in rows.items()})
+            at, missing = at + len(index), missing - len(index)
+            if missing == 0:
+                yield _joined(held)
+                held, missing = [], batch_size
+    if held:
+        yield _joined(held)
+
+
+def _joined(pieces: list[Columns]) -> ActivationBatch:
+    return ActivationBatch(**{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
