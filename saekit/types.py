@@ -180,7 +180,7 @@ class Autoencoder(Protocol):
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
 
     # Optional: `fused_step(batch, step, adam)` does loss, gradients and Adam in one go and returns the terms, or None where that does not
-    # apply; `observe(l0)` hears the mean L0 whenever the trainer looks at the device; `run_state()` is what training has come to know
+    # apply; `observe(l0, step)` hears the mean L0 whenever the trainer looks at the device; `run_state()` is what training has come to know
     # besides tensors, as JSON, and `continue_from(state)` takes it up again.
 
     def before_step(self) -> None: ...  # gradients are there: project them
@@ -227,6 +227,7 @@ class FeatureRecord:
     coactivation: list[dict[str, float]] = field(default_factory=list)  # {"index", "jaccard"}
     logits: dict[str, list[dict[str, Any]]] | None = None  # {"top", "bottom"}: [{"token", "value"}], direct path only
     label: str | None = None
+    hook_shares: dict[str, float] | None = None  # of a crosscoder: each hook's share of the decoder norms, which sum to 1
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

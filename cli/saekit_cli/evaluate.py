@@ -8,12 +8,14 @@ from saekit_cli.options import Config, Json, Quiet
 from saekit_cli.screen import figure, print_json, table
 
 NAME = "evaluate"
-EXAMPLES = "Example: saekit evaluate runs/topk runs/pca --store acts/text"
+EXAMPLES = """Examples:
+saekit evaluate runs/topk runs/pca --store acts/text |
+saekit evaluate runs/cross --store acts/model.layers.3 --store acts/model.layers.6"""
 
 
 def run(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Folders that `saekit train` wrote.")],
-    store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
+    store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
     rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
     target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
@@ -30,17 +32,19 @@ def run(
     if json_:
         print_json(results)
     else:
-        header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead")
-        typer.echo(table(header, [_row(r) for r in results], left=(0, 1)))
+        parts = list(results[0].metrics.get("parts", ()))  # all rows of a table read the same stores
+        header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead", *(f"fvu {p}" for p in parts))
+        typer.echo(table(header, [_row(r, parts) for r in results], left=(0, 1)))
     # `not <=` rather than `>`: a NaN does not pass.
     failed = [r for r in results if max_fvu is not None and not r.metrics["fvu"] <= max_fvu]
     if failed:
         raise QualityGateError(f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint} is above --max-fvu {max_fvu:g}")
 
 
-def _row(r) -> tuple[str, ...]:
+def _row(r, parts: list[str]) -> tuple[str, ...]:
     m = r.metrics
     return (
         r.checkpoint, r.model, f"{r.params / 1e6:.2f}M", f"{r.latents:,}", f"{r.rows:,}", figure(m["fvu"]), figure(m["mse"], ".4g"),
         figure(m["cosine"]), figure(m["l0"], ".1f"), figure(m["dead"], ".1%"),
+        *(figure(m["parts"][p]) for p in parts),
     )  # fmt: skip

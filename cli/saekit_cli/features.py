@@ -15,7 +15,7 @@ saekit features runs/topk --store acts/text --index 123"""
 
 def run(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Folder that `saekit train` wrote.")],
-    store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
+    store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
     index: Annotated[int | None, typer.Option(help="Describe this latent.")] = None,
     text: Annotated[str | None, typer.Option(help="Rank the latents that this text activates.")] = None,
     image: Annotated[str | None, typer.Option(help="Rank the latents that this image file activates.")] = None,

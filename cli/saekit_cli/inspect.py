@@ -13,7 +13,7 @@ EXAMPLES = "Example: saekit inspect runs/topk --store acts/text --out page --fea
 
 def run(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Folder that `saekit train` wrote.")],
-    store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
+    store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
     out: Annotated[str, typer.Option(help="Folder for the page.")],
     features: Annotated[str, typer.Option(metavar="SPEC", help="0-255,1024 | top:500 (by density) | all")] = "top:500",
     top: Annotated[int, typer.Option(help="Strongest examples a feature.")] = 20,

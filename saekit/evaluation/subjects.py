@@ -20,6 +20,7 @@ from saekit.models.catalog import restore
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore, check_stores
 from saekit.training.fit import by_example
 from saekit.types import Output
 
@@ -33,7 +34,7 @@ class Subject:
     role: Literal["run", "control"]
     model: nn.Module
     """Takes raw rows or examples, in eval mode, on the CPU."""
-    source: Store | PairedStore
+    source: Store | PairedStore | StackedStore
     checkpoint: str | None = None
     config: dict[str, Any] | None = None
     """config.json of a run."""
@@ -76,8 +77,8 @@ class WholeExamples(nn.Module):
         return Output(output.x_hat.reshape(x.shape), output.code)
 
 
-def open_runs(checkpoints: Sequence[str | Path], store: Store, target_store: str | Path | None) -> list[Subject]:
-    """The runs, known to fit the store. Raises UsageError, DataError, MissingError."""
+def open_runs(checkpoints: Sequence[str | Path], store: Store | StackedStore, target_store: str | Path | None) -> list[Subject]:
+    """The runs, known to fit the store, or the stores of a crosscoder. Raises UsageError, DataError, MissingError."""
     paths = [str(path) for path in checkpoints]
     if not paths:
         raise UsageError("there is no run to compare", "give the folders that `saekit train` wrote")
@@ -102,11 +103,11 @@ def open_anomalies(path: str | Path, store: Store) -> Store:
     return other
 
 
-def _open(path: str, name: str, store: Store, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+def _open(path: str, name: str, store: Store | StackedStore, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     _check_fit(path, config, store)
-    source: Store | PairedStore = store
+    source: Store | PairedStore | StackedStore = store
     wanted = config["training"].get("target_store")
     if wanted is not None:
         where = str(target_store or wanted)
@@ -120,7 +121,8 @@ def _open(path: str, name: str, store: Store, target_store: str | Path | None, p
     return Subject(name, kind, "run", restore(config["model"], config["config"], checkpoint.tensors), source, path, config)
 
 
-def _check_fit(path: str, config: dict[str, Any], store: Store) -> None:
+def _check_fit(path: str, config: dict[str, Any], store: Store | StackedStore) -> None:
+    check_stores(path, config, store, f"saekit evaluate {path} ")  # the whole command: compare takes one store
     spec, own = store.spec, config["spec"]
     if own["d_in"] != spec.d_in:
         raise DataError(

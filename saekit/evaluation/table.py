@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saekit.errors import UsageError, check_choice
 from saekit.evaluation.subjects import Subject, open_runs
+from saekit.models.metrics import Figures, RowSums
 from saekit.store.reader import Store
+from saekit.store.stack import Paths, StackedStore, open_stores
 from saekit.training.fit import holdout_figures
 
 
@@ -22,13 +25,15 @@ class Evaluation:
     rows: int
     split: str
     """Which rows: holdout | train | all."""
-    metrics: dict[str, float | None]
-    """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does not apply)."""
+    metrics: dict[str, Any]
+    """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does not apply). A crosscoder has `parts`
+    besides: {hook: fvu of that hook's values alone}, in the order of the stores (where a hook is read twice, its model or folder is
+    named too)."""
 
 
 def evaluate(
     checkpoints: Sequence[str | Path] | str | Path,
-    store: str | Path,
+    store: Paths,
     *,
     split: str | None = None,
     rows: int | None = None,
@@ -38,19 +43,39 @@ def evaluate(
 
     `split` None: the held-out rows for a checkpoint that was trained on this store, all rows for another. `rows` caps their number.
     What was trained to give another store's rows is judged on these, read from `target_store` (None: where it lay at training).
-    Raises UsageError, DataError (widths or shapes differ), MissingError.
+    Crosscoders take the stores of their training, in its order, as a list.
+    Raises UsageError, DataError (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     if split is not None:
         check_choice("--split", split, ("holdout", "train", "all"))
     if rows is not None and rows < 1:
         raise UsageError(f"--rows {rows} must be at least 1")
-    opened = Store(Path(store))
+    opened = open_stores(store)
     return [_evaluation(run, opened, split, rows) for run in open_runs(checkpoints, opened, target_store)]
 
 
-def _evaluation(run: Subject, store: Store, split: str | None, rows: int | None) -> Evaluation:
+def _evaluation(run: Subject, store: Store | StackedStore, split: str | None, rows: int | None) -> Evaluation:
     split = split or ("holdout" if run.config["content"] == store.manifest.content else "all")
-    figures = holdout_figures(run.model, run.source, split, rows)
-    metrics = figures.scalars() | {"dead_train": run.config["result"]["metrics"].get("dead_train")}
+    figures, by_hook = _figures(run, split, rows)
+    metrics = figures.scalars() | {"dead_train": run.config["result"]["metrics"].get("dead_train")} | by_hook
     return Evaluation(run.checkpoint, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics)
+
+
+def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:
+    """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is what costs."""
+    if not isinstance(run.source, StackedStore):
+        return holdout_figures(run.model, run.source, split, rows), {}
+    widths = run.source.parts
+    sums = {name: RowSums(None) for name in run.source.names}
+
+    def add(_model, inputs, output) -> None:
+        for each, x_Bd, x_hat_Bd in zip(sums.values(), inputs[0].split(widths, 1), output.x_hat.split(widths, 1)):
+            each.add(x_Bd, x_hat_Bd, None)
+
+    watching = run.model.register_forward_hook(add)
+    try:
+        figures = holdout_figures(run.model, run.source, split, rows)
+    finally:
+        watching.remove()
+    return figures, {"parts": {name: each.figures().fvu for name, each in sums.items()}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
 from saekit.store.reader import Store
-from saekit.types import Autoencoder, Progress
+from saekit.store.stack import Paths, StackedStore, stores_of
+from saekit.types import ActivationSpec, Autoencoder, Progress
 
 TOP_TOKENS = 5
 
@@ -40,7 +41,7 @@ class FeatureRow:
 
 def features(
     checkpoint: str | Path,
-    store: str | Path,
+    store: Paths,
     *,
     index: int | None = None,
     text: str | None = None,
@@ -48,7 +49,10 @@ def features(
     top: int = 10,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """Exactly one of index, text, image. Ranked by act. Raises UsageError, DataError, MissingError."""
+    """Exactly one of index, text, image. Ranked by act. A crosscoder takes the stores of its training, in its order, as a list.
+
+    Raises UsageError, DataError, MissingError.
+    """
     if sum(value is not None for value in (index, text, image)) != 1:
         raise UsageError("give exactly one of --index, --text, --image")
     if top < 1:
@@ -69,12 +73,12 @@ def features(
     return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist() if acts[j] > 0]
 
 
-def _row(j: int, act: float, scan: Scan, store: Store, model: Autoencoder) -> FeatureRow:
+def _row(j: int, act: float, scan: Scan, store: Store | StackedStore, model: Autoencoder) -> FeatureRow:
     density = None if model.active_above is None else float(scan.density[j])
     return FeatureRow(j, act, float(scan.max[j]), density, None, _typical(scan, store, j))
 
 
-def _typical(scan: Scan, store: Store, latent: int) -> list[str]:
+def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
     """The commonest tokens (labels, for images) among the latent's strongest rows."""
     rows = [pick.row for pick in pick_rows(scan, store, latent, 20) if pick.interval is None]
     found: Counter[str] = Counter()
@@ -105,19 +109,22 @@ class _Typed(Documents):
 
 
 @torch.no_grad()
-def _on_input(model: Autoencoder, store: Store, text: str | None, image: str | Path | None) -> torch.Tensor:
+def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None, image: str | Path | None) -> torch.Tensor:
     """(F,): each latent's largest value over the input's tokens or patches (in the store's scope)."""
-    spec = store.spec
-    if spec.is_raw:
-        raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
-    live = load_model(spec.model)
+    specs = [store.spec for store in stores_of(source)]
+    for spec, store in zip(specs, stores_of(source)):
+        if spec.is_raw:
+            raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
     document = Document(0, "input", text, _open_image(image) if image is not None else None)
+    of_model: dict[str, list[ActivationSpec]] = {}
+    for spec in specs:
+        of_model.setdefault(spec.model, []).append(spec)
     best = torch.zeros(model.latents)
     rows = 0
-    for batch in batches(live, _Typed(spec.modality, document), ctx=spec.context or 128, batch=1):
-        with capture(live, [spec.hook], stop=True) as states:
-            live.forward(batch.inputs)
-        x_BD = states[spec.hook][batch.rows_for_scope(spec.scope)].float()
+    # One forward pass a context and model, whatever the number of its hooks.
+    for states in zip(*(_hidden_states(same, document) for same in of_model.values())):
+        by_model = dict(zip(of_model, states))
+        x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
         rows += len(x_BD)
         code = model.encode(x_BD)
         dense = code.to_dense() if isinstance(code, SparseCodes) else code
@@ -125,6 +132,16 @@ def _on_input(model: Autoencoder, store: Store, text: str | None, image: str | P
     if rows == 0:
         raise DataError("the input holds no token in this store's scope", "give a longer --text")
     return best
+
+
+def _hidden_states(specs: list[ActivationSpec], document: Document) -> Iterator[dict[str, torch.Tensor]]:
+    """Context after context of the document: the rows (B,D) of each hook of one model."""
+    live, hooks = load_model(specs[0].model), list(dict.fromkeys(spec.hook for spec in specs))
+    for batch in batches(live, _Typed(specs[0].modality, document), ctx=specs[0].context or 128, batch=1):
+        with capture(live, hooks, stop=True) as states:
+            live.forward(batch.inputs)
+        chosen = batch.rows_for_scope(specs[0].scope)
+        yield {hook: states[hook][chosen].float() for hook in hooks}
 
 
 def _open_image(path: str | Path):

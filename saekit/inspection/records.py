@@ -14,6 +14,7 @@ from saekit.inspection.scan import Scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.windows import Windows, read_windows
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
 from saekit.types import Autoencoder, Example, FeatureRecord
 
 INTERVALS = 5
@@ -58,7 +59,7 @@ def select_latents(spec: str, scan: Scan) -> torch.Tensor:
     return order[alive[order]][: int(spec[4:])]
 
 
-def pick_rows(scan: Scan, store: Store, latent: int, top: int) -> list[Pick]:
+def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
     """The strongest rows, one a document as far as documents go, then rows from five equal intervals of [0, max]."""
     strongest = [(int(r), float(v)) for r, v in zip(scan.top.row[latent], scan.top.value[latent]) if r >= 0]
     documents = store.documents_of([row for row, _ in strongest])
@@ -79,13 +80,20 @@ def pick_rows(scan: Scan, store: Store, latent: int, top: int) -> list[Pick]:
 
 
 def feature_records(
-    model: Autoencoder, store: Store, scan: Scan, latents: torch.Tensor, top: int, thumbnails: Thumbnails | None
+    model: Autoencoder,
+    store: Store | StackedStore,
+    scan: Scan,
+    latents: torch.Tensor,
+    top: int,
+    thumbnails: Thumbnails | None,
+    directions_FD: torch.Tensor | None = None,
 ) -> Iterator[FeatureRecord]:
-    """Records of `latents`, in that order, without logits. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
+    """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of `directions_FD`, by default of the
+    model's decoder rows. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
     texts = token_texts(store) if store.spec.modality == "text" else None
     alive = scan.active > 0
     for some in latents.split(LATENTS_AT_ONCE):
-        W_dec = model.W_dec  # None for a deep decoder, in which a latent has no direction
+        W_dec = model.W_dec if directions_FD is None else directions_FD  # None for a deep decoder, in which a latent has no direction
         neighbours = [[] for _ in some] if W_dec is None else decoder_neighbours(W_dec, some, alive)
         picks = [pick_rows(scan, store, j, top) for j in some.tolist()]
         rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
@@ -107,7 +115,7 @@ def feature_records(
             )
 
 
-def _example(store: Store, pick: Pick, windows: Windows, i: int, texts, thumbnails: Thumbnails | None) -> Example:
+def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, texts, thumbnails: Thumbnails | None) -> Example:
     example, _ = store.example_at(pick.row)
     start, stop = int(windows.start[i]), int(windows.stop[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ def decoder_neighbours(W_dec_FD: torch.Tensor, latents: torch.Tensor, alive_F: t
         for indices, values in zip(best.indices.tolist(), best.values.tolist()):
             found.append([{"index": j, "cosine": c} for j, c in zip(indices, values) if c > -torch.inf])
     return found
+
+
+@torch.no_grad()
+def hook_shares(W_dec_FD: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
+    """(F,P): each hook's share of a crosscoder's decoder norm, ||w_j^p|| / sum over q of ||w_j^q|| (Lindsey et al. 2024, "Sparse
+    Crosscoders"), to be read in units in which the hooks are of one size. 0 everywhere for a latent without a decoder row."""
+    norms_FP = torch.stack([part.norm(dim=1) for part in W_dec_FD.split(list(parts), dim=1)], 1)
+    return norms_FP / norms_FP.sum(1, keepdim=True).clamp_min(torch.finfo(norms_FP.dtype).tiny)
 
 
 @torch.no_grad()

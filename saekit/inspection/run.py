@@ -13,17 +13,22 @@ from saekit.config import write_toml
 from saekit.errors import DataError, SaekitError, UsageError
 from saekit.inspection.page import PageMeta, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
-from saekit.inspection.relate import output_tokens
+from saekit.inspection.relate import hook_shares, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.files import prepare_output, write_json
 from saekit.store.reader import Store
+from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of
 from saekit.training.checkpoints import load
 from saekit.types import Autoencoder, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
 MARKER = "inspect.json"  # shows that the folder is ours, from the first moment on
+CROSSCODER_NOTE = (
+    "A crosscoder. Shares of the decoder norm and neighbours are taken with every hook scaled to the same size, as in training; a decoder "
+    "that writes to several hooks has no output tokens. The text or image of an example is the same for all hooks."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class InspectResult:
 
 def inspect(
     checkpoint: str | Path,
-    store: str | Path,
+    store: Paths,
     out: str | Path,
     *,
     features: str = "top:500",
@@ -46,26 +51,34 @@ def inspect(
 ) -> InspectResult:
     """Scan a store once and write a page of the chosen features (`0-255,1024`, `top:500`, `all`) that opens from disk.
 
-    Raises UsageError, DataError (checkpoint and store do not fit, OUT), MissingError. For a language model the logit lens needs the
-    model itself; when it cannot be had the page is made without, and a message says so.
+    A crosscoder takes the stores of its training, in its order, as a list; examples are shown with the first one's tokens or images, which
+    are those of all. For a language model the logit lens needs the model itself; when it cannot be had the page is made without, and a
+    message says so. Raises UsageError, DataError (checkpoint and store do not fit, OUT), MissingError.
     """
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
     model, description, opened = open_pair(checkpoint, store)
+    paths = [str(each.path) for each in stores_of(opened)]
     if opened.spec.is_raw and opened.spec.modality != "image":
-        raise DataError(f"{store} holds {opened.spec.hook} rows, which a page cannot show", f"saekit compare {checkpoint} --store {store}")
+        verb = "compare" if len(paths) == 1 else "evaluate"
+        hint = f"saekit {verb} {checkpoint} " + " ".join(f"--store {path}" for path in paths)
+        raise DataError(f"{opened.path} holds {opened.spec.hook} rows, which a page cannot show", hint)
     check_features(features, model.latents)
     out = Path(out)
     prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
-    settings = {"checkpoint": str(checkpoint), "store": str(store), "features": features, "top": top, "single_file": single_file}
+    where = paths[0] if len(paths) == 1 else paths
+    settings = {"checkpoint": str(checkpoint), "store": where, "features": features, "top": top, "single_file": single_file}
     write_json(out / MARKER, {"schema_version": 1, **settings})
     write_toml(out / "config.toml", settings)
     scan = cached_scan(model, Path(checkpoint), opened, progress)
     chosen = select_latents(features, scan)
     thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
-    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails)
+    directions_FD = _even_directions(model, description, opened) if isinstance(opened, StackedStore) else model.W_dec
+    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD)
     note = "the logit lens applies to the residual stream of language models"
-    if model.W_dec is None:
+    if isinstance(opened, StackedStore):
+        records, note = _with_hook_shares(records, directions_FD, opened), CROSSCODER_NOTE
+    elif model.W_dec is None:
         note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
     elif opened.spec.modality == "text":
         W_U_VD, note = unembedding(opened)
@@ -80,22 +93,23 @@ def inspect(
     return InspectResult(str(page.index_html), page.features, page.bytes)
 
 
-def open_pair(checkpoint: str | Path, store: str | Path) -> tuple[Autoencoder, Checkpoint, Store]:
+def open_pair(checkpoint: str | Path, store: Paths) -> tuple[Autoencoder, Checkpoint, Store | StackedStore]:
     """Model, checkpoint and store, known to fit: the same width, hidden states of the same modality."""
-    description, opened = read_checkpoint(checkpoint), Store(Path(store))
+    description, opened = read_checkpoint(checkpoint), open_stores(store)
+    check_stores(checkpoint, description.config, opened)
     trained_on = description.config["spec"]
     if trained_on["d_in"] != opened.spec.d_in:
         raise DataError(
             f"{checkpoint} takes {trained_on['d_in']} values a row ({trained_on['model']}, {trained_on['hook']}), "
-            f"{store} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
+            f"{opened.path} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
             "--store with the store that it was trained on, or one of the same hook",
         )
     if trained_on["modality"] != opened.spec.modality:
-        raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {store} holds {opened.spec.modality}")
+        raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {opened.path} holds {opened.spec.modality}")
     model = load(checkpoint)
     if model.takes != "rows":
         cause = f"{checkpoint} is a {description.config['model']} model: its code is of whole examples, and features are shown on rows"
-        raise DataError(cause, f"saekit compare {checkpoint} --store {store}")
+        raise DataError(cause, f"saekit compare {checkpoint} --store {opened.path}")
     return model, description, opened
 
 
@@ -125,13 +139,32 @@ def _with_logits(records: Iterable[FeatureRecord], model: Autoencoder, W_U_VD: t
             yield record
 
 
+def _even_directions(model: Autoencoder, checkpoint: Checkpoint, stack: StackedStore) -> torch.Tensor:
+    """The decoder (F,D) in the units of training, in which the rows of all hooks are of one size: in raw units a late block, whose rows
+    are ten times as long as an early one's, would have ten times the decoder norm by that alone."""
+    scales = checkpoint.config["input_scale"]
+    scales = list(scales) if isinstance(scales, (list, tuple)) else [scales]
+    if len(set(scales)) == 1:  # written once where all agree
+        scales = scales[:1] * len(stack.parts)
+    if len(scales) != len(stack.parts):
+        raise DataError(f"{checkpoint.path}: input_scale holds {len(scales)} values for {len(stack.parts)} hooks")
+    return model.W_dec * torch.tensor(scales).repeat_interleave(torch.tensor(stack.parts))
+
+
+def _with_hook_shares(records: Iterable[FeatureRecord], directions_FD: torch.Tensor, stack: StackedStore) -> Iterator[FeatureRecord]:
+    shares_FP = hook_shares(directions_FD, stack.parts)
+    for record in records:
+        record.hook_shares = dict(zip(stack.names, shares_FP[record.index].tolist()))
+        yield record
+
+
 def _reported(records: Iterable[FeatureRecord], total: int, progress: Callable[[Progress], None]) -> Iterator[FeatureRecord]:
     for done, record in enumerate(records, 1):
         yield record
         progress(Progress("page", done, total, "features"))
 
 
-def page_meta(checkpoint: Checkpoint, store: Store, scan: Scan, notes: list[str]) -> PageMeta:
+def page_meta(checkpoint: Checkpoint, store: Store | StackedStore, scan: Scan, notes: list[str]) -> PageMeta:
     config, spec = checkpoint.config, store.spec
     own = config["config"]
     sparsity = own.get("sparsity")
@@ -142,7 +175,7 @@ def page_meta(checkpoint: Checkpoint, store: Store, scan: Scan, notes: list[str]
     return PageMeta(
         title=f"{short_model} · {spec.hook} · {sparsity or config['model']}",
         modality=spec.modality,
-        model=spec.model,
+        model=" + ".join(dict.fromkeys(each.spec.model for each in stores_of(store))),
         hook=spec.hook,
         dataset=spec.dataset,
         checkpoint=checkpoint.path.name,

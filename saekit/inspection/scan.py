@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore, stores_of
 from saekit.types import Autoencoder, Progress
 
 SCAN_SCHEMA = 1
@@ -188,7 +189,7 @@ def _best_of_each_example(t: Triples, example: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def scan_store(model: Autoencoder, store: Store, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
+def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
     """Encode every row of the store once. The same model and store give the same scan."""
     keep_freed_memory()
     scan = Scan(model.latents)
@@ -204,9 +205,12 @@ def scan_store(model: Autoencoder, store: Store, progress: Callable[[Progress], 
     return scan
 
 
-def cached_scan(model: Autoencoder, checkpoint: Path, store: Store, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
+def cached_scan(
+    model: Autoencoder, checkpoint: Path, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None
+) -> Scan:
     """The scan kept beside the checkpoint, made when it is missing."""
-    path = checkpoint / "scans" / f"{store.manifest.content[:16]}.safetensors"
+    content = "-".join(each.manifest.content[:16] for each in stores_of(store))
+    path = checkpoint / "scans" / f"{content}.safetensors"
     scan = Scan.read(path, model.latents)
     if scan is None or scan.rows != len(store):
         scan = scan_store(model, store, progress)

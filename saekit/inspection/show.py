@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from saekit.errors import DataError
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
 
 THUMBNAIL = 224  # pixels of the longer side; smaller images stay as they are and the page enlarges them
 
 
-def token_texts(store: Store) -> Callable[[list[int]], list[str]]:
+def token_texts(store: Store | StackedStore) -> Callable[[list[int]], list[str]]:
     """token ids -> one string a token, as it stands in the text (a leading space is kept), from the store's own tokenizer."""
     from transformers import AutoTokenizer
 
@@ -43,7 +44,7 @@ def _token_text(tokenizer, index: int) -> str:
 class Thumbnails:
     """Encoded images by key (a hash of the pixels), made once however many latents show them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | StackedStore) -> None:
         from saekit.harvesting.sources import open_data
 
         self._data = open_data(store.spec.dataset, modality="image", column=store.spec.column, seed=store.spec.seed)

@@ -12,6 +12,7 @@ import torch
 from saekit_kernels import SparseCodes
 
 from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
 from saekit.types import Autoencoder
 
 CHUNK_ROWS = 8192
@@ -28,7 +29,7 @@ class Windows:
     values: np.ndarray
 
 
-def example_bounds(store: Store) -> tuple[np.ndarray, np.ndarray]:
+def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]:
     """First and last-plus-one store row of every example that has rows, ascending."""
     first, rows, offset = [], [], 0
     for shard in store.shards:
@@ -40,7 +41,7 @@ def example_bounds(store: Store) -> tuple[np.ndarray, np.ndarray]:
     return firsts, firsts + np.concatenate(rows)
 
 
-def read_windows(model: Autoencoder, store: Store, row: np.ndarray, latent: np.ndarray) -> Windows:
+def read_windows(model: Autoencoder, store: Store | StackedStore, row: np.ndarray, latent: np.ndarray) -> Windows:
     """The window of each picked (row, latent): the row's example, for text at most TOKENS_EACH_SIDE rows on either side."""
     first, last = example_bounds(store)
     example = np.searchsorted(first, row, side="right") - 1
@@ -55,7 +56,7 @@ def read_windows(model: Autoencoder, store: Store, row: np.ndarray, latent: np.n
 
 
 @torch.no_grad()
-def _values_at(model: Autoencoder, store: Store, pair_row: np.ndarray, pair_latent: np.ndarray) -> np.ndarray:
+def _values_at(model: Autoencoder, store: Store | StackedStore, pair_row: np.ndarray, pair_latent: np.ndarray) -> np.ndarray:
     order = np.argsort(pair_row, kind="stable")
     sorted_row, sorted_latent = pair_row[order], torch.from_numpy(pair_latent[order])
     unique, begin = np.unique(sorted_row, return_index=True)

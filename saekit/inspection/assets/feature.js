@@ -27,7 +27,13 @@ function featureHeader(latent, label, record) {
     el("dl", { class: "stats" },
       density === null ? null : stat("density", "Density", percent(density), active),
       stat("max", "Max activation", figure(catalog.max[latent])),
-      density === null && active ? stat("active", "Active", active) : null));
+      density === null && active ? stat("active", "Active", active) : null,
+      record?.hook_shares ? stat("hook-shares", "Decoder norm by hook", ...shareText(record.hook_shares)) : null));
+}
+
+// "blocks.3 61.2 % · blocks.6 38.8 %": of a crosscoder.
+function shareText(shares) {
+  return Object.entries(shares).flatMap(([hook, share], i) => [i ? " · " : null, ...plainNodes(hook), ` ${percent(share, 3)}`]).filter(Boolean);
 }
 
 function stat(id, name, ...values) {
