@@ -117,8 +117,8 @@ class SAE(nn.Module):
         return self.variant.fused_step(self, batch.x, step, adam)
 
     def observe(self, l0: float, step: int) -> None:
-        """Told the mean L0 of recent rows, `step` steps done, whenever the trainer looks at the device: choose the arm, with hysteresis, and move the
-        penalty towards the L0 that was asked for."""
+        """Told the mean L0 of recent rows, `step` steps done, whenever the trainer looks at the device: choose the arm, with
+        hysteresis, and steer the penalty to the L0 that was asked for."""
         self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
         self.variant.steer(self, self.control.observe(l0, step, self.total_steps))
 

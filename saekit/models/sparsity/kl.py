@@ -7,8 +7,8 @@ autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is t
 | kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
 
-With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): of ever larger weights the KL pulls
-rare latents up as hard as it pulls frequent ones down.
+With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): a larger weight would pull rare
+latents up as hard as frequent ones down.
 """
 
 from __future__ import annotations
