@@ -75,57 +75,54 @@ def run(
 
 def _classic(quick: bool, csv: Path | None, json_: bool, report) -> None:
     from saekit.bench.classic import bench_classic
-    from saekit.bench.timing import machine, write_csv
-    from saekit.device import pick_device
 
-    results, about = bench_classic(quick, report), machine(pick_device("cpu"))
-    if csv is not None:
-        write_csv(csv, [r.flat() for r in results], about)
-    if json_:
-        print_json(results)
-        return
-    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; mean and spread over seeds")
+    results = bench_classic(quick, report)
     names = [name for name in FIGURES if any(name in r.figures for r in results)]
     rows = [[r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"] for r in results]
-    typer.echo(table(["data", "model", "task", *names, "s"], rows, left=(0, 1, 2)))
+    head, note = ["data", "model", "task", *names, "s"], "mean and spread over seeds"
+    _give(results, [r.flat() for r in results], csv, json_, note, table(head, rows, left=(0, 1, 2)))
 
 
 def _zoo(quick: bool, csv: Path | None, json_: bool, report) -> None:
-    from saekit.bench.timing import machine, write_csv
     from saekit.bench.zoo import bench_zoo
-    from saekit.device import pick_device
 
-    results, about = bench_zoo(quick, report), machine(pick_device("cpu"))
-    if csv is not None:
-        write_csv(csv, [dataclasses.asdict(r) for r in results], about)
-    if json_:
-        print_json(results)
-        return
-    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; {results[0].latents:,} latents, {results[0].rows:,} rows")
+    results = bench_zoo(quick, report)
     rows = [
-        [r.sparsity, figure(r.fvu, ".3f"), figure(r.l0, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f")] for r in results
-    ]
-    typer.echo(table(["sparsity", "fvu", "l0", "dead_train", "rows/s"], rows))
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f"),
+         figure(r.fvu_ratio, ".4f")]
+        for r in results
+    ]  # fmt: skip
+    note = f"{results[0].latents:,} latents, {results[0].rows:,} rows"
+    text = table(["sparsity", "fvu", "l0", "dead_train", "rows/s", "fvu / dense"], rows)
+    _give(results, [dataclasses.asdict(r) for r in results], csv, json_, note, text)
 
 
 def _field(quick: bool, against: list[str], csv: Path | None, json_: bool, report) -> None:
     from saekit.bench.field import bench_field
-    from saekit.bench.timing import machine, write_csv
-    from saekit.device import pick_device
 
-    results, about = bench_field(quick, against, report), machine(pick_device("cpu"))
-    if csv is not None:
-        write_csv(csv, [dataclasses.asdict(r) for r in results], about)
-    if json_:
-        print_json(results)
-        return
-    typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; * the best of a library with at most 2 % dead")
+    results = bench_field(quick, against, report)
     rows = [
         [r.library, r.setting, f"{r.lr:g}", "*" if r.best else "", figure(r.fve, ".4f"), figure(r.fve_spread, ".4f"),
          figure(r.dead, ".1%"), figure(r.rows_per_s, ",.0f")]
         for r in results
     ]  # fmt: skip
-    typer.echo(table(["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1)))
+    note = "* the best of a library with at most 2 % dead"
+    text = table(["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1))
+    _give(results, [dataclasses.asdict(r) for r in results], csv, json_, note, text)
+
+
+def _give(results: list, flat: list[dict], csv: Path | None, json_: bool, note: str, text: str) -> None:
+    """The results as a CSV file where asked, then as JSON or as a table under a line that says where they were measured."""
+    from saekit.bench.timing import machine, write_csv
+    from saekit.device import pick_device
+
+    about = machine(pick_device("cpu"))
+    if csv is not None:
+        write_csv(csv, flat, about)
+    if json_:
+        print_json(results)
+    else:
+        typer.echo(f"{about['device']}, torch {about['torch']}, {about['date']}; {note}\n{text}")
 
 
 def _with_spread(result, name: str) -> str:

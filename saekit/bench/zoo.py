@@ -1,16 +1,18 @@
 """`saekit bench zoo`: every sparsity variant on the same rows of a language model, at the same number of active latents.
 
-SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone on all cores; the store is harvested once.
+SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the store is harvested once. Those of the
+topk family train a second time by dense autograd (saekit.bench.reference), from the same start on the same rows.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saekit.bench.reference import DENSE, dense
 from saekit.errors import NumericsError
 from saekit.models.catalog import options_of
 from saekit.models.sparsity import VARIANTS
@@ -18,9 +20,10 @@ from saekit.training.run import train
 
 MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
 ACTIVE = 32
-EPOCHS = 2  # latents are counted as dead over one
-FULL = {"rows": 120_000, "latents": 32 * 576, "batch": 4096}
-QUICK = {"rows": 30_000, "latents": 2048, "batch": 1024}
+FULL_DENSE = ("topk", "batchtopk")
+# Latents are counted as dead over one of the epochs; a controller of L0 wants a hundred steps.
+FULL = {"rows": 120_000, "latents": 32 * 576, "batch": 2048, "epochs": 2}
+QUICK = {"rows": 30_000, "latents": 2048, "batch": 512, "epochs": 2}
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,27 @@ class ZooResult:
     dead_train: float | None
     """Share of latents silent over the last epoch of training."""
     rows_per_s: float | None
+    fvu_dense: float | None = None
+    """Of the dense reference; None: not of the topk family, or not trained so."""
+    fvu_ratio: float | None = None
+    """fvu / fvu_dense."""
 
 
-def bench_zoo(quick: bool, progress: Callable[[str], None], store: Path | None = None) -> list[ZooResult]:
-    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one."""
-    size = QUICK if quick else FULL
+def bench_zoo(
+    quick: bool,
+    progress: Callable[[str], None],
+    store: Path | None = None,
+    names: tuple[str, ...] = tuple(VARIANTS),
+    referenced: tuple[str, ...] | None = None,
+    size: dict[str, int] | None = None,
+    active: float = ACTIVE,
+) -> list[ZooResult]:
+    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one; `names`: some of the variants.
+
+    `referenced`: those with a dense reference besides; None: quick all that have one, else FULL_DENSE, since a dense step takes several
+    times as long.
+    """
+    size = size or (QUICK if quick else FULL)
     with tempfile.TemporaryDirectory(prefix="saekit-zoo-") as folder:
         if store is None:
             from saekit.harvesting.run import harvest
@@ -48,9 +67,14 @@ def bench_zoo(quick: bool, progress: Callable[[str], None], store: Path | None =
             found = harvest(MODEL, DATA, store, hook=HOOK, rows=size["rows"], layout="sequence")
             progress(f"{found.rows:,} rows of {MODEL} {HOOK}")
         results = []
-        for name in VARIANTS:
-            results.append(_trained(name, store, Path(folder) / name, size))
-            progress(str(results[-1]))
+        for name in names:
+            result = _trained(name, store, Path(folder) / name, size, active)
+            if name in (referenced if referenced is not None else DENSE if quick else FULL_DENSE):
+                with dense(name):
+                    fvu = _trained(name, store, Path(folder) / f"{name}-dense", size, active).fvu
+                result = replace(result, fvu_dense=fvu, fvu_ratio=result.fvu / fvu if result.fvu and fvu else None)
+            results.append(result)
+            progress(str(result))
     return results
 
 
@@ -62,9 +86,9 @@ def options_for(name: str, active: float) -> dict[str, Any]:
     return {"k": int(active)} if "k" in taken else {"target_l0": active}
 
 
-def _trained(name: str, store: Path, out: Path, size: dict[str, int]) -> ZooResult:
-    rows = round(EPOCHS * 0.96 * size["rows"])  # a twentieth is held out
-    options = options_for(name, ACTIVE)
+def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: float) -> ZooResult:
+    rows = round(size["epochs"] * 0.96 * size["rows"])  # a twentieth is held out
+    options = options_for(name, active)
     try:
         result = train(store, out, sparsity=name, latents=size["latents"], rows=rows, batch=size["batch"], save_seconds=1e9, **options)
     except NumericsError:

@@ -8,14 +8,24 @@ MAX_DEAD_ROWS = 10_000_000
 RESAMPLINGS = 4  # at most so many times in a run, all in its first half, so that what is resampled can still settle
 
 
+REVIVE_SHARE = 0.1  # of the run: a latent that has been silent for so long has to come back now, if it is to learn something
+
+
 def dead_rows(train_rows: int) -> int:
     """A latent is dead after so many rows without firing: ten million, or one epoch where that is shorter."""
     return min(MAX_DEAD_ROWS, train_rows)
 
 
+def revive_rows(train_rows: int, total_rows: int) -> int:
+    """A latent is revived after so many rows without firing: when it is dead, in a short run before."""
+    return max(min(dead_rows(train_rows), round(REVIVE_SHARE * total_rows)), 1)
+
+
 class DeadTracker:
-    def __init__(self, latents: int, threshold: int, device: torch.device) -> None:
-        self.threshold = threshold
+    """Two thresholds, in rows: `threshold`, by which latents are counted as dead, and `revive`, by which they are brought back."""
+
+    def __init__(self, latents: int, threshold: int, revive: int, device: torch.device) -> None:
+        self.threshold, self.revive = threshold, revive
         self.idle = torch.zeros(latents, dtype=torch.int64, device=device)  # rows since each latent fired
         self.l0 = torch.zeros((), device=device)  # mean active latents a row, in the last batch
 
@@ -25,9 +35,9 @@ class DeadTracker:
         self.idle = torch.where(fired_F > 0, 0, self.idle + rows)
 
     def dead(self) -> torch.Tensor:
-        """Indices of dead latents, longest idle first (ties by index). Waits for the device: their number is read."""
+        """Indices of latents to revive, longest idle first (ties by index). Waits for the device: their number is read."""
         order = torch.sort(self.idle, descending=True, stable=True)
-        return order.indices[: int((order.values >= self.threshold).sum())]
+        return order.indices[: int((order.values >= self.revive).sum())]
 
     def share(self) -> float:
         return float((self.idle >= self.threshold).double().mean())

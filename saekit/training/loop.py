@@ -15,7 +15,7 @@ import torch
 from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
 from saekit.training.config import TrainConfig
-from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
+from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
 from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import DECAY_SHARE, adam_tensors, make_adam, reset_moments, restore_adam, schedule
@@ -56,7 +56,7 @@ class Trainer:
         device = normalize.mean_D.device
         self.dead = None
         if model.active_above is not None:
-            self.dead = DeadTracker(model.latents, dead_rows(n), device)
+            self.dead = DeadTracker(model.latents, dead_rows(n), revive_rows(n, total * config.batch), device)
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
         model.total_steps, model.seed = total, config.seed
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]

@@ -20,7 +20,7 @@ from saekit.models.sae import SAE
 from saekit.store.files import sha256_of
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
-from saekit.training.dead import DeadTracker, dead_rows, resampling_steps
+from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
 from saekit.training.inputs import estimate
 from saekit.training.loop import Trainer
 from saekit.training.optim import make_adam, reset_moments, schedule
@@ -226,7 +226,7 @@ def test_the_rate_warms_up_stays_and_decays():
 
 
 def test_a_latent_is_dead_after_so_many_rows_without_firing():
-    tracker = DeadTracker(3, threshold=20, device=torch.device("cpu"))
+    tracker = DeadTracker(3, threshold=20, revive=20, device=torch.device("cpu"))
     fires_first, fires_none = torch.tensor([10, 0, 0]), torch.zeros(3, dtype=torch.int64)
     tracker.update(fires_first, 10)
     assert tracker.idle.tolist() == [0, 10, 10] and tracker.share() == 0 and tracker.l0 == 1.0
@@ -236,6 +236,14 @@ def test_a_latent_is_dead_after_so_many_rows_without_firing():
     tracker.update(fires_none, 10)
     assert tracker.dead().tolist() == [1, 2, 0], "longest idle first"
     assert dead_rows(5_000) == 5_000 and dead_rows(10**9) == 10_000_000
+
+
+def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
+    tracker = DeadTracker(2, threshold=20, revive=10, device=torch.device("cpu"))
+    tracker.update(torch.tensor([10, 0]), 10)
+    assert tracker.dead().tolist() == [1] and tracker.share() == 0
+    assert revive_rows(5_000, 10_000) == 1_000, "a tenth of the run"
+    assert revive_rows(5_000, 10**6) == 5_000 and revive_rows(10**9, 10**10) == 10_000_000, "when it is dead"
 
 
 def test_resampling_zeroes_the_moments_of_the_dead_alone():

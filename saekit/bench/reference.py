@@ -1,0 +1,76 @@
+"""The topk family once more, by dense autograd: every pre-activation, a mask, whole products. What sparse training is measured against.
+
+`dense(name)` puts such a loss in the place of a variant's for as long as it lasts; start, optimiser, auxiliary loss and rows are the run's
+own, so that two runs differ by the step alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from saekit.models.sae import SAE
+from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.base import summed
+from saekit.models.sparsity.batchtopk import remember
+from saekit.models.sparsity.dead import aux_terms
+from saekit.models.sparsity.nested import PARTS_OF_K
+from saekit.types import ActivationBatch, LossTerms
+
+DENSE = ("topk", "batchtopk", "matryoshka", "matryoshka-topk", "hierarchical", "abs-topk")
+IN_BATCH = ("batchtopk", "matryoshka")
+
+
+class DenseStep:
+    """A variant whose loss is dense; for all else the variant."""
+
+    def __init__(self, name: str, variant: Any) -> None:
+        self.name, self.variant = name, variant
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.variant, attribute)
+
+    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
+        k = sae.config.k
+        z = dense_code(self.name, x_BD @ sae.W_enc.T + sae.b_enc, k)
+        if self.name in IN_BATCH:
+            remember(sae, z.detach()[z.detach() > 0].min())
+        parts = [part @ sae.W_dec + sae.b_dec for part in nested_codes(self.name, z, k, sae)]
+        error = torch.stack([(x_hat - target_BD).square().sum(1).mean() for x_hat in parts]).mean()
+        weighted = {"reconstruction": (error, 1.0), **aux_terms(sae, x_BD, (parts[-1] - target_BD).detach())}
+        return summed(weighted, z.detach().count_nonzero(0), {})
+
+
+def dense_code(name: str, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
+    """z (B,F): the k largest of each row or, of the batch, B k; signed for abs-topk, else through a ReLU."""
+    size = pre_BF.detach().abs() if name == "abs-topk" else pre_BF.detach()
+    if name in IN_BATCH:
+        least = size.flatten().topk(k * len(size), sorted=False).values.min()
+        return torch.where(size >= least, pre_BF, 0.0).relu()
+    idx = size.topk(k, dim=1, sorted=False).indices
+    z = torch.zeros_like(pre_BF).scatter(1, idx, pre_BF.gather(1, idx))
+    return z if name == "abs-topk" else z.relu()
+
+
+def nested_codes(name: str, z_BF: torch.Tensor, k: int, sae: SAE) -> list[torch.Tensor]:
+    """The codes that each have to reconstruct, the whole one last."""
+    if name.startswith("matryoshka"):
+        first = torch.arange(sae.latents, device=z_BF.device)
+        return [torch.where(first < round(share * sae.latents), z_BF, 0.0) for share in sae.config.groups]
+    if name == "hierarchical":
+        return [dense_code("topk", z_BF, first) for first in sorted({max(k // part, 1) for part in PARTS_OF_K})]
+    return [z_BF]
+
+
+@contextmanager
+def dense(name: str) -> Iterator[None]:
+    """Autoencoders of this sparsity that are made meanwhile train by the dense step."""
+    own = VARIANTS[name]
+    VARIANTS[name] = DenseStep(name, own)
+    try:
+        yield
+    finally:
+        VARIANTS[name] = own
