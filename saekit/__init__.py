@@ -15,6 +15,7 @@ _PUBLIC = {
     "capture": "saekit.harvesting.hooks",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
+    "finetune": "saekit.intervention.finetune",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.evaluation.compare",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from saekit.harvesting.run import harvest as harvest
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
+    from saekit.intervention.finetune import finetune as finetune
     from saekit.store.reader import open_store as open_store
     from saekit.training.checkpoints import load as load
     from saekit.training.run import train as train

@@ -18,7 +18,7 @@ LAYERS = [
     ["saekit.config", "saekit.device"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
-    ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
+    ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],
     ["saekit.bench"],
     ["saekit_cli"],
 ]

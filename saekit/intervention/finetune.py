@@ -1,0 +1,182 @@
+"""A short training of a finished SAE against the model's own output: the verb `finetune`.
+
+Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need" (arXiv 2503.17272): an SAE trained on
+squared errors, then on few rows of
+
+    loss = (MSE + a KL) / 2,   a = MSE / KL of the same batch, held constant,
+
+so that both terms have one size and the gradient's scale stays that of the first training. KL is the mean over the replaced positions of
+KL(p || p_spliced) of the next token; MSE is in units of the rows' variance. Two forward passes of the model a step, and a backward pass of
+the part behind the hook.
+
+The penalty of a code that had one (l1, jumprelu, kl ...) is no part of this: how many latents are active is then free to move, and
+stands in the result before and after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from saekit_kernels import keep_freed_memory
+
+from saekit.config import write_toml
+from saekit.device import pick_device
+from saekit.errors import DataError, NumericsError, UsageError
+from saekit.harvesting.models import load_model
+from saekit.intervention.config import FinetuneConfig, FinetuneResult
+from saekit.intervention.contexts import Contexts
+from saekit.intervention.objective import balanced, take_step
+from saekit.intervention.reconstruct import Spliced, run_spliced
+from saekit.intervention.subject import check_kind, open_store_of, other_revision
+from saekit.intervention.units import Units
+from saekit.models.catalog import restore
+from saekit.models.metrics import RowSums
+from saekit.models.sae import SAE
+from saekit.store.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from saekit.store.files import prepare_output, write_json
+from saekit.training.fit import holdout_figures
+from saekit.training.logging import MetricsFile
+from saekit.types import Progress
+
+RUN = "run.json"  # marks the folder as saekit's, like that of a training run
+SHARE = 0.05  # of the rows that the checkpoint was trained on: "a few percent"
+JUDGED_CONTEXTS = 128
+
+
+def finetune(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    **options: Any,
+) -> FinetuneResult:
+    """Fine-tune an SAE of a language model so that the model's predictions survive its reconstructions; write a checkpoint folder.
+
+    Options are the fields of FinetuneConfig. Raises UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError
+    (store, model, data), NumericsError (divergence).
+    """
+    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(overwrite, progress)
+
+
+class _Finetune:
+    def __init__(self, checkpoint: Checkpoint, out: Path, config: FinetuneConfig) -> None:
+        check_kind(checkpoint)
+        if out.resolve() == checkpoint.path.resolve():
+            raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
+        self.checkpoint, self.out = checkpoint, out
+        self.store = open_store_of(checkpoint, config.store)
+        self.config = dataclasses.replace(
+            config,
+            store=str(self.store.path),
+            rows=config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1),
+        )
+        spec, device = self.store.spec, pick_device(config.device)
+        self.live = load_model(spec.model, device)
+        if self.live.kind != "causal_lm":
+            raise UsageError(f"{spec.model} has no logits to train against", "fine-tune an SAE of a language model with a head")
+        self.contexts = Contexts(self.store, self.live, config.batch, config.data)
+        self.units = Units.of(self.store, device)
+        loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
+        self.sae: SAE = restore("sae", checkpoint.config["config"], self.units.unfolded(loaded)).to(device)
+
+    def execute(self, overwrite: bool, progress: Callable[[Progress], None]) -> FinetuneResult:
+        prepare_output(self.out, RUN, resume=False, overwrite=overwrite, resumable=False)
+        settings = {"checkpoint": str(self.checkpoint.path), **dataclasses.asdict(self.config)}
+        write_json(self.out / RUN, {"schema_version": 1, "finetune": settings})
+        write_toml(self.out / "config.toml", {name: value for name, value in settings.items() if name != "checkpoint"})
+        if note := other_revision(self.live, self.store):
+            progress(Progress("finetune", 0, 0, message=note))
+        keep_freed_memory()
+        before, contexts = self._judge(progress)
+        began = time.monotonic()
+        rows, steps = self._train(progress)
+        rate = round(rows / max(time.monotonic() - began, 1e-9), 1)
+        after, _ = self._judge(progress)
+        result = FinetuneResult(str(self.out), rows, steps, self.config.lr, rate, contexts, before, after)
+        self._write(result)
+        return result
+
+    # -- training --------------------------------------------------------------------------------------------------------
+
+    def _train(self, progress: Callable[[Progress], None]) -> tuple[int, int]:
+        """(rows, steps) done."""
+        c, sae = self.config, self.sae
+        optimizer = torch.optim.Adam(sae.requires_grad_(True).parameters(), lr=c.lr, fused=True)
+        rows, steps = 0, 0
+        with closing(MetricsFile(self.out / "metrics.jsonl", 0)) as metrics:
+            for made in self._runs(self.contexts.train(c.seed)):
+                lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - rows / c.rows)
+                mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in  # training units: E||x||^2 = D
+                loss = balanced(mse, made.kl)
+                optimizer.zero_grad()
+                loss.backward()
+                take_step(sae, optimizer)
+                rows, steps = rows + len(made.x_BD), steps + 1
+                figures = {"step": steps, "rows": rows, "loss": loss.item(), "mse": mse.item(), "kl": made.kl.item(), "lr": lr}
+                if not math.isfinite(figures["loss"]):
+                    raise NumericsError(f"the loss diverged at step {steps}", "--overwrite with a lower --lr")
+                metrics.write(figures)
+                progress(Progress("finetune", min(rows, c.rows), c.rows, figures={"loss": figures["loss"]}))
+                if rows >= c.rows:
+                    break
+        sae.requires_grad_(False)
+        return rows, steps
+
+    def _runs(self, batches: Iterator) -> Iterator[Spliced]:
+        """Batches without a row in the store's scope are passed over; a hundred of them in a row are no accident."""
+        empty = 0
+        for batch in batches:
+            made = run_spliced(self.live, self.sae, self.units, batch, self.store)
+            empty = 0 if made else empty + 1
+            if made:
+                yield made
+            elif empty == 100:
+                raise DataError(f"{self.contexts.data} holds no rows in the store's scope", "give other data with --data")
+
+    # -- judging ---------------------------------------------------------------------------------------------------------
+
+    def _judge(self, progress: Callable[[Progress], None]) -> tuple[dict[str, float | None], int]:
+        """(kl, fvu and l0 on held-out documents, how many contexts)."""
+        sums, kl, contexts = RowSums(self.sae.active_above), 0.0, 0
+
+        def counted() -> Iterator:
+            nonlocal contexts
+            for batch in self.contexts.holdout(JUDGED_CONTEXTS):
+                contexts += len(batch)
+                yield batch
+
+        with torch.no_grad():
+            for made in self._runs(counted()):
+                sums.add(made.x_BD, made.x_hat_BD, made.code)
+                kl += made.kl.item() * len(made.x_BD)
+                progress(Progress("judge", contexts, 0, unit="contexts"))
+        if not sums.rows:
+            raise DataError(f"the held-out documents of {self.store.path} hold no rows", "harvest more rows")
+        figures = sums.figures()
+        return {"kl": kl / sums.rows, "fvu": figures.fvu, "l0": figures.l0}, contexts
+
+    def _write(self, result: FinetuneResult) -> None:
+        tensors = {name: value.cpu() for name, value in self.sae.folded(self.units.mean_D, self.units.scale).items()}
+        old = self.checkpoint.config
+        final = restore("sae", old["config"], tensors)
+        metrics = holdout_figures(final, self.store).scalars() | {"dead_train": None}  # no latent was followed here
+        c = self.config
+        about = {
+            "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows, "lr": c.lr, "batch": c.batch,
+            "seed": c.seed, "before": result.before, "after": result.after,
+        }  # fmt: skip
+        changed = {
+            "result": old["result"] | {"metrics": metrics},
+            "versions": {name: version(name) for name in ("saekit", "torch")},
+            "finetuned": about,
+        }
+        write_checkpoint(self.out, old | changed, tensors)

@@ -1,0 +1,77 @@
+"""What a loaded SAE makes of rows inside a running model: a reconstruction with gradients, and what that does to the model's output.
+
+Its code is that of a trained model: the variant's `encode`, in eval mode, so that a row's code does not depend on the other rows. `encode`
+has no gradient: it chooses the entries, which are constant, and their values are made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnF
+from saekit_kernels import SparseCodes, decode_entries, preactivations
+
+from saekit.harvesting.hooks import capture
+from saekit.harvesting.inputs import ContextBatch
+from saekit.harvesting.models import LiveModel
+from saekit.harvesting.run import within_norm
+from saekit.intervention.splice import splice
+from saekit.intervention.units import Units
+from saekit.models.sae import SAE
+from saekit.store.reader import Store
+
+SIGMOID = "kl"  # the one sparsity whose code is sigmoid(pre); all others are pre where the code is not 0
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """One batch, run as it is and with its rows reconstructed."""
+
+    x_BD: torch.Tensor  # the rows that were replaced, in units of training
+    x_hat_BD: torch.Tensor
+    code: torch.Tensor | SparseCodes
+    kl: torch.Tensor
+    """mean over these rows of KL(p || p_spliced) at their positions, in nats."""
+
+
+def reconstruction(sae: SAE, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | SparseCodes]:
+    """(x_hat (B,D), the code of a trained model), x_hat differentiable in W_enc, b_enc, W_dec and b_dec; thresholds are constant."""
+    assert not sae.training, "in training, a code may depend on the batch"
+    with torch.no_grad():
+        code = sae.encode(x_BD)
+    if isinstance(code, SparseCodes):
+        values = preactivations(code, x_BD, sae.W_enc, sae.b_enc, sae.backend)
+        return decode_entries(code, values, sae.W_dec, sae.b_dec, sae.backend), code
+    pre = torch.addmm(sae.b_enc, x_BD, sae.W_enc.T)
+    z = pre.sigmoid() if sae.config.sparsity == SIGMOID else torch.where(code != 0, pre, 0.0)
+    return torch.addmm(sae.b_dec, z, sae.W_dec), code
+
+
+def run_spliced(live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, store: Store) -> Spliced | None:
+    """Two forward passes; the second runs on with x_hat in place of the rows that `store` would hold of this batch.
+
+    `sae` is in `units`. The graph begins at the hook. None when there is no such row.
+    """
+    hook, limit = store.spec.hook, store.manifest.norm_limit
+    with torch.no_grad(), capture(live, hook) as states:
+        logits_BTV = live.forward(batch.inputs).logits
+    mask_BT = within_norm(batch.rows_for_scope(store.spec.scope).to(live.device), states, {hook: limit})
+    if not mask_BT.any():
+        return None
+    log_p_NV = _log_probabilities(logits_BTV[mask_BT])
+    del logits_BTV  # it is the largest tensor here, and the second pass makes another
+    x_BD = units.of_training(states[hook][mask_BT].to(sae.W_enc.dtype))
+    x_hat_BD, code = reconstruction(sae, x_BD)
+    with splice(live, hook, lambda _: units.raw(x_hat_BD), mask_BT):
+        spliced_BTV = live.forward(batch.inputs).logits
+    return Spliced(x_BD, x_hat_BD, code, divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT])))
+
+
+def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:
+    """mean over N of KL(p || q), in nats."""
+    return nnF.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
+
+
+def _log_probabilities(logits_NV: torch.Tensor) -> torch.Tensor:
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(1)  # sums over V are too long for 16 bits

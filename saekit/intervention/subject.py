@@ -1,0 +1,52 @@
+"""Which checkpoints can be fine-tuned, and the store that one was trained on."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from saekit.errors import DataError, UsageError
+from saekit.harvesting.models import LiveModel
+from saekit.store.checkpoint import Checkpoint
+from saekit.store.reader import Store
+
+TIED = ("matching-pursuit", "archetypal")  # decoders under a constraint whose other parts a checkpoint does not hold
+
+
+def check_kind(checkpoint: Checkpoint) -> None:
+    """Raise UsageError for what cannot be fine-tuned."""
+    path, config, spec = checkpoint.path, checkpoint.config["config"], checkpoint.config["spec"]
+    hint = "fine-tune an SAE of one hook of a language model"
+    if checkpoint.config["model"] != "sae":
+        raise UsageError(f"{path} holds a {checkpoint.config['model']} model, not an SAE", hint)
+    if spec["modality"] != "text" or spec["model"].startswith("raw:"):
+        raise UsageError(f"{path} was trained on {spec['model']}: there are no logits to train against", hint)
+    if config.get("d_out") or config.get("skip"):
+        raise UsageError(f"{path} is a transcoder: what it gives is no replacement of its own input", hint)
+    if config.get("parts"):
+        raise UsageError(f"{path} is a crosscoder: its rows are those of several hooks", hint)
+    if config["sparsity"] in TIED:
+        raise UsageError(f"--sparsity {config['sparsity']}: its decoder would leave its constraint", hint)
+
+
+def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
+    """The store of the run, found by what training wrote beside it. Its content must be the same: it says what is held out."""
+    where = given or _recorded_store(checkpoint.path)
+    if where is None:
+        raise UsageError(f"{checkpoint.path} does not say which store it was trained on", "give it with --store")
+    store = Store(Path(where))
+    if store.manifest.content != checkpoint.config["content"]:
+        raise DataError(f"{where} is not the store that {checkpoint.path} was trained on", "--store with that one")
+    return store
+
+
+def _recorded_store(path: Path) -> str | None:
+    try:
+        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8")).get("store")
+    except (OSError, ValueError):
+        return None
+
+
+def other_revision(live: LiveModel, store: Store) -> str | None:
+    then, now = store.spec.revision, live.revision
+    return f"{live.name} is at {now}, the store was harvested at {then}" if then and now and then != now else None
