@@ -15,6 +15,7 @@ _PUBLIC = {
     "capture": "saekit.harvesting.hooks",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
+    "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from saekit.inspection.run import inspect as inspect
     from saekit.intervention.finetune import finetune as finetune
     from saekit.store.reader import open_store as open_store
+    from saekit.sweeps.run import sweep as sweep
     from saekit.training.checkpoints import load as load
     from saekit.training.run import train as train
 

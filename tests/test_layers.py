@@ -19,7 +19,7 @@ LAYERS = [
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
     ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],
-    ["saekit.bench"],
+    ["saekit.bench", "saekit.sweeps"],
     ["saekit_cli"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

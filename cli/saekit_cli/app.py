@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from saekit import __version__
 from saekit.errors import SaekitError
-from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, train
+from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
 
 INTERRUPTED = 130
 INTERRUPTED_HINT = "harvest and train go on with --resume, demo when it is run again"
@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean.",
     epilog="Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate, 130 interrupted.",
 )
-for command in (demo, harvest, train, finetune, evaluate, compare, inspect, features, models, bench):
+for command in (demo, harvest, train, sweep, finetune, evaluate, compare, inspect, features, models, bench):
     app.command(command.NAME, epilog=command.EXAMPLES)(command.run)
 
 

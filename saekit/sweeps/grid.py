@@ -1,0 +1,111 @@
+"""sweep.toml -> the settings of every member.
+
+Settings have the names of `saekit train`'s flags. A list means one member for each value, several lists all combinations; what stands above
+the first table holds for all members, each [[runs]] table is a grid of its own:
+
+    rows = 400_000
+    seed = [0, 1, 2]
+
+    [[runs]]
+    sparsity = "topk"
+    k = [16, 32, 64]
+
+    [[runs]]
+    sparsity = "l1"
+    target_l0 = [16, 32, 64]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saekit.errors import DataError, MissingError, SaekitError
+from saekit.training.config import TrainConfig
+
+RUNS = "runs"
+NOT_SWEPT = ("target_store", "stores", "log", "device", "save_seconds")  # of a single run, or of the sweep
+WHOLE = ("groups", "hidden", "channels")  # options whose one value is a list
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    """A folder: what tells it from the others, `topk-k16-seed0`."""
+    group: str
+    """The same without the seed."""
+    config: TrainConfig
+
+
+def read_grid(path: Path, device: str = "auto") -> list[Member]:
+    """The members of a file. Raises MissingError, DataError (naming the file and the member)."""
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"there is no grid file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    try:
+        return members_of(settings, device)
+    except SaekitError as error:
+        raise DataError(f"{path}: {error}", error.hint) from None
+
+
+def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
+    """The same of a dict, as a TOML file gives it. Raises UsageError, DataError."""
+    tables = settings.get(RUNS, [{}])
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise DataError(f"{RUNS} is a list of tables", f"begin each with [[{RUNS}]]")
+    common = {name: value for name, value in settings.items() if name != RUNS}
+    found = [chosen for table in tables for chosen in _combinations(common | table)]
+    varying = [name for name in dict.fromkeys(key for each in found for key in each) if len({repr(each.get(name)) for each in found}) > 1]
+    members = []
+    for chosen in found:
+        config = _config(chosen, device)
+        telling = {name: chosen[name] for name in varying if name in chosen}
+        group = _name({name: value for name, value in telling.items() if name != "seed"}) or config.options.get("sparsity", "topk")
+        members.append(Member(_name(telling) or group, group, config))
+    twice = {m.name for m in members if sum(other.name == m.name for other in members) > 1}
+    if twice:
+        raise DataError(f"{min(twice)} is asked for twice", "give each member once")
+    return members
+
+
+def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
+    values = [_values(name, value) for name, value in settings.items()]
+    return [dict(zip(settings, chosen)) for chosen in itertools.product(*values)]
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    if name in WHOLE:  # a list of lists sweeps it
+        nested = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+        return [tuple(each) for each in value] if nested else [tuple(value)]
+    if not isinstance(value, list):
+        return [value]
+    if not value:
+        raise DataError(f"{name} is an empty list", f"give {name} a value or leave it away")
+    return value
+
+
+def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
+    bad = [name for name in chosen if name in NOT_SWEPT]
+    if bad:
+        raise DataError(f"{bad[0]} is not for a grid", "a sweep trains on one STORE; --device is a flag of the sweep")
+    # One order of rows for all members, whatever their seed: that is what lets them share a pass.
+    config = TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
+    return dataclasses.replace(config, log=())
+
+
+def _name(telling: dict[str, Any]) -> str:
+    """topk-k16-seed0: values of words alone, numbers with their names."""
+    parts = [str(value) if isinstance(value, str) else f"{name.replace('_', '-')}{_text(value)}" for name, value in telling.items()]
+    return "-".join(part.replace("/", "_").replace(":", "_") for part in parts)
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(_text, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)

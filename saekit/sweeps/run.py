@@ -1,0 +1,207 @@
+"""grid -> many checkpoints and one table: the verb `sweep`.
+
+Every member is an ordinary run in a folder of its own, with the bits that `saekit train --config OUT/NAME/config.toml` would give it on one
+thread: the same loop, state and resume. What they share is the reading of rows (or, live, the model's forward pass), the statistics of the
+store, and the cores: on a CPU as many members compute at a time as torch has threads, each on one, which wastes less than one member after
+the other on all of them. One stacked computation for members of one shape was measured and is slower wherever sparse kernels help
+(docs/sweeps.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saekit.device import pick_device
+from saekit.errors import DataError, NumericsError
+from saekit.store.files import prepare_output, write_bytes, write_json
+from saekit.store.reader import Store
+from saekit.sweeps.grid import Member, members_of, read_grid
+from saekit.sweeps.pareto import Group, groups_of, pareto_page
+from saekit.training.fit import by_example
+from saekit.training.loop import deferred_interrupt
+from saekit.training.run import Run, TrainPlan
+from saekit.training.shared import SharedPass
+from saekit.types import ActivationSource, Progress
+
+MARKER, PAGE = "sweep.json", "pareto.html"
+REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    name: str
+    group: str
+    path: str
+    settings: dict[str, Any]
+    metrics: dict[str, float | None] | None
+    """As `train` gives them; None: the run failed."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    path: str
+    seconds: float
+    members: list[MemberResult]
+    groups: list[Group]
+    """Members that differ by the seed alone, with means and spread; the best trade-offs are marked."""
+    page: str
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    members: dict[str, TrainPlan]
+    memory_bytes: int
+    at_a_time: int
+    """Members that compute at the same time."""
+
+
+def sweep(
+    store: str | Path,
+    out: str | Path,
+    grid: str | Path | dict[str, Any],
+    *,
+    live: bool = False,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> SweepResult:
+    """Train every member of `grid` (a TOML file, or the same as a dict; saekit.sweeps.grid) on a store, all over one pass of its rows.
+
+    Writes OUT/NAME for each member, as `train` would, OUT/sweep.json and OUT/pareto.html. `live`: the training rows come from the store's
+    model, which runs once for all members; the store gives statistics and held-out rows. A member that diverges is noted and the others go
+    on. `resume` continues a killed sweep, each member bit for bit; members that are done stay.
+
+    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member came to an end; KeyboardInterrupt after all
+    states have been saved.
+    """
+    return _Sweep(store, out, grid, live, device).execute(resume, overwrite, progress)
+
+
+def plan_sweep(store: str | Path, grid: str | Path | dict[str, Any], device: str = "auto") -> SweepPlan:
+    """The plan alone; nothing is written."""
+    return _Sweep(store, "-", grid, False, device).plan()
+
+
+class _Sweep:
+    def __init__(self, store: str | Path, out: str | Path, grid: str | Path | dict[str, Any], live: bool, device: str) -> None:
+        self.store, self.out, self.live = Store(Path(store)), Path(out), live
+        self.device = pick_device(device)
+        self.members = members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
+        self.workers = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
+        self.runs = {member.name: Run(self.store, self.out / member.name, member.config) for member in self.members}
+        self._check()
+
+    def _check(self) -> None:
+        for name, run in self.runs.items():
+            if run.model.strategy != "gradient" or by_example(run.model, run.source):
+                raise DataError(
+                    f"{name}: a sweep trains models of single rows step by step", f"saekit train for --model {run.config.model}"
+                )
+            if self.live and run.source is not self.store:
+                raise DataError(f"{name}: --live gives rows one by one, and {run.config.options['sparsity']} looks at neighbours")
+        for what in ("batch", "order_seed"):
+            found = {getattr(run.config, what) for run in self.runs.values()}
+            if len(found) > 1:
+                raise DataError(
+                    f"members of a sweep share their rows, and so {what}: {', '.join(map(str, sorted(found)))}", "a sweep for each"
+                )
+
+    def plan(self) -> SweepPlan:
+        plans = {name: run.plan() for name, run in self.runs.items()}
+        return SweepPlan(plans, sum(plan.memory_bytes for plan in plans.values()), self.workers)
+
+    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> SweepResult:
+        resuming = prepare_output(self.out, MARKER, resume=resume, overwrite=overwrite)
+        write_json(self.out / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
+        began = time.monotonic()
+        rows = self._live_rows(progress) if self.live else self.store
+        results = self._train(rows, resuming, _Together(progress, self.runs))
+        done = [result for result in results if result.metrics]
+        if not done:
+            raise NumericsError(f"no member came to an end: {results[0].error}", "lower rates, or --clip 1")
+        groups, page = groups_of(done), self.out / PAGE
+        write_bytes(page, pareto_page(self.store.spec, groups, results).encode())
+        result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(page))
+        write_json(self.out / MARKER, {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}})
+        return result
+
+    def _live_rows(self, progress: Callable[[Progress], None]) -> ActivationSource:
+        from saekit.harvesting.live import LiveSource
+
+        source = LiveSource(self.store, device=str(self.device))
+        for note in source.live.notes:
+            progress(Progress("sweep", 0, 0, message=note))
+        progress(Progress("sweep", 0, 0, message=f"the first {source.buffer_rows:,} rows are computed before training begins"))
+        return source
+
+    def _train(self, rows: ActivationSource, resuming: bool, together: _Together) -> list[MemberResult]:
+        shared = SharedPass(self.store, rows, len(self.members), self.workers)
+        threads = torch.get_num_threads()
+        with (
+            deferred_interrupt() as interrupted,
+            ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device)) as pool,
+        ):
+            futures = [pool.submit(self._member, member, shared, resuming, together) for member in self.members]
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=0.2)
+                if interrupted():
+                    shared.stop()
+        torch.set_num_threads(threads)  # also for threads to come
+        return [future.result() for future in futures]
+
+    def _member(self, member: Member, shared: SharedPass, resuming: bool, together: _Together) -> MemberResult:
+        settings, out = member.config.flat(), self.out / member.name
+        with shared.member() as source:
+            run = self.runs[member.name]
+            run.read_from(source)
+            try:
+                result = run.execute(resuming and out.exists(), False, together.of(member.name))
+            except NumericsError as error:
+                return MemberResult(member.name, member.group, str(out), settings, None, str(error))
+        return MemberResult(member.name, member.group, str(out), settings, result.metrics)
+
+
+def _one_thread_each(device: torch.device) -> Callable[[], None]:
+    def start() -> None:
+        if device.type == "cpu":
+            torch.get_num_threads()  # a thread's first parallel operation would else set its number anew
+            torch.set_num_threads(1)
+
+    return start
+
+
+class _Together:
+    """One progress of all members: rows of all, and the mean fvu."""
+
+    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, Run]) -> None:
+        self.progress, self.lock = progress, threading.Lock()
+        self.total = sum(run.steps * run.config.batch for run in runs.values())
+        self.rows = dict.fromkeys(runs, 0)
+        self.fvu: dict[str, float] = {}
+        self.said = 0.0
+
+    def of(self, name: str) -> Callable[[Progress], None]:
+        def heard(report: Progress) -> None:
+            with self.lock:
+                self.rows[name] = report.done
+                if "fvu" in report.figures:
+                    self.fvu[name] = report.figures["fvu"]
+                now, done = time.monotonic(), sum(self.rows.values())
+                if now - self.said >= REPORT_SECONDS or done == self.total:
+                    self.said = now
+                    figures = {"fvu": sum(self.fvu.values()) / len(self.fvu)} if self.fvu else {}
+                    self.progress(Progress("sweep", done, self.total, figures=figures))
+
+        return heard
