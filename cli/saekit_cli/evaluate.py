@@ -10,7 +10,8 @@ from saekit_cli.screen import figure, print_json, table
 NAME = "evaluate"
 EXAMPLES = """Examples:
 saekit evaluate runs/topk runs/pca --store acts/text |
-saekit evaluate runs/cross --store acts/model.layers.3 --store acts/model.layers.6"""
+saekit evaluate runs/cross --store acts/model.layers.3 --store acts/model.layers.6 |
+saekit evaluate runs/hierarchical --store acts/text --k 8,16,32"""
 
 
 def run(
@@ -19,6 +20,7 @@ def run(
     rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
     target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
+    k: Annotated[str | None, typer.Option(help="Also smaller k than that of the training, 8,16,32: a line for each.")] = None,
     max_fvu: Annotated[float | None, typer.Option(help="Exit 7 when a checkpoint's fvu is above this.")] = None,
     config: Config = None,
     json_: Json = False,
@@ -28,23 +30,37 @@ def run(
     from saekit.errors import QualityGateError
     from saekit.evaluation.table import evaluate
 
-    results = evaluate(checkpoints, store, split=split, rows=rows, target_store=target_store)
+    results = evaluate(checkpoints, store, split=split, rows=rows, target_store=target_store, k=None if k is None else _numbers(k))
     if json_:
         print_json(results)
     else:
         parts = list(results[0].metrics.get("parts", ()))  # all rows of a table read the same stores
-        header = ("checkpoint", "model", "params", "latents", "rows", "fvu", "mse", "cosine", "l0", "dead", *(f"fvu {p}" for p in parts))
+        header = (
+            "checkpoint", "model", "params", "latents", *(() if k is None else ("k",)), "rows", "fvu", "mse", "cosine", "l0", "dead",
+            *(f"fvu {p}" for p in parts),
+        )  # fmt: skip
         typer.echo(table(header, [_row(r, parts) for r in results], left=(0, 1)))
     # `not <=` rather than `>`: a NaN does not pass.
     failed = [r for r in results if max_fvu is not None and not r.metrics["fvu"] <= max_fvu]
     if failed:
-        raise QualityGateError(f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint} is above --max-fvu {max_fvu:g}")
+        at = "" if failed[0].k is None else f" with k {failed[0].k}"
+        raise QualityGateError(f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint}{at} is above --max-fvu {max_fvu:g}")
+
+
+def _numbers(text: str) -> list[int]:
+    """'8,16,32' as numbers."""
+    from saekit.errors import UsageError
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"--k {text}: give numbers with commas", "--k 8,16,32") from None
 
 
 def _row(r, parts: list[str]) -> tuple[str, ...]:
     m = r.metrics
     return (
-        r.checkpoint, r.model, f"{r.params / 1e6:.2f}M", f"{r.latents:,}", f"{r.rows:,}", figure(m["fvu"]), figure(m["mse"], ".4g"),
-        figure(m["cosine"]), figure(m["l0"], ".1f"), figure(m["dead"], ".1%"),
+        r.checkpoint, r.model, f"{r.params / 1e6:.2f}M", f"{r.latents:,}", *(() if r.k is None else (str(r.k),)), f"{r.rows:,}",
+        figure(m["fvu"]), figure(m["mse"], ".4g"), figure(m["cosine"]), figure(m["l0"], ".1f"), figure(m["dead"], ".1%"),
         *(figure(m["parts"][p]) for p in parts),
     )  # fmt: skip

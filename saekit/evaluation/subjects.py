@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from saekit.store.checkpoint import read_checkpoint
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, check_stores
+from saekit.training.checkpoints import with_k
 from saekit.training.fit import by_example
 from saekit.types import Output
 
@@ -57,6 +58,10 @@ class Subject:
     @property
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.model.state_dict().values())
+
+    def with_k(self, k: int | None) -> Subject:
+        """The same run with codes of the k largest values of a row; None: itself. Raises UsageError where it has no such codes."""
+        return self if k is None else replace(self, model=with_k(self.model, k, self.checkpoint or self.name))
 
 
 class WholeExamples(nn.Module):

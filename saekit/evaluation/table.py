@@ -29,6 +29,8 @@ class Evaluation:
     """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does not apply). A crosscoder has `parts`
     besides: {hook: fvu of that hook's values alone}, in the order of the stores (where a hook is read twice, its model or folder is
     named too)."""
+    k: int | None = None
+    """The k that was asked for; None: as the model was trained."""
 
 
 def evaluate(
@@ -38,12 +40,14 @@ def evaluate(
     split: str | None = None,
     rows: int | None = None,
     target_store: str | Path | None = None,
+    k: Sequence[int] | int | None = None,
 ) -> list[Evaluation]:
     """Judge checkpoints on the same rows of a store, raw activations in.
 
     `split` None: the held-out rows for a checkpoint that was trained on this store, all rows for another. `rows` caps their number.
     What was trained to give another store's rows is judged on these, read from `target_store` (None: where it lay at training).
-    Crosscoders take the stores of their training, in its order, as a list.
+    Crosscoders take the stores of their training, in its order, as a list. With `k` every checkpoint is judged with codes of so many
+    values, one Evaluation a checkpoint and k (saekit.load says which models can).
     Raises UsageError, DataError (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
@@ -51,15 +55,20 @@ def evaluate(
         check_choice("--split", split, ("holdout", "train", "all"))
     if rows is not None and rows < 1:
         raise UsageError(f"--rows {rows} must be at least 1")
+    ks = [k] if k is None or isinstance(k, int) else list(k)
+    if not ks:
+        raise UsageError("--k: there is no k", "--k 8,16,32")
     opened = open_stores(store)
-    return [_evaluation(run, opened, split, rows) for run in open_runs(checkpoints, opened, target_store)]
+    # every k is known to be possible before the first pass over the rows
+    subjects = [(at, run.with_k(at)) for run in open_runs(checkpoints, opened, target_store) for at in ks]
+    return [_evaluation(subject, opened, split, rows, at) for at, subject in subjects]
 
 
-def _evaluation(run: Subject, store: Store | StackedStore, split: str | None, rows: int | None) -> Evaluation:
+def _evaluation(run: Subject, store: Store | StackedStore, split: str | None, rows: int | None, k: int | None) -> Evaluation:
     split = split or ("holdout" if run.config["content"] == store.manifest.content else "all")
     figures, by_hook = _figures(run, split, rows)
     metrics = figures.scalars() | {"dead_train": run.config["result"]["metrics"].get("dead_train")} | by_hook
-    return Evaluation(run.checkpoint, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics)
+    return Evaluation(run.checkpoint, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k)
 
 
 def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:

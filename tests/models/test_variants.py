@@ -12,6 +12,7 @@ import saekit
 from saekit.errors import UsageError
 from saekit.models.catalog import build
 from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.archetypal import SPEED
 from saekit.models.sparsity.control import Control
 from saekit.models.sparsity.jumprelu import Jump, Step
 from saekit.models.sparsity.nested import level_of_latents
@@ -203,7 +204,7 @@ def test_atoms_stay_mixtures_of_rows():
         optimizer.step()
         sae.after_step()
         optimizer.zero_grad()
-    weights = sae.mixture.softmax(1)
+    weights = (SPEED * sae.mixture).softmax(1)
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(1), torch.ones(F, dtype=torch.float64))
     torch.testing.assert_close(sae.W_dec.data, (weights @ sae.points).detach())

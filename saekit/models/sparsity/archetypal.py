@@ -1,6 +1,6 @@
 """`archetypal`: topk whose atoms lie in the convex hull of the data (Fel et al. 2025, arXiv 2502.12892).
 
-W_dec = softmax(A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D) trained within ||l_j|| <= relax. Atoms that are
+W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D) trained within ||l_j|| <= relax. Atoms that are
 mixtures of rows cannot drift to where there is no data, so two runs find more of the same ones. Decoder rows are free in their norm; the
 parts are saved as the W_dec that they make.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saekit.models.sae import SAE
 
 SHARPNESS = 6.0  # of the first mixtures: each atom starts near one row
+SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the same steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Archetypal(TopK):
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Rows are scaled by 1/sqrt(D), to a norm of about 1, which is all the same to a hull around 0."""
-        rows, generator = sample_BD, torch.Generator().manual_seed(0)  # the same rows whatever the seed: they are part of the model
+        rows, generator = sample_BD, torch.Generator().manual_seed(0)  # of the run's sample, which its seed shuffles
         count = min(sae.config.archetypes, len(rows))
         points = rows[torch.randperm(len(rows), generator=generator)[:count]] / sae.d_in**0.5
         sae.register_buffer("points", points.clone())
@@ -50,7 +51,7 @@ class Archetypal(TopK):
         A = torch.randn(sae.latents, count, generator=generator) / 2  # no two atoms alike
         A[torch.arange(sae.latents), start] += SHARPNESS
         A[torch.arange(sae.latents), between] += SHARPNESS * (torch.arange(sae.latents) >= count)
-        sae.mixture = nn.Parameter(A)
+        sae.mixture = nn.Parameter(A / SPEED)
         sae.leave = nn.Parameter(torch.zeros_like(sae.W_dec)) if sae.config.relax else None
         sae.W_dec.requires_grad_(False)  # it is made, not trained
         sae.W_dec.copy_(self.decoder(sae))
@@ -60,7 +61,7 @@ class Archetypal(TopK):
 
     def decoder(self, sae: SAE) -> torch.Tensor:
         """W_dec (F,D) from its parts, differentiable."""
-        W = sae.mixture.softmax(1) @ sae.points
+        W = (SPEED * sae.mixture).softmax(1) @ sae.points
         return W if sae.leave is None else W + sae.leave
 
     def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
