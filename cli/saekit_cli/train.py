@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saekit_cli.options import Config, DryRun, Json, Overwrite, Quiet, Resume
 from saekit_cli.screen import Reporter, figure, message, print_json, size
+
+if TYPE_CHECKING:
+    from saekit.training.config import TrainConfig
+    from saekit.training.run import TrainPlan
 
 NAME = "train"
 EXAMPLES = """Examples:
@@ -20,6 +24,11 @@ MODEL_FLAGS = (
     "target_l0", "revive", "skip",
 )  # fmt: skip
 WIDTHS = ("hidden", "channels")
+# Flags of the run, by the names of TrainConfig.
+RUN_FLAGS = (
+    "model", "rows", "batch", "lr", "schedule", "warmup", "decay", "beta2", "weight_decay", "clip", "ema", "precision", "normalize",
+    "target_store", "seed", "order_seed", "backend", "device",
+)  # fmt: skip
 
 
 def run(
@@ -66,11 +75,20 @@ def run(
     rows: Annotated[int | None, typer.Option(help="Rows to train on, with repetition (default 8 epochs; classic models 60).")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows a step (default 4,096; less on small stores).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: docs/training.md).")] = None,
+    schedule: Annotated[str, typer.Option(help="constant | linear | cosine: how the rate falls at the end.")] = "linear",
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
+    decay: Annotated[
+        float | None, typer.Option(help="Share over which it falls (default 0.2; classic models 0.5; cosine: all behind the warm-up).")
+    ] = None,
+    beta2: Annotated[float, typer.Option(help="Of Adam: how slowly it forgets squared gradients.")] = 0.999,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay (default 0; classic models 0.01).")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm (default: no clipping).")] = None,
+    ema: Annotated[float | None, typer.Option(help="Save an average of the weights that keeps this share a step, such as 0.99.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 | bfloat16: of dense products (not for an SAE's kernels).")] = "float32",
     normalize: Annotated[str | None, typer.Option(help="center+scale | scale | none (default center+scale; raw data none)")] = None,
     log: Annotated[list[str] | None, typer.Option(metavar="SINK", help="tensorboard | wandb | trackio; with :NAME it uploads.")] = None,
     seed: Annotated[int, typer.Option(help="Initial weights and order of the rows.")] = 0,
+    order_seed: Annotated[int | None, typer.Option(help="Order of the rows alone (default: the seed).")] = None,
     backend: Annotated[str, typer.Option(help="auto | triton | torch")] = "auto",
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
     resume: Resume = False,
@@ -81,39 +99,14 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train an autoencoder on a store."""
-    from saekit.errors import UsageError
-    from saekit.training.config import TrainConfig
     from saekit.training.run import plan_training, train
 
-    if expansion is not None and latents is not None:
-        # A flag wins over the other name for the same thing in a config file.
-        from_file = {n for n in ("expansion", "latents") if context.get_parameter_source(n).name == "DEFAULT_MAP"}
-        if from_file == {"latents"}:
-            latents = None
-        elif from_file == {"expansion"}:
-            expansion = None
-    if expansion is not None and latents is not None:
-        raise UsageError("--expansion and --latents both set the number of latents", "give one of them")
-    given = {name: value for name, value in context.params.items() if name in MODEL_FLAGS and value is not None}
-    given |= {"expansion": expansion, "latents": latents}
-    options = {name: _widths(name, value) if name in WIDTHS else value for name, value in given.items() if value is not None}
-    for name in ("tied", "skip"):
-        if not options[name]:
-            del options[name]
-    options |= _assignments(set or [], model, sparsity)
-    settings = TrainConfig(
-        model, options, target_store=target_store, stores=tuple(stores or ()), log=tuple(log or ()),
-        rows=rows, batch=batch, lr=lr, weight_decay=weight_decay, clip=clip,
-        normalize=normalize, seed=seed, backend=backend, device=device,
-    )  # fmt: skip
+    settings = _settings(context)
     plan = plan_training(store, settings)
+    line = _plan_line(plan)
     if dry_run and json_:
         print_json(plan)
         return
-    line = (
-        f"{plan.model} {plan.d_in:,} -> {plan.latents:,}, {plan.parameters / 1e6:.1f}M parameters, {plan.rows:,} rows in "
-        f"{plan.steps:,} steps, about {size(plan.memory_bytes)} of memory, backend {plan.backend}"
-    )
     if dry_run:
         typer.echo(line)
         return
@@ -128,6 +121,41 @@ def run(
     m = result.metrics
     figures = f"fvu {figure(m['fvu'])}  l0 {figure(m['l0'], '.1f')}  dead {figure(m['dead'], '.1%')}"
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")
+
+
+def _settings(context: typer.Context) -> TrainConfig:
+    """The flags of `run` as the library takes them. Raises UsageError."""
+    from saekit.training.config import TrainConfig
+
+    params = context.params
+    given = {name: params[name] for name in MODEL_FLAGS} | _size(context)
+    options = {name: _widths(name, value) if name in WIDTHS else value for name, value in given.items() if value is not None}
+    for name in ("tied", "skip"):
+        if not options[name]:
+            del options[name]
+    options |= _assignments(params["set"] or [], params["model"], params["sparsity"])
+    several = {name: tuple(params[name] or ()) for name in ("stores", "log")}
+    return TrainConfig(options=options, **several, **{name: params[name] for name in RUN_FLAGS})
+
+
+def _size(context: typer.Context) -> dict[str, float | int | None]:
+    """expansion and latents, of which one may be given. A flag wins over the other name for the same thing in a config file."""
+    from saekit.errors import UsageError
+
+    both = {name: context.params[name] for name in ("expansion", "latents")}
+    if None in both.values():
+        return both
+    from_file = {name for name in both if context.get_parameter_source(name).name == "DEFAULT_MAP"}
+    if len(from_file) != 1:
+        raise UsageError("--expansion and --latents both set the number of latents", "give one of them")
+    return {name: None if name in from_file else value for name, value in both.items()}
+
+
+def _plan_line(plan: TrainPlan) -> str:
+    return (
+        f"{plan.model} {plan.d_in:,} -> {plan.latents:,}, {plan.parameters / 1e6:.1f}M parameters, {plan.rows:,} rows in "
+        f"{plan.steps:,} steps, about {size(plan.memory_bytes)} of memory, backend {plan.backend}"
+    )
 
 
 def _assignments(texts: list[str], model: str, sparsity: str | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from saekit.errors import UsageError, check_choice
 from saekit.models.catalog import check_options
+from saekit.training.optim import BETA2, PRECISIONS, SCHEDULES, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
 
 NORMALIZE = ("center+scale", "scale", "none")
@@ -24,10 +25,22 @@ class TrainConfig:
     """Rows or examples a step; None: saekit.training.defaults."""
     lr: float | None = None
     """Peak learning rate of Adam; None: saekit.training.defaults."""
+    schedule: str = "linear"
+    """constant | linear | cosine: how the rate falls at the end (saekit.training.optim); with stages, at the end of each."""
+    warmup: float = WARMUP_SHARE
+    """Share of the steps over which the rate rises."""
+    decay: float | None = None
+    """Share of the steps over which it falls; None: the model's recipe, or 0.2; for cosine all behind the warm-up."""
+    beta2: float = BETA2
+    """Of Adam: how slowly it forgets squared gradients."""
     weight_decay: float | None = None
     """Decoupled decay of all parameters (AdamW), times the learning rate a step; None: saekit.training.defaults."""
     clip: float | None = None
     """Largest norm of the gradient; None: no clipping."""
+    ema: float | None = None
+    """Share that an exponential average of the weights keeps a step: the checkpoint holds that average; None: the last weights."""
+    precision: str = "float32"
+    """float32 | bfloat16: of dense products, for models whose step does not go through saekit_kernels."""
     normalize: str | None = None
     """center+scale | scale | none; None: center+scale for hidden states, none for raw data."""
     target_store: str | None = None
@@ -35,6 +48,9 @@ class TrainConfig:
     stores: tuple[str, ...] = ()
     """More row-aligned stores, read side by side with the first: a crosscoder."""
     seed: int = 0
+    """Of the first weights, of noise and samples and, unless order_seed is given, of the order of the rows."""
+    order_seed: int | None = None
+    """Of the order of the rows; None: seed. Runs of one order can share a pass (saekit.sweeps)."""
     backend: str = "auto"
     device: str = "auto"
     save_seconds: float = 60.0
@@ -49,13 +65,35 @@ class TrainConfig:
         check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):
             raise UsageError("--store applies to --model sae without --target-store", "leave --store away")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} must not be negative")
+        for flag, seed in (("--seed", self.seed), ("--order-seed", self.order_seed or 0)):
+            if seed < 0:
+                raise UsageError(f"{flag} {seed} must not be negative")
         if self.weight_decay is not None and self.weight_decay < 0:
             raise UsageError(f"--weight-decay {self.weight_decay:g} must not be negative")
+        self._check_schedule()
+        check_choice("--precision", self.precision, PRECISIONS)
+        for flag, value in (("--beta2", self.beta2), ("--ema", self.ema)):
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"{flag} {value:g} must be above 0 and below 1")
         for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
             if value is not None and value <= 0:
                 raise UsageError(f"{flag} {value:g} must be above 0")
+
+    def _check_schedule(self) -> None:
+        check_choice("--schedule", self.schedule, SCHEDULES)
+        for flag, value in (("--warmup", self.warmup), ("--decay", self.decay)):
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{flag} {value:g} is a share of the steps, and must be in [0, 1]")
+        if self.schedule == "constant" and self.decay:
+            raise UsageError(f"--decay {self.decay:g} does not apply to --schedule constant", "--schedule linear or cosine")
+        if self.warmup + (self.decay or 0.0) > 1 + 1e-9:  # 0.1 and 0.9 may sum to a rounding error more
+            cause = f"--warmup {self.warmup:g} and --decay {self.decay:g} are more than the whole run"
+            raise UsageError(cause, f"--warmup {1 - self.decay:g}")
+
+    @property
+    def order(self) -> int:
+        """The seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     @classmethod
     def from_flat(cls, options: dict[str, Any]) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,14 +63,16 @@ def fit(
     keep_freed_memory()
     began = time.monotonic()
     closed = model.strategy == "closed_form"  # in fp64, and once: on the CPU
-    normalize, sample = estimate(source, _mode(config, source.spec), config.seed, torch.device("cpu") if closed else device)
+    where = torch.device("cpu") if closed else device
+    estimated = source.estimated if hasattr(source, "estimated") else partial(estimate, source)
+    normalize, sample = estimated(_mode(config, source.spec), config.order, where)
     if closed:
-        batches = checked(source, _one_shuffled_pass(source, config.seed))
+        batches = checked(source, _one_shuffled_pass(source, config.order))
         model.fit(normalize(batch).x for batch in batches)
         rows = len(source.split("train"))
         return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
     if source.has_target:
-        normalize = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.seed)
+        normalize = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.order)
     model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
     model.backend = backend
     trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source))
@@ -78,6 +81,8 @@ def fit(
     # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU choose neither by themselves.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         seconds = trainer.run(progress, sinks)
+    if trainer.average is not None:  # behind the last save: a resume goes on from the weights themselves
+        trainer.average.put_into(model)
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
     return Fitted(_folded(model, trainer.normalize), trainer.normalize, steps, steps * config.batch, done, seconds, figures)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from saekit.errors import NumericsError
@@ -23,9 +24,11 @@ class Normalizer:
     target: tuple[torch.Tensor, float | torch.Tensor] | None = None
     """Mean and scale of the target's rows, where that is another store."""
 
-    def scales(self) -> float | list[float]:
-        """The scale, or those of the hooks side by side, for a file."""
-        return self.scale.unique_consecutive().tolist() if torch.is_tensor(self.scale) else self.scale
+    def scales(self, parts: Sequence[int] = ()) -> float | list[float]:
+        """The scale, or those of the hooks side by side, one for each of the widths `parts`, for a file."""
+        if not torch.is_tensor(self.scale):
+            return self.scale
+        return [float(part[0]) for part in self.scale.split(list(parts))]
 
     def __call__(self, batch: ActivationBatch) -> ActivationBatch:
         """The batch with x and target normalised, fp32, on the device of the mean. Padding is zero again."""
@@ -124,10 +127,20 @@ def target_of(store: ActivationSource) -> ActivationSource:
     return getattr(store, "other", store)
 
 
-def check_peaks(store: ActivationSource, rows: torch.Tensor, found: list[torch.Tensor]) -> None:
-    """The same, of rows known by number and `peaks`."""
+def check_peaks(store: ActivationSource, rows: torch.Tensor | None, found: list[torch.Tensor]) -> None:
+    """The same, of rows known by number and `peaks`; rows None: those of a running model, which no shard holds."""
     for source, peak_B in zip((store, target_of(store)), found):
         bad = (~peak_B.isfinite()).nonzero()[:, 0]
+        if len(bad) and rows is None:
+            raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", "harvest another --hook")
         if len(bad):
-            where = source.locate(int(rows[bad[0].cpu()]))
-            raise NumericsError(f"NaN or inf in the data: {source.path}, shard {where}", "harvest that store again with --overwrite")
+            row = int(rows[bad[0].cpu()])
+            holder = _holder(source, row)
+            where = holder.locate(row)
+            raise NumericsError(f"NaN or inf in the data: {holder.path}, shard {where}", "harvest that store again with --overwrite")
+
+
+def _holder(source: ActivationSource, row: int) -> ActivationSource:
+    """Of stores side by side the one whose part of the row is not finite: peaks are those of the whole row, so it is read again."""
+    stores = getattr(source, "stores", [source])
+    return next((store for store in stores[:-1] if not store.rows(np.array([row])).isfinite().all()), stores[-1])

@@ -14,13 +14,22 @@ import torch
 
 from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
+from saekit.training.average import Average
 from saekit.training.config import TrainConfig
 from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
 from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
-from saekit.training.optim import DECAY_SHARE, adam_tensors, make_adam, reset_moments, restore_adam, schedule
+from saekit.training.optim import (
+    adam_tensors,
+    decay_share,
+    make_adam,
+    products_in_bfloat16,
+    reset_moments,
+    restore_adam,
+    schedule,
+)
 from saekit.training.sinks import Sink
-from saekit.training.step import take_step
+from saekit.training.step import apply_gradients, take_step
 from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
 
 LOGS = 200  # lines of metrics in a run
@@ -50,7 +59,8 @@ class Trainer:
         self.sample, self.examples = sample, examples
         self.step = 0
         self.names = [name for name, _ in model.named_parameters()]
-        self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0)
+        self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0, config.beta2)
+        self.average = None if config.ema is None else Average(config.ema)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         n = store.examples("train") if examples else len(store.split("train"))
         device = normalize.mean_D.device
@@ -60,7 +70,7 @@ class Trainer:
         self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
         model.total_steps, model.seed = total, config.seed
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
-        self.decay_share = model.recipe.decay_share if hasattr(model, "recipe") else DECAY_SHARE
+        self.decay = decay_share(config, model)
         self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
         # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
         self.unseen: list[tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]] = []
@@ -73,6 +83,8 @@ class Trainer:
         tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
         tensors |= adam_tensors(self.optimizer, self.names)
         tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
         if self.dead is not None:
             tensors["idle"] = self.dead.idle
         if getattr(self.model, "dead_order", None) is not None:
@@ -82,6 +94,8 @@ class Trainer:
             tensors["target_mean"] = self.normalize.target[0]
             tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
         state = {"step": self.step, "model": self.model.run_state() if hasattr(self.model, "run_state") else {}}
+        if self.average is not None:
+            state["averaged"] = self.average.count
         write_train_state(self.out, tensors, state)
 
     def restore(self) -> None:
@@ -99,6 +113,9 @@ class Trainer:
         device = self.normalize.mean_D.device
         target = (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device)) if "target_mean" in tensors else None
         self.normalize = Normalizer(tensors["mean"].to(device), scale_from(tensors["scale"], device), target)
+        if self.average is not None:
+            averaged = {n[8:]: t.to(device) for n, t in tensors.items() if n.startswith("average.")}
+            self.average.restore(state["averaged"], averaged)
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
             self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
@@ -111,8 +128,8 @@ class Trainer:
         every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
-        batches = self.store.batches(self.config.batch, self.config.seed, self.step * self.config.batch, "train", self.examples)
-        with ExitStack() as closing, _deferred_interrupt() as interrupted:
+        batches = self.store.batches(self.config.batch, self.config.order, self.step * self.config.batch, "train", self.examples)
+        with ExitStack() as closing, deferred_interrupt() as interrupted:
             for sink in opened:  # closed last, when a second SIGINT can end a wait for the network
                 closing.callback(sink.close)
             for raw in batches:
@@ -137,15 +154,15 @@ class Trainer:
             self._check()
             self.save()
             seconds = time.monotonic() - began  # waiting for an upload is not training
-        if interrupted():
+        if interrupted() or self.step < self.total:  # a source of rows without end was stopped
             raise KeyboardInterrupt
         return seconds
 
     def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
         batch, stage = self.normalize(raw), self._stage()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.step - stage.start, stage.stop - stage.start, self.decay_share)
-        terms = take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
+            group["lr"] = self.config.lr * self._factor(stage)
+        terms = self._take_step(batch)
         self.step += 1
         values = {"total": terms.total, **terms.terms, **terms.metrics}
         self.unseen.append((self.step, raw.rows, peaks(batch), {name: value.detach() for name, value in values.items()}))
@@ -161,11 +178,28 @@ class Trainer:
                 self.model.observe(float(self.dead.l0), self.step)
             if resamples and len(self.model.dead_order):
                 self._resample(batch)
+        if self.average is not None:  # last, since steering and resampling change weights too
+            self.average.update(self.model)
         return batch, terms
 
+    def _factor(self, stage: Stage) -> float:
+        """On the peak rate, in the coming step."""
+        return schedule(self.step - stage.start, stage.stop - stage.start, self.decay, self.config.schedule, self.config.warmup)
+
+    def _take_step(self, batch: ActivationBatch) -> LossTerms:
+        if self.config.precision == "float32":
+            return take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
+        with products_in_bfloat16(batch.x.device):  # not the backward pass: a product's gradient knows its precision
+            terms = self.model.loss(batch, self.step)
+        apply_gradients(self.model, self.optimizer, terms, self.config.clip)
+        return terms
+
     def _stage(self) -> Stage:
-        """The stage of the coming step. Entering one tells the model and forgets the moments, which belong to another loss."""
+        """The stage of the coming step. Entering one tells the model and forgets the moments and the average, which belong to another
+        loss."""
         stage = next(stage for stage in self.stages if stage.start <= self.step < stage.stop)
+        if self.step == stage.start and self.average is not None:
+            self.average.restart()
         if self.step == stage.start and hasattr(self.model, "enter"):
             self.model.enter(stage, self.sample)
             self.optimizer.state.clear()
@@ -211,7 +245,7 @@ class Trainer:
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in mid-step could not be resumed bit for bit."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,25 +1,82 @@
-"""Optimiser and learning-rate schedule."""
+"""Optimiser, learning-rate schedule, precision of dense products."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
-WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
+if TYPE_CHECKING:
+    from saekit.training.config import TrainConfig
+    from saekit.types import Autoencoder
+
+WARMUP_SHARE, DECAY_SHARE, BETA2 = 0.05, 0.2, 0.999
+PRECISIONS = ("float32", "bfloat16")
+
+# The factor on the peak rate by what is left of the fall, from 1 (it begins) down to one step.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda left: 1.0,
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),  # Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5
+}
 
 
-def schedule(step: int, total: int, decay_share: float = DECAY_SHARE) -> float:
-    """Factor on the peak rate: linear warm-up over the first 5 % of the steps, constant, linear decay over the last `decay_share`."""
-    warmup = max(round(WARMUP_SHARE * total), 1)
-    decay = max(round(decay_share * total), 1)
-    return min(1.0, (step + 1) / warmup, (total - step) / decay)
+def schedule(step: int, total: int, decay: float = DECAY_SHARE, shape: str = "linear", warmup: float = WARMUP_SHARE) -> float:
+    """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, a fall over the last `decay` of them. The last
+    step still has a rate: that of one step before the end."""
+    rise, fall = max(round(warmup * total), 1), max(round(decay * total), 1)
+    return min(1.0, (step + 1) / rise, SCHEDULES[shape](min((total - step) / fall, 1.0)))
 
 
-def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
-    """Adam with betas 0.9 and 0.999; with a weight decay, decoupled (AdamW, Loshchilov and Hutter 2019, arXiv 1711.05101).
+def decay_share(config: TrainConfig, model: Autoencoder) -> float:
+    """The share of the steps over which the rate falls: what the user set; else all behind the warm-up for a cosine, which has no corner to
+    put later, and what the model's recipe says for a line, as far as the warm-up leaves it."""
+    if config.decay is not None:
+        return config.decay
+    if config.schedule == "constant":
+        return 0.0
+    left = 1.0 - config.warmup
+    if config.schedule == "cosine":
+        return left
+    return min(model.recipe.decay_share if hasattr(model, "recipe") else DECAY_SHARE, left)
+
+
+class _Widened(TorchFunctionMode):
+    """Results in bf16 become fp32 at once."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, tuple) and type(made) is tuple:  # recurrent cells: all states and the last
+            return tuple(_wide(part) for part in made)
+        return _wide(made)
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+
+
+@contextmanager
+def products_in_bfloat16(device: torch.device) -> Iterator[None]:
+    """Matrix products, convolutions and recurrent cells in bf16, by torch.autocast, their results in fp32; all else, losses above all,
+    stays in fp32. Autocast alone leaves results in bf16, and means, exponentials and penalties behind them in eight bits.
+
+    Not for code with gradients of its own (saekit_kernels), whose bounds and backward passes count on fp32.
+    """
+    # Without the cache: it would hand a copy made under no_grad to a later product, whose gradient were lost.
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), _Widened():
+        yield
+
+
+def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2) -> torch.optim.Adam:
+    """Adam with betas 0.9 and `beta2`; with a weight decay, decoupled (AdamW, Loshchilov and Hutter 2019, arXiv 1711.05101).
     Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
     if weight_decay:
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+        return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, beta2), fused=True)
 
 
 def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, torch.Tensor]:

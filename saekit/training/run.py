@@ -28,8 +28,9 @@ from saekit.store.stack import StackedStore
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit, holdout_figures, training_units
+from saekit.training.optim import BETA2, WARMUP_SHARE, decay_share
 from saekit.training.sinks import Sink, open_sinks
-from saekit.types import Progress
+from saekit.types import ActivationSource, Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
 RUN = "run.json"  # what a resume must agree with; written when the folder is made
@@ -78,16 +79,16 @@ def train(
     `resume` continues a killed run bit for bit. Raises UsageError, DataError (store, OUT), NumericsError, BackendError;
     KeyboardInterrupt after the state has been saved.
     """
-    run = _Run(Store(Path(store)), Path(out), config or TrainConfig.from_flat(options))
+    run = Run(Store(Path(store)), Path(out), config or TrainConfig.from_flat(options))
     return run.execute(resume, overwrite, progress)
 
 
 def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
     """The plan alone; nothing is written."""
-    return _Run(Store(Path(store)), Path("-"), config).plan()
+    return Run(Store(Path(store)), Path("-"), config).plan()
 
 
-class _Run:
+class Run:
     def __init__(self, store: Store, out: Path, config: TrainConfig) -> None:
         self.store, self.out = store, out
         self.device = pick_device(config.device)
@@ -103,21 +104,28 @@ class _Run:
             self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
-        self.config = resolved(config, self.model, self.units)
+        check_strategy(self.model, config)
+        config = resolved(config, self.model, self.units)
+        self.config = dataclasses.replace(config, decay=decay_share(config, self.model))
         if self.model.strategy != "closed_form" and self.config.batch > self.units:
             what = "rows" if self.units == len(store.split("train")) else "examples"
             cause = f"--batch {self.config.batch:,} is above the {self.units:,} training {what} of {store.path}"
             raise DataError(cause, f"--batch {max(self.units // 4, 1)}")
         self.steps = max(self.config.rows // self.config.batch, 1)
 
+    def read_from(self, source: ActivationSource) -> None:
+        """Another source of the same store's rows, which other runs read too (saekit.training.shared)."""
+        self.source = WithPrevious(source) if isinstance(self.source, WithPrevious) else source
+
     def plan(self) -> TrainPlan:
         parameters = sum(t.numel() for t in self.model.state_dict().values())
         closed = self.model.strategy == "closed_form"
         train_rows = len(self.store.split("train"))
         rows = train_rows if closed else self.steps * self.config.batch
-        # fp32 weights, gradients and two moments; what a batch leaves for the backward pass; the window of the loader.
+        # fp32 weights, gradients, two moments and an average; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
-        memory = parameters * 16 + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
+        weights = parameters * (16 if self.config.ema is None else 20)
+        memory = weights + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
         steps = 1 if closed else self.steps
         return TrainPlan(self.config.model, self.store.spec.d_in, latents, parameters, rows, steps, train_rows, memory, self.backend.name)
 
@@ -130,7 +138,7 @@ class _Run:
         resuming = prepare_output(self.out, RUN, resume=resume, overwrite=overwrite)
         identity = self._identity()
         if resuming:
-            changed = differences(read_json(self.out / RUN, "a run"), identity)
+            changed = differences(self._before_choice() | read_json(self.out / RUN, "a run"), identity)
             if changed:
                 raise DataError(
                     f"{self.out} was trained with other settings: {changed}",
@@ -172,6 +180,12 @@ class _Run:
             content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
 
+    def _before_choice(self) -> dict[str, Any]:
+        """What a run did while it could not be chosen: run.json of such a run is silent about it. What was not done at all is None, as
+        is what is missing."""
+        decay = decay_share(TrainConfig(), self.model)
+        return {"schedule": "linear", "warmup": WARMUP_SHARE, "decay": decay, "beta2": BETA2, "precision": "float32"}
+
     def _sinks(self, resumed_step: int) -> list[Sink]:
         return open_sinks(self.config.log, self.out, self._settings(), resumed_step)
 
@@ -186,7 +200,7 @@ class _Run:
             raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         result = TrainResult(str(self.out), fitted.steps, fitted.rows, rate, self.backend.name, figures)
-        self._write(fitted.tensors, resolved_options, fitted.normalize.scales(), result)
+        self._write(fitted.tensors, resolved_options, fitted.normalize.scales(getattr(self.source, "parts", ())), result)
         return result
 
     def _write(self, tensors: dict, resolved: dict, scale: float | list[float], result: TrainResult) -> None:
@@ -203,6 +217,24 @@ class _Run:
             "versions": {name: version(name) for name in ("saekit", "torch")},
         }
         write_checkpoint(self.out, description, tensors)
+
+
+KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels
+
+
+def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
+    """Raise UsageError where --ema or --precision would do nothing, or harm."""
+    closed = model.strategy == "closed_form"
+    if closed and config.ema is not None:
+        cause = f"--ema {config.ema:g}: --model {config.model} is fitted in one go, there are no steps to average"
+        raise UsageError(cause, "leave --ema away")
+    if config.precision == "float32":
+        return
+    why = f"--model {config.model} is fitted in fp64" if closed else ""
+    if isinstance(model, SAE) and model.config.sparsity not in KERNEL_FREE:
+        why = f"the kernels of --sparsity {model.config.sparsity} choose their own precision (docs/kernels.md)"
+    if why:
+        raise UsageError(f"--precision {config.precision}: {why}", "leave --precision away")
 
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:

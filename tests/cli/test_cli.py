@@ -40,11 +40,11 @@ def test_help_is_quick_and_lists_the_verbs():
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "saekit_cli", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 2.0, "0.1 s on an idle machine"
-    for verb in ("demo", "harvest", "train", "evaluate", "inspect", "features", "bench", "compare", "models"):
+    for verb in ("demo", "harvest", "train", "finetune", "evaluate", "inspect", "features", "bench", "compare", "models"):
         assert f"  {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "evaluate", "inspect", "features", "bench", "compare", "models"])
+@pytest.mark.parametrize("verb", ["demo", "harvest", "train", "finetune", "evaluate", "inspect", "features", "bench", "compare", "models"])
 def test_every_verb_explains_itself_with_an_example(capsys, verb):
     status, out, _ = saekit(capsys, verb, "--help")
     assert status == 0 and "Example" in out and f"saekit {verb}" in out
@@ -102,6 +102,17 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
     assert status == 3 and "config file: " in err and "--k" in err
 
 
+def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, tmp_path):
+    flags = ("--schedule", "cosine", "--warmup", 0.1, "--decay", 0.4, "--beta2", 0.99, "--ema", 0.9, "--precision", "bfloat16")
+    dense = ("--model", "dense", "--latents", 4, "--hidden", 12, "--batch", 64, "--rows", 640)
+    assert saekit(capsys, "train", acts, tmp_path / "r", *dense, *flags, "-q")[0] == 0
+    given = dict(zip([str(flag)[2:] for flag in flags[::2]], flags[1::2]))
+    assert saekit(capsys, "train", acts, tmp_path / "again", "--config", tmp_path / "r" / "config.toml", "-q")[0] == 0
+    first, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("r", "again"))
+    assert {name: first["training"][name] for name in given} == {name: again["training"][name] for name in given} == given
+    assert first["result"]["metrics"] == again["result"]["metrics"]
+
+
 @pytest.mark.parametrize(
     "arguments,status,cause,hint",
     [
@@ -114,6 +125,10 @@ def test_a_config_file_sets_defaults_and_flags_win(capsys, acts, tmp_path):
         (["train", "ACTS", "OUT", "--expansion", "0"], 2, "--expansion 0 must be above 0", ""),
         (["train", "ACTS", "OUT", "--k", "600"], 2, "--k 600 must be between 1 and the number of latents, 512", ""),
         (["train", "ACTS", "OUT", "--expansion", "2", "--latents", "9"], 2, "--expansion and --latents both", "give one"),
+        (["train", "ACTS", "OUT", "--schedule", "cosin"], 2, "--schedule cosin: did you mean cosine", ""),
+        (["train", "ACTS", "OUT", "--warmup", "0.5", "--decay", "0.7"], 2, "are more than the whole run", "--warmup 0.3"),
+        (["train", "ACTS", "OUT", "--ema", "1"], 2, "--ema 1 must be above 0 and below 1", ""),
+        (["train", "ACTS", "OUT", "--precision", "bfloat16"], 2, "choose their own precision", "leave --precision away"),
         (["train", "ACTS", "OUT", "--batch", "99999"], 3, "--batch 99,999 is above the 1,8", "--batch 4"),
         (["train", "NONE", "OUT"], 4, "is not a store: there is no such folder", "saekit harvest"),
         (["train", "ACTS", "RUN", *map(str, SMALL)], 3, "exists and is not empty", "--resume"),

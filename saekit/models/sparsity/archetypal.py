@@ -1,8 +1,8 @@
 """`archetypal`: topk whose atoms lie in the convex hull of the data (Fel et al. 2025, arXiv 2502.12892).
 
-W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D) trained within ||l_j|| <= relax. Atoms that are
-mixtures of rows cannot drift to where there is no data, so two runs find more of the same ones. Decoder rows are free in their norm; the
-parts are saved as the W_dec that they make.
+W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D) trained within ||l_j|| <= relax. Atoms
+that are mixtures of rows cannot drift to where there is no data. Decoder rows are free in their norm; the parts are saved as the W_dec that
+they make.
 """
 
 from __future__ import annotations
