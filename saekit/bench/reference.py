@@ -18,6 +18,7 @@ from saekit.models.sparsity.base import summed
 from saekit.models.sparsity.batchtopk import remember
 from saekit.models.sparsity.dead import aux_terms
 from saekit.models.sparsity.nested import PARTS_OF_K
+from saekit.models.sparsity.topk import k_at
 from saekit.types import ActivationBatch, LossTerms
 
 DENSE = ("topk", "batchtopk", "matryoshka", "matryoshka-topk", "hierarchical", "abs-topk")
@@ -34,7 +35,7 @@ class DenseStep:
         return getattr(self.variant, attribute)
 
     def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        k = sae.config.k
+        k = k_at(sae, step)
         z = dense_code(self.name, x_BD @ sae.W_enc.T + sae.b_enc, k)
         if self.name in IN_BATCH:
             remember(sae, z.detach()[z.detach() > 0].min())

@@ -1,11 +1,14 @@
 """`batchtopk`: k active latents a row on average, rows competing within a batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-Training keeps the B k largest ReLU(pre) of the whole batch. Rows must not depend on their company afterwards: an exponential average of the
-smallest value kept becomes the threshold of a JumpReLU, which is saved as `threshold (F,)`, the same for every latent.
+Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, the long rows take most of these at first, and
+most latents of a wide dictionary never fire; so there k begins at four times its value and falls (docs/log.md). Rows must not depend on
+their company afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU, which is saved as `threshold
+(F,)`, the same for every latent.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +29,16 @@ KEPT = 0.9  # of the average, a step: it spans the last ten batches, since the v
 GUESS = 0.7  # of the average: where the search for the next batch's threshold begins; a wrong guess costs time alone
 
 
+@dataclass(frozen=True)
+class BatchTopKConfig(TopKConfig):
+    k_anneal: float = 0.3
+    """Share of the run over which k falls."""
+
+    starts = 4
+
+
 class BatchTopK(Variant):
-    config = TopKConfig
+    config = BatchTopKConfig
     line = "the B k largest of a batch; a threshold afterwards"
     thresholded = True
 

@@ -15,7 +15,7 @@ import torch
 
 from saekit.errors import UsageError
 from saekit.models.sparsity.base import SAEConfig, Variant
-from saekit.models.sparsity.batchtopk import BatchTopK
+from saekit.models.sparsity.batchtopk import BatchTopK, BatchTopKConfig
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
 from saekit.models.sparsity.preactivations import Pre
 from saekit.models.sparsity.topk import TopK, TopKConfig
@@ -42,7 +42,12 @@ class Nesting:
 
 
 @dataclass(frozen=True)
-class MatryoshkaConfig(Nesting, TopKConfig):
+class MatryoshkaConfig(Nesting, BatchTopKConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class MatryoshkaTopKConfig(Nesting, TopKConfig):
     pass
 
 
@@ -78,7 +83,7 @@ class Matryoshka(_Nested, BatchTopK):
 
 
 class MatryoshkaTopK(_Nested, TopK):
-    config = MatryoshkaConfig
+    config = MatryoshkaTopKConfig
     line = "topk; nested parts of the dictionary reconstruct too"
 
 

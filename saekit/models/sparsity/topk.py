@@ -5,7 +5,7 @@ z = the k largest ReLU(pre) of a row. Dead latents predict the residual (dead.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
     from saekit.models.sae import SAE
 
 
+START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins at most here
+
+
 @dataclass(frozen=True)
 class TopKConfig(SAEConfig):
     k: int = 32
     """Active latents a row (batchtopk: on average)."""
     k_start: int = 0
-    """k at the first step, from where it falls linearly to k; 0: k itself."""
+    """k at the first step, from where it falls linearly to k; 0: k itself, for batchtopk and matryoshka 4 k where that is a small share of
+    the latents."""
     k_anneal: float = 0.1
     """Share of the run over which it falls."""
 
+    starts = 1  # times k
+
     def resolved(self) -> SAEConfig:
         config = super().resolved()
-        for name, k in (("--k", self.k), ("--k-start", self.k_start or self.k)):
+        config = replace(config, k_start=self.k_start or min(self.starts * self.k, max(round(START_SHARE * config.latents), self.k)))
+        for name, k in (("--k", self.k), ("--k-start", config.k_start)):
             if not 1 <= k <= config.latents:
                 raise UsageError(f"{name} {k} must be between 1 and the number of latents, {config.latents:,}")
         return config
@@ -44,7 +51,7 @@ def k_at(sae: SAE, step: int) -> int:
     """k of a training step."""
     c = sae.config
     left = 1.0 - step / max(c.k_anneal * sae.total_steps, 1.0)
-    return c.k + round((c.k_start - c.k) * left) if c.k_start and left > 0 else c.k
+    return c.k + round((c.k_start - c.k) * left) if left > 0 else c.k
 
 
 class TopK(Variant):
