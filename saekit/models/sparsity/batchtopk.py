@@ -2,8 +2,8 @@
 
 Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, the long rows take most of these at first, and
 most latents of a wide dictionary never fire; so there k begins at four times its value and falls (docs/log.md). Rows must not depend on
-their company afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU, which is saved as `threshold
-(F,)`, the same for every latent.
+their company afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU, which is saved as
+`threshold (F,)`, the same for every latent.
 """
 
 from __future__ import annotations
