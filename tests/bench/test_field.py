@@ -90,7 +90,7 @@ def test_libraries_take_turns():
     assert [arm.library for arm in arms[:6]] == ["saekit", "sae-lens", "eai-sparsify"] * 2
     assert len(arms) == len(set(arms)) == 3 + 6 + 6
     assert {arm.setting for arm in arms if arm.library == "sae-lens"} == {SHIPPED, SCALED}
-    assert [arm.library for arm in arms_of(())] == [OWN] * 3
+    assert [arm.library for arm in arms_of(())] == [OWN] * 6
 
 
 def test_a_toolkit_that_is_unknown_or_not_installed_is_refused(monkeypatch):
