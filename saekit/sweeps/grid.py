@@ -103,8 +103,13 @@ def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
 
 def _name(telling: dict[str, Any]) -> str:
     """topk-k16-seed0: values of words alone, numbers with their names."""
-    parts = [str(value) if isinstance(value, str) else f"{name.replace('_', '-')}{_text(value)}" for name, value in telling.items()]
+    parts = [str(value) if isinstance(value, str) else _named(name.replace("_", "-"), _text(value)) for name, value in telling.items()]
     return "-".join(part.replace("/", "_").replace(":", "_") for part in parts)
+
+
+def _named(name: str, value: str) -> str:
+    """k16, but target-l0-16: a name that ends in a digit would run into its value."""
+    return f"{name}-{value}" if name[-1].isdigit() else name + value
 
 
 def _text(value: Any) -> str:

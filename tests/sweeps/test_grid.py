@@ -11,9 +11,9 @@ from saekit.sweeps.grid import members_of, read_grid
 def test_lists_make_all_combinations_and_tables_grids_of_their_own():
     members = members_of({"rows": 1000, "seed": [0, 1], "runs": [{"sparsity": "topk", "k": [4, 8]}, {"sparsity": "l1", "target-l0": 4}]})
     assert [m.name for m in members] == [
-        "seed0-topk-k4", "seed0-topk-k8", "seed1-topk-k4", "seed1-topk-k8", "seed0-l1-target-l04", "seed1-l1-target-l04",
+        "seed0-topk-k4", "seed0-topk-k8", "seed1-topk-k4", "seed1-topk-k8", "seed0-l1-target-l0-4", "seed1-l1-target-l0-4",
     ]  # fmt: skip
-    assert [m.group for m in members] == ["topk-k4", "topk-k8", "topk-k4", "topk-k8", "l1-target-l04", "l1-target-l04"]
+    assert [m.group for m in members] == ["topk-k4", "topk-k8", "topk-k4", "topk-k8", "l1-target-l0-4", "l1-target-l0-4"]
     first, last = members[0].config, members[-1].config
     assert (first.rows, first.seed, first.order_seed, first.options) == (1000, 0, 0, {"sparsity": "topk", "k": 4})
     assert last.options == {"sparsity": "l1", "target_l0": 4} and last.seed == 1

@@ -34,12 +34,12 @@ def swept(store, tmp_path_factory):
 
 
 def test_every_member_is_the_run_that_train_makes(store, swept, tmp_path):
-    names = ["seed0-k2", "seed0-k4", "seed1-k2", "seed1-k4", "seed0-l1-target-l03", "seed1-l1-target-l03"]
+    names = ["seed0-k2", "seed0-k4", "seed1-k2", "seed1-k4", "seed0-l1-target-l0-3", "seed1-l1-target-l0-3"]
     assert [m.name for m in swept.members] == names
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name, options in (("seed1-k4", {"k": 4}), ("seed1-l1-target-l03", {"sparsity": "l1", "target_l0": 3})):
+        for name, options in (("seed1-k4", {"k": 4}), ("seed1-l1-target-l0-3", {"sparsity": "l1", "target_l0": 3})):
             saekit.train(store, tmp_path / name, rows=20_000, batch=256, expansion=4, seed=1, order_seed=0, **options)
             own, swept_one = (Path(folder) / name / "model.safetensors" for folder in (tmp_path, swept.path))
             assert sha256_of(own) == sha256_of(swept_one), name
@@ -49,7 +49,7 @@ def test_every_member_is_the_run_that_train_makes(store, swept, tmp_path):
 
 def test_seeds_are_summed_up_and_the_unbeaten_are_marked(swept):
     groups = {group.name: group for group in swept.groups}
-    assert set(groups) == {"k2", "k4", "l1-target-l03"}
+    assert set(groups) == {"k2", "k4", "l1-target-l0-3"}
     fvus = [m.metrics["fvu"] for m in swept.members if m.group == "k2"]
     assert groups["k2"].seeds == 2 and groups["k2"].fvu == pytest.approx(sum(fvus) / 2)
     assert groups["k2"].fvu_spread == pytest.approx(abs(fvus[0] - fvus[1]) / math.sqrt(2))
@@ -61,7 +61,7 @@ def test_what_lies_in_the_folder(swept):
     said = json.loads((folder / "sweep.json").read_text())
     assert said["schema_version"] == 1 and len(said["members"]) == 6 and len(said["groups"]) == 3
     page = (folder / "pareto.html").read_text()
-    assert "<svg" in page and "l1-target-l03" in page and "<script src" not in page
+    assert "<svg" in page and "l1-target-l0-3" in page and "<script src" not in page
     assert saekit.load(folder / "seed0-k2").config.k == 2
 
 
