@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tiny import WORDS, save
 
 import saekit
 from saekit.errors import DataError
 from saekit.harvesting.live import LiveSource
 from saekit.sweeps.run import sweep
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "harvesting"))
-from tiny import WORDS, save
 
 GRID = {"batch": 32, "rows": 3200, "latents": 32, "k": [2, 4]}
 
