@@ -112,6 +112,7 @@ class ActivationSource(Protocol):
     """Where training and evaluation read rows from. `start` is a cursor in rows, so a resumed pass continues exactly."""
 
     has_target: bool  # whether batches carry what to reconstruct
+    # Optional: `estimated(mode, seed, device)` gives (normalizer, sample) where these do not come from the training rows themselves.
 
     @property
     def spec(self) -> ActivationSpec: ...
