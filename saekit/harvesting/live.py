@@ -12,7 +12,7 @@ comes when the buffer is full.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -46,6 +46,7 @@ class LiveSource:
     def __init__(self, store: Store, live: LiveModel | None = None, device: str = "auto", buffer_rows: int = BUFFER_ROWS) -> None:
         assert isinstance(store, Store) and buffer_rows > 1, "one store; a buffer that can be halved"
         self.store, self.buffer_rows = store, buffer_rows
+        self.stopped: Callable[[], bool] = lambda: False  # asked between two forward passes; KeyboardInterrupt where it says so
         self._harvest = _harvest_behind(store, live, device)
         self.live = self._harvest.live
         first_rows = store.split("holdout").starts.tolist()  # of each held-out document
@@ -111,6 +112,8 @@ class LiveSource:
         """The training rows of every model batch, in the order of the data."""
         (hook,), limit = self._harvest.hooks, self.store.manifest.norm_limit
         for batch, states in self._harvest.states():
+            if self.stopped():
+                raise KeyboardInterrupt
             keep_BT = within_norm(batch.rows_for_scope(self.spec.scope), states, {hook: limit})
             keep_BT = keep_BT & ~torch.isin(batch.doc_id_BT, self._held_out)
             x_ND = states[hook][keep_BT]

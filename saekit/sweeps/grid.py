@@ -17,7 +17,6 @@ the first table holds for all members, each [[runs]] table is a grid of its own:
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tomllib
 from dataclasses import dataclass
@@ -66,9 +65,11 @@ def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
     members = []
     for chosen in found:
         config = _config(chosen, device)
-        telling = {name: chosen[name] for name in varying if name in chosen}
-        group = _name({name: value for name, value in telling.items() if name != "seed"}) or config.options.get("sparsity", "topk")
-        members.append(Member(_name(telling) or group, group, config))
+        telling = {name: chosen[name] for name in (*(n for n in varying if n != "seed"), "seed") if name in chosen and name in varying}
+        kind = config.options.get("sparsity", "topk") if config.model == "sae" else config.model
+        group = _name({name: value for name, value in telling.items() if name != "seed"}) or kind
+        name = f"{group}-seed{config.seed}" if "seed" in telling else group
+        members.append(Member(name, group, config))
     twice = {m.name for m in members if sum(other.name == m.name for other in members) > 1}
     if twice:
         raise DataError(f"{min(twice)} is asked for twice", "give each member once")
@@ -83,8 +84,8 @@ def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _values(name: str, value: Any) -> list[Any]:
     if name in WHOLE:  # a list of lists sweeps it
-        nested = isinstance(value, list) and bool(value) and isinstance(value[0], list)
-        return [tuple(each) for each in value] if nested else [tuple(value)]
+        nested = isinstance(value, list) and bool(value) and isinstance(value[0], (list, str))
+        return [_whole(name, each) for each in (value if nested else [value])]
     if not isinstance(value, list):
         return [value]
     if not value:
@@ -92,13 +93,26 @@ def _values(name: str, value: Any) -> list[Any]:
     return value
 
 
+def _whole(name: str, value: Any) -> tuple[float, ...]:
+    """An option that is a list itself, also as config.toml writes it: '0.25,1'."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        return tuple(float(part) if name == "groups" else int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} = {value} is not a list of numbers") from None
+
+
 def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
     bad = [name for name in chosen if name in NOT_SWEPT]
     if bad:
         raise DataError(f"{bad[0]} is not for a grid", "a sweep trains on one STORE; --device is a flag of the sweep")
     # One order of rows for all members, whatever their seed: that is what lets them share a pass.
-    config = TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
-    return dataclasses.replace(config, log=())
+    if not isinstance(chosen.get("seed", 0), int):
+        raise DataError(f"seed = {chosen['seed']} is not a whole number")
+    try:
+        return TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
+    except TypeError as error:
+        raise DataError(f"a setting has a value of the wrong kind: {error}", "numbers without quotes, words with them") from None
 
 
 def _name(telling: dict[str, Any]) -> str:
@@ -113,4 +127,8 @@ def _named(name: str, value: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "+".join(map(_text, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "+".join(map(_text, value)) if isinstance(value, tuple) else _short(value) if isinstance(value, float) else str(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

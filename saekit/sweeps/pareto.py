@@ -35,7 +35,7 @@ class Group:
     """Standard deviations over the seeds; None for one."""
     l0_spread: float | None
     best: bool
-    """No other setting has a lower fvu at an l0 that is no higher."""
+    """No other setting is as good in fvu and l0 and better in one of them."""
 
 
 def groups_of(results: Sequence[MemberResult]) -> list[Group]:
@@ -73,7 +73,7 @@ def pareto_page(spec: ActivationSpec, groups: Sequence[Group], results: Sequence
     members = [("", [cell(r.name, "left"), cell(_settings(r.settings), "left")]) for r in results]
     panels.append(Panel("Members", table(("member", "settings"), members, left=2)))
     facts = [("members", str(len(results))), ("data", str(spec.dataset)), ("model", spec.model), ("hook", spec.hook)]
-    lead = "Held-out rows. Down and left is better; ringed settings are beaten by no other one in both."
+    lead = "Held-out rows. Down and left is better; of ringed settings no other is as good in both and better in one."
     numbers = {"groups": [dataclasses.asdict(group) for group in groups]}
     return document(f"Sweep · {spec.model} · {spec.hook}", lead, facts, panels, numbers)
 

@@ -98,9 +98,16 @@ class _Sweep:
         self.store, self.out, self.live = Store(Path(store)), Path(out), live
         self.device = pick_device(device)
         self.members = members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
+        self.hint = ""  # of the last member that failed
         self.workers = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
-        self.runs = {member.name: Run(self.store, self.out / member.name, member.config) for member in self.members}
+        self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
+
+    def _run(self, member: Member) -> Run:
+        try:
+            return Run(self.store, self.out / member.name, member.config)
+        except TypeError as error:
+            raise DataError(f"{member.name}: a setting has a value of the wrong kind: {error}", "saekit models sae lists options") from None
 
     def _check(self) -> None:
         for name, run in self.runs.items():
@@ -111,25 +118,25 @@ class _Sweep:
             if self.live and run.source is not self.store:
                 raise DataError(f"{name}: --live gives rows one by one, and {run.config.options['sparsity']} looks at neighbours")
         for what in ("batch", "order_seed"):
-            found = {getattr(run.config, what) for run in self.runs.values()}
+            found = {run.config.order if what == "order_seed" else run.config.batch for run in self.runs.values()}
             if len(found) > 1:
-                raise DataError(
-                    f"members of a sweep share their rows, and so {what}: {', '.join(map(str, sorted(found)))}", "a sweep for each"
-                )
+                values = ", ".join(map(str, sorted(found)))
+                raise DataError(f"members of a sweep share their rows, and so {what}: {values}", f"give {what} one value for all")
 
     def plan(self) -> SweepPlan:
         plans = {name: run.plan() for name, run in self.runs.items()}
         return SweepPlan(plans, sum(plan.memory_bytes for plan in plans.values()), self.workers)
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> SweepResult:
-        resuming = prepare_output(self.out, MARKER, resume=resume, overwrite=overwrite)
-        write_json(self.out / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
         began = time.monotonic()
-        rows = self._live_rows(progress) if self.live else self.store
+        rows = self._live_rows(progress) if self.live else self.store  # before anything is overwritten: the model may be gone
+        resuming = prepare_output(self.out, MARKER, resume=resume, overwrite=overwrite)
+        if not resuming:
+            write_json(self.out / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
         results = self._train(rows, resuming, _Together(progress, self.runs))
         done = [result for result in results if result.metrics]
         if not done:
-            raise NumericsError(f"no member came to an end: {results[0].error}", "lower rates, or --clip 1")
+            raise NumericsError(f"no member came to an end: {results[0].error}", self.hint)
         groups, page = groups_of(done), self.out / PAGE
         write_bytes(page, pareto_page(self.store.spec, groups, results).encode())
         result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(page))
@@ -146,30 +153,35 @@ class _Sweep:
         return source
 
     def _train(self, rows: ActivationSource, resuming: bool, together: _Together) -> list[MemberResult]:
-        shared = SharedPass(self.store, rows, len(self.members), self.workers)
         threads = torch.get_num_threads()
-        with (
-            deferred_interrupt() as interrupted,
-            ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device)) as pool,
-        ):
+        shared = SharedPass(self.store, rows, len(self.members), self.workers, threads if self.live else 0)
+        pool = ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device))
+        # Members set these flags each for itself, but they are the process's: so they are the same before the first and after the last.
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with flags, deferred_interrupt() as interrupted, pool:
             futures = [pool.submit(self._member, member, shared, resuming, together) for member in self.members]
             pending = set(futures)
             while pending:
-                _, pending = wait(pending, timeout=0.2)
-                if interrupted():
+                done, pending = wait(pending, timeout=0.2)
+                if interrupted() or any(future.exception() for future in done):
                     shared.stop()
         torch.set_num_threads(threads)  # also for threads to come
+        errors = [error for future in futures if (error := future.exception())]
+        if errors:  # what went wrong, rather than the interrupts that followed from it
+            raise next((error for error in errors if not isinstance(error, KeyboardInterrupt)), errors[0])
         return [future.result() for future in futures]
 
     def _member(self, member: Member, shared: SharedPass, resuming: bool, together: _Together) -> MemberResult:
         settings, out = member.config.flat(), self.out / member.name
         with shared.member() as source:
             run = self.runs[member.name]
-            run.read_from(source)
+            run.read_from(source, self.live)
             try:
                 result = run.execute(resuming and out.exists(), False, together.of(member.name))
             except NumericsError as error:
+                self.hint = error.hint
                 return MemberResult(member.name, member.group, str(out), settings, None, str(error))
+            together.finished(member.name)
         return MemberResult(member.name, member.group, str(out), settings, result.metrics)
 
 
@@ -187,10 +199,16 @@ class _Together:
 
     def __init__(self, progress: Callable[[Progress], None], runs: dict[str, Run]) -> None:
         self.progress, self.lock = progress, threading.Lock()
-        self.total = sum(run.steps * run.config.batch for run in runs.values())
+        self.whole = {name: run.steps * run.config.batch for name, run in runs.items()}
+        self.total = sum(self.whole.values())
         self.rows = dict.fromkeys(runs, 0)
         self.fvu: dict[str, float] = {}
         self.said = 0.0
+
+    def finished(self, name: str) -> None:
+        """Also one that was done before."""
+        with self.lock:
+            self.rows[name] = self.whole[name]
 
     def of(self, name: str) -> Callable[[Progress], None]:
         def heard(report: Progress) -> None:

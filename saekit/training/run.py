@@ -90,7 +90,7 @@ def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
 
 class Run:
     def __init__(self, store: Store, out: Path, config: TrainConfig) -> None:
-        self.store, self.out = store, out
+        self.store, self.out, self.live = store, out, False
         self.device = pick_device(config.device)
         other = None if config.target_store is None else Store(Path(config.target_store))
         self.source = store if other is None else PairedStore(store, other)
@@ -113,8 +113,10 @@ class Run:
             raise DataError(cause, f"--batch {max(self.units // 4, 1)}")
         self.steps = max(self.config.rows // self.config.batch, 1)
 
-    def read_from(self, source: ActivationSource) -> None:
-        """Another source of the same store's rows, which other runs read too (saekit.training.shared)."""
+    def read_from(self, source: ActivationSource, live: bool) -> None:
+        """Another source of the same store's rows, which other runs read too (saekit.training.shared); `live`: of rows that the store
+        does not hold."""
+        self.live = live
         self.source = WithPrevious(source) if isinstance(self.source, WithPrevious) else source
 
     def plan(self) -> TrainPlan:
@@ -178,6 +180,8 @@ class Run:
         content = {"schema_version": 1, "store": self.source.spec.fingerprint, "content": self.store.manifest.content}
         if isinstance(self.source, PairedStore):
             content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
+        if self.live:
+            content["live"] = True
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
 
     def _before_choice(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ down its permit between two steps. What a run computes does not depend on the ot
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -24,10 +25,12 @@ AHEAD = 4
 
 class SharedPass:
     """`rows` gives the training batches, `store` all else. `members` is how many runs there are: no batch is read before each of them has
-    asked for its first one, or left."""
+    asked for its first one, or left. `reader_threads`: what torch may use while a batch is made; 0: what the run that asks for it has."""
 
-    def __init__(self, store: Store, rows: ActivationSource, members: int, workers: int) -> None:
-        self.store, self.rows = store, rows
+    def __init__(self, store: Store, rows: ActivationSource, members: int, workers: int, reader_threads: int = 0) -> None:
+        self.store, self.rows, self.reader_threads = store, rows, reader_threads
+        if hasattr(rows, "stopped"):  # a live model, which may compute for long before its next batch
+            rows.stopped = lambda: self._stopped
         self._waited_for = members  # runs that have neither asked nor left
         self._permits = threading.Semaphore(workers)
         self._changed = threading.Condition()
@@ -81,10 +84,10 @@ class SharedPass:
         try:
             with self._changed:
                 while True:
+                    if self._stopped:  # first: whoever is stopped saves its state, whatever the reader has met
+                        return None
                     if self._error is not None:
                         raise self._error
-                    if self._stopped:
-                        return None
                     ahead = self._next[id(source)] - self._first
                     if self._batches is not None and 0 <= ahead < len(self._held):
                         return self._taken(source, ahead)
@@ -114,19 +117,26 @@ class SharedPass:
         if self._batches is None:
             batch, seed = self._order
             self._first = min(self._next.values())
-            self._batches = self.rows.batches(batch, seed, self._first * batch, "train")
+            self._batches = self._opened(batch, seed, self._first * batch)
         self._changed.release()
         found, error = None, None
+        own_threads = torch.get_num_threads()
         try:
+            if self.reader_threads:
+                torch.set_num_threads(self.reader_threads)
             found = next(self._batches)
         except BaseException as raised:  # every run has to hear of it
             error = raised
         finally:
+            torch.set_num_threads(own_threads)
             self._changed.acquire()
         self._reading, self._error = False, error
         if found is not None:
             self._held.append(found)
-        self._changed.notify_all()
+        self._drop()  # what is read may lie before the start of all who are left
+
+    def _opened(self, batch: int, seed: int, start: int) -> Iterator[ActivationBatch]:
+        yield from self.rows.batches(batch, seed, start, "train")
 
     def _leave(self, source: SharedRows) -> None:
         with self._changed:
@@ -160,4 +170,4 @@ class SharedRows:
             return
         self._shared.enter(self, batch_size, seed, start)
         while (found := self._shared.take(self)) is not None:
-            yield found
+            yield dataclasses.replace(found)  # a batch of its own, over the same tensors

@@ -35,6 +35,8 @@ def test_members_learn_from_one_forward_pass(store, tmp_path, monkeypatch):
     monkeypatch.setattr(LiveSource, "batches", counted)
     live = sweep(store, tmp_path / "live", GRID, live=True)
     assert len(passes) == 1, "the members read the rows together"
+    with pytest.raises(DataError, match="live"):
+        sweep(store, tmp_path / "live", GRID | {"rows": 3200}, resume=True)
     stored = sweep(store, tmp_path / "stored", GRID)
     for a, b in zip(live.members, stored.members):
         assert a.metrics["l0"] == b.metrics["l0"] and a.metrics["fvu"] == pytest.approx(b.metrics["fvu"], rel=0.2)

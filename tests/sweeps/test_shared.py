@@ -66,6 +66,23 @@ def test_a_run_that_leaves_holds_nobody_up(store, leave_at):
     assert len(rest) == 25 and len(gone) == leave_at
 
 
+def test_the_hindmost_may_leave_before_the_others_begin(store):
+    shared = SharedPass(store, store, 2, 2)
+    late, early = together([lambda: read(shared, 5, start=30), lambda: read(shared, 99, leave_at=5)])
+    assert len(early) == 5 and all(torch.equal(a, b) for a, b in zip(late, alone(store, 5, 30)))
+
+
+def test_every_run_has_batches_of_its_own(store):
+    shared, found = SharedPass(store, store, 2, 2), []
+
+    def first():
+        with shared.member() as source:
+            found.append(next(source.batches(64, 5, 0, "train")))
+
+    together([first, first])
+    assert found[0] is not found[1] and found[0].x is found[1].x
+
+
 def test_nobody_runs_far_ahead(store):
     class Counting:
         read = 0

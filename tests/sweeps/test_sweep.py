@@ -34,12 +34,12 @@ def swept(store, tmp_path_factory):
 
 
 def test_every_member_is_the_run_that_train_makes(store, swept, tmp_path):
-    names = ["seed0-k2", "seed0-k4", "seed1-k2", "seed1-k4", "seed0-l1-target-l0-3", "seed1-l1-target-l0-3"]
+    names = ["k2-seed0", "k4-seed0", "k2-seed1", "k4-seed1", "l1-target-l0-3-seed0", "l1-target-l0-3-seed1"]
     assert [m.name for m in swept.members] == names
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name, options in (("seed1-k4", {"k": 4}), ("seed1-l1-target-l0-3", {"sparsity": "l1", "target_l0": 3})):
+        for name, options in (("k4-seed1", {"k": 4}), ("l1-target-l0-3-seed1", {"sparsity": "l1", "target_l0": 3})):
             saekit.train(store, tmp_path / name, rows=20_000, batch=256, expansion=4, seed=1, order_seed=0, **options)
             own, swept_one = (Path(folder) / name / "model.safetensors" for folder in (tmp_path, swept.path))
             assert sha256_of(own) == sha256_of(swept_one), name
@@ -62,7 +62,7 @@ def test_what_lies_in_the_folder(swept):
     assert said["schema_version"] == 1 and len(said["members"]) == 6 and len(said["groups"]) == 3
     page = (folder / "pareto.html").read_text()
     assert "<svg" in page and "l1-target-l0-3" in page and "<script src" not in page
-    assert saekit.load(folder / "seed0-k2").config.k == 2
+    assert saekit.load(folder / "k2-seed0").config.k == 2
 
 
 def test_a_sweep_that_is_done_is_not_done_again(store, swept):
@@ -98,6 +98,20 @@ def test_a_member_that_diverges_does_not_stop_the_others(store, tmp_path):
         sweep(store, tmp_path / "none", {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [1e6]})
 
 
+def test_a_setting_of_the_wrong_kind_is_bad_input(store, tmp_path):
+    with pytest.raises(DataError, match="wrong kind"):
+        sweep(store, tmp_path / "out", {"k": "4"})
+
+
+def test_a_resume_with_other_settings_keeps_what_was_found(store, tmp_path):
+    grid = {"rows": 2_000, "batch": 128, "latents": 32, "k": [2, 4]}
+    found = sweep(store, tmp_path / "out", grid)
+    with pytest.raises(DataError, match="other settings"):
+        sweep(store, tmp_path / "out", grid | {"lr": 1e-3}, resume=True)
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["groups"]) == 2
+    assert sweep(store, tmp_path / "out", grid, resume=True).members == found.members
+
+
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
@@ -113,7 +127,7 @@ def test_what_cannot_share_a_pass_is_refused(store, tmp_path, grid, said):
 
 def test_the_plan_says_what_would_run(store):
     plan = plan_sweep(store, GRID)
-    assert len(plan.members) == 6 and plan.members["seed0-k2"].steps == 78
+    assert len(plan.members) == 6 and plan.members["k2-seed0"].steps == 78
     assert plan.memory_bytes == sum(each.memory_bytes for each in plan.members.values())
 
 
