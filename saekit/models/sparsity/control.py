@@ -4,8 +4,8 @@ Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished
 
 - `coef`: the penalty's coefficient, log coef += P de + I e;
 - `aim`: where the penalty itself aims at a rate, a factor on that, log aim -= P de + I e. A stronger pull to a wrong place does not help;
-- `threshold`: all thresholds of a jumprelu by one factor, log theta += T e a step. Adam has forgotten how to move them quickly by the time
-  that L0 is nearly right: its second moments are those of the beginning.
+- `threshold`: all thresholds of a jumprelu by one factor, log theta += T e a step; the biases of kl-means by as much. Adam has forgotten
+  how to move them quickly by the time that L0 is nearly right: its second moments are those of the beginning.
 
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
