@@ -82,11 +82,12 @@ def sigmoid_step(x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: 
     return made, kl
 
 
-def kl_of_means(mean_F: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+def kl_of_means(mean_F: torch.Tensor, rate: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum_j KL(rate || mean_j) of Bernoulli rates, its derivative by each mean). Means are clamped to [MIN_RATE, 1 - MIN_RATE], where
     the derivative is 0 (Ng, "Sparse autoencoder", CS294A notes)."""
     rho = mean_F.clamp(MIN_RATE, 1 - MIN_RATE)
-    kl = (rate * (math.log(rate) - rho.log()) + (1 - rate) * (math.log1p(-rate) - (-rho).log1p())).sum()
+    of = torch if torch.is_tensor(rate) else math  # nothing here waits for the device
+    kl = (rate * (of.log(rate) - rho.log()) + (1 - rate) * (of.log1p(-rate) - (-rho).log1p())).sum()
     inside = (mean_F >= MIN_RATE) & (mean_F <= 1 - MIN_RATE)
     return kl, torch.where(inside, (1 - rate) / (1 - rho) - rate / rho, 0.0)
 

@@ -150,8 +150,9 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def resample(self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator) -> None:
-        """Point dead latents at badly reconstructed rows, drawn with probability ~ loss^2 (Bricken et al. 2023, "Towards
-        monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the living norm.
+        """Point dead latents, no more than there are rows, at badly reconstructed rows, one each, drawn with probability ~ loss^2
+        (Bricken et al. 2023, "Towards monosemanticity"): decoder along the row as seen from b_dec, encoder the same at a fifth of the
+        living norm.
 
         The paper's bias of 0 lets such a latent fire on every second row, and thousands of them at 32x undo the sparsity at once; here
         it fires where a row has more than half of its own row's part along it.
@@ -160,7 +161,7 @@ class SAE(nn.Module):
         x, target = batch.x, batch.x if batch.target is None else batch.target
         loss = (target - self.forward(x).x_hat).square().sum(1)
         weight = loss.square().cpu() + 1e-12  # on the CPU, where the generator is, whatever the device
-        chosen = torch.multinomial(weight, len(dead), replacement=len(dead) > len(x), generator=generator).to(x.device)
+        chosen = torch.multinomial(weight, len(dead), generator=generator).to(x.device)
         origin = torch.zeros_like(x[0]) if self.transcodes else self.b_dec
         direction = unit_rows_(x[chosen] - origin)
         alive = torch.ones(self.latents, dtype=torch.bool, device=dead.device)

@@ -16,7 +16,7 @@ from saekit.errors import BackendError, NumericsError
 from saekit.store.checkpoint import read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
-from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
+from saekit.training.dead import RESAMPLED, DeadTracker, dead_rows, resampling_steps, revive_rows
 from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import (
@@ -206,7 +206,7 @@ class Trainer:
         return stage
 
     def _resample(self, batch: ActivationBatch) -> None:
-        latents = self.model.dead_order
+        latents = self.model.dead_order[: max(round(RESAMPLED * len(batch.x)), 1)]
         self.model.resample(latents, batch, self.generator)
         reset_moments(self.optimizer, latents, self.model.latents)
         self.dead.idle[latents] = 0

@@ -235,6 +235,14 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     assert (sae.encode(x[13:14])[0, dead] > 0).all(), "a resampled latent fires on the row that it was pointed at"
 
 
+def test_resampled_latents_share_no_row():
+    sae, x = make_sae("l1", torch.float32), normalised(64, torch.float32)
+    x[:4] *= 30  # outliers, which nearly all of loss^2 belongs to
+    sae.resample(torch.arange(32), batch_of(x), torch.Generator().manual_seed(0))
+    atoms = sae.W_dec.detach()[:32]
+    assert ((atoms @ atoms.T) > 0.999).sum() == 32
+
+
 @pytest.mark.parametrize(
     "options,words",
     [

@@ -61,7 +61,8 @@ SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-ra
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_are_those_of_finite_differences(name):
-    sae, batch = made(name, decoder_norm="free" if name != "matching-pursuit" else "unit"), batch_of(rows(9))
+    more = {"target_l0": 0} if name == "kl-means" else {}  # with a target its rho follows the latents, and is taken as constant
+    sae, batch = made(name, decoder_norm="free" if name != "matching-pursuit" else "unit", **more), batch_of(rows(9))
     sae.loss(batch, 50).total.backward()
     generator = torch.Generator().manual_seed(3)
     for key, parameter in sae.named_parameters():
@@ -99,6 +100,22 @@ def test_a_jump_passes_the_gradients_of_the_paper():
     assert step.tolist() == [0, 0, 1, 1, 1]
     step.sum().backward()
     assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
+
+
+def test_rho_of_kl_means_follows_the_latents_and_is_constant_for_the_gradient():
+    sae, x = made("kl-means"), rows(50)
+    with torch.no_grad():
+        sae.b_enc += torch.randn(F, generator=torch.Generator().manual_seed(0))
+    sae.control.aim = 0.3
+    term = sae.loss(batch_of(x), 0).terms["kl"]
+    (slope,) = torch.autograd.grad(term, [sae.b_enc])
+    codes = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc).detach()
+    means = codes.mean(0)
+    rho = 0.3 * means.mean()
+    kl = rho * (rho / means).log() + (1 - rho) * ((1 - rho) / (1 - means)).log()
+    by_mean = (1 - rho) / (1 - means) - rho / means
+    assert term.item() == pytest.approx(kl.sum().item())
+    torch.testing.assert_close(slope, by_mean * (codes * (1 - codes)).mean(0))
 
 
 def test_the_jumprelu_penalty_pushes_thresholds_up_when_too_many_are_active():

@@ -6,6 +6,7 @@ variants override one or two of its parts: which pre-activations come into quest
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
 REVIVALS = ("aux", "resample", "none")
+SHIFT = 1.5  # of a bias, where a threshold (about as large) would be multiplied by e
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ class Variant:
         """Reset what the variant trains besides weights and biases, for latents that were resampled."""
 
     def steer(self, sae: SAE, factor: float) -> None:
-        """Multiply trained thresholds, where there are some: by this the L0 asked for is reached (control.py)."""
+        """Raise what latents must pass to be active: trained thresholds, where there are some, by this factor, else all biases alike."""
+        if factor != 1.0:
+            with torch.no_grad():
+                sae.b_enc -= SHIFT * math.log(factor)
 
     def after_step(self, sae: SAE) -> None:
         """Bring parameters back to their constraints."""

@@ -1,11 +1,12 @@
 """What steers a penalty so that the code comes to have the L0 that was asked for (`--target-l0`), or keeps its coefficient.
 
-Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). What is steered is the variant's:
+Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). Two things are moved:
 
-- `coef`: the penalty's coefficient, log coef += P de + I e;
-- `aim`: where the penalty itself aims at a rate, a factor on that, log aim -= P de + I e. A stronger pull to a wrong place does not help;
-- `threshold`: all thresholds of a jumprelu by one factor, log theta += T e a step; the biases of kl-means by as much. Adam has forgotten
-  how to move them quickly by the time that L0 is nearly right: its second moments are those of the beginning.
+- the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a factor
+  on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold` is neither: the penalty knows the target;
+- with every step what a latent must pass to be active, by exp(T e): all thresholds of a jumprelu alike, else all biases by SHIFT T e
+  (`Variant.steer`). Penalties alone come too late: once they outweigh the reconstruction, Adam takes steps of the same size however large they
+  are, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
 
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
@@ -41,7 +42,7 @@ class Control:
         return min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
 
     def observe(self, l0: float, step: int, total: int) -> float:
-        """Steer, after `step` steps of `total`; the factor on thresholds."""
+        """Steer, after `step` steps of `total`; the factor on what latents must pass."""
         if not self.steers:
             return 1.0
         l0 = max(l0, 1e-3)
@@ -52,14 +53,12 @@ class Control:
         change = 0.0 if self.before is None else error - self.before
         passed = step - self.looked
         self.before, self.looked = error, step
-        if self.steers == "threshold":
-            return math.exp(TRIM * min(passed, MOST_STEPS) * error)
         moved = math.exp(PROPORTIONAL * change + min(passed / max(INTEGRAL_SHARE * total, FEWEST), 1.0) * error)
         if self.steers == "coef":
             self.coef *= moved
-        else:
+        elif self.steers == "aim":
             self.aim /= moved
-        return 1.0
+        return math.exp(TRIM * min(passed, MOST_STEPS) * error)
 
     def state(self) -> dict[str, float | int | None]:
         return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked")}

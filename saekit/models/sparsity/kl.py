@@ -7,8 +7,9 @@ autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is t
 | kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
 
-With `target_l0`, rho is aim target_l0 / F, and `aim`, for kl-means a shift of all biases, is steered until the code has that L0
-(control.py): a larger weight would pull rare latents up as hard as frequent ones down.
+With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): a larger weight would pull rare
+latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0, so rho of kl-means is aim times the mean over
+latents of rho_hat_j, taken as constant: it evens latents out around where they are.
 """
 
 from __future__ import annotations
@@ -30,9 +31,6 @@ from saekit.types import ActivationBatch, LossTerms
 
 if TYPE_CHECKING:
     from saekit.models.sae import SAE
-
-
-SHIFT = 1.5  # of a bias, where a threshold (about as large) would be multiplied by e
 
 
 @dataclass(frozen=True)
@@ -100,27 +98,17 @@ class SparseKLConfig(KLConfig):
     default_coef = 10.0
 
 
-@dataclass(frozen=True)
-class KLMeansConfig(SparseKLConfig):
-    steered = "threshold"
-
-
 class KLMeans(Penalised):
-    config = KLMeansConfig
+    config = SparseKLConfig
     line = "ReLU codes, KL on the means of sigmoid(pre)"
 
     def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))  # every entry has its part in the penalty
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        return {"kl": (kl_of_means(pre.values.sigmoid().mean(0), rate_of(sae))[0], sae.coef(step))}
-
-    def steer(self, sae: SAE, factor: float) -> None:
-        """Shift all biases alike: means of sigmoids hardly tell how many values are above 0."""
-        if factor != 1.0:
-            with torch.no_grad():
-                sae.b_enc -= SHIFT * math.log(factor)
-                sae.shadows.clear()
+        means = pre.values.sigmoid().mean(0)
+        rate = (sae.control.aim * means.detach().mean()).clamp_max(0.5) if sae.config.target_l0 else rate_of(sae)
+        return {"kl": (kl_of_means(means, rate)[0], sae.coef(step))}
 
 
 @dataclass(frozen=True)
