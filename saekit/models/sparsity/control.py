@@ -2,11 +2,12 @@
 
 Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). Two things are moved:
 
-- the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a factor
-  on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold` is neither: the penalty knows the target;
+- the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a
+  factor on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold`: neither, as the penalty knows
+  the target;
 - with every step what a latent must pass to be active, by exp(T e): all thresholds of a jumprelu alike, else all biases by SHIFT T e
-  (`Variant.steer`). Penalties alone come too late: once they outweigh the reconstruction, Adam takes steps of the same size however large they
-  are, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
+  (`Variant.steer`). A penalty alone comes too late: once it outweighs the reconstruction, Adam takes steps of the same size however large
+  it is, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
 
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.

@@ -8,8 +8,8 @@ autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is t
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
 
 With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): a larger weight would pull rare
-latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0, so rho of kl-means is aim times the mean over
-latents of rho_hat_j, taken as constant: it evens latents out around where they are.
+latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0, so rho of kl-means is aim times the
+mean over latents of rho_hat_j, taken as constant: it evens latents out around where they are.
 """
 
 from __future__ import annotations
