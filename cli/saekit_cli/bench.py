@@ -88,12 +88,12 @@ def _zoo(quick: bool, csv: Path | None, json_: bool, report) -> None:
 
     results = bench_zoo(quick, report)
     rows = [
-        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f"),
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f"),
          figure(r.fvu_ratio, ".4f")]
         for r in results
     ]  # fmt: skip
     note = f"{results[0].latents:,} latents, {results[0].rows:,} rows"
-    text = table(["sparsity", "fvu", "l0", "dead_train", "rows/s", "fvu / dense"], rows)
+    text = table(["sparsity", "fvu", "l0", "l0 train", "dead_train", "rows/s", "fvu / dense"], rows)
     _give(results, [dataclasses.asdict(r) for r in results], csv, json_, note, text)
 
 

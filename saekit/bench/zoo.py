@@ -6,16 +6,19 @@ topk family train a second time by dense autograd (saekit.bench.reference), from
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from saekit.bench.reference import DENSE, dense
 from saekit.errors import NumericsError
 from saekit.models.catalog import options_of
 from saekit.models.sparsity import VARIANTS
+from saekit.store.checkpoint import METRICS
 from saekit.training.run import train
 
 MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
@@ -42,6 +45,8 @@ class ZooResult:
     """Of the dense reference; None: not of the topk family, or not trained so."""
     fvu_ratio: float | None = None
     """fvu / fvu_dense."""
+    l0_train: float | None = None
+    """Mean over the batches of the last tenth of training, which a controller sees: held-out documents have an L0 of their own."""
 
 
 def bench_zoo(
@@ -79,9 +84,9 @@ def bench_zoo(
 
 
 def options_for(name: str, active: float) -> dict[str, Any]:
-    """The options by which a variant comes to `active` latents a row; sigmoid codes and pursuits have their own."""
+    """The options by which a variant comes to `active` latents a row; a pursuit has its own."""
     taken = options_of("sae", name)
-    if VARIANTS[name].active_above > 0 or name == "matching-pursuit":
+    if name == "matching-pursuit":
         return {}
     return {"k": int(active)} if "k" in taken else {"target_l0": active}
 
@@ -94,4 +99,9 @@ def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: fl
     except NumericsError:
         return ZooResult(name, size["latents"], rows, None, None, None, None, None)
     figures = [result.metrics[key] for key in ("fvu", "l0", "dead", "dead_train")]
-    return ZooResult(name, size["latents"], result.rows, *figures, result.rows_per_s)
+    return ZooResult(name, size["latents"], result.rows, *figures, result.rows_per_s, l0_train=_last_l0(out))
+
+
+def _last_l0(out: Path) -> float:
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return fmean(line["l0"] for line in lines if line["step"] > 0.9 * lines[-1]["step"])

@@ -57,8 +57,10 @@ def test_a_variant_and_its_reference_are_trained_on_the_same_rows(tmp_path):
     results = bench_zoo(True, said.append, store, ("topk", "l1"), size=size, active=4)
     assert [r.sparsity for r in results] == ["topk", "l1"] and len(said) == 2
     assert results[0].fvu_ratio == pytest.approx(1, abs=1e-3) and results[1].fvu_dense is None
-    assert results[0].l0 == 4
+    assert results[0].l0 == 4 == results[0].l0_train and results[1].l0_train == pytest.approx(4, rel=0.5)
 
 
 def test_every_variant_is_asked_for_the_same_number_of_active_latents():
-    assert options_for("topk", 32) == {"k": 32} and options_for("l1", 32) == {"target_l0": 32} and options_for("kl", 32) == {}
+    assert (
+        options_for("topk", 32) == {"k": 32} and options_for("l1", 32) == {"target_l0": 32} and options_for("kl", 32) == {"target_l0": 32}
+    )

@@ -262,7 +262,7 @@ def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
     assert l0 == pytest.approx(64, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl-means", "kl-rates"])
+@pytest.mark.parametrize("name", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl", "kl-means", "kl-rates"])
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000)
     saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)

@@ -41,10 +41,13 @@ class KLConfig(PenaltyConfig):
     revive: str = "none"
 
     default_coef = 0.5
+    aimed_coef = 10.0
+    """The default with target_l0: a rate that is steered must be held against the reconstruction."""
     steered = "aim"
 
     def resolved(self) -> PenaltyConfig:
         config = super().resolved()
+        config = replace(config, coef=self.aimed_coef) if self.coef is None and self.target_l0 else config
         if not 0 < self.target_rate < 1:
             raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
         return replace(config, target_rate=self.target_l0 / config.latents) if self.target_l0 else config
