@@ -88,8 +88,8 @@ def _zoo(quick: bool, csv: Path | None, json_: bool, report) -> None:
 
     results = bench_zoo(quick, report)
     rows = [
-        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"), figure(r.rows_per_s, ",.0f"),
-         figure(r.fvu_ratio, ".4f")]
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"),
+         figure(r.rows_per_s, ",.0f"), figure(r.fvu_ratio, ".4f")]
         for r in results
     ]  # fmt: skip
     note = f"{results[0].latents:,} latents, {results[0].rows:,} rows"
