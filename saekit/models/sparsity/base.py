@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
 REVIVALS = ("aux", "resample", "none")
-SHIFT = 1.5  # of a bias, where a threshold (about as large) would be multiplied by e
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ class Variant:
     """A trained model's code is pre where pre > threshold, saved with the weights."""
     dense_start: ClassVar[bool] = False
     """Every latent of a row moves at once: such a code bears a lower rate only."""
+    shift: ClassVar[float] = 3.0
+    """Of a bias, where a threshold would be multiplied by e (steer)."""
     needs_previous: ClassVar[bool] = False
     """The loss looks at the row before each row in its example."""
 
@@ -141,7 +142,7 @@ class Variant:
         """Raise what latents must pass to be active: trained thresholds, where there are some, by this factor, else all biases alike."""
         if factor != 1.0:
             with torch.no_grad():
-                sae.b_enc -= SHIFT * math.log(factor)
+                sae.b_enc -= self.shift * math.log(factor)
 
     def after_step(self, sae: SAE) -> None:
         """Bring parameters back to their constraints."""

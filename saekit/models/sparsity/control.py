@@ -5,7 +5,7 @@ Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished
 - the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a
   factor on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold`: neither, as the penalty knows
   the target;
-- with every step what a latent must pass to be active, by exp(T e): all thresholds of a jumprelu alike, else all biases by SHIFT T e
+- with every step what a latent must pass to be active, log theta += T e: all thresholds of a jumprelu alike, else all biases by `shift` T e
   (`Variant.steer`). A penalty alone comes too late: once it outweighs the reconstruction, Adam takes steps of the same size however large
   it is, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
 
@@ -23,7 +23,8 @@ INTEGRAL_SHARE = 0.05  # of the run: the time in which a steady error of e moves
 FEWEST = 4.0  # steps that this time has at least
 WAY = 0.3
 MOST_ERROR = 1.0
-TRIM, MOST_STEPS = 0.05, 4  # T, and for how many steps at once it acts, where L0 is looked at rarely
+TRIM_SHARE, SHORTEST = 0.05, 10.0  # the time in which a steady error of e raises thresholds by e: of the run, and in steps at least
+MOST_STEPS = 4  # that this acts for at once, where L0 is looked at rarely
 
 
 class Control:
@@ -59,7 +60,7 @@ class Control:
             self.coef *= moved
         elif self.steers == "aim":
             self.aim /= moved
-        return math.exp(TRIM * min(passed, MOST_STEPS) * error)
+        return math.exp(min(passed, MOST_STEPS) / max(TRIM_SHARE * total, SHORTEST) * error)
 
     def state(self) -> dict[str, float | int | None]:
         return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked")}

@@ -64,6 +64,7 @@ class KL(Variant):
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
     dense_start = True
+    shift = 0.6  # every code moves with its bias, and batches differ
 
     def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
