@@ -85,7 +85,7 @@ class Variant:
     """A trained model's code is pre where pre > threshold, saved with the weights."""
     dense_start: ClassVar[bool] = False
     """Every latent of a row moves at once: such a code bears a lower rate only."""
-    shift: ClassVar[float] = 3.0
+    shift: ClassVar[float] = 1.5
     """Of a bias, where a threshold would be multiplied by e (steer)."""
     needs_previous: ClassVar[bool] = False
     """The loss looks at the row before each row in its example."""
