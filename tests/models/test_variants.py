@@ -106,12 +106,11 @@ def test_rho_of_kl_means_follows_the_latents_and_is_constant_for_the_gradient():
     sae, x = made("kl-means"), rows(50)
     with torch.no_grad():
         sae.b_enc += torch.randn(F, generator=torch.Generator().manual_seed(0))
-    sae.control.aim = 0.3
     term = sae.loss(batch_of(x), 0).terms["kl"]
     (slope,) = torch.autograd.grad(term, [sae.b_enc])
     codes = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc).detach()
     means = codes.mean(0)
-    rho = 0.3 * means.mean()
+    rho = means.mean()
     kl = rho * (rho / means).log() + (1 - rho) * ((1 - rho) / (1 - means)).log()
     by_mean = (1 - rho) / (1 - means) - rho / means
     assert term.item() == pytest.approx(kl.sum().item())

@@ -4,7 +4,7 @@ Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished
 
 - the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a
   factor on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold`: neither, as the penalty knows
-  the target;
+  the target, or does not care;
 - with every step what a latent must pass to be active, log theta += T e: all thresholds of a jumprelu alike, else all biases by `shift` T e
   (`Variant.steer`). A penalty alone comes too late: once it outweighs the reconstruction, Adam takes steps of the same size however large
   it is, and its second moments are those of the beginning. So the penalty finds, and the biases hold.

@@ -8,8 +8,8 @@ autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is t
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
 
 With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): a larger weight would pull rare
-latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0, so rho of kl-means is aim times the
-mean over latents of rho_hat_j, taken as constant: it evens latents out around where they are.
+latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0: rho of kl-means is the mean over
+latents of rho_hat_j, taken as constant, which evens them out around where they are, and biases alone are steered.
 """
 
 from __future__ import annotations
@@ -102,16 +102,22 @@ class SparseKLConfig(KLConfig):
     default_coef = 10.0
 
 
+@dataclass(frozen=True)
+class KLMeansConfig(SparseKLConfig):
+    steered = "threshold"
+
+
 class KLMeans(Penalised):
-    config = SparseKLConfig
+    config = KLMeansConfig
     line = "ReLU codes, KL on the means of sigmoid(pre)"
+    shift = 4.5  # the KL moves all biases too
 
     def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))  # every entry has its part in the penalty
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
         means = pre.values.sigmoid().mean(0)
-        rate = (sae.control.aim * means.detach().mean()).clamp_max(0.5) if sae.config.target_l0 else rate_of(sae)
+        rate = means.detach().mean() if sae.config.target_l0 else rate_of(sae)
         return {"kl": (kl_of_means(means, rate)[0], sae.coef(step))}
 
 
