@@ -6,7 +6,7 @@ import torch
 
 MAX_DEAD_ROWS = 10_000_000
 RESAMPLINGS = 4  # at most so many times in a run, all in its first half, so that what is resampled can still settle
-# Latents at a time, as a share of the batch's rows, which take one each: 4,700 at once, several pointed at the same outlier row, made the
+# Latents at a time, as a share of the batch's rows, which take one each: 4,800 at once, several pointed at the same outlier row, made the
 # error 10,000 times as large in one run (docs/log.md).
 RESAMPLED = 0.5
 

@@ -37,6 +37,7 @@ LOGS = 200  # lines of metrics in a run
 # work in flight, which costs nothing on a CPU.
 LOOK_EVERY = {"cpu": 1}
 LOOK_EVERY_ON_DEVICE = 32
+LOOKS = 200  # in a run at least, as L0 is steered then
 
 
 class Trainer:
@@ -71,7 +72,7 @@ class Trainer:
         model.total_steps, model.seed = total, config.seed
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
         self.decay = decay_share(config, model)
-        self.look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_ON_DEVICE)
+        self.look_every = LOOK_EVERY.get(device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1)))
         # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
         self.unseen: list[tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]] = []
 

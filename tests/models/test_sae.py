@@ -235,19 +235,12 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     assert (sae.encode(x[13:14])[0, dead] > 0).all(), "a resampled latent fires on the row that it was pointed at"
 
 
-def test_resampled_latents_share_no_row():
-    sae, x = make_sae("l1", torch.float32), normalised(64, torch.float32)
-    x[:4] *= 30  # outliers, which nearly all of loss^2 belongs to
-    sae.resample(torch.arange(32), batch_of(x), torch.Generator().manual_seed(0))
-    atoms = sae.W_dec.detach()[:32]
-    assert ((atoms @ atoms.T) > 0.999).sum() == 32
-
-
 @pytest.mark.parametrize(
     "options,words",
     [
         ({"sparsity": "k1"}, "--sparsity k1: did you mean"),
         ({"sparsity": "kl", "target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
+        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "--target-rate and --target-l0 both say how often"),
         ({"expansion": 0}, "--expansion 0 must be above 0"),
         ({"k": 600}, "--k 600 must be between 1 and the number of latents, 512"),
         ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),

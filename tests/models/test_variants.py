@@ -17,6 +17,7 @@ from saekit.models.sparsity.control import Control
 from saekit.models.sparsity.jumprelu import Jump, Step
 from saekit.models.sparsity.nested import level_of_latents
 from saekit.models.sparsity.temporal import info_nce
+from saekit.training import loop
 from saekit.types import ActivationBatch
 
 D, F, K = 12, 48, 4
@@ -252,6 +253,44 @@ class Asked:
     coef, coef_warmup, target_l0, steered = 1.0, 0.1, 64.0, "coef"
 
 
+class AskedOfBiases(Asked):
+    steered = "biases"
+
+
+@pytest.mark.parametrize("passed,acts", [(1, 1 / 20), (4, 4 / 20), (32, 0.4)])  # 20 steps: a twentieth of the run
+def test_what_latents_must_pass_rises_with_the_error_and_the_steps_since_the_last_look(passed, acts):
+    control = Control(Asked)
+    control.observe(64, 200, 400)
+    assert control.observe(64 * math.e**0.5, 200 + passed, 400) == pytest.approx(math.exp(0.5 * acts))
+    assert control.observe(64 * math.e**-0.5, 200 + 2 * passed, 400) == pytest.approx(math.exp(-0.5 * acts))
+
+
+@pytest.mark.parametrize("passed", [1, 5])
+def test_biases_alone_make_up_for_a_steady_drift(passed):
+    control, log_l0 = Control(AskedOfBiases), math.log(64)
+    for step in range(0, 2000, passed):
+        log_l0 += passed * 0.005 - math.log(control.observe(math.exp(log_l0), step, 2000))  # T e alone would end with e = 0.5
+    assert log_l0 == pytest.approx(math.log(64), abs=0.01)
+
+
+@pytest.mark.parametrize("name,shift", [("l1", 1.5), ("gated", 1.5), ("kl-means", 4.5), ("kl", 0.6)])
+def test_steering_lowers_all_biases_alike(name, shift):
+    sae = made(name)
+    before = sae.b_enc.detach().clone()
+    sae.variant.steer(sae, math.e**0.1)
+    torch.testing.assert_close(before - sae.b_enc, torch.full_like(before, 0.1 * shift))
+
+
+def test_steering_multiplies_the_thresholds_of_a_jumprelu():
+    sae = made("jumprelu")
+    theta, bias = sae.variant.theta(sae).detach().clone(), sae.b_enc.detach().clone()
+    assert (theta > 0).all()
+    sae.variant.steer(sae, 1.1)
+    torch.testing.assert_close(sae.variant.theta(sae), 1.1 * theta)
+    torch.testing.assert_close(sae.threshold, 1.1 * theta, check_dtype=False)
+    assert torch.equal(sae.b_enc, bias)
+
+
 def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
     control, l0 = Control(Asked), 400.0
     for step in range(500):
@@ -261,11 +300,23 @@ def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
     assert l0 == pytest.approx(64, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl", "kl-means", "kl-rates"])
+STEERED = ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "matryoshka-jumprelu", "kl", "kl-means", "kl-rates"]
+
+
+@pytest.mark.parametrize("name", STEERED)
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000)
     saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)
     metrics = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics  # 200 held-out rows would be a rough judge
+    assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
+
+
+@pytest.mark.parametrize("name,steps", [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)])
+def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name, steps):
+    monkeypatch.setattr(loop, "LOOK_EVERY", {})  # as on a device
+    store = write_store(tmp_path / "store", 4000)
+    saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=256 * steps, batch=256)
+    metrics = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 

@@ -249,6 +249,9 @@ class Killed(Exception):
     [
         {**SMALL, "ema": 0.9, "schedule": "cosine", "beta2": 0.95},
         {"sparsity": "jumprelu", "target_l0": 4, "expansion": 4, "batch": 64, "ema": 0.5, "schedule": "constant"},
+        {"sparsity": "l1", "target_l0": 4, "expansion": 4, "batch": 64},
+        {"sparsity": "kl-means", "target_l0": 4, "expansion": 4, "batch": 64},
+        {"sparsity": "kl-rates", "target_l0": 4, "expansion": 4, "batch": 64},
         {**DENSE, "pretrain": "greedy", "ema": 0.9},  # stages begin at steps 2 and 5
         {**DENSE, "precision": "bfloat16", "warmup": 0.0},
     ],

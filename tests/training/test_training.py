@@ -266,12 +266,19 @@ def test_resampling_zeroes_the_moments_of_the_dead_alone():
 
 def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
     opened = open_store(write_store(tmp_path / "s", 600))
-    resampled = []
-    original = SAE.resample
-    monkeypatch.setattr(SAE, "resample", lambda self, dead, batch, g: (resampled.append(len(dead)), original(self, dead, batch, g)))
+    resampled, shared = [], []
+
+    def watched(self, dead, *more, original=SAE.resample):
+        original(self, dead, *more)
+        atoms = self.W_dec.detach()[dead]
+        resampled.append(len(dead))
+        shared.append(int((atoms @ atoms.T > 0.999).sum()) - len(dead))
+
+    monkeypatch.setattr(SAE, "resample", watched)
     strong = {"sparsity": "l1", "coef": 60.0, "coef_warmup": 0.0, "batch": 64, "rows": 64 * 200, "expansion": 4, "lr": 0.02}
     saekit.train(opened.path, tmp_path / "run", **strong)
     assert resampled and 0 < max(resampled) <= 32, "at most one latent for every second row"
+    assert not any(shared), "each at its own row"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """What steers a penalty so that the code comes to have the L0 that was asked for (`--target-l0`), or keeps its coefficient.
 
-Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). Two things are moved:
+Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). Two things are moved whenever L0 is looked at:
 
-- the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate, a
-  factor on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help. `threshold`: neither, as the penalty knows
-  the target, or does not care;
-- with every step what a latent must pass to be active, log theta += T e: all thresholds of a jumprelu alike, else all biases by `shift` T e
+- the variant's `steered`: the penalty's coefficient (`coef`), log coef += P de + I e, or, where the penalty itself aims at a rate or an
+  L0, a factor on that (`aim`), log aim -= P de + I e: a stronger pull to a wrong place does not help;
+- what a latent must pass to be active, log theta += T e: all thresholds of a jumprelu alike, else all biases by `shift` T e
   (`Variant.steer`). A penalty alone comes too late: once it outweighs the reconstruction, Adam takes steps of the same size however large
   it is, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
+
+Where the penalty cares for no L0 (`biases`), they do both: log theta += T (e + held), with held the sum of T e / 4, since training moves
+them too, and against a steady drift T e alone leaves a steady error.
 
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
@@ -24,7 +26,8 @@ FEWEST = 4.0  # steps that this time has at least
 WAY = 0.3
 MOST_ERROR = 1.0
 TRIM_SHARE, SHORTEST = 0.05, 10.0  # the time in which a steady error of e raises thresholds by e: of the run, and in steps at least
-MOST_STEPS = 4  # that this acts for at once, where L0 is looked at rarely
+MOST = 0.4  # of that e at once, where L0 is looked at rarely
+SETTLE = 4.0  # such times until a steady drift is made up for: critical damping of a code that follows its thresholds at once
 
 
 class Control:
@@ -33,10 +36,11 @@ class Control:
         self.coef: float = getattr(config, "coef", None) or 0.0
         self.aim = 1.0
         self.warmup: float = getattr(config, "coef_warmup", 0.0)
-        self.steers: str | None = getattr(config, "steered", None) if self.target else None  # coef | aim | threshold
+        self.steers: str | None = getattr(config, "steered", None) if self.target else None  # coef | aim | biases
         self.first: float | None = None  # the L0 at the first look
         self.before: float | None = None  # the error at the last look
         self.looked = 0  # at this step
+        self.held = 0.0  # the error at which biases would be moved as fast as training moves them back
 
     def warmed(self, step: int, total: int) -> float:
         """The share of the coefficient at a step: it rises linearly over `coef_warmup` of the run, unless it is steered."""
@@ -60,10 +64,13 @@ class Control:
             self.coef *= moved
         elif self.steers == "aim":
             self.aim /= moved
-        return math.exp(min(passed, MOST_STEPS) / max(TRIM_SHARE * total, SHORTEST) * error)
+        time = min(passed / max(TRIM_SHARE * total, SHORTEST), MOST)
+        if self.steers == "biases" and way_left == 0.0:
+            self.held += time / SETTLE * error
+        return math.exp(time * (error + self.held))
 
     def state(self) -> dict[str, float | int | None]:
-        return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked")}
+        return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked", "held")}
 
     def restore(self, state: dict[str, float | int | None]) -> None:
         for name, value in state.items():

@@ -6,9 +6,9 @@ d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d th
 window lies on the *pre-activation*: on z its lower half would be empty. theta is trained as it is, in fp32 (its logarithm under Adam
 moves in steps that are relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept positive.
 
-Penalty: coef (L0 / target_l0 - 1)^2 with the batch's mean L0, or coef L0 without a target. The reconstruction pulls L0 off the penalty's
-minimum, so thresholds are steered besides, all by one factor (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the
-firing rates r_j, r_0 = 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
+Penalty: coef (L0 / (aim target_l0) - 1)^2 with the batch's mean L0, or coef L0 without a target. The reconstruction pulls L0 off the
+penalty's minimum, so `aim`, 1 at first, and all thresholds by one factor are steered (control.py). `freq_coef` adds
+sum_j r_j^2 / r_0 of the firing rates r_j, r_0 = 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class JumpReLUConfig(PenaltyConfig):
 
     revive: str = "aux"
 
-    steered = "threshold"  # the penalty itself knows the target
+    steered = "aim"
 
     def resolved(self) -> PenaltyConfig:
         # With a target, a tenth too many costs a two-hundredth of the input's variance. Without, each active latent costs coef.
@@ -73,7 +73,7 @@ class JumpReLU(Variant):
         c = sae.config
         active = Step.apply(pre.values, pre.of(self.theta(sae)), c.bandwidth, False)
         l0 = active.sum() / pre.rows
-        found = {"l0": ((l0 / c.target_l0 - 1).square() if c.target_l0 else l0, sae.coef(step))}
+        found = {"l0": ((l0 / (c.target_l0 * sae.control.aim) - 1).square() if c.target_l0 else l0, sae.coef(step))}
         if c.freq_coef:
             found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef)
         return found

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class KLConfig(PenaltyConfig):
     decoder_norm: str = "free"
-    target_rate: float = 0.01
-    """rho, the mean that every latent is pulled to; with target_l0: target_l0 / latents."""
+    target_rate: float | None = None
+    """rho, the mean that every latent is pulled to; None: 0.01, with target_l0 target_l0 / latents (which kl-means does not use)."""
     revive: str = "none"
 
     default_coef = 0.5
+    default_rate = 0.01
     aimed_coef = 10.0
     """The default with target_l0: a rate that is steered must be held against the reconstruction."""
     steered = "aim"
@@ -48,9 +49,13 @@ class KLConfig(PenaltyConfig):
     def resolved(self) -> PenaltyConfig:
         config = super().resolved()
         config = replace(config, coef=self.aimed_coef) if self.coef is None and self.target_l0 else config
-        if not 0 < self.target_rate < 1:
-            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
-        return replace(config, target_rate=self.target_l0 / config.latents) if self.target_l0 else config
+        default = self.target_l0 / config.latents if self.target_l0 else self.default_rate
+        rate = default if self.target_rate is None else self.target_rate
+        if not 0 < rate < 1:
+            raise UsageError(f"--target-rate {rate:g} must be in (0, 1)")
+        if self.target_l0 and rate != default:
+            raise UsageError("--target-rate and --target-l0 both say how often latents are active", "leave one of them away")
+        return replace(config, target_rate=rate)
 
 
 def rate_of(sae: SAE) -> float:
@@ -104,7 +109,7 @@ class SparseKLConfig(KLConfig):
 
 @dataclass(frozen=True)
 class KLMeansConfig(SparseKLConfig):
-    steered = "threshold"
+    steered = "biases"
 
 
 class KLMeans(Penalised):

@@ -42,7 +42,7 @@ class PenaltyConfig(SAEConfig):
     coef_warmup: float = 0.1
     """Share of the run over which the coefficient rises linearly from 0."""
     target_l0: float = 0
-    """Active latents a row that the coefficient is steered to; 0: the coefficient stays."""
+    """Active latents a row that the penalty and the biases are steered to (control.py); 0: neither is."""
     start_l0: float = 0
     """Active latents a row in the first step; 0: 4 times target_l0, without one half of all latents."""
 
