@@ -47,7 +47,7 @@ class SAE(nn.Module):
         self.backend = "torch"  # torch | triton: what the training step runs on; set by the trainer
         self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
         self.arm = "dense"  # sparse | dense: how a thresholded code trains on a device (observe)
-        self.control = Control(self.config)  # of a penalty's coefficient
+        self.control = Control(self.config)  # holds the coefficient, and steers to an L0 asked for
         self.shadows = Shadows()
         self.noise = Noise.parse(self.config.noise)
         self.seed = 0  # of the noise; set by the trainer
@@ -118,7 +118,7 @@ class SAE(nn.Module):
 
     def observe(self, l0: float, step: int) -> None:
         """Told the mean L0 of recent rows, `step` steps done, whenever the trainer looks at the device: choose the arm, with
-        hysteresis, and steer the penalty to the L0 that was asked for."""
+        hysteresis, and steer penalty and biases to the L0 that was asked for."""
         self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
         self.variant.steer(self, self.control.observe(l0, step, self.total_steps))
 

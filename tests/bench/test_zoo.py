@@ -56,6 +56,7 @@ def test_a_variant_and_its_reference_are_trained_on_the_same_rows(tmp_path):
     size = {"rows": 3000, "latents": 32, "batch": 256, "epochs": 2}
     results = bench_zoo(True, said.append, store, ("topk", "l1"), size=size, active=4)
     assert [r.sparsity for r in results] == ["topk", "l1"] and len(said) == 2
+    assert {r.rows for r in results} == {2 * 2850 // 256 * 256}, "two epochs of what is not held out"
     assert results[0].fvu_ratio == pytest.approx(1, abs=1e-3) and results[1].fvu_dense is None
     assert results[0].l0 == 4 == results[0].l0_train and results[1].l0_train == pytest.approx(4, rel=0.5)
 
