@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from saekit_cli.options import Config, Json, Overwrite, Quiet
+from saekit_cli.options import Config, Json, Overwrite, Quiet, Resume
 from saekit_cli.screen import Reporter, figure, print_json
 
 NAME = "finetune"
@@ -21,6 +21,7 @@ def run(
     batch: Annotated[int | None, typer.Option(metavar="CONTEXTS", help="Contexts a step (default 4).")] = None,
     seed: Annotated[int, typer.Option(help="Order of the documents.")] = 0,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     config: Config = None,
     json_: Json = False,
@@ -32,7 +33,7 @@ def run(
     given = {"store": store, "data": data, "rows": rows, "lr": lr, "batch": batch}
     options = {name: value for name, value in given.items() if value is not None}
     reporter = Reporter(quiet)
-    result = finetune(checkpoint, out, overwrite=overwrite, progress=reporter, seed=seed, device=device, **options)
+    result = finetune(checkpoint, out, resume=resume, overwrite=overwrite, progress=reporter, seed=seed, device=device, **options)
     reporter.close()
     if json_:
         print_json(result)

@@ -22,6 +22,8 @@ class FinetuneConfig:
     seed: int = 0
     """Order of the documents."""
     device: str = "auto"
+    save_seconds: float = 60.0
+    """Seconds between two saved states."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:

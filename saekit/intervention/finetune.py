@@ -20,7 +20,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,22 @@ from saekit.intervention.units import Units
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
-from saekit.store.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from saekit.store.files import prepare_output, write_json
+from saekit.store.checkpoint import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    Checkpoint,
+    read_checkpoint,
+    read_train_state,
+    write_checkpoint,
+    write_train_state,
+)
+from saekit.store.files import prepare_output, read_json, write_json
+from saekit.store.manifest import differences
 from saekit.training.fit import holdout_figures
 from saekit.training.logging import MetricsFile
+from saekit.training.loop import deferred_interrupt
+from saekit.training.optim import adam_tensors, restore_adam
 from saekit.types import Progress
 
 RUN = "run.json"  # marks the folder as saekit's, like that of a training run
@@ -55,16 +69,30 @@ def finetune(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
 ) -> FinetuneResult:
     """Fine-tune an SAE of a language model so that the model's predictions survive its reconstructions; write a checkpoint folder.
 
-    Options are the fields of FinetuneConfig. Raises UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError
-    (store, model, data), NumericsError (divergence).
+    Options are the fields of FinetuneConfig. `resume` continues a killed run bit for bit. Raises UsageError (what cannot be fine-tuned),
+    DataError (store, data, OUT), MissingError (store, model, data), NumericsError (divergence); KeyboardInterrupt after the state has been
+    saved.
     """
-    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(overwrite, progress)
+    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(resume, overwrite, progress)
+
+
+@dataclass
+class _Done:
+    """What a run has behind it; with weights and moments all that a resume needs."""
+
+    before: dict[str, float | None]
+    contexts: int
+    rows: int = 0
+    steps: int = 0
+    drawn: int = 0  # batches, those without a row too
+    seconds: float = 0.0
 
 
 class _Finetune:
@@ -87,49 +115,98 @@ class _Finetune:
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
         self.sae: SAE = restore("sae", checkpoint.config["config"], self.units.unfolded(loaded)).to(device)
+        self.names = [name for name, _ in self.sae.named_parameters()]
+        self.optimizer = torch.optim.Adam(self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True)
 
-    def execute(self, overwrite: bool, progress: Callable[[Progress], None]) -> FinetuneResult:
-        prepare_output(self.out, RUN, resume=False, overwrite=overwrite, resumable=False)
-        settings = {"checkpoint": str(self.checkpoint.path), **dataclasses.asdict(self.config)}
-        write_json(self.out / RUN, {"schema_version": 1, "finetune": settings})
-        write_toml(self.out / "config.toml", {name: value for name, value in settings.items() if name != "checkpoint"})
+    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> FinetuneResult:
+        settings = dataclasses.asdict(self.config)
+        del settings["save_seconds"]
+        identity = {"checkpoint": str(self.checkpoint.path), **settings, "content": self.store.manifest.content}
+        if prepare_output(self.out, RUN, resume=resume, overwrite=overwrite):
+            self._check_same(identity)
+            if (self.out / MODEL).exists() and (self.out / CONFIG).exists():
+                return self._finished()
+        else:
+            write_json(self.out / RUN, {"schema_version": 1, "finetune": identity})
+            write_toml(self.out / "config.toml", settings)
         if note := other_revision(self.live, self.store):
             progress(Progress("finetune", 0, 0, message=note))
         keep_freed_memory()
-        before, contexts = self._judge(progress)
-        began = time.monotonic()
-        rows, steps = self._train(progress)
-        rate = round(rows / max(time.monotonic() - began, 1e-9), 1)
+        done = self._restored() or _Done(*self._judge(progress))
+        if done.rows < self.config.rows:
+            self._train(done, progress)
+        rate = round(done.rows / max(done.seconds, 1e-9), 1)
+        self.sae.requires_grad_(False)
         after, _ = self._judge(progress)
-        result = FinetuneResult(str(self.out), rows, steps, self.config.lr, rate, contexts, before, after)
+        result = FinetuneResult(str(self.out), done.rows, done.steps, self.config.lr, rate, done.contexts, done.before, after)
         self._write(result)
         return result
 
+    # -- state -----------------------------------------------------------------------------------------------------------
+
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        before = read_json(self.out / RUN, "a run").get("finetune")
+        if before is None:
+            raise DataError(f"{self.out} is no fine-tune: `saekit train` wrote it", "choose another OUT")
+        if changed := differences(before, identity):
+            hint = "--resume with the old settings, --overwrite, or another OUT"
+            raise DataError(f"{self.out} was tuned with other settings: {changed}", hint)
+
+    def _finished(self) -> FinetuneResult:
+        told = read_json(self.out / CONFIG, "a checkpoint")["finetuned"]
+        names = [field.name for field in dataclasses.fields(FinetuneResult) if field.name != "path"]
+        return FinetuneResult(str(self.out), **{name: told[name] for name in names})
+
+    def _save(self, done: _Done) -> None:
+        tensors = {f"model.{name}": value.detach() for name, value in self.sae.state_dict().items()}
+        write_train_state(self.out, tensors | adam_tensors(self.optimizer, self.names), dataclasses.asdict(done))
+
+    def _restored(self) -> _Done | None:
+        """The state that a killed run left, if it came so far as to leave one."""
+        saved = read_train_state(self.out)
+        if saved is None:
+            return None
+        tensors, state = saved
+        self.sae.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        restore_adam(self.optimizer, self.names, tensors)
+        return _Done(**state)
+
     # -- training --------------------------------------------------------------------------------------------------------
 
-    def _train(self, progress: Callable[[Progress], None]) -> tuple[int, int]:
-        """(rows, steps) done."""
-        c, sae = self.config, self.sae
-        optimizer = torch.optim.Adam(sae.requires_grad_(True).parameters(), lr=c.lr, fused=True)
-        rows, steps = 0, 0
-        with closing(MetricsFile(self.out / "metrics.jsonl", 0)) as metrics:
-            for made in self._runs(self.contexts.train(c.seed)):
-                lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - rows / c.rows)
+    def _train(self, done: _Done, progress: Callable[[Progress], None]) -> None:
+        """To the end. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
+        c, sae, optimizer = self.config, self.sae, self.optimizer
+
+        def drawn() -> Iterator:
+            for batch in islice(self.contexts.train(c.seed), done.drawn, None):
+                done.drawn += 1
+                yield batch
+
+        saved = time.monotonic()
+        began = saved - done.seconds
+        with closing(MetricsFile(self.out / METRICS, done.steps)) as metrics, deferred_interrupt() as interrupted:
+            for made in self._runs(drawn()):
+                lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - done.rows / c.rows)
                 mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in  # training units: E||x||^2 = D
                 loss = balanced(mse, made.kl)
                 optimizer.zero_grad()
                 loss.backward()
                 take_step(sae, optimizer)
-                rows, steps = rows + len(made.x_BD), steps + 1
-                figures = {"step": steps, "rows": rows, "loss": loss.item(), "mse": mse.item(), "kl": made.kl.item(), "lr": lr}
+                done.rows, done.steps = done.rows + len(made.x_BD), done.steps + 1
+                figures = {"step": done.steps, "rows": done.rows, "loss": loss.item(), "mse": mse.item(), "kl": made.kl.item(), "lr": lr}
                 if not math.isfinite(figures["loss"]):
-                    raise NumericsError(f"the loss diverged at step {steps}", "--overwrite with a lower --lr")
+                    raise NumericsError(f"the loss diverged at step {done.steps}", "--overwrite with a lower --lr")
                 metrics.write(figures)
-                progress(Progress("finetune", min(rows, c.rows), c.rows, figures={"loss": figures["loss"]}))
-                if rows >= c.rows:
+                progress(Progress("finetune", min(done.rows, c.rows), c.rows, figures={"loss": figures["loss"]}))
+                ended, now = done.rows >= c.rows or interrupted(), time.monotonic()
+                if ended or now - saved >= c.save_seconds:
+                    done.seconds = now - began
+                    self._save(done)
+                    saved = now
+                if ended:
                     break
-        sae.requires_grad_(False)
-        return rows, steps
+        if interrupted():
+            raise KeyboardInterrupt
 
     def _runs(self, batches: Iterator) -> Iterator[Spliced]:
         """Batches without a row in the store's scope are passed over; a hundred of them in a row are no accident."""
@@ -171,8 +248,9 @@ class _Finetune:
         metrics = holdout_figures(final, self.store).scalars() | {"dead_train": None}  # no latent was followed here
         c = self.config
         about = {
-            "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows, "lr": c.lr, "batch": c.batch,
-            "seed": c.seed, "before": result.before, "after": result.after,
+            "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows, "steps": result.steps, "lr": c.lr,
+            "batch": c.batch, "seed": c.seed, "rows_per_s": result.rows_per_s, "contexts": result.contexts, "before": result.before,
+            "after": result.after,
         }  # fmt: skip
         changed = {
             "result": old["result"] | {"metrics": metrics},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 
 import pytest
 import scipy.stats
@@ -13,6 +14,7 @@ import torch
 from saekit_cli import app
 
 import saekit
+import saekit.intervention.finetune as finetuning
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import load_model
 from saekit.intervention.contexts import Contexts
@@ -20,6 +22,7 @@ from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import divergence, reconstruction, run_spliced
 from saekit.intervention.units import Units
 from saekit.models.catalog import build, restore
+from saekit.store.checkpoint import read_train_state
 from saekit.store.reader import open_store
 from saekit.training.fit import holdout_figures
 
@@ -196,6 +199,53 @@ def test_the_same_seed_gives_the_same_bits(made, tmp_path):
         saekit.finetune(made.run, tmp_path / name, rows=500, seed=seed)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b and a != c
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("saved", [0.0, 1e9])  # seconds between states: after every step, or never
+def test_a_killed_run_goes_on_as_if_it_had_not_been(made, tmp_path, monkeypatch, saved):
+    whole = saekit.finetune(made.run, tmp_path / "whole", rows=600)
+    taken = []
+
+    def five_steps(*arguments):
+        if len(taken) == 5:
+            raise Killed
+        taken.append(take_step(*arguments))
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(finetuning, "take_step", five_steps)
+        saekit.finetune(made.run, tmp_path / "broken", rows=600, save_seconds=saved)
+    assert (tmp_path / "broken" / "train_state").exists() == (saved == 0)
+    resumed = saekit.finetune(made.run, tmp_path / "broken", rows=600, resume=True)
+    for result in (resumed, saekit.finetune(made.run, tmp_path / "broken", rows=600, resume=True)):  # finished: what it came to
+        timeless = {"path": whole.path, "rows_per_s": whole.rows_per_s}
+        assert dataclasses.replace(result, **timeless) == whole
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_interrupted_run_saves_where_it_is(made, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        take_step(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(finetuning, "take_step", interrupt)
+        saekit.finetune(made.run, tmp_path / "run", rows=600)
+    _, state = read_train_state(tmp_path / "run")
+    assert state["steps"] == 1 and 0 < state["rows"] < 600
+
+
+def test_a_resume_agrees_with_what_began(made, tmp_path):
+    saekit.finetune(made.run, tmp_path / "run", rows=100)
+    with pytest.raises(DataError, match="tuned with other settings: rows 100 -> 200"):
+        saekit.finetune(made.run, tmp_path / "run", rows=200, resume=True)
+    saekit.train(made.store, tmp_path / "trained", latents=64, k=4, batch=128, rows=1280)
+    with pytest.raises(DataError, match="is no fine-tune"):
+        saekit.finetune(made.run, tmp_path / "trained", rows=200, resume=True)
 
 
 def test_other_data_can_be_trained_on(made, words, tmp_path):
