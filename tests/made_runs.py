@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from made_stores import make_spec
 
@@ -11,6 +12,8 @@ from saekit.harvesting.run import harvest
 from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
+from saekit.training.config import TrainConfig
+from saekit.training.loop import Trainer
 from saekit.training.run import train
 
 
@@ -34,6 +37,24 @@ def rows_store(path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout
 def trained(store: Path, out: Path, model: str, **options) -> str:
     rows = {} if model in ("pca", "kmeans") else {"rows": 2000, "batch": 32}
     return train(store, out, model=model, **{**rows, **options}).path
+
+
+class Killed(Exception):
+    pass
+
+
+def break_off(store: Path, out: Path, config: TrainConfig, step: int) -> None:
+    """Train so many steps, save and end there, as a run does that is killed right after it saved."""
+
+    def dies(self, raw, original=Trainer.train_step):
+        if self.step == step:
+            self.save()
+            raise Killed
+        return original(self, raw)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Trainer, "train_step", dies)
+        train(store, out, config=config)
 
 
 def side(store: Path, split: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from made_runs import break_off
 from made_stores import write_store
 
 import saekit
@@ -243,24 +244,12 @@ def wide(tmp_path):
     ],
 )
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 6, 8])
-def test_a_run_killed_within_a_stage_or_between_two_resumes_to_the_same_bits(wide, tmp_path, options, killed_at, monkeypatch):
+def test_a_run_killed_within_a_stage_or_between_two_resumes_to_the_same_bits(wide, tmp_path, options, killed_at):
     """Stages begin at steps 0, 2, 4 and 6 of 12."""
     config = TrainConfig.from_flat({"model": "dense", "latents": 4, "hidden": (8, 6), "batch": 64, "rows": 12 * 64, **options})
     saekit.train(wide, tmp_path / "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def dies(self, raw, original=Trainer.train_step):
-        if self.step == killed_at:
-            self.save()
-            raise Killed
-        return original(self, raw)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", dies)
-        with pytest.raises(Killed):
-            saekit.train(wide, tmp_path / "broken", config=config)
+    break_off(wide, tmp_path / "broken", config, killed_at)
     saekit.train(wide, tmp_path / "broken", config=config, resume=True)
     whole, broken = (saekit.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
     assert whole.keys() == broken.keys() and all(torch.equal(whole[name], broken[name]) for name in whole)

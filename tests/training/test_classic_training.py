@@ -9,6 +9,7 @@ import made_stores
 import numpy as np
 import pytest
 import torch
+from made_runs import break_off
 from made_stores import write_store
 from saekit_cli import app
 from sklearn.decomposition import PCA as SklearnPCA
@@ -21,7 +22,6 @@ from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit, holdout_figures
-from saekit.training.loop import Trainer
 
 SMALL = {"model": "dense", "hidden": (24,), "latents": 6, "batch": 64}
 
@@ -64,24 +64,12 @@ def raw(tmp_path, monkeypatch):
         {"model": "vae", "noise": "masking:0.2", "beta": 4.0},
     ],
 )
-def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options, monkeypatch):
+def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options):
     settings = {key: value for key, value in {**SMALL, "rows": 640, **options}.items() if value is not None}
     config = TrainConfig.from_flat(settings)
     saekit.train(store.path, tmp_path / "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def five_steps(self, raw, original=Trainer.train_step):
-        if self.step == 5:
-            self.save()
-            raise Killed
-        return original(self, raw)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", five_steps)
-        with pytest.raises(Killed):
-            saekit.train(store.path, tmp_path / "broken", config=config)
+    break_off(store.path, tmp_path / "broken", config, 5)
     torch.manual_seed(99)  # what the global generator holds is no part of a run
     saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 import torch
+from made_runs import break_off
 from made_stores import make_rows
 
 import saekit
@@ -240,10 +241,6 @@ def test_fused_steps_on_triton_are_averaged(store, tmp_path, recorded, monkeypat
     assert not trainer.model.shadows.copies, "copies of other weights would be stale"
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -256,20 +253,11 @@ class Killed(Exception):
         {**DENSE, "precision": "bfloat16", "warmup": 0.0},
     ],
 )
-def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, settings, monkeypatch):
+def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, settings):
     config = TrainConfig.from_flat({**settings, "rows": 640})
     saekit.train(store.path, tmp_path / "whole", config=config)
 
-    def five_steps(self, raw, original=Trainer.train_step):
-        if self.step == 5:
-            self.save()
-            raise Killed
-        return original(self, raw)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", five_steps)
-        with pytest.raises(Killed):
-            saekit.train(store.path, tmp_path / "broken", config=config)
+    break_off(store.path, tmp_path / "broken", config, 5)
     saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
     whole, broken = (read_train_state(tmp_path / name) for name in ("whole", "broken"))

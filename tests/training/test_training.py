@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from made_runs import break_off
 from made_stores import make_rows, write_store
 
 import saekit
@@ -72,23 +73,11 @@ def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_pat
 
 
 @pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl"}])
-def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options, monkeypatch):
+def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options):
     config = TrainConfig.from_flat({**SMALL, **options, "rows": 10 * 256})
     saekit.train(store.path, tmp_path / "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def five_steps(self, raw, original=Trainer.train_step):
-        if self.step == 5:
-            self.save()
-            raise Killed
-        return original(self, raw)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", five_steps)
-        with pytest.raises(Killed):
-            saekit.train(store.path, tmp_path / "broken", config=config)
+    break_off(store.path, tmp_path / "broken", config, 5)
     with pytest.raises(DataError, match="training run that did not finish"):
         saekit.load(tmp_path / "broken")
     saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
