@@ -181,8 +181,9 @@ class Autoencoder(Protocol):
     def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
 
     # Optional: `fused_step(batch, step, adam)` does loss, gradients and Adam in one go and returns the terms, or None where that does not
-    # apply; `observe(l0, step)` hears the mean L0 whenever the trainer looks at the device; `run_state()` is what training has come to know
-    # besides tensors, as JSON, and `continue_from(state)` takes it up again.
+    # apply; `observe(l0, step)` hears the mean L0 whenever the trainer looks at the device; `compare(x, step)` sees held-out rows now and
+    # then, where `compares`; `run_state()` is what training has come to know besides tensors, as JSON, and `continue_from(state)` takes it
+    # up again.
 
     def before_step(self) -> None: ...  # gradients are there: project them
 

@@ -29,10 +29,13 @@ def make_rows(rows: int, width: int = D, seed: int = 0) -> torch.Tensor:
     return 10 * codes @ directions + 3.0
 
 
-def write_store(path: Path, rows: int = 2000, *, width: int = D, shard_bytes: int = 20_000, tokens: int = 8, **spec) -> Path:
+def write_store(
+    path: Path, rows: int = 2000, *, width: int = D, shard_bytes: int = 20_000, tokens: int = 8, holdout: float | None = None, **spec
+) -> Path:
     """Contexts of `tokens` rows, three to a document; blocks of five contexts."""
     x = make_rows(rows, width)
-    writer = StoreWriter(path, make_spec(d_in=width, **spec), {"rows": rows}, shard_bytes=shard_bytes, resume=False, overwrite=False)
+    plan = {"rows": rows} if holdout is None else {"rows": rows, "holdout": holdout}
+    writer = StoreWriter(path, make_spec(d_in=width, **spec), plan, shard_bytes=shard_bytes, resume=False, overwrite=False)
     row = torch.arange(rows)
     example = row // tokens
     for first in range(0, rows, 5 * tokens):

@@ -122,6 +122,16 @@ class SAE(nn.Module):
         self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
         self.variant.steer(self, self.control.observe(l0, step, self.total_steps))
 
+    @property
+    def compares(self) -> bool:
+        """Whether it wants to see held-out rows now and then."""
+        return self.control.steers is not None
+
+    @torch.no_grad()
+    def compare(self, x_BD: torch.Tensor, step: int) -> None:
+        """Shown held-out rows: how many latents they activate. Nothing else is learned from them."""
+        self.control.compare(float(self.variant.fired(self, x_BD, step).sum()) / len(x_BD))
+
     def coef(self, step: int) -> float:
         """The weight of the penalty at a step."""
         return self.control.coef * self.control.warmed(step, self.total_steps)

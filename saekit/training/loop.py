@@ -38,6 +38,7 @@ LOGS = 200  # lines of metrics in a run
 LOOK_EVERY = {"cpu": 1}
 LOOK_EVERY_ON_DEVICE = 32
 LOOKS = 200  # in a run at least, as L0 is steered then
+COMPARISONS = 20  # in a run: how often a model that steers its L0 is shown a batch of held-out rows
 
 
 class Trainer:
@@ -73,6 +74,9 @@ class Trainer:
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
         self.decay = decay_share(config, model)
         self.look_every = LOOK_EVERY.get(device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1)))
+        compares = getattr(model, "compares", False) and len(store.split("holdout")) > 0
+        self.comparisons = min(COMPARISONS, total) if compares else 0
+        self.held_out: Iterator[ActivationBatch] | None = None
         # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
         self.unseen: list[tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]] = []
 
@@ -175,6 +179,8 @@ class Trainer:
             resamples = self.step in self.resample_at
             if looks or resamples:
                 self.model.dead_order = self.dead.dead()
+            if looks and self._compares():
+                self._compare()
             if looks and hasattr(self.model, "observe"):
                 self.model.observe(float(self.dead.l0), self.step)
             if resamples and len(self.model.dead_order):
@@ -182,6 +188,19 @@ class Trainer:
         if self.average is not None:  # last, since steering and resampling change weights too
             self.average.update(self.model)
         return batch, terms
+
+    def _compares(self) -> bool:
+        return self._compared(self.step) > self._compared(self.step - self.look_every)
+
+    def _compared(self, step: int) -> int:
+        """How many comparisons there are in so many steps."""
+        return step * self.comparisons // self.total
+
+    def _compare(self) -> None:
+        if self.held_out is None:
+            start = (self._compared(self.step) - 1) * self.config.batch
+            self.held_out = self.store.batches(self.config.batch, self.config.order, start, "holdout")
+        self.model.compare(self.normalize(next(self.held_out)).x, self.step)
 
     def _factor(self, stage: Stage) -> float:
         """On the peak rate, in the coming step."""

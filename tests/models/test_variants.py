@@ -305,18 +305,16 @@ STEERED = ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "matryoshka-jum
 
 @pytest.mark.parametrize("name", STEERED)
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
-    store = write_store(tmp_path / "store", 4000)
-    saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256)
-    metrics = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics  # 200 held-out rows would be a rough judge
+    store = write_store(tmp_path / "store", 4000, holdout=0.25)
+    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256).metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 
 @pytest.mark.parametrize("name,steps", [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)])
 def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name, steps):
     monkeypatch.setattr(loop, "LOOK_EVERY", {})  # as on a device
-    store = write_store(tmp_path / "store", 4000)
-    saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=256 * steps, batch=256)
-    metrics = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics
+    store = write_store(tmp_path / "store", 4000, holdout=0.25)
+    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=256 * steps, batch=256).metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 

@@ -120,6 +120,11 @@ class Variant:
         weighted |= aux_terms(sae, x_BD, (x_hat - target_BD).detach())
         return summed(weighted, pre.fired(z.detach()), pre.metrics())
 
+    def fired(self, sae: SAE, x_BD: torch.Tensor, step: int) -> torch.Tensor:
+        """(F,): in how many rows each latent is active, as `loss` counts it."""
+        pre = self.preactivations(sae, x_BD, step)
+        return pre.fired(self.activate(sae, pre))
+
     def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
         """Loss, gradients and Adam in one pass, where there are kernels for it (saekit.models.fused)."""
         return None

@@ -11,6 +11,10 @@ Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished
 Where the penalty cares for no L0 (`biases`), they do both: log theta += T (e + held), with held the sum of T e / 4, since training moves
 them too, and against a steady drift T e alone leaves a steady error.
 
+L0 is meant of rows that were not trained on. What fits the training rows is more active on others, the more so the fewer rows there were
+(by 3 to 16 %, docs/log.md), so the trainer tells now and then what L0 held-out rows have (`compare`), and the L0 of a training batch counts
+`gap` times.
+
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
 """
@@ -28,6 +32,7 @@ MOST_ERROR = 1.0
 TRIM_SHARE, SHORTEST = 0.05, 10.0  # the time in which a steady error of e raises thresholds by e: of the run, and in steps at least
 MOST = 0.4  # of that e at once, where L0 is looked at rarely
 SETTLE = 4.0  # such times until a steady drift is made up for: critical damping of a code that follows its thresholds at once
+MOST_GAP = 2.0
 
 
 class Control:
@@ -40,6 +45,8 @@ class Control:
         self.first: float | None = None  # the L0 at the first look
         self.before: float | None = None  # the error at the last look
         self.looked = 0  # at this step
+        self.gap = 1.0  # held-out rows' L0 over that of training batches
+        self.summed, self.looks = 0.0, 0  # of batches' L0 since the last comparison
         self.held = 0.0  # the error at which biases would be moved as fast as training moves them back
 
     def warmed(self, step: int, total: int) -> float:
@@ -51,7 +58,8 @@ class Control:
         """Steer, after `step` steps of `total`; the factor on what latents must pass."""
         if not self.steers:
             return 1.0
-        l0 = max(l0, 1e-3)
+        self.summed, self.looks = self.summed + l0, self.looks + 1
+        l0 = max(self.gap * l0, 1e-3)
         self.first = self.first or l0
         way_left = max(0.0, 1.0 - step / (WAY * total))
         wished = self.target * max(self.first / self.target, 1.0) ** way_left
@@ -69,8 +77,16 @@ class Control:
             self.held += time / SETTLE * error
         return math.exp(time * (error + self.held))
 
+    def compare(self, l0: float) -> None:
+        """Told the L0 of held-out rows. Both sides are of few rows: half of the way each time."""
+        if l0 and self.summed:
+            gap = math.sqrt(self.gap * l0 * self.looks / self.summed)
+            self.gap = max(1 / MOST_GAP, min(MOST_GAP, gap))
+        self.summed, self.looks = 0.0, 0
+
     def state(self) -> dict[str, float | int | None]:
-        return {name: getattr(self, name) for name in ("coef", "aim", "first", "before", "looked", "held")}
+        names = ("coef", "aim", "first", "before", "looked", "gap", "summed", "looks", "held")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, float | int | None]) -> None:
         for name, value in state.items():

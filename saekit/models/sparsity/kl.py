@@ -86,13 +86,17 @@ class KL(Variant):
     def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
         if not sae.plain(x_BD, target_BD):
             terms = super().loss(sae, x_BD, target_BD, step, batch)
-            terms.fired = (self.encode(sae, x_BD.detach()).detach() > self.active_above).sum(0)
+            terms.fired = self.fired(sae, x_BD.detach(), step)
             return terms
         coef, rate = sae.coef(step), rate_of(sae)
         made = sigmoid_reconstruction(x_BD, *sae.weights, coef, rate, sae.workspace, sae.backend)
         terms = summed({"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)}, made.fired_F, {})
         terms.total = made.total  # it carries the gradients
         return terms
+
+    @torch.no_grad()
+    def fired(self, sae: SAE, x_BD: torch.Tensor, step: int) -> torch.Tensor:
+        return (self.encode(sae, x_BD) > self.active_above).sum(0)
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""
