@@ -273,6 +273,27 @@ def test_biases_alone_make_up_for_a_steady_drift(passed):
     assert log_l0 == pytest.approx(math.log(64), abs=0.01)
 
 
+def test_a_training_batch_counts_as_much_as_held_out_rows_are_more_active():
+    control = Control(Asked)
+    control.observe(50, 200, 400)
+    control.observe(70, 201, 400)
+    control.compare(90)  # half of the way to 90 / 60
+    gap = 1.5**0.5
+    assert control.observe(64 / gap, 202, 400) == pytest.approx(1)
+    control.compare(64 * gap)
+    assert control.gap == pytest.approx((gap * gap**2) ** 0.5)
+    control.compare(1000)  # nothing to compare with
+    assert control.gap == pytest.approx(gap**1.5)
+
+
+@pytest.mark.parametrize("name", ["l1", "jumprelu"])
+def test_the_l0_is_that_of_held_out_rows_where_training_rows_are_known_by_heart(tmp_path, name):
+    store = write_store(tmp_path / "store", 2000, holdout=0.5)
+    held_out = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=16, rows=400 * 256, batch=256).metrics
+    trained_on = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics
+    assert held_out["l0"] == pytest.approx(4, rel=0.08) and trained_on["l0"] < 3.6
+
+
 @pytest.mark.parametrize("name,shift", [("l1", 1.5), ("gated", 1.5), ("kl-means", 4.5), ("kl", 0.6)])
 def test_steering_lowers_all_biases_alike(name, shift):
     sae = made(name)
