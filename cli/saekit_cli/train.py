@@ -44,7 +44,7 @@ def run(
     ] = None,
     k: Annotated[int | None, typer.Option(help="Active latents a row, for topk and its kin (default 32).")] = None,
     coef: Annotated[float | None, typer.Option(help="Weight of the sparsity's penalty.")] = None,
-    target_l0: Annotated[float | None, typer.Option(help="Active latents a row that a penalty is steered to.")] = None,
+    target_l0: Annotated[float | None, typer.Option(help="Active latents a row, on held-out rows, that a penalty is steered to.")] = None,
     target_rate: Annotated[float | None, typer.Option(help="Mean activation that kl pulls to (default 0.01).")] = None,
     decoder_norm: Annotated[str | None, typer.Option(help="unit | free (default unit, for kl free)")] = None,
     revive: Annotated[str | None, typer.Option(help="Dead latents: aux | resample | none")] = None,
