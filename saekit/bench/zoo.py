@@ -49,7 +49,7 @@ class ZooResult:
     fvu_ratio: float | None = None
     """fvu / fvu_dense."""
     l0_train: float | None = None
-    """Mean over the batches of the last tenth of training, which a controller sees: held-out documents have an L0 of their own."""
+    """Mean over the batches of the last tenth of training."""
 
 
 def bench_zoo(
