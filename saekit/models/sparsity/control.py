@@ -8,12 +8,10 @@ Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished
   (`Variant.steer`). A penalty alone comes too late: once it outweighs the reconstruction, Adam takes steps of the same size however large
   it is, and its second moments are those of the beginning. So the penalty finds, and the biases hold.
 
-Where the penalty cares for no L0 (`biases`), they do both: log theta += T (e + held), with held the sum of T e / 4, since training moves
-them too, and against a steady drift T e alone leaves a steady error.
+Where the penalty cares for no L0 (`biases`), they are all that is moved.
 
-L0 is meant of rows that were not trained on. What fits the training rows is more active on others, the more so the fewer rows there were
-(by 3 to 16 %, docs/log.md), so the trainer tells now and then what L0 held-out rows have (`compare`), and the L0 of a training batch counts
-`gap` times.
+L0 is meant of rows that were not trained on. What fits the training documents is more active on others (by up to 16 %, docs/log.md), so
+the trainer tells now and then what L0 held-out rows have (`compare`), and the L0 of a training batch counts `gap` times.
 
 The wished L0 falls geometrically from the first one to the target over WAY of the run: aimed at the target at once, coefficients wind up
 while the code is still dense, and overshoot. Times of P and I are shares of the run, since a short run moves faster.
@@ -31,7 +29,6 @@ WAY = 0.3
 MOST_ERROR = 1.0
 TRIM_SHARE, SHORTEST = 0.05, 10.0  # the time in which a steady error of e raises thresholds by e: of the run, and in steps at least
 MOST = 0.4  # of that e at once, where L0 is looked at rarely
-SETTLE = 4.0  # such times until a steady drift is made up for: critical damping of a code that follows its thresholds at once
 MOST_GAP = 2.0
 
 
@@ -47,7 +44,6 @@ class Control:
         self.looked = 0  # at this step
         self.gap = 1.0  # held-out rows' L0 over that of training batches
         self.summed, self.looks = 0.0, 0  # of batches' L0 since the last comparison
-        self.held = 0.0  # the error at which biases would be moved as fast as training moves them back
 
     def warmed(self, step: int, total: int) -> float:
         """The share of the coefficient at a step: it rises linearly over `coef_warmup` of the run, unless it is steered."""
@@ -72,10 +68,7 @@ class Control:
             self.coef *= moved
         elif self.steers == "aim":
             self.aim /= moved
-        time = min(passed / max(TRIM_SHARE * total, SHORTEST), MOST)
-        if self.steers == "biases" and way_left == 0.0:
-            self.held += time / SETTLE * error
-        return math.exp(time * (error + self.held))
+        return math.exp(min(passed / max(TRIM_SHARE * total, SHORTEST), MOST) * error)
 
     def compare(self, l0: float) -> None:
         """Told the L0 of held-out rows. Both sides are of few rows: half of the way each time."""
@@ -85,7 +78,7 @@ class Control:
         self.summed, self.looks = 0.0, 0
 
     def state(self) -> dict[str, float | int | None]:
-        names = ("coef", "aim", "first", "before", "looked", "gap", "summed", "looks", "held")
+        names = ("coef", "aim", "first", "before", "looked", "gap", "summed", "looks")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, float | int | None]) -> None:
