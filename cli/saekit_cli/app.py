@@ -18,7 +18,7 @@ from saekit.errors import SaekitError
 from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
 
 INTERRUPTED = 130
-INTERRUPTED_HINT = "harvest and train go on with --resume, demo when it is run again"
+INTERRUPTED_HINT = "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
 
 app = typer.Typer(
     name="saekit",
