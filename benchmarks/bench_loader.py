@@ -24,7 +24,7 @@ from saekit.types import ActivationSpec
 
 def write(path: Path, rows: int, d: int) -> None:
     spec = ActivationSpec("random", None, "none", "text", d, "float16", "flat", "content", None, "random", 128, seed=0)
-    writer = StoreWriter(path, spec, {}, shard_bytes=256 << 20, resume=False, overwrite=False)
+    writer = StoreWriter(path, spec, {}, shard_bytes=256 << 20)
     for first in range(0, rows, 12_800):
         count = min(12_800, rows - first)
         index = torch.arange(first, first + count)

@@ -29,10 +29,9 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
-def write_toml(path: Path, settings: dict[str, Any]) -> None:
+def to_toml(settings: dict[str, Any]) -> str:
     """Scalars and lists of scalars; None is left out. JSON's strings, numbers and booleans are TOML's."""
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value is not None]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items() if value is not None)
 
 
 def _line_of(key: str, text: str) -> int:

@@ -26,7 +26,7 @@ def digits_store(path: Path, rows: int = 400) -> Path:
 def rows_store(path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25) -> Path:
     """Flat rows, every one a document of its own."""
     spec = make_spec(model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None)
-    writer = StoreWriter(path, spec, {"rows": len(x_ND), "holdout": holdout}, shard_bytes=1 << 20, resume=False, overwrite=False)
+    writer = StoreWriter(path, spec, {"rows": len(x_ND), "holdout": holdout}, shard_bytes=1 << 20)
     numbers = torch.arange(len(x_ND))
     examples = [StoredExample(i, i, i, 1, None, f"row {i}", label) for i, label in enumerate(labels)]
     writer.append(RowBlock(x_ND, numbers, numbers, torch.zeros(len(x_ND), dtype=torch.int32), examples))

@@ -35,7 +35,7 @@ def write_store(
     """Contexts of `tokens` rows, three to a document; blocks of five contexts."""
     x = make_rows(rows, width)
     plan = {"rows": rows} if holdout is None else {"rows": rows, "holdout": holdout}
-    writer = StoreWriter(path, make_spec(d_in=width, **spec), plan, shard_bytes=shard_bytes, resume=False, overwrite=False)
+    writer = StoreWriter(path, make_spec(d_in=width, **spec), plan, shard_bytes=shard_bytes)
     row = torch.arange(rows)
     example = row // tokens
     for first in range(0, rows, 5 * tokens):

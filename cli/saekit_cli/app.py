@@ -6,8 +6,10 @@ Nothing heavy is imported here: torch and transformers load inside the command t
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -48,7 +50,15 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    with suppress(ValueError):  # not the main thread: signals are not ours
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_status(arguments))
+
+
+def _terminate(number: int, frame: object) -> None:
+    """A scheduler's preemption is as polite as Ctrl-C. A second one ends the process at once, should the first get stuck."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _status(arguments: list[str] | None) -> int:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from saekit.config import write_toml
 from saekit.errors import DataError, UsageError, check_choice
 from saekit.evaluation.anomaly import auroc
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.passes import codes_of, errors_of, knn_rows, neighbours, some
 from saekit.evaluation.subjects import Subject, open_anomalies, open_runs
 from saekit.models.metrics import Figures
-from saekit.store.files import prepare_output, write_json
+from saekit.store.files import write_config, write_json
+from saekit.store.folder_kinds import REPORT as REPORT_KIND
 from saekit.store.reader import Store
+from saekit.store.run_folder import RunFolder, run_folder
 from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
-MARKER = "compare.json"  # shows that the folder is ours
 REPORT = "report.html"
 ANOMALY_ROWS = 20_000  # of either side, unless --rows says otherwise
 ORDER = ("pca", "kmeans", "sae topk", "ridge")  # of the controls of a group: the strongest of most data first
@@ -99,35 +101,38 @@ def compare(
             raise UsageError(f"{flag} {value} must be at least 1")
     opened = Store(Path(store))
     runs = open_runs(checkpoints, opened, target_store)
-    if out is not None:
-        _prepare(Path(out), checkpoints, store, rows, split, target_store, anomalies, k, seed, overwrite)
-    strange = None if anomalies is None else open_anomalies(anomalies, opened)
-    judge = _Judge(opened, split, rows, k, seed, progress, strange)
-    sized = [Sized(run, judge.code_size(run)) for run in runs]
-    controls, notes = controls_for(sized, opened, seed, progress)
-    subjects = _grouped(sized, controls)
-    made = judge.rows_of(subjects)
-    notes = _provenance(runs, opened) + notes
-    page = None if out is None else str(Path(out) / REPORT)
-    comparison = Comparison(str(store), split, made, k, judge.reference, seed, notes, page)
-    if page is not None:
-        from saekit.evaluation.report import write_report
-
-        write_report(Path(page), comparison, subjects, opened, strange, progress)
-    return comparison
-
-
-def _prepare(
-    out: Path, checkpoints: list, store: str | Path, rows, split, target_store, anomalies, k: int, seed: int, overwrite: bool
-) -> None:
-    prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
     settings = {
         "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": split,
         "target_store": None if target_store is None else str(target_store),
         "anomalies": None if anomalies is None else str(anomalies), "neighbours": k, "seed": seed,
     }  # fmt: skip
-    write_json(out / MARKER, {"schema_version": 1, **settings})
-    write_toml(out / "config.toml", settings)
+    with _report_folder(out, settings, overwrite) as folder:
+        strange = None if anomalies is None else open_anomalies(anomalies, opened)
+        judge = _Judge(opened, split, rows, k, seed, progress, strange)
+        sized = [Sized(run, judge.code_size(run)) for run in runs]
+        controls, notes = controls_for(sized, opened, seed, progress)
+        subjects = _grouped(sized, controls)
+        made = judge.rows_of(subjects)
+        notes = _provenance(runs, opened) + notes
+        page = None if out is None else str(Path(out) / REPORT)
+        comparison = Comparison(str(store), split, made, k, judge.reference, seed, notes, page)
+        if folder is not None:
+            from saekit.evaluation.report import write_report
+
+            write_report(folder.path / REPORT, comparison, subjects, opened, strange, progress)
+    return comparison
+
+
+@contextmanager
+def _report_folder(out: str | Path | None, settings: dict[str, Any], overwrite: bool) -> Iterator[RunFolder | None]:
+    """Where the page is written; None where none is asked for."""
+    if out is None:
+        yield None
+        return
+    with run_folder(Path(out), REPORT_KIND, resume=False, overwrite=overwrite) as folder:
+        write_json(folder.path / REPORT_KIND.marker, {"schema_version": 1, **settings})
+        write_config(folder.path / "config.toml", settings)
+        yield folder
 
 
 def _provenance(runs: Sequence[Subject], store: Store) -> list[str]:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saekit.config import write_toml
 from saekit.errors import DataError
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
-from saekit.store.files import folder_bytes
+from saekit.store.files import folder_bytes, write_config
+from saekit.store.folder_kinds import STORE
+from saekit.store.run_folder import RunFolder, run_folders
 from saekit.store.split import HOLDOUT_SHARE
-from saekit.store.writer import DTYPES, StoreWriter
+from saekit.store.writer import DTYPES, StoreWriter, other_settings
 from saekit.types import ActivationSpec, Progress
 
 
@@ -53,8 +54,9 @@ class Harvest(ABC):
         """What must agree for a resume beside what every harvest has."""
         return {}
 
-    def write_extras(self, folder: Path) -> None:  # noqa: B027 (most have none)
-        """Files beside the shards that show the rows again."""
+    def extras(self) -> dict[str, bytes]:
+        """Files beside the shards that show the rows again: content by name."""
+        return {}
 
     def plan(self) -> HarvestPlan:
         rows, size = self.rows_expected(), None
@@ -71,15 +73,26 @@ class Harvest(ABC):
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
         plan = self.plan()
-        have = sum(folder_bytes(self.folder(hook)) for hook in self.widths)
-        if plan.bytes is not None and plan.bytes > plan.disk_free + (have if resume or overwrite else 0):
+        have = sum(folder_bytes(self.folder(hook)) for hook in self.widths) if resume else 0
+        if plan.bytes is not None and plan.bytes > plan.disk_free + have:
             fit = plan.disk_free // (plan.bytes // plan.rows)
             cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
             raise DataError(cause, f"--rows {fit} would fit, or another OUT")
         for note in self.notes:
             progress(Progress("harvest", 0, 0, message=note))
+        outs, store_plan = [self.folder(hook) for hook in self.widths], self._store_plan()
+
+        def differs(n: int, path: Path) -> str:
+            return other_settings(path, self.spec(list(self.widths)[n]), store_plan)
+
+        with run_folders(outs, STORE, resume=resume, overwrite=overwrite, differs=differs) as folders:
+            if folders[0].staged:
+                progress(Progress("harvest", 0, 0, message=f"{self.out} keeps the old rows until the new ones are whole"))
+            return self._fill_all(folders, store_plan, progress)
+
+    def _fill_all(self, folders: list[RunFolder], store_plan: dict[str, Any], progress: Callable[[Progress], None]) -> HarvestResult:
         began = time.monotonic()
-        writers = self._open(resume, overwrite)
+        writers = self._open(folders, store_plan)
         first = next(iter(writers.values()))
         rows_before = first.rows
         if not all(writer.manifest.complete for writer in writers.values()):
@@ -97,18 +110,23 @@ class Harvest(ABC):
             fingerprint=first.spec.fingerprint if one else None,
             seconds=round(seconds, 3),
             rows_per_s=round(rate, 1),
-            stores={hook: str(writer.path) for hook, writer in writers.items()},
+            stores={hook: str(self.folder(hook)) for hook in writers},
             dropped=first.dropped,
         )
 
-    def _open(self, resume: bool, overwrite: bool) -> dict[str, StoreWriter]:
+    def _store_plan(self) -> dict[str, Any]:
         c = self.config
         plan = {"rows": c.rows, "batch": c.batch, "shard_mb": c.shard_mb, "data": self.digest(), **self.own_plan()}
-        chosen = {} if c.holdout == HOLDOUT_SHARE else {"holdout": c.holdout}  # absent in stores of before there was a choice
-        writers = {}
-        for hook in self.widths:
-            path, size = self.folder(hook), c.shard_mb << 20
-            writers[hook] = StoreWriter(path, self.spec(hook), plan | chosen, shard_bytes=size, resume=resume, overwrite=overwrite)
-            self.write_extras(path)
-            write_toml(path / "config.toml", self.settings() | chosen)
+        return plan | self._chosen_holdout()
+
+    def _chosen_holdout(self) -> dict[str, float]:
+        """Absent in stores of before there was a choice."""
+        return {} if self.config.holdout == HOLDOUT_SHARE else {"holdout": self.config.holdout}
+
+    def _open(self, folders: list[RunFolder], plan: dict[str, Any]) -> dict[str, StoreWriter]:
+        extras, writers = self.extras(), {}
+        for hook, folder in zip(self.widths, folders):
+            options = {"shard_bytes": self.config.shard_mb << 20, "resuming": folder.resuming, "extras": extras}
+            writers[hook] = StoreWriter(folder.path, self.spec(hook), plan, **options)
+            write_config(folder.path / "config.toml", self.settings() | self._chosen_holdout())
         return writers

@@ -66,8 +66,8 @@ class RawHarvest(Harvest):
         own = {"layout": self.data.layout, **{n: getattr(c, n) for n in ("rows", "batch", "dtype", "shard_mb", "column", "seed")}}
         return {"model": self.model, "data": self.data.dataset, **own, **self.own_plan()}
 
-    def write_extras(self, folder: Path) -> None:
-        self.data.write_extras(folder)
+    def extras(self) -> dict[str, bytes]:
+        return self.data.extras()
 
     def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
         (writer,) = writers.values()

@@ -14,7 +14,7 @@ from saekit.embedded.dequantise import file_digest
 from saekit.errors import DataError, MissingError, NumericsError, UsageError
 from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.sources import ListedDocuments, open_data, shuffled
-from saekit.store.files import write_json
+from saekit.store.files import json_bytes
 from saekit.types import Layout
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class RawData(ABC):
     @abstractmethod
     def digest(self) -> str | None: ...
 
-    def write_extras(self, folder: Path) -> None:  # noqa: B027 (most have none)
-        """Files beside the shards that show the rows again."""
+    def extras(self) -> dict[str, bytes]:
+        """Files beside the shards that show the rows again: content by name."""
+        return {}
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ class TfIdf(RawData):
             x_1D = self._x[number]
             yield RawExample(*self._documents[number], x_1D.toarray() if x_1D.nnz else None)
 
-    def write_extras(self, folder: Path) -> None:
-        write_json(folder / VOCABULARY, {"schema_version": 1, "words": self._words, "idf": self._idf})
+    def extras(self) -> dict[str, bytes]:
+        return {VOCABULARY: json_bytes({"schema_version": 1, "words": self._words, "idf": self._idf})}
 
 
 def _need_flat(config: HarvestConfig, what: str) -> None:

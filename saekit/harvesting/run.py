@@ -7,6 +7,7 @@ a model (saekit.harvesting.raw).
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -115,9 +116,13 @@ class ModelHarvest(Harvest):
         names = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
         return {**names, **own, "column": c.column, "pack": c.pack, "seed": c.seed}
 
-    def write_extras(self, folder: Path) -> None:
-        if self.live.modality == "text":
-            self.live.tokenizer.save_pretrained(folder / TOKENIZER)
+    def extras(self) -> dict[str, bytes]:
+        if self.live.modality != "text":
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            self.live.tokenizer.save_pretrained(folder)
+            files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+            return {f"{TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
-from saekit.config import write_toml
 from saekit.errors import DataError, SaekitError, UsageError
-from saekit.inspection.page import PageMeta, write_page
+from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
 from saekit.inspection.relate import hook_shares, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
-from saekit.store.files import prepare_output, write_json
+from saekit.store.files import write_config, write_json
+from saekit.store.folder_kinds import PAGE
 from saekit.store.reader import Store
+from saekit.store.run_folder import run_folder
 from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of
 from saekit.training.checkpoints import load
 from saekit.types import Autoencoder, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
-MARKER = "inspect.json"  # shows that the folder is ours, from the first moment on
 CROSSCODER_NOTE = (
     "A crosscoder. Shares of the decoder norm and neighbours are taken with every hook scaled to the same size, as in training; a decoder "
     "that writes to several hooks has no output tokens. The text or image of an example is the same for all hooks."
@@ -64,13 +64,27 @@ def inspect(
         hint = f"saekit {verb} {checkpoint} " + " ".join(f"--store {path}" for path in paths)
         raise DataError(f"{opened.path} holds {opened.spec.hook} rows, which a page cannot show", hint)
     check_features(features, model.latents)
-    out = Path(out)
-    prepare_output(out, MARKER, resume=False, overwrite=overwrite, resumable=False)
     where = paths[0] if len(paths) == 1 else paths
     settings = {"checkpoint": str(checkpoint), "store": where, "features": features, "top": top, "single_file": single_file}
-    write_json(out / MARKER, {"schema_version": 1, **settings})
-    write_toml(out / "config.toml", settings)
-    scan = cached_scan(model, Path(checkpoint), opened, progress)
+    with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite) as folder:
+        write_json(folder.path / PAGE.marker, {"schema_version": 1, **settings})
+        write_config(folder.path / "config.toml", settings)
+        page = _write_page(model, description, Path(checkpoint), opened, folder.path, features, top, single_file, progress)
+    return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
+
+
+def _write_page(
+    model: Autoencoder,
+    description: Checkpoint,
+    checkpoint: Path,
+    opened: Store | StackedStore,
+    out: Path,
+    features: str,
+    top: int,
+    single_file: bool,
+    progress: Callable[[Progress], None],
+) -> PageResult:
+    scan = cached_scan(model, checkpoint, opened, progress)
     chosen = select_latents(features, scan)
     thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
     directions_FD = _even_directions(model, description, opened) if isinstance(opened, StackedStore) else model.W_dec
@@ -89,8 +103,7 @@ def inspect(
     records = _reported(records, len(chosen), progress)
     images = {} if thumbnails is None else thumbnails.images
     meta = page_meta(description, opened, scan, [] if not note else [note])
-    page = write_page(records, meta, images, out, single_file=single_file)
-    return InspectResult(str(page.index_html), page.features, page.bytes)
+    return write_page(records, meta, images, out, single_file=single_file)
 
 
 def open_pair(checkpoint: str | Path, store: Paths) -> tuple[Autoencoder, Checkpoint, Store | StackedStore]:

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from saekit_kernels import keep_freed_memory
 
-from saekit.config import write_toml
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, UsageError
 from saekit.harvesting.models import load_model
@@ -52,15 +51,17 @@ from saekit.store.checkpoint import (
     write_checkpoint,
     write_train_state,
 )
-from saekit.store.files import prepare_output, read_json, write_json
+from saekit.store.files import read_json, write_config, write_json
+from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
+from saekit.store.run_folder import run_folder
 from saekit.training.fit import holdout_figures
 from saekit.training.logging import MetricsFile
 from saekit.training.loop import deferred_interrupt
 from saekit.training.optim import adam_tensors, restore_adam
 from saekit.types import Progress
 
-RUN = "run.json"  # marks the folder as saekit's, like that of a training run
+RUN = RUN_KIND.marker
 SHARE = 0.05  # of the rows that the checkpoint was trained on: "a few percent"
 JUDGED_CONTEXTS = 128
 
@@ -100,7 +101,7 @@ class _Finetune:
         check_kind(checkpoint)
         if out.resolve() == checkpoint.path.resolve():
             raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
-        self.checkpoint, self.out = checkpoint, out
+        self.checkpoint, self.out, self.folder = checkpoint, out, out
         self.store = open_store_of(checkpoint, config.store)
         self.config = dataclasses.replace(
             config,
@@ -122,13 +123,21 @@ class _Finetune:
         settings = dataclasses.asdict(self.config)
         del settings["save_seconds"]
         identity = {"checkpoint": str(self.checkpoint.path), **settings, "content": self.store.manifest.content}
-        if prepare_output(self.out, RUN, resume=resume, overwrite=overwrite):
-            self._check_same(identity)
-            if (self.out / MODEL).exists() and (self.out / CONFIG).exists():
+
+        def differs(_: int, path: Path) -> str:
+            before = read_json(path / RUN, "a run").get("finetune")
+            return "`saekit train` wrote it" if before is None else differences(before, identity)
+
+        with run_folder(self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs) as folder:
+            self.folder = folder.path
+            if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
                 return self._finished()
-        else:
-            write_json(self.out / RUN, {"schema_version": 1, "finetune": identity})
-            write_toml(self.out / "config.toml", settings)
+            if not folder.resuming:
+                write_json(folder.path / RUN, {"schema_version": 1, "finetune": identity})
+            write_config(folder.path / "config.toml", settings)
+            return self._tune(progress)
+
+    def _tune(self, progress: Callable[[Progress], None]) -> FinetuneResult:
         if note := other_revision(self.live, self.store):
             progress(Progress("finetune", 0, 0, message=note))
         keep_freed_memory()
@@ -144,26 +153,18 @@ class _Finetune:
 
     # -- state -----------------------------------------------------------------------------------------------------------
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        before = read_json(self.out / RUN, "a run").get("finetune")
-        if before is None:
-            raise DataError(f"{self.out} is no fine-tune: `saekit train` wrote it", "choose another OUT")
-        if changed := differences(before, identity):
-            hint = "--resume with the old settings, --overwrite, or another OUT"
-            raise DataError(f"{self.out} was tuned with other settings: {changed}", hint)
-
     def _finished(self) -> FinetuneResult:
-        told = read_json(self.out / CONFIG, "a checkpoint")["finetuned"]
+        told = read_json(self.folder / CONFIG, "a checkpoint")["finetuned"]
         names = [field.name for field in dataclasses.fields(FinetuneResult) if field.name != "path"]
         return FinetuneResult(str(self.out), **{name: told[name] for name in names})
 
     def _save(self, done: _Done) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.sae.state_dict().items()}
-        write_train_state(self.out, tensors | adam_tensors(self.optimizer, self.names), dataclasses.asdict(done))
+        write_train_state(self.folder, tensors | adam_tensors(self.optimizer, self.names), dataclasses.asdict(done))
 
     def _restored(self) -> _Done | None:
         """The state that a killed run left, if it came so far as to leave one."""
-        saved = read_train_state(self.out)
+        saved = read_train_state(self.folder)
         if saved is None:
             return None
         tensors, state = saved
@@ -184,7 +185,7 @@ class _Finetune:
 
         saved = time.monotonic()
         began = saved - done.seconds
-        with closing(MetricsFile(self.out / METRICS, done.steps)) as metrics, deferred_interrupt() as interrupted:
+        with closing(MetricsFile(self.folder / METRICS, done.steps)) as metrics, deferred_interrupt() as interrupted:
             for made in self._runs(drawn()):
                 lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - done.rows / c.rows)
                 mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in  # training units: E||x||^2 = D
@@ -257,4 +258,4 @@ class _Finetune:
             "versions": {name: version(name) for name in ("saekit", "torch")},
             "finetuned": about,
         }
-        write_checkpoint(self.out, old | changed, tensors)
+        write_checkpoint(self.folder, old | changed, tensors)

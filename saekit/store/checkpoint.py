@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 
 from saekit.errors import DataError, MissingError
 from saekit.store.files import read_json, write_json, write_tensors
+from saekit.store.folder_kinds import RUN
+from saekit.store.lock import holder
+from saekit.store.swap import settle
 
 SCHEMA = 1
 CONFIG, MODEL, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
@@ -40,9 +43,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.suffix in PICKLES:
         raise DataError(f"{path} is a pickle, which can run code when it is opened; saekit does not read pickles")
+    settle(path, RUN)
     if not path.exists():
         raise MissingError(f"there is no checkpoint at {path}", "give the folder that `saekit train` wrote")
-    if not (path / CONFIG).exists() and (path / "metrics.jsonl").exists():
+    if not (path / CONFIG).exists() and (path / RUN.marker).exists():
+        if (writer := holder(path)) is not None:
+            raise DataError(f"{path} is being written by {writer}", "wait until it ends")
         raise DataError(f"{path} holds a training run that did not finish", "saekit train ... --resume")
     config = read_json(path / CONFIG, "a checkpoint")
     if config.get("schema_version", 0) > SCHEMA:

@@ -10,7 +10,9 @@ from typing import Any
 
 from saekit.errors import DataError, MissingError
 from saekit.store.files import read_json, write_json
+from saekit.store.folder_kinds import STORE
 from saekit.store.split import HOLDOUT_SHARE
+from saekit.store.swap import settle
 from saekit.types import ActivationSpec
 
 SCHEMA = 1
@@ -40,6 +42,7 @@ class Manifest:
     complete: bool = False
     norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
     stats: dict[str, Any] | None = None  # the health report, once complete
+    extras: list[str] = field(default_factory=list)  # files beside the shards, config.toml and the manifest: the tokenizer's
 
     @property
     def content(self) -> str:
@@ -63,6 +66,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises DataError when there is no store here, or one of a later version."""
+        settle(folder, STORE)
         if not folder.is_dir():
             what = "it is a file" if folder.exists() else "there is no such folder"
             raise MissingError(f"{folder} is not a store: {what}", _nearby(folder.parent))
@@ -80,6 +84,7 @@ class Manifest:
                 data["complete"],
                 data["norm_limit"],
                 data["stats"],
+                data.get("extras", []),
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / NAME} is damaged: {error}") from None

@@ -17,6 +17,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.store.examples import Examples
+from saekit.store.lock import holder
 from saekit.store.manifest import Manifest
 from saekit.store.shards import ShardFile, StoredExample
 from saekit.store.split import RowRanges, document_runs, split_rows
@@ -50,7 +51,9 @@ class Store:
         self.path = path
         self.manifest = Manifest.read(path)
         if not self.manifest.complete:
-            raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", "saekit harvest ... --resume")
+            writer = holder(path)
+            hint = "saekit harvest ... --resume" if writer is None else f"wait for {writer}, which is writing it"
+            raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", hint)
         self.shards = [ShardFile(path, shard) for shard in self.manifest.shards]
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._splits: dict[Split, RowRanges] = {}

@@ -3,6 +3,7 @@ goes on, and the rest of the store comes out with the same bytes as if nothing h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, NumericsError
-from saekit.store import manifest as manifests
-from saekit.store.files import prepare_output, sha256_of, write_tensors
+from saekit.store.files import sha256_of, write_bytes, write_tensors
 from saekit.store.manifest import Manifest, Shard, differences
 from saekit.store.shards import ShardFile, StoredExample, example_tensors
 from saekit.store.split import HOLDOUT_SHARE
@@ -36,17 +36,33 @@ class RowBlock:
 
 
 class StoreWriter:
-    """Opened fresh, or on a store that was interrupted: then `batches_done` says how many model batches to skip."""
+    """Opened in an empty folder, or on a store that was interrupted: then `batches_done` says how many model batches to skip.
 
-    def __init__(self, path: Path, spec: ActivationSpec, plan: dict[str, Any], *, shard_bytes: int, resume: bool, overwrite: bool) -> None:
+    Whether the folder may be written, and whether an interrupted store has the same settings, was seen before (saekit.store.run_folder).
+    `extras`: content of files beside the shards, by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ActivationSpec,
+        plan: dict[str, Any],
+        *,
+        shard_bytes: int,
+        resuming: bool = False,
+        extras: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
-        resuming = prepare_output(path, manifests.NAME, resume=resume, overwrite=overwrite)
-        self.manifest = self._resume(plan) if resuming else Manifest(spec, plan)
+        extras = extras or {}
+        self.manifest = self._resumed() if resuming else Manifest(spec, plan, extras=sorted(extras))
         self.batches = self.batches_done
         if not resuming:
-            self.manifest.write(path)  # first of all: it marks the folder as a store
+            path.mkdir(parents=True, exist_ok=True)
+            self.manifest.write(path)  # first of all: it marks the folder as a store, and names the files that come
+        for name, content in extras.items():
+            _write_once(path / name, content)
         (path / "shards").mkdir(exist_ok=True)
 
     @property
@@ -61,15 +77,8 @@ class StoreWriter:
     def dropped(self) -> int:
         return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
 
-    def _resume(self, plan: dict[str, Any]) -> Manifest:
+    def _resumed(self) -> Manifest:
         have = Manifest.read(self.path)
-        unsaid = {"holdout": HOLDOUT_SHARE}
-        changed = differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **self.spec.to_json(), **plan})
-        if changed:
-            raise DataError(
-                f"{self.path} was harvested with other settings: {changed}",
-                "--resume with the old settings, --overwrite, or another OUT",
-            )
         for shard in have.shards:
             ShardFile(self.path, shard).verify()
         return have
@@ -147,6 +156,20 @@ class StoreWriter:
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest
+
+
+def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> str:
+    """In what the store at `path` was begun otherwise than by these; '' where a harvest of these can go on with it."""
+    have = Manifest.read(path)
+    unsaid = {"holdout": HOLDOUT_SHARE}
+    return differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **spec.to_json(), **plan})
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    if path.is_file() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
 
 
 def health_report(path: Path, manifest: Manifest) -> dict[str, Any]:

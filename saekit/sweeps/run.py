@@ -22,8 +22,10 @@ import torch
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError
-from saekit.store.files import prepare_output, write_bytes, write_json
+from saekit.store.files import write_bytes, write_json
+from saekit.store.folder_kinds import SWEEP
 from saekit.store.reader import Store
+from saekit.store.run_folder import RunFolder, run_folder
 from saekit.sweeps.grid import Member, members_of, read_grid
 from saekit.sweeps.pareto import Group, groups_of, pareto_page
 from saekit.training.fit import by_example
@@ -32,7 +34,7 @@ from saekit.training.run import Run, TrainPlan
 from saekit.training.shared import SharedPass
 from saekit.types import ActivationSource, Progress
 
-MARKER, PAGE = "sweep.json", "pareto.html"
+MARKER, PAGE = SWEEP.marker, "pareto.html"
 REPORT_SECONDS = 1.0
 
 
@@ -130,18 +132,20 @@ class _Sweep:
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> SweepResult:
         began = time.monotonic()
         rows = self._live_rows(progress) if self.live else self.store  # before anything is overwritten: the model may be gone
-        resuming = prepare_output(self.out, MARKER, resume=resume, overwrite=overwrite)
-        if not resuming:
-            write_json(self.out / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
-        results = self._train(rows, resuming, _Together(progress, self.runs))
-        done = [result for result in results if result.metrics]
-        if not done:
-            raise NumericsError(f"no member came to an end: {results[0].error}", self.hint)
-        groups, page = groups_of(done), self.out / PAGE
-        write_bytes(page, pareto_page(self.store.spec, groups, results).encode())
-        result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(page))
-        write_json(self.out / MARKER, {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}})
-        return result
+        with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
+            if folder.staged:
+                progress(Progress("sweep", 0, 0, message=f"{self.out} keeps the old sweep until the new one is whole"))
+            if not folder.resuming:
+                write_json(folder.path / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
+            results = self._train(rows, folder, _Together(progress, self.runs))
+            done = [result for result in results if result.metrics]
+            if not done:
+                raise NumericsError(f"no member came to an end: {results[0].error}", self.hint)
+            groups = groups_of(done)
+            write_bytes(folder.path / PAGE, pareto_page(self.store.spec, groups, results).encode())
+            result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(self.out / PAGE))
+            write_json(folder.path / MARKER, {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}})
+            return result
 
     def _live_rows(self, progress: Callable[[Progress], None]) -> ActivationSource:
         from saekit.harvesting.live import LiveSource
@@ -152,14 +156,14 @@ class _Sweep:
         progress(Progress("sweep", 0, 0, message=f"the first {source.buffer_rows:,} rows are computed before training begins"))
         return source
 
-    def _train(self, rows: ActivationSource, resuming: bool, together: _Together) -> list[MemberResult]:
+    def _train(self, rows: ActivationSource, folder: RunFolder, together: _Together) -> list[MemberResult]:
         threads = torch.get_num_threads()
         shared = SharedPass(self.store, rows, len(self.members), self.workers, threads if self.live else 0)
         pool = ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device))
         # Members set these flags each for itself, but they are the process's: so they are the same before the first and after the last.
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with flags, deferred_interrupt() as interrupted, pool:
-            futures = [pool.submit(self._member, member, shared, resuming, together) for member in self.members]
+            futures = [pool.submit(self._member, member, shared, folder, together) for member in self.members]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2)
@@ -171,13 +175,14 @@ class _Sweep:
             raise next((error for error in errors if not isinstance(error, KeyboardInterrupt)), errors[0])
         return [future.result() for future in futures]
 
-    def _member(self, member: Member, shared: SharedPass, resuming: bool, together: _Together) -> MemberResult:
+    def _member(self, member: Member, shared: SharedPass, folder: RunFolder, together: _Together) -> MemberResult:
         settings, out = member.config.flat(), self.out / member.name
         with shared.member() as source:
             run = self.runs[member.name]
             run.read_from(source, self.live)
+            run.out = folder.path / member.name
             try:
-                result = run.execute(resuming and out.exists(), False, together.of(member.name))
+                result = run.execute(folder.resuming, False, together.of(member.name))
             except NumericsError as error:
                 self.hint = error.hint
                 return MemberResult(member.name, member.group, str(out), settings, None, str(error))

@@ -1,28 +1,40 @@
-"""metrics.jsonl: one JSON object a line, cut back to the resumed step so that a resumed run's file reads like an unbroken one's."""
+"""metrics.jsonl: one JSON object per line, cut back to the resumed step so that a resumed run's file reads like an unbroken one's.
+
+Lines are appended; cutting back replaces the file as a whole, so that no kill loses a line of before the saved state.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+from saekit.store.files import write_bytes
 
 
 class MetricsFile:
     def __init__(self, path: Path, resumed_step: int) -> None:
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= resumed_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)
+        before = path.read_bytes() if path.exists() else b""
+        lines = before.decode(errors="replace").splitlines()
+        remaining = "".join(line + "\n" for line in lines if _step(line) <= resumed_step).encode()
+        if remaining != before:
+            write_bytes(path, remaining)
+        self._file = open(path, "a", buffering=1, encoding="utf-8")
 
     def write(self, figures: dict) -> None:
         self._file.write(json.dumps(figures) + "\n")
+
+    def sync(self) -> None:
+        """On disk, before a state is that a resume cuts these lines back to."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
 
 def _step(line: str) -> float:
+    """inf for a line that a kill cut short."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line that a kill cut short
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return float("inf")

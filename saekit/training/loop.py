@@ -129,7 +129,14 @@ class Trainer:
 
     def run(self, progress: Callable[[Progress], None], sinks: Callable[[int], list[Sink]] = lambda _: []) -> float:
         """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
-        opened = [] if self.out is None else [MetricsFile(self.out / "metrics.jsonl", self.step), *sinks(self.step)]
+        metrics = None if self.out is None else MetricsFile(self.out / "metrics.jsonl", self.step)
+        opened = [] if metrics is None else [metrics, *sinks(self.step)]
+
+        def save() -> None:
+            if metrics is not None:
+                metrics.sync()
+            self.save()
+
         every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
@@ -152,12 +159,12 @@ class Trainer:
                     last_log, logged = now, self.step
                 if now - last_save >= save_every:
                     self._check()
-                    self.save()
+                    save()
                     last_save = time.monotonic()
                     # Saving never takes more than a twentieth of the time, however large the state.
                     save_every = max(save_every, 20 * (last_save - now))
             self._check()
-            self.save()
+            save()
             seconds = time.monotonic() - began  # waiting for an upload is not training
         if interrupted() or self.step < self.total:  # a source of rows without end was stopped
             raise KeyboardInterrupt

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from saekit_kernels import Backend, resolve_backend
 
-from saekit.config import write_toml
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
 from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
-from saekit.store.files import prepare_output, read_json, write_json
+from saekit.store.files import read_json, write_config, write_json
+from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
 from saekit.store.pair import PairedStore
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
+from saekit.store.run_folder import RunFolder, run_folder
 from saekit.store.stack import StackedStore
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
@@ -33,7 +34,7 @@ from saekit.training.sinks import Sink, open_sinks
 from saekit.types import ActivationSource, Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
-RUN = "run.json"  # what a resume must agree with; written when the folder is made
+RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 
 @dataclass(frozen=True)
@@ -137,21 +138,20 @@ class Run:
         return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
-        resuming = prepare_output(self.out, RUN, resume=resume, overwrite=overwrite)
         identity = self._identity()
-        if resuming:
-            changed = differences(self._before_choice() | read_json(self.out / RUN, "a run"), identity)
-            if changed:
-                raise DataError(
-                    f"{self.out} was trained with other settings: {changed}",
-                    "--resume with the old settings, --overwrite, or another OUT",
-                )
-            if (self.out / MODEL).exists() and (self.out / CONFIG).exists():
-                return TrainResult(**read_json(self.out / CONFIG, "a checkpoint")["result"] | {"path": str(self.out)})
-        else:
-            write_json(self.out / RUN, identity)
-            write_toml(self.out / "config.toml", self._settings())
-        return self._train(progress)
+
+        def differs(_: int, path: Path) -> str:
+            return differences(self._before_choice() | read_json(path / RUN, "a run"), identity)
+
+        with run_folder(self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs) as folder:
+            if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
+                return TrainResult(**read_json(folder.path / CONFIG, "a checkpoint")["result"] | {"path": str(self.out)})
+            if folder.staged:
+                progress(Progress("train", 0, 0, message=f"{self.out} keeps the old run until the new one is whole"))
+            if not folder.resuming:
+                write_json(folder.path / RUN, identity)
+            write_config(folder.path / "config.toml", self._settings())
+            return self._train(folder, progress)
 
     def _settings(self) -> dict[str, Any]:
         """Every flag as it was resolved, defaults too: the file means the same when a default changes."""
@@ -190,11 +190,11 @@ class Run:
         decay = decay_share(TrainConfig(), self.model)
         return {"schedule": "linear", "warmup": WARMUP_SHARE, "decay": decay, "beta2": BETA2, "precision": "float32"}
 
-    def _sinks(self, resumed_step: int) -> list[Sink]:
-        return open_sinks(self.config.log, self.out, self._settings(), resumed_step)
+    def _train(self, folder: RunFolder, progress: Callable[[Progress], None]) -> TrainResult:
+        def sinks(resumed_step: int) -> list[Sink]:
+            return open_sinks(self.config.log, folder.path, self._settings(), resumed_step)
 
-    def _train(self, progress: Callable[[Progress], None]) -> TrainResult:
-        fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, self.out, progress, self._sinks)
+        fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, folder.path, progress, sinks)
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
@@ -204,10 +204,10 @@ class Run:
             raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         result = TrainResult(str(self.out), fitted.steps, fitted.rows, rate, self.backend.name, figures)
-        self._write(fitted.tensors, resolved_options, fitted.normalize.scales(getattr(self.source, "parts", ())), result)
+        self._write(folder.path, fitted.tensors, resolved_options, fitted.normalize.scales(getattr(self.source, "parts", ())), result)
         return result
 
-    def _write(self, tensors: dict, resolved: dict, scale: float | list[float], result: TrainResult) -> None:
+    def _write(self, path: Path, tensors: dict, resolved: dict, scale: float | list[float], result: TrainResult) -> None:
         description = {
             "model": self.config.model,
             "config": resolved,
@@ -220,7 +220,7 @@ class Run:
             "result": dataclasses.asdict(result) | {"path": ""},
             "versions": {name: version(name) for name in ("saekit", "torch")},
         }
-        write_checkpoint(self.out, description, tensors)
+        write_checkpoint(path, description, tensors)
 
 
 KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels

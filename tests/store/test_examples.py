@@ -21,7 +21,7 @@ LENGTHS = [3, 1, 4, 2, 5, 3, 2, 2]
 def uneven(tmp_path):
     """Eight contexts of LENGTHS rows, a document each but 2 and 3, which share one; positions begin at 1; three shards."""
     x = make_rows(sum(LENGTHS))
-    options = {"shard_bytes": sum(LENGTHS[:4]) * 16 * 4, "resume": False, "overwrite": False}
+    options = {"shard_bytes": sum(LENGTHS[:4]) * 16 * 4}
     writer = StoreWriter(tmp_path / "s", make_spec(layout="sequence", dtype="float32"), {}, **options)
     documents, at = [0, 1, 2, 2, 4, 5, 6, 7], 0
     for e, rows in enumerate(LENGTHS):
@@ -143,7 +143,7 @@ def test_the_held_out_share_of_one_row_documents_is_exact(share, total, held):
 
 
 def test_a_store_keeps_its_own_share(tmp_path):
-    options = {"shard_bytes": 1 << 20, "resume": False, "overwrite": False}
+    options = {"shard_bytes": 1 << 20}
     sizes = {}
     for name, plan in (("default", {}), ("fifth", {"holdout": 0.2})):
         writer = StoreWriter(tmp_path / name, make_spec(), plan, **options)

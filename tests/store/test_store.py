@@ -12,7 +12,7 @@ from made_stores import make_rows, make_spec, write_store
 from saekit.errors import DataError, MissingError, NumericsError
 from saekit.store.reader import open_store
 from saekit.store.split import HOLDOUT_SHARE
-from saekit.store.writer import RowBlock, StoreWriter
+from saekit.store.writer import RowBlock, StoreWriter, other_settings
 
 
 def collect(store, **options):
@@ -50,7 +50,7 @@ def test_statistics_equal_those_of_the_stored_rows(store):
 def test_rows_far_above_the_median_norm_are_counted(tmp_path):
     x = torch.ones(100, 16)
     x[:3] *= 11
-    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1 << 20, resume=False, overwrite=False)
+    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1 << 20)
     index = torch.arange(100)
     writer.append(RowBlock(x, index, index, torch.zeros(100, dtype=torch.int32)))
     assert writer.finish().stats["high_norm_rows"] == 3
@@ -148,34 +148,23 @@ def test_a_store_of_a_later_version_is_refused(store):
         open_store(store.path)
 
 
-def test_nothing_is_overwritten_unasked(store, tmp_path):
-    with pytest.raises(DataError, match="exists and is not empty") as error:
-        StoreWriter(store.path, make_spec(), {}, shard_bytes=1, resume=False, overwrite=False)
-    assert "--resume" in error.value.hint and "--overwrite" in error.value.hint
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="saekit did not write"):
-        StoreWriter(tmp_path / "mine", make_spec(), {}, shard_bytes=1, resume=False, overwrite=True)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-def test_resume_with_other_settings_names_them(store):
-    with pytest.raises(DataError, match="seed 0 -> 5"):
-        StoreWriter(store.path, make_spec(seed=5), {"rows": 2000}, shard_bytes=1, resume=True, overwrite=False)
+def test_settings_that_forbid_a_resume_are_named(store):
+    assert other_settings(store.path, make_spec(seed=5), {"rows": 2000}) == "seed 0 -> 5"
+    assert other_settings(store.path, make_spec(), {"rows": 2000}) == ""
 
 
 @pytest.mark.parametrize("value,words", [(float("nan"), "NaN or inf"), (1e6, "overflows float16")])
 def test_values_that_cannot_be_stored_stop_the_harvest(tmp_path, value, words):
     x = torch.ones(4, 16)
     x[2, 3] = value
-    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1 << 20, resume=False, overwrite=False)
+    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1 << 20)
     with pytest.raises(NumericsError, match=words) as error:
         writer.append(RowBlock(x, torch.arange(4), torch.arange(4) + 70, torch.arange(4, dtype=torch.int32)))
     assert "example 72, position 2" in str(error.value)
 
 
 def test_an_unfinished_store_says_how_far_it_is(tmp_path):
-    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1, resume=False, overwrite=False)
+    writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1)
     writer.append(RowBlock(torch.ones(4, 16), torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.int32)))
     with pytest.raises(DataError, match="not finished: 4 rows"):
         open_store(tmp_path / "s")

@@ -1,0 +1,98 @@
+"""One command writes a folder at a time: flock on a file beside the folder, which the system lets go when its holder dies.
+
+The file holds who has it, for the refusal. It lies beside the folder rather than in it, because --overwrite exchanges the folder itself;
+inside only where the parent cannot be written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saekit.errors import DataError
+
+IN_FOLDER = ".lock"  # its name where it lies in the folder itself
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` (absolute, resolved). Raises DataError, naming process and command, where another command has it."""
+    path = _path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path, folder)
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is let go: whoever opens the name now makes a new file
+        os.close(descriptor)
+
+
+def holder(folder: Path) -> str | None:
+    """'process 123 (saekit train ...)' of the command that is writing `folder`, None when there is none."""
+    path = _path(Path(os.path.realpath(folder)))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _named(descriptor)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _acquire(path: Path, folder: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            name = _named(descriptor)
+            os.close(descriptor)
+            raise DataError(f"{folder} is being written by {name}", "wait until it ends, stop it, or choose another OUT") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise DataError(
+                f"{path.parent} has no file locks ({error.strerror}): saekit could not tell whether another command writes there",
+                "choose an OUT on a file system with locks",
+            ) from None
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # its holder removed it between our opening and our locking
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _path(folder: Path) -> Path:
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    return folder.with_name(f".{folder.name}.lock") if os.access(parent, os.W_OK) else folder / IN_FOLDER
+
+
+def _named(descriptor: int) -> str:
+    try:
+        holds = json.loads(os.pread(descriptor, 10_000, 0))
+        return f"process {int(holds['pid'])} ({holds['command']})"
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return "another process"  # which has not written its name yet
+
+
+def _command() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]

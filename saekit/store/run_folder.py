@@ -1,0 +1,175 @@
+"""The folder that a command writes: locked, known as ours, and never without a whole result once it had one.
+
+A new or resumed result is written in OUT itself, where it can be watched. With --overwrite the old one stays in OUT until the new one is
+whole (saekit.store.swap); a command that cannot be resumed writes beside OUT always, so that OUT is whole or absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from saekit.errors import DataError, NumericsError, UsageError
+from saekit.store.files import TEMPORARY
+from saekit.store.folder_kinds import FolderKind
+from saekit.store.lock import IN_FOLDER, locked
+from saekit.store.swap import Stage, exchange_all, finish, foreign, remove
+
+Differs = Callable[[int, Path], str]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    out: Path
+    """As the user gave it."""
+    path: Path
+    """Where to write until the command ends."""
+    resuming: bool
+
+    @property
+    def staged(self) -> bool:
+        """Whether OUT keeps an older result until this one is whole."""
+        return self.path != Path(os.path.realpath(self.out))
+
+
+@contextmanager
+def run_folder(out: Path, kind: FolderKind, *, resume: bool, overwrite: bool, differs: Differs = lambda n, path: "") -> Iterator[RunFolder]:
+    """`run_folders` for one folder."""
+    with run_folders([out], kind, resume=resume, overwrite=overwrite, differs=differs) as (folder,):
+        yield folder
+
+
+@contextmanager
+def run_folders(
+    outs: Sequence[Path], kind: FolderKind, *, resume: bool, overwrite: bool, differs: Differs = lambda n, path: ""
+) -> Iterator[list[RunFolder]]:
+    """Lock the folders and say where to write; when the body ends without an error, all results are in their places.
+
+    `differs(n, path)` compares the n-th command's settings with those that began the result in `path`: '' or what is different. A resume
+    goes on with the result that was to replace OUT's, if there is one of these settings, else with OUT's.
+
+    Raises UsageError when both ways are asked for; DataError when another command writes there, when a folder holds what this kind of
+    command did not write, a result and neither way was asked for, or a result of other settings.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", "give one of them")
+    targets = [Path(os.path.realpath(out)) for out in outs]
+    with ExitStack() as stack:
+        for out, target in zip(outs, targets):
+            _check_path(out, target)
+            stack.enter_context(locked(target))
+            finish(Stage(target), kind)
+        has_result = [_inspected(out, target, kind, resume, overwrite) for out, target in zip(outs, targets)]
+        stages = [Stage(target) for target in targets]
+        beside, going_on = _choose(outs, stages, has_result, kind, resume, overwrite, differs)
+        folders = []
+        for out, stage, has in zip(outs, stages, has_result):
+            path = stage.new if beside else stage.target
+            path.mkdir(parents=True, exist_ok=True)
+            folders.append(RunFolder(out, path, going_on if beside else has and resume))
+            _sweep(path, kind)
+        try:
+            yield folders
+        except NumericsError:  # the same command diverges again: nothing to go on from
+            if beside:
+                _discard(stages, kind)
+            raise
+        except BaseException:
+            if beside and not kind.resumable:
+                _discard(stages, kind)
+            raise
+        if beside:
+            exchange_all(stages, kind)
+
+
+def _choose(
+    outs: Sequence[Path], stages: list[Stage], has_result: list[bool], kind: FolderKind, resume: bool, overwrite: bool, differs: Differs
+) -> tuple[bool, bool]:
+    """(whether to write beside OUT, whether what lies there is gone on with)."""
+    if resume and kind.resumable:
+        begun = [kind.read_marker(stage.new) is not None for stage in stages]
+        if all(begun) and not any(differs(n, stage.new) for n, stage in enumerate(stages)):
+            return True, True
+        for n, (out, stage, has) in enumerate(zip(outs, stages, has_result)):
+            if has and (changed := differs(n, stage.target)):
+                hint = "--resume with the old settings, --overwrite, or another OUT"
+                raise DataError(f"{out} was {kind.done} with other settings: {changed}", hint)
+        return False, False
+    if not (any(has_result) and overwrite) and kind.resumable:
+        return False, False
+    for stage in stages:
+        _check_beside(stage)
+    _discard(stages, kind)
+    return True, False
+
+
+def _check_path(out: Path, target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{out} is a file, not a folder", "choose another OUT")
+    above = next(parent for parent in target.parents if parent.exists())
+    if not above.is_dir():
+        raise DataError(f"{above} is a file: there can be no folder {out}", "choose another OUT")
+    for folder in (target, above) if target.exists() else (above,):
+        if not os.access(folder, os.W_OK | os.X_OK) and not (folder == above and target.exists()):
+            raise DataError(f"{folder} cannot be written: it is read-only for this user", "choose another OUT, or change its permissions")
+
+
+def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
+    """Whether `target` holds a result of this kind. Raises DataError for what may not be written over."""
+    if not target.is_dir() or not any(_counts(each) for each in target.iterdir()):
+        return False
+    if kind.read_marker(target) is None:
+        names = sorted(each.name for each in target.iterdir() if _counts(each))
+        if resume or overwrite:
+            raise foreign(out, [out / name for name in names], kind)
+        raise DataError(f"{out} exists and is not empty", "choose another OUT")
+    if not resume and not overwrite:
+        ways = "--resume to continue it, --overwrite to replace it" if kind.resumable else "--overwrite to replace it"
+        raise DataError(f"{out} exists and is not empty", f"{ways}, or another OUT")
+    if overwrite:
+        _, others = kind.sort(target)
+        if others:
+            raise foreign(target, others, kind)
+    return True
+
+
+def _counts(path: Path) -> bool:
+    """Whether a folder that holds this is not empty: locks, and what a kill left before the marker was written, do not count."""
+    return path.name != IN_FOLDER and TEMPORARY.fullmatch(path.name) is None
+
+
+def _check_beside(stage: Stage) -> None:
+    """Raise DataError where a folder cannot be written beside OUT and take its place."""
+    target, parent = stage.target, stage.target.parent
+    if not target.exists():
+        return
+    here = Path.cwd()
+    if here == target or target in here.parents:
+        cause = f"{target} is the current directory or holds it, and would be replaced"
+        raise DataError(cause, f"cd {parent}, and give OUT as {target.name}")
+    if os.path.ismount(target):
+        raise DataError(f"{target} is a mount point, which cannot be replaced", "give a folder in it as OUT")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DataError(f"the new result is written beside the old one, and {parent} cannot be written", "choose another OUT")
+
+
+def _discard(stages: list[Stage], kind: FolderKind) -> None:
+    for stage in stages:
+        stage.discard(kind)
+
+
+def _sweep(folder: Path, kind: FolderKind) -> None:
+    """Remove what killed commands left half written. The folder is locked: nobody is writing it."""
+    own, _ = kind.sort(folder)
+    for path in own:
+        if any(TEMPORARY.fullmatch(part) for part in path.relative_to(folder).parts):
+            path.unlink()
+    for parent, _, _ in os.walk(folder, topdown=False):
+        if TEMPORARY.fullmatch(Path(parent).name) and not os.listdir(parent):
+            os.rmdir(parent)
+
+
+__all__ = ["RunFolder", "remove", "run_folder", "run_folders"]

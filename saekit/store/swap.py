@@ -1,0 +1,135 @@
+"""A new result takes the place of an old one: both whole, or, with several folders, all of them.
+
+The new result of OUT is written in a folder beside it, `.OUT.new/OUT`. When it is whole, `.OUT.new/commit` is written, which names all
+folders that change places and their inodes; from then on whoever looks (`settle`) finishes what a kill cut short. The exchange itself is
+one system call (renameat2 with RENAME_EXCHANGE), so that there is a result at OUT at every moment; on file systems without it two
+renames, and `settle` again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from saekit.errors import DataError
+from saekit.store.files import sync_folder, write_json
+from saekit.store.folder_kinds import FolderKind
+from saekit.store.lock import locked
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the new result of `target` (resolved) is written, and where the old one lies until it is removed."""
+
+    target: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.new")
+
+    @property
+    def new(self) -> Path:
+        return self.folder / self.target.name  # the same name: loggers call a run by it
+
+    @property
+    def old(self) -> Path:
+        return self.folder / "old"
+
+    @property
+    def commit(self) -> Path:
+        return self.folder / "commit"
+
+    def discard(self, kind: FolderKind) -> None:
+        """Remove what an earlier command left. Raises DataError where anything there is not its own."""
+        for path in (self.new, self.old):
+            remove(path, kind)
+        if self.folder.is_dir():
+            self.commit.unlink(missing_ok=True)
+            for left in self.folder.glob("commit.*.tmp"):
+                left.unlink()
+            self.folder.rmdir()
+
+
+def remove(folder: Path, kind: FolderKind) -> None:
+    """Remove a folder of ours file by file. Raises DataError, before anything is removed, where it holds other files."""
+    if not folder.is_dir():
+        return
+    own, others = kind.sort(folder)
+    if others:
+        raise foreign(folder, others, kind)
+    own.sort(key=lambda path: path.name == kind.marker)  # last: as long as there is anything, the folder is known as ours
+    for path in own:
+        path.unlink()
+    for parent, _, _ in os.walk(folder, topdown=False):
+        os.rmdir(parent)
+
+
+def foreign(folder: Path, others: list[Path], kind: FolderKind) -> DataError:
+    names = ", ".join(sorted(str(path.relative_to(folder)) for path in others)[:3])
+    more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+    return DataError(
+        f"{folder} holds files that `saekit {kind.verb}` did not write: {names}{more}", "move them away, or choose another OUT"
+    )
+
+
+def exchange_all(stages: list[Stage], kind: FolderKind) -> None:
+    """Put every new result in its place and remove the old ones. Locks are held by the caller."""
+    for stage in stages:  # before the first of them moves: somebody may have put files there meanwhile
+        if stage.target.is_dir():
+            _, others = kind.sort(stage.target)
+            if others:
+                raise foreign(stage.target, others, kind)
+    pairs = [[str(stage.target), os.stat(stage.new).st_ino] for stage in stages]
+    for stage in stages:
+        write_json(stage.commit, {"schema_version": 1, "pairs": pairs})
+    _finish(pairs, kind)
+
+
+def settle(target: Path, kind: FolderKind) -> None:
+    """Finish an exchange that was cut short, if there is one. For readers too; what may not be finished is left as it is."""
+    stage = Stage(Path(os.path.realpath(target)))
+    if not stage.commit.exists():
+        return
+    with suppress(DataError, PermissionError), locked(stage.target):
+        finish(stage, kind)
+
+
+def finish(stage: Stage, kind: FolderKind) -> None:
+    """The same under the caller's lock."""
+    try:
+        pairs = json.loads(stage.commit.read_text())["pairs"]
+    except FileNotFoundError:
+        return
+    _finish(pairs, kind)
+
+
+def _finish(pairs: list[list], kind: FolderKind) -> None:
+    for name, inode in pairs:
+        stage = Stage(Path(name))
+        if stage.new.is_dir() and os.stat(stage.new).st_ino == inode:
+            _exchange(stage)
+            sync_folder(stage.target.parent)
+    for name, _ in pairs:
+        Stage(Path(name)).discard(kind)
+
+
+def _exchange(stage: Stage) -> None:
+    if not os.path.lexists(stage.target):
+        os.rename(stage.new, stage.target)
+        return
+    arguments = (_AT_FDCWD, os.fsencode(stage.new), _AT_FDCWD, os.fsencode(stage.target), _RENAME_EXCHANGE)
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None and rename(*arguments) == 0:
+        return
+    if rename is not None and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(stage.target))
+    os.rename(stage.target, stage.old)
+    os.rename(stage.new, stage.target)

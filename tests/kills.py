@@ -1,0 +1,49 @@
+"""Kill a command before each of its file operations in turn: what kill -9, a crash or a preemption can leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Events of Python's audit hooks, raised before the operation: https://docs.python.org/3/library/audit_events.html
+OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "ctypes.dlopen"}
+
+
+def killed_before(operation: int, folder: Path, command: Callable[[], object]) -> bool:
+    """Run `command` in a process of its own that is killed before its n-th file operation under `folder`; whether it came so far."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(event: str, arguments: tuple) -> None:
+            nonlocal seen
+            if event == "open":
+                path, mode, flags = arguments
+                counts = isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            else:
+                path, counts = arguments[0] if arguments else "", event in OPERATIONS
+            if counts and (event == "ctypes.dlopen" or os.fsdecode(path).startswith(str(folder))):
+                if seen == operation:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen += 1
+
+        status = 1
+        try:
+            sys.addaudithook(hook)
+            command()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) == 0, f"the command failed by itself before operation {operation}"
+    return False
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
