@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 # Events of Python's audit hooks, raised before the operation: https://docs.python.org/3/library/audit_events.html
 OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "ctypes.dlopen"}
@@ -21,20 +24,24 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
         def hook(event: str, arguments: tuple) -> None:
             nonlocal seen
             if event == "open":
-                path, mode, flags = arguments
+                path, _mode, flags = arguments
                 counts = isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             else:
                 path, counts = arguments[0] if arguments else "", event in OPERATIONS
-            if counts and (event == "ctypes.dlopen" or os.fsdecode(path).startswith(str(folder))):
+            under = isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(str(folder))
+            if counts and (event == "ctypes.dlopen" or under):
                 if seen == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen += 1
 
         status = 1
         try:
+            torch.set_num_threads(1)  # a pool of threads does not survive the fork
             sys.addaudithook(hook)
             command()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)

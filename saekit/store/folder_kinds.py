@@ -62,18 +62,18 @@ class FolderKind:
             for name in (*names, *links):
                 path = Path(parent, name)
                 relative = path.relative_to(folder).as_posix()
-                known = relative in listed or self._is_own(relative)
+                known = self._is_own(relative, listed)
                 may_be = not path.is_symlink() or relative.startswith("wandb/")  # wandb links to its latest run
                 (own if known and may_be else others).append(path)
         return own, others
 
-    def _is_own(self, relative: str) -> bool:
+    def _is_own(self, relative: str, listed: set[str]) -> bool:
         """Also what a killed process left half written: a file under a temporary name, or files in a folder of such a name."""
         parts = relative.split("/")
         at = next((i for i, part in enumerate(parts) if TEMPORARY.fullmatch(part)), None)
         if at is not None:
             relative = "/".join([*parts[:at], TEMPORARY.fullmatch(parts[at])["name"]])
-        return relative == self.marker or self.files.fullmatch(relative) is not None
+        return relative in listed or self.files.fullmatch(relative) is not None
 
 
 def _names(listed: Callable[[dict[str, Any]], set[str]], marker: dict[str, Any]) -> set[str]:
