@@ -16,6 +16,7 @@ from saekit.errors import DataError
 from saekit.harvesting.models import load_model
 from saekit.store.reader import Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = {"k": 4, "expansion": 2, "rows": 600, "batch": 100, "save_seconds": 0.0}
 
 
@@ -66,6 +67,7 @@ def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(arrays, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [OPTIONS, {"model": "pca", "latents": 3}], ids=["topk", "pca"])
+@pytest.mark.slow  # a hundred operations, each with its resume
 def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, settings):
     saekit.train(store, tmp_path / "whole", **settings)
     expected, work = without_times(content(tmp_path / "whole")), tmp_path / "work"
@@ -79,6 +81,7 @@ def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, s
     assert every_kill(work, lambda: saekit.train(store, work / "run", **settings), check) > 5
 
 
+@pytest.mark.slow
 def test_an_overwritten_run_is_the_old_or_the_new_one_at_every_moment(store, tmp_path):
     work, old, new = tmp_path / "work", OPTIONS | {"rows": 200}, OPTIONS | {"rows": 300, "seed": 3}
     for name, settings in (("old", old), ("new", new)):
