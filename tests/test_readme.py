@@ -1,7 +1,7 @@
 """Every block of README.md, as it stands there, from top to bottom in one folder.
 
-The blocks need what they name: the hub's CLIP is stood in for by a small random one of its shape (twelve blocks, class token, centre crop) in
-a cache of the hub's form, and `photos` is a folder of a few pictures.
+The blocks need what they name: a small random CLIP (twelve blocks, class token, center crop) stands in for the hub's, in a cache of the
+hub's form, and `photos` is a folder of a few pictures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def put_clip(hub: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     shape = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=12)
-    config = CLIPConfig(vision_config=shape | dict(image_size=64, patch_size=4), text_config=shape | dict(vocab_size=50, bos_token_id=0, eos_token_id=1))
+    config = CLIPConfig(
+        vision_config=shape | dict(image_size=64, patch_size=4), text_config=shape | dict(vocab_size=50, bos_token_id=0, eos_token_id=1)
+    )
     repository = hub / "models--openai--clip-vit-base-patch16"
     snapshot = repository / "snapshots" / ("0" * 40)
     CLIPModel(config).save_pretrained(snapshot)

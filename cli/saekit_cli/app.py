@@ -82,10 +82,27 @@ def _status(arguments: list[str] | None) -> int:
         return _failed(str(error), error.hint, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted; finished shards and the state of a training run are saved", INTERRUPTED_HINT, INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except MemoryError as error:
+        return _failed(f"out of memory: {error}", "a smaller --batch, --expansion or --shard-mb", 5)
+    except OSError as error:
+        from saekit.store.oserrors import user_error
+
+        told = user_error(error)
+        return _failed(str(told), told.hint, told.exit_status)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _failed(f"out of memory: {str(error).splitlines()[0]}", "a smaller --batch or --expansion, or --device cpu", 5)
         if os.environ.get("SAEKIT_DEBUG"):
             traceback.print_exc()
         return _failed(f"this is a bug in saekit: {type(error).__name__}: {error}", "SAEKIT_DEBUG=1 prints the traceback", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for the GPU's memory alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _failed(cause: str, hint: str, status: int) -> int:

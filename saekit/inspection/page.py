@@ -30,6 +30,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
+from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
 SCHEMA = 1
@@ -220,8 +221,9 @@ class _Folder:
         self._write(self.out / "images" / name, content)
 
     def _write(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         self.bytes += len(content)
 
 

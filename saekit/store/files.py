@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from saekit.config import to_toml
 from saekit.errors import DataError
+from saekit.store.oserrors import writing
 
 TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
@@ -29,16 +30,17 @@ TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write, file or folder, which takes the place of `path` when the body ends; after an error nothing is left of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -65,21 +67,22 @@ def write_config(path: Path, settings: dict[str, Any]) -> None:
 def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file. Tensors must be contiguous and not share memory."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        # save_file writes under a random name of its own first: inside our folder, so that a kill leaves nothing under a name that is
-        # not known. Its files are readable by their owner only; others get what the umask allows.
-        whole = temporary / path.name
-        whole.touch()
-        mode = whole.stat().st_mode & 0o777
-        save_file(tensors, whole, metadata)
-        os.chmod(whole, mode)
-        with open(whole, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(whole, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            temporary.mkdir()
+            # save_file writes under a random name of its own first: inside our folder, so that a kill leaves nothing under a name that
+            # is not known. Its files are readable by their owner only; ours as the umask has it.
+            whole = temporary / path.name
+            whole.touch()
+            mode = whole.stat().st_mode & 0o777
+            save_file(tensors, whole, metadata)
+            os.chmod(whole, mode)
+            with open(whole, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(whole, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

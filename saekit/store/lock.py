@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saekit.errors import DataError
+from saekit.store.oserrors import writing
 
 IN_FOLDER = ".lock"  # its name where it lies in the folder itself
 
@@ -23,8 +24,9 @@ IN_FOLDER = ".lock"  # its name where it lies in the folder itself
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder` (absolute, resolved). Raises DataError, naming process and command, where another command has it."""
     path = _path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path, folder)
+    with writing(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(path, folder)
     try:
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)

@@ -16,6 +16,7 @@ from saekit.errors import DataError, NumericsError, UsageError
 from saekit.store.files import TEMPORARY
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import IN_FOLDER, locked
+from saekit.store.oserrors import writing
 from saekit.store.swap import Stage, exchange_all, finish, foreign, remove
 
 Differs = Callable[[int, Path], str]
@@ -68,7 +69,8 @@ def run_folders(
         folders = []
         for out, stage, has in zip(outs, stages, has_result):
             path = stage.new if beside else stage.target
-            path.mkdir(parents=True, exist_ok=True)
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
             folders.append(RunFolder(out, path, going_on if beside else has and resume))
             _sweep(path, kind)
         try:

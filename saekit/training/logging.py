@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 
 from saekit.store.files import write_bytes
+from saekit.store.oserrors import writing
 
 
 class MetricsFile:
     def __init__(self, path: Path, resumed_step: int) -> None:
+        self._path = path
         before = path.read_bytes() if path.exists() else b""
         lines = before.decode(errors="replace").splitlines()
         remaining = "".join(line + "\n" for line in lines if _step(line) <= resumed_step).encode()
@@ -22,11 +24,13 @@ class MetricsFile:
         self._file = open(path, "a", buffering=1, encoding="utf-8")
 
     def write(self, figures: dict) -> None:
-        self._file.write(json.dumps(figures) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps(figures) + "\n")
 
     def sync(self) -> None:
         """On disk, before a state is that a resume cuts these lines back to."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -241,10 +241,10 @@ def test_an_interrupted_run_saves_where_it_is(made, tmp_path, monkeypatch):
 
 def test_a_resume_agrees_with_what_began(made, tmp_path):
     saekit.finetune(made.run, tmp_path / "run", rows=100)
-    with pytest.raises(DataError, match="tuned with other settings: rows 100 -> 200"):
+    with pytest.raises(DataError, match="trained with other settings: rows 100 -> 200"):
         saekit.finetune(made.run, tmp_path / "run", rows=200, resume=True)
     saekit.train(made.store, tmp_path / "trained", latents=64, k=4, batch=128, rows=1280)
-    with pytest.raises(DataError, match="is no fine-tune"):
+    with pytest.raises(DataError, match="`saekit train` wrote it"):
         saekit.finetune(made.run, tmp_path / "trained", rows=200, resume=True)
 
 

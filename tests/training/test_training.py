@@ -317,7 +317,7 @@ def test_clipping_bounds_the_gradient(store, tmp_path, monkeypatch):
 def test_resume_never_writes_into_a_folder_that_is_not_a_run(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.toml").write_text("precious = true")
-    with pytest.raises(DataError, match="saekit did not write"):
+    with pytest.raises(DataError, match=r"did not write: config\.toml"):
         saekit.train(store.path, tmp_path / "mine", **SMALL, resume=True)
     assert (tmp_path / "mine" / "config.toml").read_text() == "precious = true" and len(list((tmp_path / "mine").iterdir())) == 1
 

@@ -1,0 +1,48 @@
+"""What the system refuses, in the user's words: a full disk, a folder without permission, a name too long."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from saekit.errors import DataError
+
+_HINTS = {
+    errno.ENOSPC: "free some space or choose an OUT on another disk; then --resume, where the command has it",
+    errno.EDQUOT: "free some of your quota or choose an OUT on another disk; then --resume, where the command has it",
+    errno.EROFS: "choose an OUT on a file system that can be written",
+    errno.EACCES: "choose another OUT, or change the permissions of the folder",
+    errno.EPERM: "choose another OUT, or change the permissions of the folder",
+    errno.ENAMETOOLONG: "choose an OUT with a shorter name",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+    errno.ENFILE: "close other programs: the system has no file handles left",
+    errno.EFBIG: "--shard-mb with a smaller number, or another file system: this one has a limit for the size of a file",
+    errno.EIO: "check the disk: it reports a read or write error",
+}
+
+
+def user_error(error: OSError, path: Path | str | None = None) -> DataError:
+    """The DataError for what the system said of `path` (else of the file that the error names)."""
+    number = error.errno if error.errno is not None else errno.EIO
+    subject = str(path or error.filename or "the file")
+    return DataError(f"{subject}: {os.strerror(number)}", _HINTS.get(number, "check the path, the disk and its permissions"))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise DataError where the system refuses to write `path`. safetensors tells a full disk by its text alone."""
+    try:
+        yield
+    except OSError as error:
+        raise user_error(error, path) from error
+    except SafetensorError as error:
+        text = str(error)
+        number = next((n for n in _HINTS if os.strerror(n) in text or f"os error {n}" in text), None)
+        if number is None:
+            raise
+        raise user_error(OSError(number, os.strerror(number)), path) from error
