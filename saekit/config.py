@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -15,13 +16,7 @@ from saekit.errors import DataError, MissingError, did_you_mean
 def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
     """The settings of a config file, by flag name with underscores. Raises DataError with file and line for anything unknown."""
     known = set(known)
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings = tomllib.loads(text)
-    except FileNotFoundError:
-        raise MissingError(f"there is no config file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from None
+    settings, text = load_toml(path, "config file"), path.read_text(encoding="utf-8")
     for key in settings:
         if key.replace("-", "_") not in known:
             hint = did_you_mean(key, known) or f"settings: {', '.join(sorted(known))}"
@@ -29,9 +24,36 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
+def load_toml(path: Path, what: str) -> dict[str, Any]:
+    """The settings in a file. Raises MissingError, DataError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file", f"give the {what} itself")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"there is no {what} {path}", "check the path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {error}", "docs/sweeps.md and every config.toml in an output folder show the form") from None
+
+
 def to_toml(settings: dict[str, Any]) -> str:
-    """Scalars and lists of scalars; None is left out. JSON's strings, numbers and booleans are TOML's."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items() if value is not None)
+    """Scalars and lists of scalars; None is left out."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None)
+
+
+def _toml(value: Any) -> str:
+    """JSON's numbers, booleans and lists are TOML's. Its strings are too, but for the character DEL and halves of surrogate pairs, which
+    Python makes of file names in other encodings and no TOML holds: these are written as a question mark."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        written = value.encode("utf-8", "replace").decode()
+        return json.dumps(written, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+    return json.dumps(value)
 
 
 def _line_of(key: str, text: str) -> int:

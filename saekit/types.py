@@ -15,11 +15,14 @@ from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from saekit.typed import MisfitError, build
+
 if TYPE_CHECKING:
     import torch
     from saekit_kernels import SparseCodes
 
 SPEC_SCHEMA = 1
+LARGEST_SIZE = 2**32  # of anything that a spec counts
 
 Layout = Literal["flat", "sequence", "grid"]
 Scope = Literal["content", "cls", "all"]
@@ -79,9 +82,15 @@ class ActivationSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ActivationSpec:
-        grid = data.get("grid")
-        return cls(**{**data, "grid": tuple(grid) if grid else None})
+    def from_json(cls, data: dict[str, Any], where: str = "spec") -> ActivationSpec:
+        """Raises MisfitError (a ValueError) for fields that are missing, unknown or out of range."""
+        spec = build(cls, data, where)
+        for name, value, least in (("d_in", spec.d_in, 1), ("seed", spec.seed, 0), ("context", spec.context or 1, 1)):
+            if not least <= value <= LARGEST_SIZE:
+                raise MisfitError(f"{where}.{name} is {value}; it must be between {least} and {LARGEST_SIZE:,}")
+        if spec.grid is not None and not all(1 <= side <= LARGEST_SIZE for side in spec.grid):
+            raise MisfitError(f"{where}.grid is {list(spec.grid)}; both sides must be between 1 and {LARGEST_SIZE:,}")
+        return spec
 
 
 def canonical_json(value: Any) -> str:

@@ -46,6 +46,7 @@ from saekit.store.checkpoint import (
     METRICS,
     MODEL,
     Checkpoint,
+    damaged_state,
     read_checkpoint,
     read_train_state,
     write_checkpoint,
@@ -59,6 +60,7 @@ from saekit.training.fit import holdout_figures
 from saekit.training.logging import MetricsFile
 from saekit.training.loop import deferred_interrupt
 from saekit.training.optim import adam_tensors, restore_adam
+from saekit.typed import MisfitError, as_type, build
 from saekit.types import Progress
 
 RUN = RUN_KIND.marker
@@ -154,9 +156,13 @@ class _Finetune:
     # -- state -----------------------------------------------------------------------------------------------------------
 
     def _finished(self) -> FinetuneResult:
-        told = read_json(self.folder / CONFIG, "a checkpoint")["finetuned"]
+        told = read_checkpoint(self.folder).config.get("finetuned")
         names = [field.name for field in dataclasses.fields(FinetuneResult) if field.name != "path"]
-        return FinetuneResult(str(self.out), **{name: told[name] for name in names})
+        try:
+            own = {name: value for name, value in as_type(told, dict[str, Any], "finetuned").items() if name in names}
+            return build(FinetuneResult, {"path": str(self.out), **own}, "finetuned")
+        except MisfitError as error:
+            raise DataError(f"{self.folder / CONFIG} is damaged: {error}", "--overwrite to tune anew") from None
 
     def _save(self, done: _Done) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.sae.state_dict().items()}
@@ -168,9 +174,12 @@ class _Finetune:
         if saved is None:
             return None
         tensors, state = saved
-        self.sae.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        restore_adam(self.optimizer, self.names, tensors)
-        return _Done(**state)
+        try:
+            self.sae.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+            restore_adam(self.optimizer, self.names, tensors)
+            return build(_Done, state, "state")
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise damaged_state(self.folder, error) from error
 
     # -- training --------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice
 from saekit.models.conv import Conv, ConvConfig
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
@@ -60,11 +64,16 @@ def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise UsageError when an option is not one of the model's."""
+    """Raise UsageError when an option is not one of the model's, or has a value of another type."""
     sparsity = options.get("sparsity", SAEConfig.sparsity) if name == "sae" else None
     known = options_of(name, sparsity)
-    for key in options:
+    hints = typing.get_type_hints(config_of(name, options))
+    for key, value in options.items():
         if key in known:
+            try:
+                typed.as_type(value, hints[key], flag(key))
+            except typed.MisfitError as error:
+                raise UsageError(str(error), "numbers without quotes, words with them") from None
             continue
         takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
         if takes:  # an option of one sparsity is not silently ignored by another
@@ -113,9 +122,39 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
     if name not in CATALOG:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-        model = CATALOG[name].model(config_of(name, config)(**settings))
+        settings = typed.build(config_of(name, config), config, "config")
+        _need_possible(settings, tensors)
+        with torch.device("meta"):  # shapes without memory: a config may say any size
+            _need_shapes(CATALOG[name].model(settings).state_dict(), tensors)
+        model = CATALOG[name].model(settings)
         model.load_state_dict(tensors)
-    except (TypeError, RuntimeError, UsageError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, IndexError, UsageError) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)
+
+
+def _need_possible(settings: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """No size of a config is above the largest that its tensors have, nor its layers above their number."""
+    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=0)
+    for field in ("latents", "d_in", "d_out", "width", "hidden", "channels", "parts"):
+        value = getattr(settings, field, 0)
+        sizes = value if isinstance(value, tuple) else (value,)
+        # A row of a sequence or image is narrower than an example; codes are at most as wide as what they are computed from.
+        if any(isinstance(size, int) and size > max(largest, 1) * _examples(settings) for size in sizes):
+            raise ValueError(f"config.{field} is {value}, and the largest tensor has {largest:,} rows or columns")
+    if getattr(settings, "layers", 0) > len(tensors) or len(getattr(settings, "hidden", None) or ()) > len(tensors):
+        raise ValueError(f"config has more layers than the {len(tensors)} tensors")
+
+
+def _examples(settings: Any) -> int:
+    shape = getattr(settings, "shape", None) or ()
+    return min(math.prod(size or 1 for size in shape), 1 << 24)
+
+
+def _need_shapes(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    if wanted.keys() != tensors.keys():
+        difference = sorted(wanted.keys() ^ tensors.keys())[0]
+        raise ValueError(f"{difference} is {'missing' if difference in wanted else 'not one of its tensors'}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and by config {tuple(wanted[name].shape)}")

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from saekit.errors import DataError, MissingError
-from saekit.store.files import read_json, write_json, write_tensors
+from saekit.store.files import check_schema, need_regular, read_json, write_json, write_tensors
 from saekit.store.folder_kinds import RUN
 from saekit.store.lock import holder
 from saekit.store.swap import settle
+from saekit.typed import MisfitError, as_type
+from saekit.types import ActivationSpec
 
 SCHEMA = 1
 CONFIG, MODEL, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
@@ -51,14 +53,51 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise DataError(f"{path} is being written by {writer}", "wait until it ends")
         raise DataError(f"{path} holds a training run that did not finish", "saekit train ... --resume")
     config = read_json(path / CONFIG, "a checkpoint")
-    if config.get("schema_version", 0) > SCHEMA:
-        raise DataError(f"{path} was written by a later saekit (schema {config['schema_version']}, this one reads {SCHEMA})")
+    check_schema(path, config, SCHEMA)
+    try:
+        _check_config(config)
+    except MisfitError as error:
+        raise DataError(f"{path / CONFIG} is damaged: {error}", "saekit train ... --overwrite") from None
     if not (path / MODEL).exists():
         raise DataError(f"{path} has no {MODEL}", "saekit train ... --overwrite")
+    need_regular(path / MODEL)
     try:
         return Checkpoint(path, config, load_file(path / MODEL))
-    except SafetensorError as error:
-        raise DataError(f"{path / MODEL} is damaged: {error}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path / MODEL} is damaged: {error}", "saekit train ... --overwrite") from None
+
+
+# What config.json holds besides schema_version; a fine-tune adds `finetuned`.
+_KEYS = {
+    "model": str,
+    "config": dict[str, Any],
+    "training": dict[str, Any],
+    "spec": dict[str, Any],
+    "content": str,
+    "input_scale": float | list[float],
+    "backend": dict[str, Any],
+    "result": dict[str, Any],
+    "versions": dict[str, str],
+}
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    for name, hint in _KEYS.items():
+        as_type(config.get(name), hint, name)
+    spec = ActivationSpec.from_json(config["spec"])
+    if config.get("fingerprint") != spec.fingerprint:
+        raise MisfitError("its fingerprint is not that of its spec")
+    result, training = config["result"], config["training"]
+    for name, value in as_type(result.get("metrics"), dict[str, Any], "result.metrics").items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise MisfitError(f"result.metrics.{name} is not a number")
+    for name, hint in (("path", str), ("step", int), ("rows", int), ("rows_per_s", float), ("backend", str)):
+        as_type(result.get(name), hint, f"result.{name}")
+    as_type(training.get("target_store"), str | None, "training.target_store")
+    as_type(training.get("stores", []), list[str], "training.stores")
+    as_type(config["backend"].get("name"), str, "backend.name")
+    as_type(config["config"].get("sparsity"), str | None, "config.sparsity")
+    as_type(config["config"].get("parts"), list[int] | None, "config.parts")
 
 
 def write_train_state(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -72,7 +111,16 @@ def read_train_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     if not (path / STATE).exists():
         return None
     try:
+        need_regular(path / STATE)
         with safe_open(path / STATE, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
-    except SafetensorError as error:
-        raise DataError(f"{path / STATE} is damaged: {error}", "--overwrite to train anew") from None
+            state = json.loads((file.metadata() or {}).get("state", "null"))
+            if not isinstance(state, dict):
+                raise ValueError("it has no state")
+            return {name: file.get_tensor(name) for name in file.keys()}, state
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise damaged_state(path, error) from None
+
+
+def damaged_state(path: Path, error: Exception) -> DataError:
+    """For a train state in the run's folder `path` that cannot be gone on with."""
+    return DataError(f"{path / STATE} is damaged: {error}", "--overwrite to train anew")

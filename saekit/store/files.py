@@ -23,6 +23,7 @@ from saekit.config import to_toml
 from saekit.errors import DataError
 from saekit.store.oserrors import writing
 
+LARGEST_JSON = 1 << 28  # bytes: a manifest of a million shards has less
 TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 
@@ -99,14 +100,35 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path, what: str) -> Any:
-    """The parsed file, or DataError naming `what` it should have been."""
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in the file, or DataError naming `what` it should have been."""
+    if not path.exists():
+        raise DataError(f"{path.parent} is not {what}: {path.name} is missing")
+    need_regular(path)
+    if path.stat().st_size > LARGEST_JSON:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path.parent} is not {what}: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+        value = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # JSON errors, other encodings, numbers of too many digits, too many brackets
+        raise DataError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is damaged: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def check_schema(folder: Path, data: dict[str, Any], reads: int) -> None:
+    """Raise DataError where `data`, read from a file of `folder`, is of a later schema version than `reads`, or says none."""
+    version = data.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise DataError(f"{folder} is damaged: its schema_version is {str(version)[:20]}")
+    if version > reads:
+        raise DataError(f"{folder} was written by a later saekit (schema {version}, this one reads {reads})", "pip install -U saekit")
+
+
+def need_regular(path: Path) -> None:
+    """Raise DataError for a device, FIFO, socket or folder, which opening might never come back from."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file", "remove it, and restore the file that was there")
 
 
 def folder_bytes(path: Path) -> int:

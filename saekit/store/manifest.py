@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saekit.errors import DataError, MissingError
-from saekit.store.files import read_json, write_json
+from saekit.store.files import check_schema, read_json, write_json
 from saekit.store.folder_kinds import STORE
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.swap import settle
-from saekit.types import ActivationSpec
+from saekit.typed import MisfitError, as_type, build
+from saekit.types import ActivationSpec, canonical_json
 
 SCHEMA = 1
 NAME = "manifest.json"
@@ -61,7 +63,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
         data |= {"schema_version": SCHEMA, "fingerprint": self.spec.fingerprint, "rows": self.rows}
-        write_json(folder / NAME, data)
+        write_json(folder / NAME, data | {"checksum": checksum(data)})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -73,21 +75,67 @@ class Manifest:
         if not (folder / NAME).exists():
             raise DataError(f"{folder} is not a store: {NAME} is missing", _nearby(folder))
         data = read_json(folder / NAME, "a store")
-        if data.get("schema_version", 0) > SCHEMA:
-            raise DataError(f"{folder} was written by a later saekit (schema {data['schema_version']}, this one reads {SCHEMA})")
+        check_schema(folder, data, SCHEMA)
         try:
-            return cls(
-                ActivationSpec.from_json(data["spec"]),
-                data["plan"],
-                [Shard(**shard) for shard in data["shards"]],
-                data["filled"],
-                data["complete"],
-                data["norm_limit"],
-                data["stats"],
-                data.get("extras", []),
-            )
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / NAME} is damaged: {error}") from None
+            return _checked(data)
+        except MisfitError as error:
+            hint = "harvest it again with --overwrite, or take the file from a copy"
+            raise DataError(f"{folder / NAME} is damaged: {error}", hint) from None
+
+
+def checksum(data: dict[str, Any]) -> str:
+    """sha256 of a manifest's other keys: an edit that looks harmless decides what is held out and trained on."""
+    return hashlib.sha256(canonical_json({key: value for key, value in data.items() if key != "checksum"}).encode()).hexdigest()
+
+
+def _checked(data: dict[str, Any]) -> Manifest:
+    """The manifest of a parsed file. Raises MisfitError for anything that saekit did not write so; stores of before there was a checksum
+    are held to what their keys say of each other."""
+    if "checksum" in data and data["checksum"] != checksum(data):
+        raise MisfitError("its checksum is not that of its content: it was edited, or only half of it was copied")
+    names = [field.name for field in dataclasses.fields(Manifest)]
+    missing = [name for name in names if name not in data and name != "extras"]
+    if missing:
+        raise MisfitError(f"it has no {missing[0]}")
+    spec = ActivationSpec.from_json(data["spec"])
+    if data.get("fingerprint") != spec.fingerprint:
+        raise MisfitError("its fingerprint is not that of its spec")
+    own = {name: data[name] for name in names if name in data and name != "spec"}
+    manifest = build(Manifest, {"spec": data["spec"], **own}, "manifest")
+    manifest.spec = spec
+    _check_shards(manifest.shards)
+    if data.get("rows") != manifest.rows:
+        raise MisfitError(f"rows is {data.get('rows')}, and its shards hold {manifest.rows:,}")
+    if not 0 < as_type(manifest.holdout, float, "plan.holdout") < 1:
+        raise MisfitError(f"plan.holdout is {manifest.holdout}; it must be between 0 and 1")
+    if manifest.complete:
+        _check_stats(manifest)
+    return manifest
+
+
+def _check_shards(shards: list[Shard]) -> None:
+    batches = 0
+    for n, shard in enumerate(shards):
+        if shard.name != f"{n:05d}.safetensors":
+            raise MisfitError(f"shards[{n}].name is {shard.name!r}; it must be {n:05d}.safetensors")
+        if min(shard.rows, shard.bytes, shard.examples, shard.dropped) < 0 or shard.batches < batches:
+            raise MisfitError(f"shards[{n}] has a negative count, or fewer batches than the one before it")
+        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+            raise MisfitError(f"shards[{n}].sha256 is not one")
+        batches = shard.batches
+
+
+def _check_stats(manifest: Manifest) -> None:
+    if manifest.stats is None or manifest.rows == 0:
+        raise MisfitError("it is complete and has no rows, or no stats")
+    for name in ("mean", "std"):
+        values = as_type(manifest.stats.get(name), list[float], f"stats.{name}")
+        if len(values) != manifest.spec.d_in:
+            raise MisfitError(f"stats.{name} has {len(values)} values for d_in {manifest.spec.d_in}")
+    for name in ("mean_square_norm", "mean_to_std", "median_norm", "max_norm", "high_norm_factor"):
+        as_type(manifest.stats.get(name), float, f"stats.{name}")
+    for name in ("high_norm_rows", "dropped_rows"):
+        as_type(manifest.stats.get(name), int, f"stats.{name}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -18,15 +18,17 @@ the first table holds for all members, each [[runs]] table is a grid of its own:
 from __future__ import annotations
 
 import itertools
-import tomllib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import DataError, MissingError, SaekitError
+from saekit.config import load_toml
+from saekit.errors import DataError, SaekitError
 from saekit.training.config import TrainConfig
 
 RUNS = "runs"
+LARGEST = 10_000  # members
 NOT_SWEPT = ("target_store", "stores", "log", "device", "save_seconds")  # of a single run, or of the sweep
 WHOLE = ("groups", "hidden", "channels")  # options whose one value is a list
 
@@ -42,12 +44,7 @@ class Member:
 
 def read_grid(path: Path, device: str = "auto") -> list[Member]:
     """The members of a file. Raises MissingError, DataError (naming the file and the member)."""
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"there is no grid file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from None
+    settings = load_toml(path, "grid file")
     try:
         return members_of(settings, device)
     except SaekitError as error:
@@ -60,6 +57,9 @@ def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise DataError(f"{RUNS} is a list of tables", f"begin each with [[{RUNS}]]")
     common = {name: value for name, value in settings.items() if name != RUNS}
+    asked = sum(math.prod(len(v) if isinstance(v, list) and n not in WHOLE else 1 for n, v in (common | t).items()) for t in tables)
+    if asked > LARGEST:
+        raise DataError(f"the grid has {asked:,} members", f"a sweep holds all in memory: at most {LARGEST:,}")
     found = [chosen for table in tables for chosen in _combinations(common | table)]
     varying = [name for name in dict.fromkeys(key for each in found for key in each) if len({repr(each.get(name)) for each in found}) > 1]
     members = []
@@ -107,12 +107,7 @@ def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
     if bad:
         raise DataError(f"{bad[0]} is not for a grid", "a sweep trains on one STORE; --device is a flag of the sweep")
     # One order of rows for all members, whatever their seed: that is what lets them share a pass.
-    if not isinstance(chosen.get("seed", 0), int):
-        raise DataError(f"seed = {chosen['seed']} is not a whole number")
-    try:
-        return TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
-    except TypeError as error:
-        raise DataError(f"a setting has a value of the wrong kind: {error}", "numbers without quotes, words with them") from None
+    return TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
 
 
 def _name(telling: dict[str, Any]) -> str:

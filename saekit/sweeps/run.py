@@ -106,10 +106,7 @@ class _Sweep:
         self._check()
 
     def _run(self, member: Member) -> Run:
-        try:
-            return Run(self.store, self.out / member.name, member.config)
-        except TypeError as error:
-            raise DataError(f"{member.name}: a setting has a value of the wrong kind: {error}", "saekit models sae lists options") from None
+        return Run(self.store, self.out / member.name, member.config)
 
     def _check(self) -> None:
         for name, run in self.runs.items():

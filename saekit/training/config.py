@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from saekit.errors import UsageError, check_choice
 from saekit.models.catalog import check_options
 from saekit.training.optim import BETA2, PRECISIONS, SCHEDULES, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
+from saekit.typed import MisfitError, as_type
 
 NORMALIZE = ("center+scale", "scale", "none")
 
@@ -59,6 +61,7 @@ class TrainConfig:
     """Sinks of the metrics besides metrics.jsonl (saekit.training.sinks); they do not change the run."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.normalize is not None:
             check_choice("--normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
@@ -78,6 +81,14 @@ class TrainConfig:
         for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
             if value is not None and value <= 0:
                 raise UsageError(f"{flag} {value:g} must be above 0")
+
+    def _check_types(self) -> None:
+        """Config and grid files, and callers, give anything."""
+        for name, hint in typing.get_type_hints(type(self)).items():
+            try:
+                as_type(getattr(self, name), hint, f"--{name.replace('_', '-')}")
+            except MisfitError as error:
+                raise UsageError(str(error), "numbers without quotes, words with them") from None
 
     def _check_schedule(self) -> None:
         check_choice("--schedule", self.schedule, SCHEDULES)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from saekit.errors import BackendError, NumericsError
-from saekit.store.checkpoint import read_train_state, write_train_state
+from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
 from saekit.training.dead import RESAMPLED, DeadTracker, dead_rows, resampling_steps, revive_rows
@@ -30,6 +30,7 @@ from saekit.training.optim import (
 )
 from saekit.training.sinks import Sink
 from saekit.training.step import apply_gradients, take_step
+from saekit.typed import as_type
 from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
 
 LOGS = 200  # lines of metrics in a run
@@ -108,8 +109,15 @@ class Trainer:
         saved = None if self.out is None else read_train_state(self.out)
         if saved is None:
             return
-        tensors, state = saved
-        self.step = state["step"]
+        try:
+            self._continue_from(*saved)
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise damaged_state(self.out, error) from error
+
+    def _continue_from(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        self.step = as_type(state["step"], int, "step")
+        if not 0 <= self.step <= self.total:
+            raise ValueError(f"step is {self.step} of {self.total}")
         if state["model"]:
             self.model.continue_from(state["model"])
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})

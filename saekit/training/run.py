@@ -17,7 +17,7 @@ from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
-from saekit.store.checkpoint import CONFIG, MODEL, write_checkpoint
+from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
 from saekit.store.files import read_json, write_config, write_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
@@ -145,7 +145,8 @@ class Run:
 
         with run_folder(self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs) as folder:
             if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
-                return TrainResult(**read_json(folder.path / CONFIG, "a checkpoint")["result"] | {"path": str(self.out)})
+                finished = read_checkpoint(folder.path).config["result"]
+                return TrainResult(**finished | {"path": str(self.out)})
             if folder.staged:
                 progress(Progress("train", 0, 0, message=f"{self.out} keeps the old run until the new one is whole"))
             if not folder.resuming:

@@ -13,6 +13,7 @@ from made_stores import write_store
 import saekit
 from saekit.errors import DataError, NumericsError, UsageError
 from saekit.store.files import sha256_of
+from saekit.store.manifest import checksum
 from saekit.store.pair import PairedStore
 from saekit.store.reader import open_store
 from saekit.types import ActivationBatch
@@ -146,6 +147,7 @@ def damage(store, row):
     save_file(content, shard.path)
     manifest = json.loads((store.path / "manifest.json").read_text())
     manifest["shards"][number]["sha256"] = sha256_of(shard.path)
+    manifest["checksum"] = checksum(manifest)
     (store.path / "manifest.json").write_text(json.dumps(manifest))
     return shard.shard.name, local
 

@@ -54,8 +54,8 @@ def test_options_that_are_lists_themselves():
         ("target_store = 'a'", "target_store is not for a grid"),
         ("runs = 3", "runs is a list of tables"),
         ("sparsity = 'topp'", "topp"),
-        ("rows = 'many'", "wrong kind"),
-        ("seed = 0.5", "not a whole number"),
+        ("rows = 'many'", "--rows is 'many'; it must be a whole number"),
+        ("seed = 0.5", "it must be a whole number"),
         ("model = 'dense'\nhidden = 'wide'", "not a list of numbers"),
     ],
 )

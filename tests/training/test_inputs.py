@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import saekit
 from saekit.errors import NumericsError
 from saekit.store.files import sha256_of
+from saekit.store.manifest import checksum
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 from saekit.training.inputs import Normalizer, check_peaks, check_rows
@@ -41,6 +42,7 @@ def damage(path, row):
     save_file(content, shard)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["shards"][0]["sha256"] = sha256_of(shard)
+    manifest["checksum"] = checksum(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

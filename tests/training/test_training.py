@@ -19,6 +19,7 @@ from saekit.errors import DataError, MissingError, NumericsError, UsageError
 from saekit.models.catalog import build
 from saekit.models.sae import SAE
 from saekit.store.files import sha256_of
+from saekit.store.manifest import checksum
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
 from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
@@ -154,6 +155,7 @@ def damage(store, row, value):
     save_file(content, shard.path)
     manifest = json.loads((store.path / "manifest.json").read_text())
     manifest["shards"][number]["sha256"] = sha256_of(shard.path)
+    manifest["checksum"] = checksum(manifest)
     (store.path / "manifest.json").write_text(json.dumps(manifest))
     return shard.shard.name, local
 
