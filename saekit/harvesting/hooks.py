@@ -26,6 +26,7 @@ from saekit.harvesting.hook_names import (
     resolve_hook,
     split_input,
 )
+from saekit.harvesting.parts import has_module
 
 __all__ = ["HookRow", "block_count", "block_hint", "block_list", "capture", "check_runs_once", "is_alias", "list_hooks", "model_name",
            "proof", "resolve_hook", "split_input"]  # fmt: skip
