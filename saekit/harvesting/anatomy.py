@@ -38,8 +38,8 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     """From the cache, which holds for as long as no submodule is replaced; else from a tiny pass."""
     module = plain(module)
     with _lock:
-        structure, anatomy = _known.get(module, (None, None))
-        if anatomy is None or structure != _structure(module):
+        before, anatomy = _known.get(module, (None, None))
+        if anatomy is None or before != structure(module):
             anatomy = _probed(module)
             keep(module, anatomy)
         return anatomy
@@ -47,10 +47,10 @@ def anatomy_of(module: nn.Module) -> Anatomy:
 
 def keep(module: nn.Module, anatomy: Anatomy) -> None:
     with _lock:
-        _known[plain(module)] = _structure(plain(module)), anatomy
+        _known[plain(module)] = structure(plain(module)), anatomy
 
 
-def _structure(module: nn.Module) -> tuple:
+def structure(module: nn.Module) -> tuple:
     return tuple((path, type(each)) for path, each in module.named_modules())
 
 
@@ -127,10 +127,11 @@ def vocabulary(root: nn.Module) -> int:
 
 @contextmanager
 def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
-    """Passes inside run in eval mode, without gradients and uncompiled, and leave nothing behind: modes, random state and buffers are put
-    back, and with `hooks` the module's own hooks are not called."""
+    """Passes inside run in eval mode, without gradients and uncompiled, and leave nothing behind: modes, random state, buffers, submodules
+    and plain attributes are put back, and with `hooks` the module's own hooks are not called."""
     devices = sorted({parameter.device.index or 0 for parameter in module.parameters() if parameter.device.type == "cuda"})
     modes = {each: each.training for each in module.modules()}
+    state = [(each, dict(each._modules), _plain_attributes(each)) for each in modes]
     buffers = [(each, name, buffer, buffer.detach().clone() if buffer.numel() <= SMALL_BUFFER else None)
                for each in modes for name, buffer in each._buffers.items() if buffer is not None]  # fmt: skip
     with torch.random.fork_rng(devices), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -140,6 +141,11 @@ def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
+            for each, modules, attributes in state:
+                if each._modules != modules:  # BigBird takes another attention where an input is short, for good
+                    each._modules.clear()
+                    each._modules.update(modules)
+                vars(each).update(attributes)
             for each, training in modes.items():
                 each.training = training
             for each, name, table in tables:
@@ -149,6 +155,12 @@ def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
                 each._buffers[name] = buffer
                 if before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """But not what transformers notes down about hooks that it has put on a model."""
+    values = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
+    return {name: value for name, value in values.items() if "hooks" not in name}
 
 
 def _hooks_taken(module: nn.Module) -> list[tuple[nn.Module, str, OrderedDict]]:

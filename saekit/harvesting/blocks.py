@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +135,13 @@ class Trace:
         for path, elements in self.lists.items():
             for index, element in enumerate(elements):
                 handles += self._around(element, self._enter_element, self._leave_element, path, index)
-        for index, block in enumerate(self.lists.get(self.blocks, ())):
+        return handles + self.attach_parts(range(len(self.lists.get(self.blocks, ()))))
+
+    def attach_parts(self, indices: Iterable[int]) -> list[torch.utils.hooks.RemovableHandle]:
+        """Only what is in these blocks."""
+        handles = []
+        for index in indices:
+            block = self.lists[self.blocks][index]
             handles += self._around(block, self._enter_block, self._leave_block, block, index)
             for path, part in block.named_modules():
                 if path:
@@ -197,6 +203,9 @@ class Trace:
             call = next(call for call in reversed(self._record.calls) if call.path == path)
             call.gave = Value.of(gave, *self._record.entering.rows.shape)
 
+    def parts_of(self, index: int) -> dict[str, Part]:
+        return self._parts.get(index, {})
+
     # -- the answer ------------------------------------------------------------------------------------------------------
 
     def anatomy(self) -> Anatomy:
@@ -227,9 +236,6 @@ class Trace:
         if path == self.blocks:
             anatomy.parts = self._parts
         return anatomy
-
-    def relative(self, path: str) -> str:
-        return path.removeprefix(f"{self.tower}.") if self.tower else path
 
     def _whole(self, path: str) -> str:
         return ".".join(part for part in (self.tower, path) if part)

@@ -59,7 +59,7 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
     for path in wanted.values():
         check_runs_once(module, path)
     anatomy = anatomy_of(module)
-    written_later = anatomy.written_later
+    written_later, hint = anatomy.written_later, block_hint(module)  # torch.compile traces the hooks: no module in them
     states: dict[str, torch.Tensor] = {}
     ended = _Stop()
 
@@ -70,8 +70,8 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
 
         def store(name: str, value: Any) -> None:
             if passes.inside and name in states:
-                raise _repeated(module, wanted[name])
-            states[name] = _hidden_state(module, value, wanted[name], copy=split_input(wanted[name])[0] in written_later)
+                raise _repeated(wanted[name], hint)
+            states[name] = _hidden_state(value, wanted[name], hint, copy=split_input(wanted[name])[0] in written_later)
             if stop and not proving.pending and len(states) == len(wanted):
                 raise ended
 
@@ -83,7 +83,7 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
             if raised is not ended:
                 raise
     if stop and (silent := [name for name in names if name not in states]):
-        raise DataError(f"{', '.join(silent)} did not run in this forward pass", block_hint(module))
+        raise DataError(f"{', '.join(silent)} did not run in this forward pass", hint)
 
 
 def check_runs_once(module: nn.Module, path: str) -> None:
@@ -91,11 +91,11 @@ def check_runs_once(module: nn.Module, path: str) -> None:
     anatomy = anatomy_of(module)
     runs = anatomy.runs[split_input(path)[0]]
     if runs > 1:
-        raise _repeated(module, path, f"{runs} times")
+        raise _repeated(path, block_hint(module), f"{runs} times")
 
 
-def _repeated(module: nn.Module, path: str, times: str = "more than once") -> DataError:
-    return DataError(f"{path} runs {times} in one forward pass: its states cannot be told apart", block_hint(module))
+def _repeated(path: str, hint: str, times: str = "more than once") -> DataError:
+    return DataError(f"{path} runs {times} in one forward pass: its states cannot be told apart", hint)
 
 
 def _raise(error: BaseException) -> None:
@@ -169,7 +169,10 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
     def leave(*_: Any) -> None:
         for handle in handles:
             handle.remove()
-        keep(module, trace.anatomy())
+        shown = trace.anatomy()
+        if shown.blocks and shown.blocks != anatomy.blocks:  # the guess was wrong: the parts of the right blocks come with the next pass
+            shown.proven = False
+        keep(module, shown)
         proving.pending = False
         for name, path in aliases.items():
             if resolve_hook(module, name) != path:
@@ -199,10 +202,10 @@ def _attach(module: nn.Module, path: str, name: str, store: Any) -> torch.utils.
     return hooked.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _hidden_state(module: nn.Module, value: Any, path: str, copy: bool) -> torch.Tensor:
+def _hidden_state(value: Any, path: str, hint: str, copy: bool) -> torch.Tensor:
     """`copy` also where the tensor carries a gradient, which a copy passes on."""
     value = stream_output(value)
     if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
         return value.clone() if copy or not value.requires_grad else value
     what = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-    raise DataError(f"{path} gives {what}, not hidden states of shape (batch, tokens, width)", block_hint(module))
+    raise DataError(f"{path} gives {what}, not hidden states of shape (batch, tokens, width)", hint)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, SaekitError
-from saekit.harvesting.anatomy import CONTEXTS, TOKENS, untouched, vocabulary
+from saekit.harvesting.anatomy import CONTEXTS, TOKENS, structure, untouched, vocabulary
 from saekit.harvesting.hooks import block_hint, capture, resolve_hook
 from saekit.harvesting.images import ImageTokens, prepared
 
@@ -27,8 +27,15 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
     """
     paths = {hook: resolve_hook(live.module, hook, live.name) for hook in hooks}
     tokens = live.image_tokens.count if live.image_tokens else TOKENS
-    with untouched(live.module), capture(live, list(hooks), stop=True) as states:
-        run(live, tiny_batch(live))
+    before = structure(live.module)
+    with untouched(live.module):
+        with capture(live, list(hooks), stop=True) as states:
+            run(live, tiny_batch(live))
+        if structure(live.module) != before:  # BigBird: block_sparse becomes original_full as soon as an input is short
+            raise DataError(
+                f"{live.name} exchanges its own modules where an input is short, so that rows would depend on earlier batches",
+                "write the kind of attention that it falls back to into its config.json (BigBird: attention_type original_full)",
+            )
     for hook, path in paths.items():
         state = states[hook]
         if tuple(state.shape[:2]) != (CONTEXTS, tokens):

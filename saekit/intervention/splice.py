@@ -37,7 +37,7 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
     canonical = resolve_hook(module, hook)
     check_runs_once(module, canonical)
     path, at_input = split_input(canonical)
-    ran = False
+    ran, hint = False, block_hint(module)
 
     def changed(value: Any) -> Any:
         nonlocal ran
@@ -45,7 +45,7 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
         if isinstance(value, tuple | list) and value:  # the state comes first: attention weights and the like stay
             return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
-            raise DataError(f"{hook} gives no hidden states of shape (batch, tokens, width)", block_hint(module))
+            raise DataError(f"{hook} gives no hidden states of shape (batch, tokens, width)", hint)
         return _replaced(value, change, mask_BT)
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -65,7 +65,7 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
     finally:
         handle.remove()
     if not ran:
-        raise DataError(f"{hook} did not run", block_hint(module))
+        raise DataError(f"{hook} did not run", hint)
 
 
 def _replaced(state_BTD: torch.Tensor, change: Change, mask_BT: torch.Tensor | None) -> torch.Tensor:

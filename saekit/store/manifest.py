@@ -40,6 +40,7 @@ class Manifest:
     complete: bool = False
     norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
     stats: dict[str, Any] | None = None  # the health report, once complete
+    self_check: dict[str, str] | None = None  # what was shown on the first contexts; absent for raw data and in older stores
 
     @property
     def content(self) -> str:
@@ -57,6 +58,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
+        if self.self_check is None:
+            del data["self_check"]
         data |= {"schema_version": SCHEMA, "fingerprint": self.spec.fingerprint, "rows": self.rows}
         write_json(folder / NAME, data)
 
@@ -80,6 +83,7 @@ class Manifest:
                 data["complete"],
                 data["norm_limit"],
                 data["stats"],
+                data.get("self_check"),
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / NAME} is damaged: {error}") from None
