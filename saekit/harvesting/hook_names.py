@@ -3,7 +3,7 @@
 A hook is named in one of two ways, both with an optional `:in` for the module's input instead of its output:
 
 - an alias, the same on every model: `blocks.9` (the residual stream after block 9, counted from 0), `blocks.9.attn` and
-  `blocks.9.mlp` (what attention and MLP add to it, before the residual sum);
+  `blocks.9.mlp` (what attention and MLP add to it, before the residual sum; with `:in`, what they read);
 - a module path of the loaded model (`model.layers.9.mlp.down_proj`).
 
 `resolve_hook` turns either into the canonical module path, which is what a store keeps. Aliases are not believed from names: a tiny
@@ -121,10 +121,10 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
     part = anatomy.parts.get(index, {}).get(inside)
     if part is None:
         what = f"block {index} ({type(block).__name__}) has no module of that name"
-        part = Part(None, f"{what} that adds to the residual stream")
+        part = Part(None, reason=f"{what} that adds to the residual stream")
     if part.path is None:
         raise _refused(anatomy, alias, index, part, name)
-    return f"{anatomy.block_path(index)}.{part.path}"
+    return f"{anatomy.block_path(index)}.{part.reads if at_input else part.path}"
 
 
 def _refused(anatomy: Anatomy, alias: str, index: int, part: Part, name: str) -> DataError:

@@ -175,10 +175,9 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
         keep(module, shown)
         proving.pending = False
         for name, path in aliases.items():
-            if resolve_hook(module, name) != path:
-                raise DataError(
-                    f"{name} is {resolve_hook(module, name)} on this model, not {path}, as its first pass has shown", "run it again"
-                )
+            shown_path = resolve_hook(module, name)
+            if shown_path != path:
+                raise DataError(f"{name} is {shown_path}, as this first pass has shown, not {path}", "run it again: now it is known")
             check_runs_once(module, path)
         finished()
 

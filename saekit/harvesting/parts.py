@@ -15,7 +15,7 @@ model scales inline (a multiplier in Granite, a parameter in BEiT), no module gi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,20 +99,21 @@ class Part:
     """Where a part's alias leads. `path` None: nowhere, for `reason`; `near` is what can be hooked in its place."""
 
     path: str | None
+    reads: str | None = None  # what `:in` means: where a norm or a scale behind the part gives its output, still the part's own input
     reason: str = ""
     near: str | None = None
 
 
 def located(block: nn.Module, record: Record) -> dict[str, Part]:
     """'attn' and 'mlp', where the block has something of that name."""
-    candidates = {part: list(_candidates(block, record, part)) for part in NAMES}
+    candidates = {part: dict(_candidates(block, record, part)) for part in NAMES}
     found = {}
     for part, paths in candidates.items():
         named = [path for path in NAMES[part] if _named(block, path, part)]
         if not named:
             continue
         proven = next((path for path in paths if adds(record, path, part, candidates)), None)
-        found[part] = _readable(record, proven) if proven else _refused(record, paths, named[0], part)
+        found[part] = _readable(record, proven, paths[proven]) if proven else _refused(record, list(paths), named[0], part)
     return found
 
 
@@ -129,7 +130,7 @@ def guessed_part(block: nn.Module, part: str) -> str | None:
     return None
 
 
-def adds(record: Record, path: str, part: str, candidates: dict[str, list[str]]) -> bool:
+def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[str]]) -> bool:
     """True when the sums of the module docstring hold for the output of `path`."""
     x, leaving = record.output(path), record.leaving
     if x is None or leaving is None:
@@ -169,7 +170,8 @@ def _close(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch
     return bool((error <= ROUNDING * epsilon * size).all()) and bool(error.norm() <= SHARE * terms[1].norm())
 
 
-def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[str]:
+def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[str, str]]:
+    """(path, the module of the part from which the walk to it began)."""
     seen: set[str] = set()
     for name in NAMES[part]:
         if not _named(block, name, part):
@@ -179,7 +181,7 @@ def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[str]:
             for each in (path, *_made_of(record, path)):
                 if each not in seen:
                     seen.add(each)
-                    yield each
+                    yield each, path
 
 
 def _made_of(record: Record, path: str) -> Iterator[str]:
@@ -201,20 +203,20 @@ def _named(block: nn.Module, path: str, part: str) -> bool:
     return any(word in name for word in _OF_CLASS[part])
 
 
-def _readable(record: Record, path: str) -> Part:
+def _readable(record: Record, path: str, reads: str) -> Part:
     shape = record.output(path).shape
     if len(shape) == 3:
-        return Part(path)
-    return Part(None, f"{path} gives the rows of all contexts in one list {shape}")
+        return Part(path, reads)
+    return Part(None, reason=f"{path} gives the rows of all contexts in one list {shape}")
 
 
 def _refused(record: Record, paths: list[str], name: str, part: str) -> Part:
     runs = sum(call.path == name for call in record.calls)
     near = next((path for path in paths if (value := record.output(path)) and len(value.shape) == 3), None)
     if runs != 1:
-        return Part(None, f"{name} {'never runs' if runs == 0 else f'runs {runs} times in a forward pass'}", near)
+        return Part(None, reason=f"{name} {'never runs' if runs == 0 else f'runs {runs} times in a forward pass'}", near=near)
     why = f"no module gives what {WORDS[part]} adds to the residual stream: the output of {near or name} is changed before it is added"
-    return Part(None, why, near)
+    return Part(None, reason=why, near=near)
 
 
 def _distinct(values: list[Value]) -> list[Value]:

@@ -100,7 +100,7 @@ class _Check:
         for alias in aliases:
             match = _PART.fullmatch(alias)
             if match and is_alias(module, match[0].removesuffix(":in")):
-                sums[alias] = int(match[1]), match[2], resolve_hook(module, alias).removesuffix(":in")
+                sums[alias] = int(match[1]), match[2], resolve_hook(module, match[0].removesuffix(":in"))
         blocks = sorted({index for index, _, _ in sums.values()})
         wanted = list(hooks) + [path for index in blocks if (path := anatomy.block_path(index)) not in hooks]
         with ExitStack() as stack:

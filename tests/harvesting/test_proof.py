@@ -17,8 +17,9 @@ from saekit.intervention.splice import splice
 XLM = dict(emb_dim=24, n_layers=2, n_heads=4, n_words=fam.VOCAB, vocab_size=fam.VOCAB, max_position_embeddings=48)
 JAMBA = dict(fam.KV, num_hidden_layers=4, num_experts=2, attn_layer_period=4, attn_layer_offset=2, expert_layer_period=4,
              expert_layer_offset=3, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False)  # fmt: skip
-ZAMBA = dict(fam.TEXT, num_hidden_layers=5, num_key_value_heads=4, mamba_d_state=8, mamba_headdim=8, n_mamba_heads=6, mamba_ngroups=1, chunk_size=16,
-             layers_block_type=["mamba", "mamba", "hybrid", "mamba", "hybrid"], num_mem_blocks=1, adapter_rank=4)  # fmt: skip
+HYBRID = ["mamba", "mamba", "hybrid", "mamba", "hybrid"]
+ZAMBA = dict(fam.TEXT, num_hidden_layers=5, num_key_value_heads=4, mamba_d_state=8, mamba_headdim=8, n_mamba_heads=6, mamba_ngroups=1,
+             chunk_size=16, num_mem_blocks=1, adapter_rank=4, layers_block_type=HYBRID)  # fmt: skip
 SWIN = dict(embed_dim=8, depths=[2, 3], num_heads=[2, 2], window_size=2, image_size=16, patch_size=2)
 
 
@@ -176,6 +177,15 @@ def test_gradients_by_a_captured_state_are_the_models_own():
     assert slope.shape == states["blocks.0"].shape and slope.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "attn", "mlp"), [("gemma3", "self_attn", "mlp"), ("glm4", "self_attn", "mlp"), ("llama", "self_attn", "mlp")]
+)
+def test_the_input_of_a_part_is_its_own_where_a_norm_gives_its_output(name, attn, mlp):
+    model = fam.model_of(fam.CAUSAL[name])
+    assert resolve_hook(model, "blocks.1.mlp:in") == f"model.layers.1.{mlp}:in"
+    assert resolve_hook(model, "blocks.1.attn:in") == f"model.layers.1.{attn}:in"
+
+
 # --- the user's model ------------------------------------------------------------------------------------------------------------
 
 
@@ -185,8 +195,12 @@ def test_the_proof_changes_nothing_of_the_users_model():
     model.embeddings.word_embeddings.requires_grad_(False)
     model.register_buffer("passes", torch.zeros(1))
     calls = []
+
+    def count(*_):
+        model.passes.add_(1)
+
     model.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    model.encoder.layer[1].output.register_forward_hook(lambda *_: None if model.passes.add_(1).any() else None)
+    model.encoder.layer[1].output.register_forward_hook(count)
     modes = {name: module.training for name, module in model.named_modules()}
     wants = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     torch.manual_seed(5)
