@@ -21,6 +21,7 @@ from saekit.embedded.silence import quiet_transformers
 from saekit.harvesting.blocks import Anatomy, Trace, guessed_blocks, tower_path
 
 CONTEXTS, TOKENS = 2, 5  # of the tiny pass: enough to tell contexts, tokens and width apart
+IMAGE_SIDE = 224  # pixels, for a vision model that names no size
 SMALL_BUFFER = 1 << 20  # numbers; a larger buffer holds weights (quantized models), which a pass does not write
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
                 "_forward_pre_hooks_with_kwargs")  # fmt: skip
@@ -104,9 +105,9 @@ def tiny_inputs(root: nn.Module) -> dict[str, Any] | None:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs = {name: value.to(weight.device) for name, value in inputs.items() if name in takes}
         return inputs | ({"use_cache": False} if "use_cache" in takes else {})
-    size = getattr(config, "image_size", None)
-    if "pixel_values" not in takes or size is None:
+    if "pixel_values" not in takes:
         return None
+    size = getattr(config, "image_size", None) or IMAGE_SIDE
     if isinstance(size, dict):
         size = size.get("height"), size.get("width")
     height, width = (size, size) if isinstance(size, int) else size

@@ -224,6 +224,9 @@ class Trace:
         expected = layers_in_config(self.module, self.root)
         path = min(chains, key=lambda each: (len(chains[each]) != expected, each.count("."), -len(chains[each])))
         alike = [each for each in chains if _pattern(each) == _pattern(path)]
+        if len(chains[path]) == 1 and any(_parent(each) == _parent(path) for each in chains if each != path):
+            anatomy.why = "of several lists of one module none can be told to be its blocks"  # XLM of a single layer
+            return anatomy
         if len(alike) > 1:
             anatomy.why = f"its blocks lie in {len(alike)} lists ({', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''})"
             return anatomy
@@ -287,3 +290,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 def _pattern(path: str) -> str:
     return re.sub(r"\d+", "*", path)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]

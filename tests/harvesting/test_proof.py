@@ -59,6 +59,7 @@ def test_a_part_that_a_block_has_not_is_refused_with_the_nearest_block_that_has_
     ("entry", "cause"),
     [
         (("XLMModel", "XLMConfig", XLM), "no list of modules of which each is given what the one before it gave"),
+        (("XLMModel", "XLMConfig", dict(XLM, n_layers=1)), "of several lists of one module none can be told"),
         (("FlaubertModel", "FlaubertConfig", XLM), "no list of modules of which each is given what the one before it gave"),
         (("AlbertModel", "AlbertConfig", dict(fam.TEXT, embedding_size=12)), r"albert_layer_groups.0 runs 2 times in a forward pass"),
         (("XLNetModel", "XLNetConfig", dict(d_model=24, n_layer=2, n_head=4, d_inner=40, vocab_size=fam.VOCAB)), r"of shape \(5, 2, 24\)"),
