@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -58,35 +58,48 @@ def structure(module: nn.Module) -> tuple:
 def _probed(module: nn.Module) -> Anatomy:
     tower = tower_path(module)
     root = module.get_submodule(tower)
-    guess = guessed_blocks(module, root)
-    inputs = tiny_inputs(root)
-    if inputs is None:
-        return _guessed(tower, root, guess, "it does not say what it takes as input")
     try:
-        anatomy = _traced(module, tower, guess, inputs)
-        if anatomy.blocks and not anatomy.parts:
-            blocks = anatomy.blocks.removeprefix(f"{tower}.") if tower else anatomy.blocks
-            anatomy = _traced(module, tower, blocks, inputs)
+        inputs = tiny_inputs(root)
+        if inputs is None:
+            return _guessed(module, "it does not say what it takes as input")
+        shape = tuple(inputs["input_ids"].shape) if "input_ids" in inputs else (len(inputs["pixel_values"]),)
+        return _shown_by(module, lambda: root(**inputs), shape)
     except Exception as error:  # whatever a model raises: its owner's own pass is then the proof
-        return _guessed(tower, root, guess, f"a small forward pass failed: {type(error).__name__}: {str(error).split(chr(10))[0]}")
+        return _guessed(module, f"a small forward pass failed: {type(error).__name__}: {str(error).split(chr(10))[0]}")
+
+
+def prove(module: nn.Module, forward: Callable[[], Any], shape: tuple[int, ...]) -> None:
+    """By `forward`, on inputs of `shape` (contexts, tokens) or (images,), where the module could not be run without knowing more of it."""
+    if not anatomy_of(module).proven:
+        keep(module, _shown_by(plain(module), forward, shape))
+
+
+def _shown_by(module: nn.Module, forward: Callable[[], Any], shape: tuple[int, ...]) -> Anatomy:
+    tower = tower_path(module)
+    blocks = guessed_blocks(module, module.get_submodule(tower))
+    for _ in range(2):  # a second time where the guess was wrong, for the parts
+        anatomy = _traced(module, Trace(module, tower, blocks, shape), forward)
+        if anatomy.blocks is None or anatomy.parts:
+            break
+        blocks = anatomy.blocks.removeprefix(f"{tower}.") if tower else anatomy.blocks
     return anatomy
 
 
-def _guessed(tower: str, root: nn.Module, guess: str | None, why: str) -> Anatomy:
+def _guessed(module: nn.Module, why: str) -> Anatomy:
+    tower = tower_path(module)
+    root = module.get_submodule(tower)
+    guess = guessed_blocks(module, root)
     if guess is None:
         return Anatomy(tower, why="no list of blocks found")
     whole = ".".join(part for part in (tower, guess) if part)
     return Anatomy(tower, blocks=whole, count=len(list(root.get_submodule(guess).children())), why=why)
 
 
-def _traced(module: nn.Module, tower: str, blocks: str | None, inputs: dict[str, Any]) -> Anatomy:
-    root = module.get_submodule(tower)
+def _traced(module: nn.Module, trace: Trace, forward: Callable[[], Any]) -> Anatomy:
     with untouched(module), quiet_transformers():
-        shape = tuple(inputs["input_ids"].shape) if "input_ids" in inputs else (len(inputs["pixel_values"]),)
-        trace = Trace(module, tower, blocks, shape)
         handles = trace.attach()
         try:
-            root(**inputs)
+            forward()
             return trace.anatomy()
         finally:
             for handle in handles:

@@ -70,8 +70,12 @@ def resolve_hook(module: nn.Module, hook: str, name: str | None = None) -> str:
 
 
 def is_alias(module: nn.Module, path: str) -> bool:
-    """blocks.N..., unless the model itself calls a module so."""
-    return bool(_ALIAS.match(path)) and not has_module(module, path)
+    """blocks.N..., unless the model itself calls a module so. Where its list of blocks is called `blocks`, .attn and .mlp are aliases
+    still: they mean what is added, which need not be what a module of that name gives."""
+    match = _ALIAS.match(path)
+    if not match:
+        return False
+    return not has_module(module, path) or (match[2] in NAMES and anatomy_of(module).blocks == "blocks")
 
 
 def list_hooks(module: nn.Module) -> list[HookRow]:
@@ -123,13 +127,14 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
         what = f"block {index} ({type(block).__name__}) has no module of that name"
         part = Part(None, reason=f"{what} that adds to the residual stream")
     if part.path is None:
-        raise _refused(anatomy, alias, index, part, name)
+        raise _refused(module, alias, index, part, name)
     return f"{anatomy.block_path(index)}.{part.reads if at_input else part.path}"
 
 
-def _refused(anatomy: Anatomy, alias: str, index: int, part: Part, name: str) -> DataError:
+def _refused(module: nn.Module, alias: str, index: int, part: Part, name: str) -> DataError:
+    anatomy = anatomy_of(module)
     block = anatomy.block_path(index)
-    if part.near:
+    if part.near and not is_alias(module, f"{block}.{part.near}"):
         hint = f"--hook {block}.{part.near} takes the output of that module as it is, before that change"
     else:
         kind = alias.rsplit(".", 1)[1]

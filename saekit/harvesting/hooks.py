@@ -72,6 +72,8 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
             if passes.inside and name in states:
                 raise _repeated(wanted[name], hint)
             states[name] = _hidden_state(value, wanted[name], hint, copy=split_input(wanted[name])[0] in written_later)
+            if proving.pending:
+                proving.read.add(wanted[name])
             if stop and not proving.pending and len(states) == len(wanted):
                 raise ended
 
@@ -146,6 +148,7 @@ class _Proving:
 
     def __init__(self, pending: bool) -> None:
         self.pending = pending
+        self.read: set[str] = set()  # canonical paths
 
 
 @contextmanager
@@ -187,6 +190,9 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
     finally:
         for handle in handles:
             handle.remove()
+    if proving.pending and (unproven := [path for path in aliases.values() if path in proving.read]):
+        cause = f"{', '.join(aliases)} could not be proven: the model itself was not run from beginning to end"
+        raise DataError(cause, f"--hook {unproven[0]} takes that module's output as it is")
 
 
 def _attach(module: nn.Module, path: str, name: str, store: Any) -> torch.utils.hooks.RemovableHandle:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, SaekitError
-from saekit.harvesting.anatomy import CONTEXTS, TOKENS, structure, untouched, vocabulary
+from saekit.harvesting.anatomy import CONTEXTS, TOKENS, prove, structure, untouched, vocabulary
 from saekit.harvesting.hooks import block_hint, capture, resolve_hook
 from saekit.harvesting.images import ImageTokens, prepared
 
@@ -25,12 +25,14 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
     Raises DataError for an unknown hook, for one whose module gives no hidden states, when the model cannot be run, and when an image
     model's tokens are not the class token, registers and patches that its configuration says.
     """
+    batch = tiny_batch(live)
+    prove(live.module, lambda: run(live, batch), (CONTEXTS, TOKENS) if "input_ids" in batch else (CONTEXTS,))
     paths = {hook: resolve_hook(live.module, hook, live.name) for hook in hooks}
     tokens = live.image_tokens.count if live.image_tokens else TOKENS
     before = structure(live.module)
     with untouched(live.module):
         with capture(live, list(hooks), stop=True) as states:
-            run(live, tiny_batch(live))
+            run(live, batch)
         if structure(live.module) != before:  # BigBird: block_sparse becomes original_full as soon as an input is short
             raise DataError(
                 f"{live.name} exchanges its own modules where an input is short, so that rows would depend on earlier batches",

@@ -60,8 +60,10 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
     else:
         handle = hooked.register_forward_hook(lambda _module, _args, output: changed(output))
     try:
-        with proof(module, {hook: canonical}):  # it sees the states as changed, so that their sums still hold
+        with proof(module, {hook: canonical}) as proving:  # it sees the states as changed, so that their sums still hold
             yield
+            if ran:
+                proving.read.add(canonical)
     finally:
         handle.remove()
     if not ran:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import families as fam
 import pytest
 import tiny
@@ -286,3 +288,56 @@ def test_splicing_a_plain_modules_alias_is_proven_too():
     entering = honest.body[0](x)
     torch.testing.assert_close(output, entering + block.attn(entering))
     assert states["blocks.1.mlp:in"].shape == x.shape
+
+
+class OwnBlocks(nn.Module):
+    """Its list of blocks is called `blocks`, as the alias is."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Scaled(scale) for _ in range(2)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_list_called_blocks_does_not_let_a_wrong_alias_through():
+    x = torch.randn(2, 3, 4)
+    for _ in range(2):  # before and after its first pass
+        model = OwnBlocks(0.5)
+        with torch.no_grad(), pytest.raises(DataError, match=r"blocks.0.attn is not offered on OwnBlocks"), capture(model, "blocks.0.attn"):
+            model(x)
+    with torch.no_grad(), capture(model, ["blocks.0.mlp", "blocks.1"]) as states:
+        output = model(x)
+    assert torch.equal(states["blocks.1"], output) and resolve_hook(model, "blocks.0.mlp") == "blocks.0.mlp"
+
+
+def test_an_alias_that_no_pass_could_prove_is_refused():
+    model, x = Plain(1.0), torch.randn(2, 3, 4)
+    with torch.no_grad(), pytest.raises(DataError, match="could not be proven: the model itself was not run") as raised:
+        with capture(model, "blocks.0.mlp"):
+            model.body[0](x)
+    path = raised.value.hint.split()[1]
+    with torch.no_grad(), capture(model, path) as states:
+        model.body[0](x)
+    assert states[path].shape == x.shape
+
+
+def test_a_loaded_model_that_does_not_say_its_input_is_proven_by_its_own(live):
+    class Silent(nn.Module):
+        """Takes anything, as adapters around a model do."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    loaded = live("gpt2")
+    wrapped = dataclasses.replace(loaded, module=Silent(fam.model_of(fam.CAUSAL["gemma2"])))
+    assert not anatomy_of(wrapped.module).proven
+    assert wrapped.probe(["blocks.1.mlp"]) == {"blocks.1.mlp": fam.WIDTH}
+    assert resolve_hook(wrapped.module, "blocks.1.mlp") == "inner.model.layers.1.post_feedforward_layernorm"
