@@ -341,3 +341,11 @@ def test_a_loaded_model_that_does_not_say_its_input_is_proven_by_its_own(live):
     assert not anatomy_of(wrapped.module).proven
     assert wrapped.probe(["blocks.1.mlp"]) == {"blocks.1.mlp": fam.WIDTH}
     assert resolve_hook(wrapped.module, "blocks.1.mlp") == "inner.model.layers.1.post_feedforward_layernorm"
+
+
+def test_a_model_that_cannot_be_run_is_a_users_error_with_the_models_own_words(tmp_path):
+    loaded = load_model(tiny.save("llama", tmp_path / "model"))
+    loaded.module.model.layers[1].mlp.down_proj = nn.Linear(7, tiny.WIDTH)
+    with pytest.raises(DataError, match=r"cannot be run: RuntimeError: .*shapes cannot be multiplied") as raised:
+        loaded.probe(["blocks.2"])
+    assert raised.value.exit_status == 3 and isinstance(raised.value.__cause__, RuntimeError)
