@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from saekit.embedded.silence import quiet_transformers
-from saekit.harvesting.blocks import Anatomy, Trace, guessed_blocks, tower_path
+from saekit.harvesting.blocks import Anatomy, guessed_blocks, tower_path
+from saekit.harvesting.trace import Trace
 
 CONTEXTS, TOKENS = 2, 5  # of the tiny pass: enough to tell contexts, tokens and width apart
 IMAGE_SIDE = 224  # pixels, for a vision model that names no size

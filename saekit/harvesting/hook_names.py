@@ -8,7 +8,7 @@ A hook is named in one of two ways, both with an optional `:in` for the module's
 
 `resolve_hook` turns either into the canonical module path, which is what a store keeps. Aliases are not believed from names: a tiny
 forward pass shows that a block is given what the one before it gave, and that block input + attn + mlp = block output
-(`saekit.harvesting.blocks`, `saekit.harvesting.parts`). What cannot be shown is refused with the reason and a module path that can be
+(`saekit.harvesting.trace`, `saekit.harvesting.parts`). What cannot be shown is refused with the reason and a module path that can be
 read. A module that does not say what it takes as input cannot be run by us: then the first pass inside `capture` is the proof
 (`saekit.harvesting.hooks`).
 

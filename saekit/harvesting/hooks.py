@@ -14,7 +14,7 @@ from torch import nn
 
 from saekit.errors import DataError
 from saekit.harvesting.anatomy import anatomy_of, keep, plain
-from saekit.harvesting.blocks import Trace, stream_input, stream_output, tower_path
+from saekit.harvesting.blocks import tower_path
 from saekit.harvesting.hook_names import (
     HookRow,
     block_count,
@@ -27,6 +27,7 @@ from saekit.harvesting.hook_names import (
     split_input,
 )
 from saekit.harvesting.parts import has_module
+from saekit.harvesting.trace import Trace, stream_input, stream_output
 
 __all__ = ["HookRow", "block_count", "block_hint", "block_list", "capture", "check_runs_once", "is_alias", "list_hooks", "model_name",
            "proof", "resolve_hook", "split_input"]  # fmt: skip

@@ -23,17 +23,17 @@ import torch.nn.functional as nnF
 
 from saekit.errors import DataError
 from saekit.harvesting.anatomy import anatomy_of, untouched
-from saekit.harvesting.blocks import Trace
 from saekit.harvesting.hooks import capture, is_alias, resolve_hook
 from saekit.harvesting.probe import run
+from saekit.harvesting.trace import Trace
 
 LONG, SHORT = 16, 8  # tokens of the two pieces
 # Largest relative difference of a row that is rounding. Other shapes take other kernels, and every layer multiplies their differences: in
 # float32, 4e-7 to 3e-6 were measured on SmolLM2-135M and tiny models of twenty families; leaks are from 8e-4 of a row on.
 ROUNDING = {torch.float64: 5e-5, torch.float32: 5e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 NOISE = 8  # times the difference that company alone makes, without any padding
-MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # never more than this is rounding, in 16 bits LEAST_BITS
-LEAST_BITS = 0.25  # one expert of a mixture, chosen otherwise
+MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # never more than this is rounding
+FEW_BITS = 0.25  # the same in 16 bits, where another expert of a mixture may be chosen
 ALONE = 4  # hooks up to which each runs alone; more are divided so that any two of them are apart once
 
 States = dict[str, torch.Tensor]
@@ -142,11 +142,11 @@ class _Check:
 
     @property
     def rounding(self) -> float:
-        return ROUNDING.get(self.dtype, LEAST_BITS)
+        return ROUNDING.get(self.dtype, FEW_BITS)
 
     @property
     def most(self) -> float:
-        return MOST.get(self.dtype, LEAST_BITS)
+        return MOST.get(self.dtype, FEW_BITS)
 
     def company(self, inputs: Sequence[dict[str, torch.Tensor]], alone: Sequence[States]) -> tuple[bool, str, float]:
         """(padding does not reach the rows, the same in words, largest difference)."""
