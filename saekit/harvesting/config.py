@@ -96,6 +96,8 @@ class HarvestResult:
     """Canonical hook path (the kind of raw data) -> store folder."""
     dropped: int
     """Rows left out by max_norm; documents without a word of the vocabulary."""
+    self_check: dict[str, str] | None = None
+    """What was shown on the first contexts (saekit.harvesting.selfcheck); None for raw data."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from saekit.embedded.silence import quiet_transformers
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.hooks import tower_path
+from saekit.harvesting.blocks import tower_path
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -73,16 +73,17 @@ class ContextBatch:
 
 
 def batches(
-    live: LiveModel, data: Documents, *, ctx: int = 128, batch: int = 32, pack: bool = False, start_batch: int = 0
+    live: LiveModel, data: Documents, *, ctx: int = 128, batch: int = 32, pack: bool = False, start_batch: int = 0, padded: bool = True
 ) -> Iterator[ContextBatch]:
     """The stream of batches of `data` for `live`, from batch number `start_batch` on. Order is that of data (its seed is there).
 
     ctx is the number of tokens of a context, special tokens included; images ignore it and pack. Skipping costs tokenising for
-    text, nothing for images. Raises UsageError for a ctx without room for a token, DataError for one that the model cannot take.
+    text, nothing for images. padded=False puts contexts of one length into a batch. Raises UsageError for a ctx without room for a
+    token, DataError for one that the model cannot take.
     """
     if live.modality == "image":
         return image_batches(live, data, batch=batch, start_batch=start_batch)
-    return text_batches(live, data, ctx=ctx, batch=batch, pack=pack, start_batch=start_batch)
+    return text_batches(live, data, ctx=ctx, batch=batch, pack=pack, start_batch=start_batch, padded=padded)
 
 
 def check_scope(live: LiveModel, scope: Scope) -> None:
@@ -129,14 +130,14 @@ class _Frame:
 
 
 def text_batches(
-    live: LiveModel, data: Documents, *, ctx: int, batch: int, pack: bool = False, start_batch: int = 0
+    live: LiveModel, data: Documents, *, ctx: int, batch: int, pack: bool = False, start_batch: int = 0, padded: bool = True
 ) -> Iterator[ContextBatch]:
     """See `batches`."""
     frame, room = check_context(live, ctx, pack)
     tokenized = _tokenized(live.tokenizer, data)
     contexts = _packed(tokenized, frame, room) if pack else _separate(tokenized, frame, room)
     pad = live.tokenizer.pad_token_id or 0
-    for number, group in enumerate(_grouped(contexts, batch)):
+    for number, group in enumerate(_grouped(contexts, batch, padded)):
         if number >= start_batch:
             yield _text_batch(group, pad)
 
@@ -219,11 +220,13 @@ def _context(number: int, ids: list[int], owners: list[int], document: Document,
     )
 
 
-def _grouped(contexts: Iterator[_Context], batch: int) -> Iterator[list[_Context]]:
+def _grouped(contexts: Iterator[_Context], batch: int, padded: bool) -> Iterator[list[_Context]]:
     while window := list(islice(contexts, SORT_WINDOW * batch)):
         window.sort(key=lambda context: len(context.ids))
-        for start in range(0, len(window), batch):
-            yield window[start : start + batch]
+        lengths = [window] if padded else [list(same) for _, same in groupby(window, key=lambda context: len(context.ids))]
+        for same in lengths:
+            for start in range(0, len(same), batch):
+                yield same[start : start + batch]
 
 
 def _text_batch(group: list[_Context], pad: int) -> ContextBatch:

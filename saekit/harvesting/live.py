@@ -141,6 +141,7 @@ def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelH
     same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
     config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
     harvest = ModelHarvest(live or spec.model, spec.dataset, store.path, config)
+    harvest.padded = plan.get("padding") != "none"
     now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest()}
     changed = differences(spec.to_json() | {"data": plan["data"]}, now)
     if changed:

@@ -23,8 +23,10 @@ from saekit.embedded import is_embedded, model_folder
 from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.embedded.silence import quiet_transformers
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.hooks import block_count, capture, resolve_hook, tower_path
-from saekit.harvesting.images import ImageTokens, blank_image, image_processor, image_tokens, prepared
+from saekit.harvesting.blocks import tower_path
+from saekit.harvesting.hooks import block_count
+from saekit.harvesting.images import ImageTokens, image_processor, image_tokens
+from saekit.harvesting.probe import hook_widths
 
 Kind = Literal["causal_lm", "text_encoder", "vision"]
 
@@ -79,33 +81,8 @@ class LiveModel:
         return self.module.get_submodule(self.tower)(**moved)
 
     def probe(self, hooks: Sequence[str]) -> dict[str, int]:
-        """The width d_in of each hook, from one forward pass on a tiny input.
-
-        Raises DataError for an unknown hook, for one that gives no vector a token, and when an image model's tokens are not the
-        class token, registers and patches that its configuration says.
-        """
-        if self.image_tokens:
-            blank = blank_image(self.image_tokens.channels)
-            inputs, tokens = {"pixel_values": prepared([blank], self.processor)}, self.image_tokens.count
-        else:
-            ids = torch.zeros(1, 3, dtype=torch.int64)
-            inputs, tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 3
-        paths = [resolve_hook(self.module, hook, self.name) for hook in hooks]
-        with torch.inference_mode(), capture(self.module, paths, stop=True) as states:
-            self.forward(inputs)
-        for path, state in states.items():
-            if state.shape[1] != tokens:
-                raise DataError(
-                    f"{path} gives {state.shape[1]} vectors for {tokens} tokens ({self._token_account()})",
-                    "hook a block (blocks.N); models that merge patches on the way have no fixed grid",
-                )
-        return {hook: states[path].shape[-1] for hook, path in zip(hooks, paths, strict=True)}
-
-    def _token_account(self) -> str:
-        if self.image_tokens is None:
-            return "text"
-        rows, columns = self.image_tokens.grid
-        return f"{int(self.image_tokens.has_cls)} class, {self.image_tokens.registers} register, {rows}x{columns} patch"
+        """The width d_in of each hook (see `saekit.harvesting.probe`)."""
+        return hook_widths(self, hooks)
 
 
 def load_model(name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LiveModel:

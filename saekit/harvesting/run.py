@@ -7,9 +7,11 @@ a model (saekit.harvesting.raw).
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from saekit.errors import DataError
 from saekit.harvesting.base import Harvest
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult, is_raw
 from saekit.harvesting.hooks import capture, resolve_hook
-from saekit.harvesting.inputs import ContextBatch, batches, check_context, check_scope
+from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, PositionKind, batches, check_context, check_scope
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
+from saekit.harvesting.selfcheck import SelfCheck, pieces, self_check
 from saekit.harvesting.sources import Documents, open_data
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
@@ -68,6 +71,10 @@ class ModelHarvest(Harvest):
     """Hidden states of a model."""
 
     dtype = "float16"
+    padded = True  # False: batches of contexts of one length, for a model whose rows padding reaches
+    checked: SelfCheck | None = None
+    _ahead: Iterator[ContextBatch] | None = None  # the stream whose first batches the self-check has looked at
+    _first: Sequence[ContextBatch] = ()
 
     def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
         super().__init__(out, config)
@@ -110,6 +117,9 @@ class ModelHarvest(Harvest):
     def digest(self) -> str | None:
         return self.data.digest()
 
+    def own_plan(self) -> dict[str, Any]:
+        return {} if self.padded else {"padding": "none"}
+
     def settings(self) -> dict[str, Any]:
         c = self.config
         own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
@@ -126,12 +136,40 @@ class ModelHarvest(Harvest):
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
+    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+        check = self.self_check()
+        if check is None:
+            return super().execute(resume, overwrite, progress)
+        progress(Progress("harvest", 0, 0, message=check.line))
+        result = super().execute(resume, overwrite, progress)
+        return dataclasses.replace(result, self_check=check.stored)
+
+    def self_check(self) -> SelfCheck | None:
+        """On the first contexts, which the run then begins with. None where the data gives none."""
+        self._ahead = self._batches(0)
+        most = 1 if self.live.modality == "image" else SORT_WINDOW  # of text, a window is tokenized before its first batch comes
+        self._first = list(islice(self._ahead, most))
+        rows = [row for batch in self._first for row in _single_inputs(batch)]
+        if not rows:
+            return None
+        self.checked = self_check(self.live, pieces(rows), self.hooks, self.config.hooks, self.config.batch, self._pad())
+        if not self.checked.padded:
+            self.padded, self._ahead = False, None
+        return self.checked
+
+    def _pad(self) -> int:
+        """The token of padding, as the first batches have it."""
+        filled = (batch.inputs["input_ids"][batch.kind_BT == PositionKind.PADDING] for batch in self._first if "input_ids" in batch.inputs)
+        return next((int(ids[0]) for ids in filled if len(ids)), 0)
+
     def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
         """Run the model and append, until the rows asked for are there or the data ends.
 
         A writer that is ahead of another after a kill ignores the batches that it has.
         """
         c = self.config
+        for writer in writers.values():
+            writer.manifest.self_check = self.checked.stored if self.checked else None
         calibrate = c.max_norm is not None and any(w.manifest.norm_limit is None for w in writers.values())
         start = 0 if calibrate else min(writer.batches_done for writer in writers.values())
         ahead = {hook: writer.batches_done for hook, writer in writers.items()}
@@ -160,11 +198,18 @@ class ModelHarvest(Harvest):
 
     def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
         """Every batch of the data from number `start` on with each hook's hidden states (B,T,D), on the CPU."""
-        c = self.config
-        for batch in batches(self.live, self.data, ctx=c.ctx, batch=c.batch, pack=c.pack, start_batch=start):
+        stream = self._batches(start)
+        if start == 0 and self._ahead is not None:
+            stream, self._ahead, self._first = chain(self._first, self._ahead), None, []
+        for batch in stream:
             with torch.inference_mode(), capture(self.live, self.hooks, stop=True) as states:
                 self.live.forward(batch.inputs)
             yield batch, {hook: state.detach().cpu() for hook, state in states.items()}
+
+    def _batches(self, start: int) -> Iterator[ContextBatch]:
+        c = self.config
+        options = {"ctx": c.ctx, "batch": c.batch, "pack": c.pack, "padded": self.padded}
+        return batches(self.live, self.data, start_batch=start, **options)
 
     def _rows_before(self, writers: dict[str, StoreWriter], start: int) -> int:
         """Rows in the shards up to batch `start`, which is the end of some writer's last shard."""
@@ -213,6 +258,12 @@ def origins(batch: ContextBatch, keep_BT: torch.Tensor) -> dict[str, torch.Tenso
         "example_id": batch.example_id[:, None].expand_as(keep_BT)[keep_BT],
         "position": batch.position_BT[keep_BT],
     }
+
+
+def _single_inputs(batch: ContextBatch) -> list[dict[str, Any]]:
+    if "pixel_values" in batch.inputs:
+        return [{"pixel_values": pixels} for pixels in batch.inputs["pixel_values"][:2]]
+    return [{"input_ids": ids} for ids in batch.token_ids]
 
 
 def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int) -> RowBlock:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from saekit.errors import DataError
-from saekit.harvesting.hooks import resolve_hook, split_input
+from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook, split_input
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -30,11 +30,14 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
         with splice(live, "blocks.9", lambda x_ND: sae(x_ND).x_hat, mask_BT):
             logits_BTV = live.forward(inputs).logits
 
-    Raises DataError for an unknown hook, one that gives no states (B,T,D), and one that did not run.
+    Raises DataError for an unknown hook or an alias that is not what it says on this model, one that gives no states (B,T,D), one that runs
+    several times in a pass, and one that did not run.
     """
     module = model if isinstance(model, nn.Module) else model.module
-    path, at_input = split_input(resolve_hook(module, hook))
-    ran = False
+    canonical = resolve_hook(module, hook)
+    check_runs_once(module, canonical)
+    path, at_input = split_input(canonical)
+    ran, hint = False, block_hint(module)
 
     def changed(value: Any) -> Any:
         nonlocal ran
@@ -42,7 +45,7 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
         if isinstance(value, tuple | list) and value:  # the state comes first: attention weights and the like stay
             return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
-            raise DataError(f"{hook} gives no hidden states of shape (batch, tokens, width)", "hook a block (blocks.N)")
+            raise DataError(f"{hook} gives no hidden states of shape (batch, tokens, width)", hint)
         return _replaced(value, change, mask_BT)
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -57,11 +60,14 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
     else:
         handle = hooked.register_forward_hook(lambda _module, _args, output: changed(output))
     try:
-        yield
+        with proof(module, {hook: canonical}) as proving:  # it sees the states as changed, so that their sums still hold
+            yield
+            if ran:
+                proving.read.add(canonical)
     finally:
         handle.remove()
     if not ran:
-        raise DataError(f"{hook} did not run", "choose a module that every input passes through, such as a block (blocks.N)")
+        raise DataError(f"{hook} did not run", hint)
 
 
 def _replaced(state_BTD: torch.Tensor, change: Change, mask_BT: torch.Tensor | None) -> torch.Tensor:

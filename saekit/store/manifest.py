@@ -45,6 +45,7 @@ class Manifest:
     norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
     stats: dict[str, Any] | None = None  # the health report, once complete
     extras: list[str] = field(default_factory=list)  # files beside the shards, config.toml and the manifest: the tokenizer's
+    self_check: dict[str, str] | None = None  # what was shown on the first contexts; absent for raw data and in older stores
 
     @property
     def content(self) -> str:
@@ -62,6 +63,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
+        if self.self_check is None:
+            del data["self_check"]
         data |= {"schema_version": SCHEMA, "fingerprint": self.spec.fingerprint, "rows": self.rows}
         write_json(folder / NAME, data | {"checksum": checksum(data)})
 
@@ -94,7 +97,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
     if "checksum" in data and data["checksum"] != checksum(data):
         raise MisfitError("its checksum is not that of its content: it was edited, or only half of it was copied")
     names = [field.name for field in dataclasses.fields(Manifest)]
-    missing = [name for name in names if name not in data and name != "extras"]
+    missing = [name for name in names if name not in data and name not in ("extras", "self_check")]
     if missing:
         raise MisfitError(f"it has no {missing[0]}")
     spec = ActivationSpec.from_json(data["spec"])

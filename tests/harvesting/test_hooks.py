@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from saekit.errors import DataError
-from saekit.harvesting.hooks import block_list, capture, list_hooks, part_path, resolve_hook
+from saekit.harvesting.hooks import block_list, capture, list_hooks, resolve_hook
 
 FAMILIES = [*tiny.TEXT, *tiny.VISION]
 BLOCKS = {
@@ -94,7 +94,7 @@ def test_a_stopped_pass_leaves_the_model_usable(model, family):
 
 
 def test_attn_and_mlp_are_what_is_added_to_the_residual_stream(model, family):
-    """block output = input + attn + mlp, up to each family's LayerScale and BERT's norms."""
+    """block output = input + attn + mlp, up to BERT's norms."""
     with capture(model, ["blocks.1:in", "blocks.1.attn", "blocks.1.mlp", "blocks.1"]) as states:
         run(model, family)
     before, attn, mlp, after = (states[name] for name in ("blocks.1:in", "blocks.1.attn", "blocks.1.mlp", "blocks.1"))
@@ -102,8 +102,6 @@ def test_attn_and_mlp_are_what_is_added_to_the_residual_stream(model, family):
     if family == "bert":
         middle = block.attention.output.LayerNorm(before + attn)
         expected = block.output.LayerNorm(middle + mlp)
-    elif family.startswith("dino"):
-        expected = before + block.layer_scale1(attn) + block.layer_scale2(mlp)
     else:
         expected = before + attn + mlp
     torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
@@ -199,4 +197,6 @@ def test_a_plain_module_with_a_list_of_blocks():
     with torch.no_grad(), capture(model, ["blocks.1:in", "blocks.1.mlp"]) as states:
         output = model(x_BTD)
     torch.testing.assert_close(states["blocks.1:in"] + states["blocks.1.mlp"], output)
-    assert part_path(model.body[0], "attn") is None
+    assert resolve_hook(model, "blocks.1.mlp") == "body.1.mlp"
+    with pytest.raises(DataError, match=r"blocks.1.attn is not offered on Net: block 1 \(Block\) has no module of that name"):
+        resolve_hook(model, "blocks.1.attn")

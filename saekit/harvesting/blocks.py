@@ -1,0 +1,80 @@
+"""The blocks of a model and what is in them: what is kept of the pass that has shown it (`saekit.harvesting.trace`), and what can be said
+before any pass, by structure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from saekit.harvesting.parts import Part, has_module
+
+
+@dataclass
+class Anatomy:
+    """What a pass has shown. Paths are those of the whole module."""
+
+    tower: str
+    blocks: str | None = None  # path of the list of blocks
+    proven: bool = False  # False: nothing has run yet, and `blocks` is a guess from structure
+    why: str = ""  # where there are no blocks, or nothing could be run: the reason
+    near: str | None = None  # some module that gave hidden states, for where there are no blocks
+    count: int = 0
+    bad_blocks: dict[int, str] = field(default_factory=dict)  # block -> why it is none
+    parts: dict[int, dict[str, Part]] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)  # module -> how often it ran, of the modules of the tower
+    written_later: set[str] = field(default_factory=set)  # modules whose output the model changes in place
+
+    def block_path(self, index: int) -> str:
+        return f"{self.blocks}.{index}"
+
+    def good_blocks(self) -> list[int]:
+        return [index for index in range(self.count) if index not in self.bad_blocks]
+
+
+def tower_path(module: nn.Module) -> str:
+    """The part of `module` whose blocks `blocks.N` means: the image tower of a dual model, the encoder of an
+    encoder-decoder, else '' (the whole)."""
+    children = dict(module.named_children())
+    if "vision_model" in children and "text_model" in children:
+        return "vision_model"
+    if "encoder" in children and "decoder" in children:
+        return "encoder"
+    for name in ("language_model", "model.language_model"):  # a language model that also sees
+        if has_module(module, name):
+            return name
+    return ""
+
+
+def guessed_blocks(module: nn.Module, root: nn.Module) -> str | None:
+    """Path in `root` of what looks like the list of blocks: the outermost list of modules of one class whose length is the config's number
+    of layers, else the longest. It saves a second pass where it is right, and is all that is known before a module has run."""
+    lists = [(path, blocks) for path, blocks in deep_lists(root) if len({type(block) for block in blocks}) == 1]
+    lists = lists or list(deep_lists(root))
+    expected = layers_in_config(module, root)
+    matching = [entry for entry in lists if len(entry[1]) == expected]
+    if not matching:
+        longest = max((len(blocks) for _, blocks in lists), default=0)
+        matching = [entry for entry in lists if len(entry[1]) == longest]
+    return min(matching, key=lambda entry: entry[0].count("."))[0] if matching else None
+
+
+def deep_lists(root: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Lists of modules that have parts: a plain Linear or Dropout in a list is no block."""
+    for path, module in root.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            elements = list(module)
+            if elements and all(next(element.children(), None) is not None for element in elements):
+                yield path, elements
+
+
+def layers_in_config(module: nn.Module, tower: nn.Module) -> int | None:
+    for owner in (tower, module):
+        config = getattr(owner, "config", None)
+        for nested in (getattr(config, "text_config", None) if owner is module else None, config):
+            layers = getattr(nested, "num_hidden_layers", None) or getattr(nested, "num_layers", None)
+            if isinstance(layers, int):
+                return layers
+    return None

@@ -1,0 +1,231 @@
+"""Which module of a block gives what attention and MLP add to the residual stream, proven by sums.
+
+A record of one forward pass through a block holds what every module inside was given and gave. `located` takes the modules that their
+names suggest, walks from each to what is made of its output (a norm behind it, a layer scale) and to its last linear layer, and
+believes the first whose output x satisfies, bit for bit or within rounding,
+
+- attention:   block input + x = what a later module of the block is given (the stream in the middle) or the block's output;
+- MLP:         some tensor of the block + x = the block's output, or the input of the norm that gives the block's output;
+- in parallel: block input + attention + MLP = the block's output.
+
+So in a post-norm encoder (BERT) the aliases mean what is added before the norm, in Gemma 2 what the norm behind the MLP gives. Where the
+model scales inline (a multiplier in Granite, a parameter in BEiT), no module gives what is added, and there is no alias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+# Candidates in order, relative to the block.
+NAMES: dict[str, tuple[str, ...]] = {
+    "attn": (
+        "attention.output.dense",  # BERT, RoBERTa, ELECTRA: pre-residual output
+        "self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention", "multi_head_attention",
+        "norm_attn_norm.attn", "rel_attn", "mixer", "temporal_block",
+    ),
+    "mlp": (
+        "mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "layer.1.DenseReluDense", "layer.1.mlp", "output.dense",
+        "fc2", "mlp_block", "ff.layer_2", "mixer",
+    ),
+}  # fmt: skip
+WORDS = {"attn": "attention", "mlp": "the MLP"}
+_LAST_LINEAR = ("dense", "dense_4h_to_h", "out_proj", "o_proj", "down_proj", "c_proj")
+_INNER = (*_LAST_LINEAR, "attn")  # attention.attn of MPNet, whose attention normalizes
+_OF_CLASS = {"attn": ("attention",), "mlp": ("mlp", "moe", "feedforward")}  # of modules whose name does not tell: mixer
+_UNTOLD = ("mixer", "temporal_block")
+ROUNDING = 4  # epsilons of the operands' size, an element: three numbers added in another order
+SHARE = 0.02  # of the norm of what is added: a part that drowns in rounding proves nothing
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor as it was at one moment, as rows (N,D). `key` is equal for a tensor and its unchanged views."""
+
+    rows: torch.Tensor
+    shape: tuple[int, ...]
+    key: tuple[int, int, int]
+    tensor: torch.Tensor  # kept alive, so that no other tensor gets its address; and to see whether it is written later
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Any, rows: int, width: int) -> Value | None:
+        """None for what is no floating tensor of `rows` x `width` numbers."""
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            return None
+        if tensor.ndim < 2 or tensor.shape[-1] != width or tensor.numel() != rows * width:
+            return None
+        version = version_of(tensor)
+        key = (tensor.data_ptr(), version, tensor.numel())
+        return cls(tensor.detach().reshape(rows, width).clone(), tuple(tensor.shape), key, tensor, version)
+
+    @property
+    def written_later(self) -> bool:
+        return version_of(self.tensor) != self.version
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@dataclass
+class Call:
+    path: str  # relative to the block
+    given: Value | None
+    gave: Value | None = None
+
+
+@dataclass
+class Record:
+    """One run of a block."""
+
+    entering: Value
+    calls: list[Call] = field(default_factory=list)
+    leaving: Value | None = None
+
+    def output(self, path: str) -> Value | None:
+        """What the module gave, None where it did not run exactly once."""
+        outputs = [call.gave for call in self.calls if call.path == path]
+        return outputs[0] if len(outputs) == 1 else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part's alias leads. `path` None: nowhere, for `reason`; `near` is what can be hooked in its place."""
+
+    path: str | None
+    reads: str | None = None  # what `:in` means: where a norm or a scale behind the part gives its output, still the part's own input
+    reason: str = ""
+    near: str | None = None
+
+
+def located(block: nn.Module, record: Record) -> dict[str, Part]:
+    """'attn' and 'mlp', where the block has something of that name."""
+    candidates = {part: dict(_candidates(block, record, part)) for part in NAMES}
+    found = {}
+    for part, paths in candidates.items():
+        named = [path for path in NAMES[part] if _named(block, path, part)]
+        if not named:
+            continue
+        proven = next((path for path in paths if adds(record, path, part, candidates)), None)
+        found[part] = _readable(record, proven, paths[proven]) if proven else _refused(record, list(paths), named[0], part)
+    return found
+
+
+def guessed_part(block: nn.Module, part: str) -> str | None:
+    """By names alone, before anything has run."""
+    for path in NAMES[part]:
+        if not _named(block, path, part):
+            continue
+        if "residual" not in inspect.signature(block.get_submodule(path).forward).parameters:
+            return path
+        for last in _LAST_LINEAR:  # it takes the residual and returns the sum (Bloom)
+            if has_module(block, f"{path}.{last}"):
+                return f"{path}.{last}"
+    return None
+
+
+def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[str]]) -> bool:
+    """True when the sums of the module docstring hold for the output of `path`."""
+    x, leaving = record.output(path), record.leaving
+    if x is None or leaving is None:
+        return False
+    given = _distinct([call.given for call in record.calls if call.given])
+    if part == "attn":
+        ends = [value for value in (leaving, *given) if value.key != record.entering.key]
+        if any(is_sum(record.entering.rows, x.rows, end.rows) for end in ends):
+            return True
+    else:
+        before_norm = [c.given for c in record.calls if c.given and c.gave and torch.equal(c.gave.rows, leaving.rows)]
+        starts = _distinct([record.entering, *given, *(call.gave for call in record.calls if call.gave)])
+        ends = _distinct([leaving, *before_norm])
+        if any(is_sum(s.rows, x.rows, e.rows) for e in ends for s in reversed(starts) if s.key not in (x.key, e.key)):
+            return True
+    others = [record.output(other) for name, paths in candidates.items() if name != part for other in paths]
+    return any(is_sum(record.entering.rows, x.rows, leaving.rows, other.rows) for other in _distinct([o for o in others if o]))
+
+
+def is_sum(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None) -> bool:
+    """end = start + x (+ other), as the model may have computed it: exactly, in any order, or within the rounding of its dtype."""
+    pieces = [each for each in (start, x, end, other) if each is not None]
+    return _holds(*(each[:1] for each in pieces)) and _holds(*pieces)  # most pairs end after one row
+
+
+def _holds(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None) -> bool:
+    exact = [start + x] if other is None else [start + x + other, start + other + x, start + (x + other)]
+    return any(torch.equal(each, end) for each in exact) or _close(start, x, end, other)
+
+
+def _close(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None) -> bool:
+    terms = [each.double() for each in (start, x, *(() if other is None else (other,)))]
+    wanted = end.double()
+    error = (sum(terms) - wanted).abs()
+    epsilon = max(torch.finfo(each.dtype).eps for each in (start, x, end))
+    size = sum(each.abs() for each in (*terms, wanted))
+    return bool((error <= ROUNDING * epsilon * size).all()) and bool(error.norm() <= SHARE * terms[1].norm())
+
+
+def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[str, str]]:
+    """(path, the module of the part from which the walk to it began)."""
+    seen: set[str] = set()
+    for name in NAMES[part]:
+        if not _named(block, name, part):
+            continue
+        inner = [f"{name}.{last}" for last in _INNER if has_module(block, f"{name}.{last}")]
+        for path in (name, *inner):
+            for each in (path, *_made_of(record, path)):
+                if each not in seen:
+                    seen.add(each)
+                    yield each, path
+
+
+def _made_of(record: Record, path: str) -> Iterator[str]:
+    """Modules that are given the output of `path`, or the output of one that is: a norm behind it, a layer scale, a dropout."""
+    value = record.output(path)
+    keys = {value.key} if value else set()
+    for call in record.calls:
+        if call.given and call.gave and call.given.key in keys and call.path != path:
+            keys.add(call.gave.key)
+            yield call.path
+
+
+def _named(block: nn.Module, path: str, part: str) -> bool:
+    if not has_module(block, path):
+        return False
+    if path not in _UNTOLD:
+        return True
+    name = type(block.get_submodule(path)).__name__.lower()
+    return any(word in name for word in _OF_CLASS[part])
+
+
+def _readable(record: Record, path: str, reads: str) -> Part:
+    shape = record.output(path).shape
+    if len(shape) == 3:
+        return Part(path, reads)
+    return Part(None, reason=f"{path} gives the rows of all contexts in one list {shape}")
+
+
+def _refused(record: Record, paths: list[str], name: str, part: str) -> Part:
+    runs = sum(call.path == name for call in record.calls)
+    near = next((path for path in paths if (value := record.output(path)) and len(value.shape) == 3), None)
+    if runs != 1:
+        return Part(None, reason=f"{name} {'never runs' if runs == 0 else f'runs {runs} times in a forward pass'}", near=near)
+    why = f"no module gives what {WORDS[part]} adds to the residual stream: the output of {near or name} is changed before it is added"
+    return Part(None, reason=why, near=near)
+
+
+def _distinct(values: list[Value]) -> list[Value]:
+    return list({value.key: value for value in values}.values())
+
+
+def has_module(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

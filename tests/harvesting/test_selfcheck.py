@@ -1,0 +1,183 @@
+"""The check on the first contexts: models whose rows depend on padding, on the batch or on chance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import saekit
+from saekit.errors import DataError
+from saekit.harvesting.live import LiveSource
+from saekit.harvesting.models import load_model
+from saekit.harvesting.selfcheck import difference, pieces
+from saekit.store.reader import open_store
+
+SHAPE = dict(tiny.SHAPE, vocab_size=tiny.VOCAB, max_position_embeddings=64)
+MIXING = {  # encoders without a mask for what mixes tokens, with the weights that transformers starts them with
+    "fnet": ("FNetModel", "FNetConfig", SHAPE),
+    "convbert": ("ConvBertModel", "ConvBertConfig", dict(SHAPE, embedding_size=tiny.WIDTH, head_ratio=2, conv_kernel_size=5)),
+    "nystromformer": ("NystromformerModel", "NystromformerConfig", dict(SHAPE, num_landmarks=4, segment_means_seq_len=4)),
+    "mobilebert": ("MobileBertModel", "MobileBertConfig", dict(SHAPE, embedding_size=16, intra_bottleneck_size=16)),
+}
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory) -> str:
+    rng, folder = np.random.default_rng(4), tmp_path_factory.mktemp("docs")
+    for i, words in enumerate((4, 7, 11, 19, 26) * 4):
+        (folder / f"{i:02}.txt").write_text(" ".join(rng.choice(tiny.WORDS, words)))
+    return str(folder)
+
+
+def saved(name: str, folder: Path) -> str:
+    import transformers
+
+    model_class, config_class, config = MIXING[name]
+    torch.manual_seed(3)
+    getattr(transformers, model_class)(getattr(transformers, config_class)(**config)).save_pretrained(folder)
+    tiny.tokenizer(encoder=True).save_pretrained(folder)
+    return str(folder)
+
+
+def harvested(model, data: str, out: Path, **options):
+    said = []
+    settings = {"hook": "blocks.1", "ctx": 32, "dtype": "float32", "device": "cpu", **options}
+    result = saekit.harvest(model, data, out, progress=lambda p: p.message and said.append(p.message), **settings)
+    return result, said
+
+
+def rows(path: Path) -> dict[tuple, torch.Tensor]:
+    store = open_store(path)
+    batch = next(store.batches(10_000))
+    return {(store.example_at(row)[0].ref, int(batch.position[row])): x for row, x in enumerate(batch.x)}
+
+
+def manifest(path: Path) -> dict:
+    return json.loads((path / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_where_padding_reaches_rows_none_is_used(name, docs, tmp_path):
+    model = saved(name, tmp_path / "model")
+    _, alone = harvested(model, docs, tmp_path / "alone", batch=1, scope="all")
+    result, said = harvested(model, docs, tmp_path / "many", batch=6, scope="all")
+    one, many = rows(tmp_path / "alone"), rows(tmp_path / "many")
+    assert one.keys() == many.keys() and len(one) == result.rows
+    assert max(float((many[key] - x).norm() / x.norm()) for key, x in one.items()) < 1e-5
+    assert "without padding" in said[0] and "padding" not in alone[0]
+    assert manifest(tmp_path / "many")["plan"]["padding"] == "none" and "without padding" in result.self_check["batch"]
+    assert "padding" not in manifest(tmp_path / "alone")["plan"]
+
+
+def test_live_rows_of_a_store_without_padding_are_its_own(docs, tmp_path):
+    harvested(saved("fnet", tmp_path / "model"), docs, tmp_path / "s", batch=4, holdout=0.2)
+    store = open_store(tmp_path / "s")
+    x = [torch.cat([b.x for b in source.batches(64, split="train")]) for source in (store, LiveSource(store, device="cpu"))]
+    assert torch.equal(*x)
+
+
+def test_what_was_shown_is_said_stored_and_returned_and_ordinary_batches_stay(live, docs, tmp_path):
+    hooks = ["blocks.0.attn", "blocks.1", "blocks.1.mlp"]
+    result, said = harvested(live("llama"), docs, tmp_path / "s", hook=hooks, batch=6)
+    assert said[0].startswith(
+        "self-check: the same input twice: equal bits; alone as padded in a batch; blocks.0.attn, blocks.1.mlp add up"
+    )
+    assert result.self_check == {
+        "repeat": "equal bits",
+        "hooks": "each alone as together",
+        "sums": "blocks.0.attn, blocks.1.mlp",
+        "batch": "alone as padded in a batch",
+    }
+    for path in result.stores.values():
+        stored = manifest(Path(path))
+        assert stored["self_check"] == result.self_check and "padding" not in stored["plan"]
+
+
+def test_images_are_compared_two_together_and_one_by_one(live, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    result, _ = harvested(live("dinov2"), str(tmp_path / "photos"), tmp_path / "s", hook="blocks.1.attn")
+    assert result.self_check == {"repeat": "equal bits", "sums": "blocks.1.attn", "batch": "one input as many"}
+
+
+class Noisy(nn.Module):
+    """An embedding that draws random numbers in eval mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        x_BTD = self.inner(ids)
+        return x_BTD + 0.01 * torch.randn_like(x_BTD)
+
+
+class BatchMean(Noisy):
+    """An embedding that takes the mean of its batch away, as a batch norm left in training mode does."""
+
+    def forward(self, ids):
+        x_BTD = self.inner(ids)
+        return x_BTD - x_BTD.mean((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "cause", "hint"),
+    [(Noisy, "draws random numbers", "deterministic"), (BatchMean, "depends on the rest of its batch", "--batch 1 runs")],
+)
+def test_chance_and_company_are_refused_before_anything_is_written(wrapper, cause, hint, docs, tmp_path):
+    live = load_model(tiny.save("llama", tmp_path / "model"))
+    live.module.model.embed_tokens = wrapper(live.module.model.embed_tokens)
+    with pytest.raises(DataError, match=cause) as raised:
+        harvested(live, docs, tmp_path / "s", batch=4)
+    assert raised.value.exit_status == 3 and hint in raised.value.hint and not (tmp_path / "s").exists()
+    if wrapper is BatchMean:
+        assert harvested(live, docs, tmp_path / "s", batch=1)[0].rows > 0, "the hint works"
+
+
+def test_a_sum_that_holds_on_the_probe_alone_is_refused(docs, tmp_path):
+    """Beyond the five tokens of the probe, this block adds half of its input besides."""
+    live = load_model(tiny.save("gpt2", tmp_path / "model"))
+    block = live.module.transformer.h[1]
+    plain = type(block).forward
+
+    class Adding(type(block)):
+        def forward(self, hidden_states, *args, **kwargs):
+            out = plain(self, hidden_states, *args, **kwargs)
+            return out + hidden_states.mul(0.5) if hidden_states.shape[1] > 5 else out
+
+    block.__class__ = Adding
+    with pytest.raises(DataError, match=r"blocks.1.mlp of .* is not what block 1 adds to the residual stream on these contexts"):
+        harvested(live, docs, tmp_path / "s", hook="blocks.1.mlp", batch=4)
+
+
+def test_the_check_leaves_model_and_random_state_alone(live, docs, tmp_path):
+    loaded = live("llama")
+    before = {name: value.clone() for name, value in loaded.module.state_dict().items()}
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    harvested(loaded, docs, tmp_path / "s", batch=4)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in loaded.module.state_dict().items())
+
+
+def test_pieces_are_two_short_parts_of_real_contexts():
+    short, long = pieces([{"input_ids": list(range(100, 140))}, {"input_ids": list(range(50))}])
+    assert long["input_ids"].tolist() == [list(range(16))] and short["input_ids"].tolist() == [list(range(100, 108))]
+    assert len(pieces([{"input_ids": [5, 6]}])) == 1
+
+
+def test_the_difference_is_that_of_the_worst_row_by_its_own_norm():
+    y = torch.tensor([[[3.0, 4.0], [0.0, 100.0]]])
+    x = torch.tensor([[[3.0, 4.5], [0.0, 101.0]]])
+    assert difference(x, y) == pytest.approx(0.1)
