@@ -1,0 +1,190 @@
+"""The two boundaries between transformers and a user: reading a model's files, and running its forward pass.
+
+transformers and the code below it raise anything (SafetensorError, RuntimeError, AttributeError, IndexError ...). What fails inside
+them on a user's model or data is the user's to mend, so that each boundary turns any exception into a DataError or MissingError with the
+model, the original line and a next step, and keeps the original as its cause. What fails in saekit's own lines stays what it is: a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from saekit.errors import BackendError, DataError, MissingError, SaekitError
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_LFS = b"version https://git-lfs"
+_READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # suffixes that transformers reads from a model folder
+_FILES = {
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    "image processor": ("preprocessor_config.json", "processor_config.json"),
+}  # what the hint names comes first
+_LEAST = 8  # bytes of a safetensors file: the length of its header
+
+
+@contextmanager
+def model_reading(what: str, name: str, where: str) -> Iterator[None]:
+    """Round the reading of `what` ("model", "tokenizer", "image processor") of `name` from `where`."""
+    try:
+        yield
+    except SaekitError:
+        raise
+    except Exception as error:
+        raise reading_error(what, name, where, error) from error
+
+
+def reading_error(what: str, name: str, where: str, error: Exception) -> SaekitError:
+    """What `error`, raised by transformers while it read `what` from `where`, means for the user."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return BackendError(f"{name} does not fit into memory: {first_line(error)}", "choose a smaller model or --device cpu")
+    if "trust_remote_code" in str(error):
+        cause = f"the {what} of {name} needs code from its own folder, which saekit does not run unless told to"
+        return DataError(cause, "read that code, then saekit harvest ... --trust-remote-code (in Python trust_remote_code=True)")
+    local = _local_folder(where)
+    if local and (damage := _damage(local)):
+        return DataError(f"the {what} of {name} cannot be read: {damage[0]}", damage[1])
+    if local and what in _FILES and not any(each.name in _FILES[what] or each.suffix == ".model" for each in local.iterdir()):
+        return MissingError(f"{name} has no {what}", f"put {_FILES[what][0]} beside its weights")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return MissingError(f"the {what} of {name} needs the package {error.name}: {first_line(error)}", f"pip install {error.name}")
+    if isinstance(error, ImportError):
+        return MissingError(f"the {what} of {name} needs a package that is not installed: {first_line(error)}", "install that package")
+    if isinstance(error, OSError) and not Path(where).is_dir() and "valid JSON" not in str(error):
+        return not_found(what, name, error)
+    if isinstance(error, OSError) and "no file named" in str(error):
+        return MissingError(f"{name} holds no weights: {first_line(error)}", "save the model with model.save_pretrained(FOLDER)")
+    if isinstance(error, PermissionError):
+        return DataError(f"{error.filename or name} may not be read: {first_line(error)}", f"chmod -R u+rX {where}")
+    of = "" if what == "model" else f"the {what} of "
+    hint = "saekit reads text decoders, text encoders and vision transformers that transformers knows"
+    if what != "model":
+        hint = f"save the {what} again with save_pretrained(FOLDER), or copy its files from where the model came from"
+    return DataError(f"{of}{name} cannot be loaded by transformers: {_described(error)}", hint)
+
+
+@contextmanager
+def forward_pass(name: str, inputs: dict[str, torch.Tensor], advice: str = "") -> Iterator[None]:
+    """Round a forward pass of the model `name`. `advice` is a cause that is known without the exception (sizes of images)."""
+    try:
+        yield
+    except SaekitError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise BackendError(f"{name} ran out of memory: {first_line(error)}", "a smaller --batch or --ctx") from error
+    except Exception as error:
+        if _raised_by_saekit(error):
+            raise
+        shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in inputs.items() if torch.is_tensor(value))
+        cause = advice or f"{name} fails in its forward pass on {shapes}"
+        hint = "the sizes in its config and its processor must fit" if advice else "check that the model runs in transformers alone"
+        raise DataError(f"{cause}: {_described(error)}", hint) from error
+
+
+def _raised_by_saekit(error: Exception) -> bool:
+    """Whether the innermost line is saekit's: a hook's own fault is a bug, not the model's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
+
+
+def not_found(what: str, name: str, error: Exception) -> MissingError:
+    """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says whether offline mode is on."""
+    from huggingface_hub import constants
+
+    text = str(error).lower()
+    if constants.HF_HUB_OFFLINE:
+        return MissingError(
+            f"{what} {name} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)",
+            f"unset HF_HUB_OFFLINE, give a local folder, or choose an embedded {what} (embedded:NAME)",
+        )
+    if "gated" in text or "401" in text or "403" in text:
+        token = "a token is set" if os.environ.get("HF_TOKEN") else "no token is set"
+        return MissingError(
+            f"{what} {name} is gated or private, or does not exist ({token}; offline mode is off)",
+            "ask for access on its hub page, then run hf auth login",
+        )
+    if "connect" in text or "reach" in text:
+        return MissingError(
+            f"{what} {name} is not in the local cache, and the hub cannot be reached (offline mode is off)",
+            f"check the network, or give a local folder or an embedded {what} (embedded:NAME)",
+        )
+    return MissingError(
+        f"{what} {name} was not found: {first_line(error)} (offline mode is off)",
+        f"check the id and the network, or give a local folder or an embedded {what} (embedded:NAME)",
+    )
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _described(error: Exception) -> str:
+    """A KeyError's text alone (`'model_type'`) says nothing."""
+    line = first_line(error)
+    return line if isinstance(error, OSError | ValueError | RuntimeError) and line else f"{type(error).__name__}: {line}"
+
+
+# --- damaged files --------------------------------------------------------------------------------------------------------------
+
+
+def _local_folder(where: str) -> Path | None:
+    """The folder of a local model, or of a hub id's snapshot in the cache."""
+    if Path(where).is_dir():
+        return Path(where)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(where, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _damage(folder: Path) -> tuple[str, str] | None:
+    """(what is wrong with a file that transformers reads, the next step), None when nothing is seen. Looked at only after a failure."""
+    again = "copy or download that file again"
+    for file in sorted(each for each in folder.iterdir() if each.is_file() and each.suffix in _READ):
+        try:
+            with file.open("rb") as opened:
+                head = opened.read(max(len(_LFS), _LEAST))
+        except OSError as error:
+            return f"{file} may not be read ({error.strerror})", f"chmod u+r {file}"
+        size = file.stat().st_size
+        if head.startswith(_LFS):
+            return f"{file} is a git-lfs pointer, not the file itself", f"git -C {folder} lfs pull"
+        if size == 0 and file.suffix != ".txt":
+            return f"{file} is empty", again
+        if file.suffix == ".safetensors" and (short := _too_short(file, size)):
+            return f"{file} {short}", again
+        if file.suffix == ".json" and (fault := _json_fault(file)):
+            return f"{file} is not valid JSON ({fault})", again
+    return None
+
+
+def _too_short(file: Path, size: int) -> str | None:
+    """Half of a download: the header says where the tensors end."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(_LEAST), "little")
+        if length > size - _LEAST:
+            return f"is not a whole safetensors file ({size:,} bytes)"
+        try:
+            header = json.loads(opened.read(length))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return "is damaged: its header cannot be read"
+    whole = _LEAST + length + end
+    return f"holds {size:,} of {whole:,} bytes" if whole > size else None
+
+
+def _json_fault(file: Path) -> str | None:
+    try:
+        json.loads(file.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return first_line(error)
+    return None
