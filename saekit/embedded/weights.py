@@ -13,9 +13,7 @@ Weights tied to others and names that transformers itself ignores are not in its
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ _NO_WEIGHT = re.compile(
     r"|relative_position_index|num_batches_tracked|final_logits_bias|_float_tensor|version)$"
 )
 _NAMED = 3  # names in a message
-_RESAVE = "save the trained model again with model.save_pretrained(FOLDER)"
 
 
 def load_weights(auto_class: Any, where: str, *, trust_remote_code: bool = False, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -72,8 +69,8 @@ class _Part:
         self.path = next((path for path, each in module.named_modules() if each is running), "")
 
     def holds(self, key: str) -> bool:
-        parent, depth = self._ancestor(key)
-        return (parent in self.modules or id(_tensor(self.module, key)) in self.tensors) and not self._behind(key) and depth >= 0
+        parent, _ = self._ancestor(key)
+        return (parent in self.modules or id(_tensor(self.module, key)) in self.tensors) and not self._behind(key)
 
     def would_hold(self, key: str) -> bool:
         """Whether a name without a place belongs to this part: one of its modules is the deepest that the name leads to."""
@@ -82,29 +79,25 @@ class _Part:
         parent, depth = self._ancestor(key)
         if parent not in self.modules:
             return False
-        if depth == 0 and not (self.prefix and key.startswith(self.prefix + ".")):
-            return False  # at the root of a bare model: a head, as far as its name tells
+        if depth <= isinstance(parent, nn.Identity) and not (self.prefix and key.startswith(self.prefix + ".")):
+            return False  # at the root of a bare model: a head, or a norm in front of it, as far as its name tells
         leaf = key.rsplit(".", 1)[-1]
         mask = leaf == "bias" and not list(parent.parameters(recurse=False))  # old causal masks (GPT-2, GPT-J)
         return not mask and leaf not in dict(parent.named_buffers(recurse=False))
 
     def _ancestor(self, key: str) -> tuple[nn.Module, int]:
-        """(the deepest module that `key` leads to, how many names led there), by the spelling that leads deepest."""
-        return max((_walk(self.module, each) for each in self._spellings(key)), key=lambda found: found[1])
-
-    def _spellings(self, key: str) -> Iterable[str]:
-        yield key
-        if self.prefix:
-            if key.startswith(self.prefix + "."):
-                yield key.removeprefix(self.prefix + ".")
-            elif hasattr(self.module, self.prefix):
-                yield f"{self.prefix}.{key}"
+        """(the deepest module that `key` leads to, how many of its own names lead there), by the spelling that leads deepest."""
+        found = [_walk(self.module, key)]
+        if self.prefix and key.startswith(self.prefix + "."):
+            found.append(_walk(self.module, key.removeprefix(self.prefix + ".")))
+        elif self.prefix and isinstance(inner := getattr(self.module, self.prefix, None), nn.Module):
+            found.append(_walk(inner, key))
+        return max(found, key=lambda each: each[1])
 
     def _behind(self, key: str) -> bool:
-        roots = {"", self.path, self.prefix} - {None}
-        below = {key.removeprefix(root + ".") if root else key for root in roots}
-        below |= {each.removeprefix(self.prefix + ".") for each in below if self.prefix}
-        return any(each.split(".")[0] in _BEHIND for each in below)
+        for root in (self.prefix, self.path):
+            key = key.removeprefix(root + ".") if root else key
+        return key.split(".")[0] in _BEHIND
 
 
 def _walk(module: nn.Module, key: str) -> tuple[nn.Module, int]:
@@ -149,12 +142,13 @@ def _shape(size: Any) -> str:
 
 
 def _hint(missing: list[str], unexpected: list[str], unknown: list[str]) -> str:
-    prefix = os.path.commonprefix(unexpected)
-    prefix = prefix[: prefix.rfind(".") + 1]
-    if missing and prefix and any(key.removeprefix(prefix) in missing for key in unexpected):
-        return f"the names in the file start with {prefix!r}, as a wrapper leaves them: save the model inside the wrapper"
+    wanted = set(missing)
+    for key in unexpected:
+        for prefix in (key[: at + 1] for at, letter in enumerate(key) if letter == "."):
+            if key.removeprefix(prefix) in wanted:
+                return f"the names in the file start with {prefix!r}, as a wrapper leaves them: save the model inside the wrapper"
     if any("lora_" in key for key in unexpected):
         return "merge the adapter first (model.merge_and_unload().save_pretrained(FOLDER) of peft)"
-    if unknown and not missing and any(re.search(r"\.\d+\.", key) for key in unknown):
-        return f"config.json says less than the file holds (num_hidden_layers, biases, norms): put the model's own config beside it, or {_RESAVE}"
-    return _RESAVE
+    if unknown and not missing:
+        return "config.json says less than the file holds (num_hidden_layers, biases, norms): put the model's own config beside it"
+    return "save the trained model again with model.save_pretrained(FOLDER)"

@@ -161,7 +161,7 @@ def load_model(
         processor=processor,
         revision=revision or getattr(config, "_commit_hash", None),
         device=device,
-        tower=tower_path(module) if kind == "vision" or config.is_encoder_decoder else "",
+        tower=tower_path(module) if kind != "causal_lm" or config.is_encoder_decoder else "",
         image_tokens=image_tokens(module, processor, name) if kind == "vision" else None,
         notes=(*notes, *more),
         has_head=has_head,
@@ -208,7 +208,7 @@ def _kind(config: Any, name: str) -> Kind:
     if not causal and hasattr(config, "text_config") and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind != "blip":
         raise DataError(
             f"{name} is a {kind} model, which reads text and images in one sequence; saekit reads models of text or of images",
-            f"save its language model alone: python -c \"from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; "
+            f'save its language model alone: python -c "from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; '
             f"A.from_pretrained('{name}').model.language_model.save_pretrained('text-model'); "
             f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest text-model ...",
         )
@@ -231,7 +231,9 @@ def _check_input(module: nn.Module, kind: Kind, name: str) -> None:
     """Models of sound or video pass for text encoders by their config; what their forward pass takes tells them apart."""
     tower = module.get_submodule(tower_path(module))
     takes = inspect.signature(tower.forward).parameters
-    if ("pixel_values" if kind == "vision" else "input_ids") not in takes:
+    given = "pixel_values" if kind == "vision" else "input_ids"
+    needed = [each for each, one in takes.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if given not in takes or set(needed) - {given}:
         raise DataError(
             f"{name} ({type(module).__name__}) takes neither text nor images of one size: {', '.join(list(takes)[:3])}, ...",
             "choose a language or vision transformer",

@@ -20,7 +20,7 @@ def token_texts(store: Store | StackedStore) -> Callable[[list[int]], list[str]]
     folder = store.path / "tokenizer"
     if not folder.is_dir():
         raise DataError(f"{store.path} has no tokenizer folder, so its tokens cannot be shown", "harvest it again")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     known: dict[int, str] = {}
 
     def texts(ids: list[int]) -> list[str]:

@@ -111,6 +111,8 @@ class _Finetune:
         self.live = load_model(spec.model, device)
         if self.live.kind != "causal_lm":
             raise UsageError(f"{spec.model} has no logits to train against", "fine-tune an SAE of a language model with a head")
+        if not self.live.has_head:
+            raise DataError(f"the file of {spec.model} holds no output head: there are no logits to train against", "save it with its head")
         self.contexts = Contexts(self.store, self.live, config.batch, config.data)
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
