@@ -29,12 +29,19 @@ class ImageTokens:
     def count(self) -> int:
         return int(self.has_cls) + self.registers + self.grid[0] * self.grid[1]
 
-    def advice(self, name: str) -> str:
-        """Why a forward pass may fail, '' when the sizes agree. Models that interpolate their positions take other sizes too."""
+    def account(self) -> str:
+        rows, columns = self.grid
+        return f"{int(self.has_cls)} class, {self.registers} register, {rows}x{columns} patch"
+
+    def size_conflict(self, name: str) -> tuple[str, str] | None:
+        """(why a forward pass may fail, the next step); None when sizes agree. Models that interpolate their positions take others too."""
         if self.model_size in (None, self.size):
-            return ""
+            return None
         (h, w), (height, width) = self.size, self.model_size
-        return f"the image processor of {name} gives {h}x{w} pixels, the model takes {height}x{width}"
+        return (
+            f"the image processor of {name} gives {h}x{w} pixels, the model takes {height}x{width}",
+            f'set "size" (and "crop_size", where it has one) in its preprocessor_config.json to {{"height": {height}, "width": {width}}}',
+        )
 
 
 _POOLING = ("head", "pooler")  # modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
@@ -58,10 +65,12 @@ def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
     import transformers
 
     settings, _ = transformers.ViTImageProcessorPil.get_image_processor_dict(where)
-    named = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViTImageProcessor"
+    named = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViTImageProcessor")
     pil = named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     if hasattr(transformers, pil):
         return getattr(transformers, pil).from_pretrained(where, trust_remote_code=False), ()
+    if not hasattr(transformers, named):
+        raise ValueError(f"{named} is not an image processor that transformers knows")
     note = f"torchvision is not installed: images are resized by PIL, which rounds to 8 bits where {named} does not"
     return transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False), (note,)
 

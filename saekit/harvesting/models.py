@@ -21,6 +21,7 @@ from saekit.embedded.weights import check_weights, load_weights
 from saekit.errors import DataError, MissingError, SaekitError
 from saekit.harvesting.hooks import block_count, capture, resolve_hook, tower_path
 from saekit.harvesting.images import ImageTokens, blank_image, image_processor, image_tokens, ordered_noise, prepared
+from saekit.harvesting.layout import check_layout
 from saekit.harvesting.location import locate_model
 from saekit.harvesting.reading import forward_pass, model_reading, not_found
 
@@ -83,11 +84,11 @@ class LiveModel:
         }
         if self.kind == "causal_lm":
             moved["use_cache"] = False  # one pass a context: a key-value cache would only cost memory
-        tower, advice = self.module.get_submodule(self.tower), ""
+        tower, known = self.module.get_submodule(self.tower), None
         if self.image_tokens is not None:
             moved |= ordered_noise(tower, self.image_tokens, moved)
-            advice = self.image_tokens.advice(self.name)
-        with forward_pass(self.name, inputs, advice):
+            known = self.image_tokens.size_conflict(self.name)
+        with forward_pass(self.name, inputs, known):
             return tower(**moved)
 
     def probe(self, hooks: Sequence[str]) -> dict[str, int]:
@@ -154,7 +155,11 @@ def load_model(
         if kind == "vision":
             raise
         processor, more, fault = None, (), error  # raised when text is first read; --list-hooks needs no tokenizer
-    return LiveModel(
+    layout = None
+    if kind == "vision":
+        with model_reading("image processor", name, where):
+            layout = image_tokens(module, processor, name)
+    live = LiveModel(
         name=name,
         module=module,
         kind=kind,
@@ -162,11 +167,13 @@ def load_model(
         revision=revision or getattr(config, "_commit_hash", None),
         device=device,
         tower=tower_path(module) if kind != "causal_lm" or config.is_encoder_decoder else "",
-        image_tokens=image_tokens(module, processor, name) if kind == "vision" else None,
+        image_tokens=layout,
         notes=(*notes, *more),
         has_head=has_head,
         processor_fault=fault,
     )
+    check_layout(live)
+    return live
 
 
 def _processor(kind: Kind, where: str, name: str, trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:

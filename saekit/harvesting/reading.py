@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,20 +58,24 @@ def reading_error(what: str, name: str, where: str, error: Exception) -> SaekitE
         return MissingError(f"the {what} of {name} needs a package that is not installed: {first_line(error)}", "install that package")
     if isinstance(error, OSError) and not Path(where).is_dir() and "valid JSON" not in str(error):
         return not_found(what, name, error)
+    if isinstance(error, FileNotFoundError):
+        return MissingError(f"a file of {name} is missing: {first_line(error)}", "copy or download that file again")
     if isinstance(error, OSError) and "no file named" in str(error):
         return MissingError(f"{name} holds no weights: {first_line(error)}", "save the model with model.save_pretrained(FOLDER)")
     if isinstance(error, PermissionError):
         return DataError(f"{error.filename or name} may not be read: {first_line(error)}", f"chmod -R u+rX {where}")
     of = "" if what == "model" else f"the {what} of "
     hint = "saekit reads text decoders, text encoders and vision transformers that transformers knows"
+    if local and not isinstance(error, ValueError):
+        hint = f"look at {local / 'config.json'}, or save the model again with model.save_pretrained(FOLDER)"
     if what != "model":
         hint = f"save the {what} again with save_pretrained(FOLDER), or copy its files from where the model came from"
     return DataError(f"{of}{name} cannot be loaded by transformers: {_described(error)}", hint)
 
 
 @contextmanager
-def forward_pass(name: str, inputs: dict[str, torch.Tensor], advice: str = "") -> Iterator[None]:
-    """Round a forward pass of the model `name`. `advice` is a cause that is known without the exception (sizes of images)."""
+def forward_pass(name: str, inputs: dict[str, torch.Tensor], known: tuple[str, str] | None = None) -> Iterator[None]:
+    """Round a forward pass of the model `name`. `known` is (cause, hint) where one is seen without the exception (sizes of images)."""
     try:
         yield
     except SaekitError:
@@ -81,8 +86,7 @@ def forward_pass(name: str, inputs: dict[str, torch.Tensor], advice: str = "") -
         if _raised_by_saekit(error):
             raise
         shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in inputs.items() if torch.is_tensor(value))
-        cause = advice or f"{name} fails in its forward pass on {shapes}"
-        hint = "the sizes in its config and its processor must fit" if advice else "check that the model runs in transformers alone"
+        cause, hint = known or (f"{name} fails in its forward pass on {shapes}", "check that the model runs in transformers alone")
         raise DataError(f"{cause}: {_described(error)}", hint) from error
 
 
@@ -120,7 +124,9 @@ def not_found(what: str, name: str, error: Exception) -> MissingError:
 
 
 def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Of a message that only begins there ("Validation error for field 'hidden_size':") two lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
 
 
 def _described(error: Exception) -> str:
@@ -162,6 +168,8 @@ def _damage(folder: Path) -> tuple[str, str] | None:
             return f"{file} is empty", again
         if file.suffix == ".safetensors" and (short := _too_short(file, size)):
             return f"{file} {short}", again
+        if file.suffix == ".bin" and head.startswith(b"PK") and not zipfile.is_zipfile(file):
+            return f"{file} is not whole: its end is missing ({size:,} bytes)", again
         if file.suffix == ".json" and (fault := _json_fault(file)):
             return f"{file} is not valid JSON ({fault})", again
     return None
