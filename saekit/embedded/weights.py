@@ -58,6 +58,14 @@ def check_weights(module: nn.Module, report: dict[str, Any], name: str, running:
     return head and not outside
 
 
+def weights_of_file(module: nn.Module, has_head: bool) -> dict[str, torch.Tensor] | None:
+    """What to save of a model that was read: all (None), or without a head that the file did not hold and transformers made up."""
+    if has_head:
+        return None
+    base = getattr(module, "base_model", module)
+    return {name: value for name, value in module.state_dict().items() if not _of_head(module, base, name)}
+
+
 class _Part:
     """The part of a module whose weights must be the file's. Names of the file may lack or carry the prefix of the base model."""
 

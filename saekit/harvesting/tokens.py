@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from torch import nn
-
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.reading import first_line
@@ -76,8 +74,13 @@ def embedded_tokens(live: LiveModel) -> int | None:
         table = live.module.get_submodule(live.tower).get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+    return _rows(table)
+
+
+def _rows(table: Any) -> int | None:
+    """Of an embedding; a quantized one's weight has another shape than its num_embeddings says."""
     weight = getattr(table, "weight", None)
-    return None if weight is None else len(weight)
+    return getattr(table, "num_embeddings", None) or (None if weight is None else len(weight))
 
 
 def position_limit(live: LiveModel) -> int | None:
@@ -87,10 +90,10 @@ def position_limit(live: LiveModel) -> int | None:
     named = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [named] if isinstance(named, int) and named > 0 else []
     for path, table in tower.named_modules():
-        if isinstance(table, nn.Embedding) and path.rsplit(".", 1)[-1] in _POSITION_TABLES:
+        if path.rsplit(".", 1)[-1] in _POSITION_TABLES and (rows := _rows(table)):
             # RoBERTa counts from behind the padding index (514 rows hold 512 tokens), OPT and BART from `offset`.
-            unused = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
-            limits.append(table.num_embeddings - unused)
+            padding = getattr(table, "padding_idx", None)
+            limits.append(rows - (getattr(table, "offset", 0) or (0 if padding is None else padding + 1)))
     return min(limits, default=None)
 
 
