@@ -44,6 +44,7 @@ class ImageTokens:
         )
 
 
+_LARGEST = 8192  # pixels a side
 _POOLING = ("head", "pooler")  # modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
 
 
@@ -87,11 +88,15 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
         )
     tokens = {path.rsplit(".", 1)[-1] for path, _ in tower.named_parameters() if not set(path.split(".")) & {*_POOLING}}
     channels = getattr(config, "num_channels", 3)
+    _check_request(processor, name)
     height, width = prepared([blank_image(channels)], processor).shape[-2:]
     patch = getattr(config, "patch_size", None)
     if not patch:
         raise DataError(f"{name} is a vision model without patches of one size", "choose a ViT, CLIP, SigLIP or DINO model")
     rows, columns = _pair(patch)
+    if height < rows or width < columns:
+        cause = f"the image processor of {name} gives {height}x{width} pixels, less than one patch of {rows}x{columns}"
+        raise DataError(cause, 'look at "size" and "crop_size" in its preprocessor_config.json')
     size = getattr(config, "image_size", None)
     return ImageTokens(
         has_cls=bool(tokens & {"cls_token", "class_embedding"}),
@@ -102,6 +107,16 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
         channels=channels,
         model_size=_pair(size) if size else None,
     )
+
+
+def _check_request(processor: Any, name: str) -> None:
+    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before any size is seen."""
+    for setting in ("size", "crop_size"):
+        asked = getattr(processor, setting, None)
+        sides = [side for side in dict(asked).values() if isinstance(side, int)] if asked else []
+        if max(sides, default=0) > _LARGEST:
+            cause = f"the image processor of {name} asks for {max(sides)} pixels a side ({setting})"
+            raise DataError(cause, f"at most {_LARGEST} are read: mend its preprocessor_config.json")
 
 
 def _pair(size: Any) -> tuple[int, int]:

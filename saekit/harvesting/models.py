@@ -23,7 +23,7 @@ from saekit.harvesting.hooks import block_count, capture, resolve_hook, tower_pa
 from saekit.harvesting.images import ImageTokens, blank_image, image_processor, image_tokens, ordered_noise, prepared
 from saekit.harvesting.layout import check_layout
 from saekit.harvesting.location import locate_model
-from saekit.harvesting.reading import forward_pass, model_reading, not_found
+from saekit.harvesting.reading import check_sizes, forward_pass, model_reading, not_found
 
 __all__ = ["Kind", "LiveModel", "MissingHead", "load_model", "not_found"]
 
@@ -138,6 +138,7 @@ def load_model(
         where, revision = locate_model(name)
     with quiet_transformers(), model_reading("model", name, where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        check_sizes(config, name, where)
         kind = _kind(config, name)
         number_type = dtype or (torch.float32 if device.type == "cpu" else "auto")
         module, report = load_weights(_auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code)

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ _FILES = {
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
 }  # what the hint names comes first
+_ROOM = 50_000_000  # numbers that any config may ask for: 200 MB
 _LEAST = 8  # bytes of a safetensors file: the length of its header
 
 
@@ -36,11 +38,18 @@ def model_reading(what: str, name: str, where: str) -> Iterator[None]:
         yield
     except SaekitError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         raise reading_error(what, name, where, error) from error
 
 
-def reading_error(what: str, name: str, where: str, error: Exception) -> SaekitError:
+def _is_failure(error: BaseException) -> bool:
+    """An exception, or a panic of the Rust code below tokenizers and safetensors, which is a BaseException; never Ctrl-C."""
+    return isinstance(error, Exception) or type(error).__module__.startswith("pyo3")
+
+
+def reading_error(what: str, name: str, where: str, error: BaseException) -> SaekitError:
     """What `error`, raised by transformers while it read `what` from `where`, means for the user."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return BackendError(f"{name} does not fit into memory: {first_line(error)}", "choose a smaller model or --device cpu")
@@ -96,7 +105,7 @@ def _raised_by_saekit(error: Exception) -> bool:
     return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
-def not_found(what: str, name: str, error: Exception) -> MissingError:
+def not_found(what: str, name: str, error: BaseException) -> MissingError:
     """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says whether offline mode is on."""
     from huggingface_hub import constants
 
@@ -123,16 +132,34 @@ def not_found(what: str, name: str, error: Exception) -> MissingError:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of a message that only begins there ("Validation error for field 'hidden_size':") two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """A KeyError's text alone (`'model_type'`) says nothing."""
     line = first_line(error)
     return line if isinstance(error, OSError | ValueError | RuntimeError) and line else f"{type(error).__name__}: {line}"
+
+
+def check_sizes(config: Any, name: str, where: str) -> None:
+    """Raise DataError for a local config that asks for far more numbers than the weights beside it hold, before memory is taken.
+
+    transformers makes room for what a file lacks; a config of a few bytes could fill the machine. Every pair below is a matrix of an
+    ordinary model, which at 4 bits a number takes half a byte each.
+    """
+    if not Path(where).is_dir():
+        return
+    held = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file() and file.suffix in (".safetensors", ".bin"))
+    text = config.get_text_config()
+    width = getattr(text, "hidden_size", None)
+    for other in ("vocab_size", "intermediate_size", "num_hidden_layers", "hidden_size"):
+        sizes = width, getattr(text, other, None)
+        if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] > 2 * held + _ROOM:
+            cause = f"the config of {name} says hidden_size {width} and {other} {sizes[1]}, and its weights are {held:,} bytes in all"
+            raise DataError(cause, "put the model's own config.json beside its weights")
 
 
 # --- damaged files --------------------------------------------------------------------------------------------------------------

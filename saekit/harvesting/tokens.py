@@ -9,7 +9,7 @@ from typing import Any
 
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import LiveModel
-from saekit.harvesting.reading import first_line
+from saekit.harvesting.reading import first_line, model_reading
 
 _POSITION_TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed")
 _PROBES = ("a", "the", "1")  # texts by which special tokens are found, before tokens of the vocabulary
@@ -104,16 +104,17 @@ def special_tokens(live: LiveModel) -> Frame:
     median, whatever token it holds. With a BOS there, it is no content token.
     """
     tokenizer = live.tokenizer
-    prefix, suffix = _around(tokenizer, live.name)
-    if live.kind == "causal_lm" and tokenizer.bos_token_id is not None and not prefix:
-        prefix = [tokenizer.bos_token_id]
-    is_encoder = live.kind == "text_encoder"
-    opening = {tokenizer.cls_token_id: PositionKind.CLS} if is_encoder else {tokenizer.bos_token_id: PositionKind.BOS}
-    closing = {tokenizer.eos_token_id: PositionKind.EOS, tokenizer.sep_token_id: PositionKind.EOS}
-    separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    # A tokenizer that pads with its unknown token means unknown words by it too, and these are content.
-    padding = {} if tokenizer.pad_token_id == tokenizer.unk_token_id else {tokenizer.pad_token_id: PositionKind.SPECIAL}
-    return Frame(prefix, suffix, separator, opening=padding | closing | opening, closing=padding | opening | closing)
+    with model_reading("tokenizer", live.name, live.name):  # damaged settings are met when they are used
+        prefix, suffix = _around(tokenizer, live.name)
+        if live.kind == "causal_lm" and tokenizer.bos_token_id is not None and not prefix:
+            prefix = [tokenizer.bos_token_id]
+        is_encoder = live.kind == "text_encoder"
+        opening = {tokenizer.cls_token_id: PositionKind.CLS} if is_encoder else {tokenizer.bos_token_id: PositionKind.BOS}
+        closing = {tokenizer.eos_token_id: PositionKind.EOS, tokenizer.sep_token_id: PositionKind.EOS}
+        separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        # A tokenizer that pads with its unknown token means unknown words by it too, and these are content.
+        padding = {} if tokenizer.pad_token_id == tokenizer.unk_token_id else {tokenizer.pad_token_id: PositionKind.SPECIAL}
+        return Frame(prefix, suffix, separator, opening=padding | closing | opening, closing=padding | opening | closing)
 
 
 def _around(tokenizer: Any, name: str) -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from random import Random
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ import torch
 from saekit.errors import DataError, MissingError, SaekitError
 from saekit.harvesting.models import load_model
 from saekit.harvesting.reading import first_line, forward_pass
+from saekit.harvesting.tokens import check_context
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 440473133\n"
 
@@ -166,3 +168,46 @@ def test_the_hint_for_such_a_model_works_when_typed(tmp_path):
     subprocess.run(f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True, capture_output=True)
     alone = load_model(str(tmp_path / "text-model"))
     assert alone.kind == "causal_lm" and not alone.has_head and alone.blocks == tiny.LAYERS and alone.tokenizer.bos_token == "<s>"
+
+
+def test_mutated_folders_load_or_end_in_a_users_error(folders):
+    """Seeded: values of the JSON files replaced or removed, bytes of any file changed, ends cut off."""
+    random, odd = Random(0), [None, -1, 0, 2**40, 1e30, "x", [], {}, [1, 2], True]
+    refused = 0
+    for _ in range(60):
+        folder = folders(random.choice(("llama", "bert", "vit")))
+        file = random.choice(sorted(each for each in folder.iterdir() if each.suffix in (".json", ".safetensors")))
+        content = bytearray(file.read_bytes())
+        if file.suffix == ".json" and random.random() < 0.7:
+            settings = json.loads(content)
+            settings[random.choice(sorted(settings))] = random.choice(odd)
+            content = json.dumps(settings).encode()
+        else:
+            content[random.randrange(min(len(content), 2000))] = random.randrange(256)
+            content = content[: random.randrange(len(content))] if random.random() < 0.3 else content
+        file.write_bytes(content)
+        try:
+            loaded = load_model(str(folder))
+            loaded.probe(["blocks.0"])
+            if loaded.modality == "text":
+                check_context(loaded, 16, pack=False)
+        except SaekitError as error:
+            refused += 1
+            assert (error.exit_status in (3, 4) and str(folder) in str(error)) or "image processor" in str(error)
+        shutil.rmtree(folder)
+    assert refused > 20
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "vocab_size"), ("bert", "intermediate_size"), ("bert", "hidden_size")])
+def test_a_config_of_a_few_bytes_takes_no_memory(folders, family, key):
+    folder = folders(family)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: 2**36}))
+    assert f"{key} {2**36}" in str(refusal(folder)) and "bytes in all" in str(refusal(folder))
+
+
+def test_a_processor_of_a_few_bytes_takes_no_memory(folders):
+    folder = folders("vit")
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 90_000, "width": 90_000}}))
+    assert "asks for 90000 pixels a side" in str(refusal(folder))
