@@ -24,7 +24,7 @@ from saekit.errors import DataError
 _BEHIND = ("pooler", "head", "contact_head")  # children of a base model that run after its last block and give no vector a token
 _NO_WEIGHT = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|causal_mask|mask_token|mask_emb"
-    r"|relative_position_index|num_batches_tracked|final_logits_bias|_float_tensor|version)$"
+    r"|relative_position_index|num_batches_tracked|final_logits_bias|_float_tensor|version|_extra_state|[kv]_scale)$"
 )
 _NAMED = 3  # names in a message
 
