@@ -8,7 +8,6 @@ module in anyone's hands.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,13 +20,12 @@ from saekit.embedded.weights import check_weights, load_weights
 from saekit.errors import DataError, MissingError, SaekitError
 from saekit.harvesting.hooks import block_count, capture, resolve_hook, tower_path
 from saekit.harvesting.images import ImageTokens, blank_image, image_processor, image_tokens, ordered_noise, prepared
+from saekit.harvesting.kinds import Kind, auto_class, check_input, kind_of
 from saekit.harvesting.layout import check_layout
 from saekit.harvesting.location import locate_model
 from saekit.harvesting.reading import check_sizes, forward_pass, model_reading, not_found
 
 __all__ = ["Kind", "LiveModel", "MissingHead", "load_model", "not_found"]
-
-Kind = Literal["causal_lm", "text_encoder", "vision"]
 
 
 @dataclass(frozen=True)
@@ -139,16 +137,16 @@ def load_model(
     with quiet_transformers(), model_reading("model", name, where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
         check_sizes(config, name, where)
-        kind = _kind(config, name)
+        kind = kind_of(config, name)
         number_type = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        module, report = load_weights(_auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code)
-        _check_input(module, kind, name)
+        module, report = load_weights(auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code)
+        check_input(module, kind, name)
         running = module.get_submodule(path) if (path := tower_path(module)) else None
         has_head = check_weights(module, report, name, running, head=kind == "causal_lm")
         module = module.to(device).eval().requires_grad_(False)
     notes = []
     if kind == "causal_lm" and not has_head:
-        module.set_output_embeddings(MissingHead(name))
+        _take_head_off(module, name)
         notes.append("the file holds no output head: hidden states are those of the file, and there are no logits")
     try:
         (processor, more), fault = _processor(kind, where, name, trust_remote_code), None
@@ -187,6 +185,14 @@ def _processor(kind: Kind, where: str, name: str, trust_remote_code: bool) -> tu
         return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code), ()
 
 
+def _take_head_off(module: nn.Module, name: str) -> None:
+    """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is not wanted."""
+    output = module.get_output_embeddings()
+    path = next((path for path, each in module.named_modules() if each is output), None)
+    if path:
+        module.set_submodule(path, MissingHead(name))
+
+
 class MissingHead(nn.Module):
     """Stands where the output head of a model would be whose file holds none: what would need logits says so."""
 
@@ -196,59 +202,3 @@ class MissingHead(nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> torch.Tensor:
         raise DataError(f"the file of {self.name} holds no output head, so there are no logits", "hook a block (blocks.N)")
-
-
-# --- kinds --------------------------------------------------------------------------------------------------------------------
-
-
-def _kind(config: Any, name: str) -> Kind:
-    """By what the config says: an image size makes a vision model; of the text models those with masked-language or
-    encoder-decoder pretraining are encoders, unless they were saved as a causal model."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        MODEL_MAPPING_NAMES,
-    )
-
-    kind, architecture = config.model_type, (getattr(config, "architectures", None) or [""])[0]
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not causal and hasattr(config, "text_config") and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind != "blip":
-        raise DataError(
-            f"{name} is a {kind} model, which reads text and images in one sequence; saekit reads models of text or of images",
-            f'save its language model alone: python -c "from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; '
-            f"A.from_pretrained('{name}').model.language_model.save_pretrained('text-model'); "
-            f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest text-model ...",
-        )
-    if hasattr(config, "vision_config"):
-        return "causal_lm" if causal else "vision"
-    if hasattr(config, "image_size") or hasattr(config, "patch_size"):
-        return "vision"
-    if causal and (architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)):
-        return "causal_lm"
-    if config.is_encoder_decoder or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "text_encoder"
-    if causal:
-        return "causal_lm"
-    if kind in MODEL_MAPPING_NAMES:
-        return "text_encoder"
-    raise DataError(f"{name} is a {kind} model, which saekit cannot read", "choose a language or vision transformer")
-
-
-def _check_input(module: nn.Module, kind: Kind, name: str) -> None:
-    """Models of sound or video pass for text encoders by their config; what their forward pass takes tells them apart."""
-    tower = module.get_submodule(tower_path(module))
-    takes = inspect.signature(tower.forward).parameters
-    given = "pixel_values" if kind == "vision" else "input_ids"
-    needed = [each for each, one in takes.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    if given not in takes or set(needed) - {given}:
-        raise DataError(
-            f"{name} ({type(module).__name__}) takes neither text nor images of one size: {', '.join(list(takes)[:3])}, ...",
-            "choose a language or vision transformer",
-        )
-
-
-def _auto_class(kind: Kind) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return AutoModelForCausalLM if kind == "causal_lm" else AutoModel

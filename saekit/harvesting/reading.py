@@ -7,10 +7,8 @@ model, the original line and a next step, and keeps the original as its cause. W
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +17,14 @@ from typing import Any
 import torch
 
 from saekit.errors import BackendError, DataError, MissingError, SaekitError
+from saekit.harvesting.damage import damage, first_line
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_LFS = b"version https://git-lfs"
-_READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # suffixes that transformers reads from a model folder
 _FILES = {
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
 }  # what the hint names comes first
 _ROOM = 50_000_000  # numbers that any config may ask for: 200 MB
-_LEAST = 8  # bytes of a safetensors file: the length of its header
 
 
 @contextmanager
@@ -57,8 +53,8 @@ def reading_error(what: str, name: str, where: str, error: BaseException) -> Sae
         cause = f"the {what} of {name} needs code from its own folder, which saekit does not run unless told to"
         return DataError(cause, "read that code, then saekit harvest ... --trust-remote-code (in Python trust_remote_code=True)")
     local = _local_folder(where)
-    if local and (damage := _damage(local)):
-        return DataError(f"the {what} of {name} cannot be read: {damage[0]}", damage[1])
+    if local and (seen := damage(local, what)):
+        return DataError(f"the {what} of {name} cannot be read: {seen[0]}", seen[1])
     if local and what in _FILES and not any(each.name in _FILES[what] or each.suffix == ".model" for each in local.iterdir()):
         return MissingError(f"{name} has no {what}", f"put {_FILES[what][0]} beside its weights")
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -132,12 +128,6 @@ def not_found(what: str, name: str, error: BaseException) -> MissingError:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """Of a message that only begins there ("Validation error for field 'hidden_size':") two lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
-
-
 def _described(error: BaseException) -> str:
     """A KeyError's text alone (`'model_type'`) says nothing."""
     line = first_line(error)
@@ -162,9 +152,6 @@ def check_sizes(config: Any, name: str, where: str) -> None:
             raise DataError(cause, "put the model's own config.json beside its weights")
 
 
-# --- damaged files --------------------------------------------------------------------------------------------------------------
-
-
 def _local_folder(where: str) -> Path | None:
     """The folder of a local model, or of a hub id's snapshot in the cache."""
     if Path(where).is_dir():
@@ -177,49 +164,3 @@ def _local_folder(where: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _damage(folder: Path) -> tuple[str, str] | None:
-    """(what is wrong with a file that transformers reads, the next step), None when nothing is seen. Looked at only after a failure."""
-    again = "copy or download that file again"
-    for file in sorted(each for each in folder.iterdir() if each.is_file() and each.suffix in _READ):
-        try:
-            with file.open("rb") as opened:
-                head = opened.read(max(len(_LFS), _LEAST))
-        except OSError as error:
-            return f"{file} may not be read ({error.strerror})", f"chmod u+r {file}"
-        size = file.stat().st_size
-        if head.startswith(_LFS):
-            return f"{file} is a git-lfs pointer, not the file itself", f"git -C {folder} lfs pull"
-        if size == 0 and file.suffix != ".txt":
-            return f"{file} is empty", again
-        if file.suffix == ".safetensors" and (short := _too_short(file, size)):
-            return f"{file} {short}", again
-        if file.suffix == ".bin" and head.startswith(b"PK") and not zipfile.is_zipfile(file):
-            return f"{file} is not whole: its end is missing ({size:,} bytes)", again
-        if file.suffix == ".json" and (fault := _json_fault(file)):
-            return f"{file} is not valid JSON ({fault})", again
-    return None
-
-
-def _too_short(file: Path, size: int) -> str | None:
-    """Half of a download: the header says where the tensors end."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_LEAST), "little")
-        if length > size - _LEAST:
-            return f"is not a whole safetensors file ({size:,} bytes)"
-        try:
-            header = json.loads(opened.read(length))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return "is damaged: its header cannot be read"
-    whole = _LEAST + length + end
-    return f"holds {size:,} of {whole:,} bytes" if whole > size else None
-
-
-def _json_fault(file: Path) -> str | None:
-    try:
-        json.loads(file.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return first_line(error)
-    return None

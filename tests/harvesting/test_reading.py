@@ -75,6 +75,15 @@ def test_a_config_that_is_no_config(folders, text):
     assert isinstance(refusal(folder), DataError)
 
 
+def test_a_broken_file_that_is_not_read_is_not_the_cause(folders):
+    folder = folders("bert")
+    (folder / "trainer_state.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{")
+    assert load_model(str(folder)).blocks == tiny.LAYERS
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in str(refusal(folder)) and "JSON" not in str(refusal(folder))
+
+
 def test_the_cause_is_kept(folders):
     folder = folders("llama")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')

@@ -166,6 +166,17 @@ def test_without_a_head_hidden_states_are_right_and_logits_are_refused(tmp_path)
         loaded.forward({"input_ids": tiny.ids()})
 
 
+def test_a_decoder_whose_head_has_several_parts_loses_them_all(tmp_path):
+    """An encoder's file read as a decoder: BERT's head is a transform, a norm, an output layer and its bias."""
+    tiny.save("bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    loaded = load_model(str(tmp_path))
+    assert loaded.kind == "causal_lm" and not loaded.has_head and loaded.probe(["blocks.2"]) == {"blocks.2": tiny.WIDTH}
+    with pytest.raises(DataError, match="no output head"):
+        loaded.forward({"input_ids": tiny.ids()})
+
+
 def test_a_tied_head_is_a_head(live):
     head = live("gpt2").output_head
     assert live("gpt2").has_head and torch.equal(head.weight, tiny.random_model("gpt2").transformer.wte.weight)
