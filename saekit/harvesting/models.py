@@ -110,6 +110,8 @@ class LiveModel:
                     f"{path} gives {state.shape[1]} vectors for {tokens} tokens ({self._token_account()})",
                     "hook a block (blocks.N); models that merge patches on the way have no fixed grid",
                 )
+            if state.shape[2] == 0:
+                raise DataError(f"{path} is the output head, which the file of {self.name} does not hold", "hook a block (blocks.N)")
         return {hook: states[path].shape[-1] for hook, path in zip(hooks, paths, strict=True)}
 
     def _token_account(self) -> str:
@@ -146,7 +148,7 @@ def load_model(
         module = module.to(device).eval().requires_grad_(False)
     notes = []
     if kind == "causal_lm" and not has_head:
-        _take_head_off(module, name)
+        _take_head_off(module)
         notes.append("the file holds no output head: hidden states are those of the file, and there are no logits")
     try:
         (processor, more), fault = _processor(kind, where, name, trust_remote_code), None
@@ -185,20 +187,17 @@ def _processor(kind: Kind, where: str, name: str, trust_remote_code: bool) -> tu
         return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code), ()
 
 
-def _take_head_off(module: nn.Module, name: str) -> None:
+def _take_head_off(module: nn.Module) -> None:
     """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is not wanted."""
     output = module.get_output_embeddings()
     path = next((path for path, each in module.named_modules() if each is output), None)
     if path:
-        module.set_submodule(path, MissingHead(name))
+        module.set_submodule(path, MissingHead())
 
 
 class MissingHead(nn.Module):
-    """Stands where the output head of a model would be whose file holds none: what would need logits says so."""
+    """Stands where the output head of a model would be whose file holds none: logits over no token at all, so that a whole forward pass
+    runs and nothing can be made of what it gives. `LiveModel.has_head` is asked by all that needs logits."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        raise DataError(f"the file of {self.name} holds no output head, so there are no logits", "hook a block (blocks.N)")
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD.new_empty(*x_BTD.shape[:-1], 0)
