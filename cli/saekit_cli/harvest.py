@@ -34,6 +34,7 @@ def run(
     holdout: Annotated[float, typer.Option(help="Share of the rows kept from training, whole documents.")] = 0.05,
     vocabulary: Annotated[int, typer.Option(help="Most frequent words that raw:tfidf counts.")] = 2000,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with MODEL.")] = False,
     list_hooks: Annotated[bool, typer.Option("--list-hooks", help="Print what MODEL offers and stop.")] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -44,7 +45,7 @@ def run(
 ) -> None:
     """Store a model's hidden states on some data."""
     if list_hooks:
-        _list_hooks(model, device, json_)
+        _list_hooks(model, device, trust_remote_code, json_)
         return
     if not data or not out:
         raise UsageError("harvest takes MODEL DATA OUT", "saekit harvest --help")
@@ -53,6 +54,7 @@ def run(
     options = {
         "rows": rows, "scope": scope, "layout": layout, "ctx": ctx, "batch": batch, "dtype": dtype, "shard_mb": shard_mb,
         "max_norm": max_norm, "column": column, "pack": pack, "seed": seed, "holdout": holdout, "vocabulary": vocabulary, "device": device,
+        "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     if dry_run:
         _print_plan(plan_harvest(model, data, out, HarvestConfig(hooks=tuple(hook or ()), **options)), json_)
@@ -91,14 +93,14 @@ def _health(path: str) -> None:
         message("note", "rows of huge norm (attention sinks) cost an SAE much of its capacity; --max-norm 10 leaves them out")
 
 
-def _list_hooks(model: str, device: str, json_: bool) -> None:
+def _list_hooks(model: str, device: str, trust_remote_code: bool, json_: bool) -> None:
     from saekit.harvesting.config import is_raw
     from saekit.harvesting.hooks import list_hooks
     from saekit.harvesting.models import load_model
 
     if is_raw(model):
         raise UsageError(f"--list-hooks with {model}: there is no model to hook", "raw data takes no --hook")
-    rows = list_hooks(load_model(model, "cpu" if device == "auto" else device).module)
+    rows = list_hooks(load_model(model, "cpu" if device == "auto" else device, trust_remote_code=trust_remote_code).module)
     if json_:
         print_json([row._asdict() for row in rows])
     else:

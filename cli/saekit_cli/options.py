@@ -9,13 +9,15 @@ import typer
 
 from saekit.config import read_toml
 
+_BY_HAND = {"trust_remote_code"}  # a file that someone else wrote must not make foreign code run
+
 
 def _load_config(context: typer.Context, path: Path | None) -> None:
     """Settings of the file become defaults of the flags, so that flags win."""
     if path is None:
         return
     parameters = context.command.params
-    names = {p.name for p in parameters if p.param_type_name == "option"} - {"config", "help", "json_"}
+    names = {p.name for p in parameters if p.param_type_name == "option"} - {"config", "help", "json_", *_BY_HAND}
     positional = {p.name for p in parameters if p.param_type_name == "argument"}
     settings = read_toml(path, names | positional)
     several = {p.name for p in parameters if getattr(p, "multiple", False)}

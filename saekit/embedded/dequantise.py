@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from saekit.embedded.silence import quiet_transformers
+from saekit.embedded.weights import check_weights, load_weights, weights_of_file
 from saekit.errors import DataError, MissingError
 
 CACHE_SCHEMA = 1  # raise when the content of a cached folder changes
@@ -89,16 +90,17 @@ def _convert(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+            model, report = load_weights(AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise DataError(
                 f"{gguf} cannot be read as a language model: {error}",
                 "use a GGUF of an architecture that transformers supports, or the unquantised model folder",
             ) from error
+        has_head = check_weights(model, report, str(gguf), head=True)
         # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32 by now.
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights_of_file(model, has_head))
         tokenizer.save_pretrained(folder)

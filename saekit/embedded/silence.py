@@ -1,4 +1,7 @@
-"""transformers announces every load (progress bars, advice on other backends); this keeps it quiet around our own calls only."""
+"""transformers announces every load (progress bars, advice on other backends); this keeps it quiet around our own calls only.
+
+What it says of weights that a file lacks is not lost by this: `saekit.embedded.weights` asks for that report and reads it.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from saekit.types import Layout, Scope
 RAW = "raw:"
 RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")  # data that is stored as it is, in the place of a MODEL
 _MODEL_FLAGS = {"--hook": "hooks", "--scope": "scope", "--ctx": "ctx", "--pack": "pack", "--max-norm": "max_norm"}
+_MODEL_FLAGS |= {"--trust-remote-code": "trust_remote_code"}
 
 
 def is_raw(model: str) -> bool:
@@ -49,6 +50,8 @@ class HarvestConfig:
     vocabulary: int = 2000
     """Words of raw:tfidf: one column each."""
     device: str = "auto"
+    trust_remote_code: bool = False
+    """Let Python code that comes with the model run. It is not written to a store, so that nothing that reads one runs such code."""
 
     def __post_init__(self) -> None:
         check_choice("--scope", self.scope, ("content", "cls", "all"))

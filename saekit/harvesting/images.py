@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from saekit.embedded.silence import quiet_transformers
-from saekit.errors import DataError, MissingError
+from saekit.errors import DataError, SaekitError
 from saekit.harvesting.blocks import tower_path
 
 
@@ -22,62 +23,116 @@ class ImageTokens:
     grid: tuple[int, int]
     size: tuple[int, int]  # pixels (h, w) that the image processor gives
     channels: int
+    model_size: tuple[int, int] | None = None  # pixels that the model's config names
 
     @property
     def count(self) -> int:
         return int(self.has_cls) + self.registers + self.grid[0] * self.grid[1]
 
+    def account(self) -> str:
+        rows, columns = self.grid
+        return f"{int(self.has_cls)} class, {self.registers} register, {rows}x{columns} patch"
 
-def image_processor(where: str) -> tuple[Any, tuple[str, ...]]:
-    """(processor or None, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model, 5.23 DINOv3);
-    then the processor's PIL edition is taken, or, where there is none, ViT's, which knows the same settings (size, mean, std)."""
+    def size_conflict(self, name: str) -> tuple[str, str] | None:
+        """(why a forward pass may fail, the next step); None when sizes agree. Models that interpolate their positions take others too."""
+        if self.model_size in (None, self.size):
+            return None
+        (h, w), (height, width) = self.size, self.model_size
+        return (
+            f"the image processor of {name} gives {h}x{w} pixels, the model takes {height}x{width}",
+            f'set "size" (and "crop_size", where it has one) in its preprocessor_config.json to {{"height": {height}, "width": {width}}}',
+        )
+
+
+_LARGEST = 8192  # pixels a side
+_POOLING = ("head", "pooler")  # modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
+
+
+def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """(processor, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model, 5.23 DINOv3); then the processor's
+    PIL edition is taken, or, where there is none, ViT's, which knows the same settings (size, mean, std). Raises what transformers does."""
     from transformers import AutoImageProcessor
     from transformers.utils import is_torchvision_available
 
     try:
-        return AutoImageProcessor.from_pretrained(where), ()
-    except (ImportError, OSError, ValueError):
-        if is_torchvision_available():
-            return None, ()
-    try:
-        return pil_processor(where)
-    except (OSError, ValueError):
-        return None, ()
+        return AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code), ()
+    except (ImportError, OSError, ValueError) as error:
+        if is_torchvision_available() or "trust_remote_code" in str(error):
+            raise
+    return pil_processor(where)
 
 
 def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
     import transformers
 
     settings, _ = transformers.ViTImageProcessorPil.get_image_processor_dict(where)
-    named = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViTImageProcessor"
+    named = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViTImageProcessor")
     pil = named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     if hasattr(transformers, pil):
-        return getattr(transformers, pil).from_pretrained(where), ()
+        return getattr(transformers, pil).from_pretrained(where, trust_remote_code=False), ()
+    if not hasattr(transformers, named):
+        raise ValueError(f"{named} is not an image processor that transformers knows")
     note = f"torchvision is not installed: images are resized by PIL, which rounds to 8 bits where {named} does not"
-    return transformers.ViTImageProcessorPil.from_pretrained(where), (note,)
+    return transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False), (note,)
 
 
 def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
     """From the tower's own parameters and config, with the image size that the processor really gives."""
     tower = module.get_submodule(tower_path(module))
     config = tower.config
-    if processor is None:
-        raise MissingError(f"{name} has no image processor", "put preprocessor_config.json beside its weights")
-    own = {parameter.rsplit(".", 1)[-1] for parameter, _ in tower.named_parameters()}
+    masked = getattr(config, "mask_ratio", 0)
+    if masked and _takes_noise(tower):
+        raise DataError(
+            f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so that its rows have no fixed places",
+            'set "mask_ratio": 0.0 in its config.json: then every patch is read, in order',
+        )
+    tokens = {path.rsplit(".", 1)[-1] for path, _ in tower.named_parameters() if not set(path.split(".")) & {*_POOLING}}
     channels = getattr(config, "num_channels", 3)
+    _check_request(processor, name)
     height, width = prepared([blank_image(channels)], processor).shape[-2:]
     patch = getattr(config, "patch_size", None)
     if not patch:
         raise DataError(f"{name} is a vision model without patches of one size", "choose a ViT, CLIP, SigLIP or DINO model")
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = _pair(patch)
+    if height < rows or width < columns:
+        cause = f"the image processor of {name} gives {height}x{width} pixels, less than one patch of {rows}x{columns}"
+        raise DataError(cause, 'look at "size" and "crop_size" in its preprocessor_config.json')
+    size = getattr(config, "image_size", None)
     return ImageTokens(
-        has_cls=bool(own & {"cls_token", "class_embedding"}),
+        has_cls=bool(tokens & {"cls_token", "class_embedding"}),
         # DeiT's distillation token is, like a register, a learnt token that is no patch.
-        registers=getattr(config, "num_register_tokens", 0) * ("register_tokens" in own) + ("distillation_token" in own),
+        registers=getattr(config, "num_register_tokens", 0) * ("register_tokens" in tokens) + ("distillation_token" in tokens),
         grid=(height // rows, width // columns),
         size=(height, width),
         channels=channels,
+        model_size=_pair(size) if size else None,
     )
+
+
+def _check_request(processor: Any, name: str) -> None:
+    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before any size is seen."""
+    for setting in ("size", "crop_size"):
+        asked = getattr(processor, setting, None)
+        sides = [side for side in dict(asked).values() if isinstance(side, int)] if asked else []
+        if max(sides, default=0) > _LARGEST:
+            cause = f"the image processor of {name} asks for {max(sides)} pixels a side ({setting})"
+            raise DataError(cause, f"at most {_LARGEST} are read: mend its preprocessor_config.json")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _takes_noise(tower: nn.Module) -> bool:
+    return "noise" in inspect.signature(tower.forward).parameters
+
+
+def ordered_noise(tower: nn.Module, tokens: ImageTokens, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ViT-MAE shuffles patches by the order of a noise, even where it drops none; rising numbers keep each at its place."""
+    if not _takes_noise(tower) or "noise" in inputs:
+        return {}
+    pixels_BChw, patches = inputs["pixel_values"], tokens.grid[0] * tokens.grid[1]
+    return {"noise": torch.arange(patches, dtype=torch.float32, device=pixels_BChw.device).expand(len(pixels_BChw), -1)}
 
 
 def blank_image(channels: int) -> Any:
@@ -87,12 +142,23 @@ def blank_image(channels: int) -> Any:
 
 
 def prepared(images: list[Any], processor: Any) -> torch.Tensor:
-    """pixel_values (B,C,h,w) of PIL images, through the model's own image processor. DataError when sizes differ after it."""
+    """pixel_values (B,C,h,w) of PIL images, through the model's own image processor. DataError when it fails or sizes differ after it."""
     try:
         with quiet_transformers():
-            return torch.as_tensor(processor(images=images, return_tensors="pt")["pixel_values"])
-    except ValueError as error:
+            pixels = torch.as_tensor(processor(images=images, return_tensors="pt")["pixel_values"])
+    except SaekitError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        sizes = sorted({"{1}x{0}".format(*image.size) for image in images})
+        cause = f"images of different sizes ({', '.join(sizes[:3])})" if len(sizes) > 1 else f"images of {sizes[0]} pixels"
         raise DataError(
-            f"the image processor gives images of different sizes: {str(error).splitlines()[0]}",
-            "resize or crop the images to one size first",
+            f"the image processor ({type(processor).__name__}) fails on {cause}: {line}",
+            "its preprocessor_config.json must resize to one size; or resize the images first",
         ) from error
+    if pixels.ndim != 4:
+        raise DataError(
+            f"the image processor ({type(processor).__name__}) gives pixel_values of shape {tuple(pixels.shape)}, not images of one size",
+            "choose a ViT, CLIP, SigLIP or DINO model; models that cut an image into a varying number of patches are not read",
+        )
+    return pixels

@@ -12,33 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import groupby, islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, SaekitError
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import LiveModel
+from saekit.harvesting.reading import first_line
 from saekit.harvesting.sources import Document, Documents
+from saekit.harvesting.tokens import Frame, PositionKind, check_context, embedded_tokens, special_tokens
 from saekit.types import CLS_POSITION, FIRST_REGISTER_POSITION, Scope
+
+__all__ = ["ContextBatch", "PositionKind", "batches", "check_context", "check_scope", "special_tokens"]
 
 SORT_WINDOW = 32  # batches
 _TOKENIZE_AT_ONCE = 64  # documents; the tokenizer works on them in parallel
-
-
-class PositionKind(IntEnum):
-    """What a position of a batch holds. Padding is told by the attention mask, never by token id: GPT-2 pads with its EOS."""
-
-    CONTENT = 0
-    BOS = 1
-    EOS = 2  # also SEP
-    CLS = 3
-    REGISTER = 4
-    PADDING = 5
-    SPECIAL = 6  # any other token that the tokenizer adds around a text
 
 
 @dataclass
@@ -111,82 +101,55 @@ class _Context:
     label: str | None
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The special tokens around each context, and the one between packed documents."""
-
-    prefix: list[int]
-    suffix: list[int]
-    separator: int | None
-    opening: dict[int, int]  # token id -> PositionKind in front of a text
-    closing: dict[int, int]  # the same within and behind it; they differ where BOS and EOS are one token (GPT-2)
-
-    def kinds(self, ids: list[int]) -> list[int]:
-        """PositionKind of every token of prefix + ids + suffix. A BOS or EOS that the text itself spells out is no content."""
-        before = [self.opening.get(token, PositionKind.SPECIAL) for token in self.prefix]
-        inside = [self.closing.get(token, PositionKind.CONTENT) for token in ids]
-        after = [self.closing.get(token, PositionKind.SPECIAL) for token in self.suffix]
-        return [int(kind) for kind in before + inside + after]
-
-
 def text_batches(
     live: LiveModel, data: Documents, *, ctx: int, batch: int, pack: bool = False, start_batch: int = 0, padded: bool = True
 ) -> Iterator[ContextBatch]:
     """See `batches`."""
     frame, room = check_context(live, ctx, pack)
-    tokenized = _tokenized(live.tokenizer, data)
+    tokenized = _tokenized(live, data)
     contexts = _packed(tokenized, frame, room) if pack else _separate(tokenized, frame, room)
-    pad = live.tokenizer.pad_token_id or 0
+    pad = _padding(live)
     for number, group in enumerate(_grouped(contexts, batch, padded)):
         if number >= start_batch:
             yield _text_batch(group, pad)
 
 
-def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[_Frame, int]:
-    """(special tokens, room for text in a context). Raises UsageError when there is no room, DataError beyond the model's length."""
-    frame = special_tokens(live)
-    room = ctx - len(frame.prefix) - len(frame.suffix)
-    if room < 1:
-        raise UsageError(f"--ctx {ctx} leaves no room for text beside {ctx - room} special tokens", "use --ctx 128")
-    limit = getattr(live.module.config, "max_position_embeddings", None)
-    if limit and live.kind == "text_encoder" and hasattr(live.module, "embeddings"):
-        # RoBERTa counts positions from behind its padding index: 514 positions hold 512 tokens.
-        limit -= 1 + (getattr(live.module.embeddings, "padding_idx", None) or -1)
-    if limit and ctx > limit:
-        raise DataError(f"--ctx {ctx}: {live.name} takes at most {limit} tokens", f"use --ctx {limit}")
-    if pack and frame.separator is None:
-        raise DataError(f"--pack: the tokenizer of {live.name} has no end-of-text token", "leave out --pack")
-    return frame, room
+def _padding(live: LiveModel) -> int:
+    """Padding is masked, so its id need not be the tokenizer's: one that was added without an embedding of its own is read as 0."""
+    pad, tokens = live.tokenizer.pad_token_id or 0, embedded_tokens(live)
+    return pad if tokens is None or pad < tokens else 0
 
 
-def special_tokens(live: LiveModel) -> _Frame:
-    """What the tokenizer puts around a text; for causal models also a BOS it has but does not add.
-
-    The first position of a decoder is an attention sink: in SmolLM2-135M its norm is 25,000 from block 11 on, 175 times the
-    median, whatever token it holds. With a BOS there, it is no content token.
-    """
-    tokenizer = live.tokenizer
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    at = next((i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain), 0)
-    prefix, suffix = list(full[:at]), list(full[at + len(plain) :])
-    if live.kind == "causal_lm" and tokenizer.bos_token_id is not None and not prefix:
-        prefix = [tokenizer.bos_token_id]
-    is_encoder = live.kind == "text_encoder"
-    opening = {tokenizer.cls_token_id: PositionKind.CLS} if is_encoder else {tokenizer.bos_token_id: PositionKind.BOS}
-    closing = {tokenizer.eos_token_id: PositionKind.EOS, tokenizer.sep_token_id: PositionKind.EOS}
-    separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    return _Frame(prefix, suffix, separator, opening=closing | opening, closing=opening | closing)
-
-
-def _tokenized(tokenizer: Any, data: Documents) -> Iterator[tuple[Document, list[int]]]:
-    documents = data.documents()
+def _tokenized(live: LiveModel, data: Documents) -> Iterator[tuple[Document, list[int]]]:
+    """Raises DataError for a text that the tokenizer cannot read, and for a token that the model has no embedding of."""
+    documents, tokens = data.documents(), embedded_tokens(live)
     while some := list(islice(documents, _TOKENIZE_AT_ONCE)):
-        ids = tokenizer([document.text for document in some], add_special_tokens=False, verbose=False)["input_ids"]
-        yield from zip(some, ids, strict=True)
+        for document, ids in zip(some, _token_ids(live, some), strict=True):
+            if tokens is not None and ids and max(ids) >= tokens:
+                _refuse_token(live, document, max(ids), tokens)
+            yield document, ids
 
 
-def _separate(tokenized: Iterator[tuple[Document, list[int]]], frame: _Frame, room: int) -> Iterator[_Context]:
+def _token_ids(live: LiveModel, documents: list[Document]) -> list[list[int]]:
+    try:
+        return live.tokenizer([document.text for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
+    except SaekitError:
+        raise
+    except Exception as error:
+        names = documents[0].name if len(documents) == 1 else f"{documents[0].name} to {documents[-1].name}"
+        cause = f"the tokenizer of {live.name} fails on {names}: {type(error).__name__}: {first_line(error)}"
+        raise DataError(cause, "take that text out, or give the model the tokenizer that it was trained with") from error
+
+
+def _refuse_token(live: LiveModel, document: Document, token: int, tokens: int) -> None:
+    text = live.tokenizer.convert_ids_to_tokens(token)
+    raise DataError(
+        f"{document.name} holds token {token} ({text!r}), and {live.name} has embeddings of tokens 0 to {tokens - 1} only",
+        "use the tokenizer that the model was trained with, or take that token out of the text",
+    )
+
+
+def _separate(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int) -> Iterator[_Context]:
     number = 0
     for document, ids in tokenized:
         for start in range(0, len(ids), room):
@@ -195,7 +158,7 @@ def _separate(tokenized: Iterator[tuple[Document, list[int]]], frame: _Frame, ro
             number += 1
 
 
-def _packed(tokenized: Iterator[tuple[Document, list[int]]], frame: _Frame, room: int) -> Iterator[_Context]:
+def _packed(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int) -> Iterator[_Context]:
     number, ids, owners, first = 0, [], [], None
     for document, own in tokenized:
         for token in (*own, frame.separator):
@@ -209,7 +172,7 @@ def _packed(tokenized: Iterator[tuple[Document, list[int]]], frame: _Frame, room
         yield _context(number, ids, owners, first, frame)
 
 
-def _context(number: int, ids: list[int], owners: list[int], document: Document, frame: _Frame) -> _Context:
+def _context(number: int, ids: list[int], owners: list[int], document: Document, frame: Frame) -> _Context:
     return _Context(
         number=number,
         ids=frame.prefix + ids + frame.suffix,

@@ -8,27 +8,26 @@ module in anyone's hands.
 
 from __future__ import annotations
 
-import inspect
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from saekit.embedded import is_embedded, model_folder
-from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.embedded.silence import quiet_transformers
-from saekit.errors import DataError, MissingError
+from saekit.embedded.weights import check_weights, load_weights
+from saekit.errors import DataError, MissingError, SaekitError
 from saekit.harvesting.blocks import tower_path
 from saekit.harvesting.hooks import block_count
-from saekit.harvesting.images import ImageTokens, image_processor, image_tokens
+from saekit.harvesting.images import ImageTokens, image_processor, image_tokens, ordered_noise
+from saekit.harvesting.kinds import Kind, auto_class, check_input, kind_of
+from saekit.harvesting.layout import check_layout
+from saekit.harvesting.location import locate_model
 from saekit.harvesting.probe import hook_widths
+from saekit.harvesting.reading import check_sizes, forward_pass, model_reading, not_found
 
-Kind = Literal["causal_lm", "text_encoder", "vision"]
+__all__ = ["Kind", "LiveModel", "MissingHead", "load_model", "not_found"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class LiveModel:
     tower: str = ""  # path of the part that is run; '' is the whole model
     image_tokens: ImageTokens | None = None
     notes: tuple[str, ...] = field(default=())  # what the user should know, one line each
+    has_head: bool = True  # False where the file of a causal model has no output head: `module` then gives no logits
+    processor_fault: SaekitError | None = None  # why `processor` is None, with its cause
 
     @property
     def modality(self) -> Literal["text", "image"]:
@@ -63,12 +64,17 @@ class LiveModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer; raises MissingError when the model came without one, DataError on an image model."""
+        """The tokenizer; raises MissingError when the model came without one, DataError on an image model or a damaged file."""
         if self.modality != "text":
             raise DataError(f"{self.name} is an image model and has no tokenizer", "give it images (DATA)")
         if self.processor is None:
-            raise MissingError(f"{self.name} has no tokenizer", "put tokenizer.json and tokenizer_config.json beside its weights")
+            raise self.processor_fault or MissingError(f"{self.name} has no tokenizer", "give one with tokenizer=")
         return self.processor
+
+    @property
+    def output_head(self) -> nn.Module | None:
+        """What turns hidden states into logits, as the file has it; None on encoders, vision models and files without a head."""
+        return self.module.get_output_embeddings() if self.kind == "causal_lm" and self.has_head else None
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
         """Run the part that is hooked (`tower`) on a batch's `inputs`, moved to the model's device; images in its dtype."""
@@ -78,177 +84,95 @@ class LiveModel:
         }
         if self.kind == "causal_lm":
             moved["use_cache"] = False  # one pass a context: a key-value cache would only cost memory
-        return self.module.get_submodule(self.tower)(**moved)
+        tower, known = self.module.get_submodule(self.tower), None
+        if self.image_tokens is not None:
+            moved |= ordered_noise(tower, self.image_tokens, moved)
+            known = self.image_tokens.size_conflict(self.name)
+        with forward_pass(self.name, inputs, known):
+            return tower(**moved)
 
     def probe(self, hooks: Sequence[str]) -> dict[str, int]:
         """The width d_in of each hook (see `saekit.harvesting.probe`)."""
         return hook_widths(self, hooks)
 
 
-def load_model(name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LiveModel:
+def load_model(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+) -> LiveModel:
     """Load a hub id, a local folder, a .gguf file or `embedded:NAME`.
 
-    dtype None is float32 on the CPU and the checkpoint's own elsewhere. Raises MissingError when there is nothing to load (says
-    whether offline mode is on), DataError for a folder that holds no model or a kind that is not supported.
+    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `trust_remote_code` lets Python code that comes with the model
+    run; without it such a model is refused, and nothing is ever asked on stdin. Raises MissingError when there is nothing to load (says
+    whether offline mode is on), DataError for a folder that holds no model, for weights that do not fit the config (transformers would
+    fill them with random numbers), damaged files and a kind that is not supported.
     """
     from transformers import AutoConfig
 
-    where, revision = _locate(name)
     device = torch.device(device)
-    with quiet_transformers(), _loading_errors(name):
-        config = AutoConfig.from_pretrained(where)
-        kind = _kind(config, name)
-        module = _auto_class(kind).from_pretrained(where, dtype=dtype or (torch.float32 if device.type == "cpu" else "auto"))
-        _check_input(module, kind, name)
-    module = module.to(device).eval().requires_grad_(False)
-    with quiet_transformers():
-        processor, notes = image_processor(where) if kind == "vision" else (_tokenizer(where), ())
-    return LiveModel(
+    with model_reading("model", name, name):
+        where, revision = locate_model(name)
+    with quiet_transformers(), model_reading("model", name, where):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        check_sizes(config, name, where)
+        kind = kind_of(config, name)
+        number_type = dtype or (torch.float32 if device.type == "cpu" else "auto")
+        module, report = load_weights(auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code)
+        check_input(module, kind, name)
+        running = module.get_submodule(path) if (path := tower_path(module)) else None
+        has_head = check_weights(module, report, name, running, head=kind == "causal_lm")
+        module = module.to(device).eval().requires_grad_(False)
+    notes = []
+    if kind == "causal_lm" and not has_head:
+        _take_head_off(module)
+        notes.append("the file holds no output head: hidden states are those of the file, and there are no logits")
+    try:
+        (processor, more), fault = _processor(kind, where, name, trust_remote_code), None
+    except SaekitError as error:
+        if kind == "vision":
+            raise
+        processor, more, fault = None, (), error  # raised when text is first read; --list-hooks needs no tokenizer
+    layout = None
+    if kind == "vision":
+        with model_reading("image processor", name, where):
+            layout = image_tokens(module, processor, name)
+    live = LiveModel(
         name=name,
         module=module,
         kind=kind,
         processor=processor,
         revision=revision or getattr(config, "_commit_hash", None),
         device=device,
-        tower=tower_path(module) if kind == "vision" or config.is_encoder_decoder else "",
-        image_tokens=image_tokens(module, processor, name) if kind == "vision" else None,
-        notes=notes,
+        tower=tower_path(module) if kind != "causal_lm" or config.is_encoder_decoder else "",
+        image_tokens=layout,
+        notes=(*notes, *more),
+        has_head=has_head,
+        processor_fault=fault,
     )
+    check_layout(live)
+    return live
 
 
-# --- finding ------------------------------------------------------------------------------------------------------------------
+def _processor(kind: Kind, where: str, name: str, trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
+    """(tokenizer or image processor, notes)."""
+    with quiet_transformers(), model_reading("image processor" if kind == "vision" else "tokenizer", name, where):
+        if kind == "vision":
+            return image_processor(where, trust_remote_code)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code), ()
 
 
-def _locate(name: str) -> tuple[str, str | None]:
-    """(what from_pretrained takes, revision where it is known without the hub)."""
-    if is_embedded(name):
-        folder, revision = model_folder(name)
-        return str(folder), revision
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise DataError(f"{name} holds no config.json, so it is not a transformers model", _nearest_model(path))
-        return str(path), _folder_revision(path)
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise DataError(f"{name} is a file, not a model", "MODEL is a hub id, a model folder or a .gguf file")
-        return str(dequantised_folder(path)), f"files:{file_digest(path)}"
-    if path.suffix == ".gguf" or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise MissingError(f"there is no model at {name}", "check the path")
-    return name, None
+def _take_head_off(module: nn.Module) -> None:
+    """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is not wanted."""
+    output = module.get_output_embeddings()
+    path = next((path for path, each in module.named_modules() if each is output), None)
+    if path:
+        module.set_submodule(path, MissingHead())
 
 
-def _nearest_model(path: Path) -> str:
-    below = next((each.parent for each in sorted(path.glob("*/config.json"))), None)
-    return f"did you mean {below}?" if below else "save it with model.save_pretrained(folder)"
+class MissingHead(nn.Module):
+    """Stands where the output head of a model would be whose file holds none: logits over no token at all, so that a whole forward pass
+    runs and nothing can be made of what it gives. `LiveModel.has_head` is asked by all that needs logits."""
 
-
-def _folder_revision(path: Path) -> str:
-    """Digest of configuration and weights: another fine-tuning saved in the same place is another model."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
-            digest.update(f"{file.name} {file_digest(file)}\n".encode())
-    return f"files:{digest.hexdigest()[:16]}"
-
-
-@contextmanager
-def _loading_errors(name: str) -> Iterator[None]:
-    """Turns what transformers raises on loading into a MissingError or DataError with a next step."""
-    try:
-        yield
-    except OSError as error:
-        raise not_found("model", name, error) from error
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"{name} cannot be loaded by transformers: {_first_line(error)}",
-            "saekit reads text decoders, text encoders and vision transformers that transformers knows",
-        ) from error
-
-
-def not_found(what: str, name: str, error: Exception) -> MissingError:
-    """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says whether offline mode is on."""
-    from huggingface_hub import constants
-
-    text = str(error).lower()
-    if constants.HF_HUB_OFFLINE:
-        return MissingError(
-            f"{what} {name} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)",
-            f"unset HF_HUB_OFFLINE, give a local folder, or choose an embedded {what} (embedded:NAME)",
-        )
-    if "gated" in text or "401" in text or "403" in text:
-        token = "a token is set" if os.environ.get("HF_TOKEN") else "no token is set"
-        return MissingError(
-            f"{what} {name} is gated or private, or does not exist ({token}; offline mode is off)",
-            "ask for access on its hub page, then run hf auth login",
-        )
-    if "connect" in text or "reach" in text:
-        return MissingError(
-            f"{what} {name} is not in the local cache, and the hub cannot be reached (offline mode is off)",
-            f"check the network, or give a local folder or an embedded {what} (embedded:NAME)",
-        )
-    return MissingError(
-        f"{what} {name} was not found: {_first_line(error)} (offline mode is off)",
-        f"check the id and the network, or give a local folder or an embedded {what} (embedded:NAME)",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-# --- kinds --------------------------------------------------------------------------------------------------------------------
-
-
-def _kind(config: Any, name: str) -> Kind:
-    """By what the config says: an image size makes a vision model; of the text models those with masked-language or
-    encoder-decoder pretraining are encoders, unless they were saved as a causal model."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        MODEL_MAPPING_NAMES,
-    )
-
-    kind, architecture = config.model_type, (getattr(config, "architectures", None) or [""])[0]
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if hasattr(config, "vision_config"):
-        return "causal_lm" if causal else "vision"
-    if hasattr(config, "image_size") or hasattr(config, "patch_size"):
-        return "vision"
-    if causal and (architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)):
-        return "causal_lm"
-    if config.is_encoder_decoder or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "text_encoder"
-    if causal:
-        return "causal_lm"
-    if kind in MODEL_MAPPING_NAMES:
-        return "text_encoder"
-    raise DataError(f"{name} is a {kind} model, which saekit cannot read", "choose a language or vision transformer")
-
-
-def _check_input(module: nn.Module, kind: Kind, name: str) -> None:
-    """Models of sound or video pass for text encoders by their config; what their forward pass takes tells them apart."""
-    tower = module.get_submodule(tower_path(module))
-    takes = inspect.signature(tower.forward).parameters
-    if ("pixel_values" if kind == "vision" else "input_ids") not in takes:
-        raise DataError(
-            f"{name} ({type(module).__name__}) takes neither text nor images of one size: {', '.join(list(takes)[:3])}, ...",
-            "choose a language or vision transformer",
-        )
-
-
-def _auto_class(kind: Kind) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return AutoModelForCausalLM if kind == "causal_lm" else AutoModel
-
-
-def _tokenizer(where: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError):
-        return None  # LiveModel.tokenizer says so when it is first needed; --list-hooks needs none
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD.new_empty(*x_BTD.shape[:-1], 0)

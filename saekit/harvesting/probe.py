@@ -47,6 +47,8 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
                 raise DataError(cause, f"{block_hint(live.module)}; {hint}")
             cause = f"{path} gives a tensor {tuple(state.shape)} for {CONTEXTS} inputs of {tokens} tokens, not one vector a token"
             raise DataError(cause, block_hint(live.module))
+        if state.shape[2] == 0:
+            raise DataError(f"{path} is the output head, which the file of {live.name} does not hold", block_hint(live.module))
         if torch.equal(state[0], state[1]):
             raise DataError(
                 f"{path} gives the same vectors whatever the {_words(live)} are: it holds no hidden states", block_hint(live.module)

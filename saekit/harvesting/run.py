@@ -79,7 +79,7 @@ class ModelHarvest(Harvest):
     def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
         super().__init__(out, config)
         device = pick_device(config.device)
-        self.live = load_model(model, device) if isinstance(model, str) else model
+        self.live = load_model(model, device, trust_remote_code=config.trust_remote_code) if isinstance(model, str) else model
         self.notes = self.live.notes
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
             raise DataError("--layout grid needs an image model and --scope content", "--layout flat or sequence")

@@ -134,7 +134,7 @@ def unembedding(store: Store) -> tuple[torch.Tensor | None, str]:
         live = load_model(store.spec.model, "cpu")
     except SaekitError as error:
         return None, str(error)
-    head = live.module.get_output_embeddings() if live.kind == "causal_lm" else None
+    head = live.output_head
     if head is None:
         return None, f"{store.spec.model} has no output tokens"
     if head.weight.shape[1] != store.spec.d_in:

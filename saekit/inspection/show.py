@@ -17,10 +17,13 @@ def token_texts(store: Store | StackedStore) -> Callable[[list[int]], list[str]]
     """token ids -> one string a token, as it stands in the text (a leading space is kept), from the store's own tokenizer."""
     from transformers import AutoTokenizer
 
+    from saekit.harvesting.reading import model_reading
+
     folder = store.path / "tokenizer"
     if not folder.is_dir():
         raise DataError(f"{store.path} has no tokenizer folder, so its tokens cannot be shown", "harvest it again")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with model_reading("tokenizer", str(store.path), str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     known: dict[int, str] = {}
 
     def texts(ids: list[int]) -> list[str]:

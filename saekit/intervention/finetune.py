@@ -114,6 +114,9 @@ class _Finetune:
         self.live = load_model(spec.model, device)
         if self.live.kind != "causal_lm":
             raise UsageError(f"{spec.model} has no logits to train against", "fine-tune an SAE of a language model with a head")
+        if not self.live.has_head:
+            cause = f"the file of {spec.model} holds no output head: there are no logits to train against"
+            raise DataError(cause, "harvest and train on the model as it was saved with its head (AutoModelForCausalLM)")
         self.contexts = Contexts(self.store, self.live, config.batch, config.data)
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)

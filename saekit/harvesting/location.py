@@ -1,0 +1,52 @@
+"""MODEL to what from_pretrained takes: an embedded model, a local folder, a .gguf file or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from saekit.embedded import is_embedded, model_folder
+from saekit.embedded.dequantise import dequantised_folder, file_digest
+from saekit.errors import DataError, MissingError
+
+_ADAPTER = "adapter_config.json"
+
+
+def locate_model(name: str) -> tuple[str, str | None]:
+    """(what from_pretrained takes, revision where it is known without the hub)."""
+    if is_embedded(name):
+        folder, revision = model_folder(name)
+        return str(folder), revision
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / _ADAPTER).is_file():
+            # transformers would leave the adapter out where peft is not installed, and its load report is the adapter's where it is.
+            raise DataError(
+                f"{name} holds an adapter ({_ADAPTER}), which changes another model's weights",
+                "merge it first: model.merge_and_unload().save_pretrained(FOLDER) of peft, then harvest FOLDER",
+            )
+        if not (path / "config.json").is_file():
+            raise DataError(f"{name} holds no config.json, so it is not a transformers model", _nearest_model(path))
+        return str(path), _folder_revision(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise DataError(f"{name} is a file, not a model", "MODEL is a hub id, a model folder or a .gguf file")
+        return str(dequantised_folder(path)), f"files:{file_digest(path)}"
+    if path.suffix == ".gguf" or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise MissingError(f"there is no model at {name}", "check the path")
+    return name, None
+
+
+def _nearest_model(path: Path) -> str:
+    below = next((each.parent for each in sorted(path.glob("*/config.json"))), None)
+    return f"did you mean {below}?" if below else "save it with model.save_pretrained(folder)"
+
+
+def _folder_revision(path: Path) -> str:
+    """Digest of configuration and weights: another fine-tuning saved in the same place is another model."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin")):
+            digest.update(f"{file.name} {file_digest(file)}\n".encode())
+    return f"files:{digest.hexdigest()[:16]}"
