@@ -143,6 +143,8 @@ def check_sizes(config: Any, name: str, where: str) -> None:
     if not Path(where).is_dir():
         return
     held = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file() and file.suffix in (".safetensors", ".bin"))
+    if not held:
+        return  # transformers names the files that it looked for
     text = config.get_text_config()
     width = getattr(text, "hidden_size", None)
     for other in ("vocab_size", "intermediate_size", "num_hidden_layers", "hidden_size"):
