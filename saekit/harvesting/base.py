@@ -93,6 +93,9 @@ class Harvest(ABC):
     def _fill_all(self, folders: list[RunFolder], store_plan: dict[str, Any], progress: Callable[[Progress], None]) -> HarvestResult:
         began = time.monotonic()
         writers = self._open(folders, store_plan)
+        for writer in writers.values():
+            if writer.repaired:
+                progress(Progress("harvest", 0, 0, message=writer.repaired))
         first = next(iter(writers.values()))
         rows_before = first.rows
         if not all(writer.manifest.complete for writer in writers.values()):

@@ -61,6 +61,10 @@ class Manifest:
         """The share of rows that is held out. The plan names it only where it is not the default, as in stores older than the choice."""
         return self.plan.get("holdout", HOLDOUT_SHARE)
 
+    def truncated_at(self, bad_shard: int) -> Manifest:
+        """As it was before shard number `bad_shard` was written: a harvest goes on from there."""
+        return dataclasses.replace(self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=None)
+
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
         if self.self_check is None:

@@ -54,7 +54,7 @@ class Store:
             writer = holder(path)
             hint = "saekit harvest ... --resume" if writer is None else f"wait for {writer}, which is writing it"
             raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", hint)
-        self.shards = [ShardFile(path, shard) for shard in self.manifest.shards]
+        self.shards = [ShardFile(path, shard, self.spec) for shard in self.manifest.shards]
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._splits: dict[Split, RowRanges] = {}
 

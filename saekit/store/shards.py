@@ -17,6 +17,8 @@ import torch
 from saekit.errors import DataError
 from saekit.store.files import sha256_of
 from saekit.store.manifest import Shard
+from saekit.store.shard_layout import check_examples, checked_header, header_bytes, is_own_file
+from saekit.types import ActivationSpec
 
 # numpy has no bfloat16; 16-bit floats travel as int16 and are viewed as what they are in torch.
 _NUMPY = {
@@ -72,15 +74,21 @@ def example_tensors(examples: Sequence[StoredExample]) -> dict[str, torch.Tensor
 
 
 class ShardFile:
-    """A shard opened for reading. Its size is checked at once, its sha256 when it is first read from."""
+    """A shard opened for reading. Its size is checked at once, its sha256 and what it holds when it is first read from; with `spec`,
+    width and dtype as well. Raises DataError, whose hint mends it."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: Shard, spec: ActivationSpec | None = None) -> None:
         self.path = folder / "shards" / shard.name
-        self.shard = shard
-        size = self.path.stat().st_size if self.path.exists() else None
+        self.shard, self.spec = shard, spec
+        if not self.path.exists() and not self.path.is_symlink():
+            raise self._broken("is missing")
+        if not is_own_file(self.path):
+            raise DataError(
+                f"shard {self.path} is not a regular file", "put the file itself there: cp -rL copies a folder without its links"
+            )
+        size = self.path.stat().st_size
         if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes instead of {shard.bytes:,}"
-            raise DataError(f"shard {self.path} {found}", "harvest again with --resume, or --overwrite")
+            raise self._broken(f"has {size:,} bytes instead of {shard.bytes:,}")
 
     def verify(self) -> None:
         """Raises DataError when the file's sha256 is not the one in the manifest."""
@@ -90,26 +98,31 @@ class ShardFile:
             return
         found = sha256_of(self.path)
         if found != self.shard.sha256:
-            raise DataError(
-                f"shard {self.path} is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}",
-                "harvest again with --overwrite",
-            )
+            raise self._broken(f"is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}")
         _VERIFIED.add(version)
+
+    def _broken(self, how: str) -> DataError:
+        hint = "run the same saekit harvest with --resume, which writes it again from there on, or take the file from a copy"
+        return DataError(f"shard {self.path} {how}", hint)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """name -> memory-mapped array (16-bit floats as int16), after the checksum has been verified once."""
         self.verify()
+        try:
+            return self._mapped()
+        except (ValueError, RecursionError) as error:  # a value that does not fit, JSON that is none
+            hint = "harvest it again with --overwrite: its checksum is right, so it was written like this"
+            raise DataError(f"shard {self.path} is not one of saekit's: {error}", hint) from None
+
+    def _mapped(self) -> dict[str, np.ndarray]:
         with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        data = np.memmap(self.path, dtype=np.uint8, mode="r", offset=8 + length)
-        self.x_dtype = _TORCH[header["x"]["dtype"]]
-        arrays = {}
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            arrays[name] = data[start:stop].view(_NUMPY[entry["dtype"]]).reshape(entry["shape"])
+            header = header_bytes(file, self.path)
+        data = np.memmap(self.path, dtype=np.uint8, mode="r")[8 + len(header) :]
+        entries = checked_header(json.loads(header), len(data), self.shard, self.spec)
+        self.x_dtype = _TORCH[entries["x"].dtype]
+        arrays = {name: data[e.start : e.stop].view(_NUMPY[e.dtype]).reshape(e.shape) for name, e in entries.items()}
+        check_examples(arrays, self.shard, self.spec)
         return arrays
 
     def __len__(self) -> int:

@@ -55,6 +55,8 @@ class StoreWriter:
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
+        self.repaired = ""
+        """Which shard of an interrupted store could not be gone on with; '' where all could."""
         extras = extras or {}
         self.manifest = self._resumed() if resuming else Manifest(spec, plan, extras=sorted(extras))
         self.batches = self.batches_done
@@ -78,9 +80,16 @@ class StoreWriter:
         return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
 
     def _resumed(self) -> Manifest:
+        """What lies there, up to the first shard that is missing or damaged: rows do not depend on what comes after them."""
         have = Manifest.read(self.path)
-        for shard in have.shards:
-            ShardFile(self.path, shard).verify()
+        for number, shard in enumerate(have.shards):
+            try:
+                ShardFile(self.path, shard).verify()
+            except DataError as error:
+                self.repaired = f"{error}; its rows and those after it are harvested again"
+                have = have.truncated_at(number)
+                have.write(self.path)
+                break
         return have
 
     def set_norm_limit(self, limit: float) -> None:
