@@ -6,14 +6,18 @@ import dataclasses
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from saekit.config import write_toml
 from saekit.errors import DataError
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
+from saekit.harvesting.documents import NAMED, some_of
 from saekit.store.files import folder_bytes
+from saekit.store.health import PROBE_ROWS, choose_dtype, remarks
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES, StoreWriter
 from saekit.types import ActivationSpec, Progress
@@ -25,6 +29,7 @@ class Harvest(ABC):
     dtype: ClassVar[str]  # of the rows, unless asked otherwise
     widths: dict[str, int]  # hook -> d_in, a store each
     notes: Sequence[str] = ()  # what the user should know before it begins
+    dtype_reason: str | None = None  # why --dtype auto chose what it chose
 
     def __init__(self, out: Path, config: HarvestConfig) -> None:
         self.out = out
@@ -44,6 +49,30 @@ class Harvest(ABC):
     @abstractmethod
     def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
         """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
+
+    def skipped(self) -> Sequence[str]:
+        """Names of the broken inputs that were left out (--skip-broken)."""
+        return ()
+
+    def _choose_dtype(self, parts: Iterable[Any]) -> None:
+        """--dtype auto: by the first rows (R,D), as the model or the data gives them."""
+        rows, count = [], 0
+        for x_RD in parts:
+            rows.append(torch.as_tensor(x_RD))
+            count += len(rows[-1])
+            if count >= PROBE_ROWS:
+                break
+        if not count:
+            raise DataError("--dtype auto: the data gives no row to choose by", "another --scope or DATA")
+        dtype, self.dtype_reason = choose_dtype(torch.cat(rows)[:PROBE_ROWS])
+        self.config = dataclasses.replace(self.config, dtype=dtype)
+        self.notes = (*self.notes, f"--dtype auto: {self.dtype_reason}")
+
+    def _report(self) -> dict[str, Any]:
+        """What the stores' health report holds besides the rows' own."""
+        skipped = list(self.skipped())
+        report: dict[str, Any] = {"skipped": {"count": len(skipped), "first": skipped[:NAMED]}} if skipped else {}
+        return report | ({"dtype_reason": self.dtype_reason} if self.dtype_reason else {})
 
     def rows_expected(self) -> int | None:
         """Rows that will be stored, None when that is not known before."""
@@ -85,8 +114,12 @@ class Harvest(ABC):
         if not all(writer.manifest.complete for writer in writers.values()):
             if not all(writer.manifest.filled for writer in writers.values()):
                 self.fill(writers, progress)
+            if skipped := self.skipped():
+                progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
             for writer in writers.values():
-                writer.finish()
+                manifest = writer.finish(self._report())
+                for remark in remarks(manifest.stats, writer.spec):
+                    progress(Progress("harvest", 0, 0, message=remark))
         seconds = time.monotonic() - began
         rate = (first.rows - rows_before) / max(seconds, 1e-9)
         one = len(writers) == 1
@@ -99,6 +132,7 @@ class Harvest(ABC):
             rows_per_s=round(rate, 1),
             stores={hook: str(writer.path) for hook, writer in writers.items()},
             dropped=first.dropped,
+            skipped=first.manifest.stats.get("skipped", {}).get("count", 0),
         )
 
     def _open(self, resume: bool, overwrite: bool) -> dict[str, StoreWriter]:

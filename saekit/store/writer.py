@@ -7,20 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from saekit.errors import DataError, NumericsError
 from saekit.store import manifest as manifests
 from saekit.store.files import prepare_output, sha256_of, write_tensors
+from saekit.store.health import DTYPES, STATISTICS_CHUNK, Rounding, health_report, overflow_hint
 from saekit.store.manifest import Manifest, Shard, differences
 from saekit.store.shards import ShardFile, StoredExample, example_tensors
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.types import ActivationSpec
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-STATISTICS_CHUNK = 1024
-HIGH_NORM = 10.0  # the health report counts rows whose norm is above this multiple of the median
 
 
 @dataclass
@@ -42,6 +38,7 @@ class StoreWriter:
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
+        self._rounding = Rounding(spec.d_in)
         resuming = prepare_output(path, manifests.NAME, resume=resume, overwrite=overwrite)
         self.manifest = self._resume(plan) if resuming else Manifest(spec, plan)
         self.batches = self.batches_done
@@ -64,7 +61,14 @@ class StoreWriter:
     def _resume(self, plan: dict[str, Any]) -> Manifest:
         have = Manifest.read(self.path)
         unsaid = {"holdout": HOLDOUT_SHARE}
+        if not have.shards and have.plan.get("data") != plan.get("data"):
+            have.plan = {**have.plan, "data": plan.get("data")}  # nothing is stored yet that could be mixed: a broken input was removed
         changed = differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **self.spec.to_json(), **plan})
+        if have.plan.get("data") != plan.get("data"):
+            raise DataError(
+                f"the data of {self.path} has changed since it was harvested: {changed}",
+                "put the old data back, or --overwrite harvests the new",
+            )
         if changed:
             raise DataError(
                 f"{self.path} was harvested with other settings: {changed}",
@@ -86,8 +90,9 @@ class StoreWriter:
             row = int(bad[0])
             where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
             if torch.isfinite(block.x[row]).all():
-                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", "--dtype bfloat16 or float32")
+                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", overflow_hint(block.x, self.spec.dtype))
             raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", "another --hook")
+        self._rounding.add(block.x, stored)
         block.x = stored
         self._blocks.append(block)
         self._pending_rows += len(stored)
@@ -115,7 +120,7 @@ class StoreWriter:
         )
         self.manifest.shards.append(shard)
         self.manifest.write(self.path)
-        self._blocks, self._pending_rows = [], 0
+        self._blocks, self._pending_rows, self._rounding = [], 0, Rounding(self.spec.d_in)
 
     def _shard_tensors(self) -> tuple[dict[str, torch.Tensor], list[StoredExample]]:
         examples, offset = [], 0
@@ -135,39 +140,16 @@ class StoreWriter:
             sums[1] += squares.sum(0)
             norms.append(squares.sum(1).sqrt().float())
         tensors |= {"norm": torch.cat(norms), "sum": sums[0].clone(), "sum_of_squares": sums[1].clone()}
-        return tensors | example_tensors(examples), examples
+        rounding = self._rounding.tensors() if self._rounding.rows else {}
+        return tensors | rounding | example_tensors(examples), examples
 
-    def finish(self) -> Manifest:
-        """Close the last shard and write the health report. Raises DataError when no row was stored."""
+    def finish(self, report: dict[str, Any] | None = None) -> Manifest:
+        """Close the last shard and write the health report, with what `report` adds. Raises DataError when no row was stored."""
         self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:
             raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")
-        self.manifest.stats = health_report(self.path, self.manifest)
+        self.manifest.stats = health_report(self.path, self.manifest) | (report or {})
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest
-
-
-def health_report(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, and the rows far above the median norm."""
-    total, squares, norms = 0.0, 0.0, []
-    for shard in manifest.shards:
-        arrays = ShardFile(path, shard).arrays
-        total, squares = total + arrays["sum"], squares + arrays["sum_of_squares"]
-        norms.append(arrays["norm"])
-    n, norm = manifest.rows, np.concatenate(norms)
-    mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    median = float(np.median(norm))
-    return {
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "mean_square_norm": float(squares.sum() / n),
-        "mean_to_std": float(np.linalg.norm(mean) / max(np.linalg.norm(std), 1e-30)),
-        "median_norm": median,
-        "max_norm": float(norm.max()),
-        "high_norm_factor": HIGH_NORM,
-        "high_norm_rows": int((norm > HIGH_NORM * median).sum()),
-        "dropped_rows": sum(shard.dropped for shard in manifest.shards),
-    }
