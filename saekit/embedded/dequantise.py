@@ -140,7 +140,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     with quiet_transformers():
         with unreadable(f"{gguf} cannot be read as a language model", hint):
             tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+        absent = sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"])))
+        if absent:  # transformers would fill them with random numbers
+            raise DataError(f"{gguf} lacks weights of its model: {', '.join(absent[:3])}", hint)
         # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32 by now.
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):

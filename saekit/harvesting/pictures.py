@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 DEEP = "bits"  # key of `image.info`: 16 where the picture was scaled to 8
 _CONVERTED = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+# A picture of so many pixels from so few bytes is blank or an attack; it would take over a GB as RGB.
+_MANY_PIXELS, _PIXELS_A_BYTE = 1 << 26, 100
 _SKIP = "remove or repair the file, or go on without broken files with --skip-broken"
 
 
@@ -41,6 +43,7 @@ def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _S
         known = [each for each in FORMATS if each in _registered()]
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+            _refuse_bomb(image, len(source) if isinstance(source, bytes) else source.stat().st_size, what, remedy)
             image.load()
         except Image.DecompressionBombError as error:
             raise DataError(f"{what} is too large a picture: {str(error).split(', could')[0]}", f"make it smaller, or {remedy}") from error
@@ -52,6 +55,13 @@ def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _S
         if bits:
             image.info[DEEP] = bits
         return image
+
+
+def _refuse_bomb(image: Image, size: int, what: str, remedy: str) -> None:
+    pixels = image.size[0] * image.size[1]
+    if pixels > _MANY_PIXELS and size * _PIXELS_A_BYTE < pixels:
+        cause = f"{what} is too large a picture: {pixels:,} pixels, almost all alike, from {size:,} bytes"
+        raise DataError(cause, f"make it smaller, or {remedy}")
 
 
 def _registered() -> set[str]:

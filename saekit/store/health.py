@@ -17,6 +17,7 @@ from saekit.types import ActivationSpec
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STATISTICS_CHUNK = 1024
+_CHUNK = 256
 HIGH_NORM = 10.0  # rows whose norm is above this multiple of the median are counted
 ROUNDING_LIMIT = 0.05  # of a dimension's spread; and of all values, for those that became 0
 PROBE_ROWS = 4096  # of --dtype auto
@@ -32,21 +33,20 @@ class Rounding:
         self.sums = torch.zeros(3, width, dtype=torch.float64)  # squared error; x - pivot; (x - pivot) squared
 
     def add(self, x_RD: torch.Tensor, stored_RD: torch.Tensor) -> None:
-        """Exact (R,D) rows add their moments alone."""
-        if not len(x_RD):
+        """(R,D) as they came and as they are stored. Rows that came in the stored dtype lost nothing, and are not counted."""
+        if not len(x_RD) or x_RD.dtype == stored_RD.dtype:
             return
         wide = torch.float64 if x_RD.dtype == torch.float64 else torch.float32
         if self.pivot is None:
             self.pivot = x_RD[:STATISTICS_CHUNK].to(wide).mean(0)
         pivot = self.pivot.to(wide)
-        for x, stored in zip(x_RD.split(STATISTICS_CHUNK), stored_RD.split(STATISTICS_CHUNK)):
-            x = x.to(wide)
-            error = stored.to(wide).sub_(x) if stored.dtype != wide else stored - x
-            self.vanished += int(((stored == 0) & (x != 0)).sum())
-            self.sums[0] += error.square_().sum(0)
-            deviation = x - pivot
-            self.sums[1] += deviation.sum(0)
-            self.sums[2] += deviation.square_().sum(0)
+        # One buffer that stays in cache: half the time of a new one for each term.
+        for x, stored in zip(x_RD.split(_CHUNK), stored_RD.split(_CHUNK)):
+            x, work = x.to(wide), stored.to(wide, copy=True)
+            self.vanished += int(x.count_nonzero()) - int(work.count_nonzero())  # rounding makes zeros and unmakes none
+            self.sums[0] += work.sub_(x).square_().sum(0)
+            self.sums[1] += torch.sub(x, pivot, out=work).sum(0)
+            self.sums[2] += work.square_().sum(0)
         self.rows += len(x_RD)
         self.values += x_RD.numel()
 
@@ -82,6 +82,7 @@ def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def rounding_of(x_RD: torch.Tensor, dtype: str) -> dict[str, Any]:
     """The same figures for rows that would be stored in `dtype`."""
     rounding = Rounding(x_RD.shape[1])
+    x_RD = x_RD.to(torch.float64) if x_RD.dtype == DTYPES[dtype] else x_RD
     rounding.add(x_RD, x_RD.to(DTYPES[dtype]))
     return summed([{name: tensor.numpy() for name, tensor in rounding.tensors().items()}])
 
@@ -147,8 +148,9 @@ def health_report(path: Any, manifest: Any) -> dict[str, Any]:
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     median = float(np.median(norm))
-    # Shards of earlier versions do not say what was rounded.
-    rounding = summed(roundings) if all(roundings) else {}
+    # Neither shards of earlier versions nor those whose rows came in the stored dtype say what was rounded.
+    told = [rounding for rounding in roundings if rounding]
+    rounding = summed(told) if told else {}
     return rounding | {
         "mean": mean.tolist(),
         "std": std.tolist(),
