@@ -58,7 +58,7 @@ class Harvest(ABC):
         """--dtype auto: by the first rows (R,D), as the model or the data gives them."""
         rows, count = [], 0
         for x_RD in parts:
-            rows.append(torch.as_tensor(x_RD))
+            rows.append(x_RD if isinstance(x_RD, torch.Tensor) else torch.tensor(x_RD))
             count += len(rows[-1])
             if count >= PROBE_ROWS:
                 break
