@@ -117,7 +117,7 @@ class Harvest(ABC):
             if skipped := self.skipped():
                 progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
             for writer in writers.values():
-                manifest = writer.finish(self._report())
+                manifest = writer.finish()
                 for remark in remarks(manifest.stats, writer.spec):
                     progress(Progress("harvest", 0, 0, message=remark))
         seconds = time.monotonic() - began
@@ -143,6 +143,7 @@ class Harvest(ABC):
         for hook in self.widths:
             path, size = self.folder(hook), c.shard_mb << 20
             writers[hook] = StoreWriter(path, self.spec(hook), plan | chosen, shard_bytes=size, resume=resume, overwrite=overwrite)
+            writers[hook].report = self._report
             self.write_extras(path)
             write_toml(path / "config.toml", self.settings() | chosen)
         return writers

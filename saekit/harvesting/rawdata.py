@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saekit.embedded.digests import file_digest
+from saekit.embedded.digests import SAMPLED_ABOVE, file_digest, is_sampled
 from saekit.errors import DataError, NumericsError, UsageError
 from saekit.harvesting.arrays import load_array
 from saekit.harvesting.config import HarvestConfig
@@ -140,6 +140,8 @@ class Array(RawData):
         self.count = len(self._x)
         self._order = shuffled(len(self._x), config.seed)
         self._skip_broken = config.skip_broken
+        if is_sampled(self._path):
+            self.notes += (f"{data}: above {SAMPLED_ABOVE >> 30} GiB a change is told by size, time and samples alone",)
 
     def digest(self) -> str:
         return file_digest(self._path)

@@ -133,8 +133,8 @@ def _listing(root: Path, files: list[Path], name: str, load) -> Listing:
 def _digest_of_file(path: Path) -> str:
     try:
         return file_digest(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", "make it readable, or take it out of the data") from error
+    except OSError:
+        return "cannot be read"  # an error, or skipped, where it is opened as a document
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@ goes on, and the rest of the store comes out with the same bytes as if nothing h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class StoreWriter:
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
         self._rounding = Rounding(spec.d_in)
+        self.report: Callable[[], dict[str, Any]] = dict  # what the health report holds besides the rows' own, as of now
         resuming = prepare_output(path, manifests.NAME, resume=resume, overwrite=overwrite)
         self.manifest = self._resume(plan) if resuming else Manifest(spec, plan)
         self.batches = self.batches_done
@@ -121,6 +123,7 @@ class StoreWriter:
             sum(block.dropped for block in self._blocks),
         )
         self.manifest.shards.append(shard)
+        self.manifest.stats = self.report() or None  # a harvest killed before its last report goes on from this one
         self.manifest.write(self.path)
         self._blocks, self._pending_rows, self._rounding = [], 0, Rounding(self.spec.d_in)
 
@@ -145,13 +148,13 @@ class StoreWriter:
         rounding = self._rounding.tensors() if self._rounding.rows else {}
         return tensors | rounding | example_tensors(examples), examples
 
-    def finish(self, report: dict[str, Any] | None = None) -> Manifest:
-        """Close the last shard and write the health report, with what `report` adds. Raises DataError when no row was stored."""
+    def finish(self) -> Manifest:
+        """Close the last shard and write the health report. Raises DataError when no row was stored."""
         self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:
             raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")
-        self.manifest.stats = health_report(self.path, self.manifest) | (report or {})
+        self.manifest.stats = health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest

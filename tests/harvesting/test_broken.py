@@ -80,6 +80,27 @@ def test_once_rows_are_stored_changed_data_is_told_and_before_that_taken(tmp_pat
     assert "--overwrite" in raised.value.hint
 
 
+@pytest.mark.parametrize("rows", [None, 8])
+def test_a_harvest_killed_before_its_report_still_knows_what_it_left_out(tmp_path, monkeypatch, damaged, rows):
+    import saekit.store.writer as writer
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    options = {"batch": 4, "rows": rows, "skip_broken": True}
+    small_shards(monkeypatch)
+    whole = saekit.harvest("raw:pixels", str(damaged[0]), tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "health_report", killed)
+        with pytest.raises(Killed):
+            saekit.harvest("raw:pixels", str(damaged[0]), tmp_path / "s", **options)
+    assert saekit.harvest("raw:pixels", str(damaged[0]), tmp_path / "s", resume=True, **options).skipped == whole.skipped > 0
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
 def test_broken_rows_of_a_table_are_left_out_of_a_text_harvest(tmp_path):
     rows = [json.dumps({"text": f"cat dog {i}", "label": i}) for i in range(12)]
     rows[3], rows[7] = rows[3][:-4], "[]"
