@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from saekit.errors import DataError, MissingError, unreadable
+from saekit.harvesting.documents import refuse_pointer
 
 # A zip member grows by up to 1032 times. Above these two, a file of some MB is more likely an attack than data.
 _LARGEST_BOMB, _LARGEST_RATIO = 1 << 29, 200
@@ -19,11 +20,13 @@ def load_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
     """(x, labels or None): a .npy is memory-mapped, a .npz gives its array x and perhaps y. Raises MissingError, DataError."""
     if not path.is_file():
         raise MissingError(f"there is no array file at {path}", "give a .npy or .npz file")
-    if path.suffix not in (".npy", ".npz"):
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", ".npz"):
         raise DataError(f"{path} is no array file", "save it with numpy.save (.npy) or numpy.savez (.npz, arrays x and y)")
     x, y = None, None
+    refuse_pointer(path)
     with unreadable(f"{path} cannot be read as an array", "save it with numpy.save, without objects"):
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             with path.open("rb") as file:
                 _check_header(path, file, path.stat().st_size)
             x = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -37,6 +40,9 @@ def load_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
 def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if {"data", "shape", "format"} <= members.keys():
+            dense = f"numpy.save('x.npy', scipy.sparse.load_npz('{path.name}').toarray()) makes it dense"
+            raise DataError(f"{path} holds a sparse matrix of SciPy, which is not read", dense)
         if "x" not in members:
             raise DataError(f"{path} has no array x; it holds {', '.join(members) or 'none'}", "numpy.savez(path, x=..., y=...)")
         arrays = {}

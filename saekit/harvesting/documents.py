@@ -7,12 +7,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from saekit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Modality = Literal["text", "image"]
+_POINTER = b"version https://git-lfs.github.com/spec/"
 NAMED = 3  # inputs that a message names before it only counts
 
 
@@ -59,6 +63,13 @@ def digest_of(parts: Sequence[str]) -> str:
     for part in parts:
         digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()[:16]
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError where git left a file of three lines in place of the data."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DataError(f"{path} is a pointer of git-lfs, not the data", f"`git lfs pull` in {path.parent} fetches it")
 
 
 def readable_name(path: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saekit.errors import DataError, MissingError, unreadable
+from saekit.harvesting.documents import refuse_pointer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +43,8 @@ def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _S
         warnings.simplefilter("ignore")  # remarks on odd metadata, and on sizes below the limit
         known = [each for each in FORMATS if each in _registered()]
         try:
+            if isinstance(source, Path):
+                refuse_pointer(source)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
             _refuse_bomb(image, len(source) if isinstance(source, bytes) else source.stat().st_size, what, remedy)
             image.load()
@@ -86,5 +89,6 @@ def _eight_bits(image: Image, what: str, remedy: str) -> Image:
         scaled.info = {**image.info, DEEP: 16}
         scaled.getexif().update(image.getexif())
         return scaled
-    cause = f"image {what} has mode {image.mode}: its values do not fit 0 to 255"
+    why = "its values do not fit 0 to 255" if image.mode[0] in "IF" else "it is not one of grey, RGB, CMYK and their kin"
+    cause = f"image {what} has mode {image.mode}: {why}"
     raise DataError(cause, f"convert it to 8 bits first, or {remedy}")

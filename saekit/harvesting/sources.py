@@ -14,7 +14,7 @@ from pathlib import Path
 from saekit.embedded import data_set, is_embedded
 from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, readable_name
+from saekit.harvesting.documents import Document, Documents, Modality, digest_of, readable_name, refuse_pointer
 from saekit.harvesting.folders import walk
 from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
 from saekit.harvesting.pictures import read_picture
@@ -140,6 +140,7 @@ def _digest_of_file(path: Path) -> str:
 def read_text(path: Path) -> str:
     """UTF-8, with or without a byte order mark; every kind of line end as \\n. DataError with the path otherwise."""
     try:
+        refuse_pointer(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         with open(path, "rb") as file:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.embedded.digests import SAMPLED_ABOVE, is_sampled
 from saekit.errors import DataError, MissingError, did_you_mean, unreadable
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images
+from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images, refuse_pointer
 from saekit.harvesting.pictures import read_picture
-from saekit.harvesting.tables import ArrowTable, CsvTable, JsonTable, Row, Table
+from saekit.harvesting.tables import PEEK, ArrowTable, CsvTable, JsonTable, Row, Table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,11 +119,21 @@ def open_table(files: list[Path], name: str, modality: Modality, column: str | N
     kind = TABLES[files[0].suffix.lower()]
     with unreadable(f"{name} cannot be read as {kind.kind}", "check the file"):
         try:
+            for file in files:
+                refuse_pointer(file)
+                _refuse_utf16(file)
             return StreamedDocuments(name, modality, kind(files), column, skip_broken)
         except OSError as error:
             if error.filename:
                 raise DataError(f"{error.filename} cannot be read: {error.strerror}", "make it readable") from error
             raise
+
+
+def _refuse_utf16(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            hint = f"`iconv -f UTF-16 -t UTF-8 {file.name} > utf8{file.suffix}` converts it"
+            raise DataError(f"{file} is not UTF-8 text (it looks like UTF-16)", hint)
 
 
 # --- saved datasets -------------------------------------------------------------------------------------------------------------
@@ -248,7 +258,15 @@ def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality
         return guess
     if column is None and meant:
         raise DataError(f"{name} has several columns with {modality}: {', '.join(meant)}", f"--column {guess}")
+    if column is None and modality == "text" and kinds.get("text") == "number":
+        return "text"  # of a csv file, where all values are text
+    only_nulls = [key for key, kind in kinds.items() if kind is None]
     what = f"has no column {column}" if column else f"has no column with {modality}"
+    if only_nulls and column is None:
+        raise DataError(
+            f"{name} {what}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,} rows",
+            f"--column {only_nulls[0]} takes it even so",
+        )
     hint = f"{did_you_mean(column, kinds) if column else ''}--column {guess}" if guess else "choose other data"
     raise DataError(f"{name} {what}; its columns are {', '.join(kinds)}", hint)
 

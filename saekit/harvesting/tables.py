@@ -49,8 +49,9 @@ class Table(ABC):
                 continue
             empty = False
             for name, value in row.items():
-                if found.get(name) is None:
-                    found[name] = self._kind(value)
+                kind = self._kind(value)
+                if found.get(name) is None or kind == "text":  # a text column may begin with a number
+                    found[name] = kind
         if empty and broken:
             raise broken
         return found
@@ -167,6 +168,11 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
             yield row
         elif header is None:
             header = values
+            if len(header) == 1 and any(separator in header[0] for separator in ";|\t"):
+                what = (
+                    f"{file} has the one column {header[0]!r}: its values are not separated by {'tabs' if delimiter != ',' else 'commas'}"
+                )
+                raise DataError(what, "save it with commas, or with tabs as .tsv")
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise DataError(f"{file} has two columns {twice!r}", "give each column a name of its own in the first line")

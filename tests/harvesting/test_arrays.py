@@ -54,6 +54,17 @@ def test_an_archive_that_grows_out_of_proportion_is_refused_before_it_is_unpacke
         load_array(path)
 
 
+def test_a_sparse_matrix_is_told_with_a_line_that_makes_it_dense(tmp_path, monkeypatch):
+    import scipy.sparse
+
+    monkeypatch.chdir(tmp_path)
+    scipy.sparse.save_npz("s.npz", scipy.sparse.eye(4, format="csr"))
+    with pytest.raises(DataError, match=r"s\.npz holds a sparse matrix of SciPy") as raised:
+        load_array(tmp_path / "s.npz")
+    exec("import numpy, scipy.sparse\n" + raised.value.hint.removesuffix(" makes it dense"))
+    assert np.array_equal(load_array(tmp_path / "x.npy")[0], np.eye(4))
+
+
 def test_arrays_by_columns_are_read_by_rows(tmp_path):
     x = np.arange(12.0).reshape(4, 3)
     np.save(tmp_path / "x.npy", np.asfortranarray(x))

@@ -59,6 +59,21 @@ def test_the_type_is_told_past_nulls(tmp_path):
     assert data.column == "body" and texts(data)[-1] == "late"
 
 
+def test_numbers_in_a_column_of_text_are_text(tmp_path):
+    assert texts(open_data(lines(tmp_path / "t.jsonl", {"text": 7}, {"text": "b"}), modality="text")) == ["7", "b"]
+    (tmp_path / "t.csv").write_text("text,n\n1.50,2\n007,3\n")
+    assert texts(open_data(str(tmp_path / "t.csv"), modality="text")) == ["1.50", "007"]
+
+
+def test_utf16_is_told_with_a_command_that_converts_it(tmp_path):
+    for suffix, content in (("jsonl", '{"text": "a"}\n'), ("csv", "text\na\n")):
+        path = tmp_path / f"t.{suffix}"
+        path.write_bytes(content.encode("utf-16"))
+        with pytest.raises(DataError, match=r"it looks like UTF-16") as raised:
+            open_data(str(path), modality="text")
+        assert f"`iconv -f UTF-16 -t UTF-8 t.{suffix} > utf8.{suffix}`" in raised.value.hint
+
+
 def test_the_column_taken_is_said_and_an_ambiguous_one_asked_for(tmp_path):
     row = {"id": "a1", "url": "http://x", "content": "a long text of many words", "n": 1}
     path = lines(tmp_path / "t.jsonl", row, row)
@@ -135,6 +150,11 @@ DEEP = '{"text": "x", "a": ' + "[" * 50_000 + "]" * 50_000 + "}"
         ("x.parquet", "PAR1 not one PAR1", "x.parquet cannot be read as parquet"),
         ("e.parquet", "", "e.parquet cannot be read as parquet"),
         ("s.jsonl", '{"text": "a\\ud800b"}\n', "row 0 of .* holds half of a character"),
+        ("p.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", r"p\.jsonl is a pointer of git-lfs"),
+        ("p.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", r"p\.parquet is a pointer of git-lfs"),
+        ("c.csv", "text;n\na;1\n", "has the one column 'text;n': its values are not separated by commas"),
+        ("h.csv", "text,n\n", "h.csv has no rows"),
+        ("z.jsonl", '{"text": null}\n', "z.jsonl has no column with text: text holds only nulls"),
         ("v.jsonl", '{"text": "a"}\n{"text": [1]}\n', "row 1 of .* holds a list in column text, not text"),
     ],
 )
