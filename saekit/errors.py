@@ -7,7 +7,8 @@ line). The library raises them; the CLI prints `error  <cause>` and `try    <hin
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SaekitError(Exception):
@@ -54,6 +55,24 @@ class QualityGateError(SaekitError):
     """A figure missed the bound that the user set."""
 
     exit_status = 7
+
+
+@contextmanager
+def unreadable(cause: str, hint: str) -> Iterator[None]:
+    """Around the reader of a foreign format: whatever it raises on a damaged file becomes a DataError `cause: reason`, chained.
+
+    Such readers (PIL, NumPy, pyarrow, gguf) raise nearly every class there is, so this names none.
+    """
+    try:
+        yield
+    except SaekitError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if isinstance(error, MemoryError):
+            reason = "it needs more memory than there is"
+        raise DataError(f"{cause}: {reason}", hint) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -25,7 +25,9 @@ def run(
     layout: Annotated[str, typer.Option(help="flat | sequence | grid")] = "flat",
     ctx: Annotated[int, typer.Option(help="Tokens a context, special tokens included.")] = 128,
     batch: Annotated[int, typer.Option(help="Contexts or images a forward pass.")] = 32,
-    dtype: Annotated[str | None, typer.Option(help="float16 | bfloat16 | float32 (default: float16; raw data float32).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16 | bfloat16 | float32 | auto, by the first rows (default: float16; raw data float32).")
+    ] = None,
     shard_mb: Annotated[int, typer.Option(help="Size of a shard: what a kill or Ctrl-C can lose; memory grows to about twice it.")] = 256,
     max_norm: Annotated[float | None, typer.Option(help="Drop rows above this multiple of the median norm.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of a table that holds the text or image.")] = None,
@@ -33,6 +35,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Order of the documents, and which are held out.")] = 0,
     holdout: Annotated[float, typer.Option(help="Share of the rows kept from training, whole documents.")] = 0.05,
     vocabulary: Annotated[int, typer.Option(help="Most frequent words that raw:tfidf counts.")] = 2000,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out inputs that cannot be read, and count them.")] = False,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with MODEL.")] = False,
     list_hooks: Annotated[bool, typer.Option("--list-hooks", help="Print what MODEL offers and stop.")] = False,
@@ -54,7 +57,7 @@ def run(
     options = {
         "rows": rows, "scope": scope, "layout": layout, "ctx": ctx, "batch": batch, "dtype": dtype, "shard_mb": shard_mb,
         "max_norm": max_norm, "column": column, "pack": pack, "seed": seed, "holdout": holdout, "vocabulary": vocabulary, "device": device,
-        "trust_remote_code": trust_remote_code,
+        "skip_broken": skip_broken, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     if dry_run:
         _print_plan(plan_harvest(model, data, out, HarvestConfig(hooks=tuple(hook or ()), **options)), json_)

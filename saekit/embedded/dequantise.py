@@ -2,25 +2,31 @@
 
 transformers reads a GGUF by dequantising every tensor in numpy, which takes 15 to 30 s for 135M parameters, on every load. The
 result is therefore kept as fp32 safetensors beside its tokenizer in a cache folder, from which the same logits load in 0.2 s. The
-price is disk: four bytes a parameter. The key is a digest of the file, so that a changed GGUF never meets an old cache.
+price is disk: four bytes a parameter. The key is a digest of the content, so that a changed GGUF never meets an old cache.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
+from saekit.embedded.digests import file_digest
+from saekit.embedded.gguf_header import check_gguf
 from saekit.embedded.silence import quiet_transformers
 from saekit.embedded.weights import check_weights, load_weights, weights_of_file
-from saekit.errors import DataError, MissingError
+from saekit.errors import DataError, MissingError, unreadable
 
-CACHE_SCHEMA = 1  # raise when the content of a cached folder changes
-_DIGEST_SPAN = 1 << 20  # bytes read from each end of a file for its digest
+__all__ = ["cache_dir", "dequantised_folder", "file_digest"]
+
+CACHE_SCHEMA = 2  # raise when the content of a cached folder changes
+_CONTENTS = "contents.json"  # file -> [bytes, mtime, sha256]; written last, so that a folder with it is whole
 _ABANDONED_S = 3600.0  # a half-written folder this old belongs to a process that died
 
 
@@ -33,17 +39,6 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "saekit"
 
 
-def file_digest(path: Path) -> str:
-    """16 hex digits over size, first and last MiB: cheap for files of any size, and different whenever weights were retrained."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_DIGEST_SPAN))
-        file.seek(max(0, size - _DIGEST_SPAN))
-        digest.update(file.read(_DIGEST_SPAN))
-    return digest.hexdigest()[:16]
-
-
 def dequantised_folder(gguf: Path) -> Path:
     """The folder with `gguf`'s weights in fp32 and its tokenizer, made on the first call.
 
@@ -51,21 +46,74 @@ def dequantised_folder(gguf: Path) -> Path:
     Raises MissingError without the gguf and accelerate packages, DataError when the file is no GGUF of a causal language model.
     """
     final = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)}-v{CACHE_SCHEMA}"
-    if final.is_dir():
+    if _is_whole(final):
         return final
     _require_packages()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final)
-    partial = Path(tempfile.mkdtemp(prefix=final.name + ".partial-", dir=final.parent))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        partial = Path(tempfile.mkdtemp(prefix=final.name + ".partial-", dir=final.parent))
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
     try:
         _convert(gguf, partial)
-        partial.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process was first
-            raise
+        _list_contents(partial)
+        _publish(partial, final)
+    except OSError as error:
+        raise _unwritable(final.parent, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename; a damaged folder of that name steps aside, a whole one was written by another process that was first."""
+    for _ in range(3):
+        try:
+            partial.rename(final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        if _is_whole(final):
+            return
+        aside = Path(tempfile.mkdtemp(prefix=final.name + ".partial-", dir=final.parent))
+        try:
+            final.rename(aside / "damaged")
+        except FileNotFoundError:
+            pass  # another process has moved it
+        shutil.rmtree(aside, ignore_errors=True)
+    raise OSError(errno.EBUSY, "other processes keep replacing it", str(final))
+
+
+def _list_contents(folder: Path) -> None:
+    contents = {}
+    for file in sorted(folder.iterdir()):
+        stat = file.stat()
+        contents[file.name] = [stat.st_size, stat.st_mtime_ns, _sha256(file)]
+    (folder / _CONTENTS).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is as it was written: its size and time, or, where the time differs, its content."""
+    try:
+        contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
+        for name, (size, mtime_ns, sha256) in contents.items():
+            stat = (folder / name).stat()
+            if stat.st_size != size or (stat.st_mtime_ns != mtime_ns and _sha256(folder / name) != sha256):
+                return False
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+    return bool(contents)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"the cache {folder} cannot be written: {error.strerror or error}", "set SAEKIT_CACHE to a folder with room")
 
 
 def _require_packages() -> None:
@@ -87,17 +135,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_gguf(gguf)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    hint = "use a GGUF of an architecture that transformers supports, or the unquantised model folder"
     with quiet_transformers():
-        try:
+        with unreadable(f"{gguf} cannot be read as a language model", hint):
             tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
             model, report = load_weights(AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise DataError(
-                f"{gguf} cannot be read as a language model: {error}",
-                "use a GGUF of an architecture that transformers supports, or the unquantised model folder",
-            ) from error
-        has_head = check_weights(model, report, str(gguf), head=True)
+            has_head = check_weights(model, report, str(gguf), head=True)
         # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32 by now.
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saekit.errors import DataError, MissingError
+from saekit.errors import MissingError, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,11 +38,9 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     path = csv_path()
-    try:
+    with unreadable(f"{path} cannot be read", f"{INSTALL} --force-reinstall"):
         table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", f"{INSTALL} --force-reinstall") from error
-    return table[:, :-1].reshape(-1, SIZE, SIZE), table[:, -1].astype(np.int64)
+        return table[:, :-1].reshape(-1, SIZE, SIZE), table[:, -1].astype(np.int64)
 
 
 def count() -> int:

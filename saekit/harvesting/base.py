@@ -6,14 +6,18 @@ import dataclasses
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from saekit.errors import DataError
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
+from saekit.harvesting.documents import NAMED, some_of
 from saekit.store.files import folder_bytes, write_config
 from saekit.store.folder_kinds import STORE
+from saekit.store.health import PROBE_ROWS, choose_dtype, remarks
 from saekit.store.run_folder import RunFolder, run_folders
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES, StoreWriter, other_settings
@@ -26,6 +30,7 @@ class Harvest(ABC):
     dtype: ClassVar[str]  # of the rows, unless asked otherwise
     widths: dict[str, int]  # hook -> d_in, a store each
     notes: Sequence[str] = ()  # what the user should know before it begins
+    dtype_reason: str | None = None  # why --dtype auto chose what it chose
 
     def __init__(self, out: Path, config: HarvestConfig) -> None:
         self.out = out
@@ -45,6 +50,30 @@ class Harvest(ABC):
     @abstractmethod
     def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
         """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
+
+    def skipped(self) -> Sequence[str]:
+        """Names of the broken inputs that were left out (--skip-broken)."""
+        return ()
+
+    def _choose_dtype(self, parts: Iterable[Any]) -> None:
+        """--dtype auto: by the first rows (R,D), as the model or the data gives them."""
+        rows, count = [], 0
+        for x_RD in parts:
+            rows.append(x_RD if isinstance(x_RD, torch.Tensor) else torch.tensor(x_RD))
+            count += len(rows[-1])
+            if count >= PROBE_ROWS:
+                break
+        if not count:
+            raise DataError("--dtype auto: the data gives no row to choose by", "another --scope or DATA")
+        dtype, self.dtype_reason = choose_dtype(torch.cat(rows)[:PROBE_ROWS])
+        self.config = dataclasses.replace(self.config, dtype=dtype)
+        self.notes = (*self.notes, f"--dtype auto: {self.dtype_reason}")
+
+    def _report(self) -> dict[str, Any]:
+        """What the stores' health report holds besides the rows' own."""
+        skipped = list(self.skipped())
+        report: dict[str, Any] = {"skipped": {"count": len(skipped), "first": skipped[:NAMED]}} if skipped else {}
+        return report | ({"dtype_reason": self.dtype_reason} if self.dtype_reason else {})
 
     def rows_expected(self) -> int | None:
         """Rows that will be stored, None when that is not known before."""
@@ -101,8 +130,12 @@ class Harvest(ABC):
         if not all(writer.manifest.complete for writer in writers.values()):
             if not all(writer.manifest.filled for writer in writers.values()):
                 self.fill(writers, progress)
+            if skipped := self.skipped():
+                progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
             for writer in writers.values():
-                writer.finish()
+                manifest = writer.finish()
+                for remark in remarks(manifest.stats, writer.spec):
+                    progress(Progress("harvest", 0, 0, message=remark))
         seconds = time.monotonic() - began
         rate = (first.rows - rows_before) / max(seconds, 1e-9)
         one = len(writers) == 1
@@ -115,6 +148,7 @@ class Harvest(ABC):
             rows_per_s=round(rate, 1),
             stores={hook: str(self.folder(hook)) for hook in writers},
             dropped=first.dropped,
+            skipped=first.manifest.stats.get("skipped", {}).get("count", 0),
         )
 
     def _store_plan(self) -> dict[str, Any]:
@@ -131,5 +165,6 @@ class Harvest(ABC):
         for hook, folder in zip(self.widths, folders):
             options = {"shard_bytes": self.config.shard_mb << 20, "resuming": folder.resuming, "extras": extras}
             writers[hook] = StoreWriter(folder.path, self.spec(hook), plan, **options)
+            writers[hook].report = self._report
             write_config(folder.path / "config.toml", self.settings() | self._chosen_holdout())
         return writers

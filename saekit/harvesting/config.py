@@ -11,6 +11,7 @@ from saekit.store.writer import DTYPES
 from saekit.types import Layout, Scope
 
 RAW = "raw:"
+AUTO = "auto"  # --dtype
 RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")  # data that is stored as it is, in the place of a MODEL
 _MODEL_FLAGS = {"--hook": "hooks", "--scope": "scope", "--ctx": "ctx", "--pack": "pack", "--max-norm": "max_norm"}
 _MODEL_FLAGS |= {"--trust-remote-code": "trust_remote_code"}
@@ -37,7 +38,8 @@ class HarvestConfig:
     batch: int = 32
     """Contexts or images a forward pass."""
     dtype: str | None = None
-    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data."""
+    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data; auto: the smallest that costs less than 5 % of
+    any dimension's spread, by the first rows."""
     shard_mb: int = 256
     max_norm: float | None = None
     """Drop rows whose norm is above this multiple of the median norm of the first rows."""
@@ -50,6 +52,8 @@ class HarvestConfig:
     vocabulary: int = 2000
     """Words of raw:tfidf: one column each."""
     device: str = "auto"
+    skip_broken: bool = False
+    """Leave out and count inputs that cannot be read; else the first one is an error."""
     trust_remote_code: bool = False
     """Let Python code that comes with the model run. It is not written to a store, so that nothing that reads one runs such code."""
 
@@ -57,7 +61,7 @@ class HarvestConfig:
         check_choice("--scope", self.scope, ("content", "cls", "all"))
         check_choice("--layout", self.layout, ("flat", "sequence", "grid"))
         if self.dtype:
-            check_choice("--dtype", self.dtype, DTYPES)
+            check_choice("--dtype", self.dtype, (*DTYPES, AUTO))
         for name in ("rows", "ctx", "batch", "shard_mb", "vocabulary"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -98,7 +102,9 @@ class HarvestResult:
     stores: dict[str, str]
     """Canonical hook path (the kind of raw data) -> store folder."""
     dropped: int
-    """Rows left out by max_norm; documents without a word of the vocabulary."""
+    """Rows left out by max_norm; documents without a word of the vocabulary; array entries with NaN or inf (skip_broken)."""
+    skipped: int = 0
+    """Inputs that could not be read and were left out (skip_broken)."""
     self_check: dict[str, str] | None = None
     """What was shown on the first contexts (saekit.harvesting.selfcheck); None for raw data."""
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from saekit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Modality = Literal["text", "image"]
+_POINTER = b"version https://git-lfs.github.com/spec/"
+NAMED = 3  # inputs that a message names before it only counts
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,18 @@ class Documents(ABC):
 
     name: str
     modality: Modality
+    column: str | None = None  # of a table: the one that is read
+    notes: tuple[str, ...] = ()  # what the user should know before it is read
+    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, where it was opened with skip_broken
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Documents from the start-th in visiting order on; those before are not opened."""
+        """Documents from the start-th in visiting order on. Those before are not opened, unless broken ones are skipped: only opening
+        tells which count."""
 
     @abstractmethod
     def digest(self) -> str | None:
-        """A cheap digest of the content (16 hex digits), None where only the hub could tell."""
+        """A digest of the content (16 hex digits), None where only the hub could tell."""
 
     @abstractmethod
     def image(self, ref: str) -> Image:
@@ -51,5 +61,23 @@ def need_images(data: Documents) -> None:
 def digest_of(parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(hashlib.sha256(part.encode()).digest())
+        digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()[:16]
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError where git left a file of three lines in place of the data."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DataError(f"{path} is a pointer of git-lfs, not the data", f"`git lfs pull` in {path.parent} fetches it")
+
+
+def readable_name(path: str) -> str:
+    """A file name as text: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """'a, b, c and 4 more'."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")

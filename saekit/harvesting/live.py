@@ -129,7 +129,7 @@ class LiveSource:
         row, spec = bad[0], self.spec
         where = f"{spec.model} at {spec.hook}, document {int(rows['doc_id'][row])}, position {int(rows['position'][row])}"
         if x_ND[row].isfinite().all():
-            raise NumericsError(f"a value overflows {spec.dtype}: {where}", "harvest the store with --dtype bfloat16 or float32")
+            raise NumericsError(f"a value overflows {spec.dtype}: {where}", "harvest the store with --dtype float32 --overwrite")
         raise NumericsError(f"the model's hidden state is NaN or inf: {where}", "harvest another --hook")
 
 
@@ -139,10 +139,13 @@ def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelH
     if spec.is_raw:
         raise DataError(f"{store.path} holds {spec.model}, the data itself: there is no model to run", "leave --live away")
     same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
+    same["skip_broken"] = "skipped" in store.stats
     config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
     harvest = ModelHarvest(live or spec.model, spec.dataset, store.path, config)
     harvest.padded = plan.get("padding") != "none"
-    now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest()}
+    # Stores of earlier versions name no column that was not asked for, and no digest of hub data.
+    unsaid = {"column": spec.column} if spec.column is None else {}
+    now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest() if plan["data"] else None} | unsaid
     changed = differences(spec.to_json() | {"data": plan["data"]}, now)
     if changed:
         raise DataError(f"{store.path} was harvested from another model or data: {changed}", "harvest it again with --overwrite")

@@ -9,7 +9,7 @@ listed) and example_id counts them. So two harvests of sources with the same nam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.harvesting.base import Harvest
-from saekit.harvesting.config import HarvestConfig
+from saekit.harvesting.config import AUTO, HarvestConfig
 from saekit.harvesting.rawdata import Array, Pixels, RawExample, TfIdf
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
@@ -38,6 +38,8 @@ class RawHarvest(Harvest):
         self.model = model
         self.data = KINDS[model](data, self.config)
         self.notes, self.widths = self.data.notes, {self.data.hook: self.data.d_in}
+        if self.config.dtype == AUTO:
+            self._choose_dtype(example.x_RD for example in self.data.examples(0) if example.x_RD is not None)
         if config.rows is not None and config.rows < self.data.rows_each:
             cause = f"--rows {config.rows} is below the {self.data.rows_each} rows of one example"
             raise DataError(cause, f"--rows {self.data.rows_each} or more")
@@ -52,11 +54,14 @@ class RawHarvest(Harvest):
         c, data = self.config, self.data
         return ActivationSpec(
             model=self.model, revision=None, hook=hook, modality=data.modality, d_in=data.d_in, dtype=c.dtype, layout=data.layout,
-            scope="content", grid=data.grid, dataset=data.dataset, context=None, seed=c.seed, column=c.column,
+            scope="content", grid=data.grid, dataset=data.dataset, context=None, seed=c.seed, column=self.data.column,
         )  # fmt: skip
 
     def digest(self) -> str | None:
         return self.data.digest()
+
+    def skipped(self) -> Sequence[str]:
+        return self.data.skipped
 
     def own_plan(self) -> dict[str, Any]:
         return {"vocabulary": self.config.vocabulary} if self.model == "raw:tfidf" else {}
@@ -64,7 +69,8 @@ class RawHarvest(Harvest):
     def settings(self) -> dict[str, Any]:
         c = self.config
         own = {"layout": self.data.layout, **{n: getattr(c, n) for n in ("rows", "batch", "dtype", "shard_mb", "column", "seed")}}
-        return {"model": self.model, "data": self.data.dataset, **own, **self.own_plan()}
+        chosen = {"column": self.data.column, **({"skip_broken": True} if c.skip_broken else {})}
+        return {"model": self.model, "data": self.data.dataset, **own, **chosen, **self.own_plan()}
 
     def extras(self) -> dict[str, bytes]:
         return self.data.extras()

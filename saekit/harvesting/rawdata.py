@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
-from saekit.embedded.dequantise import file_digest
-from saekit.errors import DataError, MissingError, NumericsError, UsageError
+from saekit.embedded.digests import SAMPLED_ABOVE, file_digest, is_sampled
+from saekit.errors import DataError, NumericsError, UsageError
+from saekit.harvesting.arrays import load_array
 from saekit.harvesting.config import HarvestConfig
-from saekit.harvesting.sources import ListedDocuments, open_data, shuffled
+from saekit.harvesting.listed import ListedDocuments, shuffled
+from saekit.harvesting.pictures import DEEP
+from saekit.harvesting.sources import open_data
 from saekit.store.files import json_bytes
 from saekit.types import Layout
 
@@ -44,6 +46,8 @@ class RawData(ABC):
     rows_each: int = 1
     count: int | None = None  # examples that will be stored, None when only a pass could tell
     notes: tuple[str, ...] = ()
+    column: str | None = None  # of a table: the one that is read
+    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, with --skip-broken
 
     @abstractmethod
     def examples(self, start: int) -> Iterator[RawExample]:
@@ -67,15 +71,21 @@ class Pixels(RawData):
 
     def __init__(self, data: str, config: HarvestConfig) -> None:
         _need_flat(config, "an image")
-        self._data = open_data(data, modality="image", column=config.column, seed=config.seed)
-        self.dataset = self._data.name
-        first = next(self._data.documents())
+        self._data = open_data(data, modality="image", column=config.column, seed=config.seed, skip_broken=config.skip_broken)
+        self.dataset, self.column, self.notes = self._data.name, self._data.column, self._data.notes
+        first = next(self._data.documents(), None)
+        if first is None:
+            raise DataError(f"{data} holds no image that can be read", "leave --skip-broken away to see why")
         image = _grey_or_colour(first.image, first.name)
         self._first, self._kind = first.name, (image.size, image.mode)
         width, height = image.size
         self.grid = (height, width)
         self.d_in = height * width * len(image.getbands())
-        self.count = len(self._data) if isinstance(self._data, ListedDocuments) else None
+        self.count = len(self._data) if isinstance(self._data, ListedDocuments) and not config.skip_broken else None
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return self._data.skipped
 
     def digest(self) -> str | None:
         return self._data.digest()
@@ -93,8 +103,8 @@ class Pixels(RawData):
 
 
 def _grey_or_colour(image: Image, name: str) -> Image:
-    if image.mode.startswith(("I", "F")):
-        cause = f"image {name} has mode {image.mode}: its values do not fit 0 to 255"
+    if DEEP in image.info:
+        cause = f"image {name} has mode I;{image.info[DEEP]}: its values do not fit 0 to 255"
         raise DataError(cause, "convert the images to 8 bits, or give their values as an array (raw:array)")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
@@ -119,7 +129,7 @@ class Array(RawData):
             raise UsageError("--column with raw:array: an array has no columns with names", "leave --column away")
         self._path = Path(data).expanduser()
         self.dataset = str(self._path.absolute())
-        self._x, self._labels = _load(self._path)
+        self._x, self._labels = load_array(self._path)
         shape = self._x.shape
         self.layout = {2: "flat", 3: "sequence", 4: "grid" if config.layout == "grid" else "flat"}[len(shape)]
         if config.layout not in ("flat", self.layout):
@@ -130,50 +140,30 @@ class Array(RawData):
         self.d_in = int(np.prod(shape[1:])) // self.rows_each
         self.count = len(self._x)
         self._order = shuffled(len(self._x), config.seed)
+        self._skip_broken = config.skip_broken
+        if is_sampled(self._path):
+            self.notes += (f"{data}: above {SAMPLED_ABOVE >> 30} GiB a change is told by size, time and samples alone",)
 
     def digest(self) -> str:
         return file_digest(self._path)
 
     def examples(self, start: int) -> Iterator[RawExample]:
-        for index in self._order[start:]:
+        """Entries with NaN or inf are examples without rows where broken ones are skipped."""
+        self.skipped = skipped = []
+        for number, index in enumerate(self._order):
+            if number < start and not self._skip_broken:
+                continue
             # fp64 holds what the stored dtype may not, so that the writer can tell overflow from inf.
             x_RD = np.asarray(self._x[index], np.float64).reshape(self.rows_each, self.d_in)
             if not np.isfinite(x_RD).all():
                 place = f"row {index}" if x_RD.shape[0] == 1 else f"row {int(np.argmin(np.isfinite(x_RD).all(1)))} of example {index}"
-                raise NumericsError(f"{place} of {self._path} holds NaN or inf", "repair it or leave it out, then --overwrite")
-            yield RawExample(index, f"{self._path.name}#{index}", self._labels[index] if self._labels else None, x_RD)
-
-
-def _load(path: Path) -> tuple[np.ndarray, list[str] | None]:
-    """(x, labels or None). No pickle is ever opened."""
-    if not path.is_file():
-        raise MissingError(f"there is no array file at {path}", "give a .npy or .npz file")
-    if path.suffix not in (".npy", ".npz"):
-        raise DataError(f"{path} is no array file", "save it with numpy.save (.npy) or numpy.savez (.npz, arrays x and y)")
-    labels = None
-    try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            if "x" not in loaded:
-                raise DataError(f"{path} has no array x; it holds {', '.join(loaded) or 'none'}", "numpy.savez(path, x=..., y=...)")
-            loaded, labels = loaded["x"], loaded["y"] if "y" in loaded else None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an array: {error}", "save it with numpy.save, without objects") from error
-    _check(path, loaded, labels)
-    return loaded, None if labels is None else [_label(value) for value in labels]
-
-
-def _check(path: Path, x: np.ndarray, y: np.ndarray | None) -> None:
-    if x.dtype.kind not in "biuf":
-        raise DataError(f"{path} holds {x.dtype}, not numbers", "save integers or floats")
-    if x.ndim not in (2, 3, 4) or 0 in x.shape:
-        raise DataError(f"{path} has the shape {x.shape}", "give (N,D), (N,T,D) or (N,H,W,C)")
-    if y is not None and y.shape != x.shape[:1]:
-        raise DataError(f"{path}: y has the shape {y.shape}, and x {len(x):,} entries", "give one label an entry")
-
-
-def _label(value: np.generic) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value.item())
+                if not self._skip_broken:
+                    hint = "repair it or leave it out, then --overwrite; or go on without such entries with --skip-broken"
+                    raise NumericsError(f"{place} of {self._path} holds NaN or inf", hint)
+                skipped.append(f"entry {index}")
+                x_RD = None
+            if number >= start:
+                yield RawExample(index, f"{self._path.name}#{index}", self._labels[index] if self._labels else None, x_RD)
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------------------
@@ -193,8 +183,8 @@ class TfIdf(RawData):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         _need_flat(config, "a text")
-        source = open_data(data, modality="text", column=config.column, seed=config.seed)
-        self.dataset, self._digest = source.name, source.digest()
+        source = open_data(data, modality="text", column=config.column, seed=config.seed, skip_broken=config.skip_broken)
+        self.dataset, self._digest, self.column, self.notes = source.name, source.digest(), source.column, source.notes
         self._documents: list[tuple[int, str, str | None]] = []
 
         def texts() -> Iterator[str]:
@@ -207,6 +197,7 @@ class TfIdf(RawData):
             self._x = vectorizer.fit_transform(texts()).tocsr()
         except ValueError as error:  # the only one it raises for strings: an empty vocabulary
             raise DataError(f"{data} holds no word that is not a stop word", "give English text") from error
+        self.skipped = source.skipped
         self._words, self._idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.tolist()
         self.d_in = len(self._words)
         self.count = int((np.diff(self._x.indptr) > 0).sum())

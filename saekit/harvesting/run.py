@@ -20,7 +20,7 @@ import torch
 from saekit.device import pick_device
 from saekit.errors import DataError
 from saekit.harvesting.base import Harvest
-from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult, is_raw
+from saekit.harvesting.config import AUTO, HarvestConfig, HarvestPlan, HarvestResult, is_raw
 from saekit.harvesting.hooks import capture, resolve_hook
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, PositionKind, batches, check_context, check_scope
 from saekit.harvesting.models import LiveModel, load_model
@@ -90,7 +90,12 @@ class ModelHarvest(Harvest):
             check_context(self.live, config.ctx, config.pack)
         self.hooks = list(dict.fromkeys(resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks))
         self.widths = self.live.probe(self.hooks)
-        self.data: Documents = open_data(data, modality=self.live.modality, column=config.column, seed=config.seed)
+        self.data: Documents = open_data(
+            data, modality=self.live.modality, column=config.column, seed=config.seed, skip_broken=config.skip_broken
+        )
+        self.notes = (*self.notes, *self.data.notes)
+        if self.config.dtype == AUTO:
+            self._choose_dtype(self._scope_rows())
 
     # -- what will be written --------------------------------------------------------------------------------------------
 
@@ -111,7 +116,7 @@ class ModelHarvest(Harvest):
             seed=c.seed,
             pack=c.pack,
             max_norm=c.max_norm,
-            column=c.column,
+            column=self.data.column,
         )
 
     def digest(self) -> str | None:
@@ -120,11 +125,21 @@ class ModelHarvest(Harvest):
     def own_plan(self) -> dict[str, Any]:
         return {} if self.padded else {"padding": "none"}
 
+    def skipped(self) -> Sequence[str]:
+        return self.data.skipped
+
+    def _scope_rows(self) -> Iterator[torch.Tensor]:
+        """Batches of the rows that would be stored, (R,D): all hooks' side by side, since they share one dtype."""
+        for batch, states in self.states():
+            keep_BT = batch.rows_for_scope(self.config.scope)
+            yield torch.cat([state[keep_BT].float() for state in states.values()], dim=1)
+
     def settings(self) -> dict[str, Any]:
         c = self.config
         own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
         names = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
-        return {**names, **own, "column": c.column, "pack": c.pack, "seed": c.seed}
+        skipping = {"skip_broken": True} if c.skip_broken else {}
+        return {**names, **own, "column": self.data.column, "pack": c.pack, "seed": c.seed, **skipping}
 
     def extras(self) -> dict[str, bytes]:
         if self.live.modality != "text":

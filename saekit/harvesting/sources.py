@@ -7,29 +7,29 @@ its order. Either way a document's id is its index in the source, so it means th
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from saekit.embedded import data_set, is_embedded
-from saekit.embedded.dequantise import file_digest
+from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images
-from saekit.harvesting.streams import TABLES, open_hub, open_table
+from saekit.harvesting.documents import Document, Documents, Modality, digest_of, readable_name, refuse_pointer
+from saekit.harvesting.folders import walk
+from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
+from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = ["Document", "Documents", "ListedDocuments", "open_data", "shuffled"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def open_data(data: str, *, modality: Modality, column: str | None = None, seed: int = 0) -> Documents:
-    """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or image (else it is guessed).
+def open_data(data: str, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
+    """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or image (else the only one that does, or
+    the one of that name). With skip_broken, what cannot be read is left out and counted (`Documents.skipped`), else it is an error.
 
     Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`, DataError when it holds the
     other modality, no documents, or no such column.
@@ -38,131 +38,118 @@ def open_data(data: str, *, modality: Modality, column: str | None = None, seed:
         return _embedded(data, modality, seed)
     path = Path(data).expanduser()
     if path.is_dir():
-        return _folder(path, modality, column, seed)
+        if is_saved(path):
+            return open_saved(path, None, modality, column, skip_broken)
+        return _folder(path, modality, column, seed, skip_broken)
     if path.is_file():
-        return _file(path, modality, column, seed)
+        return _file(path, modality, column, seed, skip_broken)
+    if path.exists():
+        raise DataError(f"{data} is neither a file nor a folder", "write the data into a file first")
     repo, _, split = data.partition(":")
-    looks_local = data.endswith(os.sep) or path.suffix in (*TEXT_SUFFIXES, *IMAGE_SUFFIXES, *TABLES) or repo.startswith((".", "~", os.sep))
-    if looks_local and not Path(repo).is_dir():
+    local = Path(repo).expanduser()
+    if split and local.is_dir() and is_saved(local):
+        return open_saved(local, split, modality, column, skip_broken)
+    suffixes = (*TEXT_SUFFIXES, *IMAGE_SUFFIXES, *TABLES)
+    looks_local = data.endswith(os.sep) or path.suffix.lower() in suffixes or repo.startswith((".", "~", os.sep))
+    if looks_local and not local.is_dir():
         raise MissingError(f"there is no data at {data}", "check the path, or use embedded:pydocs or embedded:digits")
-    return open_hub(repo, split or "train", modality, column)
-
-
-# --- what can be listed --------------------------------------------------
-
-
-class ListedDocuments(Documents):
-    """`names` in source order; `load(index)` gives the text or the image."""
-
-    def __init__(
-        self,
-        name: str,
-        modality: Modality,
-        names: Sequence[str],
-        load: Callable[[int], Any],
-        digest: Callable[[], str],
-        seed: int,
-        label: Callable[[int], str | None] = lambda index: None,
-    ) -> None:
-        if not names:
-            raise DataError(f"{name} holds no {modality} documents", "check the path and the files in it")
-        self.name, self.modality, self.names = name, modality, names
-        self._load, self._digest, self._label, self._order = load, digest, label, shuffled(len(names), seed)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        for index in self._order[start:]:
-            value = self._load(index)
-            text, image = (value, None) if self.modality == "text" else (None, value)
-            yield Document(index, self.names[index], text, image, self._label(index))
-
-    def digest(self) -> str:
-        return self._digest()
-
-    def image(self, ref: str) -> Image:
-        need_images(self)
-        if ref not in self._indices:
-            raise MissingError(f"{self.name} has no image {ref}", "the data has changed since it was harvested")
-        return self._load(self._indices[ref])
-
-    @functools.cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
-
-
-def shuffled(count: int, seed: int) -> list[int]:
-    """0..count-1 in an order that depends on the seed alone: by hash, so that no library's generator can change it."""
-    return sorted(range(count), key=lambda index: hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest())
+    return open_hub(str(local) if local.is_dir() else repo, split or "train", modality, column, skip_broken)
 
 
 def _embedded(data: str, modality: Modality, seed: int) -> Documents:
-    found = data_set(data)
-    _need_modality(data, found.modality, modality)
-    return ListedDocuments(data, modality, found.names, found.load, lambda: digest_of(found.content()), seed, found.label)
+    known = data_set(data)
+    _need_modality(data, known.modality, modality)
+    listing = Listing(data, known.names, known.load, lambda: digest_of(known.content()), known.label)
+    return ListedDocuments(listing, modality, seed)
 
 
-def _file(path: Path, modality: Modality, column: str | None, seed: int) -> Documents:
-    name = str(path.absolute())
-    if path.suffix in TABLES:
-        return open_table([path], name, modality, column)
-    _need_modality(name, "image" if path.suffix.lower() in IMAGE_SUFFIXES else "text", modality)
+def _file(path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool) -> Documents:
+    name, suffix = readable_name(str(path.absolute())), path.suffix.lower()
+    if suffix in TABLES:
+        return open_table([path], name, modality, column, skip_broken)
+    _need_modality(name, "image" if suffix in IMAGE_SUFFIXES else "text", modality)
     if modality == "image":
-        return _images(path.parent, [path], name, seed)
-    if path.suffix not in TEXT_SUFFIXES:
+        return _images(path.parent, [path], name, seed, skip_broken)
+    if suffix not in TEXT_SUFFIXES:
         known = ", ".join((*TEXT_SUFFIXES, *TABLES))
         raise DataError(f"{path} is of no kind that can be read as text", f"give one of {known}, or a folder")
-    paragraphs = [part for part in re.split(r"\n[ \t\r]*\n", _read_text(path)) if part.strip()]
-    names = [f"{path.name}#{index}" for index in range(len(paragraphs))]
-    return ListedDocuments(name, "text", names, paragraphs.__getitem__, lambda: file_digest(path), seed)
+    text = read_text(path)
+    paragraphs = [part for part in re.split(r"\n[ \t\r]*\n", text) if part.strip()]
+    names = [f"{readable_name(path.name)}#{index}" for index in range(len(paragraphs))]
+    documents = ListedDocuments(Listing(name, names, paragraphs.__getitem__, lambda: file_digest(path)), "text", seed)
+    if len(paragraphs) == 1:
+        lines = sum(bool(line.strip()) for line in text.splitlines())
+        what = f"{path} holds one document ({lines:,} lines, no blank line between them)" if lines > 1 else f"{path} holds one document"
+        remedy = f"`sed G {path.name} > documents.txt` makes each line a document" if lines > 1 else "a blank line begins another"
+        documents.notes += (f"{what}: training needs two or more, to hold one out; {remedy}",)
+    return documents
 
 
-def _folder(path: Path, modality: Modality, column: str | None, seed: int) -> Documents:
-    name = str(path.absolute())
-    files = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
-    kinds = sorted({file.suffix for file in files if file.suffix in TABLES})
-    if len(kinds) > 1:
+def _folder(path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool) -> Documents:
+    name = readable_name(str(path.absolute()))
+    found = walk(path)
+    tables = found.having(tuple(TABLES))
+    kinds = sorted({file.suffix.lower() for file in tables})
+    images = found.having(IMAGE_SUFFIXES) if modality == "image" else []
+    # A README beside tables, as in every downloaded dataset, is not the data; nor is a table of metadata beside pictures.
+    texts = found.having(TEXT_SUFFIXES) if modality == "text" and not tables else []
+    if images:
+        documents: Documents = _images(path, images, name, seed, skip_broken)
+    elif texts:
+        listing = _listing(path, texts, name, lambda index: read_text(texts[index]))
+        documents = ListedDocuments(listing, "text", seed, skip_broken)
+    elif len(kinds) > 1:
         raise DataError(f"{path} holds tables of several kinds: {', '.join(kinds)}", "give one file, or a folder of one kind")
-    if modality == "image":
-        if images := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]:
-            return _images(path, images, name, seed)
-    # A README beside tables, as in every downloaded dataset, is not the data.
-    elif not kinds and (texts := [file for file in files if file.suffix in TEXT_SUFFIXES]):
-        names = [file.relative_to(path).as_posix() for file in texts]
-        return ListedDocuments(name, "text", names, lambda index: _read_text(texts[index]), lambda: _listing(path, texts), seed)
-    if kinds:
-        return open_table([file for file in files if file.suffix in kinds], name, modality, column)
-    wanted = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
-    raise DataError(f"{path} holds no {modality} files", f"put {', '.join(wanted)} files there")
+    elif tables:
+        documents = open_table(tables, name, modality, column, skip_broken)
+    else:
+        wanted = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
+        hidden = f" ({found.note([])})" if found.files or found.passed else ""
+        raise DataError(f"{path} holds no {modality} files{hidden}", f"put {', '.join(wanted)} files there")
+    documents.notes = (found.note(images or texts or tables), *documents.notes)
+    return documents
 
 
-def _images(root: Path, files: list[Path], name: str, seed: int) -> Documents:
-    names = [file.relative_to(root).as_posix() for file in files]
-
+def _images(root: Path, files: list[Path], name: str, seed: int, skip_broken: bool) -> ListedDocuments:
     def label(index: int) -> str | None:
-        folder, _, rest = names[index].partition("/")
+        folder, _, rest = listing.names[index].partition("/")
         return folder if rest else None
 
-    return ListedDocuments(name, "image", names, lambda index: _read_image(files[index]), lambda: _listing(root, files), seed, label)
+    listing = _listing(root, files, name, lambda index: read_picture(files[index]))
+    listing.label = label
+    return ListedDocuments(listing, "image", seed, skip_broken)
 
 
-def _read_text(path: Path) -> str:
+def _listing(root: Path, files: list[Path], name: str, load) -> Listing:
+    names = [readable_name(file.relative_to(root).as_posix()) for file in files]
+
+    def digest() -> str:
+        """Names and contents: a text replaced by another of its length is other data."""
+        return digest_of([f"{name} {_digest_of_file(file)}" for name, file in zip(names, files)])
+
+    return Listing(name, names, load, digest)
+
+
+def _digest_of_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return file_digest(path)
+    except OSError:
+        return "cannot be read"  # an error, or skipped, where it is opened as a document
+
+
+def read_text(path: Path) -> str:
+    """UTF-8, with or without a byte order mark; every kind of line end as \\n. DataError with the path otherwise."""
+    try:
+        refuse_pointer(path)
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "convert it, or leave it out of the folder") from error
-
-
-def _read_image(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: what PIL raises for a broken PNG
-        raise DataError(f"{path} cannot be read as an image: {error}", "remove or repair the file") from error
+        with open(path, "rb") as file:
+            encoding = _ENCODINGS.get(file.read(2))
+        what = f"it looks like {encoding}" if encoding else f"byte {error.start}"
+        hint = f"`iconv -f {encoding or 'LATIN1'} -t UTF-8 {path.name} > utf8.txt` converts it from {encoding or 'Latin-1'}"
+        raise DataError(f"{path} is not UTF-8 text ({what})", f"{hint}; or take it out of the data") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "make it readable, or take it out of the data") from error
 
 
 def _need_modality(name: str, holds: Modality, wanted: Modality) -> None:
@@ -171,6 +158,4 @@ def _need_modality(name: str, holds: Modality, wanted: Modality) -> None:
         raise DataError(f"{name} holds {holds}s, not {wanted}s", f"give {wanted} data, such as {other}")
 
 
-def _listing(root: Path, files: Sequence[Path]) -> str:
-    """Names and sizes: reading a million images to tell whether they changed would cost more than harvesting them."""
-    return digest_of([f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files])
+_read_image = read_picture  # the name that scripts of earlier versions import

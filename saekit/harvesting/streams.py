@@ -1,121 +1,279 @@
-"""Data that can only be streamed: tables (jsonl, csv, parquet) and hub datasets, in their own order."""
+"""Data that can only be streamed: tables (jsonl, csv, parquet, saved datasets) and hub datasets, in their own order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import count
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saekit.embedded.dequantise import file_digest
-from saekit.errors import DataError, MissingError, did_you_mean
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images
-from saekit.harvesting.models import not_found
+from saekit.embedded.digests import SAMPLED_ABOVE, is_sampled
+from saekit.errors import DataError, MissingError, did_you_mean, unreadable
+from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images, refuse_pointer
+from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.tables import PEEK, ArrowTable, CsvTable, JsonTable, Row, Table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # suffix -> builder of datasets
+TABLES = {".jsonl": JsonTable, ".ndjson": JsonTable, ".json": JsonTable, ".csv": CsvTable, ".tsv": CsvTable, ".parquet": ArrowTable}
+LABEL = "label"
+_SAMPLE = 20  # rows whose texts are measured where several columns might be meant
 
 
 class StreamedDocuments(Documents):
-    """Rows of a streaming dataset, in file order."""
+    """Rows of a table, in file order."""
 
-    def __init__(self, name: str, modality: Modality, rows: Any, column: str | None, digest: Callable[[], str | None]) -> None:
-        self.name, self.modality = name, modality
-        self._digest = digest
-        first = next(iter(rows.take(1)), None)
-        if first is None:
+    def __init__(self, name: str, modality: Modality, table: Table, column: str | None, skip_broken: bool = False) -> None:
+        self.name, self.modality, self.skip_broken = name, modality, skip_broken
+        self._table = table
+        kinds = table.columns()
+        if not kinds:
             raise DataError(f"{name} has no rows", "check the file or the split")
-        self.column = _pick_column(name, first, modality, column)
-        self._rows = _with_images(rows, self.column) if modality == "image" else rows
-        self._classes = getattr((getattr(rows, "features", None) or {}).get("label"), "names", None)
+        self.column = _pick_column(name, table, kinds, modality, column)
+        if column is None:
+            self.notes += (f"the {modality}s of {name} are read from its column {self.column}",)
+        if sampled := [file.name for file in table.files if is_sampled(file)]:
+            self.notes += (f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB a change is told by size, time and samples alone",)
+        self._columns = [self.column, *([LABEL] if LABEL in kinds and self.column != LABEL else [])]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        for index, row in self._numbered(start):
-            value, label = row[self.column], row.get("label")
-            if self._classes and isinstance(label, int):
-                label = self._classes[label]
-            text, image = (str(value or ""), None) if self.modality == "text" else (None, value)
-            yield Document(index, str(index), text, image, None if label is None else str(label))
+        if self.skip_broken:
+            return islice(self._unbroken(), start, None)
+        return (self._document(index, row) for index, row in self._numbered(start))
+
+    def _unbroken(self) -> Iterator[Document]:
+        self.skipped = skipped = []
+        for index, row in self._numbered(0):
+            try:
+                document = self._document(index, row)
+            except DataError:
+                skipped.append(f"row {index}")
+                continue
+            yield document
+
+    def _document(self, index: int, row: Row | DataError) -> Document:
+        if isinstance(row, DataError):
+            raise DataError(f"row {index} of {self.name} cannot be read: {row}", row.hint) from row
+        label = self._label(row.get(LABEL)) if self.column != LABEL else None
+        value = row.get(self.column)
+        if self.modality == "text":
+            return Document(index, str(index), self._text(index, value), None, label)
+        return Document(index, str(index), None, self._image(index, value), label)
+
+    def _text(self, index: int, value: Any) -> str:
+        """A null is an empty text, which gives no row."""
+        if value is None:
+            return ""
+        if isinstance(value, (list, dict, bytes)):
+            what = f"row {index} of {self.name} holds a {type(value).__name__} in column {self.column}, not text"
+            raise DataError(what, "repair or remove it, or go on without broken rows with --skip-broken")
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            hint = "repair or remove it, or go on without broken rows with --skip-broken"
+            raise DataError(f"row {index} of {self.name} holds half of a character (a lone surrogate)", hint) from error
+        return text
+
+    def _image(self, index: int, value: Any) -> Image:
+        where = f"row {index} of {self.name}"
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if isinstance(data, bytes):
+            return read_picture(data, where)
+        if path and "://" not in path:
+            folder = self._table.files[0].parent if self._table.files else Path()
+            return read_picture(folder / path, f"{where} ({path})" if (folder / path).is_file() else None)
+        if path:
+            return read_picture(_downloaded(path, where), where)
+        raise DataError(f"{where} cannot be read as an image: it is null", "remove the row, or go on without with --skip-broken")
+
+    def _label(self, value: Any) -> str | None:
+        """-1 is what datasets write where a test split has no labels."""
+        classes = self._table.classes
+        if value is None or not classes or not isinstance(value, int) or isinstance(value, bool):
+            return None if value is None else str(value)
+        if value == -1:
+            return None
+        return classes[value] if 0 <= value < len(classes) else str(value)
 
     def digest(self) -> str | None:
-        return self._digest()
+        return self._table.digest()
 
     def image(self, ref: str) -> Image:
         need_images(self)
-        for _, row in self._numbered(int(ref)):
-            return row[self.column]
+        for index, row in self._numbered(int(ref)):
+            document = self._document(index, row)
+            assert document.image is not None, "an image document has an image"
+            return document.image
         raise MissingError(f"{self.name} has no image {ref}", "the data has changed since it was harvested")
 
-    def _numbered(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, row) from `start` on; a row that cannot be read or decoded is named."""
-        from datasets.exceptions import DatasetGenerationError
-        from PIL import UnidentifiedImageError
+    def _numbered(self, start: int) -> Iterator[tuple[int, Row | DataError]]:
+        return enumerate(self._table.rows(self._columns, start), start)
 
-        rows = iter(self._rows.skip(start) if start else self._rows)
-        for index in count(start):
+
+def open_table(files: list[Path], name: str, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
+    """`files` of one kind as one table, one behind the other."""
+    kind = TABLES[files[0].suffix.lower()]
+    with unreadable(f"{name} cannot be read as {kind.kind}", "check the file"):
+        try:
+            for file in files:
+                refuse_pointer(file)
+                _refuse_utf16(file)
+            return StreamedDocuments(name, modality, kind(files), column, skip_broken)
+        except OSError as error:
+            if error.filename:
+                raise DataError(f"{error.filename} cannot be read: {error.strerror}", "make it readable") from error
+            raise
+
+
+def _refuse_utf16(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            hint = f"`iconv -f UTF-16 -t UTF-8 {file.name} > utf8{file.suffix}` converts it"
+            raise DataError(f"{file} is not UTF-8 text (it looks like UTF-16)", hint)
+
+
+# --- saved datasets -------------------------------------------------------------------------------------------------------------
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote this folder."""
+    return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and (path / "dataset_info.json").is_file())
+
+
+def open_saved(path: Path, split: str | None, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
+    """A folder of `Dataset.save_to_disk`, or one split of a DatasetDict's (default train)."""
+    name, folder = str(path.absolute()), path
+    with unreadable(f"{path} cannot be read as a saved dataset", "write it again with save_to_disk"):
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            chosen = split or ("train" if "train" in splits or len(splits) > 1 else splits[0])
+            if chosen not in splits:
+                raise DataError(f"{path} has no split {chosen}; its splits are {', '.join(splits)}", f"give DATA as {path}:{splits[0]}")
+            folder, name = path / Path(chosen).name, f"{name}:{chosen}"
+        elif split:
+            raise DataError(f"{path} is one saved dataset, without splits", f"give DATA as {path}")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / Path(each["filename"]).name for each in state["_data_files"]]
+        if not files:
+            raise DataError(f"{path} has no rows", "save other data")
+        return StreamedDocuments(name, modality, ArrowTable(files, "arrow"), column, skip_broken)
+
+
+# --- the hub --------------------------------------------------------------------------------------------------------------------
+
+
+class HubTable(Table):
+    """A streaming dataset of the hub; images stay undecoded, for our own reader."""
+
+    kind = "hub"
+
+    def __init__(self, rows: Any, sources: Sequence[str]) -> None:
+        super().__init__([])
+        self._rows, self._sources = rows, sources
+        features = getattr(rows, "features", None) or {}
+        self.classes = getattr(features.get(LABEL), "names", None)
+
+    def rows(self, columns: Sequence[str] | None, start: int = 0) -> Iterator[Row | DataError]:
+        rows = self._rows if columns is None else self._rows.select_columns(list(columns))
+        stream = iter(rows.skip(start) if start else rows)
+        while True:
             try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except (ValueError, SyntaxError, UnidentifiedImageError, DatasetGenerationError) as error:
-                raise DataError(f"row {index} of {self.name} cannot be read: {error}", "repair or remove the row") from error
+                row = next(stream, None)
             except OSError as error:
-                raise MissingError(f"{self.name} cannot be read past row {index}: {error}", "continue with --resume") from error
-            yield index, row
+                raise MissingError(f"the dataset cannot be read any further: {error}", "continue with --resume") from error
+            except Exception as error:  # readers of every format stand behind this
+                raise DataError(f"the dataset cannot be read any further: {_first_line(error)}", "check the data") from error
+            if row is None:
+                return
+            yield row
+
+    def digest(self) -> str | None:
+        """Of the files' addresses where these name a commit; the contents lie on the hub."""
+        pinned = all(re.search(r"@[0-9a-f]{40}/", source) for source in self._sources)
+        return digest_of(sorted(self._sources)) if self._sources and pinned else None
 
 
-def open_table(files: list[Path], name: str, modality: Modality, column: str | None) -> Documents:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def open_hub(repo: str, split: str, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
+    """`split` may carry a configuration in front: `name:config:split`. A local folder that is laid out like a hub dataset is read from its
+    files."""
+    from datasets import load_dataset_builder
 
-    builder = TABLES[files[0].suffix]
-    try:
-        rows = load_dataset(builder, data_files=[str(file) for file in files], split="train", streaming=True)
-        return StreamedDocuments(name, modality, rows, column, lambda: digest_of([file_digest(file) for file in files]))
-    except (ValueError, DatasetGenerationError) as error:  # ArrowInvalid and JSON errors are ValueErrors
-        raise DataError(f"{name} cannot be read as {builder}: {error}", "check the file") from error
-
-
-def open_hub(repo: str, split: str, modality: Modality, column: str | None) -> Documents:
-    """`split` may carry a configuration in front: `name:config:split`."""
-    from datasets import load_dataset
+    from saekit.harvesting.models import not_found
 
     config, _, split = split.rpartition(":")
     name = f"{repo}:{config}:{split}" if config else f"{repo}:{split}"
     try:
-        rows = load_dataset(repo, config or None, split=split, streaming=True)
-        return StreamedDocuments(name, modality, rows, column, lambda: None)
+        builder = load_dataset_builder(repo, config or None)
+        sources = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+        local = [Path(source) for source in sources]
+        if Path(repo).is_dir() and local and all(file.is_file() and file.suffix.lower() in TABLES for file in local):
+            return open_table(local, name, modality, column, skip_broken)
+        if hasattr(builder.config, "keep_default_na"):
+            builder.config.keep_default_na = False  # csv: "NA" is a text
+        rows = builder.as_streaming_dataset(split=split).decode(False)
+        return StreamedDocuments(name, modality, HubTable(rows, sources), column, skip_broken)
+    except (DataError, MissingError):
+        raise
     except ValueError as error:  # unknown split or configuration; the message lists them
         raise DataError(f"{name}: {error}", "give DATA as name:split or name:config:split") from error
     except (OSError, RuntimeError) as error:
         raise not_found("dataset", repo, error) from error
+    except Exception as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}", "check the data, or load and save it with save_to_disk") from error
 
 
-def _with_images(rows: Any, column: str) -> Any:
-    """Decode the column from {bytes, path} when the files do not say themselves that it holds images."""
-    from datasets import Image
-
-    features = getattr(rows, "features", None)
-    return rows if features and isinstance(features.get(column), Image) else rows.cast_column(column, Image())
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _pick_column(name: str, row: dict[str, Any], modality: Modality, column: str | None) -> str:
-    def fits(value: Any) -> bool:
-        if modality == "text":
-            return isinstance(value, str)
-        return hasattr(value, "getbands") or (isinstance(value, dict) and "bytes" in value)
+def _downloaded(path: str, where: str) -> bytes:
+    """A picture that a hub dataset names by its address."""
+    from datasets.utils.file_utils import xopen
 
-    candidates = [key for key, value in row.items() if fits(value)]
-    preferred = "text" if modality == "text" else "image"
-    guess = preferred if preferred in candidates else next(iter(candidates), None)
-    wanted = column or guess
-    if wanted not in row:
-        what = f"has no column {column}" if column else f"has no column with {modality}"
-        hint = f"{did_you_mean(column, row) if column else ''}--column {guess}" if guess else "choose other data"
-        raise DataError(f"{name} {what}; its columns are {', '.join(row)}", hint)
-    if wanted not in candidates:
+    try:
+        with xopen(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise MissingError(f"{where} cannot be read: {error}", "continue with --resume") from error
+
+
+# --- columns --------------------------------------------------------------------------------------------------------------------
+
+
+def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality: Modality, column: str | None) -> str:
+    """The column asked for; else `text` or `image`; else the only one that may be meant. Several are a question to the user."""
+    candidates = [key for key, kind in kinds.items() if kind == modality]
+    meant = [key for key in candidates if key != LABEL] or candidates
+    guess = modality if modality in candidates else _longest(table, meant)
+    if column is not None and column in kinds:
+        if kinds[column] in (modality, None) or (modality == "text" and kinds[column] == "number"):
+            return column
         hint = f"--column {guess}" if guess else "choose other data"
-        raise DataError(f"column {wanted} of {name} holds {type(row[wanted]).__name__}, not {modality}", hint)
-    return wanted
+        raise DataError(f"column {column} of {name} holds {kinds[column]}, not {modality}", hint)
+    if column is None and (modality in candidates or len(meant) == 1):
+        return guess
+    if column is None and meant:
+        raise DataError(f"{name} has several columns with {modality}: {', '.join(meant)}", f"--column {guess}")
+    if column is None and modality == "text" and kinds.get("text") == "number":
+        return "text"  # of a csv file, where all values are text
+    only_nulls = [key for key, kind in kinds.items() if kind is None]
+    what = f"has no column {column}" if column else f"has no column with {modality}"
+    if only_nulls and column is None:
+        raise DataError(
+            f"{name} {what}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,} rows",
+            f"--column {only_nulls[0]} takes it even so",
+        )
+    hint = f"{did_you_mean(column, kinds) if column else ''}--column {guess}" if guess else "choose other data"
+    raise DataError(f"{name} {what}; its columns are {', '.join(kinds)}", hint)
+
+
+def _longest(table: Table, candidates: Sequence[str]) -> str | None:
+    """The candidate with the longest values."""
+    if len(candidates) < 2:
+        return next(iter(candidates), None)
+    rows = [row for row in islice(table.rows(candidates), _SAMPLE) if not isinstance(row, DataError)]
+    return max(candidates, key=lambda key: sum(len(row[key]) for row in rows if isinstance(row.get(key), (str, bytes))))

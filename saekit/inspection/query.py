@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from saekit_kernels import SparseCodes
 
-from saekit.errors import DataError, MissingError, UsageError
+from saekit.errors import DataError, UsageError
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.models import load_model
+from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.sources import Document, Documents
 from saekit.inspection.records import pick_rows
 from saekit.inspection.run import open_pair
@@ -115,7 +116,9 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
     for spec, store in zip(specs, stores_of(source)):
         if spec.is_raw:
             raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
-    document = Document(0, "input", text, _open_image(image) if image is not None else None)
+    document = Document(
+        0, "input", text, read_picture(Path(image), remedy="repair the file or give another") if image is not None else None
+    )
     of_model: dict[str, list[ActivationSpec]] = {}
     for spec in specs:
         of_model.setdefault(spec.model, []).append(spec)
@@ -142,16 +145,3 @@ def _hidden_states(specs: list[ActivationSpec], document: Document) -> Iterator[
             live.forward(batch.inputs)
         chosen = batch.rows_for_scope(specs[0].scope)
         yield {hook: states[hook][chosen].float() for hook in hooks}
-
-
-def _open_image(path: str | Path):
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError:
-        raise MissingError(f"there is no image at {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} is no image that can be read: {error}") from None
-    return image

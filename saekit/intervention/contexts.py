@@ -89,4 +89,6 @@ class Contexts:
             yield from (window[number] for number in rng.permutation(len(window)))
 
     def _open(self, data: str, seed: int) -> Documents:
-        return open_data(data, modality="text", column=self.store.spec.column if data == self.store.spec.dataset else None, seed=seed)
+        column = self.store.spec.column if data == self.store.spec.dataset else None
+        skip_broken = "skipped" in self.store.stats
+        return open_data(data, modality="text", column=column, seed=seed, skip_broken=skip_broken)

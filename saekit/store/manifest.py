@@ -18,6 +18,7 @@ from saekit.typed import MisfitError, as_type, build
 from saekit.types import ActivationSpec, canonical_json
 
 SCHEMA = 1
+REPORTED = ("skipped", "dtype_reason")  # keys of stats that are known while rows still come
 NAME = "manifest.json"
 
 
@@ -63,7 +64,8 @@ class Manifest:
 
     def truncated_at(self, bad_shard: int) -> Manifest:
         """As it was before shard number `bad_shard` was written: a harvest goes on from there."""
-        return dataclasses.replace(self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=None)
+        kept = {name: value for name, value in (self.stats or {}).items() if name in REPORTED}
+        return dataclasses.replace(self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=kept or None)
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)

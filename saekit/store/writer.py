@@ -3,24 +3,20 @@ goes on, and the rest of the store comes out with the same bytes as if nothing h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from saekit.errors import DataError, NumericsError
 from saekit.store.files import sha256_of, write_bytes, write_tensors
+from saekit.store.health import DTYPES, STATISTICS_CHUNK, Rounding, health_report, overflow_hint
 from saekit.store.manifest import Manifest, Shard, differences
 from saekit.store.shards import ShardFile, StoredExample, example_tensors
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.types import ActivationSpec
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-STATISTICS_CHUNK = 1024
-HIGH_NORM = 10.0  # the health report counts rows whose norm is above this multiple of the median
 
 
 @dataclass
@@ -55,10 +51,12 @@ class StoreWriter:
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
+        self._rounding = Rounding(spec.d_in)
+        self.report: Callable[[], dict[str, Any]] = dict  # what the health report holds besides the rows' own, as of now
         self.repaired = ""
         """Which shard of an interrupted store could not be gone on with; '' where all could."""
         extras = extras or {}
-        self.manifest = self._resumed() if resuming else Manifest(spec, plan, extras=sorted(extras))
+        self.manifest = self._resumed(plan) if resuming else Manifest(spec, plan, extras=sorted(extras))
         self.batches = self.batches_done
         if not resuming:
             path.mkdir(parents=True, exist_ok=True)
@@ -79,9 +77,11 @@ class StoreWriter:
     def dropped(self) -> int:
         return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
 
-    def _resumed(self) -> Manifest:
+    def _resumed(self, plan: dict[str, Any]) -> Manifest:
         """What lies there, up to the first shard that is missing or damaged: rows do not depend on what comes after them."""
         have = Manifest.read(self.path)
+        if not have.shards:
+            have.plan = {**have.plan, "data": plan.get("data")}  # nothing is stored yet that could be mixed: a broken input was removed
         for number, shard in enumerate(have.shards):
             try:
                 ShardFile(self.path, shard).verify()
@@ -99,13 +99,16 @@ class StoreWriter:
     def append(self, block: RowBlock) -> None:
         """Add the rows of one model batch. Raises NumericsError when a value is not finite in the store's dtype."""
         stored = block.x.to(DTYPES[self.spec.dtype])
-        bad = (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
+        # A sum is finite only where all values are; looking at each one takes five times as long.
+        finite = bool(torch.isfinite(stored.sum(dtype=torch.float32)))
+        bad = [] if finite else (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
         if len(bad):
             row = int(bad[0])
             where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
             if torch.isfinite(block.x[row]).all():
-                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", "--dtype bfloat16 or float32")
+                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", overflow_hint(block.x, self.spec.dtype))
             raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", "another --hook")
+        self._rounding.add(block.x, stored)
         block.x = stored
         self._blocks.append(block)
         self._pending_rows += len(stored)
@@ -132,8 +135,9 @@ class StoreWriter:
             sum(block.dropped for block in self._blocks),
         )
         self.manifest.shards.append(shard)
+        self.manifest.stats = self.report() or None  # a harvest killed before its last report goes on from this one
         self.manifest.write(self.path)
-        self._blocks, self._pending_rows = [], 0
+        self._blocks, self._pending_rows, self._rounding = [], 0, Rounding(self.spec.d_in)
 
     def _shard_tensors(self) -> tuple[dict[str, torch.Tensor], list[StoredExample]]:
         examples, offset = [], 0
@@ -153,7 +157,8 @@ class StoreWriter:
             sums[1] += squares.sum(0)
             norms.append(squares.sum(1).sqrt().float())
         tensors |= {"norm": torch.cat(norms), "sum": sums[0].clone(), "sum_of_squares": sums[1].clone()}
-        return tensors | example_tensors(examples), examples
+        rounding = self._rounding.tensors() if self._rounding.rows else {}
+        return tensors | rounding | example_tensors(examples), examples
 
     def finish(self) -> Manifest:
         """Close the last shard and write the health report. Raises DataError when no row was stored."""
@@ -161,7 +166,7 @@ class StoreWriter:
         self.close_shard()
         if self.manifest.rows == 0:
             raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")
-        self.manifest.stats = health_report(self.path, self.manifest)
+        self.manifest.stats = health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest
@@ -171,6 +176,8 @@ def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> st
     """In what the store at `path` was begun otherwise than by these; '' where a harvest of these can go on with it."""
     have = Manifest.read(path)
     unsaid = {"holdout": HOLDOUT_SHARE}
+    if not have.shards:
+        plan = {**plan, "data": have.plan.get("data")}  # no row of older data is there to be mixed with
     return differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **spec.to_json(), **plan})
 
 
@@ -179,27 +186,3 @@ def _write_once(path: Path, content: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content)
-
-
-def health_report(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, and the rows far above the median norm."""
-    total, squares, norms = 0.0, 0.0, []
-    for shard in manifest.shards:
-        arrays = ShardFile(path, shard).arrays
-        total, squares = total + arrays["sum"], squares + arrays["sum_of_squares"]
-        norms.append(arrays["norm"])
-    n, norm = manifest.rows, np.concatenate(norms)
-    mean = total / n
-    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-    median = float(np.median(norm))
-    return {
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "mean_square_norm": float(squares.sum() / n),
-        "mean_to_std": float(np.linalg.norm(mean) / max(np.linalg.norm(std), 1e-30)),
-        "median_norm": median,
-        "max_norm": float(norm.max()),
-        "high_norm_factor": HIGH_NORM,
-        "high_norm_rows": int((norm > HIGH_NORM * median).sum()),
-        "dropped_rows": sum(shard.dropped for shard in manifest.shards),
-    }

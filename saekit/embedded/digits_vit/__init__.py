@@ -12,6 +12,6 @@ FOLDER = Path(__file__).parent
 
 def revision() -> str:
     """A digest of the weights: another training run is another model."""
-    from saekit.embedded.dequantise import file_digest
+    from saekit.embedded.digests import file_digest
 
     return f"files:{file_digest(FOLDER / 'model.safetensors')}"

@@ -1,0 +1,65 @@
+"""Which files of a folder are data: links are followed, what is hidden or an operating system's own is not looked at."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from saekit.errors import DataError
+
+# Left by file managers and archivers beside the data, sometimes as copies of it (__MACOSX/._cat.jpg).
+_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "__pycache__", "$recycle.bin"})
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The files below `root` in the order of their paths, and how many were passed over, by kind."""
+
+    root: Path
+    files: list[Path]
+    passed: Counter[str]
+
+    def having(self, suffixes: tuple[str, ...]) -> list[Path]:
+        """Files whose suffix, in any case, is one of these."""
+        return [file for file in self.files if file.suffix.lower() in suffixes]
+
+    def note(self, chosen: list[Path]) -> str:
+        """'12 files taken from photos, 3 left out (2 .bin, 1 hidden)'."""
+        rest = set(self.files) - set(chosen)
+        left = self.passed + Counter(file.suffix.lower() or "without suffix" for file in rest)
+        total = sum(left.values())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items(), key=lambda item: (-item[1], item[0]))[:6])
+        taken = f"{len(chosen):,} file{'s' * (len(chosen) != 1)} taken from {self.root}"
+        return f"{taken}, {total:,} left out ({kinds})" if total else f"{taken}, none left out"
+
+
+def walk(root: Path) -> Walk:
+    """Raises DataError, with the path, for a folder below that may not be read."""
+    passed: Counter[str] = Counter()
+    files = sorted(_files(root, frozenset(), passed.update), key=lambda path: path.parts)
+    return Walk(root, files, passed)
+
+
+def _files(folder: Path, above: frozenset[tuple[int, int]], pass_over: Callable[[list[str]], None]) -> Iterator[Path]:
+    """`above` holds the folders on the way down, so that a link to one of them ends there."""
+    try:
+        stat = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}", "make it readable, or take it out of the data") from error
+    if (stat.st_dev, stat.st_ino) in above:
+        pass_over(["link to a folder above it"])
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+            pass_over(["hidden"])
+        elif entry.is_dir():
+            yield from _files(path, above | {(stat.st_dev, stat.st_ino)}, pass_over)
+        elif entry.is_file():
+            yield path
+        else:
+            pass_over(["broken link" if entry.is_symlink() else "not a file"])
