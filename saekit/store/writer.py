@@ -178,7 +178,10 @@ def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> st
     unsaid = {"holdout": HOLDOUT_SHARE}
     if not have.shards:
         plan = {**plan, "data": have.plan.get("data")}  # no row of older data is there to be mixed with
-    return differences({**unsaid, **have.spec.to_json(), **have.plan}, {**unsaid, **spec.to_json(), **plan})
+    before, now = ({**unsaid, **s.to_json(), **p} for s, p in ((have.spec, have.plan), (spec, plan)))
+    for settings in (before, now):
+        settings["the data's content"] = settings.pop("data", None)  # a digest: no setting of the user's
+    return differences(before, now)
 
 
 def _write_once(path: Path, content: bytes) -> None:
