@@ -1,4 +1,5 @@
 # `make demo` and `make test` set up everything on a fresh machine; both make .venv when it is missing or out of date.
+# `make test` leaves out the tests marked slow; `make test-all`, which CI runs, does not.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ OUT ?= demo
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,9 @@ demo: $(READY)
 	$(BIN)/saekit demo --out $(OUT)
 
 test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest
 
 lint: $(READY)
