@@ -22,7 +22,7 @@ from saekit_kernels.loss import (
 from saekit_kernels.memory import keep_freed_memory
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 from saekit_kernels.select import topk_rows
-from saekit_kernels.workspace import Workspace
+from saekit_kernels.workspace import Workspace, Workspaces
 
 __all__ = [
     "AdamSettings",
@@ -35,6 +35,7 @@ __all__ = [
     "SparseCodes",
     "Transpose",
     "Workspace",
+    "Workspaces",
     "batchtopk_reconstruction",
     "crossover_l0",
     "decode",

@@ -32,13 +32,17 @@ class Transpose:
 
 @dataclass
 class SparseCodes:
-    """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents."""
+    """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
+
+    `leading`: the shape of the rows before they were put into one list, B in all; None where they are one list.
+    """
 
     vals: torch.Tensor
     idx: torch.Tensor
     nnz: torch.Tensor
     F: int
     _transpose: Transpose | None = field(default=None, repr=False, compare=False)
+    leading: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self.vals.shape[0]
@@ -48,12 +52,13 @@ class SparseCodes:
         return self.vals.shape[1]
 
     def detach(self) -> SparseCodes:
-        return SparseCodes(self.vals.detach(), self.idx, self.nnz, self.F, self._transpose)
+        return SparseCodes(self.vals.detach(), self.idx, self.nnz, self.F, self._transpose, self.leading)
 
     def to_dense(self) -> torch.Tensor:
-        """z (B,F). Padding adds 0 to column 0, so it needs no mask."""
+        """z (B,F), or (*leading, F). Padding adds 0 to column 0, so it needs no mask."""
         dense = self.vals.new_zeros(len(self), self.F)
-        return dense.scatter_add_(1, self.idx.long(), self.vals)
+        dense.scatter_add_(1, self.idx.long(), self.vals)
+        return dense if self.leading is None else dense.view(*self.leading, self.F)
 
     def active(self) -> torch.Tensor:
         """(B,K) bool: which entries are codes rather than padding."""

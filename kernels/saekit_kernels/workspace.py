@@ -5,11 +5,30 @@ A fresh temporary of the size of a code matrix is page-faulted in every step, wh
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 
+class Workspaces:
+    """A Workspace for each thread: two that encode with one model must not write the same buffers. A copy of a model starts with none."""
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    @property
+    def own(self) -> Workspace:
+        """The calling thread's."""
+        if not hasattr(self._of_thread, "workspace"):
+            self._of_thread.workspace = Workspace()
+        return self._of_thread.workspace
+
+    def __reduce__(self) -> tuple:
+        return Workspaces, ()
+
+
 class Workspace:
-    """Reused buffers, one for each name. Not shared between threads."""
+    """Reused buffers, one for each name, of one thread and what it waits for."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from saekit.errors import DataError
+
 ROWS_IN_CACHE = 1024  # passes over weights go in pieces whose temporaries stay in cache
+
+
+def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") -> torch.Tensor:
+    """(B,width) in the dtype of `weight`: what a model is given as (..., width) in any float dtype. Raises DataError."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise DataError(f"{what} is {kind}, not a tensor of floats", f"{what}.float()")
+    if x.ndim == 0 or x.shape[-1] != width:
+        cause = f"{what} has the shape {tuple(x.shape)}; its last dimension must be {width}"
+        raise DataError(cause, "give rows of the width that the model was trained on")
+    if x.device != weight.device:
+        raise DataError(f"{what} is on {x.device}, the model on {weight.device}", f"{what}.to({str(weight.device)!r})")
+    return x.reshape(-1, width).to(weight.dtype)
 
 
 def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from saekit.errors import UsageError, check_choice
 from saekit.models import outputs, penalties
+from saekit.models.base import as_rows
 from saekit.models.metrics import firing_counts
 from saekit.models.noise import Noise, step_generator
 from saekit.types import ActivationBatch, LossTerms, Output, Stage, Strategy, Takes
@@ -128,7 +129,12 @@ class Classic(nn.Module):
     # -- the map ------------------------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return self.code_activation(self.to_code((x - self.input_mean) * self.input_scale))
+        """(..., F) of x (..., D) in any float dtype, for models of rows; (B,F) of whole examples for the others. Raises DataError for
+        another width, dtype or device."""
+        if self.takes == "rows":
+            code = self.to_code((as_rows(x, self.d_in, self.input_mean) - self.input_mean) * self.input_scale)
+            return self.code_activation(code).view(*x.shape[:-1], self.latents)
+        return self.code_activation(self.to_code((x.to(self.input_mean.dtype) - self.input_mean) * self.input_scale))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         return outputs.activate(self.config.output, self.from_code(z)) / self.output_scale + self.output_mean

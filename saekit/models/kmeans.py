@@ -11,6 +11,7 @@ from saekit_kernels import SparseCodes
 from torch import nn
 
 from saekit.errors import DataError, UsageError
+from saekit.models.base import as_rows
 from saekit.types import Output
 
 BATCH = 4096
@@ -45,14 +46,19 @@ class KMeans(nn.Module):
         """(F,D): what the code of a latent is decoded to."""
         return self.centroids
 
-    def encode(self, x_BD: torch.Tensor) -> SparseCodes:
+    def encode(self, x: torch.Tensor) -> SparseCodes:
+        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row with NaN. Raises DataError for
+        another width, dtype or device."""
+        x_BD, leading = as_rows(x, self.d_in, self.centroids), None if x.ndim == 2 else tuple(x.shape[:-1])
         centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
-        return SparseCodes(torch.ones_like(nearest, dtype=x_BD.dtype), nearest.int(), nnz, self.latents)
+        values = torch.where(x_BD.isnan().any(1, keepdim=True), torch.nan, torch.ones_like(nearest, dtype=x_BD.dtype))
+        return SparseCodes(values, nearest.int(), nnz, self.latents, leading=leading)
 
     def decode(self, code: SparseCodes) -> torch.Tensor:
-        return self.centroids[code.idx[:, 0].long()]
+        x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
+        return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
 
     def forward(self, x_BD: torch.Tensor) -> Output:
         code = self.encode(x_BD)

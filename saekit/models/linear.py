@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from saekit.errors import UsageError
+from saekit.models.base import as_rows
 from saekit.types import Output
 
 
@@ -36,8 +37,10 @@ class PCA(nn.Module):
         self.register_buffer("mean", torch.zeros(self.d_in))
         self.register_buffer("explained_variance", torch.zeros(self.latents))
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return (x_BD - self.mean) @ self.components.T
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., F) of x (..., D), in any float dtype. Raises DataError for another width, dtype or device."""
+        code_BF = (as_rows(x, self.d_in, self.components) - self.mean) @ self.components.T
+        return code_BF.view(*x.shape[:-1], self.latents)
 
     def decode(self, code_BF: torch.Tensor) -> torch.Tensor:
         return code_BF @ self.components + self.mean

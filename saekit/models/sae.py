@@ -7,11 +7,13 @@ side in a row, `parts`, it is a crosscoder. What makes the code sparse is a vari
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
-from saekit_kernels import SparseCodes, Workspace, crossover_l0, decode, next_arm
+from saekit_kernels import SparseCodes, Workspace, Workspaces, crossover_l0, decode, next_arm, preactivations
 from torch import nn
 
-from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
+from saekit.models.base import as_rows, geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.fused import Adam, Shadows
 from saekit.models.noise import Noise, step_generator
 from saekit.models.sparsity import VARIANTS
@@ -43,7 +45,7 @@ class SAE(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if self.config.skip else None
         if self.variant.thresholded:
             self.register_buffer("threshold", torch.zeros(self.latents))  # of a trained model's code, one for each latent
-        self.workspace = Workspace()
+        self.workspaces = Workspaces()
         self.backend = "torch"  # torch | triton: what the training step runs on; set by the trainer
         self.encoder_plan = "auto"  # filter | gemm | auto: how the torch path encodes; the same codes by all
         self.arm = "dense"  # sparse | dense: how a thresholded code trains on a device (observe)
@@ -56,23 +58,40 @@ class SAE(nn.Module):
 
     # -- the map ---------------------------------------------------------------------------------------------------------
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes:
-        return self.variant.encode(self, x_BD)
+    def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
+        """The code of x (..., D), in any float dtype, computed in that of the weights: SparseCodes of all rows in one list, whose
+        `to_dense()` is (..., F), or a tensor (..., F). Differentiable in x and the weights; which latents are active is constant. A row
+        with NaN has a code with NaN. Several threads may encode at once. Raises DataError for another width, dtype or device."""
+        rows_BD, leading = as_rows(x, self.d_in, self.W_enc), x.shape[:-1]
+        code = self.variant.encode(self, rows_BD)
+        if not isinstance(code, SparseCodes):
+            return code if x.ndim == 2 else code.view(*leading, self.latents)
+        if torch.is_grad_enabled() and (rows_BD.requires_grad or self.W_enc.requires_grad or self.b_enc.requires_grad):
+            code = dataclasses.replace(code, vals=preactivations(code, rows_BD, self.W_enc, self.b_enc))
+        return code if x.ndim == 2 else dataclasses.replace(code, leading=tuple(leading))
 
     def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
-        """(B,D_out), without what a skip adds."""
+        """x_hat (..., D_out) of what `encode` gives, or of any code (..., F), without what a skip adds."""
         if isinstance(code, SparseCodes):
-            return decode(code, self.W_dec, self.b_dec)
-        return torch.addmm(self.b_dec, code, self.W_dec)
+            x_hat = decode(code, self.W_dec, self.b_dec)
+            return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_out)
+        x_hat = torch.addmm(self.b_dec, as_rows(code, self.latents, self.W_dec, "the code"), self.W_dec)
+        return x_hat if code.ndim == 2 else x_hat.view(*code.shape[:-1], self.d_out)
 
-    def past(self, x_BD: torch.Tensor) -> torch.Tensor | None:
-        """(B,D_out): what goes past the code; None without a skip."""
-        return None if self.W_skip is None else x_BD @ self.W_skip.T
+    def past(self, x: torch.Tensor) -> torch.Tensor | None:
+        """(..., D_out): what goes past the code; None without a skip."""
+        return None if self.W_skip is None else x.to(self.W_skip.dtype) @ self.W_skip.T
 
-    def forward(self, x_BD: torch.Tensor) -> Output:
-        code = self.encode(x_BD)
+    def forward(self, x: torch.Tensor) -> Output:
+        """x_hat (..., D_out) and the code of x (..., D)."""
+        code = self.encode(x)
         x_hat = self.decode(code)
-        return Output(x_hat if self.W_skip is None else x_hat + self.past(x_BD), code)
+        return Output(x_hat if self.W_skip is None else x_hat + self.past(x), code)
+
+    @property
+    def workspace(self) -> Workspace:
+        """Buffers of the calling thread."""
+        return self.workspaces.own
 
     def decoder_norms(self) -> torch.Tensor:
         """(F,): ||w_j||, in a crosscoder summed over the hooks (Lindsey et al. 2024, "Sparse Crosscoders"): what a penalty weighs."""

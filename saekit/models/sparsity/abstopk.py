@@ -32,7 +32,10 @@ class AbsTopK(Variant):
         return pre.values
 
     def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
-        return self._codes(sae, x_BD, sae.config.k).to_dense()
+        codes = self._codes(sae, x_BD, sae.config.k)
+        if torch.is_grad_enabled():
+            codes.vals = preactivations(codes, x_BD, sae.W_enc, sae.b_enc)
+        return codes.to_dense()
 
     @torch.no_grad()
     def _codes(self, sae: SAE, x_BD: torch.Tensor, k: int) -> SparseCodes:

@@ -134,7 +134,7 @@ class Variant:
     def encode(self, sae: SAE, x_BD: torch.Tensor):
         """The code of a trained model: (B,F), or SparseCodes."""
         pre = torch.addmm(sae.b_enc, x_BD, sae.W_enc.T)
-        return torch.where(pre > sae.threshold, pre, 0.0) if self.thresholded else pre.relu_()
+        return torch.where(pre <= sae.threshold, 0.0, pre) if self.thresholded else pre.relu_()  # NaN stays NaN
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
         """Called once W_enc, b_enc, W_dec, b_dec have their first values; may attach parameters that only training has."""

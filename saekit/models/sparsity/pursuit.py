@@ -48,9 +48,9 @@ class MatchingPursuit(Variant):
         with torch.no_grad():
             for _ in range(k):
                 best = encode_topk(r, W, zero_F, 1, sae.workspace, sae.encoder_plan)
-                value = torch.where(best.vals > least_B, best.vals, 0.0)
+                value = torch.where(best.vals <= least_B, 0.0, best.vals)
                 r = r - value * W[best.idx[:, 0].long()]
-                chosen.append(torch.where(value > 0, best.idx.long(), sae.latents))
+                chosen.append(torch.where(value == 0, sae.latents, best.idx.long()))
         return torch.cat(chosen, 1)
 
     def unroll(self, sae: SAE, x_BD: torch.Tensor, chosen_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,140 @@
+"""What a loaded model takes: any leading shape, any float dtype, several threads, NaN; and its gradients."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from saekit.errors import DataError
+from saekit.models.catalog import build
+from saekit.models.sparsity import VARIANTS
+
+D, F = 12, 40
+
+
+def made(name: str, dtype: torch.dtype = torch.float32):
+    """A trained-looking SAE of a variant: random weights, a threshold that some latents pass, in eval mode."""
+    options = {"sparsity": name, "latents": F}
+    if "k" in VARIANTS[name].config.__dataclass_fields__:
+        options["k"] = 5
+    sae = build("sae", D, options)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        if name == "matching-pursuit":
+            sae.W_enc.copy_(sae.W_dec)
+            sae.b_enc.copy_(-(sae.W_dec @ sae.b_dec))
+        if VARIANTS[name].thresholded:
+            sae.threshold.fill_(1.5)
+    return sae.to(dtype).eval().requires_grad_(False)
+
+
+def dense(code):
+    return code if isinstance(code, torch.Tensor) else code.to_dense()
+
+
+def rows(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_leading_shapes_are_kept(name):
+    sae, x = made(name), rows(2, 3, 4)
+    flat, output = sae(x.view(-1, D)), sae(x)
+    assert dense(output.code).shape == (2, 3, 4, F) and output.x_hat.shape == x.shape
+    assert torch.equal(dense(output.code).view(-1, F), dense(flat.code)) and torch.equal(output.x_hat.view(-1, D), flat.x_hat)
+    assert torch.equal(sae.decode(output.code), output.x_hat)
+    torch.testing.assert_close(sae.decode(dense(output.code)), output.x_hat)
+    assert sae(x[0, 0, 0]).x_hat.shape == (D,) and dense(sae.encode(x[0, 0, 0])).shape == (F,)
+    assert sae(x[:0]).x_hat.shape == (0, 3, 4, D) and dense(sae.encode(x[:0])).shape == (0, 3, 4, F)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_any_float_dtype_is_computed_in_that_of_the_weights(name, dtype):
+    sae, x = made(name), rows(6, dtype=dtype)
+    assert torch.equal(dense(sae.encode(x)), dense(sae.encode(x.float()))) and torch.equal(sae(x).x_hat, sae(x.float()).x_hat)
+
+
+@pytest.mark.parametrize("name", ["topk", "jumprelu", "kl"])
+def test_what_is_not_rows_of_the_model_is_refused_in_words(name):
+    sae = made(name)
+    for x, words in ((torch.ones(3, D, dtype=torch.int64), "int64"), (rows(3)[:, 1:], "last dimension must be 12"), ([1.0] * D, "list")):
+        with pytest.raises(DataError, match=words):
+            sae.encode(x)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_row_with_nan_is_nan_and_the_others_are_not(name):
+    sae, x = made(name), rows(5)
+    expected = sae(x).x_hat
+    x[2, 7] = torch.nan
+    output = sae(x)
+    assert dense(output.code)[2].isnan().any() and output.x_hat[2].isnan().all()
+    others = torch.tensor([0, 1, 3, 4])
+    torch.testing.assert_close(output.x_hat[others], expected[others])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_threads_get_their_own_codes(name):
+    sae = made(name)
+    inputs = [rows(700, seed=seed) for seed in range(6)]
+    expected = [sae(x).x_hat for x in inputs]
+
+    def many(number: int) -> bool:
+        return all(torch.equal(sae(inputs[number]).x_hat, expected[number]) for _ in range(6))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(many, range(6)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_of_a_forward_pass_are_those_of_finite_differences(name):
+    """In x and in every weight, the choice of latents constant."""
+    sae, x = made(name, torch.float64).requires_grad_(True), rows(4, dtype=torch.float64).requires_grad_(True)
+    direction = rows(4, seed=9, dtype=torch.float64)
+    (sae(x).x_hat * direction).sum().backward()
+    step = 1e-6
+    weights = ("W_dec", "b_dec") if name == "matching-pursuit" else ("W_enc", "b_enc", "W_dec", "b_dec")  # its encoder is the decoder
+    for value in (x, *(getattr(sae, weight) for weight in weights)):
+        change = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with torch.no_grad():
+            original, sums = value.clone(), []
+            for sign in (1, -1):
+                value.copy_(original + sign * step * change)
+                sums.append((sae(x).x_hat * direction).sum())
+            value.copy_(original)
+        numeric = (sums[0] - sums[1]) / (2 * step)
+        torch.testing.assert_close((value.grad * change).sum(), numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_of_a_model_works_on_its_own():
+    sae, x = made("topk"), rows(50)
+    expected = sae(x).x_hat
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        other.W_enc.mul_(2)
+    other(x)
+    assert torch.equal(sae(x).x_hat, expected)
+
+
+@pytest.mark.parametrize("name", ["pca", "kmeans", "dense", "linear", "vae"])
+def test_classic_models_of_rows_take_the_same(name):
+    model = build(name, D, {"latents": 4}).eval()
+    with torch.no_grad():
+        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if n in ("components", "centroids"))):
+            value.normal_(generator=torch.Generator().manual_seed(1))
+    x = rows(2, 3)
+    code = model.encode(x)
+    assert dense(code).shape == (2, 3, 4)
+    torch.testing.assert_close(model.decode(code).view(-1, D), model.decode(model.encode(x.view(-1, D))))
+    torch.testing.assert_close(dense(model.encode(x.half())), dense(model.encode(x.half().float())))
+    with pytest.raises(DataError, match="last dimension"):
+        model.encode(x[..., 1:])
+    x[0, 0, 0] = torch.nan
+    assert dense(model.encode(x))[0, 0].isnan().any() and not dense(model.encode(x))[1].isnan().any()
