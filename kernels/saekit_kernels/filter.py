@@ -22,6 +22,8 @@ GROUP = 32  # columns a group, F/GROUP apart: a maximum over the middle axis is 
 CHUNK_ROWS = 256  # 9 MB of bf16 a thread at F = 18,432: the passes over it find it in the cache that the product left it in
 ROUNDING = 2.0**-8 * 1.01  # largest relative error of rounding to bf16, and of that error's own reference
 LARGEST_ROW, SMALLEST_ROW = 1e15, 1e-15  # norms beyond which bounds could overflow or vanish; such rows are left to the caller
+TINY_WEIGHTS = 2.0**-40  # norm of a row
+SMALLEST_WEIGHTS = 2.0**-60  # norm of the longest row, below which squares of single weights underflow too
 OUTLIER = 64  # and so are rows of so many times the median norm
 WEIGHT_ROWS = 1024  # passes over the weights go in pieces whose temporaries stay in cache
 CROWDED_GROUPS = 0.7  # a row with possible latents in more than this share of its groups costs less by an fp32 product with all of W
@@ -51,6 +53,8 @@ class Filter:
         self.W_low[F:, D] = -torch.inf
         self.norm_F, lost_F = _rounded(W_FD, self.W_low[:F, :D])
         self.norm_F.clamp_min_(1e-20)
+        # What rounding to bf16 loses at most; measured, it is less, but its square underflows in fp32 where weights are tiny.
+        lost_share = torch.where(self.norm_F < TINY_WEIGHTS, 2.0**-8, lost_F / self.norm_F).max()
         self.x_low = x_BD.new_ones(B, D + 2, dtype=torch.bfloat16)
         length_B, peak_B = (torch.linalg.vector_norm(x_BD, order, dim=1) for order in (2, torch.inf))
         # False for NaN too. A row of many times the usual norm would widen the shift, and with it the rounding, for all the others.
@@ -59,7 +63,7 @@ class Filter:
         _, lost_B = _rounded(torch.where(self.finite_B[:, None], x_BD, 0.0), self.x_low[:, :D])
         # fp32 sums of D + 2 products, in the filter and in what it is compared with.
         summation = 2 * (D + 2) * 2.0**-23
-        self.error_B = torch.where(self.finite_B, lost_B + length_B * ((lost_F / self.norm_F).max() + summation), 0.0)
+        self.error_B = torch.where(self.finite_B, lost_B + length_B * (lost_share + summation), 0.0)
         self.longest = self.norm_F.max()
         # A bias loses at most this share of the largest one: what two bf16 digits leave, and its part in roundings of the sum.
         worst, share = 1.05 * self.error_B.max() * self.longest, 2.0**-16 + summation
@@ -72,7 +76,7 @@ class Filter:
         self.bias_error = share * (largest_bias + self.shift)
         high = bias_F.bfloat16()
         self.W_low[:F, D], self.W_low[:F, D + 1] = high, (bias_F - high.float()).bfloat16()
-        self.usable = bool(self.longest.isfinite() & bias_F.isfinite().all() & (self.finite_B.any()))
+        self.usable = bool((self.longest > SMALLEST_WEIGHTS) & self.longest.isfinite() & bias_F.isfinite().all() & (self.finite_B.any()))
         self.norm_of_group = self._grouped_norm()
 
     def _grouped_norm(self) -> torch.Tensor:

@@ -163,7 +163,7 @@ class Harvest(ABC):
     def _open(self, folders: list[RunFolder], plan: dict[str, Any]) -> dict[str, StoreWriter]:
         extras, writers = self.extras(), {}
         for hook, folder in zip(self.widths, folders):
-            options = {"shard_bytes": self.config.shard_mb << 20, "resuming": folder.resuming, "extras": extras}
+            options = {"shard_bytes": self.config.shard_mb << 20, "resume": folder.resuming, "extras": extras}
             writers[hook] = StoreWriter(folder.path, self.spec(hook), plan, **options)
             writers[hook].report = self._report
             write_config(folder.path / "config.toml", self.settings() | self._chosen_holdout())

@@ -47,6 +47,7 @@ class RowSums:
         self.active_above = active_above
         self.rows = self.codes = 0  # a model of whole examples has one code for many rows
         self.error = self.squares = self.cosines = 0.0
+        self.shift: torch.Tensor | None = None  # (D,): sums are of x - shift, lest a mean far from 0 drown the variance
         self.total: torch.Tensor | float = 0.0
         self.fired: torch.Tensor | int = 0
         self.examples = 0
@@ -63,10 +64,13 @@ class RowSums:
 
     def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes) -> None:
         x, x_hat = x_BD.double(), x_hat_BD.double()
+        if self.shift is None and len(x):
+            self.shift = x.mean(0)
+        shifted = x if self.shift is None else x - self.shift
         self.rows += len(x)
         self.error += float((x - x_hat).square().sum())
-        self.squares += float(x.square().sum())
-        self.total = self.total + x.sum(0)
+        self.squares += float(shifted.square().sum())
+        self.total = self.total + shifted.sum(0)
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
         if self.active_above is not None:
             self.fired = self.fired + firing_counts(code, self.active_above)

@@ -53,6 +53,7 @@ class SAE(nn.Module):
         self.shadows = Shadows()
         self.noise = Noise.parse(self.config.noise)
         self.seed = 0  # of the noise; set by the trainer
+        self.unit = 1.0  # root mean square of a dimension of the centred target: what constants are multiples of; 1 after center+scale
         self.total_steps = 0  # set by the trainer; schedules of the loss are shares of it
         self.dead_order: torch.Tensor | None = None  # set by the trainer: dead latents, longest idle first
 
@@ -102,8 +103,8 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def initialise(self, sample_BD: torch.Tensor, generator: torch.Generator) -> None:
-        """b_dec at the geometric median of the sample, unit decoder rows, the encoder their scaled transpose. A transcoder's target is
-        centred, its encoder rows are random."""
+        """b_dec at the geometric median of the sample, unit decoder rows, the encoder their scaled transpose. A transcoder's encoder rows
+        are random; its b_dec starts at the mean of its target (`start_at`)."""
         self.W_dec.copy_(random_unit_rows(self.latents, self.d_out, generator))
         if self.transcodes:
             self.W_enc.copy_(random_unit_rows(self.latents, self.d_in, generator))
@@ -111,7 +112,20 @@ class SAE(nn.Module):
             self.b_dec.copy_(geometric_median(sample_BD))
             self.W_enc.copy_(self.W_dec)
             self.b_enc.copy_(-(self.W_enc @ self.b_dec))
+            self.unit = float((sample_BD - sample_BD.mean(0)).square().sum(1).mean() / self.d_in) ** 0.5 or 1.0
         self.variant.initialise(self, sample_BD)
+
+    @torch.no_grad()
+    def start_at(self, mean_D: torch.Tensor, variance: float, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
+        """Told, after `initialise`, the mean (D_out) of what is to be reconstructed, the mean of its ||x - mean||^2 and some rows of it,
+        besides the sample of the input."""
+        self.unit = (variance / self.d_out) ** 0.5 if variance > 0 else 1.0
+        if self.transcodes:
+            self.b_dec.copy_(mean_D)
+            for name in ("W_enc", "b_enc", "threshold", "b_mag", "slow_theta"):  # the first code writes a tenth of the target's size
+                if self.unit != 1.0 and hasattr(self, name):
+                    getattr(self, name).mul_(self.unit)
+            self.variant.start_at(self, target_BD, sample_BD)
 
     @property
     def transcodes(self) -> bool:
@@ -152,16 +166,17 @@ class SAE(nn.Module):
         self.control.compare(float(self.variant.fired(self, x_BD, step).sum()) / len(x_BD))
 
     def coef(self, step: int) -> float:
-        """The weight of the penalty at a step."""
-        return self.control.coef * self.control.warmed(step, self.total_steps)
+        """The weight of the penalty at a step: the coefficient is meant in units of the target's variance per dimension."""
+        return self.control.coef * self.control.warmed(step, self.total_steps) * self.unit**2
 
     def run_state(self) -> dict[str, object]:
         """What training has come to know besides tensors; set by `continue_from`."""
-        return {"arm": self.arm, "control": self.control.state()}
+        return {"arm": self.arm, "control": self.control.state(), "variant": self.variant.state(self)}
 
     def continue_from(self, state: dict) -> None:
         self.arm = state["arm"]
         self.control.restore(state["control"])
+        self.variant.restore(self, state.get("variant", {}))
 
     def longest_dead(self, most: int) -> torch.Tensor | None:
         """Indices of at most `most` dead latents, or None when none is dead."""
@@ -188,7 +203,7 @@ class SAE(nn.Module):
         """
         self.shadows.clear()
         x, target = batch.x, batch.x if batch.target is None else batch.target
-        loss = (target - self.forward(x).x_hat).square().sum(1)
+        loss = (target - self.variant.reconstructed(self, x)).square().sum(1)
         weight = loss.square().cpu() + 1e-12  # on the CPU, where the generator is, whatever the device
         chosen = torch.multinomial(weight, len(dead), generator=generator).to(x.device)
         origin = torch.zeros_like(x[0]) if self.transcodes else self.b_dec

@@ -12,10 +12,12 @@ import torch
 
 from saekit.errors import DataError, NumericsError
 from saekit.store.files import sha256_of, write_bytes, write_tensors
+from saekit.store.folder_kinds import STORE
 from saekit.store.health import DTYPES, STATISTICS_CHUNK, Rounding, health_report, overflow_hint
 from saekit.store.manifest import Manifest, Shard, differences
 from saekit.store.shards import ShardFile, StoredExample, example_tensors
 from saekit.store.split import HOLDOUT_SHARE
+from saekit.store.swap import remove
 from saekit.types import ActivationSpec
 
 
@@ -45,9 +47,13 @@ class StoreWriter:
         plan: dict[str, Any],
         *,
         shard_bytes: int,
-        resuming: bool = False,
+        resume: bool = False,
+        overwrite: bool = False,
         extras: Mapping[str, bytes] | None = None,
     ) -> None:
+        """`overwrite`: a store that lies at `path` is removed first. Raises DataError for files there that are not a store's."""
+        if overwrite:
+            remove(path, STORE)
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
@@ -56,9 +62,9 @@ class StoreWriter:
         self.repaired = ""
         """Which shard of an interrupted store could not be gone on with; '' where all could."""
         extras = extras or {}
-        self.manifest = self._resumed(plan) if resuming else Manifest(spec, plan, extras=sorted(extras))
+        self.manifest = self._resumed(plan) if resume else Manifest(spec, plan, extras=sorted(extras))
         self.batches = self.batches_done
-        if not resuming:
+        if not resume:
             path.mkdir(parents=True, exist_ok=True)
             self.manifest.write(path)  # first of all: it marks the folder as a store, and names the files that come
         for name, content in extras.items():

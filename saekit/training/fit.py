@@ -71,9 +71,14 @@ def fit(
         model.fit(normalize(batch).x for batch in batches)
         rows = len(source.split("train"))
         return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
+    target_sample = sample
     if source.has_target:
-        normalize = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.order)
+        normalize, target_sample = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.order)
     model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
+    if hasattr(model, "start_at"):
+        model.start_at(normalize.spread.mean_D.float(), normalize.spread.variance, target_sample.cpu(), sample.cpu())
+    if advice := normalize.spread.advice:
+        progress(Progress("train", 0, 0, message=advice))
     model.backend = backend
     trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source))
     trainer.restore()

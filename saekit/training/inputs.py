@@ -13,7 +13,29 @@ from saekit.errors import NumericsError
 from saekit.types import ActivationBatch, ActivationSource
 
 STATISTICS_ROWS = 262_144
+LARGE_VALUES, SMALL_VALUES = 5.0, 1e-3  # root mean square of a raw dimension, beyond which a run says so
 SAMPLE_ROWS = 16_384  # for the geometric median and the first scale of the encoder
+
+
+@dataclass(frozen=True)
+class Spread:
+    mean_D: torch.Tensor
+    variance: float
+    """Mean of ||x - mean||^2."""
+    raw: bool = False
+    """Whether neither mean nor scale were taken out."""
+
+    @property
+    def advice(self) -> str | None:
+        """For rows that are trained on as they are, and are far from the size that rates and first weights are chosen for."""
+        D = len(self.mean_D)
+        size = (float(self.mean_D.square().sum()) + self.variance) / D
+        if not self.raw or SMALL_VALUES**2 <= size <= LARGE_VALUES**2:
+            return None
+        return (
+            f"the values of a row are about {size**0.5:.3g} in size and are not normalized, while learning rates are chosen for values "
+            "about 1: --normalize center+scale reconstructs better"
+        )
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,8 @@ class Normalizer:
     """One for all, or (D,) where a row holds several hooks, each with its own."""
     target: tuple[torch.Tensor, float | torch.Tensor] | None = None
     """Mean and scale of the target's rows, where that is another store."""
+    spread: Spread | None = None
+    """Of what is to be reconstructed, normalised; None in a run that goes on from a state."""
 
     def scales(self, parts: Sequence[int] = ()) -> float | list[float]:
         """The scale, or those of the hooks side by side, one for each of the widths `parts`, for a file."""
@@ -47,12 +71,14 @@ def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float | torch.Tens
     return x if mask is None else x.mul_(mask[..., None])
 
 
-def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str, seed: int) -> Normalizer:
-    """The same with the target's mean and scale, estimated as those of x."""
+def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str, seed: int) -> tuple[Normalizer, torch.Tensor]:
+    """The same with the target's mean and scale, estimated as those of x, and a sample (S,D_out) of normalised rows of the target."""
     batches = (dataclasses.replace(batch, x=batch.target, target=None) for batch in source.batches(*_order(source, seed)))
-    mean, scale, _ = _statistics(target_of(source), batches, mode)
+    mean, scale, sample, spread = _statistics(target_of(source), batches, mode)
     device = normalize.mean_D.device
-    return dataclasses.replace(normalize, target=(mean.float().to(device), _on(scale, device)))
+    target = Normalizer(mean.float().to(device), _on(scale, device))
+    made = dataclasses.replace(normalize, target=(target.mean_D, target.scale), spread=spread)
+    return made, torch.cat([target(batch).x for batch in sample])
 
 
 def estimate(source: ActivationSource, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
@@ -60,8 +86,8 @@ def estimate(source: ActivationSource, mode: str, seed: int, device: torch.devic
 
     Raises NumericsError, naming shard and row, when one of them is not finite.
     """
-    mean, scale, sample = _statistics(source, source.batches(*_order(source, seed)), mode)
-    normalizer = Normalizer(mean.float().to(device), _on(scale, device))
+    mean, scale, sample, spread = _statistics(source, source.batches(*_order(source, seed)), mode)
+    normalizer = Normalizer(mean.float().to(device), _on(scale, device), spread=spread)
     return normalizer, torch.cat([normalizer(batch).x for batch in sample])
 
 
@@ -80,28 +106,40 @@ def _order(source: ActivationSource, seed: int) -> tuple:
 
 
 def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mode: str):
-    """(mean (D,) fp64, scale (a float, or (D,) with one value for each of the store's parts), the first batches)."""
+    """(mean (D,) fp64, scale (a float, or (D,) with one value for each of the store's parts), the first batches, the Spread of what is
+    scaled). Sums are of x - shift, the first batch's mean, lest a mean far from 0 drown the variance."""
     n = len(store.split("train"))
     left = min(STATISTICS_ROWS, n)
-    total, squares, seen, sample = 0.0, 0.0, 0, []  # squares (D,)
+    total, squares, seen, sample, shift = 0.0, 0.0, 0, [], None  # squares (D,)
     for batch in batches:
         check_rows(store, batch)
         batch = ActivationBatch(batch.x[: left - seen].float(), batch.doc_id, batch.example_id, batch.position, rows=batch.rows)
         x = batch.x.double()
+        shift = x.mean(0) if shift is None else shift
+        x = x - shift
         total, squares, seen = total + x.sum(0), squares + x.square().sum(0), seen + len(x)
         if seen <= max(SAMPLE_ROWS, len(x)):
             sample.append(batch)
         if seen >= left:
             break
-    mean = total / seen if mode == "center+scale" else torch.zeros_like(total)
-    left_D = squares / seen - mean.square()  # mean squares of what is scaled
+    true_mean = shift + total / seen
+    variance_D = squares / seen - (total / seen).square()
+    centered = mode == "center+scale"
+    mean = true_mean if centered else torch.zeros_like(total)
+    left_D = variance_D if centered else variance_D + true_mean.square()  # mean squares of what is scaled
     widths = getattr(store, "parts", None) or (len(mean),)
     scales = [
         (width / float(part.sum())) ** 0.5 if mode != "none" and part.sum() > 0 else 1.0
         for width, part in zip(widths, left_D.split(widths))
     ]
     scale = scales[0] if len(scales) == 1 else torch.tensor(scales).repeat_interleave(torch.tensor(widths))
-    return mean, scale, sample
+    if centered and all(part.sum() > 0 for part in left_D.split(widths)):
+        spread = Spread(torch.zeros_like(mean), float(len(mean)))
+    else:
+        spread = Spread(
+            (true_mean - mean) * scale, float((variance_D * torch.as_tensor(scale, dtype=torch.float64).square()).sum()), mode == "none"
+        )
+    return mean, scale, sample, spread
 
 
 def checked(store: ActivationSource, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:

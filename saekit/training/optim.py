@@ -71,12 +71,15 @@ def products_in_bfloat16(device: torch.device) -> Iterator[None]:
         yield
 
 
+OF_OUTPUT = ("b_dec", "W_skip")  # parameters of an SAE whose rows are the output's dimensions
+
+
 def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2) -> torch.optim.Adam:
     """Adam with betas 0.9 and `beta2`; with a weight decay, decoupled (AdamW, Loshchilov and Hutter 2019, arXiv 1711.05101).
     Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
     if weight_decay:
-        return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, beta2), fused=True)
+        return torch.optim.AdamW(model.named_parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(model.named_parameters(), lr=lr, betas=(0.9, beta2), fused=True)
 
 
 def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, torch.Tensor]:
@@ -116,8 +119,10 @@ def restore_adam(optimizer: torch.optim.Adam, names: list[str], tensors: dict[st
 
 
 def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int) -> None:
-    """Zero the moments of the given latents in every parameter that has a row for each of the `count` latents."""
-    for parameter in optimizer.param_groups[0]["params"]:
-        if parameter.shape[0] == count and parameter in optimizer.state:
+    """Zero the moments of the given latents in every parameter that has a row for each of the `count` latents. Those of the output's
+    dimensions are told by name: there may be as many of them."""
+    group = optimizer.param_groups[0]
+    for name, parameter in zip(group["param_names"], group["params"]):
+        if name not in OF_OUTPUT and parameter.shape[0] == count and parameter in optimizer.state:
             for key in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[parameter][key][latents] = 0.0

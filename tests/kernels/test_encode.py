@@ -288,3 +288,18 @@ def test_a_guessed_bound_changes_nothing_but_the_time(plan, share):
     assert torch.equal(codes.nnz, plain.nnz) and torch.equal(codes.idx, plain.idx)
     torch.testing.assert_close(codes.vals, plain.vals)
     torch.testing.assert_close(again, threshold)
+
+
+@pytest.mark.parametrize("exponent", [-30, -62, -75, -100, -125, 60])
+def test_the_filter_finds_the_largest_of_tiny_and_of_huge_weights(exponent):
+    """Squares of such weights leave fp32; half of the latents are rounded up by bf16, the other half down."""
+    generator = torch.Generator().manual_seed(4)
+    F, k, size = 96, 6, 2.0**exponent
+    W = torch.rand(F, 3, generator=generator) * 2**-7 + 1
+    W[::2, 1] -= 2**-8
+    W[:, 2] = -1.9
+    W = W * size
+    x = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.5, 0.25], [0.5, 2.0, 1.0]])
+    expected = (x.double() @ W.double().T).topk(k, dim=1).indices.sort(1).values
+    for plan in ("filter", "gemm"):
+        assert torch.equal(encode_topk(x, W, torch.zeros(F), k, plan=plan).idx.long().sort(1).values, expected), plan

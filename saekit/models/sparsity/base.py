@@ -51,7 +51,7 @@ class SAEConfig:
     revive: str = "aux"
     """How dead latents come back: aux (they predict what is left), resample (they are pointed at badly reconstructed rows), none."""
     aux_coef: float = 1 / 32
-    """Weight of the auxiliary loss, in units of the input's variance."""
+    """Weight of the auxiliary loss, in units of the target's variance."""
     aux_k: int = 0
     """Dead latents that predict the residual of a row; 0: d_in / 2."""
     aux_candidates: int = 2048
@@ -118,7 +118,22 @@ class Variant:
         x_hat, error = self.reconstruct(sae, pre, z, target_BD, sae.past(x_BD))
         weighted = {"reconstruction": (error, 1.0), **self.penalties(sae, pre, z, step)}
         weighted |= aux_terms(sae, x_BD, (x_hat - target_BD).detach())
-        return summed(weighted, pre.fired(z.detach()), pre.metrics())
+        return summed(weighted, pre.fired(z.detach()), pre.metrics() | own_error(target_BD, x_hat))
+
+    def reconstructed(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        """(B,D_out): x_hat by the code that is trained."""
+        return sae.forward(x_BD).x_hat
+
+    def decoder_rows(self, sae: SAE, latents: torch.Tensor) -> torch.Tensor:
+        """W_dec of the given latents, differentiable in what is trained of it."""
+        return sae.W_dec[latents]
+
+    def state(self, sae: SAE) -> dict[str, float]:
+        """What a run has come to know besides tensors, as JSON."""
+        return {}
+
+    def restore(self, sae: SAE, state: dict[str, float]) -> None:
+        """Take up again what `state` gave."""
 
     def fired(self, sae: SAE, x_BD: torch.Tensor, step: int) -> torch.Tensor:
         """(F,): in how many rows each latent is active, as `loss` counts it."""
@@ -140,6 +155,9 @@ class Variant:
         """Called once W_enc, b_enc, W_dec, b_dec have their first values; may attach parameters that only training has."""
         scale_encoder_to_fit(sae, sample_BD[:4096])
 
+    def start_at(self, sae: SAE, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
+        """For a transcoder, after `initialise`: rows of its target, besides those of its input."""
+
     def revive(self, sae: SAE, dead: torch.Tensor) -> None:
         """Reset what the variant trains besides weights and biases, for latents that were resampled."""
 
@@ -147,7 +165,7 @@ class Variant:
         """Raise what latents must pass to be active: trained thresholds, where there are some, by this factor, else all biases alike."""
         if factor != 1.0:
             with torch.no_grad():
-                sae.b_enc -= self.shift * math.log(factor)
+                sae.b_enc -= self.shift * sae.unit * math.log(factor)
 
     def after_step(self, sae: SAE) -> None:
         """Bring parameters back to their constraints."""
@@ -156,6 +174,11 @@ class Variant:
         """W_enc, b_enc, W_dec, b_dec (and threshold) by which `encode` and `decode` give the trained code."""
         own = {name: getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         return own | ({"threshold": sae.threshold} if self.thresholded else {})
+
+
+def own_error(target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"squared_error": ...}: that of the model's own x_hat, where the loss's reconstruction has more parts or another weight."""
+    return {"squared_error": squared_error(target_BD, x_hat_BD.detach())}
 
 
 def squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: tor
         idx = pre.detach().topk(k, dim=1, sorted=False).indices
         pre = torch.zeros_like(pre).scatter(1, idx, pre.gather(1, idx))
     variance = (e - e.mean(0)).square().sum(1).mean().clamp_min(1e-12)
-    return (e - pre @ sae.W_dec[dead]).square().sum(1).mean() / variance
+    return (e - pre @ sae.variant.decoder_rows(sae, dead)).square().sum(1).mean() / variance
 
 
 def aux_terms(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor) -> dict[str, tuple[torch.Tensor, float]]:
@@ -33,8 +33,9 @@ def aux_terms(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor) -> dict[s
     dead = sae.longest_dead(sae.config.aux_candidates)
     if not revives_by_aux(sae) or dead is None:
         return {}
-    # The paper normalises both losses by a variance; here the reconstruction is D times that.
-    return {"aux": (auxk_loss(sae, x_BD, residual_BD, dead), sae.config.aux_coef * sae.d_out)}
+    # The paper normalises both losses by a variance; here the reconstruction is as many times that as the variance says: D when centred
+    # and scaled.
+    return {"aux": (auxk_loss(sae, x_BD, residual_BD, dead), sae.config.aux_coef * sae.d_out * sae.unit**2)}
 
 
 def revives_by_aux(sae: SAE) -> bool:

@@ -43,7 +43,7 @@ class Gated(Variant):
         return torch.where(pre.values <= 0, 0.0, magnitude).relu()
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        gate = pre.values.relu()
+        gate = pre.values.relu() if sae.unit == 1.0 else pre.values.relu() / sae.unit
         return {"l1": ((gate * pre.of(sae.decoder_norms().detach())).sum() / pre.rows, sae.coef(step))}
 
     def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
@@ -51,6 +51,11 @@ class Gated(Variant):
         by_gate = pre.decode(pre.values.relu(), sae.W_dec.detach(), sae.b_dec.detach())
         by_gate = by_gate if past_BD is None else by_gate + past_BD.detach()
         return x_hat, error + squared_error(target_BD, by_gate)
+
+    def reconstructed(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+        pre = self.preactivations(sae, x_BD, 0)
+        x_hat = pre.decode(self.activate(sae, pre), sae.W_dec, sae.b_dec)
+        return x_hat if sae.W_skip is None else x_hat + sae.past(x_BD)
 
     def effective(self, sae: SAE) -> dict[str, torch.Tensor]:
         if not hasattr(sae, "r_mag"):

@@ -64,18 +64,18 @@ class JumpReLU(Variant):
         return SPEED * sae.slow_theta
 
     def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        return above(sae, x_BD, self.theta(sae) - sae.config.bandwidth / 2)
+        return above(sae, x_BD, self.theta(sae) - sae.config.bandwidth * sae.unit / 2)
 
     def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
-        return Jump.apply(pre.values, pre.of(self.theta(sae)), sae.config.bandwidth)
+        return Jump.apply(pre.values, pre.of(self.theta(sae)), sae.config.bandwidth * sae.unit)
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
         c = sae.config
-        active = Step.apply(pre.values, pre.of(self.theta(sae)), c.bandwidth, False)
+        active = Step.apply(pre.values, pre.of(self.theta(sae)), c.bandwidth * sae.unit, False)
         l0 = active.sum() / pre.rows
         found = {"l0": ((l0 / (c.target_l0 * sae.control.aim) - 1).square() if c.target_l0 else l0, sae.coef(step))}
         if c.freq_coef:
-            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef)
+            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef * sae.unit**2)
         return found
 
     def steer(self, sae: SAE, factor: float) -> None:

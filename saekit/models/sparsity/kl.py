@@ -141,8 +141,11 @@ class KLRates(Penalised):
     line = "ReLU codes, KL on firing rates"
 
     def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        return above(sae, x_BD, torch.full_like(sae.b_enc, -sae.config.bandwidth / 2))
+        return above(sae, x_BD, torch.full_like(sae.b_enc, -sae.config.bandwidth * sae.unit / 2))
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        active = Step.apply(pre.values, torch.zeros_like(pre.values), sae.config.bandwidth, True)
-        return {"kl": (kl_of_means(pre.sums(active) / pre.rows, rate_of(sae))[0], sae.coef(step))}
+        active = Step.apply(pre.values, torch.zeros_like(pre.values), sae.config.bandwidth * sae.unit, True)
+        rates = pre.sums(active) / pre.rows
+        # A latent that is silent in a batch fires in less than one row of it: it is pulled up as one that fires in half a row.
+        rates = rates + (rates.clamp_min(0.5 / pre.rows) - rates).detach()
+        return {"kl": (kl_of_means(rates, rate_of(sae))[0], sae.coef(step))}

@@ -77,7 +77,8 @@ class Penalised(Variant):
 
     def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
         fixed = sae.config.decoder_norm == "unit" and not sae.config.parts  # norms of 1, whose gradient is projected away
-        sizes = self.size(sae, z if fixed else z * pre.of(sae.decoder_norms()), step)
+        a = z if fixed else z * pre.of(sae.decoder_norms())
+        sizes = self.size(sae, a if sae.unit == 1.0 else a / sae.unit, step)
         return {self.name: (sizes.sum() / pre.rows, sae.coef(step))}
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
@@ -96,7 +97,7 @@ class L1(Penalised):
     def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
         if not sae.plain(x_BD, target_BD) or sae.config.parts:
             return super().loss(sae, x_BD, target_BD, step, batch)
-        coef, unit = sae.coef(step), sae.config.decoder_norm == "unit"
+        coef, unit = sae.coef(step) / sae.unit, sae.config.decoder_norm == "unit"
         arm = sae.arm if sae.backend == "triton" else "auto"
         made = relu_reconstruction(x_BD, *sae.weights, coef, unit, sae.workspace, arm, sae.encoder_plan, sae.backend)
         aux = aux_terms(sae, x_BD, made.residual_BD)
@@ -110,7 +111,7 @@ class L1(Penalised):
         if sae.arm == "dense" or sae.config.parts or (revives_by_aux(sae) and sae.longest_dead(1) is not None):
             return None
         encoded = OPERATIONS["triton"].encode_relu(x_BD, encoder_copy(sae), sae.b_enc, sae.workspace, "auto", None)
-        return fused_sparse_step(sae, x_BD, encoded, sae.coef(step), adam)
+        return fused_sparse_step(sae, x_BD, encoded, sae.coef(step) / sae.unit, adam)
 
 
 @dataclass(frozen=True)
@@ -157,5 +158,24 @@ class PAnneal(Penalised):
         return 1.0 - (1.0 - c.p_end) * min(max((done - c.p_anneal) / (1.0 - c.p_anneal), 0.0), 1.0)
 
     def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
-        p = self.power(sae, step)
-        return a if p == 1.0 else (a + SMALLEST).pow(p) - SMALLEST**p
+        """a^p, times what keeps the penalty of these codes what it was when p was larger (Karvonen et al. 2024, section 3): at each change
+        of p the factor grows by sum a^old / sum a^new. Without it the same codes would cost ever more."""
+        p, (old, factor) = self.power(sae, step), getattr(sae, "annealed", (1.0, 1.0))
+        sizes = _power(a, p)
+        if p != old:
+            with torch.no_grad():
+                new = sizes.sum()
+                factor = torch.where(new > 0, factor * _power(a, old).sum() / new, factor)
+            sae.annealed = (p, factor)
+        return sizes if p == 1.0 else factor * sizes
+
+    def state(self, sae: SAE) -> dict[str, float]:
+        power, factor = getattr(sae, "annealed", (1.0, 1.0))
+        return {"power": power, "factor": float(factor)}
+
+    def restore(self, sae: SAE, state: dict[str, float]) -> None:
+        sae.annealed = (state.get("power", 1.0), state.get("factor", 1.0))
+
+
+def _power(a: torch.Tensor, p: float) -> torch.Tensor:
+    return a if p == 1.0 else (a + SMALLEST).pow(p) - SMALLEST**p

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnF
 
 from saekit.errors import UsageError
-from saekit.models.sparsity.base import SAEConfig, Variant, summed
+from saekit.models.sparsity.base import SAEConfig, Variant, own_error, summed
 from saekit.models.sparsity.dead import aux_terms
 from saekit.models.sparsity.nested import mean_error
 from saekit.models.sparsity.preactivations import largest_of_rows
@@ -56,8 +56,8 @@ class Temporal(TopK):
         pairs = batch.has_previous.nonzero()[: sae.config.contrast_rows, 0]
         if len(pairs) > 1:
             here, there = (self.slow_code(sae, rows[pairs], k_at(sae, step)) for rows in (x_BD, batch.previous))
-            weighted["contrast"] = (info_nce(here, there, sae.config.temperature), sae.config.contrast * sae.d_out)
-        return summed(weighted, pre.fired(pre.values.detach()), pre.metrics())
+            weighted["contrast"] = (info_nce(here, there, sae.config.temperature), sae.config.contrast * sae.d_out * sae.unit**2)
+        return summed(weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat))
 
     fused_step = Variant.fused_step
 
