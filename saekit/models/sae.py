@@ -7,6 +7,8 @@ side in a row, `parts`, it is a crosscoder. What makes the code sparse is a vari
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from saekit_kernels import SparseCodes, Workspace, crossover_l0, decode, next_arm
 from torch import nn
@@ -17,6 +19,7 @@ from saekit.models.noise import Noise, step_generator
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.base import SAEConfig
 from saekit.models.sparsity.control import Control
+from saekit.typed import as_type
 from saekit.types import ActivationBatch, LossTerms, Output
 
 REVIVED_NORM = 0.2  # of the living encoder rows
@@ -141,7 +144,7 @@ class SAE(nn.Module):
         return {"arm": self.arm, "control": self.control.state()}
 
     def continue_from(self, state: dict) -> None:
-        self.arm = state["arm"]
+        self.arm = as_type(state["arm"], Literal["sparse", "dense"], "arm")
         self.control.restore(state["control"])
 
     def longest_dead(self, most: int) -> torch.Tensor | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from saekit.store.files import write_bytes
 from saekit.store.oserrors import writing
+from saekit.typed import as_type
 
 
 class MetricsFile:
@@ -39,6 +41,6 @@ class MetricsFile:
 def _step(line: str) -> float:
     """inf for a line that a kill cut short."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return as_type(as_type(json.loads(line), dict[str, Any], "line").get("step"), float, "step")
+    except (ValueError, RecursionError):
         return float("inf")
