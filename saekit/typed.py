@@ -6,7 +6,6 @@ JSON, TOML and keyword arguments carry anything. Whoever reads them checks here 
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import types
 import typing

@@ -128,6 +128,8 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
     if name not in CATALOG:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
+        if name == "sae":
+            typed.as_type(config.get("sparsity"), str, "config.sparsity")
         settings = typed.build(config_of(name, config), config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size
