@@ -23,11 +23,14 @@ class MetricsFile:
         remaining = "".join(line + "\n" for line in lines if _step(line) <= resumed_step).encode()
         if remaining != before:
             write_bytes(path, remaining)
-        self._file = open(path, "a", buffering=1, encoding="utf-8")
+        with writing(path):
+            self._file = open(path, "ab", buffering=0)  # nothing is left to be written when it is closed
 
     def write(self, figures: dict) -> None:
         with writing(self._path):
-            self._file.write(json.dumps(figures) + "\n")
+            line = (json.dumps(figures) + "\n").encode()
+            while line:
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """On disk, before a state is that a resume cuts these lines back to."""
