@@ -128,8 +128,8 @@ class Trainer:
             floats = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
             need_like(tensors, {f"average.{name}": value for name, value in floats.items()})
         if "dead_order" in tensors:
-            latents = torch.arange(self.model.latents)
-            if not torch.isin(tensors["dead_order"], latents).all() or tensors["dead_order"].dtype != torch.int64:
+            order, latents = tensors["dead_order"], torch.arange(self.model.latents)
+            if order.dtype != torch.int64 or order.dim() != 1 or not torch.isin(order, latents).all():
                 raise ValueError("dead_order names latents that there are not")
         if state["model"]:
             self.model.continue_from(state["model"])

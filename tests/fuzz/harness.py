@@ -109,7 +109,7 @@ def _too_long(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    from readers import READERS
+    from fuzz.readers import READERS
 
     parser = argparse.ArgumentParser()
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))

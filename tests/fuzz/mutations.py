@@ -63,7 +63,8 @@ def mutated_value(value: Any, rng: random.Random) -> Any:
         other, there = rng.choice(places)
         holder[key] = copy.deepcopy(other[there])
     elif way == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-        holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] * 10, str(holder[key]), float(holder[key]), [holder[key]]))
+        number = holder[key] if abs(holder[key]) < 1e300 else 0
+        holder[key] = rng.choice((number + 1, -number, number * 10, str(number), float(number), [number]))
     elif way == 4:
         holder[key] = [copy.deepcopy(holder[key])]
     else:

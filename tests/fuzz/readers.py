@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Reader
+from fuzz.harness import Reader
+from fuzz.mutations import digest, of_bytes, of_json, of_lines, of_tensors, of_toml
 from made_runs import Killed
 from made_stores import make_rows, write_store
-from mutations import digest, of_bytes, of_json, of_lines, of_tensors, of_toml
 
 from saekit.config import read_toml
 from saekit.evaluation.subjects import open_runs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from harness import fuzz
-from readers import DATA, OWN, READERS
+from fuzz.harness import fuzz
+from fuzz.readers import DATA, OWN, READERS
 
 SEED = 14
 COUNT = 150
