@@ -81,8 +81,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
-def check_choice(flag: str, value: str, known: Iterable[str]) -> None:
-    """Raise UsageError unless `value` is one of `known`; `flag` is how the user spells it (`--sparsity`)."""
+def check_choice(flag: str, value: object, known: Iterable[str]) -> None:
+    """Raise UsageError unless `value` is one of `known`; `flag` is how the user spells it. Files give anything for a word."""
     known = list(known)
     if value not in known:
-        raise UsageError(f"{flag} {value}: {did_you_mean(value, known)}choose {', '.join(known)}")
+        guess = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise UsageError(f"{flag} {value}: {guess}choose {', '.join(known)}")

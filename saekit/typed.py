@@ -6,7 +6,6 @@ JSON, TOML and keyword arguments carry anything. Whoever reads them checks here 
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 import types
 import typing
@@ -44,8 +43,9 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
         _need(isinstance(value, dict) and all(isinstance(key, str) for key in value), value, hint, where)
         return {key: as_type(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if hint is float:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's numbers too
-        _need(fits and abs(value) < 1e300 and math.isfinite(value), value, hint, where)
+        _need(isinstance(value, numbers.Real) and not isinstance(value, bool), value, hint, where)  # numpy's numbers too
+        if not abs(value) < 1e300:  # nan too
+            raise MisfitError(f"{where} {_short(value)} is not a finite number")
         return float(value)
     if hint is int:
         fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -18,6 +18,7 @@ from saekit.harvesting.documents import NAMED, some_of
 from saekit.store.files import folder_bytes, write_config
 from saekit.store.folder_kinds import STORE
 from saekit.store.health import PROBE_ROWS, choose_dtype, remarks
+from saekit.store.oserrors import writing
 from saekit.store.run_folder import RunFolder, run_folders
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES, StoreWriter, other_settings
@@ -93,9 +94,10 @@ class Harvest(ABC):
             size = sum(rows * width for width in self.widths.values()) * DTYPES[self.config.dtype].itemsize
         shards = None if size is None else max(-(-size // (self.config.shard_mb << 20)), len(self.widths))
         folder = self.out.absolute()
-        while not folder.exists():
-            folder = folder.parent
-        return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
+        with writing(folder):
+            while not folder.exists():
+                folder = folder.parent
+            return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
 
     def folder(self, hook: str) -> Path:
         return self.out if len(self.widths) == 1 else self.out / hook.replace(":", "-")

@@ -73,6 +73,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             try:
                 typed.as_type(value, hints[key], flag(key))
             except typed.MisfitError as error:
+                if isinstance(value, float) and not math.isfinite(value):
+                    continue  # the option's own check says what it may be; `build` refuses what has none
                 raise UsageError(str(error), "numbers without quotes, words with them") from None
             continue
         takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
@@ -114,7 +116,11 @@ def build(
         data["d_out"] = d_out
     if parts and "parts" in fields:
         data["parts"] = parts
-    return CATALOG[name].model(config(**data, **options))
+    model = CATALOG[name].model(config(**data, **options))
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{flag(key)} {value:g} is not a finite number")
+    return model
 
 
 def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
@@ -122,6 +128,8 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
     if name not in CATALOG:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
+        if name == "sae":
+            typed.as_type(config.get("sparsity"), str, "config.sparsity")
         settings = typed.build(config_of(name, config), config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size

@@ -8,6 +8,7 @@ side in a row, `parts`, it is a crosscoder. What makes the code sparse is a vari
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import torch
 from saekit_kernels import SparseCodes, Workspace, Workspaces, crossover_l0, decode, next_arm, preactivations
@@ -19,6 +20,7 @@ from saekit.models.noise import Noise, step_generator
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.base import SAEConfig
 from saekit.models.sparsity.control import Control
+from saekit.typed import as_type
 from saekit.types import ActivationBatch, LossTerms, Output
 
 REVIVED_NORM = 0.2  # of the living encoder rows
@@ -174,7 +176,7 @@ class SAE(nn.Module):
         return {"arm": self.arm, "control": self.control.state(), "variant": self.variant.state(self)}
 
     def continue_from(self, state: dict) -> None:
-        self.arm = state["arm"]
+        self.arm = as_type(state["arm"], Literal["sparse", "dense"], "arm")
         self.control.restore(state["control"])
         self.variant.restore(self, state.get("variant", {}))
 

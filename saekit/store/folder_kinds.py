@@ -121,7 +121,7 @@ PAGE = FolderKind(
     done="made",
     marker="inspect.json",
     keys=(frozenset({"checkpoint", "store", "features"}),),
-    files=re.compile(r"index\.html|features\.jsonl|config\.toml|shards/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"),
+    files=re.compile(r"(index\.html|features\.jsonl)(\.part)?|config\.toml|shards/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"),
     resumable=False,
 )
 REPORT = FolderKind(

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from saekit.errors import DataError
 from saekit.store.oserrors import writing
+from saekit.typed import as_type
 
 IN_FOLDER = ".lock"  # its name where it lies in the folder itself
 
@@ -28,8 +30,9 @@ def locked(folder: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path, folder)
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)
+        with writing(path):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)
         yield
     finally:
         path.unlink(missing_ok=True)  # before it is let go: whoever opens the name now makes a new file
@@ -40,7 +43,7 @@ def holder(folder: Path) -> str | None:
     """'process 123 (saekit train ...)' of the command that is writing `folder`, None when there is none."""
     path = _path(Path(os.path.realpath(folder)))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO of that name would wait for a writer
     except OSError:
         return None
     try:
@@ -90,9 +93,9 @@ def _path(folder: Path) -> Path:
 
 def _named(descriptor: int) -> str:
     try:
-        holds = json.loads(os.pread(descriptor, 10_000, 0))
-        return f"process {int(holds['pid'])} ({holds['command']})"
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        holds = as_type(json.loads(os.pread(descriptor, 10_000, 0)), dict[str, Any], "lock")
+        return f"process {as_type(holds.get('pid'), int, 'pid')} ({as_type(holds.get('command'), str, 'command')})"
+    except (ValueError, RecursionError, OSError):
         return "another process"  # which has not written its name yet
 
 

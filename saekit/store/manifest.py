@@ -7,7 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saekit.errors import DataError, MissingError
 from saekit.store.files import check_schema, read_json, write_json
@@ -20,6 +20,7 @@ from saekit.types import ActivationSpec, canonical_json
 SCHEMA = 1
 REPORTED = ("skipped", "dtype_reason")  # keys of stats that are known while rows still come
 NAME = "manifest.json"
+DTYPES = Literal["float16", "bfloat16", "float32"]  # of stored rows
 
 
 @dataclass
@@ -107,6 +108,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
     if missing:
         raise MisfitError(f"it has no {missing[0]}")
     spec = ActivationSpec.from_json(data["spec"])
+    as_type(spec.dtype, DTYPES, "spec.dtype")
     if data.get("fingerprint") != spec.fingerprint:
         raise MisfitError("its fingerprint is not that of its spec")
     own = {name: data[name] for name in names if name in data and name != "spec"}

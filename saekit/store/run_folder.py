@@ -16,7 +16,7 @@ from saekit.errors import DataError, NumericsError, UsageError
 from saekit.store.files import TEMPORARY
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import IN_FOLDER, locked
-from saekit.store.oserrors import writing
+from saekit.store.oserrors import user_error, writing
 from saekit.store.swap import Stage, exchange_all, finish, foreign, remove
 
 Differs = Callable[[int, Path], str]
@@ -53,14 +53,15 @@ def run_folders(
     goes on with the result that was to replace OUT's, if there is one of these settings, else with OUT's.
 
     Raises UsageError when both ways are asked for; DataError when another command writes there, when a folder holds what this kind of
-    command did not write, a result and neither way was asked for, or a result of other settings.
+    command did not write, a result and neither way was asked for, or a result of other settings; and where the body meets an OSError.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", "give one of them")
     targets = [Path(os.path.realpath(out)) for out in outs]
     with ExitStack() as stack:
         for out, target in zip(outs, targets):
-            _check_path(out, target)
+            with writing(out):  # a name that is too long, a path that is denied
+                _check_path(out, target)
             stack.enter_context(locked(target))
             finish(Stage(target), kind)
         has_result = [_inspected(out, target, kind, resume, overwrite) for out, target in zip(outs, targets)]
@@ -74,7 +75,10 @@ def run_folders(
             folders.append(RunFolder(out, path, going_on if beside else has and resume))
             _sweep(path, kind)
         try:
-            yield folders
+            try:
+                yield folders
+            except OSError as error:  # of a write, or of a file that the command reads
+                raise user_error(error, None if error.filename else outs[0]) from error
         except NumericsError:  # the same command diverges again: nothing to go on from
             if beside:
                 _discard(stages, kind)

@@ -83,9 +83,7 @@ class ShardFile:
         if not self.path.exists() and not self.path.is_symlink():
             raise self._broken("is missing")
         if not is_own_file(self.path):
-            raise DataError(
-                f"shard {self.path} is not a regular file", "put the file itself there: cp -rL copies a folder without its links"
-            )
+            raise DataError(f"shard {self.path} is not a regular file", "put the file itself there: cp -rL copies a folder so")
         size = self.path.stat().st_size
         if size != shard.bytes:
             raise self._broken(f"has {size:,} bytes instead of {shard.bytes:,}")

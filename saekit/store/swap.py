@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from saekit.errors import DataError
-from saekit.store.files import sync_folder, write_json
+from saekit.store.files import read_json, sync_folder, write_json
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import locked
+from saekit.typed import MisfitError, as_type
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -103,14 +104,23 @@ def settle(target: Path, kind: FolderKind) -> None:
 
 def finish(stage: Stage, kind: FolderKind) -> None:
     """The same under the caller's lock."""
-    try:
-        pairs = json.loads(stage.commit.read_text())["pairs"]
-    except FileNotFoundError:
+    if not stage.commit.exists():
         return
+    try:
+        pairs = as_type(read_json(stage.commit, "a list of folders").get("pairs"), list[tuple[str, int]], "pairs")
+    except MisfitError as error:
+        raise _damaged(stage, str(error)) from None
+    if any(Path(name).parent != stage.target.parent for name, _ in pairs):  # all hooks of a harvest lie side by side
+        raise _damaged(stage, f"it names folders outside of {stage.target.parent}")
     _finish(pairs, kind)
 
 
-def _finish(pairs: list[list], kind: FolderKind) -> None:
+def _damaged(stage: Stage, how: str) -> DataError:
+    hint = f"{stage.target} is the old result, {stage.new} the new one: keep one of them, and remove {stage.folder}"
+    return DataError(f"{stage.commit} is damaged: {how}", hint)
+
+
+def _finish(pairs: Sequence[tuple[str, int]], kind: FolderKind) -> None:
     for name, inode in pairs:
         stage = Stage(Path(name))
         if stage.new.is_dir() and os.stat(stage.new).st_ino == inode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,7 @@ class TrainConfig:
         for flag, seed in (("--seed", self.seed), ("--order-seed", self.order_seed or 0)):
             if seed < 0:
                 raise UsageError(f"{flag} {seed} must not be negative")
-        if self.weight_decay is not None and self.weight_decay < 0:
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"--weight-decay {self.weight_decay:g} must not be negative")
         self._check_schedule()
         check_choice("--precision", self.precision, PRECISIONS)
@@ -79,14 +80,17 @@ class TrainConfig:
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"{flag} {value:g} must be above 0 and below 1")
         for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{flag} {value:g} must be above 0")
 
     def _check_types(self) -> None:
         """Config and grid files, and callers, give anything."""
         for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                continue  # what bounds the option says so
             try:
-                as_type(getattr(self, name), hint, f"--{name.replace('_', '-')}")
+                as_type(value, hint, f"--{name.replace('_', '-')}")
             except MisfitError as error:
                 raise UsageError(str(error), "numbers without quotes, words with them") from None
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from saekit.store.files import write_bytes
 from saekit.store.oserrors import writing
+from saekit.typed import as_type
 
 
 class MetricsFile:
@@ -21,11 +23,14 @@ class MetricsFile:
         remaining = "".join(line + "\n" for line in lines if _step(line) <= resumed_step).encode()
         if remaining != before:
             write_bytes(path, remaining)
-        self._file = open(path, "a", buffering=1, encoding="utf-8")
+        with writing(path):
+            self._file = open(path, "ab", buffering=0)  # nothing is left to be written when it is closed
 
     def write(self, figures: dict) -> None:
         with writing(self._path):
-            self._file.write(json.dumps(figures) + "\n")
+            line = (json.dumps(figures) + "\n").encode()
+            while line:
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """On disk, before a state is that a resume cuts these lines back to."""
@@ -39,6 +44,6 @@ class MetricsFile:
 def _step(line: str) -> float:
     """inf for a line that a kill cut short."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return as_type(as_type(json.loads(line), dict[str, Any], "line").get("step"), float, "step")
+    except (ValueError, RecursionError):
         return float("inf")

@@ -23,6 +23,7 @@ from saekit.training.optim import (
     adam_tensors,
     decay_share,
     make_adam,
+    need_like,
     products_in_bfloat16,
     reset_moments,
     restore_adam,
@@ -86,23 +87,27 @@ class Trainer:
     def save(self) -> None:
         if self.out is None:
             return
-        tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
-        tensors |= adam_tensors(self.optimizer, self.names)
-        tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
+        tensors = self._tensors() | adam_tensors(self.optimizer, self.names)
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
-        if self.dead is not None:
-            tensors["idle"] = self.dead.idle
         if getattr(self.model, "dead_order", None) is not None:
             tensors["dead_order"] = self.model.dead_order
-        tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
-        if self.normalize.target is not None:
-            tensors["target_mean"] = self.normalize.target[0]
-            tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
         state = {"step": self.step, "model": self.model.run_state() if hasattr(self.model, "run_state") else {}}
         if self.average is not None:
             state["averaged"] = self.average.count
         write_train_state(self.out, tensors, state)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What a state holds of one shape from the first step to the last."""
+        tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
+        tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
+        tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
+        if self.dead is not None:
+            tensors["idle"] = self.dead.idle
+        if self.normalize.target is not None:
+            tensors["target_mean"] = self.normalize.target[0]
+            tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
+        return tensors
 
     def restore(self) -> None:
         """Continue from the last saved state, if there is one."""
@@ -118,6 +123,14 @@ class Trainer:
         self.step = as_type(state["step"], int, "step")
         if not 0 <= self.step <= self.total:
             raise ValueError(f"step is {self.step} of {self.total}")
+        need_like(tensors, self._tensors())
+        if self.average is not None and as_type(state.get("averaged"), int, "averaged"):
+            floats = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+            need_like(tensors, {f"average.{name}": value for name, value in floats.items()})
+        if "dead_order" in tensors:
+            order, latents = tensors["dead_order"], torch.arange(self.model.latents)
+            if order.dtype != torch.int64 or order.dim() != 1 or not torch.isin(order, latents).all():
+                raise ValueError("dead_order names latents that there are not")
         if state["model"]:
             self.model.continue_from(state["model"])
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})

@@ -114,8 +114,18 @@ def restore_adam(optimizer: torch.optim.Adam, names: list[str], tensors: dict[st
     for name, parameter in zip(names, optimizer.param_groups[0]["params"]):
         state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors}
         if state:
+            need_like(state, {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}, f"adam.{name}.")
             # Fused Adam keeps its step count on the parameter's device too.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def need_like(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], prefix: str = "") -> None:
+    """Raise ValueError unless every tensor of `wanted` is among `tensors`, of its shape and dtype: copying would stretch others."""
+    for name, value in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{prefix}{name} is missing")
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise ValueError(f"{prefix}{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {value.dtype} {list(value.shape)}")
 
 
 def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int) -> None:

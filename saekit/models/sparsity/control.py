@@ -22,6 +22,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from saekit.typed import as_type
+
 PROPORTIONAL = 1.5
 INTEGRAL_SHARE = 0.05  # of the run: the time in which a steady error of e moves log v by e
 FEWEST = 4.0  # steps that this time has at least
@@ -82,5 +84,7 @@ class Control:
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, float | int | None]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Raises MisfitError for a state that is not one of `state`."""
+        hints = {"first": float | None, "before": float | None, "looked": int, "looks": int}
+        for name, now in self.state().items():
+            setattr(self, name, as_type(state.get(name, now), hints.get(name, float), f"control.{name}"))

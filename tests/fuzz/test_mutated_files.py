@@ -1,0 +1,18 @@
+"""Files a little wrong end in a value or a user's error, not in another exception, a hang or a gigabyte (harness.py, a few of each)."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz.harness import fuzz
+from fuzz.readers import DATA, OWN, READERS
+
+SEED = 14
+COUNT = 150
+FEWER = dict.fromkeys(DATA, 40) | {"jsonl": 25, "csv": 25, "parquet": 25}
+
+
+@pytest.mark.parametrize("name", [*OWN, *DATA])
+def test_a_mutated_file_is_read_or_refused(name, tmp_path):
+    counts = fuzz(READERS[name], tmp_path, SEED, FEWER.get(name, COUNT))
+    assert not counts.failures
+    assert name in OWN or counts.refused, "mutations reach the file's own checks"
