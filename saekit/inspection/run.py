@@ -171,7 +171,6 @@ def page_meta(checkpoint: Checkpoint, store: Store | StackedStore, scan: Scan, n
     if sparsity == "topk":
         sparsity = f"topk k={own['k']}"
     short_model = spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")
-    dense = sparsity is None
     return PageMeta(
         title=f"{short_model} · {spec.hook} · {sparsity or config['model']}",
         modality=spec.modality,
@@ -182,7 +181,7 @@ def page_meta(checkpoint: Checkpoint, store: Store | StackedStore, scan: Scan, n
         d_in=spec.d_in,
         latents=len(scan.active),
         rows=scan.rows,
-        density=[None] * len(scan.active) if dense else scan.density.tolist(),
+        density=[None] * len(scan.active) if scan.dense else scan.density.tolist(),
         max=scan.max.tolist(),
         sparsity=sparsity,
         metrics=config["result"]["metrics"],

@@ -44,15 +44,15 @@ def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
     model, store, z = trained
     above = model.active_above or 0.0
     scan = scan_store(model, store)
-    active = z > above
+    active = z.abs() > above
     assert scan.rows == 2000 and torch.equal(scan.active, active.sum(0))
-    torch.testing.assert_close(scan.max, torch.where(active, z, 0.0).amax(0), rtol=1e-5, atol=1e-6)
-    assert torch.equal(scan.histogram.counts.sum(1), scan.active)
+    torch.testing.assert_close(scan.max, torch.where(active, z.abs(), 0.0).amax(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(scan.histogram.counts.sum((1, 2)), scan.active)
     for j in range(0, model.latents, 7):
         values = z[active[:, j], j]
         if len(values) == 0:
             continue
-        histogram = scan.histogram.of(j, float(scan.max[j]))
+        histogram = scan.histogram.of(j)
         edges, counts = torch.tensor(histogram["edges"]), histogram["counts"]
         assert len(edges) == len(counts) + 1 <= BINS + 1 and edges[-2] <= values.max() <= edges[-1] * (1 + 1e-6)
         width = float(edges[1])
