@@ -149,7 +149,9 @@ def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, 
         lo, hi = int(positions[0]), int(positions[-1]) + 1
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
-        return Example(**common, values=shown.tolist(), tokens=texts(example.tokens[lo:hi]), centre=position - lo)
+        # From the context's beginning, so that the first token shown is cut from its text like all others.
+        tokens = texts(example.tokens[:hi])[lo:]
+        return Example(**common, values=shown.tolist(), tokens=tokens, centre=position - lo)
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0
