@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from saekit_kernels import SparseCodes, keep_freed_memory
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from saekit.errors import SaekitError
 from saekit.models.metrics import fires
@@ -209,7 +209,7 @@ class Scan:
     def read(cls, path: Path, latents: int, rows: int, dense: bool = False) -> Scan | None:
         """A saved scan of so many rows, or None when there is none that fits or it is damaged: it is a cache, and is made again."""
         try:
-            tensors = load_file(path)
+            tensors = load(path.read_bytes())  # not mapped: the file may be replaced meanwhile
             schema, found = int(tensors.pop("schema")), int(tensors.pop("rows"))
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError):
             return None
