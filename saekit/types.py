@@ -210,13 +210,13 @@ class Example:
     """
 
     group: Literal["top", "interval"]
-    act: float  # the latent's activation at the row that was picked
+    act: float  # the latent's activation at the row that was picked, with its sign
     doc_id: int
     example_id: int
     position: int
     values: list[float]
     source: str = ""  # document name or image reference
-    interval: int | None = None  # 0 is the lowest fifth of [0, max]; None for the top group
+    interval: int | None = None  # number of the record's band, 0 the lowest; None for the top group
     tokens: list[str] | None = None
     centre: int | None = None
     grid: tuple[int, int] | None = None
@@ -231,14 +231,16 @@ class FeatureRecord:
     index: int
     density: float | None  # share of scanned rows where the latent is active
     active_rows: int
-    max: float
-    histogram: dict[str, list[float]]  # {"edges": [51], "counts": [50]} over (0, max]
+    max: float  # the largest size, |value|
+    # {"edges": [n + 1], "counts": [n]}: of the values, up to 100 bins from 0 to max; from the smallest value where some are negative
+    histogram: dict[str, list[float]]
     examples: list[Example]
     neighbours: list[dict[str, float]] = field(default_factory=list)  # {"index", "cosine"}: nearest decoder rows
     coactivation: list[dict[str, float]] = field(default_factory=list)  # {"index", "jaccard"}
     logits: dict[str, list[dict[str, Any]]] | None = None  # {"top", "bottom"}: [{"token", "value"}], direct path only
     label: str | None = None
     hook_shares: dict[str, float] | None = None  # of a crosscoder: each hook's share of the decoder norms, which sum to 1
+    bands: list[dict[str, float]] | None = None  # [{"low", "high", "rows"}] x 5: sizes from 0 to max, and the rows that have them
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from saekit import __version__
 from saekit.errors import SaekitError
 from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
+from saekit_cli.screen import take_any_encoding
 
 INTERRUPTED = 130
 INTERRUPTED_HINT = "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
@@ -50,6 +51,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    take_any_encoding()
     with suppress(ValueError):  # not the main thread: signals are not ours
         signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_status(arguments))

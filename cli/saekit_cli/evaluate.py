@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -51,10 +52,10 @@ def _numbers(text: str) -> list[int]:
     """'8,16,32' as numbers."""
     from saekit.errors import UsageError
 
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UsageError(f"--k {text}: give numbers with commas", "--k 8,16,32") from None
+    parts = [part.strip(" ") for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):  # int() would take other scripts' digits and underscores
+        raise UsageError(f"--k {text}: give numbers with commas", "--k 8,16,32")
+    return [int(part) for part in parts]
 
 
 def _row(r, parts: list[str]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 REDRAW_SECONDS = 0.1
+
+
+def take_any_encoding() -> None:
+    """What stdout and stderr cannot encode is written as \\xNN or \\uNNNN: a locale must not end a command whose work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:
@@ -59,6 +68,14 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def _columns() -> int:
+    """Of the terminal behind stderr, where the bar is drawn."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or shutil.get_terminal_size().columns
+    except (OSError, ValueError):
+        return shutil.get_terminal_size().columns
+
+
 class Reporter:
     """A callback for the library. One phase at a time; `close()` ends the line."""
 
@@ -86,7 +103,8 @@ class Reporter:
         self.last = now
         text = self._line(p, now)
         if self.bar:
-            typer.echo(f"\r\x1b[2K{text}", err=True, nl=False)
+            # One column short: some terminals go to the next line when the last is written. A line that wraps is never erased.
+            typer.echo(f"\r\x1b[2K{text[: max(_columns() - 1, 1)]}", err=True, nl=False)
             self.open_line = True
         else:
             typer.echo(text, err=True)

@@ -125,7 +125,7 @@ def _use(look: Look, W_FD: torch.Tensor) -> torch.Tensor:
     """(F,): share of rows that activate a sparse latent; of a dense one, its variance times the square norm of its decoder row."""
     codes, above = look.codes, look.subject.model.active_above
     if above is not None:
-        active = (codes > above).sum(0)
+        active = (abs(codes) > above).sum(0)  # saekit.models.metrics.fires, of a matrix or a sparse one
         return torch.from_numpy(np.asarray(active, np.float64).reshape(-1)) / codes.shape[0]
     return torch.from_numpy(np.asarray(codes, np.float64).var(0)) * W_FD.double().square().sum(1)
 

@@ -172,7 +172,8 @@ def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
     seen: dict[str, str] = {}
     for example in examples:
         if example["tokens"]:
-            token = example["tokens"][example["centre"] or 0]
+            # A token that holds part of a character has no string; the one that completes it has.
+            token = next(filter(None, example["tokens"][example["centre"] or 0 :]), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
 

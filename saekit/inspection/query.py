@@ -20,6 +20,7 @@ from saekit.inspection.records import pick_rows
 from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
+from saekit.models.metrics import fires
 from saekit.store.reader import Store
 from saekit.store.stack import Paths, StackedStore, stores_of
 from saekit.types import ActivationSpec, Autoencoder, Progress
@@ -29,8 +30,8 @@ TOP_TOKENS = 5
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """act is the largest value on the input (for an index query: on the store); tokens are what fires the latent most in the store,
-    the data's labels for images."""
+    """act is the value of largest size on the input, with its sign (for an index query: on the store), max the largest size on the store;
+    tokens are what fires the latent most in the store, the data's labels for images."""
 
     index: int
     act: float
@@ -50,7 +51,7 @@ def features(
     top: int = 10,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """Exactly one of index, text, image. Ranked by act. A crosscoder takes the stores of its training, in its order, as a list.
+    """Exactly one of index, text, image. Ranked by the size of act. A crosscoder takes the stores of its training, in its order, as a list.
 
     Raises UsageError, DataError, MissingError.
     """
@@ -68,10 +69,11 @@ def features(
     if index is not None:
         if scan.active[index] == 0:
             raise DataError(f"feature {index} never fired in {scan.rows:,} rows", "saekit inspect lists the living ones")
-        return [_row(index, float(scan.max[index]), scan, opened, model)]
+        return [_row(index, scan.largest(index), scan, opened, model)]
     acts = _on_input(model, opened, text, image)
-    best = torch.argsort(acts, descending=True, stable=True)[:top]
-    return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist() if acts[j] > 0]
+    best = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
+    best = best[fires(acts[best], model.active_above or 0.0)]
+    return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist()]
 
 
 def _row(j: int, act: float, scan: Scan, store: Store | StackedStore, model: Autoencoder) -> FeatureRow:
@@ -87,7 +89,7 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
     for row in rows:
         example, _ = store.example_at(row)
         if texts is not None:
-            found[texts([example.tokens[int(store.positions(row, 1)[0])]])[0]] += 1
+            found[texts.alone(example.tokens[int(store.positions(row, 1)[0])])] += 1
         elif example.label is not None:
             found[example.label] += 1
     return [name for name, _ in found.most_common(TOP_TOKENS)]
@@ -111,7 +113,7 @@ class _Typed(Documents):
 
 @torch.no_grad()
 def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None, image: str | Path | None) -> torch.Tensor:
-    """(F,): each latent's largest value over the input's tokens or patches (in the store's scope)."""
+    """(F,): each latent's value of largest size over the input's tokens or patches (in the store's scope)."""
     specs = [store.spec for store in stores_of(source)]
     for spec, store in zip(specs, stores_of(source)):
         if spec.is_raw:
@@ -131,7 +133,8 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         rows += len(x_BD)
         code = model.encode(x_BD)
         dense = code.to_dense() if isinstance(code, SparseCodes) else code
-        best = torch.maximum(best, dense.amax(0)) if len(dense) else best
+        for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
+            best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:
         raise DataError("the input holds no token in this store's scope", "give a longer --text")
     return best

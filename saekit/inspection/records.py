@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,15 +11,14 @@ import torch
 
 from saekit.errors import DataError, UsageError
 from saekit.inspection.relate import decoder_neighbours
-from saekit.inspection.scan import Scan
+from saekit.inspection.scan import BANDS, Scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.windows import Windows, read_windows
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 from saekit.types import Autoencoder, Example, FeatureRecord
 
-INTERVALS = 5
-EXAMPLES_EACH_INTERVAL = 5
+EXAMPLES_EACH_BAND = 5
 LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
 
 
@@ -33,17 +33,19 @@ class Pick:
 
 def check_features(spec: str, latents: int) -> list[int] | None:
     """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises UsageError, DataError."""
-    if spec == "all" or (spec.startswith("top:") and spec[4:].isdigit() and int(spec[4:]) > 0):
+    if spec == "all" or re.fullmatch(r"top:0*[1-9][0-9]{0,8}", spec):
         return None
     chosen: list[int] = []
     for part in spec.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
-            raise UsageError(f"--features {spec}: write 0-255,1024 or top:500 or all")
-        if int(last or first) >= latents:
-            cause = f"feature {last or first}: this model has {latents:,} (0 to {latents - 1:,})"
+        # ASCII digits alone: int() also takes other scripts' and underscores, and a superscript passes isdigit().
+        found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise UsageError(f"--features {spec}: write 0-255,1024 or top:500 or all", "--features top:500")
+        if last >= latents:
+            cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
             raise DataError(cause, "--features top:500")
-        chosen.extend(range(int(first), int(last or first) + 1))
+        chosen.extend(range(first, last + 1))
     return list(dict.fromkeys(chosen))
 
 
@@ -60,23 +62,34 @@ def select_latents(spec: str, scan: Scan) -> torch.Tensor:
 
 
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
-    """The strongest rows, one a document as far as documents go, then rows from five equal intervals of [0, max]."""
-    strongest = [(int(r), float(v)) for r, v in zip(scan.top.row[latent], scan.top.value[latent]) if r >= 0]
-    documents = store.documents_of([row for row, _ in strongest])
-    fresh = [documents.index(d) == i for i, d in enumerate(documents)]
-    ordered = [p for p, new in zip(strongest, fresh) if new] + [p for p, new in zip(strongest, fresh) if not new]
-    chosen = sorted(ordered[:top], key=lambda p: -p[1])
+    """The strongest rows, one a document as far as documents go, then rows from each band of sizes. Of a dense code the strongest of either
+    sign, half and half where there are as many."""
+    chosen = _strongest(scan, store, latent, top)
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
-    bands: list[list[Pick]] = [[] for _ in range(INTERVALS)]
-    maximum = float(scan.max[latent])
+    bands: list[list[Pick]] = [[] for _ in range(BANDS)]
     for row, act in zip(scan.sample.row[latent].tolist(), scan.sample.value[latent].tolist()):
         if row < 0 or row in shown:
             continue
-        band = min(int(INTERVALS * act / maximum), INTERVALS - 1)
-        if len(bands[band]) < EXAMPLES_EACH_INTERVAL:
+        band = scan.histogram.band_of(latent, act)
+        if len(bands[band]) < EXAMPLES_EACH_BAND:
             bands[band].append(Pick(row, act, band))
-    return picks + [pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -p.act)]
+    return picks + [pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -abs(p.act))]
+
+
+def _strongest(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[tuple[int, float]]:
+    above = _thinned(store, scan.top.row[latent].tolist(), scan.top.value[latent].tolist())
+    below = _thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist()) if scan.dense else []
+    from_below = min(len(below), max(top // 2, top - len(above)))
+    return sorted(above[: top - from_below] + below[:from_below], key=lambda p: -abs(p[1]))
+
+
+def _thinned(store: Store | StackedStore, rows: list[int], values: list[float]) -> list[tuple[int, float]]:
+    """(row, value) in the order of ranking, but the first of each document before the others."""
+    strongest = [(row, value) for row, value in zip(rows, values) if row >= 0]
+    documents = store.documents_of([row for row, _ in strongest])
+    fresh = [documents.index(d) == i for i, d in enumerate(documents)]
+    return [p for p, new in zip(strongest, fresh) if new] + [p for p, new in zip(strongest, fresh) if not new]
 
 
 def feature_records(
@@ -103,13 +116,13 @@ def feature_records(
         for j, of_one, near in zip(some.tolist(), picks, neighbours):
             examples = [_example(store, pick, windows, at + i, texts, thumbnails) for i, pick in enumerate(of_one)]
             at += len(of_one)
-            maximum = float(scan.max[j])
             yield FeatureRecord(
                 index=j,
                 density=None if model.active_above is None else float(scan.density[j]),
                 active_rows=int(scan.active[j]),
-                max=maximum,
-                histogram=scan.histogram.of(j, maximum),
+                max=float(scan.max[j]),
+                histogram=scan.histogram.of(j),
+                bands=scan.histogram.bands(j),
                 examples=examples,
                 neighbours=near,
             )
@@ -136,7 +149,9 @@ def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, 
         lo, hi = int(positions[0]), int(positions[-1]) + 1
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
-        return Example(**common, values=shown.tolist(), tokens=texts(example.tokens[lo:hi]), centre=position - lo)
+        # From the context's beginning, so that the first token shown is cut from its text like all others.
+        tokens = texts(example.tokens[:hi])[lo:]
+        return Example(**common, values=shown.tolist(), tokens=tokens, centre=position - lo)
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0

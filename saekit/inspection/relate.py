@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from saekit.errors import SaekitError
+from saekit.harvesting.hooks import block_list, list_hooks, resolve_hook, split_input
+from saekit.harvesting.models import LiveModel
+
 CHUNK = 512
 
 
@@ -33,15 +37,34 @@ def hook_shares(W_dec_FD: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
     return norms_FP / norms_FP.sum(1, keepdim=True).clamp_min(torch.finfo(norms_FP.dtype).tiny)
 
 
+def off_the_residual_stream(live: LiveModel, hook: str) -> str:
+    """Why a direction at `hook` is not one of the residual stream, which the output head reads; '' where it is.
+
+    It is at a block's input and output, and at what attention and MLP add (the aliases of --list-hooks). What a module inside a block
+    reads, behind a norm, or gives to the next one, is in a basis of its own, even where it has the same width.
+    """
+    try:
+        live.probe([hook])
+        path, at_input = split_input(resolve_hook(live.module, hook, live.name))
+        stem, _, number = path.rpartition(".")
+        if stem == block_list(live.module) and number.isdecimal():
+            return ""
+        if not at_input and path in {row.path for row in list_hooks(live.module)}:
+            return ""
+    except SaekitError as error:
+        return str(error)
+    return f"{hook} is inside a block, where vectors are not added to the residual stream as they are"
+
+
 @torch.no_grad()
 def output_tokens(
     W_dec_FD: torch.Tensor, latents: torch.Tensor, W_U_VD: torch.Tensor, token: Any, count: int = 10
 ) -> list[dict[str, list[dict]]]:
     """Logit lens: the tokens that each decoder row raises and lowers most by the direct path, w_j W_U^T, without the final norm.
 
-    `token` maps a vocabulary index to its text. Returns {"top", "bottom"}: [{"token", "value"}] for each of `latents`.
+    At most `count`, or all. `token` maps a row of W_U to its text. Returns {"top", "bottom"}: [{"token", "value"}] for each of `latents`.
     """
-    found = []
+    found, count = [], min(count, len(W_U_VD))
     for some in latents.split(CHUNK):
         logits = W_dec_FD[some] @ W_U_VD.T
         high, low = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)

@@ -12,7 +12,7 @@ import torch
 from saekit.errors import DataError, SaekitError, UsageError
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
-from saekit.inspection.relate import hook_shares, output_tokens
+from saekit.inspection.relate import hook_shares, off_the_residual_stream, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
@@ -22,7 +22,7 @@ from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
 from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of
 from saekit.training.checkpoints import load
-from saekit.types import Autoencoder, FeatureRecord, Progress
+from saekit.types import ActivationSpec, Autoencoder, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (
@@ -87,6 +87,8 @@ def _write_page(
     scan = cached_scan(model, checkpoint, opened, progress)
     chosen = select_latents(features, scan)
     thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
+    if thumbnails is not None and thumbnails.note:
+        progress(Progress("inspect", 0, len(chosen), "features", message=thumbnails.note))
     directions_FD = _even_directions(model, description, opened) if isinstance(opened, StackedStore) else model.W_dec
     records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD)
     note = "the logit lens applies to the residual stream of language models"
@@ -95,14 +97,15 @@ def _write_page(
     elif model.W_dec is None:
         note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
     elif opened.spec.modality == "text":
-        W_U_VD, note = unembedding(opened)
-        if W_U_VD is not None:
-            records = _with_logits(records, model, W_U_VD, opened)
+        head, note = unembedding(opened, _written_to(description, opened))
+        if head is not None:
+            records = _with_logits(records, model, head, opened)
         else:
             progress(Progress("inspect", 0, len(chosen), "features", message=f"no output tokens: {note}"))
     records = _reported(records, len(chosen), progress)
     images = {} if thumbnails is None else thumbnails.images
-    meta = page_meta(description, opened, scan, [] if not note else [note])
+    notes = [note, "" if thumbnails is None else thumbnails.note]
+    meta = page_meta(description, opened, scan, [each for each in notes if each])
     return write_page(records, meta, images, out, single_file=single_file)
 
 
@@ -126,28 +129,49 @@ def open_pair(checkpoint: str | Path, store: Paths) -> tuple[Autoencoder, Checkp
     return model, description, opened
 
 
-def unembedding(store: Store) -> tuple[torch.Tensor | None, str]:
-    """(W_U (V,D) of the language model that the store came from, '') or (None, why it cannot be used)."""
+@dataclass(frozen=True)
+class Head:
+    """The output tokens of a language model: W_U (N,D), and the token id of each of its rows."""
+
+    W_U_ND: torch.Tensor
+    ids: list[int]
+
+
+def _written_to(checkpoint: Checkpoint, store: Store) -> ActivationSpec:
+    """What the decoder's directions are directions of: of a transcoder, its target. Raises DataError, MissingError."""
+    target = checkpoint.config["training"].get("target_store")
+    return store.spec if target is None else Store(Path(target)).spec
+
+
+def unembedding(store: Store, written: ActivationSpec | None = None) -> tuple[Head | None, str]:
+    """(the head of the language model that the store came from, '') or (None, why directions at `written` have no output tokens)."""
     from saekit.harvesting.models import load_model
 
+    spec = written or store.spec
+    if spec.is_raw or spec.model != store.spec.model:
+        return None, f"the decoder writes to {spec.hook} of {spec.model}, not to the model of {store.path}"
     try:
-        live = load_model(store.spec.model, "cpu")
+        live = load_model(spec.model, "cpu")
     except SaekitError as error:
         return None, str(error)
     head = live.output_head
     if head is None:
-        return None, f"{store.spec.model} has no output tokens"
-    if head.weight.shape[1] != store.spec.d_in:
-        return None, f"{store.spec.hook} is {store.spec.d_in} wide, the residual stream {head.weight.shape[1]}"
-    return head.weight.detach().float(), ""
+        return None, f"{spec.model} has no output tokens"
+    if head.weight.shape[1] != spec.d_in:
+        return None, f"{spec.hook} is {spec.d_in} wide, the residual stream {head.weight.shape[1]}"
+    if why := off_the_residual_stream(live, spec.hook):
+        return None, why
+    # Heads are padded to round numbers: rows that are no token of the vocabulary were never trained.
+    ids = sorted(i for i in set(live.tokenizer.get_vocab().values()) if 0 <= i < len(head.weight))
+    return Head(head.weight.detach().float()[ids], ids), ""
 
 
-def _with_logits(records: Iterable[FeatureRecord], model: Autoencoder, W_U_VD: torch.Tensor, store: Store) -> Iterator[FeatureRecord]:
+def _with_logits(records: Iterable[FeatureRecord], model: Autoencoder, head: Head, store: Store) -> Iterator[FeatureRecord]:
     texts = token_texts(store)
     records = iter(records)
     while some := list(islice(records, LOGITS_AT_ONCE)):
         latents = torch.tensor([record.index for record in some])
-        for record, logits in zip(some, output_tokens(model.W_dec, latents, W_U_VD, lambda i: texts([i])[0])):
+        for record, logits in zip(some, output_tokens(model.W_dec, latents, head.W_U_ND, lambda i: texts.alone(head.ids[i]))):
             record.logits = logits
             yield record
 
@@ -184,7 +208,6 @@ def page_meta(checkpoint: Checkpoint, store: Store | StackedStore, scan: Scan, n
     if sparsity == "topk":
         sparsity = f"topk k={own['k']}"
     short_model = spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")
-    dense = sparsity is None
     return PageMeta(
         title=f"{short_model} · {spec.hook} · {sparsity or config['model']}",
         modality=spec.modality,
@@ -195,7 +218,7 @@ def page_meta(checkpoint: Checkpoint, store: Store | StackedStore, scan: Scan, n
         d_in=spec.d_in,
         latents=len(scan.active),
         rows=scan.rows,
-        density=[None] * len(scan.active) if dense else scan.density.tolist(),
+        density=[None] * len(scan.active) if scan.dense else scan.density.tolist(),
         max=scan.max.tolist(),
         sparsity=sparsity,
         metrics=config["result"]["metrics"],

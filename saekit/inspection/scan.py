@@ -1,7 +1,10 @@
-"""One streaming pass over a store: for every latent its count, maximum, histogram, strongest rows and a sample of weaker ones.
+"""One streaming pass over a store: for every latent its count, size, histogram, strongest rows and a sample of weaker ones.
 
 Memory is a fixed number of entries a latent, whatever the store's size. Rows are encoded in chunks; each chunk becomes (row, latent,
 value) triples of active entries, which are merged into the state. Values, histograms and top rows are exact.
+
+Codes may be signed. Rows are ranked and counted by size, |value|, and keep their sign. Of a dense code, in which every row has a value
+at every latent, both ends are ranked, each for itself.
 """
 
 from __future__ import annotations
@@ -12,34 +15,41 @@ from pathlib import Path
 
 import torch
 from saekit_kernels import SparseCodes, keep_freed_memory
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 
+from saekit.errors import SaekitError
+from saekit.models.metrics import fires
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
 from saekit.types import Autoencoder, Progress
 
-SCAN_SCHEMA = 1
+SCAN_SCHEMA = 2
 CHUNK_ROWS = 8192
-BINS = 100  # over a range that doubles when a larger value comes; between half of them and all lie below the maximum
+BINS = 100  # of size, over a range that doubles when a larger one comes; between half of them and all lie below the maximum
+BANDS = 5  # of about equal width, from 0 to the maximum; they begin and end where bins do, so that their rows are counted exactly
 KEPT_TOP = 40  # rows of different examples; twice what a page shows, so that examples of one document can be thinned
-KEPT_SAMPLE = 48  # for the interval examples
+KEPT_SAMPLE = 48  # for the examples of each band
 
 
 @dataclass
 class Triples:
-    """Active entries of a chunk: row (N,) int64 in the store, latent (N,) int64, value (N,) fp32."""
+    """Active entries of a chunk: row (N,) int64 in the store, latent (N,) int64, value (N,) fp32, signed."""
 
     row: torch.Tensor
     latent: torch.Tensor
     value: torch.Tensor
 
+    def at(self, which: torch.Tensor) -> Triples:
+        return Triples(self.row[which], self.latent[which], self.value[which])
+
 
 def active_entries(code: torch.Tensor | SparseCodes, above: float, first_row: int) -> Triples:
     if isinstance(code, SparseCodes):
-        row, slot = code.active().nonzero(as_tuple=True)
+        row, slot = (code.active() & fires(code.vals, above)).nonzero(as_tuple=True)
         return Triples(row + first_row, code.idx[row, slot].long(), code.vals[row, slot].float())
-    row, latent = (code > above).nonzero(as_tuple=True)
+    row, latent = fires(code, above).nonzero(as_tuple=True)
     return Triples(row + first_row, latent, code[row, latent].float())
 
 
@@ -73,44 +83,80 @@ class Ranked:
 
 
 class Histogram:
-    """Equal-width counts over (0, range]. When a larger value comes the range doubles and neighbouring bins are added: exact."""
+    """Equal-width counts of sizes over (0, range], of negative and positive values apart: (F,2,BINS). When a larger size comes the range
+    doubles and neighbouring bins are added: exact."""
 
     def __init__(self, latents: int) -> None:
         self.range = torch.zeros(latents)
-        self.counts = torch.zeros(latents, BINS, dtype=torch.int64)
+        self.counts = torch.zeros(latents, 2, BINS, dtype=torch.int64)
 
     def add(self, t: Triples, chunk_max: torch.Tensor) -> None:
         new = (self.range == 0) & (chunk_max > 0)
         self.range[new] = chunk_max[new]
         while (grow := chunk_max > self.range).any():
-            halved = self.counts[grow].view(-1, BINS // 2, 2).sum(2)
-            self.counts[grow] = torch.cat([halved, torch.zeros_like(halved)], 1)
+            halved = self.counts[grow].view(-1, 2, BINS // 2, 2).sum(3)
+            self.counts[grow] = torch.cat([halved, torch.zeros_like(halved)], 2)
             self.range[grow] *= 2
-        bins = (t.value / self.range[t.latent] * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
-        self.counts += torch.bincount(t.latent * BINS + bins, minlength=self.counts.numel()).view_as(self.counts)
+        side = t.latent * 2 + (t.value > 0)
+        place = side * BINS + _bin(t.value.abs(), self.range[t.latent])
+        self.counts += torch.bincount(place, minlength=self.counts.numel()).view_as(self.counts)
 
-    def of(self, latent: int, maximum: float) -> dict[str, list[float]]:
-        """{"edges", "counts"} up to the bin that holds the maximum."""
+    def of(self, latent: int) -> dict[str, list[float]]:
+        """{"edges", "counts"} of the values: from 0, or from the smallest where some are negative, up to the bin that holds the largest."""
         width = float(self.range[latent]) / BINS
-        used = max(min(-int(-maximum // width), BINS), 1) if width > 0 else 1
-        return {"edges": [i * width for i in range(used + 1)], "counts": self.counts[latent, :used].tolist()}
+        negative, positive = (side[: _used(side)] for side in self.counts[latent].tolist())
+        edges = [i * width for i in range(-len(negative), len(positive) + 1)]
+        return {"edges": edges if len(edges) > 1 else [0.0, width], "counts": [*reversed(negative), *positive] or [0]}
+
+    def bands(self, latent: int) -> list[dict[str, float]]:
+        """[{"low", "high", "rows"}]: the sizes from 0 to the maximum in BANDS, smallest first, and in how many rows each occurs."""
+        counts, width = self.counts[latent].sum(0).tolist(), float(self.range[latent]) / BINS
+        ends = self._band_ends(latent)
+        return [{"low": a * width, "high": b * width, "rows": sum(counts[a:b])} for a, b in zip([0, *ends], ends)]
+
+    def band_of(self, latent: int, value: float) -> int:
+        """Number of the band that counts the value."""
+        place = int(_bin(torch.tensor([abs(value)]), self.range[latent]))
+        return sum(place >= end for end in self._band_ends(latent)[:-1])
+
+    def _band_ends(self, latent: int) -> list[int]:
+        used = _used(self.counts[latent].sum(0).tolist())
+        return [max(round(used * (band + 1) / BANDS), band + 1) for band in range(BANDS)]
+
+
+def _bin(size: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    return (size / full * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
+
+
+def _used(counts: list[int]) -> int:
+    """Bins up to the last that holds anything."""
+    return next((i for i in range(len(counts), 0, -1) if counts[i - 1]), 0)
 
 
 class Scan:
-    """What one pass leaves behind. `active` (F,) int64 rows in which each latent is active, `max` (F,) its largest value."""
+    """What one pass leaves behind. `active` (F,) int64 rows in which each latent is active, `max` (F,) the size of its largest value.
 
-    def __init__(self, latents: int) -> None:
-        self.rows = 0
+    `top` ranks the values that a latent is shown by, by size; of a dense code (`dense`) those above 0, and `bottom` those below.
+    """
+
+    def __init__(self, latents: int, dense: bool = False) -> None:
+        self.rows, self.dense = 0, dense
         self.active = torch.zeros(latents, dtype=torch.int64)
         self.max = torch.zeros(latents)
         self.histogram = Histogram(latents)
         self.top = Ranked(latents, KEPT_TOP)
+        self.bottom = Ranked(latents if dense else 0, KEPT_TOP)
         self.sample = Ranked(latents, KEPT_SAMPLE)
         self._open: tuple[Triples, torch.Tensor] | None = None
 
     @property
     def density(self) -> torch.Tensor:
         return self.active.double() / max(self.rows, 1)
+
+    def largest(self, latent: int) -> float:
+        """The value of largest size, with its sign."""
+        ends = [self.top.value[latent, 0]] + ([self.bottom.value[latent, 0]] if self.dense else [])
+        return float(max(ends, key=abs))
 
     def add(self, t: Triples, example: torch.Tensor, generator: torch.Generator) -> None:
         """Merge a chunk; example (N,) is the example id of each entry."""
@@ -119,11 +165,11 @@ class Scan:
             return
         latents = len(self.active)
         self.active += torch.bincount(t.latent, minlength=latents)
-        chunk_max = torch.zeros(latents).scatter_reduce_(0, t.latent, t.value, "amax")
+        chunk_max = torch.zeros(latents).scatter_reduce_(0, t.latent, t.value.abs(), "amax")
         self.max = torch.maximum(self.max, chunk_max)
         self.histogram.add(t, chunk_max)
         # Weighted reservoir (Efraimidis and Spirakis 2006): weight value^2, so that the rare strong activations, which fill the upper
-        # intervals of [0, max], are well represented beside the many weak ones.
+        # bands, are well represented beside the many weak ones.
         uniform = torch.rand(len(t.row), generator=generator).clamp_min(1e-9)
         self.sample.merge(t, uniform.log() / t.value.double().square().clamp_min(1e-12).float())
 
@@ -135,16 +181,23 @@ class Scan:
             example = torch.cat([its_example, example])
         if len(example) == 0:
             return
-        best = _best_of_each_example(t, example)
-        t, example = Triples(t.row[best], t.latent[best], t.value[best]), example[best]
+        best = _best_of_each_example(t, example, self.dense)
+        t, example = t.at(best), example[best]
         waits = example == example[t.row.argmax()]
-        self._open = Triples(t.row[waits], t.latent[waits], t.value[waits]), example[waits]
-        self.top.merge(Triples(t.row[~waits], t.latent[~waits], t.value[~waits]), t.value[~waits])
+        self._open = t.at(waits), example[waits]
+        self._rank(t.at(~waits))
+
+    def _rank(self, t: Triples) -> None:
+        if self.dense:
+            below = t.at(t.value < 0)
+            self.bottom.merge(below, below.value.abs())
+            t = t.at(t.value > 0)
+        self.top.merge(t, t.value.abs())
 
     def close(self) -> None:
         """No more chunks come: what waited joins the ranking."""
         if self._open is not None:
-            self.top.merge(self._open[0], self._open[0].value)
+            self._rank(self._open[0])
             self._open = None
 
     def save(self, path: Path) -> None:
@@ -153,33 +206,56 @@ class Scan:
         write_tensors(path, tensors | {"rows": torch.tensor(self.rows), "schema": torch.tensor(SCAN_SCHEMA)})
 
     @classmethod
-    def read(cls, path: Path, latents: int) -> Scan | None:
-        """A saved scan, or None when there is none that fits."""
-        if not path.exists():
+    def read(cls, path: Path, latents: int, rows: int, dense: bool = False) -> Scan | None:
+        """A saved scan of so many rows, or None when there is none that fits or it is damaged: it is a cache, and is made again."""
+        try:
+            tensors = load(path.read_bytes())  # not mapped: the file may be replaced meanwhile
+            schema, found = int(tensors.pop("schema")), int(tensors.pop("rows"))
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError):
             return None
-        tensors = load_file(path)
-        scan = cls(latents)
-        if int(tensors["schema"]) != SCAN_SCHEMA or len(tensors["active"]) != latents:
+        scan = cls(latents, dense)
+        known = scan._tensors()
+        alike = tensors.keys() == known.keys() and all(
+            value.shape == known[name].shape and value.dtype == known[name].dtype for name, value in tensors.items()
+        )
+        if schema != SCAN_SCHEMA or found != rows or not alike:
             return None
-        scan.rows = int(tensors["rows"])
+        scan.rows = rows
         for name, value in tensors.items():
-            if name not in ("rows", "schema"):
-                owner, _, field = name.rpartition(".")
-                setattr(getattr(scan, owner) if owner else scan, field, value)
-        return scan
+            owner, _, field = name.rpartition(".")
+            setattr(getattr(scan, owner) if owner else scan, field, value)
+        return scan if scan._holds() else None
+
+    def _holds(self) -> bool:
+        """Whether the figures can be those of one pass."""
+        ranked = (self.top, self.bottom, self.sample)
+        return bool(
+            all(torch.isfinite(t).all() for t in (self.max, self.histogram.range, *(r.value for r in ranked)))
+            and not any(torch.isnan(r.key).any() for r in ranked)
+            and all(((r.row >= -1) & (r.row < self.rows)).all() for r in ranked)
+            and ((self.active >= 0) & (self.active <= self.rows)).all()
+            and (self.histogram.counts >= 0).all()
+            and torch.equal(self.histogram.counts.sum((1, 2)), self.active)
+            and torch.equal(self.active > 0, self.max > 0)
+            and (self.max <= self.histogram.range * (1 + 1e-6)).all()
+        )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {"active": self.active, "max": self.max}
-        for name in ("top", "sample"):
+        for name in ("top", "bottom", "sample"):
             tensors |= {f"{name}.{field}": getattr(getattr(self, name), field) for field in ("key", "value", "row")}
         return tensors | {"histogram.range": self.histogram.range, "histogram.counts": self.histogram.counts}
 
 
-def _best_of_each_example(t: Triples, example: torch.Tensor) -> torch.Tensor:
-    """Positions of the strongest entry of every (latent, example) pair: ten hits in one context are one example."""
-    order = torch.argsort(t.value, descending=True, stable=True)
+def _best_of_each_example(t: Triples, example: torch.Tensor, by_sign: bool) -> torch.Tensor:
+    """Positions of the strongest entry of every (latent, example) pair, of either sign apart where asked: ten hits in one context are
+    one example."""
+    order = torch.argsort(t.value.abs(), descending=True, stable=True)
     _, local = torch.unique(example, return_inverse=True)
-    pair = (t.latent * (int(local.max()) + 1) + local)[order]
+    pair = t.latent * (int(local.max()) + 1) + local
+    if by_sign:
+        pair = pair * 2 + (t.value > 0)
+    pair = pair[order]
     by_pair = torch.argsort(pair, stable=True)
     pair = pair[by_pair]
     first = torch.ones(len(pair), dtype=torch.bool)
@@ -192,7 +268,7 @@ def _best_of_each_example(t: Triples, example: torch.Tensor) -> torch.Tensor:
 def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
     """Encode every row of the store once. The same model and store give the same scan."""
     keep_freed_memory()
-    scan = Scan(model.latents)
+    scan = Scan(model.latents, dense=model.active_above is None)
     generator = torch.Generator().manual_seed(0)
     above = 0.0 if model.active_above is None else model.active_above
     for batch in store.batches(CHUNK_ROWS):
@@ -208,11 +284,15 @@ def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callab
 def cached_scan(
     model: Autoencoder, checkpoint: Path, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None
 ) -> Scan:
-    """The scan kept beside the checkpoint, made when it is missing."""
+    """The scan kept beside the checkpoint, made when it is missing or damaged. A checkpoint that cannot be written to is scanned each
+    time, and a message says so."""
     content = "-".join(each.manifest.content[:16] for each in stores_of(store))
     path = checkpoint / "scans" / f"{content}.safetensors"
-    scan = Scan.read(path, model.latents)
-    if scan is None or scan.rows != len(store):
+    scan = Scan.read(path, model.latents, len(store), dense=model.active_above is None)
+    if scan is None:
         scan = scan_store(model, store, progress)
-        scan.save(path)
+        try:
+            scan.save(path)
+        except (OSError, SafetensorError, SaekitError) as error:
+            progress(Progress("scan", scan.rows, len(store), message=f"the scan is not kept for the next time: {error}"))
     return scan

@@ -1,51 +1,33 @@
-"""From a stored row back to what a person can look at: the token strings of a context, the thumbnail of an image."""
+"""From a stored row back to what a person can look at: the tokens of a context, the picture of an image as the model saw it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from saekit.errors import DataError
+import numpy as np
+import torch
+
+from saekit.errors import SaekitError
+from saekit.harvesting.images import image_processor, prepared
+from saekit.inspection.tokens import token_texts
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Thumbnails", "token_texts"]
 THUMBNAIL = 224  # pixels of the longer side; smaller images stay as they are and the page enlarges them
 
 
-def token_texts(store: Store | StackedStore) -> Callable[[list[int]], list[str]]:
-    """token ids -> one string a token, as it stands in the text (a leading space is kept), from the store's own tokenizer."""
-    from transformers import AutoTokenizer
-
-    from saekit.harvesting.reading import model_reading
-
-    folder = store.path / "tokenizer"
-    if not folder.is_dir():
-        raise DataError(f"{store.path} has no tokenizer folder, so its tokens cannot be shown", "harvest it again")
-    with model_reading("tokenizer", str(store.path), str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    known: dict[int, str] = {}
-
-    def texts(ids: list[int]) -> list[str]:
-        for i in ids:
-            if i not in known:
-                known[i] = _token_text(tokenizer, i)
-        return [known[i] for i in ids]
-
-    return texts
-
-
-def _token_text(tokenizer, index: int) -> str:
-    """decode() of one token drops a leading space in sentencepiece-like vocabularies; behind an anchor token it does not."""
-    alone = tokenizer.decode([index], clean_up_tokenization_spaces=False)
-    piece = tokenizer.convert_ids_to_tokens(index)
-    if piece is not None and piece[:1] in ("▁", "Ġ") and not alone.startswith(" "):
-        return " " + alone
-    return alone
-
-
 class Thumbnails:
-    """Encoded images by key (a hash of the pixels), made once however many latents show them."""
+    """Encoded images by key (a hash of the pixels), made once however many latents show them.
+
+    The page lays the patches of a model over them, so they are drawn from what the image processor gives the model: resized, cropped and
+    padded as it does. Where there is no processor any more they are the whole images, and `note` says so.
+    """
 
     def __init__(self, store: Store | StackedStore) -> None:
         from saekit.harvesting.sources import open_data
@@ -53,10 +35,19 @@ class Thumbnails:
         self._data = open_data(store.spec.dataset, modality="image", column=store.spec.column, seed=store.spec.seed)
         self._keys: dict[str, str] = {}
         self.images: dict[str, bytes] = {}
+        self.note = ""
+        self._view = None
+        if not store.spec.is_raw:
+            try:
+                self._view = ModelView(store.spec.model, store.spec.grid)
+            except SaekitError as error:
+                self.note = f"Pictures are shown whole; the model may have seen a part of them, elsewhere under the heat map: {error}."
 
     def key(self, ref: str) -> str:
         if ref not in self._keys:
             image = self._data.image(ref)
+            if self._view is not None:
+                image = self._view(image)
             image = image if image.mode in ("L", "RGB") else image.convert("RGB")
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             encoded = io.BytesIO()
@@ -64,3 +55,49 @@ class Thumbnails:
             key = hashlib.sha256(encoded.getvalue()).hexdigest()[:16]
             self._keys[ref], self.images[key] = key, encoded.getvalue()
         return self._keys[ref]
+
+
+class ModelView:
+    """Pictures as a model sees them: the pixels that its image processor gives, without the normalization. Raises MissingError."""
+
+    def __init__(self, model: str, grid: tuple[int, int] | None) -> None:
+        self._processor, self._channels, self._patch = _processor_of(model)
+        self._grid = grid
+
+    def __call__(self, image: Image) -> Image:
+        from PIL import Image as pillow
+
+        pixels_Chw = prepared([image.convert("L" if self._channels == 1 else "RGB")], self._processor)[0].float()
+        settings = self._processor
+        if getattr(settings, "do_normalize", False):
+            mean, std = (
+                torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
+            )
+            pixels_Chw = pixels_Chw * std + mean
+        if not getattr(settings, "do_rescale", True):
+            pixels_Chw = pixels_Chw / 255
+        if self._grid is not None and self._patch is not None:  # pixels behind the last whole patch are not seen
+            pixels_Chw = pixels_Chw[:, : self._grid[0] * self._patch[0], : self._grid[1] * self._patch[1]]
+        bytes_hwC = (pixels_Chw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return pillow.fromarray(np.ascontiguousarray(bytes_hwC[:, :, 0] if bytes_hwC.shape[2] == 1 else bytes_hwC))
+
+
+def _processor_of(model: str) -> tuple[Any, int, tuple[int, int] | None]:
+    """(image processor, channels, patch size (h, w) where the config has one), without the model's weights. Raises MissingError."""
+    from transformers import AutoConfig
+
+    from saekit.embedded.silence import quiet_transformers
+    from saekit.errors import MissingError
+    from saekit.harvesting.location import locate_model
+    from saekit.harvesting.reading import model_reading
+
+    with model_reading("model", model, model):
+        where, _ = locate_model(model)
+    with quiet_transformers(), model_reading("image processor", model, where):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        processor, _ = image_processor(where)
+    if processor is None:
+        raise MissingError(f"{model} has no image processor", "put preprocessor_config.json beside its weights")
+    config = getattr(config, "vision_config", config)
+    patch = getattr(config, "patch_size", None)
+    return processor, getattr(config, "num_channels", 3), (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None

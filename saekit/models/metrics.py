@@ -13,11 +13,17 @@ from saekit_kernels import SparseCodes
 from saekit.types import Output
 
 
+def fires(values: torch.Tensor, above: float) -> torch.Tensor:
+    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk, a linear code) says which way a latent
+    points, not whether it does. The one definition for metrics, scan, query and pictures."""
+    return values.abs() > above
+
+
 def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
     """(F,) int64: in how many rows each latent is active."""
     if isinstance(code, SparseCodes):
         return code.transpose().counts()
-    return (code.abs() > above).sum(0)
+    return fires(code, above).sum(0)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,12 @@ def histogram(maximum: float, total: int) -> dict[str, list[float]]:
     return {"edges": [maximum * i / BINS for i in range(BINS + 1)], "counts": counts.tolist()}
 
 
+def bands(counted: dict[str, list[float]]) -> list[dict[str, float]]:
+    """Five bands of ten bins each."""
+    edges, counts, each = counted["edges"], counted["counts"], BINS // 5
+    return [{"low": edges[i], "high": edges[i + each], "rows": sum(counts[i : i + each])} for i in range(0, BINS, each)]
+
+
 def shape_of(latent: int) -> tuple[int, float]:
     """(rows where the latent is active, its maximum) out of ROWS."""
     active = int(10 ** (1.2 + 3.6 * chance("density", latent)))
@@ -104,7 +110,7 @@ def text_record(latent: int, docs: list[list[str]], latents: int) -> FeatureReco
     tokens = sorted({docs[d][t] for d, t in ranked[:40]})[:10]
     return FeatureRecord(
         index=latent, density=active / ROWS, active_rows=active, max=maximum, histogram=histogram(maximum, active),
-        examples=examples, neighbours=neighbours,
+        bands=bands(histogram(maximum, active)), examples=examples, neighbours=neighbours,
         coactivation=[{"index": n["index"] + 1, "jaccard": n["cosine"] / 3} for n in neighbours[:5]],
         logits={
             "top": [{"token": t, "value": 1.9 - 0.11 * i} for i, t in enumerate([*tokens, *FILLER][:10])],

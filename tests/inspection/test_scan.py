@@ -44,18 +44,19 @@ def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
     model, store, z = trained
     above = model.active_above or 0.0
     scan = scan_store(model, store)
-    active = z > above
+    active = z.abs() > above
     assert scan.rows == 2000 and torch.equal(scan.active, active.sum(0))
-    torch.testing.assert_close(scan.max, torch.where(active, z, 0.0).amax(0), rtol=1e-5, atol=1e-6)
-    assert torch.equal(scan.histogram.counts.sum(1), scan.active)
+    torch.testing.assert_close(scan.max, torch.where(active, z.abs(), 0.0).amax(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(scan.histogram.counts.sum((1, 2)), scan.active)
     for j in range(0, model.latents, 7):
         values = z[active[:, j], j]
         if len(values) == 0:
             continue
-        histogram = scan.histogram.of(j, float(scan.max[j]))
+        histogram = scan.histogram.of(j)
         edges, counts = torch.tensor(histogram["edges"]), histogram["counts"]
-        assert len(edges) == len(counts) + 1 <= BINS + 1 and edges[-2] <= values.max() <= edges[-1] * (1 + 1e-6)
-        width = float(edges[1])
+        sides = 2 if (values < 0).any() else 1
+        assert len(edges) == len(counts) + 1 <= sides * BINS + 1 and edges[-2] <= values.max() <= edges[-1] * (1 + 1e-6)
+        width = float(edges[1] - edges[0])
         for i in (0, len(counts) // 2, len(counts) - 1):
             # A value within rounding of an edge may fall on either side.
             sure = ((values > edges[i] + 1e-4 * width) & (values < edges[i + 1] - 1e-4 * width)).sum()
@@ -68,7 +69,7 @@ def test_the_top_rows_are_the_best_row_of_each_of_the_best_examples(trained, sma
     scan = scan_store(model, store)
     example = torch.arange(2000) // 40
     for j in range(0, model.latents, 5):
-        values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)
+        values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)  # of a dense code `top` is its upper end
         best = torch.zeros(50).scatter_reduce(0, example, values, "amax")
         expected = best[best > 0].sort(descending=True).values[: scan_module.KEPT_TOP]
         found = scan.top.row[j] >= 0
@@ -90,7 +91,7 @@ def test_the_sample_reaches_every_interval(trained):
     scan = scan_store(model, store)
     j = int(scan.active.argmax())
     bands = {pick.interval for pick in pick_rows(scan, store, j, top=5)} - {None}
-    filled = {min(int(5 * float(v) / float(scan.max[j])), 4) for v in z[:, j] if v > (model.active_above or 0.0)}
+    filled = {band for band, counted in enumerate(scan.histogram.bands(j)) if counted["rows"]}
     assert bands <= filled and len(bands) >= min(3, len(filled) - 1)
     for pick in pick_rows(scan, store, j, top=5):
         assert float(z[pick.row, j]) == pytest.approx(pick.act, rel=1e-4)
@@ -117,7 +118,9 @@ def test_a_saved_scan_is_read_back_and_used(trained, tmp_path):
     second = cached_scan(model, tmp_path / "run", store, seen.append)
     assert seen == [], "nothing is scanned again"
     assert torch.equal(first.top.row, second.top.row) and torch.equal(first.histogram.counts, second.histogram.counts)
-    assert Scan.read(next((tmp_path / "run" / "scans").iterdir()), model.latents + 1) is None
+    path, dense = next((tmp_path / "run" / "scans").iterdir()), model.active_above is None
+    assert Scan.read(path, model.latents, 2000, dense) is not None
+    assert Scan.read(path, model.latents + 1, 2000, dense) is None and Scan.read(path, model.latents, 1999, dense) is None
 
 
 @pytest.mark.parametrize("trained", ["topk"], indirect=True)

@@ -1,6 +1,11 @@
 // Histogram, bars and the colour bar. Bars are SVG stretched to the box; figures stand beside them as text, so they keep their size.
 
-const TICKS = 5; // the axis is marked at fifths of max, where the intervals of the examples begin
+const TICKS = 5; // the axis is marked at fifths of its length
+
+// Signed codes: heat above 0, cold below. Everything is shaded by size, |value| over the feature's max.
+function isSigned(record) {
+  return record.histogram.edges[0] < 0;
+}
 
 function histogram(record, logarithmic) {
   const { edges, counts } = record.histogram;
@@ -9,8 +14,10 @@ function histogram(record, logarithmic) {
   const height = heightScale(top, logarithmic);
   const width = edges[edges.length - 1] - edges[0];
   const bars = counts.map((n, bin) => {
-    const shade = 0.3 + 0.7 * clamp01((edges[bin] + edges[bin + 1]) / 2 / record.max);
+    const middle = (edges[bin] + edges[bin + 1]) / 2;
+    const shade = 0.3 + 0.7 * clamp01(Math.abs(middle) / record.max);
     return el("svg:rect", {
+      class: middle < 0 ? "cold" : null,
       x: (edges[bin] - edges[0]) / width * 100 + 0.15, width: Math.max(0.1, 100 / counts.length - 0.3),
       y: 100 - height(n), height: height(n), "fill-opacity": shade.toFixed(3),
     });
@@ -18,6 +25,7 @@ function histogram(record, logarithmic) {
   const plot = el("div", { class: "plot", role: "img", "aria-label": histogramSummary(record) },
     el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" }, bars),
     el("div", { class: "marker", hidden: true }));
+  Object.assign(plot.dataset, { low: edges[0], high: edges[edges.length - 1] });
   plot.addEventListener("pointermove", (event) => {
     const box = plot.getBoundingClientRect();
     const bin = Math.min(counts.length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * counts.length)));
@@ -33,8 +41,9 @@ function histogram(record, logarithmic) {
 }
 
 function histogramSummary(record) {
-  const { counts } = record.histogram;
-  return `Histogram of ${rowsText(counts.reduce((sum, n) => sum + n, 0))} from 0 to ${figure(record.max)}`;
+  const { counts, edges } = record.histogram;
+  const [low, high] = isSigned(record) ? [edges[0], edges[edges.length - 1]] : [0, record.max];
+  return `Histogram of ${rowsText(counts.reduce((sum, n) => sum + n, 0))} from ${figure(low)} to ${figure(high)}`;
 }
 
 function rowsText(n) {
@@ -60,11 +69,12 @@ function heightTicks(top, logarithmic) {
 }
 
 // A line on the histogram at the value that the pointer is on elsewhere.
-function markHistogram(value, max) {
+function markHistogram(value) {
   const marker = document.querySelector(".plot .marker");
   if (!marker) return;
-  marker.hidden = value === null || value <= 0;
-  if (value !== null) marker.style.left = `${clamp01(value / max) * 100}%`;
+  const { low, high } = marker.parentElement.dataset;
+  marker.hidden = value === null || value === 0 || value < Number(low);
+  if (value !== null) marker.style.left = `${clamp01((value - low) / (high - low)) * 100}%`;
 }
 
 function bar(share, className = "") {
@@ -72,8 +82,9 @@ function bar(share, className = "") {
     el("span", { class: "bar-fill", style: { width: `${clamp01(share) * 100}%` } }));
 }
 
-// The one scale of a feature's page, from 0 to its maximum.
-function colourBar(max) {
-  return el("div", { class: "colour-bar", role: "img", "aria-label": `Shading from 0 to ${figure(max)}` },
-    el("span", {}, "0"), el("span", { class: "ramp" }), el("span", {}, figure(max)));
+// The one scale of a feature's page: from 0 to its maximum, or to either side of 0.
+function colourBar(record) {
+  const [low, signed] = isSigned(record) ? [figure(-record.max), true] : ["0", false];
+  return el("div", { class: "colour-bar", role: "img", "aria-label": `Shading from ${low} to ${figure(record.max)}` },
+    el("span", {}, low), el("span", { class: signed ? "ramp signed" : "ramp" }), el("span", {}, figure(record.max)));
 }

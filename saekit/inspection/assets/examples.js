@@ -1,10 +1,11 @@
-// Examples: text as shaded tokens, images under a heat map. Both use one scale a feature: 0 to its maximum.
+// Examples: text as shaded tokens, images under a heat map. Both use one scale a feature: size, 0 to its maximum; the hue is the sign.
 
 function textExample(example, max) {
-  const line = el("p", { class: "tokens", tabindex: "0", "aria-label": `Example, activation ${figure(example.act)}` },
+  const line = el("p", { class: "tokens", dir: "auto", tabindex: "0", "aria-label": `Example, activation ${figure(example.act)}` },
     example.tokens.map((token, place) => {
-      const share = clamp01((example.values[place] ?? 0) / max);
-      const span = el("span", { class: tokenClass(share, place === example.centre), "data-place": place },
+      const value = example.values[place] ?? 0;
+      const share = clamp01(Math.abs(value) / max);
+      const span = el("span", { class: tokenClass(share, value, place === example.centre), "data-place": place },
         share > 0 || place === example.centre ? shadedToken(token) : tokenNodes(token, false));
       if (share > 0) span.style.setProperty("--t", share.toFixed(3));
       return span;
@@ -13,7 +14,7 @@ function textExample(example, max) {
   if (/^ \S/.test(example.tokens[0])) line.classList.add("hanging");
   const tell = (place, box) => {
     const value = example.values[place] ?? null;
-    markHistogram(value, max);
+    markHistogram(value);
     showTip(box.left + box.width / 2, box.top, tokenText(example.tokens[place]), `${figure(value)} · ${textPosition(example, place)}`);
   };
   line.addEventListener("pointerover", (event) => {
@@ -36,8 +37,8 @@ function shadedToken(token) {
   return [spaced ? " " : null, el("span", { class: "word" }, tokenNodes(spaced ? token.slice(1) : token, false))];
 }
 
-function tokenClass(share, centre) {
-  return `token${share > 0 ? " lit" : ""}${share > 0.72 ? " strong" : ""}${centre ? " centre" : ""}`;
+function tokenClass(share, value, centre) {
+  return `token${share > 0 ? " lit" : ""}${value < 0 ? " cold" : ""}${share > 0.72 ? " strong" : ""}${centre ? " centre" : ""}`;
 }
 
 // `position` is that of the centre token in its context.
@@ -71,7 +72,7 @@ function addHeatMap(frame, example, max) {
   const tell = (place) => {
     const box = frame.getBoundingClientRect();
     const [row, column] = [Math.floor(place / width), place % width];
-    markHistogram(example.values[place], max);
+    markHistogram(example.values[place]);
     showTip(box.left + (column + 0.5) / width * box.width, box.top + row / height * box.height,
       figure(example.values[place]), `patch row ${row}, column ${column}`);
   };
@@ -99,18 +100,19 @@ function patchBox(className, place, [height, width]) {
 function paint(canvas, values, max) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
-  const [red, green, blue] = HEAT;
   values.forEach((value, place) => {
-    pixels.data.set([red, green, blue, Math.round(255 * clamp01(value / max))], 4 * place);
+    const [red, green, blue] = value < 0 ? COLD : HEAT;
+    pixels.data.set([red, green, blue, Math.round(255 * clamp01(Math.abs(value) / max))], 4 * place);
   });
   context.putImageData(pixels, 0, 0);
 }
 
 const HEAT = [240, 122, 24]; // --heat of the style sheet, in both themes
+const COLD = [38, 128, 235]; // --cold: below 0
 
 function forget() {
   hideTip();
-  markHistogram(null, 1);
+  markHistogram(null);
 }
 
 // Arrows step through an example that was reached by Tab. One that was clicked leaves them to the page: previous, next feature.

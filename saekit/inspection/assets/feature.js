@@ -26,7 +26,7 @@ function featureHeader(latent, label, record) {
         el("button", { type: "button", class: "button", id: "copy", onclick: copyLink }, "Copy link"))),
     el("dl", { class: "stats" },
       density === null ? null : stat("density", "Density", percent(density), active),
-      stat("max", "Max activation", figure(catalog.max[latent])),
+      stat("max", record && isSigned(record) ? "Max size" : "Max activation", figure(catalog.max[latent])),
       density === null && active ? stat("active", "Active", active) : null,
       record?.hook_shares ? stat("hook-shares", "Decoder norm by hook", ...shareText(record.hook_shares)) : null));
 }
@@ -74,7 +74,14 @@ function logitSection(record) {
 function topSection(record) {
   const top = record.examples.filter((example) => example.group === "top");
   return section("top", "Top activating examples", top.length ? shadingControls(record) : null,
-    top.length ? exampleList(top, record.max) : el("p", { class: "note" }, "This feature has no example: no scanned row activates it."));
+    top.length ? bothEnds(top, record.max) : el("p", { class: "note" }, "This feature has no example: no scanned row activates it."));
+}
+
+// A signed latent means one thing above 0 and another below: two lists, where it has both.
+function bothEnds(examples, max) {
+  const ends = [examples.filter((example) => example.act >= 0), examples.filter((example) => example.act < 0)];
+  if (ends.some((end) => end.length === 0)) return exampleList(examples, max);
+  return ends.flatMap((end, below) => [el("h4", { class: "end" }, below ? "Below 0" : "Above 0"), exampleList(end, max)]);
 }
 
 function exampleList(examples, max) {
@@ -90,7 +97,7 @@ function shadingControls(record) {
   const opacity = catalog.meta.modality !== "image" ? null : el("input", { type: "range", id: "opacity", min: 0.1, max: 1, step: 0.05,
     value: memory.get("opacity", "0.8"), "aria-label": "Opacity of the heat map", title: "Opacity of the heat map",
     oninput: (event) => setOpacity(event.target.value) });
-  return el("div", { class: "shading" }, colourBar(record.max), opacity, toggle);
+  return el("div", { class: "shading" }, colourBar(record), opacity, toggle);
 }
 
 function toggleHeat() {
@@ -103,15 +110,9 @@ function setOpacity(value) {
   document.documentElement.style.setProperty("--overlay", value);
 }
 
+// A band as the scan counted it: its ends and its rows.
 function intervalName(band) {
-  return `${band * 100 / INTERVALS}–${(band + 1) * 100 / INTERVALS} %`;
-}
-
-// Rows of the scan in a band, from the histogram: its 50 bins divide into the bands without remainder.
-function rowsInBand(record, band) {
-  const { counts } = record.histogram;
-  const bins = counts.length / INTERVALS;
-  return Number.isInteger(bins) ? counts.slice(band * bins, (band + 1) * bins).reduce((sum, n) => sum + n, 0) : null;
+  return band.low === 0 ? `up to ${figure(band.high, 3)}` : `${figure(band.low, 3)}–${figure(band.high, 3)}`;
 }
 
 function intervalSection(record) {
@@ -125,9 +126,10 @@ function intervalSection(record) {
       redrawn.querySelectorAll(".band")[band].focus({ preventScroll: true });
     } },
   el("span", { class: "swatch", style: { "--t": String((band + 0.5) / INTERVALS) } }),
-  el("b", {}, intervalName(band)), el("span", { class: "band-rows" }, rowsInBand(record, band) === null ? "" : rowsText(rowsInBand(record, band)))));
+  el("b", {}, record.bands ? intervalName(record.bands[band]) : `band ${band + 1}`),
+  el("span", { class: "band-rows" }, record.bands ? rowsText(record.bands[band].rows) : "")));
   const shown = bands[interval];
-  return section("intervals", "Examples by interval", el("span", { class: "note" }, "fifths of the maximum"),
+  return section("intervals", "Examples by interval", el("span", { class: "note" }, isSigned(record) ? "by size, either sign" : "by activation"),
     el("div", { class: "bands", role: "group", "aria-label": "Interval of the maximum activation" }, buttons),
     shown.length ? exampleList(shown, record.max) : el("p", { class: "note" }, "No example in this interval."));
 }
