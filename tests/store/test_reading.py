@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -323,6 +322,18 @@ def test_nothing_is_missing_rather_than_damaged(tmp_path):
         read_checkpoint(tmp_path / "none")
 
 
+@pytest.mark.parametrize("read", [open_store, load, read_checkpoint])
+def test_a_path_that_the_system_refuses_is_named(tmp_path, read):
+    with pytest.raises(DataError, match="cannot be read: File name too long") as error:
+        read(tmp_path / ("x" * 300))
+    assert "check the path" in error.value.hint
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "none" / "deeper", f"{tmp_path}/nul\0byte"):
+        with pytest.raises(SaekitError):
+            read(path)
+
+
 # -- what the command line makes of it -----------------------------------------------------------------------------------
 
 
@@ -347,7 +358,3 @@ def test_the_tensors_of_a_shard_are_read_as_safetensors_reads_them(store):
     with safe_open(store.shards[0].path, "np") as file:
         for name in ("doc_id", "examples.tokens", "norm"):
             assert np.array_equal(file.get_tensor(name), store.shards[0].arrays[name])
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))
