@@ -358,3 +358,20 @@ def test_the_tensors_of_a_shard_are_read_as_safetensors_reads_them(store):
     with safe_open(store.shards[0].path, "np") as file:
         for name in ("doc_id", "examples.tokens", "norm"):
             assert np.array_equal(file.get_tensor(name), store.shards[0].arrays[name])
+
+
+def test_of_two_hooks_one_bad_shard_is_written_again_to_the_same_bytes(tmp_path):
+    def harvested(**way) -> None:
+        hooks = ["blocks.0", "blocks.1"]
+        harvest(
+            "embedded:digits-vit", "embedded:digits", tmp_path / "s", hook=hooks, rows=5000, batch=64, dtype="float32", shard_mb=1, **way
+        )
+
+    harvested()
+    stores = [tmp_path / "s" / "layers.0", tmp_path / "s" / "layers.1"]
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    shards = sorted(stores[1].glob("shards/*"))
+    assert len(shards) > 1 and all(path in before for store in stores for path in store.glob("shards/*"))
+    shards[-1].write_bytes(b"")
+    harvested(resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
