@@ -112,6 +112,23 @@ def test_a_shards_name_cannot_leave_its_folder(store, name):
         open_store(store.path)
 
 
+@pytest.mark.parametrize("content", ["{", '{"spec": 1}', None])
+def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
+    harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1') if content is None else content)
+    with pytest.raises(DataError) as error:
+        open_store(tmp_path / "s")
+    if content is None:
+        assert "--overwrite" in error.value.hint
+        harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100, overwrite=True)
+    else:
+        assert f"remove {tmp_path / 's'}" in error.value.hint
+        subprocess.run(["rm", "-r", tmp_path / "s"], check=True)
+        harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
+    assert len(open_store(tmp_path / "s")) == 100
+
+
 # -- what lies in place of a file ----------------------------------------------------------------------------------------
 
 
