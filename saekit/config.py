@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import DataError, MissingError, did_you_mean
+from saekit.errors import DataError, MissingError, SaekitError, did_you_mean
 
 
 def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
@@ -36,6 +36,15 @@ def load_toml(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}", "docs/sweeps.md and every config.toml in an output folder show the form") from None
+
+
+def recorded(folder: Path, name: str) -> str | None:
+    """A text that a command left in its config.toml; None where the file, as a copied folder may lack it, does not say so."""
+    try:
+        value = load_toml(folder / "config.toml", "config file").get(name)
+    except SaekitError:
+        return None
+    return value if isinstance(value, str) else None
 
 
 def to_toml(settings: dict[str, Any]) -> str:

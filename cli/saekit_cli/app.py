@@ -5,6 +5,7 @@ Nothing heavy is imported here: torch and transformers load inside the command t
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from saekit_cli.screen import take_any_encoding
 
 INTERRUPTED = 130
 INTERRUPTED_HINT = "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
+MEMORY_HINT = "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the smaller one"
 
 app = typer.Typer(
     name="saekit",
@@ -87,24 +89,29 @@ def _status(arguments: list[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except MemoryError as error:
-        return _failed(f"out of memory: {error}", "a smaller --batch, --expansion or --shard-mb", 5)
+    except RecursionError:
+        hint = "check the files that were given: their lists or objects lie inside one another hundreds of times"
+        return _failed("what was given is nested too deeply to be read", hint, 3)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return _failed(f"out of memory: {error}", MEMORY_HINT, 5)
         from saekit.store.oserrors import user_error
 
         told = user_error(error)
         return _failed(str(told), told.hint, told.exit_status)
     except Exception as error:
         if _is_out_of_memory(error):
-            return _failed(f"out of memory: {str(error).splitlines()[0]}", "a smaller --batch or --expansion, or --device cpu", 5)
+            return _failed(f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}", MEMORY_HINT, 5)
         if os.environ.get("SAEKIT_DEBUG"):
             traceback.print_exc()
         return _failed(f"this is a bug in saekit: {type(error).__name__}: {error}", "SAEKIT_DEBUG=1 prints the traceback", 1)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for the GPU's memory alone."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """torch has a class of its own for the GPU's memory alone; what the CPU and libraries on the GPU lack is a RuntimeError."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def _failed(cause: str, hint: str, status: int) -> int:

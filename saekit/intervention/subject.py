@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
+from saekit.config import recorded
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import LiveModel
 from saekit.store.checkpoint import Checkpoint
@@ -31,20 +31,13 @@ def check_kind(checkpoint: Checkpoint) -> None:
 
 def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
     """The store of the run, found by what training wrote beside it. Its content must be the same: it says what is held out."""
-    where = given or _recorded_store(checkpoint.path)
+    where = given or recorded(checkpoint.path, "store")
     if where is None:
         raise UsageError(f"{checkpoint.path} does not say which store it was trained on", "give it with --store")
     store = Store(Path(where))
     if store.manifest.content != checkpoint.config["content"]:
         raise DataError(f"{where} is not the store that {checkpoint.path} was trained on", "--store with that one")
     return store
-
-
-def _recorded_store(path: Path) -> str | None:
-    try:
-        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8")).get("store")
-    except (OSError, ValueError):
-        return None
 
 
 def other_revision(live: LiveModel, store: Store) -> str | None:

@@ -16,6 +16,7 @@ from saekit.errors import DataError, MissingError
 from saekit.store.files import check_schema, need_regular, read_json, write_json, write_tensors
 from saekit.store.folder_kinds import RUN
 from saekit.store.lock import holder
+from saekit.store.oserrors import reading
 from saekit.store.swap import settle
 from saekit.typed import MisfitError, as_type
 from saekit.types import ActivationSpec
@@ -42,7 +43,11 @@ def write_checkpoint(path: Path, config: dict[str, Any], tensors: dict[str, torc
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Raises MissingError when nothing is there, DataError when it is no finished checkpoint."""
-    path = Path(path)
+    with reading(Path(path)):
+        return _read(Path(path))
+
+
+def _read(path: Path) -> Checkpoint:
     if path.suffix in PICKLES:
         raise DataError(f"{path} is a pickle, which can run code when it is opened; saekit does not read pickles")
     settle(path, RUN)
@@ -108,8 +113,11 @@ def write_train_state(path: Path, tensors: dict[str, torch.Tensor], state: dict[
 
 def read_train_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """(tensors, state), or None when training was killed before the first state was written."""
-    if not (path / STATE).exists():
-        return None
+    with reading(path / STATE):
+        return _read_state(path) if (path / STATE).exists() else None
+
+
+def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         need_regular(path / STATE)
         with safe_open(path / STATE, "pt") as file:

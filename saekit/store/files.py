@@ -105,14 +105,16 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path.parent} is not {what}: {path.name} is missing")
     need_regular(path)
+    # --overwrite would refuse: without this file nothing tells that the folder is ours.
+    again = f"take the file from a copy, or remove {path.parent} and run the command that wrote it again"
     if path.stat().st_size > LARGEST_JSON:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}")
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}", again)
     try:
         value = json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:  # JSON errors, other encodings, numbers of too many digits, too many brackets
-        raise DataError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
+        raise DataError(f"{path} is damaged: {str(error) or type(error).__name__}", again) from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged: it holds a {type(value).__name__}, not an object")
+        raise DataError(f"{path} is damaged: it holds a {type(value).__name__}, not an object", again)
     return value
 
 
@@ -120,7 +122,10 @@ def check_schema(folder: Path, data: dict[str, Any], reads: int) -> None:
     """Raise DataError where `data`, read from a file of `folder`, is of a later schema version than `reads`, or says none."""
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-        raise DataError(f"{folder} is damaged: its schema_version is {str(version)[:20]}")
+        raise DataError(
+            f"{folder} is damaged: its schema_version is {str(version)[:20]}",
+            f"take the file from a copy, or remove {folder} and run the command that wrote it again",
+        )
     if version > reads:
         raise DataError(f"{folder} was written by a later saekit (schema {version}, this one reads {reads})", "pip install -U saekit")
 

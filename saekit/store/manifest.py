@@ -12,6 +12,7 @@ from typing import Any, Literal
 from saekit.errors import DataError, MissingError
 from saekit.store.files import check_schema, read_json, write_json
 from saekit.store.folder_kinds import STORE
+from saekit.store.oserrors import reading
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.swap import settle
 from saekit.typed import MisfitError, as_type, build
@@ -78,6 +79,11 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises DataError when there is no store here, or one of a later version."""
+        with reading(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Manifest:
         settle(folder, STORE)
         if not folder.is_dir():
             what = "it is a file" if folder.exists() else "there is no such folder"

@@ -34,8 +34,21 @@ def user_error(error: OSError, path: Path | str | None = None) -> DataError:
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise DataError where the system refuses to read `path`, or a file below it."""
+    _need_path(path)
+    try:
+        yield
+    except OSError as error:
+        number = error.errno if error.errno is not None else errno.EIO
+        hint = _HINTS[number] if number in (errno.EMFILE, errno.ENFILE, errno.EIO) else "check the path and its permissions"
+        raise DataError(f"{error.filename or path} cannot be read: {os.strerror(number)}", hint) from error
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise DataError where the system refuses to write `path`. safetensors tells a full disk by its text alone."""
+    _need_path(path)
     try:
         yield
     except OSError as error:
@@ -46,3 +59,8 @@ def writing(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise user_error(OSError(number, os.strerror(number)), path) from error
+
+
+def _need_path(path: Path | str) -> None:
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r} is not a path: it holds a NUL character", "check the path")

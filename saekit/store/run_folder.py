@@ -57,7 +57,10 @@ def run_folders(
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", "give one of them")
-    targets = [Path(os.path.realpath(out)) for out in outs]
+    targets = []
+    for out in outs:
+        with writing(out):
+            targets.append(Path(os.path.realpath(out)))
     with ExitStack() as stack:
         for out, target in zip(outs, targets):
             with writing(out):  # a name that is too long, a path that is denied

@@ -17,6 +17,7 @@ import torch
 from saekit.errors import DataError
 from saekit.store.files import sha256_of
 from saekit.store.manifest import Shard
+from saekit.store.oserrors import reading
 from saekit.store.shard_layout import check_examples, checked_header, header_bytes, is_own_file
 from saekit.types import ActivationSpec
 
@@ -80,13 +81,17 @@ class ShardFile:
     def __init__(self, folder: Path, shard: Shard, spec: ActivationSpec | None = None) -> None:
         self.path = folder / "shards" / shard.name
         self.shard, self.spec = shard, spec
+        with reading(self.path):
+            self._check_file()
+
+    def _check_file(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
             raise self._broken("is missing")
         if not is_own_file(self.path):
             raise DataError(f"shard {self.path} is not a regular file", "put the file itself there: cp -rL copies a folder so")
         size = self.path.stat().st_size
-        if size != shard.bytes:
-            raise self._broken(f"has {size:,} bytes instead of {shard.bytes:,}")
+        if size != self.shard.bytes:
+            raise self._broken(f"has {size:,} bytes instead of {self.shard.bytes:,}")
 
     def verify(self) -> None:
         """Raises DataError when the file's sha256 is not the one in the manifest."""
@@ -106,9 +111,10 @@ class ShardFile:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """name -> memory-mapped array (16-bit floats as int16), after the checksum has been verified once."""
-        self.verify()
         try:
-            return self._mapped()
+            with reading(self.path):
+                self.verify()
+                return self._mapped()
         except (ValueError, RecursionError) as error:  # a value that does not fit, JSON that is none
             hint = "harvest it again with --overwrite: its checksum is right, so it was written like this"
             raise DataError(f"shard {self.path} is not one of saekit's: {error}", hint) from None

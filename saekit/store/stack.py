@@ -7,7 +7,6 @@ be told from the files: how many there are, their widths, and whether they are t
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saekit.config import recorded
 from saekit.errors import DataError, UsageError
 from saekit.store.pair import check_aligned
 from saekit.store.reader import Store
@@ -114,8 +114,5 @@ def _permuted(stores: list[Store], hooks: list[str], first_content: str) -> bool
 
 def _flags(checkpoint: Path, config: dict[str, Any]) -> str:
     """`--store A --store B` as in training. The first store's folder stands in config.toml alone, which a copied checkpoint may lack."""
-    try:
-        first = tomllib.loads((checkpoint / "config.toml").read_text(encoding="utf-8"))["store"]
-    except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        first = "STORE"
+    first = recorded(checkpoint, "store") or "STORE"
     return " ".join(f"--store {path}" for path in (first, *config["training"].get("stores", ())))

@@ -16,6 +16,7 @@ from fuzz.harness import Reader
 from fuzz.mutations import digest, of_bytes, of_json, of_lines, of_tensors, of_toml
 from made_runs import Killed
 from made_stores import make_rows, write_store
+from saekit_cli import app
 
 from saekit.config import read_toml
 from saekit.evaluation.subjects import open_runs
@@ -219,6 +220,29 @@ def _read_config(path: Path) -> None:
     assert settings.keys() <= known
 
 
+def _command(*arguments: str) -> Callable[[Path], None]:
+    """The command line with a --config file; 1 would be a bug."""
+
+    def read(path: Path) -> None:
+        places = {"STORE": path.parent / "store", "OUT": path.parent / "out"}
+        status = app._status([str(places.get(each, each)) for each in (*arguments, "--config", path)])
+        assert status != 1, "exit 1"
+
+    return read
+
+
+def _config_of(text: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        _store_of(folder)
+        (folder / "options.toml").write_text(text)
+        return folder / "options.toml"
+
+    return make
+
+
+TRAIN = CONFIG.replace('store = "s"\n', "") + 'rows = 64\nbatch = 16\nnormalize = "none"\n'
+HARVEST = 'rows = 64\nbatch = 8\ndtype = "float32"\nshard-mb = 1\nlayout = "flat"\nholdout = 0.25\n'
+
 # -- what stands beside a folder -----------------------------------------------------------------------------------------
 
 
@@ -329,6 +353,8 @@ OWN: dict[str, Reader] = {
     "scan": Reader(_scanned, of_tensors, _read_scan),
     "sweep.toml": Reader(_written("grid.toml", GRID), of_toml, read_grid),
     "config.toml": Reader(_written("config.toml", CONFIG), of_toml, _read_config),
+    "options-of-train": Reader(_config_of(TRAIN), of_toml, _command("train", "STORE", "OUT", "--dry-run")),
+    "options-of-harvest": Reader(_config_of(HARVEST), of_toml, _command("harvest", "raw:pixels", "embedded:digits", "OUT", "--dry-run")),
     "exchange": Reader(_exchange, of_json, lambda path: _whole_store(path.parent.parent / "store"), fresh=True),
     "lock": Reader(_lock, of_json, _named_holder),
     "marker-of-a-store": _kind(folder_kinds.STORE, {"spec": {}, "plan": {}, "shards": [{"name": "a"}], "complete": True, "extras": ["b"]}),

@@ -7,8 +7,8 @@ from fuzz.harness import fuzz
 from fuzz.readers import DATA, OWN, READERS
 
 SEED = 14
-COUNT = 150
-FEWER = dict.fromkeys(DATA, 40) | {"jsonl": 25, "csv": 25, "parquet": 25}
+COUNT = 100
+FEWER = dict.fromkeys(DATA, 40) | dict.fromkeys(("options-of-train", "options-of-harvest", "train_state", "metrics-of-a-killed-run"), 30)
 
 
 @pytest.mark.parametrize("name", [*OWN, *DATA])

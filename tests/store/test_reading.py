@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +110,23 @@ def test_a_shards_name_cannot_leave_its_folder(store, name):
     edited(store.path, lambda m: m["shards"][0].update(name=name), seal=True)
     with pytest.raises(DataError, match=r"shards\[0\]\.name"):
         open_store(store.path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"spec": 1}', None])
+def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
+    harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1') if content is None else content)
+    with pytest.raises(DataError) as error:
+        open_store(tmp_path / "s")
+    if content is None:
+        assert "--overwrite" in error.value.hint
+        harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100, overwrite=True)
+    else:
+        assert f"remove {tmp_path / 's'}" in error.value.hint
+        subprocess.run(["rm", "-r", tmp_path / "s"], check=True)
+        harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
+    assert len(open_store(tmp_path / "s")) == 100
 
 
 # -- what lies in place of a file ----------------------------------------------------------------------------------------
@@ -323,6 +339,18 @@ def test_nothing_is_missing_rather_than_damaged(tmp_path):
         read_checkpoint(tmp_path / "none")
 
 
+@pytest.mark.parametrize("read", [open_store, load, read_checkpoint])
+def test_a_path_that_the_system_refuses_is_named(tmp_path, read):
+    with pytest.raises(DataError, match="cannot be read: File name too long") as error:
+        read(tmp_path / ("x" * 300))
+    assert "check the path" in error.value.hint
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "none" / "deeper", f"{tmp_path}/nul\0byte"):
+        with pytest.raises(SaekitError):
+            read(path)
+
+
 # -- what the command line makes of it -----------------------------------------------------------------------------------
 
 
@@ -349,5 +377,18 @@ def test_the_tensors_of_a_shard_are_read_as_safetensors_reads_them(store):
             assert np.array_equal(file.get_tensor(name), store.shards[0].arrays[name])
 
 
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))
+def test_of_two_hooks_one_bad_shard_is_written_again_to_the_same_bytes(tmp_path):
+    def harvested(**way) -> None:
+        hooks = ["blocks.0", "blocks.1"]
+        harvest(
+            "embedded:digits-vit", "embedded:digits", tmp_path / "s", hook=hooks, rows=5000, batch=64, dtype="float32", shard_mb=1, **way
+        )
+
+    harvested()
+    stores = [tmp_path / "s" / "layers.0", tmp_path / "s" / "layers.1"]
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    shards = sorted(stores[1].glob("shards/*"))
+    assert len(shards) > 1 and all(path in before for store in stores for path in store.glob("shards/*"))
+    shards[-1].write_bytes(b"")
+    harvested(resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
