@@ -118,7 +118,8 @@ function intervalName(band) {
 
 function intervalSection(record) {
   const bands = Array.from({ length: INTERVALS }, (_, band) => record.examples.filter((example) => example.interval === band));
-  if (bands.every((examples) => examples.length === 0)) return null;
+  const counted = (record.bands ?? []).some((band) => band.rows > 0);
+  if (!counted && bands.every((examples) => examples.length === 0)) return null;
   const buttons = bands.map((_, band) => el("button", { type: "button", class: "band", "aria-pressed": String(band === interval),
     onclick: () => {
       interval = band;
