@@ -41,7 +41,7 @@ def check_features(spec: str, latents: int) -> list[int] | None:
         found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
-            raise UsageError(f"--features {spec}: write 0-255,1024 or top:500 or all", "--features top:500")
+            raise UsageError(f"--features {spec[:80]}: write 0-255,1024 or top:500 or all", "--features top:500")
         if last >= latents:
             cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
             raise DataError(cause, "--features top:500")

@@ -97,7 +97,7 @@ def _write_page(
     elif model.W_dec is None:
         note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
     elif opened.spec.modality == "text":
-        head, note = unembedding(opened, _written_to(description, opened))
+        head, note = _output_head(description, opened)
         if head is not None:
             records = _with_logits(records, model, head, opened)
         else:
@@ -137,10 +137,13 @@ class Head:
     ids: list[int]
 
 
-def _written_to(checkpoint: Checkpoint, store: Store) -> ActivationSpec:
-    """What the decoder's directions are directions of: of a transcoder, its target. Raises DataError, MissingError."""
+def _output_head(checkpoint: Checkpoint, store: Store) -> tuple[Head | None, str]:
+    """As `unembedding`. A transcoder's directions are of its target, not of what it reads."""
     target = checkpoint.config["training"].get("target_store")
-    return store.spec if target is None else Store(Path(target)).spec
+    try:
+        return unembedding(store, store.spec if target is None else Store(Path(target)).spec)
+    except SaekitError as error:
+        return None, f"the target store cannot be read: {error}"
 
 
 def unembedding(store: Store, written: ActivationSpec | None = None) -> tuple[Head | None, str]:

@@ -74,8 +74,8 @@ class ModelView:
                 torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
             )
             pixels_Chw = pixels_Chw * std + mean
-        if not getattr(settings, "do_rescale", True):
-            pixels_Chw = pixels_Chw / 255
+        factor = getattr(settings, "rescale_factor", 1 / 255) if getattr(settings, "do_rescale", True) else 1
+        pixels_Chw = pixels_Chw / (factor * 255)
         if self._grid is not None and self._patch is not None:  # pixels behind the last whole patch are not seen
             pixels_Chw = pixels_Chw[:, : self._grid[0] * self._patch[0], : self._grid[1] * self._patch[1]]
         bytes_hwC = (pixels_Chw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -42,28 +42,27 @@ class TokenTexts:
     def __call__(self, ids: Sequence[int], before: int | None = None) -> list[str]:
         """One string a token; `before` is the token that precedes the first."""
         texts: list[str] = []
-        previous, pending, decoder = before, b"", codecs.getincrementaldecoder("utf-8")("replace")
+        previous, pending, decoder = before, b"", _decoder()
         for token in ids:
             part = self._part_of_character(token)
             if part is None:
                 if pending:
-                    texts[-1] += _hex(pending)
-                    pending, decoder = b"", codecs.getincrementaldecoder("utf-8")("replace")
+                    texts[-1] += _visible(pending)
+                    pending, decoder = b"", _decoder()
                 texts.append(self._joined(previous, token))
             else:
-                texts.append(decoder.decode(part))
+                texts.append(_visible(decoder.decode(part)))
                 pending = decoder.getstate()[0]
             previous = token
         if pending:
-            texts[-1] += _hex(pending)
+            texts[-1] += _visible(pending)
         return texts
 
     def alone(self, token: int) -> str:
         """As it stands within a text: with the space before it, where it begins a word; parts of a character by their bytes."""
         part = self._part_of_character(token)
         if part is not None:
-            text = part.decode("utf-8", "replace")
-            return _hex(part) if REPLACEMENT in text and part != REPLACEMENT.encode() else text
+            return _visible(part)
         piece = self._tokenizer.convert_ids_to_tokens(token)
         text = self._decode([token])
         # decode() of a single token drops the space of a sentencepiece-like vocabulary.
@@ -95,8 +94,14 @@ def _bytes_of(piece: str) -> bytes | None:
     return bytes(BYTE_LETTERS[letter] for letter in piece) if piece and all(letter in BYTE_LETTERS for letter in piece) else None
 
 
-def _hex(part: bytes) -> str:
-    return "".join(f"<0x{byte:02X}>" for byte in part)
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+
+def _visible(text: str | bytes) -> str:
+    """Whole characters as they are, bytes that are none (surrogates, where decoded) as `<0xE6>`."""
+    text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
 
 
 def token_texts(store: Store | StackedStore) -> TokenTexts:

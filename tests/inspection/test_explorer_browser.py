@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 
 import page_fixture as fixture
 import pytest
 
 from saekit.inspection.page import write_page
-from saekit.types import FeatureRecord
+from saekit.types import Example, FeatureRecord
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +28,7 @@ SEEN_AS = {
     "\u202edesrever": "U+202Edesrever",
     "\u200b": "U+200B",
     "  ": "··",
-    "": "∅",
+    "": "",  # a narrow box: the token holds part of a character
     "\ud800": "U+D800",
 }
 
@@ -344,3 +345,51 @@ def test_the_policy_stops_what_would_leave_the_machine(tab, text_site):
     assert tab.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"
     tab.evaluate("new Promise(done => { const i = new Image(); i.onerror = done; i.src = 'http://127.0.0.1:9/x.png'; })")
     assert any("Content Security Policy" in problem for problem in tab.problems)
+
+
+def signed_record(latent: int) -> FeatureRecord:
+    """Four activations of either sign; the text is right-to-left, in tokens that cut words."""
+    tokens, values = ["של", "ום", " עו", "לם"], [0.0, -4.0, 2.0, 0.0]
+    edges, counts = [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0], [3, 0, 0, 1, 0, 4]
+    examples = [
+        Example("top", -4.0, 0, 0, 1, values, source="a", tokens=tokens, centre=1),
+        Example("top", 2.0, 1, 1, 2, values, source="b", tokens=tokens, centre=2),
+    ]
+    bands = [{"low": 0.8 * i, "high": 0.8 * (i + 1), "rows": rows} for i, rows in enumerate((1, 0, 4, 0, 3))]
+    return FeatureRecord(latent, 0.5, 8, 4.0, {"edges": edges, "counts": counts}, examples, bands=bands)
+
+
+@pytest.fixture(scope="session")
+def signed_site(tmp_path_factory) -> Site:
+    out = tmp_path_factory.mktemp("signed")
+    meta = dataclasses.replace(fixture.text_meta(2, [0, 1]), density=[0.5, 0.0], max=[4.0, 0.0])
+    write_page([signed_record(0)], meta, {}, out)
+    return Site(out)
+
+
+def test_signed_latents_show_both_ends_in_two_hues(tab, signed_site):
+    tab.open(signed_site.url(0))
+    assert texts(tab, "#top h4") == ["Above 0", "Below 0"]
+    assert [number(t) for t in texts(tab, "#top .act")] == [2.0, -4.0]
+    assert [number(t) for t in texts(tab, ".colour-bar span")[::2]] == [-4.0, 4.0]
+    assert [number(t) for t in texts(tab, ".band-rows")] == [1, 0, 4, 0, 3]
+    cold = tab.evaluate("Array.from(document.querySelectorAll('.plot rect'), r => r.classList.contains('cold'))")
+    assert cold == [True] * 4 + [False] * 2
+    color = "getComputedStyle(document.querySelector('#top {} .word')).backgroundColor"
+    colors = [tab.evaluate(color.format(kind)) for kind in (".token.cold", ".token.lit:not(.cold)")]
+    channels = [[float(c) for c in re.findall(r"[0-9.]+", color.replace("srgb", ""))] for color in colors]
+    assert channels[0][2] > channels[0][0] and channels[1][0] > channels[1][2], "blue below 0, orange above"
+    shares = tab.evaluate("Array.from(document.querySelectorAll('#top .lit'), s => Number(s.style.getPropertyValue('--t')))")
+    assert shares == [1.0, 0.5] * 2
+    assert_quiet(tab, signed_site)
+
+
+def test_right_to_left_text_runs_from_the_right(tab, signed_site):
+    tab.open(signed_site.url(0))
+    lefts = tab.evaluate(
+        "Array.from(document.querySelector('#top .tokens').querySelectorAll('[data-place]'), s => s.getBoundingClientRect().left)"
+    )
+    assert lefts == sorted(lefts, reverse=True)
+    line = "document.querySelector('#top .tokens')"
+    assert tab.evaluate(f"getComputedStyle({line}).direction") == "rtl"
+    assert tab.evaluate(f"{line}.textContent") == "שלום עולם"

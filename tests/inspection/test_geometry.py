@@ -29,6 +29,9 @@ SQUARE = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size"
 SMALL_CROP = {**CROP, "size": {"shortest_edge": 40}}  # also cuts a border off the short side
 
 
+DOUBLED = {**SQUARE, "rescale_factor": 2 / 255}
+
+
 def saved_model(folder, settings):
     """A ViT of one block that hands its patch embedding on: attention and MLP add nothing, so a row is a function of its patch alone."""
     from transformers import ViTConfig, ViTModel
@@ -62,6 +65,7 @@ def bright(width, height, box):
         (CROP, SIDE, 2 * SIDE, (0, SIDE // 2)),
         (SMALL_CROP, 80, 40, (24, 4)),
         (SQUARE, SIDE, SIDE, (0, 0)),
+        (DOUBLED, SIDE, SIDE, (0, 0)),
     ],
 )
 def test_the_thumbnail_is_bright_where_the_model_saw_the_patch(tmp_path, settings, width, height, offset):

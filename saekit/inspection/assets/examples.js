@@ -6,7 +6,8 @@ function textExample(example, max) {
       const value = example.values[place] ?? 0;
       const share = clamp01(Math.abs(value) / max);
       const span = el("span", { class: tokenClass(share, value, place === example.centre), "data-place": place },
-        share > 0 || place === example.centre ? shadedToken(token) : tokenNodes(token, false));
+        token === "" ? el("span", { class: "word part" })
+          : share > 0 || place === example.centre ? shadedToken(token) : tokenNodes(token, false));
       if (share > 0) span.style.setProperty("--t", share.toFixed(3));
       return span;
     }));
@@ -15,7 +16,7 @@ function textExample(example, max) {
   const tell = (place, box) => {
     const value = example.values[place] ?? null;
     markHistogram(value);
-    showTip(box.left + box.width / 2, box.top, tokenText(example.tokens[place]), `${figure(value)} · ${textPosition(example, place)}`);
+    showTip(box.left + box.width / 2, box.top, example.tokens[place] === "" ? "part of a character" : tokenText(example.tokens[place]), `${figure(value)} · ${textPosition(example, place)}`);
   };
   line.addEventListener("pointerover", (event) => {
     const span = event.target.closest("[data-place]");

@@ -74,13 +74,14 @@ function logitSection(record) {
 function topSection(record) {
   const top = record.examples.filter((example) => example.group === "top");
   return section("top", "Top activating examples", top.length ? shadingControls(record) : null,
-    top.length ? bothEnds(top, record.max) : el("p", { class: "note" }, "This feature has no example: no scanned row activates it."));
+    ...(top.length ? bothEnds(top, record.max)
+      : [el("p", { class: "note" }, "This feature has no example: no scanned row activates it.")]));
 }
 
 // A signed latent means one thing above 0 and another below: two lists, where it has both.
 function bothEnds(examples, max) {
   const ends = [examples.filter((example) => example.act >= 0), examples.filter((example) => example.act < 0)];
-  if (ends.some((end) => end.length === 0)) return exampleList(examples, max);
+  if (ends.some((end) => end.length === 0)) return [exampleList(examples, max)];
   return ends.flatMap((end, below) => [el("h4", { class: "end" }, below ? "Below 0" : "Above 0"), exampleList(end, max)]);
 }
 
@@ -117,7 +118,8 @@ function intervalName(band) {
 
 function intervalSection(record) {
   const bands = Array.from({ length: INTERVALS }, (_, band) => record.examples.filter((example) => example.interval === band));
-  if (bands.every((examples) => examples.length === 0)) return null;
+  const counted = (record.bands ?? []).some((band) => band.rows > 0);
+  if (!counted && bands.every((examples) => examples.length === 0)) return null;
   const buttons = bands.map((_, band) => el("button", { type: "button", class: "band", "aria-pressed": String(band === interval),
     onclick: () => {
       interval = band;

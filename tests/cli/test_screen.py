@@ -1,0 +1,58 @@
+"""What reaches the terminal: lines no wider than it, characters that its encoding lacks, numbers as they are meant."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from saekit_cli import screen
+from saekit_cli.evaluate import _numbers
+
+from saekit.errors import SaekitError, UsageError
+from saekit.inspection.records import check_features
+from saekit.types import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [20, 60, 200])
+def test_a_progress_line_fits_the_terminal(monkeypatch, columns):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    report = screen.Reporter()
+    report(Progress("train", 12_345_678, 123_456_789, figures={"loss": 123.4, "fvu": 0.1234, "l0": 32.0, "dead": 0.01, "rows_per_s": 9e5}))
+    line = terminal.getvalue().removeprefix("\r\x1b[2K")
+    assert line.startswith("train") and len(line) < columns and ("eta" in line) == (columns == 200)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_an_encoding_lacks_is_escaped(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    screen.take_any_encoding()
+    print("漢 a")
+    assert raw.getvalue() == b"\\u6f22 a\n"
+
+
+@pytest.mark.parametrize("text", ["٣", "8,²", "8,,16", "8,", "", " ", "1_0", "8;16", "0x8", "-8", "8.0", "１"])
+def test_numbers_of_k_are_ascii_digits_with_commas(text):
+    with pytest.raises(UsageError, match="--k"):
+        _numbers(text)
+
+
+def test_numbers_with_blanks_around_them_are_read():
+    assert _numbers("8, 16 ,32") == [8, 16, 32]
+    assert check_features(" 4 , 7-9", 100) == [4, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "spec", ["³", "2-³", "४", "top:४", "7-", "-7", "9-2", "2,,3", "", " ", "1_0", "top:", "top:0", "top:-3", "all,1", "2e1", "1" * 5000]
+)
+def test_features_that_are_no_numbers_are_refused_in_words(spec):
+    with pytest.raises(SaekitError, match="write 0-255"):
+        check_features(spec, 10**6)
