@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 from saekit import __version__
 from saekit.errors import SaekitError
 from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
+from saekit_cli.paths import expanded
 from saekit_cli.screen import take_any_encoding
 
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ app = typer.Typer(
     epilog="Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate, 130 interrupted.",
 )
 for command in (demo, harvest, train, sweep, finetune, evaluate, compare, inspect, features, models, bench):
-    app.command(command.NAME, epilog=command.EXAMPLES)(command.run)
+    app.command(command.NAME, epilog=command.EXAMPLES)(expanded(command.run))
 
 
 def _version(asked: bool) -> None:

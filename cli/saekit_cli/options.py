@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saekit.config import read_toml
+from saekit_cli.paths import expand
 
 _BY_HAND = {"trust_remote_code"}  # a file that someone else wrote must not make foreign code run
 
@@ -19,7 +20,7 @@ def _load_config(context: typer.Context, path: Path | None) -> None:
     parameters = context.command.params
     names = {p.name for p in parameters if p.param_type_name == "option"} - {"config", "help", "json_", *_BY_HAND}
     positional = {p.name for p in parameters if p.param_type_name == "argument"}
-    settings = read_toml(path, names | positional)
+    settings = read_toml(expand(path), names | positional)
     several = {p.name for p in parameters if getattr(p, "multiple", False)}
     context.default_map = {
         name: [value] if name in several and not isinstance(value, list) else value for name, value in settings.items() if name in names

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -186,7 +187,7 @@ def _widths(name: str, text: str) -> tuple[int, ...]:
     """'512,128' as numbers."""
     from saekit.errors import UsageError
 
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"--{name} {text}: give numbers with commas", f"--{name} 512,128") from None
+    parts = [part.strip() for part in text.split(",")]
+    if all(re.fullmatch("[0-9]{1,9}", part) for part in parts):  # int() reads 1_0 and digits of other scripts, too
+        return tuple(map(int, parts))
+    raise UsageError(f"--{name} {text}: give numbers with commas", f"--{name} 512,128")
