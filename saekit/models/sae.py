@@ -7,7 +7,7 @@ side in a row, `parts`, it is a crosscoder. What makes the code sparse is a vari
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from saekit_kernels import SparseCodes, Workspace, crossover_l0, decode, next_arm
@@ -144,8 +144,9 @@ class SAE(nn.Module):
         return {"arm": self.arm, "control": self.control.state()}
 
     def continue_from(self, state: dict) -> None:
-        self.arm = as_type(state["arm"], Literal["sparse", "dense"], "arm")
-        self.control.restore(state["control"])
+        """Raises MisfitError for what is not a `run_state`."""
+        self.arm = as_type(state.get("arm"), Literal["sparse", "dense"], "arm")
+        self.control.restore(as_type(state.get("control"), dict[str, Any], "control"))
 
     def longest_dead(self, most: int) -> torch.Tensor | None:
         """Indices of at most `most` dead latents, or None when none is dead."""
