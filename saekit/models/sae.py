@@ -8,7 +8,7 @@ side in a row, `parts`, it is a crosscoder. What makes the code sparse is a vari
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from saekit_kernels import SparseCodes, Workspace, Workspaces, crossover_l0, decode, next_arm, preactivations
@@ -176,9 +176,10 @@ class SAE(nn.Module):
         return {"arm": self.arm, "control": self.control.state(), "variant": self.variant.state(self)}
 
     def continue_from(self, state: dict) -> None:
-        self.arm = as_type(state["arm"], Literal["sparse", "dense"], "arm")
-        self.control.restore(state["control"])
-        self.variant.restore(self, state.get("variant", {}))
+        """Raises MisfitError for what is not a `run_state`."""
+        self.arm = as_type(state.get("arm"), Literal["sparse", "dense"], "arm")
+        self.control.restore(as_type(state.get("control"), dict[str, Any], "control"))
+        self.variant.restore(self, as_type(state.get("variant", {}), dict[str, float], "variant"))
 
     def longest_dead(self, most: int) -> torch.Tensor | None:
         """Indices of at most `most` dead latents, or None when none is dead."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,11 +117,11 @@ class Trainer:
             return
         try:
             self._continue_from(*saved)
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, ValueError) as error:
             raise damaged_state(self.out, error) from error
 
     def _continue_from(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        self.step = as_type(state["step"], int, "step")
+        self.step = as_type(state.get("step"), int, "step")
         if not 0 <= self.step <= self.total:
             raise ValueError(f"step is {self.step} of {self.total}")
         need_like(tensors, self._tensors())
@@ -131,8 +132,8 @@ class Trainer:
             order, latents = tensors["dead_order"], torch.arange(self.model.latents)
             if order.dtype != torch.int64 or order.dim() != 1 or not torch.isin(order, latents).all():
                 raise ValueError("dead_order names latents that there are not")
-        if state["model"]:
-            self.model.continue_from(state["model"])
+        if known := as_type(state.get("model"), dict[str, Any], "model"):
+            self.model.continue_from(known)
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
