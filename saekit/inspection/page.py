@@ -172,8 +172,9 @@ def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
     seen: dict[str, str] = {}
     for example in examples:
         if example["tokens"]:
-            # A token that holds part of a character has no string; the one that completes it has.
-            token = next(filter(None, example["tokens"][example["centre"] or 0 :]), "")
+            at = example["centre"] or 0
+            # The others of a character of several tokens are empty: it stands at the first.
+            token = next((token for token in reversed(example["tokens"][: at + 1]) if token), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
 

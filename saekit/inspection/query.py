@@ -89,7 +89,8 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
     for row in rows:
         example, _ = store.example_at(row)
         if texts is not None:
-            found[texts.alone(example.tokens[int(store.positions(row, 1)[0])])] += 1
+            at = int(store.positions(row, 1)[0])
+            found[texts(example.tokens)[at] or texts.alone(example.tokens[at])] += 1
         elif example.label is not None:
             found[example.label] += 1
     return [name for name, _ in found.most_common(TOP_TOKENS)]

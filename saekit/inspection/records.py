@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,12 @@ from saekit.errors import DataError, UsageError
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import BANDS, Scan
 from saekit.inspection.show import Thumbnails, token_texts
+from saekit.inspection.tokens import TokenTexts
 from saekit.inspection.windows import Windows, read_windows
+from saekit.inspection.written import WrittenTexts
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.types import Autoencoder, Example, FeatureRecord
+from saekit.types import Autoencoder, Example, FeatureRecord, Progress
 
 EXAMPLES_EACH_BAND = 5
 LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
@@ -100,10 +102,14 @@ def feature_records(
     top: int,
     thumbnails: Thumbnails | None,
     directions_FD: torch.Tensor | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of `directions_FD`, by default of the
     model's decoder rows. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
     texts = token_texts(store) if store.spec.modality == "text" else None
+    written = WrittenTexts(store, texts) if isinstance(texts, TokenTexts) and texts.loses_text() else None
+    read = None if texts is None else (lambda example: texts(example.tokens)) if written is None else written.of
+    fault = ""
     alive = scan.active > 0
     for some in latents.split(LATENTS_AT_ONCE):
         W_dec = model.W_dec if directions_FD is None else directions_FD  # None for a deep decoder, in which a latent has no direction
@@ -112,9 +118,15 @@ def feature_records(
         rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
         owner = np.repeat(some.numpy(), [len(of_one) for of_one in picks])
         windows = read_windows(model, store, rows, owner)
+        if written is not None:
+            written.gather(store.documents_of(rows.tolist()))
+            if written.fault and not fault:
+                fault = written.fault
+                told = f"texts are put together from tokens, so spaces and capitals may differ from what was written: {fault}"
+                progress(Progress("page", 0, len(latents), "features", message=told))
         at = 0
         for j, of_one, near in zip(some.tolist(), picks, neighbours):
-            examples = [_example(store, pick, windows, at + i, texts, thumbnails) for i, pick in enumerate(of_one)]
+            examples = [_example(store, pick, windows, at + i, read, thumbnails) for i, pick in enumerate(of_one)]
             at += len(of_one)
             yield FeatureRecord(
                 index=j,
@@ -128,7 +140,7 @@ def feature_records(
             )
 
 
-def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, texts, thumbnails: Thumbnails | None) -> Example:
+def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, read, thumbnails: Thumbnails | None) -> Example:
     example, _ = store.example_at(pick.row)
     start, stop = int(windows.start[i]), int(windows.stop[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
@@ -144,14 +156,12 @@ def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, 
         "source": example.ref,
         "label": example.label,
     }
-    if texts is not None:
+    if read is not None:
         # Positions index the context's tokens; tokens of the window that were not stored (special ones) show no activation.
         lo, hi = int(positions[0]), int(positions[-1]) + 1
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
-        # From the context's beginning, so that the first token shown is cut from its text like all others.
-        tokens = texts(example.tokens[:hi])[lo:]
-        return Example(**common, values=shown.tolist(), tokens=tokens, centre=position - lo)
+        return Example(**common, values=shown.tolist(), tokens=read(example)[lo:hi], centre=position - lo)
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0

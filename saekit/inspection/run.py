@@ -90,7 +90,7 @@ def _write_page(
     if thumbnails is not None and thumbnails.note:
         progress(Progress("inspect", 0, len(chosen), "features", message=thumbnails.note))
     directions_FD = _even_directions(model, description, opened) if isinstance(opened, StackedStore) else model.W_dec
-    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD)
+    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD, progress)
     note = "the logit lens applies to the residual stream of language models"
     if isinstance(opened, StackedStore):
         records, note = _with_hook_shares(records, directions_FD, opened), CROSSCODER_NOTE

@@ -1,107 +1,209 @@
-"""Token ids -> strings that put together give the text, as the tokenizer itself decodes them.
+"""Tokens as they stand in a text.
 
-A token's string is what it adds to the decoded text of the token before it. So a word piece joins its word (`bird`, `ing`), a space is
-where the tokenizer writes one, and no rule of any vocabulary is known here but one: tokens that hold part of a character. Their bytes are
-collected; the token that completes the character has it, those before it have nothing, and what is never completed is written by its
-bytes (`<0xE6>`).
+A store keeps token ids. What a person reads is put together from all of a context's tokens, because a token alone does not say where spaces
+are: a WordPiece vocabulary marks what does not begin a word (`##ing`), SentencePiece what does (`▁the`), and a character of a byte-level
+vocabulary may take several tokens. In order:
+
+1. bytes: of a byte-level vocabulary every token is some bytes of the text;
+2. offsets: the decoded text goes through the tokenizer again; where the same ids come back, its offsets say which token is what;
+3. growth: what the decoded text gains with each token, where neither can be had (a context may begin inside a word).
+
+A character of several tokens stands at the first of them, the others are '', so that the joined tokens are the text.
 """
 
 from __future__ import annotations
 
-import codecs
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from saekit.errors import DataError
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
-BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level vocabularies write bytes with (GPT-2's table): printable bytes are themselves, others follow from 256."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_LETTERS = _byte_letters()
+CONTEXTS_KEPT = 4096
+TAIL = 8  # tokens before one, on which its text may depend
+_UNKNOWN = "\ufffd"  # what decoding gives for bytes that are no character
 
 
 class TokenTexts:
-    """Call it with consecutive token ids. `alone` is one token by itself, for a list of tokens."""
+    """Texts of the tokens of a context, and of a token by itself."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._pairs: dict[tuple[int | None, int], str] = {}
-        self._bytes: dict[int, bytes | None] = {}
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        decoder = _decoders(backend)
+        self._of_bytes = "ByteLevel" in decoder
+        self._escapes = "ByteFallback" in decoder
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = set(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+        self._added = added.keys() - self._special  # spelled as in a text, whatever the vocabulary
+        self._context = lru_cache(CONTEXTS_KEPT)(self._context_texts)
+        self._alone = lru_cache(None)(self._text_alone)
 
-    def __call__(self, ids: Sequence[int], before: int | None = None) -> list[str]:
-        """One string a token; `before` is the token that precedes the first."""
-        texts: list[str] = []
-        previous, pending, decoder = before, b"", _decoder()
-        for token in ids:
-            part = self._part_of_character(token)
-            if part is None:
-                if pending:
-                    texts[-1] += _visible(pending)
-                    pending, decoder = b"", _decoder()
-                texts.append(self._joined(previous, token))
-            else:
-                texts.append(_visible(decoder.decode(part)))
-                pending = decoder.getstate()[0]
-            previous = token
-        if pending:
-            texts[-1] += _visible(pending)
-        return texts
+    def __call__(self, ids: Iterable[int]) -> list[str]:
+        """One string for each token of a context; joined they are its text. The space before a word belongs to the word's first token."""
+        return list(self._context(tuple(ids)))
 
-    def alone(self, token: int) -> str:
-        """As it stands within a text: with the space before it, where it begins a word; parts of a character by their bytes."""
-        part = self._part_of_character(token)
-        if part is not None:
-            return _visible(part)
-        piece = self._tokenizer.convert_ids_to_tokens(token)
-        text = self._decode([token])
-        # decode() of a single token drops the space of a sentencepiece-like vocabulary.
-        return " " + text if isinstance(piece, str) and piece[:1] in ("▁", "Ġ") and not text.startswith(" ") else text
+    def alone(self, index: int) -> str:
+        """A token by itself, as in a list of tokens: bytes that are no character are written \\xE6."""
+        return self._alone(index)
 
-    def _joined(self, previous: int | None, token: int) -> str:
-        if previous is None:
-            return self.alone(token)
-        if (previous, token) not in self._pairs:
-            first, both = self._decode([previous]), self._decode([previous, token])
-            # A decoder may take back what it wrote (a space before a comma): then the token is shown alone.
-            self._pairs[previous, token] = both[len(first) :] if both.startswith(first) else self.alone(token)
-        return self._pairs[previous, token]
+    def ids(self) -> list[int]:
+        """The ids that mean a token, ascending."""
+        return sorted(set(self._tokenizer.get_vocab().values()))
+
+    def loses_text(self) -> bool:
+        """Whether tokens may not say what was written: neither bytes nor a mark tell where spaces were."""
+        return not self._of_bytes and not any(str(piece).startswith("▁") for piece in self._tokenizer.get_vocab())
+
+    def tokenized(self, text: str) -> tuple[list[int], list[int]] | None:
+        """(ids, the end of each token in the text); None where the tokenizer does not say, or fails on this text."""
+        if not getattr(self._tokenizer, "is_fast", False):
+            return None
+        try:
+            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except Exception:  # a tokenizer without an unknown token fails on what it does not know, with an exception of its own
+            return None
+        return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+    # -- a token by itself -------------------------------------------------------------------------------------------------------
+
+    def _text_alone(self, index: int) -> str:
+        piece = self._piece(index)
+        if piece is None:
+            return f"<{index}>"
+        if index in self._special:
+            return piece
+        raw = self._bytes(index, piece)
+        if raw is not None:
+            return _readable(raw)
+        text = self._decode([index])
+        return text if text[:1] == " " or not piece.startswith("▁") else " " + text
+
+    def _piece(self, index: int) -> str | None:
+        piece = self._tokenizer.convert_ids_to_tokens(index)
+        return piece.decode(errors="backslashreplace") if isinstance(piece, bytes) else piece
+
+    def _bytes(self, index: int, piece: str) -> bytes | None:
+        """The bytes that a token stands for, None where it stands for characters."""
+        if index in self._added:
+            return piece.encode() if self._of_bytes else None
+        if self._of_bytes and all(character in _BYTES for character in piece):
+            return bytes(_BYTES[character] for character in piece)
+        if self._escapes and len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
+            return bytes([int(piece[3:5], 16)])
+        return None
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _part_of_character(self, token: int) -> bytes | None:
-        """The bytes of a token that is no whole characters; None for every other."""
-        if token not in self._bytes:
-            piece = self._tokenizer.convert_ids_to_tokens(token)
-            self._bytes[token] = _bytes_of(piece) if isinstance(piece, str) and REPLACEMENT in self._decode([token]) else None
-        return self._bytes[token]
+    # -- the tokens of a context -------------------------------------------------------------------------------------------------
+
+    def _context_texts(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        texts: list[str] = []
+        for special, some in groupby(ids, key=lambda index: index in self._special or self._piece(index) is None):
+            run = list(some)
+            texts += [self.alone(index) for index in run] if special else self._ordinary(run)
+        return tuple(texts)
+
+    def _ordinary(self, ids: list[int]) -> list[str]:
+        pieces = [self._piece(index) for index in ids]
+        raw = [self._bytes(index, piece) for index, piece in zip(ids, pieces)]
+        if None not in raw:
+            return list(characters(raw))
+        texts = self._by_offsets(ids) or self._by_growth(ids, raw)
+        if pieces[0].startswith("▁") and texts[0][:1] not in (" ", ""):
+            texts[0] = " " + texts[0]
+        return texts
+
+    def _by_offsets(self, ids: list[int]) -> list[str] | None:
+        for text in (self._decode(ids), "".join(map(self.alone, ids))):
+            again = self.tokenized(text)
+            if again is not None and again[0] == ids:
+                return cut(text, again[1])
+        return None
+
+    def _by_growth(self, ids: list[int], raw: list[bytes | None]) -> list[str]:
+        texts: list[str] = []
+        for is_bytes, some in groupby(range(len(ids)), key=lambda at: raw[at] is not None):
+            places = list(some)
+            texts += characters([raw[at] for at in places]) if is_bytes else [self._gain(ids, at) for at in places]
+        return texts
+
+    def _gain(self, ids: list[int], at: int) -> str:
+        if at == 0:
+            text = self._decode(ids[:1])
+            prefix = getattr(getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None), "continuing_subword_prefix", None)
+            return text.removeprefix(prefix) if prefix and text != prefix else text
+        tail = ids[max(at - TAIL, 0) : at]
+        before, after = self._decode(tail), self._decode([*tail, ids[at]])
+        if after.startswith(before):
+            gain = after[len(before) :]
+        else:  # what came before has changed: a character is whole now, or a space was taken away in front of a mark
+            same = next((i for i, (a, b) in enumerate(zip(before, after)) if a != b), min(len(before), len(after)))
+            gain = after[same:]
+        return "" if gain.endswith(_UNKNOWN) and at + 1 < len(ids) else gain
 
 
-def _bytes_of(piece: str) -> bytes | None:
-    if found := BYTE_TOKEN.fullmatch(piece):
-        return bytes([int(found[1], 16)])
-    return bytes(BYTE_LETTERS[letter] for letter in piece) if piece and all(letter in BYTE_LETTERS for letter in piece) else None
+def cut(text: str, ends: list[int]) -> list[str]:
+    """The text in as many parts as there are ends; what lies between two tokens goes to the later one."""
+    parts, start = [], 0
+    for end in ends:
+        end = max(start, end)
+        parts.append(text[start:end])
+        start = end
+    parts[-1] += text[start:]
+    return parts
 
 
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("surrogateescape")
+def characters(tokens: list[bytes]) -> Iterator[str]:
+    """One string for each token's bytes. A character goes to the token of its first byte; bytes of none are written \\xE6."""
+    whole = b"".join(tokens)
+    owner = [i for i, token in enumerate(tokens) for _ in token]
+    texts = [""] * len(tokens)
+    at = 0
+    while at < len(whole):
+        length = _length(whole[at : at + 4])
+        texts[owner[at]] += whole[at : at + length].decode() if length else f"\\x{whole[at]:02X}"
+        at += max(length, 1)
+    return iter(texts)
 
 
-def _visible(text: str | bytes) -> str:
-    """Whole characters as they are, bytes that are none (surrogates, where decoded) as `<0xE6>`."""
-    text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
-    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)
+def _readable(raw: bytes) -> str:
+    return next(characters([raw]))
+
+
+def _length(head: bytes) -> int:
+    """Bytes of the UTF-8 character that begins here, 0 where none does."""
+    for length in range(1, len(head) + 1):
+        try:
+            head[:length].decode()
+            return length
+        except UnicodeDecodeError:
+            continue
+    return 0
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character by which byte-level vocabularies write each byte (GPT-2): itself where it can be seen, else one from 256 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(unseen)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _decoders(backend: Any) -> set[str]:
+    """Kinds of the decoders of a fast tokenizer."""
+    decoder = getattr(backend, "decoder", None)
+    if decoder is None:
+        return set()
+    state = json.loads(decoder.__getstate__())
+    return {each["type"] for each in (state, *state.get("decoders", ()))}
 
 
 def token_texts(store: Store | StackedStore) -> TokenTexts:
