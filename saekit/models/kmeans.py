@@ -47,16 +47,20 @@ class KMeans(nn.Module):
         return self.centroids
 
     def encode(self, x: torch.Tensor) -> SparseCodes:
-        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row with NaN. Raises DataError for
-        another width, dtype or device."""
+        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row that is not finite. Raises
+        DataError for another width, dtype or device."""
         x_BD, leading = as_rows(x, self.d_in, self.centroids), None if x.ndim == 2 else tuple(x.shape[:-1])
         centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
-        values = torch.where(x_BD.isnan().any(1, keepdim=True), torch.nan, torch.ones_like(nearest, dtype=x_BD.dtype))
+        values = torch.where(x_BD.isfinite().all(1, keepdim=True), torch.ones_like(nearest, dtype=x_BD.dtype), torch.nan)
         return SparseCodes(values, nearest.int(), nnz, self.latents, leading=leading)
 
-    def decode(self, code: SparseCodes) -> torch.Tensor:
+    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+        """x_hat (..., D) of what `encode` gives, or of any code (..., F). Raises DataError as `encode`."""
+        if not isinstance(code, SparseCodes):
+            x_hat = as_rows(code, self.latents, self.centroids, "the code") @ self.centroids
+            return x_hat.view(*code.shape[:-1], self.d_in)
         x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
         return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
 
