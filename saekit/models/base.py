@@ -22,6 +22,16 @@ def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") 
     return x.reshape(-1, width).to(weight.dtype)
 
 
+def as_examples(x: torch.Tensor, shape: tuple[int | None, ...], weight: torch.Tensor, what: str = "x") -> torch.Tensor:
+    """(B,*shape), as `as_rows`, of (..., *shape); None in `shape` is any length of at least 1. Raises DataError."""
+    as_rows(x, shape[-1], weight, what)  # checks
+    own = x.shape[-len(shape) :]
+    if len(own) < len(shape) or any(size not in (wanted or size, wanted) or not size for size, wanted in zip(own, shape)):
+        wanted = ", ".join("length" if size is None else str(size) for size in shape)
+        raise DataError(f"{what} has the shape {tuple(x.shape)}; one example is ({wanted})", "give whole examples, as the store holds them")
+    return x.reshape(-1, *own).to(weight.dtype)
+
+
 def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
     """(D,): the point with the least summed distance to the rows, by Weiszfeld's iteration.
 

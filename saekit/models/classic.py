@@ -19,7 +19,7 @@ from torch import nn
 
 from saekit.errors import UsageError, check_choice
 from saekit.models import outputs, penalties
-from saekit.models.base import as_rows
+from saekit.models.base import as_examples, as_rows
 from saekit.models.metrics import firing_counts
 from saekit.models.noise import Noise, step_generator
 from saekit.types import ActivationBatch, LossTerms, Output, Stage, Strategy, Takes
@@ -129,15 +129,29 @@ class Classic(nn.Module):
     # -- the map ------------------------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F) of x (..., D) in any float dtype, for models of rows; (B,F) of whole examples for the others. Raises DataError for
-        another width, dtype or device."""
-        if self.takes == "rows":
-            code = self.to_code((as_rows(x, self.d_in, self.input_mean) - self.input_mean) * self.input_scale)
-            return self.code_activation(code).view(*x.shape[:-1], self.latents)
-        return self.code_activation(self.to_code((x.to(self.input_mean.dtype) - self.input_mean) * self.input_scale))
+        """(..., F) of x (..., *example) in any float dtype; an example is a row (D,) or what `example_shape` says. Raises DataError for
+        another shape, dtype or device."""
+        code = self.code_activation(self.to_code(self.normalised(x)))
+        return code.view(*self.leading(x), self.latents)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return outputs.activate(self.config.output, self.from_code(z)) / self.output_scale + self.output_mean
+        """x_hat (..., *example) of a code (..., F). Raises DataError as `encode`."""
+        a = self.from_code(as_rows(z, self.latents, self.input_mean, "the code"))
+        x_hat = outputs.activate(self.config.output, a) / self.output_scale + self.output_mean
+        return x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
+
+    @property
+    def example_shape(self) -> tuple[int | None, ...]:
+        """Of what one code stands for; None is any length."""
+        return (self.d_in,)
+
+    def leading(self, x: torch.Tensor) -> torch.Size:
+        """The dimensions of x before those of an example."""
+        return x.shape[: x.ndim - len(self.example_shape)]
+
+    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw examples (..., *example) -> (B,*example), as in training."""
+        return (as_examples(x, self.example_shape, self.input_mean) - self.input_mean) * self.input_scale
 
     def forward(self, x: torch.Tensor) -> Output:
         z = self.encode(x)

@@ -91,6 +91,10 @@ class Spatial(Classic):
         self.bend = ACTIVATIONS[config.activation]
         self.gain = 2.0 if config.activation in ("relu", "silu", "gelu") else 1.0
 
+    @property
+    def example_shape(self) -> tuple[int | None, ...]:
+        return self.config.shape if self.config.is_grid else (self.d_in,)
+
     def to_maps(self, x: torch.Tensor) -> torch.Tensor:
         """(B,H,W,C) or (B,H*W*C) -> (B,C,H,W)."""
         return rearrange(x.reshape(len(x), *self.sides[0], self.maps_in), "B H W C -> B C H W")

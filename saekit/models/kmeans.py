@@ -14,6 +14,7 @@ from saekit.errors import DataError, UsageError
 from saekit.models.base import as_rows
 from saekit.types import Output
 
+FAR = 100.0  # times the spread
 BATCH = 4096
 
 
@@ -47,16 +48,20 @@ class KMeans(nn.Module):
         return self.centroids
 
     def encode(self, x: torch.Tensor) -> SparseCodes:
-        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row with NaN. Raises DataError for
-        another width, dtype or device."""
+        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row that is not finite. Raises
+        DataError for another width, dtype or device."""
         x_BD, leading = as_rows(x, self.d_in, self.centroids), None if x.ndim == 2 else tuple(x.shape[:-1])
         centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
-        values = torch.where(x_BD.isnan().any(1, keepdim=True), torch.nan, torch.ones_like(nearest, dtype=x_BD.dtype))
+        values = torch.where(x_BD.isfinite().all(1, keepdim=True), torch.ones_like(nearest, dtype=x_BD.dtype), torch.nan)
         return SparseCodes(values, nearest.int(), nnz, self.latents, leading=leading)
 
-    def decode(self, code: SparseCodes) -> torch.Tensor:
+    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+        """x_hat (..., D) of what `encode` gives, or of any code (..., F). Raises DataError as `encode`."""
+        if not isinstance(code, SparseCodes):
+            x_hat = as_rows(code, self.latents, self.centroids, "the code") @ self.centroids
+            return x_hat.view(*code.shape[:-1], self.d_in)
         x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
         return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
 
@@ -72,9 +77,10 @@ class KMeans(nn.Module):
         rows = max(BATCH, self.latents)
         model = MiniBatchKMeans(self.latents, batch_size=rows, n_init=1, random_state=self.config.seed)
         held: list[np.ndarray] = []
-        fitted = False
+        fitted, origin_D = False, None
         for x_BD in batches:
-            held.append(x_BD.numpy())
+            origin_D = _origin(x_BD) if origin_D is None else origin_D
+            held.append((x_BD - origin_D).numpy())
             if sum(map(len, held)) >= rows:
                 model.partial_fit(np.concatenate(held))
                 held, fitted = [], True
@@ -83,7 +89,14 @@ class KMeans(nn.Module):
             if not fitted and len(x) < self.latents:
                 raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", f"--latents {max(len(x) // 10, 1)}")
             model.partial_fit(x) if fitted else model.fit(x)
-        self.centroids.copy_(torch.from_numpy(model.cluster_centers_))
+        self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 
     def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
         return {"centroids": self.centroids / scale + mean_D}
+
+
+def _origin(x_BD: torch.Tensor) -> torch.Tensor:
+    """What is taken off all rows: their mean where it is so far away that fp32 products of rows would cancel, else 0."""
+    mean = x_BD.mean(0)
+    spread = (x_BD - mean).square().sum(1).mean().sqrt()
+    return mean if mean.norm() > FAR * spread else torch.zeros_like(mean)

@@ -12,6 +12,8 @@ from saekit.errors import UsageError
 from saekit.models.base import as_rows
 from saekit.types import Output
 
+FAR = 100.0  # of the variance, the squared mean
+
 
 @dataclass(frozen=True)
 class PCAConfig:
@@ -43,7 +45,9 @@ class PCA(nn.Module):
         return code_BF.view(*x.shape[:-1], self.latents)
 
     def decode(self, code_BF: torch.Tensor) -> torch.Tensor:
-        return code_BF @ self.components + self.mean
+        """(..., D) of a code (..., F). Raises DataError as `encode`."""
+        x_hat_BD = as_rows(code_BF, self.latents, self.components, "the code") @ self.components + self.mean
+        return x_hat_BD.view(*code_BF.shape[:-1], self.d_in)
 
     def forward(self, x_BD: torch.Tensor) -> Output:
         code = self.encode(x_BD)
@@ -56,17 +60,22 @@ class PCA(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:
-        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's largest coordinate positive."""
-        n, total, outer = 0, 0.0, 0.0
+        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's largest coordinate positive. Far from the
+        origin sums are of x - shift, lest the mean drown the covariance."""
+        n, total, outer, shift = 0, 0.0, 0.0, None
         for x_BD in batches:
             x = x_BD.double()
+            if shift is None:
+                shift = x.mean(0)
+                shift *= shift.square().sum() > FAR * (x - shift).square().sum(1).mean()
+            x = x - shift
             n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
         mean = total / n
         values, vectors = torch.linalg.eigh(outer / n - mean[:, None] * mean[None, :])
         C = vectors.T.flip(0)[: self.latents]
         C = C * C.gather(1, C.abs().argmax(1, keepdim=True)).sign()
         self.components.copy_(C)
-        self.mean.copy_(mean)
+        self.mean.copy_(mean + shift)
         self.explained_variance.copy_(values.flip(0)[: self.latents])
 
     def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice
 from saekit.models import outputs
+from saekit.models.base import as_rows
 from saekit.models.classic import Classic, ClassicConfig
 from saekit.models.noise import step_generator
 from saekit.types import ActivationBatch, LossTerms, Output, Takes
@@ -77,6 +78,10 @@ class Recurrent(Classic):
 
     # -- the body -----------------------------------------------------------------------------------------------------------
 
+    @property
+    def example_shape(self) -> tuple[int | None, ...]:
+        return (self.d_in,) if self.config.is_image else (None, self.d_in)
+
     def numbers_per_row(self) -> int:
         """States and gates of both cells over the steps; sequences of unknown length are taken for 128 steps."""
         gates = 6 if self.config.cell == "gru" else 8
@@ -121,11 +126,24 @@ class Recurrent(Classic):
     # -- the map ------------------------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.code_activation(self.to_code((x - self.input_mean) * self.input_scale, mask))
+        """(..., F) of x (..., T, D), `mask` (..., T); or of flat images (..., H*W*C)."""
+        rows = self.normalised(x)
+        if mask is not None:
+            mask = mask.reshape(len(rows), -1)
+        code = self.code_activation(self.to_code(rows, mask)) if len(rows) else rows.new_zeros(0, self.latents)
+        return code.view(*self.leading(x), self.latents)
 
     def decode(self, z: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """(B,F) -> (B,steps,D); without `steps` of the data's own length. Raises ValueError when lengths differ and none is given."""
-        return outputs.activate(self.config.output, self.from_code(z, steps)) / self.output_scale + self.output_mean
+        """(..., F) -> (..., steps, D); without `steps` of the data's own length. Raises ValueError when lengths differ and none is
+        given."""
+        z_BF = as_rows(z, self.latents, self.input_mean, "the code")
+        if not len(z_BF):  # torch's cells refuse to run on nothing
+            return self.decode(z_BF.new_zeros(1, self.latents), steps)[:0].view(*z.shape[:-1], *self._shape_out(steps))
+        x_hat = outputs.activate(self.config.output, self.from_code(z_BF, steps)) / self.output_scale + self.output_mean
+        return x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
+
+    def _shape_out(self, steps: int | None) -> tuple[int, ...]:
+        return (self.d_out,) if self.config.is_image else (self.steps if steps is None else steps, self.d_out)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Output:
         """x_hat has the length of x; what it has in the padding means nothing."""
@@ -133,7 +151,7 @@ class Recurrent(Classic):
         return Output(self.decode(z, self._steps_of(x)), z)
 
     def _steps_of(self, x: torch.Tensor) -> int:
-        return self.steps if self.config.is_image else x.shape[1]
+        return self.steps if self.config.is_image else x.shape[-2]
 
     # -- training -----------------------------------------------------------------------------------------------------------
 

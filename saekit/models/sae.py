@@ -125,7 +125,7 @@ class SAE(nn.Module):
         if self.transcodes:
             self.b_dec.copy_(mean_D)
             for name in ("W_enc", "b_enc", "threshold", "b_mag", "slow_theta"):  # the first code writes a tenth of the target's size
-                if self.unit != 1.0 and hasattr(self, name):
+                if self.unit != 1.0 and self.variant.homogeneous and hasattr(self, name):
                     getattr(self, name).mul_(self.unit)
             self.variant.start_at(self, target_BD, sample_BD)
 

@@ -90,8 +90,8 @@ class UNet(Spatial):
     @torch.no_grad()
     def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """What every level makes of raw x: (B,C,h,w) each, named down0, down1, ..., bottleneck, ..., up1, up0; 0 is the finest."""
-        skipped = self._descend((x - self.input_mean) * self.input_scale)[:-1]
-        bottleneck, *handed = self._split(self.encode(x))
+        skipped = self._descend(self.normalised(x))[:-1]
+        bottleneck, *handed = self._split(self.encode(x).view(-1, self.latents))
         risen = self._climb(bottleneck, handed)
         found = {f"down{level}": maps for level, maps in enumerate(skipped)} | {"bottleneck": bottleneck}
         return found | {f"up{len(risen) - 1 - i}": maps for i, maps in enumerate(risen)}

@@ -19,6 +19,7 @@ from torch import nn
 
 from saekit.errors import UsageError
 from saekit.models import outputs, penalties
+from saekit.models.base import as_rows
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import step_generator
 from saekit.types import Output
@@ -68,8 +69,9 @@ class VAE(Dense):
                 self.log_noise.copy_(variance.log())
 
     def posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mean, log sigma^2), both (B,F), of raw rows."""
-        return self._posterior((x_BD - self.input_mean) * self.input_scale)
+        """(mean, log sigma^2), both (..., F), of raw rows (..., D)."""
+        mean, log_variance = self._posterior(self.normalised(x_BD))
+        return mean.view(*x_BD.shape[:-1], self.latents), log_variance.view(*x_BD.shape[:-1], self.latents)
 
     def _posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pre = self.pre_activations(x_BD)
@@ -93,12 +95,15 @@ class VAE(Dense):
 
     @torch.no_grad()
     def elbo(self, x_BD: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """(B,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows. A Gaussian's density is that of raw values."""
-        mean, log_variance = self.posterior(x_BD)
+        """(...,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows (..., D). A Gaussian's density is that of raw
+        values."""
+        rows_BD = as_rows(x_BD, self.d_in, self.input_mean)
+        mean, log_variance = self.posterior(rows_BD)
         a = self.from_code(_draw(mean, log_variance, generator))
-        target = (x_BD - self.output_mean) * self.output_scale
+        target = (rows_BD - self.output_mean) * self.output_scale
         density = 0.0 if self.log_noise is None else self.d_out * self.output_scale.log()
-        return self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
+        bound_B = self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
+        return bound_B.view(x_BD.shape[:-1])
 
     def forward(self, x_BD: torch.Tensor) -> Output:
         output = super().forward(x_BD)

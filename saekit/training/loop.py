@@ -286,7 +286,7 @@ class Trainer:
         error = figures.get("squared_error", figures.get("reconstruction"))
         if error is not None:  # a stage of pretraining reconstructs something else
             x = batch.x if batch.target is None else batch.target
-            x = x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]
+            x = (x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]).double()  # a mean far from 0
             figures["fvu"] = error / max((x - x.mean(0)).square().sum(1).mean().item(), 1e-12)
         if self.dead is not None:
             figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}

@@ -303,3 +303,14 @@ def test_the_filter_finds_the_largest_of_tiny_and_of_huge_weights(exponent):
     expected = (x.double() @ W.double().T).topk(k, dim=1).indices.sort(1).values
     for plan in ("filter", "gemm"):
         assert torch.equal(encode_topk(x, W, torch.zeros(F), k, plan=plan).idx.long().sort(1).values, expected), plan
+
+
+@pytest.mark.parametrize("plan", ["filter", "gemm"])
+@pytest.mark.parametrize("weights,rows", [(1e-17, 1.0), (1e-20, 1e15), (1e-30, 1.0), (1e-38, 1.0), (1e30, 1.0), (1.0, 1e18), (1.0, 1e-30)])
+def test_the_largest_are_found_whatever_the_size_of_weights_and_rows(plan, weights, rows):
+    generator = torch.Generator().manual_seed(6)
+    W, x = torch.randn(512, 16, generator=generator) * weights, torch.randn(5, 16, generator=generator) * rows
+    W[::2] *= 1e-3  # norms that differ
+    codes = encode_topk(x, W, torch.zeros(512), 6, plan=plan)
+    expected = (x.double() @ W.double().T).topk(6, dim=1).indices.sort(1).values
+    assert torch.equal(codes.idx.long(), expected)

@@ -138,3 +138,82 @@ def test_classic_models_of_rows_take_the_same(name):
         model.encode(x[..., 1:])
     x[0, 0, 0] = torch.nan
     assert dense(model.encode(x))[0, 0].isnan().any() and not dense(model.encode(x))[1].isnan().any()
+
+
+def random_weights(model):
+    with torch.no_grad():
+        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if n in ("components", "centroids"))):
+            value.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.3)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["pca", "kmeans", "dense", "linear", "vae"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0), (2, 3), (2, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_classic_models_pass_on_any_leading_shape(name, shape, dtype):
+    model, x = random_weights(build(name, D, {"latents": 4})), rows(*shape, dtype=dtype)
+    output, flat = model(x), model(x.float().reshape(-1, D))
+    assert output.x_hat.shape == (*shape, D) and dense(output.code).shape == (*shape, 4)
+    torch.testing.assert_close(output.x_hat.reshape(-1, D), flat.x_hat)
+    torch.testing.assert_close(model.decode(dense(output.code)), output.x_hat)
+    if name == "vae":
+        assert output.extras["elbo"].shape == shape
+        torch.testing.assert_close(output.extras["elbo"].reshape(-1), flat.extras["elbo"])
+
+
+@pytest.mark.parametrize("name", ["pca", "kmeans", "dense", "linear", "vae"])
+def test_a_code_of_another_width_or_type_is_refused_in_words(name):
+    model = random_weights(build(name, D, {"latents": 4}))
+    for code, words in ((torch.ones(3, 5), "must be 4"), (torch.ones(3, 4, dtype=torch.int32), "int32"), (None, "NoneType")):
+        with pytest.raises(DataError, match=words):
+            model.decode(code)
+
+
+EXAMPLES = {
+    "conv of a grid": ("conv", 3, {"shape": (5, 4, 3), "channels": (4,)}, (5, 4, 3)),
+    "conv of images": ("conv", 60, {"shape": (5, 4, 3), "channels": (4,)}, (60,)),
+    "unet": ("unet", 3, {"shape": (4, 4, 3), "channels": (4,), "latents": 2}, (4, 4, 3)),
+    "recurrent": ("recurrent", 6, {"shape": (None, 6), "width": 5}, (7, 6)),
+    "lstm of images": ("recurrent", 60, {"shape": (5, 4, 3), "width": 5, "cell": "lstm"}, (60,)),
+}
+
+
+@pytest.mark.parametrize("case", EXAMPLES)
+def test_models_of_whole_examples_take_the_same(case):
+    name, d_in, options, example = EXAMPLES[case]
+    settings = {key: value for key, value in options.items() if key != "shape"}
+    model = random_weights(build(name, d_in, settings, shape=options["shape"]))
+    x = torch.randn(2, 3, *example, generator=torch.Generator().manual_seed(4))
+    output, flat = model(x), model(x.view(6, *example))
+    assert output.x_hat.shape == x.shape and output.code.shape == (2, 3, model.latents)
+    torch.testing.assert_close(output.x_hat.view(6, *example), flat.x_hat)
+    torch.testing.assert_close(model(x[1, 2]).x_hat, flat.x_hat[5])
+    torch.testing.assert_close(model(x.half()).x_hat, model(x.half().float()).x_hat)
+    assert model(x[:0]).x_hat.shape == (0, 3, *example) and model.encode(x[0, :0]).shape == (0, model.latents)
+    for wrong in (x[..., 1:], x.long(), x[0, 0, ..., 0], None):
+        with pytest.raises(DataError):
+            model.encode(wrong)
+    with pytest.raises(DataError, match="the code"):
+        model.decode(torch.ones(2, model.latents + 1))
+    x[0, 1].view(-1)[2] = torch.nan
+    output = model(x)
+    assert output.code[0, 1].isnan().any() and not output.code[1].isnan().any()
+    torch.testing.assert_close(output.x_hat[1], flat.x_hat.view(2, 3, *example)[1])
+
+
+@pytest.mark.parametrize("name", ["matching-pursuit", "topk", "l1"])
+def test_a_row_that_is_not_finite_has_no_plausible_code(name):
+    sae, x = made(name), rows(3)
+    x[1, 2] = torch.inf
+    output = sae(x)
+    assert not output.x_hat[1].isfinite().all() and output.x_hat[[0, 2]].isfinite().all()
+
+
+def test_principal_components_far_from_the_origin():
+    x = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor([5.0, 4, 3, 2, 1])
+    model = build("pca", 5, {"latents": 5}).double()
+    model.fit(iter((x + 1e8).split(700)))
+    variances = torch.tensor([25.0, 16, 9, 4, 1], dtype=torch.float64)
+    torch.testing.assert_close(model.explained_variance, torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(model.explained_variance, variances, rtol=0.1, atol=0)
+    torch.testing.assert_close(model.mean, (x + 1e8).mean(0), rtol=1e-14, atol=0)

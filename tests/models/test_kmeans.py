@@ -130,3 +130,13 @@ def test_more_centroids_than_rows_are_refused():
         fitted(torch.rand(10, 3), 20)
     with pytest.raises(UsageError, match="--latents 0 must be at least 1"):
         build("kmeans", 3, {"latents": 0})
+
+
+def test_centroids_are_right_far_from_the_origin():
+    generator = torch.Generator().manual_seed(0)
+    centers = 20 * torch.randn(5, 6, generator=generator)
+    x = centers[torch.randint(5, (3000,), generator=generator)] + 0.1 * torch.randn(3000, 6, generator=generator)
+    model = build("kmeans", 6, {"latents": 5})
+    model.fit(iter([x + 1e6]))
+    error = (model(x + 1e6).x_hat - (x + 1e6)).square().sum() / (x - x.mean(0)).square().sum()
+    assert error < 0.01

@@ -262,16 +262,17 @@ def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
     terms = sae.loss(ActivationBatch(x, None, None, None), step=5)
     noisy = gaussian(x, 0.5, step_generator(3, 5, x.device))
     assert not torch.equal(noisy, x)
+    unit = (x.var(0, correction=0).sum() / 6).sqrt()  # constants are meant for a variance of 1 per dimension
     pre = noisy @ sae.W_enc.T + sae.b_enc
     if sparsity == "topk":
         z, penalty = torch.zeros_like(pre).scatter(1, pre.topk(3).indices, pre.topk(3).values.relu()), 0.0
     elif sparsity == "l1":
         z = pre.relu()
-        penalty = 0.7 * (z * sae.W_dec.norm(dim=1)).sum(1).mean()
+        penalty = 0.7 * unit * (z * sae.W_dec.norm(dim=1)).sum(1).mean()
     else:
         z = pre.sigmoid()
         rho, mean = 0.01, z.mean(0)
-        penalty = 0.7 * (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).sum()
+        penalty = 0.7 * unit**2 * (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).sum()
     expected = (x - z @ sae.W_dec - sae.b_dec).square().sum(1).mean() + penalty
     torch.testing.assert_close(terms.total, expected)
     assert torch.equal(terms.fired, (z > (0.5 if sparsity == "kl" else 0.0)).sum(0))

@@ -141,7 +141,6 @@ def test_the_frequency_penalty_is_the_sum_of_squared_rates():
         ("l1", lambda a: a),
         ("tanh", lambda a: torch.tanh(4 * a) / 4),
         ("log", lambda a: torch.log(1 + 4 * a) / 4),
-        ("p-anneal", lambda a: (a + 1e-3) ** 0.6 - 1e-3**0.6),
     ],
 )
 def test_penalties_are_their_formulas(name, phi):
@@ -149,8 +148,19 @@ def test_penalties_are_their_formulas(name, phi):
     with torch.no_grad():
         sae.W_dec *= torch.linspace(0.5, 2.0, F, dtype=torch.float64)[:, None]
     a = (x @ sae.W_enc.T + sae.b_enc).relu() * sae.W_dec.norm(dim=1)
-    terms = sae.loss(batch_of(x), 75)  # three quarters of the run: p is half way from 1 to 0.2
-    assert terms.terms["lp" if name == "p-anneal" else name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), 75).terms[name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
+
+
+def test_p_anneal_keeps_its_price_for_the_rows_on_which_p_falls_and_its_formula_for_others():
+    sae, x, others = made("p-anneal", decoder_norm="free"), rows(), 2 * rows().flip(1)
+    a, b = ((y @ sae.W_enc.T + sae.b_enc).relu() * sae.W_dec.norm(dim=1) for y in (x, others))
+
+    def phi(sizes):  # three quarters of the run: p is half way from 1 to 0.2
+        return ((sizes + 1e-3) ** 0.6 - 1e-3**0.6).sum(1).mean()
+
+    assert sae.loss(batch_of(x), 75).terms["lp"].item() == pytest.approx(a.sum(1).mean().item(), rel=1e-9)
+    factor = a.sum(1).mean() / phi(a)
+    assert sae.loss(batch_of(others), 75).terms["lp"].item() == pytest.approx((factor * phi(b)).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["matryoshka-topk", "matryoshka", "hierarchical"])

@@ -44,7 +44,9 @@ class MatchingPursuit(Variant):
     def pursue(self, sae: SAE, x_BD: torch.Tensor, k: int) -> torch.Tensor:
         """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
         r, chosen, zero_F = (x_BD - sae.b_dec).detach(), [], torch.zeros_like(sae.b_enc)
-        W, least_B = sae.W_dec.detach(), sae.config.residual_threshold * r.norm(dim=1, keepdim=True)
+        W, length_B = sae.W_dec.detach(), r.norm(dim=1, keepdim=True)
+        # A row whose norm overflows or is not finite does not stop: it ends in values that are not finite, not in a code of nothing.
+        least_B = torch.where(length_B.isfinite(), sae.config.residual_threshold * length_B, torch.nan)
         with torch.no_grad():
             for _ in range(k):
                 best = encode_topk(r, W, zero_F, 1, sae.workspace, sae.encoder_plan)

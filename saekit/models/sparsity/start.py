@@ -29,7 +29,7 @@ def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
 def best_factor(sae: SAE, sample_BD: torch.Tensor) -> torch.Tensor:
     shape = sae.decode(sae.encode(sample_BD)) - sae.b_dec
     if sae.transcodes:  # the code knows nothing of the target yet: it writes little
-        return TRANSCODER_START * (sae.d_out / shape.square().sum(1).mean().clamp_min(1e-12)).sqrt()
+        return TRANSCODER_START * sae.unit * (sae.d_out / shape.square().sum(1).mean().clamp_min(1e-12)).sqrt()
     return ((sample_BD - sae.b_dec) * shape).sum() / shape.square().sum().clamp_min(1e-12)
 
 
