@@ -84,9 +84,14 @@ def test_the_module_is_the_command(acts):
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6])
 def test_ctrl_c_is_130_at_any_moment(acts, tmp_path, seconds):
     arguments = ["train", acts, tmp_path / "r", "--k", 4, "--expansion", 4, "--batch", 64, "--rows", 64 * 500_000, "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "saekit_cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
-    time.sleep(seconds)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "saekit_cli", *map(str, arguments)]
+    # A shell that runs the tests in the background has them ignore SIGINT, and so would the command.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     # While Python itself starts, before saekit is there, the shell makes 130 of the signal.
     assert (process.returncode == 130 and err.splitlines()[0].startswith("error  interrupted")) or process.returncode == -signal.SIGINT
