@@ -59,7 +59,7 @@ IMAGE = Part(
 
 def run(
     out: Annotated[Path, typer.Option(help="Folder for stores, checkpoints and pages.")] = Path("demo"),
-    text: Annotated[bool, typer.Option("--text/--no-text", help="SmolLM2-135M on Python's documentation.")] = True,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="SmolLM2-135M-Instruct on Python's documentation.")] = True,
     image: Annotated[bool, typer.Option("--image/--no-image", help="A vision transformer on handwritten digits.")] = True,
     quiet: Quiet = False,
 ) -> None:
