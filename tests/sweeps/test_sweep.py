@@ -14,7 +14,7 @@ import torch
 from made_stores import make_spec, write_store
 
 import saekit
-from saekit.errors import DataError, NumericsError
+from saekit.errors import DataError, UsageError, NumericsError
 from saekit.store.files import sha256_of
 from saekit.sweeps.pareto import groups_of, pareto_page
 from saekit.sweeps.run import MemberResult, plan_sweep, sweep
@@ -98,9 +98,12 @@ def test_a_member_that_diverges_does_not_stop_the_others(store, tmp_path):
         sweep(store, tmp_path / "none", {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [1e6]})
 
 
-def test_a_setting_of_the_wrong_kind_is_bad_input(store, tmp_path):
-    with pytest.raises(DataError, match="wrong kind"):
+def test_a_setting_of_another_type_is_named(store, tmp_path):
+    with pytest.raises(UsageError, match="--k is '4'; it must be a whole number"):
         sweep(store, tmp_path / "out", {"k": "4"})
+    (tmp_path / "grid.toml").write_text("k = '4'")
+    with pytest.raises(DataError, match=r"grid\.toml: --k is '4'"):
+        sweep(store, tmp_path / "out", tmp_path / "grid.toml")
 
 
 def test_a_resume_with_other_settings_keeps_what_was_found(store, tmp_path):
