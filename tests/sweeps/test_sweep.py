@@ -14,7 +14,7 @@ import torch
 from made_stores import make_spec, write_store
 
 import saekit
-from saekit.errors import DataError, UsageError, NumericsError
+from saekit.errors import DataError, NumericsError, UsageError
 from saekit.store.files import sha256_of
 from saekit.sweeps.pareto import groups_of, pareto_page
 from saekit.sweeps.run import MemberResult, plan_sweep, sweep
