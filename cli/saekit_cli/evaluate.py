@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
-from saekit_cli.options import Config, Json, Quiet
+from saekit_cli.options import Config, Json, Quiet, whole_numbers
 from saekit_cli.screen import figure, print_json, table
 
 NAME = "evaluate"
@@ -31,7 +30,14 @@ def run(
     from saekit.errors import QualityGateError
     from saekit.evaluation.table import evaluate
 
-    results = evaluate(checkpoints, store, split=split, rows=rows, target_store=target_store, k=None if k is None else _numbers(k))
+    results = evaluate(
+        checkpoints,
+        store,
+        split=split,
+        rows=rows,
+        target_store=target_store,
+        k=None if k is None else list(whole_numbers("--k", k, "8,16,32")),
+    )
     if json_:
         print_json(results)
     else:
@@ -46,16 +52,6 @@ def run(
     if failed:
         at = "" if failed[0].k is None else f" with k {failed[0].k}"
         raise QualityGateError(f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint}{at} is above --max-fvu {max_fvu:g}")
-
-
-def _numbers(text: str) -> list[int]:
-    """'8,16,32' as numbers."""
-    from saekit.errors import UsageError
-
-    parts = [part.strip(" ") for part in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):  # int() would take other scripts' digits and underscores
-        raise UsageError(f"--k {text}: give numbers with commas", "--k 8,16,32")
-    return [int(part) for part in parts]
 
 
 def _row(r, parts: list[str]) -> tuple[str, ...]:

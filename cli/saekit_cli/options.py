@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from saekit.config import read_toml
+from saekit.errors import UsageError
 from saekit_cli.paths import expand
 
 _BY_HAND = {"trust_remote_code"}  # a file that someone else wrote must not make foreign code run
@@ -36,3 +38,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in OUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")]
+
+
+def whole_numbers(flag: str, text: str, example: str) -> tuple[int, ...]:
+    """'512,128' as numbers. Raises UsageError; int() itself reads 1_0 and digits of other scripts, too."""
+    parts = [part.strip(" ") for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise UsageError(f"{flag} {text}: give numbers with commas", f"{flag} {example}")
+    return tuple(map(int, parts))

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saekit_cli.options import Config, DryRun, Json, Overwrite, Quiet, Resume
+from saekit_cli.options import Config, DryRun, Json, Overwrite, Quiet, Resume, whole_numbers
 from saekit_cli.screen import Reporter, figure, message, print_json, size
 
 if TYPE_CHECKING:
@@ -130,7 +129,11 @@ def _settings(context: typer.Context) -> TrainConfig:
 
     params = context.params
     given = {name: params[name] for name in MODEL_FLAGS} | _size(context)
-    options = {name: _widths(name, value) if name in WIDTHS else value for name, value in given.items() if value is not None}
+    options = {
+        name: whole_numbers(f"--{name}", value, "512,128") if name in WIDTHS else value
+        for name, value in given.items()
+        if value is not None
+    }
     for name in ("tied", "skip"):
         if not options[name]:
             del options[name]
@@ -181,13 +184,3 @@ def _assignments(texts: list[str], model: str, sparsity: str | None) -> dict[str
         except (KeyError, ValueError):
             raise UsageError(f"--set {text}: {flag(name)} takes a value like {known[name]}") from None
     return found
-
-
-def _widths(name: str, text: str) -> tuple[int, ...]:
-    """'512,128' as numbers."""
-    from saekit.errors import UsageError
-
-    parts = [part.strip() for part in text.split(",")]
-    if all(re.fullmatch("[0-9]{1,9}", part) for part in parts):  # int() reads 1_0 and digits of other scripts, too
-        return tuple(map(int, parts))
-    raise UsageError(f"--{name} {text}: give numbers with commas", f"--{name} 512,128")

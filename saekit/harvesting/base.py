@@ -117,8 +117,9 @@ class Harvest(ABC):
             return other_settings(path, self.spec(list(self.widths)[n]), store_plan)
 
         with run_folders(outs, STORE, resume=resume, overwrite=overwrite, differs=differs) as folders:
-            if folders[0].staged:
-                progress(Progress("harvest", 0, 0, message=f"{self.out} keeps the old rows until the new ones are whole"))
+            for folder in folders:
+                if folder.notice:
+                    progress(Progress("harvest", 0, 0, message=folder.notice))
             return self._fill_all(folders, store_plan, progress)
 
     def _fill_all(self, folders: list[RunFolder], store_plan: dict[str, Any], progress: Callable[[Progress], None]) -> HarvestResult:

@@ -137,6 +137,8 @@ class _Finetune:
             self.folder = folder.path
             if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
                 return self._finished()
+            if folder.notice:
+                progress(Progress("finetune", 0, 0, message=folder.notice))
             if not folder.resuming:
                 write_json(folder.path / RUN, {"schema_version": 1, "finetune": identity})
             write_config(folder.path / "config.toml", settings)

@@ -17,7 +17,7 @@ from saekit.store.files import TEMPORARY
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import IN_FOLDER, locked
 from saekit.store.oserrors import user_error, writing
-from saekit.store.swap import Stage, exchange_all, finish, foreign, remove
+from saekit.store.swap import Stage, exchange_all, finish, foreign
 
 Differs = Callable[[int, Path], str]
 
@@ -31,9 +31,10 @@ class RunFolder:
     resuming: bool
 
     @property
-    def staged(self) -> bool:
-        """Whether OUT keeps an older result until this one is whole."""
-        return self.path != Path(os.path.realpath(self.out))
+    def notice(self) -> str | None:
+        """For the user, where OUT keeps an older result until this one is whole."""
+        staged = self.path != Path(os.path.realpath(self.out))
+        return f"{self.out} keeps the old result until the new one is whole" if staged and self.out.exists() else None
 
 
 @contextmanager
@@ -121,9 +122,9 @@ def _check_path(out: Path, target: Path) -> None:
     above = next(parent for parent in target.parents if parent.exists())
     if not above.is_dir():
         raise DataError(f"{above} is a file: there can be no folder {out}", "choose another OUT")
-    for folder in (target, above) if target.exists() else (above,):
-        if not os.access(folder, os.W_OK | os.X_OK) and not (folder == above and target.exists()):
-            raise DataError(f"{folder} cannot be written: it is read-only for this user", "choose another OUT, or change its permissions")
+    folder = target if target.exists() else above
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be written: it is read-only for this user", "choose another OUT, or change its permissions")
 
 
 def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
@@ -179,6 +180,3 @@ def _sweep(folder: Path, kind: FolderKind) -> None:
     for parent, _, _ in os.walk(folder, topdown=False):
         if TEMPORARY.fullmatch(Path(parent).name) and not os.listdir(parent):
             os.rmdir(parent)
-
-
-__all__ = ["RunFolder", "remove", "run_folder", "run_folders"]

@@ -130,8 +130,8 @@ class _Sweep:
         began = time.monotonic()
         rows = self._live_rows(progress) if self.live else self.store  # before anything is overwritten: the model may be gone
         with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
-            if folder.staged:
-                progress(Progress("sweep", 0, 0, message=f"{self.out} keeps the old sweep until the new one is whole"))
+            if folder.notice:
+                progress(Progress("sweep", 0, 0, message=folder.notice))
             if not folder.resuming:
                 write_json(folder.path / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
             results = self._train(rows, folder, _Together(progress, self.runs))

@@ -147,8 +147,8 @@ class Run:
             if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
                 finished = read_checkpoint(folder.path).config["result"]
                 return TrainResult(**finished | {"path": str(self.out)})
-            if folder.staged:
-                progress(Progress("train", 0, 0, message=f"{self.out} keeps the old run until the new one is whole"))
+            if folder.notice:
+                progress(Progress("train", 0, 0, message=folder.notice))
             if not folder.resuming:
                 write_json(folder.path / RUN, identity)
             write_config(folder.path / "config.toml", self._settings())
