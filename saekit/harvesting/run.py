@@ -25,7 +25,7 @@ from saekit.harvesting.hooks import capture, resolve_hook
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, PositionKind, batches, check_context, check_scope
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
-from saekit.harvesting.selfcheck import SelfCheck, pieces, self_check
+from saekit.harvesting.selfcheck import SelfCheck, check_images, check_texts, pieces
 from saekit.harvesting.sources import Documents, open_data
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
@@ -75,6 +75,7 @@ class ModelHarvest(Harvest):
     checked: SelfCheck | None = None
     _ahead: Iterator[ContextBatch] | None = None  # the stream whose first batches the self-check has looked at
     _first: Sequence[ContextBatch] = ()
+    _first_states: dict[str, torch.Tensor] | None = None  # of the first of them, where the self-check has run it
 
     def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
         super().__init__(out, config)
@@ -152,25 +153,38 @@ class ModelHarvest(Harvest):
     # -- the run ---------------------------------------------------------------------------------------------------------
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
-        check = self.self_check()
+        check = self.self_check(fresh=not resume)
         if check is None:
             return super().execute(resume, overwrite, progress)
         progress(Progress("harvest", 0, 0, message=check.line))
         result = super().execute(resume, overwrite, progress)
         return dataclasses.replace(result, self_check=check.stored)
 
-    def self_check(self) -> SelfCheck | None:
-        """On the first contexts, which the run then begins with. None where the data gives none."""
+    def self_check(self, fresh: bool) -> SelfCheck | None:
+        """On the first contexts, which a fresh run then begins with. None where the data gives none."""
         self._ahead = self._batches(0)
         most = 1 if self.live.modality == "image" else SORT_WINDOW  # of text, a window is tokenized before its first batch comes
         self._first = list(islice(self._ahead, most))
-        rows = [row for batch in self._first for row in _single_inputs(batch)]
-        if not rows:
+        if not self._first:
             return None
-        self.checked = self_check(self.live, pieces(rows), self.hooks, self.config.hooks, self.config.batch, self._pad())
+        if self.live.modality == "image":
+            self.checked = self._check_images(self._first[0], fresh)
+            return self.checked
+        rows = [ids for batch in self._first for ids in batch.token_ids]
+        self.checked = check_texts(self.live, pieces(rows), self.hooks, self.config.hooks, self.config.batch, self._pad())
         if not self.checked.padded:
             self.padded, self._ahead = False, None
         return self.checked
+
+    def _check_images(self, batch: ContextBatch, fresh: bool) -> SelfCheck:
+        """A fresh run keeps the states of its first batch, a resumed one needs none of them: two images are its batch."""
+        pixels_BChw = batch.inputs["pixel_values"]
+        if not fresh:
+            pixels_BChw = pixels_BChw[:2]
+        states = self._forward({"pixel_values": pixels_BChw})
+        if fresh:
+            self._first_states = states
+        return check_images(self.live, pixels_BChw, states, self.config.hooks)
 
     def _pad(self) -> int:
         """The token of padding, as the first batches have it."""
@@ -216,10 +230,17 @@ class ModelHarvest(Harvest):
         stream = self._batches(start)
         if start == 0 and self._ahead is not None:
             stream, self._ahead, self._first = chain(self._first, self._ahead), None, []
+            if self._first_states is not None:
+                states, self._first_states = self._first_states, None
+                yield next(stream), states
         for batch in stream:
-            with torch.inference_mode(), capture(self.live, self.hooks, stop=True) as states:
-                self.live.forward(batch.inputs)
-            yield batch, {hook: state.detach().cpu() for hook, state in states.items()}
+            yield batch, self._forward(batch.inputs)
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Hook -> hidden states (B,T,D) on the CPU, in the order in which the hooks fired."""
+        with torch.inference_mode(), capture(self.live, self.hooks, stop=True) as states:
+            self.live.forward(inputs)
+        return {hook: state.detach().cpu() for hook, state in states.items()}
 
     def _batches(self, start: int) -> Iterator[ContextBatch]:
         c = self.config
@@ -273,12 +294,6 @@ def origins(batch: ContextBatch, keep_BT: torch.Tensor) -> dict[str, torch.Tenso
         "example_id": batch.example_id[:, None].expand_as(keep_BT)[keep_BT],
         "position": batch.position_BT[keep_BT],
     }
-
-
-def _single_inputs(batch: ContextBatch) -> list[dict[str, Any]]:
-    if "pixel_values" in batch.inputs:
-        return [{"pixel_values": pixels} for pixels in batch.inputs["pixel_values"][:2]]
-    return [{"input_ids": ids} for ids in batch.token_ids]
 
 
 def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int) -> RowBlock:

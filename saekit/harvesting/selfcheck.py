@@ -1,9 +1,10 @@
 """The check of every harvest on the first real contexts: does a row depend on anything but its own context and the model?
 
-It runs a few short pieces of contexts, or two images: their cost is under 2 % of a harvest of 20,000 rows. It proves that
+Of text it runs a few short pieces of contexts. Of images it runs one, a few times where there are several hooks, and compares it with the
+harvest's own first batch. Either costs under 2 % of a harvest of 20,000 rows. It proves that
 
-- the same input twice gives the same bits, and each hook alone gives what the hooks give together;
-- one input alone gives what it gives beside another one, and padded: within the rounding of the model's dtype;
+- the same input twice gives the same rows (of text: the same bits), and each hook alone gives what the hooks give together;
+- one input alone gives what it gives beside others, and padded: within the rounding of the model's dtype;
 - block input + attn + mlp = block output, where these aliases are harvested.
 
 A model that mixes padding into its rows (a Fourier transform or a convolution over tokens, without a mask) is harvested without padding, in
@@ -34,8 +35,6 @@ ROUNDING = {torch.float64: 5e-5, torch.float32: 5e-5, torch.float16: 1e-2, torch
 NOISE = 8  # times the difference that company alone makes, without any padding
 MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # never more than this is rounding
 FEW_BITS = 0.25  # the same in 16 bits, where another expert of a mixture may be chosen
-ALONE = 4  # hooks up to which each runs alone; more are divided so that any two of them are apart once
-
 States = dict[str, torch.Tensor]
 
 
@@ -52,7 +51,7 @@ class SelfCheck:
     """The same for the user, with the largest difference measured."""
 
 
-def self_check(
+def check_texts(
     live: Any, inputs: Sequence[dict[str, torch.Tensor]], hooks: Sequence[str], aliases: Sequence[str], batch: int, pad: int = 0
 ) -> SelfCheck:
     """`inputs`: single real inputs (see `pieces`), one or two; `pad` is the token that fills the shorter one up. `hooks` are canonical,
@@ -64,37 +63,43 @@ def self_check(
         check = _Check(live, list(hooks), pad)
         alone = [check.states(each, check.hooks, aliases if at == 0 else ()) for at, each in enumerate(inputs)]
         repeat = check.repeated(inputs[0], alone[0])
-        stored = {"repeat": repeat, "hooks": "each alone as together"} if len(check.hooks) > 1 else {"repeat": repeat}
-        if parts := check.proven:
-            stored["sums"] = ", ".join(parts)
-        padded, company, largest = True, "", 0.0
         if len(inputs) > 1 and batch > 1:
-            padded, company, largest = check.company(inputs, alone)
-            stored["batch"] = company
-    said = [f"the same input twice: {repeat}", *([company] if company else [])]
-    said += [f"{stored['sums']} add up"] if parts else []
-    measured = f" (largest difference {largest:.1e})" if company else ""
-    return SelfCheck(padded, stored, f"self-check: {'; '.join(said)}{measured}")
+            return check.report(repeat, *check.company(inputs, alone))
+        return check.report(repeat)
 
 
-def pieces(rows: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
-    """Two short single inputs of the contexts or images in `rows` (token ids as lists, or pixel_values (C,h,w)); the short one first."""
-    if "pixel_values" in rows[0]:
-        return [{"pixel_values": row["pixel_values"][None]} for row in rows[:2]]
-    ids = sorted((row["input_ids"] for row in rows), key=len)
+def check_images(live: Any, pixels_BChw: torch.Tensor, together: States, aliases: Sequence[str]) -> SelfCheck:
+    """One of the images in `pixels_BChw` alone, against the states (B,T,D) that all of them gave `together`: hook -> states.
+
+    The mapping's order is that in which the hooks fired. Raises DataError where rows could not be trusted.
+    """
+    with untouched(live.module, hooks=False), torch.inference_mode():
+        check, middle = _Check(live, list(together)), len(pixels_BChw) // 2  # an image with others on either side
+        image = {"pixel_values": pixels_BChw[middle : middle + 1]}
+        batched = {hook: state[middle : middle + 1].float() for hook, state in together.items()}
+        error = check.apart(image, batched, aliases)
+        if error <= check.most:
+            return check.report("", True, "one image as many", error) if len(pixels_BChw) > 1 else check.report("equal within rounding")
+        check.repeated(image, check.states(image, check.hooks))
+        raise check.dependent(error)
+
+
+def pieces(rows: Sequence[list[int]]) -> list[dict[str, torch.Tensor]]:
+    """Two short single inputs of the contexts in `rows`, lists of token ids; the short one first."""
+    ids = sorted(rows, key=len)
     long = ids[-1][:LONG]
     short = next((each for each in reversed(ids[:-1]) if each), [])[: min(SHORT, max(len(long) // 2, 1))]
     return [_text(each) for each in (short, long) if each]
 
 
 class _Check:
-    def __init__(self, live: Any, hooks: list[str], pad: int) -> None:
+    def __init__(self, live: Any, hooks: list[str], pad: int = 0) -> None:
         self.live, self.hooks, self.pad = live, hooks, pad
         self.dtype = live.dtype
         self.proven: list[str] = []
 
     def states(self, inputs: dict[str, torch.Tensor], hooks: Sequence[str], aliases: Sequence[str] = ()) -> States:
-        """One pass; the sums of `aliases` are proven on its way."""
+        """One pass: hook -> states in the order in which the hooks fired. The sums of `aliases` are proven on its way."""
         module = self.live.module
         anatomy, sums = anatomy_of(module), {}
         for alias in aliases:
@@ -113,7 +118,7 @@ class _Check:
                 cause = f"{alias} of {self.live.name} is not what block {index} adds to the residual stream on these contexts"
                 raise DataError(cause, f"--hook {path} takes the output of that module as it is")
             self.proven.append(alias)
-        return {hook: states[hook].float() for hook in hooks}
+        return {hook: state.float() for hook, state in states.items() if hook in hooks}
 
     def _trace(self, stack: ExitStack, blocks: Sequence[int]) -> Trace | None:
         if not blocks:
@@ -128,7 +133,7 @@ class _Check:
     def repeated(self, inputs: dict[str, torch.Tensor], before: States) -> str:
         """Again, hook by hook: in words, how equal it was."""
         equal = True
-        for group in _groups(self.hooks):
+        for group in _groups(list(before)):
             for hook, state in self.states(inputs, group).items():
                 if torch.equal(state, before[hook]):
                     continue
@@ -148,12 +153,18 @@ class _Check:
     def most(self) -> float:
         return MOST.get(self.dtype, FEW_BITS)
 
+    def apart(self, inputs: dict[str, torch.Tensor], together: States, aliases: Sequence[str]) -> float:
+        """The largest difference of `inputs` run with some of the hooks from what all of them gave; `aliases` are proven on the way."""
+        errors = []
+        for group in _groups(list(together)):
+            unproven = [alias for alias in aliases if alias not in self.proven and resolve_hook(self.live.module, alias) in group]
+            states = self.states(inputs, group, unproven)
+            errors += [difference(state, together[hook]) for hook, state in states.items()]
+        return max(errors)
+
     def company(self, inputs: Sequence[dict[str, torch.Tensor]], alone: Sequence[States]) -> tuple[bool, str, float]:
         """(padding does not reach the rows, the same in words, largest difference)."""
         short, long = self._beside(inputs, alone)
-        if "pixel_values" in inputs[0]:
-            self._independent(max(short, long))
-            return True, "one input as many", max(short, long)
         self._independent(long)
         if short <= min(max(self.rounding, NOISE * long), self.most):
             return True, "alone as padded in a batch", max(short, long)
@@ -172,26 +183,53 @@ class _Check:
 
     def _independent(self, error: float) -> None:
         if not error <= self.most:
-            raise DataError(
-                f"a row of {self.live.name} depends on the rest of its batch: alone it differs by {error:.0%}",
-                "--batch 1 runs every input alone",
-            )
+            raise self.dependent(error)
+
+    def dependent(self, error: float) -> DataError:
+        return DataError(
+            f"a row of {self.live.name} depends on the rest of its batch: alone it differs by {error:.0%}",
+            "--batch 1 runs every input alone",
+        )
+
+    def report(self, repeat: str, padded: bool = True, company: str = "", largest: float = 0.0) -> SelfCheck:
+        stored = {"repeat": repeat} if repeat else {}
+        if len(self.hooks) > 1:
+            stored["hooks"] = "each alone as together"
+        if self.proven:
+            stored["sums"] = ", ".join(self.proven)
+        if company:
+            stored["batch"] = company
+        said = [f"the same input twice: {repeat}"] if repeat else []
+        said += [company] if company else []
+        said += [f"{stored['sums']} add up"] if self.proven else []
+        measured = f" (largest difference {largest:.1e})" if company else ""
+        return SelfCheck(padded, stored, f"self-check: {'; '.join(said)}{measured}")
 
 
 def difference(x_BTD: torch.Tensor, y_BTD: torch.Tensor) -> float:
-    """Largest relative difference of a row. Rows far below the usual size (a norm of 1e-3 of the median) count as that size."""
-    norm = y_BTD.norm(dim=-1)
-    floor = norm.median().clamp_min(torch.finfo(torch.float32).tiny) * 1e-3
-    return float(((x_BTD - y_BTD).norm(dim=-1) / norm.clamp_min(floor)).max())
+    """Largest relative difference of a row. Rows far below the usual size (a norm of 1e-3 of the median) count as that size.
+
+    Rows with NaN or inf on both sides do not differ: the store refuses them, and says where they are.
+    """
+    both = x_BTD.isfinite().all(-1) & y_BTD.isfinite().all(-1)
+    if not torch.equal(both, y_BTD.isfinite().all(-1)):
+        return float("inf")
+    if not both.any():
+        return 0.0
+    x_ND, y_ND = x_BTD[both], y_BTD[both]
+    norm_N = y_ND.norm(dim=-1)
+    floor = norm_N.median().clamp_min(torch.finfo(torch.float32).tiny) * 1e-3
+    return float(((x_ND - y_ND).norm(dim=-1) / norm_N.clamp_min(floor)).max())
 
 
 def _groups(hooks: list[str]) -> Iterator[list[str]]:
-    if len(hooks) <= ALONE:
-        yield from ([hook] for hook in hooks)
-        return
-    for bit in range((len(hooks) - 1).bit_length()):
-        for side in (0, 1):
-            yield [hook for at, hook in enumerate(hooks) if (at >> bit) & 1 == side]
+    """Some of the hooks at a time, given in the order in which they fire: each at least once, and once without any that fires before it.
+
+    What fires later changes nothing that was read before. The bits of a hook's number, from 1 on, say in which groups it is: those of a
+    later hook are never among those of an earlier one.
+    """
+    for bit in range(len(hooks).bit_length()):
+        yield [hook for number, hook in enumerate(hooks, 1) if number >> bit & 1]
 
 
 def _text(ids: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -201,8 +239,6 @@ def _text(ids: Sequence[int]) -> dict[str, torch.Tensor]:
 
 def _stacked(inputs: Sequence[dict[str, torch.Tensor]], fill: int) -> dict[str, torch.Tensor]:
     """One batch, padded on the right as a harvest's are."""
-    if "pixel_values" in inputs[0]:
-        return {"pixel_values": torch.cat([each["pixel_values"] for each in inputs])}
     longest = max(each["input_ids"].shape[1] for each in inputs)
     values = {"input_ids": fill, "attention_mask": 0}
     return {

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import saekit
-from saekit.errors import DataError
+from saekit.errors import DataError, NumericsError
 from saekit.harvesting.live import LiveSource
 from saekit.harvesting.models import load_model
+from saekit.harvesting.selfcheck import _groups as groups_of
 from saekit.harvesting.selfcheck import difference, pieces
 from saekit.store.reader import open_store
 
@@ -99,15 +100,48 @@ def test_what_was_shown_is_said_stored_and_returned_and_ordinary_batches_stay(li
         assert stored["self_check"] == result.self_check and "padding" not in stored["plan"]
 
 
-def test_images_are_compared_two_together_and_one_by_one(live, tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
     from PIL import Image
 
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
-    result, _ = harvested(live("dinov2"), str(tmp_path / "photos"), tmp_path / "s", hook="blocks.1.attn")
-    assert result.self_check == {"repeat": "equal bits", "sums": "blocks.1.attn", "batch": "one input as many"}
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def test_one_image_alone_is_compared_with_the_first_batch(live, photos, tmp_path):
+    result, said = harvested(live("dinov2"), photos, tmp_path / "s", hook="blocks.1.attn")
+    assert result.self_check == {"sums": "blocks.1.attn", "batch": "one image as many"}
+    assert said[0].startswith("self-check: one image as many; blocks.1.attn add up (largest difference ")
+    single, _ = harvested(live("dinov2"), photos, tmp_path / "alone", hook="blocks.1.attn", batch=1)
+    assert single.self_check == {"repeat": "equal within rounding", "sums": "blocks.1.attn"}
+
+
+def test_the_check_of_images_runs_one_image_more_than_the_harvest(live, photos, tmp_path):
+    loaded, images = live("vit"), []
+    with_hook = loaded.module.register_forward_pre_hook(lambda _, __, inputs: images.append(len(inputs["pixel_values"])), with_kwargs=True)
+    try:
+        harvested(loaded, photos, tmp_path / "one", hook="blocks.1", batch=2)
+        assert images == [2, 1, 2, 1], "the first batch, one of its images, the other batches"
+        images.clear()
+        several, _ = harvested(loaded, photos, tmp_path / "three", hook=["blocks.0", "blocks.0.mlp", "blocks.1"], batch=4)
+        assert images == [4, 1, 1, 1]
+    finally:
+        with_hook.remove()
+    last = [*several.stores.values()][-1]
+    one, three = (torch.cat([b.x for b in open_store(path).batches(64)]) for path in (tmp_path / "one", last))
+    assert one.shape == three.shape and difference(one, three) < 1e-5, "every image once, in its order"
+
+
+def test_each_hook_runs_without_those_that_fire_before_it():
+    for count in range(1, 20):
+        hooks = [f"h{i}" for i in range(count)]
+        groups = [set(group) for group in groups_of(hooks)]
+        assert len(groups) == count.bit_length() and set.union(*groups) == set(hooks)
+        for later in range(count):
+            for earlier in range(later):
+                assert any(hooks[later] in group and hooks[earlier] not in group for group in groups)
 
 
 class Noisy(nn.Module):
@@ -117,16 +151,16 @@ class Noisy(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, ids):
-        x_BTD = self.inner(ids)
+    def forward(self, *args, **kwargs):
+        x_BTD = self.inner(*args, **kwargs)
         return x_BTD + 0.01 * torch.randn_like(x_BTD)
 
 
 class BatchMean(Noisy):
     """An embedding that takes the mean of its batch away, as a batch norm left in training mode does."""
 
-    def forward(self, ids):
-        x_BTD = self.inner(ids)
+    def forward(self, *args, **kwargs):
+        x_BTD = self.inner(*args, **kwargs)
         return x_BTD - x_BTD.mean((0, 1))
 
 
@@ -142,6 +176,15 @@ def test_chance_and_company_are_refused_before_anything_is_written(wrapper, caus
     assert raised.value.exit_status == 3 and hint in raised.value.hint and not (tmp_path / "s").exists()
     if wrapper is BatchMean:
         assert harvested(live, docs, tmp_path / "s", batch=1)[0].rows > 0, "the hint works"
+
+
+@pytest.mark.parametrize(("wrapper", "cause"), [(Noisy, "draws random numbers"), (BatchMean, "depends on the rest of its batch")])
+def test_chance_and_company_are_refused_for_images(wrapper, cause, photos, tmp_path):
+    live = load_model(tiny.save("vit", tmp_path / "model"))
+    live.module.embeddings.dropout = wrapper(live.module.embeddings.dropout)
+    with pytest.raises(DataError, match=cause):
+        harvested(live, photos, tmp_path / "s", hook="blocks.1", batch=4)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_sum_that_holds_on_the_probe_alone_is_refused(docs, tmp_path):
@@ -172,12 +215,25 @@ def test_the_check_leaves_model_and_random_state_alone(live, docs, tmp_path):
 
 
 def test_pieces_are_two_short_parts_of_real_contexts():
-    short, long = pieces([{"input_ids": list(range(100, 140))}, {"input_ids": list(range(50))}])
+    short, long = pieces([list(range(100, 140)), list(range(50))])
     assert long["input_ids"].tolist() == [list(range(16))] and short["input_ids"].tolist() == [list(range(100, 108))]
-    assert len(pieces([{"input_ids": [5, 6]}])) == 1
+    assert len(pieces([[5, 6]])) == 1
 
 
 def test_the_difference_is_that_of_the_worst_row_by_its_own_norm():
     y = torch.tensor([[[3.0, 4.0], [0.0, 100.0]]])
     x = torch.tensor([[[3.0, 4.5], [0.0, 101.0]]])
     assert difference(x, y) == pytest.approx(0.1)
+
+
+def test_nan_is_the_stores_to_refuse_not_a_difference(live, photos, docs, tmp_path):
+    nan, one = float("nan"), torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    both, other = (torch.where(torch.tensor([[[False], [at]]]), nan, one) for at in (True, False))
+    assert difference(both, both) == 0 and difference(both, other) == float("inf")
+    for kind, data in (("vit", photos), ("llama", docs)):
+        loaded = load_model(tiny.save(kind, tmp_path / kind))
+        parameter = next(p for name, p in loaded.module.named_parameters() if "1." in name and p.ndim == 1)
+        with torch.no_grad():
+            parameter.fill_(nan)
+        with pytest.raises(NumericsError, match="NaN"):
+            harvested(loaded, data, tmp_path / f"{kind}-store")
