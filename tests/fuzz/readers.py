@@ -6,11 +6,14 @@ import fcntl
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import made_ggufs
 import numpy as np
+import tiny
 import torch
 from fuzz.harness import Reader
 from fuzz.mutations import digest, of_bytes, of_json, of_lines, of_tensors, of_toml
@@ -19,7 +22,11 @@ from made_stores import make_rows, write_store
 from saekit_cli import app
 
 from saekit.config import read_toml
+from saekit.embedded.dequantise import _convert
+from saekit.embedded.gguf_header import check_gguf
 from saekit.evaluation.subjects import open_runs
+from saekit.harvesting.inputs import check_context
+from saekit.harvesting.models import load_model
 from saekit.harvesting.run import harvest
 from saekit.harvesting.sources import open_data
 from saekit.inspection.scan import cached_scan
@@ -332,6 +339,32 @@ def _documents(modality: str) -> Callable[[Path], None]:
     return read
 
 
+# -- models --------------------------------------------------------------------------------------------------------------
+
+
+def _gguf(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return made_ggufs.write(folder / "a.gguf")
+
+
+def _read_gguf(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _convert(path, Path(folder))
+
+
+def _model(name: str, mutate: Callable[[bytes, random.Random], bytes], family: str = "gpt2") -> Reader:
+    def make(folder: Path) -> Path:
+        return Path(tiny.save(family, folder / "model")) / name
+
+    def read(path: Path) -> None:
+        live = load_model(str(path.parent))
+        live.probe(["blocks.0"])
+        if live.modality == "text":
+            check_context(live, 8, False)
+
+    return Reader(make, mutate, read)
+
+
 PICTURES = ("png", "jpg", "gif", "bmp", "webp")
 LINES = "".join(json.dumps({"text": f"document {n}", "label": n % 3}) + "\n" for n in range(8))
 CSV = "text,label\n" + "".join(f'"document, {n}",{n % 3}\n' for n in range(8))
@@ -357,10 +390,16 @@ OWN: dict[str, Reader] = {
     "options-of-harvest": Reader(_config_of(HARVEST), of_toml, _command("harvest", "raw:pixels", "embedded:digits", "OUT", "--dry-run")),
     "exchange": Reader(_exchange, of_json, lambda path: _whole_store(path.parent.parent / "store"), fresh=True),
     "lock": Reader(_lock, of_json, _named_holder),
+    "gguf-header": Reader(_gguf, of_bytes, check_gguf),
+    "model-config": _model("config.json", of_json),
+    "model-weights": _model("model.safetensors", of_tensors),
+    "model-tokenizer": _model("tokenizer.json", of_json),
+    "model-processor": _model("preprocessor_config.json", of_json, "vit"),
     "marker-of-a-store": _kind(folder_kinds.STORE, {"spec": {}, "plan": {}, "shards": [{"name": "a"}], "complete": True, "extras": ["b"]}),
     "marker-of-a-sweep": _kind(folder_kinds.SWEEP, {"members": ["a", "b"]}),
 }
 SLOW: dict[str, Reader] = {
+    "gguf": Reader(_gguf, of_bytes, _read_gguf),
     "sweep.json": Reader(
         lambda f: _swept(f) / "sweep.json",
         of_json,
