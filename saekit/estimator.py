@@ -33,7 +33,7 @@ from saekit.models.catalog import CATALOG, build, options_of, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
-from saekit.training.defaults import resolved
+from saekit.training.defaults import memory_normalize, resolved
 from saekit.training.fit import fit
 from saekit.training.run import pick_backend
 from saekit.types import Progress
@@ -146,7 +146,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             options.setdefault("seed", seed)
         if self.epochs is not None and not self.epochs > 0:
             raise UsageError(f"epochs {self.epochs} must be above 0")
-        bounded = options.get("output", "linear") != "linear"
         return TrainConfig(
             model=self.model,
             options=options,
@@ -154,7 +153,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             batch=self.batch,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            normalize=self.normalize or ("none" if bounded else "center+scale"),
+            normalize=self.normalize or memory_normalize(options),
             seed=seed,
             device=self.device,
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -115,24 +114,6 @@ class ActivationBatch:
     target: torch.Tensor | None = None  # what to reconstruct, from another store; None: x itself
     previous: torch.Tensor | None = None  # (B,D): the row before each row in its example, for models that ask for it
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
-
-
-class ActivationSource(Protocol):
-    """Where training and evaluation read rows from. `start` is a cursor in rows, so a resumed pass continues exactly."""
-
-    has_target: bool  # whether batches carry what to reconstruct
-    # Optional: `estimated(mode, seed, device)` gives (normalizer, sample) where these do not come from the training rows themselves.
-
-    @property
-    def spec(self) -> ActivationSpec: ...
-
-    def __len__(self) -> int: ...
-
-    def split(self, split: Split) -> Sized: ...  # the rows of one side of the held-out split
-
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
-    ) -> Iterator[ActivationBatch]: ...
 
 
 @dataclass

@@ -16,7 +16,7 @@ LAYERS = [
     ["saekit_kernels"],
     ["saekit.errors", "saekit.typed"],
     ["saekit.types"],
-    ["saekit.config", "saekit.device"],
+    ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
     ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],

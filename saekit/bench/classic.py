@@ -141,7 +141,7 @@ def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str
     options = dict(case.options)
     if "target_store" in options:
         options["target_store"] = str(Path(folder) / options["target_store"])
-    units = store.examples("train") if store.spec.layout != "flat" else len(store.split("train"))
+    units = store.count("train", examples=store.spec.layout != "flat")
     out = Path(folder) / "runs" / f"{os.getpid()}"
     epochs = _epochs(case, epochs)
     rows = None if epochs is None else epochs * units

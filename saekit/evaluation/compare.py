@@ -136,7 +136,7 @@ def _report_folder(out: str | Path | None, settings: dict[str, Any], overwrite: 
 
 
 def _provenance(runs: Sequence[Subject], store: Store) -> list[str]:
-    others = [run.name for run in runs if run.config["content"] != store.manifest.content]
+    others = [run.name for run in runs if run.config["content"] != store.content]
     if not others:
         return []
     return [f"Trained on another store, which may hold the rows judged here: {', '.join(others)}."]
@@ -172,7 +172,7 @@ class _Judge:
         progress: Callable[[Progress], None],
         anomalies: Store | None = None,
     ) -> None:
-        if len(store.split(split)) == 0:
+        if store.count(split) == 0:
             raise DataError(f"{store.path} has no {split} rows", "--split all")
         self.store, self.split, self.limit, self.k, self.seed, self.progress = store, split, rows, k, seed, progress
         self.reference, self.anomalies = 0, anomalies
@@ -190,7 +190,7 @@ class _Judge:
         return subject.model.latents if l0 is None else max(round(l0), 1)
 
     def rows_of(self, subjects: Sequence[Subject]) -> list[Row]:
-        self.reference = 0 if self.labels is None else min(knn_rows(subjects), len(self.store.split("train")))
+        self.reference = 0 if self.labels is None else min(knn_rows(subjects), self.store.count("train"))
         made = []
         for done, subject in enumerate(subjects):
             self.progress(Progress("compare", done, len(subjects), "models"))
@@ -234,7 +234,7 @@ class _Judge:
         return neighbours(*sides, self.k)
 
     def _judged(self, examples: bool) -> int:
-        there = self.store.examples("holdout") if examples else len(self.store.split("holdout"))
+        there = self.store.count("holdout", examples)
         return min(there, self.limit or there, max(self.reference, 1))
 
 

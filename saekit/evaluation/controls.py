@@ -26,7 +26,7 @@ from torch import nn
 from saekit.evaluation.passes import some
 from saekit.evaluation.subjects import Subject, WholeExamples
 from saekit.models.catalog import build, restore
-from saekit.store.pair import PairedStore
+from saekit.rows import Adapter, Rows
 from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.fit import fit
@@ -49,27 +49,27 @@ class Sized:
     code_size: int
 
 
-class FlatExamples:
-    """A store of equally large examples as an ActivationSource of one flat row each."""
+class FlatExamples(Adapter):
+    """A store of equally large examples as rows: one flat row each."""
 
-    def __init__(self, store: Store, width: int) -> None:
-        self.store, self.path = store, store.path
-        self.spec: ActivationSpec = dataclasses.replace(store.spec, layout="flat", d_in=width, grid=None)
+    def __init__(self, store: Rows, width: int) -> None:
+        super().__init__(store)
+        self.width = width
 
-    def __len__(self) -> int:
-        return self.store.examples()
+    @property
+    def spec(self) -> ActivationSpec:
+        return dataclasses.replace(super().spec, layout="flat", d_in=self.width, grid=None)
 
-    def split(self, split: Split) -> range:
-        return range(self.store.examples(split))
-
-    def locate(self, row: int) -> str:
-        return self.store.locate(row)
+    def count(self, split: Split = "all", examples: bool = False) -> int:
+        return super().count(split, examples=True)
 
     def batches(
         self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
     ) -> Iterator[ActivationBatch]:
-        for batch in self.store.batches(batch_size, seed, start, split, examples=True):
-            yield dataclasses.replace(batch, x=batch.x.flatten(1))
+        return super().batches(batch_size, seed, start, split, examples=True)
+
+    def combine(self, batch: ActivationBatch) -> ActivationBatch:
+        return dataclasses.replace(batch, x=batch.x.flatten(1))
 
 
 class LinearMap(nn.Module):
@@ -123,7 +123,7 @@ class _Wanted:
             self._want(key, run, lambda: _ridge(run.source, self.seed))
             return
         source, whole, size = self._unit(sized)
-        n, width = len(source.split("train")), source.spec.d_in
+        n, width = source.count("train"), source.spec.d_in
         mark = " of examples" if whole else ""
         if run.kind != "pca":
             components = min(size, width)
@@ -150,17 +150,17 @@ class _Wanted:
     def _want(self, key: tuple, run: Subject, make: Callable[[], Subject]) -> None:
         self.makers.setdefault(key, (make, []))[1].append(run.name)
 
-    def _fit(self, name: str, run: Subject, model: str, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> None:
+    def _fit(self, name: str, run: Subject, model: str, options: dict[str, Any], source: Rows, whole: bool) -> None:
         self._want((name,), run, lambda: self._fitted(model, options, source, whole))
 
-    def _unit(self, sized: Sized) -> tuple[Store | FlatExamples, bool, int]:
+    def _unit(self, sized: Sized) -> tuple[Rows, bool, int]:
         """(what to fit on, whether that is whole examples, numbers to keep of each)."""
         run, store = sized.run, self.store
         if not run.examples:
             return store, False, sized.code_size
         if width := self._example_width():
             return FlatExamples(store, width), True, sized.code_size
-        per_row = max(round(sized.code_size * store.examples() / len(store)), 1)
+        per_row = max(round(sized.code_size * store.count(examples=True) / store.count()), 1)
         self.notes.append(
             f"Controls of {run.name} work on single rows, with {per_row:,} numbers each: its examples differ in size or hold more than "
             f"{FLAT_WIDTH:,} values, and {per_row:,} a row are about {sized.code_size:,} an example."
@@ -188,13 +188,13 @@ class _Wanted:
 
     # -- making ----------------------------------------------------------------------------------------------------------
 
-    def _fitted(self, name: str, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> Subject:
+    def _fitted(self, name: str, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
         model = build(name, source.spec.d_in, options)
         fitted = fit(model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU)
         return self._subject(name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole)
 
     @torch.no_grad()
-    def _untrained(self, options: dict[str, Any], source: Store | FlatExamples, whole: bool) -> Subject:
+    def _untrained(self, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
         """As training begins: on rows of mean 0 and scale 1, folded."""
         normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
         model = build("sae", source.spec.d_in, options)
@@ -206,7 +206,7 @@ class _Wanted:
         return Subject("", kind, "control", WholeExamples(model).eval() if whole else model, self.store)
 
 
-def _ridge(source: PairedStore, seed: int) -> Subject:
+def _ridge(source: Rows, seed: int) -> Subject:
     """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten times it."""
     batches = list(some(source, "train", RIDGE_ROWS, seed, examples=False))
     x, y = (np.concatenate([t.double().numpy() for t in column]) for column in ([b.x for b in batches], [b.target for b in batches]))

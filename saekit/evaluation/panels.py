@@ -135,7 +135,7 @@ def _settings(run: Subject, store: Store) -> dict[str, str]:
     training = {name: value for name, value in config["training"].items() if name not in ("save_seconds", "model", *own)}
     said = {"model": config["model"], **own, **training}
     said["backend"] = config["backend"]["name"]
-    said["trained on"] = "this store" if config["content"] == store.manifest.content else f"another: {data_name(config['spec']['dataset'])}"
+    said["trained on"] = "this store" if config["content"] == store.content else f"another: {data_name(config['spec']['dataset'])}"
     said |= {f"{name} version": value for name, value in config["versions"].items()}
     return {name.replace("_", " "): _said(value) for name, value in said.items()}
 

@@ -18,8 +18,7 @@ from torch import nn
 
 from saekit.evaluation.codes import knn_accuracy
 from saekit.evaluation.subjects import Subject
-from saekit.store.pair import PairedStore
-from saekit.store.reader import Store
+from saekit.rows import Rows
 from saekit.training.fit import applied, first_rows
 from saekit.training.inputs import checked
 from saekit.types import ActivationBatch, Output, Split
@@ -31,9 +30,9 @@ SAMPLE_ROWS, SAMPLE_NUMBERS = 2_000, 2**23  # of the rows that a report shows; 3
 Codes = np.ndarray | csr_matrix
 
 
-def some(source: Store | PairedStore, split: Split, count: int, seed: int, examples: bool) -> Iterator[ActivationBatch]:
+def some(source: Rows, split: Split, count: int, seed: int, examples: bool) -> Iterator[ActivationBatch]:
     """At most `count` rows or examples of one side: all in store order, or as many drawn by `seed`. Raises NumericsError (NaN, inf)."""
-    total = source.examples(split) if examples else len(source.split(split))
+    total = source.count(split, examples)
     left = min(count, total)
     size = min(256 if examples else 4096, left)
     order = None if count >= total else seed
@@ -104,11 +103,11 @@ class Sample:
         return self.x if self.batch.target is None else self.batch.target.float()
 
 
-def sample(source: Store | PairedStore, split: Split, seed: int, examples: bool, labels: Sequence[str | None]) -> Sample:
+def sample(source: Rows, split: Split, seed: int, examples: bool, labels: Sequence[str | None]) -> Sample:
     """At most SAMPLE_ROWS, fewer where a row or example is wide. `labels` are those of all rows of the store."""
     probe = next(iter(source.batches(1, split=split, examples=examples)))
     count = max(min(SAMPLE_ROWS, SAMPLE_NUMBERS // math.prod(probe.x.shape[1:])), 1)
-    total = source.examples(split) if examples else len(source.split(split))
+    total = source.count(split, examples)
     order = None if count >= total else seed
     batch = first_rows(next(iter(checked(source, source.batches(min(count, total), order, split=split, examples=examples)))), count)
     return Sample(batch, [labels[row] for row in batch.rows.tolist()])

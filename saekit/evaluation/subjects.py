@@ -6,6 +6,7 @@ has such a layout, so a code of theirs stands for an example, not for a row; `Su
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from torch import nn
 
 from saekit.errors import DataError, MissingError, UsageError
 from saekit.models.catalog import restore
+from saekit.rows import Rows
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
-from saekit.store.stack import StackedStore, check_stores
+from saekit.store.stack import check_stores
 from saekit.training.checkpoints import with_k
 from saekit.training.fit import by_example
 from saekit.types import Output
@@ -35,7 +37,7 @@ class Subject:
     role: Literal["run", "control"]
     model: nn.Module
     """Takes raw rows or examples, in eval mode, on the CPU."""
-    source: Store | PairedStore | StackedStore
+    source: Rows
     checkpoint: str | None = None
     config: dict[str, Any] | None = None
     """config.json of a run."""
@@ -52,8 +54,8 @@ class Subject:
         return "example" if self.examples else "row"
 
     @property
-    def target(self) -> Store | None:
-        return self.source.other if isinstance(self.source, PairedStore) else None
+    def target(self) -> Rows | None:
+        return self.source.target
 
     @property
     def parameters(self) -> int:
@@ -82,20 +84,33 @@ class WholeExamples(nn.Module):
         return Output(output.x_hat.reshape(x.shape), output.code)
 
 
-def open_runs(checkpoints: Sequence[str | Path], store: Store | StackedStore, target_store: str | Path | None) -> list[Subject]:
-    """The runs, known to fit the store, or the stores of a crosscoder. Raises UsageError, DataError, MissingError."""
-    paths = [str(path) for path in checkpoints]
-    if not paths:
+def open_runs(models: Sequence[str | Path | nn.Module], rows: Rows, target_store: str | Path | None) -> list[Subject]:
+    """The runs, checkpoints or models, known to fit the rows, or the stores of a crosscoder. Raises UsageError, DataError, MissingError."""
+    given = [model if isinstance(model, nn.Module) else str(model) for model in models]
+    if not given:
         raise UsageError("there is no run to compare", "give the folders that `saekit train` wrote")
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise UsageError(f"{twice[0]} is given twice")
-    short = [Path(path).name for path in paths]
-    names = short if len(set(short)) == len(short) else paths
+    if twice := [model for model, count in Counter(given).items() if count > 1]:
+        raise UsageError(f"{_long_name(twice[0])} is given twice")
     pairs: dict[str, PairedStore] = {}
-    runs = [_open(path, name, store, target_store, pairs) for path, name in zip(paths, names)]
+    runs = [
+        _of_model(model, name, rows, target_store, pairs) if isinstance(model, nn.Module) else _open(model, name, rows, target_store, pairs)
+        for model, name in zip(given, _names(given))
+    ]
     if target_store is not None and not pairs:
         raise UsageError(f"--target-store {target_store}: none of the runs was trained on a target", "leave --target-store away")
     return runs
+
+
+def _long_name(model: str | nn.Module) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else model
+
+
+def _names(models: Sequence[str | nn.Module]) -> list[str]:
+    """One for each: the folder's name, or the model's class; where these are not distinct, the path, or the class with a number."""
+    short = [_long_name(model) if isinstance(model, nn.Module) else Path(model).name for model in models]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{_long_name(m)} {i}" if isinstance(m, nn.Module) else m for i, m in enumerate(models, 1)]
 
 
 def open_anomalies(path: str | Path, store: Store) -> Store:
@@ -108,25 +123,42 @@ def open_anomalies(path: str | Path, store: Store) -> Store:
     return other
 
 
-def _open(path: str, name: str, store: Store | StackedStore, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+def _of_model(model: nn.Module, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+    if model.d_in != rows.spec.d_in:
+        raise DataError(f"{name} takes {model.d_in} values a row, {rows.path} holds {rows.spec.d_in}")
+    source = rows if target_store is None else _paired(rows, name, str(target_store), pairs)
+    weight = next(iter(model.state_dict().values()))
+    if model.training or weight.device.type != "cpu":
+        model = copy.deepcopy(model).cpu().eval()  # the caller's stays as it is
+    return Subject(name, _long_name(model), "run", model, source)
+
+
+def _open(path: str, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
-    _check_fit(path, config, store)
-    source: Store | PairedStore | StackedStore = store
+    _check_fit(path, config, rows)
+    source = rows
     wanted = config["training"].get("target_store")
     if wanted is not None:
         where = str(target_store or wanted)
-        if where not in pairs:
-            pairs[where] = PairedStore(store, _open_target(path, where))
-        source = pairs[where]
+        source = _paired(rows, path, where, pairs)
         width = config["config"].get("d_out") or config["spec"]["d_in"]
-        if source.other.spec.d_in != width:
-            raise DataError(f"{path} gives {width} values a row, the target store {where} holds {source.other.spec.d_in}")
+        if source.target.spec.d_in != width:
+            raise DataError(f"{path} gives {width} values a row, the target store {where} holds {source.target.spec.d_in}")
     kind = " ".join(filter(None, (config["model"], config["config"].get("sparsity") if config["model"] == "sae" else None)))
     return Subject(name, kind, "run", restore(config["model"], config["config"], checkpoint.tensors), source, path, config)
 
 
-def _check_fit(path: str, config: dict[str, Any], store: Store | StackedStore) -> None:
+def _paired(rows: Rows, model: str, where: str, pairs: dict[str, PairedStore]) -> PairedStore:
+    """The rows with those of the target store, opened once for all models."""
+    if not isinstance(rows, Store):
+        raise UsageError(f"{model} was trained on a target: rows in memory cannot be aligned with {where}", "give the path of a store")
+    if where not in pairs:
+        pairs[where] = PairedStore(rows, _open_target(model, where))
+    return pairs[where]
+
+
+def _check_fit(path: str, config: dict[str, Any], store: Rows) -> None:
     check_stores(path, config, store, f"saekit evaluate {path} ")  # the whole command: compare takes one store
     spec, own = store.spec, config["spec"]
     if own["d_in"] != spec.d_in:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from saekit.errors import UsageError, check_choice
 from saekit.evaluation.subjects import Subject, open_runs
 from saekit.models.metrics import Figures, RowSums
-from saekit.store.reader import Store
-from saekit.store.stack import Paths, StackedStore, open_stores
+from saekit.rows import Rows
+from saekit.store.opening import RowsLike, open_rows
+from saekit.store.stack import StackedStore
 from saekit.training.fit import holdout_figures
 
 
 @dataclass(frozen=True)
 class Evaluation:
     checkpoint: str
+    """Its folder; of a model that was given itself, its class (with a number, where there are several)."""
     model: str
-    """Name of the model, with the sparsity of an SAE: `sae topk`."""
+    """Name of the model, with the sparsity of an SAE: `sae topk`; of a model that was given itself, its class."""
     params: int
     latents: int
     rows: int
@@ -34,23 +38,34 @@ class Evaluation:
 
 
 def evaluate(
-    checkpoints: Sequence[str | Path] | str | Path,
-    store: Paths,
+    models: Sequence[str | Path | nn.Module] | str | Path | nn.Module,
+    data: RowsLike,
+    /,
     *,
     split: str | None = None,
     rows: int | None = None,
     target_store: str | Path | None = None,
     k: Sequence[int] | int | None = None,
 ) -> list[Evaluation]:
-    """Judge checkpoints on the same rows of a store, raw activations in.
+    """Judge checkpoints or models on the same rows, raw activations in.
 
-    `split` None: the held-out rows for a checkpoint that was trained on this store, all rows for another. `rows` caps their number.
-    What was trained to give another store's rows is judged on these, read from `target_store` (None: where it lay at training).
-    Crosscoders take the stores of their training, in its order, as a list. With `k` every checkpoint is judged with codes of so many
-    values, one Evaluation a checkpoint and k (saekit.load says which models can).
-    Raises UsageError, DataError (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
+    >>> saekit.evaluate("runs/a", "acts/text")[0].metrics["fvu"]
+    >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
+
+    Parameters
+        models: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several of either.
+        data: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of these. Crosscoders take the stores of
+            their training, in its order, as a list.
+        split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on these rows, all rows for another
+            and for a model, which does not say what it was trained on.
+        rows: judge at most so many.
+        target_store: where the target of a model that gives another store's rows is read; None: where it lay at training.
+        k: judge every model with codes of so many values, one Evaluation for each model and k (saekit.load says which models can).
+
+    Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError (widths or shapes differ, more or fewer
+    stores than a run reads, another order), MissingError.
     """
-    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    models = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
     if split is not None:
         check_choice("--split", split, ("holdout", "train", "all"))
     if rows is not None and rows < 1:
@@ -58,17 +73,20 @@ def evaluate(
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError("--k: there is no k", "--k 8,16,32")
-    opened = open_stores(store)
+    source = open_rows(data)
     # every k is known to be possible before the first pass over the rows
-    subjects = [(at, run.with_k(at)) for run in open_runs(checkpoints, opened, target_store) for at in ks]
-    return [_evaluation(subject, opened, split, rows, at) for at, subject in subjects]
+    subjects = [(at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks]
+    return [_evaluation(subject, source, split, rows, at) for at, subject in subjects]
 
 
-def _evaluation(run: Subject, store: Store | StackedStore, split: str | None, rows: int | None, k: int | None) -> Evaluation:
-    split = split or ("holdout" if run.config["content"] == store.manifest.content else "all")
+def _evaluation(run: Subject, source: Rows, split: str | None, rows: int | None, k: int | None) -> Evaluation:
+    trained_here = run.config is not None and run.config["content"] == source.content
+    split = split or ("holdout" if trained_here else "all")
     figures, by_hook = _figures(run, split, rows)
-    metrics = figures.scalars() | {"dead_train": run.config["result"]["metrics"].get("dead_train")} | by_hook
-    return Evaluation(run.checkpoint, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k)
+    dead_train = None if run.config is None else run.config["result"]["metrics"].get("dead_train")
+    metrics = figures.scalars() | {"dead_train": dead_train} | by_hook
+    name = run.checkpoint or run.name
+    return Evaluation(name, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k)
 
 
 def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:

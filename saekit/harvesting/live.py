@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from saekit.errors import DataError, NumericsError
 from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.run import ModelHarvest, origins, within_norm
+from saekit.rows import Adapter, Columns, cut
 from saekit.store.manifest import differences
 from saekit.store.reader import Store
 from saekit.store.writer import DTYPES
@@ -30,10 +30,8 @@ from saekit.types import ActivationBatch, Split
 
 BUFFER_ROWS = 65_536  # as many as Store shuffles at once: 75 MB of 576 fp16 values
 
-Columns = dict[str, torch.Tensor]  # x (N,D), doc_id, example_id and position (N,)
 
-
-class LiveSource:
+class LiveSource(Adapter):
     """The store's rows on every side but "train"; training rows are hidden states of the model, as the store's harvest would go on.
 
     `live` saves loading the model again. A store of several hooks' harvest with --max-norm dropped what was too long at any of them;
@@ -45,18 +43,13 @@ class LiveSource:
 
     def __init__(self, store: Store, live: LiveModel | None = None, device: str = "auto", buffer_rows: int = BUFFER_ROWS) -> None:
         assert isinstance(store, Store) and buffer_rows > 1, "one store; a buffer that can be halved"
+        super().__init__(store)
         self.store, self.buffer_rows = store, buffer_rows
         self.stopped: Callable[[], bool] = lambda: False  # asked between two forward passes; KeyboardInterrupt where it says so
         self._harvest = _harvest_behind(store, live, device)
         self.live = self._harvest.live
         first_rows = store.split("holdout").starts.tolist()  # of each held-out document
         self._held_out = torch.tensor(store.documents_of(first_rows)).unique()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)  # spec, path, split, stats, locate ...
-
-    def __len__(self) -> int:
-        return len(self.store)
 
     def batches(
         self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
@@ -68,10 +61,10 @@ class LiveSource:
         shuffled data gives no row at all, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
         """
         if split != "train":
-            return self.store.batches(batch_size, seed, start, split, examples)
+            return super().batches(batch_size, seed, start, split, examples)
         if examples:
             raise DataError(f"live rows of {self.live.name} come one by one, not as whole examples", "train this model on a store")
-        return _cut(self._windows(seed), batch_size, start)
+        return (ActivationBatch(**columns) for columns in cut(self._windows(seed), batch_size, start))
 
     def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:
         """(rows, order in which some of them leave). They are overwritten when the next is asked for."""
@@ -150,24 +143,3 @@ def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelH
     if changed:
         raise DataError(f"{store.path} was harvested from another model or data: {changed}", "harvest it again with --overwrite")
     return harvest
-
-
-def _cut(windows: Iterator[tuple[Columns, torch.Tensor]], batch_size: int, start: int) -> Iterator[ActivationBatch]:
-    """Batches of the rows as they leave, from the start-th on; only where they end may one be smaller."""
-    held: list[Columns] = []
-    missing = batch_size
-    for rows, order in windows:
-        at, start = start, max(start - len(order), 0)
-        while at < len(order):
-            index = order[at : at + missing]
-            held.append({name: values[index] for name, values in rows.items()})
-            at, missing = at + len(index), missing - len(index)
-            if missing == 0:
-                yield _joined(held)
-                held, missing = [], batch_size
-    if held:
-        yield _joined(held)
-
-
-def _joined(pieces: list[Columns]) -> ActivationBatch:
-    return ActivationBatch(**{name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})

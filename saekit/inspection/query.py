@@ -87,9 +87,9 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
     found: Counter[str] = Counter()
     texts = token_texts(store) if store.spec.modality == "text" and not store.spec.is_raw else None
     for row in rows:
-        example, _ = store.example_at(row)
+        example, _ = store.origin.example_at(row)
         if texts is not None:
-            at = int(store.positions(row, 1)[0])
+            at = int(store.origin.positions(row, 1)[0])
             found[texts(example.tokens)[at] or texts.alone(example.tokens[at])] += 1
         elif example.label is not None:
             found[example.label] += 1

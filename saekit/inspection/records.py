@@ -89,7 +89,7 @@ def _strongest(scan: Scan, store: Store | StackedStore, latent: int, top: int) -
 def _thinned(store: Store | StackedStore, rows: list[int], values: list[float]) -> list[tuple[int, float]]:
     """(row, value) in the order of ranking, but the first of each document before the others."""
     strongest = [(row, value) for row, value in zip(rows, values) if row >= 0]
-    documents = store.documents_of([row for row, _ in strongest])
+    documents = store.origin.documents_of([row for row, _ in strongest])
     fresh = [documents.index(d) == i for i, d in enumerate(documents)]
     return [p for p, new in zip(strongest, fresh) if new] + [p for p, new in zip(strongest, fresh) if not new]
 
@@ -119,7 +119,7 @@ def feature_records(
         owner = np.repeat(some.numpy(), [len(of_one) for of_one in picks])
         windows = read_windows(model, store, rows, owner)
         if written is not None:
-            written.gather(store.documents_of(rows.tolist()))
+            written.gather(store.origin.documents_of(rows.tolist()))
             if written.fault and not fault:
                 fault = written.fault
                 told = f"texts are put together from tokens, so spaces and capitals may differ from what was written: {fault}"
@@ -141,10 +141,10 @@ def feature_records(
 
 
 def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, read, thumbnails: Thumbnails | None) -> Example:
-    example, _ = store.example_at(pick.row)
+    example, _ = store.origin.example_at(pick.row)
     start, stop = int(windows.start[i]), int(windows.stop[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
-    positions = store.positions(start, stop - start)
+    positions = store.origin.positions(start, stop - start)
     position = int(positions[pick.row - start])
     common = {
         "group": "top" if pick.interval is None else "interval",

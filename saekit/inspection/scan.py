@@ -276,7 +276,7 @@ def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callab
         entries = active_entries(model.encode(batch.x.float()), above, first)
         scan.rows += len(batch.x)
         scan.add(entries, batch.example_id[entries.row - first], generator)
-        progress(Progress("scan", scan.rows, len(store)))
+        progress(Progress("scan", scan.rows, store.count()))
     scan.close()
     return scan
 
@@ -286,13 +286,13 @@ def cached_scan(
 ) -> Scan:
     """The scan kept beside the checkpoint, made when it is missing or damaged. A checkpoint that cannot be written to is scanned each
     time, and a message says so."""
-    content = "-".join(each.manifest.content[:16] for each in stores_of(store))
+    content = "-".join(each.content[:16] for each in stores_of(store))
     path = checkpoint / "scans" / f"{content}.safetensors"
-    scan = Scan.read(path, model.latents, len(store), dense=model.active_above is None)
+    scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
     if scan is None:
         scan = scan_store(model, store, progress)
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:
-            progress(Progress("scan", scan.rows, len(store), message=f"the scan is not kept for the next time: {error}"))
+            progress(Progress("scan", scan.rows, store.count(), message=f"the scan is not kept for the next time: {error}"))
     return scan

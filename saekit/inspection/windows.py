@@ -32,7 +32,7 @@ class Windows:
 def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]:
     """First and last-plus-one store row of every example that has rows, ascending."""
     first, rows, offset = [], [], 0
-    for shard in store.shards:
+    for shard in store.origin.shards:
         counts = np.asarray(shard.arrays["examples.rows"])
         first.append(np.asarray(shard.arrays["examples.first_row"])[counts > 0] + offset)
         rows.append(counts[counts > 0])
@@ -64,7 +64,7 @@ def _values_at(model: Autoencoder, store: Store | StackedStore, pair_row: np.nda
     values = np.empty(len(pair_row), np.float32)
     for c in range(0, len(unique), CHUNK_ROWS):
         rows = unique[c : c + CHUNK_ROWS]
-        code = model.encode(store.rows(rows).float())
+        code = model.encode(store.take(rows).x.float())
         lo, hi = begin[c], begin[min(c + CHUNK_ROWS, len(unique))]
         local = torch.from_numpy(np.searchsorted(rows, sorted_row[lo:hi]))
         values[order[lo:hi]] = _entries(code, local, sorted_latent[lo:hi]).numpy()

@@ -2,12 +2,10 @@
 
 The rows of an example lie next to each other in one shard, so an example is one slice of a memory map. Shuffling permutes all examples
 of a split at once, not in windows as rows are: an example is a read of its own anyway, and a permutation of a million numbers takes
-8 MB. The order is a function of (seed, epoch) alone, so a cursor counted in examples continues a pass exactly.
+8 MB.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -39,21 +37,6 @@ class Examples:
 
     def labels(self) -> list[str | None]:
         return [label for shard, kept in zip(self._shards, self._kept) for label, keep in zip(shard.labels(), kept) if keep]
-
-    def order(self, chosen: np.ndarray, batch_size: int, seed: int | None, start: int) -> Iterator[np.ndarray]:
-        """Batches of example numbers from the start-th example of the pass on: once in store order, or shuffled for ever."""
-        if seed is None:
-            for at in range(start, len(chosen), batch_size):
-                yield chosen[at : at + batch_size]
-            return
-        epoch, skip = divmod(start, len(chosen))
-        pending = chosen[:0]
-        while True:
-            shuffled = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(chosen)
-            pending = np.concatenate([pending, shuffled[skip:]])
-            whole = len(pending) // batch_size * batch_size
-            yield from pending[:whole].reshape(-1, batch_size)
-            pending, epoch, skip = pending[whole:], epoch + 1, 0
 
     def read(self, numbers: np.ndarray, grid: tuple[int, int] | None) -> ActivationBatch:
         """Whole examples, padded with zeros: x (B,T,D) and mask (B,T), None when all are of one length; with a grid x (B,H,W,D)."""

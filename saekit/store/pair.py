@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
 
 import numpy as np
 import torch
 
 from saekit.errors import DataError
+from saekit.rows import Adapter, Rows
 from saekit.store.reader import Store
-from saekit.store.split import RowRanges
-from saekit.types import ActivationBatch, ActivationSpec, Split
+from saekit.types import ActivationBatch
 
 
 def check_aligned(store: Store, other: Store) -> None:
@@ -33,38 +33,17 @@ def _difference(a: Store, b: Store) -> str:
     return ""
 
 
-class PairedStore:
-    """The first store, its batches with `target`. Raises DataError where the two are not row-aligned."""
+class PairedStore(Adapter):
+    """The first store's rows, their batches with `target`: the second's rows. Raises DataError where the two are not row-aligned."""
 
     def __init__(self, store: Store, target: Store) -> None:
-        self.store, self.other = store, target
-        self.path = store.path
         check_aligned(store, target)
-
-    has_target = True
+        super().__init__(store, target)
 
     @property
-    def spec(self) -> ActivationSpec:
-        return self.store.spec
+    def target(self) -> Rows:
+        return self.sources[1]
 
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def split(self, split: Split) -> RowRanges:
-        return self.store.split(split)
-
-    def examples(self, split: Split = "all") -> int:
-        return self.store.examples(split)
-
-    def locate(self, row: int) -> str:
-        return self.store.locate(row)
-
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
-    ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`. The order is a function of seed, epoch and split alone, which the two stores share."""
-        arguments = (batch_size, seed, start, split, examples)
-        for x, y in zip(self.store.batches(*arguments), self.other.batches(*arguments)):
-            assert torch.equal(x.rows, y.rows)
-            x.target = y.x
-            yield x
+    def combine(self, batch: ActivationBatch, target: ActivationBatch) -> ActivationBatch:
+        assert torch.equal(batch.rows, target.rows)
+        return dataclasses.replace(batch, target=target.x)

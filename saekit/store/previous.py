@@ -1,47 +1,32 @@
-"""A source whose batches also hold the row before each row: the token before, for models that contrast neighbours."""
+"""Rows whose batches also hold the row before each row: the token before, for models that contrast neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
 
 import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.store.reader import Store
-from saekit.types import ActivationBatch, Split
+from saekit.rows import Adapter, Rows
+from saekit.types import ActivationBatch
 
 
-class WithPrevious:
-    """`store`, its batches with `previous` and `has_previous`. A row has one where the row before it in the store is of the same example,
-    one position earlier. Raises DataError where examples are not stored whole."""
+class WithPrevious(Adapter):
+    """The rows of `source`, their batches with `previous` and `has_previous`. A row has one where the row before it is of the same
+    example, one position earlier. Raises DataError where examples are not stored whole."""
 
-    def __init__(self, store: Store) -> None:
-        if store.spec.layout != "sequence":
-            cause = f"{store.path} has layout {store.spec.layout}: a row's neighbour may be missing"
+    def __init__(self, source: Rows) -> None:
+        if source.spec.layout != "sequence":
+            cause = f"{source.path} has layout {source.spec.layout}: a row's neighbour may be missing"
             raise DataError(cause, "harvest it with --layout sequence")
-        self.store = store
-        example, position = store.column("example_id"), store.column("position")
-        self._follows = np.zeros(len(store), bool)
-        self._follows[1:] = (example[1:] == example[:-1]) & (position[1:] == position[:-1] + 1)
+        super().__init__(source)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
-    ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`."""
-        for batch in self.store.batches(batch_size, seed, start, split, examples):
-            rows = batch.rows.numpy()
-            before = np.maximum(rows - 1, 0)
-            order = np.argsort(before, kind="stable")
-            x = self.store.rows(before[order])
-            batch.previous = torch.empty_like(x)
-            batch.previous[torch.from_numpy(order)] = x
-            batch.has_previous = torch.from_numpy(self._follows[rows])
-            yield batch
+    def combine(self, batch: ActivationBatch) -> ActivationBatch:
+        before = np.maximum(batch.rows.numpy() - 1, 0)
+        order = np.argsort(before, kind="stable")  # the source reads ascending rows
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        previous = self.sources[0].take(before[order])
+        same_example = previous.example_id[back] == batch.example_id
+        follows = same_example & (previous.position[back] + 1 == batch.position)  # row 0 does not follow itself
+        return dataclasses.replace(batch, previous=previous.x[back], has_previous=follows)

@@ -1,14 +1,11 @@
-"""A store as an ActivationSource: rows in order, or shuffled on two levels.
+"""A store as Rows: which rows a split has, and how stretches of them are read from the shards' memory maps.
 
-Shuffling permutes blocks of rows over the whole split, loads a window of blocks and permutes the rows within it: reads stay near
-sequential, memory is one window, and the order is a function of (seed, epoch) alone, so a row cursor continues a pass exactly.
-Whole examples are read and shuffled by saekit.store.examples.
+Order and batches come from saekit.rows; whole examples are read by saekit.store.examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
+from saekit.rows import Columns, Span, indices, pieces
 from saekit.store.examples import Examples
 from saekit.store.lock import holder
 from saekit.store.manifest import Manifest
@@ -33,17 +31,6 @@ def open_store(path: str | Path) -> Store:
     return Store(Path(path))
 
 
-@dataclass
-class _Window:
-    """Rows loaded together: the columns of a shard plus `rows`, their numbers in the store."""
-
-    columns: dict[str, torch.Tensor]
-
-    def take(self, index: torch.Tensor | slice) -> ActivationBatch:
-        c = {name: values[index] for name, values in self.columns.items()}
-        return ActivationBatch(c["x"], c["doc_id"], c["example_id"], c["position"], rows=c["rows"])
-
-
 class Store:
     """The rows of one hook of one model on one data set."""
 
@@ -58,7 +45,18 @@ class Store:
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._splits: dict[Split, RowRanges] = {}
 
-    has_target = False  # what a pair of stores has (saekit.store.pair)
+    parts: tuple[int, ...] = ()  # what stores side by side have (saekit.store.stack)
+    target = None  # what a pair of stores has (saekit.store.pair)
+
+    @property
+    def origin(self) -> Store:
+        """The store that says where a row comes from: this one."""
+        return self
+
+    @property
+    def content(self) -> str:
+        """sha256 of the rows' shards: equal for equal content."""
+        return self.manifest.content
 
     @property
     def spec(self) -> ActivationSpec:
@@ -86,9 +84,10 @@ class Store:
     def _examples(self) -> Examples:
         return Examples(self.shards, self._offsets)
 
-    def examples(self, split: Split = "all") -> int:
-        """How many examples (contexts, images) one side of the held-out split has."""
-        return len(self._examples.of(self.split(split)))
+    def count(self, split: Split = "all", examples: bool = False) -> int:
+        """How many rows, or examples (contexts, images), one side of the held-out split has."""
+        ranges = self.split(split)
+        return len(self._examples.of(ranges)) if examples else len(ranges)
 
     def labels(self, split: Split = "all", examples: bool = False) -> list[str | None]:
         """The data's own label of each row, or of each example, in store order; None where it has none."""
@@ -107,54 +106,22 @@ class Store:
         the longest of the batch, with mask (B,T) (None when nothing is padded), or (B,H,W,D), rows row-major; doc_id, example_id,
         position and rows are those of each example's first row.
         """
+        ranges = self.split(split)
         if examples:
             assert self.spec.layout != "flat", f"{self.path} holds rows, not whole examples"
             grid = self.spec.grid if self.spec.layout == "grid" else None
-            for numbers in self._examples.order(self._examples.of(self.split(split)), batch_size, seed, start):
-                yield self._examples.read(numbers, grid)
+            numbers = self._examples.of(ranges)
+            for index in indices(len(numbers), batch_size, seed, start):
+                yield self._examples.read(numbers[index], grid)
             return
-        if seed is None:
-            yield from self._in_order(batch_size, start, split)
-            return
-        held: list[ActivationBatch] = []
-        missing = batch_size
-        for window, order in self._shuffled_windows(seed, start, split):
-            at = 0
-            while at < len(order):
-                piece = window.take(order[at : at + missing])
-                at += len(piece.x)
-                missing -= len(piece.x)
-                held.append(piece)
-                if missing == 0:
-                    yield _joined(held)
-                    held, missing = [], batch_size
 
-    def _in_order(self, batch_size: int, start: int, split: Split) -> Iterator[ActivationBatch]:
-        ranges = self.split(split)
-        for first in range(start, len(ranges), batch_size):
-            window = self._load([(first, min(first + batch_size, len(ranges)))], ranges)
-            yield window.take(slice(None))
+        def load(spans: list[Span]) -> Columns:
+            return self._load(spans, ranges)
 
-    def _shuffled_windows(self, seed: int, start: int, split: Split) -> Iterator[tuple[_Window, torch.Tensor]]:
-        """(window, order of its rows still to come) from row `start` on, for ever."""
-        ranges = self.split(split)
-        n = len(ranges)
-        epoch, skip = divmod(start, n)
-        while True:
-            rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-            blocks = rng.permutation(-(-n // BLOCK_ROWS))
-            for w in range(0, len(blocks), WINDOW_BLOCKS):
-                spans = [(b * BLOCK_ROWS, min((b + 1) * BLOCK_ROWS, n)) for b in blocks[w : w + WINDOW_BLOCKS].tolist()]
-                # Drawn even when the window is skipped: the order of later windows must not depend on the cursor.
-                order = rng.permutation(sum(last - first for first, last in spans))
-                if skip >= len(order):
-                    skip -= len(order)
-                    continue
-                yield self._load(spans, ranges), torch.from_numpy(order[skip:])
-                skip = 0
-            epoch += 1
+        for columns in pieces(len(ranges), load, batch_size, seed, start, BLOCK_ROWS, WINDOW_BLOCKS):
+            yield ActivationBatch(**columns)
 
-    def _load(self, spans: list[tuple[int, int]], ranges: RowRanges) -> _Window:
+    def _load(self, spans: list[Span], ranges: RowRanges) -> Columns:
         """The given stretches of the split, one after another, copied out of the memory maps."""
         total = sum(last - first for first, last in spans)
         buffers = {name: self._empty(name, total) for name in _COLUMNS}
@@ -168,10 +135,14 @@ class Store:
                     np.copyto(buffers[name][at : at + size], arrays[name][start:stop])
                 rows[at : at + size] = np.arange(start, stop) + self._offsets[shard]
                 at += size
-        columns = {name: torch.from_numpy(values) for name, values in buffers.items()}
+        return self._tensors(buffers | {"rows": rows})
+
+    def _tensors(self, arrays: dict[str, np.ndarray]) -> Columns:
+        """The arrays as tensors; x, which NumPy may hold as int16, in its own dtype."""
+        columns = {name: torch.from_numpy(values) for name, values in arrays.items()}
         if columns["x"].dtype == torch.int16:
             columns["x"] = columns["x"].view(self.shards[0].x_dtype)
-        return _Window(columns | {"rows": torch.from_numpy(rows)})
+        return columns
 
     def _empty(self, name: str, rows: int) -> np.ndarray:
         array = self.shards[0].arrays[name]
@@ -186,24 +157,24 @@ class Store:
                 yield shard, start - int(self._offsets[shard]), end - int(self._offsets[shard])
                 start = end
 
-    def rows(self, index: np.ndarray) -> torch.Tensor:
-        """x (N,D) of the given rows of the store, ascending."""
-        x = self._empty("x", len(index))
+    def take(self, index: np.ndarray) -> ActivationBatch:
+        """The given rows (N,) of the store, ascending: x (N,D) and where each comes from."""
+        arrays = {name: self._empty(name, len(index)) for name in _COLUMNS}
         for s, shard in enumerate(self.shards):
             lo, hi = np.searchsorted(index, self._offsets[s : s + 2])
             if lo < hi:
-                x[lo:hi] = shard.arrays["x"][index[lo:hi] - self._offsets[s]]
-        tensor = torch.from_numpy(x)
-        return tensor.view(self.shards[0].x_dtype) if tensor.dtype == torch.int16 else tensor
+                for name, values in arrays.items():
+                    values[lo:hi] = shard.arrays[name][index[lo:hi] - self._offsets[s]]
+        return ActivationBatch(**self._tensors(arrays | {"rows": np.asarray(index, np.int64)}))
 
     def column(self, name: str) -> np.ndarray:
         """doc_id, example_id or position of every row."""
         return np.concatenate([shard.arrays[name] for shard in self.shards])
 
     def locate(self, row: int) -> str:
-        """'00002.safetensors row 17': where a row of the store lies."""
+        """'acts, shard 00002.safetensors row 17': where a row of the store lies."""
         shard = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        return f"{self.shards[shard].shard.name} row {row - int(self._offsets[shard])}"
+        return f"{self.path}, shard {self.shards[shard].shard.name} row {row - int(self._offsets[shard])}"
 
     def example_at(self, row: int) -> tuple[StoredExample, int]:
         """The example that a row belongs to, and the store row of that example's first row."""
@@ -226,10 +197,3 @@ class Store:
         s = int(np.searchsorted(self._offsets, first, side="right")) - 1
         local = first - int(self._offsets[s])
         return np.asarray(self.shards[s].arrays["position"][local : local + count])
-
-
-def _joined(pieces: list[ActivationBatch]) -> ActivationBatch:
-    if len(pieces) == 1:
-        return pieces[0]
-    fields = ("x", "doc_id", "example_id", "position", "rows")
-    return ActivationBatch(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in fields})

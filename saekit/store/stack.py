@@ -7,7 +7,7 @@ be told from the files: how many there are, their widths, and whether they are t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +16,60 @@ import torch
 
 from saekit.config import recorded
 from saekit.errors import DataError, UsageError
+from saekit.rows import Adapter, Rows
 from saekit.store.pair import check_aligned
 from saekit.store.reader import Store
-from saekit.types import ActivationBatch, ActivationSpec, Split
+from saekit.types import ActivationBatch, ActivationSpec
 
 Paths = str | Path | Sequence[str | Path]
 
 
-class StackedStore:
+class StackedStore(Adapter):
     """`parts` are the widths. Raises DataError where rows of the stores come from other places, or where two stores hold the same."""
 
-    def __init__(self, stores: list[Store]) -> None:
-        self.stores = stores
+    def __init__(self, stores: Sequence[Store]) -> None:
         seen: dict[str, Store] = {}
         for store in stores:
             check_aligned(stores[0], store)
             # The same bytes under two hooks, too: `blocks.3` is `blocks.4:in`. Half of such a crosscoder would be a copy.
-            if twin := seen.get(store.manifest.content):
+            if twin := seen.get(store.content):
                 raise DataError(f"{store.path} holds the same rows as {twin.path}", "give every hook once")
-            seen[store.manifest.content] = store
-        self.parts = tuple(store.spec.d_in for store in stores)
+            seen[store.content] = store
+        super().__init__(*stores)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stores[0], name)  # what all of them share: split, path, locate ...
+    @property
+    def origin(self) -> Store:
+        """The store that says where a row comes from: the first, as it is the same for all."""
+        return self.sources[0]
 
-    def __len__(self) -> int:
-        return len(self.stores[0])
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return tuple(store.spec.d_in for store in self.sources)
 
     @property
     def spec(self) -> ActivationSpec:
         """The first store's, with all hooks (`blocks.3+blocks.6`) and their width together."""
-        hook = "+".join(store.spec.hook for store in self.stores)
-        return dataclasses.replace(self.stores[0].spec, hook=hook, d_in=sum(self.parts))
+        hook = "+".join(store.spec.hook for store in self.sources)
+        return dataclasses.replace(self.sources[0].spec, hook=hook, d_in=sum(self.parts))
 
     @property
     def names(self) -> list[str]:
         """One for each part: its hook; where two models are read at the same hook, model and hook; else the folder."""
-        hooks = [store.spec.hook for store in self.stores]
-        models = [f"{store.spec.model} {store.spec.hook}" for store in self.stores]
+        hooks = [store.spec.hook for store in self.sources]
+        models = [f"{store.spec.model} {store.spec.hook}" for store in self.sources]
         unlike = [names for names in (hooks, models) if len(set(names)) == len(names)]
-        return unlike[0] if unlike else [str(store.path) for store in self.stores]
+        return unlike[0] if unlike else [str(store.path) for store in self.sources]
 
-    def rows(self, index: np.ndarray) -> torch.Tensor:
-        """x (N,D) fp32 of the given rows, ascending."""
-        return torch.cat([store.rows(index).float() for store in self.stores], -1)
+    def combine(self, *batches: ActivationBatch) -> ActivationBatch:
+        """x fp32, the parts side by side."""
+        assert all(torch.equal(batch.rows, batches[0].rows) for batch in batches)
+        return dataclasses.replace(batches[0], x=torch.cat([batch.x.float() for batch in batches], -1))
 
-    def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
-    ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`; the stores share their order."""
-        for batches in zip(*(store.batches(batch_size, seed, start, split, examples) for store in self.stores)):
-            assert all(torch.equal(batch.rows, batches[0].rows) for batch in batches)
-            yield dataclasses.replace(batches[0], x=torch.cat([batch.x.float() for batch in batches], -1))
+    def locate(self, row: int) -> str:
+        """Of the stores the one whose part of the row is not finite; else the last."""
+        index = np.array([row])
+        bad = (store for store in self.sources[:-1] if not store.take(index).x.isfinite().all())
+        return next(bad, self.sources[-1]).locate(row)
 
 
 def open_stores(paths: Paths) -> Store | StackedStore:
@@ -79,11 +81,12 @@ def open_stores(paths: Paths) -> Store | StackedStore:
     return stores[0] if len(stores) == 1 else StackedStore(stores)
 
 
-def stores_of(source: Store | StackedStore) -> list[Store]:
-    return source.stores if isinstance(source, StackedStore) else [source]
+def stores_of(source: Rows) -> list[Rows]:
+    """The stores side by side; of all other rows themselves."""
+    return list(source.sources) if isinstance(source, StackedStore) else [source]
 
 
-def check_stores(checkpoint: str | Path, config: dict[str, Any], source: Store | StackedStore, command: str = "") -> None:
+def check_stores(checkpoint: str | Path, config: dict[str, Any], source: Rows, command: str = "") -> None:
     """Raise DataError unless a run reads as many stores as `source` has, in a crosscoder each of the width of its part, in the order of
     training. `config` is config.json of the run, `command` what stands before `--store A --store B` in the hint."""
     stores, parts, spec = stores_of(source), config["config"].get("parts") or (), config["spec"]
@@ -105,10 +108,10 @@ def check_stores(checkpoint: str | Path, config: dict[str, Any], source: Store |
         raise DataError(f"{checkpoint} was trained on these stores in another order than {given}", hint)
 
 
-def _permuted(stores: list[Store], hooks: list[str], first_content: str) -> bool:
+def _permuted(stores: list[Rows], hooks: list[str], first_content: str) -> bool:
     """Whether the hooks are those of training in another order, or the first store of training stands further back."""
     given = [store.spec.hook for store in stores]
-    contents = [store.manifest.content for store in stores]
+    contents = [store.content for store in stores]
     return (given != hooks and sorted(given) == sorted(hooks)) or first_content in contents[1:]
 
 

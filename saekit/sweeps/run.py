@@ -22,6 +22,7 @@ import torch
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError
+from saekit.rows import Rows
 from saekit.store.files import write_bytes, write_json
 from saekit.store.folder_kinds import SWEEP
 from saekit.store.reader import Store
@@ -32,7 +33,7 @@ from saekit.training.fit import by_example
 from saekit.training.loop import deferred_interrupt
 from saekit.training.run import Run, TrainPlan
 from saekit.training.shared import SharedPass
-from saekit.types import ActivationSource, Progress
+from saekit.types import Progress
 
 MARKER, PAGE = SWEEP.marker, "pareto.html"
 REPORT_SECONDS = 1.0
@@ -144,7 +145,7 @@ class _Sweep:
             write_json(folder.path / MARKER, {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}})
             return result
 
-    def _live_rows(self, progress: Callable[[Progress], None]) -> ActivationSource:
+    def _live_rows(self, progress: Callable[[Progress], None]) -> Rows:
         from saekit.harvesting.live import LiveSource
 
         source = LiveSource(self.store, device=str(self.device))
@@ -153,9 +154,11 @@ class _Sweep:
         progress(Progress("sweep", 0, 0, message=f"the first {source.buffer_rows:,} rows are computed before training begins"))
         return source
 
-    def _train(self, rows: ActivationSource, folder: RunFolder, together: _Together) -> list[MemberResult]:
+    def _train(self, rows: Rows, folder: RunFolder, together: _Together) -> list[MemberResult]:
         threads = torch.get_num_threads()
         shared = SharedPass(self.store, rows, len(self.members), self.workers, threads if self.live else 0)
+        if self.live:  # the model may compute for long before its next batch
+            rows.stopped = lambda: shared.stopped
         pool = ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device))
         # Members set these flags each for itself, but they are the process's: so they are the same before the first and after the last.
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -176,7 +179,7 @@ class _Sweep:
         settings, out = member.config.flat(), self.out / member.name
         with shared.member() as source:
             run = self.runs[member.name]
-            run.read_from(source, self.live)
+            run.read_from(source, self.live, shared.estimated)
             run.out = folder.path / member.name
             try:
                 result = run.execute(folder.resuming, False, together.of(member.name))

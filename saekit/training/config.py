@@ -113,9 +113,16 @@ class TrainConfig:
     @classmethod
     def from_flat(cls, options: dict[str, Any]) -> TrainConfig:
         """From one flat dict, as flags and config files give it: names that are not the run's own are the model's."""
-        own = {f.name for f in dataclasses.fields(cls)} - {"options"}
-        mine = {name: value for name, value in options.items() if name in own}
-        return cls(**mine, options={name: value for name, value in options.items() if name not in own})
+        run_fields = {f.name for f in dataclasses.fields(cls)} - {"options"}
+        settings = {name: value for name, value in options.items() if name in run_fields}
+        return cls(**settings, options={name: value for name, value in options.items() if name not in run_fields})
+
+    def with_options(self, options: dict[str, Any]) -> TrainConfig:
+        """The same with other values of some fields or options of the model, by name. Raises UsageError."""
+        run_fields = {f.name for f in dataclasses.fields(self)} - {"options"}
+        changes = {name: value for name, value in options.items() if name in run_fields}
+        model_options = {name: value for name, value in options.items() if name not in run_fields}
+        return dataclasses.replace(self, **changes, options={**self.options, **model_options})
 
     def flat(self) -> dict[str, Any]:
         """The inverse of from_flat, without what is not set: fit for a config file."""

@@ -6,7 +6,8 @@ SAEs train on millions of hidden states, classic models also on a few thousand i
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from saekit.models.classic import Recipe
 from saekit.models.sae import SAE
@@ -41,6 +42,12 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
         lr=config.lr or lr,
         weight_decay=decay if config.weight_decay is None else config.weight_decay,
     )
+
+
+def memory_normalize(options: Mapping[str, Any]) -> str:
+    """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1, except where the model's output
+    is bounded, which gives values in [0, 1]."""
+    return "center+scale" if options.get("output", "linear") == "linear" else "none"
 
 
 def dense_start(model: SAE) -> bool:

@@ -12,11 +12,14 @@ import torch
 from saekit_kernels import keep_freed_memory
 
 from saekit.models.metrics import Figures, RowSums
+from saekit.rows import Rows
 from saekit.training.config import TrainConfig
-from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer, target_of
+from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer
 from saekit.training.loop import Trainer
 from saekit.training.sinks import Sink
-from saekit.types import ActivationBatch, ActivationSource, ActivationSpec, Autoencoder, Output, Progress, Split
+from saekit.types import ActivationBatch, ActivationSpec, Autoencoder, Output, Progress, Split
+
+Estimate = Callable[[str, int, torch.device], tuple[Normalizer, torch.Tensor]]  # (mode, seed, device) -> (normalizer, sample)
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,19 @@ class Fitted:
     """dead_train, where the model has sparse codes."""
 
 
-def by_example(model: Autoencoder, source: ActivationSource) -> bool:
+def by_example(model: Autoencoder, source: Rows) -> bool:
     """Whether the model is fed whole examples. On a flat store every row is one."""
     return model.takes != "rows" and source.spec.layout != "flat"
 
 
-def training_units(model: Autoencoder, source: ActivationSource) -> int:
+def training_units(model: Autoencoder, source: Rows) -> int:
     """Training rows, or examples where the model takes these."""
-    return source.examples("train") if by_example(model, source) else len(source.split("train"))
+    return source.count("train", by_example(model, source))
 
 
 def fit(
     model: Autoencoder,
-    source: ActivationSource,
+    source: Rows,
     config: TrainConfig,
     steps: int,
     device: torch.device,
@@ -54,9 +57,11 @@ def fit(
     out: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     sinks: Callable[[int], list[Sink]] = lambda _: [],
+    estimated: Estimate | None = None,
 ) -> Fitted:
     """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if there is one, and saving it. `sinks`
-    opens what the metrics go to besides a file, told the step that the run goes on from.
+    opens what the metrics go to besides a file, told the step that the run goes on from. `estimated` gives normalizer and sample as
+    saekit.training.inputs.estimate does, where they do not come from a pass over `source`.
 
     Raises NumericsError (data, divergence), DataError (data that the model's output cannot give).
     """
@@ -64,16 +69,15 @@ def fit(
     began = time.monotonic()
     closed = model.strategy == "closed_form"  # in fp64, and once: on the CPU
     where = torch.device("cpu") if closed else device
-    estimated = source.estimated if hasattr(source, "estimated") else partial(estimate, source)
-    normalize, sample = estimated(_mode(config, source.spec), config.order, where)
+    normalize, sample = (estimated or partial(estimate, source))(_mode(config, source.spec), config.order, where)
     if closed:
         batches = checked(source, _one_shuffled_pass(source, config.order))
         model.fit(normalize(batch).x for batch in batches)
-        rows = len(source.split("train"))
+        rows = source.count("train")
         return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
     target_sample = sample
-    if source.has_target:
-        normalize, target_sample = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.order)
+    if source.target is not None:
+        normalize, target_sample = target_normalizer(normalize, source, _mode(config, source.target.spec), config.order)
     model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
     if hasattr(model, "start_at"):
         model.start_at(normalize.spread.mean_D.float(), normalize.spread.variance, target_sample.cpu(), sample.cpu())
@@ -96,9 +100,9 @@ def _mode(config: TrainConfig, spec: ActivationSpec) -> str:
     return config.normalize or ("none" if spec.is_raw else "center+scale")
 
 
-def _one_shuffled_pass(source: ActivationSource, seed: int) -> Iterator[ActivationBatch]:
+def _one_shuffled_pass(source: Rows, seed: int) -> Iterator[ActivationBatch]:
     """k-means starts from the first rows: they must stand for all, and data may be sorted."""
-    left = len(source.split("train"))
+    left = source.count("train")
     for batch in source.batches(min(8192, left), seed, split="train"):
         yield first_rows(batch, left)
         left -= len(batch.x)
@@ -118,7 +122,7 @@ def _folded(model: Autoencoder, normalize: Normalizer) -> dict[str, torch.Tensor
     return {name: tensor.detach().cpu().clone() for name, tensor in model.folded(*arguments).items()}
 
 
-def holdout_figures(model: Autoencoder, source: ActivationSource, split: Split = "holdout", rows: int | None = None) -> Figures:
+def holdout_figures(model: Autoencoder, source: Rows, split: Split = "holdout", rows: int | None = None) -> Figures:
     """The figures of a model that takes raw activations, on one side of a source. Raises NumericsError for a row that is not finite."""
     sums = RowSums(model.active_above)
     examples = by_example(model, source)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from saekit.errors import NumericsError
-from saekit.types import ActivationBatch, ActivationSource
+from saekit.rows import Rows
+from saekit.types import ActivationBatch
 
 STATISTICS_ROWS = 262_144
 LARGE_VALUES, SMALL_VALUES = 5.0, 1e-3  # root mean square of a raw dimension, beyond which a run says so
@@ -71,17 +72,17 @@ def _normalised(x: torch.Tensor, mean_D: torch.Tensor, scale: float | torch.Tens
     return x if mask is None else x.mul_(mask[..., None])
 
 
-def target_normalizer(normalize: Normalizer, source: ActivationSource, mode: str, seed: int) -> tuple[Normalizer, torch.Tensor]:
+def target_normalizer(normalize: Normalizer, source: Rows, mode: str, seed: int) -> tuple[Normalizer, torch.Tensor]:
     """The same with the target's mean and scale, estimated as those of x, and a sample (S,D_out) of normalised rows of the target."""
     batches = (dataclasses.replace(batch, x=batch.target, target=None) for batch in source.batches(*_order(source, seed)))
-    mean, scale, sample, spread = _statistics(target_of(source), batches, mode)
+    mean, scale, sample, spread = _statistics(source.target, batches, mode)
     device = normalize.mean_D.device
     target = Normalizer(mean.float().to(device), _on(scale, device))
     made = dataclasses.replace(normalize, target=(target.mean_D, target.scale), spread=spread)
     return made, torch.cat([target(batch).x for batch in sample])
 
 
-def estimate(source: ActivationSource, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
+def estimate(source: Rows, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
     """(normalizer, sample (S,D) of normalised training rows), from the first shuffled training rows, at most STATISTICS_ROWS.
 
     Raises NumericsError, naming shard and row, when one of them is not finite.
@@ -100,15 +101,15 @@ def scale_from(saved: torch.Tensor, device: torch.device) -> float | torch.Tenso
     return _on(saved, device) if saved.ndim else saved.item()
 
 
-def _order(source: ActivationSource, seed: int) -> tuple:
+def _order(source: Rows, seed: int) -> tuple:
     """Arguments of `batches`: shuffled training rows, whatever the layout."""
-    return min(8192, STATISTICS_ROWS, len(source.split("train"))), seed, 0, "train"
+    return min(8192, STATISTICS_ROWS, source.count("train")), seed, 0, "train"
 
 
-def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mode: str):
+def _statistics(store: Rows, batches: Iterator[ActivationBatch], mode: str):
     """(mean (D,) fp64, scale (a float, or (D,) with one value for each of the store's parts), the first batches, the Spread of what is
     scaled). Sums are of x - shift, the first batch's mean, lest a mean far from 0 drown the variance."""
-    n = len(store.split("train"))
+    n = store.count("train")
     left = min(STATISTICS_ROWS, n)
     total, squares, seen, sample, shift = 0.0, 0.0, 0, [], None  # squares (D,)
     for batch in batches:
@@ -127,7 +128,7 @@ def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mod
     centered = mode == "center+scale"
     mean = true_mean if centered else torch.zeros_like(total)
     left_D = variance_D if centered else variance_D + true_mean.square()  # mean squares of what is scaled
-    widths = getattr(store, "parts", None) or (len(mean),)
+    widths = store.parts or (len(mean),)
     scales = [
         (width / float(part.sum())) ** 0.5 if mode != "none" and part.sum() > 0 else 1.0
         for width, part in zip(widths, left_D.split(widths))
@@ -142,14 +143,14 @@ def _statistics(store: ActivationSource, batches: Iterator[ActivationBatch], mod
     return mean, scale, sample, spread
 
 
-def checked(store: ActivationSource, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+def checked(store: Rows, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
     """The same batches, each looked through for NaN and inf."""
     for batch in batches:
         check_rows(store, batch)
         yield batch
 
 
-def check_rows(store: ActivationSource, batch: ActivationBatch) -> None:
+def check_rows(store: Rows, batch: ActivationBatch) -> None:
     """Raise NumericsError for the first row that holds NaN or inf."""
     check_peaks(store, batch.rows, peaks(batch))
 
@@ -160,25 +161,13 @@ def peaks(batch: ActivationBatch) -> list[torch.Tensor]:
     return [torch.linalg.vector_norm(x.float().flatten(1), torch.inf, dim=1) for x in values]
 
 
-def target_of(store: ActivationSource) -> ActivationSource:
-    """Where a batch's target lies: the other store of a pair, or the source itself."""
-    return getattr(store, "other", store)
-
-
-def check_peaks(store: ActivationSource, rows: torch.Tensor | None, found: list[torch.Tensor]) -> None:
+def check_peaks(store: Rows, rows: torch.Tensor | None, found: list[torch.Tensor]) -> None:
     """The same, of rows known by number and `peaks`; rows None: those of a running model, which no shard holds."""
-    for source, peak_B in zip((store, target_of(store)), found):
+    for source, peak_B in zip((store, store.target), found):
         bad = (~peak_B.isfinite()).nonzero()[:, 0]
         if len(bad) and rows is None:
             raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", "harvest another --hook")
         if len(bad):
-            row = int(rows[bad[0].cpu()])
-            holder = _holder(source, row)
-            where = holder.locate(row)
-            raise NumericsError(f"NaN or inf in the data: {holder.path}, shard {where}", "harvest that store again with --overwrite")
-
-
-def _holder(source: ActivationSource, row: int) -> ActivationSource:
-    """Of stores side by side the one whose part of the row is not finite: peaks are those of the whole row, so it is read again."""
-    stores = getattr(source, "stores", [source])
-    return next((store for store in stores[:-1] if not store.rows(np.array([row])).isfinite().all()), stores[-1])
+            stored = isinstance(source.path, Path)
+            hint = "harvest that store again with --overwrite" if stored else "drop such rows"
+            raise NumericsError(f"NaN or inf in the data: {source.locate(int(rows[bad[0].cpu()]))}", hint)

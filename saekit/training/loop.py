@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from saekit.errors import BackendError, NumericsError
+from saekit.rows import Rows
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
@@ -33,7 +34,7 @@ from saekit.training.optim import (
 from saekit.training.sinks import Sink
 from saekit.training.step import apply_gradients, take_step
 from saekit.typed import as_type
-from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
+from saekit.types import ActivationBatch, Autoencoder, LossTerms, Progress, Stage
 
 LOGS = 200  # lines of metrics in a run
 # Steps between looks at the device: whether losses were finite and which latents are dead. Reading either makes the host wait for all
@@ -50,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         model: Autoencoder,
-        store: ActivationSource,
+        store: Rows,
         normalize: Normalizer,
         config: TrainConfig,
         total: int,
@@ -67,7 +68,7 @@ class Trainer:
         self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0, config.beta2)
         self.average = None if config.ema is None else Average(config.ema)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
-        n = store.examples("train") if examples else len(store.split("train"))
+        n = store.count("train", examples)
         device = normalize.mean_D.device
         self.dead = None
         if model.active_above is not None:
@@ -77,7 +78,7 @@ class Trainer:
         self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
         self.decay = decay_share(config, model)
         self.look_every = LOOK_EVERY.get(device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1)))
-        compares = getattr(model, "compares", False) and len(store.split("holdout")) > 0
+        compares = getattr(model, "compares", False) and store.count("holdout") > 0
         self.comparisons = min(COMPARISONS, total) if compares else 0
         self.held_out: Iterator[ActivationBatch] | None = None
         # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,24 @@ from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
+from saekit.rows import Rows
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
 from saekit.store.files import read_json, write_config, write_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
+from saekit.store.opening import RowsLike, open_rows
 from saekit.store.pair import PairedStore
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
-from saekit.store.run_folder import RunFolder, run_folder
+from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore
+from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
-from saekit.training.defaults import resolved
-from saekit.training.fit import fit, holdout_figures, training_units
+from saekit.training.defaults import memory_normalize, resolved
+from saekit.training.fit import Estimate, fit, holdout_figures, training_units
 from saekit.training.optim import BETA2, WARMUP_SHARE, decay_share
 from saekit.training.sinks import Sink, open_sinks
-from saekit.types import ActivationSource, Progress
+from saekit.types import Autoencoder, Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
@@ -39,7 +43,8 @@ RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder 
 
 @dataclass(frozen=True)
 class TrainResult:
-    path: str
+    path: str | None
+    """The checkpoint folder; None where nothing was written."""
     step: int
     rows: int
     """Rows trained on, counted with repetition."""
@@ -47,6 +52,11 @@ class TrainResult:
     backend: str
     metrics: dict[str, float | None]
     """On the held-out rows: fvu, mse, cosine, l0, dead; dead_train over the last dead_rows training rows (None in a shorter run)."""
+
+    @cached_property
+    def model(self) -> Autoencoder:
+        """The trained model, as `saekit.load` gives it: in eval mode, on the CPU, it takes raw rows. Read from `path` when first used."""
+        return load(self.path)
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,9 @@ class TrainPlan:
 
 
 def train(
-    store: str | Path,
-    out: str | Path,
+    rows: RowsLike,
+    /,
+    out: str | Path | None = None,
     *,
     config: TrainConfig | None = None,
     resume: bool = False,
@@ -74,14 +85,35 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
 ) -> TrainResult:
-    """Train one autoencoder on a store and write a checkpoint folder that acts on raw activations.
+    """Train one autoencoder on rows; with `out`, write a checkpoint folder. The model acts on raw rows.
 
-    Options are the fields of TrainConfig and of the model's config, flat: `train("acts", "runs/a", sparsity="topk", k=32)`.
-    `resume` continues a killed run bit for bit. Raises UsageError, DataError (store, OUT), NumericsError, BackendError;
-    KeyboardInterrupt after the state has been saved.
+    >>> result = saekit.train(x_ND, sparsity="topk", k=32, latents=4096)  # nothing is written
+    >>> code = result.model.encode(x_ND[:8])
+    >>> saekit.train("acts/text", "runs/a", k=32, rows=8_000)
+
+    Parameters
+        rows: the path of a store, an open Store, a list of row-aligned ones (a crosscoder), a tensor or NumPy array (N,D), (N,T,D) or
+            (N,H,W,D), or an iterable of such blocks, which is read once and kept in memory (saekit.store.opening). Of rows in memory 5 %
+            are held out, whole sequences; they are normalized by default (center+scale), unless the model's output is bounded.
+        out: the folder of the checkpoint. None: nothing is written, and `TrainResult.model` holds the only copy of the model.
+        config: settings to start from; None: the defaults.
+        resume: go on with a killed run in `out`, bit for bit; it must have been given the same rows (by content) and the same settings.
+        overwrite: replace the run in `out`.
+        progress: is called with a Progress at each line of metrics.
+        options: fields of TrainConfig (batch, lr, seed, rows: the number of rows to train on, ...) and of the model's config
+            (sparsity, k, expansion, ...), flat. They override `config`.
+
+    Raises UsageError (options), DataError (rows, `out`), MissingError (no store), NumericsError (NaN, divergence), BackendError;
+    KeyboardInterrupt after the state has been saved, where there is an `out`.
     """
-    run = Run(Store(Path(store)), Path(out), config or TrainConfig.from_flat(options))
-    return run.execute(resume, overwrite, progress)
+    config = (config or TrainConfig()).with_options(options)
+    source = open_rows(rows)
+    if isinstance(source, StackedStore):  # a run records the first store, and the others as an option
+        source, *others = source.sources
+        config = dataclasses.replace(config, stores=(*(str(store.path) for store in others), *config.stores))
+    if not isinstance(source, Store) and config.normalize is None:
+        config = dataclasses.replace(config, normalize=memory_normalize(config.options))
+    return Run(source, None if out is None else Path(out), config).execute(resume, overwrite, progress)
 
 
 def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
@@ -90,17 +122,17 @@ def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
 
 
 class Run:
-    def __init__(self, store: Store, out: Path, config: TrainConfig) -> None:
+    """One training run: rows, model and resolved config; `out` None: nothing is written."""
+
+    def __init__(self, store: Rows, out: Path | None, config: TrainConfig) -> None:
         self.store, self.out, self.live = store, out, False
         self.device = pick_device(config.device)
-        other = None if config.target_store is None else Store(Path(config.target_store))
-        self.source = store if other is None else PairedStore(store, other)
-        if config.stores:
-            self.source = StackedStore([store, *(Store(Path(path)) for path in config.stores)])
+        self.source, d_out = _source(store, config)
+        self._estimated: Estimate | None = None
         # The seed of the run is that of a model that keeps one of its own.
         options = config.options | ({"seed": config.seed} if config.model != "sae" and "seed" in options_of(config.model) else {})
-        spec, parts = self.source.spec, getattr(self.source, "parts", ())
-        self.model = build(config.model, spec.d_in, options, spec.shape, 0 if other is None else other.spec.d_in, parts)
+        spec = self.source.spec
+        self.model = build(config.model, spec.d_in, options, spec.shape, d_out, self.source.parts)
         if getattr(self.model, "needs_previous", False):
             self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
@@ -109,21 +141,21 @@ class Run:
         config = resolved(config, self.model, self.units)
         self.config = dataclasses.replace(config, decay=decay_share(config, self.model))
         if self.model.strategy != "closed_form" and self.config.batch > self.units:
-            what = "rows" if self.units == len(store.split("train")) else "examples"
+            what = "rows" if self.units == store.count("train") else "examples"
             cause = f"--batch {self.config.batch:,} is above the {self.units:,} training {what} of {store.path}"
             raise DataError(cause, f"--batch {max(self.units // 4, 1)}")
         self.steps = max(self.config.rows // self.config.batch, 1)
 
-    def read_from(self, source: ActivationSource, live: bool) -> None:
+    def read_from(self, source: Rows, live: bool, estimated: Estimate) -> None:
         """Another source of the same store's rows, which other runs read too (saekit.training.shared); `live`: of rows that the store
-        does not hold."""
-        self.live = live
+        does not hold. `estimated` gives the statistics of the store."""
+        self.live, self._estimated = live, estimated
         self.source = WithPrevious(source) if isinstance(self.source, WithPrevious) else source
 
     def plan(self) -> TrainPlan:
         parameters = sum(t.numel() for t in self.model.state_dict().values())
         closed = self.model.strategy == "closed_form"
-        train_rows = len(self.store.split("train"))
+        train_rows = self.store.count("train")
         rows = train_rows if closed else self.steps * self.config.batch
         # fp32 weights, gradients, two moments and an average; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
@@ -138,6 +170,9 @@ class Run:
         return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
+        if self.out is None:
+            self._check_unwritten(resume, overwrite)
+            return self._train(None, progress)
         identity = self._identity()
 
         def differs(_: int, path: Path) -> str:
@@ -152,14 +187,22 @@ class Run:
             if not folder.resuming:
                 write_json(folder.path / RUN, identity)
             write_config(folder.path / "config.toml", self._settings())
-            return self._train(folder, progress)
+            return self._train(folder.path, progress)
+
+    def _check_unwritten(self, resume: bool, overwrite: bool) -> None:
+        """Raise UsageError for what only a run with a folder can do."""
+        given = {"resume": resume, "overwrite": overwrite, "log": bool(self.config.log)}
+        if names := [name for name, value in given.items() if value]:
+            raise UsageError(f"{names[0]} needs a folder, and this run writes nothing", "give out")
 
     def _settings(self) -> dict[str, Any]:
         """Every flag as it was resolved, defaults too: the file means the same when a default changes."""
         own = dataclasses.asdict(self.model.config)
         own |= {name: ",".join(map(str, value)) for name, value in own.items() if isinstance(value, tuple)}
         flags = {name: own[name] for name in flags_of(self.config.model, own.get("sparsity")) if name in own}
-        settings = {**self.config.flat(), **flags, "store": str(self.store.path)}
+        settings = {**self.config.flat(), **flags}
+        if isinstance(self.store, Store):  # rows in memory cannot be found again
+            settings["store"] = str(self.store.path)
         others = [name for name in self.config.options if name not in flags and name != "expansion"] if isinstance(self.model, SAE) else []
         if others:
             settings["set"] = [f"{name}={own[name]}" for name in others]
@@ -178,9 +221,9 @@ class Run:
         }
         model = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self.model.config).items()}
         own["stores"] = list(own["stores"])
-        content = {"schema_version": 1, "store": self.source.spec.fingerprint, "content": self.store.manifest.content}
-        if isinstance(self.source, PairedStore):
-            content |= {"target": self.source.other.spec.fingerprint, "target_content": self.source.other.manifest.content}
+        content = {"schema_version": 1, "store": self.source.spec.fingerprint, "content": self.store.content}
+        if (target := self.source.target) is not None:
+            content |= {"target": target.spec.fingerprint, "target_content": target.content}
         if self.live:
             content["live"] = True
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
@@ -191,11 +234,13 @@ class Run:
         decay = decay_share(TrainConfig(), self.model)
         return {"schedule": "linear", "warmup": WARMUP_SHARE, "decay": decay, "beta2": BETA2, "precision": "float32"}
 
-    def _train(self, folder: RunFolder, progress: Callable[[Progress], None]) -> TrainResult:
+    def _train(self, path: Path | None, progress: Callable[[Progress], None]) -> TrainResult:
         def sinks(resumed_step: int) -> list[Sink]:
-            return open_sinks(self.config.log, folder.path, self._settings(), resumed_step)
+            return open_sinks(self.config.log, path, self._settings(), resumed_step)
 
-        fitted = fit(self.model, self.source, self.config, self.steps, self.device, self.backend.name, folder.path, progress, sinks)
+        fitted = fit(
+            self.model, self.source, self.config, self.steps, self.device, self.backend.name, path, progress, sinks, self._estimated
+        )
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
@@ -204,8 +249,12 @@ class Run:
         if not figures["fvu"] <= DIVERGED_FVU:
             raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
-        result = TrainResult(str(self.out), fitted.steps, fitted.rows, rate, self.backend.name, figures)
-        self._write(folder.path, fitted.tensors, resolved_options, fitted.normalize.scales(getattr(self.source, "parts", ())), result)
+        where = None if self.out is None else str(self.out)
+        result = TrainResult(where, fitted.steps, fitted.rows, rate, self.backend.name, figures)
+        if path is None:
+            vars(result)["model"] = final
+        else:
+            self._write(path, fitted.tensors, resolved_options, fitted.normalize.scales(self.source.parts), result)
         return result
 
     def _write(self, path: Path, tensors: dict, resolved: dict, scale: float | list[float], result: TrainResult) -> None:
@@ -215,13 +264,26 @@ class Run:
             "training": self.config.flat(),
             "spec": self.source.spec.to_json(),
             "fingerprint": self.source.spec.fingerprint,
-            "content": self.store.manifest.content,
+            "content": self.store.content,
             "input_scale": scale,
             "backend": dataclasses.asdict(self.backend),
             "result": dataclasses.asdict(result) | {"path": ""},
             "versions": {name: version(name) for name in ("saekit", "torch")},
         }
         write_checkpoint(path, description, tensors)
+
+
+def _source(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
+    """(the rows of a run, with a target or side by side with those of more stores; the target's width, 0 without one)."""
+    if config.target_store is None and not config.stores:
+        return rows, 0
+    if not isinstance(rows, Store):
+        option = "stores" if config.stores else "target_store"
+        raise UsageError(f"{option}: rows in memory cannot be aligned with those of a store", "give the path of a store")
+    if config.stores:
+        return StackedStore([rows, *(Store(Path(path)) for path in config.stores)]), 0
+    target = Store(Path(config.target_store))
+    return PairedStore(rows, target), target.spec.d_in
 
 
 KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels

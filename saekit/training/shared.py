@@ -12,13 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from saekit.store.reader import Store
+from saekit.rows import Adapter, Rows
 from saekit.training.inputs import Normalizer, estimate
-from saekit.types import ActivationBatch, ActivationSource, Split
+from saekit.types import ActivationBatch, Split
 
 AHEAD = 4
 
@@ -27,10 +26,8 @@ class SharedPass:
     """`rows` gives the training batches, `store` all else. `members` is how many runs there are: no batch is read before each of them has
     asked for its first one, or left. `reader_threads`: what torch may use while a batch is made; 0: what the run that asks for it has."""
 
-    def __init__(self, store: Store, rows: ActivationSource, members: int, workers: int, reader_threads: int = 0) -> None:
+    def __init__(self, store: Rows, rows: Rows, members: int, workers: int, reader_threads: int = 0) -> None:
         self.store, self.rows, self.reader_threads = store, rows, reader_threads
-        if hasattr(rows, "stopped"):  # a live model, which may compute for long before its next batch
-            rows.stopped = lambda: self._stopped
         self._waited_for = members  # runs that have neither asked nor left
         self._permits = threading.Semaphore(workers)
         self._changed = threading.Condition()
@@ -60,6 +57,10 @@ class SharedPass:
             if (mode, seed) not in self._estimates:
                 self._estimates[mode, seed] = estimate(self.store, mode, seed, device)
             return self._estimates[mode, seed]
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
 
     def stop(self) -> None:
         """All runs find that there are no more rows, and save their state."""
@@ -145,28 +146,19 @@ class SharedPass:
             self._drop()
 
 
-class SharedRows:
+class SharedRows(Adapter):
     """The source of one run: the store, but for the training rows, which come from the pass."""
 
     def __init__(self, shared: SharedPass) -> None:
+        super().__init__(shared.store)
         self._shared = shared
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shared.store, name)
-
-    def __len__(self) -> int:
-        return len(self._shared.store)
-
-    def estimated(self, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
-        """(normalizer, sample) without going through the rows of the pass."""
-        return self._shared.estimated(mode, seed, device)
 
     def batches(
         self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
     ) -> Iterator[ActivationBatch]:
         """As `Store.batches`. Training rows in random order come from the pass; it ends early where it is stopped."""
         if split != "train" or seed is None:
-            yield from self._shared.store.batches(batch_size, seed, start, split, examples)
+            yield from super().batches(batch_size, seed, start, split, examples)
             return
         self._shared.enter(self, batch_size, seed, start)
         while (found := self._shared.take(self)) is not None:

@@ -66,7 +66,7 @@ def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
     assert "parts" not in saekit.evaluate(plain, [x])[0].metrics
     with pytest.raises(DataError, match=r"reads the rows of one store \(made-up, blocks.0\), and 2 are given"):
         saekit.evaluate(plain, [x, y])
-    with pytest.raises(UsageError, match="there is no store"):
+    with pytest.raises(UsageError, match="there are no rows"):
         saekit.evaluate(plain, [])
 
 
@@ -129,7 +129,7 @@ def test_rows_of_a_stack_are_read_by_number_and_carry_their_neighbours(tmp_path)
     stack, both = StackedStore([Store(x), Store(y)]), rows_of(x, y)
     assert len(Store(x).shards) != len(Store(y).shards)
     index = np.array([0, 3, 639, 640, 1999])
-    assert (stack.rows(index) == both[index]).all()
+    assert (stack.take(index).x == both[index]).all()
     batch = next(WithPrevious(stack).batches(100, seed=3))
     known = batch.has_previous
     assert known.sum() > 50 and (batch.previous[known] == both[batch.rows[known] - 1]).all()

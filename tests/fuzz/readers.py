@@ -64,7 +64,7 @@ def _whole_store(folder: Path) -> Store:
     if store.spec.layout != "flat":
         list(store.batches(4, examples=True))
     next(store.batches(16, seed=0, split="train"))
-    store.example_at(0), store.locate(len(store) - 1), store.rows(np.arange(3)), store.documents_of([0])
+    store.example_at(0), store.locate(len(store) - 1), store.take(np.arange(3)), store.documents_of([0])
     return store
 
 

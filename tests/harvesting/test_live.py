@@ -144,15 +144,15 @@ def test_batches_are_full_and_of_the_stores_dtype(folder, tmp_path):
         assert batch.doc_id.shape == batch.example_id.shape == batch.position.shape == (64,)
         assert batch.rows is None and batch.mask is None and not batch.x.is_inference()
     sizes = [len(batch.x) for batch in source.batches(64, split="train")]
-    assert set(sizes[:-1]) == {64} and sizes[-1] == len(source.split("train")) % 64
+    assert set(sizes[:-1]) == {64} and sizes[-1] == source.count("train") % 64
 
 
 def test_all_else_is_the_stores(folder, tmp_path):
     store = stored(folder, tmp_path / "s", "vit")
     source = LiveSource(store, device="cpu")
-    assert len(source) == len(store) == 30 * (SIDE // PATCH) ** 2 and source.split("train") is store.split("train")
-    assert source.spec is store.spec and source.path == store.path and source.stats == store.stats
-    assert source.locate(17) == store.locate(17) and not source.has_target
+    assert source.count() == len(store) == 30 * (SIDE // PATCH) ** 2 and source.count("train") == store.count("train")
+    assert source.spec is store.spec and source.path == store.path and source.content == store.content
+    assert source.locate(17) == store.locate(17) and source.target is None
     for split in ("holdout", "all"):
         assert lines(list(source.batches(50, split=split))) == lines(list(store.batches(50, split=split)))
 

@@ -117,7 +117,7 @@ def test_a_stack_of_sequences_becomes_examples(tmp_path):
     path, x = array(tmp_path / "x.npz", 20, 6, 4, y=np.arange(20) % 3)
     saekit.harvest("raw:array", path, tmp_path / "s", rows=50)
     store = open_store(tmp_path / "s")
-    assert store.spec.layout == "sequence" and len(store) == 48 and store.examples() == 8
+    assert store.spec.layout == "sequence" and len(store) == 48 and store.count(examples=True) == 8
     batch = next(store.batches(8, examples=True))
     assert batch.mask is None and np.array_equal(batch.x, x[batch.doc_id]) and batch.doc_id.tolist() == shuffled(20, 0)[:8]
     assert store.labels(examples=True) == [str(index % 3) for index in shuffled(20, 0)[:8]]

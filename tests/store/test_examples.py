@@ -76,13 +76,13 @@ def test_examples_are_split_as_documents_are(tmp_path):
     assert rows == {split: len(opened.split(split)) for split in ("train", "holdout")}
     documents = {split: {int(d) for b in batches for d in b.doc_id} for split, batches in sides.items()}
     assert not documents["train"] & documents["holdout"]
-    assert opened.examples("train") + opened.examples("holdout") == opened.examples() == 250
-    assert opened.examples("holdout") == rows["holdout"] // 8
+    assert opened.count("train", examples=True) + opened.count("holdout", examples=True) == opened.count(examples=True) == 250
+    assert opened.count("holdout", examples=True) == rows["holdout"] // 8
 
 
 def test_a_shuffled_epoch_holds_every_example_once(tmp_path):
     opened = open_store(write_store(tmp_path / "s", 2000, layout="sequence"))
-    n = opened.examples("train")
+    n = opened.count("train", examples=True)
     stream = opened.batches(n, seed=3, split="train", examples=True)
     first, second = next(stream), next(stream)
     ids = torch.cat([b.example_id for b in opened.batches(64, split="train", examples=True)])

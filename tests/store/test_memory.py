@@ -34,7 +34,7 @@ def test_a_batch_traces_its_rows():
         assert torch.equal(batch.x, source().x[batch.rows])
         assert torch.equal(batch.doc_id, batch.rows) and torch.equal(batch.example_id, batch.rows)
         assert batch.position.dtype == torch.int32 and not batch.position.any() and batch.mask is None and batch.target is None
-    assert source().locate(7) == "row 7"
+    assert source().locate(7) == "the array, row 7"
 
 
 @pytest.mark.parametrize("size", [1, 5, N, 40, 100])
@@ -64,7 +64,7 @@ def test_a_cursor_continues_exactly(size):
 
 
 def test_all_rows_are_training_rows():
-    assert len(source()) == len(source().split("train")) == len(source().split("all")) == N and len(source().split("holdout")) == 0
+    assert source().count() == source().count("train") == N and source().count("holdout") == 0
     assert taken(source().batches(5, seed=1, split="train"), 5) == taken(source().batches(5, seed=1, split="all"), 5)
 
 

@@ -57,7 +57,7 @@ def test_a_pair_gives_the_rows_of_one_and_the_targets_of_the_other(given, target
     for _, batch, expected in zip(range(30), pair.batches(60, seed, start, split), plain):
         assert torch.equal(batch.x, x[batch.rows]) and torch.equal(batch.target, y[batch.rows])
         assert torch.equal(batch.rows, expected.rows)
-    assert len(pair) == ROWS and pair.spec == given.spec and len(pair.split(split)) == len(given.split(split))
+    assert pair.count() == ROWS and pair.spec == given.spec and pair.count(split) == given.count(split)
 
 
 def test_shards_of_another_size_pair_all_the_same(given, target_of):

@@ -36,7 +36,7 @@ def test_every_dtype_is_read_back_as_written(tmp_path, dtype):
     got = collect(opened, batch_size=64)["x"]
     assert got.dtype == getattr(torch, dtype)
     assert torch.equal(got, make_rows(200).to(got.dtype))
-    assert torch.equal(opened.rows(np.array([3, 77, 199])), got[[3, 77, 199]])
+    assert torch.equal(opened.take(np.array([3, 77, 199])).x, got[[3, 77, 199]])
 
 
 def test_statistics_equal_those_of_the_stored_rows(store):

@@ -133,5 +133,5 @@ def test_stopping_ends_all_passes(store):
 
 def test_other_rows_are_the_stores(store):
     with SharedPass(store, store, 1, 1).member() as source:
-        assert len(source) == len(store) and source.spec == store.spec and len(source.split("holdout")) == len(store.split("holdout"))
+        assert source.count() == len(store) and source.spec == store.spec and source.count("holdout") == store.count("holdout")
         assert torch.equal(next(source.batches(10, split="holdout")).x, next(store.batches(10, split="holdout")).x)

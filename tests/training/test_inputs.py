@@ -59,6 +59,7 @@ def test_of_stores_side_by_side_the_one_with_the_bad_row_is_named(tmp_path, bad)
 def test_a_bad_row_of_no_store_names_model_and_hook():
     class Running:
         spec = make_spec(model="some-model", hook="blocks.4")
+        target = None
 
     found = [torch.tensor([1.0, float("inf")])]
     with pytest.raises(NumericsError, match=r"in the data: some-model at blocks\.4$"):

@@ -1,0 +1,90 @@
+"""Whatever holds rows -> Rows: a path, a Store, a tensor, an array, or blocks of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from saekit.errors import DataError, UsageError
+from saekit.rows import Rows
+from saekit.store.memory import ArraySource
+from saekit.store.reader import Store
+from saekit.store.split import HOLDOUT_SHARE
+from saekit.store.stack import StackedStore
+
+RowsLike = str | Path | Rows | torch.Tensor | np.ndarray | Iterable
+KEPT = (torch.float32, torch.float16, torch.bfloat16)  # other types of numbers become float32
+TAKEN = "(N, D), (N, T, D) or (N, H, W, D)"
+
+
+def open_rows(rows: RowsLike) -> Rows:
+    """Rows that training and evaluation can read.
+
+    - a path of a store, or an open Store; a list of row-aligned ones is read side by side (a crosscoder);
+    - a tensor or NumPy array of rows (N,D), sequences (N,T,D) or grids (N,H,W,D);
+    - an iterable of such blocks, equal in all but N. It is read once and kept in memory, since training needs more
+      than one pass, statistics and held-out rows: what is larger than memory belongs into a store.
+
+    Rows in memory are not copied, unless they are on another device (they move to the CPU) or of another type than
+    float32, float16 and bfloat16 (they become float32). 5 % of them, whole sequences, are held out.
+
+    Raises UsageError for what cannot be rows, DataError for shapes that cannot, and what Store raises.
+    """
+    if hasattr(rows, "batches") and hasattr(rows, "locate"):  # isinstance would compute every property of a Protocol
+        return rows
+    if isinstance(rows, (str, Path)):
+        return Store(Path(rows))
+    if isinstance(rows, (torch.Tensor, np.ndarray)):
+        return _in_memory(_tensor(rows, "the rows"))
+    if not isinstance(rows, Iterable):
+        cause = f"rows cannot be read from {type(rows).__name__}"
+        raise UsageError(cause, f"give a path, a Store, a tensor or array {TAKEN}, or an iterable of these")
+    blocks = list(rows)
+    if blocks and all(isinstance(block, (str, Path, Store)) for block in blocks):
+        stores = [block if isinstance(block, Store) else Store(Path(block)) for block in blocks]
+        return stores[0] if len(stores) == 1 else StackedStore(stores)
+    return _in_memory(_joined(blocks))
+
+
+def _joined(blocks: list) -> torch.Tensor:
+    tensors = [_tensor(block, f"block {number}") for number, block in enumerate(blocks)]
+    if not tensors:
+        raise UsageError("there are no rows: the iterable is empty", "a generator can be read only once")
+    for number, tensor in enumerate(tensors):
+        if tensor.shape[1:] != tensors[0].shape[1:]:
+            cause = f"block {number} has shape {tuple(tensor.shape)}, block 0 {tuple(tensors[0].shape)}"
+            raise DataError(cause, "blocks differ in their number of rows only")
+    return torch.cat(tensors)
+
+
+def _tensor(block: object, name: str) -> torch.Tensor:
+    """On the CPU, without a graph, in a type that stores have. Raises UsageError, DataError."""
+    if isinstance(block, np.ndarray):
+        block = _from_numpy(block, name)
+    if not isinstance(block, torch.Tensor):
+        raise UsageError(f"{name} is of type {type(block).__name__}", f"give tensors or arrays {TAKEN}")
+    if not 2 <= block.dim() <= 4 or 0 in block.shape[1:]:
+        raise DataError(f"{name} of shape {tuple(block.shape)} cannot be rows", f"give {TAKEN}")
+    if block.is_complex():
+        raise DataError(f"{name} holds complex numbers")
+    return block.detach().to("cpu", block.dtype if block.dtype in KEPT else torch.float32)
+
+
+def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name} is an array of {array.dtype}", "give an array of numbers")
+    if array.dtype not in (np.float32, np.float16):  # also numbers of another byte order
+        array = array.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _in_memory(x: torch.Tensor) -> ArraySource:
+    if len(x) < 2:
+        raise DataError(f"{len(x)} rows or sequences are too few to hold some of them out", "give at least two")
+    return ArraySource(x, holdout=HOLDOUT_SHARE)
