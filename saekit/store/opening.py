@@ -86,5 +86,5 @@ def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
 
 def _in_memory(x: torch.Tensor) -> ArraySource:
     if len(x) < 2:
-        raise DataError(f"{len(x)} rows or sequences are too few to hold some of them out", "give at least two")
+        raise DataError(f"got {len(x)} rows or sequences: some are trained on and some held out", "give at least two")
     return ArraySource(x, holdout=HOLDOUT_SHARE)
