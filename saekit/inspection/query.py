@@ -21,8 +21,9 @@ from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
 from saekit.models.metrics import fires
+from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
-from saekit.store.stack import Paths, StackedStore, stores_of
+from saekit.store.stack import StackedStore, stores_of
 from saekit.types import ActivationSpec, Autoencoder, Progress
 
 TOP_TOKENS = 5
@@ -43,7 +44,7 @@ class FeatureRow:
 
 def features(
     checkpoint: str | Path,
-    store: Paths,
+    store: RowsLike,
     *,
     index: int | None = None,
     text: str | None = None,
@@ -51,7 +52,8 @@ def features(
     top: int = 10,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """Exactly one of index, text, image. Ranked by the size of act. A crosscoder takes the stores of its training, in its order, as a list.
+    """Exactly one of index, text, image. Ranked by the size of act. `store`: a path or an open Store. A crosscoder takes the stores of
+    its training, in its order, as a list.
 
     Raises UsageError, DataError, MissingError.
     """

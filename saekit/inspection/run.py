@@ -18,9 +18,10 @@ from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.files import write_config, write_json
 from saekit.store.folder_kinds import PAGE
+from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
-from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of
+from saekit.store.stack import StackedStore, check_stores, stores_of
 from saekit.training.checkpoints import load
 from saekit.types import ActivationSpec, Autoencoder, FeatureRecord, Progress
 
@@ -40,7 +41,7 @@ class InspectResult:
 
 def inspect(
     checkpoint: str | Path,
-    store: Paths,
+    store: RowsLike,
     out: str | Path,
     *,
     features: str = "top:500",
@@ -51,9 +52,10 @@ def inspect(
 ) -> InspectResult:
     """Scan a store once and write a page of the chosen features (`0-255,1024`, `top:500`, `all`) that opens from disk.
 
-    A crosscoder takes the stores of its training, in its order, as a list; examples are shown with the first one's tokens or images, which
-    are those of all. For a language model the logit lens needs the model itself; when it cannot be had the page is made without, and a
-    message says so. Raises UsageError, DataError (checkpoint and store do not fit, OUT), MissingError.
+    `store`: a path or an open Store. A crosscoder takes the stores of its training, in its order, as a list; examples are shown with the
+    first one's tokens or images, which are those of all. For a language model the logit lens needs the model itself; when it cannot be
+    had the page is made without, and a message says so. Raises UsageError, DataError (checkpoint and store do not fit, OUT),
+    MissingError.
     """
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
@@ -109,7 +111,7 @@ def _write_page(
     return write_page(records, meta, images, out, single_file=single_file)
 
 
-def open_pair(checkpoint: str | Path, store: Paths) -> tuple[Autoencoder, Checkpoint, Store | StackedStore]:
+def open_pair(checkpoint: str | Path, store: RowsLike) -> tuple[Autoencoder, Checkpoint, Store | StackedStore]:
     """Model, checkpoint and store, known to fit: the same width, hidden states of the same modality."""
     description, opened = read_checkpoint(checkpoint), open_stores(store)
     check_stores(checkpoint, description.config, opened)

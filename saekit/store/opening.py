@@ -50,6 +50,15 @@ def open_rows(rows: RowsLike) -> Rows:
     return _in_memory(_joined(blocks))
 
 
+def open_stores(rows: RowsLike) -> Store | StackedStore:
+    """The same where rows must say which token or patch they come from: one store, or several side by side."""
+    opened = open_rows(rows)
+    if not isinstance(opened, (Store, StackedStore)):
+        cause = "rows in memory do not say which token or patch they come from"
+        raise UsageError(cause, "give the path of a store, or an open one")
+    return opened
+
+
 def _joined(blocks: list) -> torch.Tensor:
     tensors = [_tensor(block, f"block {number}") for number, block in enumerate(blocks)]
     if not tensors:

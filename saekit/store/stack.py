@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from saekit.config import recorded
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError
 from saekit.rows import Adapter, Rows
 from saekit.store.pair import check_aligned
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch, ActivationSpec
-
-Paths = str | Path | Sequence[str | Path]
 
 
 class StackedStore(Adapter):
@@ -70,15 +68,6 @@ class StackedStore(Adapter):
         index = np.array([row])
         bad = (store for store in self.sources[:-1] if not store.take(index).x.isfinite().all())
         return next(bad, self.sources[-1]).locate(row)
-
-
-def open_stores(paths: Paths) -> Store | StackedStore:
-    """The store of a path, or of several the stack. Raises UsageError (none), DataError, MissingError."""
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    if not paths:
-        raise UsageError("there is no store", "--store with the folder that `saekit harvest` wrote")
-    stores = [Store(Path(path)) for path in paths]
-    return stores[0] if len(stores) == 1 else StackedStore(stores)
 
 
 def stores_of(source: Rows) -> list[Rows]:

@@ -20,8 +20,8 @@ from saekit.inspection.query import features
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.run import inspect
 from saekit.inspection.scan import cached_scan
+from saekit.store.opening import open_stores
 from saekit.store.reader import Store
-from saekit.store.stack import open_stores
 from saekit.types import FeatureRecord
 
 

@@ -9,7 +9,7 @@ from made_stores import write_store
 
 from saekit.errors import DataError, MissingError, UsageError
 from saekit.store.memory import ArraySource
-from saekit.store.opening import open_rows
+from saekit.store.opening import open_rows, open_stores
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 
@@ -47,6 +47,13 @@ def test_rows_in_memory_are_the_same_whatever_holds_them(rows):
     source = open_rows(rows)
     assert isinstance(source, ArraySource) and source.spec.dtype == "float32" and torch.equal(all_of(source), X_ND)
     assert source.content == ArraySource(X_ND, holdout=0.05).content
+
+
+def test_where_a_row_must_be_traced_rows_in_memory_are_refused(tmp_path):
+    store = Store(write_store(tmp_path / "s", 200))
+    assert open_stores(store) is store
+    with pytest.raises(UsageError, match="do not say which token or patch"):
+        open_stores(X_ND)
 
 
 def test_a_tensor_is_neither_copied_nor_changed_and_its_graph_is_dropped():
