@@ -17,6 +17,7 @@ from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.stack import StackedStore
 
 RowsLike = str | Path | Rows | torch.Tensor | np.ndarray | Iterable
+LEAST, LEAST_HELD_OUT = 4, 2  # rows or sequences; a single held-out row does not vary, and fvu would have no value
 KEPT = (torch.float32, torch.float16, torch.bfloat16)  # other types of numbers become float32
 TAKEN = "(N, D), (N, T, D) or (N, H, W, D)"
 
@@ -30,7 +31,7 @@ def open_rows(rows: RowsLike) -> Rows:
       than one pass, statistics and held-out rows: what is larger than memory belongs into a store.
 
     Rows in memory are not copied, unless they are on another device (they move to the CPU) or of another type than
-    float32, float16 and bfloat16 (they become float32). 5 % of them, whole sequences, are held out.
+    float32, float16 and bfloat16 (they become float32). 5 % of them, and at least two, are held out, whole sequences.
 
     Raises UsageError for what cannot be rows, DataError for shapes that cannot, and what Store raises.
     """
@@ -94,6 +95,6 @@ def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
 
 
 def _in_memory(x: torch.Tensor) -> ArraySource:
-    if len(x) < 2:
-        raise DataError(f"got {len(x)} rows or sequences: some are trained on and some held out", "give at least two")
-    return ArraySource(x, holdout=HOLDOUT_SHARE)
+    if len(x) < LEAST:
+        raise DataError(f"got {len(x)} rows or sequences: some are trained on and some held out", f"give at least {LEAST}")
+    return ArraySource(x, holdout=max(HOLDOUT_SHARE, LEAST_HELD_OUT / len(x)))

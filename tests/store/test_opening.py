@@ -85,6 +85,11 @@ def test_a_twentieth_is_held_out_and_the_sides_are_apart():
     assert sorted(shuffled) == rows["train"] != shuffled
 
 
+@pytest.mark.parametrize("n,held_out", [(4, 2), (39, 2), (41, 3)])
+def test_at_least_two_rows_are_held_out(n, held_out):
+    assert open_rows(X_ND[:n]).count("holdout") == held_out
+
+
 def test_sequences_are_held_out_whole_and_their_rows_say_where_they_lie():
     x_NTD = torch.randn(40, 6, 3)
     source = open_rows(x_NTD)
@@ -127,7 +132,7 @@ def test_content_tells_other_values_shapes_and_types_apart():
         ([[1.0, 2.0]], UsageError, "block 0 is of type list"),
         (torch.zeros(4), DataError, r"the rows of shape \(4,\) cannot be rows"),
         (torch.zeros(4, 0), DataError, "cannot be rows"),
-        (torch.zeros(1, 4), DataError, "got 1 rows or sequences"),
+        (torch.zeros(3, 4), DataError, "got 3 rows or sequences"),
         ([torch.zeros(3, 4), torch.zeros(3, 5)], DataError, r"block 1 has shape \(3, 5\), block 0 \(3, 4\)"),
         (np.array([["a"]]), DataError, "the rows is an array of <U1"),
         (torch.zeros(3, 4, dtype=torch.complex64), DataError, "complex"),
