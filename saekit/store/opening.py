@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,10 @@ def open_rows(rows: RowsLike) -> Rows:
     """Rows that training and evaluation can read.
 
     - a path of a store, or an open Store; a list of row-aligned ones is read side by side (a crosscoder);
-    - a tensor or NumPy array of rows (N,D), sequences (N,T,D) or grids (N,H,W,D);
+    - a tensor, NumPy array or DataFrame of rows (N,D), sequences (N,T,D) or grids (N,H,W,D);
     - an iterable of such blocks, equal in all but N. It is read once and kept in memory, since training needs more
-      than one pass, statistics and held-out rows: what is larger than memory belongs into a store.
+      than one pass, statistics and held-out rows: what is larger than memory belongs in a store;
+    - an object with the members of saekit.rows.Rows is handed on as it is.
 
     Rows in memory are not copied, unless they are on another device (they move to the CPU) or of another type than
     float32, float16 and bfloat16 (they become float32). 5 % of them, and at least two, are held out, whole sequences.
@@ -39,9 +40,9 @@ def open_rows(rows: RowsLike) -> Rows:
         return rows
     if isinstance(rows, (str, Path)):
         return Store(Path(rows))
-    if isinstance(rows, (torch.Tensor, np.ndarray)):
+    if isinstance(rows, torch.Tensor) or hasattr(rows, "__array__"):
         return _in_memory(_tensor(rows, "the rows"))
-    if not isinstance(rows, Iterable):
+    if not isinstance(rows, Iterable) or isinstance(rows, Mapping):
         cause = f"rows cannot be read from {type(rows).__name__}"
         raise UsageError(cause, f"give a path, a Store, a tensor or array {TAKEN}, or an iterable of these")
     blocks = list(rows)
@@ -73,8 +74,8 @@ def _joined(blocks: list) -> torch.Tensor:
 
 def _tensor(block: object, name: str) -> torch.Tensor:
     """On the CPU, without a graph, in a type that stores have. Raises UsageError, DataError."""
-    if isinstance(block, np.ndarray):
-        block = _from_numpy(block, name)
+    if not isinstance(block, torch.Tensor) and hasattr(block, "__array__"):
+        block = _from_numpy(np.asarray(block), name)
     if not isinstance(block, torch.Tensor):
         raise UsageError(f"{name} is of type {type(block).__name__}", f"give tensors or arrays {TAKEN}")
     if not 2 <= block.dim() <= 4 or 0 in block.shape[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_stores import write_store
@@ -40,8 +41,9 @@ def test_paths_and_stores(tmp_path):
         (X_ND[i : i + 9] for i in range(0, 100, 9)),
         X_ND.numpy().astype(">f4"),
         X_ND.int(),
+        pd.DataFrame(X_ND.numpy(), columns=["a", "b"]),
     ],
-    ids=["tensor", "array", "list", "generator", "byte order", "integers"],
+    ids=["tensor", "array", "list", "generator", "byte order", "integers", "data frame"],
 )
 def test_rows_in_memory_are_the_same_whatever_holds_them(rows):
     source = open_rows(rows)
@@ -128,6 +130,7 @@ def test_content_tells_other_values_shapes_and_types_apart():
     "rows,error,words",
     [
         (3, UsageError, "rows cannot be read from int"),
+        ({"x": X_ND}, UsageError, "rows cannot be read from dict"),
         ([], UsageError, "there are no rows"),
         ([[1.0, 2.0]], UsageError, "block 0 is of type list"),
         (torch.zeros(4), DataError, r"the rows of shape \(4,\) cannot be rows"),
