@@ -20,10 +20,11 @@ from saekit.inspection.records import pick_rows
 from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import fires
 from saekit.store.reader import Store
 from saekit.store.stack import Paths, StackedStore, stores_of
-from saekit.types import ActivationSpec, Autoencoder, Progress
+from saekit.types import ActivationSpec, Progress
 
 TOP_TOKENS = 5
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from saekit_kernels import SparseCodes
 
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.types import Autoencoder
 
 CHUNK_ROWS = 8192
 TOKENS_EACH_SIDE = 12
