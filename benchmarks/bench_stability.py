@@ -52,7 +52,7 @@ class WatchedTopK(TopK):
             sae.W_dec.copy_(random_unit_rows(sae.latents, sae.d_in, generator(0)))
             sae.W_enc.copy_(sae.W_dec)
             sae.b_enc.copy_(-(sae.W_enc @ sae.b_dec))
-        super().initialise(sae, sample_BD)
+        super().initialise_from(sae, sample_BD)
         self.first = sae.W_dec.detach().clone()
 
 
@@ -63,7 +63,7 @@ class WatchedArchetypal(Archetypal):
         self.rows = rows
 
     def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        super().initialise(sae, sample_BD if self.rows is None else self.rows)
+        super().initialise_from(sae, sample_BD if self.rows is None else self.rows)
         self.first = sae.W_dec.detach().clone()
 
 

@@ -54,7 +54,7 @@ def stacked(D: int, F: int, B: int, members: int) -> dict:
     index, saes = torch.arange(B), []
     for seed in range(members):
         sae = build("sae", D, {"latents": F, "k": K})
-        sae.initialise(rows[0], torch.Generator().manual_seed(seed))
+        sae.initialise_from(rows[0], torch.Generator().manual_seed(seed))
         sae.total_steps = 1000
         saes.append((sae, make_adam(sae, 1e-3)))
     stack = [torch.nn.Parameter(torch.stack([getattr(sae, n).detach() for sae, _ in saes])) for n in ("W_enc", "b_enc", "W_dec", "b_dec")]

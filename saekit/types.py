@@ -187,6 +187,9 @@ class Step:
         return None if self.dead is None or len(self.dead) == 0 else self.dead[:most]
 
 
+FIRST = Step()
+
+
 @dataclass
 class Example:
     """One place where a latent fired, with its surroundings.

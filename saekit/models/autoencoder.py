@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from saekit.types import ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
+from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
 if TYPE_CHECKING:
     from saekit_kernels import SparseCodes
@@ -105,7 +105,7 @@ class Autoencoder(nn.Module):
     def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
         """Called before the first step of a stage."""
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         raise NotImplementedError
 
     def fused_step(self, batch: ActivationBatch, step: Step, adam: Adam) -> LossTerms | None:

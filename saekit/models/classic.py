@@ -23,7 +23,7 @@ from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
 from saekit.models.metrics import firing_counts
 from saekit.models.noise import Noise, step_generator
-from saekit.types import ActivationBatch, LossTerms, Step
+from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
 ACTIVATIONS = {
     "linear": lambda a: a,
@@ -153,7 +153,7 @@ class Classic(Autoencoder):
                 else:
                     parameter.zero_()
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
         batch = as_batch(batch)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))

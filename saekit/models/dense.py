@@ -18,7 +18,7 @@ from saekit.models import penalties
 from saekit.models.autoencoder import as_batch
 from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
 from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
-from saekit.types import ActivationBatch, LossTerms, Stage, Step
+from saekit.types import FIRST, ActivationBatch, LossTerms, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Dense(Classic):
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             enter_layer(self, stage, sample)
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         batch, stages = as_batch(batch), self.stages(max(step.total, step.number + 1))
         layer = next(stage.layer for stage in stages if stage.start <= step.number < stage.stop)
         return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)

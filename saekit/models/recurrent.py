@@ -25,7 +25,7 @@ from saekit.models.autoencoder import as_batch
 from saekit.models.base import as_rows
 from saekit.models.classic import Classic, ClassicConfig
 from saekit.models.noise import step_generator
-from saekit.types import ActivationBatch, LossTerms, Output, Step, Takes
+from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Step, Takes
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -156,7 +156,7 @@ class Recurrent(Classic):
 
     # -- training -----------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         """As Classic.loss, with the mask for the reader and the length for the writer."""
         batch = as_batch(batch)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))

@@ -38,7 +38,7 @@ def random_sae(sparsity: str):
         for weight in sae.weights:
             weight.copy_(torch.randn(weight.shape, generator=gen, dtype=torch.float64) / 3)
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
-        if sae.variant.thresholded:
+        if sae.thresholded:
             sae.threshold.copy_(torch.rand(F, generator=gen, dtype=torch.float64) / 2)
     return sae
 
@@ -91,7 +91,7 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
     with torch.no_grad():
         for weight in raw.weights:
             weight.copy_(torch.randn(weight.shape) / 4)
-        if raw.variant.thresholded:
+        if raw.thresholded:
             raw.threshold.fill_(0.1)
     units = Units.of(store, torch.device("cpu"))
     x = next(store.batches(len(store))).x.float()
@@ -99,7 +99,7 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
     assert inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3) and inside.mean(0).abs().max() < 1e-3
     torch.testing.assert_close(units.raw(inside), x, rtol=1e-5, atol=1e-5)
     options = dataclasses.asdict(raw.config)
-    trained = restore("sae", options, units.unfolded(raw))
+    trained = restore("sae", options, raw.unfolded(units.mean_D, units.scale))
     with torch.no_grad():
         torch.testing.assert_close(units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4)
     again = restore("sae", options, trained.folded(units.mean_D, units.scale))

@@ -25,7 +25,7 @@ def batch(seed: int) -> ActivationBatch:
 
 def make_sae(backend: str, sparsity: str, **options) -> SAE:
     sae = build("sae", D, {"latents": F, "sparsity": sparsity, **options})
-    sae.initialise(batch(0).x.cpu(), torch.Generator().manual_seed(0))
+    sae.initialise_from(batch(0).x.cpu(), torch.Generator().manual_seed(0))
     sae.backend = backend
     return sae.to(DEVICE)
 

@@ -28,7 +28,7 @@ from saekit.models.sae.losses import own_error, squared_error, summed
 from saekit.models.sae.preactivations import Pre
 from saekit.models.sae.start import scale_encoder_to_fit
 from saekit.typed import as_type
-from saekit.types import ActivationBatch, LossTerms, Output, Step
+from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Step
 
 REVIVED_NORM = 0.2  # of the living encoder rows
 BATCH, EPOCHS = 4096, 8
@@ -254,7 +254,7 @@ class SAE(Autoencoder):
         x_hat = x_hat if past_BD is None else x_hat + past_BD
         return x_hat, squared_error(target_BD, x_hat)
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         """Of a batch, or of rows (B,D) alone, at a step of a run."""
         batch = as_batch(batch)
         x = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device)) if self.noise.kind else batch.x
