@@ -10,7 +10,6 @@ import torch
 
 from saekit.errors import DataError
 from saekit.models.catalog import build
-from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.jumprelu import SPEED
 

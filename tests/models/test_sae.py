@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from made_stores import make_rows
-from saekit.models.sae.auxiliary import auxk_loss
 from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError
@@ -15,6 +14,7 @@ from saekit.models.base import geometric_median, remove_parallel_
 from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.sae import SAE
+from saekit.models.sae.auxiliary import auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16

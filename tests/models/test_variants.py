@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from made_stores import make_rows, write_store
-from saekit.models.sae.control import Control
 
 import saekit
 from saekit.errors import UsageError
 from saekit.models.catalog import build
 from saekit.models.sae import SAE
+from saekit.models.sae.control import Control
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.archetypal import SPEED
 from saekit.models.sparsity.jumprelu import Heaviside, Jump
