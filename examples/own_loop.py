@@ -1,6 +1,6 @@
 """Train an SAE in a loop of your own: saekit gives the model and its loss, the rest is ordinary torch.
 
-    python examples/own_loop.py jumprelu
+python examples/own_loop.py jumprelu
 """
 
 from __future__ import annotations

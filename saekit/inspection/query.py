@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import SparseCodes
 
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.hooks import capture
@@ -134,7 +133,7 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
         rows += len(x_BD)
         code = model.encode(x_BD)
-        dense = code.to_dense() if isinstance(code, SparseCodes) else code
+        dense = code.to_dense()
         for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
             best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:

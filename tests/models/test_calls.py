@@ -41,7 +41,7 @@ def made(name: str, dtype: torch.dtype = torch.float32, folded: bool = True):
 
 
 def dense(code):
-    return code if isinstance(code, torch.Tensor) else code.to_dense()
+    return code.to_dense()
 
 
 def rows(*shape, seed=0, dtype=torch.float32):

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from made_stores import make_rows
-from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
@@ -45,7 +44,7 @@ def normalised(rows, dtype=torch.float64, seed=0):
 
 
 def dense(code):
-    return code.to_dense() if isinstance(code, SparseCodes) else code
+    return code.to_dense()
 
 
 def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
