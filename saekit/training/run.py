@@ -101,7 +101,7 @@ class Run:
         options = config.options | ({"seed": config.seed} if config.model != "sae" and "seed" in options_of(config.model) else {})
         spec, parts = self.source.spec, getattr(self.source, "parts", ())
         self.model = build(config.model, spec.d_in, options, spec.shape, 0 if other is None else other.spec.d_in, parts)
-        if getattr(self.model, "needs_previous", False):
+        if self.model.needs_previous:
             self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
@@ -128,14 +128,9 @@ class Run:
         # fp32 weights, gradients, two moments and an average; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
         weights = parameters * (16 if self.config.ema is None else 20)
-        memory = weights + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
+        memory = weights + (0 if closed else self.model.batch_bytes(self.config.batch)) + 65_536 * self.store.spec.d_in * 2
         steps = 1 if closed else self.steps
         return TrainPlan(self.config.model, self.store.spec.d_in, latents, parameters, rows, steps, train_rows, memory, self.backend.name)
-
-    def _batch_bytes(self) -> int:
-        if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
-            return 8 * min(self.config.batch, 1024 if hasattr(self.model.config, "k") else 1 << 30) * self.model.latents
-        return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
         identity = self._identity()
@@ -160,7 +155,7 @@ class Run:
         own |= {name: ",".join(map(str, value)) for name, value in own.items() if isinstance(value, tuple)}
         flags = {name: own[name] for name in flags_of(self.config.model, own.get("sparsity")) if name in own}
         settings = {**self.config.flat(), **flags, "store": str(self.store.path)}
-        others = [name for name in self.config.options if name not in flags and name != "expansion"] if isinstance(self.model, SAE) else []
+        others = [name for name in self.config.options if name not in flags and name != "expansion"]
         if others:
             settings["set"] = [f"{name}={own[name]}" for name in others]
         for name in others:
@@ -224,9 +219,6 @@ class Run:
         write_checkpoint(path, description, tensors)
 
 
-KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels
-
-
 def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
     """Raise UsageError where --ema or --precision would do nothing, or harm."""
     closed = model.strategy == "closed_form"
@@ -236,7 +228,7 @@ def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
     if config.precision == "float32":
         return
     why = f"--model {config.model} is fitted in fp64" if closed else ""
-    if isinstance(model, SAE) and model.config.sparsity not in KERNEL_FREE:
+    if model.sparse_kernels:
         why = f"the kernels of --sparsity {model.config.sparsity} choose their own precision (docs/kernels.md)"
     if why:
         raise UsageError(f"--precision {config.precision}: {why}", "leave --precision away")
@@ -244,7 +236,7 @@ def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
     """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises UsageError, BackendError."""
-    if not hasattr(model, "fused_step"):
+    if not isinstance(model, SAE):
         if asked == "triton":
             raise UsageError("--backend triton: this model has no sparse code", "leave --backend away")
         return Backend("torch", "the model has no sparse code")
