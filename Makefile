@@ -29,6 +29,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/words.py
 
 bench: $(READY)
 	$(BIN)/saekit bench train --quick

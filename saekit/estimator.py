@@ -288,7 +288,7 @@ def _decoded(model: nn.Module, z_BF: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(code: torch.Tensor | SparseCodes) -> torch.Tensor:
-    return code.to_dense() if isinstance(code, SparseCodes) else code
+    return code.to_dense()
 
 
 def _array(X):

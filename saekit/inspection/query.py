@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import SparseCodes
 
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.hooks import capture
@@ -20,11 +19,12 @@ from saekit.inspection.records import pick_rows
 from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import fires
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
-from saekit.types import ActivationSpec, Autoencoder, Progress
+from saekit.types import ActivationSpec, Progress
 
 TOP_TOKENS = 5
 
@@ -135,7 +135,7 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
         rows += len(x_BD)
         code = model.encode(x_BD)
-        dense = code.to_dense() if isinstance(code, SparseCodes) else code
+        dense = code.to_dense()
         for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
             best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:

@@ -16,9 +16,10 @@ from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.tokens import TokenTexts
 from saekit.inspection.windows import Windows, read_windows
 from saekit.inspection.written import WrittenTexts
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.types import Autoencoder, Example, FeatureRecord, Progress
+from saekit.types import Example, FeatureRecord, Progress
 
 EXAMPLES_EACH_BAND = 5
 LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together

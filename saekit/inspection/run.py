@@ -15,6 +15,7 @@ from saekit.inspection.records import check_features, feature_records, select_la
 from saekit.inspection.relate import hook_shares, off_the_residual_stream, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.files import write_config, write_json
 from saekit.store.folder_kinds import PAGE
@@ -23,7 +24,7 @@ from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore, check_stores, stores_of
 from saekit.training.checkpoints import load
-from saekit.types import ActivationSpec, Autoencoder, FeatureRecord, Progress
+from saekit.types import ActivationSpec, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (

@@ -120,7 +120,7 @@ class _Finetune:
         self.contexts = Contexts(self.store, self.live, config.batch, config.data)
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
-        self.sae: SAE = restore("sae", checkpoint.config["config"], self.units.unfolded(loaded)).to(device)
+        self.sae: SAE = restore("sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)).to(device)
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from saekit.config import recorded
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import LiveModel
+from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
-
-TIED = ("matching-pursuit", "archetypal")  # decoders under a constraint whose other parts a checkpoint does not hold
 
 
 def check_kind(checkpoint: Checkpoint) -> None:
@@ -25,7 +24,7 @@ def check_kind(checkpoint: Checkpoint) -> None:
         raise UsageError(f"{path} is a transcoder: what it gives is no replacement of its own input", hint)
     if config.get("parts"):
         raise UsageError(f"{path} is a crosscoder: its rows are those of several hooks", hint)
-    if config["sparsity"] in TIED:
+    if VARIANTS[config["sparsity"]].constrained_decoder:
         raise UsageError(f"--sparsity {config['sparsity']}: its decoder would leave its constraint", hint)
 
 

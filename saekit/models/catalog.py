@@ -12,21 +12,21 @@ from torch import nn
 
 from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.conv import Conv, ConvConfig
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
 from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.recurrent import Recurrent, RecurrentConfig
-from saekit.models.sae import SAE
+from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
-from saekit.models.sparsity.base import SAEConfig
 from saekit.models.unet import UNet, UNetConfig
 from saekit.models.vae import VAE, VAEConfig
 
 
 class Entry(NamedTuple):
     config: type
-    model: type[nn.Module]
+    model: type[Autoencoder]
     line: str
 
 
@@ -53,7 +53,7 @@ def config_of(name: str, options: dict[str, Any]) -> type:
         return CATALOG[name].config
     chosen = options.get("sparsity", SAEConfig.sparsity)
     check_choice("--sparsity", chosen, VARIANTS)
-    return VARIANTS[chosen].config
+    return VARIANTS[chosen].config_class
 
 
 def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
@@ -133,9 +133,9 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
         settings = typed.build(config_of(name, config), config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size
-            _need_shapes(CATALOG[name].model(settings).state_dict(), tensors)
-        model = CATALOG[name].model(settings)
-        model.load_state_dict(tensors)
+            model = CATALOG[name].model.for_weights(settings)
+        _need_shapes(model.state_dict(), tensors)
+        model.to_empty(device="cpu").load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, IndexError, UsageError) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)

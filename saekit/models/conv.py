@@ -109,9 +109,9 @@ class Spatial(Classic):
         return (self.maps_in + self.maps_out) * math.prod(self.sides[0]) + self.maps_each * maps
 
     @torch.no_grad()
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that their first index is not the output."""
-        super().initialise(sample, generator)
+        super().initialise_from(sample, generator)
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
                 products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2  # in one output value: the fan-in

@@ -15,9 +15,10 @@ from torch.nn.functional import linear
 
 from saekit.errors import UsageError, check_choice
 from saekit.models import penalties
-from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig, Recipe
+from saekit.models.autoencoder import as_batch
+from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
 from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
-from saekit.types import ActivationBatch, LossTerms, Stage
+from saekit.types import FIRST, ActivationBatch, LossTerms, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,13 @@ class Mirror(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, tied: bool, d_back: int) -> None:
         super().__init__()
-        self.W_up = nn.Parameter(torch.zeros(d_out, d_in))
+        self.W_up = nn.Parameter(torch.empty(d_out, d_in))
         self.b_up = nn.Parameter(torch.zeros(d_out))
-        self.W_down = None if tied else nn.Parameter(torch.zeros(d_back, d_out))
+        self.W_down = None if tied else nn.Parameter(torch.empty(d_back, d_out))
         self.b_down = nn.Parameter(torch.zeros(d_back))
+        for weight in (self.W_up, self.W_down):
+            if weight is not None:
+                nn.init.kaiming_normal_(weight)
 
     def up(self, h: torch.Tensor) -> torch.Tensor:
         return linear(h, self.W_up, self.b_up)
@@ -126,7 +130,7 @@ class Dense(Classic):
     def leaving_norms(self) -> torch.Tensor:
         return self.layers[-1].down_weight.norm(dim=0)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
         z, terms, weights = super().noisy_code(noisy, clean, step)
         if self.config.contractive:
             terms["contractive"], weights["contractive"] = self.contraction(clean), self.config.contractive
@@ -151,8 +155,8 @@ class Dense(Classic):
 
     # -- pretraining --------------------------------------------------------------------------------------------------------
 
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        super().initialise(sample, generator)
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        super().initialise_from(sample, generator)
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             small_weights_(self, generator)
 
@@ -163,8 +167,9 @@ class Dense(Classic):
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             enter_layer(self, stage, sample)
 
-    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
-        layer = next(stage.layer for stage in self.stages(max(self.total_steps, step + 1)) if stage.start <= step < stage.stop)
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+        batch, stages = as_batch(batch), self.stages(max(step.total, step.number + 1))
+        layer = next(stage.layer for stage in stages if stage.start <= step.number < stage.stop)
         return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
 
 
@@ -174,4 +179,4 @@ class Linear(Dense):
     Trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
     """
 
-    recipe = Recipe(lr=1e-2, weight_decay=0.0)
+    lr, weight_decay = 1e-2, 0.0

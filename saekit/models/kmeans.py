@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from saekit_kernels import SparseCodes
-from torch import nn
 
 from saekit.errors import DataError, UsageError
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
-from saekit.types import Output
 
 FAR = 100.0  # times the spread
 BATCH = 4096
@@ -30,11 +29,10 @@ class KMeansConfig:
             raise UsageError(f"--latents {self.latents} must be at least 1")
 
 
-class KMeans(nn.Module):
+class KMeans(Autoencoder):
     """code = 1 at the nearest centroid, 0 elsewhere (SparseCodes with K = 1); x_hat = that centroid."""
 
     strategy = "closed_form"
-    takes = "rows"
     active_above = 0.0
 
     def __init__(self, config: KMeansConfig) -> None:
@@ -64,10 +62,6 @@ class KMeans(nn.Module):
             return x_hat.view(*code.shape[:-1], self.d_in)
         x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
         return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
-
-    def forward(self, x_BD: torch.Tensor) -> Output:
-        code = self.encode(x_BD)
-        return Output(self.decode(code), code)
 
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:

@@ -22,7 +22,7 @@ from saekit.models import outputs, penalties
 from saekit.models.base import as_rows
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import step_generator
-from saekit.types import Output
+from saekit.types import Output, Step
 
 POSTERIOR = 2  # stream of random numbers within a step
 LOG_VARIANCE = (-12.0, 12.0)  # bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
@@ -58,10 +58,10 @@ class VAE(Dense):
         self.reconstruction_weight = config.likelihood_weight
         self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None  # log variance of x around x_hat
 
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have around their mean: one number is moved
         by the learning rate a step, and would not arrive in a short run."""
-        super().initialise(sample, generator)
+        super().initialise_from(sample, generator)
         variance = sample.var(0, correction=0).mean() if sample.shape[-1] == self.d_out else torch.ones(())
         with torch.no_grad():
             self.W_spread.zero_()
@@ -78,9 +78,9 @@ class VAE(Dense):
         below = self.bend(pre[-2]) if len(pre) > 1 else x_BD
         return pre[-1], torch.addmm(self.b_spread, below, self.W_spread.T).clamp(*LOG_VARIANCE)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
         mean, log_variance = self._posterior(noisy)
-        z = _draw(mean, log_variance, step_generator(self.seed, step, mean.device, POSTERIOR))
+        z = _draw(mean, log_variance, step_generator(step.seed, step.number, mean.device, POSTERIOR))
         return z, {"kl": penalties.gaussian_kl(mean, log_variance).mean()}, {"kl": self.config.beta}
 
     def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -108,7 +108,7 @@ class VAE(Dense):
     def forward(self, x_BD: torch.Tensor) -> Output:
         output = super().forward(x_BD)
         if not self.config.d_out:  # the bound is on p(x); with another store as the target there is none
-            output.extras["elbo"] = self.elbo(x_BD, step_generator(self.seed, 0, x_BD.device, POSTERIOR))
+            output.extras["elbo"] = self.elbo(x_BD, step_generator(0, 0, x_BD.device, POSTERIOR))
         return output
 
     @torch.no_grad()

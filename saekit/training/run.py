@@ -16,6 +16,7 @@ from saekit_kernels import Backend, resolve_backend
 
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, NumericsError, UsageError
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
 from saekit.rows import Rows
@@ -35,7 +36,7 @@ from saekit.training.defaults import memory_normalize, resolved
 from saekit.training.fit import Estimate, fit, holdout_figures, training_units
 from saekit.training.optim import BETA2, WARMUP_SHARE, decay_share
 from saekit.training.sinks import Sink, open_sinks
-from saekit.types import Autoencoder, Progress
+from saekit.types import Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
@@ -133,7 +134,7 @@ class Run:
         options = config.options | ({"seed": config.seed} if config.model != "sae" and "seed" in options_of(config.model) else {})
         spec = self.source.spec
         self.model = build(config.model, spec.d_in, options, spec.shape, d_out, self.source.parts)
-        if getattr(self.model, "needs_previous", False):
+        if self.model.needs_previous:
             self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
@@ -160,14 +161,9 @@ class Run:
         # fp32 weights, gradients, two moments and an average; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
         weights = parameters * (16 if self.config.ema is None else 20)
-        memory = weights + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
+        memory = weights + (0 if closed else self.model.batch_bytes(self.config.batch)) + 65_536 * self.store.spec.d_in * 2
         steps = 1 if closed else self.steps
         return TrainPlan(self.config.model, self.store.spec.d_in, latents, parameters, rows, steps, train_rows, memory, self.backend.name)
-
-    def _batch_bytes(self) -> int:
-        if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
-            return 8 * min(self.config.batch, 1024 if hasattr(self.model.config, "k") else 1 << 30) * self.model.latents
-        return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
         if self.out is None:
@@ -203,7 +199,7 @@ class Run:
         settings = {**self.config.flat(), **flags}
         if isinstance(self.store, Store):  # rows in memory cannot be found again
             settings["store"] = str(self.store.path)
-        others = [name for name in self.config.options if name not in flags and name != "expansion"] if isinstance(self.model, SAE) else []
+        others = [name for name in self.config.options if name not in flags and name != "expansion"]
         if others:
             settings["set"] = [f"{name}={own[name]}" for name in others]
         for name in others:
@@ -286,9 +282,6 @@ def _source(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
     return PairedStore(rows, target), target.spec.d_in
 
 
-KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels
-
-
 def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
     """Raise UsageError where --ema or --precision would do nothing, or harm."""
     closed = model.strategy == "closed_form"
@@ -298,7 +291,7 @@ def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
     if config.precision == "float32":
         return
     why = f"--model {config.model} is fitted in fp64" if closed else ""
-    if isinstance(model, SAE) and model.config.sparsity not in KERNEL_FREE:
+    if model.sparse_kernels:
         why = f"the kernels of --sparsity {model.config.sparsity} choose their own precision (docs/kernels.md)"
     if why:
         raise UsageError(f"--precision {config.precision}: {why}", "leave --precision away")
@@ -306,7 +299,7 @@ def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
     """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises UsageError, BackendError."""
-    if not hasattr(model, "fused_step"):
+    if not isinstance(model, SAE):
         if asked == "triton":
             raise UsageError("--backend triton: this model has no sparse code", "leave --backend away")
         return Backend("torch", "the model has no sparse code")

@@ -21,7 +21,7 @@ from saekit.training.config import TrainConfig
 from saekit.training.fit import holdout_figures
 from saekit.training.loop import Trainer
 from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 CPU = torch.device("cpu")
 SMALL = {"expansion": 4, "k": 4, "batch": 64, "lr": 3e-3}
@@ -323,13 +323,12 @@ def rows_of(kind):
 def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options, kind):
     x, shape = rows_of(kind)
     built = build(model, x.shape[-1], options, shape)
-    built.initialise(x, torch.Generator().manual_seed(0))
-    built.total_steps = 8
+    built.initialise_from(x, torch.Generator().manual_seed(0))
     index = torch.arange(len(x))
 
     def judged(net, x, step):
         net.zero_grad()
-        terms = net.loss(ActivationBatch(x, index, index, index), step)
+        terms = net.loss(ActivationBatch(x, index, index, index), Step(step, 8))
         terms.total.backward()
         return terms, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 

@@ -241,11 +241,11 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
 def test_resampling_zeroes_the_moments_of_the_dead_alone():
     sae = build("sae", 16, {"latents": 8, "sparsity": "l1"})
     optimizer = make_adam(sae, 1e-3)
-    sae.initialise(make_rows(100), torch.Generator().manual_seed(0))
+    sae.initialise_from(make_rows(100), torch.Generator().manual_seed(0))
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    reset_moments(optimizer, torch.tensor([2]), 8)
+    reset_moments(optimizer, torch.tensor([2]), sae)
     for name, parameter in sae.named_parameters():
         moments = optimizer.state[parameter]["exp_avg"]
         if name == "b_dec":
