@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sparsity.base import SAEConfig, Variant
 from saekit.models.sparsity.batchtopk import BatchTopK, BatchTopKConfig
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
@@ -35,9 +35,7 @@ class Nesting:
         config = super().resolved()
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
         if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
-            raise UsageError(
-                f"--groups {','.join(f'{g:g}' for g in self.groups)}: shares must rise to 1, the first one with a latent in it"
-            )
+            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, the first one with a latent in it")
         return config
 
 

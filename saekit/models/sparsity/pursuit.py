@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnF
 from saekit_kernels import encode_topk
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sparsity.base import SAEConfig, Variant, squared_error, summed
 from saekit.models.sparsity.dead import aux_terms
 from saekit.models.sparsity.topk import TopKConfig, k_at
@@ -33,7 +33,9 @@ class PursuitConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if self.d_out or self.skip:
-            raise UsageError("--sparsity matching-pursuit reconstructs its own input", "leave --target-store and --skip away")
+            raise UsageError(
+                f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input", f"drop {opt('target_store')} and {opt('skip')}"
+            )
         return super().resolved()
 
 

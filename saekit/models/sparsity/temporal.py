@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as nnF
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sparsity.base import SAEConfig, Variant, own_error, summed
 from saekit.models.sparsity.dead import aux_terms
 from saekit.models.sparsity.nested import mean_error
@@ -38,7 +38,7 @@ class TemporalConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
-            raise UsageError("--slow-share must be between 0 and 1, --temperature above 0")
+            raise UsageError(f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0")
         return super().resolved()
 
 
