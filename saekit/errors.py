@@ -28,6 +28,7 @@ def opt(name: str, *values: Any) -> str:
 
     `name` is the Python parameter. Values are numbers, booleans, None, texts, or sequences of these; anything else is taken as its text.
     """
+    assert name.isidentifier(), f"{name} is a flag, not an option"
     return _BEGIN + name + "".join(_VALUE + json.dumps(_plain(value)) for value in values) + _END
 
 
