@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from saekit.errors import spelled
 from saekit.typed import MisfitError, build
 
 if TYPE_CHECKING:
@@ -230,4 +231,10 @@ class Progress:
     total: int
     unit: str = "rows"
     figures: dict[str, float] = field(default_factory=dict)
-    message: str | None = None  # a line for the user, shown once
+    message: str | None = None  # a line for the user, shown once; names options as Python does
+    raw_message: str | None = field(init=False, default=None)  # the same with its options marked (saekit.errors.opt), for other front ends
+
+    def __post_init__(self) -> None:
+        if self.message is not None:
+            object.__setattr__(self, "raw_message", self.message)
+            object.__setattr__(self, "message", spelled(self.message))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.subjects import Subject, open_runs
 from saekit.models.metrics import Figures, RowSums
 from saekit.rows import Rows
@@ -67,12 +67,12 @@ def evaluate(
     """
     models = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
     if split is not None:
-        check_choice("--split", split, ("holdout", "train", "all"))
+        check_choice("split", split, ("holdout", "train", "all"))
     if rows is not None and rows < 1:
-        raise UsageError(f"--rows {rows} must be at least 1")
+        raise UsageError(f"{opt('rows', rows)} must be at least 1")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
-        raise UsageError("--k: there is no k", "--k 8,16,32")
+        raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
     source = open_rows(data)
     # every k is known to be possible before the first pass over the rows
     subjects = [(at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks]

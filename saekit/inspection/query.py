@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.models import load_model
@@ -58,13 +58,13 @@ def features(
     Raises UsageError, DataError, MissingError.
     """
     if sum(value is not None for value in (index, text, image)) != 1:
-        raise UsageError("give exactly one of --index, --text, --image")
+        raise UsageError(f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}")
     if top < 1:
-        raise UsageError(f"--top {top} must be at least 1")
+        raise UsageError(f"{opt('top', top)} must be at least 1")
     model, _, opened = open_pair(checkpoint, store)
     wanted = None if index is not None else ("text" if text is not None else "image")
     if wanted is not None and wanted != opened.spec.modality:
-        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"--{opened.spec.modality}")
+        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"give {opt(opened.spec.modality)}")
     if index is not None and not 0 <= index < model.latents:
         raise DataError(f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})")
     scan = cached_scan(model, Path(checkpoint), opened, progress)
@@ -120,7 +120,9 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
     specs = [store.spec for store in stores_of(source)]
     for spec, store in zip(specs, stores_of(source)):
         if spec.is_raw:
-            raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
+            raise DataError(
+                f"{store.path} holds raw data: there is no model to read an input with", f"{opt('index')} with the number of a latent"
+            )
     document = Document(
         0, "input", text, read_picture(Path(image), remedy="repair the file or give another") if image is not None else None
     )
@@ -139,7 +141,7 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
             best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:
-        raise DataError("the input holds no token in this store's scope", "give a longer --text")
+        raise DataError("the input holds no token in this store's scope", f"give a longer {opt('text')}")
     return best
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from saekit.errors import DataError, SaekitError, UsageError
+from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
 from saekit.inspection.relate import hook_shares, off_the_residual_stream, output_tokens
@@ -22,7 +22,7 @@ from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
-from saekit.store.stack import StackedStore, check_stores, stores_of
+from saekit.store.stack import StackedStore, check_stores, stores_of, with_stores
 from saekit.training.checkpoints import load
 from saekit.types import ActivationSpec, FeatureRecord, Progress
 
@@ -59,12 +59,12 @@ def inspect(
     MissingError.
     """
     if not 1 <= top <= KEPT_TOP:
-        raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
+        raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
     model, description, opened = open_pair(checkpoint, store)
     paths = [str(each.path) for each in stores_of(opened)]
     if opened.spec.is_raw and opened.spec.modality != "image":
         verb = "compare" if len(paths) == 1 else "evaluate"
-        hint = f"saekit {verb} {checkpoint} " + " ".join(f"--store {path}" for path in paths)
+        hint = with_stores(f"saekit {verb} {checkpoint}", paths)
         raise DataError(f"{opened.path} holds {opened.spec.hook} rows, which a page cannot show", hint)
     check_features(features, model.latents)
     where = paths[0] if len(paths) == 1 else paths
@@ -121,7 +121,7 @@ def open_pair(checkpoint: str | Path, store: RowsLike) -> tuple[Autoencoder, Che
         raise DataError(
             f"{checkpoint} takes {trained_on['d_in']} values a row ({trained_on['model']}, {trained_on['hook']}), "
             f"{opened.path} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
-            "--store with the store that it was trained on, or one of the same hook",
+            f"{opt('store')} with the store that it was trained on, or one of the same hook",
         )
     if trained_on["modality"] != opened.spec.modality:
         raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {opened.path} holds {opened.spec.modality}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models import outputs, penalties
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
@@ -60,15 +60,15 @@ class ClassicConfig:
 
     def __post_init__(self) -> None:
         if self.latents < 1:
-            raise UsageError(f"--latents {self.latents} must be at least 1")
-        check_choice("--output", self.output, outputs.OUTPUTS)
-        check_choice("--sparsity", self.sparsity, CODE_OF_SPARSITY)
+            raise UsageError(f"{opt('latents', self.latents)} must be at least 1")
+        check_choice("output", self.output, outputs.OUTPUTS)
+        check_choice("sparsity", self.sparsity, CODE_OF_SPARSITY)
         Noise.parse(self.noise)
         if not 0 < self.target_rate < 1:
-            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
+            raise UsageError(f"{opt('target_rate', self.target_rate)} must be in (0, 1)")
         if self.coef is not None and (self.coef < 0 or self.sparsity == "none"):
             wrong = "must not be negative" if self.coef < 0 else "weighs a penalty that there is not"
-            raise UsageError(f"--coef {self.coef:g} {wrong}", "--sparsity l1 or kl" if self.coef >= 0 else "")
+            raise UsageError(f"{opt('coef', self.coef)} {wrong}", opt("sparsity", "l1", "kl") if self.coef >= 0 else "")
 
     @property
     def penalty(self) -> float:

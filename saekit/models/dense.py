@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models import penalties
 from saekit.models.autoencoder import as_batch
 from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
@@ -31,9 +31,9 @@ class LinearConfig(ClassicConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.contractive < 0:
-            raise UsageError(f"--contractive {self.contractive:g} must not be negative")
+            raise UsageError(f"{opt('contractive', self.contractive)} must not be negative")
         if self.tied and self.d_out not in (0, self.d_in):
-            raise UsageError("--tied: the target has another width than the input", "leave --tied away")
+            raise UsageError(f"{opt('tied', True)}: the target has another width than the input", f"drop {opt('tied')}")
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,22 @@ class DenseConfig(LinearConfig):
         super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if any(width < 1 for width in self.hidden):
-            raise UsageError(f"--hidden {','.join(map(str, self.hidden))}: widths must be at least 1")
-        check_choice("--activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+            raise UsageError(f"{opt('hidden', self.hidden)}: widths must be at least 1")
+        check_choice("activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
         if self.pretrain:
-            check_choice("--pretrain", self.pretrain, KINDS)
+            check_choice("pretrain", self.pretrain, KINDS)
         if not 0 < self.pretrain_share < 1:
-            raise UsageError(f"--pretrain-share {self.pretrain_share:g} must be in (0, 1)")
+            raise UsageError(f"{opt('pretrain_share', self.pretrain_share)} must be in (0, 1)")
         if self.pretrain == "rbm" and self.activation != "sigmoid" and self.hidden:
-            cause = f"--pretrain rbm: the mean of a binary unit is a sigmoid, not {self.activation}"
-            raise UsageError(cause, "--activation sigmoid")
+            cause = f"{opt('pretrain', 'rbm')}: the mean of a binary unit is a sigmoid, not {self.activation}"
+            raise UsageError(cause, opt("activation", "sigmoid"))
         if self.pretrain == "rbm" and self.sparsity == "l1":
-            raise UsageError("--pretrain rbm: code units are binary or Gaussian, not rectified", "--sparsity kl or none")
+            raise UsageError(f"{opt('pretrain', 'rbm')}: code units are binary or Gaussian, not rectified", opt("sparsity", "kl", "none"))
         if self.pretrain and self.d_out:
-            raise UsageError("--pretrain: layers reconstruct their input, which the target store is not", "leave --pretrain away")
+            raise UsageError(
+                f"{opt('pretrain', self.pretrain)}: layers reconstruct their input, which the target store is not",
+                f"drop {opt('pretrain')}",
+            )
 
 
 class Mirror(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from saekit_kernels import SparseCodes
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
 
@@ -26,7 +26,7 @@ class KMeansConfig:
 
     def __post_init__(self) -> None:
         if self.latents < 1:
-            raise UsageError(f"--latents {self.latents} must be at least 1")
+            raise UsageError(f"{opt('latents', self.latents)} must be at least 1")
 
 
 class KMeans(Autoencoder):
@@ -81,7 +81,7 @@ class KMeans(Autoencoder):
         if held:
             x = np.concatenate(held)
             if not fitted and len(x) < self.latents:
-                raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", f"--latents {max(len(x) // 10, 1)}")
+                raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", opt("latents", max(len(x) // 10, 1)))
             model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
 
@@ -29,7 +29,7 @@ class PCA(Autoencoder):
     def __init__(self, config: PCAConfig) -> None:
         super().__init__()
         if not 1 <= config.latents <= config.d_in:
-            raise UsageError(f"--latents {config.latents}: pca takes 1 to d_in = {config.d_in} components")
+            raise UsageError(f"{opt('latents', config.latents)}: pca takes 1 to d_in = {config.d_in} components")
         self.config = config
         self.d_in, self.latents = config.d_in, config.latents
         self.register_buffer("components", torch.zeros(self.latents, self.d_in))

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.models import outputs
 from saekit.models.autoencoder import as_batch
 from saekit.models.base import as_rows
@@ -44,16 +44,16 @@ class RecurrentConfig(ClassicConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
-        check_choice("--cell", self.cell, CELLS)
-        for flag, value in (("--width", self.width), ("--layers", self.layers)):
+        check_choice("cell", self.cell, CELLS)
+        for option, value in (("width", self.width), ("layers", self.layers)):
             if value < 1:
-                raise UsageError(f"{flag} {value} must be at least 1")
+                raise UsageError(f"{opt(option, value)} must be at least 1")
         if self.is_image and self.d_out % self.shape[0]:
             raise DataError(f"rows of width {self.d_out} in the target store are no images of {self.shape[0]} rows of pixels")
         if not self.is_image and (len(self.shape) != 2 or self.shape[1] != self.d_in):
             raise DataError(
                 f"recurrent takes sequences or images; these rows of width {self.d_in} are neither",
-                "harvest with --layout sequence, or raw:pixels",
+                f"harvest with {opt('layout', 'sequence')}, or raw:pixels",
             )
 
     @property

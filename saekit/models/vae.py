@@ -4,7 +4,7 @@ q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, th
 
     -log p(x|z) + beta * KL(q(z|x) || N(0, I)),    KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2 - 1)
 
-the mean over rows. The likelihood follows `--output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
+the mean over rows. The likelihood follows `output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
 values, learnt with the rest (Rybkin et al. 2021, arXiv 2006.13202): a fixed variance would be a second beta in disguise.
 """
 
@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models import outputs, penalties
 from saekit.models.base import as_rows
 from saekit.models.dense import Dense, DenseConfig
@@ -41,12 +41,12 @@ class VAEConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, value in (("--beta", self.beta), ("--likelihood-weight", self.likelihood_weight)):
+        for option, value in (("beta", self.beta), ("likelihood_weight", self.likelihood_weight)):
             if value < 0:
-                raise UsageError(f"{flag} {value:g} must not be negative")
-        for flag, given in (("--sparsity", self.sparsity != "none"), ("--contractive", self.contractive), ("--pretrain", self.pretrain)):
+                raise UsageError(f"{opt(option, value)} must not be negative")
+        for option, given in (("sparsity", self.sparsity != "none"), ("contractive", self.contractive), ("pretrain", self.pretrain)):
             if given:
-                raise UsageError(f"{flag} does not apply to --model vae, whose code is drawn from a Gaussian")
+                raise UsageError(f"{opt(option)} does not apply to {opt('model', 'vae')}, whose code is drawn from a Gaussian")
 
 
 class VAE(Dense):

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.rows import Adapter, Rows
 from saekit.types import ActivationBatch
 
@@ -19,7 +19,7 @@ class WithPrevious(Adapter):
     def __init__(self, source: Rows) -> None:
         if source.spec.layout != "sequence":
             cause = f"{source.path} has layout {source.spec.layout}: a row's neighbour may be missing"
-            raise DataError(cause, "harvest it with --layout sequence")
+            raise DataError(cause, f"harvest it with {opt('layout', 'sequence')}")
         super().__init__(source)
 
     def combine(self, batch: ActivationBatch) -> ActivationBatch:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.catalog import restore
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
@@ -47,9 +47,11 @@ def with_k(model: nn.Module, k: int, name: str) -> nn.Module:
     """The same weights, not copied, with a code of the k largest values of a row; `name` says in errors which model it is."""
     if not (isinstance(model, SAE) and model.largest_of_rows):
         kinds = [kind for kind, variant in VARIANTS.items() if variant.largest_of_rows]
-        raise UsageError(f"--k {k}: the code of {name} is not the k largest values of a row", f"SAEs that have one: {', '.join(kinds)}")
+        raise UsageError(
+            f"{opt('k', k)}: the code of {name} is not the k largest values of a row", f"SAEs that have one: {', '.join(kinds)}"
+        )
     if not 1 <= k <= model.config.k:
-        raise UsageError(f"--k {k} must be between 1 and the k of {name}, {model.config.k}")
+        raise UsageError(f"{opt('k', k)} must be between 1 and the k of {name}, {model.config.k}")
     cut = copy.copy(model)
     cut.config = dataclasses.replace(model.config, k=k)
     return cut

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from saekit.errors import NumericsError
+from saekit.errors import NumericsError, opt
 from saekit.rows import Rows
 from saekit.types import ActivationBatch
 
@@ -35,7 +35,7 @@ class Spread:
             return None
         return (
             f"the values of a row are about {size**0.5:.3g} in size and are not normalized, while learning rates are chosen for values "
-            "about 1: --normalize center+scale reconstructs better"
+            f"about 1: {opt('normalize', 'center+scale')} reconstructs better"
         )
 
 
@@ -166,8 +166,8 @@ def check_peaks(store: Rows, rows: torch.Tensor | None, found: list[torch.Tensor
     for source, peak_B in zip((store, store.target), found):
         bad = (~peak_B.isfinite()).nonzero()[:, 0]
         if len(bad) and rows is None:
-            raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", "harvest another --hook")
+            raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", f"harvest another {opt('hook')}")
         if len(bad):
             stored = isinstance(source.path, Path)
-            hint = "harvest that store again with --overwrite" if stored else "drop such rows"
+            hint = f"harvest that store again with {opt('overwrite', True)}" if stored else "drop such rows"
             raise NumericsError(f"NaN or inf in the data: {source.locate(int(rows[bad[0].cpu()]))}", hint)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from saekit.errors import BackendError, NumericsError
+from saekit.errors import BackendError, NumericsError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
@@ -272,7 +272,7 @@ class Trainer:
     def _check(self) -> None:
         """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
-        hint = "--overwrite with a lower --lr, or with --clip 1"
+        hint = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
         for step, rows, found, values in seen:
             if not math.isfinite(values["total"].item()):
                 check_peaks(self.store, rows, found)
@@ -280,7 +280,9 @@ class Trainer:
                 raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
             if values.get("lost_rows", 0) > 0:
                 lost = int(values["lost_rows"])
-                raise BackendError(f"step {step}: {lost} rows had more active latents than the sparse kernels hold", "--backend torch")
+                raise BackendError(
+                    f"step {step}: {lost} rows had more active latents than the sparse kernels hold", opt("backend", "torch")
+                )
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""

@@ -15,7 +15,7 @@ import torch
 from saekit_kernels import Backend, resolve_backend
 
 from saekit.device import pick_device
-from saekit.errors import BackendError, DataError, NumericsError, UsageError
+from saekit.errors import BackendError, DataError, NumericsError, UsageError, check_choice, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
@@ -39,6 +39,7 @@ from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
+CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"  # after a run that diverged
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 
@@ -62,7 +63,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run would do: for --dry-run and the first line on the screen."""
+    """What a run would do: for a dry run and the first line on the screen."""
 
     model: str
     d_in: int
@@ -143,8 +144,8 @@ class Run:
         self.config = dataclasses.replace(config, decay=decay_share(config, self.model))
         if self.model.strategy != "closed_form" and self.config.batch > self.units:
             what = "rows" if self.units == store.count("train") else "examples"
-            cause = f"--batch {self.config.batch:,} is above the {self.units:,} training {what} of {store.path}"
-            raise DataError(cause, f"--batch {max(self.units // 4, 1)}")
+            cause = f"{opt('batch', self.config.batch)} is above the {self.units:,} training {what} of {store.path}"
+            raise DataError(cause, opt("batch", max(self.units // 4, 1)))
         self.steps = max(self.config.rows // self.config.batch, 1)
 
     def read_from(self, source: Rows, live: bool, estimated: Estimate) -> None:
@@ -189,7 +190,7 @@ class Run:
         """Raise UsageError for what only a run with a folder can do."""
         given = {"resume": resume, "overwrite": overwrite, "log": bool(self.config.log)}
         if names := [name for name, value in given.items() if value]:
-            raise UsageError(f"{names[0]} needs a folder, and this run writes nothing", "give out")
+            raise UsageError(f"{opt(names[0])} needs a folder, and this run writes nothing", f"give {opt('out')}")
 
     def _settings(self) -> dict[str, Any]:
         """Every flag as it was resolved, defaults too: the file means the same when a default changes."""
@@ -241,9 +242,9 @@ class Run:
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
         if math.isnan(figures["fvu"]) and math.isfinite(figures["mse"]):
-            raise DataError("the held-out rows do not vary, so fvu has no value", "harvest more rows, or with a larger --holdout")
+            raise DataError("the held-out rows do not vary, so fvu has no value", f"harvest more rows, or with a larger {opt('holdout')}")
         if not figures["fvu"] <= DIVERGED_FVU:
-            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
+            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", CALMER)
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         where = None if self.out is None else str(self.out)
         result = TrainResult(where, fitted.steps, fitted.rows, rate, self.backend.name, figures)
@@ -274,7 +275,7 @@ def _source(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
     if config.target_store is None and not config.stores:
         return rows, 0
     if not isinstance(rows, Store):
-        option = "stores" if config.stores else "target_store"
+        option = opt("stores" if config.stores else "target_store")
         raise UsageError(f"{option}: rows in memory cannot be aligned with those of a store", "give the path of a store")
     if config.stores:
         return StackedStore([rows, *(Store(Path(path)) for path in config.stores)]), 0
@@ -283,29 +284,30 @@ def _source(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
 
 
 def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
-    """Raise UsageError where --ema or --precision would do nothing, or harm."""
+    """Raise UsageError where ema or precision would do nothing, or harm."""
     closed = model.strategy == "closed_form"
     if closed and config.ema is not None:
-        cause = f"--ema {config.ema:g}: --model {config.model} is fitted in one go, there are no steps to average"
-        raise UsageError(cause, "leave --ema away")
+        cause = f"{opt('ema', config.ema)}: {opt('model', config.model)} is fitted in one go, there are no steps to average"
+        raise UsageError(cause, f"drop {opt('ema')}")
     if config.precision == "float32":
         return
-    why = f"--model {config.model} is fitted in fp64" if closed else ""
+    why = f"{opt('model', config.model)} is fitted in fp64" if closed else ""
     if model.sparse_kernels:
-        why = f"the kernels of --sparsity {model.config.sparsity} choose their own precision (docs/kernels.md)"
+        why = f"the kernels of {opt('sparsity', model.config.sparsity)} choose their own precision (docs/kernels.md)"
     if why:
-        raise UsageError(f"--precision {config.precision}: {why}", "leave --precision away")
+        raise UsageError(f"{opt('precision', config.precision)}: {why}", f"drop {opt('precision')}")
 
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
     """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises UsageError, BackendError."""
     if not isinstance(model, SAE):
         if asked == "triton":
-            raise UsageError("--backend triton: this model has no sparse code", "leave --backend away")
+            raise UsageError(f"{opt('backend', asked)}: this model has no sparse code", f"drop {opt('backend')}")
         return Backend("torch", "the model has no sparse code")
+    check_choice("backend", asked, ("auto", "triton", "torch"))
     try:
         return resolve_backend(asked, device.type)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
+    except ValueError as error:  # of the variable that stands in for auto
+        raise UsageError(str(error), option="backend") from None
     except RuntimeError as error:
-        raise BackendError(f"--backend {asked}: {error}", "--backend torch") from None
+        raise BackendError(f"{opt('backend', asked)}: {error}", opt("backend", "torch")) from None

@@ -371,7 +371,7 @@ def test_the_store_must_be_the_one_that_was_trained_on(made, tmp_path):
     (moved / "config.toml").unlink()
     with pytest.raises(UsageError, match="does not say which store") as raised:
         saekit.finetune(moved, tmp_path / "out")
-    assert "--store" in raised.value.hint
+    assert "store" in raised.value.hint
     assert saekit.finetune(moved, tmp_path / "out", store=str(made.store), rows=100).rows >= 100
 
 

@@ -173,7 +173,7 @@ def test_a_target_of_the_same_width_is_not_mixed_up_with_the_input():
 
 
 def test_data_that_the_output_cannot_reach_are_refused_and_a_target_is_what_counts():
-    with pytest.raises(DataError, match="--output bernoulli gives values in"):
+    with pytest.raises(DataError, match='output="bernoulli" gives values in'):
         made("dense", output="bernoulli").loss(batch_of(rows() - 0.5))
     made("dense", output="bernoulli").loss(batch_of(rows() - 0.5, rows(seed=1)))
 
@@ -229,15 +229,15 @@ def test_folding_leaves_the_training_model_alone():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"latents": 0}, "--latents 0 must be at least 1"),
-        ({"output": "bernouli"}, "--output bernouli: did you mean bernoulli"),
-        ({"sparsity": "topk"}, "--sparsity topk: choose none, l1, kl"),
-        ({"noise": "masking:2"}, "--noise masking:2"),
-        ({"sparsity": "kl", "target_rate": 1.0}, r"--target-rate 1 must be in \(0, 1\)"),
-        ({"coef": 1.0}, "--coef 1 weighs a penalty that there is not"),
-        ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),
-        ({"contractive": -0.1}, "--contractive -0.1 must not be negative"),
-        ({"k": 3}, "--k does not apply to --model"),
+        ({"latents": 0}, "latents=0 must be at least 1"),
+        ({"output": "bernouli"}, 'output="bernouli": did you mean bernoulli'),
+        ({"sparsity": "topk"}, 'sparsity="topk": choose none, l1, kl'),
+        ({"noise": "masking:2"}, 'noise="masking:2"'),
+        ({"sparsity": "kl", "target_rate": 1.0}, r"target_rate=1 must be in \(0, 1\)"),
+        ({"coef": 1.0}, "coef=1 weighs a penalty that there is not"),
+        ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
+        ({"contractive": -0.1}, "contractive=-0.1 must not be negative"),
+        ({"k": 3}, 'k does not apply to model="'),
     ],
 )
 @pytest.mark.parametrize("name", ["linear", "dense"])

@@ -156,7 +156,7 @@ def test_the_same_seed_and_step_give_the_same_loss():
 def test_rows_without_a_shape_are_refused():
     with pytest.raises(DataError, match="conv takes images or grids; these rows have no shape") as raised:
         build("conv", 48, {}, shape=(48,))
-    assert "--layout grid" in raised.value.hint
+    assert 'layout="grid"' in raised.value.hint
     with pytest.raises(DataError, match="width 48 are neither patches nor images"):
         build("conv", 48, {}, shape=(4, 4, 1))
 
@@ -164,7 +164,7 @@ def test_rows_without_a_shape_are_refused():
 def test_more_poolings_than_the_sides_allow_are_refused_with_what_would_do():
     with pytest.raises(UsageError, match="halves the sides 3 times, and 5x13 are too small") as raised:
         build("conv", 65, {"channels": (16, 32, 64)}, shape=(5, 13, 1))
-    assert raised.value.hint == "--channels 16,32"
+    assert raised.value.hint == "channels=(16, 32)"
     assert isinstance(build("conv", 65, {"channels": (16, 32)}, shape=(5, 13, 1)).up[0], nn.ConvTranspose2d)
     with pytest.raises(DataError, match="1x5 are too small for conv"):
         build("conv", 5, {}, shape=(1, 5, 1))

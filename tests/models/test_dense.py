@@ -130,13 +130,13 @@ def test_a_saved_config_is_the_config_again():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"hidden": (8, 0)}, "--hidden 8,0: widths must be at least 1"),
-        ({"activation": "linear"}, "--activation linear: .*choose relu, sigmoid, tanh, silu, gelu"),
-        ({"pretrain": "greedyy"}, "--pretrain greedyy: did you mean greedy"),
-        ({"pretrain": "greedy", "pretrain_share": 1.0}, r"--pretrain-share 1 must be in \(0, 1\)"),
-        ({"pretrain": "greedy", "pretrain_share": 0.0}, r"--pretrain-share 0 must be in \(0, 1\)"),
-        ({"pretrain": "rbm", "activation": "relu"}, "--pretrain rbm: the mean of a binary unit is a sigmoid, not relu"),
-        ({"pretrain": "rbm", "activation": "sigmoid", "sparsity": "l1"}, "--pretrain rbm: code units are binary or Gaussian"),
+        ({"hidden": (8, 0)}, r"hidden=\(8, 0\): widths must be at least 1"),
+        ({"activation": "linear"}, 'activation="linear": .*choose relu, sigmoid, tanh, silu, gelu'),
+        ({"pretrain": "greedyy"}, 'pretrain="greedyy": did you mean greedy'),
+        ({"pretrain": "greedy", "pretrain_share": 1.0}, r"pretrain_share=1 must be in \(0, 1\)"),
+        ({"pretrain": "greedy", "pretrain_share": 0.0}, r"pretrain_share=0 must be in \(0, 1\)"),
+        ({"pretrain": "rbm", "activation": "relu"}, 'pretrain="rbm": the mean of a binary unit is a sigmoid, not relu'),
+        ({"pretrain": "rbm", "activation": "sigmoid", "sparsity": "l1"}, 'pretrain="rbm": code units are binary or Gaussian'),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, cause):
@@ -145,9 +145,9 @@ def test_options_that_cannot_be_are_refused(options, cause):
 
 
 def test_a_target_of_another_width_has_no_tied_weights_and_no_layers_to_pretrain():
-    with pytest.raises(UsageError, match="--tied: the target has another width"):
+    with pytest.raises(UsageError, match="tied=True: the target has another width"):
         build("dense", 16, {"tied": True}, d_out=8)
-    with pytest.raises(UsageError, match="--pretrain: layers reconstruct their input"):
+    with pytest.raises(UsageError, match='pretrain="greedy": layers reconstruct their input'):
         build("dense", 16, {"pretrain": "greedy"}, d_out=8)
     assert build("dense", 16, {"tied": True}, d_out=16)(torch.zeros(2, 16)).x_hat.shape == (2, 16)
 

@@ -197,10 +197,10 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
 def test_rows_that_are_no_sequences_are_refused(shape, d_in):
     with pytest.raises(DataError, match="recurrent takes sequences or images") as raised:
         build("recurrent", d_in, {}, shape=shape)
-    assert "--layout sequence" in raised.value.hint
+    assert 'layout="sequence"' in raised.value.hint
 
 
-@pytest.mark.parametrize("options, message", [({"cell": "rnn"}, "--cell rnn"), ({"width": 0}, "--width 0"), ({"layers": 0}, "--layers 0")])
+@pytest.mark.parametrize("options, message", [({"cell": "rnn"}, 'cell="rnn"'), ({"width": 0}, "width=0"), ({"layers": 0}, "layers=0")])
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         build("recurrent", 3, options, shape=(None, 3))

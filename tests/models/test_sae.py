@@ -232,13 +232,13 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
 @pytest.mark.parametrize(
     "options,words",
     [
-        ({"sparsity": "k1"}, "--sparsity k1: did you mean"),
-        ({"sparsity": "kl", "target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
-        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "--target-rate and --target-l0 both say how often"),
-        ({"expansion": 0}, "--expansion 0 must be above 0"),
-        ({"k": 600}, "--k 600 must be between 1 and the number of latents, 512"),
-        ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),
-        ({"decoder_norm": "frei"}, "--decoder-norm frei: did you mean free"),
+        ({"sparsity": "k1"}, 'sparsity="k1": did you mean'),
+        ({"sparsity": "kl", "target_rate": 1.5}, r"target_rate=1\.5 must be in \(0, 1\)"),
+        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "target_rate and target_l0 both say how often"),
+        ({"expansion": 0}, "expansion=0 must be above 0"),
+        ({"k": 600}, "k=600 must be between 1 and the number of latents, 512"),
+        ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
+        ({"decoder_norm": "frei"}, 'decoder_norm="frei": did you mean free'),
     ],
 )
 def test_wrong_options_are_refused(options, words):

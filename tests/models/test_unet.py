@@ -154,14 +154,14 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
 
 
 def test_a_sparse_code_that_skips_go_around_is_refused():
-    with pytest.raises(UsageError, match="--sparsity l1: skips go around the bottleneck") as raised:
+    with pytest.raises(UsageError, match='sparsity="l1": skips go around the bottleneck') as raised:
         build("unet", 64, {"sparsity": "l1"}, shape=(8, 8, 1))
-    assert raised.value.hint == "--no-skips"
+    assert raised.value.hint == "skips=False"
 
 
 def test_rows_without_a_shape_and_sides_too_small_are_refused():
     with pytest.raises(DataError, match="unet takes images or grids; these rows have no shape"):
         build("unet", 48, {}, shape=(48,))
-    with pytest.raises(UsageError, match="--channels 16,32 halves the sides 2 times, and 3x9 are too small") as raised:
+    with pytest.raises(UsageError, match=r"channels=\(16, 32\) halves the sides 2 times, and 3x9 are too small") as raised:
         build("unet", 27, {}, shape=(3, 9, 1))
-    assert raised.value.hint == "--channels 16"
+    assert raised.value.hint == "channels=(16,)"

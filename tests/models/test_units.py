@@ -183,7 +183,7 @@ def test_raw_values_of_a_large_scale_are_remarked_on(tmp_path):
     said = []
     store = store_of(tmp_path / "big", 300 * make_rows(800, D), model="raw:array")
     saekit.train(store, tmp_path / "a", k=2, latents=32, rows=400, batch=100, progress=lambda p: said.append(p.message))
-    assert any("--normalize center+scale" in message for message in said if message)
+    assert any('normalize="center+scale"' in message for message in said if message)
     said.clear()
     for number, (path, options) in enumerate(((store, {"normalize": "center+scale"}), (store_of(tmp_path / "1", torch.rand(800, D)), {}))):
         settings = {"k": 2, "latents": 32, "rows": 400, "batch": 100, **options}

@@ -262,11 +262,11 @@ def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"beta": -1.0}, "--beta -1 must not be negative"),
-        ({"likelihood_weight": -2.0}, "--likelihood-weight -2 must not be negative"),
-        ({"sparsity": "l1"}, "--sparsity does not apply to --model vae"),
-        ({"contractive": 0.1}, "--contractive does not apply to --model vae"),
-        ({"pretrain": "greedy"}, "--pretrain does not apply to --model vae"),
+        ({"beta": -1.0}, "beta=-1 must not be negative"),
+        ({"likelihood_weight": -2.0}, "likelihood_weight=-2 must not be negative"),
+        ({"sparsity": "l1"}, 'sparsity does not apply to model="vae"'),
+        ({"contractive": 0.1}, 'contractive does not apply to model="vae"'),
+        ({"pretrain": "greedy"}, 'pretrain does not apply to model="vae"'),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, cause):

@@ -338,9 +338,9 @@ def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name,
 
 
 def test_options_of_another_variant_are_refused():
-    with pytest.raises(UsageError, match="--bandwidth does not apply to --sparsity topk"):
+    with pytest.raises(UsageError, match='bandwidth does not apply to sparsity="topk"'):
         build("sae", D, {"bandwidth": 0.1})
     with pytest.raises(UsageError, match="shares must rise to 1"):
         build("sae", D, {"sparsity": "matryoshka", "groups": (0.5, 0.2, 1.0)})
-    with pytest.raises(UsageError, match="--skip would pass the input itself on"):
+    with pytest.raises(UsageError, match="skip=True would pass the input itself on"):
         build("sae", D, {"skip": True})

@@ -275,16 +275,16 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options,error,words",
     [
-        ({"batch": 10_000}, DataError, r"--batch 10,000 is above the 1,8\d\d training rows"),
-        ({"model": "pca", "k": 3}, UsageError, "--k does not apply to --model pca"),
-        ({"sparsity": "l1", "k": 3}, UsageError, "--k does not apply to --sparsity l1"),
-        ({"coef": 3.0}, UsageError, "--coef does not apply to --sparsity topk"),
-        ({"seed": -1}, UsageError, "--seed -1 must not be negative"),
-        ({"latents": -5}, UsageError, "--latents -5 must be between"),
-        ({"expansion": float("nan")}, UsageError, "--expansion nan must be above 0"),
-        ({"normalize": "center"}, UsageError, "--normalize center: did you mean center"),
-        ({"rows": -1}, UsageError, "--rows -1 must be above 0"),
-        ({"device": "tpu9"}, UsageError, "--device tpu9"),
+        ({"batch": 10_000}, DataError, r"batch=10000 is above the 1,8\d\d training rows"),
+        ({"model": "pca", "k": 3}, UsageError, 'k does not apply to model="pca"'),
+        ({"sparsity": "l1", "k": 3}, UsageError, 'k does not apply to sparsity="l1"'),
+        ({"coef": 3.0}, UsageError, 'coef does not apply to sparsity="topk"'),
+        ({"seed": -1}, UsageError, "seed=-1 must not be negative"),
+        ({"latents": -5}, UsageError, "latents=-5 must be between"),
+        ({"expansion": float("nan")}, UsageError, "expansion=nan must be above 0"),
+        ({"normalize": "center"}, UsageError, 'normalize="center": did you mean center'),
+        ({"rows": -1}, UsageError, "rows=-1 must be above 0"),
+        ({"device": "tpu9"}, UsageError, 'device="tpu9"'),
     ],
 )
 def test_wrong_settings(store, tmp_path, options, error, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models.noise import Noise
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
@@ -47,12 +47,12 @@ class SAEConfig:
         """The config with every default filled in. Raises UsageError on values that cannot be."""
         Noise.parse(self.noise)
         if self.latents < 0 or self.latents > MAX_LATENTS:
-            raise UsageError(f"--latents {self.latents} must be between 1 and {MAX_LATENTS:,}")
+            raise UsageError(f"{opt('latents', self.latents)} must be between 1 and {MAX_LATENTS:,}")
         if not 0 < self.expansion * self.d_in < MAX_LATENTS:
-            raise UsageError(f"--expansion {self.expansion:g} must be above 0")
+            raise UsageError(f"{opt('expansion', self.expansion)} must be above 0")
         if self.skip and not self.d_out:
-            raise UsageError("--skip would pass the input itself on", "give the module's output with --target-store")
-        check_choice("--decoder-norm", self.decoder_norm, ("unit", "free"))
-        check_choice("--revive", self.revive, REVIVALS)
+            raise UsageError(f"{opt('skip', True)} would pass the input itself on", f"give the module's output with {opt('target_store')}")
+        check_choice("decoder_norm", self.decoder_norm, ("unit", "free"))
+        check_choice("revive", self.revive, REVIVALS)
         latents = self.latents or max(round(self.expansion * self.d_in), 1)
         return replace(self, latents=latents, expansion=latents / self.d_in)

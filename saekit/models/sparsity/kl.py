@@ -1,7 +1,7 @@
 """`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho || rho_hat_j) (Ng, "Sparse
 autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is the mean of:
 
-| `--sparsity` | code | rho_hat_j |
+| `sparsity` | code | rho_hat_j |
 |---|---|---|
 | kl | sigmoid(pre) | mean_b of the code |
 | kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
@@ -21,7 +21,7 @@ import torch
 from saekit_kernels import sigmoid_reconstruction
 from saekit_kernels.dense import kl_of_means
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE
 from saekit.models.sae.losses import summed
 from saekit.models.sae.preactivations import DensePre, Pre, above
@@ -50,9 +50,9 @@ class KLConfig(PenaltyConfig):
         default = self.target_l0 / config.latents if self.target_l0 else self.default_rate
         rate = default if self.target_rate is None else self.target_rate
         if not 0 < rate < 1:
-            raise UsageError(f"--target-rate {rate:g} must be in (0, 1)")
+            raise UsageError(f"{opt('target_rate', rate)} must be in (0, 1)")
         if self.target_l0 and rate != default:
-            raise UsageError("--target-rate and --target-l0 both say how often latents are active", "leave one of them away")
+            raise UsageError(f"{opt('target_rate')} and {opt('target_l0')} both say how often latents are active", "drop one of them")
         return replace(config, target_rate=rate)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.preactivations import Pre
 from saekit.models.sparsity.batchtopk import BatchTopKConfig, LargestOfBatch
@@ -31,9 +31,7 @@ class Nesting:
         config = super().resolved()
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
         if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
-            raise UsageError(
-                f"--groups {','.join(f'{g:g}' for g in self.groups)}: shares must rise to 1, the first one with a latent in it"
-            )
+            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, the first one with a latent in it")
         return config
 
 

@@ -1,6 +1,6 @@
 """ReLU codes made sparse by a penalty on their sizes a = z_j ||w_j||, mean_b sum_j phi(a_bj).
 
-| `--sparsity` | phi(a) | source |
+| `sparsity` | phi(a) | source |
 |---|---|---|
 | l1 | a | Anthropic, "Circuits Updates - April 2024": the norm, lest scale be shifted into the decoder |
 | tanh | tanh(c a) / c | Jermyn et al., "Circuits Updates - February 2024": large values are not shrunk |
@@ -19,7 +19,7 @@ import torch
 from saekit_kernels import relu_reconstruction
 from saekit_kernels.operations import OPERATIONS
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.auxiliary import aux_terms, dead_predict
 from saekit.models.sae.fused import Adam, fused_sparse_step
@@ -54,9 +54,9 @@ class PenaltyConfig(SAEConfig):
         config = super().resolved()
         coef = self.default_coef if self.coef is None else self.coef
         if coef < 0:
-            raise UsageError(f"--coef {coef:g} must not be negative")
+            raise UsageError(f"{opt('coef', coef)} must not be negative")
         if not 0 <= self.target_l0 < config.latents:
-            raise UsageError(f"--target-l0 {self.target_l0:g} must be between 0 and the number of latents, {config.latents:,}")
+            raise UsageError(f"{opt('target_l0', self.target_l0)} must be between 0 and the number of latents, {config.latents:,}")
         start = self.start_l0 or (min(START * self.target_l0, config.latents / 2) if self.target_l0 else config.latents / 2)
         return replace(config, coef=coef, start_l0=start)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnF
 from saekit_kernels import encode_topk
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.auxiliary import aux_terms
 from saekit.models.sae.losses import squared_error, summed
@@ -31,7 +31,9 @@ class PursuitConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if self.d_out or self.skip:
-            raise UsageError("--sparsity matching-pursuit reconstructs its own input", "leave --target-store and --skip away")
+            raise UsageError(
+                f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input", f"drop {opt('target_store')} and {opt('skip')}"
+            )
         return super().resolved()
 
 

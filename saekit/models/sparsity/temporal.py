@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as nnF
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAEConfig
 from saekit.models.sae.auxiliary import aux_terms
 from saekit.models.sae.losses import own_error, summed
@@ -36,7 +36,7 @@ class TemporalConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
-            raise UsageError("--slow-share must be between 0 and 1, --temperature above 0")
+            raise UsageError(f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0")
         return super().resolved()
 
 

@@ -11,7 +11,7 @@ import torch
 from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
 from saekit_kernels.operations import OPERATIONS
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.auxiliary import aux_terms, dead_predict
 from saekit.models.sae.fused import Adam, fused_sparse_step
@@ -37,9 +37,9 @@ class TopKConfig(SAEConfig):
     def resolved(self) -> SAEConfig:
         config = super().resolved()
         config = replace(config, k_start=self.k_start or min(self.starts * self.k, max(round(START_SHARE * config.latents), self.k)))
-        for name, k in (("--k", self.k), ("--k-start", config.k_start)):
+        for name, k in (("k", self.k), ("k_start", config.k_start)):
             if not 1 <= k <= config.latents:
-                raise UsageError(f"{name} {k} must be between 1 and the number of latents, {config.latents:,}")
+                raise UsageError(f"{opt(name, k)} must be between 1 and the number of latents, {config.latents:,}")
         return config
 
 
