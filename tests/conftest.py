@@ -3,6 +3,11 @@ from __future__ import annotations
 import os
 
 import pytest
+
+# A worker of pytest-xdist has a core to itself, and so do the processes that its tests start. Before torch is imported, which reads this.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 # Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable when triton is first imported.
