@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -13,6 +14,10 @@ import torch
 # Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable when triton is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        import interpreted
+
+        interpreted.patch_once()
 
 from made_stores import write_store
 

@@ -30,7 +30,7 @@ def make_sae(backend: str, sparsity: str, **options) -> SAE:
     return sae.to(DEVICE)
 
 
-def trained(backend: str, sparsity: str, steps: int = 3, dead=None, arm: str = "dense", clip=None, **options):
+def trained(backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options):
     sae = make_sae(backend, sparsity, **options)
     sae.arm, sae.total_steps = arm, 10
     sae.dead_order = dead
