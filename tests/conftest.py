@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
         interpreted.patch_once()
 
 from made_stores import write_store
+from torch_threads import torch_threads
 
 from saekit.store.reader import Store, open_store
 
@@ -37,7 +38,12 @@ def _seed():
 @pytest.fixture
 def one_thread():
     """Sums of one order, whatever process makes them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """For what is worked off in parallel, of which one thread would show nothing."""
+    with torch_threads(2):
+        yield

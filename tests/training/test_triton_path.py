@@ -13,7 +13,7 @@ from saekit.training.optim import make_adam
 from saekit.training.step import take_step
 from saekit.types import ActivationBatch
 
-D, F, B = 12, 40, 24
+D, F, B = 12, 40, 17
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
