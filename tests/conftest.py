@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-# A worker of pytest-xdist has a core to itself, and so do the processes that its tests start. Before torch is imported, which reads this.
+# A worker of pytest-xdist has one core, and so do the processes that its tests start; where a test asks for more threads, those that wait
+# do not spin. torch reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import torch
 

@@ -77,12 +77,12 @@ def test_a_sweep_that_is_done_is_not_done_again(store, swept):
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path):
-    grid = GRID | {"rows": 60_000}
+    grid = GRID | {"rows": 30_000}
     whole = sweep(store, tmp_path / "whole", grid)
     seen = threading.Event()
 
     def stop(report):
-        if report.done > 40_000 and not seen.is_set():
+        if report.done > 20_000 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
 
