@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,10 @@ def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path):
     seen = threading.Event()
 
     def stop(report):
-        if report.done > 20_000 and not seen.is_set():
+        if report.done > 10_000 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # the sweep looks for a signal every 0.2 s; the others wait for this member
 
     with pytest.raises(KeyboardInterrupt):
         sweep(store, tmp_path / "cut", grid, progress=stop)
