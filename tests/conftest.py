@@ -45,6 +45,6 @@ def one_thread():
 
 @pytest.fixture
 def two_threads():
-    """For what is worked off in parallel, of which one thread would show nothing."""
+    """For code that runs in parallel only where torch has several threads."""
     with torch_threads(2):
         yield

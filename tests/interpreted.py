@@ -1,7 +1,7 @@
-"""Triton's interpreter, made quick enough for tests: half of a small kernel's time went into setting up what was set up already.
+"""Makes triton's interpreter about twice as fast, by setting up triton.language once per kernel.
 
-The interpreter replaces the operations of triton.language by its own for the length of a kernel, and does so anew at every call of a
-function within the kernel: it walks through the members of four modules and classes to find nothing left to replace.
+The interpreter replaces the operations of triton.language with its own while a kernel runs. It repeats this at every call of a function
+within the kernel: it goes through all members of four modules and classes and finds nothing left to replace.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def _is_patched(language) -> bool:
     return not tl.core.is_builtin(language.load) and not tl.core.is_builtin(tl.tensor.__add__)
 
 
-def _patch_what_is_not(function):
-    """As triton's, for the names of triton.language that `function` sees; nothing where all of them are the interpreter's already."""
+def _patch_if_needed(function):
+    """Replaces `interpreter._patch_lang`: the same, unless all operations that `function` can see have been replaced already."""
     languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
     if languages and all(_is_patched(language) for language in languages):
         return interpreter._LangPatchScope()
@@ -25,4 +25,4 @@ def _patch_what_is_not(function):
 
 
 def patch_once() -> None:
-    interpreter._patch_lang = _patch_what_is_not
+    interpreter._patch_lang = _patch_if_needed

@@ -1,4 +1,4 @@
-"""Kill a command before each of its file operations in turn, or at any moment: what kill -9, a crash or a preemption can leave behind."""
+"""Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a preemption can leave behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
 
 
 def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> None:
-    """Run `command` in a process of its own that is killed from outside, `seconds` after `file` came to be: also within an operation."""
+    """Run `command` in its own process and kill it `seconds` after `file` appears: this can be in the middle of an operation."""
     child = os.fork()
     if child == 0:
         _run_and_exit(command)
@@ -59,7 +59,7 @@ def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> N
 
 
 def _run_and_exit(command: Callable[[], object], prepare: Callable[[], None] = lambda: None) -> NoReturn:
-    """What the forked process does: it never returns to the tests."""
+    """The whole life of a forked process, which must not return into the test."""
     status = 1
     try:
         torch.set_num_threads(1)  # a pool of threads does not survive the fork

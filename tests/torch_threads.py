@@ -1,4 +1,4 @@
-"""How many threads torch has for the length of a test; a worker of pytest-xdist has one otherwise."""
+"""Sets the number of torch threads during a test; in a worker of pytest-xdist it is 1."""
 
 from __future__ import annotations
 

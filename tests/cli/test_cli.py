@@ -38,7 +38,7 @@ def run(acts, tmp_path_factory) -> Path:
 
 
 def test_help_is_quick_and_lists_the_verbs():
-    def used() -> float:  # by the processor, which other tests that run now do not change
+    def used() -> float:  # CPU time, which other tests that run at the same time do not change
         spent = resource.getrusage(resource.RUSAGE_CHILDREN)
         return spent.ru_utime + spent.ru_stime
 

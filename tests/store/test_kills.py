@@ -45,7 +45,7 @@ def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def every_kill(folder: Path, begin, check, stride: int = 1) -> int:
-    """Kill `begin` before its first operation and every `stride`-th after it, with `check` after each; about how many there are."""
+    """Kill `begin` before every `stride`-th operation, each time followed by `check`; returns about how many operations there are."""
     operation = 0
     while killed_before(operation, folder, begin):
         check(operation)
@@ -53,7 +53,7 @@ def every_kill(folder: Path, begin, check, stride: int = 1) -> int:
     return operation
 
 
-SAMPLED_OR_ALL = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])  # 7: the operations of a file are fewer
+SAMPLED_OR_ALL = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(arrays, tmp_path):

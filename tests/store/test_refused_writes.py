@@ -56,7 +56,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module", params=COMMANDS)
 def whole(made, request, tmp_path_factory) -> tuple[str, Path]:
-    """(a command, what it writes where nothing stops it)."""
+    """(name of a command, the folder that it writes when nothing stops it)."""
     out = tmp_path_factory.mktemp("whole") / "out"
     COMMANDS[request.param](made, out)
     return request.param, out

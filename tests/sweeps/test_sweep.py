@@ -37,7 +37,7 @@ def swept(store, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def members_side_by_side():
-    """As many members learn at the same time as torch has threads."""
+    """A sweep trains as many members at the same time as torch has threads."""
     with torch_threads(2):
         yield
 
