@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up everything on a fresh machine; both make .venv when it is missing or out of date.
-# `make test` and `make test-all`: CONTRIBUTING.md.
+# What `make test` leaves to `make test-all`: CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,6 +29,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/words.py
 
 bench: $(READY)
 	$(BIN)/saekit bench train --quick

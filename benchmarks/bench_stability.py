@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -41,53 +42,48 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class WatchedTopK(TopK):
-    """Remembers its first decoder; `common`: that of every seed."""
+def watched(kind: type[SAE], firsts: list[torch.Tensor], before=lambda sae: None, rows: torch.Tensor | None = None) -> type[SAE]:
+    """The variant, whose first decoder goes to `firsts`. `before` changes its weights at the start; `rows` (N,D) are an archetypal's in
+    place of the run's sample."""
 
-    def __init__(self, common: bool) -> None:
-        self.common = common
+    class Watched(kind):
+        def start_from(self, sample_BD: torch.Tensor) -> None:
+            before(self)
+            super().start_from(sample_BD if rows is None else rows)
+            firsts.append(self.W_dec.detach().clone())
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        if self.common:
-            sae.W_dec.copy_(random_unit_rows(sae.latents, sae.d_in, generator(0)))
-            sae.W_enc.copy_(sae.W_dec)
-            sae.b_enc.copy_(-(sae.W_enc @ sae.b_dec))
-        super().initialise(sae, sample_BD)
-        self.first = sae.W_dec.detach().clone()
+    return Watched
 
 
-class WatchedArchetypal(Archetypal):
-    """Remembers its first decoder; `rows` (N,D): its archetypes, in an order that says where atoms begin (None: the run's sample)."""
-
-    def __init__(self, rows: torch.Tensor | None) -> None:
-        self.rows = rows
-
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        super().initialise(sae, sample_BD if self.rows is None else self.rows)
-        self.first = sae.W_dec.detach().clone()
+def one_start(sae: SAE) -> None:
+    sae.W_dec.copy_(random_unit_rows(sae.latents, sae.d_in, generator(0)))
+    sae.W_enc.copy_(sae.W_dec)
+    sae.b_enc.copy_(-(sae.W_enc @ sae.b_dec))
 
 
 def starts(hull_ND: torch.Tensor):
-    """name -> (sparsity, the variant of a seed)."""
+    """name -> (sparsity, the variant of a seed, told where its first decoder goes)."""
+
+    def own_order(seed: int) -> torch.Tensor:
+        return hull_ND[torch.randperm(len(hull_ND), generator=generator(seed))]
+
     return {
-        "topk": ("topk", lambda seed: WatchedTopK(common=False)),
-        "topk, one start": ("topk", lambda seed: WatchedTopK(common=True)),
-        "archetypal": ("archetypal", lambda seed: WatchedArchetypal(None)),
-        "archetypal, one hull": (
-            "archetypal",
-            lambda seed: WatchedArchetypal(hull_ND[torch.randperm(len(hull_ND), generator=generator(seed))]),
-        ),
-        "archetypal, one start": ("archetypal", lambda seed: WatchedArchetypal(hull_ND)),
+        "topk": ("topk", lambda seed, firsts: watched(TopK, firsts)),
+        "topk, one start": ("topk", lambda seed, firsts: watched(TopK, firsts, one_start)),
+        "archetypal": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts)),
+        "archetypal, one hull": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts, rows=own_order(seed))),
+        "archetypal, one start": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts, rows=hull_ND)),
     }
 
 
-def trained(store: str, sparsity: str, variant: TopK, **options) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """(fvu, first decoder, last decoder)."""
-    usual, VARIANTS[sparsity] = VARIANTS[sparsity], variant
+def trained(store: str, sparsity: str, variant, **options) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """(fvu, first decoder, last decoder); `variant` makes the class, given a list for first decoders."""
+    firsts: list[torch.Tensor] = []
+    usual, VARIANTS[sparsity] = VARIANTS[sparsity], variant(firsts)
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = saekit.train(store, Path(folder) / "run", sparsity=sparsity, **options)
-            return result.metrics["fvu"], variant.first, saekit.load(result.path).W_dec
+            return result.metrics["fvu"], firsts[-1], saekit.load(result.path).W_dec
     finally:
         VARIANTS[sparsity] = usual
 
@@ -113,7 +109,7 @@ def main() -> None:
     _, sample = estimate(Store(Path(a.store)), "center+scale", 0, torch.device("cpu"))
     runs = []
     for name, (sparsity, variant) in starts(sample[: a.archetypes]).items():
-        done = [trained(a.store, sparsity, variant(seed), seed=seed, **common, **own[sparsity]) for seed in range(a.seeds)]
+        done = [trained(a.store, sparsity, partial(variant, seed), seed=seed, **common, **own[sparsity]) for seed in range(a.seeds)]
         fvu, first, last = zip(*done)
         before, after = ([stability(W, V) for W, V in combinations(each, 2)] for each in (first, last))
         runs.append({"name": name, "fvu": spread(fvu), "stability_before": spread(before), "stability": spread(after)})

@@ -24,7 +24,7 @@ from saekit.models.catalog import build
 from saekit.store.reader import Store
 from saekit.training.optim import make_adam
 from saekit.training.step import take_step
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 K = 32
 STACKED = ((576, 2048, 1024), (576, 2048, 256), (384, 1024, 256), (64, 2048, 1024), (64, 512, 256))  # D, F, B
@@ -54,15 +54,14 @@ def stacked(D: int, F: int, B: int, members: int) -> dict:
     index, saes = torch.arange(B), []
     for seed in range(members):
         sae = build("sae", D, {"latents": F, "k": K})
-        sae.initialise(rows[0], torch.Generator().manual_seed(seed))
-        sae.total_steps = 1000
+        sae.initialise_from(rows[0], torch.Generator().manual_seed(seed))
         saes.append((sae, make_adam(sae, 1e-3)))
     stack = [torch.nn.Parameter(torch.stack([getattr(sae, n).detach() for sae, _ in saes])) for n in ("W_enc", "b_enc", "W_dec", "b_dec")]
     optimizer = torch.optim.Adam(stack, lr=1e-3, fused=True)
 
     def in_turn(step: int) -> None:
         for sae, adam in saes:
-            take_step(sae, adam, ActivationBatch(rows[step % 4], index, index, index), step)
+            take_step(sae, adam, ActivationBatch(rows[step % 4], index, index, index), Step(step, 1000))
 
     def at_once(step: int) -> None:
         x, (W_enc, b_enc, W_dec, b_dec) = rows[step % 4], stack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from saekit.errors import BackendError, UsageError
+from saekit.errors import BackendError, UsageError, opt
 
 
 def pick_device(asked: str) -> torch.device:
@@ -14,7 +14,7 @@ def pick_device(asked: str) -> torch.device:
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise UsageError(f"--device {asked}: choose auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"{opt('device', asked)}: choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"--device {asked}: torch sees no CUDA device", "--device cpu")
+        raise BackendError(f"{opt('device', asked)}: torch sees no CUDA device", opt("device", "cpu"))
     return device

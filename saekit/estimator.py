@@ -3,8 +3,8 @@
 A thin coat over the parts that `train` is made of: ArraySource gives rows, saekit.training.fit trains, catalog.restore gives the module
 that takes raw rows. What is added here is what scikit-learn asks for: parameters that are only stored, validation, dense codes, pickles.
 
-The core speaks of flags, since most of its users type them; its refusals are put into the words of the constructor and raised as
-ValueError, which is what scikit-learn's own tools expect.
+Refusals of the core name its options; here they name parameters of the constructor, and are raised as ValueError, which is what
+scikit-learn's own tools expect.
 
 There is no partial_fit: a rate that falls over the run, stages of pretraining and the mean of all rows need to know the whole beforehand.
 """
@@ -12,7 +12,6 @@ There is no partial_fit: a rate that falls over the run, stages of pretraining a
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -28,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from saekit.device import pick_device
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, keyword, literal, opt
 from saekit.models.catalog import CATALOG, build, options_of, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
@@ -39,7 +38,7 @@ from saekit.training.run import pick_backend
 from saekit.types import Progress
 
 ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of what lies between input and output
-RENAMED = {"seed": "random_state", "rows": "epochs"}  # flags whose parameter has another name
+RENAMED = {"seed": "random_state", "rows": "epochs"}  # options of training whose parameter has another name
 
 
 class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -55,7 +54,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ...
         latents: length F of the code; None: the model's default, for pca at most n_features, for kmeans at most n_samples.
         options: the model's other options by name, such as {"hidden": (256, 64), "noise": "masking:0.3"} or {"k": 8}.
-        epochs, batch, lr, weight_decay: as flags of `saekit train`; None: saekit.training.defaults. pca and kmeans use none of them.
+        epochs, batch, lr, weight_decay: as in saekit.training.config; None: saekit.training.defaults. pca and kmeans use none of them.
         normalize: "center+scale" | "scale" | "none": one mean row and one factor for the whole of X. None: center+scale, whatever X holds,
             since the default rates suit values around 0 of size 1; none where options["output"] is sigmoid or bernoulli, which give [0, 1].
         image_shape: (H, W, C) of a row, with H * W * C = n_features, for models that take images; the others do not use it.
@@ -119,7 +118,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         model = build(self.model, d_in, config.options, source.spec.shape)
         config = resolved(config, model, n)
         if model.strategy != "closed_form" and config.batch > n:
-            raise DataError(f"--batch {config.batch:,} is above the {n:,} rows of X", f"--batch {max(n // 4, 1)}")
+            raise DataError(f"{opt('batch', config.batch)} is above the {n:,} rows of X", opt("batch", max(n // 4, 1)))
         history: list[dict[str, float]] = []
         backend = pick_backend(model, config.backend, device).name
         fitted = fit(
@@ -135,7 +134,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         known = options_of(self.model)
         options = dict(self.options or {})
         if "latents" in options:
-            raise UsageError(f"--latents {options['latents']} is given as an option", "the parameter of that name")
+            raise UsageError('options["latents"] is given, and latents is a parameter', opt("latents", options["latents"]))
         latents = self.latents
         if latents is None and self.model in ("pca", "kmeans"):
             latents = min(known["latents"], d_in if self.model == "pca" else n)
@@ -145,7 +144,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         if "seed" in known:
             options.setdefault("seed", seed)
         if self.epochs is not None and not self.epochs > 0:
-            raise UsageError(f"epochs {self.epochs} must be above 0")
+            raise UsageError(f"{opt('epochs', self.epochs)} must be above 0")
         bounded = options.get("output", "linear") != "linear"
         return TrainConfig(
             model=self.model,
@@ -289,7 +288,7 @@ def _decoded(model: nn.Module, z_BF: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(code: torch.Tensor | SparseCodes) -> torch.Tensor:
-    return code.to_dense() if isinstance(code, SparseCodes) else code
+    return code.to_dense()
 
 
 def _array(X):
@@ -308,18 +307,17 @@ def _like(X, result: torch.Tensor):
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of flags."""
+    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of the core's options."""
     try:
         yield
     except (UsageError, DataError) as error:
-        text = f"{error}; try {error.hint}" if error.hint else str(error)
-        raise ValueError(re.sub(r"--([a-z][a-z-]*)", _parameter, text)) from error
+        cause, hint = error.spelled(_parameter)
+        raise ValueError(f"{cause}; try {hint}" if hint else cause) from error
 
 
-def _parameter(flag: re.Match[str]) -> str:
-    name = RENAMED.get(flag[1], flag[1].replace("-", "_"))
+def _parameter(name: str, values: list[Any]) -> str:
+    """`latents=16`, and for what has no parameter `options={"k": 8}`, or `options["k"]` without a value."""
+    name = RENAMED.get(name, name)
     if name in Estimator._get_param_names():
-        return name
-    if name.startswith("no_"):
-        return f"options[{name[3:]!r}] False"
-    return f"options[{name!r}]"
+        return keyword(name, values)
+    return " or ".join(f"options={{{literal(name)}: {literal(value)}}}" for value in values) or f"options[{literal(name)}]"

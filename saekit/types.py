@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from saekit.errors import spelled
 from saekit.typed import MisfitError, build
 
 if TYPE_CHECKING:
@@ -165,40 +166,29 @@ class Stage:
     layer: int | None = None
 
 
-class Autoencoder(Protocol):
-    """What trainer, evaluator, checkpoint, inspection and CLI know of a model; implementations are torch modules.
+@dataclass(frozen=True)
+class Step:
+    """What the loss of a model is told about the run: how far it is, and how to compute."""
 
-    `encode` and `decode` act on rows (B,D) in the units that the weights are in: the normalised training input during training,
-    raw activations once loaded from a checkpoint (`folded` gives the weights for that). Strategy `gradient` needs initialise, loss,
-    before_step and after_step; `layerwise` is the same with stages(total) besides; `closed_form` needs fit(batches of x) alone.
-    Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the store has that layout.
-    """
+    number: int = 0
+    """Steps done before this one."""
+    total: int = 0
+    """Steps of the whole run, which schedules of the loss are shares of; 0: not known."""
+    seed: int = 0
+    """Of noise and samples."""
+    dead: torch.Tensor | None = None
+    """(n,) int64: latents to revive, longest idle first; None where there are none."""
+    backend: str = "torch"
+    """torch | triton: what the sparse kernels run on."""
+    encoder_plan: str = "auto"
+    """filter | gemm | auto: how the torch path encodes; all of them give the same codes."""
 
-    strategy: Strategy
-    takes: Takes
-    d_in: int
-    latents: int
-    # An entry of the code above this is *active*; None: dense code, l0, dead and density do not apply.
-    active_above: float | None
+    def longest_dead(self, most: int) -> torch.Tensor | None:
+        """Indices of at most `most` dead latents, or None when none is dead."""
+        return None if self.dead is None or len(self.dead) == 0 else self.dead[:most]
 
-    def initialise(self, sample_BD: torch.Tensor, generator: torch.Generator) -> None: ...
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes: ...
-
-    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor: ...
-
-    def loss(self, batch: ActivationBatch, step: int) -> LossTerms: ...
-
-    # Optional: `fused_step(batch, step, adam)` does loss, gradients and Adam in one go and returns the terms, or None where that does not
-    # apply; `observe(l0, step)` hears the mean L0 whenever the trainer looks at the device; `compare(x, step)` sees held-out rows now and
-    # then, where `compares`; `run_state()` is what training has come to know besides tensors, as JSON, and `continue_from(state)` takes it
-    # up again.
-
-    def before_step(self) -> None: ...  # gradients are there: project them
-
-    def after_step(self) -> None: ...  # parameters have moved: bring them back to their constraints
-
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]: ...
+FIRST = Step()
 
 
 @dataclass
@@ -260,4 +250,10 @@ class Progress:
     total: int
     unit: str = "rows"
     figures: dict[str, float] = field(default_factory=dict)
-    message: str | None = None  # a line for the user, shown once
+    message: str | None = None  # a line for the user, shown once; names options as Python does
+    raw_message: str | None = field(init=False, default=None)  # the same with its options marked (saekit.errors.opt), for other front ends
+
+    def __post_init__(self) -> None:
+        if self.message is not None:
+            object.__setattr__(self, "raw_message", self.message)
+            object.__setattr__(self, "message", spelled(self.message))

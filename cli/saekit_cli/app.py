@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 from saekit import __version__
 from saekit.errors import SaekitError
 from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
+from saekit_cli.flags import flag, speak_for
 from saekit_cli.paths import expanded
 from saekit_cli.screen import take_any_encoding
 
@@ -47,9 +48,11 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean."""
+    speak_for(context.invoked_subcommand)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,7 +87,7 @@ def _status(arguments: list[str] | None) -> int:
         cause = f"config file: {error.format_message()}" if status == 3 else error.format_message()
         return _failed(cause, f"{context.command_path if context else 'saekit'} --help", status)
     except SaekitError as error:
-        return _failed(str(error), error.hint, error.exit_status)
+        return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted; finished shards and the state of a training run are saved", INTERRUPTED_HINT, INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
@@ -99,7 +102,7 @@ def _status(arguments: list[str] | None) -> int:
         from saekit.store.oserrors import user_error
 
         told = user_error(error)
-        return _failed(str(told), told.hint, told.exit_status)
+        return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
         if _is_out_of_memory(error):
             return _failed(f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}", MEMORY_HINT, 5)

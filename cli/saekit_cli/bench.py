@@ -42,7 +42,7 @@ def run(
 
     where = pick_device(device)
     report = (lambda _: None) if quiet else (lambda text: message("bench", text))
-    check_choice("SUITE", suite, SUITES)
+    check_choice("suite", suite, SUITES)
     if suite == "classic":
         if shapes or against or device not in ("auto", "cpu"):
             raise UsageError("--shapes, --against and --device do not apply to bench classic, which runs on the CPU", "leave them away")

@@ -31,7 +31,7 @@ def run(
 
     reporter = Reporter(quiet)
     comparison = compare(
-        runs, store, out, rows=rows, split=split, target_store=target_store, anomalies=anomalies, k=neighbours, seed=seed,
+        runs, store, out, rows=rows, split=split, target_store=target_store, anomalies=anomalies, neighbours=neighbours, seed=seed,
         overwrite=overwrite, progress=reporter,
     )  # fmt: skip
     reporter.close()

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from saekit.errors import spelled
+from saekit_cli.flags import flag
+
 if TYPE_CHECKING:
     from saekit.types import Progress
 
@@ -90,7 +93,7 @@ class Reporter:
     def __call__(self, p: Progress) -> None:
         if p.message:
             self.close()
-            message("note", p.message)
+            message("note", spelled(p.raw_message, flag))
             return
         now = time.monotonic()
         if p.phase != self.phase:

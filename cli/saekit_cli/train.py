@@ -165,7 +165,7 @@ def _plan_line(plan: TrainPlan) -> str:
 def _assignments(texts: list[str], model: str, sparsity: str | None) -> dict[str, object]:
     """['bandwidth=0.3'] -> options, each of the type of its default."""
     from saekit.errors import UsageError
-    from saekit.models.catalog import flag, options_of
+    from saekit.models.catalog import options_of
 
     known, found = options_of(model, sparsity if model == "sae" else None), {}
     for text in texts:
@@ -182,5 +182,5 @@ def _assignments(texts: list[str], model: str, sparsity: str | None) -> dict[str
             else:
                 found[name] = value if kind is str else int(value) if kind is int else float(value)
         except (KeyError, ValueError):
-            raise UsageError(f"--set {text}: {flag(name)} takes a value like {known[name]}") from None
+            raise UsageError(f"--set {text}: {name} takes a value like {known[name]}") from None
     return found

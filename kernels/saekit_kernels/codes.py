@@ -11,6 +11,7 @@ latent side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class Transpose:
         return self.ptr.diff()
 
 
-@dataclass
+@dataclass(repr=False)
 class SparseCodes:
     """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
 
@@ -46,6 +47,36 @@ class SparseCodes:
 
     def __len__(self) -> int:
         return self.vals.shape[0]
+
+    def __repr__(self) -> str:
+        return f"SparseCodes({tuple(self.shape)}, at most {self.capacity} active per row, {self.vals.dtype})"
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the dense code: (B,F), or (*leading, F)."""
+        return torch.Size((*((len(self),) if self.leading is None else self.leading), self.F))
+
+    def __getitem__(self, index: Any) -> SparseCodes | torch.Tensor:
+        """As the dense code is indexed, without making it: `codes[rows]` gives the codes of some rows (a slice, a mask or row numbers; a
+        single row is dense), `codes[rows, latents]` the values there."""
+        number = torch.arange(len(self), device=self.idx.device)
+        number = number if self.leading is None else number.view(self.leading)
+        index = index if isinstance(index, tuple) else (index,)
+        rows, latents = index[: number.ndim], index[number.ndim :]
+        chosen = number[rows]
+        if latents:
+            return self._values(chosen, torch.as_tensor(latents[0], device=self.idx.device), any(isinstance(each, slice) for each in rows))
+        flat, leading = chosen.flatten(), None if chosen.ndim == 1 else tuple(chosen.shape)
+        codes = SparseCodes(self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading)
+        return codes if chosen.ndim else codes.to_dense()
+
+    def _values(self, rows: torch.Tensor, latents: torch.Tensor, crossed: bool) -> torch.Tensor:
+        """The values at pairs of row and latent, or of every row at every latent."""
+        if crossed:
+            rows = rows.reshape(*rows.shape, *[1] * latents.ndim)
+        rows, latents = torch.broadcast_tensors(rows, latents % self.F)
+        hit = (self.idx[rows] == latents[..., None]) & self.active()[rows]
+        return torch.where(hit, self.vals[rows], 0).sum(-1)
 
     @property
     def capacity(self) -> int:

@@ -8,41 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from saekit.models.sae import SAE
+from saekit.models.sae.auxiliary import aux_terms
+from saekit.models.sae.losses import summed
 from saekit.models.sparsity import VARIANTS
-from saekit.models.sparsity.base import summed
 from saekit.models.sparsity.batchtopk import remember
-from saekit.models.sparsity.dead import aux_terms
 from saekit.models.sparsity.nested import PARTS_OF_K
 from saekit.models.sparsity.topk import k_at
-from saekit.types import ActivationBatch, LossTerms
+from saekit.types import ActivationBatch, LossTerms, Step
 
 DENSE = ("topk", "batchtopk", "matryoshka", "matryoshka-topk", "hierarchical", "abs-topk")
 IN_BATCH = ("batchtopk", "matryoshka")
 
 
-class DenseStep:
-    """A variant whose loss is dense; for all else the variant."""
+def dense_variant(variant: type[SAE]) -> type[SAE]:
+    """The same with a dense loss."""
 
-    def __init__(self, name: str, variant: Any) -> None:
-        self.name, self.variant = name, variant
+    class Dense(variant):
+        def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+            k = k_at(self, step)
+            z = dense_code(self.sparsity, x_BD @ self.W_enc.T + self.b_enc, k)
+            if self.sparsity in IN_BATCH:
+                remember(self, z.detach()[z.detach() > 0].min())
+            parts = [part @ self.W_dec + self.b_dec for part in nested_codes(self.sparsity, z, k, self)]
+            error = torch.stack([(x_hat - target_BD).square().sum(1).mean() for x_hat in parts]).mean()
+            weighted = {"reconstruction": (error, 1.0), **aux_terms(self, x_BD, (parts[-1] - target_BD).detach(), step)}
+            return summed(weighted, z.detach().count_nonzero(0), {})
 
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self.variant, attribute)
-
-    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        k = k_at(sae, step)
-        z = dense_code(self.name, x_BD @ sae.W_enc.T + sae.b_enc, k)
-        if self.name in IN_BATCH:
-            remember(sae, z.detach()[z.detach() > 0].min())
-        parts = [part @ sae.W_dec + sae.b_dec for part in nested_codes(self.name, z, k, sae)]
-        error = torch.stack([(x_hat - target_BD).square().sum(1).mean() for x_hat in parts]).mean()
-        weighted = {"reconstruction": (error, 1.0), **aux_terms(sae, x_BD, (parts[-1] - target_BD).detach())}
-        return summed(weighted, z.detach().count_nonzero(0), {})
+    return Dense
 
 
 def dense_code(name: str, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
@@ -70,7 +66,7 @@ def nested_codes(name: str, z_BF: torch.Tensor, k: int, sae: SAE) -> list[torch.
 def dense(name: str) -> Iterator[None]:
     """Autoencoders of this sparsity that are made meanwhile train by the dense step."""
     own = VARIANTS[name]
-    VARIANTS[name] = DenseStep(name, own)
+    VARIANTS[name] = dense_variant(own)
     try:
         yield
     finally:

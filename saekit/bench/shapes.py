@@ -51,7 +51,7 @@ def sae_for(shape: Shape, x_BD: torch.Tensor, sparsity: str, k: int, l0: float |
     """An initialised SAE on the device of x; with `l0`, its encoder bias is lowered until so many latents are active on average."""
     options = {"latents": shape.F, "sparsity": sparsity} | ({"k": k} if sparsity == "topk" else {})
     model = build("sae", shape.D, options)
-    model.initialise(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
+    model.initialise_from(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
     if l0 is not None:
         sample = x_BD[:512].cpu()
         with torch.no_grad():

@@ -28,7 +28,7 @@ from saekit.bench.timing import Measurement, interleaved
 from saekit.models.sae import SAE
 from saekit.training.optim import make_adam
 from saekit.training.step import take_step
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 RATE = 1e-5  # small, so that the L0 of an arm stays what it was made to be
 SMALL = [Shape(64, 512, 1024), Shape(64, 2048, 4096), Shape(384, 768, 1024), Shape(384, 3072, 1024)]
@@ -82,10 +82,10 @@ def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.de
     sparsity, shape, k, _ = case
     x = hidden_rows(shape.B, shape.D).to(device)
     model = sae_for(shape, x, sparsity, k, case.l0)
-    model.backend = resolve_backend("auto", device.type).name
-    arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x)}
+    backend = resolve_backend("auto", device.type).name
+    arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x, backend)}
     if sparsity != "kl" and encoder_plan(x, model.W_enc) == "filter":
-        arms["saekit fp32"] = _saekit_step(model, x, "gemm")
+        arms["saekit fp32"] = _saekit_step(model, x, backend, "gemm")
     if device.type == "cuda":
         arms["dense compiled"] = _dense_step(model, x, k, compiled=True)
     for peer in against:
@@ -97,7 +97,7 @@ def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.de
     results = []
     for name, ms in timings.items():
         ours = name.startswith("saekit")
-        row = Measurement(f"{sparsity}_step", name, model.backend if name == "saekit" else "torch", str(shape), "float32", *ms)
+        row = Measurement(f"{sparsity}_step", name, backend if name == "saekit" else "torch", str(shape), "float32", *ms)
         row.ratio, row.of_floor, row.rows_per_s = round(dense / ms[0], 2), round(ms[0] / floor, 2), round(1e3 * shape.B / ms[0])
         row.k, row.l0 = k if sparsity == "topk" else None, round(active, 1)
         row.note = f"{arm} arm" if ours and row.backend == "torch" else ""
@@ -134,14 +134,14 @@ def _copy(model: SAE) -> SAE:
     return twin
 
 
-def _saekit_step(model: SAE, x: torch.Tensor, plan: str = "auto") -> Callable[[], object]:
+def _saekit_step(model: SAE, x: torch.Tensor, backend: str, plan: str = "auto") -> Callable[[], object]:
     twin = _copy(model)
-    twin.encoder_plan, twin.backend, twin.arm = plan, model.backend, "sparse"
+    twin.arm = "sparse"
     optimizer = make_adam(twin, RATE)
     index = torch.arange(len(x), device=x.device)
     batch = ActivationBatch(x, index, index, index)
     steps = itertools.count()
-    return lambda: take_step(twin, optimizer, batch, next(steps))
+    return lambda: take_step(twin, optimizer, batch, Step(next(steps), backend=backend, encoder_plan=plan))
 
 
 def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:

@@ -52,7 +52,7 @@ def as_classifier(
     for seed in seeds:
         drawn = torch.from_numpy(draw_labelled(y, per_class, seed))
         fresh = copy.deepcopy(model)
-        fresh.initialise(x_ND[:1024], torch.Generator().manual_seed(seed))
+        fresh.initialise_from(x_ND[:1024], torch.Generator().manual_seed(seed))
         for start, found in ((copy.deepcopy(model), tuned), (fresh, scratch)):
             network = _with_head(start, x_ND, drawn, target[drawn])
             _fit(network, x_ND[drawn], target[drawn])

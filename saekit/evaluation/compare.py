@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.anomaly import auroc
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.passes import codes_of, errors_of, knn_rows, neighbours, some
@@ -22,7 +22,7 @@ from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
 REPORT = "report.html"
-ANOMALY_ROWS = 20_000  # of either side, unless --rows says otherwise
+ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
 ORDER = ("pca", "kmeans", "sae topk", "ridge")  # of the controls of a group: the strongest of most data first
 METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
 
@@ -78,7 +78,7 @@ def compare(
     split: Split | None = None,
     target_store: str | Path | None = None,
     anomalies: str | Path | None = None,
-    k: int = 5,
+    neighbours: int = 5,
     seed: int = 0,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -87,35 +87,35 @@ def compare(
 
     `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows` caps how many are judged (models of
     whole examples are given whole batches until that many rows are reached). knn: how often the data's own label of a held-out row is that
-    of most of the `k` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None without
-    labels.
+    of most of the `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None
+    without labels.
     Runs that were trained on a target read it from `target_store`, by default from where it lay at training. `anomalies` is a store of rows
     of the same width that the runs should reconstruct badly.
     Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     split = split or "holdout"
-    check_choice("--split", split, ("holdout", "train", "all"))
-    for flag, value in (("--rows", rows), ("--neighbours", k)):
+    check_choice("split", split, ("holdout", "train", "all"))
+    for option, value in (("rows", rows), ("neighbours", neighbours)):
         if value is not None and value < 1:
-            raise UsageError(f"{flag} {value} must be at least 1")
+            raise UsageError(f"{opt(option, value)} must be at least 1")
     opened = Store(Path(store))
     runs = open_runs(checkpoints, opened, target_store)
     settings = {
         "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": split,
         "target_store": None if target_store is None else str(target_store),
-        "anomalies": None if anomalies is None else str(anomalies), "neighbours": k, "seed": seed,
+        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours, "seed": seed,
     }  # fmt: skip
     with _report_folder(out, settings, overwrite) as folder:
         strange = None if anomalies is None else open_anomalies(anomalies, opened)
-        judge = _Judge(opened, split, rows, k, seed, progress, strange)
+        judge = _Judge(opened, split, rows, neighbours, seed, progress, strange)
         sized = [Sized(run, judge.code_size(run)) for run in runs]
         controls, notes = controls_for(sized, opened, seed, progress)
         subjects = _grouped(sized, controls)
         made = judge.rows_of(subjects)
         notes = _provenance(runs, opened) + notes
         page = None if out is None else str(Path(out) / REPORT)
-        comparison = Comparison(str(store), split, made, k, judge.reference, seed, notes, page)
+        comparison = Comparison(str(store), split, made, neighbours, judge.reference, seed, notes, page)
         if folder is not None:
             from saekit.evaluation.report import write_report
 
@@ -173,7 +173,7 @@ class _Judge:
         anomalies: Store | None = None,
     ) -> None:
         if len(store.split(split)) == 0:
-            raise DataError(f"{store.path} has no {split} rows", "--split all")
+            raise DataError(f"{store.path} has no {split} rows", opt("split", "all"))
         self.store, self.split, self.limit, self.k, self.seed, self.progress = store, split, rows, k, seed, progress
         self.reference, self.anomalies = 0, anomalies
         self._figures: dict[str, Figures] = {}  # by name, which open_runs and controls_for keep distinct

@@ -198,7 +198,7 @@ class _Wanted:
         """As training begins: on rows of mean 0 and scale 1, folded."""
         normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
         model = build("sae", source.spec.d_in, options)
-        model.initialise(rows_SD, torch.Generator().manual_seed(self.seed))
+        model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
         tensors = model.folded(normalize.mean_D, normalize.scale)
         return self._subject("sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole)
 

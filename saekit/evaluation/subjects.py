@@ -1,6 +1,6 @@
 """What evaluate and compare judge: a trained run or a control, with the rows that it is given.
 
-A run that was trained to give another store's rows (`--target-store`) reads pairs. Models that take whole examples get them where the store
+A run that was trained to give another store's rows (`target_store`) reads pairs. Models that take whole examples get them where the store
 has such a layout, so a code of theirs stands for an example, not for a row; `Subject.unit` says which.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from saekit.errors import DataError, MissingError, UsageError
+from saekit.errors import DataError, MissingError, UsageError, opt
 from saekit.models.catalog import restore
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.pair import PairedStore
@@ -94,7 +94,7 @@ def open_runs(checkpoints: Sequence[str | Path], store: Store | StackedStore, ta
     pairs: dict[str, PairedStore] = {}
     runs = [_open(path, name, store, target_store, pairs) for path, name in zip(paths, names)]
     if target_store is not None and not pairs:
-        raise UsageError(f"--target-store {target_store}: none of the runs was trained on a target", "leave --target-store away")
+        raise UsageError(f"{opt('target_store', target_store)}: none of the runs was trained on a target", f"drop {opt('target_store')}")
     return runs
 
 
@@ -104,7 +104,7 @@ def open_anomalies(path: str | Path, store: Store) -> Store:
     for what in ("d_in", "layout", "shape"):
         ours, theirs = getattr(store.spec, what), getattr(other.spec, what)
         if ours != theirs:
-            raise DataError(f"--anomalies {path}: {what} {theirs}, that of {store.path} is {ours}", "rows of the same kind of data")
+            raise DataError(f"{opt('anomalies', path)}: {what} {theirs}, that of {store.path} is {ours}", "rows of the same kind of data")
     return other
 
 
@@ -127,13 +127,13 @@ def _open(path: str, name: str, store: Store | StackedStore, target_store: str |
 
 
 def _check_fit(path: str, config: dict[str, Any], store: Store | StackedStore) -> None:
-    check_stores(path, config, store, f"saekit evaluate {path} ")  # the whole command: compare takes one store
+    check_stores(path, config, store, f"saekit evaluate {path}")  # the whole command: compare takes one store
     spec, own = store.spec, config["spec"]
     if own["d_in"] != spec.d_in:
         raise DataError(
             f"{path} takes {own['d_in']} values a row ({own['model']}, {own['hook']}), "
             f"{store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
-            "--store with a store of the same hook",
+            f"{opt('store')} with a store of the same hook",
         )
     shape = config["config"].get("shape")
     if shape is not None and tuple(shape) != spec.shape:
@@ -144,4 +144,6 @@ def _open_target(path: str, where: str) -> Store:
     try:
         return Store(Path(where))
     except MissingError as error:
-        raise MissingError(f"{path} was trained on a target: {error}", "--target-store with the folder where it lies now") from None
+        raise MissingError(
+            f"{path} was trained on a target: {error.cause}", f"{opt('target_store')} with the folder where it lies now"
+        ) from None

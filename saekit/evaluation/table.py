@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.subjects import Subject, open_runs
 from saekit.models.metrics import Figures, RowSums
 from saekit.store.reader import Store
@@ -52,12 +52,12 @@ def evaluate(
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     if split is not None:
-        check_choice("--split", split, ("holdout", "train", "all"))
+        check_choice("split", split, ("holdout", "train", "all"))
     if rows is not None and rows < 1:
-        raise UsageError(f"--rows {rows} must be at least 1")
+        raise UsageError(f"{opt('rows', rows)} must be at least 1")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
-        raise UsageError("--k: there is no k", "--k 8,16,32")
+        raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
     opened = open_stores(store)
     # every k is known to be possible before the first pass over the rows
     subjects = [(at, run.with_k(at)) for run in open_runs(checkpoints, opened, target_store) for at in ks]

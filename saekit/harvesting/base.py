@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
 from saekit.harvesting.documents import NAMED, some_of
 from saekit.store.files import folder_bytes, write_config
@@ -31,7 +31,7 @@ class Harvest(ABC):
     dtype: ClassVar[str]  # of the rows, unless asked otherwise
     widths: dict[str, int]  # hook -> d_in, a store each
     notes: Sequence[str] = ()  # what the user should know before it begins
-    dtype_reason: str | None = None  # why --dtype auto chose what it chose
+    dtype_reason: str | None = None  # why dtype "auto" chose what it chose
 
     def __init__(self, out: Path, config: HarvestConfig) -> None:
         self.out = out
@@ -53,11 +53,11 @@ class Harvest(ABC):
         """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
 
     def skipped(self) -> Sequence[str]:
-        """Names of the broken inputs that were left out (--skip-broken)."""
+        """Names of the broken inputs that were left out (skip_broken)."""
         return ()
 
     def _choose_dtype(self, parts: Iterable[Any]) -> None:
-        """--dtype auto: by the first rows (R,D), as the model or the data gives them."""
+        """dtype "auto": by the first rows (R,D), as the model or the data gives them."""
         rows, count = [], 0
         for x_RD in parts:
             rows.append(x_RD if isinstance(x_RD, torch.Tensor) else torch.tensor(x_RD))
@@ -65,10 +65,10 @@ class Harvest(ABC):
             if count >= PROBE_ROWS:
                 break
         if not count:
-            raise DataError("--dtype auto: the data gives no row to choose by", "another --scope or DATA")
+            raise DataError(f"{opt('dtype', 'auto')}: the data gives no row to choose by", f"another {opt('scope')} or other data")
         dtype, self.dtype_reason = choose_dtype(torch.cat(rows)[:PROBE_ROWS])
         self.config = dataclasses.replace(self.config, dtype=dtype)
-        self.notes = (*self.notes, f"--dtype auto: {self.dtype_reason}")
+        self.notes = (*self.notes, f"{opt('dtype', 'auto')}: {self.dtype_reason}")
 
     def _report(self) -> dict[str, Any]:
         """What the stores' health report holds besides the rows' own."""
@@ -108,7 +108,7 @@ class Harvest(ABC):
         if plan.bytes is not None and plan.bytes > plan.disk_free + have:
             fit = plan.disk_free // (plan.bytes // plan.rows)
             cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
-            raise DataError(cause, f"--rows {fit} would fit, or another OUT")
+            raise DataError(cause, f"{opt('rows', fit)} would fit, or another OUT")
         for note in self.notes:
             progress(Progress("harvest", 0, 0, message=note))
         outs, store_plan = [self.folder(hook) for hook in self.widths], self._store_plan()

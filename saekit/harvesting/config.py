@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from saekit.errors import UsageError, check_choice, did_you_mean
+from saekit.errors import UsageError, check_choice, did_you_mean, opt
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES
 from saekit.types import Layout, Scope
 
 RAW = "raw:"
-AUTO = "auto"  # --dtype
+AUTO = "auto"  # dtype
 RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")  # data that is stored as it is, in the place of a MODEL
-_MODEL_FLAGS = {"--hook": "hooks", "--scope": "scope", "--ctx": "ctx", "--pack": "pack", "--max-norm": "max_norm"}
-_MODEL_FLAGS |= {"--trust-remote-code": "trust_remote_code"}
+_OF_MODELS = ("hooks", "scope", "ctx", "pack", "max_norm", "trust_remote_code")  # what raw data has no use for
 
 
 def is_raw(model: str) -> bool:
@@ -58,22 +57,24 @@ class HarvestConfig:
     """Let Python code that comes with the model run. It is not written to a store, so that nothing that reads one runs such code."""
 
     def __post_init__(self) -> None:
-        check_choice("--scope", self.scope, ("content", "cls", "all"))
-        check_choice("--layout", self.layout, ("flat", "sequence", "grid"))
+        check_choice("scope", self.scope, ("content", "cls", "all"))
+        check_choice("layout", self.layout, ("flat", "sequence", "grid"))
         if self.dtype:
-            check_choice("--dtype", self.dtype, (*DTYPES, AUTO))
+            check_choice("dtype", self.dtype, (*DTYPES, AUTO))
         for name in ("rows", "ctx", "batch", "shard_mb", "vocabulary"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+                raise UsageError(f"{opt(name, value)} must be at least 1")
         if not 0 < self.holdout < 1:
-            raise UsageError(f"--holdout {self.holdout:g} must be in (0, 1)", "--holdout 0.05 keeps one row in twenty from training")
+            raise UsageError(
+                f"{opt('holdout', self.holdout)} must be in (0, 1)", f"{opt('holdout', 0.05)} keeps one row in twenty from training"
+            )
         if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} must not be negative")
+            raise UsageError(f"{opt('seed', self.seed)} must not be negative")
         if self.max_norm is not None and self.max_norm <= 0:
-            raise UsageError(f"--max-norm {self.max_norm:g} must be above 0")
+            raise UsageError(f"{opt('max_norm', self.max_norm)} must be above 0")
         if self.layout != "flat" and self.max_norm is not None:
-            raise UsageError(f"--max-norm drops single rows, which --layout {self.layout} cannot have", "--layout flat")
+            raise UsageError(f"{opt('max_norm')} drops single rows, which {opt('layout', self.layout)} cannot have", opt("layout", "flat"))
 
     def check_for(self, model: str) -> None:
         """Raise UsageError for what `model` needs and is not there, or has no use for: said before a model loads."""
@@ -81,13 +82,13 @@ class HarvestConfig:
         if raw:
             check_raw_kind(model)
         elif not self.hooks:
-            raise UsageError("--hook is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
+            raise UsageError(f"{opt('hook')} is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        given = [flag for flag, name in _MODEL_FLAGS.items() if raw and getattr(self, name) != defaults[name]]
+        given = [opt(name.removesuffix("s")) for name in _OF_MODELS if raw and getattr(self, name) != defaults[name]]
         if given:
-            raise UsageError(f"{', '.join(given)} with {model}: there is no model to read from", f"leave {', '.join(given)} away")
+            raise UsageError(f"{', '.join(given)} with {model}: there is no model to read from", f"drop {', '.join(given)}")
         if model != "raw:tfidf" and self.vocabulary != defaults["vocabulary"]:
-            raise UsageError(f"--vocabulary with {model}: it counts the words of raw:tfidf", "leave --vocabulary away")
+            raise UsageError(f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf", f"drop {opt('vocabulary')}")
 
 
 @dataclass(frozen=True)

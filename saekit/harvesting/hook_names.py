@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from saekit.errors import DataError, did_you_mean
+from saekit.errors import DataError, did_you_mean, opt
 from saekit.harvesting.anatomy import anatomy_of, plain
 from saekit.harvesting.blocks import Anatomy
 from saekit.harvesting.parts import NAMES, Part, guessed_part, has_module
@@ -115,7 +115,9 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
     if inside is None:
         if index in anatomy.bad_blocks and not at_input:
             why, path = anatomy.bad_blocks[index], anatomy.block_path(index)
-            raise DataError(f"{alias} is not the residual stream of {name}: {why}", f"--hook {path} takes that module's output as it is")
+            raise DataError(
+                f"{alias} is not the residual stream of {name}: {why}", f"{opt('hook', path)} takes that module's output as it is"
+            )
         return anatomy.block_path(index)
     if inside not in NAMES:
         return f"{anatomy.block_path(index)}.{inside}" if has_module(block, inside) else None
@@ -135,12 +137,13 @@ def _refused(module: nn.Module, alias: str, index: int, part: Part, name: str) -
     anatomy = anatomy_of(module)
     block = anatomy.block_path(index)
     if part.near and not is_alias(module, f"{block}.{part.near}"):
-        hint = f"--hook {block}.{part.near} takes the output of that module as it is, before that change"
+        hint = f"{opt('hook', f'{block}.{part.near}')} takes the output of that module as it is, before that change"
     else:
         kind = alias.rsplit(".", 1)[1]
         others = [other for other, parts in anatomy.parts.items() if kind in parts and parts[kind].path]
         nearest = min(others, key=lambda other: abs(other - index), default=None)
-        hint = f"--hook blocks.{index if nearest is None else f'{nearest}.{kind}'}, or saekit harvest {name} --list-hooks"
+        other = f"blocks.{index}" if nearest is None else f"blocks.{nearest}.{kind}"
+        hint = f"{opt('hook', other)}, or saekit harvest {name} --list-hooks"
     return DataError(f"{alias} is not offered on {name}: {part.reason}", hint)
 
 
@@ -160,16 +163,16 @@ def _unknown(module: nn.Module, path: str, name: str) -> DataError:
     stem = match[1] if match and blocks in _spellings(module, match[1]) else "blocks"
     span = f"{count} blocks, {stem}.0 to {stem}.{count - 1}"
     wanted = min(int(match[2]), count - 1) if match else count - 1
-    return DataError(f"{path} is not a module of {name} ({span})", f"--hook {stem}.{wanted}, or {listing}")
+    return DataError(f"{path} is not a module of {name} ({span})", f"{opt('hook', f'{stem}.{wanted}')}, or {listing}")
 
 
 def _another(anatomy: Anatomy) -> str:
     """What to try on a model without proven blocks."""
-    return f"--hook {anatomy.near}, or the path of another module" if anatomy.near else "choose another model"
+    return f"{opt('hook', anatomy.near)}, or the path of another module" if anatomy.near else "choose another model"
 
 
 def block_hint(module: nn.Module) -> str:
     """The hook nearest to the output that can be read."""
     anatomy = anatomy_of(module)
     good = anatomy.good_blocks()
-    return f"--hook blocks.{good[-1]}" if good else _another(anatomy)
+    return opt("hook", f"blocks.{good[-1]}") if good else _another(anatomy)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import anatomy_of, keep, plain
 from saekit.harvesting.blocks import tower_path
 from saekit.harvesting.hook_names import (
@@ -193,7 +193,7 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
             handle.remove()
     if proving.pending and (unproven := [path for path in aliases.values() if path in proving.read]):
         cause = f"{', '.join(aliases)} could not be proven: the model itself was not run from beginning to end"
-        raise DataError(cause, f"--hook {unproven[0]} takes that module's output as it is")
+        raise DataError(cause, f"{opt('hook', unproven[0])} takes that module's output as it is")
 
 
 def _attach(module: nn.Module, path: str, name: str, store: Any) -> torch.utils.hooks.RemovableHandle:

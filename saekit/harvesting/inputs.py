@@ -17,7 +17,7 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from saekit.errors import DataError, SaekitError
+from saekit.errors import DataError, SaekitError, opt
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.reading import first_line
@@ -85,7 +85,7 @@ def check_scope(live: LiveModel, scope: Scope) -> None:
     else:
         has_cls = live.kind == "text_encoder" and live.tokenizer.cls_token_id is not None
     if not has_cls:
-        raise DataError(f"--scope cls: {live.name} has no class token", "use --scope content or all")
+        raise DataError(f"{opt('scope', 'cls')}: {live.name} has no class token", opt("scope", "content", "all"))
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.errors import DataError, NumericsError
+from saekit.errors import DataError, NumericsError, opt
 from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.run import ModelHarvest, origins, within_norm
@@ -36,7 +36,7 @@ Columns = dict[str, torch.Tensor]  # x (N,D), doc_id, example_id and position (N
 class LiveSource:
     """The store's rows on every side but "train"; training rows are hidden states of the model, as the store's harvest would go on.
 
-    `live` saves loading the model again. A store of several hooks' harvest with --max-norm dropped what was too long at any of them;
+    `live` saves loading the model again. A store of several hooks' harvest with max_norm dropped what was too long at any of them;
     here only the store's own hook is looked at.
 
     Raises DataError for a store of raw data, and when model or data are no longer those of the store (the held-out documents are
@@ -129,15 +129,17 @@ class LiveSource:
         row, spec = bad[0], self.spec
         where = f"{spec.model} at {spec.hook}, document {int(rows['doc_id'][row])}, position {int(rows['position'][row])}"
         if x_ND[row].isfinite().all():
-            raise NumericsError(f"a value overflows {spec.dtype}: {where}", "harvest the store with --dtype float32 --overwrite")
-        raise NumericsError(f"the model's hidden state is NaN or inf: {where}", "harvest another --hook")
+            raise NumericsError(
+                f"a value overflows {spec.dtype}: {where}", f"harvest the store with {opt('dtype', 'float32')} and {opt('overwrite', True)}"
+            )
+        raise NumericsError(f"the model's hidden state is NaN or inf: {where}", f"harvest another {opt('hook')}")
 
 
 def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
     """The harvest that would write `store` without a limit of rows. It reads only; its OUT is never opened."""
     spec, plan = store.spec, store.manifest.plan
     if spec.is_raw:
-        raise DataError(f"{store.path} holds {spec.model}, the data itself: there is no model to run", "leave --live away")
+        raise DataError(f"{store.path} holds {spec.model}, the data itself: there is no model to run", f"drop {opt('live')}")
     same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
     same["skip_broken"] = "skipped" in store.stats
     config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
@@ -148,7 +150,9 @@ def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelH
     now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest() if plan["data"] else None} | unsaid
     changed = differences(spec.to_json() | {"data": plan["data"]}, now)
     if changed:
-        raise DataError(f"{store.path} was harvested from another model or data: {changed}", "harvest it again with --overwrite")
+        raise DataError(
+            f"{store.path} was harvested from another model or data: {changed}", f"harvest it again with {opt('overwrite', True)}"
+        )
     return harvest
 
 

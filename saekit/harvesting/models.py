@@ -130,7 +130,7 @@ def load_model(
     except SaekitError as error:
         if kind == "vision":
             raise
-        processor, more, fault = None, (), error  # raised when text is first read; --list-hooks needs no tokenizer
+        processor, more, fault = None, (), error  # raised when text is first read; list_hooks needs no tokenizer
     layout = None
     if kind == "vision":
         with model_reading("image processor", name, where):

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saekit.errors import DataError, MissingError, unreadable
+from saekit.errors import DataError, MissingError, opt, unreadable
 from saekit.harvesting.documents import refuse_pointer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ DEEP = "bits"  # key of `image.info`: 16 where the picture was scaled to 8
 _CONVERTED = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 # A picture of so many pixels from so few bytes is blank or an attack; it would take over a GB as RGB.
 _MANY_PIXELS, _PIXELS_A_BYTE = 1 << 26, 100
-_SKIP = "remove or repair the file, or go on without broken files with --skip-broken"
+_SKIP = f"remove or repair the file, or go on without broken files with {opt('skip_broken', True)}"
 
 
 def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _SKIP) -> Image:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.base import Harvest
 from saekit.harvesting.config import AUTO, HarvestConfig
 from saekit.harvesting.rawdata import Array, Pixels, RawExample, TfIdf
@@ -41,8 +41,8 @@ class RawHarvest(Harvest):
         if self.config.dtype == AUTO:
             self._choose_dtype(example.x_RD for example in self.data.examples(0) if example.x_RD is not None)
         if config.rows is not None and config.rows < self.data.rows_each:
-            cause = f"--rows {config.rows} is below the {self.data.rows_each} rows of one example"
-            raise DataError(cause, f"--rows {self.data.rows_each} or more")
+            cause = f"{opt('rows', config.rows)} is below the {self.data.rows_each} rows of one example"
+            raise DataError(cause, f"{opt('rows', self.data.rows_each)} or more")
 
     def rows_expected(self) -> int | None:
         each, count, asked = self.data.rows_each, self.data.count, self.config.rows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saekit.embedded.digests import SAMPLED_ABOVE, file_digest, is_sampled
-from saekit.errors import DataError, NumericsError, UsageError
+from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.harvesting.arrays import load_array
 from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.listed import ListedDocuments, shuffled
@@ -47,7 +47,7 @@ class RawData(ABC):
     count: int | None = None  # examples that will be stored, None when only a pass could tell
     notes: tuple[str, ...] = ()
     column: str | None = None  # of a table: the one that is read
-    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, with --skip-broken
+    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, with skip_broken
 
     @abstractmethod
     def examples(self, start: int) -> Iterator[RawExample]:
@@ -75,7 +75,7 @@ class Pixels(RawData):
         self.dataset, self.column, self.notes = self._data.name, self._data.column, self._data.notes
         first = next(self._data.documents(), None)
         if first is None:
-            raise DataError(f"{data} holds no image that can be read", "leave --skip-broken away to see why")
+            raise DataError(f"{data} holds no image that can be read", f"drop {opt('skip_broken')} to see why")
         image = _grey_or_colour(first.image, first.name)
         self._first, self._kind = first.name, (image.size, image.mode)
         width, height = image.size
@@ -96,7 +96,7 @@ class Pixels(RawData):
             if (image.size, image.mode) != self._kind:
                 raise DataError(
                     f"image {document.name} is {_size(image.size)} {image.mode}, and {self._first} {_size(self._kind[0])} {self._kind[1]}",
-                    "resize the images to one size and mode first (PIL: image.resize, image.convert), then --overwrite",
+                    f"resize the images to one size and mode first (PIL: image.resize, image.convert), then {opt('overwrite', True)}",
                 )
             pixels_RD = np.asarray(image, np.float32).reshape(1, -1) / 255
             yield RawExample(document.id, document.name, document.label, pixels_RD)
@@ -126,14 +126,14 @@ class Array(RawData):
 
     def __init__(self, data: str, config: HarvestConfig) -> None:
         if config.column is not None:
-            raise UsageError("--column with raw:array: an array has no columns with names", "leave --column away")
+            raise UsageError(f"{opt('column')} with raw:array: an array has no columns with names", f"drop {opt('column')}")
         self._path = Path(data).expanduser()
         self.dataset = str(self._path.absolute())
         self._x, self._labels = load_array(self._path)
         shape = self._x.shape
         self.layout = {2: "flat", 3: "sequence", 4: "grid" if config.layout == "grid" else "flat"}[len(shape)]
         if config.layout not in ("flat", self.layout):
-            cause = f"--layout {config.layout}: {data} has the shape {shape}"
+            cause = f"{opt('layout', config.layout)}: {data} has the shape {shape}"
             raise DataError(cause, "a sequence takes an array (N,T,D), a grid one (N,H,W,C)")
         self.grid = shape[1:3] if len(shape) == 4 else None
         self.rows_each = int(np.prod(shape[1:-1])) if self.layout != "flat" else 1
@@ -158,7 +158,9 @@ class Array(RawData):
             if not np.isfinite(x_RD).all():
                 place = f"row {index}" if x_RD.shape[0] == 1 else f"row {int(np.argmin(np.isfinite(x_RD).all(1)))} of example {index}"
                 if not self._skip_broken:
-                    hint = "repair it or leave it out, then --overwrite; or go on without such entries with --skip-broken"
+                    hint = (
+                        f"repair or remove it, then {opt('overwrite', True)}; or go on without such entries with {opt('skip_broken', True)}"
+                    )
                     raise NumericsError(f"{place} of {self._path} holds NaN or inf", hint)
                 skipped.append(f"entry {index}")
                 x_RD = None
@@ -220,4 +222,4 @@ class TfIdf(RawData):
 
 def _need_flat(config: HarvestConfig, what: str) -> None:
     if config.layout != "flat":
-        raise UsageError(f"--layout {config.layout}: {what} is one row", "leave --layout away")
+        raise UsageError(f"{opt('layout', config.layout)}: {what} is one row", f"drop {opt('layout')}")

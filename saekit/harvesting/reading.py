@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from saekit.errors import BackendError, DataError, MissingError, SaekitError
+from saekit.errors import BackendError, DataError, MissingError, SaekitError, opt
 from saekit.harvesting.damage import damage, first_line
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
@@ -48,10 +48,10 @@ def _is_failure(error: BaseException) -> bool:
 def reading_error(what: str, name: str, where: str, error: BaseException) -> SaekitError:
     """What `error`, raised by transformers while it read `what` from `where`, means for the user."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return BackendError(f"{name} does not fit into memory: {first_line(error)}", "choose a smaller model or --device cpu")
+        return BackendError(f"{name} does not fit into memory: {first_line(error)}", f"choose a smaller model or {opt('device', 'cpu')}")
     if "trust_remote_code" in str(error):
         cause = f"the {what} of {name} needs code from its own folder, which saekit does not run unless told to"
-        return DataError(cause, "read that code, then saekit harvest ... --trust-remote-code (in Python trust_remote_code=True)")
+        return DataError(cause, f"read that code, then allow it with {opt('trust_remote_code', True)}")
     local = _local_folder(where)
     if local and (seen := damage(local, what)):
         return DataError(f"the {what} of {name} cannot be read: {seen[0]}", seen[1])
@@ -86,7 +86,7 @@ def forward_pass(name: str, inputs: dict[str, torch.Tensor], known: tuple[str, s
     except SaekitError:
         raise
     except torch.OutOfMemoryError as error:
-        raise BackendError(f"{name} ran out of memory: {first_line(error)}", "a smaller --batch or --ctx") from error
+        raise BackendError(f"{name} ran out of memory: {first_line(error)}", f"a smaller {opt('batch')} or {opt('ctx')}") from error
     except Exception as error:
         if _raised_by_saekit(error):
             raise

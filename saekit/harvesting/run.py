@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from saekit.device import pick_device
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.base import Harvest
 from saekit.harvesting.config import AUTO, HarvestConfig, HarvestPlan, HarvestResult, is_raw
 from saekit.harvesting.hooks import capture, resolve_hook
@@ -31,7 +31,7 @@ from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
 from saekit.types import ActivationSpec, Progress
 
-CALIBRATION_ROWS = 4096  # --max-norm: rows whose median norm is the reference
+CALIBRATION_ROWS = 4096  # max_norm: rows whose median norm is the reference
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
 
 
@@ -83,9 +83,11 @@ class ModelHarvest(Harvest):
         self.live = load_model(model, device, trust_remote_code=config.trust_remote_code) if isinstance(model, str) else model
         self.notes = self.live.notes
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
-            raise DataError("--layout grid needs an image model and --scope content", "--layout flat or sequence")
+            raise DataError(
+                f"{opt('layout', 'grid')} needs an image model and {opt('scope', 'content')}", opt("layout", "flat", "sequence")
+            )
         if config.pack and (self.live.modality == "image" or config.layout != "flat"):
-            raise DataError("--pack needs a text model and --layout flat", "leave --pack away")
+            raise DataError(f"{opt('pack', True)} needs a text model and {opt('layout', 'flat')}", f"drop {opt('pack')}")
         check_scope(self.live, config.scope)
         if self.live.modality == "text":
             check_context(self.live, config.ctx, config.pack)

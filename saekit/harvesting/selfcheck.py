@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnF
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import anatomy_of, untouched
 from saekit.harvesting.hooks import capture, is_alias, resolve_hook
 from saekit.harvesting.probe import run
@@ -116,7 +116,7 @@ class _Check:
             found = trace.parts_of(index).get(part)
             if found is None or found.path is None or f"{anatomy.block_path(index)}.{found.path}" != path:
                 cause = f"{alias} of {self.live.name} is not what block {index} adds to the residual stream on these contexts"
-                raise DataError(cause, f"--hook {path} takes the output of that module as it is")
+                raise DataError(cause, f"{opt('hook', path)} takes the output of that module as it is")
             self.proven.append(alias)
         return {hook: state.float() for hook, state in states.items() if hook in hooks}
 
@@ -188,7 +188,7 @@ class _Check:
     def dependent(self, error: float) -> DataError:
         return DataError(
             f"a row of {self.live.name} depends on the rest of its batch: alone it differs by {error:.0%}",
-            "--batch 1 runs every input alone",
+            f"{opt('batch', 1)} runs every input alone",
         )
 
     def report(self, repeat: str, padded: bool = True, company: str = "", largest: float = 0.0) -> SelfCheck:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.embedded.digests import SAMPLED_ABOVE, is_sampled
-from saekit.errors import DataError, MissingError, did_you_mean, unreadable
+from saekit.errors import DataError, MissingError, did_you_mean, opt, unreadable
 from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images, refuse_pointer
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.tables import PEEK, ArrowTable, CsvTable, JsonTable, Row, Table
@@ -56,7 +56,7 @@ class StreamedDocuments(Documents):
 
     def _document(self, index: int, row: Row | DataError) -> Document:
         if isinstance(row, DataError):
-            raise DataError(f"row {index} of {self.name} cannot be read: {row}", row.hint) from row
+            raise DataError(f"row {index} of {self.name} cannot be read: {row.cause}", row.remedy) from row
         label = self._label(row.get(LABEL)) if self.column != LABEL else None
         value = row.get(self.column)
         if self.modality == "text":
@@ -69,12 +69,12 @@ class StreamedDocuments(Documents):
             return ""
         if isinstance(value, (list, dict, bytes)):
             what = f"row {index} of {self.name} holds a {type(value).__name__} in column {self.column}, not text"
-            raise DataError(what, "repair or remove it, or go on without broken rows with --skip-broken")
+            raise DataError(what, f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}")
         text = str(value)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            hint = "repair or remove it, or go on without broken rows with --skip-broken"
+            hint = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
             raise DataError(f"row {index} of {self.name} holds half of a character (a lone surrogate)", hint) from error
         return text
 
@@ -88,7 +88,9 @@ class StreamedDocuments(Documents):
             return read_picture(folder / path, f"{where} ({path})" if (folder / path).is_file() else None)
         if path:
             return read_picture(_downloaded(path, where), where)
-        raise DataError(f"{where} cannot be read as an image: it is null", "remove the row, or go on without with --skip-broken")
+        raise DataError(
+            f"{where} cannot be read as an image: it is null", f"remove the row, or go on without it with {opt('skip_broken', True)}"
+        )
 
     def _label(self, value: Any) -> str | None:
         """-1 is what datasets write where a test split has no labels."""
@@ -184,7 +186,7 @@ class HubTable(Table):
             try:
                 row = next(stream, None)
             except OSError as error:
-                raise MissingError(f"the dataset cannot be read any further: {error}", "continue with --resume") from error
+                raise MissingError(f"the dataset cannot be read any further: {error}", f"continue with {opt('resume', True)}") from error
             except Exception as error:  # readers of every format stand behind this
                 raise DataError(f"the dataset cannot be read any further: {_first_line(error)}", "check the data") from error
             if row is None:
@@ -238,7 +240,7 @@ def _downloaded(path: str, where: str) -> bytes:
         with xopen(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise MissingError(f"{where} cannot be read: {error}", "continue with --resume") from error
+        raise MissingError(f"{where} cannot be read: {error}", f"continue with {opt('resume', True)}") from error
 
 
 # --- columns --------------------------------------------------------------------------------------------------------------------
@@ -252,12 +254,12 @@ def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality
     if column is not None and column in kinds:
         if kinds[column] in (modality, None) or (modality == "text" and kinds[column] == "number"):
             return column
-        hint = f"--column {guess}" if guess else "choose other data"
+        hint = opt("column", guess) if guess else "choose other data"
         raise DataError(f"column {column} of {name} holds {kinds[column]}, not {modality}", hint)
     if column is None and (modality in candidates or len(meant) == 1):
         return guess
     if column is None and meant:
-        raise DataError(f"{name} has several columns with {modality}: {', '.join(meant)}", f"--column {guess}")
+        raise DataError(f"{name} has several columns with {modality}: {', '.join(meant)}", opt("column", guess))
     if column is None and modality == "text" and kinds.get("text") == "number":
         return "text"  # of a csv file, where all values are text
     only_nulls = [key for key, kind in kinds.items() if kind is None]
@@ -265,9 +267,9 @@ def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality
     if only_nulls and column is None:
         raise DataError(
             f"{name} {what}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,} rows",
-            f"--column {only_nulls[0]} takes it even so",
+            f"{opt('column', only_nulls[0])} takes it even so",
         )
-    hint = f"{did_you_mean(column, kinds) if column else ''}--column {guess}" if guess else "choose other data"
+    hint = f"{did_you_mean(column, kinds) if column else ''}{opt('column', guess)}" if guess else "choose other data"
     raise DataError(f"{name} {what}; its columns are {', '.join(kinds)}", hint)
 
 

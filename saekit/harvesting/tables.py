@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from saekit.embedded.digests import file_digest
-from saekit.errors import DataError, unreadable
+from saekit.errors import DataError, opt, unreadable
 from saekit.harvesting.documents import digest_of
 
 Row = dict[str, Any]
 PEEK = 1000  # rows from which columns and their types are told
 _LONGEST_FIELD = 64 << 20  # characters of one csv field; what is longer lacks a closing quote
 _BATCH = 64  # rows of a parquet file that are read at once
-_FIX = "repair or remove it, or go on without broken rows with --skip-broken"
+_FIX = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
 
 
 class Table(ABC):

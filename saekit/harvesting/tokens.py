@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.reading import first_line, model_reading
 
@@ -51,12 +51,12 @@ def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[Frame, int]:
     frame = special_tokens(live)
     room = ctx - len(frame.prefix) - len(frame.suffix)
     if room < 1:
-        raise UsageError(f"--ctx {ctx} leaves no room for text beside {ctx - room} special tokens", "use --ctx 128")
+        raise UsageError(f"{opt('ctx', ctx)} leaves no room for text beside {ctx - room} special tokens", opt("ctx", 128))
     limit = position_limit(live)
     if limit is not None and ctx > limit:
-        raise DataError(f"--ctx {ctx}: {live.name} takes at most {limit} tokens", f"use --ctx {limit}")
+        raise DataError(f"{opt('ctx', ctx)}: {live.name} takes at most {limit} tokens", opt("ctx", limit))
     if pack and frame.separator is None:
-        raise DataError(f"--pack: the tokenizer of {live.name} has no end-of-text token", "leave out --pack")
+        raise DataError(f"{opt('pack', True)}: the tokenizer of {live.name} has no end-of-text token", f"drop {opt('pack')}")
     tokens = embedded_tokens(live)
     around = [*frame.prefix, *frame.suffix, *([frame.separator] if pack else [])]
     if tokens is not None and around and max(around) >= tokens:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import SparseCodes
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.models import load_model
@@ -20,10 +19,11 @@ from saekit.inspection.records import pick_rows
 from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import fires
 from saekit.store.reader import Store
 from saekit.store.stack import Paths, StackedStore, stores_of
-from saekit.types import ActivationSpec, Autoencoder, Progress
+from saekit.types import ActivationSpec, Progress
 
 TOP_TOKENS = 5
 
@@ -56,13 +56,13 @@ def features(
     Raises UsageError, DataError, MissingError.
     """
     if sum(value is not None for value in (index, text, image)) != 1:
-        raise UsageError("give exactly one of --index, --text, --image")
+        raise UsageError(f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}")
     if top < 1:
-        raise UsageError(f"--top {top} must be at least 1")
+        raise UsageError(f"{opt('top', top)} must be at least 1")
     model, _, opened = open_pair(checkpoint, store)
     wanted = None if index is not None else ("text" if text is not None else "image")
     if wanted is not None and wanted != opened.spec.modality:
-        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"--{opened.spec.modality}")
+        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"give {opt(opened.spec.modality)}")
     if index is not None and not 0 <= index < model.latents:
         raise DataError(f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})")
     scan = cached_scan(model, Path(checkpoint), opened, progress)
@@ -118,7 +118,9 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
     specs = [store.spec for store in stores_of(source)]
     for spec, store in zip(specs, stores_of(source)):
         if spec.is_raw:
-            raise DataError(f"{store.path} holds raw data: there is no model to read an input with", "--index")
+            raise DataError(
+                f"{store.path} holds raw data: there is no model to read an input with", f"{opt('index')} with the number of a latent"
+            )
     document = Document(
         0, "input", text, read_picture(Path(image), remedy="repair the file or give another") if image is not None else None
     )
@@ -133,11 +135,11 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
         rows += len(x_BD)
         code = model.encode(x_BD)
-        dense = code.to_dense() if isinstance(code, SparseCodes) else code
+        dense = code.to_dense()
         for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
             best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:
-        raise DataError("the input holds no token in this store's scope", "give a longer --text")
+        raise DataError("the input holds no token in this store's scope", f"give a longer {opt('text')}")
     return best
 
 

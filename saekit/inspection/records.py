@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import BANDS, Scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.tokens import TokenTexts
 from saekit.inspection.windows import Windows, read_windows
 from saekit.inspection.written import WrittenTexts
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.types import Autoencoder, Example, FeatureRecord, Progress
+from saekit.types import Example, FeatureRecord, Progress
 
 EXAMPLES_EACH_BAND = 5
 LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
@@ -43,10 +44,10 @@ def check_features(spec: str, latents: int) -> list[int] | None:
         found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
-            raise UsageError(f"--features {spec[:80]}: write 0-255,1024 or top:500 or all", "--features top:500")
+            raise UsageError(f"{opt('features', spec[:80])}: write 0-255,1024 or top:500 or all", opt("features", "top:500"))
         if last >= latents:
             cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
-            raise DataError(cause, "--features top:500")
+            raise DataError(cause, opt("features", "top:500"))
         chosen.extend(range(first, last + 1))
     return list(dict.fromkeys(chosen))
 

@@ -40,7 +40,7 @@ def hook_shares(W_dec_FD: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
 def off_the_residual_stream(live: LiveModel, hook: str) -> str:
     """Why a direction at `hook` is not one of the residual stream, which the output head reads; '' where it is.
 
-    It is at a block's input and output, and at what attention and MLP add (the aliases of --list-hooks). What a module inside a block
+    It is at a block's input and output, and at what attention and MLP add (the aliases that list_hooks gives). What a module inside a block
     reads, behind a norm, or gives to the next one, is in a basis of its own, even where it has the same width.
     """
     try:

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import torch
 
-from saekit.errors import DataError, SaekitError, UsageError
+from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
 from saekit.inspection.relate import hook_shares, off_the_residual_stream, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.files import write_config, write_json
 from saekit.store.folder_kinds import PAGE
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
-from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of
+from saekit.store.stack import Paths, StackedStore, check_stores, open_stores, stores_of, with_stores
 from saekit.training.checkpoints import load
-from saekit.types import ActivationSpec, Autoencoder, FeatureRecord, Progress
+from saekit.types import ActivationSpec, FeatureRecord, Progress
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (
@@ -56,12 +57,12 @@ def inspect(
     message says so. Raises UsageError, DataError (checkpoint and store do not fit, OUT), MissingError.
     """
     if not 1 <= top <= KEPT_TOP:
-        raise UsageError(f"--top {top} must be between 1 and {KEPT_TOP}")
+        raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
     model, description, opened = open_pair(checkpoint, store)
     paths = [str(each.path) for each in stores_of(opened)]
     if opened.spec.is_raw and opened.spec.modality != "image":
         verb = "compare" if len(paths) == 1 else "evaluate"
-        hint = f"saekit {verb} {checkpoint} " + " ".join(f"--store {path}" for path in paths)
+        hint = with_stores(f"saekit {verb} {checkpoint}", paths)
         raise DataError(f"{opened.path} holds {opened.spec.hook} rows, which a page cannot show", hint)
     check_features(features, model.latents)
     where = paths[0] if len(paths) == 1 else paths
@@ -118,7 +119,7 @@ def open_pair(checkpoint: str | Path, store: Paths) -> tuple[Autoencoder, Checkp
         raise DataError(
             f"{checkpoint} takes {trained_on['d_in']} values a row ({trained_on['model']}, {trained_on['hook']}), "
             f"{opened.path} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
-            "--store with the store that it was trained on, or one of the same hook",
+            f"{opt('store')} with the store that it was trained on, or one of the same hook",
         )
     if trained_on["modality"] != opened.spec.modality:
         raise DataError(f"{checkpoint} was trained on {trained_on['modality']}, {opened.path} holds {opened.spec.modality}")

@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from saekit.errors import SaekitError
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import fires
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
-from saekit.types import Autoencoder, Progress
+from saekit.types import Progress
 
 SCAN_SCHEMA = 2
 CHUNK_ROWS = 8192

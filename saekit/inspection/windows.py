@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from saekit_kernels import SparseCodes
 
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.types import Autoencoder
 
 CHUNK_ROWS = 8192
 TOKENS_EACH_SIDE = 12
@@ -73,10 +73,5 @@ def _values_at(model: Autoencoder, store: Store | StackedStore, pair_row: np.nda
 
 def _entries(code: torch.Tensor | SparseCodes, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """code[row, latent] without making a sparse code dense."""
-    if not isinstance(code, SparseCodes):
-        return code[row, latent].float()
-    found = []
-    for r, j in zip(row.split(1 << 18), latent.split(1 << 18)):
-        hit = code.idx[r] == j[:, None]  # padding holds value 0 at index 0, which adds nothing
-        found.append((code.vals[r] * hit).sum(1))
-    return torch.cat(found) if found else torch.zeros(0)
+    pieces = [code[r, j].float() for r, j in zip(row.split(1 << 18), latent.split(1 << 18))]
+    return torch.cat(pieces) if pieces else torch.zeros(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} must not be negative")
+            raise UsageError(f"{opt('seed', self.seed)} must not be negative")
         for name in ("rows", "lr", "batch"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UsageError(f"--{name} {value:g} must be above 0")
+                raise UsageError(f"{opt(name, value)} must be above 0")
 
 
 @dataclass(frozen=True)

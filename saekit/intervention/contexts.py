@@ -11,7 +11,7 @@ from itertools import count, islice
 
 import numpy as np
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.harvesting.documents import Document, Documents
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, batches
 from saekit.harvesting.models import LiveModel
@@ -78,7 +78,7 @@ class Contexts:
                 empty = False
                 yield batch
             if empty:
-                raise DataError(f"{self.data} has no document to train on", "give other data with --data")
+                raise DataError(f"{self.data} has no document to train on", f"give other data with {opt('data')}")
 
     def _permuted(self, data: Documents, seed: tuple[int, int], batch: int) -> Iterator[ContextBatch]:
         """Batches come sorted by length within a window: permuted there, a short run sees short and long ones at every rate, and what is

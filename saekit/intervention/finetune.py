@@ -30,7 +30,7 @@ import torch
 from saekit_kernels import keep_freed_memory
 
 from saekit.device import pick_device
-from saekit.errors import DataError, NumericsError, UsageError
+from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.harvesting.models import load_model
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
@@ -120,7 +120,7 @@ class _Finetune:
         self.contexts = Contexts(self.store, self.live, config.batch, config.data)
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
-        self.sae: SAE = restore("sae", checkpoint.config["config"], self.units.unfolded(loaded)).to(device)
+        self.sae: SAE = restore("sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)).to(device)
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True)
 
@@ -167,7 +167,7 @@ class _Finetune:
             own = {name: value for name, value in as_type(told, dict[str, Any], "finetuned").items() if name in names}
             return build(FinetuneResult, {"path": str(self.out), **own}, "finetuned")
         except MisfitError as error:
-            raise DataError(f"{self.folder / CONFIG} is damaged: {error}", "--overwrite to tune anew") from None
+            raise DataError(f"{self.folder / CONFIG} is damaged: {error}", f"{opt('overwrite', True)} to tune anew") from None
 
     def _save(self, done: _Done) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.sae.state_dict().items()}
@@ -210,7 +210,7 @@ class _Finetune:
                 done.rows, done.steps = done.rows + len(made.x_BD), done.steps + 1
                 figures = {"step": done.steps, "rows": done.rows, "loss": loss.item(), "mse": mse.item(), "kl": made.kl.item(), "lr": lr}
                 if not math.isfinite(figures["loss"]):
-                    raise NumericsError(f"the loss diverged at step {done.steps}", "--overwrite with a lower --lr")
+                    raise NumericsError(f"the loss diverged at step {done.steps}", f"{opt('overwrite', True)} with a lower {opt('lr')}")
                 metrics.write(figures)
                 progress(Progress("finetune", min(done.rows, c.rows), c.rows, figures={"loss": figures["loss"]}))
                 ended, now = done.rows >= c.rows or interrupted(), time.monotonic()
@@ -232,7 +232,7 @@ class _Finetune:
             if made:
                 yield made
             elif empty == 100:
-                raise DataError(f"{self.contexts.data} holds no rows in the store's scope", "give other data with --data")
+                raise DataError(f"{self.contexts.data} holds no rows in the store's scope", f"give other data with {opt('data')}")
 
     # -- judging ---------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What a loaded SAE makes of rows inside a running model: a reconstruction with gradients, and what that does to the model's output.
 
-Its code is that of a trained model: the variant's `encode`, in eval mode, so that a row's code does not depend on the other rows. `encode`
-has no gradient: it chooses the entries, which are constant, and their values are made again.
+Its code is that of a trained model, in eval mode, so that a row's code does not depend on the other rows. Which latents are active is
+constant; their values have gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nnF
-from saekit_kernels import SparseCodes, decode_entries, preactivations
+from saekit_kernels import SparseCodes
 
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import ContextBatch
@@ -20,8 +20,6 @@ from saekit.intervention.splice import splice
 from saekit.intervention.units import Units
 from saekit.models.sae import SAE
 from saekit.store.reader import Store
-
-SIGMOID = "kl"  # the one sparsity whose code is sigmoid(pre); all others are pre where the code is not 0
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,6 @@ class Spliced:
     code: torch.Tensor | SparseCodes
     kl: torch.Tensor
     """mean over these rows of KL(p || p_spliced) at their positions, in nats."""
-
-
-def reconstruction(sae: SAE, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | SparseCodes]:
-    """(x_hat (B,D), the code of a trained model), x_hat differentiable in W_enc, b_enc, W_dec and b_dec; thresholds are constant."""
-    assert not sae.training, "in training, a code may depend on the batch"
-    with torch.no_grad():
-        code = sae.encode(x_BD)
-    if isinstance(code, SparseCodes):
-        values = preactivations(code, x_BD, sae.W_enc, sae.b_enc, sae.backend)
-        return decode_entries(code, values, sae.W_dec, sae.b_dec, sae.backend), code
-    pre = torch.addmm(sae.b_enc, x_BD, sae.W_enc.T)
-    z = pre.sigmoid() if sae.config.sparsity == SIGMOID else torch.where(code != 0, pre, 0.0)
-    return torch.addmm(sae.b_dec, z, sae.W_dec), code
 
 
 def run_spliced(live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, store: Store) -> Spliced | None:
@@ -62,10 +47,10 @@ def run_spliced(live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, st
     log_p_NV = _log_probabilities(logits_BTV[mask_BT])
     del logits_BTV  # it is the largest tensor here, and the second pass makes another
     x_BD = units.of_training(states[hook][mask_BT].to(sae.W_enc.dtype))
-    x_hat_BD, code = reconstruction(sae, x_BD)
-    with splice(live, hook, lambda _: units.raw(x_hat_BD), mask_BT):
+    output = sae(x_BD)
+    with splice(live, hook, lambda _: units.raw(output.x_hat), mask_BT):
         spliced_BTV = live.forward(batch.inputs).logits
-    return Spliced(x_BD, x_hat_BD, code, divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT])))
+    return Spliced(x_BD, output.x_hat, output.code, divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT])))
 
 
 def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:

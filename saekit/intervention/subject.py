@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.config import recorded
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.models import LiveModel
+from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
-
-TIED = ("matching-pursuit", "archetypal")  # decoders under a constraint whose other parts a checkpoint does not hold
 
 
 def check_kind(checkpoint: Checkpoint) -> None:
@@ -25,18 +24,18 @@ def check_kind(checkpoint: Checkpoint) -> None:
         raise UsageError(f"{path} is a transcoder: what it gives is no replacement of its own input", hint)
     if config.get("parts"):
         raise UsageError(f"{path} is a crosscoder: its rows are those of several hooks", hint)
-    if config["sparsity"] in TIED:
-        raise UsageError(f"--sparsity {config['sparsity']}: its decoder would leave its constraint", hint)
+    if VARIANTS[config["sparsity"]].constrained_decoder:
+        raise UsageError(f"{opt('sparsity', config['sparsity'])}: its decoder would leave its constraint", hint)
 
 
 def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
     """The store of the run, found by what training wrote beside it. Its content must be the same: it says what is held out."""
     where = given or recorded(checkpoint.path, "store")
     if where is None:
-        raise UsageError(f"{checkpoint.path} does not say which store it was trained on", "give it with --store")
+        raise UsageError(f"{checkpoint.path} does not say which store it was trained on", f"give it with {opt('store')}")
     store = Store(Path(where))
     if store.manifest.content != checkpoint.config["content"]:
-        raise DataError(f"{where} is not the store that {checkpoint.path} was trained on", "--store with that one")
+        raise DataError(f"{where} is not the store that {checkpoint.path} was trained on", f"{opt('store')} with that one")
     return store
 
 

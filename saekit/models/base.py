@@ -48,7 +48,7 @@ def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float
     return point
 
 
-def random_unit_rows(rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+def random_unit_rows(rows: int, width: int, generator: torch.Generator | None) -> torch.Tensor:
     """(rows, width): directions drawn uniformly from the sphere."""
     return unit_rows_(torch.randn(rows, width, generator=generator))
 

@@ -11,49 +11,49 @@ import torch
 from torch import nn
 
 from saekit import typed
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError, UsageError, check_choice, opt
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.conv import Conv, ConvConfig
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
 from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.recurrent import Recurrent, RecurrentConfig
-from saekit.models.sae import SAE
+from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
-from saekit.models.sparsity.base import SAEConfig
 from saekit.models.unet import UNet, UNetConfig
 from saekit.models.vae import VAE, VAEConfig
 
 
 class Entry(NamedTuple):
     config: type
-    model: type[nn.Module]
+    model: type[Autoencoder]
     line: str
 
 
 CATALOG: dict[str, Entry] = {
-    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete: --sparsity, of which saekit models sae lists the kinds"),
+    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete; sparsity: one of the kinds that saekit models sae lists"),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
     "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
-    "dense": Entry(DenseConfig, Dense, "mirrored layers, shallow or deep: --hidden, --tied, --noise, --contractive, --pretrain"),
-    "conv": Entry(ConvConfig, Conv, "convolutions for images and grids of patches: --channels"),
+    "dense": Entry(DenseConfig, Dense, "mirrored layers, shallow or deep: hidden, tied, noise, contractive, pretrain"),
+    "conv": Entry(ConvConfig, Conv, "convolutions for images and grids of patches: channels"),
     "unet": Entry(UNetConfig, UNet, "convolutions down and up with skips between, for a target store: colours, masks"),
-    "recurrent": Entry(RecurrentConfig, Recurrent, "reads a sequence into one code and writes it out again: --cell gru | lstm"),
-    "vae": Entry(VAEConfig, VAE, "variational autoencoder with --beta: samples, interpolation, ELBO"),
+    "recurrent": Entry(RecurrentConfig, Recurrent, "reads a sequence into one code and writes it out again: cell gru | lstm"),
+    "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
 }
-# What `saekit train` has flags for; an SAE's other options are set by name (--set).
+# What `saekit train` has flags for; an SAE's other options are set by name (`--set`).
 SAE_FLAGS = ("latents", "sparsity", "noise", "decoder_norm", "revive", "skip", "k", "coef", "target_l0", "target_rate")
 FROM_DATA = ("d_in", "d_out", "shape", "parts")  # fields of a config that no option sets
 
 
 def config_of(name: str, options: dict[str, Any]) -> type:
     """The config class of a model; that of an SAE goes by its sparsity."""
-    check_choice("--model", name, CATALOG)
+    check_choice("model", name, CATALOG)
     if name != "sae":
         return CATALOG[name].config
     chosen = options.get("sparsity", SAEConfig.sparsity)
-    check_choice("--sparsity", chosen, VARIANTS)
-    return VARIANTS[chosen].config
+    check_choice("sparsity", chosen, VARIANTS)
+    return VARIANTS[chosen].config_class
 
 
 def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         if key in known:
             try:
-                typed.as_type(value, hints[key], flag(key))
+                typed.as_type(value, hints[key], opt(key))
             except typed.MisfitError as error:
                 if isinstance(value, float) and not math.isfinite(value):
                     continue  # the option's own check says what it may be; `build` refuses what has none
@@ -79,18 +79,14 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             continue
         takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
         if takes:  # an option of one sparsity is not silently ignored by another
-            raise UsageError(f"{flag(key)} does not apply to --sparsity {sparsity}", f"--sparsity {' or '.join(takes)}, or leave it away")
-        raise UsageError(f"{flag(key)} does not apply to --model {name}, which takes {', '.join(map(flag, known))}")
+            raise UsageError(f"{opt(key)} does not apply to {opt('sparsity', sparsity)}", f"{opt('sparsity', *takes)}, or drop {opt(key)}")
+        raise UsageError(f"{opt(key)} does not apply to {opt('model', name)}, which takes {', '.join(map(opt, known))}")
 
 
 def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
     """The options of a model that a config file repeats: those that say what it is."""
     own = options_of(name, sparsity if name == "sae" else None)
     return tuple(key for key in own if key != "seed" and (name != "sae" or key in SAE_FLAGS))
-
-
-def flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
 
 
 def build(
@@ -112,14 +108,14 @@ def build(
         data["shape"] = shape or (d_in,)
     if d_out:
         if "d_out" not in fields:
-            raise UsageError(f"--target-store does not apply to --model {name}")
+            raise UsageError(f"{opt('target_store')} does not apply to {opt('model', name)}")
         data["d_out"] = d_out
     if parts and "parts" in fields:
         data["parts"] = parts
     model = CATALOG[name].model(config(**data, **options))
     for key, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{flag(key)} {value:g} is not a finite number")
+            raise UsageError(f"{opt(key, value)} is not a finite number")
     return model
 
 
@@ -133,9 +129,9 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
         settings = typed.build(config_of(name, config), config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size
-            _need_shapes(CATALOG[name].model(settings).state_dict(), tensors)
-        model = CATALOG[name].model(settings)
-        model.load_state_dict(tensors)
+            model = CATALOG[name].model.for_weights(settings)
+        _need_shapes(model.state_dict(), tensors)
+        model.to_empty(device="cpu").load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, IndexError, UsageError) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)

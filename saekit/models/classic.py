@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models import outputs, penalties
+from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
 from saekit.models.metrics import firing_counts
 from saekit.models.noise import Noise, step_generator
-from saekit.types import ActivationBatch, LossTerms, Output, Stage, Strategy, Takes
+from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
 ACTIVATIONS = {
     "linear": lambda a: a,
@@ -59,38 +60,26 @@ class ClassicConfig:
 
     def __post_init__(self) -> None:
         if self.latents < 1:
-            raise UsageError(f"--latents {self.latents} must be at least 1")
-        check_choice("--output", self.output, outputs.OUTPUTS)
-        check_choice("--sparsity", self.sparsity, CODE_OF_SPARSITY)
+            raise UsageError(f"{opt('latents', self.latents)} must be at least 1")
+        check_choice("output", self.output, outputs.OUTPUTS)
+        check_choice("sparsity", self.sparsity, CODE_OF_SPARSITY)
         Noise.parse(self.noise)
         if not 0 < self.target_rate < 1:
-            raise UsageError(f"--target-rate {self.target_rate:g} must be in (0, 1)")
+            raise UsageError(f"{opt('target_rate', self.target_rate)} must be in (0, 1)")
         if self.coef is not None and (self.coef < 0 or self.sparsity == "none"):
             wrong = "must not be negative" if self.coef < 0 else "weighs a penalty that there is not"
-            raise UsageError(f"--coef {self.coef:g} {wrong}", "--sparsity l1 or kl" if self.coef >= 0 else "")
+            raise UsageError(f"{opt('coef', self.coef)} {wrong}", opt("sparsity", "l1", "kl") if self.coef >= 0 else "")
 
     @property
     def penalty(self) -> float:
         return DEFAULT_COEF[self.sparsity] if self.coef is None else self.coef
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a model trains unless the user says otherwise: measured on 4,000 images of 784 pixels (docs/log.md)."""
+class Classic(Autoencoder):
+    """A subclass sets its modules and implements to_code and from_code."""
 
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    decay_share: float = 0.5
-    """Of a stage's steps, over which its rate falls to 0."""
-
-
-class Classic(nn.Module):
-    """An `Autoencoder` (saekit.types). A subclass sets its modules and implements to_code and from_code."""
-
-    strategy: Strategy = "gradient"
-    takes: Takes = "rows"
     reconstruction_weight = 1.0
-    recipe = Recipe()
+    decay_share = 0.5
     gain = 2.0  # of the first weights: rectifiers halve the variance; 1 for bodies without
 
     def __init__(self, config: ClassicConfig) -> None:
@@ -104,9 +93,6 @@ class Classic(nn.Module):
         self.register_buffer("input_scale", torch.ones(()))
         self.register_buffer("output_mean", torch.zeros(self.d_out))
         self.register_buffer("output_scale", torch.ones(()))
-        self.backend = "torch"
-        self.seed = 0  # of noise and samples; set by the trainer, as is total_steps
-        self.total_steps = 0
 
     # -- the body, which a model implements ---------------------------------------------------------------------------------
 
@@ -125,6 +111,9 @@ class Classic(nn.Module):
     def numbers_per_row(self) -> int:
         """About how many numbers a row (or example) leaves for the backward pass: for estimates of memory."""
         raise NotImplementedError
+
+    def batch_bytes(self, batch: int) -> int:
+        return 8 * batch * self.numbers_per_row()
 
     # -- the map ------------------------------------------------------------------------------------------------------------
 
@@ -153,13 +142,9 @@ class Classic(nn.Module):
         """Raw examples (..., *example) -> (B,*example), as in training."""
         return (as_examples(x, self.example_shape, self.input_mean) - self.input_mean) * self.input_scale
 
-    def forward(self, x: torch.Tensor) -> Output:
-        z = self.encode(x)
-        return Output(self.decode(z), z)
-
     # -- training -----------------------------------------------------------------------------------------------------------
 
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """Weights from N(0, gain / fan-in), biases 0 (He et al. 2015, arXiv 1502.01852)."""
         with torch.no_grad():
             for parameter in self.parameters():
@@ -168,15 +153,10 @@ class Classic(nn.Module):
                 else:
                     parameter.zero_()
 
-    def stages(self, total: int) -> list[Stage]:
-        return [Stage(0, total)]
-
-    def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
-        """Called before the first step of a stage."""
-
-    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
-        noisy = self.noise(batch.x, step_generator(self.seed, step, batch.x.device))
+        batch = as_batch(batch)
+        noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.noisy_code(noisy, batch.x, step)
         return self.judged(self.from_code(z), z, batch, terms, weights)
 
@@ -196,7 +176,7 @@ class Classic(nn.Module):
     def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return outputs.summed_loss(self.config.output, a, target, mask)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
         """(code, penalties before weighting, their weights) of one training batch."""
         return self.penalised(self.code_activation(self.to_code(noisy)))
 
@@ -208,12 +188,6 @@ class Classic(nn.Module):
         if c.sparsity == "kl":
             return z, {"kl": penalties.kl(z, c.target_rate)}, {"kl": c.penalty}
         return z, {}, {}
-
-    def before_step(self) -> None:
-        pass
-
-    def after_step(self) -> None:
-        pass
 
     # -- saving -------------------------------------------------------------------------------------------------------------
 

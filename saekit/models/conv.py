@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.models.classic import ACTIVATIONS, Classic, ClassicConfig
 from saekit.types import Takes
 
@@ -44,16 +44,17 @@ class ConvConfig(ClassicConfig):
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "channels", tuple(self.channels))
-        check_choice("--activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+        check_choice("activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
         if not self.channels or any(count < 1 for count in self.channels):
-            raise UsageError(f"--channels {','.join(map(str, self.channels))}: at least one number, each at least 1", "--channels 16,32")
+            raise UsageError(f"{opt('channels', self.channels)}: at least one number, each at least 1", opt("channels", [16, 32]))
         self._check_shape()
         self._check_sides()
 
     def _check_shape(self) -> None:
         if len(self.shape) != 3 or None in self.shape:
             raise DataError(
-                f"{self.model} takes images or grids; these rows have no shape (H,W,C)", "harvest raw:pixels, or with --layout grid"
+                f"{self.model} takes images or grids; these rows have no shape (H,W,C)",
+                f"harvest raw:pixels, or with {opt('layout', 'grid')}",
             )
         H, W, C = self.shape
         if self.d_in not in (C, H * W * C):
@@ -65,12 +66,10 @@ class ConvConfig(ClassicConfig):
         H, W, _ = self.shape
         pools = min(H, W).bit_length() - 1  # that leave a side of at least 1
         if pools < 1:
-            raise DataError(f"sides of {H}x{W} are too small for {self.model}, which halves both", "--model dense")
+            raise DataError(f"sides of {H}x{W} are too small for {self.model}, which halves both", opt("model", "dense"))
         if len(self.channels) > pools:
-            widths, fewer = ",".join(map(str, self.channels)), ",".join(map(str, self.channels[:pools]))
-            raise UsageError(
-                f"--channels {widths} halves the sides {len(self.channels)} times, and {H}x{W} are too small", f"--channels {fewer}"
-            )
+            cause = f"{opt('channels', self.channels)} halves the sides {len(self.channels)} times, and {H}x{W} are too small"
+            raise UsageError(cause, opt("channels", self.channels[:pools]))
 
     @property
     def is_grid(self) -> bool:
@@ -109,9 +108,9 @@ class Spatial(Classic):
         return (self.maps_in + self.maps_out) * math.prod(self.sides[0]) + self.maps_each * maps
 
     @torch.no_grad()
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that their first index is not the output."""
-        super().initialise(sample, generator)
+        super().initialise_from(sample, generator)
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
                 products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2  # in one output value: the fan-in

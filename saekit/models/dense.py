@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models import penalties
-from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig, Recipe
+from saekit.models.autoencoder import as_batch
+from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
 from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
-from saekit.types import ActivationBatch, LossTerms, Stage
+from saekit.types import FIRST, ActivationBatch, LossTerms, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class LinearConfig(ClassicConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.contractive < 0:
-            raise UsageError(f"--contractive {self.contractive:g} must not be negative")
+            raise UsageError(f"{opt('contractive', self.contractive)} must not be negative")
         if self.tied and self.d_out not in (0, self.d_in):
-            raise UsageError("--tied: the target has another width than the input", "leave --tied away")
+            raise UsageError(f"{opt('tied', True)}: the target has another width than the input", f"drop {opt('tied')}")
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,22 @@ class DenseConfig(LinearConfig):
         super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if any(width < 1 for width in self.hidden):
-            raise UsageError(f"--hidden {','.join(map(str, self.hidden))}: widths must be at least 1")
-        check_choice("--activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+            raise UsageError(f"{opt('hidden', self.hidden)}: widths must be at least 1")
+        check_choice("activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
         if self.pretrain:
-            check_choice("--pretrain", self.pretrain, KINDS)
+            check_choice("pretrain", self.pretrain, KINDS)
         if not 0 < self.pretrain_share < 1:
-            raise UsageError(f"--pretrain-share {self.pretrain_share:g} must be in (0, 1)")
+            raise UsageError(f"{opt('pretrain_share', self.pretrain_share)} must be in (0, 1)")
         if self.pretrain == "rbm" and self.activation != "sigmoid" and self.hidden:
-            cause = f"--pretrain rbm: the mean of a binary unit is a sigmoid, not {self.activation}"
-            raise UsageError(cause, "--activation sigmoid")
+            cause = f"{opt('pretrain', 'rbm')}: the mean of a binary unit is a sigmoid, not {self.activation}"
+            raise UsageError(cause, opt("activation", "sigmoid"))
         if self.pretrain == "rbm" and self.sparsity == "l1":
-            raise UsageError("--pretrain rbm: code units are binary or Gaussian, not rectified", "--sparsity kl or none")
+            raise UsageError(f"{opt('pretrain', 'rbm')}: code units are binary or Gaussian, not rectified", opt("sparsity", "kl", "none"))
         if self.pretrain and self.d_out:
-            raise UsageError("--pretrain: layers reconstruct their input, which the target store is not", "leave --pretrain away")
+            raise UsageError(
+                f"{opt('pretrain', self.pretrain)}: layers reconstruct their input, which the target store is not",
+                f"drop {opt('pretrain')}",
+            )
 
 
 class Mirror(nn.Module):
@@ -71,10 +75,13 @@ class Mirror(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, tied: bool, d_back: int) -> None:
         super().__init__()
-        self.W_up = nn.Parameter(torch.zeros(d_out, d_in))
+        self.W_up = nn.Parameter(torch.empty(d_out, d_in))
         self.b_up = nn.Parameter(torch.zeros(d_out))
-        self.W_down = None if tied else nn.Parameter(torch.zeros(d_back, d_out))
+        self.W_down = None if tied else nn.Parameter(torch.empty(d_back, d_out))
         self.b_down = nn.Parameter(torch.zeros(d_back))
+        for weight in (self.W_up, self.W_down):
+            if weight is not None:
+                nn.init.kaiming_normal_(weight)
 
     def up(self, h: torch.Tensor) -> torch.Tensor:
         return linear(h, self.W_up, self.b_up)
@@ -126,7 +133,7 @@ class Dense(Classic):
     def leaving_norms(self) -> torch.Tensor:
         return self.layers[-1].down_weight.norm(dim=0)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
         z, terms, weights = super().noisy_code(noisy, clean, step)
         if self.config.contractive:
             terms["contractive"], weights["contractive"] = self.contraction(clean), self.config.contractive
@@ -151,8 +158,8 @@ class Dense(Classic):
 
     # -- pretraining --------------------------------------------------------------------------------------------------------
 
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        super().initialise(sample, generator)
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        super().initialise_from(sample, generator)
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             small_weights_(self, generator)
 
@@ -163,8 +170,9 @@ class Dense(Classic):
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             enter_layer(self, stage, sample)
 
-    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
-        layer = next(stage.layer for stage in self.stages(max(self.total_steps, step + 1)) if stage.start <= step < stage.stop)
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+        batch, stages = as_batch(batch), self.stages(max(step.total, step.number + 1))
+        layer = next(stage.layer for stage in stages if stage.start <= step.number < stage.stop)
         return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
 
 
@@ -174,4 +182,4 @@ class Linear(Dense):
     Trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
     """
 
-    recipe = Recipe(lr=1e-2, weight_decay=0.0)
+    lr, weight_decay = 1e-2, 0.0

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from saekit.errors import UsageError, did_you_mean
-from saekit.models.catalog import CATALOG, config_of, flag, options_of
+from saekit.models.catalog import CATALOG, config_of, options_of
 from saekit.models.sparsity import VARIANTS
 
 
@@ -45,7 +45,7 @@ def describe(name: str) -> Card:
         raise UsageError(f"{name} is no model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}")
     entry = CATALOG[name]
     texts = field_texts(config_of(name, {}))
-    options = [Option(key, flag(key), _plain(default), texts.get(key, "")) for key, default in options_of(name).items()]
+    options = [Option(key, "--" + key.replace("_", "-"), _plain(default), texts.get(key, "")) for key, default in options_of(name).items()]
     about = inspect.cleandoc(sys.modules[entry.model.__module__].__doc__ or "")
     if name == "sae":
         about += "\n\n" + "\n".join(f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items())

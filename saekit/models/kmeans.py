@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from saekit_kernels import SparseCodes
-from torch import nn
 
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
-from saekit.types import Output
 
 FAR = 100.0  # times the spread
 BATCH = 4096
@@ -27,14 +26,13 @@ class KMeansConfig:
 
     def __post_init__(self) -> None:
         if self.latents < 1:
-            raise UsageError(f"--latents {self.latents} must be at least 1")
+            raise UsageError(f"{opt('latents', self.latents)} must be at least 1")
 
 
-class KMeans(nn.Module):
+class KMeans(Autoencoder):
     """code = 1 at the nearest centroid, 0 elsewhere (SparseCodes with K = 1); x_hat = that centroid."""
 
     strategy = "closed_form"
-    takes = "rows"
     active_above = 0.0
 
     def __init__(self, config: KMeansConfig) -> None:
@@ -65,10 +63,6 @@ class KMeans(nn.Module):
         x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
         return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
 
-    def forward(self, x_BD: torch.Tensor) -> Output:
-        code = self.encode(x_BD)
-        return Output(self.decode(code), code)
-
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:
         """One pass of scikit-learn's mini-batch k-means (Sculley 2010), k-means++ on the first rows. Raises DataError for too few rows."""
@@ -87,7 +81,7 @@ class KMeans(nn.Module):
         if held:
             x = np.concatenate(held)
             if not fitted and len(x) < self.latents:
-                raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", f"--latents {max(len(x) // 10, 1)}")
+                raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", opt("latents", max(len(x) // 10, 1)))
             model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
-from saekit.types import Output
 
 FAR = 100.0  # of the variance, the squared mean
 
@@ -22,17 +21,15 @@ class PCAConfig:
     """Number of components; 32 matches the default k of a TopK SAE, so that both keep as many numbers a row."""
 
 
-class PCA(nn.Module):
+class PCA(Autoencoder):
     """code = (x - mean) C^T with the leading eigenvectors of the covariance as rows of C (F,D); x_hat = code C + mean."""
 
     strategy = "closed_form"
-    takes = "rows"
-    active_above = None  # every component of every row is non-zero: l0, dead and density do not apply
 
     def __init__(self, config: PCAConfig) -> None:
         super().__init__()
         if not 1 <= config.latents <= config.d_in:
-            raise UsageError(f"--latents {config.latents}: pca takes 1 to d_in = {config.d_in} components")
+            raise UsageError(f"{opt('latents', config.latents)}: pca takes 1 to d_in = {config.d_in} components")
         self.config = config
         self.d_in, self.latents = config.d_in, config.latents
         self.register_buffer("components", torch.zeros(self.latents, self.d_in))
@@ -48,10 +45,6 @@ class PCA(nn.Module):
         """(..., D) of a code (..., F). Raises DataError as `encode`."""
         x_hat_BD = as_rows(code_BF, self.latents, self.components, "the code") @ self.components + self.mean
         return x_hat_BD.view(*code_BF.shape[:-1], self.d_in)
-
-    def forward(self, x_BD: torch.Tensor) -> Output:
-        code = self.encode(x_BD)
-        return Output(self.decode(code), code)
 
     @property
     def W_dec(self) -> torch.Tensor:

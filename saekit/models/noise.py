@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 
 
 def gaussian(x: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
 
 @dataclass(frozen=True)
 class Noise:
-    """`KIND:LEVEL`, as in `--noise masking:0.3`; '' or 'none' leaves the input alone."""
+    """`KIND:LEVEL`, such as masking:0.3; '' or 'none' leaves the input alone."""
 
     kind: str = ""
     level: float = 0.0
@@ -54,14 +54,14 @@ class Noise:
         if text in ("", "none"):
             return cls()
         kind, _, level = text.partition(":")
-        check_choice("--noise", kind, KINDS)
+        check_choice("noise", kind, KINDS)
         try:
             value = float(level)
         except ValueError:
-            raise UsageError(f"--noise {text}: the level is missing or not a number", f"--noise {kind}:0.3") from None
+            raise UsageError(f"{opt('noise', text)}: the level is missing or not a number", opt("noise", f"{kind}:0.3")) from None
         most = float("inf") if kind == "gaussian" else 1.0
         if not 0 < value < most:
-            raise UsageError(f"--noise {text}: the level must be above 0" + ("" if kind == "gaussian" else " and below 1"))
+            raise UsageError(f"{opt('noise', text)}: the level must be above 0" + ("" if kind == "gaussian" else " and below 1"))
         return cls(kind, value)
 
     def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

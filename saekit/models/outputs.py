@@ -1,6 +1,6 @@
 """What a decoder's last layer means, and the loss that belongs to it.
 
-| `--output` | x_hat | loss, mean over rows of the sum over D | data |
+| `output` | x_hat | loss, mean over rows of the sum over D | data |
 |---|---|---|---|
 | linear | a | (x - x_hat)^2 | any |
 | sigmoid | sigmoid(a) | (x - x_hat)^2 | in [0, 1] |
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 
 OUTPUTS = ("linear", "sigmoid", "bernoulli")
 
@@ -45,6 +45,6 @@ def check_range(output: str, x: torch.Tensor) -> None:
     low, high = torch.stack(x.aminmax()).tolist()  # one look at the device
     if low < 0 or high > 1:
         raise DataError(
-            f"--output {output} gives values in [0, 1], and the data reach from {low:.4g} to {high:.4g}",
-            "--output linear, or data scaled to [0, 1] with --normalize none",
+            f"{opt('output', output)} gives values in [0, 1], and the data reach from {low:.4g} to {high:.4g}",
+            f"{opt('output', 'linear')}, or data scaled to [0, 1] with {opt('normalize', 'none')}",
         )

@@ -16,7 +16,7 @@ from saekit.models import outputs
 from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY
 from saekit.models.noise import step_generator
 from saekit.models.rbm import RBM
-from saekit.types import LossTerms, Stage
+from saekit.types import LossTerms, Stage, Step
 
 if TYPE_CHECKING:
     from saekit.models.dense import Dense
@@ -36,7 +36,7 @@ def layer_stages(layers: int, total: int, share: float) -> list[Stage]:
     return [*found, Stage(before, total)]
 
 
-def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: int) -> LossTerms:
+def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: Step) -> LossTerms:
     """The loss of one layer as an autoencoder, or machine, of what the layers below it make of x."""
     with torch.no_grad():
         h = x_BD
@@ -44,11 +44,11 @@ def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: int) -> LossT
             h = model.bend(below.up(h))
     outputs.check_range(model.config.output, x_BD)
     if model.config.pretrain == "rbm":
-        v_k_loss, v_k = machine(model, layer).contrastive_divergence(h, CHAIN, step_generator(model.seed, step, h.device, SAMPLES))
+        v_k_loss, v_k = machine(model, layer).contrastive_divergence(h, CHAIN, step_generator(step.seed, step.number, h.device, SAMPLES))
         error = {"layer_error": (v_k - h).square().sum(1).mean()}
         return LossTerms(v_k_loss, {"contrastive_divergence": v_k_loss.detach()}, {"contrastive_divergence": 1.0}, metrics=error)
     mirror = model.layers[layer]
-    noisy = model.noise(h, step_generator(model.seed, step, h.device, NOISE))
+    noisy = model.noise(h, step_generator(step.seed, step.number, h.device, NOISE))
     a = mirror.down(_activation(model, layer)(mirror.up(noisy)))
     loss = outputs.summed_loss(model.config.output, a, h) if layer == 0 else _hidden_loss(model, a, h)
     return LossTerms(loss, {"layer_reconstruction": loss}, {"layer_reconstruction": 1.0})

@@ -19,12 +19,13 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from saekit.errors import DataError, UsageError, check_choice
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.models import outputs
+from saekit.models.autoencoder import as_batch
 from saekit.models.base import as_rows
 from saekit.models.classic import Classic, ClassicConfig
 from saekit.models.noise import step_generator
-from saekit.types import ActivationBatch, LossTerms, Output, Takes
+from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Step, Takes
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -43,16 +44,16 @@ class RecurrentConfig(ClassicConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
-        check_choice("--cell", self.cell, CELLS)
-        for flag, value in (("--width", self.width), ("--layers", self.layers)):
+        check_choice("cell", self.cell, CELLS)
+        for option, value in (("width", self.width), ("layers", self.layers)):
             if value < 1:
-                raise UsageError(f"{flag} {value} must be at least 1")
+                raise UsageError(f"{opt(option, value)} must be at least 1")
         if self.is_image and self.d_out % self.shape[0]:
             raise DataError(f"rows of width {self.d_out} in the target store are no images of {self.shape[0]} rows of pixels")
         if not self.is_image and (len(self.shape) != 2 or self.shape[1] != self.d_in):
             raise DataError(
                 f"recurrent takes sequences or images; these rows of width {self.d_in} are neither",
-                "harvest with --layout sequence, or raw:pixels",
+                f"harvest with {opt('layout', 'sequence')}, or raw:pixels",
             )
 
     @property
@@ -113,10 +114,10 @@ class Recurrent(Classic):
         return torch.cat([self.start.weight, self.writer.weight_ih_l0]).norm(dim=0)
 
     @torch.no_grad()
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """As every classic model; forget gates of an LSTM start open, with bias 1 (Jozefowicz et al. 2015, "An empirical exploration of
         recurrent network architectures")."""
-        super().initialise(sample, generator)
+        super().initialise_from(sample, generator)
         if self.config.cell == "lstm":
             S = self.config.width
             for net in (self.reader, self.writer):
@@ -155,8 +156,9 @@ class Recurrent(Classic):
 
     # -- training -----------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: ActivationBatch, step: int) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
         """As Classic.loss, with the mask for the reader and the length for the writer."""
-        noisy = self.noise(batch.x, step_generator(self.seed, step, batch.x.device))
+        batch = as_batch(batch)
+        noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.penalised(self.code_activation(self.to_code(noisy, batch.mask)))
         return self.judged(self.from_code(z, self._steps_of(batch.x)), z, batch, terms, weights)

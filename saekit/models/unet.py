@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.conv import ConvConfig, Spatial, doubling
 
 
@@ -40,7 +40,9 @@ class UNetConfig(ConvConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.skips and self.sparsity != "none":
-            raise UsageError(f"--sparsity {self.sparsity}: skips go around the bottleneck, a sparse code would bind nothing", "--no-skips")
+            raise UsageError(
+                f"{opt('sparsity', self.sparsity)}: skips go around the bottleneck, a sparse code would bind nothing", opt("skips", False)
+            )
 
 
 class Level(nn.Module):

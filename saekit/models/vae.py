@@ -4,7 +4,7 @@ q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, th
 
     -log p(x|z) + beta * KL(q(z|x) || N(0, I)),    KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2 - 1)
 
-the mean over rows. The likelihood follows `--output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
+the mean over rows. The likelihood follows `output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
 values, learnt with the rest (Rybkin et al. 2021, arXiv 2006.13202): a fixed variance would be a second beta in disguise.
 """
 
@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models import outputs, penalties
 from saekit.models.base import as_rows
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import step_generator
-from saekit.types import Output
+from saekit.types import Output, Step
 
 POSTERIOR = 2  # stream of random numbers within a step
 LOG_VARIANCE = (-12.0, 12.0)  # bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
@@ -41,12 +41,12 @@ class VAEConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, value in (("--beta", self.beta), ("--likelihood-weight", self.likelihood_weight)):
+        for option, value in (("beta", self.beta), ("likelihood_weight", self.likelihood_weight)):
             if value < 0:
-                raise UsageError(f"{flag} {value:g} must not be negative")
-        for flag, given in (("--sparsity", self.sparsity != "none"), ("--contractive", self.contractive), ("--pretrain", self.pretrain)):
+                raise UsageError(f"{opt(option, value)} must not be negative")
+        for option, given in (("sparsity", self.sparsity != "none"), ("contractive", self.contractive), ("pretrain", self.pretrain)):
             if given:
-                raise UsageError(f"{flag} does not apply to --model vae, whose code is drawn from a Gaussian")
+                raise UsageError(f"{opt(option)} does not apply to {opt('model', 'vae')}, whose code is drawn from a Gaussian")
 
 
 class VAE(Dense):
@@ -58,10 +58,10 @@ class VAE(Dense):
         self.reconstruction_weight = config.likelihood_weight
         self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None  # log variance of x around x_hat
 
-    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have around their mean: one number is moved
         by the learning rate a step, and would not arrive in a short run."""
-        super().initialise(sample, generator)
+        super().initialise_from(sample, generator)
         variance = sample.var(0, correction=0).mean() if sample.shape[-1] == self.d_out else torch.ones(())
         with torch.no_grad():
             self.W_spread.zero_()
@@ -78,9 +78,9 @@ class VAE(Dense):
         below = self.bend(pre[-2]) if len(pre) > 1 else x_BD
         return pre[-1], torch.addmm(self.b_spread, below, self.W_spread.T).clamp(*LOG_VARIANCE)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: int) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
         mean, log_variance = self._posterior(noisy)
-        z = _draw(mean, log_variance, step_generator(self.seed, step, mean.device, POSTERIOR))
+        z = _draw(mean, log_variance, step_generator(step.seed, step.number, mean.device, POSTERIOR))
         return z, {"kl": penalties.gaussian_kl(mean, log_variance).mean()}, {"kl": self.config.beta}
 
     def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -108,7 +108,7 @@ class VAE(Dense):
     def forward(self, x_BD: torch.Tensor) -> Output:
         output = super().forward(x_BD)
         if not self.config.d_out:  # the bound is on p(x); with another store as the target there is none
-            output.extras["elbo"] = self.elbo(x_BD, step_generator(self.seed, 0, x_BD.device, POSTERIOR))
+            output.extras["elbo"] = self.elbo(x_BD, step_generator(0, 0, x_BD.device, POSTERIOR))
         return output
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from saekit.errors import DataError, MissingError
+from saekit.errors import DataError, MissingError, opt
 from saekit.store.files import check_schema, need_regular, read_json, write_json, write_tensors
 from saekit.store.folder_kinds import RUN
 from saekit.store.lock import holder
@@ -56,20 +56,20 @@ def _read(path: Path) -> Checkpoint:
     if not (path / CONFIG).exists() and (path / RUN.marker).exists():
         if (writer := holder(path)) is not None:
             raise DataError(f"{path} is being written by {writer}", "wait until it ends")
-        raise DataError(f"{path} holds a training run that did not finish", "saekit train ... --resume")
+        raise DataError(f"{path} holds a training run that did not finish", f"train it again with {opt('resume', True)}")
     config = read_json(path / CONFIG, "a checkpoint")
     check_schema(path, config, SCHEMA)
     try:
         _check_config(config)
     except MisfitError as error:
-        raise DataError(f"{path / CONFIG} is damaged: {error}", "saekit train ... --overwrite") from None
+        raise DataError(f"{path / CONFIG} is damaged: {error}", f"train it again with {opt('overwrite', True)}") from None
     if not (path / MODEL).exists():
-        raise DataError(f"{path} has no {MODEL}", "saekit train ... --overwrite")
+        raise DataError(f"{path} has no {MODEL}", f"train it again with {opt('overwrite', True)}")
     need_regular(path / MODEL)
     try:
         return Checkpoint(path, config, load_file(path / MODEL))
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path / MODEL} is damaged: {error}", "saekit train ... --overwrite") from None
+        raise DataError(f"{path / MODEL} is damaged: {error}", f"train it again with {opt('overwrite', True)}") from None
 
 
 # What config.json holds besides schema_version; a fine-tune adds `finetuned`.
@@ -131,4 +131,4 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def damaged_state(path: Path, error: Exception) -> DataError:
     """For a train state in the run's folder `path` that cannot be gone on with."""
-    return DataError(f"{path / STATE} is damaged: {error}", "--overwrite to train anew")
+    return DataError(f"{path / STATE} is damaged: {error}", f"{opt('overwrite', True)} to train anew")

@@ -24,7 +24,7 @@ class Examples:
         self._shards, self._offsets = shards, offsets
         counts = [np.asarray(shard.arrays["examples.rows"]) for shard in shards]
         firsts = [np.asarray(shard.arrays["examples.first_row"]) + offset for shard, offset in zip(shards, offsets)]
-        kept = [count > 0 for count in counts]  # --max-norm may leave an example without a row
+        kept = [count > 0 for count in counts]  # max_norm may leave an example without a row
         self._kept = kept
         self.first = np.concatenate([first[keep] for first, keep in zip(firsts, kept)])
         self.count = np.concatenate([count[keep] for count, keep in zip(counts, kept)])

@@ -105,7 +105,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path.parent} is not {what}: {path.name} is missing")
     need_regular(path)
-    # --overwrite would refuse: without this file nothing tells that the folder is ours.
+    # overwrite=True would refuse: without this file nothing tells that the folder is ours.
     again = f"take the file from a copy, or remove {path.parent} and run the command that wrote it again"
     if path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}", again)

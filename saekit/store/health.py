@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saekit.errors import opt
 from saekit.types import ActivationSpec
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -20,7 +21,7 @@ STATISTICS_CHUNK = 1024
 _CHUNK = 256
 HIGH_NORM = 10.0  # rows whose norm is above this multiple of the median are counted
 ROUNDING_LIMIT = 0.05  # of a dimension's spread; and of all values, for those that became 0
-PROBE_ROWS = 4096  # of --dtype auto
+PROBE_ROWS = 4096  # of dtype "auto"
 _HEADROOM = 16  # later rows may be larger than those of the probe
 
 
@@ -115,7 +116,9 @@ def remarks(stats: dict[str, Any], spec: ActivationSpec) -> list[str]:
     line = f"{what} (dimension {worst}: {_share(stats['rounding_max'])})"
     if stats["underflow_share"] > ROUNDING_LIMIT:
         line += f", and {stats['underflow_share']:.0%} of the values became 0"
-    advice = "center and scale the data first" if spec.dtype == "float32" else "harvest with --dtype float32 --overwrite"
+    if spec.dtype == "float32":
+        return [f"{line}; center and scale the data first"]
+    advice = f"harvest with {opt('dtype', 'float32')} and {opt('overwrite', True)}"
     return [f"{line}; {advice}"]
 
 
@@ -126,8 +129,8 @@ def overflow_hint(x_RD: torch.Tensor, dtype: str) -> str:
     finite = torch.isfinite(x_RD).all(1)
     cost = rounding_of(x_RD[finite], "bfloat16")["rounding_max"] if int(finite.sum()) > 1 else 1.0
     if cost <= ROUNDING_LIMIT:
-        return "--dtype bfloat16 or float32, with --overwrite"
-    return f"--dtype float32 --overwrite (bfloat16 would round by {_share(cost)} of a dimension's spread)"
+        return f"{opt('dtype', 'bfloat16', 'float32')}, with {opt('overwrite', True)}"
+    return f"{opt('dtype', 'float32')} and {opt('overwrite', True)} (bfloat16 would round by {_share(cost)} of a dimension's spread)"
 
 
 def _share(value: float) -> str:

@@ -1,6 +1,6 @@
 """One command writes a folder at a time: flock on a file beside the folder, which the system lets go when its holder dies.
 
-The file holds who has it, for the refusal. It lies beside the folder rather than in it, because --overwrite exchanges the folder itself;
+The file holds who has it, for the refusal. It lies beside the folder rather than in it, because `overwrite` exchanges the folder itself;
 inside only where the parent cannot be written.
 """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from saekit.errors import DataError, MissingError
+from saekit.errors import DataError, MissingError, opt
 from saekit.store.files import check_schema, read_json, write_json
 from saekit.store.folder_kinds import STORE
 from saekit.store.oserrors import reading
@@ -34,7 +34,7 @@ class Shard:
     sha256: str
     batches: int
     examples: int
-    dropped: int  # rows left out by --max-norm
+    dropped: int  # rows left out by max_norm
     done: bool = True
 
 
@@ -45,7 +45,7 @@ class Manifest:
     shards: list[Shard] = field(default_factory=list)
     filled: bool = False  # no more rows come; what is left is the report
     complete: bool = False
-    norm_limit: float | None = None  # rows with a larger norm are dropped (--max-norm times the median of the first rows)
+    norm_limit: float | None = None  # rows with a larger norm are dropped (max_norm times the median of the first rows)
     stats: dict[str, Any] | None = None  # the health report, once complete
     extras: list[str] = field(default_factory=list)  # files beside the shards, config.toml and the manifest: the tokenizer's
     self_check: dict[str, str] | None = None  # what was shown on the first contexts; absent for raw data and in older stores
@@ -95,7 +95,7 @@ class Manifest:
         try:
             return _checked(data)
         except MisfitError as error:
-            hint = "harvest it again with --overwrite, or take the file from a copy"
+            hint = f"harvest it again with {opt('overwrite', True)}, or take the file from a copy"
             raise DataError(f"{folder / NAME} is damaged: {error}", hint) from None
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 
 _HINTS = {
-    errno.ENOSPC: "free some space or choose an OUT on another disk; then --resume, where the command has it",
-    errno.EDQUOT: "free some of your quota or choose an OUT on another disk; then --resume, where the command has it",
+    errno.ENOSPC: f"free some space or choose an OUT on another disk; then {opt('resume', True)}, where there is that option",
+    errno.EDQUOT: f"free some of your quota or choose an OUT on another disk; then {opt('resume', True)}, where there is that option",
     errno.EROFS: "choose an OUT on a file system that can be written",
     errno.EACCES: "choose another OUT, or change the permissions of the folder",
     errno.EPERM: "choose another OUT, or change the permissions of the folder",
     errno.ENAMETOOLONG: "choose an OUT with a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
     errno.ENFILE: "close other programs: the system has no file handles left",
-    errno.EFBIG: "--shard-mb with a smaller number, or another file system: this one has a limit for the size of a file",
+    errno.EFBIG: f"{opt('shard_mb')} with a smaller number, or another file system: this one has a limit for the size of a file",
     errno.EIO: "check the disk: it reports a read or write error",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.store.reader import Store
 from saekit.store.split import RowRanges
 from saekit.types import ActivationBatch, ActivationSpec, Split
@@ -18,7 +18,7 @@ def check_aligned(store: Store, other: Store) -> None:
     why = _difference(store, other)
     if why:
         cause = f"{other.path} is not row-aligned with {store.path}: {why}"
-        raise DataError(cause, "harvest both from the same examples with the same --rows, --seed and --holdout")
+        raise DataError(cause, f"harvest both from the same examples with the same {opt('rows')}, {opt('seed')} and {opt('holdout')}")
 
 
 def _difference(a: Store, b: Store) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch, Split
 
@@ -20,7 +20,7 @@ class WithPrevious:
     def __init__(self, store: Store) -> None:
         if store.spec.layout != "sequence":
             cause = f"{store.path} has layout {store.spec.layout}: a row's neighbour may be missing"
-            raise DataError(cause, "harvest it with --layout sequence")
+            raise DataError(cause, f"harvest it with {opt('layout', 'sequence')}")
         self.store = store
         example, position = store.column("example_id"), store.column("position")
         self._follows = np.zeros(len(store), bool)

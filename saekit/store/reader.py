@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.store.examples import Examples
 from saekit.store.lock import holder
 from saekit.store.manifest import Manifest
@@ -52,7 +52,7 @@ class Store:
         self.manifest = Manifest.read(path)
         if not self.manifest.complete:
             writer = holder(path)
-            hint = "saekit harvest ... --resume" if writer is None else f"wait for {writer}, which is writing it"
+            hint = f"harvest it again with {opt('resume', True)}" if writer is None else f"wait for {writer}, which is writing it"
             raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", hint)
         self.shards = [ShardFile(path, shard, self.spec) for shard in self.manifest.shards]
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])

@@ -1,6 +1,6 @@
 """The folder that a command writes: locked, known as ours, and never without a whole result once it had one.
 
-A new or resumed result is written in OUT itself, where it can be watched. With --overwrite the old one stays in OUT until the new one is
+A new or resumed result is written in OUT itself, where it can be watched. With `overwrite` the old one stays in OUT until the new one is
 whole (saekit.store.swap); a command that cannot be resumed writes beside OUT always, so that OUT is whole or absent.
 """
 
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from saekit.errors import DataError, NumericsError, UsageError
+from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.store.files import TEMPORARY
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import IN_FOLDER, locked
@@ -20,6 +20,7 @@ from saekit.store.oserrors import user_error, writing
 from saekit.store.swap import Stage, exchange_all, finish, foreign
 
 Differs = Callable[[int, Path], str]
+RESUME, OVERWRITE = opt("resume", True), opt("overwrite", True)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_folders(
     command did not write, a result and neither way was asked for, or a result of other settings; and where the body meets an OSError.
     """
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other", "give one of them")
+        raise UsageError(f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them")
     targets = []
     for out in outs:
         with writing(out):
@@ -105,7 +106,7 @@ def _choose(
             return True, True
         for n, (out, stage, has) in enumerate(zip(outs, stages, has_result)):
             if has and (changed := differs(n, stage.target)):
-                hint = "--resume with the old settings, --overwrite, or another OUT"
+                hint = f"{RESUME} with the old settings, {OVERWRITE}, or another OUT"
                 raise DataError(f"{out} was {kind.done} with other settings: {changed}", hint)
         return False, False
     if not (any(has_result) and overwrite) and kind.resumable:
@@ -137,7 +138,7 @@ def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrit
             raise foreign(out, [out / name for name in names], kind)
         raise DataError(f"{out} exists and is not empty", "choose another OUT")
     if not resume and not overwrite:
-        ways = "--resume to continue it, --overwrite to replace it" if kind.resumable else "--overwrite to replace it"
+        ways = f"{RESUME} to continue it, {OVERWRITE} to replace it" if kind.resumable else f"{OVERWRITE} to replace it"
         raise DataError(f"{out} exists and is not empty", f"{ways}, or another OUT")
     if overwrite:
         _, others = kind.sort(target)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, opt
 from saekit.store.files import sha256_of
 from saekit.store.manifest import Shard
 from saekit.store.oserrors import reading
@@ -105,7 +105,7 @@ class ShardFile:
         _VERIFIED.add(version)
 
     def _broken(self, how: str) -> DataError:
-        hint = "run the same saekit harvest with --resume, which writes it again from there on, or take the file from a copy"
+        hint = f"run the same harvest with {opt('resume', True)}, which writes it again from there on, or take the file from a copy"
         return DataError(f"shard {self.path} {how}", hint)
 
     @cached_property
@@ -116,7 +116,7 @@ class ShardFile:
                 self.verify()
                 return self._mapped()
         except (ValueError, RecursionError) as error:  # a value that does not fit, JSON that is none
-            hint = "harvest it again with --overwrite: its checksum is right, so it was written like this"
+            hint = f"harvest it again with {opt('overwrite', True)}: its checksum is right, so it was written like this"
             raise DataError(f"shard {self.path} is not one of saekit's: {error}", hint) from None
 
     def _mapped(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 from saekit.errors import DataError
 from saekit.types import Split
 
-HOLDOUT_SHARE = 0.05  # of the rows, unless `harvest --holdout` says otherwise
+HOLDOUT_SHARE = 0.05  # of the rows, unless the harvest says otherwise
 
 
 class RowRanges:

@@ -7,7 +7,7 @@ be told from the files: how many there are, their widths, and whether they are t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from saekit.config import recorded
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, opt
 from saekit.store.pair import check_aligned
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch, ActivationSpec, Split
@@ -74,7 +74,7 @@ def open_stores(paths: Paths) -> Store | StackedStore:
     """The store of a path, or of several the stack. Raises UsageError (none), DataError, MissingError."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
-        raise UsageError("there is no store", "--store with the folder that `saekit harvest` wrote")
+        raise UsageError(f"{opt('store')} is missing", "give the folder that `saekit harvest` wrote")
     stores = [Store(Path(path)) for path in paths]
     return stores[0] if len(stores) == 1 else StackedStore(stores)
 
@@ -85,14 +85,14 @@ def stores_of(source: Store | StackedStore) -> list[Store]:
 
 def check_stores(checkpoint: str | Path, config: dict[str, Any], source: Store | StackedStore, command: str = "") -> None:
     """Raise DataError unless a run reads as many stores as `source` has, in a crosscoder each of the width of its part, in the order of
-    training. `config` is config.json of the run, `command` what stands before `--store A --store B` in the hint."""
+    training. `config` is config.json of the run, `command` the shell command that takes these stores, where that is not the caller's."""
     stores, parts, spec = stores_of(source), config["config"].get("parts") or (), config["spec"]
     if not parts:
         if len(stores) > 1:
             cause = f"{checkpoint} reads the rows of one store ({spec['model']}, {spec['hook']}), and {len(stores)} are given"
-            raise DataError(cause, "give one --store; several are for crosscoders, which `saekit train ... --store` makes")
+            raise DataError(cause, f"give one {opt('store')}; several are for crosscoders, which are trained with {opt('stores')}")
         return
-    hooks, hint = spec["hook"].split("+"), command + _flags(Path(checkpoint), config)
+    hooks, hint = spec["hook"].split("+"), _as_trained(Path(checkpoint), config, command)
     if len(stores) != len(parts):
         given = "one is given" if len(stores) == 1 else f"{len(stores)} are given"
         raise DataError(f"{checkpoint} is a crosscoder, which reads {len(parts)} stores ({', '.join(hooks)}), and {given}", hint)
@@ -112,7 +112,15 @@ def _permuted(stores: list[Store], hooks: list[str], first_content: str) -> bool
     return (given != hooks and sorted(given) == sorted(hooks)) or first_content in contents[1:]
 
 
-def _flags(checkpoint: Path, config: dict[str, Any]) -> str:
-    """`--store A --store B` as in training. The first store's folder stands in config.toml alone, which a copied checkpoint may lack."""
+def _as_trained(checkpoint: Path, config: dict[str, Any], command: str) -> str:
+    """The stores of training, in order. The first one's folder stands in config.toml alone, which a copied checkpoint may lack."""
     first = recorded(checkpoint, "store") or "STORE"
-    return " ".join(f"--store {path}" for path in (first, *config["training"].get("stores", ())))
+    paths = (first, *config["training"].get("stores", ()))
+    return with_stores(command, paths) if command else opt("store", paths)
+
+
+def with_stores(command: str, paths: Iterable[str]) -> str:
+    """A shell command that takes these stores."""
+    for path in paths:
+        command = f"{command} --store {path}"
+    return command

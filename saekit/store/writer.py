@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, NumericsError
+from saekit.errors import DataError, NumericsError, opt
 from saekit.store.files import sha256_of, write_bytes, write_tensors
 from saekit.store.folder_kinds import STORE
 from saekit.store.health import DTYPES, STATISTICS_CHUNK, Rounding, health_report, overflow_hint
@@ -92,7 +92,7 @@ class StoreWriter:
             try:
                 ShardFile(self.path, shard).verify()
             except DataError as error:
-                self.repaired = f"{error}; its rows and those after it are harvested again"
+                self.repaired = f"{error.cause}; its rows and those after it are harvested again"
                 have = have.truncated_at(number)
                 have.write(self.path)
                 break
@@ -113,7 +113,7 @@ class StoreWriter:
             where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
             if torch.isfinite(block.x[row]).all():
                 raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", overflow_hint(block.x, self.spec.dtype))
-            raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", "another --hook")
+            raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", f"another {opt('hook')}")
         self._rounding.add(block.x, stored)
         block.x = stored
         self._blocks.append(block)
@@ -171,7 +171,7 @@ class StoreWriter:
         self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:
-            raise DataError("no row was stored: the data holds nothing in this scope", "another --scope or DATA")
+            raise DataError("no row was stored: the data holds nothing in this scope", f"another {opt('scope')} or other data")
         self.manifest.stats = health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
         self.manifest.complete = True
         self.manifest.write(self.path)

@@ -1,7 +1,7 @@
 """sweep.toml -> the settings of every member.
 
-Settings have the names of `saekit train`'s flags. A list means one member for each value, several lists all combinations; what stands above
-the first table holds for all members, each [[runs]] table is a grid of its own:
+Settings are options of training, by name. A list means one member for each value, several lists all combinations; what stands above the
+first table holds for all members, each [[runs]] table is a grid of its own:
 
     rows = 400_000
     seed = [0, 1, 2]
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.config import load_toml
-from saekit.errors import DataError, SaekitError
+from saekit.errors import DataError, SaekitError, opt
 from saekit.training.config import TrainConfig
 
 RUNS = "runs"
@@ -48,7 +48,7 @@ def read_grid(path: Path, device: str = "auto") -> list[Member]:
     try:
         return members_of(settings, device)
     except SaekitError as error:
-        raise DataError(f"{path}: {error}", error.hint) from None
+        raise DataError(f"{path}: {error.cause}", error.remedy) from None
 
 
 def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
@@ -105,7 +105,7 @@ def _whole(name: str, value: Any) -> tuple[float, ...]:
 def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
     bad = [name for name in chosen if name in NOT_SWEPT]
     if bad:
-        raise DataError(f"{bad[0]} is not for a grid", "a sweep trains on one STORE; --device is a flag of the sweep")
+        raise DataError(f"{bad[0]} is not for a grid", f"a sweep trains on one store; {opt('device')} is an option of the sweep")
     # One order of rows for all members, whatever their seed: that is what lets them share a pass.
     return TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
 

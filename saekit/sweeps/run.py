@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from saekit.device import pick_device
-from saekit.errors import DataError, NumericsError
+from saekit.errors import DataError, NumericsError, opt
 from saekit.store.files import write_bytes, write_json
 from saekit.store.folder_kinds import SWEEP
 from saekit.store.reader import Store
@@ -112,10 +112,10 @@ class _Sweep:
         for name, run in self.runs.items():
             if run.model.strategy != "gradient" or by_example(run.model, run.source):
                 raise DataError(
-                    f"{name}: a sweep trains models of single rows step by step", f"saekit train for --model {run.config.model}"
+                    f"{name}: a sweep trains models of single rows step by step", f"train {opt('model', run.config.model)} by itself"
                 )
             if self.live and run.source is not self.store:
-                raise DataError(f"{name}: --live gives rows one by one, and {run.config.options['sparsity']} looks at neighbours")
+                raise DataError(f"{name}: {opt('live')} gives rows one by one, and {run.config.options['sparsity']} looks at neighbours")
         for what in ("batch", "order_seed"):
             found = {run.config.order if what == "order_seed" else run.config.batch for run in self.runs.values()}
             if len(found) > 1:
@@ -181,7 +181,7 @@ class _Sweep:
             try:
                 result = run.execute(folder.resuming, False, together.of(member.name))
             except NumericsError as error:
-                self.hint = error.hint
+                self.hint = error.remedy
                 return MemberResult(member.name, member.group, str(out), settings, None, str(error))
             together.finished(member.name)
         return MemberResult(member.name, member.group, str(out), settings, result.metrics)

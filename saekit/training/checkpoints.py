@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.catalog import restore
+from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
-from saekit.models.sparsity.abstopk import AbsTopK
 from saekit.models.sparsity.nested import Nesting
-from saekit.models.sparsity.topk import TopK
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
-    from saekit.types import Autoencoder
-
-LARGEST_OF_ROWS = (TopK, AbsTopK)  # batchtopk has a threshold instead of a k once it is trained
-BY_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
+    from saekit.models.autoencoder import Autoencoder
 
 
 def load(path: str | Path, *, k: int | None = None, latents: int | None = None) -> Autoencoder:
@@ -49,11 +45,13 @@ def load(path: str | Path, *, k: int | None = None, latents: int | None = None) 
 
 def with_k(model: nn.Module, k: int, name: str) -> nn.Module:
     """The same weights, not copied, with a code of the k largest values of a row; `name` says in errors which model it is."""
-    if not isinstance(getattr(model, "variant", None), LARGEST_OF_ROWS):
-        kinds = [kind for kind, variant in VARIANTS.items() if isinstance(variant, LARGEST_OF_ROWS)]
-        raise UsageError(f"--k {k}: the code of {name} is not the k largest values of a row", f"SAEs that have one: {', '.join(kinds)}")
+    if not (isinstance(model, SAE) and model.largest_of_rows):
+        kinds = [kind for kind, variant in VARIANTS.items() if variant.largest_of_rows]
+        raise UsageError(
+            f"{opt('k', k)}: the code of {name} is not the k largest values of a row", f"SAEs that have one: {', '.join(kinds)}"
+        )
     if not 1 <= k <= model.config.k:
-        raise UsageError(f"--k {k} must be between 1 and the k of {name}, {model.config.k}")
+        raise UsageError(f"{opt('k', k)} must be between 1 and the k of {name}, {model.config.k}")
     cut = copy.copy(model)
     cut.config = dataclasses.replace(model.config, k=k)
     return cut
@@ -69,7 +67,7 @@ def first_latents(checkpoint: Checkpoint, latents: int) -> Checkpoint:
     groups = [math.nextafter(end / latents, 1.0) for end in ends if end <= latents]
     most = {"k": latents, "k_start": latents, "target_l0": latents - 1}
     capped = {name: min(config[name], bound) for name, bound in most.items() if name in config}
-    tensors = {name: tensor[:latents] if name in BY_LATENT else tensor for name, tensor in checkpoint.tensors.items()}
+    tensors = {name: tensor[:latents] if name in SAE.by_latent else tensor for name, tensor in checkpoint.tensors.items()}
     inner = config | capped | {"latents": latents, "groups": groups}
     return dataclasses.replace(checkpoint, config=checkpoint.config | {"config": inner}, tensors=tensors)
 
@@ -78,7 +76,7 @@ def _ends(checkpoint: Checkpoint) -> list[int]:
     """Of the groups of a matryoshka, in latents."""
     config: dict[str, Any] = checkpoint.config["config"]
     variant = VARIANTS.get(config.get("sparsity")) if checkpoint.config["model"] == "sae" else None
-    if variant is None or not issubclass(variant.config, Nesting):
-        kinds = [kind for kind, variant in VARIANTS.items() if issubclass(variant.config, Nesting)]
+    if variant is None or not issubclass(variant.config_class, Nesting):
+        kinds = [kind for kind, variant in VARIANTS.items() if issubclass(variant.config_class, Nesting)]
         raise UsageError(f"latents: {checkpoint.path} was not trained in nested groups of latents", f"SAEs that are: {', '.join(kinds)}")
     return [round(share * config["latents"]) for share in config["groups"]]

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from saekit.errors import UsageError, check_choice
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models.catalog import check_options
 from saekit.training.optim import BETA2, PRECISIONS, SCHEDULES, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
@@ -64,24 +64,24 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._check_types()
         if self.normalize is not None:
-            check_choice("--normalize", self.normalize, NORMALIZE)
+            check_choice("normalize", self.normalize, NORMALIZE)
         check_options(self.model, self.options)
         check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):
-            raise UsageError("--store applies to --model sae without --target-store", "leave --store away")
-        for flag, seed in (("--seed", self.seed), ("--order-seed", self.order_seed or 0)):
+            raise UsageError(f"{opt('stores')} applies to {opt('model', 'sae')} without {opt('target_store')}", f"drop {opt('stores')}")
+        for option, seed in (("seed", self.seed), ("order_seed", self.order_seed or 0)):
             if seed < 0:
-                raise UsageError(f"{flag} {seed} must not be negative")
+                raise UsageError(f"{opt(option, seed)} must not be negative")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"--weight-decay {self.weight_decay:g} must not be negative")
+            raise UsageError(f"{opt('weight_decay', self.weight_decay)} must not be negative")
         self._check_schedule()
-        check_choice("--precision", self.precision, PRECISIONS)
-        for flag, value in (("--beta2", self.beta2), ("--ema", self.ema)):
+        check_choice("precision", self.precision, PRECISIONS)
+        for option, value in (("beta2", self.beta2), ("ema", self.ema)):
             if value is not None and not 0 < value < 1:
-                raise UsageError(f"{flag} {value:g} must be above 0 and below 1")
-        for flag, value in (("--rows", self.rows), ("--batch", self.batch), ("--lr", self.lr), ("--clip", self.clip)):
+                raise UsageError(f"{opt(option, value)} must be above 0 and below 1")
+        for option, value in (("rows", self.rows), ("batch", self.batch), ("lr", self.lr), ("clip", self.clip)):
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{flag} {value:g} must be above 0")
+                raise UsageError(f"{opt(option, value)} must be above 0")
 
     def _check_types(self) -> None:
         """Config and grid files, and callers, give anything."""
@@ -90,20 +90,22 @@ class TrainConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 continue  # what bounds the option says so
             try:
-                as_type(value, hint, f"--{name.replace('_', '-')}")
+                as_type(value, hint, opt(name))
             except MisfitError as error:
                 raise UsageError(str(error), "numbers without quotes, words with them") from None
 
     def _check_schedule(self) -> None:
-        check_choice("--schedule", self.schedule, SCHEDULES)
-        for flag, value in (("--warmup", self.warmup), ("--decay", self.decay)):
+        check_choice("schedule", self.schedule, SCHEDULES)
+        for option, value in (("warmup", self.warmup), ("decay", self.decay)):
             if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{flag} {value:g} is a share of the steps, and must be in [0, 1]")
+                raise UsageError(f"{opt(option, value)} is a share of the steps, and must be in [0, 1]")
         if self.schedule == "constant" and self.decay:
-            raise UsageError(f"--decay {self.decay:g} does not apply to --schedule constant", "--schedule linear or cosine")
+            raise UsageError(
+                f"{opt('decay', self.decay)} does not apply to {opt('schedule', 'constant')}", opt("schedule", "linear", "cosine")
+            )
         if self.warmup + (self.decay or 0.0) > 1 + 1e-9:  # 0.1 and 0.9 may sum to a rounding error more
-            cause = f"--warmup {self.warmup:g} and --decay {self.decay:g} are more than the whole run"
-            raise UsageError(cause, f"--warmup {1 - self.decay:g}")
+            cause = f"{opt('warmup', self.warmup)} and {opt('decay', self.decay)} are more than the whole run"
+            raise UsageError(cause, opt("warmup", 1 - self.decay))
 
     @property
     def order(self) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from saekit_kernels import keep_freed_memory
 
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import Figures, RowSums
 from saekit.training.config import TrainConfig
 from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer, target_of
 from saekit.training.loop import Trainer
 from saekit.training.sinks import Sink
-from saekit.types import ActivationBatch, ActivationSource, ActivationSpec, Autoencoder, Output, Progress, Split
+from saekit.types import ActivationBatch, ActivationSource, ActivationSpec, Output, Progress, Split
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,11 @@ def fit(
     target_sample = sample
     if source.has_target:
         normalize, target_sample = target_normalizer(normalize, source, _mode(config, target_of(source).spec), config.order)
-    model.initialise(sample.cpu(), torch.Generator().manual_seed(config.seed))
-    if hasattr(model, "start_at"):
-        model.start_at(normalize.spread.mean_D.float(), normalize.spread.variance, target_sample.cpu(), sample.cpu())
+    model.initialise_from(sample.cpu(), torch.Generator().manual_seed(config.seed))
+    model.start_at(normalize.spread.mean_D.float(), normalize.spread.variance, target_sample.cpu(), sample.cpu())
     if advice := normalize.spread.advice:
         progress(Progress("train", 0, 0, message=advice))
-    model.backend = backend
-    trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source))
+    trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source), backend)
     trainer.restore()
     done = (steps - trainer.step) * config.batch
     # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU choose neither by themselves.

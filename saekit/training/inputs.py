@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from saekit.errors import NumericsError
+from saekit.errors import NumericsError, opt
 from saekit.types import ActivationBatch, ActivationSource
 
 STATISTICS_ROWS = 262_144
@@ -34,7 +34,7 @@ class Spread:
             return None
         return (
             f"the values of a row are about {size**0.5:.3g} in size and are not normalized, while learning rates are chosen for values "
-            "about 1: --normalize center+scale reconstructs better"
+            f"about 1: {opt('normalize', 'center+scale')} reconstructs better"
         )
 
 
@@ -170,12 +170,14 @@ def check_peaks(store: ActivationSource, rows: torch.Tensor | None, found: list[
     for source, peak_B in zip((store, target_of(store)), found):
         bad = (~peak_B.isfinite()).nonzero()[:, 0]
         if len(bad) and rows is None:
-            raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", "harvest another --hook")
+            raise NumericsError(f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}", f"harvest another {opt('hook')}")
         if len(bad):
             row = int(rows[bad[0].cpu()])
             holder = _holder(source, row)
             where = holder.locate(row)
-            raise NumericsError(f"NaN or inf in the data: {holder.path}, shard {where}", "harvest that store again with --overwrite")
+            raise NumericsError(
+                f"NaN or inf in the data: {holder.path}, shard {where}", f"harvest that store again with {opt('overwrite', True)}"
+            )
 
 
 def _holder(source: ActivationSource, row: int) -> ActivationSource:

@@ -1,4 +1,4 @@
-"""The gradient loop: one for every model. It knows the `Autoencoder` protocol, a source of rows, and what a resume needs."""
+"""The gradient loop: one for every model. It knows an `Autoencoder`, a source of rows, and what a resume needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from saekit.errors import BackendError, NumericsError
+from saekit.errors import BackendError, NumericsError, opt
+from saekit.models.autoencoder import Autoencoder
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
@@ -33,7 +34,7 @@ from saekit.training.optim import (
 from saekit.training.sinks import Sink
 from saekit.training.step import apply_gradients, take_step
 from saekit.typed import as_type
-from saekit.types import ActivationBatch, ActivationSource, Autoencoder, LossTerms, Progress, Stage
+from saekit.types import ActivationBatch, ActivationSource, LossTerms, Progress, Stage, Step
 
 LOGS = 200  # lines of metrics in a run
 # Steps between looks at the device: whether losses were finite and which latents are dead. Reading either makes the host wait for all
@@ -57,12 +58,14 @@ class Trainer:
         out: Path | None,
         sample: torch.Tensor | None = None,
         examples: bool = False,
+        backend: str = "torch",
     ) -> None:
         """`out` None: no state and no metrics are written. `sample`: normalised rows, for models that look at some between stages.
         `examples`: the model takes whole examples, and a batch counts these."""
         self.model, self.store, self.normalize, self.config, self.total, self.out = model, store, normalize, config, total, out
-        self.sample, self.examples = sample, examples
+        self.sample, self.examples, self.backend = sample, examples, backend
         self.step = 0
+        self.dead_order: torch.Tensor | None = None  # latents to revive, longest idle first
         self.names = [name for name, _ in model.named_parameters()]
         self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0, config.beta2)
         self.average = None if config.ema is None else Average(config.ema)
@@ -72,12 +75,11 @@ class Trainer:
         self.dead = None
         if model.active_above is not None:
             self.dead = DeadTracker(model.latents, dead_rows(n), revive_rows(n, total * config.batch), device)
-        self.resample_at = resampling_steps(total) if getattr(model, "resamples", False) else set()
-        model.total_steps, model.seed = total, config.seed
-        self.stages = model.stages(total) if hasattr(model, "stages") else [Stage(0, total)]
+        self.resample_at = resampling_steps(total) if model.resamples else set()
+        self.stages = model.stages(total)
         self.decay = decay_share(config, model)
         self.look_every = LOOK_EVERY.get(device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1)))
-        compares = getattr(model, "compares", False) and len(store.split("holdout")) > 0
+        compares = model.compares and len(store.split("holdout")) > 0
         self.comparisons = min(COMPARISONS, total) if compares else 0
         self.held_out: Iterator[ActivationBatch] | None = None
         # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
@@ -91,9 +93,9 @@ class Trainer:
         tensors = self._tensors() | adam_tensors(self.optimizer, self.names)
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
-        if getattr(self.model, "dead_order", None) is not None:
-            tensors["dead_order"] = self.model.dead_order
-        state = {"step": self.step, "model": self.model.run_state() if hasattr(self.model, "run_state") else {}}
+        if self.dead_order is not None:
+            tensors["dead_order"] = self.dead_order
+        state = {"step": self.step, "model": self.model.run_state()}
         if self.average is not None:
             state["averaged"] = self.average.count
         write_train_state(self.out, tensors, state)
@@ -145,7 +147,7 @@ class Trainer:
             self.average.restore(state["averaged"], averaged)
         if self.dead is not None:
             self.dead.idle.copy_(tensors["idle"])
-            self.model.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
+            self.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
@@ -192,6 +194,11 @@ class Trainer:
             raise KeyboardInterrupt
         return seconds
 
+    @property
+    def at(self) -> Step:
+        """What the model is told of the coming step."""
+        return Step(self.step, self.total, self.config.seed, self.dead_order, self.backend)
+
     def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
         batch, stage = self.normalize(raw), self._stage()
         for group in self.optimizer.param_groups:
@@ -207,12 +214,12 @@ class Trainer:
             self.dead.update(terms.fired, len(batch.x))
             resamples = self.step in self.resample_at
             if looks or resamples:
-                self.model.dead_order = self.dead.dead()
+                self.dead_order = self.dead.dead()
             if looks and self._compares():
                 self._compare()
-            if looks and hasattr(self.model, "observe"):
-                self.model.observe(float(self.dead.l0), self.step)
-            if resamples and len(self.model.dead_order):
+            if looks:
+                self.model.observe(float(self.dead.l0), self.at)
+            if resamples and len(self.dead_order):
                 self._resample(batch)
         if self.average is not None:  # last, since steering and resampling change weights too
             self.average.update(self.model)
@@ -229,7 +236,7 @@ class Trainer:
         if self.held_out is None:
             start = (self._compared(self.step) - 1) * self.config.batch
             self.held_out = self.store.batches(self.config.batch, self.config.order, start, "holdout")
-        self.model.compare(self.normalize(next(self.held_out)).x, self.step)
+        self.model.compare(self.normalize(next(self.held_out)).x, self.at)
 
     def _factor(self, stage: Stage) -> float:
         """On the peak rate, in the coming step."""
@@ -237,9 +244,9 @@ class Trainer:
 
     def _take_step(self, batch: ActivationBatch) -> LossTerms:
         if self.config.precision == "float32":
-            return take_step(self.model, self.optimizer, batch, self.step, self.config.clip)
+            return take_step(self.model, self.optimizer, batch, self.at, self.config.clip)
         with products_in_bfloat16(batch.x.device):  # not the backward pass: a product's gradient knows its precision
-            terms = self.model.loss(batch, self.step)
+            terms = self.model.loss(batch, self.at)
         apply_gradients(self.model, self.optimizer, terms, self.config.clip)
         return terms
 
@@ -249,22 +256,22 @@ class Trainer:
         stage = next(stage for stage in self.stages if stage.start <= self.step < stage.stop)
         if self.step == stage.start and self.average is not None:
             self.average.restart()
-        if self.step == stage.start and hasattr(self.model, "enter"):
+        if self.step == stage.start:
             self.model.enter(stage, self.sample)
             self.optimizer.state.clear()
         return stage
 
     def _resample(self, batch: ActivationBatch) -> None:
-        latents = self.model.dead_order[: max(round(RESAMPLED * len(batch.x)), 1)]
-        self.model.resample(latents, batch, self.generator)
-        reset_moments(self.optimizer, latents, self.model.latents)
+        latents = self.dead_order[: max(round(RESAMPLED * len(batch.x)), 1)]
+        self.model.resample(latents, batch, self.generator, self.at)
+        reset_moments(self.optimizer, latents, self.model)
         self.dead.idle[latents] = 0
-        self.model.dead_order = self.dead.dead()
+        self.dead_order = self.dead.dead()
 
     def _check(self) -> None:
         """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
-        hint = "--overwrite with a lower --lr, or with --clip 1"
+        hint = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
         for step, rows, found, values in seen:
             if not math.isfinite(values["total"].item()):
                 check_peaks(self.store, rows, found)
@@ -272,7 +279,9 @@ class Trainer:
                 raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
             if values.get("lost_rows", 0) > 0:
                 lost = int(values["lost_rows"])
-                raise BackendError(f"step {step}: {lost} rows had more active latents than the sparse kernels hold", "--backend torch")
+                raise BackendError(
+                    f"step {step}: {lost} rows had more active latents than the sparse kernels hold", opt("backend", "torch")
+                )
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""

@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
+    from saekit.models.autoencoder import Autoencoder
     from saekit.training.config import TrainConfig
-    from saekit.types import Autoencoder
 
 WARMUP_SHARE, DECAY_SHARE, BETA2 = 0.05, 0.2, 0.999
 PRECISIONS = ("float32", "bfloat16")
@@ -34,7 +34,7 @@ def schedule(step: int, total: int, decay: float = DECAY_SHARE, shape: str = "li
 
 def decay_share(config: TrainConfig, model: Autoencoder) -> float:
     """The share of the steps over which the rate falls: what the user set; else all behind the warm-up for a cosine, which has no corner to
-    put later, and what the model's recipe says for a line, as far as the warm-up leaves it."""
+    put later, and the model's own for a line, as far as the warm-up leaves it."""
     if config.decay is not None:
         return config.decay
     if config.schedule == "constant":
@@ -42,7 +42,7 @@ def decay_share(config: TrainConfig, model: Autoencoder) -> float:
     left = 1.0 - config.warmup
     if config.schedule == "cosine":
         return left
-    return min(model.recipe.decay_share if hasattr(model, "recipe") else DECAY_SHARE, left)
+    return min(model.decay_share, left)
 
 
 class _Widened(TorchFunctionMode):
@@ -69,9 +69,6 @@ def products_in_bfloat16(device: torch.device) -> Iterator[None]:
     # Without the cache: it would hand a copy made under no_grad to a later product, whose gradient were lost.
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), _Widened():
         yield
-
-
-OF_OUTPUT = ("b_dec", "W_skip")  # parameters of an SAE whose rows are the output's dimensions
 
 
 def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2) -> torch.optim.Adam:
@@ -128,11 +125,11 @@ def need_like(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
             raise ValueError(f"{prefix}{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {value.dtype} {list(value.shape)}")
 
 
-def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int) -> None:
-    """Zero the moments of the given latents in every parameter that has a row for each of the `count` latents. Those of the output's
-    dimensions are told by name: there may be as many of them."""
+def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, model: Autoencoder) -> None:
+    """Zero the moments of the given latents in every parameter with a row per latent. Those with a row per dimension of the output are
+    told by name: there may be as many of them."""
     group = optimizer.param_groups[0]
     for name, parameter in zip(group["param_names"], group["params"]):
-        if name not in OF_OUTPUT and parameter.shape[0] == count and parameter in optimizer.state:
+        if name not in model.by_output and parameter.shape[0] == model.latents and parameter in optimizer.state:
             for key in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[parameter][key][latents] = 0.0

@@ -14,7 +14,7 @@ import torch
 from saekit_kernels import Backend, resolve_backend
 
 from saekit.device import pick_device
-from saekit.errors import BackendError, DataError, NumericsError, UsageError
+from saekit.errors import BackendError, DataError, NumericsError, UsageError, check_choice, opt
 from saekit.models.catalog import build, flags_of, options_of, restore
 from saekit.models.sae import SAE
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
@@ -34,6 +34,7 @@ from saekit.training.sinks import Sink, open_sinks
 from saekit.types import ActivationSource, Progress
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
+CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"  # after a run that diverged
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 
@@ -51,7 +52,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run would do: for --dry-run and the first line on the screen."""
+    """What a run would do: for a dry run and the first line on the screen."""
 
     model: str
     d_in: int
@@ -101,7 +102,7 @@ class Run:
         options = config.options | ({"seed": config.seed} if config.model != "sae" and "seed" in options_of(config.model) else {})
         spec, parts = self.source.spec, getattr(self.source, "parts", ())
         self.model = build(config.model, spec.d_in, options, spec.shape, 0 if other is None else other.spec.d_in, parts)
-        if getattr(self.model, "needs_previous", False):
+        if self.model.needs_previous:
             self.source = WithPrevious(self.source)
         self.backend = pick_backend(self.model, config.backend, self.device)
         self.units = training_units(self.model, self.source)
@@ -110,8 +111,8 @@ class Run:
         self.config = dataclasses.replace(config, decay=decay_share(config, self.model))
         if self.model.strategy != "closed_form" and self.config.batch > self.units:
             what = "rows" if self.units == len(store.split("train")) else "examples"
-            cause = f"--batch {self.config.batch:,} is above the {self.units:,} training {what} of {store.path}"
-            raise DataError(cause, f"--batch {max(self.units // 4, 1)}")
+            cause = f"{opt('batch', self.config.batch)} is above the {self.units:,} training {what} of {store.path}"
+            raise DataError(cause, opt("batch", max(self.units // 4, 1)))
         self.steps = max(self.config.rows // self.config.batch, 1)
 
     def read_from(self, source: ActivationSource, live: bool) -> None:
@@ -128,14 +129,9 @@ class Run:
         # fp32 weights, gradients, two moments and an average; what a batch leaves for the backward pass; the window of the loader.
         latents = self.model.latents
         weights = parameters * (16 if self.config.ema is None else 20)
-        memory = weights + (0 if closed else self._batch_bytes()) + 65_536 * self.store.spec.d_in * 2
+        memory = weights + (0 if closed else self.model.batch_bytes(self.config.batch)) + 65_536 * self.store.spec.d_in * 2
         steps = 1 if closed else self.steps
         return TrainPlan(self.config.model, self.store.spec.d_in, latents, parameters, rows, steps, train_rows, memory, self.backend.name)
-
-    def _batch_bytes(self) -> int:
-        if isinstance(self.model, SAE):  # two copies of the codes, for topk in chunks
-            return 8 * min(self.config.batch, 1024 if hasattr(self.model.config, "k") else 1 << 30) * self.model.latents
-        return 8 * self.config.batch * self.model.numbers_per_row()
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> TrainResult:
         identity = self._identity()
@@ -160,7 +156,7 @@ class Run:
         own |= {name: ",".join(map(str, value)) for name, value in own.items() if isinstance(value, tuple)}
         flags = {name: own[name] for name in flags_of(self.config.model, own.get("sparsity")) if name in own}
         settings = {**self.config.flat(), **flags, "store": str(self.store.path)}
-        others = [name for name in self.config.options if name not in flags and name != "expansion"] if isinstance(self.model, SAE) else []
+        others = [name for name in self.config.options if name not in flags and name != "expansion"]
         if others:
             settings["set"] = [f"{name}={own[name]}" for name in others]
         for name in others:
@@ -200,9 +196,9 @@ class Run:
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
         if math.isnan(figures["fvu"]) and math.isfinite(figures["mse"]):
-            raise DataError("the held-out rows do not vary, so fvu has no value", "harvest more rows, or with a larger --holdout")
+            raise DataError("the held-out rows do not vary, so fvu has no value", f"harvest more rows, or with a larger {opt('holdout')}")
         if not figures["fvu"] <= DIVERGED_FVU:
-            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", "--overwrite with a lower --lr, or with --clip 1")
+            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", CALMER)
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         result = TrainResult(str(self.out), fitted.steps, fitted.rows, rate, self.backend.name, figures)
         self._write(folder.path, fitted.tensors, resolved_options, fitted.normalize.scales(getattr(self.source, "parts", ())), result)
@@ -224,33 +220,31 @@ class Run:
         write_checkpoint(path, description, tensors)
 
 
-KERNEL_FREE = ("kl-means",)  # sparsities whose codes and gradients are dense: five products and nothing of saekit_kernels
-
-
 def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
-    """Raise UsageError where --ema or --precision would do nothing, or harm."""
+    """Raise UsageError where ema or precision would do nothing, or harm."""
     closed = model.strategy == "closed_form"
     if closed and config.ema is not None:
-        cause = f"--ema {config.ema:g}: --model {config.model} is fitted in one go, there are no steps to average"
-        raise UsageError(cause, "leave --ema away")
+        cause = f"{opt('ema', config.ema)}: {opt('model', config.model)} is fitted in one go, there are no steps to average"
+        raise UsageError(cause, f"drop {opt('ema')}")
     if config.precision == "float32":
         return
-    why = f"--model {config.model} is fitted in fp64" if closed else ""
-    if isinstance(model, SAE) and model.config.sparsity not in KERNEL_FREE:
-        why = f"the kernels of --sparsity {model.config.sparsity} choose their own precision (docs/kernels.md)"
+    why = f"{opt('model', config.model)} is fitted in fp64" if closed else ""
+    if model.sparse_kernels:
+        why = f"the kernels of {opt('sparsity', model.config.sparsity)} choose their own precision (docs/kernels.md)"
     if why:
-        raise UsageError(f"--precision {config.precision}: {why}", "leave --precision away")
+        raise UsageError(f"{opt('precision', config.precision)}: {why}", f"drop {opt('precision')}")
 
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
     """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises UsageError, BackendError."""
-    if not hasattr(model, "fused_step"):
+    if not isinstance(model, SAE):
         if asked == "triton":
-            raise UsageError("--backend triton: this model has no sparse code", "leave --backend away")
+            raise UsageError(f"{opt('backend', asked)}: this model has no sparse code", f"drop {opt('backend')}")
         return Backend("torch", "the model has no sparse code")
+    check_choice("backend", asked, ("auto", "triton", "torch"))
     try:
         return resolve_backend(asked, device.type)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
+    except ValueError as error:  # of the variable that stands in for auto
+        raise UsageError(str(error), option="backend") from None
     except RuntimeError as error:
-        raise BackendError(f"--backend {asked}: {error}", "--backend torch") from None
+        raise BackendError(f"{opt('backend', asked)}: {error}", opt("backend", "torch")) from None

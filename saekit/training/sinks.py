@@ -16,7 +16,7 @@ A resumed run repeats, bit for bit, the steps after its last saved state. Tensor
 cannot take a line back, so OUT/wandb.json and OUT/trackio.json name the run and the last step it was given, and lines up to that step
 are not sent again. Both write with a delay: a run killed with SIGKILL may lack its last second there; metrics.jsonl lacks nothing.
 
-The packages are imported when their sink opens. They may print to stderr, never to stdout, which carries --json.
+The packages are imported when their sink opens. They may print to stderr, never to stdout, which carries data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from saekit.errors import MissingError, UsageError, check_choice
+from saekit.errors import MissingError, UsageError, check_choice, opt
 from saekit.store.files import read_json, write_json
 
 PROJECT = "saekit"  # of runs that stay on this machine, and of all in a Space
@@ -99,8 +99,8 @@ class WandB:
                     settings=own,
                 )
             except wandb.errors.Error as error:
-                hint = "`wandb login`, or --log wandb, which stays on this machine"
-                raise MissingError(f"--log wandb:{target}: {error}", hint) from None
+                hint = f"`wandb login`, or {opt('log', 'wandb')}, which stays on this machine"
+                raise MissingError(f"{opt('log', f'wandb:{target}')}: {error}", hint) from None
 
     def write(self, figures: Mapping[str, float | None]) -> None:
         if self._given.is_new(figures):
@@ -135,7 +135,7 @@ class Trackio:
         import trackio
         from huggingface_hub.utils import httpx
 
-        hint = "`hf auth login`, or --log trackio, which stays on this machine"
+        hint = f"`hf auth login`, or {opt('log', 'trackio')}, which stays on this machine"
         try:
             # In a context of its own: init would end the run that the caller may have open.
             return contextvars.Context().run(
@@ -143,7 +143,7 @@ class Trackio:
                 auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
         except (OSError, ValueError, httpx.HTTPError) as error:  # not logged in, a Space that takes no runs, no network
-            raise MissingError(f"--log trackio:{target}: {error}", hint) from None
+            raise MissingError(f"{opt('log', f'trackio:{target}')}: {error}", hint) from None
 
     def write(self, figures: Mapping[str, float | None]) -> None:
         if self._given.is_new(figures):
@@ -163,17 +163,19 @@ def check_sinks(specs: Sequence[str]) -> None:
     """Raise for sinks that could not be opened: UsageError (no such sink, one given twice), MissingError (package not installed)."""
     names = [spec.partition(":")[0] for spec in specs]
     for spec, name in zip(specs, names):
-        check_choice("--log", name, SINKS)
+        check_choice("log", name, SINKS)
         takes, target = SINKS[name].takes, spec.partition(":")[2]
         if target and takes is None:
-            raise UsageError(f"--log {spec}: {name} uploads nothing and takes no name", f"--log {name}")
+            raise UsageError(f"{opt('log', spec)}: {name} uploads nothing and takes no name", opt("log", name))
         if ":" in spec and not target:
-            raise UsageError(f"--log {spec}: no name after the colon", f"--log {name}" + (f", or a {takes} to upload to" if takes else ""))
+            raise UsageError(
+                f"{opt('log', spec)}: no name after the colon", opt("log", name) + (f", or a {takes} to upload to" if takes else "")
+            )
         if names.count(name) > 1:
-            raise UsageError(f"--log {name} is given twice", "give each sink once")
+            raise UsageError(f"{opt('log', name)} is given twice", "give each sink once")
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MissingError(f"--log {name} needs the package {name}, which is not installed", "pip install 'saekit[loggers]'")
+            raise MissingError(f"{opt('log', name)} needs the package {name}, which is not installed", "pip install 'saekit[loggers]'")
 
 
 def open_sinks(specs: Sequence[str], out: Path, settings: Mapping[str, Any], resumed_step: int) -> list[Sink]:

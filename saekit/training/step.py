@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from saekit.models.fused import Adam
+from saekit.models.autoencoder import Autoencoder
+from saekit.models.sae.fused import Adam
 from saekit.training.optim import count_step, moments
-from saekit.types import ActivationBatch, Autoencoder, LossTerms
+from saekit.types import ActivationBatch, LossTerms, Step
 
 
-def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: ActivationBatch, step: int, clip: float | None = None) -> LossTerms:
+def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: ActivationBatch, step: Step, clip: float | None = None) -> LossTerms:
     """Loss and update on one normalised batch, fused where the model can. Nothing here waits for the device.
 
-    `step` counts the steps done before this one. A loss that is not finite still changes the parameters: the caller looks at it before
+    A loss that is not finite still changes the parameters: the caller looks at it before
     they are saved.
     """
-    fuses = clip is None and getattr(model, "backend", None) == "triton"
-    terms = model.fused_step(batch, step, _view(model, optimizer, step)) if fuses else None
+    fuses = clip is None and step.backend == "triton"
+    terms = model.fused_step(batch, step, _view(model, optimizer, step.number)) if fuses else None
     if terms is not None:
         count_step(optimizer)
         return terms

@@ -53,7 +53,7 @@ def test_the_dense_arm_does_the_same_step(sparsity):
     """A ratio is only worth something between equal steps."""
     x = hidden_rows(256, 16)
     model = sae_for(SMALL, x, sparsity, 4, 9.0 if sparsity == "l1" else None)
-    ours = _saekit_step(model, x)
+    ours = _saekit_step(model, x, "torch")
     dense = _dense_step(model, x, 4)
     for _ in range(2):
         ours(), dense()

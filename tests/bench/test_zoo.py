@@ -12,7 +12,7 @@ from saekit.bench.reference import DENSE, dense, dense_code
 from saekit.bench.zoo import bench_zoo, options_for
 from saekit.models.catalog import build
 from saekit.models.sparsity import VARIANTS
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 D, F, K = 12, 64, 6
 
@@ -24,7 +24,6 @@ def made(name):
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    sae.total_steps = 10
     return sae, x
 
 
@@ -35,7 +34,7 @@ def test_loss_and_gradients_are_those_of_the_sparse_step(name):
         with step:
             sae, x = made(name)
         index = torch.arange(len(x))
-        terms = sae.loss(ActivationBatch(x, index, index, index), 0)
+        terms = sae.loss(ActivationBatch(x, index, index, index), Step(0, 10))
         terms.total.backward()
         found.append([terms.total.detach(), terms.fired, *(parameter.grad for parameter in sae.parameters())])
     assert VARIANTS[name] is own

@@ -46,7 +46,7 @@ def test_tuning_moves_the_encoder_and_beats_its_frozen_random_code():
     x, y = spots(2000, 2)
     x_test, y_test = spots(500, 3)
     model = build("dense", 8, {"latents": 2, "hidden": (64,)})
-    model.initialise(x, torch.Generator().manual_seed(0))
+    model.initialise_from(x, torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = as_classifier(model, x, y, x_test, y_test, per_class=300, seeds=(0,))
     assert found.tuned[0] > found.frozen[0] + 0.1

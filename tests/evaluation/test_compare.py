@@ -67,7 +67,7 @@ def test_knn_is_scikit_learns_on_the_codes(comparison, digits, runs):
     assert row(comparison, "dense").metrics["knn"] == neighbours(digits, dense.encode)
     assert row(comparison, "sae").metrics["knn"] == neighbours(digits, lambda x: sae.encode(x).to_dense())
     assert row(comparison, "raw input").metrics["knn"] == neighbours(digits, lambda x: x)
-    assert compare(runs["dense"], digits, k=1).rows[0].metrics["knn"] == neighbours(digits, dense.encode, k=1)
+    assert compare(runs["dense"], digits, neighbours=1).rows[0].metrics["knn"] == neighbours(digits, dense.encode, k=1)
 
 
 def test_the_pca_control_is_scikit_learns(comparison, digits):
@@ -157,7 +157,7 @@ def test_a_target_is_read_and_ridge_is_its_control(tmp_path):
     moved = stores[1].rename(tmp_path / "moved")
     with pytest.raises(MissingError, match="was trained on a target") as error:
         compare(run, stores[0])
-    assert "--target-store" in error.value.hint
+    assert "target_store" in error.value.hint
     assert compare(run, stores[0], target_store=moved).rows[0].metrics == found.rows[0].metrics
 
 
@@ -195,7 +195,7 @@ def test_the_number_of_judged_rows_can_be_capped(digits, runs):
 
 @pytest.mark.parametrize(
     ("wrong", "cause"),
-    [({"checkpoints": []}, "no run"), ({"split": "test"}, "--split"), ({"rows": 0}, "--rows 0"), ({"k": 0}, "--neighbours 0")],
+    [({"checkpoints": []}, "no run"), ({"split": "test"}, 'split="test"'), ({"rows": 0}, "rows=0"), ({"neighbours": 0}, "neighbours=0")],
 )
 def test_wrong_usage_is_named(digits, runs, wrong, cause):
     with pytest.raises(UsageError, match=cause):
@@ -216,7 +216,7 @@ def test_runs_that_cannot_be_compared_are_named(digits, runs, tmp_path):
 
 def test_anomalies_are_told_by_their_errors(digits, runs, tmp_path):
     noise = rows_store(tmp_path / "noise", torch.rand(200, 64, generator=torch.Generator().manual_seed(0)), [None] * 200)
-    with pytest.raises(DataError, match=r"--anomalies .*shape"):
+    with pytest.raises(DataError, match=r'anomalies=".*": shape'):
         compare([runs["dense"]], digits, anomalies=noise)
     harvest("raw:array", _images(tmp_path, 200), tmp_path / "images")
     found = compare([runs["dense"]], digits, anomalies=tmp_path / "images")

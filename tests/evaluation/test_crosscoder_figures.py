@@ -66,7 +66,7 @@ def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
     assert "parts" not in saekit.evaluate(plain, [x])[0].metrics
     with pytest.raises(DataError, match=r"reads the rows of one store \(made-up, blocks.0\), and 2 are given"):
         saekit.evaluate(plain, [x, y])
-    with pytest.raises(UsageError, match="there is no store"):
+    with pytest.raises(UsageError, match="store is missing"):
         saekit.evaluate(plain, [])
 
 

@@ -83,7 +83,7 @@ def test_hierarchical_is_better_than_topk_below_its_k(acts, run):
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka", "matching-pursuit", "l1", "kl"])
 def test_codes_that_are_not_the_largest_of_a_row_have_no_other_k(acts, run, kind):
-    with pytest.raises(UsageError, match=rf"--k 2: the code of .*{kind} is not the k largest") as refused:
+    with pytest.raises(UsageError, match=rf"k=2: the code of .*{kind} is not the k largest") as refused:
         saekit.load(run(kind), k=2)
     assert "hierarchical" in refused.value.hint and "batchtopk" not in refused.value.hint
     with pytest.raises(UsageError, match="is not the k largest"):
@@ -92,11 +92,11 @@ def test_codes_that_are_not_the_largest_of_a_row_have_no_other_k(acts, run, kind
 
 def test_a_k_that_was_not_trained_and_other_models_are_refused(acts, run):
     for k in (0, -1, K + 1):
-        with pytest.raises(UsageError, match=rf"--k {k} must be between 1 and the k of .*topk, {K}"):
+        with pytest.raises(UsageError, match=rf"k={k} must be between 1 and the k of .*topk, {K}"):
             saekit.load(run("topk"), k=k)
     with pytest.raises(UsageError, match=r"the code of .*pca is not"):
         saekit.load(run("pca", "pca"), k=2)
-    with pytest.raises(UsageError, match="no k"):
+    with pytest.raises(UsageError, match="k needs at least one value"):
         saekit.evaluate(run("topk"), acts, k=[])
 
 

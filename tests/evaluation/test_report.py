@@ -233,7 +233,7 @@ def test_an_occupied_folder_is_left_alone(digits, runs, tmp_path):
     first = compare(runs[0], digits, tmp_path / "out")
     with pytest.raises(DataError, match="not empty") as error:
         compare(runs[0], digits, tmp_path / "out")
-    assert "--overwrite" in error.value.hint
+    assert "overwrite=True" in error.value.hint
     assert compare(runs[0], digits, tmp_path / "out", overwrite=True) == first
 
 

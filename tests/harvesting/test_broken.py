@@ -59,7 +59,7 @@ def test_a_harvest_that_met_a_broken_picture_goes_on_with_skip_broken_to_the_sam
     small_shards(monkeypatch)
     with pytest.raises(DataError, match="cannot be read as an image") as raised:
         saekit.harvest(model, str(folder), tmp_path / "s", **options)
-    assert any(name in str(raised.value) for name in broken) and "--skip-broken" in raised.value.hint
+    assert any(name in str(raised.value) for name in broken) and "skip_broken=True" in raised.value.hint
     saekit.harvest(model, str(folder), tmp_path / "s", resume=True, skip_broken=True, **options)
     saekit.harvest(model, str(folder), tmp_path / "whole", skip_broken=True, **options)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
@@ -77,7 +77,7 @@ def test_once_rows_are_stored_changed_data_is_told_and_before_that_taken(tmp_pat
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     with pytest.raises(DataError, match=r"the data's content") as raised:
         saekit.harvest("raw:pixels", str(folder), tmp_path / "s", resume=True, **options)
-    assert "--overwrite" in raised.value.hint
+    assert "overwrite=True" in raised.value.hint
 
 
 @pytest.mark.parametrize("rows", [None, 8])

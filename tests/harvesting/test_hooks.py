@@ -130,10 +130,10 @@ def test_paths_of_the_bare_model_work_on_the_model_with_a_head():
 @pytest.mark.parametrize(
     ("hook", "cause", "hint"),
     [
-        ("h.60", "h.60 is not a module of gpt2 (3 blocks, h.0 to h.2)", "--hook h.2, or saekit harvest gpt2 --list-hooks"),
-        ("blocks.3", "blocks.3 is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", "--hook blocks.2, or"),
-        ("blocks.1.moe", "blocks.1.moe is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", "--hook blocks.1, or"),
-        ("nonsense:in", "nonsense is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", "--hook blocks.2, or"),
+        ("h.60", "h.60 is not a module of gpt2 (3 blocks, h.0 to h.2)", 'hook="h.2", or saekit harvest gpt2 --list-hooks'),
+        ("blocks.3", "blocks.3 is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.2", or'),
+        ("blocks.1.moe", "blocks.1.moe is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.1", or'),
+        ("nonsense:in", "nonsense is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.2", or'),
     ],
 )
 def test_an_unknown_hook_names_model_range_and_next_step(hook, cause, hint):

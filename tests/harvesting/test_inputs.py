@@ -155,14 +155,14 @@ def test_empty_documents_give_no_examples(live):
 
 
 def test_a_context_too_short_or_too_long_is_refused(live):
-    with pytest.raises(UsageError, match="--ctx 2 leaves no room for text beside 2 special tokens"):
+    with pytest.raises(UsageError, match="ctx=2 leaves no room for text beside 2 special tokens"):
         list(batches(live("bert"), Listed(["a"]), ctx=2, batch=1))
     with pytest.raises(DataError, match="takes at most 64 tokens"):
         list(batches(live("gpt2"), Listed(["a"]), ctx=65, batch=1))
 
 
 def test_packing_needs_an_end_of_text_token(live):
-    with pytest.raises(DataError, match="--pack: the tokenizer"):
+    with pytest.raises(DataError, match="pack=True: the tokenizer"):
         list(batches(live("llama", eos=None), Listed(["a"]), ctx=8, batch=1, pack=True))
 
 

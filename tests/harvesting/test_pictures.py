@@ -113,7 +113,7 @@ def test_what_is_no_picture_is_named(tmp_path, data, words):
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(DataError, match=rf"x\.png {words}") as raised:
         read_picture(tmp_path / "x.png")
-    assert "--skip-broken" in raised.value.hint
+    assert "skip_broken=True" in raised.value.hint
 
 
 def test_a_missing_picture_and_a_folder_are_told_apart(tmp_path):

@@ -54,7 +54,7 @@ def test_a_part_that_a_block_has_not_is_refused_with_the_nearest_block_that_has_
     model = fam.model_of(("JambaForCausalLM", "JambaConfig", JAMBA))
     with pytest.raises(DataError, match=r"blocks.0.attn is not offered on .*: block 0 \(JambaMambaDecoderLayer\) has no module") as raised:
         resolve_hook(model, "blocks.0.attn")
-    assert raised.value.hint.startswith("--hook blocks.2.attn,") and resolve_hook(model, "blocks.2.attn") == "model.layers.2.self_attn"
+    assert raised.value.hint.startswith('hook="blocks.2.attn",') and resolve_hook(model, "blocks.2.attn") == "model.layers.2.self_attn"
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_models_without_a_chain_are_refused_by_name(entry, cause):
             refused()
         assert raised.value.exit_status == 3
     hint = raised.value.hint
-    if "input_ids" in model.forward.__code__.co_varnames and hint.startswith("--hook"):
-        path = hint.removeprefix("--hook ").split(",")[0]
+    if "input_ids" in model.forward.__code__.co_varnames and hint.startswith("hook"):
+        path = hint.removeprefix('hook="').split('"')[0]
         with torch.no_grad(), capture(model, path) as states:
             model(input_ids=ids())
         assert states[path].ndim == 3, "the hint works"
@@ -121,7 +121,7 @@ def test_a_module_without_hidden_states_is_refused_with_a_hook_that_works(live, 
     with pytest.raises(DataError, match=cause) as raised:
         loaded.probe([hook])
     assert raised.value.exit_status == 3
-    instead = raised.value.hint.removeprefix("--hook ").split(",")[0]
+    instead = raised.value.hint.removeprefix('hook="').split('"')[0]
     assert loaded.probe([instead]) == {instead: tiny.WIDTH}
 
 
@@ -319,7 +319,7 @@ def test_an_alias_that_no_pass_could_prove_is_refused():
     with torch.no_grad(), pytest.raises(DataError, match="could not be proven: the model itself was not run") as raised:
         with capture(model, "blocks.0.mlp"):
             model.body[0](x)
-    path = raised.value.hint.split()[1]
+    path = raised.value.hint.split('"')[1]
     with torch.no_grad(), capture(model, path) as states:
         model.body[0](x)
     assert states[path].shape == x.shape

@@ -166,7 +166,7 @@ class BatchMean(Noisy):
 
 @pytest.mark.parametrize(
     ("wrapper", "cause", "hint"),
-    [(Noisy, "draws random numbers", "deterministic"), (BatchMean, "depends on the rest of its batch", "--batch 1 runs")],
+    [(Noisy, "draws random numbers", "deterministic"), (BatchMean, "depends on the rest of its batch", "batch=1 runs")],
 )
 def test_chance_and_company_are_refused_before_anything_is_written(wrapper, cause, hint, docs, tmp_path):
     live = load_model(tiny.save("llama", tmp_path / "model"))

@@ -59,7 +59,7 @@ def test_tables_are_streamed_in_file_order(tmp_path, suffix):
     assert [d.text for d in open_data(str(path), modality="text", column="title").documents()] == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"has no column titel; its columns are .*title, text") as raised:
         open_data(str(path), modality="text", column="titel")
-    assert raised.value.hint == "did you mean title? --column text" and raised.value.exit_status == 3
+    assert raised.value.hint == 'did you mean title? column="text"' and raised.value.exit_status == 3
 
 
 def test_without_a_text_column_the_first_one_with_strings_is_taken(tmp_path):

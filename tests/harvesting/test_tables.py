@@ -79,7 +79,7 @@ def test_the_column_taken_is_said_and_an_ambiguous_one_asked_for(tmp_path):
     path = lines(tmp_path / "t.jsonl", row, row)
     with pytest.raises(DataError, match="has several columns with text: id, url, content") as raised:
         open_data(path, modality="text")
-    assert raised.value.hint == "--column content"
+    assert raised.value.hint == 'column="content"'
     assert open_data(path, modality="text", column="content").notes == ()
     data = open_data(lines(tmp_path / "u.jsonl", {"n": 1, "story": "s", "label": "x"}), modality="text")
     assert data.column == "story" and data.notes == (f"the texts of {tmp_path}/u.jsonl are read from its column story",)

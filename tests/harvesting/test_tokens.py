@@ -164,7 +164,7 @@ def test_the_limit_is_what_the_model_really_takes(tmp_path, class_name, config_c
             model.module.get_submodule(model.tower)(input_ids=torch.full((1, limit + 1), 7))
         with pytest.raises(DataError) as raised:
             check_context(model, limit + 1, pack=False)
-        assert raised.value.hint == f"use --ctx {limit}"
+        assert raised.value.hint == f"ctx={limit}"
         check_context(model, limit, pack=False)
 
 

@@ -132,7 +132,7 @@ def test_stores_that_do_not_fit_are_refused(trained, tmp_path, verb):
     ask = {"inspect": lambda *given: inspect(*given, tmp_path / "page"), "features": lambda *given: features(*given, index=0)}[verb]
     with pytest.raises(DataError, match="which reads 2 stores") as refused:
         ask(run, x)
-    assert refused.value.hint == f"--store {x} --store {y}"
+    assert refused.value.hint == f'store=("{x}", "{y}")'
     with pytest.raises(DataError, match="in another order"):
         ask(run, [y, x])
     saekit.train(x, tmp_path / "plain", **SETTINGS | {"rows": 1000})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from made_stores import make_rows, write_store
-from saekit_kernels import SparseCodes
 
 import saekit
 from saekit.errors import DataError, UsageError
@@ -32,7 +31,7 @@ def trained(request, tmp_path_factory):
     saekit.train(store.path, folder / "run", **options)
     model = saekit.load(folder / "run")
     code = model.encode(make_rows(2000).half().float())
-    return model, store, code.to_dense() if isinstance(code, SparseCodes) else code
+    return model, store, code.to_dense()
 
 
 @pytest.fixture

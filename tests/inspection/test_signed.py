@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from made_stores import make_rows, write_store
-from saekit_kernels import SparseCodes
 from safetensors.torch import load, save_file
 
 import saekit
@@ -32,7 +31,7 @@ def signed(request, tmp_path_factory):
     model = saekit.load(folder / "run")
     with torch.no_grad():
         code = model.encode(make_rows(2000).half().float())
-    return request.param, folder / "run", model, store, code.to_dense() if isinstance(code, SparseCodes) else code
+    return request.param, folder / "run", model, store, code.to_dense()
 
 
 def test_rows_count_whatever_their_sign(signed):

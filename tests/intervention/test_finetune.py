@@ -19,9 +19,10 @@ from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import load_model
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
-from saekit.intervention.reconstruct import divergence, reconstruction, run_spliced
+from saekit.intervention.reconstruct import divergence, run_spliced
 from saekit.intervention.units import Units
-from saekit.models.catalog import build, restore
+from saekit.models.catalog import restore
+from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import read_train_state
 from saekit.store.reader import open_store
 from saekit.training.fit import holdout_figures
@@ -32,13 +33,13 @@ CTX = 16  # of the store in conftest.py
 
 def random_sae(sparsity: str):
     options = {"k": K} if sparsity in ("topk", "batchtopk", "abs-topk", "hierarchical") else {}
-    sae = build("sae", D, {"sparsity": sparsity, "latents": F, **options}).double().eval()
+    sae = VARIANTS[sparsity](d_in=D, latents=F, folded=True, **options).double().eval()
     gen = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in sae.weights:
             weight.copy_(torch.randn(weight.shape, generator=gen, dtype=torch.float64) / 3)
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
-        if sae.variant.thresholded:
+        if sae.thresholded:
             sae.threshold.copy_(torch.rand(F, generator=gen, dtype=torch.float64) / 2)
     return sae
 
@@ -62,7 +63,7 @@ def test_reconstructions_have_the_values_and_gradients_of_the_dense_formula(spar
     toward = torch.randn(40, D, dtype=torch.float64)
     expected = dense_code(sparsity, sae, x @ sae.W_enc.T + sae.b_enc) @ sae.W_dec + sae.b_dec
     wanted = torch.autograd.grad((expected * toward).sum(), sae.weights)
-    x_hat, code = reconstruction(sae, x)
+    x_hat, code = (output := sae(x)).x_hat, output.code
     torch.testing.assert_close(x_hat, expected)
     torch.testing.assert_close(x_hat, sae.decode(code), msg="as the checkpoint itself decodes")
     for got, right in zip(torch.autograd.grad((x_hat * toward).sum(), sae.weights), wanted):
@@ -87,11 +88,11 @@ def test_both_terms_of_the_loss_have_the_size_of_the_error():
 
 @pytest.mark.parametrize("sparsity", ["topk", "jumprelu", "kl"])
 def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
-    store, raw = open_store(made.store), build("sae", tiny.WIDTH, {"sparsity": sparsity, "latents": 48}).eval()
+    store, raw = open_store(made.store), VARIANTS[sparsity](d_in=tiny.WIDTH, latents=48, folded=True).eval()
     with torch.no_grad():
         for weight in raw.weights:
             weight.copy_(torch.randn(weight.shape) / 4)
-        if raw.variant.thresholded:
+        if raw.thresholded:
             raw.threshold.fill_(0.1)
     units = Units.of(store, torch.device("cpu"))
     x = next(store.batches(len(store))).x.float()
@@ -99,7 +100,7 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
     assert inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3) and inside.mean(0).abs().max() < 1e-3
     torch.testing.assert_close(units.raw(inside), x, rtol=1e-5, atol=1e-5)
     options = dataclasses.asdict(raw.config)
-    trained = restore("sae", options, units.unfolded(raw))
+    trained = restore("sae", options, raw.unfolded(units.mean_D, units.scale))
     with torch.no_grad():
         torch.testing.assert_close(units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4)
     again = restore("sae", options, trained.folded(units.mean_D, units.scale))
@@ -370,7 +371,7 @@ def test_the_store_must_be_the_one_that_was_trained_on(made, tmp_path):
     (moved / "config.toml").unlink()
     with pytest.raises(UsageError, match="does not say which store") as raised:
         saekit.finetune(moved, tmp_path / "out")
-    assert "--store" in raised.value.hint
+    assert "store" in raised.value.hint
     assert saekit.finetune(moved, tmp_path / "out", store=str(made.store), rows=100).rows >= 100
 
 

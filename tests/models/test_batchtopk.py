@@ -11,20 +11,19 @@ from saekit.models.catalog import build
 from saekit.models.sae import SAE
 from saekit.models.sparsity.batchtopk import KEPT
 from saekit.store.reader import open_store
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 
 def made(D=16, F=64, k=3, **options):
     sae = build("sae", D, {"latents": F, "sparsity": "batchtopk", "k": k, **options})
     x = make_rows(400, D)
-    sae.initialise(x - x.mean(0), torch.Generator().manual_seed(0))
-    sae.total_steps = 10
+    sae.initialise_from(x - x.mean(0), torch.Generator().manual_seed(0))
     return sae, x - x.mean(0)
 
 
 def test_a_batch_keeps_k_a_row_on_average_and_rows_differ():
     sae, x = made()
-    terms = sae.loss(ActivationBatch(x, None, None, None), 0)
+    terms = sae.loss(ActivationBatch(x, None, None, None), Step(0, 10))
     assert int(terms.fired.sum()) == 400 * 3
     z = sae.encode(x)
     assert (z > 0).sum() == 400 * 3 and len((z > 0).sum(1).unique()) > 1
@@ -39,7 +38,7 @@ def test_the_threshold_is_the_average_of_the_smallest_values_kept():
         pre = (rows @ sae.W_enc.T + sae.b_enc).detach()
         smallest = pre.flatten().topk(300).values[-1]
         expected = smallest if expected is None else KEPT * expected + (1 - KEPT) * smallest
-        sae.loss(ActivationBatch(rows, None, None, None), step)
+        sae.loss(ActivationBatch(rows, None, None, None), Step(step, 10))
         torch.testing.assert_close(sae.threshold, expected.expand(64))
     sae.eval()
     z = sae.encode(x)
@@ -50,10 +49,10 @@ def test_the_threshold_is_the_average_of_the_smallest_values_kept():
 
 def test_folding_keeps_the_code_of_raw_rows():
     sae, x = made()
-    sae.loss(ActivationBatch(x, None, None, None), 0)
+    sae.loss(ActivationBatch(x, None, None, None), Step(0, 10))
     sae.eval()
     mean, scale = torch.randn(16), 0.37
-    raw = SAE(sae.config)
+    raw = SAE(sae.config, folded=True)
     raw.load_state_dict(sae.folded(mean, scale))
     raw.eval()
     z, z_raw = sae.encode(x), raw.encode(x / scale + mean)
@@ -97,9 +96,8 @@ def test_ten_steps_are_five_a_resume_and_five(tmp_path, monkeypatch):
 
 def test_the_triton_path_takes_the_same_step():
     (torch_sae, x), (triton_sae, _) = made(F=96), made(F=96)
-    triton_sae.backend = "triton"
     batch = ActivationBatch(x[:64], None, None, None)
-    a, b = torch_sae.loss(batch, 0), triton_sae.loss(batch, 0)
+    a, b = torch_sae.loss(batch, Step(0, 10)), triton_sae.loss(batch, Step(0, 10, backend="triton"))
     torch.testing.assert_close(a.total, b.total)
     a.total.backward()
     b.total.backward()

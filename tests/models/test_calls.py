@@ -11,16 +11,18 @@ import torch
 from saekit.errors import DataError
 from saekit.models.catalog import build
 from saekit.models.sparsity import VARIANTS
+from saekit.models.sparsity.jumprelu import SPEED
 
 D, F = 12, 40
 
 
-def made(name: str, dtype: torch.dtype = torch.float32):
-    """A trained-looking SAE of a variant: random weights, a threshold that some latents pass, in eval mode."""
+def made(name: str, dtype: torch.dtype = torch.float32, folded: bool = True):
+    """A trained-looking SAE of a variant: random weights, a threshold that some latents pass, in eval mode; folded as a checkpoint's, or
+    with what only training has."""
     options = {"sparsity": name, "latents": F}
-    if "k" in VARIANTS[name].config.__dataclass_fields__:
+    if "k" in VARIANTS[name].config_class.__dataclass_fields__:
         options["k"] = 5
-    sae = build("sae", D, options)
+    sae = VARIANTS[name](d_in=D, folded=folded, **options)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -29,13 +31,17 @@ def made(name: str, dtype: torch.dtype = torch.float32):
         if name == "matching-pursuit":
             sae.W_enc.copy_(sae.W_dec)
             sae.b_enc.copy_(-(sae.W_dec @ sae.b_dec))
+        if hasattr(sae, "slow_theta"):
+            sae.slow_theta.fill_(1.5 / SPEED)
+        if hasattr(sae, "mixture"):
+            sae.W_dec.copy_(sae.decoder())
         if VARIANTS[name].thresholded:
             sae.threshold.fill_(1.5)
     return sae.to(dtype).eval().requires_grad_(False)
 
 
 def dense(code):
-    return code if isinstance(code, torch.Tensor) else code.to_dense()
+    return code.to_dense()
 
 
 def rows(*shape, seed=0, dtype=torch.float32):
@@ -93,15 +99,18 @@ def test_threads_get_their_own_codes(name):
         assert all(pool.map(many, range(6)))
 
 
+@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_gradients_of_a_forward_pass_are_those_of_finite_differences(name):
-    """In x and in every weight, the choice of latents constant."""
-    sae, x = made(name, torch.float64).requires_grad_(True), rows(4, dtype=torch.float64).requires_grad_(True)
+def test_gradients_of_a_forward_pass_are_those_of_finite_differences(name, folded):
+    """In x and in every parameter, the choice of latents constant."""
+    sae, x = made(name, torch.float64, folded), rows(4, dtype=torch.float64).requires_grad_(True)
+    made_of_parts = ("W_dec",) if name == "archetypal" and not folded else ("W_enc", "b_enc") if name == "matching-pursuit" else ()
+    for key, parameter in sae.named_parameters():
+        parameter.requires_grad_(key not in (*made_of_parts, "slow_theta"))  # a step has no true gradient by its threshold
     direction = rows(4, seed=9, dtype=torch.float64)
     (sae(x).x_hat * direction).sum().backward()
     step = 1e-6
-    weights = ("W_dec", "b_dec") if name == "matching-pursuit" else ("W_enc", "b_enc", "W_dec", "b_dec")  # its encoder is the decoder
-    for value in (x, *(getattr(sae, weight) for weight in weights)):
+    for value in (x, *(parameter for parameter in sae.parameters() if parameter.requires_grad)):
         change = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         with torch.no_grad():
             original, sums = value.clone(), []

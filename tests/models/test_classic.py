@@ -14,7 +14,7 @@ from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.classic import ACTIVE_ABOVE, DEFAULT_COEF
 from saekit.models.noise import Noise, step_generator
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 B, D, F, E = 6, 5, 3, 4  # E: width of a target from another store
 NOISES = ("", "gaussian:0.3", "masking:0.3", "salt-pepper:0.2")
@@ -36,7 +36,7 @@ def made(name, seed=0, **options):
     """A model in fp64 whose weights and biases are all different from 0."""
     d_out = options.pop("d_out", 0)
     model = build(name, D, {"latents": F, **options}, d_out=d_out)
-    model.initialise(rows(), torch.Generator().manual_seed(seed))
+    model.initialise_from(rows(), torch.Generator().manual_seed(seed))
     model = model.double()
     gen = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def written_out(model, x, target, options, step):
         return code(h if bend is None else bend(h) @ last.W_up.T + last.b_up)
 
     noise = Noise.parse(options["noise"])
-    z = encode(noise(x, step_generator(model.seed, step, x.device)))
+    z = encode(noise(x, step_generator(5, step, x.device)))
     W_code, W_out = (layer.W_up.T if options["tied"] else layer.W_down for layer in (last, first))
     h = z if bend is None else bend(z @ W_code.T + last.b_down)
     a = h @ W_out.T + first.b_down
@@ -90,8 +90,7 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
         if name == "dense":
             options |= {"hidden": (4,), "activation": "tanh"}
         model = made(name, **options)
-        model.seed = 5
-        loss = model.loss(batch_of(x), step=7)
+        loss = model.loss(batch_of(x), Step(7, seed=5))
         terms, z, error = written_out(model, x, x, options, step=7)
         assert loss.terms.keys() == terms.keys() == loss.weights.keys(), options
         for key, value in terms.items():
@@ -113,7 +112,7 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
 @pytest.mark.parametrize("noise,tied,output", list(itertools.product(NOISES, (False, True), OUTPUTS)))
 def test_the_total_of_a_vae_is_the_weighted_sum_and_reaches_every_parameter(noise, tied, output):
     model = made("vae", noise=noise, tied=tied, output=output, hidden=(4,), beta=0.3, likelihood_weight=2.0)
-    loss = model.loss(batch_of(rows()), step=0)
+    loss = model.loss(batch_of(rows()))
     assert set(loss.terms) == {"reconstruction", "kl"} and loss.weights == {"reconstruction": 2.0, "kl": 0.3}
     torch.testing.assert_close(loss.total, 2.0 * loss.terms["reconstruction"] + 0.3 * loss.terms["kl"])
     loss.total.backward()
@@ -126,8 +125,7 @@ def test_noise_is_a_function_of_seed_and_step(name, options):
 
     def total(seed, step):
         model = made(name, noise="masking:0.3", **options)
-        model.seed = seed
-        return model.loss(batch_of(x), step).total.item()
+        return model.loss(batch_of(x), Step(step, seed=seed)).total.item()
 
     assert total(1, 4) == total(1, 4)
     assert len({total(1, 4), total(1, 5), total(2, 4)}) == 3
@@ -140,12 +138,12 @@ def test_the_noisy_input_is_asked_for_the_clean_one_in_training_alone(noise):
     assert torch.equal(clean(x).x_hat, noisy(x).x_hat), "a trained model sees its input as it is"
     seen = Noise.parse(noise)(x, step_generator(0, 3, x.device))
     a = noisy.from_code(noisy.to_code(seen))
-    torch.testing.assert_close(noisy.loss(batch_of(x), 3).total, (a - x).square().sum(1).mean())
+    torch.testing.assert_close(noisy.loss(batch_of(x), Step(3)).total, (a - x).square().sum(1).mean())
 
 
 def test_the_contractive_penalty_is_taken_at_the_clean_rows():
     x = rows()
-    clean, noisy = (made("dense", contractive=1.0, noise=noise).loss(batch_of(x), 0) for noise in ("", "gaussian:0.5"))
+    clean, noisy = (made("dense", contractive=1.0, noise=noise).loss(batch_of(x)) for noise in ("", "gaussian:0.5"))
     assert torch.equal(clean.terms["contractive"], noisy.terms["contractive"])
 
 
@@ -154,10 +152,10 @@ def test_a_target_is_what_is_reconstructed(name, output):
     x, target = rows(), rows(width=E, seed=1)
     model = made(name, d_out=E, output=output)
     assert model(x).x_hat.shape == (B, E)
-    with_target = model.loss(batch_of(x, target), 0)
+    with_target = model.loss(batch_of(x, target))
     expected = (model(x).x_hat - target).square().sum(1).mean()
     if name == "vae":
-        other = model.loss(batch_of(x, 1 - target), 0)
+        other = model.loss(batch_of(x, 1 - target))
         assert torch.equal(with_target.terms["kl"], other.terms["kl"])
         assert with_target.terms["reconstruction"] != other.terms["reconstruction"]
         return
@@ -171,13 +169,13 @@ def test_a_target_of_the_same_width_is_not_mixed_up_with_the_input():
     x, target = rows(), rows(seed=1)
     model = made("dense")
     expected = (model(x).x_hat - target).square().sum(1).mean()
-    torch.testing.assert_close(model.loss(batch_of(x, target), 0).total, expected)
+    torch.testing.assert_close(model.loss(batch_of(x, target)).total, expected)
 
 
 def test_data_that_the_output_cannot_reach_are_refused_and_a_target_is_what_counts():
-    with pytest.raises(DataError, match="--output bernoulli gives values in"):
-        made("dense", output="bernoulli").loss(batch_of(rows() - 0.5), 0)
-    made("dense", output="bernoulli").loss(batch_of(rows() - 0.5, rows(seed=1)), 0)
+    with pytest.raises(DataError, match='output="bernoulli" gives values in'):
+        made("dense", output="bernoulli").loss(batch_of(rows() - 0.5))
+    made("dense", output="bernoulli").loss(batch_of(rows() - 0.5, rows(seed=1)))
 
 
 FOLDED = [
@@ -231,15 +229,15 @@ def test_folding_leaves_the_training_model_alone():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"latents": 0}, "--latents 0 must be at least 1"),
-        ({"output": "bernouli"}, "--output bernouli: did you mean bernoulli"),
-        ({"sparsity": "topk"}, "--sparsity topk: choose none, l1, kl"),
-        ({"noise": "masking:2"}, "--noise masking:2"),
-        ({"sparsity": "kl", "target_rate": 1.0}, r"--target-rate 1 must be in \(0, 1\)"),
-        ({"coef": 1.0}, "--coef 1 weighs a penalty that there is not"),
-        ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),
-        ({"contractive": -0.1}, "--contractive -0.1 must not be negative"),
-        ({"k": 3}, "--k does not apply to --model"),
+        ({"latents": 0}, "latents=0 must be at least 1"),
+        ({"output": "bernouli"}, 'output="bernouli": did you mean bernoulli'),
+        ({"sparsity": "topk"}, 'sparsity="topk": choose none, l1, kl'),
+        ({"noise": "masking:2"}, 'noise="masking:2"'),
+        ({"sparsity": "kl", "target_rate": 1.0}, r"target_rate=1 must be in \(0, 1\)"),
+        ({"coef": 1.0}, "coef=1 weighs a penalty that there is not"),
+        ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
+        ({"contractive": -0.1}, "contractive=-0.1 must not be negative"),
+        ({"k": 3}, 'k does not apply to model="'),
     ],
 )
 @pytest.mark.parametrize("name", ["linear", "dense"])

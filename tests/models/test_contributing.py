@@ -22,7 +22,7 @@ def test_the_worked_example_is_a_variant_that_trains(tmp_path, monkeypatch):
     module = types.ModuleType("worked_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up annotations
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    monkeypatch.setitem(VARIANTS, "root", module.Root())
+    monkeypatch.setitem(VARIANTS, "root", module.Root)
     store = write_store(tmp_path / "store", 4000)
     settings = {"sparsity": "root", "softness": 0.02, "target_l0": 4, "expansion": 4, "rows": 120_000, "batch": 256}
     result = saekit.train(store, tmp_path / "run", **settings)

@@ -11,13 +11,13 @@ from torch import nn
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.conv import Conv, ConvConfig, doubling
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 
 def make(seed=0, **changes) -> Conv:
     """Of grids (B,6,8,3), unless shape and d_in say otherwise; fp64."""
     model = Conv(ConvConfig(**{"d_in": 3, "shape": (6, 8, 3), "latents": 5, "channels": (4, 6)} | changes))
-    model.initialise(torch.empty(0), torch.Generator().manual_seed(seed))
+    model.initialise_from(torch.empty(0), torch.Generator().manual_seed(seed))
     return model.double()
 
 
@@ -82,7 +82,7 @@ def test_first_weights_keep_the_variance_on_the_way_up():
 def test_the_gradient_reaches_every_parameter(changes):
     model = make(**changes)
     x = torch.rand(9, 6, 8, 3, dtype=torch.float64)
-    terms = model.loss(batch_of(x if model.d_in == 3 else x.flatten(1)), 0)
+    terms = model.loss(batch_of(x if model.d_in == 3 else x.flatten(1)))
     terms.total.backward()
     assert terms.total.item() == pytest.approx(sum(terms.weights[name] * term.item() for name, term in terms.terms.items()))
     for name, parameter in model.named_parameters():
@@ -92,13 +92,13 @@ def test_the_gradient_reaches_every_parameter(changes):
 def test_the_loss_of_grids_is_a_mean_over_patches_and_of_flat_rows_over_images():
     x = torch.randn(4, 6, 8, 3, dtype=torch.float64)
     error = (make()(x).x_hat - x).square().sum().item()
-    assert make().loss(batch_of(x), 0).total.item() == pytest.approx(error / (4 * 48))
-    assert make(d_in=144).loss(batch_of(x.flatten(1)), 0).total.item() == pytest.approx(error / 4)
+    assert make().loss(batch_of(x)).total.item() == pytest.approx(error / (4 * 48))
+    assert make(d_in=144).loss(batch_of(x.flatten(1))).total.item() == pytest.approx(error / 4)
 
 
 def test_l1_weighs_a_latent_by_the_weights_that_leave_it():
     model, x = make(sparsity="l1", coef=0.3), torch.randn(4, 6, 8, 3, dtype=torch.float64)
-    terms = model.loss(batch_of(x), 0)
+    terms = model.loss(batch_of(x))
     norms = [model.out_of.weight[:, latent].square().sum().sqrt() for latent in range(5)]
     expected = sum((model.encode(x)[:, latent] * norms[latent]).mean() for latent in range(5))
     assert terms.terms["l1"].item() == pytest.approx(expected.item()) and terms.weights["l1"] == 0.3
@@ -110,7 +110,7 @@ def test_targets_of_another_width():
     assert flat(x).x_hat.shape == (3, 144)
     assert grid(x.view(3, 6, 8, 1)).x_hat.shape == (3, 6, 8, 3)
     expected = (flat(x).x_hat - target).square().sum(1).mean().item()
-    assert flat.loss(batch_of(x, target), 0).total.item() == pytest.approx(expected)
+    assert flat.loss(batch_of(x, target)).total.item() == pytest.approx(expected)
     with pytest.raises(DataError, match="width 50 in the target store are no images of 6x8"):
         make(d_in=48, shape=(6, 8, 1), d_out=50)
 
@@ -131,11 +131,11 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
 def test_two_numbers_describe_a_spot_better_than_principal_components():
     train, held_out = blobs(256), blobs(100, seed=1)
     model = build("conv", 64, {"latents": 2, "channels": (8, 16)}, shape=(8, 8, 1))
-    model.initialise(train, torch.Generator().manual_seed(0))
+    model.initialise_from(train, torch.Generator().manual_seed(0))
     adam = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(400):
         adam.zero_grad()
-        model.loss(batch_of(train[torch.randperm(256)[:64]]), step).total.backward()
+        model.loss(batch_of(train[torch.randperm(256)[:64]]), Step(step)).total.backward()
         adam.step()
     pca = PCA(2).fit(train)
     floor = ((pca.inverse_transform(pca.transform(held_out)) - held_out.numpy()) ** 2).sum(1).mean()
@@ -147,7 +147,7 @@ def test_two_numbers_describe_a_spot_better_than_principal_components():
 def test_the_same_seed_and_step_give_the_same_loss():
     x = torch.randn(4, 6, 8, 3, dtype=torch.float64)
     model = make(noise="gaussian:0.5")
-    first, again, later = (model.loss(batch_of(x), step).total.item() for step in (7, 7, 8))
+    first, again, later = (model.loss(batch_of(x), Step(step)).total.item() for step in (7, 7, 8))
     assert first == again != later
     same, other = make(seed=3), make(seed=4)
     assert torch.equal(same.encode(x), make(seed=3).encode(x)) and not torch.equal(same.encode(x), other.encode(x))
@@ -156,7 +156,7 @@ def test_the_same_seed_and_step_give_the_same_loss():
 def test_rows_without_a_shape_are_refused():
     with pytest.raises(DataError, match="conv takes images or grids; these rows have no shape") as raised:
         build("conv", 48, {}, shape=(48,))
-    assert "--layout grid" in raised.value.hint
+    assert 'layout="grid"' in raised.value.hint
     with pytest.raises(DataError, match="width 48 are neither patches nor images"):
         build("conv", 48, {}, shape=(4, 4, 1))
 
@@ -164,7 +164,7 @@ def test_rows_without_a_shape_are_refused():
 def test_more_poolings_than_the_sides_allow_are_refused_with_what_would_do():
     with pytest.raises(UsageError, match="halves the sides 3 times, and 5x13 are too small") as raised:
         build("conv", 65, {"channels": (16, 32, 64)}, shape=(5, 13, 1))
-    assert raised.value.hint == "--channels 16,32"
+    assert raised.value.hint == "channels=(16, 32)"
     assert isinstance(build("conv", 65, {"channels": (16, 32)}, shape=(5, 13, 1)).up[0], nn.ConvTranspose2d)
     with pytest.raises(DataError, match="1x5 are too small for conv"):
         build("conv", 5, {}, shape=(1, 5, 1))

@@ -89,7 +89,7 @@ def test_tied_weights_are_the_transpose_and_get_both_gradients():
     batch = batch_of(torch.randn(6, 5, dtype=torch.float64))
     torch.testing.assert_close(tied(batch.x).x_hat, free(batch.x).x_hat)
     for model in (tied, free):
-        model.loss(batch, 0).total.backward()
+        model.loss(batch).total.backward()
     for a, b in zip(tied.layers, free.layers):
         assert b.W_up.grad.abs().sum() > 0 and b.W_down.grad.abs().sum() > 0
         torch.testing.assert_close(a.W_up.grad, b.W_up.grad + b.W_down.grad.T)
@@ -115,7 +115,7 @@ def test_the_decoder_has_a_direction_for_each_latent_where_it_is_one_layer():
 @pytest.mark.parametrize("activation,gain", [("relu", 2.0), ("gelu", 2.0), ("silu", 2.0), ("tanh", 1.0), ("sigmoid", 1.0)])
 def test_first_weights_have_the_variance_of_gain_over_fan_in(activation, gain):
     model = Dense(DenseConfig(300, latents=100, hidden=(200,), activation=activation))
-    model.initialise(torch.zeros(4, 300), torch.Generator().manual_seed(0))
+    model.initialise_from(torch.zeros(4, 300), torch.Generator().manual_seed(0))
     for layer, (below, above) in zip(model.layers, ((300, 200), (200, 100))):
         for W, fan_in in ((layer.W_up, below), (layer.W_down, above)):
             assert W.var().item() * fan_in == pytest.approx(gain, rel=5 * (2 / W.numel()) ** 0.5)
@@ -130,13 +130,13 @@ def test_a_saved_config_is_the_config_again():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"hidden": (8, 0)}, "--hidden 8,0: widths must be at least 1"),
-        ({"activation": "linear"}, "--activation linear: .*choose relu, sigmoid, tanh, silu, gelu"),
-        ({"pretrain": "greedyy"}, "--pretrain greedyy: did you mean greedy"),
-        ({"pretrain": "greedy", "pretrain_share": 1.0}, r"--pretrain-share 1 must be in \(0, 1\)"),
-        ({"pretrain": "greedy", "pretrain_share": 0.0}, r"--pretrain-share 0 must be in \(0, 1\)"),
-        ({"pretrain": "rbm", "activation": "relu"}, "--pretrain rbm: the mean of a binary unit is a sigmoid, not relu"),
-        ({"pretrain": "rbm", "activation": "sigmoid", "sparsity": "l1"}, "--pretrain rbm: code units are binary or Gaussian"),
+        ({"hidden": (8, 0)}, r"hidden=\(8, 0\): widths must be at least 1"),
+        ({"activation": "linear"}, 'activation="linear": .*choose relu, sigmoid, tanh, silu, gelu'),
+        ({"pretrain": "greedyy"}, 'pretrain="greedyy": did you mean greedy'),
+        ({"pretrain": "greedy", "pretrain_share": 1.0}, r"pretrain_share=1 must be in \(0, 1\)"),
+        ({"pretrain": "greedy", "pretrain_share": 0.0}, r"pretrain_share=0 must be in \(0, 1\)"),
+        ({"pretrain": "rbm", "activation": "relu"}, 'pretrain="rbm": the mean of a binary unit is a sigmoid, not relu'),
+        ({"pretrain": "rbm", "activation": "sigmoid", "sparsity": "l1"}, 'pretrain="rbm": code units are binary or Gaussian'),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, cause):
@@ -145,9 +145,9 @@ def test_options_that_cannot_be_are_refused(options, cause):
 
 
 def test_a_target_of_another_width_has_no_tied_weights_and_no_layers_to_pretrain():
-    with pytest.raises(UsageError, match="--tied: the target has another width"):
+    with pytest.raises(UsageError, match="tied=True: the target has another width"):
         build("dense", 16, {"tied": True}, d_out=8)
-    with pytest.raises(UsageError, match="--pretrain: layers reconstruct their input"):
+    with pytest.raises(UsageError, match='pretrain="greedy": layers reconstruct their input'):
         build("dense", 16, {"pretrain": "greedy"}, d_out=8)
     assert build("dense", 16, {"tied": True}, d_out=16)(torch.zeros(2, 16)).x_hat.shape == (2, 16)
 

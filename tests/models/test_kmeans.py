@@ -128,7 +128,7 @@ def test_the_seed_of_the_run_is_the_seed_of_the_centroids():
 def test_more_centroids_than_rows_are_refused():
     with pytest.raises(DataError, match="10 rows cannot have 20 centroids"):
         fitted(torch.rand(10, 3), 20)
-    with pytest.raises(UsageError, match="--latents 0 must be at least 1"):
+    with pytest.raises(UsageError, match="latents=0 must be at least 1"):
         build("kmeans", 3, {"latents": 0})
 
 

@@ -98,9 +98,9 @@ def test_every_model_of_the_catalog_can_be_built_and_describes_its_options(name)
 
 
 def test_an_option_of_another_model_is_refused():
-    with pytest.raises(UsageError, match="--coef does not apply to --model pca, which takes --latents"):
+    with pytest.raises(UsageError, match='coef does not apply to model="pca", which takes latents'):
         check_options("pca", {"coef": 1.0})
-    with pytest.raises(UsageError, match="--model sea: did you mean sae"):
+    with pytest.raises(UsageError, match='model="sea": did you mean sae'):
         check_options("sea", {})
 
 

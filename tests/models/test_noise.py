@@ -95,8 +95,8 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_stream_alone():
 @pytest.mark.parametrize(
     "text,cause",
     [
-        ("maskin:0.3", "--noise maskin: did you mean masking"),
-        ("speckle:0.3", "--noise speckle: choose gaussian, masking, salt-pepper"),
+        ("maskin:0.3", 'noise="maskin": did you mean masking'),
+        ("speckle:0.3", 'noise="speckle": choose gaussian, masking, salt-pepper'),
         ("masking", "level is missing or not a number"),
         ("masking:", "level is missing or not a number"),
         ("gaussian:much", "level is missing or not a number"),
@@ -106,7 +106,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_stream_alone():
         ("salt-pepper:1.5", "above 0 and below 1"),
         ("gaussian:-1", "must be above 0"),
         ("gaussian:nan", "must be above 0"),
-        ("gaussian:inf", "--noise gaussian:inf"),
+        ("gaussian:inf", 'noise="gaussian:inf"'),
     ],
 )
 def test_what_is_no_noise_is_refused(text, cause):

@@ -21,7 +21,7 @@ from saekit.training.defaults import resolved
 from saekit.training.fit import fit
 from saekit.training.inputs import Normalizer
 from saekit.training.loop import Trainer
-from saekit.types import ActivationBatch, Stage
+from saekit.types import ActivationBatch, Stage, Step
 
 D, F = 6, 2
 HIDDEN = (5, 4)
@@ -43,7 +43,6 @@ def filled(pretrain, total=12, **options):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=gen, dtype=torch.float64))
-    model.total_steps = total
     return model
 
 
@@ -73,12 +72,12 @@ def test_stages_partition_the_steps_however_short_the_run(layers, share):
 def test_a_stage_moves_its_layer_alone(pretrain, tied):
     for layer in range(3):
         model = filled(pretrain, tied=tied)
-        model.loss(batch_of(rows()), 2 * layer).total.backward()
+        model.loss(batch_of(rows()), Step(2 * layer, 12)).total.backward()
         touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         own = {"W_up", "b_up", "b_down"} | ({"W_down"} if pretrain == "greedy" and not tied else set())
         assert touched == {f"layers.{layer}.{name}" for name in own}
     model = filled(pretrain, tied=tied)
-    model.loss(batch_of(rows()), 6).total.backward()
+    model.loss(batch_of(rows()), Step(6, 12)).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -92,7 +91,6 @@ def below(model, x, layers):
 @pytest.mark.parametrize("output", ["linear", "bernoulli"])
 def test_greedy_losses_by_hand(noise, output):
     model = filled("greedy", noise=noise, output=output)
-    model.seed = 4
     x = rows()
     for layer in range(3):
         step = 2 * layer + 1
@@ -104,7 +102,7 @@ def test_greedy_losses_by_hand(noise, output):
         p = a.sigmoid()
         entropy = (-h * p.log() - (1 - h) * (1 - p).log()).sum(1).mean()
         squares = (a - h).square().sum(1).mean()
-        loss = model.loss(batch_of(x), step)
+        loss = model.loss(batch_of(x), Step(step, 12, seed=4))
         torch.testing.assert_close(loss.total, squares if layer == 0 and output == "linear" else entropy)
         assert list(loss.terms) == ["layer_reconstruction"] and loss.weights == {"layer_reconstruction": 1.0} and loss.fired is None
 
@@ -115,7 +113,7 @@ def test_a_hidden_layer_is_reconstructed_through_its_own_activation(activation, 
     x, mirror = rows(), model.layers[1]
     h = bend(x @ model.layers[0].W_up.T + model.layers[0].b_up)
     h_hat = bend(bend(h @ mirror.W_up.T + mirror.b_up) @ mirror.W_down.T + mirror.b_down)
-    torch.testing.assert_close(model.loss(batch_of(x), 2).total, (h_hat - h).square().sum(1).mean())
+    torch.testing.assert_close(model.loss(batch_of(x), Step(2, 12)).total, (h_hat - h).square().sum(1).mean())
 
 
 def test_the_code_layer_bends_as_its_sparsity_asks():
@@ -126,7 +124,7 @@ def test_the_code_layer_bends_as_its_sparsity_asks():
         for i in range(2):
             h = (h @ model.layers[i].W_up.T + model.layers[i].b_up).tanh()
         h_hat = (code(h @ mirror.W_up.T + mirror.b_up) @ mirror.W_down.T + mirror.b_down).tanh()
-        torch.testing.assert_close(model.loss(batch_of(x), 4).total, (h_hat - h).square().sum(1).mean())
+        torch.testing.assert_close(model.loss(batch_of(x), Step(4, 12)).total, (h_hat - h).square().sum(1).mean())
 
 
 @pytest.mark.parametrize("output,visible", [("linear", "gaussian"), ("sigmoid", "bernoulli"), ("bernoulli", "bernoulli")])
@@ -139,14 +137,13 @@ def test_machines_have_the_units_that_the_layers_have(output, visible, sparsity,
 
 def test_a_machine_s_loss_is_one_round_of_contrastive_divergence_on_what_the_layers_below_make():
     model = filled("rbm")
-    model.seed = 4
     x = rows()
     for layer, (visible, hidden) in enumerate([("gaussian", "bernoulli"), ("bernoulli", "bernoulli"), ("bernoulli", "gaussian")]):
         step, mirror = 2 * layer + 1, model.layers[layer]
         h = below(model, x, layer)
         rbm = RBM(mirror.W_up, mirror.b_up, mirror.b_down, visible, hidden)
         v = rbm.visible_mean(rbm.sample_hidden(h, step_generator(4, step, x.device, SAMPLES)))
-        loss = model.loss(batch_of(x), step)
+        loss = model.loss(batch_of(x), Step(step, 12, seed=4))
         torch.testing.assert_close(loss.total, (rbm.free_energy(h) - rbm.free_energy(v.detach())).mean())
         torch.testing.assert_close(loss.metrics["layer_error"], (v - h).square().sum(1).mean())
         assert list(loss.terms) == list(loss.weights)
@@ -165,7 +162,7 @@ def trainer_of(model, total, batch=16, seed=0, **options):
 @pytest.mark.parametrize("output", ["linear", "bernoulli"])
 def test_machines_start_from_the_means_of_the_data_and_end_unrolled(output):
     model = filled("rbm", output=output).float()
-    model.initialise(rows().float(), torch.Generator().manual_seed(0))
+    model.initialise_from(rows().float(), torch.Generator().manual_seed(0))
     assert model.layers[1].W_up.abs().max() < 0.06 and not model.layers[1].b_up.any()
     trainer, sample = trainer_of(model, 12)
     batches = trainer.store.batches(16, 0)
@@ -188,7 +185,7 @@ def test_machines_start_from_the_means_of_the_data_and_end_unrolled(output):
 def test_layers_stand_still_outside_their_stage(pretrain):
     """Weight decay and moments of an earlier stage do not reach them either."""
     model = build("dense", D, {"latents": F, "hidden": HIDDEN, "activation": "sigmoid", "pretrain": pretrain})
-    model.initialise(rows().float(), torch.Generator().manual_seed(0))
+    model.initialise_from(rows().float(), torch.Generator().manual_seed(0))
     trainer, _ = trainer_of(model, 12, weight_decay=0.1)
     batches = trainer.store.batches(16, 0)
     for step in range(6):
@@ -218,7 +215,7 @@ def test_greedy_pretraining_lowers_the_first_error_of_the_whole():
 
     def error_when_the_whole_begins(pretrain):
         model = build("dense", D, {"latents": 3, "hidden": (6,), "activation": "tanh", **({"pretrain": pretrain} if pretrain else {})})
-        model.initialise(x, torch.Generator().manual_seed(0))
+        model.initialise_from(x, torch.Generator().manual_seed(0))
         if pretrain:
             config = TrainConfig.from_flat({"model": "dense", "batch": 32, "lr": 1e-2, "weight_decay": 0.0})
             trainer = Trainer(model, source_of(x), Normalizer(torch.zeros(D), 1.0), config, 600, None, x)

@@ -11,13 +11,13 @@ from torch import nn
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.recurrent import Recurrent, RecurrentConfig
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 
 def make(**changes) -> Recurrent:
     """Of sequences (B,T,3), unless shape and d_in say otherwise; fp64."""
     model = Recurrent(RecurrentConfig(**{"d_in": 3, "shape": (None, 3), "latents": 4, "width": 8} | changes))
-    model.initialise(torch.empty(0), torch.Generator().manual_seed(0))
+    model.initialise_from(torch.empty(0), torch.Generator().manual_seed(0))
     return model.double()
 
 
@@ -68,7 +68,7 @@ def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
     found = []
     for T, padding in ((6, 0.0), (9, 0.0), (9, 50.0)):
         model, (x, mask) = make(**changes), sequences([6, 3, 1, 4], T, padding)
-        terms = model.loss(batch_of(x, mask), 0)
+        terms = model.loss(batch_of(x, mask))
         terms.total.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append((model.encode(x, mask), terms.total, terms.metrics["squared_error"], gradient))
@@ -81,20 +81,20 @@ def test_a_batch_of_lengths_is_the_mean_over_all_steps_of_the_sequences_alone():
     model, lengths = make(), [6, 3, 1]
     x, mask = sequences(lengths, 6)
     alone = [(model(x[b : b + 1, :length]).x_hat - x[b : b + 1, :length]).square().sum() for b, length in enumerate(lengths)]
-    assert model.loss(batch_of(x, mask), 0).total.item() == pytest.approx(sum(alone).item() / 10)
+    assert model.loss(batch_of(x, mask)).total.item() == pytest.approx(sum(alone).item() / 10)
 
 
 def test_without_a_mask_all_steps_are_valid():
     model, (x, _) = make(), sequences([5, 5], 5)
     all_valid = torch.ones(2, 5, dtype=torch.bool)
     assert torch.equal(model.encode(x), model.encode(x, all_valid))
-    assert model.loss(batch_of(x), 0).total.item() == pytest.approx(model.loss(batch_of(x, all_valid), 0).total.item())
+    assert model.loss(batch_of(x)).total.item() == pytest.approx(model.loss(batch_of(x, all_valid)).total.item())
 
 
 @pytest.mark.parametrize("changes", [{}, {"cell": "lstm", "layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl"}, {"noise": "gaussian:0.5"}])
 def test_the_gradient_reaches_every_parameter(changes):
     model, (x, mask) = make(**changes), sequences([6, 3, 1, 4], 6)
-    terms = model.loss(batch_of(x, mask), 0)
+    terms = model.loss(batch_of(x, mask))
     terms.total.backward()
     assert terms.total.item() == pytest.approx(sum(terms.weights[name] * term.item() for name, term in terms.terms.items()))
     for name, parameter in model.named_parameters():
@@ -107,8 +107,8 @@ def test_images_are_read_a_row_of_pixels_a_step():
     flat, stepped = of_rows(x.flatten(1)), of_steps(x.flatten(2))
     torch.testing.assert_close(flat.code, stepped.code)
     torch.testing.assert_close(flat.x_hat, stepped.x_hat.flatten(1))
-    loss = of_rows.loss(batch_of(x.flatten(1)), 0).total.item()  # a mean over images here, over steps there
-    assert loss == pytest.approx(5 * of_steps.loss(batch_of(x.flatten(2)), 0).total.item())
+    loss = of_rows.loss(batch_of(x.flatten(1))).total.item()  # a mean over images here, over steps there
+    assert loss == pytest.approx(5 * of_steps.loss(batch_of(x.flatten(2))).total.item())
 
 
 def test_how_many_steps_are_written():
@@ -127,23 +127,23 @@ def test_l1_weighs_a_latent_by_all_weights_that_leave_it():
     model, (x, mask) = make(sparsity="l1", cell="lstm"), sequences([6, 3], 6)
     leaving = [torch.cat([model.start.weight[:, i], model.writer.weight_ih_l0[:, i]]).square().sum().sqrt() for i in range(4)]
     expected = sum((model.encode(x, mask)[:, i] * leaving[i]).mean() for i in range(4)).item()
-    assert model.loss(batch_of(x, mask), 0).terms["l1"].item() == pytest.approx(expected) and expected > 0
+    assert model.loss(batch_of(x, mask)).terms["l1"].item() == pytest.approx(expected) and expected > 0
 
 
 def test_noise_is_a_function_of_step_and_not_on_the_target():
     x, mask = sequences([6, 3], 6)
     model = make(noise="masking:0.5")
-    first, again, later = (model.loss(batch_of(x, mask), step).total.item() for step in (3, 3, 4))
+    first, again, later = (model.loss(batch_of(x, mask), Step(step)).total.item() for step in (3, 3, 4))
     assert first == again != later
     blank = batch_of(torch.zeros_like(x), mask, target=x)  # masking leaves zeros as they are
-    assert model.loss(blank, 3).total.item() == make().loss(blank, 3).total.item()
+    assert model.loss(blank, Step(3)).total.item() == make().loss(blank, Step(3)).total.item()
 
 
 def test_targets_of_another_width():
     model, (x, mask) = make(d_out=2), sequences([4, 2], 4)
     target = torch.randn(2, 4, 2, dtype=torch.float64)
     error = (model(x, mask).x_hat - target).square().sum(2)
-    assert model.loss(batch_of(x, mask, target), 0).total.item() == pytest.approx(error[mask].mean().item())
+    assert model.loss(batch_of(x, mask, target)).total.item() == pytest.approx(error[mask].mean().item())
     assert make(d_in=60, shape=(5, 4, 3), d_out=20)(torch.zeros(2, 60, dtype=torch.float64)).x_hat.shape == (2, 20)
     with pytest.raises(DataError, match="width 21 in the target store"):
         make(d_in=60, shape=(5, 4, 3), d_out=21)
@@ -165,11 +165,11 @@ def test_three_numbers_describe_waves_better_than_principal_components():
     x_BTD = torch.stack([angle.sin(), angle.cos()], 2)
     train, held_out = x_BTD[:300], x_BTD[300:]
     model = build("recurrent", 2, {"latents": 3, "width": 32}, shape=(None, 2))
-    model.initialise(train, generator)
+    model.initialise_from(train, generator)
     adam = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(300):
         adam.zero_grad()
-        model.loss(batch_of(train), step).total.backward()
+        model.loss(batch_of(train), Step(step)).total.backward()
         adam.step()
     pca = PCA(3).fit(train.flatten(1))
     floor = ((pca.inverse_transform(pca.transform(held_out.flatten(1))) - held_out.flatten(1).numpy()) ** 2).sum(1).mean()
@@ -197,10 +197,10 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
 def test_rows_that_are_no_sequences_are_refused(shape, d_in):
     with pytest.raises(DataError, match="recurrent takes sequences or images") as raised:
         build("recurrent", d_in, {}, shape=shape)
-    assert "--layout sequence" in raised.value.hint
+    assert 'layout="sequence"' in raised.value.hint
 
 
-@pytest.mark.parametrize("options, message", [({"cell": "rnn"}, "--cell rnn"), ({"width": 0}, "--width 0"), ({"layers": 0}, "--layers 0")])
+@pytest.mark.parametrize("options, message", [({"cell": "rnn"}, 'cell="rnn"'), ({"width": 0}, "width=0"), ({"layers": 0}, "layers=0")])
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         build("recurrent", 3, options, shape=(None, 3))

@@ -7,15 +7,14 @@ import math
 import pytest
 import torch
 from made_stores import make_rows
-from saekit_kernels import SparseCodes
 
 from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
 from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.sae import SAE
-from saekit.models.sparsity.dead import auxk_loss
-from saekit.types import ActivationBatch
+from saekit.models.sae.auxiliary import auxk_loss
+from saekit.types import ActivationBatch, Step
 
 D = 16
 
@@ -30,10 +29,10 @@ def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
     sae = build("sae", D, {"latents": 64, "sparsity": sparsity, **k, **options}).to(dtype)
     x = normalised(512, dtype)
     if dtype == torch.float32:
-        sae.initialise(x, torch.Generator().manual_seed(0))
+        sae.initialise_from(x, torch.Generator().manual_seed(0))
     else:
         single = SAE(sae.config)
-        single.initialise(x.float(), torch.Generator().manual_seed(0))
+        single.initialise_from(x.float(), torch.Generator().manual_seed(0))
         sae.load_state_dict(single.state_dict())
     return sae
 
@@ -45,7 +44,7 @@ def normalised(rows, dtype=torch.float64, seed=0):
 
 
 def dense(code):
-    return code.to_dense() if isinstance(code, SparseCodes) else code
+    return code.to_dense()
 
 
 def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
@@ -54,22 +53,20 @@ def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
         sae.W_dec *= torch.linspace(0.5, 2.0, 64, dtype=torch.float64)[:, None]
     z = sae.encode(x)
     expected = sum(z[b, j].item() * sae.W_dec[j].norm().item() for b in range(12) for j in range(64)) / 12
-    assert sae.loss(batch_of(x), 0).terms["l1"].item() == pytest.approx(expected, rel=1e-12)
+    assert sae.loss(batch_of(x)).terms["l1"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_kl_term_by_hand():
     sae, x = make_sae("kl", target_rate=0.1), normalised(9)
     f = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc)
     expected = sum(0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in f.mean(0).tolist())
-    assert sae.loss(batch_of(x), 0).terms["kl"].item() == pytest.approx(expected, rel=1e-12)
+    assert sae.loss(batch_of(x)).terms["kl"].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
 def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
     sae = make_sae(sparsity)
-    sae.total_steps = 100
-    sae.dead_order = torch.tensor([3, 9, 11])
-    terms = sae.loss(batch_of(normalised(64)), step=50)
+    terms = sae.loss(batch_of(normalised(64)), Step(50, 100, dead=torch.tensor([3, 9, 11])))
     assert set(terms.terms) == {"reconstruction", {"topk": "aux"}.get(sparsity, sparsity)}
     total = sum(terms.terms[name] * terms.weights[name] for name in terms.terms)
     torch.testing.assert_close(terms.total, total, rtol=0, atol=0)
@@ -80,7 +77,7 @@ def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity)
     sae, x = make_sae(sparsity), normalised(64)
     x_hat = dense(sae.encode(x)) @ sae.W_dec + sae.b_dec
     expected = sum((row - hat).square().sum().item() for row, hat in zip(x, x_hat)) / len(x)
-    assert sae.loss(batch_of(x), 0).terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
+    assert sae.loss(batch_of(x)).terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sparsity", ["l1", "kl"])
@@ -103,13 +100,12 @@ class _Loss(torch.nn.Module):
         self.sae = sae
 
     def forward(self, x):
-        return self.sae.loss(batch_of(x), 0).total
+        return self.sae.loss(batch_of(x)).total
 
 
 def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
     sae = make_sae("l1", coef=4.0, coef_warmup=0.1)
-    sae.total_steps = 200
-    weights = [sae.loss(batch_of(normalised(8)), step).weights["l1"] for step in (0, 9, 19, 20, 150)]
+    weights = [sae.loss(batch_of(normalised(8)), Step(step, 200)).weights["l1"] for step in (0, 9, 19, 20, 150)]
     assert weights == pytest.approx([0.2, 2.0, 4.0, 4.0, 4.0])
 
 
@@ -119,13 +115,12 @@ def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_r
     with torch.no_grad():
         sae.b_enc[dead] = -1e3  # silent on every row, deep in the flat part of a ReLU
     x = normalised(64)
-    terms = sae.loss(batch_of(x), 0)
+    terms = sae.loss(batch_of(x))
     assert terms.fired[dead].max() == 0 and terms.fired.sum() > 0
     terms.total.backward()
     assert sae.W_enc.grad[dead].abs().max() == 0, "the reconstruction alone gives a dead latent nothing"
     sae.zero_grad()
-    sae.dead_order = dead
-    sae.loss(batch_of(x), 0).total.backward()
+    sae.loss(batch_of(x), Step(dead=dead)).total.backward()
     assert (sae.W_enc.grad[dead].norm(dim=1) > 0).all() and (sae.b_enc.grad[dead] != 0).all()
     assert (sae.W_dec.grad[dead].norm(dim=1) > 0).all()
 
@@ -133,8 +128,7 @@ def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_r
     alive[dead] = False
     with_aux = sae.W_dec.grad[alive].clone(), sae.b_dec.grad.clone()
     sae.zero_grad()
-    sae.dead_order = None
-    sae.loss(batch_of(x), 0).total.backward()
+    sae.loss(batch_of(x)).total.backward()
     torch.testing.assert_close(sae.W_dec.grad[alive], with_aux[0])
     torch.testing.assert_close(sae.b_dec.grad, with_aux[1])
 
@@ -167,7 +161,7 @@ def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised
     sae = make_sae(sparsity, decoder_norm=norm)
     raw = make_rows(100, D).double() * 7
     mean, scale = raw.mean(0), 0.03
-    folded = SAE(sae.config).double()
+    folded = SAE(sae.config, folded=True).double()
     folded.load_state_dict(sae.folded(mean, scale))
     inside, outside = sae((raw - mean) * scale), folded(raw)
     torch.testing.assert_close(outside.x_hat, inside.x_hat / scale + mean)
@@ -182,12 +176,12 @@ def test_initialisation(sparsity):
     torch.testing.assert_close(sae.b_dec, geometric_median(x))
     ratio = sae.W_enc.detach().norm(dim=1)
     torch.testing.assert_close(sae.W_enc.detach(), ratio[:, None] * sae.W_dec.detach(), rtol=1e-4, atol=1e-6)
-    error = sae.loss(batch_of(x), 0).terms["reconstruction"]
+    error = sae.loss(batch_of(x)).terms["reconstruction"]
     for factor in (0.9, 1.1):
         with torch.no_grad():
             sae.W_enc *= factor
             sae.b_enc *= factor
-            worse = sae.loss(batch_of(x), 0).terms["reconstruction"]
+            worse = sae.loss(batch_of(x)).terms["reconstruction"]
             sae.W_enc /= factor
             sae.b_enc /= factor
         assert worse > error, "the encoder's scale is the best one on the sample"
@@ -225,7 +219,7 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     x[13] = 50 * torch.nn.functional.normalize(torch.randn(D), dim=0)
     dead = torch.tensor([6])  # rows are drawn without replacement, so only one latent can get the outlier
     before = sae.W_enc.detach().clone()
-    sae.resample(dead, batch_of(x), torch.Generator().manual_seed(0))
+    sae.resample(dead, batch_of(x), torch.Generator().manual_seed(0), Step())
     direction = torch.nn.functional.normalize(x[13] - sae.b_dec.detach(), dim=0)
     alive_norm = sae.W_enc.detach()[[i for i in range(64) if i != 6]].norm(dim=1).mean()
     for j in dead:
@@ -238,13 +232,13 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
 @pytest.mark.parametrize(
     "options,words",
     [
-        ({"sparsity": "k1"}, "--sparsity k1: did you mean"),
-        ({"sparsity": "kl", "target_rate": 1.5}, r"--target-rate 1\.5 must be in \(0, 1\)"),
-        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "--target-rate and --target-l0 both say how often"),
-        ({"expansion": 0}, "--expansion 0 must be above 0"),
-        ({"k": 600}, "--k 600 must be between 1 and the number of latents, 512"),
-        ({"sparsity": "l1", "coef": -1.0}, "--coef -1 must not be negative"),
-        ({"decoder_norm": "frei"}, "--decoder-norm frei: did you mean free"),
+        ({"sparsity": "k1"}, 'sparsity="k1": did you mean'),
+        ({"sparsity": "kl", "target_rate": 1.5}, r"target_rate=1\.5 must be in \(0, 1\)"),
+        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "target_rate and target_l0 both say how often"),
+        ({"expansion": 0}, "expansion=0 must be above 0"),
+        ({"k": 600}, "k=600 must be between 1 and the number of latents, 512"),
+        ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
+        ({"decoder_norm": "frei"}, 'decoder_norm="frei": did you mean free'),
     ],
 )
 def test_wrong_options_are_refused(options, words):
@@ -257,9 +251,8 @@ def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
     options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
     sae = build("sae", 6, {"latents": 10, "sparsity": sparsity, "noise": "gaussian:0.5", **options}).double()
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sae.initialise(x, torch.Generator().manual_seed(1))
-    sae.total_steps, sae.seed = 10, 3
-    terms = sae.loss(ActivationBatch(x, None, None, None), step=5)
+    sae.initialise_from(x, torch.Generator().manual_seed(1))
+    terms = sae.loss(ActivationBatch(x, None, None, None), Step(5, 10, seed=3))
     noisy = gaussian(x, 0.5, step_generator(3, 5, x.device))
     assert not torch.equal(noisy, x)
     unit = (x.var(0, correction=0).sum() / 6).sqrt()  # constants are meant for a variance of 1 per dimension

@@ -17,7 +17,7 @@ from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
 from saekit.training.optim import make_adam, reset_moments
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 D = 16
 
@@ -39,14 +39,13 @@ def store_of(path, x: torch.Tensor, **spec):
 def made(sparsity: str, x: torch.Tensor, scale: float, **options):
     """An SAE for `scale` times the rows, whose weights are those for the rows themselves, expressed in the larger units."""
     sae = build("sae", D, {"sparsity": sparsity, "latents": 48, **options}).double()
-    sae.initialise(x, torch.Generator().manual_seed(2))
+    sae.initialise_from(x, torch.Generator().manual_seed(2))
     sae = sae.double()
-    sae.total_steps = 100
     with torch.no_grad():
         for name in ("b_enc", "b_dec", "slow_theta", "b_mag"):
             if hasattr(sae, name):
                 getattr(sae, name).mul_(scale)
-        if sae.variant.thresholded:
+        if sae.thresholded:
             sae.threshold.mul_(scale)
     variance = float((scale * (x - x.mean(0))).square().sum(1).mean())
     sae.start_at(scale * x.mean(0), variance, scale * x, scale * x)
@@ -59,9 +58,8 @@ def test_rows_of_another_scale_have_the_same_loss_in_units_of_their_variance(spa
     x, scale = make_rows(400, D).double(), 37.0
     options = {"k": 4} if "topk" in sparsity else {"freq_coef": 0.3} if sparsity == "jumprelu" else {}
     small, large = made(sparsity, x, 1.0, **options), made(sparsity, x, scale, **options)
-    for sae in (small, large):
-        sae.dead_order = torch.arange(5, 17)
-    expected, found = small.loss(batch_of(x), step), large.loss(batch_of(scale * x), step)
+    at = Step(step, 100, dead=torch.arange(5, 17))
+    expected, found = small.loss(batch_of(x), at), large.loss(batch_of(scale * x), at)
     # The first biases lie on one of the sample's values, which rounding puts on this side of 0 or on that: one firing of a row.
     torch.testing.assert_close(found.total / scale**2, expected.total, rtol=1e-3 if sparsity == "kl-rates" else 1e-6, atol=0)
     assert expected.terms.keys() == found.terms.keys()
@@ -71,19 +69,18 @@ def test_the_auxiliary_loss_weighs_a_32nd_of_the_variance(tmp_path):
     x = torch.rand(2000, D, generator=torch.Generator().manual_seed(0)) * torch.arange(1, D + 1)
     variance = float((x - x.mean(0)).square().sum(1).mean())
     sae = build("sae", D, {"k": 2, "latents": 64})
-    sae.initialise(x, torch.Generator().manual_seed(0))
-    sae.total_steps, sae.dead_order = 10, torch.arange(8)
-    assert sae.loss(batch_of(x[:300]), 3).weights["aux"] == pytest.approx(variance / 32, rel=1e-5)
+    sae.initialise_from(x, torch.Generator().manual_seed(0))
+    assert sae.loss(batch_of(x[:300]), Step(3, 10, dead=torch.arange(8))).weights["aux"] == pytest.approx(variance / 32, rel=1e-5)
 
 
 def test_moments_are_reset_by_name_when_there_are_as_many_latents_as_inputs():
     sae = build("sae", D, {"sparsity": "gated", "latents": D})
-    sae.initialise(make_rows(200, D), torch.Generator().manual_seed(0))
+    sae.initialise_from(make_rows(200, D), torch.Generator().manual_seed(0))
     optimizer = make_adam(sae, 1e-3)
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    reset_moments(optimizer, torch.tensor([1, 6]), sae.latents)
+    reset_moments(optimizer, torch.tensor([1, 6]), sae)
     for name, parameter in sae.named_parameters():
         zero = (optimizer.state[parameter]["exp_avg"].reshape(len(parameter), -1) == 0).all(1).nonzero()[:, 0].tolist()
         assert zero == ([] if name == "b_dec" else [1, 6]), name
@@ -102,24 +99,23 @@ def test_the_logged_fvu_is_that_of_the_models_own_reconstruction(tmp_path, spars
 def test_resampling_weighs_rows_by_the_loss_of_the_gated_code():
     x = make_rows(64, D)
     sae = build("sae", D, {"sparsity": "gated", "latents": 40})
-    sae.initialise(x, torch.Generator().manual_seed(0))
+    sae.initialise_from(x, torch.Generator().manual_seed(0))
     with torch.no_grad():
         sae.r_mag += 0.7
         sae.b_mag -= 0.2
         gate = x @ sae.W_enc.T + sae.b_enc
         z = (sae.r_mag.exp() * (gate - sae.b_enc) + sae.b_mag).relu() * (gate > 0)
-        torch.testing.assert_close(sae.variant.reconstructed(sae, x), z @ sae.W_dec + sae.b_dec)
+        torch.testing.assert_close(sae.reconstructed(x, Step()), z @ sae.W_dec + sae.b_dec)
 
 
 def test_a_silent_latent_near_its_threshold_is_pulled_up_by_kl_rates():
     x = make_rows(256, D)
     sae = build("sae", D, {"sparsity": "kl-rates", "latents": 24, "revive": "none"})
-    sae.initialise(x, torch.Generator().manual_seed(0))
-    sae.total_steps = 10
+    sae.initialise_from(x, torch.Generator().manual_seed(0))
     with torch.no_grad():
         highest = (x @ sae.W_enc[3] + sae.b_enc[3]).max()
         sae.b_enc[3] -= highest + 0.05  # silent, its best row inside the window
-    terms = sae.loss(batch_of(x), 5)
+    terms = sae.loss(batch_of(x), Step(5, 10))
     (gradient,) = torch.autograd.grad(terms.terms["kl"], sae.b_enc)
     assert int(terms.fired[3]) == 0 and gradient[3] < 0
 
@@ -127,11 +123,10 @@ def test_a_silent_latent_near_its_threshold_is_pulled_up_by_kl_rates():
 def test_p_annealing_keeps_the_price_of_the_same_codes():
     x = make_rows(300, D)
     sae = build("sae", D, {"sparsity": "p-anneal", "latents": 48, "coef": 1.0})
-    sae.initialise(x, torch.Generator().manual_seed(0))
-    sae.total_steps = 400
-    prices = [float(sae.loss(batch_of(x), step).terms["lp"].detach()) for step in (100, 220, 300, 399)]
+    sae.initialise_from(x, torch.Generator().manual_seed(0))
+    prices = [float(sae.loss(batch_of(x), Step(step, 400)).terms["lp"].detach()) for step in (100, 220, 300, 399)]
     assert prices == pytest.approx([prices[0]] * 4, rel=1e-5)
-    power, factor = sae.variant.state(sae).values()
+    power, factor = sae.own_state().values()
     pre = (x @ sae.W_enc.T + sae.b_enc).relu() / sae.unit
     assert factor == pytest.approx(float(pre.sum() / ((pre + SMALLEST) ** power - SMALLEST**power).sum()), rel=1e-4)
 
@@ -164,12 +159,12 @@ def test_archetypal_atoms_of_a_transcoder_are_mixtures_of_the_target(tmp_path):
 def test_archetypal_latents_are_resampled_to_rows_and_learn_from_the_auxiliary_loss():
     x = make_rows(300, D)
     sae = build("sae", D, {"sparsity": "archetypal", "k": 3, "latents": 30, "archetypes": 50})
-    sae.initialise(x, torch.Generator().manual_seed(0))
-    sae.total_steps, sae.dead_order = 10, torch.tensor([4, 9])
-    sae.loss(batch_of(x), 3).total.backward()
+    sae.initialise_from(x, torch.Generator().manual_seed(0))
+    at = Step(3, 10, dead=torch.tensor([4, 9]))
+    sae.loss(batch_of(x), at).total.backward()
     assert sae.mixture.grad[[4, 9]].abs().sum() > 0
-    sae.resample(torch.tensor([4, 9]), batch_of(x), torch.Generator().manual_seed(1))
-    torch.testing.assert_close(sae.W_dec[[4, 9]], sae.variant.decoder(sae)[[4, 9]])
+    sae.resample(torch.tensor([4, 9]), batch_of(x), torch.Generator().manual_seed(1), at)
+    torch.testing.assert_close(sae.W_dec[[4, 9]], sae.decoder()[[4, 9]])
     share = (30.0 * sae.mixture[4]).softmax(0).max()
     assert share > 0.99, "near one row"
 
@@ -188,7 +183,7 @@ def test_raw_values_of_a_large_scale_are_remarked_on(tmp_path):
     said = []
     store = store_of(tmp_path / "big", 300 * make_rows(800, D), model="raw:array")
     saekit.train(store, tmp_path / "a", k=2, latents=32, rows=400, batch=100, progress=lambda p: said.append(p.message))
-    assert any("--normalize center+scale" in message for message in said if message)
+    assert any('normalize="center+scale"' in message for message in said if message)
     said.clear()
     for number, (path, options) in enumerate(((store, {"normalize": "center+scale"}), (store_of(tmp_path / "1", torch.rand(800, D)), {}))):
         settings = {"k": 2, "latents": 32, "rows": 400, "batch": 100, **options}

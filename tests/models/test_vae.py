@@ -15,7 +15,7 @@ from saekit.errors import UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.noise import step_generator
 from saekit.models.vae import POSTERIOR, VAE, VAEConfig
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 D, F = 4, 2
 SIGMAS = 5
@@ -63,13 +63,12 @@ def log_likelihood(model, x, z):
 @pytest.mark.parametrize("beta,weight", [(1.0, 1.0), (4.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)])
 def test_the_loss_by_hand(output, beta, weight):
     model = filled(output=output, beta=beta, likelihood_weight=weight)
-    model.seed = 3
     x = rows()
     mean, sigma = encoded(model, x)
     epsilon = torch.randn(mean.shape, generator=step_generator(3, 8, x.device, POSTERIOR), dtype=torch.float64)
     reconstruction = -log_likelihood(model, x, mean + sigma * epsilon).mean()
     kl = kl_divergence(Normal(mean, sigma), Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(1).mean()
-    loss = model.loss(batch_of(x), 8)
+    loss = model.loss(batch_of(x), Step(8, seed=3))
     torch.testing.assert_close(loss.terms["reconstruction"], reconstruction, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(loss.terms["kl"], kl, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(loss.total, weight * reconstruction + beta * kl, rtol=1e-10, atol=1e-12)
@@ -94,16 +93,16 @@ def test_a_latent_that_ignores_its_input_costs_nothing():
     with torch.no_grad():
         for parameter in (model.layers[1].W_up, model.layers[1].b_up, model.W_spread, model.b_spread):
             parameter.zero_()
-    assert model.loss(batch_of(rows()), 0).terms["kl"].item() == 0
+    assert model.loss(batch_of(rows())).terms["kl"].item() == 0
 
 
 def test_the_learnt_variance_is_the_mean_squared_error_at_its_optimum():
     model = filled()
     x = rows()
-    squares = model.loss(batch_of(x), 0).metrics["squared_error"].item() / D
+    squares = model.loss(batch_of(x)).metrics["squared_error"].item() / D
     with torch.no_grad():
         model.log_noise.fill_(math.log(squares))
-    loss = model.loss(batch_of(x), 0)
+    loss = model.loss(batch_of(x))
     gradient = torch.autograd.grad(loss.terms["reconstruction"], model.log_noise)[0].item()
     assert gradient == pytest.approx(0, abs=1e-10)
     assert loss.terms["reconstruction"].item() == pytest.approx(D / 2 * (math.log(2 * math.pi * squares) + 1))
@@ -133,7 +132,7 @@ def test_spreads_stay_finite_however_large_the_weights():
     model = filled().float()
     with torch.no_grad():
         model.b_spread.fill_(1e4)
-    loss = model.loss(batch_of(rows().float()), 0)
+    loss = model.loss(batch_of(rows().float()))
     loss.total.backward()
     assert loss.total.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -191,7 +190,7 @@ def test_any_other_posterior_falls_short_by_its_divergence_from_the_true_one():
 def test_minus_the_loss_is_the_bound(output):
     model, x, n = filled(output=output), rows(1), 30_000
     many = x.expand(n, D)
-    loss = model.loss(batch_of(many), 0).total.item()
+    loss = model.loss(batch_of(many)).total.item()
     bounds = model.elbo(many, torch.Generator().manual_seed(5))
     assert abs(bounds.mean().item() + loss) < SIGMAS * 2**0.5 * bounds.std().item() / n**0.5
 
@@ -232,7 +231,7 @@ def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
     torch.testing.assert_close(torch.cov(x.T), 4 * torch.outer(w, w), rtol=SIGMAS * (2 / n) ** 0.5, atol=1e-5)
     assert torch.equal(outside.sample(5, torch.Generator().manual_seed(1)), outside.sample(5, torch.Generator().manual_seed(1)))
     bernoulli = build("vae", D, {"latents": F, "hidden": (), "output": "bernoulli"})
-    bernoulli.initialise(torch.zeros(2, D), torch.Generator().manual_seed(0))
+    bernoulli.initialise_from(torch.zeros(2, D), torch.Generator().manual_seed(0))
     shown = bernoulli.sample(100, torch.Generator().manual_seed(0))
     assert shown.min() > 0 and shown.max() < 1
 
@@ -240,18 +239,18 @@ def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
 def test_the_spread_starts_at_the_prior_s_and_the_noise_at_the_variance_of_the_data():
     model = build("vae", D, {"latents": F})
     sample = 3 + torch.randn(500, D) * torch.tensor([0.1, 0.2, 0.3, 0.4])
-    model.initialise(sample, torch.Generator().manual_seed(0))
+    model.initialise_from(sample, torch.Generator().manual_seed(0))
     _, log_variance = model.posterior(torch.randn(5, D))
     assert not log_variance.any()
     assert model.log_noise.exp().item() == pytest.approx((sample - sample.mean(0)).square().mean().item(), rel=1e-5)
-    model.initialise(torch.ones(5, D), torch.Generator().manual_seed(0))
+    model.initialise_from(torch.ones(5, D), torch.Generator().manual_seed(0))
     assert model.log_noise.isfinite(), "constant data have no variance"
 
 
 def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
     """A target of the input's own width cannot be told from the input by its shape, but the config knows of it."""
     model = VAE(VAEConfig(D, latents=F, hidden=(5,), d_out=D))
-    model.initialise(torch.zeros(2, D), torch.Generator().manual_seed(0))
+    model.initialise_from(torch.zeros(2, D), torch.Generator().manual_seed(0))
     tensors = model.folded(torch.zeros(D), 1.0, (torch.full((D,), 100.0), 1.0))
     outside = restore("vae", dataclasses.asdict(model.config), {name: tensor.clone() for name, tensor in tensors.items()})
     x = torch.rand(6, D)
@@ -263,11 +262,11 @@ def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
 @pytest.mark.parametrize(
     "options,cause",
     [
-        ({"beta": -1.0}, "--beta -1 must not be negative"),
-        ({"likelihood_weight": -2.0}, "--likelihood-weight -2 must not be negative"),
-        ({"sparsity": "l1"}, "--sparsity does not apply to --model vae"),
-        ({"contractive": 0.1}, "--contractive does not apply to --model vae"),
-        ({"pretrain": "greedy"}, "--pretrain does not apply to --model vae"),
+        ({"beta": -1.0}, "beta=-1 must not be negative"),
+        ({"likelihood_weight": -2.0}, "likelihood_weight=-2 must not be negative"),
+        ({"sparsity": "l1"}, 'sparsity does not apply to model="vae"'),
+        ({"contractive": 0.1}, 'contractive does not apply to model="vae"'),
+        ({"pretrain": "greedy"}, 'pretrain does not apply to model="vae"'),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, cause):

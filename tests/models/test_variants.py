@@ -11,14 +11,15 @@ from made_stores import make_rows, write_store
 import saekit
 from saekit.errors import UsageError
 from saekit.models.catalog import build
+from saekit.models.sae import SAE
+from saekit.models.sae.control import Control
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.archetypal import SPEED
-from saekit.models.sparsity.control import Control
-from saekit.models.sparsity.jumprelu import Jump, Step
+from saekit.models.sparsity.jumprelu import Heaviside, Jump
 from saekit.models.sparsity.nested import level_of_latents
 from saekit.models.sparsity.temporal import info_nce
 from saekit.training import loop
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 D, F, K = 12, 48, 4
 
@@ -30,7 +31,7 @@ def rows(count=40, seed=0):
 
 
 def options_for(name, **more):
-    fields = VARIANTS[name].config.__dataclass_fields__
+    fields = VARIANTS[name].config_class.__dataclass_fields__
     given = {"sparsity": name, "latents": F, "revive": "none"}
     given |= {"k": K} if "k" in fields else {}
     given |= {"target_l0": K} if "target_l0" in fields and name != "kl" else {}
@@ -40,8 +41,7 @@ def options_for(name, **more):
 
 def made(name, **more):
     sae = build("sae", D, options_for(name, **more))
-    sae.initialise(rows(400).float(), torch.Generator().manual_seed(0))
-    sae.total_steps = 100
+    sae.initialise_from(rows(400).float(), torch.Generator().manual_seed(0))
     return sae.double()
 
 
@@ -52,7 +52,7 @@ def batch_of(x, **more):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_total_is_the_weighted_sum_of_the_terms(name):
-    terms = made(name).loss(batch_of(rows()), 50)
+    terms = made(name).loss(batch_of(rows()), Step(50, 100))
     total = sum(terms.terms[key] * terms.weights[key] for key in terms.terms)
     torch.testing.assert_close(terms.total, total, rtol=1e-12, atol=0)
 
@@ -64,7 +64,7 @@ SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-ra
 def test_gradients_are_those_of_finite_differences(name):
     more = {"target_l0": 0} if name == "kl-means" else {}  # with a target its rho follows the latents, and is taken as constant
     sae, batch = made(name, decoder_norm="free" if name != "matching-pursuit" else "unit", **more), batch_of(rows(9))
-    sae.loss(batch, 50).total.backward()
+    sae.loss(batch, Step(50, 100)).total.backward()
     generator = torch.Generator().manual_seed(3)
     for key, parameter in sae.named_parameters():
         if parameter.grad is None:
@@ -75,12 +75,12 @@ def test_gradients_are_those_of_finite_differences(name):
         for sign in (1, -1):
             parameter.data = old + sign * 1e-6 * direction
             if name == "gated":  # the second reconstruction holds its decoder constant: its part of the slope is not there
-                pre = sae.variant.preactivations(sae, batch.x, 50)
+                pre = sae.preactivations(batch.x, Step(50, 100))
                 frozen = sae.W_dec.data, sae.b_dec.data
                 if key in ("W_dec", "b_dec"):
-                    values.append((batch.x - pre.decode(sae.variant.activate(sae, pre), *frozen)).square().sum(1).mean().item())
+                    values.append((batch.x - pre.decode(sae.activate(pre), *frozen)).square().sum(1).mean().item())
                     continue
-            values.append(sae.loss(batch, 50).total.item())
+            values.append(sae.loss(batch, Step(50, 100)).total.item())
         parameter.data = old
         slope = (values[0] - values[1]) / 2e-6
         assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=2e-4, abs=1e-6), key
@@ -97,7 +97,7 @@ def test_a_jump_passes_the_gradients_of_the_paper():
     # Within [0.75, 1.25]: 0.8, below the threshold, and 1.1, above it. A window on z would not see the first.
     assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
     theta.grad = None
-    step = Step.apply(pre, theta, eps, False)
+    step = Heaviside.apply(pre, theta, eps, False)
     assert step.tolist() == [0, 0, 1, 1, 1]
     step.sum().backward()
     assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
@@ -107,7 +107,7 @@ def test_rho_of_kl_means_follows_the_latents_and_is_constant_for_the_gradient():
     sae, x = made("kl-means"), rows(50)
     with torch.no_grad():
         sae.b_enc += torch.randn(F, generator=torch.Generator().manual_seed(0))
-    term = sae.loss(batch_of(x), 0).terms["kl"]
+    term = sae.loss(batch_of(x), Step(0, 100)).terms["kl"]
     (slope,) = torch.autograd.grad(term, [sae.b_enc])
     codes = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc).detach()
     means = codes.mean(0)
@@ -120,7 +120,7 @@ def test_rho_of_kl_means_follows_the_latents_and_is_constant_for_the_gradient():
 
 def test_the_jumprelu_penalty_pushes_thresholds_up_when_too_many_are_active():
     sae = made("jumprelu", start_l0=20)
-    terms = sae.loss(batch_of(rows(200)), 0)
+    terms = sae.loss(batch_of(rows(200)), Step(0, 100))
     l0 = float(terms.fired.sum()) / 200
     assert l0 > 10 and terms.terms["l0"].item() == pytest.approx((l0 / K - 1) ** 2)
     (slope,) = torch.autograd.grad(terms.terms["l0"], [sae.slow_theta])
@@ -130,7 +130,7 @@ def test_the_jumprelu_penalty_pushes_thresholds_up_when_too_many_are_active():
 def test_the_frequency_penalty_is_the_sum_of_squared_rates():
     sae = made("jumprelu", freq_coef=0.3)
     x = rows(200)
-    terms = sae.loss(batch_of(x), 0)
+    terms = sae.loss(batch_of(x), Step(0, 100))
     rate = (x @ sae.W_enc.T + sae.b_enc > 10 * sae.slow_theta).double().mean(0)
     assert terms.terms["frequency"].item() == pytest.approx((rate.square().sum() / 0.01).item())
 
@@ -148,7 +148,7 @@ def test_penalties_are_their_formulas(name, phi):
     with torch.no_grad():
         sae.W_dec *= torch.linspace(0.5, 2.0, F, dtype=torch.float64)[:, None]
     a = (x @ sae.W_enc.T + sae.b_enc).relu() * sae.W_dec.norm(dim=1)
-    assert sae.loss(batch_of(x), 75).terms[name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(75, 100)).terms[name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
 
 
 def test_p_anneal_keeps_its_price_for_the_rows_on_which_p_falls_and_its_formula_for_others():
@@ -158,9 +158,9 @@ def test_p_anneal_keeps_its_price_for_the_rows_on_which_p_falls_and_its_formula_
     def phi(sizes):  # three quarters of the run: p is half way from 1 to 0.2
         return ((sizes + 1e-3) ** 0.6 - 1e-3**0.6).sum(1).mean()
 
-    assert sae.loss(batch_of(x), 75).terms["lp"].item() == pytest.approx(a.sum(1).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(75, 100)).terms["lp"].item() == pytest.approx(a.sum(1).mean().item(), rel=1e-9)
     factor = a.sum(1).mean() / phi(a)
-    assert sae.loss(batch_of(others), 75).terms["lp"].item() == pytest.approx((factor * phi(b)).item(), rel=1e-9)
+    assert sae.loss(batch_of(others), Step(75, 100)).terms["lp"].item() == pytest.approx((factor * phi(b)).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["matryoshka-topk", "matryoshka", "hierarchical"])
@@ -175,7 +175,7 @@ def test_the_error_is_the_mean_over_nested_reconstructions(name):
         assert level_of_latents(sae).bincount().tolist() == [3, 3, 6, 12, 24]
         parts = [torch.where(torch.arange(F) < end, z, 0.0) for end in (3, 6, 12, 24, 48)]
     errors = [(part @ sae.W_dec + sae.b_dec - x).square().sum(1).mean() for part in parts]
-    assert sae.loss(batch_of(x), 99).terms["reconstruction"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(99, 100)).terms["reconstruction"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -183,15 +183,15 @@ def test_a_trained_model_gives_the_code_of_training_in_raw_units(name):
     sae, x = made(name), rows(64)
     if "theta" in str(list(dict(sae.named_parameters()))):
         sae.after_step()
-    sae.loss(batch_of(x), 99)
+    sae.loss(batch_of(x), Step(99, 100))
     if hasattr(sae, "threshold"):
         sae.threshold *= 1.0001  # batchtopk's is a value of this very batch, which rounding would put on either side
     sae.eval()
     mean, scale = torch.randn(D, dtype=torch.float64), 0.37
-    raw = build("sae", D, options_for(name)).double()
+    raw = SAE(sae.config, folded=True).double()
     raw.load_state_dict(sae.folded(mean, scale))
     raw.eval()
-    same = build("sae", D, options_for(name)).double()
+    same = SAE(sae.config, folded=True).double()
     same.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
     same.eval()
     torch.testing.assert_close(raw(x / scale + mean).x_hat, same(x).x_hat / scale + mean, rtol=1e-6, atol=1e-6)
@@ -204,7 +204,7 @@ def test_a_gated_code_is_that_of_the_jumprelu_it_is_saved_as():
         sae.b_mag += 0.1
     gate = x @ sae.W_enc.T + sae.b_enc
     z = torch.where(gate > 0, (gate - sae.b_enc) * sae.r_mag.exp() + sae.b_mag, 0.0).relu()
-    saved = build("sae", D, options_for("gated")).double()
+    saved = SAE(sae.config, folded=True).double()
     saved.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
     torch.testing.assert_close(saved.encode(x), z)
 
@@ -227,7 +227,7 @@ def test_atoms_stay_mixtures_of_rows():
     sae = made("archetypal")
     optimizer = torch.optim.Adam(sae.parameters(), lr=0.05)
     for step in range(5):
-        sae.loss(batch_of(rows(100)), step).total.backward()
+        sae.loss(batch_of(rows(100)), Step(step, 100)).total.backward()
         optimizer.step()
         sae.after_step()
         optimizer.zero_grad()
@@ -250,12 +250,12 @@ def test_signed_codes_are_active_on_both_sides():
     sae, x = made("abs-topk"), rows()
     z = sae.encode(x)
     assert ((z != 0).sum(1) == K).all() and (z < 0).any()
-    assert sae.loss(batch_of(x), 0).fired.sum() == K * len(x)
+    assert sae.loss(batch_of(x), Step(0, 100)).fired.sum() == K * len(x)
 
 
 def test_k_falls_to_its_value():
     sae, x = made("topk", k_start=20, k_anneal=0.5), rows()
-    counts = [int(sae.loss(batch_of(x), step).fired.sum()) / len(x) for step in (0, 25, 50, 99)]
+    counts = [int(sae.loss(batch_of(x), Step(step, 100)).fired.sum()) / len(x) for step in (0, 25, 50, 99)]
     assert counts[0] > 15 and 8 < counts[1] < 14 and counts[2:] == [K, K]
 
 
@@ -296,16 +296,16 @@ def test_the_l0_is_that_of_held_out_rows_where_training_rows_are_known_by_heart(
 def test_steering_lowers_all_biases_alike(name, shift):
     sae = made(name)
     before = sae.b_enc.detach().clone()
-    sae.variant.steer(sae, math.e**0.1)
+    sae.steer(math.e**0.1)
     torch.testing.assert_close(before - sae.b_enc, torch.full_like(before, 0.1 * shift))
 
 
 def test_steering_multiplies_the_thresholds_of_a_jumprelu():
     sae = made("jumprelu")
-    theta, bias = sae.variant.theta(sae).detach().clone(), sae.b_enc.detach().clone()
+    theta, bias = sae.theta().detach().clone(), sae.b_enc.detach().clone()
     assert (theta > 0).all()
-    sae.variant.steer(sae, 1.1)
-    torch.testing.assert_close(sae.variant.theta(sae), 1.1 * theta)
+    sae.steer(1.1)
+    torch.testing.assert_close(sae.theta(), 1.1 * theta)
     torch.testing.assert_close(sae.threshold, 1.1 * theta, check_dtype=False)
     assert torch.equal(sae.b_enc, bias)
 
@@ -338,9 +338,9 @@ def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name,
 
 
 def test_options_of_another_variant_are_refused():
-    with pytest.raises(UsageError, match="--bandwidth does not apply to --sparsity topk"):
+    with pytest.raises(UsageError, match='bandwidth does not apply to sparsity="topk"'):
         build("sae", D, {"bandwidth": 0.1})
     with pytest.raises(UsageError, match="shares must rise to 1"):
         build("sae", D, {"sparsity": "matryoshka", "groups": (0.5, 0.2, 1.0)})
-    with pytest.raises(UsageError, match="--skip would pass the input itself on"):
+    with pytest.raises(UsageError, match="skip=True would pass the input itself on"):
         build("sae", D, {"skip": True})

@@ -47,7 +47,7 @@ def test_rounding_is_told_in_units_of_the_spread_whatever_the_shards(tmp_path, m
     else:
         (line,) = said
         assert f"{dtype} rounds {store.stats['rounding_dimensions']} of 6 dimensions by more than 5 %" in line
-        assert "(dimension 1: " in line and "--dtype float32 --overwrite" in line
+        assert "(dimension 1: " in line and 'dtype="float32" and overwrite=True' in line
 
 
 def test_an_offset_of_3000_costs_what_the_spacing_of_the_dtype_says():
@@ -79,7 +79,7 @@ def test_auto_takes_the_smallest_dtype_that_costs_little(tmp_path, scale, offset
     x = np.random.default_rng(1).normal(size=(500, 5)) * scale + offset
     store, said = harvest(tmp_path, x, dtype="auto")
     assert store.spec.dtype == chosen
-    assert said[0].startswith(f"--dtype auto: {chosen}") and store.stats["dtype_reason"] in said[0]
+    assert said[0].startswith(f'dtype="auto": {chosen}') and store.stats["dtype_reason"] in said[0]
     assert store.stats["rounding_max"] <= 0.05
     with open(tmp_path / "s" / "config.toml") as file:
         assert f'dtype = "{chosen}"' in file.read()
@@ -94,7 +94,10 @@ def test_auto_on_a_model_is_the_harvest_of_the_dtype_it_chose(tmp_path):
 
 def test_an_overflow_is_told_with_a_dtype_that_holds_the_values(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    for offset, hint in ((0.0, "--dtype bfloat16 or float32"), (3000.0, "--dtype float32 --overwrite (bfloat16 would round by")):
+    for offset, hint in (
+        (0.0, 'dtype="bfloat16" or "float32", with overwrite=True'),
+        (3000.0, 'dtype="float32" and overwrite=True (bfloat16 would round by'),
+    ):
         values = x + np.float32(offset)
         values[7, 0] = 1e5
         values[:, 0] *= 10

@@ -132,7 +132,7 @@ def test_a_run_with_a_target_resumes_to_the_same_bits(given, target_of, tmp_path
 
 def test_a_model_without_targets_refuses_one(given, target_of, tmp_path):
     for model in ("pca", "kmeans"):
-        with pytest.raises(UsageError, match=f"--target-store does not apply to --model {model}"):
+        with pytest.raises(UsageError, match=f'target_store does not apply to model="{model}"'):
             saekit.train(given.path, tmp_path / model, model=model, target_store=str(target_of(f"for {model}").path))
 
 

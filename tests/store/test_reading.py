@@ -120,7 +120,7 @@ def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
     with pytest.raises(DataError) as error:
         open_store(tmp_path / "s")
     if content is None:
-        assert "--overwrite" in error.value.hint
+        assert "overwrite=True" in error.value.hint
         harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100, overwrite=True)
     else:
         assert f"remove {tmp_path / 's'}" in error.value.hint
@@ -243,7 +243,7 @@ def test_resume_writes_a_bad_shard_again_to_the_same_bytes(tmp_path, damage, num
     with pytest.raises(DataError, match=rf"{number:05d}\.safetensors") as error:
         list(open_store(store).batches(1000))
     if damage != "link":
-        assert "--resume" in error.value.hint
+        assert "resume=True" in error.value.hint
     harvested(resume=True)
     assert {path.name: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     assert any(f"{number:05d}.safetensors" in report.message and "again" in report.message for report in said if report.message)

@@ -105,10 +105,10 @@ def test_a_member_that_diverges_does_not_stop_the_others(store, tmp_path):
 
 
 def test_a_setting_of_another_type_is_named(store, tmp_path):
-    with pytest.raises(UsageError, match="--k is '4'; it must be a whole number"):
+    with pytest.raises(UsageError, match="k is '4'; it must be a whole number"):
         sweep(store, tmp_path / "out", {"k": "4"})
     (tmp_path / "grid.toml").write_text("k = '4'")
-    with pytest.raises(DataError, match=r"grid\.toml: --k is '4'"):
+    with pytest.raises(DataError, match=r"grid\.toml: k is '4'"):
         sweep(store, tmp_path / "out", tmp_path / "grid.toml")
 
 

@@ -113,7 +113,7 @@ def test_raw_data_are_taken_as_they_are_and_hidden_states_are_normalised(raw, st
     saekit.train(raw.path, tmp_path / "asked", **{**SMALL, "rows": 64, "normalize": "center+scale"})
     train = torch.cat([b.x for b in raw.batches(500, split="train")])
     torch.testing.assert_close(saekit.load(tmp_path / "asked").input_mean, train.mean(0))
-    with pytest.raises(DataError, match=r"--output bernoulli gives values in .* the data reach from"):
+    with pytest.raises(DataError, match=r'output="bernoulli" gives values in .* the data reach from'):
         saekit.train(raw.path, tmp_path / "no", **{**SMALL, "rows": 64, "normalize": "center+scale", "output": "bernoulli"})
 
 
@@ -139,7 +139,7 @@ def test_closed_forms_take_raw_data(raw, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["dense", "linear", "vae", "pca", "kmeans"])
 def test_kernels_for_sparse_codes_are_refused_where_there_are_none(store, tmp_path, model):
-    with pytest.raises(UsageError, match="--backend triton: this model has no sparse code"):
+    with pytest.raises(UsageError, match='backend="triton": this model has no sparse code'):
         saekit.train(store.path, tmp_path / "run", model=model, latents=4, backend="triton")
     assert not (tmp_path / "run").exists()
     result = saekit.train(store.path, tmp_path / "run", model=model, latents=4, rows=256)
@@ -152,7 +152,7 @@ def test_the_decay_reaches_the_weights(store, tmp_path):
         saekit.train(store.path, tmp_path / str(decay), **{**SMALL, "rows": 64 * 200, "lr": 3e-3, "weight_decay": decay})
         norms.append(sum(t.square().sum().item() for name, t in tensors(tmp_path / str(decay)).items() if "W_" in name))
     assert norms[1] < 0.8 * norms[0]
-    with pytest.raises(UsageError, match="--weight-decay -1 must not be negative"):
+    with pytest.raises(UsageError, match="weight_decay=-1 must not be negative"):
         TrainConfig.from_flat({"weight_decay": -1.0})
 
 

@@ -21,7 +21,7 @@ from saekit.training.config import TrainConfig
 from saekit.training.fit import holdout_figures
 from saekit.training.loop import Trainer
 from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 CPU = torch.device("cpu")
 SMALL = {"expansion": 4, "k": 4, "batch": 64, "lr": 3e-3}
@@ -323,13 +323,12 @@ def rows_of(kind):
 def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options, kind):
     x, shape = rows_of(kind)
     built = build(model, x.shape[-1], options, shape)
-    built.initialise(x, torch.Generator().manual_seed(0))
-    built.total_steps = 8
+    built.initialise_from(x, torch.Generator().manual_seed(0))
     index = torch.arange(len(x))
 
     def judged(net, x, step):
         net.zero_grad()
-        terms = net.loss(ActivationBatch(x, index, index, index), step)
+        terms = net.loss(ActivationBatch(x, index, index, index), Step(step, 8))
         terms.total.backward()
         return terms, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
@@ -375,21 +374,21 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(store, tmp_
 @pytest.mark.parametrize(
     "settings,words",
     [
-        ({"schedule": "cosin"}, "--schedule cosin: did you mean cosine"),
-        ({"warmup": 1.5}, r"--warmup 1.5 is a share of the steps, and must be in \[0, 1\]"),
-        ({"warmup": float("nan")}, "--warmup nan"),
-        ({"decay": -0.1}, "--decay -0.1 is a share"),
-        ({"warmup": 0.5, "decay": 0.6}, "--warmup 0.5 and --decay 0.6 are more than the whole run"),
-        ({"schedule": "constant", "decay": 0.3}, "--decay 0.3 does not apply to --schedule constant"),
-        ({"beta2": 1.0}, "--beta2 1 must be above 0 and below 1"),
-        ({"beta2": 0.0}, "--beta2 0 must be above 0"),
-        ({"ema": 1.0}, "--ema 1 must be above 0 and below 1"),
-        ({"ema": float("nan")}, "--ema nan"),
-        ({"precision": "float16"}, "--precision float16: did you mean bfloat16|--precision float16: choose"),
-        ({"precision": "bfloat16"}, r"--precision bfloat16: the kernels of --sparsity topk choose their own precision"),
-        ({"precision": "bfloat16", "sparsity": "kl"}, "the kernels of --sparsity kl choose their own precision"),
-        ({"precision": "bfloat16", "model": "pca", "latents": 4}, "--model pca is fitted in fp64"),
-        ({"ema": 0.9, "model": "kmeans", "latents": 4}, "--ema 0.9: --model kmeans is fitted in one go"),
+        ({"schedule": "cosin"}, 'schedule="cosin": did you mean cosine'),
+        ({"warmup": 1.5}, r"warmup=1.5 is a share of the steps, and must be in \[0, 1\]"),
+        ({"warmup": float("nan")}, "warmup=nan"),
+        ({"decay": -0.1}, "decay=-0.1 is a share"),
+        ({"warmup": 0.5, "decay": 0.6}, "warmup=0.5 and decay=0.6 are more than the whole run"),
+        ({"schedule": "constant", "decay": 0.3}, 'decay=0.3 does not apply to schedule="constant"'),
+        ({"beta2": 1.0}, "beta2=1 must be above 0 and below 1"),
+        ({"beta2": 0.0}, "beta2=0 must be above 0"),
+        ({"ema": 1.0}, "ema=1 must be above 0 and below 1"),
+        ({"ema": float("nan")}, "ema=nan"),
+        ({"precision": "float16"}, 'precision="float16": did you mean bfloat16|precision="float16": choose'),
+        ({"precision": "bfloat16"}, r'precision="bfloat16": the kernels of sparsity="topk" choose their own precision'),
+        ({"precision": "bfloat16", "sparsity": "kl"}, 'the kernels of sparsity="kl" choose their own precision'),
+        ({"precision": "bfloat16", "model": "pca", "latents": 4}, 'model="pca" is fitted in fp64'),
+        ({"ema": 0.9, "model": "kmeans", "latents": 4}, 'ema=0.9: model="kmeans" is fitted in one go'),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(store, tmp_path, settings, words):

@@ -248,20 +248,20 @@ def test_an_upload_that_was_asked_for_is_tried_and_its_failure_named(written, tm
     with trap() as (proxies, calls):
         impatient = {"WANDB_INIT_TIMEOUT": "2", "WANDB__GRAPHQL_RETRY_MAX": "1", "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "0.1"}
         done = write(tmp_path, [spec], lines_at(10), **impatient, **proxies)
-    assert f"MissingError: --log {spec}" in done.stderr and done.stdout == ""
+    assert f'MissingError: log="{spec}"' in done.stderr and done.stdout == ""
     assert any(call.startswith(b"CONNECT") for call in calls)
     local, uploaded = (json.loads((tmp_path / "a" / f"{name}.json").read_text())[key] for key in ("", target))
     assert (local["step"], uploaded["step"]) == (20, 0) and local["run"] != uploaded["run"]
 
 
 def test_an_unknown_sink_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"--log wnadb: did you mean wandb\? choose tensorboard, wandb, trackio"):
+    with pytest.raises(UsageError, match=r'log="wnadb": did you mean wandb\? choose tensorboard, wandb, trackio'):
         check_sinks(["wnadb"])
-    with pytest.raises(UsageError, match="--log tensorboard:x: tensorboard uploads nothing"):
+    with pytest.raises(UsageError, match='log="tensorboard:x": tensorboard uploads nothing'):
         check_sinks(["tensorboard:x"])
-    with pytest.raises(UsageError, match="--log wandb:: no name after the colon"):
+    with pytest.raises(UsageError, match='log="wandb:": no name after the colon'):
         check_sinks(["wandb:"])
-    with pytest.raises(UsageError, match="--log wandb is given twice"):
+    with pytest.raises(UsageError, match='log="wandb" is given twice'):
         check_sinks(["wandb", "wandb:sparse"])
     check_sinks([])
 
@@ -269,7 +269,7 @@ def test_an_unknown_sink_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("name", SINKS)
 def test_a_sink_whose_package_is_absent_names_what_to_install(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingError, match=f"--log {name} needs the package {name}") as caught:
+    with pytest.raises(MissingError, match=f'log="{name}" needs the package {name}') as caught:
         open_sinks([name], tmp_path, SETTINGS, 0)
     assert caught.value.hint == "pip install 'saekit[loggers]'" and not any(tmp_path.iterdir())
 

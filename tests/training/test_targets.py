@@ -80,7 +80,7 @@ def test_the_penalty_of_a_crosscoder_sums_the_norms_of_the_hooks(stores, tmp_pat
 def test_stores_side_by_side_must_be_row_aligned(stores, tmp_path):
     with pytest.raises(DataError, match="is not row-aligned"):
         StackedStore([Store(stores[0]), Store(write_store(tmp_path / "short", 1000))])
-    with pytest.raises(UsageError, match="--store applies to --model sae without --target-store"):
+    with pytest.raises(UsageError, match='stores applies to model="sae" without target_store'):
         saekit.train(stores[0], tmp_path / "run", stores=(str(stores[1]),), target_store=str(stores[1]))
 
 

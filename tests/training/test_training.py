@@ -236,11 +236,11 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
 def test_resampling_zeroes_the_moments_of_the_dead_alone():
     sae = build("sae", 16, {"latents": 8, "sparsity": "l1"})
     optimizer = make_adam(sae, 1e-3)
-    sae.initialise(make_rows(100), torch.Generator().manual_seed(0))
+    sae.initialise_from(make_rows(100), torch.Generator().manual_seed(0))
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    reset_moments(optimizer, torch.tensor([2]), 8)
+    reset_moments(optimizer, torch.tensor([2]), sae)
     for name, parameter in sae.named_parameters():
         moments = optimizer.state[parameter]["exp_avg"]
         if name == "b_dec":
@@ -270,16 +270,16 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options,error,words",
     [
-        ({"batch": 10_000}, DataError, r"--batch 10,000 is above the 1,8\d\d training rows"),
-        ({"model": "pca", "k": 3}, UsageError, "--k does not apply to --model pca"),
-        ({"sparsity": "l1", "k": 3}, UsageError, "--k does not apply to --sparsity l1"),
-        ({"coef": 3.0}, UsageError, "--coef does not apply to --sparsity topk"),
-        ({"seed": -1}, UsageError, "--seed -1 must not be negative"),
-        ({"latents": -5}, UsageError, "--latents -5 must be between"),
-        ({"expansion": float("nan")}, UsageError, "--expansion nan must be above 0"),
-        ({"normalize": "center"}, UsageError, "--normalize center: did you mean center"),
-        ({"rows": -1}, UsageError, "--rows -1 must be above 0"),
-        ({"device": "tpu9"}, UsageError, "--device tpu9"),
+        ({"batch": 10_000}, DataError, r"batch=10000 is above the 1,8\d\d training rows"),
+        ({"model": "pca", "k": 3}, UsageError, 'k does not apply to model="pca"'),
+        ({"sparsity": "l1", "k": 3}, UsageError, 'k does not apply to sparsity="l1"'),
+        ({"coef": 3.0}, UsageError, 'coef does not apply to sparsity="topk"'),
+        ({"seed": -1}, UsageError, "seed=-1 must not be negative"),
+        ({"latents": -5}, UsageError, "latents=-5 must be between"),
+        ({"expansion": float("nan")}, UsageError, "expansion=nan must be above 0"),
+        ({"normalize": "center"}, UsageError, 'normalize="center": did you mean center'),
+        ({"rows": -1}, UsageError, "rows=-1 must be above 0"),
+        ({"device": "tpu9"}, UsageError, 'device="tpu9"'),
     ],
 )
 def test_wrong_settings(store, tmp_path, options, error, words):

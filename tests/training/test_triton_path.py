@@ -11,7 +11,7 @@ from saekit.models.catalog import build
 from saekit.models.sae import SAE
 from saekit.training.optim import make_adam
 from saekit.training.step import take_step
-from saekit.types import ActivationBatch
+from saekit.types import ActivationBatch, Step
 
 D, F, B = 12, 40, 17
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,19 +23,21 @@ def batch(seed: int) -> ActivationBatch:
     return ActivationBatch((x - x.mean(0)).to(DEVICE), index, index, index)
 
 
-def make_sae(backend: str, sparsity: str, **options) -> SAE:
+def at(step: int, backend: str = "triton", dead: torch.Tensor | None = None) -> Step:
+    return Step(step, 10, dead=dead if dead is None else dead.to(DEVICE), backend=backend)
+
+
+def make_sae(sparsity: str, **options) -> SAE:
     sae = build("sae", D, {"latents": F, "sparsity": sparsity, **options})
-    sae.initialise(batch(0).x.cpu(), torch.Generator().manual_seed(0))
-    sae.backend = backend
+    sae.initialise_from(batch(0).x.cpu(), torch.Generator().manual_seed(0))
     return sae.to(DEVICE)
 
 
 def trained(backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options):
-    sae = make_sae(backend, sparsity, **options)
-    sae.arm, sae.total_steps = arm, 10
-    sae.dead_order = dead
+    sae = make_sae(sparsity, **options)
+    sae.arm = arm
     optimizer = make_adam(sae, 1e-2)
-    terms = [take_step(sae, optimizer, batch(step + 1), step, clip) for step in range(steps)]
+    terms = [take_step(sae, optimizer, batch(step + 1), at(step, backend, dead), clip) for step in range(steps)]
     return sae, optimizer, terms
 
 
@@ -74,7 +76,7 @@ def test_the_same_fused_steps_give_the_same_bits():
 
 
 def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step():
-    sae = make_sae("triton", "topk", k=5)
+    sae = make_sae("topk", k=5)
     sae.shadows.devices = ("cpu", "cuda")
     optimizer = make_adam(sae, 1e-2)
 
@@ -85,29 +87,26 @@ def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step()
             torch.allclose(copy.float(), parameters[name].detach(), rtol=2**-7, atol=1e-6) for name, copy in sae.shadows.copies.items()
         )
 
-    take_step(sae, optimizer, batch(1), 0)
+    take_step(sae, optimizer, batch(1), at(0))
     assert set(sae.shadows.copies) == {"W_enc", "W_dec"} and copies_are_current()
-    sae.dead_order = torch.tensor([3, 7], device=DEVICE)  # the auxiliary loss takes the ordinary step
-    take_step(sae, optimizer, batch(2), 1)
+    take_step(sae, optimizer, batch(2), at(1, dead=torch.tensor([3, 7])))  # the auxiliary loss takes the ordinary step
     assert not sae.shadows.copies
-    sae.dead_order = None
-    take_step(sae, optimizer, batch(3), 2)
+    take_step(sae, optimizer, batch(3), at(2))
     assert copies_are_current() and set(sae.shadows.copies) == {"W_enc", "W_dec"}
 
 
 def test_fused_steps_apply_only_where_they_can():
-    topk, l1, kl = (make_sae("triton", sparsity) for sparsity in ("topk", "l1", "kl"))
-    assert kl.fused_step(batch(1), 0, None) is None and l1.fused_step(batch(1), 0, None) is None
-    topk.dead_order = torch.tensor([1])
-    assert topk.fused_step(batch(1), 0, None) is None
-    assert make_sae("torch", "topk").fused_step(batch(1), 0, None) is None
+    topk, l1, kl = (make_sae(sparsity) for sparsity in ("topk", "l1", "kl"))
+    assert kl.fused_step(batch(1), at(0), None) is None and l1.fused_step(batch(1), at(0), None) is None
+    assert topk.fused_step(batch(1), at(0, dead=torch.tensor([1])), None) is None
+    assert topk.fused_step(batch(1), at(0, "torch"), None) is None
 
 
 def test_the_arm_follows_the_l0_that_was_seen():
-    sae = make_sae("triton", "l1")
-    sae.observe(0.1, 1)
+    sae = make_sae("l1")
+    sae.observe(0.1, at(1))
     assert sae.arm == "sparse"
-    sae.observe(float(F), 2)
+    sae.observe(float(F), at(2))
     assert sae.arm == "dense"
 
 

@@ -1,4 +1,4 @@
-"""What makes an SAE's code sparse: each variant is a class (base.py says of what it consists) and one line below.
+"""What makes an SAE's code sparse: each variant is a class (saekit.models.sae says of what it consists) and one line below.
 
 Shapes: B rows, D d_in, F latents. x is the normalised training input, E||x||^2 = D; the reconstruction term is the mean over rows of the
 sum over D of (x - x_hat)^2. docs/variants.md has formulas, sources and measured rows.
@@ -6,9 +6,9 @@ sum over D of (x - x_hat)^2. docs/variants.md has formulas, sources and measured
 
 from __future__ import annotations
 
+from saekit.models.sae import SAE
 from saekit.models.sparsity.abstopk import AbsTopK
 from saekit.models.sparsity.archetypal import Archetypal
-from saekit.models.sparsity.base import Variant
 from saekit.models.sparsity.batchtopk import BatchTopK
 from saekit.models.sparsity.gated import Gated
 from saekit.models.sparsity.jumprelu import JumpReLU
@@ -19,24 +19,27 @@ from saekit.models.sparsity.pursuit import MatchingPursuit
 from saekit.models.sparsity.temporal import Temporal
 from saekit.models.sparsity.topk import TopK
 
-VARIANTS: dict[str, Variant] = {
-    "topk": TopK(),
-    "batchtopk": BatchTopK(),
-    "matryoshka": Matryoshka(),
-    "matryoshka-topk": MatryoshkaTopK(),
-    "matryoshka-jumprelu": MatryoshkaJumpReLU(),
-    "hierarchical": Hierarchical(),
-    "abs-topk": AbsTopK(),
-    "matching-pursuit": MatchingPursuit(),
-    "archetypal": Archetypal(),
-    "temporal": Temporal(),
-    "l1": L1(),
-    "tanh": Tanh(),
-    "log": Log(),
-    "p-anneal": PAnneal(),
-    "gated": Gated(),
-    "jumprelu": JumpReLU(),
-    "kl": KL(),
-    "kl-means": KLMeans(),
-    "kl-rates": KLRates(),
+VARIANTS: dict[str, type[SAE]] = {
+    variant.sparsity: variant
+    for variant in (
+        TopK,
+        BatchTopK,
+        Matryoshka,
+        MatryoshkaTopK,
+        MatryoshkaJumpReLU,
+        Hierarchical,
+        AbsTopK,
+        MatchingPursuit,
+        Archetypal,
+        Temporal,
+        L1,
+        Tanh,
+        Log,
+        PAnneal,
+        Gated,
+        JumpReLU,
+        KL,
+        KLMeans,
+        KLRates,
+    )
 }

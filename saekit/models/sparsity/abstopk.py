@@ -5,39 +5,37 @@ One latent then stands for a direction and its opposite. A latent is active wher
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from saekit_kernels import SparseCodes, preactivations, signed_topk
 
-from saekit.models.sparsity.base import Variant
-from saekit.models.sparsity.preactivations import Pre, SparsePre
+from saekit.models.sae import SAE
+from saekit.models.sae.preactivations import Pre, SparsePre
 from saekit.models.sparsity.topk import TopKConfig, k_at
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import Step
 
 CHUNK_ROWS = 1024  # the dense pre-activations of so many rows exist at a time
 
 
-class AbsTopK(Variant):
-    config = TopKConfig
+class AbsTopK(SAE):
+    sparsity = "abs-topk"
+    config_class = TopKConfig
     line = "the k largest magnitudes of each row, signed"
+    largest_of_rows = True
 
-    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        codes = self._codes(sae, x_BD, k_at(sae, step))
-        return SparsePre(codes, preactivations(codes, x_BD, sae.W_enc, sae.b_enc, sae.backend), sae.backend)
+    def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
+        codes = self._codes(x_BD, k_at(self, step))
+        return SparsePre(codes, preactivations(codes, x_BD, self.W_enc, self.b_enc, step.backend), step.backend)
 
-    def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
+    def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values
 
-    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
-        codes = self._codes(sae, x_BD, sae.config.k)
+    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
+        codes = self._codes(x_BD, self.config.k)
         if torch.is_grad_enabled():
-            codes.vals = preactivations(codes, x_BD, sae.W_enc, sae.b_enc)
+            codes.vals = preactivations(codes, x_BD, self.W_enc, self.b_enc)
         return codes.to_dense()
 
     @torch.no_grad()
-    def _codes(self, sae: SAE, x_BD: torch.Tensor, k: int) -> SparseCodes:
-        parts = [signed_topk(torch.addmm(sae.b_enc, x, sae.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)]
-        return SparseCodes(*(torch.cat([getattr(p, name) for p in parts]) for name in ("vals", "idx", "nnz")), sae.latents)
+    def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:
+        parts = [signed_topk(torch.addmm(self.b_enc, x, self.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)]
+        return SparseCodes(*(torch.cat([getattr(p, name) for p in parts]) for name in ("vals", "idx", "nnz")), self.latents)

@@ -8,17 +8,12 @@ they make.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from saekit.models.sparsity.base import Variant, squared_error
-from saekit.models.sparsity.preactivations import Pre
-from saekit.models.sparsity.topk import TopK, TopKConfig
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.models.base import random_unit_rows
+from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
 
 SHARPNESS = 6.0  # of the first mixtures: each atom starts near one row
 SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the same steps
@@ -26,6 +21,7 @@ SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the
 
 @dataclass(frozen=True)
 class ArchetypalConfig(TopKConfig):
+    sparsity: str = "archetypal"
     decoder_norm: str = "free"
     archetypes: int = 1024
     """N: rows that span the hull."""
@@ -33,70 +29,75 @@ class ArchetypalConfig(TopKConfig):
     """How far an atom may leave the hull, in units of the normalised input; 0: not at all."""
 
 
-class Archetypal(TopK):
-    config = ArchetypalConfig
+class Archetypal(LargestOfRows):
+    sparsity = "archetypal"
+    config_class = ArchetypalConfig
     line = "topk; atoms are mixtures of training rows"
+    constrained_decoder = True
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        if not sae.transcodes:  # else the atoms are mixtures of rows of the target, which `start_at` brings
-            self.span(sae, sample_BD)
-            sae.W_enc.copy_(sae.W_dec)
-            sae.b_enc.copy_(-(sae.W_enc @ sae.b_dec))
-            super().initialise(sae, sample_BD)
+    def make_parameters(self) -> None:
+        """Until there are rows, directions drawn at random span the hull."""
+        with torch.no_grad():
+            self.span(random_unit_rows(self.config.archetypes, self.d_out, None) * self.d_out**0.5)
+            self.W_enc.copy_(self.W_dec) if not self.transcodes else None
 
-    def start_at(self, sae: SAE, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
-        self.span(sae, (target_BD - sae.b_dec) / sae.unit)
-        super().initialise(sae, sample_BD)
+    def start_from(self, sample_BD: torch.Tensor) -> None:
+        if not self.transcodes:  # else the atoms are mixtures of rows of the target, which `start_at` brings
+            self.span(sample_BD)
+            self.W_enc.copy_(self.W_dec)
+            self.b_enc.copy_(-(self.W_enc @ self.b_dec))
+            super().start_from(sample_BD)
 
-    def span(self, sae: SAE, rows_BD: torch.Tensor) -> None:
+    def start_from_target(self, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
+        self.span((target_BD - self.b_dec) / self.unit)
+        super().start_from(sample_BD)
+
+    def span(self, rows_BD: torch.Tensor) -> None:
         """Make W_dec of these rows. They are scaled by 1/sqrt(D), to a norm of about 1, which is all the same to a hull around 0."""
         rows, generator = rows_BD, torch.Generator().manual_seed(0)  # of the run's sample, which its seed shuffles
-        count = min(sae.config.archetypes, len(rows))
-        points = rows[torch.randperm(len(rows), generator=generator)[:count]] / sae.d_out**0.5
-        sae.register_buffer("points", points.clone())
-        start = torch.arange(sae.latents) % count
-        if sae.latents > count:  # atoms beyond the first N begin between two rows
-            between = torch.randint(count, (sae.latents,), generator=generator)
+        count = min(self.config.archetypes, len(rows))
+        points = rows[torch.randperm(len(rows), generator=generator)[:count]] / self.d_out**0.5
+        self.register_buffer("points", points.clone())
+        start = torch.arange(self.latents) % count
+        if self.latents > count:  # atoms beyond the first N begin between two rows
+            between = torch.randint(count, (self.latents,), generator=generator)
         else:
             between = start
-        A = torch.randn(sae.latents, count, generator=generator) / 2  # no two atoms alike
-        A[torch.arange(sae.latents), start] += SHARPNESS
-        A[torch.arange(sae.latents), between] += SHARPNESS * (torch.arange(sae.latents) >= count)
-        sae.mixture = nn.Parameter(A / SPEED)
-        sae.leave = nn.Parameter(torch.zeros_like(sae.W_dec)) if sae.config.relax else None
-        sae.W_dec.requires_grad_(False)  # it is made, not trained
-        sae.W_dec.copy_(self.decoder(sae))
+        A = torch.randn(self.latents, count, generator=generator) / 2  # no two atoms alike
+        A[torch.arange(self.latents), start] += SHARPNESS
+        A[torch.arange(self.latents), between] += SHARPNESS * (torch.arange(self.latents) >= count)
+        self.mixture = nn.Parameter(A / SPEED)
+        self.leave = nn.Parameter(torch.zeros_like(self.W_dec)) if self.config.relax else None
+        self.W_dec.requires_grad_(False)  # it is made, not trained
+        self.W_dec.copy_(self.decoder())
 
-    def decoder(self, sae: SAE) -> torch.Tensor:
-        """W_dec (F,D) from its parts, differentiable."""
-        W = (SPEED * sae.mixture).softmax(1) @ sae.points
-        return W if sae.leave is None else W + sae.leave
+    def decoder(self) -> torch.Tensor:
+        if self.is_folded:
+            return self.W_dec
+        W = (SPEED * self.mixture).softmax(1) @ self.points
+        return W if self.leave is None else W + self.leave
 
-    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
-        x_hat = pre.decode(z, self.decoder(sae), sae.b_dec)
-        x_hat = x_hat if past_BD is None else x_hat + past_BD
-        return x_hat, squared_error(target_BD, x_hat)
+    def decoder_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.is_folded:
+            return self.W_dec[latents]
+        W = (SPEED * self.mixture[latents]).softmax(1) @ self.points
+        return W if self.leave is None else W + self.leave[latents]
 
-    def decoder_rows(self, sae: SAE, latents: torch.Tensor) -> torch.Tensor:
-        W = (SPEED * sae.mixture[latents]).softmax(1) @ sae.points
-        return W if sae.leave is None else W + sae.leave[latents]
-
-    def revive(self, sae: SAE, dead: torch.Tensor) -> None:
+    def revive(self, dead: torch.Tensor) -> None:
         """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies most in that direction."""
-        if not hasattr(sae, "mixture"):
+        if self.is_folded:
             return
-        nearest = (sae.W_dec[dead] @ sae.points.T / sae.points.norm(dim=1).clamp_min(1e-12)).argmax(1)
-        sae.mixture[dead] = 0.0
-        sae.mixture[dead, nearest] = 2 * SHARPNESS / SPEED
-        if sae.leave is not None:
-            sae.leave[dead] = 0.0
-        sae.W_dec[dead] = self.decoder_rows(sae, dead)
+        nearest = (self.W_dec[dead] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)).argmax(1)
+        self.mixture[dead] = 0.0
+        self.mixture[dead, nearest] = 2 * SHARPNESS / SPEED
+        if self.leave is not None:
+            self.leave[dead] = 0.0
+        self.W_dec[dead] = self.decoder_rows(dead)
 
-    loss = Variant.loss
-    fused_step = Variant.fused_step
-
-    def after_step(self, sae: SAE) -> None:
+    def constrain(self) -> None:
+        if self.is_folded:
+            return
         with torch.no_grad():
-            if sae.leave is not None:
-                sae.leave.copy_(torch.renorm(sae.leave, 2, 0, sae.config.relax * sae.unit))
-            sae.W_dec.copy_(self.decoder(sae))
+            if self.leave is not None:
+                self.leave.copy_(torch.renorm(self.leave, 2, 0, self.config.relax * self.unit))
+            self.W_dec.copy_(self.decoder())

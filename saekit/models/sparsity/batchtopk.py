@@ -9,21 +9,18 @@ their company afterwards: an exponential average of the smallest value kept beco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from saekit_kernels import batchtopk_reconstruction, encode_batchtopk
 from saekit_kernels.operations import OPERATIONS
 
-from saekit.models.fused import Adam, fused_sparse_step
-from saekit.models.sparsity.base import Variant, summed
-from saekit.models.sparsity.dead import aux_terms, revives_by_aux
-from saekit.models.sparsity.preactivations import Pre, encoder_metrics, largest_of_batch
+from saekit.models.sae import SAE
+from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.fused import Adam, fused_sparse_step
+from saekit.models.sae.losses import summed
+from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_batch
 from saekit.models.sparsity.topk import TopKConfig, encoder_copy, k_at
-from saekit.types import ActivationBatch, LossTerms
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import ActivationBatch, LossTerms, Step
 
 KEPT = 0.9  # of the average, a step: it spans the last ten batches, since the values still grow when a short run ends
 GUESS = 0.7  # of the average: where the search for the next batch's threshold begins; a wrong guess costs time alone
@@ -31,46 +28,55 @@ GUESS = 0.7  # of the average: where the search for the next batch's threshold b
 
 @dataclass(frozen=True)
 class BatchTopKConfig(TopKConfig):
+    sparsity: str = "batchtopk"
     k_anneal: float = 0.3
     """Share of the run over which k falls."""
 
     starts = 4
 
 
-class BatchTopK(Variant):
-    config = BatchTopKConfig
-    line = "the B k largest of a batch; a threshold afterwards"
+class LargestOfBatch(SAE):
+    """The code of batchtopk, and the common course of a step."""
+
+    config_class = BatchTopKConfig
     thresholded = True
 
-    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        pre, smallest = largest_of_batch(sae, x_BD, k_at(sae, step), GUESS * sae.threshold[0])
-        remember(sae, smallest)
+    def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
+        pre, smallest = largest_of_batch(self, x_BD, k_at(self, step), GUESS * self.threshold[0], step)
+        remember(self, smallest)
         return pre
 
-    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
+    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F). Of a trained model ReLU(pre) above the threshold; in training the batch's own largest, as in the loss."""
-        if sae.training:
-            return encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, sae.config.k, sae.workspace)[0].to_dense()
-        return super().encode(sae, x_BD)
+        if self.training:
+            return encode_batchtopk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)[0].to_dense()
+        return super().code_of(x_BD)
 
-    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        if not sae.plain(x_BD, target_BD):
-            return super().loss(sae, x_BD, target_BD, step, batch)
+
+class BatchTopK(LargestOfBatch):
+    """The same by kernels for a whole step."""
+
+    sparsity = "batchtopk"
+    line = "the B k largest of a batch; a threshold afterwards"
+
+    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+        if not self.plain(x_BD, target_BD):
+            return super().loss_of(x_BD, target_BD, step, batch)
         made, smallest = batchtopk_reconstruction(
-            x_BD, *sae.weights, k_at(sae, step), GUESS * sae.threshold[0], sae.workspace, sae.encoder_plan, sae.backend
+            x_BD, *self.weights, k_at(self, step), GUESS * self.threshold[0], self.workspace, step.encoder_plan, step.backend
         )
-        remember(sae, smallest)
-        weighted = {"reconstruction": (made.total, 1.0), **aux_terms(sae, x_BD, made.residual_BD)}
+        remember(self, smallest)
+        weighted = {"reconstruction": (made.total, 1.0), **aux_terms(self, x_BD, made.residual_BD, step)}
         return summed(weighted, made.fired_F, encoder_metrics(made))
 
-    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
-        if revives_by_aux(sae) and sae.longest_dead(1) is not None:
+    def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
+        if dead_predict(self, step):
             return None
         encoded, smallest = OPERATIONS["triton"].encode_batchtopk(
-            x_BD, encoder_copy(sae), sae.b_enc, k_at(sae, step), sae.workspace, "auto", GUESS * sae.threshold[0]
+            x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto", GUESS * self.threshold[0]
         )
-        remember(sae, smallest)
-        return fused_sparse_step(sae, x_BD, encoded, 0.0, adam)
+        remember(self, smallest)
+        return fused_sparse_step(self, x_BD, encoded, 0.0, adam)
 
 
 @torch.no_grad()

@@ -10,65 +10,76 @@ so W_enc, b_enc become exp(r) W_enc, b_mag, with that as `threshold`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from saekit.models.sparsity.base import Variant, squared_error
+from saekit.models.sae import SAE
+from saekit.models.sae.losses import squared_error
+from saekit.models.sae.preactivations import DensePre, Pre, above
+from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.penalised import PenaltyConfig
-from saekit.models.sparsity.preactivations import Pre, above
-from saekit.models.sparsity.start import level_of, scale_encoder_to_fit
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import Step
 
 
-class Gated(Variant):
-    config = PenaltyConfig
+class Gated(SAE):
+    sparsity = "gated"
+    config_class = PenaltyConfig
     line = "a gate by one encoder, magnitudes by its rescaled twin"
     thresholded = True
+    in_code_units = (*SAE.in_code_units, "b_mag")
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        sae.b_enc -= level_of(sae, sample_BD, sae.config.start_l0)
-        scale_encoder_to_fit(sae, sample_BD[:4096])  # the threshold is 0 yet: ReLU(gate)
-        sae.r_mag = nn.Parameter(torch.zeros_like(sae.b_enc))
-        sae.b_mag = nn.Parameter(sae.b_enc.detach().clone())
+    def make_parameters(self) -> None:
+        self.r_mag = nn.Parameter(torch.zeros(self.latents))
+        self.b_mag = nn.Parameter(torch.zeros(self.latents))
 
-    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        return above(sae, x_BD)
+    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
+        if self.is_folded:
+            return self.thresholded_code(x_BD)
+        return self.activate(DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T)))
 
-    def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
-        magnitude = pre.of(sae.r_mag.exp()) * (pre.values - pre.of(sae.b_enc)) + pre.of(sae.b_mag)
+    def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return self.thresholded_code(x_BD)  # the threshold is 0 yet: ReLU(gate)
+
+    def start_from(self, sample_BD: torch.Tensor) -> None:
+        self.b_enc -= level_of(self, sample_BD, self.config.start_l0)
+        scale_encoder_to_fit(self, sample_BD[:4096])
+        self.r_mag.zero_()
+        self.b_mag.copy_(self.b_enc)
+
+    def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
+        return above(self, x_BD, step)
+
+    def activate(self, pre: Pre) -> torch.Tensor:
+        magnitude = pre.of(self.r_mag.exp()) * (pre.values - pre.of(self.b_enc)) + pre.of(self.b_mag)
         return torch.where(pre.values <= 0, 0.0, magnitude).relu()
 
-    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        gate = pre.values.relu() if sae.unit == 1.0 else pre.values.relu() / sae.unit
-        return {"l1": ((gate * pre.of(sae.decoder_norms().detach())).sum() / pre.rows, sae.coef(step))}
+    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+        gate = pre.values.relu() if self.unit == 1.0 else pre.values.relu() / self.unit
+        return {"l1": ((gate * pre.of(self.decoder_norms().detach())).sum() / pre.rows, self.coef(step))}
 
-    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
-        x_hat, error = super().reconstruct(sae, pre, z, target_BD, past_BD)
-        by_gate = pre.decode(pre.values.relu(), sae.W_dec.detach(), sae.b_dec.detach())
+    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+        x_hat, error = super().reconstruct(pre, z, target_BD, past_BD)
+        by_gate = pre.decode(pre.values.relu(), self.W_dec.detach(), self.b_dec.detach())
         by_gate = by_gate if past_BD is None else by_gate + past_BD.detach()
         return x_hat, error + squared_error(target_BD, by_gate)
 
-    def reconstructed(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
-        pre = self.preactivations(sae, x_BD, 0)
-        x_hat = pre.decode(self.activate(sae, pre), sae.W_dec, sae.b_dec)
-        return x_hat if sae.W_skip is None else x_hat + sae.past(x_BD)
+    def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
+        pre = self.preactivations(x_BD, step)
+        x_hat = pre.decode(self.activate(pre), self.W_dec, self.b_dec)
+        return x_hat if self.W_skip is None else x_hat + self.past(x_BD)
 
-    def effective(self, sae: SAE) -> dict[str, torch.Tensor]:
-        if not hasattr(sae, "r_mag"):
-            return super().effective(sae)
-        scale = sae.r_mag.detach().exp()
+    def effective(self) -> dict[str, torch.Tensor]:
+        if self.is_folded:
+            return super().effective()
+        scale = self.r_mag.detach().exp()
         return {
-            "W_enc": sae.W_enc.detach() * scale[:, None],
-            "b_enc": sae.b_mag.detach(),
-            "W_dec": sae.W_dec.detach(),
-            "b_dec": sae.b_dec.detach(),
-            "threshold": (sae.b_mag - scale * sae.b_enc).detach().clamp_min(0.0),
+            "W_enc": self.W_enc.detach() * scale[:, None],
+            "b_enc": self.b_mag.detach(),
+            "W_dec": self.W_dec.detach(),
+            "b_dec": self.b_dec.detach(),
+            "threshold": (self.b_mag - scale * self.b_enc).detach().clamp_min(0.0),
         }
 
-    def revive(self, sae: SAE, dead: torch.Tensor) -> None:
-        sae.r_mag[dead] = 0.0
-        sae.b_mag[dead] = sae.b_enc[dead]
+    def revive(self, dead: torch.Tensor) -> None:
+        self.r_mag[dead] = 0.0
+        self.b_mag[dead] = self.b_enc[dead]

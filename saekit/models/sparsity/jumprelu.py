@@ -14,18 +14,15 @@ sum_j r_j^2 / r_0 of the firing rates r_j, r_0 = 0.01, which weighs on latents t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from saekit.models.sparsity.base import Variant
+from saekit.models.sae import SAE
+from saekit.models.sae.preactivations import DensePre, Pre, above
+from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.penalised import PenaltyConfig
-from saekit.models.sparsity.preactivations import Pre, above
-from saekit.models.sparsity.start import level_of, scale_encoder_to_fit
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import Step
 
 RARE = 0.01  # r_0
 SPEED = 10.0  # thresholds move by units, weights by hundredths; Adam gives both the same steps
@@ -33,6 +30,7 @@ SPEED = 10.0  # thresholds move by units, weights by hundredths; Adam gives both
 
 @dataclass(frozen=True)
 class JumpReLUConfig(PenaltyConfig):
+    sparsity: str = "jumprelu"
     bandwidth: float = 0.5
     """eps: width of the window through which thresholds learn, in units of the normalised input."""
     freq_coef: float = 0.0
@@ -47,51 +45,65 @@ class JumpReLUConfig(PenaltyConfig):
         return replace(super().resolved(), coef=(self.d_in / 2 if self.target_l0 else 0.2) if self.coef is None else self.coef)
 
 
-class JumpReLU(Variant):
-    config = JumpReLUConfig
+class JumpReLU(SAE):
+    sparsity = "jumprelu"
+    config_class = JumpReLUConfig
     line = "pre above a threshold of each latent, trained by straight-through windows"
     thresholded = True
+    in_code_units = (*SAE.in_code_units, "slow_theta")
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+    def make_parameters(self) -> None:
+        self.slow_theta = nn.Parameter(torch.zeros(self.latents))
+
+    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
+        if self.is_folded:
+            return self.thresholded_code(x_BD)
+        return self.activate(DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T)))
+
+    def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return self.thresholded_code(x_BD)
+
+    def start_from(self, sample_BD: torch.Tensor) -> None:
         """One threshold for all, above which `start_l0` latents of the mean row lie; then the scale."""
-        sae.threshold.fill_(level_of(sae, sample_BD, sae.config.start_l0).clamp_min(0.0))
-        scale_encoder_to_fit(sae, sample_BD[:4096])
-        sae.slow_theta = nn.Parameter(sae.threshold / SPEED)
+        self.threshold.fill_(level_of(self, sample_BD, self.config.start_l0).clamp_min(0.0))
+        scale_encoder_to_fit(self, sample_BD[:4096])
+        self.slow_theta.copy_(self.threshold / SPEED)
 
-    @staticmethod
-    def theta(sae: SAE) -> torch.Tensor:
+    def theta(self) -> torch.Tensor:
         """(F,): the thresholds in training."""
-        return SPEED * sae.slow_theta
+        return SPEED * self.slow_theta
 
-    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        return above(sae, x_BD, self.theta(sae) - sae.config.bandwidth * sae.unit / 2)
+    def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
+        return above(self, x_BD, step, self.theta() - self.config.bandwidth * self.unit / 2)
 
-    def activate(self, sae: SAE, pre: Pre) -> torch.Tensor:
-        return Jump.apply(pre.values, pre.of(self.theta(sae)), sae.config.bandwidth * sae.unit)
+    def activate(self, pre: Pre) -> torch.Tensor:
+        return Jump.apply(pre.values, pre.of(self.theta()), self.config.bandwidth * self.unit)
 
-    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        c = sae.config
-        active = Step.apply(pre.values, pre.of(self.theta(sae)), c.bandwidth * sae.unit, False)
+    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+        c = self.config
+        active = Heaviside.apply(pre.values, pre.of(self.theta()), c.bandwidth * self.unit, False)
         l0 = active.sum() / pre.rows
-        found = {"l0": ((l0 / (c.target_l0 * sae.control.aim) - 1).square() if c.target_l0 else l0, sae.coef(step))}
+        found = {"l0": ((l0 / (c.target_l0 * self.control.aim) - 1).square() if c.target_l0 else l0, self.coef(step))}
         if c.freq_coef:
-            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef * sae.unit**2)
+            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef * self.unit**2)
         return found
 
-    def steer(self, sae: SAE, factor: float) -> None:
+    def steer(self, factor: float) -> None:
         if factor != 1.0:
             with torch.no_grad():
-                sae.slow_theta *= factor
-                sae.threshold *= factor
+                self.slow_theta *= factor
+                self.threshold *= factor
 
-    def after_step(self, sae: SAE) -> None:
+    def constrain(self) -> None:
+        if self.is_folded:
+            return
         with torch.no_grad():
-            sae.slow_theta.clamp_min_(0.0)
-            sae.threshold.copy_(self.theta(sae))
+            self.slow_theta.clamp_min_(0.0)
+            self.threshold.copy_(self.theta())
 
-    def revive(self, sae: SAE, dead: torch.Tensor) -> None:
-        sae.slow_theta[dead] = 0.0
-        sae.threshold[dead] = 0.0
+    def revive(self, dead: torch.Tensor) -> None:
+        self.slow_theta[dead] = 0.0
+        self.threshold[dead] = 0.0
 
 
 def _window(pre: torch.Tensor, theta: torch.Tensor, eps: float) -> torch.Tensor:
@@ -115,7 +127,7 @@ class Jump(torch.autograd.Function):
         return dz * (pre > theta), dtheta, None
 
 
-class Step(torch.autograd.Function):
+class Heaviside(torch.autograd.Function):
     """1 where pre > theta, with the gradient of eq. 12 by theta and, if `to_pre`, its negative by pre."""
 
     @staticmethod

@@ -9,19 +9,15 @@ serves every k up to its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from saekit.errors import UsageError
-from saekit.models.sparsity.base import SAEConfig, Variant
-from saekit.models.sparsity.batchtopk import BatchTopK, BatchTopKConfig
+from saekit.errors import UsageError, opt
+from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae.preactivations import Pre
+from saekit.models.sparsity.batchtopk import BatchTopKConfig, LargestOfBatch
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
-from saekit.models.sparsity.preactivations import Pre
-from saekit.models.sparsity.topk import TopK, TopKConfig
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
@@ -35,25 +31,23 @@ class Nesting:
         config = super().resolved()
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
         if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
-            raise UsageError(
-                f"--groups {','.join(f'{g:g}' for g in self.groups)}: shares must rise to 1, the first one with a latent in it"
-            )
+            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, the first one with a latent in it")
         return config
 
 
 @dataclass(frozen=True)
 class MatryoshkaConfig(Nesting, BatchTopKConfig):
-    pass
+    sparsity: str = "matryoshka"
 
 
 @dataclass(frozen=True)
 class MatryoshkaTopKConfig(Nesting, TopKConfig):
-    pass
+    sparsity: str = "matryoshka-topk"
 
 
 @dataclass(frozen=True)
 class MatryoshkaJumpReLUConfig(Nesting, JumpReLUConfig):
-    pass
+    sparsity: str = "matryoshka-jumprelu"
 
 
 def level_of_latents(sae: SAE) -> torch.Tensor:
@@ -69,41 +63,39 @@ def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, past_BD: torch
     return nested_BGD[:, -1], error
 
 
-class _Nested(Variant):
-    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
-        return mean_error(pre.nested(z, sae.W_dec, sae.b_dec, level_of_latents(sae), len(sae.config.groups)), target_BD, past_BD)
-
-    loss = Variant.loss  # the common course: kernels for a whole step know one reconstruction alone
-    fused_step = Variant.fused_step
+class _Nested(SAE):
+    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+        return mean_error(pre.nested(z, self.W_dec, self.b_dec, level_of_latents(self), len(self.config.groups)), target_BD, past_BD)
 
 
-class Matryoshka(_Nested, BatchTopK):
-    config = MatryoshkaConfig
+class Matryoshka(_Nested, LargestOfBatch):
+    sparsity = "matryoshka"
+    config_class = MatryoshkaConfig
     line = "batchtopk; nested parts of the dictionary reconstruct too"
 
 
-class MatryoshkaTopK(_Nested, TopK):
-    config = MatryoshkaTopKConfig
+class MatryoshkaTopK(_Nested, LargestOfRows):
+    sparsity = "matryoshka-topk"
+    config_class = MatryoshkaTopKConfig
     line = "topk; nested parts of the dictionary reconstruct too"
 
 
 class MatryoshkaJumpReLU(_Nested, JumpReLU):
-    config = MatryoshkaJumpReLUConfig
+    sparsity = "matryoshka-jumprelu"
+    config_class = MatryoshkaJumpReLUConfig
     line = "jumprelu; nested parts of the dictionary reconstruct too"
 
 
 PARTS_OF_K = (8, 4, 2, 1)
 
 
-class Hierarchical(TopK):
+class Hierarchical(LargestOfRows):
+    sparsity = "hierarchical"
     line = "topk; the k/8, k/4 and k/2 largest reconstruct too"
 
-    def reconstruct(self, sae: SAE, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
         k = z.shape[1]
         ends = torch.tensor(sorted({max(k // part, 1) for part in PARTS_OF_K}), device=z.device)
         rank = z.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         level = torch.bucketize(rank, ends, right=True)
-        return mean_error(pre.nested(z, sae.W_dec, sae.b_dec, level, len(ends)), target_BD, past_BD)
-
-    loss = Variant.loss
-    fused_step = Variant.fused_step
+        return mean_error(pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, past_BD)

@@ -1,6 +1,6 @@
 """ReLU codes made sparse by a penalty on their sizes a = z_j ||w_j||, mean_b sum_j phi(a_bj).
 
-| `--sparsity` | phi(a) | source |
+| `sparsity` | phi(a) | source |
 |---|---|---|
 | l1 | a | Anthropic, "Circuits Updates - April 2024": the norm, lest scale be shifted into the decoder |
 | tanh | tanh(c a) / c | Jermyn et al., "Circuits Updates - February 2024": large values are not shrunk |
@@ -13,23 +13,21 @@ Division by c gives every phi the slope 1 at 0, and so coefficients of one size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from saekit_kernels import relu_reconstruction
 from saekit_kernels.operations import OPERATIONS
 
-from saekit.errors import UsageError
-from saekit.models.fused import Adam, fused_sparse_step
-from saekit.models.sparsity.base import SAEConfig, Variant, summed
-from saekit.models.sparsity.dead import aux_terms, revives_by_aux
-from saekit.models.sparsity.preactivations import Pre, above, encoder_metrics
-from saekit.models.sparsity.start import level_of, scale_encoder_to_fit
+from saekit.errors import UsageError, opt
+from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.fused import Adam, fused_sparse_step
+from saekit.models.sae.losses import summed
+from saekit.models.sae.preactivations import Pre, above, encoder_metrics
+from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.topk import encoder_copy
-from saekit.types import ActivationBatch, LossTerms
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import ActivationBatch, LossTerms, Step
 
 SMALLEST = 1e-3  # added to a before a power below 1, whose slope at 0 would be infinite
 START = 4.0  # times the L0 asked for: where a run begins
@@ -37,6 +35,7 @@ START = 4.0  # times the L0 asked for: where a run begins
 
 @dataclass(frozen=True)
 class PenaltyConfig(SAEConfig):
+    sparsity: str = "l1"
     coef: float | None = None
     """Weight of the penalty, in units of the normalised input (E||x||^2 = D); with target_l0 the first one."""
     coef_warmup: float = 0.1
@@ -55,93 +54,98 @@ class PenaltyConfig(SAEConfig):
         config = super().resolved()
         coef = self.default_coef if self.coef is None else self.coef
         if coef < 0:
-            raise UsageError(f"--coef {coef:g} must not be negative")
+            raise UsageError(f"{opt('coef', coef)} must not be negative")
         if not 0 <= self.target_l0 < config.latents:
-            raise UsageError(f"--target-l0 {self.target_l0:g} must be between 0 and the number of latents, {config.latents:,}")
+            raise UsageError(f"{opt('target_l0', self.target_l0)} must be between 0 and the number of latents, {config.latents:,}")
         start = self.start_l0 or (min(START * self.target_l0, config.latents / 2) if self.target_l0 else config.latents / 2)
         return replace(config, coef=coef, start_l0=start)
 
 
-class Penalised(Variant):
+class Penalised(SAE):
     """phi is `size`; the rest is common."""
 
-    config = PenaltyConfig
-    name = ""
+    config_class = PenaltyConfig
+    penalty_name: ClassVar[str] = ""
 
-    def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
+    def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
         """phi(a), elementwise, 0 at 0."""
         raise NotImplementedError
 
-    def preactivations(self, sae: SAE, x_BD: torch.Tensor, step: int) -> Pre:
-        return above(sae, x_BD)
+    def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
+        return above(self, x_BD, step)
 
-    def penalties(self, sae: SAE, pre: Pre, z: torch.Tensor, step: int) -> dict[str, tuple[torch.Tensor, float]]:
-        fixed = sae.config.decoder_norm == "unit" and not sae.config.parts  # norms of 1, whose gradient is projected away
-        a = z if fixed else z * pre.of(sae.decoder_norms())
-        sizes = self.size(sae, a if sae.unit == 1.0 else a / sae.unit, step)
-        return {self.name: (sizes.sum() / pre.rows, sae.coef(step))}
+    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+        fixed = self.config.decoder_norm == "unit" and not self.config.parts  # norms of 1, whose gradient is projected away
+        a = z if fixed else z * pre.of(self.decoder_norms())
+        sizes = self.size(a if self.unit == 1.0 else a / self.unit, step)
+        return {self.penalty_name: (sizes.sum() / pre.rows, self.coef(step))}
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
+    def start_from(self, sample_BD: torch.Tensor) -> None:
         """Biases lowered alike, so that `start_l0` latents are active in the mean row; then the scale."""
-        sae.b_enc -= level_of(sae, sample_BD, sae.config.start_l0)
-        scale_encoder_to_fit(sae, sample_BD[:4096])
+        self.b_enc -= level_of(self, sample_BD, self.config.start_l0)
+        scale_encoder_to_fit(self, sample_BD[:4096])
 
 
 class L1(Penalised):
+    sparsity = "l1"
     line = "ReLU, sum of z ||w||"
-    name = "l1"
+    penalty_name = "l1"
 
-    def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
+    def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
         return a
 
-    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        if not sae.plain(x_BD, target_BD) or sae.config.parts:
-            return super().loss(sae, x_BD, target_BD, step, batch)
-        coef, unit = sae.coef(step) / sae.unit, sae.config.decoder_norm == "unit"
-        arm = sae.arm if sae.backend == "triton" else "auto"
-        made = relu_reconstruction(x_BD, *sae.weights, coef, unit, sae.workspace, arm, sae.encoder_plan, sae.backend)
-        aux = aux_terms(sae, x_BD, made.residual_BD)
+    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+        if not self.plain(x_BD, target_BD) or self.config.parts:
+            return super().loss_of(x_BD, target_BD, step, batch)
+        coef, unit = self.coef(step) / self.unit, self.config.decoder_norm == "unit"
+        arm = self.arm if step.backend == "triton" else "auto"
+        made = relu_reconstruction(x_BD, *self.weights, coef, unit, self.workspace, arm, step.encoder_plan, step.backend)
+        aux = aux_terms(self, x_BD, made.residual_BD, step)
         terms = summed(
             {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux}, made.fired_F, encoder_metrics(made)
         )
         terms.total = made.total + sum(weight * term for term, weight in aux.values())  # it carries the gradients of the first two
         return terms
 
-    def fused_step(self, sae: SAE, x_BD: torch.Tensor, step: int, adam: Adam) -> LossTerms | None:
-        if sae.arm == "dense" or sae.config.parts or (revives_by_aux(sae) and sae.longest_dead(1) is not None):
+    def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
+        if self.arm == "dense" or self.config.parts or dead_predict(self, step):
             return None
-        encoded = OPERATIONS["triton"].encode_relu(x_BD, encoder_copy(sae), sae.b_enc, sae.workspace, "auto", None)
-        return fused_sparse_step(sae, x_BD, encoded, sae.coef(step) / sae.unit, adam)
+        encoded = OPERATIONS["triton"].encode_relu(x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None)
+        return fused_sparse_step(self, x_BD, encoded, self.coef(step) / self.unit, adam)
 
 
 @dataclass(frozen=True)
 class ScaledConfig(PenaltyConfig):
+    sparsity: str = "tanh"
     penalty_scale: float = 4.0
     """c: from a of about 1/c on, more of it costs little."""
 
 
 class Tanh(Penalised):
-    config = ScaledConfig
+    sparsity = "tanh"
+    config_class = ScaledConfig
     line = "ReLU, sum of tanh(c z ||w||) / c"
-    name = "tanh"
+    penalty_name = "tanh"
 
-    def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
-        c = sae.config.penalty_scale
+    def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
+        c = self.config.penalty_scale
         return (c * a).tanh() / c
 
 
 class Log(Penalised):
-    config = ScaledConfig
+    sparsity = "log"
+    config_class = ScaledConfig
     line = "ReLU, sum of log(1 + c z ||w||) / c"
-    name = "log"
+    penalty_name = "log"
 
-    def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
-        c = sae.config.penalty_scale
+    def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
+        c = self.config.penalty_scale
         return (c * a).log1p() / c
 
 
 @dataclass(frozen=True)
 class PAnnealConfig(PenaltyConfig):
+    sparsity: str = "p-anneal"
     p_end: float = 0.2
     """The power at the end of the run."""
     p_anneal: float = 0.5
@@ -149,32 +153,35 @@ class PAnnealConfig(PenaltyConfig):
 
 
 class PAnneal(Penalised):
-    config = PAnnealConfig
+    sparsity = "p-anneal"
+    config_class = PAnnealConfig
     line = "ReLU, sum of (z ||w||)^p, p falling from 1"
-    name = "lp"
+    penalty_name = "lp"
+    annealed: tuple[float, float | torch.Tensor] = (1.0, 1.0)
+    """The power of the last step, and the factor that has kept the penalty's size."""
 
-    def power(self, sae: SAE, step: int) -> float:
-        c, done = sae.config, step / max(sae.total_steps, 1)
+    def power(self, step: Step) -> float:
+        c, done = self.config, step.number / max(step.total, 1)
         return 1.0 - (1.0 - c.p_end) * min(max((done - c.p_anneal) / (1.0 - c.p_anneal), 0.0), 1.0)
 
-    def size(self, sae: SAE, a: torch.Tensor, step: int) -> torch.Tensor:
+    def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
         """a^p, times what keeps the penalty of these codes what it was when p was larger (Karvonen et al. 2024, section 3): at each change
         of p the factor grows by sum a^old / sum a^new. Without it the same codes would cost ever more."""
-        p, (old, factor) = self.power(sae, step), getattr(sae, "annealed", (1.0, 1.0))
+        p, (old, factor) = self.power(step), self.annealed
         sizes = _power(a, p)
         if p != old:
             with torch.no_grad():
                 new = sizes.sum()
                 factor = torch.where(new > 0, factor * _power(a, old).sum() / new, factor)
-            sae.annealed = (p, factor)
+            self.annealed = (p, factor)
         return sizes if p == 1.0 else factor * sizes
 
-    def state(self, sae: SAE) -> dict[str, float]:
-        power, factor = getattr(sae, "annealed", (1.0, 1.0))
+    def own_state(self) -> dict[str, float]:
+        power, factor = self.annealed
         return {"power": power, "factor": float(factor)}
 
-    def restore(self, sae: SAE, state: dict[str, float]) -> None:
-        sae.annealed = (state.get("power", 1.0), state.get("factor", 1.0))
+    def restore_own(self, state: dict[str, float]) -> None:
+        self.annealed = (state.get("power", 1.0), state.get("factor", 1.0))
 
 
 def _power(a: torch.Tensor, p: float) -> torch.Tensor:

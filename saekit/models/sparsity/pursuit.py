@@ -8,24 +8,22 @@ W_dec). A row stops where no product is above `residual_threshold` ||r_0||. Each
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as nnF
 from saekit_kernels import encode_topk
 
-from saekit.errors import UsageError
-from saekit.models.sparsity.base import SAEConfig, Variant, squared_error, summed
-from saekit.models.sparsity.dead import aux_terms
+from saekit.errors import UsageError, opt
+from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae.auxiliary import aux_terms
+from saekit.models.sae.losses import squared_error, summed
 from saekit.models.sparsity.topk import TopKConfig, k_at
-from saekit.types import ActivationBatch, LossTerms
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.types import ActivationBatch, LossTerms, Step
 
 
 @dataclass(frozen=True)
 class PursuitConfig(TopKConfig):
+    sparsity: str = "matching-pursuit"
     k: int = 16
     """Atoms a row, at most; each costs a pass of the encoder."""
     residual_threshold: float = 1e-2
@@ -33,58 +31,62 @@ class PursuitConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if self.d_out or self.skip:
-            raise UsageError("--sparsity matching-pursuit reconstructs its own input", "leave --target-store and --skip away")
+            raise UsageError(
+                f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input", f"drop {opt('target_store')} and {opt('skip')}"
+            )
         return super().resolved()
 
 
-class MatchingPursuit(Variant):
-    config = PursuitConfig
+class MatchingPursuit(SAE):
+    sparsity = "matching-pursuit"
+    constrained_decoder = True
+    config_class = PursuitConfig
     line = "atoms chosen one by one for what is left"
 
-    def pursue(self, sae: SAE, x_BD: torch.Tensor, k: int) -> torch.Tensor:
+    def pursue(self, x_BD: torch.Tensor, k: int, encoder_plan: str = "auto") -> torch.Tensor:
         """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
-        r, chosen, zero_F = (x_BD - sae.b_dec).detach(), [], torch.zeros_like(sae.b_enc)
-        W, length_B = sae.W_dec.detach(), r.norm(dim=1, keepdim=True)
+        r, chosen, zero_F = (x_BD - self.b_dec).detach(), [], torch.zeros_like(self.b_enc)
+        W, length_B = self.W_dec.detach(), r.norm(dim=1, keepdim=True)
         # A row whose norm overflows or is not finite does not stop: it ends in values that are not finite, not in a code of nothing.
-        least_B = torch.where(length_B.isfinite(), sae.config.residual_threshold * length_B, torch.nan)
+        least_B = torch.where(length_B.isfinite(), self.config.residual_threshold * length_B, torch.nan)
         with torch.no_grad():
             for _ in range(k):
-                best = encode_topk(r, W, zero_F, 1, sae.workspace, sae.encoder_plan)
+                best = encode_topk(r, W, zero_F, 1, self.workspace, encoder_plan)
                 value = torch.where(best.vals <= least_B, 0.0, best.vals)
                 r = r - value * W[best.idx[:, 0].long()]
-                chosen.append(torch.where(value == 0, sae.latents, best.idx.long()))
+                chosen.append(torch.where(value == 0, self.latents, best.idx.long()))
         return torch.cat(chosen, 1)
 
-    def unroll(self, sae: SAE, x_BD: torch.Tensor, chosen_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def unroll(self, x_BD: torch.Tensor, chosen_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(values (B,k), what is left (B,D)) of the pursuit along given atoms, differentiable in W_dec and b_dec."""
-        r, values = x_BD - sae.b_dec, []
-        atoms = nnF.embedding(chosen_Bk.clamp_max(sae.latents - 1), sae.W_dec) * (chosen_Bk < sae.latents)[..., None]
+        r, values = x_BD - self.b_dec, []
+        atoms = nnF.embedding(chosen_Bk.clamp_max(self.latents - 1), self.W_dec) * (chosen_Bk < self.latents)[..., None]
         for atom in atoms.unbind(1):
             value = (r * atom).sum(1, keepdim=True)
             r = r - value * atom
             values.append(value)
         return torch.cat(values, 1), r
 
-    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        chosen = self.pursue(sae, x_BD, k_at(sae, step))
-        _, left = self.unroll(sae, x_BD, chosen)
+    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+        chosen = self.pursue(x_BD, k_at(self, step), step.encoder_plan)
+        _, left = self.unroll(x_BD, chosen)
         x_hat = x_BD - left
-        weighted = {"reconstruction": (squared_error(target_BD, x_hat), 1.0), **aux_terms(sae, x_BD, (x_hat - target_BD).detach())}
+        weighted = {"reconstruction": (squared_error(target_BD, x_hat), 1.0), **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step)}
         # An atom that a row takes twice is active once.
         first = chosen.sort(1).values
-        first = torch.cat([first[:, :1], torch.where(first[:, 1:] == first[:, :-1], sae.latents, first[:, 1:])], 1)
-        return summed(weighted, torch.bincount(first.flatten(), minlength=sae.latents + 1)[: sae.latents], {})
+        first = torch.cat([first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])], 1)
+        return summed(weighted, torch.bincount(first.flatten(), minlength=self.latents + 1)[: self.latents], {})
 
-    def encode(self, sae: SAE, x_BD: torch.Tensor) -> torch.Tensor:
-        chosen = self.pursue(sae, x_BD, sae.config.k)
-        values, _ = self.unroll(sae, x_BD, chosen)
-        return values.new_zeros(len(x_BD), sae.latents + 1).scatter_add(1, chosen, values)[:, : sae.latents]
+    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
+        chosen = self.pursue(x_BD, self.config.k)
+        values, _ = self.unroll(x_BD, chosen)
+        return values.new_zeros(len(x_BD), self.latents + 1).scatter_add(1, chosen, values)[:, : self.latents]
 
-    def initialise(self, sae: SAE, sample_BD: torch.Tensor) -> None:
-        self.after_step(sae)
+    def start_from(self, sample_BD: torch.Tensor) -> None:
+        self.constrain()
 
-    def after_step(self, sae: SAE) -> None:
+    def constrain(self) -> None:
         with torch.no_grad():  # tied; the auxiliary loss reads them
-            torch.nn.functional.normalize(sae.W_dec, dim=1, out=sae.W_dec.data)
-            sae.W_enc.copy_(sae.W_dec)
-            sae.b_enc.copy_(-(sae.W_dec @ sae.b_dec))
+            torch.nn.functional.normalize(self.W_dec, dim=1, out=self.W_dec.data)
+            self.W_enc.copy_(self.W_dec)
+            self.b_enc.copy_(-(self.W_dec @ self.b_dec))

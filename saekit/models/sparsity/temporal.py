@@ -8,25 +8,23 @@ token before it, are pulled together against those of other tokens of the batch 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as nnF
 
-from saekit.errors import UsageError
-from saekit.models.sparsity.base import SAEConfig, Variant, own_error, summed
-from saekit.models.sparsity.dead import aux_terms
+from saekit.errors import UsageError, opt
+from saekit.models.sae import SAEConfig
+from saekit.models.sae.auxiliary import aux_terms
+from saekit.models.sae.losses import own_error, summed
+from saekit.models.sae.preactivations import largest_of_rows
 from saekit.models.sparsity.nested import mean_error
-from saekit.models.sparsity.preactivations import largest_of_rows
-from saekit.models.sparsity.topk import TopK, TopKConfig, k_at
-from saekit.types import ActivationBatch, LossTerms
-
-if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+from saekit.models.sparsity.topk import LargestOfRows, TopKConfig, k_at
+from saekit.types import ActivationBatch, LossTerms, Step
 
 
 @dataclass(frozen=True)
 class TemporalConfig(TopKConfig):
+    sparsity: str = "temporal"
     slow_share: float = 0.2
     """The part of the latents that is to change slowly."""
     contrast: float = 0.1
@@ -38,37 +36,35 @@ class TemporalConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
-            raise UsageError("--slow-share must be between 0 and 1, --temperature above 0")
+            raise UsageError(f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0")
         return super().resolved()
 
 
-class Temporal(TopK):
-    config = TemporalConfig
+class Temporal(LargestOfRows):
+    sparsity = "temporal"
+    config_class = TemporalConfig
     line = "topk; general latents alike in adjacent tokens"
     needs_previous = True
 
-    def loss(self, sae: SAE, x_BD: torch.Tensor, target_BD: torch.Tensor, step: int, batch: ActivationBatch) -> LossTerms:
-        pre = largest_of_rows(sae, x_BD, k_at(sae, step))
-        level_F = (torch.arange(sae.latents, device=x_BD.device) >= self.slow(sae)).long()
-        nested = pre.nested(pre.values, sae.W_dec, sae.b_dec, level_F, 2)
-        x_hat, error = mean_error(nested, target_BD, sae.past(x_BD))
-        weighted = {"reconstruction": (error, 1.0), **aux_terms(sae, x_BD, (x_hat - target_BD).detach())}
-        pairs = batch.has_previous.nonzero()[: sae.config.contrast_rows, 0]
+    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+        pre = largest_of_rows(self, x_BD, k_at(self, step), step)
+        level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
+        nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
+        x_hat, error = mean_error(nested, target_BD, self.past(x_BD))
+        weighted = {"reconstruction": (error, 1.0), **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step)}
+        pairs = batch.has_previous.nonzero()[: self.config.contrast_rows, 0]
         if len(pairs) > 1:
-            here, there = (self.slow_code(sae, rows[pairs], k_at(sae, step)) for rows in (x_BD, batch.previous))
-            weighted["contrast"] = (info_nce(here, there, sae.config.temperature), sae.config.contrast * sae.d_out * sae.unit**2)
+            here, there = (self.slow_code(rows[pairs], step) for rows in (x_BD, batch.previous))
+            weighted["contrast"] = (info_nce(here, there, self.config.temperature), self.config.contrast * self.d_out * self.unit**2)
         return summed(weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat))
 
-    fused_step = Variant.fused_step
-
-    @staticmethod
-    def slow(sae: SAE) -> int:
+    def slow(self) -> int:
         """How many latents, the first ones, are to change slowly."""
-        return max(round(sae.config.slow_share * sae.latents), 1)
+        return max(round(self.config.slow_share * self.latents), 1)
 
-    def slow_code(self, sae: SAE, x_BD: torch.Tensor, k: int) -> torch.Tensor:
-        pre = largest_of_rows(sae, x_BD, k)
-        return pre.dense(pre.values)[:, : self.slow(sae)]
+    def slow_code(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
+        pre = largest_of_rows(self, x_BD, k_at(self, step), step)
+        return pre.dense(pre.values)[:, : self.slow()]
 
 
 def info_nce(a_NF: torch.Tensor, b_NF: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -17,7 +17,7 @@ from saekit_kernels.operations import OPERATIONS, Encoded
 from saekit.types import LossTerms
 
 if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+    from saekit.models.sae.module import SAE
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+    from saekit.models.sae.module import SAE
 
 TRANSCODER_START = 0.1  # of the target's norm
 ROWS = 1024  # of the sample, for quantiles over all its pre-activations
@@ -22,12 +22,12 @@ def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
     factor = best_factor(sae, sample_BD)
     sae.W_enc *= factor
     sae.b_enc *= factor
-    if sae.variant.thresholded:
+    if sae.thresholded:
         sae.threshold *= factor
 
 
 def best_factor(sae: SAE, sample_BD: torch.Tensor) -> torch.Tensor:
-    shape = sae.decode(sae.encode(sample_BD)) - sae.b_dec
+    shape = sae.decode(sae.first_code(sample_BD)) - sae.b_dec
     if sae.transcodes:  # the code knows nothing of the target yet: it writes little
         return TRANSCODER_START * sae.unit * (sae.d_out / shape.square().sum(1).mean().clamp_min(1e-12)).sqrt()
     return ((sample_BD - sae.b_dec) * shape).sum() / shape.square().sum().clamp_min(1e-12)

@@ -12,8 +12,10 @@ import torch
 from saekit_kernels import Codes, decode_entries, decode_nested, most_active, preactivations
 from saekit_kernels.operations import OPERATIONS, Encoded
 
+from saekit.types import Step
+
 if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+    from saekit.models.sae.module import SAE
 
 
 class SparsePre:
@@ -83,36 +85,36 @@ class DensePre:
 Pre = SparsePre | DensePre
 
 
-def largest_of_rows(sae: SAE, x_BD: torch.Tensor, k: int) -> SparsePre:
+def largest_of_rows(sae: SAE, x_BD: torch.Tensor, k: int, step: Step) -> SparsePre:
     """The k largest positive pre-activations of each row."""
-    encoded = OPERATIONS[sae.backend].encode_topk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, sae.encoder_plan)
-    return _entries(sae, x_BD, encoded)
+    encoded = OPERATIONS[step.backend].encode_topk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan)
+    return _entries(sae, x_BD, encoded, step)
 
 
-def largest_of_batch(sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor) -> tuple[SparsePre, torch.Tensor]:
+def largest_of_batch(sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor, step: Step) -> tuple[SparsePre, torch.Tensor]:
     """(the B k largest positive ones of the batch, the smallest of them); `bound`: a guess below that."""
-    operations = OPERATIONS[sae.backend]
-    encoded, smallest = operations.encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, sae.encoder_plan, bound)
-    return _entries(sae, x_BD, encoded), smallest
+    operations = OPERATIONS[step.backend]
+    encoded, smallest = operations.encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan, bound)
+    return _entries(sae, x_BD, encoded, step), smallest
 
 
-def above(sae: SAE, x_BD: torch.Tensor, floor_F: torch.Tensor | None = None) -> Pre:
+def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None = None) -> Pre:
     """All pre-activations above `floor` (0): as entries where few are, else the whole matrix."""
-    encoded, triton = Encoded(None), sae.backend == "triton"
+    encoded, triton = Encoded(None), step.backend == "triton"
     most = None if triton else most_active(x_BD, sae.latents)
     if sae.arm == "sparse" if triton else most >= 1:
         bias = sae.b_enc if floor_F is None else sae.b_enc - floor_F.detach()
-        encoded = OPERATIONS[sae.backend].encode_relu(x_BD, sae.W_enc, bias, sae.workspace, sae.encoder_plan, most)
+        encoded = OPERATIONS[step.backend].encode_relu(x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most)
     if encoded.codes is None:
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
-    return _entries(sae, x_BD, encoded, floor_F)
+    return _entries(sae, x_BD, encoded, step, floor_F)
 
 
-def _entries(sae: SAE, x_BD: torch.Tensor, encoded: Encoded, floor_F: torch.Tensor | None = None) -> SparsePre:
-    values = preactivations(encoded.codes, x_BD, sae.W_enc, sae.b_enc, sae.backend)
+def _entries(sae: SAE, x_BD: torch.Tensor, encoded: Encoded, step: Step, floor_F: torch.Tensor | None = None) -> SparsePre:
+    values = preactivations(encoded.codes, x_BD, sae.W_enc, sae.b_enc, step.backend)
     if floor_F is not None:
         values = values + floor_F.detach()[encoded.codes.idx.long()]
-    return SparsePre(encoded.codes, values, sae.backend, encoded)
+    return SparsePre(encoded.codes, values, step.backend, encoded)
 
 
 def encoder_metrics(encoded) -> dict[str, torch.Tensor]:

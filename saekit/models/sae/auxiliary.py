@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saekit.types import Step
+
 if TYPE_CHECKING:
-    from saekit.models.sae import SAE
+    from saekit.models.sae.module import SAE
 
 
 def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -25,17 +27,22 @@ def auxk_loss(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, dead: tor
         idx = pre.detach().topk(k, dim=1, sorted=False).indices
         pre = torch.zeros_like(pre).scatter(1, idx, pre.gather(1, idx))
     variance = (e - e.mean(0)).square().sum(1).mean().clamp_min(1e-12)
-    return (e - pre @ sae.variant.decoder_rows(sae, dead)).square().sum(1).mean() / variance
+    return (e - pre @ sae.decoder_rows(dead)).square().sum(1).mean() / variance
 
 
-def aux_terms(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor) -> dict[str, tuple[torch.Tensor, float]]:
+def aux_terms(sae: SAE, x_BD: torch.Tensor, residual_BD: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
     """{"aux": (term, weight)} where the SAE revives latents so and some are dead. `residual` is x_hat - target."""
-    dead = sae.longest_dead(sae.config.aux_candidates)
+    dead = step.longest_dead(sae.config.aux_candidates)
     if not revives_by_aux(sae) or dead is None:
         return {}
     # The paper normalises both losses by a variance; here the reconstruction is as many times that as the variance says: D when centred
     # and scaled.
     return {"aux": (auxk_loss(sae, x_BD, residual_BD, dead), sae.config.aux_coef * sae.d_out * sae.unit**2)}
+
+
+def dead_predict(sae: SAE, step: Step) -> bool:
+    """Whether the loss of this step has an auxiliary term."""
+    return revives_by_aux(sae) and step.longest_dead(1) is not None
 
 
 def revives_by_aux(sae: SAE) -> bool:

@@ -1,4 +1,4 @@
-"""What steers a penalty so that the code comes to have the L0 that was asked for (`--target-l0`), or keeps its coefficient.
+"""What steers a penalty so that the code comes to have the L0 that was asked for (`target_l0`), or keeps its coefficient.
 
 Control in logarithms, as L0 and what moves it span decades; e = log(L0 / wished). Two things are moved whenever L0 is looked at:
 

@@ -1,0 +1,163 @@
+"""What trainer, evaluator, checkpoint, inspection and CLI know of a model: a torch module with these members, most of which do nothing
+unless a model says otherwise.
+
+`encode` and `decode` act on rows in the units that the weights are in: the normalized training input during training, raw activations once
+loaded from a checkpoint (`folded` gives the weights for that). A model of strategy `gradient` gives `initialise_from` and `loss`;
+`layerwise` is the same with several stages; `closed_form` gives `fit` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
+
+if TYPE_CHECKING:
+    from saekit_kernels import SparseCodes
+
+    from saekit.models.sae.fused import Adam
+
+
+EPOCHS, FEWEST_EPOCHS, MOST_ROWS = 60, 8, 8_000_000
+STEPS_PER_EPOCH, MOST_BATCH = 32, 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model trains unless the user says otherwise."""
+
+    batch: int
+    """Rows or examples per step."""
+    rows: int
+    """Rows or examples to train on, counted with repetition."""
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+
+
+class Autoencoder(nn.Module):
+    strategy: ClassVar[Strategy] = "gradient"
+    takes: ClassVar[Takes] = "rows"
+    """Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the store has that layout."""
+    active_above: float | None = None
+    """An entry of the code above this is active; None: a dense code, for which l0, dead and density mean nothing."""
+    resamples: bool = False
+    """Whether dead latents are pointed at badly reconstructed rows (`resample`)."""
+    compares: bool = False
+    """Whether it wants to see held-out rows now and then (`compare`)."""
+    needs_previous: ClassVar[bool] = False
+    """The loss looks at the row before each row in its example."""
+    sparse_kernels: ClassVar[bool] = False
+    """Whether its training step runs on saekit_kernels, which choose their own precision."""
+    lr: ClassVar[float] = 1e-3
+    """Peak learning rate, and the weight decay below: measured on 4,000 images of 784 pixels (docs/log.md)."""
+    weight_decay: ClassVar[float] = 1e-2
+    decay_share: ClassVar[float] = 0.2
+    """Share of a stage's steps over which the learning rate falls to 0."""
+    by_output: ClassVar[tuple[str, ...]] = ()
+    """Parameters whose first dimension is the output's, not the latents'."""
+
+    config: Any
+    d_in: int
+    latents: int
+
+    # -- the map ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
+        """The code (..., F) of x (..., D)."""
+        raise NotImplementedError
+
+    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+        """x_hat (..., D) of a code (..., F)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> Output:
+        code = self.encode(x)
+        return Output(self.decode(code), code)
+
+    # -- training --------------------------------------------------------------------------------------------------------
+
+    def recipe(self, units: int) -> Recipe:
+        """On `units` training rows, or examples. An SAE trains on millions of hidden states, other models also on a few thousand images:
+        their steps are counted in shares of the data."""
+        batch = min(max(power_of_two(units / STEPS_PER_EPOCH), 32), MOST_BATCH, units)
+        return Recipe(batch, min(EPOCHS * units, max(MOST_ROWS, FEWEST_EPOCHS * units)), self.lr, self.weight_decay)
+
+    def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """First values that depend on the data: a sample of normalized rows."""
+
+    def start_at(self, mean_D: torch.Tensor, variance: float, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
+        """Told, after `initialise_from`, the mean (D_out) of what is to be reconstructed, the mean of its ||x - mean||^2 and some rows of
+        it, besides the sample of the input."""
+
+    def fit(self, batches: Iterable[ActivationBatch]) -> None:
+        """Strategy `closed_form`: all of training, from batches of x."""
+        raise NotImplementedError
+
+    def stages(self, total: int) -> list[Stage]:
+        return [Stage(0, total)]
+
+    def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
+        """Called before the first step of a stage."""
+
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+        raise NotImplementedError
+
+    def fused_step(self, batch: ActivationBatch, step: Step, adam: Adam) -> LossTerms | None:
+        """Loss, gradients, Adam and constraints in one pass, or None where that does not apply."""
+        return None
+
+    def before_step(self) -> None:
+        """Gradients are there: project them."""
+
+    def after_step(self) -> None:
+        """Parameters have moved: bring them back to their constraints."""
+
+    def observe(self, l0: float, step: Step) -> None:
+        """Told the mean L0 of recent rows after `step.number` steps, whenever the trainer looks at the device."""
+
+    def compare(self, x: torch.Tensor, step: Step) -> None:
+        """Shown held-out rows."""
+
+    def resample(self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step) -> None:
+        """Give the latents `dead` new directions, from a batch."""
+
+    def run_state(self) -> dict[str, Any]:
+        """What training has learned besides tensors, as JSON."""
+        return {}
+
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Take up again what `run_state` gave. Raises MisfitError."""
+
+    def batch_bytes(self, batch: int) -> int:
+        """About how much a step on so many rows or examples leaves for the backward pass."""
+        return 0
+
+    # -- saving ----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_weights(cls, config: Any) -> Autoencoder:
+        """A model in the form of a checkpoint, to load its tensors into."""
+        return cls(config)
+
+    def folded(self, mean_D: torch.Tensor, scale: Any, target: tuple[torch.Tensor, Any] | None = None) -> dict[str, torch.Tensor]:
+        """The tensors that act on raw x as these act on (x - mean) * scale."""
+        raise NotImplementedError
+
+
+def as_batch(batch: ActivationBatch | torch.Tensor) -> ActivationBatch:
+    """Rows (B,D) alone, of no store, as a batch."""
+    if not isinstance(batch, torch.Tensor):
+        return batch
+    none = torch.zeros(len(batch), dtype=torch.int64)
+    return ActivationBatch(batch, none, none, none.int())
+
+
+def power_of_two(value: float) -> int:
+    """The largest one that is not above; at least 1."""
+    return 1 << max(int(value).bit_length() - 1, 0)

@@ -1,0 +1,71 @@
+"""What the documentation promises about files: links and paths exist, and the word list finds what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PARTS = "saekit|kernels|cli|tests|benchmarks|recipes|docs"
+PATHS = re.compile(rf"`?\b((?:{PARTS})/[\w/.-]*[\w/])")
+
+
+def load_words():
+    spec = importlib.util.spec_from_file_location("words", ROOT / ".ci" / "words.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WORDS = load_words()
+PHRASES = tomllib.loads((ROOT / ".ci" / "words.toml").read_text())["phrase"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name) if name else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert anchor in anchors, target
+
+
+def test_every_path_of_the_design_exists():
+    text = (ROOT / "docs" / "design.md").read_text()
+    named = sorted(set(PATHS.findall(text)))
+    assert len(named) > 80
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def found(text: str, is_code: bool = False) -> list[tuple[int, str]]:
+    return [(line, phrase) for line, phrase, _ in WORDS.hits(text, PHRASES, is_code)]
+
+
+@pytest.mark.parametrize(
+    ("text", "hits"),
+    [
+        ("Fine.\nThe rate is no option, and leave `--k` away.", [(2, "leave `--k` away"), (2, "is no")]),
+        ("There is no network. It is no longer slow.", []),
+        ("A line that ends for\nwant of a network", [(1, "for want of")]),
+        ("active latents a row; 12 ms a step; per step", [(1, "active latents a row"), (1, "ms a step")]),
+        ("`x is no y` in code\n\n    it is no y\n\n```\nit is no y\n```", []),
+        ("the optimiser normalises", [(1, "optimiser"), (1, "normalises")]),
+    ],
+)
+def test_the_word_list_finds_phrases_in_prose(text, hits):
+    assert found(text) == hits
+
+
+def test_in_code_only_words_for_people_are_read():
+    code = 'is_no = 1  # this is no\n# rate\nalone = f"rows {1} alone"\noptimised = "optimised"\n'
+    assert sorted(found(code, is_code=True)) == [(1, "is no"), (3, "alone")]
