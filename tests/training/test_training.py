@@ -179,9 +179,9 @@ def store_rows(store, split):
 
 
 def test_a_loss_that_diverges_names_step_and_term(store, tmp_path, monkeypatch):
-    def exploding(self, x, mean, original=SAE.loss):
-        terms = original(self, x, mean)
-        if mean == 4:
+    def exploding(self, batch, step, original=SAE.loss):
+        terms = original(self, batch, step)
+        if step.number == 4:
             terms.terms["reconstruction"] = terms.terms["reconstruction"] * float("inf")
             terms.total = terms.total * float("inf")
         return terms
