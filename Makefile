@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up everything on a fresh machine; both make .venv when it is missing or out of date.
-# `make test` leaves out the tests marked slow; `make test-all`, which CI runs, does not.
+# What `make test` leaves to `make test-all`: CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/saekit demo --out $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
+
+# A worker of pytest-xdist has one core, and so do the processes that its tests start; where a test asks for more threads, those that wait
+# do not spin. torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 import torch
 
 # Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable when triton is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        import interpreted
+
+        interpreted.patch_once()
 
 from made_stores import write_store
+from torch_threads import torch_threads
 
 from saekit.store.reader import Store, open_store
 
@@ -27,7 +39,12 @@ def _seed():
 @pytest.fixture
 def one_thread():
     """Sums of one order, whatever process makes them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    """For code that runs in parallel only where torch has several threads."""
+    with torch_threads(2):
+        yield

@@ -1,13 +1,15 @@
-"""Kill a command before each of its file operations in turn: what kill -9, a crash or a preemption can leave behind."""
+"""Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a preemption can leave behind."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -34,21 +36,40 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen += 1
 
-        status = 1
-        try:
-            torch.set_num_threads(1)  # a pool of threads does not survive the fork
-            sys.addaudithook(hook)
-            command()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        _run_and_exit(command, lambda: sys.addaudithook(hook))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return True
     assert os.WEXITSTATUS(status) == 0, f"the command failed by itself before operation {operation}"
     return False
+
+
+def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> None:
+    """Run `command` in its own process and kill it `seconds` after `file` appears: this can be in the middle of an operation."""
+    child = os.fork()
+    if child == 0:
+        _run_and_exit(command)
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert file.exists() and os.WIFSIGNALED(status), "the command ended before it could be killed"
+
+
+def _run_and_exit(command: Callable[[], object], prepare: Callable[[], None] = lambda: None) -> NoReturn:
+    """The whole life of a forked process, which must not return into the test."""
+    status = 1
+    try:
+        torch.set_num_threads(1)  # a pool of threads does not survive the fork
+        prepare()
+        command()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,9 @@ from fuzz.readers import DATA, OWN, READERS
 
 SEED = 14
 COUNT = 100
-FEWER = dict.fromkeys(DATA, 40) | dict.fromkeys(("options-of-train", "options-of-harvest", "train_state", "metrics-of-a-killed-run"), 30)
+SLOW = ("options-of-train", "options-of-harvest", "train_state", "metrics-of-a-killed-run")
+MODELS = ("model-config", "model-processor", "model-tokenizer", "model-weights")  # through transformers
+FEWER = dict.fromkeys(DATA, 40) | dict.fromkeys((*SLOW, *MODELS), 30)
 
 
 @pytest.mark.parametrize("name", [*OWN, *DATA])

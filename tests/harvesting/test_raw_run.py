@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import killed_after
 from rawfiles import array, contents, pictures, texts
 from saekit_cli import app
 
@@ -60,23 +61,12 @@ def test_no_model_library_is_loaded():
 
 # --- kills ----------------------------------------------------------------------------------------------------------------------
 
-RUN = """
-import sys, time, saekit
-import saekit.harvesting.raw as raw
-import saekit.store.writer as writer
-made, opened = raw.RawHarvest._block, writer.StoreWriter.__init__
-def block(*arguments):
-    time.sleep(0.1)
-    return made(*arguments)
-raw.RawHarvest._block = block
-writer.StoreWriter.__init__ = lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 1})
-saekit.harvest(sys.argv[1], sys.argv[2], sys.argv[3], batch=3, rows=40)
-"""
 
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["raw:pixels", "raw:array", "raw:tfidf"])
 def test_a_raw_harvest_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path, monkeypatch, kind):
-    import saekit.store.writer as writer
+    from saekit.harvesting import raw
+    from saekit.store import writer
 
     data = str(tmp_path / {"raw:pixels": "images", "raw:array": "x.npy", "raw:tfidf": "t.txt"}[kind])
     if kind == "raw:pixels":
@@ -85,21 +75,24 @@ def test_a_raw_harvest_killed_with_sigkill_resumes_to_the_same_bytes(tmp_path, m
         array(Path(data), 50, 3)
     else:
         texts(Path(data))
-    process = subprocess.Popen([sys.executable, "-c", RUN, kind, data, str(tmp_path / "broken")])
-    wanted = tmp_path / "broken" / "shards" / "00003.safetensors"
-    deadline = time.monotonic() + 60
-    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, "the harvest ended before it could be killed"
-    process.kill()
-    process.wait()
+    opened, made = writer.StoreWriter.__init__, raw.RawHarvest._block
+    # Every batch closes a shard, so that the kill falls between and within shards.
+    monkeypatch.setattr(writer.StoreWriter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 1}))
+
+    def run(out):
+        saekit.harvest(kind, data, tmp_path / out, batch=3, rows=40, resume=True)
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return made(*arguments)
+
+    run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(raw.RawHarvest, "_block", slow)
+        killed_after(tmp_path / "broken" / "shards" / "00003.safetensors", 0, lambda: run("broken"))
     with pytest.raises(DataError, match="not finished"):
         open_store(tmp_path / "broken")
-    opened = writer.StoreWriter.__init__
-    # Every batch closes a shard, here as in RUN, so that the kill falls between and within shards.
-    monkeypatch.setattr(writer.StoreWriter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 1}))
-    for out in ("broken", "whole"):
-        saekit.harvest(kind, data, tmp_path / out, batch=3, rows=40, resume=True)
+    run("broken")
     broken, complete = contents(tmp_path / "broken"), contents(tmp_path / "whole")
     assert broken == complete and len(complete) > 12 and len(open_store(tmp_path / "whole")) == 40
 

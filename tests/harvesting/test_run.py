@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kills import killed_after
 from PIL import Image
 from tiny import LAYERS, PATCH, REGISTERS, SIDE, WIDTH, WORDS, save
 
@@ -137,44 +136,31 @@ def test_exactly_the_rows_asked_for(models, text, photos, tmp_path):
     assert short.rows < short.asked == 10**6
 
 
-RUN = """
-import sys, time, saekit
-import saekit.harvesting.run as run
-slow = float(sys.argv[4])
-original = run._block
-def block(*arguments):
-    time.sleep(slow)
-    return original(*arguments)
-run._block = block
-saekit.harvest(sys.argv[1], sys.argv[2], sys.argv[3], hook=["blocks.0", "blocks.1"], ctx=16, batch=2, resume=True)
-"""
-
-
+@pytest.mark.usefixtures("one_thread")
 def test_a_harvest_killed_with_sigkill_resumes_to_the_same_bytes(models, text, tmp_path, monkeypatch):
+    from saekit.harvesting import run
+    from saekit.store import writer
+
+    opened, collected = writer.StoreWriter.__init__, run._block
     # Shards of one byte: every batch closes one, so that the kill falls between and within shards.
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "sitecustomize.py").write_text(
-        "import saekit.store.writer as w\n"
-        "old = w.StoreWriter.__init__\n"
-        "def init(self, *a, **k):\n    k['shard_bytes'] = 1\n    old(self, *a, **k)\n"
-        "w.StoreWriter.__init__ = init\n"
-    )
+    monkeypatch.setattr(writer.StoreWriter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 1}))
 
-    def command(out, slow):
-        return [sys.executable, "-c", RUN, models("gpt2"), text, str(tmp_path / out), str(slow)]
+    model = models("gpt2")
 
-    process = subprocess.Popen(command("broken", 0.1))
-    wanted = tmp_path / "broken" / "transformer.h.1" / "shards" / "00003.safetensors"
-    deadline = time.monotonic() + 60
-    while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, "the harvest ended before it could be killed"
-    process.kill()
-    process.wait()
+    def harvest(out):
+        saekit.harvest(model, text, tmp_path / out, hook=["blocks.0", "blocks.1"], ctx=16, batch=2, resume=True)
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return collected(*arguments)
+
+    harvest("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_block", slow)
+        killed_after(tmp_path / "broken" / "transformer.h.1" / "shards" / "00003.safetensors", 0, lambda: harvest("broken"))
     with pytest.raises(DataError, match="not finished"):
         open_store(tmp_path / "broken" / "transformer.h.0")
-    subprocess.run(command("broken", 0), check=True)
-    subprocess.run(command("whole", 0), check=True)
+    harvest("broken")
     broken, whole = contents(tmp_path / "broken"), contents(tmp_path / "whole")
     assert broken == whole and len(whole) > 20
 

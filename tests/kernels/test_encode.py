@@ -265,7 +265,7 @@ def test_unknown_plans_are_refused():
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch):
+def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch, two_threads):
     import saekit_kernels.encode as module
 
     W, b = parameters(64, 4096)

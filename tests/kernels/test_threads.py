@@ -7,13 +7,7 @@ import pytest
 import torch
 from saekit_kernels.threads import map_chunks, spans
 
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_results_come_in_order_and_slots_are_few():

@@ -325,7 +325,7 @@ STEERED = ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "matryoshka-jum
 @pytest.mark.parametrize("name", STEERED)
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
-    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=160_000, batch=256).metrics
+    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=320 * 256, batch=256).metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 

@@ -44,13 +44,16 @@ def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: times.sub(b"", data) for name, data in files.items() if not name.startswith("scans/")}
 
 
-def every_kill(folder: Path, begin, check) -> int:
-    """Kill `begin` before its first, second ... operation, with `check` after each; how many there are."""
+def every_kill(folder: Path, begin, check, stride: int = 1) -> int:
+    """Kill `begin` before every `stride`-th operation, each time followed by `check`; returns about how many operations there are."""
     operation = 0
     while killed_before(operation, folder, begin):
         check(operation)
-        operation += 1
+        operation += stride
     return operation
+
+
+SAMPLED_OR_ALL = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(arrays, tmp_path):
@@ -67,8 +70,8 @@ def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(arrays, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [OPTIONS, {"model": "pca", "latents": 3}], ids=["topk", "pca"])
-@pytest.mark.slow  # a hundred operations, each with its resume
-def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, settings):
+@SAMPLED_OR_ALL
+def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, settings, stride):
     saekit.train(store, tmp_path / "whole", **settings)
     expected, work = without_times(content(tmp_path / "whole")), tmp_path / "work"
 
@@ -78,11 +81,11 @@ def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, s
         assert found == {f"run/{name}": data for name, data in expected.items()}, f"killed before operation {operation}"
         shutil.rmtree(work)
 
-    assert every_kill(work, lambda: saekit.train(store, work / "run", **settings), check) > 5
+    assert every_kill(work, lambda: saekit.train(store, work / "run", **settings), check, stride) > 5
 
 
-@pytest.mark.slow
-def test_an_overwritten_run_is_the_old_or_the_new_one_at_every_moment(store, tmp_path):
+@SAMPLED_OR_ALL
+def test_an_overwritten_run_is_the_old_or_the_new_one_at_every_moment(store, tmp_path, stride):
     work, old, new = tmp_path / "work", OPTIONS | {"rows": 200}, OPTIONS | {"rows": 300, "seed": 3}
     for name, settings in (("old", old), ("new", new)):
         saekit.train(store, tmp_path / name, **settings)
@@ -108,11 +111,12 @@ def test_an_overwritten_run_is_the_old_or_the_new_one_at_every_moment(store, tmp
         shutil.rmtree(work)
         shutil.copytree(tmp_path / "old", work / "run")
 
-    assert every_kill(work, lambda: saekit.train(store, work / "run", overwrite=True, **new), check) > 30
+    assert every_kill(work, lambda: saekit.train(store, work / "run", overwrite=True, **new), check, stride) > 30
     assert seen == {0, 1}
 
 
-def test_several_stores_are_replaced_all_or_none(tmp_path):
+@SAMPLED_OR_ALL
+def test_several_stores_are_replaced_all_or_none(tmp_path, stride):
     live = load_model(tiny.save("gpt2", tmp_path / "model"))
     (tmp_path / "texts").mkdir()
     rng = np.random.default_rng(0)
@@ -138,11 +142,12 @@ def test_several_stores_are_replaced_all_or_none(tmp_path):
         shutil.rmtree(work)
         shutil.copytree(tmp_path / "before", work)
 
-    assert every_kill(work, lambda: collect(work / "acts", 90, overwrite=True), check) > 30
+    assert every_kill(work, lambda: collect(work / "acts", 90, overwrite=True), check, stride) > 30
     assert seen == {60, 90}
 
 
-def test_a_sweep_killed_anywhere_resumes_to_the_same_runs(store, tmp_path):
+@SAMPLED_OR_ALL
+def test_a_sweep_killed_anywhere_resumes_to_the_same_runs(store, tmp_path, stride):
     grid = {"rows": 400, "batch": 100, "expansion": 2, "k": [2, 4]}
     work = tmp_path / "work"
     saekit.sweep(store, work / "sweep", grid)
@@ -154,7 +159,7 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_runs(store, tmp_path):
         assert without_times(content(work)) == expected, f"killed before operation {operation}"
         shutil.rmtree(work)
 
-    assert every_kill(work, lambda: saekit.sweep(store, work / "sweep", grid), check) > 20
+    assert every_kill(work, lambda: saekit.sweep(store, work / "sweep", grid), check, stride) > 20
 
 
 def test_a_training_killed_three_times_in_a_row_ends_as_if_it_had_not_been(store, tmp_path):

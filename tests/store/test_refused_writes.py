@@ -23,7 +23,7 @@ from saekit.store.run_folder import run_folder
 from saekit.sweeps.run import sweep
 from saekit.training.run import train
 
-OPTIONS = {"latents": 64, "k": 4, "rows": 6000, "batch": 50}
+OPTIONS = {"latents": 64, "k": 4, "rows": 3000, "batch": 50}
 
 
 @contextmanager
@@ -48,17 +48,24 @@ COMMANDS = {
     "harvest": lambda made, out, **way: harvest("raw:pixels", "embedded:digits", out, rows=400, holdout=0.25, **way),
     "train": lambda made, out, **way: train(made / "st", out, **OPTIONS, **way),
     "pca": lambda made, out, **way: train(made / "st", out, model="pca", latents=4, **way),
-    "sweep": lambda made, out, **way: sweep(made / "st", out, {"k": [2, 4], "latents": 64, "rows": 6000, "batch": 50}, **way),
+    "sweep": lambda made, out, **way: sweep(made / "st", out, {"k": [2, 4], "latents": 64, "rows": 3000, "batch": 50}, **way),
     "inspect": lambda made, out: inspect(made / "r", made / "st", out),
     "compare": lambda made, out: compare([made / "r"], made / "st", out),
 }
 
 
+@pytest.fixture(scope="module", params=COMMANDS)
+def whole(made, request, tmp_path_factory) -> tuple[str, Path]:
+    """(name of a command, the folder that it writes when nothing stops it)."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    COMMANDS[request.param](made, out)
+    return request.param, out
+
+
 @pytest.mark.parametrize("size", [0, 20, 700, 3000])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_names_the_file_that_could_not_be_written(made, tmp_path, command, size):
-    COMMANDS[command](made, tmp_path / "whole")
-    largest = max(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+def test_every_command_names_the_file_that_could_not_be_written(made, whole, tmp_path, size):
+    command, expected = whole
+    largest = max(path.stat().st_size for path in expected.rglob("*") if path.is_file())
     if largest <= size:
         pytest.skip(f"its files have at most {largest} bytes")
     with files_of_at_most(size), pytest.raises(DataError, match=rf"{tmp_path}.*: File too large") as error:
@@ -66,8 +73,8 @@ def test_every_command_names_the_file_that_could_not_be_written(made, tmp_path, 
     assert error.value.hint and not list(tmp_path.rglob("*.tmp"))
     begun = (tmp_path / "out").exists() and any((tmp_path / "out").iterdir())
     COMMANDS[command](made, tmp_path / "out", **{"resume": True} if begun else {})  # nothing stands in the way of the next attempt
-    whole = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*")}
-    assert {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")} == whole
+    written, wanted = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in (tmp_path / "out", expected))
+    assert written == wanted
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

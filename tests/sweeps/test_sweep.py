@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from made_stores import make_spec, write_store
+from torch_threads import torch_threads
 
 import saekit
 from saekit.errors import DataError, NumericsError, UsageError
@@ -33,18 +35,21 @@ def swept(store, tmp_path_factory):
     return sweep(store, out, GRID)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def members_side_by_side():
+    """A sweep trains as many members at the same time as torch has threads."""
+    with torch_threads(2):
+        yield
+
+
 def test_every_member_is_the_run_that_train_makes(store, swept, tmp_path):
     names = ["k2-seed0", "k4-seed0", "k2-seed1", "k4-seed1", "l1-target-l0-3-seed0", "l1-target-l0-3-seed1"]
     assert [m.name for m in swept.members] == names
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         for name, options in (("k4-seed1", {"k": 4}), ("l1-target-l0-3-seed1", {"sparsity": "l1", "target_l0": 3})):
             saekit.train(store, tmp_path / name, rows=20_000, batch=256, expansion=4, seed=1, order_seed=0, **options)
             own, swept_one = (Path(folder) / name / "model.safetensors" for folder in (tmp_path, swept.path))
             assert sha256_of(own) == sha256_of(swept_one), name
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_seeds_are_summed_up_and_the_unbeaten_are_marked(swept):
@@ -73,21 +78,22 @@ def test_a_sweep_that_is_done_is_not_done_again(store, swept):
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path):
-    grid = GRID | {"rows": 60_000}
+    grid = GRID | {"rows": 30_000}
     whole = sweep(store, tmp_path / "whole", grid)
     seen = threading.Event()
 
     def stop(report):
-        if report.done > 40_000 and not seen.is_set():
+        if report.done > 10_000 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # the sweep looks for a signal every 0.2 s; the others wait for this member
 
     with pytest.raises(KeyboardInterrupt):
         sweep(store, tmp_path / "cut", grid, progress=stop)
     resumed = sweep(store, tmp_path / "cut", grid, resume=True)
     for a, b in zip(whole.members, resumed.members):
         assert sha256_of(Path(a.path) / "model.safetensors") == sha256_of(Path(b.path) / "model.safetensors"), a.name
-    assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == 2, "as before"
 
 
 def test_a_member_that_diverges_does_not_stop_the_others(store, tmp_path):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -231,25 +232,26 @@ def test_runs_open_at_the_same_time_stay_apart(name, tmp_path):
         assert sorted(runs_of(tmp_path)) == sorted(2 * [(a, f"a-{a}"), (b, f"b-{b}")])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_an_offline_run_of_wandb_has_nothing_of_the_machine(tmp_path):
-    write(tmp_path, ["wandb"], lines_at(10))
-    fields = {record.WhichOneof("record_type") for record in wandb_records(tmp_path / "a")}
+@pytest.mark.parametrize("written", [installed("wandb")], indirect=True)
+def test_an_offline_run_of_wandb_has_nothing_of_the_machine(written):
+    fields = {record.WhichOneof("record_type") for record in wandb_records(written[1] / "a")}
     assert "history" in fields and not fields & {"stats", "output", "output_raw", "environment", "files"}
 
 
-@pytest.mark.parametrize("spec", [installed("wandb:sparse"), installed("trackio:me/curves")])
-def test_an_upload_that_was_asked_for_is_tried_and_its_failure_named(spec, tmp_path):
+@pytest.mark.parametrize("written", DELAYED, indirect=True)
+def test_an_upload_that_was_asked_for_is_tried_and_its_failure_named(written, tmp_path):
     """And so the trap catches what the test of bare names says does not happen."""
-    name, _, target = spec.partition(":")
-    write(tmp_path, [name], lines_at(10))
+    name, home, _, _ = written
+    target = {"wandb": "sparse", "trackio": "me/curves"}[name]
+    spec = f"{name}:{target}"
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     with trap() as (proxies, calls):
         impatient = {"WANDB_INIT_TIMEOUT": "2", "WANDB__GRAPHQL_RETRY_MAX": "1", "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "0.1"}
         done = write(tmp_path, [spec], lines_at(10), **impatient, **proxies)
     assert f'MissingError: log="{spec}"' in done.stderr and done.stdout == ""
     assert any(call.startswith(b"CONNECT") for call in calls)
     local, uploaded = (json.loads((tmp_path / "a" / f"{name}.json").read_text())[key] for key in ("", target))
-    assert (local["step"], uploaded["step"]) == (10, 0) and local["run"] != uploaded["run"]
+    assert (local["step"], uploaded["step"]) == (20, 0) and local["run"] != uploaded["run"]
 
 
 def test_an_unknown_sink_is_refused_with_the_known_ones():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from kills import killed_after
 from made_runs import break_off
 from made_stores import make_rows, write_store
 
@@ -90,25 +89,21 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, optio
     assert steps(tmp_path / "whole") == steps(tmp_path / "broken")
 
 
-KILLED_RUN = """
-import sys, saekit
-saekit.train(sys.argv[1], sys.argv[2], expansion=4, k=4, batch=64, rows=64 * 3000, save_seconds=0.05, resume=True)
-"""
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(store, tmp_path, monkeypatch):
+    def run(out):
+        saekit.train(store.path, tmp_path / out, expansion=4, k=4, batch=64, rows=64 * 300, save_seconds=0.02, resume=True)
 
-
-def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(store, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(store.path), str(tmp_path / "broken")])
-    state = tmp_path / "broken" / "train_state" / "state.safetensors"
-    deadline = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    def slow(self, raw, original=Trainer.train_step):
         time.sleep(0.01)
-    time.sleep(0.2)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.kill()
-    process.wait()
+        return original(self, raw)
+
+    run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", slow)
+        killed_after(tmp_path / "broken" / "train_state" / "state.safetensors", 0.2, lambda: run("broken"))
     assert not (tmp_path / "broken" / "model.safetensors").exists()
-    for out in ("broken", "whole"):
-        subprocess.run([sys.executable, "-c", KILLED_RUN, str(store.path), str(tmp_path / out)], check=True)
+    run("broken")
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
     assert sha256_of(tmp_path / "whole/model.safetensors") == sha256_of(tmp_path / "broken/model.safetensors")
 
@@ -184,9 +179,9 @@ def store_rows(store, split):
 
 
 def test_a_loss_that_diverges_names_step_and_term(store, tmp_path, monkeypatch):
-    def exploding(self, x, mean, original=SAE.loss):
-        terms = original(self, x, mean)
-        if mean == 4:
+    def exploding(self, batch, step, original=SAE.loss):
+        terms = original(self, batch, step)
+        if step.number == 4:
             terms.terms["reconstruction"] = terms.terms["reconstruction"] * float("inf")
             terms.total = terms.total * float("inf")
         return terms

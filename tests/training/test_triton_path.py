@@ -13,7 +13,7 @@ from saekit.training.optim import make_adam
 from saekit.training.step import take_step
 from saekit.types import ActivationBatch, Step
 
-D, F, B = 12, 40, 24
+D, F, B = 12, 40, 17
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,7 +33,7 @@ def make_sae(sparsity: str, **options) -> SAE:
     return sae.to(DEVICE)
 
 
-def trained(backend: str, sparsity: str, steps: int = 3, dead=None, arm: str = "dense", clip=None, **options):
+def trained(backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options):
     sae = make_sae(sparsity, **options)
     sae.arm = arm
     optimizer = make_adam(sae, 1e-2)
