@@ -1,4 +1,4 @@
-"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset.
+"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset, or objects (saekit.harvesting.memory_data).
 
 Two shapes of data. What can be listed (embedded sets, paragraphs of a .txt, folders) is visited in an order shuffled by `seed`,
 so that the first rows of a harvest are a fair sample of all of it. What can only be streamed (jsonl, csv, parquet, the hub) keeps
@@ -9,31 +9,40 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from saekit.embedded import data_set, is_embedded
 from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, readable_name, refuse_pointer
+from saekit.harvesting.documents import IN_MEMORY, Document, Documents, Modality, digest_of, readable_name, refuse_pointer
 from saekit.harvesting.folders import walk
 from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
+from saekit.harvesting.memory_data import open_objects
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
 
-__all__ = ["Document", "Documents", "ListedDocuments", "open_data", "shuffled"]
+__all__ = ["Data", "Document", "Documents", "ListedDocuments", "open_data", "shuffled"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def open_data(data: str, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
+Data = str | Path | Iterable[Any]  # a name or a place; texts, images, a datasets.Dataset
+
+
+def open_data(data: Data, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
     """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or image (else the only one that does, or
     the one of that name). With skip_broken, what cannot be read is left out and counted (`Documents.skipped`), else it is an error.
 
     Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`, DataError when it holds the
     other modality, no documents, or no such column.
     """
+    if not isinstance(data, str | Path):
+        return open_objects(data, modality, column, seed, skip_broken)
+    data = str(data)
     if is_embedded(data):
         return _embedded(data, modality, seed)
     path = Path(data).expanduser()
@@ -45,6 +54,9 @@ def open_data(data: str, *, modality: Modality, column: str | None = None, seed:
         return _file(path, modality, column, seed, skip_broken)
     if path.exists():
         raise DataError(f"{data} is neither a file nor a folder", "write the data into a file first")
+    if data.endswith(IN_MEMORY):
+        hint = f"write the {modality}s into a file or folder, and harvest from there"
+        raise MissingError(f"the data of this store was {data}, and cannot be opened by its name", hint)
     repo, _, split = data.partition(":")
     local = Path(repo).expanduser()
     if split and local.is_dir() and is_saved(local):
