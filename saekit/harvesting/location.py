@@ -11,6 +11,7 @@ from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.documents import IN_MEMORY
 
+SAVE = "save it with model.save_pretrained(FOLDER), and harvest from that folder; inspect also takes the model itself (live=model)"
 _ADAPTER = "adapter_config.json"
 
 
@@ -20,7 +21,7 @@ def locate_model(name: str) -> tuple[str, str | None]:
         folder, revision = model_folder(name)
         return str(folder), revision
     if name.endswith(IN_MEMORY):
-        raise MissingError(f"{name} is not on disk", "save it with model.save_pretrained(FOLDER), and harvest from that folder")
+        raise MissingError(f"{name} was an object in memory, and cannot be loaded by its name", SAVE)
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / _ADAPTER).is_file():

@@ -16,6 +16,7 @@ from saekit.errors import DataError, MissingError
 from saekit.harvesting.anatomy import plain
 from saekit.harvesting.documents import IN_MEMORY
 from saekit.harvesting.kinds import check_input, kind_of
+from saekit.harvesting.location import SAVE
 from saekit.harvesting.models import FromFolder, LiveModel, assemble, load_model
 from saekit.types import ActivationSpec
 
@@ -50,21 +51,21 @@ def live_model(module: nn.Module, processor: Any = None, *, trust_remote_code: b
     return assemble(module, kind, name, f"{REVISION}{weights_digest(module)}", processor, has_head=has_head)
 
 
-def load_model_of(spec: ActivationSpec, device: str | torch.device = "cpu") -> LiveModel:
-    """The model that a store's rows came from, by its spec.
+def load_model_of(spec: ActivationSpec, device: str | torch.device = "cpu", given: nn.Module | None = None) -> LiveModel:
+    """The model that a store's rows came from, by its spec, or `given`.
 
-    One that was in memory is loaded from where it had been loaded, and must have the same weights. Raises what `load_model` does, and
-    MissingError where the weights are other ones.
+    One that was in memory is loaded from where it had been loaded, and must have the same weights; so must a given one. Raises what
+    `load_model` does, and MissingError where the weights are other ones.
     """
-    live = load_model(spec.model, device)
-    if spec.revision is None or not spec.revision.startswith(REVISION):
+    from_memory = spec.revision is not None and spec.revision.startswith(REVISION)
+    live = load_model(spec.model, device) if given is None else live_model(given)
+    if not from_memory:
         return live
-    if spec.revision != f"{REVISION}{weights_digest(live.module)}":
-        raise MissingError(
-            f"the model of this store was in memory, and its weights are not those of {spec.model}",
-            "save it with model.save_pretrained(FOLDER), and harvest from that folder",
-        )
-    return dataclasses.replace(live, revision=spec.revision)
+    revision = f"{REVISION}{weights_digest(live.module)}"
+    if revision != spec.revision:
+        where = "the one given" if given is not None else spec.model
+        raise MissingError(f"the rows came from a model in memory ({spec.revision}), and {where} has other weights ({revision})", SAVE)
+    return dataclasses.replace(live, revision=revision)
 
 
 def weights_digest(module: nn.Module) -> str:

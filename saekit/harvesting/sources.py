@@ -22,8 +22,9 @@ from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
 from saekit.harvesting.memory_data import open_objects
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
+from saekit.types import ActivationSpec
 
-__all__ = ["Data", "Document", "Documents", "ListedDocuments", "open_data", "shuffled"]
+__all__ = ["Data", "Document", "Documents", "ListedDocuments", "open_data", "open_data_of", "shuffled"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -55,8 +56,8 @@ def open_data(data: Data, *, modality: Modality, column: str | None = None, seed
     if path.exists():
         raise DataError(f"{data} is neither a file nor a folder", "write the data into a file first")
     if data.endswith(IN_MEMORY):
-        hint = f"write the {modality}s into a file or folder, and harvest from there"
-        raise MissingError(f"the data of this store was {data}, and cannot be opened by its name", hint)
+        hint = f"write the {modality}s into a file or folder, and harvest from there; inspect also takes the data itself (data=...)"
+        raise MissingError(f"the data was {data}, and cannot be opened by its name", hint)
     repo, _, split = data.partition(":")
     local = Path(repo).expanduser()
     if split and local.is_dir() and is_saved(local):
@@ -66,6 +67,17 @@ def open_data(data: Data, *, modality: Modality, column: str | None = None, seed
     if looks_local and not local.is_dir():
         raise MissingError(f"there is no data at {data}", "check the path, or use embedded:pydocs or embedded:digits")
     return open_hub(str(local) if local.is_dir() else repo, split or "train", modality, column, skip_broken)
+
+
+def open_data_of(spec: ActivationSpec, known: str | None, given: Data | None = None) -> Documents:
+    """The data that a store was harvested from, by its spec, or `given`, which must have the digest `known`.
+
+    Raises what `open_data` does, and DataError for other data than the store's.
+    """
+    data = open_data(spec.dataset if given is None else given, modality=spec.modality, column=spec.column, seed=spec.seed)
+    if given is not None and known is not None and data.digest() != known:
+        raise DataError(f"{data.name}: not what the store was harvested from ({spec.dataset})", "give the same items in the same order")
+    return data
 
 
 def _embedded(data: str, modality: Modality, seed: int) -> Documents:
