@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "harvest": "saekit.harvesting.run",
     "capture": "saekit.harvesting.hooks",
+    "splice": "saekit.intervention.splice",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.intervention.finetune import finetune as finetune
+    from saekit.intervention.splice import splice as splice
     from saekit.store.reader import open_store as open_store
     from saekit.sweeps.run import sweep as sweep
     from saekit.training.checkpoints import load as load

@@ -6,12 +6,15 @@ JSON, TOML and keyword arguments carry anything. Whoever reads them checks here 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import numbers
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 INT64 = 2**63
 _NAMES = {
     int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", dict: "an object", list: "a list",
@@ -108,3 +111,20 @@ def _short(value: Any) -> str:
     except ValueError:  # whole numbers of more digits than Python prints
         return "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def takes_options(config: type, *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """A decorator for a function with `**options` that become `config`, a dataclass: help() and inspect.signature show its fields, with
+    their defaults, as keyword arguments of the function. `without`: fields that the function fills itself."""
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        named = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        fields = [field for field in dataclasses.fields(config) if field.name not in (*without, *signature.parameters)]
+        options = [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type) for field in fields
+        ]
+        function.__signature__ = signature.replace(parameters=[*named, *options])
+        return function
+
+    return shown

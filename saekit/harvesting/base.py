@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 from saekit.errors import DataError, opt
 from saekit.harvesting.config import HarvestConfig, HarvestPlan, HarvestResult
 from saekit.harvesting.documents import NAMED, some_of
+from saekit.harvesting.memory_writer import MemoryWriter
 from saekit.store.files import folder_bytes, write_config
 from saekit.store.folder_kinds import STORE
 from saekit.store.health import PROBE_ROWS, choose_dtype, remarks
@@ -22,7 +23,9 @@ from saekit.store.oserrors import writing
 from saekit.store.run_folder import RunFolder, run_folders
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES, StoreWriter, other_settings
-from saekit.types import ActivationSpec, Progress
+from saekit.types import ActivationBatch, ActivationSpec, Progress
+
+Writer = StoreWriter | MemoryWriter
 
 
 class Harvest(ABC):
@@ -33,7 +36,8 @@ class Harvest(ABC):
     notes: Sequence[str] = ()  # what the user should know before it begins
     dtype_reason: str | None = None  # why dtype "auto" chose what it chose
 
-    def __init__(self, out: Path, config: HarvestConfig) -> None:
+    def __init__(self, out: Path | None, config: HarvestConfig) -> None:
+        """`out` None: the rows stay in memory."""
         self.out = out
         self.config = dataclasses.replace(config, dtype=config.dtype or self.dtype)
 
@@ -49,7 +53,7 @@ class Harvest(ABC):
         """The resolved settings by flag name, for config.toml."""
 
     @abstractmethod
-    def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+    def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
         """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
 
     def skipped(self) -> Sequence[str]:
@@ -103,14 +107,15 @@ class Harvest(ABC):
         return self.out if len(self.widths) == 1 else self.out / hook.replace(":", "-")
 
     def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+        if self.out is None:
+            return self._keep_all(progress)
         plan = self.plan()
         have = sum(folder_bytes(self.folder(hook)) for hook in self.widths) if resume else 0
         if plan.bytes is not None and plan.bytes > plan.disk_free + have:
             fit = plan.disk_free // (plan.bytes // plan.rows)
             cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
             raise DataError(cause, f"{opt('rows', fit)} would fit, or another OUT")
-        for note in self.notes:
-            progress(Progress("harvest", 0, 0, message=note))
+        self._say_notes(progress)
         outs, store_plan = [self.folder(hook) for hook in self.widths], self._store_plan()
 
         def differs(n: int, path: Path) -> str:
@@ -121,6 +126,24 @@ class Harvest(ABC):
                 if folder.notice:
                     progress(Progress("harvest", 0, 0, message=folder.notice))
             return self._fill_all(folders, store_plan, progress)
+
+    def _say_notes(self, progress: Callable[[Progress], None]) -> None:
+        for note in self.notes:
+            progress(Progress("harvest", 0, 0, message=note))
+
+    def _say_skipped(self, progress: Callable[[Progress], None]) -> None:
+        if skipped := self.skipped():
+            progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
+
+    def _keep_all(self, progress: Callable[[Progress], None]) -> HarvestResult:
+        """The rows in memory, without a folder."""
+        self._say_notes(progress)
+        began = time.monotonic()
+        writers = {hook: MemoryWriter(self.spec(hook)) for hook in self.widths}
+        self.fill(writers, progress)
+        self._say_skipped(progress)
+        batches = {hook: writer.finish() for hook, writer in writers.items()}
+        return self._result(writers, time.monotonic() - began, 0, batches)
 
     def _fill_all(self, folders: list[RunFolder], store_plan: dict[str, Any], progress: Callable[[Progress], None]) -> HarvestResult:
         began = time.monotonic()
@@ -133,25 +156,28 @@ class Harvest(ABC):
         if not all(writer.manifest.complete for writer in writers.values()):
             if not all(writer.manifest.filled for writer in writers.values()):
                 self.fill(writers, progress)
-            if skipped := self.skipped():
-                progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
+            self._say_skipped(progress)
             for writer in writers.values():
                 manifest = writer.finish()
                 for remark in remarks(manifest.stats, writer.spec):
                     progress(Progress("harvest", 0, 0, message=remark))
-        seconds = time.monotonic() - began
-        rate = (first.rows - rows_before) / max(seconds, 1e-9)
-        one = len(writers) == 1
+        return self._result(writers, time.monotonic() - began, rows_before)
+
+    def _result(
+        self, writers: Mapping[str, Writer], seconds: float, rows_before: int, batches: dict[str, ActivationBatch] | None = None
+    ) -> HarvestResult:
+        first = next(iter(writers.values()))
         return HarvestResult(
-            path=str(self.out),
+            path=None if self.out is None else str(self.out),
             rows=first.rows,
             asked=self.config.rows,
-            fingerprint=first.spec.fingerprint if one else None,
+            fingerprint=first.spec.fingerprint if len(writers) == 1 else None,
             seconds=round(seconds, 3),
-            rows_per_s=round(rate, 1),
-            stores={hook: str(self.folder(hook)) for hook in writers},
+            rows_per_s=round((first.rows - rows_before) / max(seconds, 1e-9), 1),
+            stores={} if self.out is None else {hook: str(self.folder(hook)) for hook in writers},
             dropped=first.dropped,
-            skipped=first.manifest.stats.get("skipped", {}).get("count", 0),
+            skipped=len(self.skipped()) if self.out is None else first.manifest.stats.get("skipped", {}).get("count", 0),
+            batches=batches,
         )
 
     def _store_plan(self) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypedDict
 
 from saekit.errors import UsageError, check_choice, did_you_mean, opt
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.writer import DTYPES
-from saekit.types import Layout, Scope
+from saekit.types import ActivationBatch, Layout, Scope
+
+if TYPE_CHECKING:
+    import torch
 
 RAW = "raw:"
 AUTO = "auto"  # dtype
@@ -91,10 +95,33 @@ class HarvestConfig:
             raise UsageError(f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf", f"drop {opt('vocabulary')}")
 
 
+class HarvestOptions(TypedDict, total=False):
+    """The keyword arguments of `harvest` for editors and type checkers. HarvestConfig has their defaults and says what they mean."""
+
+    rows: int | None
+    scope: Scope
+    layout: Layout
+    ctx: int
+    batch: int
+    dtype: str | None
+    shard_mb: int
+    max_norm: float | None
+    column: str | None
+    pack: bool
+    seed: int
+    holdout: float
+    vocabulary: int
+    device: str
+    skip_broken: bool
+    trust_remote_code: bool
+
+
 @dataclass(frozen=True)
 class HarvestResult:
-    path: str
+    path: str | None
+    """None where no folder was given: then the rows are in `batches`."""
     rows: int
+    """How many rows, of each hook."""
     asked: int | None
     fingerprint: str | None
     """Of the one store; None when several hooks were harvested (see stores)."""
@@ -108,6 +135,17 @@ class HarvestResult:
     """Inputs that could not be read and were left out (skip_broken)."""
     self_check: dict[str, str] | None = None
     """What was shown on the first contexts (saekit.harvesting.selfcheck); None for raw data."""
+    batches: dict[str, ActivationBatch] | None = field(default=None, repr=False)
+    """Of a harvest without a folder: canonical hook path -> all its rows, x (N,D), with doc_id, example_id and position (N,)."""
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The rows (N,D) of a harvest of one hook without a folder, in its dtype. Raises UsageError for any other harvest."""
+        if self.batches is None:
+            raise UsageError("the rows of this harvest are on disk", "saekit.open_store(result.path)")
+        if len(self.batches) > 1:
+            raise UsageError("several hooks were harvested", f"result.batches[HOOK].x, HOOK one of {', '.join(self.batches)}")
+        return next(iter(self.batches.values())).x
 
 
 @dataclass(frozen=True)

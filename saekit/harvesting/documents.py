@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 _POINTER = b"version https://git-lfs.github.com/spec/"
+IN_MEMORY = " in memory"  # how the names of data and of models end that came as objects: nothing can be opened by them
 NAMED = 3  # inputs that a message names before it only counts
 
 

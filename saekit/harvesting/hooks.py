@@ -41,13 +41,17 @@ class _Stop(BaseException):
 def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Iterator[dict[str, torch.Tensor]]:
     """Hidden states of the last forward pass run inside: a mapping from each name in `hooks`, as given, to a tensor (B,T,D).
 
-    `model` is a module or a LiveModel. Tensors are on its device and in its dtype, copied, so that what the model writes later does not
-    change them; with gradients they are the model's own, attached to the graph. A module that returns a tuple gives its first entry.
+    model: any transformers module, or a LiveModel; a module of your own too, whose first pass inside proves the aliases.
+    hooks: one or several. `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`, `blocks.9.attn`, `:in`
+        for an input, or a module path such as `model.layers.9`.
+    stop: True ends the pass, and with it the `with` body, as soon as every hook has fired, so that nothing past the last hooked block is
+        run: make the forward call the last statement of the body.
 
-    stop=True ends the pass, and with it the `with` body, as soon as every hook has fired, so that nothing past the last hooked
-    block is run: make the forward call the last statement of the body.
+    Tensors are on the model's device and in its dtype, copied, so that what the model writes later does not change them; with gradients
+    they are the model's own, attached to the graph. A module that returns a tuple gives its first entry.
 
-        with torch.inference_mode(), capture(model, ["blocks.9"], stop=True) as states:
+        model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        with torch.inference_mode(), saekit.capture(model, ["blocks.9"], stop=True) as states:
             model(**inputs)
         x_BTD = states["blocks.9"]
 

@@ -13,9 +13,10 @@ from saekit.harvesting.blocks import tower_path
 Kind = Literal["causal_lm", "text_encoder", "vision"]
 
 
-def kind_of(config: Any, name: str) -> Kind:
+def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
     """By what the config says: an image size makes a vision model; of the text models those with masked-language or
-    encoder-decoder pretraining are encoders, unless they were saved as a causal model."""
+    encoder-decoder pretraining are encoders, unless they were saved as a causal model. `architecture` is the class of a model in memory,
+    whose config does not name it."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -23,7 +24,7 @@ def kind_of(config: Any, name: str) -> Kind:
         MODEL_MAPPING_NAMES,
     )
 
-    kind, architecture = config.model_type, (getattr(config, "architectures", None) or [""])[0]
+    kind, architecture = config.model_type, architecture or (getattr(config, "architectures", None) or [""])[0]
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not causal and hasattr(config, "text_config") and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind != "blip":
         raise DataError(

@@ -18,8 +18,10 @@ from itertools import count
 import numpy as np
 import torch
 
+from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, opt
 from saekit.harvesting.config import HarvestConfig
+from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.run import ModelHarvest, origins, within_norm
 from saekit.rows import Adapter, Columns, cut
@@ -136,7 +138,7 @@ def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelH
     same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
     same["skip_broken"] = "skipped" in store.stats
     config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
-    harvest = ModelHarvest(live or spec.model, spec.dataset, store.path, config)
+    harvest = ModelHarvest(live or load_model_of(spec, pick_device(device)), spec.dataset, store.path, config)
     harvest.padded = plan.get("padding") != "none"
     # Stores of earlier versions name no column that was not asked for, and no digest of hub data.
     unsaid = {"column": spec.column} if spec.column is None else {}

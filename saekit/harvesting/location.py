@@ -9,7 +9,9 @@ from pathlib import Path
 from saekit.embedded import is_embedded, model_folder
 from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.errors import DataError, MissingError
+from saekit.harvesting.documents import IN_MEMORY
 
+SAVE = "save it with model.save_pretrained(FOLDER), and harvest from that folder; inspect also takes the model itself (live=model)"
 _ADAPTER = "adapter_config.json"
 
 
@@ -18,6 +20,8 @@ def locate_model(name: str) -> tuple[str, str | None]:
     if is_embedded(name):
         folder, revision = model_folder(name)
         return str(folder), revision
+    if name.endswith(IN_MEMORY):
+        raise MissingError(f"{name} was an object in memory, and cannot be loaded by its name", SAVE)
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / _ADAPTER).is_file():

@@ -97,14 +97,20 @@ class LiveModel:
 
 
 def load_model(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    processor: Any = None,
+    trust_remote_code: bool = False,
 ) -> LiveModel:
     """Load a hub id, a local folder, a .gguf file or `embedded:NAME`.
 
-    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `trust_remote_code` lets Python code that comes with the model
-    run; without it such a model is refused, and nothing is ever asked on stdin. Raises MissingError when there is nothing to load (says
-    whether offline mode is on), DataError for a folder that holds no model, for weights that do not fit the config (transformers would
-    fill them with random numbers), damaged files and a kind that is not supported.
+    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `processor` is a tokenizer or image processor to use in place
+    of the model's own. `trust_remote_code` lets Python code that comes with the model run; without it such a model is refused, and
+    nothing is ever asked on stdin. Raises MissingError when there is nothing to load (says whether offline mode is on), DataError for a
+    folder that holds no model, for weights that do not fit the config (transformers would fill them with random numbers), damaged files
+    and a kind that is not supported.
     """
     from transformers import AutoConfig
 
@@ -125,13 +131,42 @@ def load_model(
     if kind == "causal_lm" and not has_head:
         _take_head_off(module)
         notes.append("the file holds no output head: hidden states are those of the file, and there are no logits")
-    try:
-        (processor, more), fault = _processor(kind, where, name, trust_remote_code), None
-    except SaekitError as error:
-        if kind == "vision":
-            raise
-        processor, more, fault = None, (), error  # raised when text is first read; list_hooks needs no tokenizer
-    layout = None
+    revision = revision or getattr(config, "_commit_hash", None)
+    if processor is None:
+        processor = FromFolder(where, trust_remote_code)
+    return assemble(module, kind, name, revision, processor, notes, has_head=has_head)
+
+
+@dataclass(frozen=True)
+class FromFolder:
+    """A tokenizer or image processor that is still to be read from `where`: a folder or a hub id."""
+
+    where: str
+    trust_remote_code: bool = False
+
+
+def assemble(
+    module: nn.Module, kind: Kind, name: str, revision: str | None, processor: Any, notes: Sequence[str] = (), *, has_head: bool = True
+) -> LiveModel:
+    """The LiveModel of a module, where it is and in its mode. `processor`: a tokenizer, an image processor, a Processor that holds one, or
+    FromFolder.
+
+    A text model whose tokenizer cannot be read is made without, and says why when it is first needed; an image model is refused.
+    Raises DataError and MissingError.
+    """
+    from transformers import ProcessorMixin
+
+    more, fault, layout, where = (), None, None, name
+    if isinstance(processor, FromFolder):
+        where = processor.where
+        try:
+            processor, more = _processor(kind, processor, name)
+        except SaekitError as error:
+            if kind == "vision":
+                raise
+            processor, fault = None, error  # raised when text is first read; list_hooks needs no tokenizer
+    elif isinstance(processor, ProcessorMixin):
+        processor = getattr(processor, "image_processor" if kind == "vision" else "tokenizer", None)
     if kind == "vision":
         with model_reading("image processor", name, where):
             layout = image_tokens(module, processor, name)
@@ -140,9 +175,9 @@ def load_model(
         module=module,
         kind=kind,
         processor=processor,
-        revision=revision or getattr(config, "_commit_hash", None),
-        device=device,
-        tower=tower_path(module) if kind != "causal_lm" or config.is_encoder_decoder else "",
+        revision=revision,
+        device=next(module.parameters()).device,
+        tower=tower_path(module) if kind != "causal_lm" or module.config.is_encoder_decoder else "",
         image_tokens=layout,
         notes=(*notes, *more),
         has_head=has_head,
@@ -152,14 +187,14 @@ def load_model(
     return live
 
 
-def _processor(kind: Kind, where: str, name: str, trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
+def _processor(kind: Kind, folder: FromFolder, name: str) -> tuple[Any, tuple[str, ...]]:
     """(tokenizer or image processor, notes)."""
-    with quiet_transformers(), model_reading("image processor" if kind == "vision" else "tokenizer", name, where):
+    with quiet_transformers(), model_reading("image processor" if kind == "vision" else "tokenizer", name, folder.where):
         if kind == "vision":
-            return image_processor(where, trust_remote_code)
+            return image_processor(folder.where, folder.trust_remote_code)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code), ()
+        return AutoTokenizer.from_pretrained(folder.where, trust_remote_code=folder.trust_remote_code), ()
 
 
 def _take_head_off(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ listed) and example_id counts them. So two harvests of sources with the same nam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.base import Harvest
+from saekit.harvesting.base import Harvest, Writer
 from saekit.harvesting.config import AUTO, HarvestConfig
 from saekit.harvesting.rawdata import Array, Pixels, RawExample, TfIdf
+from saekit.harvesting.sources import Data
 from saekit.store.shards import StoredExample
-from saekit.store.writer import RowBlock, StoreWriter
+from saekit.store.writer import RowBlock
 from saekit.types import ActivationSpec, Progress
 
 KINDS = {"raw:pixels": Pixels, "raw:array": Array, "raw:tfidf": TfIdf}
@@ -33,7 +34,7 @@ class RawHarvest(Harvest):
 
     dtype = "float32"
 
-    def __init__(self, model: str, data: str, out: Path, config: HarvestConfig) -> None:
+    def __init__(self, model: str, data: Data, out: Path | None, config: HarvestConfig) -> None:
         super().__init__(out, config)
         self.model = model
         self.data = KINDS[model](data, self.config)
@@ -75,7 +76,7 @@ class RawHarvest(Harvest):
     def extras(self) -> dict[str, bytes]:
         return self.data.extras()
 
-    def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+    def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
         (writer,) = writers.values()
         began, first_rows, limit = time.monotonic(), writer.rows, self.config.rows
         number = writer.batches_done * self.config.batch

@@ -15,7 +15,7 @@ from saekit.harvesting.arrays import load_array
 from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.listed import ListedDocuments, shuffled
 from saekit.harvesting.pictures import DEEP
-from saekit.harvesting.sources import open_data
+from saekit.harvesting.sources import Data, open_data
 from saekit.store.files import json_bytes
 from saekit.types import Layout
 
@@ -69,13 +69,13 @@ class Pixels(RawData):
 
     hook, modality = "pixels", "image"
 
-    def __init__(self, data: str, config: HarvestConfig) -> None:
+    def __init__(self, data: Data, config: HarvestConfig) -> None:
         _need_flat(config, "an image")
         self._data = open_data(data, modality="image", column=config.column, seed=config.seed, skip_broken=config.skip_broken)
         self.dataset, self.column, self.notes = self._data.name, self._data.column, self._data.notes
         first = next(self._data.documents(), None)
         if first is None:
-            raise DataError(f"{data} holds no image that can be read", f"drop {opt('skip_broken')} to see why")
+            raise DataError(f"{self.dataset} holds no image that can be read", f"drop {opt('skip_broken')} to see why")
         image = _grey_or_colour(first.image, first.name)
         self._first, self._kind = first.name, (image.size, image.mode)
         width, height = image.size
@@ -124,7 +124,9 @@ class Array(RawData):
 
     hook, modality = "array", "array"
 
-    def __init__(self, data: str, config: HarvestConfig) -> None:
+    def __init__(self, data: Data, config: HarvestConfig) -> None:
+        if not isinstance(data, str | Path):
+            raise UsageError("raw:array reads a .npy or .npz file", "saekit.train takes an array in memory as it is")
         if config.column is not None:
             raise UsageError(f"{opt('column')} with raw:array: an array has no columns with names", f"drop {opt('column')}")
         self._path = Path(data).expanduser()
@@ -181,7 +183,7 @@ class TfIdf(RawData):
 
     hook, modality = "tfidf", "text"
 
-    def __init__(self, data: str, config: HarvestConfig) -> None:
+    def __init__(self, data: Data, config: HarvestConfig) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         _need_flat(config, "a text")
@@ -198,7 +200,7 @@ class TfIdf(RawData):
         try:
             self._x = vectorizer.fit_transform(texts()).tocsr()
         except ValueError as error:  # the only one it raises for strings: an empty vocabulary
-            raise DataError(f"{data} holds no word that is not a stop word", "give English text") from error
+            raise DataError(f"{source.name} holds no word that is not a stop word", "give English text") from error
         self.skipped = source.skipped
         self._words, self._idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.tolist()
         self.d_in = len(self._words)

@@ -8,63 +8,111 @@ a model (saekit.harvesting.raw).
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+from torch import nn
 
 from saekit.device import pick_device
-from saekit.errors import DataError, opt
-from saekit.harvesting.base import Harvest
-from saekit.harvesting.config import AUTO, HarvestConfig, HarvestPlan, HarvestResult, is_raw
+from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.anatomy import untouched
+from saekit.harvesting.base import Harvest, Writer
+from saekit.harvesting.config import AUTO, HarvestConfig, HarvestOptions, HarvestPlan, HarvestResult, is_raw
 from saekit.harvesting.hooks import capture, resolve_hook
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, PositionKind, batches, check_context, check_scope
+from saekit.harvesting.memory_models import live_model, processor_digest, saved_files
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
 from saekit.harvesting.selfcheck import SelfCheck, check_images, check_texts, pieces
-from saekit.harvesting.sources import Documents, open_data
+from saekit.harvesting.sources import Data, Documents, open_data
 from saekit.store.shards import StoredExample
-from saekit.store.writer import RowBlock, StoreWriter
+from saekit.store.writer import RowBlock
+from saekit.typed import takes_options
 from saekit.types import ActivationSpec, Progress
 
 CALIBRATION_ROWS = 4096  # max_norm: rows whose median norm is the reference
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
 
 
+@takes_options(HarvestConfig, without=("hooks",))
 def harvest(
-    model: str | LiveModel,
-    data: str,
-    out: str | Path,
+    model: str | LiveModel | nn.Module,
+    data: Data,
+    out: str | Path | None = None,
     *,
     hook: str | Sequence[str] = (),
+    tokenizer: Any = None,
+    processor: Any = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options,
+    **options: Unpack[HarvestOptions],
 ) -> HarvestResult:
-    """Store a model's hidden states on some data. Options are the fields of HarvestConfig.
+    """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with `out` None.
 
-    One hook writes a store at `out`; several write `out/<hook>` each. The model may be `raw:pixels`, `raw:array` or `raw:tfidf`: then the
-    data itself is stored (saekit.harvesting.raw), and there is no hook. Raises UsageError, DataError (hook, data, OUT), MissingError
-    (model, data), NumericsError (NaN, or overflow of the dtype).
+    model: a hub id, a folder, a .gguf file, `embedded:NAME`, or a transformers module in memory, which stays on its device, in its mode
+        and with its hooks (these take part). Also `raw:pixels`, `raw:array` or `raw:tfidf`: then the data itself is stored, and there
+        is no hook (saekit.harvesting.raw).
+    data: a hub dataset `name:split`, a file, a folder, `embedded:NAME`; or objects. Texts: an iterable of str or of (str, label).
+        Images: an iterable of PIL images, or of arrays or tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label).
+        Either: a datasets.Dataset, whose texts or images stand in `column`. An iterable is read to its end once.
+    out: one hook writes a store there, several write `out/<hook>` each. None: the rows stay in memory, in `result.x` (N,D) of one hook
+        and `result.batches[canonical hook].x` of several, on the CPU; only with layout "flat".
+    hook: `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`, `blocks.9.attn`, `:in` for an input,
+        or a module path.
+    tokenizer, processor: of a text model, of an image model; None: what comes with the model, or lies where it was loaded from.
+    resume: go on with a harvest that was interrupted. The data must have the same content, a model in memory the same weights.
+    overwrite: replace what lies at `out`.
+    options: the fields of HarvestConfig: rows (vectors to keep; None: all), ctx (tokens in a context), batch (contexts or images in a
+        forward pass), scope, layout, dtype, seed and others.
+
+    Raises UsageError, DataError (model, hook, data, `out`), MissingError (model, tokenizer, data), NumericsError (NaN, or overflow of
+    the dtype).
+
+        model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        result = saekit.harvest(model, ["The cat sat.", "A dog ran far away."], hook="blocks.9")
+        result.x.shape  # (rows, 576), float16
     """
-    hooks = (hook,) if isinstance(hook, str) else tuple(hook)
-    return _harvest_of(model, data, out, HarvestConfig(hooks=hooks, **options)).execute(resume, overwrite, progress)
+    config = HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
+    if out is None:
+        _check_in_memory(config, resume or overwrite)
+    if tokenizer is not None and processor is not None:
+        raise UsageError("tokenizer and processor are both given", "tokenizer for a text model, processor for an image model")
+    processor = processor if tokenizer is None else tokenizer
+    if not isinstance(model, nn.Module):
+        if processor is not None and (isinstance(model, LiveModel) or is_raw(model)):
+            raise UsageError("this model takes no other tokenizer or processor", "drop tokenizer and processor")
+        return _harvest_of(model, data, out, config, processor).execute(resume, overwrite, progress)
+    with untouched(model, hooks=False):
+        config.check_for(type(model).__name__)
+        live = live_model(model, processor, trust_remote_code=config.trust_remote_code)
+        if config.device != "auto" and torch.device(config.device) != live.device:
+            raise UsageError(f"device {config.device}: the model is on {live.device}", "model.to(device) moves it")
+        return _harvest_of(live, data, out, config, processor).execute(resume, overwrite, progress)
 
 
-def plan_harvest(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> HarvestPlan:
+def plan_harvest(model: str | LiveModel, data: Data, out: str | Path, config: HarvestConfig) -> HarvestPlan:
     """The plan alone; loads the model, writes nothing."""
     return _harvest_of(model, data, out, config).plan()
 
 
-def _harvest_of(model: str | LiveModel, data: str, out: str | Path, config: HarvestConfig) -> Harvest:
+def _check_in_memory(config: HarvestConfig, asked_of_folder: bool) -> None:
+    if asked_of_folder:
+        raise UsageError("resume and overwrite need a folder", "give out=FOLDER")
+    if config.layout != "flat":
+        raise UsageError(f"layout {config.layout} is one of stores: rows in memory are flat", "give out=FOLDER, or layout flat")
+
+
+def _harvest_of(model: str | LiveModel, data: Data, out: str | Path | None, config: HarvestConfig, processor: Any = None) -> Harvest:
     config.check_for(model if isinstance(model, str) else model.name)
-    raw = isinstance(model, str) and is_raw(model)
-    return (RawHarvest if raw else ModelHarvest)(model, data, Path(out), config)
+    folder = None if out is None else Path(out)
+    if isinstance(model, str) and is_raw(model):
+        return RawHarvest(model, data, folder, config)
+    return ModelHarvest(model, data, folder, config, processor)
 
 
 class ModelHarvest(Harvest):
@@ -77,10 +125,15 @@ class ModelHarvest(Harvest):
     _first: Sequence[ContextBatch] = ()
     _first_states: dict[str, torch.Tensor] | None = None  # of the first of them, where the self-check has run it
 
-    def __init__(self, model: str | LiveModel, data: str, out: Path, config: HarvestConfig) -> None:
+    def __init__(self, model: str | LiveModel, data: Data, out: Path | None, config: HarvestConfig, processor: Any = None) -> None:
+        """`processor`: the tokenizer or image processor that was given beside the model."""
         super().__init__(out, config)
-        device = pick_device(config.device)
-        self.live = load_model(model, device, trust_remote_code=config.trust_remote_code) if isinstance(model, str) else model
+        self._given = processor
+        if isinstance(model, str):
+            options = {"processor": processor, "trust_remote_code": config.trust_remote_code}
+            self.live = load_model(model, pick_device(config.device), **options)
+        else:
+            self.live = model
         self.notes = self.live.notes
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
             raise DataError(
@@ -126,7 +179,10 @@ class ModelHarvest(Harvest):
         return self.data.digest()
 
     def own_plan(self) -> dict[str, Any]:
-        return {} if self.padded else {"padding": "none"}
+        plan = {} if self.padded else {"padding": "none"}
+        if self._given is not None:
+            plan["processor"] = processor_digest(self._given)
+        return plan
 
     def skipped(self) -> Sequence[str]:
         return self.data.skipped
@@ -147,10 +203,7 @@ class ModelHarvest(Harvest):
     def extras(self) -> dict[str, bytes]:
         if self.live.modality != "text":
             return {}
-        with tempfile.TemporaryDirectory() as folder:
-            self.live.tokenizer.save_pretrained(folder)
-            files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-            return {f"{TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
+        return {f"{TOKENIZER}/{name}": content for name, content in saved_files(self.live.tokenizer).items()}
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
@@ -193,7 +246,7 @@ class ModelHarvest(Harvest):
         filled = (batch.inputs["input_ids"][batch.kind_BT == PositionKind.PADDING] for batch in self._first if "input_ids" in batch.inputs)
         return next((int(ids[0]) for ids in filled if len(ids)), 0)
 
-    def fill(self, writers: dict[str, StoreWriter], progress: Callable[[Progress], None]) -> None:
+    def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
         """Run the model and append, until the rows asked for are there or the data ends.
 
         A writer that is ahead of another after a kill ignores the batches that it has.
@@ -249,13 +302,13 @@ class ModelHarvest(Harvest):
         options = {"ctx": c.ctx, "batch": c.batch, "pack": c.pack, "padded": self.padded}
         return batches(self.live, self.data, start_batch=start, **options)
 
-    def _rows_before(self, writers: dict[str, StoreWriter], start: int) -> int:
+    def _rows_before(self, writers: Mapping[str, Writer], start: int) -> int:
         """Rows in the shards up to batch `start`, which is the end of some writer's last shard."""
         return next(writer.manifest.rows for writer in writers.values() if writer.batches_done == start)
 
     # -- which rows stay -------------------------------------------------------------------------------------------------
 
-    def _calibrated(self, stream, writers: dict[str, StoreWriter]):
+    def _calibrated(self, stream, writers: Mapping[str, Writer]):
         """Hold batches back until enough rows are seen to know each hook's median norm, then let them all pass."""
         held, norms = [], {hook: [] for hook in writers}
         for batch, states in stream:

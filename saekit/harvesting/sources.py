@@ -1,4 +1,4 @@
-"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset.
+"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset, or objects (saekit.harvesting.memory_data).
 
 Two shapes of data. What can be listed (embedded sets, paragraphs of a .txt, folders) is visited in an order shuffled by `seed`,
 so that the first rows of a harvest are a fair sample of all of it. What can only be streamed (jsonl, csv, parquet, the hub) keeps
@@ -9,31 +9,41 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from saekit.embedded import data_set, is_embedded
 from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, readable_name, refuse_pointer
+from saekit.harvesting.documents import IN_MEMORY, Document, Documents, Modality, digest_of, readable_name, refuse_pointer
 from saekit.harvesting.folders import walk
 from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
+from saekit.harvesting.memory_data import open_objects
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
+from saekit.types import ActivationSpec
 
-__all__ = ["Document", "Documents", "ListedDocuments", "open_data", "shuffled"]
+__all__ = ["Data", "Document", "Documents", "ListedDocuments", "open_data", "open_data_of", "shuffled"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def open_data(data: str, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
+Data = str | Path | Iterable[Any]  # a name or a place; texts, images, a datasets.Dataset
+
+
+def open_data(data: Data, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
     """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or image (else the only one that does, or
     the one of that name). With skip_broken, what cannot be read is left out and counted (`Documents.skipped`), else it is an error.
 
     Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`, DataError when it holds the
     other modality, no documents, or no such column.
     """
+    if not isinstance(data, str | Path):
+        return open_objects(data, modality, column, seed, skip_broken)
+    data = str(data)
     if is_embedded(data):
         return _embedded(data, modality, seed)
     path = Path(data).expanduser()
@@ -45,6 +55,9 @@ def open_data(data: str, *, modality: Modality, column: str | None = None, seed:
         return _file(path, modality, column, seed, skip_broken)
     if path.exists():
         raise DataError(f"{data} is neither a file nor a folder", "write the data into a file first")
+    if data.endswith(IN_MEMORY):
+        hint = f"write the {modality}s into a file or folder, and harvest from there; inspect also takes the data itself (data=...)"
+        raise MissingError(f"the data was {data}, and cannot be opened by its name", hint)
     repo, _, split = data.partition(":")
     local = Path(repo).expanduser()
     if split and local.is_dir() and is_saved(local):
@@ -54,6 +67,17 @@ def open_data(data: str, *, modality: Modality, column: str | None = None, seed:
     if looks_local and not local.is_dir():
         raise MissingError(f"there is no data at {data}", "check the path, or use embedded:pydocs or embedded:digits")
     return open_hub(str(local) if local.is_dir() else repo, split or "train", modality, column, skip_broken)
+
+
+def open_data_of(spec: ActivationSpec, known: str | None, given: Data | None = None) -> Documents:
+    """The data that a store was harvested from, by its spec, or `given`, which must have the digest `known`.
+
+    Raises what `open_data` does, and DataError for other data than the store's.
+    """
+    data = open_data(spec.dataset if given is None else given, modality=spec.modality, column=spec.column, seed=spec.seed)
+    if given is not None and known is not None and data.digest() != known:
+        raise DataError(f"{data.name}: not what the store was harvested from ({spec.dataset})", "give the same items in the same order")
+    return data
 
 
 def _embedded(data: str, modality: Modality, seed: int) -> Documents:

@@ -197,7 +197,7 @@ class ArrowTable(Table):
         for file in self.files:
             for field in self._schema(file):
                 if found.get(field.name) is None:
-                    found[field.name] = _arrow_kind(field.type)
+                    found[field.name] = arrow_kind(field.type)
         return found
 
     def rows(self, columns: Sequence[str] | None, start: int = 0) -> Iterator[Row | DataError]:
@@ -262,7 +262,7 @@ def _pieces(batch: Any) -> Iterator[Any]:
         yield batch.slice(start, _BATCH)
 
 
-def _arrow_kind(kind: Any) -> str | None:
+def arrow_kind(kind: Any) -> str | None:
     from pyarrow import types
 
     if types.is_dictionary(kind):

@@ -12,7 +12,7 @@ import torch
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
-from saekit.harvesting.models import load_model
+from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.sources import Document, Documents
 from saekit.inspection.records import pick_rows
@@ -147,7 +147,7 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
 
 def _hidden_states(specs: list[ActivationSpec], document: Document) -> Iterator[dict[str, torch.Tensor]]:
     """Context after context of the document: the rows (B,D) of each hook of one model."""
-    live, hooks = load_model(specs[0].model), list(dict.fromkeys(spec.hook for spec in specs))
+    live, hooks = load_model_of(specs[0]), list(dict.fromkeys(spec.hook for spec in specs))
     for batch in batches(live, _Typed(specs[0].modality, document), ctx=specs[0].context or 128, batch=1):
         with capture(live, hooks, stop=True) as states:
             live.forward(batch.inputs)

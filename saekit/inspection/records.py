@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,11 +105,13 @@ def feature_records(
     thumbnails: Thumbnails | None,
     directions_FD: torch.Tensor | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    data: Any = None,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of `directions_FD`, by default of the
-    model's decoder rows. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
+    model's decoder rows. `data`: the texts themselves, where the store's were in memory. Streams: windows are read for LATENTS_AT_ONCE
+    latents at a time."""
     texts = token_texts(store) if store.spec.modality == "text" else None
-    written = WrittenTexts(store, texts) if isinstance(texts, TokenTexts) and texts.loses_text() else None
+    written = WrittenTexts(store, texts, data) if isinstance(texts, TokenTexts) and texts.loses_text() else None
     read = None if texts is None else (lambda example: texts(example.tokens)) if written is None else written.of
     fault = ""
     alive = scan.active > 0

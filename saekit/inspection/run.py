@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.inspection.page import PageMeta, PageResult, write_page
@@ -25,6 +27,9 @@ from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore, check_stores, stores_of, with_stores
 from saekit.training.checkpoints import load
 from saekit.types import ActivationSpec, FeatureRecord, Progress
+
+if TYPE_CHECKING:
+    from saekit.harvesting.sources import Data
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (
@@ -49,14 +54,17 @@ def inspect(
     top: int = 20,
     single_file: bool = False,
     overwrite: bool = False,
+    live: nn.Module | None = None,
+    data: Data | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> InspectResult:
     """Scan a store once and write a page of the chosen features (`0-255,1024`, `top:500`, `all`) that opens from disk.
 
     `store`: a path or an open Store. A crosscoder takes the stores of its training, in its order, as a list; examples are shown with the
     first one's tokens or images, which are those of all. For a language model the logit lens needs the model itself; when it cannot be
-    had the page is made without, and a message says so. Raises UsageError, DataError (checkpoint and store do not fit, OUT),
-    MissingError.
+    had the page is made without, and a message says so. `live` and `data` are the model and the texts or images themselves, for a store
+    that was harvested from objects in memory. Raises UsageError, DataError (checkpoint and store do not fit, OUT, other data than the
+    store's), MissingError.
     """
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
@@ -72,7 +80,7 @@ def inspect(
     with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite) as folder:
         write_json(folder.path / PAGE.marker, {"schema_version": 1, **settings})
         write_config(folder.path / "config.toml", settings)
-        page = _write_page(model, description, Path(checkpoint), opened, folder.path, features, top, single_file, progress)
+        page = _write_page(model, description, Path(checkpoint), opened, folder.path, features, top, single_file, live, data, progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
@@ -85,22 +93,24 @@ def _write_page(
     features: str,
     top: int,
     single_file: bool,
+    live: nn.Module | None,
+    data: Data | None,
     progress: Callable[[Progress], None],
 ) -> PageResult:
     scan = cached_scan(model, checkpoint, opened, progress)
     chosen = select_latents(features, scan)
-    thumbnails = Thumbnails(opened) if opened.spec.modality == "image" else None
+    thumbnails = Thumbnails(opened, data) if opened.spec.modality == "image" else None
     if thumbnails is not None and thumbnails.note:
         progress(Progress("inspect", 0, len(chosen), "features", message=thumbnails.note))
     directions_FD = _even_directions(model, description, opened) if isinstance(opened, StackedStore) else model.W_dec
-    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD, progress)
+    records: Iterable[FeatureRecord] = feature_records(model, opened, scan, chosen, top, thumbnails, directions_FD, progress, data)
     note = "the logit lens applies to the residual stream of language models"
     if isinstance(opened, StackedStore):
         records, note = _with_hook_shares(records, directions_FD, opened), CROSSCODER_NOTE
     elif model.W_dec is None:
         note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
     elif opened.spec.modality == "text":
-        head, note = _output_head(description, opened)
+        head, note = _output_head(description, opened, live)
         if head is not None:
             records = _with_logits(records, model, head, opened)
         else:
@@ -140,24 +150,25 @@ class Head:
     ids: list[int]
 
 
-def _output_head(checkpoint: Checkpoint, store: Store) -> tuple[Head | None, str]:
+def _output_head(checkpoint: Checkpoint, store: Store, live: nn.Module | None) -> tuple[Head | None, str]:
     """As `unembedding`. A transcoder's directions are of its target, not of what it reads."""
     target = checkpoint.config["training"].get("target_store")
     try:
-        return unembedding(store, store.spec if target is None else Store(Path(target)).spec)
+        return unembedding(store, store.spec if target is None else Store(Path(target)).spec, live)
     except SaekitError as error:
         return None, f"the target store cannot be read: {error}"
 
 
-def unembedding(store: Store, written: ActivationSpec | None = None) -> tuple[Head | None, str]:
-    """(the head of the language model that the store came from, '') or (None, why directions at `written` have no output tokens)."""
-    from saekit.harvesting.models import load_model
+def unembedding(store: Store, written: ActivationSpec | None = None, given: nn.Module | None = None) -> tuple[Head | None, str]:
+    """(the head of the language model that the store came from, '') or (None, why directions at `written` have no output tokens).
+    `given`: the model itself, where it was in memory."""
+    from saekit.harvesting.memory_models import load_model_of
 
     spec = written or store.spec
     if spec.is_raw or spec.model != store.spec.model:
         return None, f"the decoder writes to {spec.hook} of {spec.model}, not to the model of {store.path}"
     try:
-        live = load_model(spec.model, "cpu")
+        live = load_model_of(spec, given=given)
     except SaekitError as error:
         return None, str(error)
     head = live.output_head
@@ -168,8 +179,8 @@ def unembedding(store: Store, written: ActivationSpec | None = None) -> tuple[He
     if why := off_the_residual_stream(live, spec.hook):
         return None, why
     # Heads are padded to round numbers: rows that are no token of the vocabulary were never trained.
-    ids = sorted(i for i in set(live.tokenizer.get_vocab().values()) if 0 <= i < len(head.weight))
-    return Head(head.weight.detach().float()[ids], ids), ""
+    ids = [i for i in token_texts(store).ids() if 0 <= i < len(head.weight)]
+    return Head(head.weight.detach().float().cpu()[ids], ids), ""
 
 
 def _with_logits(records: Iterable[FeatureRecord], model: Autoencoder, head: Head, store: Store) -> Iterator[FeatureRecord]:

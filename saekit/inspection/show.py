@@ -29,10 +29,11 @@ class Thumbnails:
     padded as it does. Where there is no processor any more they are the whole images, and `note` says so.
     """
 
-    def __init__(self, store: Store | StackedStore) -> None:
-        from saekit.harvesting.sources import open_data
+    def __init__(self, store: Store | StackedStore, data: Any = None) -> None:
+        """`data`: the images themselves, where the store's were in memory. Raises what `open_data_of` does."""
+        from saekit.harvesting.sources import open_data_of
 
-        self._data = open_data(store.spec.dataset, modality="image", column=store.spec.column, seed=store.spec.seed)
+        self._data = open_data_of(store.spec, store.manifest.plan.get("data"), data)
         self._keys: dict[str, str] = {}
         self.images: dict[str, bytes] = {}
         self.note = ""

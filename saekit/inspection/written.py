@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +26,16 @@ AROUND = 4  # special tokens that may stand before or behind a text
 class WrittenTexts:
     """Texts of contexts by the documents that they come from."""
 
-    def __init__(self, store: Store | StackedStore, texts: TokenTexts) -> None:
-        self._spec, self._texts = store.spec, texts
+    def __init__(self, store: Store | StackedStore, texts: TokenTexts, data: Any = None) -> None:
+        """`data`: the texts themselves, where the store's were in memory."""
+        self._spec, self._texts, self._data = store.spec, texts, data
+        self._known = store.manifest.plan.get("data")
         self._documents: dict[int, tuple[str, bytes, list[int]]] = {}  # id -> text, its token ids, the end of each in the text
-        self.fault = "" if _is_here(self._spec.dataset) else f"{self._spec.dataset} is not on this machine"
+        self.fault = "" if data is not None or _is_here(self._spec.dataset) else f"{self._spec.dataset} is not on this machine"
 
     def gather(self, doc_ids: Iterable[int]) -> None:
         """Read these documents, in place of those that were read before. Where that fails, `fault` says why."""
-        from saekit.harvesting.sources import open_data
+        from saekit.harvesting.sources import open_data_of
 
         wanted = set(doc_ids)
         self._documents = {number: found for number, found in self._documents.items() if number in wanted}
@@ -40,7 +43,7 @@ class WrittenTexts:
         if self.fault or not wanted:
             return
         try:
-            data = open_data(self._spec.dataset, modality="text", column=self._spec.column, seed=self._spec.seed)
+            data = open_data_of(self._spec, self._known, self._data)
             for document in data.documents():
                 if document.id in wanted:
                     wanted.remove(document.id)

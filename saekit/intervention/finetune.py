@@ -31,7 +31,7 @@ from saekit_kernels import keep_freed_memory
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, UsageError, opt
-from saekit.harvesting.models import load_model
+from saekit.harvesting.memory_models import load_model_of
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
@@ -111,7 +111,7 @@ class _Finetune:
             rows=config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1),
         )
         spec, device = self.store.spec, pick_device(config.device)
-        self.live = load_model(spec.model, device)
+        self.live = load_model_of(spec, device)
         if self.live.kind != "causal_lm":
             raise UsageError(f"{spec.model} has no logits to train against", "fine-tune an SAE of a language model with a head")
         if not self.live.has_head:

@@ -7,8 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,23 +16,44 @@ from torch import nn
 
 from saekit.errors import DataError
 from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook, split_input
+from saekit.types import Output
 
-Change = Callable[[torch.Tensor], torch.Tensor]
+Change = Callable[[torch.Tensor], torch.Tensor | Output]
 
 
 @contextmanager
-def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None = None) -> Iterator[None]:
-    """Within the body, every forward pass of `model` (a module or a LiveModel) runs on with changed states at `hook`.
+def splice(
+    model: Any, hook: str | Mapping[str, Change], change: Change | None = None, mask_BT: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Within the body, every forward pass of `model` runs on with changed states at a hook, or at several.
 
-    `change` is given the rows x (N,D) of the chosen positions, in order, and returns what stands in their place, (N,D), in any float dtype.
-    mask_BT (bool) chooses the positions: all others keep their bits. None: all positions, of inputs of any length.
+    model: any transformers module, or a LiveModel. Hooks are named as for `capture`: `blocks.9` is the residual stream after block 9.
+    change: a function of the rows x (N,D) of the chosen positions, in order, that returns what stands in their place, (N,D), in any float
+        dtype; or an autoencoder such as `saekit.load` gives, whose reconstruction stands there. A module is given x in its own dtype.
+    hook: the hook that `change` is for, or a mapping of hooks to changes.
+    mask_BT: bool; the positions that are changed, all others keep their bits. None: all positions, of inputs of any length.
 
-        with splice(live, "blocks.9", lambda x_ND: sae(x_ND).x_hat, mask_BT):
-            logits_BTV = live.forward(inputs).logits
+    Gradients flow through the changed states, to x and to what `change` uses.
+
+        sae = saekit.load("runs/sae")
+        with torch.inference_mode(), saekit.splice(model, "blocks.9", sae):
+            loss = model(**inputs, labels=inputs["input_ids"]).loss  # what the model predicts from the reconstruction
+        with saekit.splice(model, {"blocks.3": lambda x: 0 * x, "blocks.9": sae}):
+            ...
 
     Raises DataError for an unknown hook or an alias that is not what it says on this model, one that gives no states (B,T,D), one that runs
-    several times in a pass, and one that did not run.
+    several times in a pass, one that did not run, and a change that returns another shape.
     """
+    if isinstance(hook, str) == (change is None):
+        raise TypeError("splice takes a hook and a change, or a mapping of hooks to changes")
+    with ExitStack() as stack:
+        for name, one in {hook: change}.items() if isinstance(hook, str) else hook.items():
+            stack.enter_context(_splice_one(model, name, one, mask_BT))
+        yield
+
+
+@contextmanager
+def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None) -> Iterator[None]:
     module = model if isinstance(model, nn.Module) else model.module
     canonical = resolve_hook(module, hook)
     check_runs_once(module, canonical)
@@ -72,8 +93,18 @@ def splice(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None =
 
 def _replaced(state_BTD: torch.Tensor, change: Change, mask_BT: torch.Tensor | None) -> torch.Tensor:
     if mask_BT is None:
-        return change(state_BTD.flatten(0, 1)).to(state_BTD.dtype).view_as(state_BTD)
-    rows = change(state_BTD[mask_BT]).to(state_BTD.dtype)
+        return _changed(state_BTD.flatten(0, 1), change).view_as(state_BTD)
+    rows = _changed(state_BTD[mask_BT], change)
     state_BTD = state_BTD.clone()  # the model's own tensor may be in use elsewhere, as the residual
     state_BTD[mask_BT] = rows
     return state_BTD
+
+
+def _changed(x_ND: torch.Tensor, change: Change) -> torch.Tensor:
+    """What stands in place of x, in its dtype."""
+    weight = next(change.parameters(), None) if isinstance(change, nn.Module) else None
+    changed = change(x_ND if weight is None else x_ND.to(weight.dtype))
+    rows = changed.x_hat if isinstance(changed, Output) else changed
+    if rows.shape != x_ND.shape:
+        raise DataError(f"rows {tuple(x_ND.shape)} were to be changed, and {tuple(rows.shape)} came back", "give a row for each row")
+    return rows.to(x_ND.dtype)

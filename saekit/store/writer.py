@@ -104,16 +104,7 @@ class StoreWriter:
 
     def append(self, block: RowBlock) -> None:
         """Add the rows of one model batch. Raises NumericsError when a value is not finite in the store's dtype."""
-        stored = block.x.to(DTYPES[self.spec.dtype])
-        # A sum is finite only where all values are; looking at each one takes five times as long.
-        finite = bool(torch.isfinite(stored.sum(dtype=torch.float32)))
-        bad = [] if finite else (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
-        if len(bad):
-            row = int(bad[0])
-            where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
-            if torch.isfinite(block.x[row]).all():
-                raise NumericsError(f"a value overflows {self.spec.dtype} ({where})", overflow_hint(block.x, self.spec.dtype))
-            raise NumericsError(f"the model's hidden state at {self.spec.hook} is NaN or inf ({where})", f"another {opt('hook')}")
+        stored = in_dtype(block, self.spec)
         self._rounding.add(block.x, stored)
         block.x = stored
         self._blocks.append(block)
@@ -176,6 +167,21 @@ class StoreWriter:
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest
+
+
+def in_dtype(block: RowBlock, spec: ActivationSpec) -> torch.Tensor:
+    """x (R,D) in the dtype of `spec`. Raises NumericsError when a value is not finite there."""
+    stored = block.x.to(DTYPES[spec.dtype])
+    # A sum is finite only where all values are; looking at each one takes five times as long.
+    finite = bool(torch.isfinite(stored.sum(dtype=torch.float32)))
+    bad = [] if finite else (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
+    if len(bad):
+        row = int(bad[0])
+        where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
+        if torch.isfinite(block.x[row]).all():
+            raise NumericsError(f"a value overflows {spec.dtype} ({where})", overflow_hint(block.x, spec.dtype))
+        raise NumericsError(f"the model's hidden state at {spec.hook} is NaN or inf ({where})", f"another {opt('hook')}")
+    return stored
 
 
 def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> str:

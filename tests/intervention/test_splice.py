@@ -6,9 +6,11 @@ import pytest
 import tiny
 import torch
 
+import saekit
 from saekit.errors import DataError
 from saekit.harvesting.hooks import capture
 from saekit.intervention.splice import splice
+from saekit.models.catalog import restore
 
 FAMILIES = ("llama", "gpt2", "bloom")
 HOOKS = ("blocks.1", "blocks.1.mlp", "blocks.1:in", "blocks.2.attn:in")
@@ -120,3 +122,44 @@ def test_unknown_and_silent_hooks_are_refused():
         pass
     with pytest.raises(DataError, match="no hidden states"), splice(model, "model.embed_tokens:in", lambda x: x):
         logits(model)
+
+
+@torch.no_grad()
+def test_several_hooks_are_changed_in_one_pass_as_one_inside_the_other():
+    model = tiny.random_model("llama")
+    double, shift = (lambda x: 2 * x), (lambda x: x + 1)
+    with saekit.splice(model, "blocks.0", double), saekit.splice(model, "blocks.2", shift):
+        nested = logits(model)
+    with saekit.splice(model, {"blocks.0": double, "blocks.2": shift}):
+        assert torch.equal(logits(model), nested)
+    assert not torch.equal(logits(model), nested), "nothing stays behind"
+    with pytest.raises(DataError, match=r"blocks\.7"), saekit.splice(model, {"blocks.0": double, "blocks.7": shift}):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_an_sae_stands_in_with_its_reconstruction_in_its_own_dtype():
+    model = tiny.random_model("llama").bfloat16()
+    sae = restore("sae", {"d_in": tiny.WIDTH, "latents": 64, "sparsity": "topk", "k": 4}, sae_tensors())
+    with saekit.capture(model, "blocks.1") as states:
+        logits(model)
+    want = sae(states["blocks.1"].flatten(0, 1).float()).x_hat.bfloat16().view_as(states["blocks.1"])
+    with saekit.splice(model, "blocks.1", sae), saekit.capture(model, "blocks.1") as states:
+        logits(model)
+    assert torch.equal(states["blocks.1"], want)
+
+
+def test_a_change_of_another_shape_and_half_a_call_are_refused():
+    model = tiny.random_model("llama")
+    with pytest.raises(DataError, match=r"\(14, 32\) were to be changed, and \(14, 5\) came back"):
+        with saekit.splice(model, "blocks.1", lambda x: x[:, :5]):
+            logits(model)
+    for given in (("blocks.1",), ({"blocks.1": abs}, abs)):
+        with pytest.raises(TypeError, match="a hook and a change"), saekit.splice(model, *given):
+            pass
+
+
+def sae_tensors() -> dict[str, torch.Tensor]:
+    W_dec = torch.nn.functional.normalize(torch.randn(64, tiny.WIDTH), dim=1)
+    return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(64), "W_dec": W_dec, "b_dec": torch.zeros(tiny.WIDTH)}
