@@ -23,11 +23,11 @@ import torch
 
 from saekit.bench.cases import CASES, DATA, Case
 from saekit.device import pick_device
-from saekit.evaluation.anomaly import one_class
-from saekit.evaluation.classifier import as_classifier
-from saekit.evaluation.codes import few_labels, knn_accuracy, map_2d, trustworthiness
-from saekit.evaluation.denoising import psnr
-from saekit.evaluation.segmentation import iou
+from saekit.measures.anomaly import one_class
+from saekit.measures.classifier import as_classifier
+from saekit.measures.codes import few_labels, knn_accuracy, map_2d, trustworthiness
+from saekit.measures.denoising import psnr
+from saekit.measures.segmentation import iou
 from saekit.models.catalog import build, restore
 from saekit.models.noise import Noise, step_generator
 from saekit.store.memory import ArraySource
@@ -180,7 +180,7 @@ def _segment(model: Any, store: Store, case: Case, folder: str, seed: int) -> di
 
 
 def _classify(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
-    """Accuracy with 10 labels a class (saekit.evaluation.classifier); a code without weights to tune has a probe alone."""
+    """Accuracy with 10 labels a class (saekit.measures.classifier); a code without weights to tune has a probe alone."""
     draws = tuple(range(3 * seed, 3 * seed + 3))
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     if model.strategy == "closed_form":

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from saekit.errors import DataError, NumericsError
-from saekit.evaluation.anomaly import auroc, error_histogram, one_class
+from saekit.measures.anomaly import auroc, error_histogram, one_class
 
 
 def test_auroc_counts_ordered_pairs_and_ties_by_half():

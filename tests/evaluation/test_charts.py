@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saekit.errors import DataError
-from saekit.evaluation.axes import COLOURS, Frame, linear_ticks, log_ticks, tick_text
-from saekit.evaluation.charts import field, histogram, lines, scatter
+from saekit.report.axes import COLOURS, Frame, linear_ticks, log_ticks, tick_text
+from saekit.report.charts import field, histogram, lines, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saekit.errors import DataError
-from saekit.evaluation.classifier import as_classifier
+from saekit.measures.classifier import as_classifier
 from saekit.models.catalog import build
 
 

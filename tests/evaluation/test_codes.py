@@ -7,7 +7,7 @@ from saekit_kernels import from_dense
 from sklearn.datasets import load_digits
 
 from saekit.errors import DataError, NumericsError, UsageError
-from saekit.evaluation.codes import few_labels, knn_accuracy, map_2d, principal_angles, probe_accuracy, trustworthiness
+from saekit.measures.codes import few_labels, knn_accuracy, map_2d, principal_angles, probe_accuracy, trustworthiness
 
 XOR = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat(5, 1)
 XOR_LABELS = [0, 0, 1, 1] * 5

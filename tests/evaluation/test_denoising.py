@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saekit.evaluation.denoising import GaussianMixture, psnr, score_estimate, vector_field
+from saekit.measures.denoising import GaussianMixture, psnr, score_estimate, vector_field
 
 DOUBLE = torch.float64
 

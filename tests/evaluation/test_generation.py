@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from saekit.evaluation.generation import active_units, interpolate, samples, traverse
+from saekit.measures.generation import active_units, interpolate, samples, traverse
 
 
 def double(z):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from saekit.errors import DataError, NumericsError
-from saekit.evaluation.images import CAPTION, GAP, columns_of, png_data_uri, sheet
+from saekit.report.images import CAPTION, GAP, columns_of, png_data_uri, sheet
 
 
 def test_every_pixel_is_a_square_and_gaps_are_clear():

@@ -12,12 +12,12 @@ from made_stores import make_rows
 from sklearn.metrics import roc_auc_score
 
 from saekit.errors import DataError
-from saekit.evaluation.compare import compare
-from saekit.evaluation.denoising import psnr
-from saekit.evaluation.page import json_block
-from saekit.evaluation.pictures import chosen_examples
 from saekit.harvesting.run import harvest
+from saekit.measures.denoising import psnr
 from saekit.models.noise import masking
+from saekit.report.comparison import compare
+from saekit.report.page import json_block
+from saekit.report.pictures import chosen_examples
 from saekit.store.reader import Store
 from saekit.training.checkpoints import load
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saekit.errors import DataError
-from saekit.evaluation.segmentation import iou
+from saekit.measures.segmentation import iou
 
 
 def test_pooled_and_mean_per_image_by_hand():

@@ -6,8 +6,8 @@ import torch
 
 import saekit
 from saekit.evaluation.passes import look, sample
-from saekit.evaluation.pictures import _use
 from saekit.evaluation.subjects import open_runs
+from saekit.report.pictures import _use
 from saekit.store.reader import open_store
 
 

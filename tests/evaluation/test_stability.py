@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saekit.errors import DataError, NumericsError
-from saekit.evaluation.stability import matched, stability
+from saekit.measures.stability import matched, stability
 
 
 def test_a_permuted_dictionary_of_other_norms_is_the_same_one():

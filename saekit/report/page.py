@@ -1,7 +1,7 @@
 """The page around a report: one HTML file that opens from disk and asks for nothing else.
 
 No script runs: the content security policy admits the page's own style by hash, pictures that stand in it, and denies the rest. What comes
-from names and labels is escaped here, or by saekit.evaluation.axes for what stands in charts. No clock: equal inputs give equal bytes.
+from names and labels is escaped here, or by saekit.report.axes for what stands in charts. No clock: equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from saekit.evaluation.images import png_data_uri
+from saekit.report.images import png_data_uri
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +33,7 @@ class Panel:
 
 def document(title: str, lead: str, facts: Sequence[tuple[str, str]], panels: Sequence[Panel], numbers: dict[str, Any]) -> str:
     """The whole file. `numbers` and those of the panels become one JSON value in <script type="application/json" id="numbers">."""
-    style = resources.files("saekit.evaluation").joinpath("assets", "report.css").read_text(encoding="utf-8")
+    style = resources.files("saekit.report").joinpath("assets", "report.css").read_text(encoding="utf-8")
     policy = f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; img-src data:"
     links = "".join(f'<li><a href="#{_anchor(p.title)}">{escape(p.title)}</a></li>' for p in panels)
     terms = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)

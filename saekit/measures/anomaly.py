@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from saekit.errors import DataError
-from saekit.evaluation.arrays import Labels, Rows, classes, matrix
+from saekit.measures.arrays import Labels, Rows, classes, matrix
 
 Score = Callable[[torch.Tensor], Rows]
 """(N, ...) rows -> (N,) scores, higher for stranger rows."""
@@ -33,6 +33,12 @@ class OneClass:
     def worst(self) -> tuple[str | int, float]:
         """(class, AUROC)."""
         return min(self.by_class.items(), key=lambda item: item[1])
+
+
+def squared_errors(wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(N,): squared error of each row or example, summed over its values; padding does not count."""
+    squares = (wanted - x_hat).double().square()
+    return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
 
 
 def auroc(normal_errors: Rows, anomalous_errors: Rows) -> float:

@@ -1,4 +1,4 @@
-"""Charts as SVG text: scatter, histogram, lines, vector field. Data in, one string out; saekit.evaluation.axes draws the frame.
+"""Charts as SVG text: scatter, histogram, lines, vector field. Data in, one string out; saekit.report.axes draws the frame.
 
 Not matplotlib: these few charts take no 50 MB, follow the page's light or dark colours, and stay sharp. Each holds at most ten colours, the
 most that can be told apart; text is escaped, since names come from data.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.evaluation.axes import COLOURS, PAPER, Frame, colour, extent, padded, text
+from saekit.report.axes import COLOURS, PAPER, Frame, colour, extent, padded, text
 
 Values = Sequence[float] | torch.Tensor | np.ndarray
 

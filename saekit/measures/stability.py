@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from saekit.errors import DataError
-from saekit.evaluation.arrays import Rows, matrix
+from saekit.measures.arrays import Rows, matrix
 
 
 def stability(W_FD: Rows, V_FD: Rows) -> float:

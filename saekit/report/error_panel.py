@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from saekit.evaluation.anomaly import auroc, error_histogram
-from saekit.evaluation.charts import histogram
-from saekit.evaluation.page import Panel, cell, figure, grid, note, number, table
-from saekit.evaluation.panels import MOST_CLASSES, counted
-from saekit.evaluation.passes import Look, errors, errors_of, outputs_of, some
+from saekit.evaluation.passes import Look, errors_of, outputs_of, some
+from saekit.measures.anomaly import auroc, error_histogram, squared_errors
+from saekit.report.charts import histogram
+from saekit.report.page import Panel, cell, figure, grid, note, number, table
+from saekit.report.panels import counted
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch
+
+MOST_CLASSES = 20
 
 
 def errors_panel(looks: Sequence[Look], anomalies: Store | None, seed: int) -> Panel:
@@ -89,7 +91,7 @@ def _shuffled_errors(look: Look, seed: int) -> torch.Tensor | None:
     order = torch.rand(flat.shape, generator=generator).argsort(0)
     x = flat.gather(0, order).reshape(batch.x.shape)
     x_hat, _ = outputs_of(look.subject.model, ActivationBatch(x, batch.doc_id, batch.example_id, batch.position))
-    return errors(x, x_hat)
+    return squared_errors(x, x_hat)
 
 
 def _classes(labels: Sequence[str | None]) -> tuple[list[str], int]:

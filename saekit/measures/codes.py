@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import subspace_angles
+from scipy.sparse import csr_matrix
 from sklearn import manifold
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -19,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from saekit.errors import DataError, UsageError, check_choice
-from saekit.evaluation.arrays import Labels, Rows, classes, matrix
+from saekit.measures.arrays import Codes, Labels, Rows, classes, matrix
 
 MAP_METHODS = ("pca", "tsne")
 
@@ -42,6 +43,16 @@ def knn_accuracy(train_codes: Rows, train_labels: Labels, codes: Rows, labels: L
     if not 1 <= k <= len(z_train):
         raise UsageError(f"k = {k} neighbours must be between 1 and the number of training rows, {len(z_train):,}")
     return float(KNeighborsClassifier(k).fit(z_train, y_train).score(z, y))
+
+
+def neighbours(train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k: int) -> float | None:
+    """Accuracy of k nearest neighbours, (codes, labels) of each side; rows without a label are left out. None: no classes to tell apart."""
+    (z_train, y_train), (z, y) = _with_labels(*train), _with_labels(*judged)
+    if len(set(y_train)) < 2 or len(y) == 0 or len(y_train) < k:
+        return None
+    if isinstance(z, csr_matrix):
+        return float(KNeighborsClassifier(k, algorithm="brute").fit(z_train, y_train).score(z, y))
+    return knn_accuracy(z_train, y_train, z, y, k)
 
 
 def trustworthiness(x: Rows, codes: Rows, neighbours: int = 5, rows: int = 2000, seed: int = 0) -> float:
@@ -143,6 +154,11 @@ def _labelled(train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labe
     if len(np.unique(y_train)) < 2:
         raise DataError("the training labels name one class only", "rows of at least two classes")
     return z_train, y_train, z, y
+
+
+def _with_labels(codes: Codes, labels: Sequence[str | None]) -> tuple[Codes, list[str]]:
+    known = [i for i, label in enumerate(labels) if label is not None]
+    return codes[known], [labels[i] for i in known]
 
 
 def _probe(z: np.ndarray, y: np.ndarray) -> LogisticRegression:

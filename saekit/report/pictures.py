@@ -11,15 +11,15 @@ from html import escape
 import numpy as np
 import torch
 
-from saekit.evaluation.denoising import psnr
-from saekit.evaluation.generation import active_units, interpolate, samples, traverse
-from saekit.evaluation.images import sheet
-from saekit.evaluation.page import Panel, figure, note, picture, pictures, versions
 from saekit.evaluation.passes import Look, outputs_of
-from saekit.evaluation.segmentation import iou
+from saekit.measures.denoising import psnr
+from saekit.measures.generation import active_units, interpolate, samples, traverse
+from saekit.measures.segmentation import iou
 from saekit.models.noise import Noise
 from saekit.models.unet import UNet
 from saekit.models.vae import VAE
+from saekit.report.images import sheet
+from saekit.report.page import Panel, figure, note, picture, pictures, versions
 from saekit.types import ActivationBatch, ActivationSpec
 
 EXAMPLES, FILTERS, DRAWS, STEPS, TRAVERSED, MAPS = 10, 32, 40, 10, 4, 8

@@ -15,8 +15,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from saekit.evaluation.arrays import Labels, classes
-from saekit.evaluation.codes import draw_labelled, few_labels
+from saekit.measures.arrays import Labels, classes
+from saekit.measures.codes import draw_labelled, few_labels
 
 STEPS, LR, DECAY = 200, 1e-3, 1e-2  # full-batch AdamW: a few hundred rows
 

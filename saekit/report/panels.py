@@ -11,18 +11,15 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from saekit.evaluation.charts import scatter
-from saekit.evaluation.codes import map_2d
-from saekit.evaluation.compare import METRICS, Comparison
-from saekit.evaluation.page import Panel, cell, figure, grid, note, notes, number, table
+from saekit.evaluation.compare import METRICS, Comparison, Inputs
 from saekit.evaluation.passes import Look, Sample
-from saekit.evaluation.subjects import Subject
-from saekit.store.reader import Store
+from saekit.measures.codes import map_2d
+from saekit.report.charts import scatter
+from saekit.report.page import Panel, cell, figure, grid, note, notes, number, table
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
 REDUCED = 50  # numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does before t-SNE
 WIDE = 256
-MOST_CLASSES = 20
 FORMS = {"mse": ".4g", "l0": ".1f", "dead": ".1%", "knn": ".1%", "elbo": ".2f"}
 MEANINGS = (
     "code: numbers that the code keeps of a row; fvu: squared error as a share of the rows' variance, 0 is perfect, 1 the mean row; mse: "
@@ -112,9 +109,10 @@ def _maps(name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None
     return items
 
 
-def settings_panel(runs: Sequence[Subject], store: Store) -> Panel:
+def settings_panel(inputs: Inputs) -> Panel:
     """Every setting of every run; where they differ, in bold."""
-    columns = {run.name: _settings(run, store) for run in runs}
+    runs, store = inputs.runs, inputs.store
+    columns = {run.name: _settings(run.config, store.manifest.content) for run in runs}
     names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
     rows = []
     for name in names:
@@ -129,13 +127,12 @@ def settings_panel(runs: Sequence[Subject], store: Store) -> Panel:
     return Panel("Settings", body, {"settings": columns, "versions": {name: version(name) for name in ("saekit", "torch")}})
 
 
-def _settings(run: Subject, store: Store) -> dict[str, str]:
-    config = run.config
+def _settings(config: dict[str, Any], content: str) -> dict[str, str]:
     own = {name: value for name, value in config["config"].items() if name not in ("d_in", "d_out", "shape")}
     training = {name: value for name, value in config["training"].items() if name not in ("save_seconds", "model", *own)}
     said = {"model": config["model"], **own, **training}
     said["backend"] = config["backend"]["name"]
-    said["trained on"] = "this store" if config["content"] == store.manifest.content else f"another: {data_name(config['spec']['dataset'])}"
+    said["trained on"] = "this store" if config["content"] == content else f"another: {data_name(config['spec']['dataset'])}"
     said |= {f"{name} version": value for name, value in config["versions"].items()}
     return {name.replace("_", " "): _said(value) for name, value in said.items()}
 

@@ -1,5 +1,5 @@
 """For data of two dimensions: where reconstruction moves the plane. A denoising autoencoder's arrows point to where the data are dense:
-divided by the noise's variance they estimate the gradient of the log density (saekit.evaluation.denoising.score_estimate)."""
+divided by the noise's variance they estimate the gradient of the log density (saekit.measures.denoising.score_estimate)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from saekit.evaluation.charts import field
-from saekit.evaluation.denoising import vector_field
-from saekit.evaluation.page import Panel, figure, grid, note
 from saekit.evaluation.passes import Look
+from saekit.measures.denoising import vector_field
+from saekit.report.charts import field
+from saekit.report.page import Panel, figure, grid, note
 from saekit.types import ActivationSpec
 
 SIDE = 20  # arrows along each axis
