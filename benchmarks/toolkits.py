@@ -1,4 +1,4 @@
-"""TopK autoencoders trained as other toolkits train them, where they are installed (extra `peers`), for saekit.bench.field.
+"""TopK autoencoders trained as other toolkits train them, where they are installed (extra `peers`), for benchmarks/field.py.
 
 Each toolkit has two settings. `shipped` is what it does when told only width, k, rate, rows and seed. That is not always what its authors
 would do with a run of 200 steps: some of their defaults count steps by the thousand, and an auxiliary loss that waits for 1,000 silent
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import os
 import sys
 import time
@@ -19,8 +18,6 @@ from typing import Any
 
 import torch
 from saekit_kernels import SparseCodes
-
-from saekit.errors import MissingError, UsageError, did_you_mean
 
 SHIPPED, SCALED = "shipped", "scaled"
 WARMUP_SHARE, DECAY_SHARE, DEAD_SHARE = 0.05, 0.2, 0.1  # of the steps, for `scaled`
@@ -58,12 +55,6 @@ class PeerModel:
 class Setting:
     rates: tuple[float, ...]
     train: Callable[[Iterator[torch.Tensor], int, Task], PeerModel]
-
-
-@dataclass(frozen=True)
-class Peer:
-    module: str
-    settings: dict[str, Setting]
 
 
 def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bool) -> PeerModel:
@@ -146,33 +137,18 @@ def _adam(coder: torch.nn.Module, task: Task) -> tuple[torch.optim.Adam, torch.o
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-PEERS: dict[str, Peer] = {
-    "sae-lens": Peer(
-        "sae_lens",
-        {
-            SHIPPED: Setting(RATES, functools.partial(_sae_lens, scaled=False)),
-            SCALED: Setting(RATES, functools.partial(_sae_lens, scaled=True)),
-        },
-    ),
-    "eai-sparsify": Peer(
-        "sparsify",
-        {
-            # Its own rate at this width is 5e-3 / sqrt(3,072 / 2^14) = 1.15e-2.
-            SHIPPED: Setting((3e-3, 6e-3, 1.15e-2), functools.partial(_sparsify, adam=False)),
-            SCALED: Setting(RATES, functools.partial(_sparsify, adam=True)),
-        },
-    ),
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "sae-lens": {
+        SHIPPED: Setting(RATES, functools.partial(_sae_lens, scaled=False)),
+        SCALED: Setting(RATES, functools.partial(_sae_lens, scaled=True)),
+    },
+    "eai-sparsify": {
+        # Its own rate at this width is 5e-3 / sqrt(3,072 / 2^14) = 1.15e-2.
+        SHIPPED: Setting((3e-3, 6e-3, 1.15e-2), functools.partial(_sparsify, adam=False)),
+        SCALED: Setting(RATES, functools.partial(_sparsify, adam=True)),
+    },
 }
-
-
-def check_toolkits(names: list[str]) -> tuple[str, ...]:
-    """Raises UsageError for an unknown toolkit, MissingError for one that is not installed."""
-    for name in names:
-        if name not in PEERS:
-            raise UsageError(f"--against {name} is not a toolkit known here", f"{did_you_mean(name, list(PEERS))}choose {', '.join(PEERS)}")
-        if importlib.util.find_spec(PEERS[name].module) is None:
-            raise MissingError(f"--against {name}: the package {name} is not installed", "pip install 'saekit[peers]'")
-    return tuple(names)
+"""By the names of saekit.bench.peers.PEERS."""
 
 
 def train_peer(name: str, setting: str, batches: Iterator[torch.Tensor], d_in: int, task: Task) -> tuple[PeerModel, float]:
@@ -185,5 +161,5 @@ def train_peer(name: str, setting: str, batches: Iterator[torch.Tensor], d_in: i
         yield from batches
 
     with contextlib.redirect_stdout(sys.stderr):  # stdout may be read by a program
-        model = PEERS[name].settings[setting].train(timed(), d_in, task)
+        model = SETTINGS[name][setting].train(timed(), d_in, task)
     return model, task.rows / (time.monotonic() - began)

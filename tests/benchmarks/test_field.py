@@ -1,16 +1,19 @@
-"""Quality against the field: one judge for all toolkits, and peers that train as their own trainers do."""
+"""`python benchmarks/field.py`: one judge for all toolkits, and peers that train as their own trainers do."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 
 import pytest
+import toolkits
 import torch
+from field import OWN, Arm, FieldResult, _train_own, arms_of, compare_arms, judged, main, rows_in_order, with_best
 from made_stores import D, write_store
+from toolkits import SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_peer
 
-from saekit.bench import toolkits
-from saekit.bench.field import OWN, Arm, FieldResult, _train_own, arms_of, compare_arms, judged, rows_in_order, with_best
-from saekit.bench.toolkits import PEERS, SCALED, SHIPPED, Peer, PeerModel, Task, check_toolkits, train_peer
+from saekit.bench.peers import PEERS, Peer, check_peers
 from saekit.errors import MissingError, UsageError
 from saekit.store.reader import open_store
 from saekit.training.checkpoints import load
@@ -37,7 +40,7 @@ def result(library, fve, dead, lr=1e-3):
 
 
 def test_fve_is_of_the_held_out_rows_and_dead_of_the_last_rows_trained_on(store, monkeypatch):
-    monkeypatch.setattr("saekit.bench.field.DEAD_ROWS", 300)  # not a multiple of the batch
+    monkeypatch.setattr("field.DEAD_ROWS", 300)  # not a multiple of the batch
     order = torch.cat([x for x, _ in zip(rows_in_order(store, TASK), range(TASK.steps))])
     last = order[-300:]
     cut = last.max(0).values.sort().values[D // 2]  # latents are the inputs above it: about half of them never are in these rows
@@ -95,12 +98,16 @@ def test_libraries_take_turns():
 
 def test_a_toolkit_that_is_unknown_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(UsageError) as caught:
-        check_toolkits(["sae-lense"])
-    assert "sae-lens" in caught.value.hint and caught.value.exit_status == 2
-    monkeypatch.setitem(PEERS, "absent", Peer("no_module_of_this_name", {}))
+        check_peers(["sae-lense"], SETTINGS)
+    assert "did you mean sae-lens?" in str(caught.value) and caught.value.exit_status == 2
+    monkeypatch.setitem(PEERS, "absent", Peer("no_module_of_this_name", None))
     with pytest.raises(MissingError, match="absent is not installed") as caught:
-        check_toolkits(["absent"])
+        check_peers(["absent"], PEERS)
     assert "saekit[peers]" in caught.value.hint
+
+
+def test_every_toolkit_of_the_comparison_is_a_known_peer():
+    assert set(SETTINGS) == set(PEERS)
 
 
 # -- the peers --------------------------------------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ def test_sparsify_gives_the_weights_of_its_own_trainer(store, setting, tmp_path,
     assert rate > 0
 
 
-@pytest.mark.parametrize("name", list(PEERS))
+@pytest.mark.parametrize("name", list(SETTINGS))
 @pytest.mark.parametrize("setting", [SHIPPED, SCALED])
 def test_peers_learn_the_rows_with_k_active_latents(store, name, setting):
     pytest.importorskip(PEERS[name].module)
@@ -198,7 +205,7 @@ def test_a_comparison_gives_a_line_for_each_arm_with_means_over_seeds(path):
     assert len(said) == 4 and results[1].fve > results[0].fve
 
 
-def test_the_steps_before_training_are_not_timed(store):
+def test_the_steps_before_training_are_not_timed(monkeypatch):
     """A toolkit that takes long to begin, and nothing to train."""
     import time
 
@@ -208,10 +215,16 @@ def test_the_steps_before_training_are_not_timed(store):
             next(batches)
         return PeerModel(lambda x: x, lambda code: code)
 
-    name, peer = "made-up", Peer("torch", {SHIPPED: toolkits.Setting((1e-3,), slow_start)})
-    PEERS[name] = peer
-    try:
-        _, rate = train_peer(name, SHIPPED, iter([torch.zeros(2, 2)] * TASK.steps), 2, TASK)
-    finally:
-        del PEERS[name]
+    monkeypatch.setitem(SETTINGS, "made-up", {SHIPPED: toolkits.Setting((1e-3,), slow_start)})
+    _, rate = train_peer("made-up", SHIPPED, iter([torch.zeros(2, 2)] * TASK.steps), 2, TASK)
     assert rate > TASK.rows / 0.25
+
+
+@pytest.mark.slow  # a process of its own for the arm
+def test_the_command_gives_a_line_for_each_arm(path, tmp_path, capsys):
+    main(["--quick", "--store", str(path), "--rates", "1e-3", "--csv", str(tmp_path / "f.csv"), "--json"])
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert (result["library"], result["setting"], result["lr"], result["seeds"], result["rows"]) == (OWN, SHIPPED, 1e-3, 1, 48 * 1024)
+    (row,) = csv.DictReader((tmp_path / "f.csv").open())
+    assert float(row["fve"]) == result["fve"] and "saekit shipped  lr 0.001  seed 0" in err

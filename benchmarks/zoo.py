@@ -1,7 +1,9 @@
-"""`saekit bench zoo`: every sparsity variant on the same rows of a language model, at the same number of active latents.
+"""Every sparsity variant on the same rows of a language model, at the same number of active latents.
+
+    python benchmarks/zoo.py [--quick] [--csv FILE] [--json] [--quiet]
 
 SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the store is harvested once. Those of the
-topk family train a second time by dense autograd (saekit.bench.reference), from the same start on the same rows.
+topk family train a second time by dense autograd (dense_reference.py), from the same start on the same rows.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from saekit.bench.reference import DENSE, dense
+from dense_reference import DENSE, dense
+from output import give, parser, reporter, run
+from saekit_cli.screen import figure, table
+
 from saekit.errors import NumericsError
 from saekit.models.catalog import options_of
 from saekit.models.sparsity import VARIANTS
@@ -108,3 +113,22 @@ def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: fl
 def _last_l0(out: Path) -> float:
     lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     return fmean(line["l0"] for line in lines if line["step"] > 0.9 * lines[-1]["step"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--store", type=Path, help="a harvested store with layout sequence in place of a new one")
+    flags.add_argument("--names", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help="only these variants")
+    asked = flags.parse_args(arguments)
+    results = bench_zoo(asked.quick, reporter(asked.quiet), asked.store, tuple(asked.names))
+    rows = [
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"),
+         figure(r.rows_per_s, ",.0f"), figure(r.fvu_ratio, ".4f")]
+        for r in results
+    ]  # fmt: skip
+    text = table(["sparsity", "fvu", "l0", "l0 train", "dead_train", "rows/s", "fvu / dense"], rows)
+    give(results, [asdict(r) for r in results], asked, f"{results[0].latents:,} latents, {results[0].rows:,} rows", text)
+
+
+if __name__ == "__main__":
+    run(main)

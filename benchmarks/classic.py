@@ -1,4 +1,6 @@
-"""`saekit bench classic`: every classic model on data that needs no network, several seeds, beside PCA.
+"""Every classic model on data that needs no network, several seeds, beside PCA.
+
+    python benchmarks/classic.py [--quick] [--csv FILE] [--json] [--quiet]
 
 Models of this size do not fill two cores, so cases run side by side, one thread each; the seconds in the table are those of one thread.
 """
@@ -20,9 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from cases import CASES, DATA, Case
+from output import give, parser, reporter, run
+from saekit_cli.screen import figure, table
 
-from saekit.bench.cases import CASES, DATA, Case
 from saekit.device import pick_device
+from saekit.errors import check_choice
 from saekit.measures.anomaly import one_class
 from saekit.measures.classifier import as_classifier
 from saekit.measures.codes import few_labels, knn_accuracy, map_2d, trustworthiness
@@ -42,7 +47,10 @@ SEEDS = 3
 QUICK_EPOCHS = 12
 COPY = "copy"  # no model: the input as the answer
 NOISE_SEED = 1234
-FIGURES = ("sse", "fvu", "knn", "elbo", "psnr_in", "psnr", "auroc", "auroc_worst", "iou", "trust", "frozen", "tuned", "scratch")
+FIGURES = {  # name -> its form in the table
+    "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
+    "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f", "scratch": ".3f",
+}  # fmt: skip
 PER_CLASS = 10
 
 
@@ -244,3 +252,30 @@ def rows_of(store: Store, split: str) -> tuple[torch.Tensor, list[str | None]]:
     """(x (N,D) fp32, labels) of one side of a flat store."""
     x = torch.cat([batch.x.float() for batch in store.batches(8192, split=split)])
     return x, store.labels(split)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--names", nargs="+", metavar="NAME", help="only the cases of these names, such as 'pca 8'")
+    asked = flags.parse_args(arguments)
+    known = list(dict.fromkeys(case.name for case in CASES))
+    for name in asked.names or []:
+        check_choice("--names", name, known)
+    cases = [case for case in CASES if asked.names is None or case.name in asked.names]
+    results = bench_classic(asked.quick, reporter(asked.quiet), cases)
+    names = [name for name in FIGURES if any(name in r.figures for r in results)]
+    rows = [[r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"] for r in results]
+    text = table(["data", "model", "task", *names, "s"], rows, left=(0, 1, 2))
+    give(results, [r.flat() for r in results], asked, "mean and spread over seeds", text)
+
+
+def _with_spread(result: ClassicResult, name: str) -> str:
+    spread = result.spread.get(name)
+    return figure(result.figures.get(name), FIGURES[name]) + ("" if spread is None else f" ±{figure(spread, FIGURES[name])}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from contextlib import nullcontext
 
 import pytest
 import torch
+from dense_reference import DENSE, dense, dense_code
 from made_stores import write_store
+from zoo import bench_zoo, main, options_for
 
-from saekit.bench.reference import DENSE, dense, dense_code
-from saekit.bench.zoo import bench_zoo, options_for
 from saekit.models.catalog import build
 from saekit.models.sparsity import VARIANTS
 from saekit.types import ActivationBatch
@@ -65,3 +67,16 @@ def test_every_variant_is_asked_for_the_same_number_of_active_latents():
     assert (
         options_for("topk", 32) == {"k": 32} and options_for("l1", 32) == {"target_l0": 32} and options_for("kl", 32) == {"target_l0": 32}
     )
+
+
+def test_the_command_gives_a_table_json_and_a_csv(tmp_path, capsys):
+    store = str(write_store(tmp_path / "store", 3000))
+    main(["--quick", "--store", store, "--names", "topk", "--csv", str(tmp_path / "z.csv"), "--json"])
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert result["sparsity"] == "topk" and result["l0"] == 32 and result["fvu_ratio"] == pytest.approx(1, abs=1e-2) and "topk" in err
+    (row,) = csv.DictReader((tmp_path / "z.csv").open())
+    assert float(row["fvu"]) == result["fvu"] and row["saekit"] and row["date"]
+    main(["--quick", "--store", store, "--names", "l1", "--quiet"])
+    out, err = capsys.readouterr()
+    assert "2,048 latents, 5,632 rows" in out and "fvu / dense" in out and err == ""

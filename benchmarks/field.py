@@ -1,7 +1,9 @@
 """Quality against the field: TopK autoencoders of saekit and of other toolkits, trained on the same rows in the same order.
 
+    python benchmarks/field.py [--quick] [--against sae-lens --against eai-sparsify] [--csv FILE] [--json] [--quiet]
+
 The data (hidden states after block 3 of MiniLM on Python's documentation), latents, k, rows a step and rows in all are the same; all else
-is the toolkit's own (saekit.bench.toolkits), saekit's defaults among them. The judge is one too: FVE on the held-out rows, and as dead
+is the toolkit's own (toolkits.py), saekit's defaults among them. The judge is one too: FVE on the held-out rows, and as dead
 whatever latent the finished model does not use on the last 50,000 rows that it was trained on. A toolkit stands by the setting and rate of
 highest FVE among those that leave at most 2 % dead.
 
@@ -16,15 +18,18 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from output import give, parser, reporter, run
+from saekit_cli.screen import figure, table
+from toolkits import RATES, SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_peer
 
-from saekit.bench.toolkits import PEERS, RATES, SCALED, SHIPPED, PeerModel, Task, check_toolkits, train_peer
+from saekit.bench.peers import check_peers
 from saekit.errors import NumericsError
 from saekit.models.metrics import RowSums, firing_counts
 from saekit.store.reader import Store
@@ -70,20 +75,28 @@ class FieldResult:
     """The library's highest FVE among arms whose mean `dead` is at most MOST_DEAD."""
 
 
-def bench_field(quick: bool, against: list[str], progress: Callable[[str], None]) -> list[FieldResult]:
+def bench_field(
+    quick: bool,
+    against: list[str],
+    progress: Callable[[str], None],
+    store: Path | None = None,
+    rates: list[float] | None = None,
+) -> list[FieldResult]:
     """A line for each arm: saekit and the toolkits of `against` in each of their settings at each of its rates. `best` marks at most one of
     a library.
 
-    quick: one seed, 50,000 rows. Raises UsageError, MissingError (a toolkit, or the package of the hidden states' model).
+    quick: one seed, 50,000 rows. `store`: a harvested one in place of a new one; `rates`: of the arms, those with these rates.
+    Raises UsageError, MissingError (a toolkit, or the package of the hidden states' model).
     """
     from saekit.harvesting.run import harvest
 
-    arms = arms_of(check_toolkits(against))
+    arms = [arm for arm in arms_of(check_peers(against, SETTINGS)) if rates is None or arm.lr in rates]
     seeds, rows = (1, QUICK_ROWS) if quick else (SEEDS, ROWS)
     with tempfile.TemporaryDirectory(prefix="saekit-field-") as folder:
-        path = str(Path(folder) / "store")
-        harvested = harvest(MODEL, DATA, path, hook=HOOK, rows=HARVESTED, device="cpu")
-        progress(f"{harvested.rows:,} rows of {MODEL} {HOOK} on {DATA}")
+        path = str(store or Path(folder) / "store")
+        if store is None:
+            harvested = harvest(MODEL, DATA, path, hook=HOOK, rows=HARVESTED, device="cpu")
+            progress(f"{harvested.rows:,} rows of {MODEL} {HOOK} on {DATA}")
         return compare_arms(path, arms, rows, seeds, progress)
 
 
@@ -91,7 +104,7 @@ def arms_of(against: tuple[str, ...]) -> list[Arm]:
     """Saekit's and theirs, turn about: a slower hour of the machine meets all of them."""
     columns = [[Arm(OWN, setting, lr) for setting, (_, rates) in OWN_SETTINGS.items() for lr in rates]]
     for name in against:
-        columns.append([Arm(name, setting, lr) for setting, each in PEERS[name].settings.items() for lr in each.rates])
+        columns.append([Arm(name, setting, lr) for setting, each in SETTINGS[name].items() for lr in each.rates])
     longest = max(map(len, columns))
     return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
@@ -192,3 +205,26 @@ def judged(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
         fired_F += firing_counts(model.code(next(tail).x[: last - at].float()), 0.0)
     dead = float((fired_F == 0).double().mean()) if math.isfinite(figures.fvu) else math.nan
     return {"fve": 1 - figures.fvu, "l0": figures.l0, "dead": dead}
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--against", action="append", default=[], help=f"peer to train too: {' | '.join(SETTINGS)}; may be given again")
+    flags.add_argument("--store", type=Path, help="a harvested store in place of a new one")
+    flags.add_argument("--rates", type=float, nargs="+", help="only the arms with these learning rates")
+    asked = flags.parse_args(arguments)
+    results = bench_field(asked.quick, asked.against, reporter(asked.quiet), asked.store, asked.rates)
+    rows = [
+        [r.library, r.setting, f"{r.lr:g}", "*" if r.best else "", figure(r.fve, ".4f"), figure(r.fve_spread, ".4f"),
+         figure(r.dead, ".1%"), figure(r.rows_per_s, ",.0f")]
+        for r in results
+    ]  # fmt: skip
+    text = table(["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1))
+    give(results, [asdict(r) for r in results], asked, "* the best of a library with at most 2 % dead", text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,4 +1,4 @@
-"""What `saekit bench classic` trains: one line a model, on data that ships in wheels and on hidden states of an embedded transformer."""
+"""What classic.py trains: one line a model, on data that ships in wheels and on hidden states of an embedded transformer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DATA: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model on some data. `task` says what is measured besides the reconstruction (saekit.bench.classic.TASKS)."""
+    """A model on some data. `task` says what is measured besides the reconstruction (classic.py, TASKS)."""
 
     data: str
     name: str

@@ -1,15 +1,17 @@
-"""`saekit bench classic`: its figures are those of the model, on small data and few epochs."""
+"""`python benchmarks/classic.py`: its figures are those of the model, on small data and few epochs."""
 
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import torch
+from cases import CASES, DATA, Case, dense, pca
+from classic import FIGURES, bench_classic, fit_rows, main, rows_of, run_case
 
-from saekit.bench.cases import CASES, DATA, Case, dense, pca
-from saekit.bench.classic import FIGURES, bench_classic, fit_rows, rows_of, run_case
 from saekit.bench.timing import machine, write_csv
+from saekit.errors import UsageError
 from saekit.harvesting.run import harvest
 from saekit.models.catalog import CATALOG, build
 from saekit.store.reader import open_store
@@ -84,3 +86,18 @@ def test_a_run_gives_means_and_spreads_and_a_csv(tmp_path):
     write_csv(tmp_path / "c.csv", [r.flat() for r in results], machine(torch.device("cpu")))
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert float(rows[1]["sse"]) == trained.figures["sse"] and set(rows[0]) >= set(FIGURES) and rows[0]["auroc"] == ""
+
+
+@pytest.mark.slow  # a process of its own, which imports torch
+def test_the_command_gives_json_and_a_csv(tmp_path, capsys):
+    main(["--quick", "--names", "pca 8", "--csv", str(tmp_path / "c.csv"), "--json"])
+    out, err = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert (result["data"], result["name"], result["seeds"]) == ("digits", "pca 8", 1) and "1/1  digits  pca 8  seed 0" in err
+    (row,) = csv.DictReader((tmp_path / "c.csv").open())
+    assert float(row["fvu"]) == result["figures"]["fvu"] and row["torch"] == torch.__version__
+
+
+def test_a_case_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="--names pca 80: did you mean pca 8"):
+        main(["--names", "pca 80"])
