@@ -155,10 +155,6 @@ def _decode(p: _Problem) -> Arms:
     z = p.dense_code()
     arms: Arms = {("dense", "torch"): lambda: torch.addmm(p.b_dec, z, p.W_dec)}
     arms["saekit", "torch"] = lambda: decode(p.codes, p.W_dec, p.b_dec)
-    if p.on_gpu:
-        from saekit_kernels.gpu.decode import decode as decode_on_gpu
-
-        arms["saekit", "triton"] = lambda: decode_on_gpu(p.codes, p.W_dec_low, p.b_dec)
     return arms
 
 

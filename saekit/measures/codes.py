@@ -71,13 +71,6 @@ def trustworthiness(x: Rows, codes: Rows, neighbours: int = 5, rows: int = 2000,
     return float(manifold.trustworthiness(x_ND, z_NF, n_neighbors=neighbours))
 
 
-def probe_accuracy(train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labels) -> float:
-    """Accuracy of logistic regression (L2, C = 1) on standardised codes: what of the classes a linear reader finds. Raises DataError."""
-    z_train, y_train, z, y = _labelled(train_codes, train_labels, codes, labels)
-    scaler = StandardScaler().fit(z_train)
-    return _probe(scaler.transform(z_train), y_train).score(scaler.transform(z), y)
-
-
 def few_labels(
     train_codes: Rows,
     train_labels: Labels,
@@ -86,7 +79,7 @@ def few_labels(
     per_class: Sequence[int] = (1, 5, 20, 50),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[FewLabels]:
-    """`probe_accuracy` with only `per_class` labelled training rows of each class, drawn anew by each seed.
+    """Accuracy of logistic regression (L2, C = 1) that saw `per_class` labelled training rows of each class, drawn anew by each seed.
 
     The draws are nested: the 5 of a seed hold its 1. Codes are standardised by all training rows, which takes no label.
     Raises UsageError, DataError (a class with too few rows).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,29 +44,6 @@ def sheet(images: torch.Tensor | np.ndarray, columns: int, captions: Sequence[st
         canvas.paste(enlarged, (x + (cell_w - W * zoom) // 2, y))
         if captions is not None:
             draw.text((x + cell_w / 2, y + H * zoom + 2), captions[i], INK, font, anchor="mt")
-    return canvas
-
-
-def columns_of(rows: Mapping[str, torch.Tensor | np.ndarray], zoom: int = 4) -> Image.Image:
-    """One column an example, one named row a version of it: {"original": (N,H,W), "noisy": ..., "reconstructed": ...}.
-
-    The versions have equal N, H, W; grey and colour mix. Raises DataError, NumericsError.
-    """
-    from PIL import Image, ImageDraw
-
-    versions = [_rgb(images) for images in rows.values()]
-    if not versions or len({v.shape for v in versions}) > 1:
-        raise DataError(f"images to compare must be equal in number and size, not {[v.shape[:3] for v in versions]}")
-    N, H = versions[0].shape[:2]
-    body = sheet(np.concatenate(versions) / 255, N, zoom=zoom)
-    font = _font()
-    margin = int(max(font.getlength(name) for name in rows)) + 3 * GAP
-    step = H * zoom + GAP
-    canvas = Image.new("RGBA", (margin + body.width, body.height), (0, 0, 0, 0))
-    canvas.paste(body, (margin, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, name in enumerate(rows):
-        draw.text((margin - 2 * GAP, i * step + H * zoom / 2), name, INK, font, anchor="rm")
     return canvas
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from saekit.errors import DataError, NumericsError
-from saekit.report.images import CAPTION, GAP, columns_of, png_data_uri, sheet
+from saekit.report.images import CAPTION, GAP, png_data_uri, sheet
 
 
 def test_every_pixel_is_a_square_and_gaps_are_clear():
@@ -40,18 +40,6 @@ def test_captions_widen_their_cells_and_stand_below():
         sheet(images, 2, ["a"])
 
 
-def test_versions_of_an_example_stand_in_one_column_beside_their_name():
-    grey, colour = torch.rand(3, 5, 5), torch.rand(3, 5, 5, 3)
-    picture = np.asarray(columns_of({"original": grey, "reconstructed": colour}, zoom=4))
-    body = picture[:, -(3 * 20 + 2 * GAP) :]
-    expected = np.rint(grey.numpy() * 255).astype(np.uint8)
-    np.testing.assert_array_equal(body[:20:4, 20 + GAP : 40 + GAP : 4, 0], expected[1])
-    expected = np.rint(colour.numpy() * 255).astype(np.uint8)
-    np.testing.assert_array_equal(body[20 + GAP :: 4, 2 * (20 + GAP) :: 4, :3], expected[2])
-    margin = picture[:, : -body.shape[1], 3] > 0
-    assert margin[:20].any() and not margin[20 : 20 + GAP].any() and margin[20 + GAP :].any() and not margin[:, 0].any()
-
-
 def test_what_is_no_image_is_refused():
     with pytest.raises(DataError, match=r"shape \(2, 9\)"):
         sheet(torch.zeros(2, 9), 2)
@@ -59,8 +47,6 @@ def test_what_is_no_image_is_refused():
         sheet(torch.zeros(2, 3, 3, 2), 2)
     with pytest.raises(NumericsError, match="NaN"):
         sheet(torch.full((1, 2, 2), torch.nan), 1)
-    with pytest.raises(DataError, match="equal in number and size"):
-        columns_of({"a": torch.zeros(2, 3, 3), "b": torch.zeros(2, 3, 4)})
 
 
 def test_the_data_uri_holds_the_picture():
