@@ -3,7 +3,7 @@
     python benchmarks/bench_reference.py STORE [--rows 300000 --seeds 0]
 
 Trains a TopK SAE (32x, k 32, the defaults of `saekit train`) twice from the same start on the same rows in the same order: by the kernels,
-and by saekit_kernels.reference, plain autograd through relu, a stable sort, scatter and two products. Prints one JSON object with both
+and by dense_reference.py, plain autograd through topk, scatter, relu and two products. Prints one JSON object with both
 held-out FVUs and their ratio; nothing is asserted.
 """
 
@@ -12,20 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
-from saekit_kernels import Reconstruction
-from saekit_kernels.reference import topk_reconstruction_dense
+from dense_reference import dense
 
-from saekit.models.sparsity import topk
 from saekit.training.run import train
-
-
-def by_autograd(x_BD, W_enc, b_enc, W_dec, b_dec, k, *_):
-    loss, z_BF = topk_reconstruction_dense(x_BD, W_enc, b_enc, W_dec, b_dec, k)
-    z_BF = z_BF.detach()
-    residual = z_BF @ W_dec.detach() + b_dec.detach() - x_BD
-    return Reconstruction(loss, loss.detach(), loss.new_zeros(()), residual, (z_BF > 0).sum(0), "reference")
 
 
 def main() -> None:
@@ -34,12 +26,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     a = parser.parse_args()
-    kernels, runs = topk.topk_reconstruction, []
+    runs = []
     for seed in a.seeds:
         fvu = {}
-        for name, step in (("kernels", kernels), ("dense reference", by_autograd)):
-            topk.topk_reconstruction = step
-            with tempfile.TemporaryDirectory() as folder:
+        for name, step in (("kernels", nullcontext()), ("dense reference", dense("topk"))):
+            with step, tempfile.TemporaryDirectory() as folder:
                 result = train(a.store, Path(folder) / "run", rows=a.rows, seed=seed)
             fvu[name] = result.metrics["fvu"]
         runs.append({"seed": seed, **fvu, "ratio": round(fvu["kernels"] / fvu["dense reference"], 5)})

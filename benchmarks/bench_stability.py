@@ -12,7 +12,7 @@ runs began with the same dictionary. So each kind is trained from starts of its 
     archetypal, one start      the same rows, and the same first mixtures: the paper's practice, whose rows are k-means centroids
 
 The order of the training rows is the seed's in each. Prints one JSON object: fvu held out and the stability of the decoders
-(saekit.evaluation.stability), over all pairs of seeds, before training and after, each as mean, least and most.
+(saekit.measures.stability), over all pairs of seeds, before training and after, each as mean, least and most.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from statistics import fmean
 import torch
 
 import saekit
-from saekit.evaluation.stability import stability
+from saekit.measures.stability import stability
 from saekit.models.base import random_unit_rows
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS

@@ -20,7 +20,7 @@ _PUBLIC = {
     "finetune": "saekit.intervention.finetune",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
-    "compare": "saekit.evaluation.compare",
+    "compare": "saekit.report.comparison",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
     "Estimator": "saekit.estimator",
@@ -31,7 +31,6 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError
     from saekit.estimator import Estimator as Estimator
-    from saekit.evaluation.compare import compare as compare
     from saekit.evaluation.table import evaluate as evaluate
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from saekit.inspection.run import inspect as inspect
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
+    from saekit.report.comparison import compare as compare
     from saekit.store.reader import open_store as open_store
     from saekit.sweeps.run import sweep as sweep
     from saekit.training.checkpoints import load as load

@@ -19,15 +19,15 @@ from saekit_cli.app import _status, app
 import saekit
 from saekit.errors import DataError, SaekitError, UsageError, check_choice, opt, spelled
 from saekit.estimator import _parameter
-from saekit.evaluation.codes import map_2d
 from saekit.harvesting.config import HarvestConfig
 from saekit.intervention.config import FinetuneConfig
+from saekit.measures.codes import map_2d
 from saekit.models.catalog import CATALOG
 from saekit.models.sparsity import VARIANTS
 from saekit.training.config import TrainConfig
 from saekit.types import Progress
 
-SOURCES = sorted(path for path in Path(saekit.__file__).parent.rglob("*.py") if "bench" not in path.parts)
+SOURCES = sorted(path for path in Path(saekit.__file__).parent.rglob("*.py"))
 # Complete commands for a shell, which read the same to everyone, and ends of such commands.
 SHELL = re.compile(r"(saekit [a-z]+|pip install|git) ")
 ENDS = {"{} --store {}": "saekit.store.stack.with_stores", "{} --force-reinstall": "of pip install"}
@@ -35,7 +35,7 @@ ENDS = {"{} --store {}": "saekit.store.stack.with_stores", "{} --force-reinstall
 NO_ERRORS = {
     "embedded/digits_vit/train.py": "a script with its own command line",
     "models/describe.py": "the page of `saekit models`, which lists flags",
-    "evaluation/axes.py": "CSS variables",
+    "report/axes.py": "CSS variables",
 }
 
 

@@ -19,7 +19,9 @@ LAYERS = [
     ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],
+    ["saekit.measures"],
     ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],
+    ["saekit.report"],
     ["saekit.bench", "saekit.sweeps"],
     ["saekit_cli"],
 ]
@@ -99,7 +101,7 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
     for data in (
         "saekit/py.typed",
         "saekit/inspection/assets/explorer.html",
-        "saekit/evaluation/assets/report.css",
+        "saekit/report/assets/report.css",
         "saekit/embedded/digits_vit/model.safetensors",
     ):
         assert data in names

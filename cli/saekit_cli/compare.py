@@ -27,7 +27,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Hold runs against PCA, k-means and an untrained SAE of their size, on the same rows; write a report."""
-    from saekit.evaluation.compare import compare
+    from saekit.report.comparison import compare
 
     reporter = Reporter(quiet)
     comparison = compare(

@@ -27,13 +27,14 @@ from saekit_kernels import (
     topk_rows,
 )
 from saekit_kernels.cost import OPERATIONS as COSTS
+from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense
 
 from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
 from saekit.bench.timing import Measurement, interleaved
 
 Arms = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
 L0 = 64.0  # of the thresholded code
-COEF = 0.7
+COEF, RATE = 0.7, 0.01
 
 
 def bench_kernels(
@@ -120,12 +121,10 @@ def _encode_topk(p: _Problem) -> Arms:
         arms[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(p.x, p.W, p.b, p.k, p.workspace, plan)
     if p.on_gpu:
         from saekit_kernels.gpu.encode import encode_topk as encode
-        from saekit_kernels.gpu.lowbit import encode_topk_lowbit
 
         arms["dense bf16", "triton"] = lambda: torch.relu(torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)).topk(p.k, dim=1, sorted=False)
         for plan in ("fused", "gemm"):
             arms[f"saekit {plan}", "triton"] = lambda plan=plan: encode(p.x_low, p.W_low, p.b, p.k, plan=plan)
-        arms["saekit int8", "triton"] = lambda: encode_topk_lowbit(p.x, p.W, p.b, p.k)
     return arms
 
 
@@ -156,10 +155,6 @@ def _decode(p: _Problem) -> Arms:
     z = p.dense_code()
     arms: Arms = {("dense", "torch"): lambda: torch.addmm(p.b_dec, z, p.W_dec)}
     arms["saekit", "torch"] = lambda: decode(p.codes, p.W_dec, p.b_dec)
-    if p.on_gpu:
-        from saekit_kernels.gpu.decode import decode as decode_on_gpu
-
-        arms["saekit", "triton"] = lambda: decode_on_gpu(p.codes, p.W_dec_low, p.b_dec)
     return arms
 
 
@@ -238,7 +233,7 @@ def _relu_step(p: _Problem) -> Arms:
     """Loss and gradients of ReLU + L1, dense arms: what runs while many latents are active."""
     return _step_arms(
         p,
-        lambda W, b, V, c: _l1_loss(p.x, W, b, V, c),
+        lambda weights: _l1_loss(p.x, *weights),
         lambda parameters, backend: relu_reconstruction(p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend),
     )
 
@@ -247,8 +242,8 @@ def _sigmoid_step(p: _Problem) -> Arms:
     """Loss and gradients of sigmoid codes with the KL penalty."""
     return _step_arms(
         p,
-        lambda W, b, V, c: _kl_loss(p.x, W, b, V, c),
-        lambda parameters, backend: sigmoid_reconstruction(p.x, *parameters, COEF, 0.01, p.workspace, backend),
+        lambda weights: _kl_loss(p.x, *weights),
+        lambda parameters, backend: sigmoid_reconstruction(p.x, *parameters, COEF, RATE, p.workspace, backend),
     )
 
 
@@ -259,22 +254,20 @@ def _step_arms(p: _Problem, dense_loss: Callable, ours: Callable) -> Arms:
         make(parameters).backward()
 
     parameters = p.parameters()
-    arms: Arms = {("dense", "torch"): lambda: run(parameters, lambda q: dense_loss(*q))}
+    arms: Arms = {("dense", "torch"): lambda: run(parameters, dense_loss)}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
         arms["saekit", backend] = lambda backend=backend: run(parameters, lambda q: ours(q, backend).total)
     return arms
 
 
-def _l1_loss(x, W, b, V, c) -> torch.Tensor:
-    z = torch.relu(x @ W.T + b)
-    return (z @ V + c - x).square().sum(1).mean() + COEF * (z.mean(0) * V.norm(dim=1)).sum()
+def _l1_loss(x, *weights) -> torch.Tensor:
+    error, l1, _ = relu_reconstruction_dense(x, *weights)
+    return error + COEF * l1
 
 
-def _kl_loss(x, W, b, V, c, rate: float = 0.01) -> torch.Tensor:
-    f = torch.sigmoid(x @ W.T + b)
-    rho = f.mean(0).clamp(1e-6, 1 - 1e-6)
-    kl = (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
-    return (f @ V + c - x).square().sum(1).mean() + COEF * kl
+def _kl_loss(x, *weights) -> torch.Tensor:
+    error, kl, _ = sigmoid_reconstruction_dense(x, *weights, RATE)
+    return error + COEF * kl
 
 
 OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {

@@ -1,24 +1,35 @@
-"""Steps of other toolkits on the same rows with the same optimiser, where they are installed (extra `peers`)."""
+"""Other toolkits that saekit is measured against, where they are installed (extra `peers`).
+
+`saekit bench train` times their steps, on the same rows with the same optimizer; benchmarks/field.py trains them as they train themselves.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
-from saekit.errors import MissingError, UsageError
+from saekit.errors import MissingError, check_choice, opt
 from saekit.models.sae import SAE
 
 
-def check_peers(names: list[str]) -> tuple[str, ...]:
-    """Raises UsageError for an unknown peer, MissingError for one that is not installed."""
+@dataclass(frozen=True)
+class Peer:
+    module: str
+    """What its package is imported as."""
+    step: Callable[[SAE, torch.Tensor, int, float], Callable[[], object]] | None
+    """(model to begin from, x (B,D), k, learning rate) -> one call that trains a step; None: bench train does not time it."""
+
+
+def check_peers(names: list[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Raises UsageError for a peer that is not among `known`, MissingError for one that is not installed."""
     for name in names:
-        if name not in PEERS:
-            raise UsageError(f"--against {name}: choose {', '.join(PEERS)}")
-        if importlib.util.find_spec(_MODULES[name]) is None:
-            raise MissingError(f"--against {name}: the package {name} is not installed", "pip install 'saekit[peers]'")
+        check_choice("against", name, known)
+        if importlib.util.find_spec(PEERS[name].module) is None:
+            raise MissingError(f"{opt('against', name)}: the package {name} is not installed", "pip install 'saekit[peers]'")
     return tuple(names)
 
 
@@ -44,5 +55,5 @@ def _sparsify(model: SAE, x_BD: torch.Tensor, k: int, lr: float) -> Callable[[],
     return step
 
 
-PEERS: dict[str, Callable[[SAE, torch.Tensor, int, float], Callable[[], object]]] = {"eai-sparsify": _sparsify}
-_MODULES = {"eai-sparsify": "sparsify"}
+PEERS = {"sae-lens": Peer("sae_lens", None), "eai-sparsify": Peer("sparsify", _sparsify)}
+STEPS = {name: peer.step for name, peer in PEERS.items() if peer.step is not None}

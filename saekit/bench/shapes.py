@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from saekit.errors import UsageError
+from saekit.errors import UsageError, opt
 from saekit.models.catalog import build
 from saekit.models.sae import SAE
 
@@ -32,7 +32,7 @@ def parse_shapes(texts: list[str]) -> list[Shape]:
     for text in texts:
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
         if not found or 0 in (numbers := tuple(map(int, found.groups()))):
-            raise UsageError(f"--shapes {text}: write width x latents x rows", "--shapes 576x18432x4096")
+            raise UsageError(f"{opt('shapes', text)}: write width x latents x rows", opt("shapes", "576x18432x4096"))
         shapes.append(Shape(*numbers))
     return shapes
 

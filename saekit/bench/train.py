@@ -1,8 +1,9 @@
 """`saekit bench train`: whole training steps (loss, gradients, projection, Adam, unit norm; no loading), saekit against dense torch.
 
-Arms: `dense` is hand-written torch (ReLU, topk, scatter, two products, autograd, fused Adam, unit norm), on a GPU in bf16 autocast, there
-also compiled; `floor` is the encoder product and fused Adam on both weight matrices; `saekit` is the step of `saekit train`, and
-`saekit fp32` the same without the bf16 filter where that is the default. Peers run where they are installed and asked for.
+Arms: `dense` is plain torch (saekit_kernels.reference: ReLU, topk, scatter, two products; autograd, fused Adam, unit norm), on a GPU in
+bf16 autocast, there also compiled; `floor` is the encoder product and fused Adam on both weight matrices; `saekit` is the step of
+`saekit train`, and `saekit fp32` the same without the bf16 filter where that is the default. Peers run where they are installed and asked
+for.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from saekit_kernels import (
     sigmoid_reconstruction,
     topk_reconstruction,
 )
+from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense, topk_reconstruction_dense
 
-from saekit.bench.peers import PEERS
+from saekit.bench.peers import STEPS
 from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
 from saekit.bench.timing import Measurement, interleaved
 from saekit.models.sae import SAE
@@ -89,7 +91,7 @@ def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.de
     if device.type == "cuda":
         arms["dense compiled"] = _dense_step(model, x, k, compiled=True)
     for peer in against:
-        arms[peer] = PEERS[peer](model, x, k, RATE)
+        arms[peer] = STEPS[peer](model, x, k, RATE)
     active, arm = _look(model, x)
     timings = interleaved(arms, rounds, device)
     peaks = {name: _peak_mb(arm, device) for name, arm in arms.items()} if device.type == "cuda" else {}
@@ -165,19 +167,14 @@ def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> 
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
     sparsity, coef, rate = model.config.sparsity, model.control.coef, getattr(model.config, "target_rate", None)
 
-    def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
-        pre = x @ W_enc.T + b_enc
-        z = torch.sigmoid(pre) if sparsity == "kl" else torch.relu(pre)
+    def loss(*weights) -> torch.Tensor:
         if sparsity == "topk":
-            vals, idx = z.topk(k, dim=1, sorted=False)
-            z = torch.zeros_like(z).scatter(1, idx, vals)
-        error = (z @ W_dec + b_dec - x).square().sum(1).mean()
-        if sparsity == "topk":
-            return error
+            return topk_reconstruction_dense(x, *weights, k, stable=False)[0]
         if sparsity == "l1":
-            return error + coef * (z.mean(0) * W_dec.norm(dim=1)).sum()
-        rho = z.mean(0).clamp(1e-6, 1 - 1e-6)
-        return error + coef * (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
+            error, penalty, _ = relu_reconstruction_dense(x, *weights)
+        else:
+            error, penalty, _ = sigmoid_reconstruction_dense(x, *weights, rate)
+        return error + coef * penalty
 
     loss = torch.compile(loss, mode="max-autotune-no-cudagraphs") if compiled else loss
     cast = torch.autocast("cuda", torch.bfloat16) if x.is_cuda else contextlib.nullcontext()

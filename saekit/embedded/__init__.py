@@ -119,7 +119,6 @@ DATA: dict[str, Callable[[], DataSet]] = {
     "scenes": _scenes,
     "scene-masks": _scene_masks,
 }
-DATA_NAMES = tuple(DATA)
 
 
 def is_embedded(name: str) -> bool:

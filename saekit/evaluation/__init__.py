@@ -1,1 +1,1 @@
-"""The same figures for every model."""
+"""Runs and the controls beside them, judged on the rows of a store: data in, data out. saekit.report draws it."""

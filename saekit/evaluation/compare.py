@@ -1,27 +1,25 @@
-"""Runs beside each other and beside the controls that they have to beat: the verb `compare`."""
+"""Runs beside each other and beside the controls that they have to beat: the figures of the verb `compare`, as data.
+
+saekit.report.comparison writes the page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saekit.errors import DataError, UsageError, check_choice, opt
-from saekit.evaluation.anomaly import auroc
 from saekit.evaluation.controls import Sized, controls_for
-from saekit.evaluation.passes import codes_of, errors_of, knn_rows, neighbours, some
+from saekit.evaluation.passes import codes_of, errors_of, knn_rows, some
 from saekit.evaluation.subjects import Subject, open_anomalies, open_runs
+from saekit.measures.anomaly import auroc
+from saekit.measures.codes import neighbours
 from saekit.models.metrics import Figures
-from saekit.store.files import write_config, write_json
-from saekit.store.folder_kinds import REPORT as REPORT_KIND
 from saekit.store.reader import Store
-from saekit.store.run_folder import RunFolder, run_folder
 from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
-REPORT = "report.html"
 ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
 ORDER = ("pca", "kmeans", "sae topk", "ridge")  # of the controls of a group: the strongest of most data first
 METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
@@ -66,73 +64,68 @@ class Comparison:
     notes: list[str]
     """What was capped, and which runs saw other data."""
     report: str | None
-    """Path of the page."""
+    """Path of the page; None: none was written."""
 
 
-def compare(
-    checkpoints: Sequence[str | Path] | str | Path,
+@dataclass(frozen=True)
+class Inputs:
+    """What is judged, on what: known to fit each other."""
+
+    runs: list[Subject]
+    store: Store
+    anomalies: Store | None
+    split: Split
+    rows: int | None
+    k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison, and what its page shows besides."""
+
+    comparison: Comparison
+    subjects: list[Subject]
+    """The models of its rows, in their order, without the raw input."""
+    inputs: Inputs
+
+
+def open_inputs(
+    checkpoints: Sequence[str | Path],
     store: str | Path,
-    out: str | Path | None = None,
-    *,
-    rows: int | None = None,
-    split: Split | None = None,
-    target_store: str | Path | None = None,
-    anomalies: str | Path | None = None,
-    neighbours: int = 5,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Comparison:
-    """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`, write a page that shows them.
-
-    `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows` caps how many are judged (models of
-    whole examples are given whole batches until that many rows are reached). knn: how often the data's own label of a held-out row is that
-    of most of the `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None
-    without labels.
-    Runs that were trained on a target read it from `target_store`, by default from where it lay at training. `anomalies` is a store of rows
-    of the same width that the runs should reconstruct badly.
-    Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
-    """
-    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    rows: int | None,
+    split: Split | None,
+    target_store: str | Path | None,
+    anomalies: str | Path | None,
+    k: int,
+    seed: int,
+) -> Inputs:
+    """Arguments and errors as saekit.compare has them."""
     split = split or "holdout"
     check_choice("split", split, ("holdout", "train", "all"))
-    for option, value in (("rows", rows), ("neighbours", neighbours)):
+    for option, value in (("rows", rows), ("neighbours", k)):
         if value is not None and value < 1:
             raise UsageError(f"{opt(option, value)} must be at least 1")
     opened = Store(Path(store))
     runs = open_runs(checkpoints, opened, target_store)
-    settings = {
-        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": split,
-        "target_store": None if target_store is None else str(target_store),
-        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours, "seed": seed,
-    }  # fmt: skip
-    with _report_folder(out, settings, overwrite) as folder:
-        strange = None if anomalies is None else open_anomalies(anomalies, opened)
-        judge = _Judge(opened, split, rows, neighbours, seed, progress, strange)
-        sized = [Sized(run, judge.code_size(run)) for run in runs]
-        controls, notes = controls_for(sized, opened, seed, progress)
-        subjects = _grouped(sized, controls)
-        made = judge.rows_of(subjects)
-        notes = _provenance(runs, opened) + notes
-        page = None if out is None else str(Path(out) / REPORT)
-        comparison = Comparison(str(store), split, made, neighbours, judge.reference, seed, notes, page)
-        if folder is not None:
-            from saekit.evaluation.report import write_report
-
-            write_report(folder.path / REPORT, comparison, subjects, opened, strange, progress)
-    return comparison
+    strange = None if anomalies is None else open_anomalies(anomalies, opened)
+    return Inputs(runs, opened, strange, split, rows, k, seed)
 
 
-@contextmanager
-def _report_folder(out: str | Path | None, settings: dict[str, Any], overwrite: bool) -> Iterator[RunFolder | None]:
-    """Where the page is written; None where none is asked for."""
-    if out is None:
-        yield None
-        return
-    with run_folder(Path(out), REPORT_KIND, resume=False, overwrite=overwrite) as folder:
-        write_json(folder.path / REPORT_KIND.marker, {"schema_version": 1, **settings})
-        write_config(folder.path / "config.toml", settings)
-        yield folder
+def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None) -> Judged:
+    """The figures of the runs and of their controls (saekit.evaluation.controls), on the same rows. Nothing is written.
+
+    Raises DataError (the store has no such rows), NumericsError.
+    """
+    judging = _Judge(inputs, progress)
+    sized = [Sized(run, judging.code_size(run)) for run in inputs.runs]
+    controls, notes = controls_for(sized, inputs.store, inputs.seed, progress)
+    subjects = _grouped(sized, controls)
+    rows = judging.rows_of(subjects)
+    notes = _provenance(inputs.runs, inputs.store) + notes
+    path = str(inputs.store.path)
+    comparison = Comparison(path, inputs.split, rows, inputs.k, judging.reference, inputs.seed, notes, None)
+    return Judged(comparison, subjects, inputs)
 
 
 def _provenance(runs: Sequence[Subject], store: Store) -> list[str]:
@@ -162,23 +155,15 @@ def _grouped(sized: Sequence[Sized], controls: Sequence[Subject]) -> list[Subjec
 class _Judge:
     """The figures of every subject on the same rows."""
 
-    def __init__(
-        self,
-        store: Store,
-        split: Split,
-        rows: int | None,
-        k: int,
-        seed: int,
-        progress: Callable[[Progress], None],
-        anomalies: Store | None = None,
-    ) -> None:
-        if store.count(split) == 0:
-            raise DataError(f"{store.path} has no {split} rows", opt("split", "all"))
-        self.store, self.split, self.limit, self.k, self.seed, self.progress = store, split, rows, k, seed, progress
-        self.reference, self.anomalies = 0, anomalies
+    def __init__(self, inputs: Inputs, progress: Callable[[Progress], None]) -> None:
+        self.store, self.split, self.limit, self.progress = inputs.store, inputs.split, inputs.rows, progress
+        self.k, self.seed, self.anomalies = inputs.k, inputs.seed, inputs.anomalies
+        if self.store.count(self.split) == 0:
+            raise DataError(f"{self.store.path} has no {self.split} rows", opt("split", "all"))
+        self.reference = 0
         self._figures: dict[str, Figures] = {}  # by name, which open_runs and controls_for keep distinct
-        labelled = any(label is not None for label in store.labels("all", examples=True))
-        self.labels = store.labels("all") if labelled else None
+        labelled = any(label is not None for label in self.store.labels("all", examples=True))
+        self.labels = self.store.labels("all") if labelled else None
 
     def figures(self, subject: Subject) -> Figures:
         if subject.name not in self._figures:

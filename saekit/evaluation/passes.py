@@ -1,7 +1,4 @@
-"""Passes of a model over chosen rows of a store: its codes, its errors, and how well neighbours in code space agree on labels.
-
-Sparse codes stay sparse on the way to scikit-learn: 20,000 rows of 25,000 latents are 2 GB as a matrix and 5 MB as 32 numbers a row.
-"""
+"""Passes of a model over chosen rows of a store: its outputs, its codes and its errors."""
 
 from __future__ import annotations
 
@@ -11,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from saekit_kernels import RaggedCodes, SparseCodes
 from scipy.sparse import csr_matrix, vstack
-from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from saekit.evaluation.codes import knn_accuracy
 from saekit.evaluation.subjects import Subject
+from saekit.measures.anomaly import squared_errors
+from saekit.measures.arrays import Codes, as_numbers
 from saekit.rows import Rows
 from saekit.training.fit import applied, first_rows
 from saekit.training.inputs import checked
@@ -26,8 +22,6 @@ from saekit.types import ActivationBatch, Output, Split
 KNN_ROWS = 20_000
 DENSE_NUMBERS = 2**27  # of dense codes held at once: 512 MB
 SAMPLE_ROWS, SAMPLE_NUMBERS = 2_000, 2**23  # of the rows that a report shows; 32 MB of input, and as much for each model's output
-
-Codes = np.ndarray | csr_matrix
 
 
 def some(source: Rows, split: Split, count: int, seed: int, examples: bool) -> Iterator[ActivationBatch]:
@@ -55,35 +49,10 @@ def codes_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> tuple[Code
     return joined, np.concatenate(rows)
 
 
-def as_numbers(code: torch.Tensor | SparseCodes | RaggedCodes, active_above: float | None) -> Codes:
-    """(B,F): a matrix, sparse for sparse codes and for rectified ones."""
-    if isinstance(code, SparseCodes):
-        row, column = code.active().nonzero(as_tuple=True)
-        values = code.vals[row, column].float().numpy()
-        return csr_matrix((values, (row.numpy(), code.idx[row, column].numpy())), shape=(len(code.vals), code.F))
-    dense = (code.to_dense() if isinstance(code, RaggedCodes) else code).float().flatten(1).numpy()
-    return csr_matrix(dense) if active_above == 0.0 else dense
-
-
 def knn_rows(subjects: Sequence[Subject]) -> int:
     """How many rows neighbours are sought among: the same number for all, so that accuracies compare."""
     widest = max((s.model.latents for s in subjects if s.model.active_above != 0.0), default=1)
     return max(min(KNN_ROWS, DENSE_NUMBERS // widest), 1)
-
-
-def neighbours(train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k: int) -> float | None:
-    """Accuracy of k nearest neighbours, (codes, labels) of each side; rows without a label are left out. None: no classes to tell apart."""
-    (z_train, y_train), (z, y) = _labelled(*train), _labelled(*judged)
-    if len(set(y_train)) < 2 or len(y) == 0 or len(y_train) < k:
-        return None
-    if isinstance(z, csr_matrix):
-        return float(KNeighborsClassifier(k, algorithm="brute").fit(z_train, y_train).score(z, y))
-    return knn_accuracy(z_train, y_train, z, y, k)
-
-
-def _labelled(codes: Codes, labels: Sequence[str | None]) -> tuple[Codes, list[str]]:
-    known = [i for i, label in enumerate(labels) if label is not None]
-    return codes[known], [labels[i] for i in known]
 
 
 @dataclass(frozen=True)
@@ -125,15 +94,9 @@ def outputs_of(model: nn.Module, batch: ActivationBatch) -> tuple[torch.Tensor, 
     return torch.cat(x_hats), vstack(codes, "csr") if isinstance(codes[0], csr_matrix) else np.concatenate(codes)
 
 
-def errors(wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(N,): squared error of each row or example, summed over its values; padding does not count."""
-    squares = (wanted - x_hat).double().square()
-    return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
-
-
 def errors_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> torch.Tensor:
-    """(N,): the same over a pass."""
-    return torch.cat([errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask) for batch in batches])
+    """(N,): the squared error of each row or example of a pass."""
+    return torch.cat([squared_errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask) for batch in batches])
 
 
 @dataclass(frozen=True)
@@ -147,7 +110,7 @@ class Look:
 
     @property
     def errors(self) -> torch.Tensor:
-        return errors(self.sample.wanted, self.x_hat, self.sample.batch.mask)
+        return squared_errors(self.sample.wanted, self.x_hat, self.sample.batch.mask)
 
 
 def look(subject: Subject, seen: Sample) -> Look:

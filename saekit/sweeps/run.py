@@ -22,13 +22,14 @@ import torch
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, opt
+from saekit.measures.pareto import Group, MemberResult, groups_of
+from saekit.report.pareto import pareto_page
 from saekit.rows import Rows
 from saekit.store.files import write_bytes, write_json
 from saekit.store.folder_kinds import SWEEP
 from saekit.store.reader import Store
 from saekit.store.run_folder import RunFolder, run_folder
 from saekit.sweeps.grid import Member, members_of, read_grid
-from saekit.sweeps.pareto import Group, groups_of, pareto_page
 from saekit.training.fit import by_example
 from saekit.training.loop import deferred_interrupt
 from saekit.training.run import Run, TrainPlan
@@ -37,17 +38,6 @@ from saekit.types import Progress
 
 MARKER, PAGE = SWEEP.marker, "pareto.html"
 REPORT_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class MemberResult:
-    name: str
-    group: str
-    path: str
-    settings: dict[str, Any]
-    metrics: dict[str, float | None] | None
-    """As `train` gives them; None: the run failed."""
-    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_wrong_questions_are_refused():
         with pytest.raises(UsageError, match="width x latents x rows"):
             parse_shapes([text])
     for arguments, match in [
-        (("loader", [], 4, []), "SUITE"),
+        (("loader", [], 4, []), "suite"),
         (("train", [str(SMALL)], 129, []), "--k 129"),
         (("train", [str(SMALL)], 4, ["saelens"]), "choose eai-sparsify"),
     ]:

@@ -11,9 +11,10 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from saekit.errors import DataError, MissingError, UsageError
-from saekit.evaluation.compare import METRICS, compare
+from saekit.evaluation.compare import METRICS
 from saekit.evaluation.table import evaluate
 from saekit.harvesting.run import harvest
+from saekit.report.comparison import compare
 from saekit.store.reader import Store
 from saekit.training.checkpoints import load
 

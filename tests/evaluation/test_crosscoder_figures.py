@@ -13,7 +13,7 @@ from made_stores import write_store
 
 import saekit
 from saekit.errors import DataError, UsageError
-from saekit.evaluation.compare import compare
+from saekit.report.comparison import compare
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore

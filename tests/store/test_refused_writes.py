@@ -16,9 +16,9 @@ import pytest
 from made_runs import digits_store
 
 from saekit.errors import DataError
-from saekit.evaluation.compare import compare
 from saekit.harvesting.run import harvest
 from saekit.inspection.run import inspect
+from saekit.report.comparison import compare
 from saekit.store.run_folder import run_folder
 from saekit.sweeps.run import sweep
 from saekit.training.run import train

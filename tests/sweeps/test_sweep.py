@@ -17,9 +17,10 @@ from torch_threads import torch_threads
 
 import saekit
 from saekit.errors import DataError, NumericsError, UsageError
+from saekit.measures.pareto import MemberResult, groups_of
+from saekit.report.pareto import pareto_page
 from saekit.store.files import sha256_of
-from saekit.sweeps.pareto import groups_of, pareto_page
-from saekit.sweeps.run import MemberResult, plan_sweep, sweep
+from saekit.sweeps.run import plan_sweep, sweep
 
 GRID = {"rows": 20_000, "batch": 256, "expansion": 4, "seed": [0, 1], "runs": [{"k": [2, 4]}, {"sparsity": "l1", "target_l0": 3}]}
 

@@ -1,4 +1,4 @@
-"""Decoder: codes -> reconstruction (`decode`), and the row program that also yields loss and gradients (`decode_mse`).
+"""Decoder: the row program that reconstructs, compares and differentiates (`decode_mse`).
 
 `decode_mse` is one program a row. It gathers the row's weight vectors into x_hat, compares with x, and walks the same vectors a second
 time for the gradients of the code values, while they are in cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304,
@@ -6,9 +6,6 @@ of the 228 KB that an H100's L1 has (NVIDIA H100 white paper). Dense, the same t
 
 d is covered by two power-of-two blocks (`split_width`): 2304 = 2048 + 256, where one block of 4096 would leave 44 % of the lanes idle.
 Loops run to nnz of the row, so wide padding costs nothing. The order of every sum is fixed by the block sizes: same inputs, same bits.
-
-`decode` has no second pass, so it cuts d into slices and lets all rows walk one slice before the next: at F = 73,728 a slice of 256 bf16
-columns is 38 MB of the H200's 50 MB of L2, while the whole matrix is 340 MB.
 """
 
 from __future__ import annotations
@@ -19,10 +16,9 @@ import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.decode import Decoded
-from saekit_kernels.gpu.runtime import Case, cdiv, next_power_of_2
+from saekit_kernels.gpu.runtime import Case, next_power_of_2
 
 ENTRIES = 4  # codes of a row in flight together: one after another, each would wait for the memory alone
-SLICE = 256  # columns of `decode`: 16 bytes of bf16 for each lane of one warp
 
 
 def split_width(d: int, least: int) -> tuple[int, int]:
@@ -56,22 +52,6 @@ def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
     mask = live[:, None] & col_mask[None, :]
     w = tl.load(W_ptr + j[:, None] * W_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
     return acc + tl.sum(v[:, None] * w, axis=0)
-
-
-@triton.jit
-def _decode_slice(vals_ptr, idx_ptr, nnz_ptr, W_ptr, W_stride, b_ptr, out_ptr, K, d, SLICE: tl.constexpr, ENTRIES: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1).to(tl.int64) * SLICE + tl.arange(0, SLICE)
-    col_mask = cols < d
-    entry = tl.arange(0, ENTRIES)
-    acc = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(tl.float32)
-    nnz = tl.load(nnz_ptr + row)
-    for t in range(0, nnz, ENTRIES):
-        live = t + entry < nnz
-        j = tl.load(idx_ptr + row * K + t + entry, mask=live, other=0).to(tl.int64)
-        v = tl.load(vals_ptr + row * K + t + entry, mask=live, other=0.0)
-        acc = _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live)
-    tl.store(out_ptr + row * d + cols, acc, mask=col_mask)
 
 
 @triton.jit
@@ -148,19 +128,6 @@ def _decode_mse_row(
             tl.store(dvals_ptr + slot, tl.where(v == 0.0, 0.0, dv), mask=live)
 
 
-def decode(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> torch.Tensor:
-    """x_hat (B,D) fp32 = sum_t vals[b,t] W[idx[b,t]] + b. No autograd. Raises ValueError when the shapes do not fit."""
-    B, K = codes.vals.shape
-    d = _width(codes, W_FD, b_D)
-    out = torch.empty(B, d, dtype=torch.float32, device=W_FD.device)
-    if B == 0:
-        return out
-    W, b = unit_stride(W_FD), b_D.contiguous()
-    vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
-    _decode_slice[(B, cdiv(d, SLICE))](vals, idx, nnz, W, W.stride(0), b, out, K, d, SLICE, ENTRIES, num_warps=1)
-    return out
-
-
 def decode_mse(
     codes: SparseCodes,
     W_FD: torch.Tensor,
@@ -211,11 +178,7 @@ def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
 def cases() -> list[Case]:
     codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
     shape = {"K": "i32", "d": "i32"}
-    slices = codes | {"W_ptr": "*bf16", "W_stride": "i32", "b_ptr": "*fp32", "out_ptr": "*fp32"} | shape
-    found = [
-        Case("decode_slice_768", _decode_slice, slices, {"SLICE": SLICE, "ENTRIES": ENTRIES}, 1, aligned=("K", "d", "W_stride")),
-        Case("decode_slice_fp32", _decode_slice, slices | {"W_ptr": "*fp32"}, {"SLICE": SLICE, "ENTRIES": ENTRIES}, 1),
-    ]
+    found = []
     for d, weight, penalty, aligned in (
         (768, "*bf16", False, ("K", "d", "W_stride", "x_stride")),
         (2304, "*bf16", True, ("K", "d", "W_stride", "x_stride")),

@@ -1,8 +1,8 @@
 """The encoder: rows x -> codes, in two plans and four policies.
 
 TopK, plan "gemm": the vendor's GEMM in row chunks (256 MB of fp32 pre-activations at a time), then one read by select_topk. Plan "fused":
-K1, gpu/filter.py, with a bound from a column sample: the pre-activations of every S-th latent (S = 32: 3 % more FLOPs; `rotation` moves
-the offset, so that no latent is always in the sample) and their r-th largest, r = k/S + 4 sqrt(k/S) + 4. About S r entries of a row pass
+K1, gpu/filter.py, with a bound from a column sample: the pre-activations of every S-th latent (S = 32: 3 % more FLOPs) and their
+r-th largest, r = k/S + 4 sqrt(k/S) + 4. About S r entries of a row pass
 it (k = 32: 288) and fewer than k in one of 10^6 rows; those are redone exactly, so the sample decides the time and never the result.
 Plan "auto" is fused for 16-bit inputs up to d = 1536: not writing B x F saves 48 % of the GEMM at d = 768 and 16 % at d = 2304, and a
 Triton GEMM at 85 % of the vendor's loses 18 % (docs/kernels.md; modelled, not measured on a device). An fp32 GEMM takes ten times as
@@ -70,10 +70,10 @@ def sample_plan(F: int, k: int) -> tuple[int, int]:
         stride //= 2
 
 
-def sample_bounds(x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, stride: int, rank: int, rotation: int) -> torch.Tensor:
+def sample_bounds(x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, stride: int, rank: int) -> torch.Tensor:
     """(B,) int32 keys."""
-    some = slice(rotation % stride, None, stride)
-    W, b, B, n = W_FD[some], b_F[some].float().contiguous(), len(x_BD), len(b_F[some])
+    W, b, B = W_FD[::stride], b_F[::stride].float().contiguous(), len(x_BD)
+    n = len(b)
     bound = torch.empty(B, dtype=torch.int32, device=x_BD.device)
     groups, warps = groups_for(n, rank)
     rows = max(PRE_BYTES // (4 * n), 1)
@@ -89,18 +89,16 @@ def topk_gemm(x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, codes: 
         select_into(codes, start, products(x_BD[start : start + rows], W_FD), b_F)
 
 
-def topk_fused(x_BD, W_FD, b_F, codes: SparseCodes, rotation: int, enabled: torch.Tensor | None = None) -> torch.Tensor:
+def topk_fused(x_BD, W_FD, b_F, codes: SparseCodes, enabled: torch.Tensor | None = None) -> torch.Tensor:
     """K1 into codes; returns the number of rows redone. Nothing but the sample is computed where `enabled` is 0 on the device."""
     stride, rank = sample_plan(codes.F, codes.capacity)
-    bound = sample_bounds(x_BD, W_FD, b_F, stride, rank, rotation)
+    bound = sample_bounds(x_BD, W_FD, b_F, stride, rank)
     total, flag = torch.zeros(2, len(codes), dtype=torch.int32, device=x_BD.device)
     filter_rows(x_BD, W_FD, b_F, stride * rank, "topk", codes, total, flag, bound=bound, enabled=enabled)
     return redo_rows(x_BD, W_FD, b_F, codes, total, flag)
 
 
-def encode_topk(
-    x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, k: int, rotation: int = 0, plan: str = "auto"
-) -> tuple[SparseCodes, torch.Tensor]:
+def encode_topk(x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, k: int, plan: str = "auto") -> tuple[SparseCodes, torch.Tensor]:
     """The k largest of ReLU(x W^T + b) of each row, and the number of rows that were redone (int32 on the device).
 
     Exact on fp32 sums of the inputs as given. Raises ValueError when k is not in [1, F] or the plan is not auto, gemm or fused.
@@ -115,7 +113,7 @@ def encode_topk(
     if B == 0:
         return codes, redone
     if plan == "fused" or (plan == "auto" and x.shape[1] <= FUSED_UP_TO_D and x.dtype == W.dtype != torch.float32):
-        redone = topk_fused(x, W, b, codes, rotation)
+        redone = topk_fused(x, W, b, codes)
     else:
         topk_gemm(x, W, b, codes)
     return codes, redone
@@ -159,7 +157,6 @@ def encode_batchtopk(
     k: int,
     capacity: int,
     bound: torch.Tensor | None = None,
-    rotation: int = 0,
 ) -> tuple[SparseCodes, torch.Tensor, torch.Tensor]:
     """The B k largest positive pre-activations of the batch, ties to the smallest b F + j. (codes, threshold, overflow_B).
 
@@ -182,13 +179,13 @@ def encode_batchtopk(
     check_k("capacity + 1", width, F, B)
     rows = new_codes(B, width, F, x.device)
     if bound is None:
-        topk_fused(x, W, b, rows, rotation)
+        topk_fused(x, W, b, rows)
     else:
-        largest_by_bound(x, W, b, rows, k, bound, rotation)
+        largest_by_bound(x, W, b, rows, k, bound)
     return largest_of_batch(rows, k, capacity)
 
 
-def largest_by_bound(x_BD, W_FD, b_F, codes: SparseCodes, k: int, bound: torch.Tensor, rotation: int) -> None:
+def largest_by_bound(x_BD, W_FD, b_F, codes: SparseCodes, k: int, bound: torch.Tensor) -> None:
     """The largest of each row that reach the bound, provided that there are B k of them; otherwise the largest of each row."""
     B = len(codes)
     key = keys_of(bound.detach().reshape(())).clamp(min=1)
@@ -198,7 +195,7 @@ def largest_by_bound(x_BD, W_FD, b_F, codes: SparseCodes, k: int, bound: torch.T
     crowded = flag.sum() * 32 > B
     again = (short | crowded).to(torch.int32)
     redo_rows(x_BD, W_FD, b_F, codes, total, flag * (1 - again))
-    topk_fused(x_BD, W_FD, b_F, codes, rotation, enabled=again)
+    topk_fused(x_BD, W_FD, b_F, codes, enabled=again)
 
 
 def largest_of_batch(rows: SparseCodes, k: int, capacity: int) -> tuple[SparseCodes, torch.Tensor, torch.Tensor]:

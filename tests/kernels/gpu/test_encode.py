@@ -8,10 +8,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from saekit_kernels.gpu import encode, filter, lowbit, redo
+from saekit_kernels.gpu import encode, filter, redo
 from saekit_kernels.gpu.encode import encode_batchtopk, encode_relu, encode_threshold, encode_topk
-from saekit_kernels.gpu.lowbit import encode_topk_lowbit
-from saekit_kernels.gpu.quantise import quantise
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 NAN, INF = float("nan"), float("inf")
@@ -32,7 +30,7 @@ def gemm(x, W, b, k):
     return encode_topk(x, W, b, k, plan="gemm")
 
 
-ENCODERS = [gemm, fused, encode_topk_lowbit]
+ENCODERS = [gemm, fused]
 
 
 def dense(x, W, b):
@@ -86,7 +84,6 @@ def make_integers(B, d, F):
 def few_slots(monkeypatch):
     """The slots of these small shapes hold a whole tile, which nothing can overflow; with these they hold what ordinary rows need."""
     monkeypatch.setattr(filter, "slots_for", lambda *a: 40)
-    monkeypatch.setattr(lowbit, "slots_for", lambda *a: 100)
 
 
 def same(first, second):
@@ -134,21 +131,22 @@ def test_more_rows_than_a_block():
     assert redone == 0
 
 
-def test_the_sample_decides_the_time_and_not_the_result():
+def test_the_sample_decides_the_time_and_not_the_result(monkeypatch):
     x, W, b = make(4, 48, 1000)
     first, _ = fused(x, W, b, 16)
-    for rotation in (1, 7, 1001):
-        codes, redone = fused(x, W, b, 16, rotation=rotation)
+    for stride in (1, 3, 8):
+        with monkeypatch.context() as sampled:
+            sampled.setattr(encode, "SAMPLE_STRIDE", stride)
+            codes, redone = fused(x, W, b, 16)
         assert same(codes, first) and redone == 0
     # A sample that is larger than everything else puts the bound too high: 84 latents pass it where 100 are wanted.
     x, W, b = make(3, 48, 1344)
     stride, _ = encode.sample_plan(1344, 100)
     assert 1344 // stride == 84
     b[::stride] += 100.0
-    for encoder in (fused, encode_topk_lowbit):
-        codes, redone = encoder(x, W, b, 100)
-        expect_topk(codes, x, W, b, 100)
-        assert redone == 3
+    codes, redone = fused(x, W, b, 100)
+    expect_topk(codes, x, W, b, 100)
+    assert redone == 3
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -239,7 +237,6 @@ def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(e
     again, _ = encoder(x, W, b, 4)
     assert same(again, want)
     monkeypatch.setattr(filter, "chunk_rows", lambda *a: 4)
-    monkeypatch.setattr(lowbit, "chunk_rows", lambda *a: 4)
     monkeypatch.setattr(encode, "PRE_BYTES", 4 * 300 * 3)
     monkeypatch.setattr(redo, "REDO_PROGRAMS", 2)
     again, redone = encoder(x, W, b, 4)
@@ -433,75 +430,6 @@ def test_batchtopk_ties_and_scarcity():
     assert not codes.nnz.any() and threshold == 0.0 and not overflow.any()
 
 
-# --- int8 ------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e12])
-def test_the_int8_bracket_holds(dtype, scale):
-    x, W, _ = make(40, 70, 90, dtype)
-    x, W = x * scale, W.clone()
-    x[0, 5] *= 1000.0  # an outlier makes the scale of its row useless for the rest
-    x[1], W[3] = 0.0, 0.0
-    X, V = quantise(x), quantise(W)
-    x, W = x.double(), W.double()
-    x_hat, W_hat = X.q.double() * X.scale.double()[:, None], V.q.double() * V.scale.double()[:, None]
-    for rows, hat, bounds in ((x, x_hat, X), (W, W_hat, V)):
-        assert bool((rows.norm(dim=1) <= bounds.norm).all()) and bool((hat.norm(dim=1) <= bounds.hat).all())
-        assert bool(((rows - hat).norm(dim=1) <= bounds.error).all())
-        assert bool((bounds.error <= 1.002 * (rows - hat).norm(dim=1) + 2e-6 * rows.norm(dim=1)).all())  # and not by giving up
-        assert int(bounds.q.abs().max()) == 127
-    half = X.error.double()[:, None] * V.hat.double() + X.norm.double()[:, None] * V.error.double()
-    assert bool(((x @ W.T - x_hat @ W_hat.T).abs() <= half).all())
-
-
-def test_int8_with_outliers_and_rows_beyond_its_range(few_slots):
-    x, W, b = make(8, 48, 700)
-    x[1, 3] *= 300.0
-    W[5, 7] *= 300.0
-    x[2] *= 1e-20  # not quantised: redone
-    x[4] = 0.0
-    W[11] *= 1e-25
-    codes, redone = encode_topk_lowbit(x, W, b, 12)
-    expect_topk(codes, x, W, b, 12)
-    assert 1 <= int(redone) <= 2  # the row with the outlier may have too wide a bracket
-    # The outlier meets weights of 0: the int8 row knows only the outlier, and every order of the columns is a guess.
-    x, W, b = make(3, 48, 700)
-    x[:, 3], W[:, 3], b[:] = 3000.0, 0.0, 0.0
-    codes, _ = encode_topk_lowbit(x, W, b, 12)
-    expect_topk(codes, x, W, b, 12)
-    with pytest.raises(ValueError, match="131072"):
-        encode_topk_lowbit(torch.zeros(1, 2**17 + 1, device=device), torch.zeros(1, 2**17 + 1, device=device), b[:1], 1)
-
-
-def test_int8_keeps_what_rounding_hides():
-    """Two latents lie along the rounding error of x, the worst that the bracket allows: their int8 product is 0, the true one largest."""
-    torch.manual_seed(0)
-    signs = torch.randint(0, 2, (48,)).float() * 2 - 1
-    x, W = 0.49 * signs.repeat(3, 1), torch.zeros(700, 48)
-    x[:, 3] = 127.0  # the scale is 1, and the rest is rounded to 0
-    W[:, 3] = torch.linspace(0.0, 0.11, 700)  # int8 sees up to 14 here
-    W[600:602] = signs  # true: 0.49 * 47 = 23
-    W[600:602, 3] = 0.0
-    x, W, b = x.to(device), W.to(device), torch.zeros(700, device=device)
-    codes, redone = encode_topk_lowbit(x, W, b, 5)
-    expect_topk(codes, x, W, b, 5)
-    assert {600, 601} < set(codes.idx[0].tolist()) and redone == 0
-
-
-def test_int8_flags_what_it_cannot_list(monkeypatch):
-    x, W, b = make(2, 48, 400)
-    W = W[:1] + W * 1e-3  # brackets that all overlap: every latent must be re-scored
-    b = b * 1e-3 + 9.0
-    codes, redone = encode_topk_lowbit(x, W, b, 3)
-    expect_topk(codes, x, W, b, 3)
-    assert redone == 0
-    monkeypatch.setattr(lowbit, "rescore_groups", lambda k: 64)  # room for 64
-    codes, redone = encode_topk_lowbit(x, W, b, 3)
-    expect_topk(codes, x, W, b, 3)
-    assert redone == 2
-
-
 # --- a device --------------------------------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
@@ -513,8 +441,6 @@ needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize(("B", "d", "F", "k"), [(8192, 768, 24576, 32), (1000, 2304, 73728, 64)])
 def test_real_sizes(encoder, B, d, F, k):
     x, W, b = make(B, d, F, torch.bfloat16)
-    if encoder is encode_topk_lowbit and d > 768:
-        pytest.skip("the bracket is too wide for random weights of this width")
     codes, redone = encoder(x, W, b, k)
     assert int(redone) <= B // 1000
     some = slice(0, None, B // 200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.decode import decode, decode_mse, split_width
+from saekit_kernels.gpu.decode import decode_mse, split_width
 from saekit_kernels.gpu.transpose import BLOCKS, row_blocks, transpose_codes
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,13 +50,6 @@ def close(actual: torch.Tensor, expected: torch.Tensor, terms: int):
 # ---------------------------------------------------------------------------------------------------------------- decoder
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("B", "D", "F", "K"), SHAPES)
-def test_decode_is_the_dense_product(B, D, F, K, dtype):
-    codes, W, b = made_codes(B, F, K), normal(F, D, dtype=dtype), normal(D, dtype=dtype)
-    close(decode(codes, W, b), dense(codes, codes.vals) @ W.double() + b.double(), K)
-
-
 @pytest.mark.parametrize("priced", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 @pytest.mark.parametrize(("B", "D", "F", "K"), SHAPES)
@@ -93,7 +86,7 @@ def test_a_row_without_codes_is_the_bias():
     codes, W, b, x = made_codes(3, 20, 4, full=True), normal(20, 40), normal(40), normal(3, 40)
     codes.nnz[1], codes.vals[1], codes.idx[1] = 0, 0.0, 0
     got = decode_mse(codes, W, b, x)
-    assert torch.equal(got.residual_BD[1], b - x[1]) and torch.equal(decode(codes, W, b)[1], b)
+    assert torch.equal(got.residual_BD[1], b - x[1])
     assert (got.dvals_BK[1] == 0).all() and (got.dvals_BK[[0, 2]] != 0).all()
 
 
@@ -104,7 +97,6 @@ def test_padding_does_not_read_latent_0():
     W[0] = torch.nan
     got = decode_mse(codes, W, b, x)
     assert torch.equal(got.residual_BD, expected.residual_BD) and torch.equal(got.dvals_BK, expected.dvals_BK)
-    assert not decode(codes, W, b).isnan().any()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -133,7 +125,6 @@ def test_empty_batch():
     codes, W, b = made_codes(0, 20, 6), normal(20, 33), normal(33)
     got = decode_mse(codes, W, b, normal(0, 33), penalty_F=torch.ones(20, device=device))
     assert got.loss_B.shape == (0,) and got.residual_BD.shape == (0, 33) and got.l1_B.shape == (0,) and got.g_BD is None
-    assert decode(codes, W, b).shape == (0, 33)
 
 
 def test_views_give_the_bits_of_their_copies():
@@ -143,9 +134,8 @@ def test_views_give_the_bits_of_their_copies():
     for W, x in views:
         view, copy = decode_mse(codes, W, b, x), decode_mse(codes, W.contiguous(), b, x.contiguous())
         assert torch.equal(view.g_BD, copy.g_BD) and torch.equal(view.dvals_BK, copy.dvals_BK)
-        assert torch.equal(decode(codes, W, b), decode(codes, W.contiguous(), b))
     strided = SparseCodes(codes.vals.T.contiguous().T, codes.idx.T.contiguous().T, codes.nnz, 20)
-    assert torch.equal(decode(strided, W, b), decode(codes, W, b))
+    assert torch.equal(decode_mse(strided, W, b, x).dvals_BK, decode_mse(codes, W, b, x).dvals_BK)
 
 
 def test_twice_the_same_bits():
@@ -153,14 +143,13 @@ def test_twice_the_same_bits():
     first, second = decode_mse(codes, W, b, x), decode_mse(codes, W, b, x)
     for name in ("loss_B", "residual_BD", "g_BD", "dvals_BK"):
         assert torch.equal(getattr(first, name), getattr(second, name))
-    assert torch.equal(decode(codes, W, b), decode(codes, W, b))
 
 
 def test_shapes_that_do_not_fit_are_refused():
     codes, W, b, x = made_codes(4, 20, 5), normal(20, 8), normal(8), normal(4, 8)
     for call in (
-        lambda: decode(codes, W[:19], b),
-        lambda: decode(codes, W, b[:7]),
+        lambda: decode_mse(codes, W[:19], b, x),
+        lambda: decode_mse(codes, W, b[:7], x),
         lambda: decode_mse(codes, W, b, x[:3]),
         lambda: decode_mse(codes, W, b, x, penalty_F=torch.ones(19, device=device)),
     ):
@@ -258,7 +247,6 @@ def test_real_sizes(D, F, K):
     close(got.residual_BD[rows], residual, K)
     close(got.loss_B[rows], residual.square().sum(1), K * D)
     torch.testing.assert_close(got.dvals_BK[rows].double(), dvals, rtol=1e-4, atol=1e-5 * dvals.abs().max().item())
-    close(decode(codes, W, b)[rows], residual + x[rows].double(), K)
     assert torch.equal(got.dvals_BK, again.dvals_BK) and torch.equal(got.residual_BD, again.residual_BD)
     mine, spec, used = transpose_codes(codes), codes.transpose(), int(codes.nnz.sum())
     assert torch.equal(mine.ptr, spec.ptr) and torch.equal(mine.pos[:used], spec.pos[:used])

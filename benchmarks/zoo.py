@@ -1,0 +1,134 @@
+"""Every sparsity variant on the same rows of a language model, at the same number of active latents.
+
+    python benchmarks/zoo.py [--quick] [--csv FILE] [--json] [--quiet]
+
+SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the store is harvested once. Those of the
+topk family train a second time by dense autograd (dense_reference.py), from the same start on the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dense_reference import DENSE, dense
+from output import give, parser, reporter, run
+from saekit_cli.screen import figure, table
+
+from saekit.errors import NumericsError
+from saekit.models.catalog import options_of
+from saekit.models.sparsity import VARIANTS
+from saekit.store.checkpoint import METRICS
+from saekit.store.reader import Store
+from saekit.training.run import train
+
+MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
+ACTIVE = 32
+FULL_DENSE = ("topk", "batchtopk")
+# Latents are counted as dead over one of the epochs; a controller of L0 wants a hundred steps. Documents have an L0 of their own: held-out
+# twentieths of the rows differ by a seventh in it (docs/log.md).
+HOLDOUT = 0.25
+FULL = {"rows": 240_000, "latents": 32 * 576, "batch": 2048, "epochs": 2}
+QUICK = {"rows": 40_000, "latents": 2048, "batch": 512, "epochs": 2}
+
+
+@dataclass(frozen=True)
+class ZooResult:
+    sparsity: str
+    latents: int
+    rows: int
+    fvu: float | None
+    """On held-out rows, as l0 and dead; None: the run diverged."""
+    l0: float | None
+    dead: float | None
+    dead_train: float | None
+    """Share of latents silent over the last epoch of training."""
+    rows_per_s: float | None
+    fvu_dense: float | None = None
+    """Of the dense reference; None: not of the topk family, or not trained so."""
+    fvu_ratio: float | None = None
+    """fvu / fvu_dense."""
+    l0_train: float | None = None
+    """Mean over the batches of the last tenth of training."""
+
+
+def bench_zoo(
+    quick: bool,
+    progress: Callable[[str], None],
+    store: Path | None = None,
+    names: tuple[str, ...] = tuple(VARIANTS),
+    referenced: tuple[str, ...] | None = None,
+    size: dict[str, int] | None = None,
+    active: float = ACTIVE,
+) -> list[ZooResult]:
+    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one; `names`: some of the variants.
+
+    `referenced`: those with a dense reference besides; None: quick all that have one, else FULL_DENSE, since a dense step takes several
+    times as long.
+    """
+    size = size or (QUICK if quick else FULL)
+    with tempfile.TemporaryDirectory(prefix="saekit-zoo-") as folder:
+        if store is None:
+            from saekit.harvesting.run import harvest
+
+            store = Path(folder) / "store"
+            found = harvest(MODEL, DATA, store, hook=HOOK, rows=size["rows"], layout="sequence", holdout=HOLDOUT)
+            progress(f"{found.rows:,} rows of {MODEL} {HOOK}")
+        results = []
+        for name in names:
+            result = _trained(name, store, Path(folder) / name, size, active)
+            if name in (referenced if referenced is not None else DENSE if quick else FULL_DENSE):
+                with dense(name):
+                    fvu = _trained(name, store, Path(folder) / f"{name}-dense", size, active).fvu
+                result = replace(result, fvu_dense=fvu, fvu_ratio=result.fvu / fvu if result.fvu and fvu else None)
+            results.append(result)
+            progress(str(result))
+    return results
+
+
+def options_for(name: str, active: float) -> dict[str, Any]:
+    """The options by which a variant comes to `active` latents a row; a pursuit has its own."""
+    taken = options_of("sae", name)
+    if name == "matching-pursuit":
+        return {}
+    return {"k": int(active)} if "k" in taken else {"target_l0": active}
+
+
+def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: float) -> ZooResult:
+    rows = size["epochs"] * len(Store(store).split("train"))
+    options = options_for(name, active)
+    try:
+        result = train(store, out, sparsity=name, latents=size["latents"], rows=rows, batch=size["batch"], save_seconds=1e9, **options)
+    except NumericsError:
+        return ZooResult(name, size["latents"], rows, None, None, None, None, None)
+    figures = [result.metrics[key] for key in ("fvu", "l0", "dead", "dead_train")]
+    return ZooResult(name, size["latents"], result.rows, *figures, result.rows_per_s, l0_train=_last_l0(out))
+
+
+def _last_l0(out: Path) -> float:
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return fmean(line["l0"] for line in lines if line["step"] > 0.9 * lines[-1]["step"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--store", type=Path, help="a harvested store with layout sequence in place of a new one")
+    flags.add_argument("--names", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help="only these variants")
+    asked = flags.parse_args(arguments)
+    results = bench_zoo(asked.quick, reporter(asked.quiet), asked.store, tuple(asked.names))
+    rows = [
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"),
+         figure(r.rows_per_s, ",.0f"), figure(r.fvu_ratio, ".4f")]
+        for r in results
+    ]  # fmt: skip
+    text = table(["sparsity", "fvu", "l0", "l0 train", "dead_train", "rows/s", "fvu / dense"], rows)
+    give(results, [asdict(r) for r in results], asked, f"{results[0].latents:,} latents, {results[0].rows:,} rows", text)
+
+
+if __name__ == "__main__":
+    run(main)

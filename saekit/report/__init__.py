@@ -1,0 +1,1 @@
+"""Pages and charts: one HTML file from the data of saekit.evaluation or of a sweep."""

@@ -1,0 +1,122 @@
+"""The verb `compare` and the page that it writes: figures, pictures and settings of runs and controls, in one file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from saekit.evaluation.compare import Comparison, Judged, judge, open_inputs
+from saekit.evaluation.passes import Look, Sample, look, sample
+from saekit.report import panels, pictures
+from saekit.report.error_panel import errors_panel
+from saekit.report.page import Panel, document
+from saekit.report.plane import plane_panel
+from saekit.store.files import write_bytes, write_config, write_json
+from saekit.store.folder_kinds import REPORT
+from saekit.store.run_folder import run_folder
+from saekit.types import Progress, Split
+
+PAGE = "report.html"
+LEAD = "Trained autoencoders beside the simple models that they have to beat, judged on the same rows."
+
+
+def compare(
+    checkpoints: Sequence[str | Path] | str | Path,
+    store: str | Path,
+    out: str | Path | None = None,
+    *,
+    rows: int | None = None,
+    split: Split | None = None,
+    target_store: str | Path | None = None,
+    anomalies: str | Path | None = None,
+    neighbours: int = 5,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Comparison:
+    """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`, write a page that shows them.
+
+    `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows` caps how many are judged (models of
+    whole examples are given whole batches until that many rows are reached). knn: how often the data's own label of a held-out row is that
+    of most of the `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None
+    without labels.
+    Runs that were trained on a target read it from `target_store`, by default from where it lay at training. `anomalies` is a store of rows
+    of the same width that the runs should reconstruct badly.
+    Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
+    """
+    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
+    if out is None:
+        return judge(inputs, progress).comparison
+    settings = {
+        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": inputs.split,
+        "target_store": None if target_store is None else str(target_store),
+        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours, "seed": seed,
+    }  # fmt: skip
+    with run_folder(Path(out), REPORT, resume=False, overwrite=overwrite) as folder:
+        write_json(folder.path / REPORT.marker, {"schema_version": 1, **settings})
+        write_config(folder.path / "config.toml", settings)
+        judged = judge(inputs, progress)
+        progress(Progress("report", 0, 1, "pages"))
+        write_bytes(folder.path / PAGE, report_page(judged).encode())
+        progress(Progress("report", 1, 1, "pages"))
+    return dataclasses.replace(judged.comparison, report=str(Path(out) / PAGE))
+
+
+def report_page(judged: Judged) -> str:
+    """The page, one HTML file. Equal inputs give equal bytes.
+
+    Pictures and errors are of a sample of the judged rows (saekit.evaluation.passes.sample), the same for every model of one source.
+    """
+    spec = judged.inputs.store.spec
+    numbers = {"comparison": dataclasses.asdict(judged.comparison) | {"report": PAGE}}
+    title = f"{panels.data_name(spec.dataset)} · {spec.model} · {spec.hook}"
+    return document(title, LEAD, _facts(judged), _panels(judged), numbers)
+
+
+def _panels(judged: Judged) -> list[Panel]:
+    looks, flat = _looks(judged)
+    spec, seed = judged.inputs.store.spec, judged.inputs.seed
+    found = [
+        panels.figures_panel(judged.comparison),
+        pictures.reconstructions_panel(looks, spec),
+        pictures.masks_panel(looks, spec),
+        pictures.denoising_panel(looks, spec, seed),
+        panels.codes_panel(looks, flat, seed),
+        plane_panel(looks, spec),
+        pictures.filters_panel(looks, spec),
+        pictures.variational_panel(looks, spec, seed),
+        pictures.levels_panel(looks, spec),
+        errors_panel(looks, judged.inputs.anomalies, seed),
+        panels.settings_panel(judged.inputs),
+    ]
+    return [panel for panel in found if panel is not None]
+
+
+def _looks(judged: Judged) -> tuple[list[Look], Sample | None]:
+    """(every model on its sample, the sample of plain rows where one was drawn)."""
+    inputs, labels = judged.inputs, judged.inputs.store.labels("all")
+    samples: dict[tuple, Sample] = {}
+    looks = []
+    for subject in judged.subjects:
+        key = (subject.examples, None if subject.target is None else subject.target.path)
+        if key not in samples:
+            samples[key] = sample(subject.source, inputs.split, inputs.seed, subject.examples, labels)
+        looks.append(look(subject, samples[key]))
+    return looks, next((s for (examples, _), s in samples.items() if not examples), None)
+
+
+def _facts(judged: Judged) -> list[tuple[str, str]]:
+    comparison, store = judged.comparison, judged.inputs.store
+    runs = sum(row.role == "run" for row in comparison.rows)
+    shape = "×".join("T" if n is None else str(n) for n in store.spec.shape)
+    side = {"holdout": "held-out rows", "train": "training rows", "all": "rows"}[comparison.split]
+    labels = {label for label in store.labels("all", examples=True) if label is not None}
+    facts = [
+        ("runs", str(runs)),
+        (f"{side} judged", f"{comparison.rows[0].rows:,}"),
+        ("rows in the store", f"{len(store):,}"),
+        ("shape", shape),
+    ]
+    return [*facts, ("classes", str(len(labels)))] if labels else facts
