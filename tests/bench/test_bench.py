@@ -80,7 +80,7 @@ def test_wrong_questions_are_refused():
             parse_shapes([text])
     for arguments, match in [
         (("loader", [], 4, []), "suite"),
-        (("train", [str(SMALL)], 129, []), "--k 129"),
+        (("train", [str(SMALL)], 129, []), "k=129"),
         (("train", [str(SMALL)], 4, ["saelens"]), "choose eai-sparsify"),
     ]:
         with pytest.raises(UsageError, match=match):

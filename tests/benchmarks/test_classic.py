@@ -99,5 +99,5 @@ def test_the_command_gives_json_and_a_csv(tmp_path, capsys):
 
 
 def test_a_case_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match="--names pca 80: did you mean pca 8"):
+    with pytest.raises(UsageError, match='names="pca 80": did you mean pca 8'):
         main(["--names", "pca 80"])
