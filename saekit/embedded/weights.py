@@ -14,6 +14,7 @@ Weights tied to others and names that transformers itself ignores are not in its
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def check_weights(module: nn.Module, report: dict[str, Any], name: str, running:
     running = base if running is None else running
     part = _Part(module, running)
     sizes = {key: f"{key} is {_shape(file)} in the file, {_shape(own)} by the config" for key, file, own in report["mismatched_keys"]}
-    outside = {key for key in {*report["missing_keys"], *sizes} if head and _of_head(module, base, key)}
+    outside = _of_head(module, base, {*report["missing_keys"], *sizes}) if head else set()
     wrong_sizes = [text for key, text in sizes.items() if key in outside or part.holds(key)]
     missing = [key for key in report["missing_keys"] if key not in outside and part.holds(key) and not _computed(module, key)]
     unknown = [key for key in report["unexpected_keys"] if part.would_hold(key)]
@@ -63,7 +64,9 @@ def weights_of_file(module: nn.Module, has_head: bool) -> dict[str, torch.Tensor
     if has_head:
         return None
     base = getattr(module, "base_model", module)
-    return {name: value for name, value in module.state_dict().items() if not _of_head(module, base, name)}
+    state = module.state_dict()
+    outside = _of_head(module, base, state)
+    return {name: value for name, value in state.items() if name not in outside}
 
 
 class _Part:
@@ -118,12 +121,13 @@ def _walk(module: nn.Module, key: str) -> tuple[nn.Module, int]:
     return module, depth
 
 
-def _of_head(module: nn.Module, base: nn.Module, key: str) -> bool:
-    """Outside the base model; where a model is its own base (custom code), the output embeddings."""
+def _of_head(module: nn.Module, base: nn.Module, keys: Iterable[str]) -> set[str]:
+    """The names that lie outside the base model; where a model is its own base (custom code), those of the output embeddings."""
     if base is not module:
-        return not any(key.startswith(path + ".") for path, each in module.named_children() if base in set(each.modules()))
+        inside = tuple(f"{path}." for path, each in module.named_children() if any(inner is base for inner in each.modules()))
+        return {key for key in keys if not key.startswith(inside)}
     output = module.get_output_embeddings()
-    return output is not None and _walk(module, key)[0] is output
+    return set() if output is None else {key for key in keys if _walk(module, key)[0] is output}
 
 
 def _computed(module: nn.Module, key: str) -> bool:

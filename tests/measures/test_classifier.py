@@ -26,7 +26,7 @@ class Product(torch.nn.Module):
     def encode(self, x):
         return self.weight * (x[:, :1] * x[:, 1:2])
 
-    def initialise(self, sample, generator) -> None:
+    def initialise_from(self, sample, generator) -> None:
         with torch.no_grad():
             self.weight.zero_()
 

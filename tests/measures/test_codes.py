@@ -157,7 +157,7 @@ def test_what_cannot_be_judged_is_refused_with_its_place():
         knn_accuracy(z, y, z[:, :1], y)
     with pytest.raises(UsageError, match="k = 7 neighbours"):
         knn_accuracy(z, y, z, y, k=7)
-    with pytest.raises(UsageError, match="method umap"):
+    with pytest.raises(UsageError, match="umap"):
         map_2d(z, "umap")
     with pytest.raises(DataError, match="of 1 latents"):
         map_2d(z[:, :1])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from saekit.models.catalog import CATALOG, build
-from saekit.models.classic import Recipe
+from saekit.models.sae.module import PEAK_LR, peak_lr
 from saekit.training.config import TrainConfig
-from saekit.training.defaults import PEAK_LR, resolved, sae_lr
+from saekit.training.defaults import resolved
 
 
 def filled(model, units, **options):
@@ -57,14 +57,13 @@ def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(model
     )
     config = resolved(TrainConfig(model), built, units)
     assert (config.batch, config.rows) == (batch, rows)
-    recipe = getattr(built, "recipe", Recipe())
-    assert (config.lr, config.weight_decay) == (recipe.lr, recipe.weight_decay)
+    assert (config.lr, config.weight_decay) == ((1e-2, 0.0) if model == "linear" else (1e-3, 1e-2))
 
 
 def test_rates_of_saes_fall_with_the_width_beyond_the_measured_one():
-    assert sae_lr(1_000, dense=False) == sae_lr(18_432, dense=False) == sae_lr(2_048, dense=True) == PEAK_LR
-    assert sae_lr(4 * 18_432, dense=False) == pytest.approx(PEAK_LR / 2)
-    assert sae_lr(4 * 2_048, dense=True) == pytest.approx(PEAK_LR / 4)
+    assert peak_lr(1_000, dense=False) == peak_lr(18_432, dense=False) == peak_lr(2_048, dense=True) == PEAK_LR
+    assert peak_lr(4 * 18_432, dense=False) == pytest.approx(PEAK_LR / 2)
+    assert peak_lr(4 * 2_048, dense=True) == pytest.approx(PEAK_LR / 4)
     wide = {"latents": 4 * 2_048}
     for options, share in (({"sparsity": "l1"}, 1 / 4), ({"sparsity": "kl"}, 1 / 4), ({"sparsity": "l1", "target_l0": 32}, 1), ({}, 1)):
         assert resolved(TrainConfig("sae"), build("sae", 16, wide | options), 100).lr == pytest.approx(PEAK_LR * share)
