@@ -20,7 +20,7 @@ def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: minutes on two cores.")] = False,
     shapes: Annotated[list[str] | None, typer.Option(metavar="DxFxB", help="Width x latents x rows; may be given again.")] = None,
-    k: Annotated[int, typer.Option(help="Active latents a row.")] = 32,
+    k: Annotated[int, typer.Option(help="Active latents per row.")] = 32,
     against: Annotated[list[str] | None, typer.Option(help="Peer to run too: eai-sparsify (train).")] = None,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
     csv: Annotated[Path | None, typer.Option(help="Write the measurements here, with machine, versions, commit and date.")] = None,

@@ -15,18 +15,18 @@ def run(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders that `saekit train` wrote.")],
     store: Annotated[str, typer.Option(help="Folder that `saekit harvest` wrote.")],
     out: Annotated[str | None, typer.Option(help="Folder for report.html, one file that opens from disk.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Judge at most so many rows.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Evaluate at most this many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default holdout)")] = None,
-    target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
+    target_store: Annotated[str | None, typer.Option(help="Folder of the target store, if it moved since training.")] = None,
     anomalies: Annotated[str | None, typer.Option(help="Store of rows that the runs should reconstruct badly.")] = None,
-    neighbours: Annotated[int, typer.Option(help="Neighbours that vote for a label.")] = 5,
-    seed: Annotated[int, typer.Option(help="Controls, rows that are drawn, samples.")] = 0,
+    neighbours: Annotated[int, typer.Option(help="Neighbors that vote for a label.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of controls, sampled rows and generated samples.")] = 0,
     overwrite: Overwrite = False,
     config: Config = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Hold runs against PCA, k-means and an untrained SAE of their size, on the same rows; write a report."""
+    """Compare runs with PCA, k-means and an untrained SAE of the same code size on the same rows, and write a report."""
     from saekit.report.comparison import compare
 
     reporter = Reporter(quiet)

@@ -17,16 +17,16 @@ saekit evaluate runs/hierarchical --store acts/text --k 8,16,32"""
 def run(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help="Folders that `saekit train` wrote.")],
     store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
-    rows: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Evaluate at most this many rows.")] = None,
     split: Annotated[str | None, typer.Option(help="holdout | train | all (default: holdout on the training store).")] = None,
-    target_store: Annotated[str | None, typer.Option(help="Where the target of runs with one lies now (default: as at training).")] = None,
-    k: Annotated[str | None, typer.Option(help="Also smaller k than that of the training, 8,16,32: a line for each.")] = None,
+    target_store: Annotated[str | None, typer.Option(help="Folder of the target store, if it moved since training.")] = None,
+    k: Annotated[str | None, typer.Option(help="Evaluate with these smaller k too, for example 8,16,32: one line each.")] = None,
     max_fvu: Annotated[float | None, typer.Option(help="Exit 7 when a checkpoint's fvu is above this.")] = None,
     config: Config = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge checkpoints side by side on the same rows."""
+    """Evaluate checkpoints side by side on the same rows."""
     from saekit.errors import QualityGateError
     from saekit.evaluation.table import evaluate
 

@@ -14,11 +14,11 @@ EXAMPLES = "Example: saekit finetune runs/topk runs/topk-kl --rows 20000"
 def run(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Folder that `saekit train` wrote, of an SAE on text.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the checkpoint.")],
-    store: Annotated[str | None, typer.Option(help="Where the store of CKPT lies now (default: as at training).")] = None,
-    data: Annotated[str | None, typer.Option(help="Train on this data (default: the store's, without what it holds out).")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of CKPT's store, if it moved since training.")] = None,
+    data: Annotated[str | None, typer.Option(help="Train on this data (default: the store's, except held-out documents).")] = None,
     rows: Annotated[int | None, typer.Option(help="Rows to train on (default: 5 % of CKPT's).")] = None,
     lr: Annotated[float | None, typer.Option(help="First learning rate; it falls linearly to 0 (default 0.0003).")] = None,
-    batch: Annotated[int | None, typer.Option(metavar="CONTEXTS", help="Contexts a step (default 4).")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="CONTEXTS", help="Contexts per step (default 4).")] = None,
     seed: Annotated[int, typer.Option(help="Order of the documents.")] = 0,
     device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
     resume: Resume = False,
@@ -27,7 +27,7 @@ def run(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an SAE a little more, against the logits of the model that it is put into."""
+    """Fine-tune an SAE against the logits of its language model."""
     from saekit.intervention.finetune import finetune
 
     given = {"store": store, "data": data, "rows": rows, "lr": lr, "batch": batch}

@@ -16,7 +16,7 @@ def run(
     store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
     out: Annotated[str, typer.Option(help="Folder for the page.")],
     features: Annotated[str, typer.Option(metavar="SPEC", help="0-255,1024 | top:500 (by density) | all")] = "top:500",
-    top: Annotated[int, typer.Option(help="Strongest examples a feature.")] = 20,
+    top: Annotated[int, typer.Option(help="Top examples per feature.")] = 20,
     single_file: Annotated[bool, typer.Option("--single-file", help="Everything in index.html.")] = False,
     overwrite: Overwrite = False,
     config: Config = None,

@@ -180,7 +180,7 @@ def _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm="
 
 def _refuse_gradient_of_rows(x_BD: torch.Tensor) -> None:
     if x_BD.requires_grad:
-        raise ValueError("the dense arm gives no gradient to x; arm sparse does")
+        raise ValueError("the dense path gives no gradient to x; the sparse path does")
 
 
 def _constant(parameters: Parameters) -> Parameters:

@@ -125,7 +125,7 @@ def open_anomalies(path: str | Path, store: Store) -> Store:
 
 def _of_model(model: nn.Module, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
     if model.d_in != rows.spec.d_in:
-        raise DataError(f"{name} takes {model.d_in} values a row, {rows.path} holds {rows.spec.d_in}")
+        raise DataError(f"{name} takes {model.d_in} values per row, {rows.path} holds {rows.spec.d_in}")
     source = rows if target_store is None else _paired(rows, name, str(target_store), pairs)
     weight = next(iter(model.state_dict().values()))
     if model.training or weight.device.type != "cpu":
@@ -144,7 +144,7 @@ def _open(path: str, name: str, rows: Rows, target_store: str | Path | None, pai
         source = _paired(rows, path, where, pairs)
         width = config["config"].get("d_out") or config["spec"]["d_in"]
         if source.target.spec.d_in != width:
-            raise DataError(f"{path} gives {width} values a row, the target store {where} holds {source.target.spec.d_in}")
+            raise DataError(f"{path} gives {width} values per row, the target store {where} holds {source.target.spec.d_in}")
     kind = " ".join(filter(None, (config["model"], config["config"].get("sparsity") if config["model"] == "sae" else None)))
     return Subject(name, kind, "run", restore(config["model"], config["config"], checkpoint.tensors), source, path, config)
 
@@ -163,7 +163,7 @@ def _check_fit(path: str, config: dict[str, Any], store: Rows) -> None:
     spec, own = store.spec, config["spec"]
     if own["d_in"] != spec.d_in:
         raise DataError(
-            f"{path} takes {own['d_in']} values a row ({own['model']}, {own['hook']}), "
+            f"{path} takes {own['d_in']} values per row ({own['model']}, {own['hook']}), "
             f"{store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
             f"{opt('store')} with a store of the same hook",
         )

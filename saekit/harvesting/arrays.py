@@ -19,10 +19,10 @@ _LONGEST_HEADER = 10_000
 def load_array(path: Path) -> tuple[np.ndarray, list[str] | None]:
     """(x, labels or None): a .npy is memory-mapped, a .npz gives its array x and perhaps y. Raises MissingError, DataError."""
     if not path.is_file():
-        raise MissingError(f"there is no array file at {path}", "give a .npy or .npz file")
+        raise MissingError(f"no array file at {path}", "give a .npy or .npz file")
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".npz"):
-        raise DataError(f"{path} is no array file", "save it with numpy.save (.npy) or numpy.savez (.npz, arrays x and y)")
+        raise DataError(f"{path} is not an array file", "save it with numpy.save (.npy) or numpy.savez (.npz, arrays x and y)")
     x, y = None, None
     refuse_pointer(path)
     with unreadable(f"{path} cannot be read as an array", "save it with numpy.save, without objects"):
@@ -42,7 +42,7 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if {"data", "shape", "format"} <= members.keys():
             dense = f"numpy.save('x.npy', scipy.sparse.load_npz('{path.name}').toarray()) makes it dense"
-            raise DataError(f"{path} holds a sparse matrix of SciPy, which is not read", dense)
+            raise DataError(f"{path} holds a sparse matrix of SciPy, which is not supported", dense)
         if "x" not in members:
             raise DataError(f"{path} has no array x; it holds {', '.join(members) or 'none'}", "numpy.savez(path, x=..., y=...)")
         arrays = {}
@@ -87,7 +87,7 @@ def _check(path: Path, x: np.ndarray, y: np.ndarray | None) -> None:
     if x.ndim not in (2, 3, 4) or 0 in x.shape:
         raise DataError(f"{path} has the shape {x.shape}", "give (N,D), (N,T,D) or (N,H,W,C)")
     if y is not None and y.shape != x.shape[:1]:
-        raise DataError(f"{path}: y has the shape {y.shape}, and x {len(x):,} entries", "give one label an entry")
+        raise DataError(f"{path}: y has the shape {y.shape}, and x {len(x):,} entries", "give one label per entry")
 
 
 def _label(value: np.generic) -> str:

@@ -26,7 +26,7 @@ def is_raw(model: str) -> bool:
 
 def check_raw_kind(model: str) -> None:
     if model not in RAW_KINDS:
-        raise UsageError(f"{model} is no kind of raw data", f"{did_you_mean(model, RAW_KINDS)}choose {', '.join(RAW_KINDS)}")
+        raise UsageError(f"{model} is not a kind of raw data", f"{did_you_mean(model, RAW_KINDS)}choose {', '.join(RAW_KINDS)}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class HarvestConfig:
         if raw:
             check_raw_kind(model)
         elif not self.hooks:
-            raise UsageError(f"{opt('hook')} is missing", "saekit harvest MODEL DATA OUT --list-hooks shows what there is")
+            raise UsageError(f"{opt('hook')} is missing", "saekit harvest MODEL DATA OUT --list-hooks lists the hooks")
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
         given = [opt(name.removesuffix("s")) for name in _OF_MODELS if raw and getattr(self, name) != defaults[name]]
         if given:

@@ -144,7 +144,7 @@ def _refused(module: nn.Module, alias: str, index: int, part: Part, name: str) -
         nearest = min(others, key=lambda other: abs(other - index), default=None)
         other = f"blocks.{index}" if nearest is None else f"blocks.{nearest}.{kind}"
         hint = f"{opt('hook', other)}, or saekit harvest {name} --list-hooks"
-    return DataError(f"{alias} is not offered on {name}: {part.reason}", hint)
+    return DataError(f"{alias} is not available on {name}: {part.reason}", hint)
 
 
 def _spellings(module: nn.Module, path: str) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
         for name, path in aliases.items():
             shown_path = resolve_hook(module, name)
             if shown_path != path:
-                raise DataError(f"{name} is {shown_path}, as this first pass has shown, not {path}", "run it again: now it is known")
+                raise DataError(f"{name} is {shown_path}, as the first pass showed, not {path}", "run it again; the module is known now")
             check_runs_once(module, path)
         finished()
 

@@ -84,7 +84,7 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
     if masked and _takes_noise(tower):
         raise DataError(
             f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so that its rows have no fixed places",
-            'set "mask_ratio": 0.0 in its config.json: then every patch is read, in order',
+            'set "mask_ratio": 0.0 in its config.json: every patch is then read, in order',
         )
     tokens = {path.rsplit(".", 1)[-1] for path, _ in tower.named_parameters() if not set(path.split(".")) & {*_POOLING}}
     channels = getattr(config, "num_channels", 3)
@@ -116,7 +116,7 @@ def _check_request(processor: Any, name: str) -> None:
         sides = [side for side in dict(asked).values() if isinstance(side, int)] if asked else []
         if max(sides, default=0) > _LARGEST:
             cause = f"the image processor of {name} asks for {max(sides)} pixels a side ({setting})"
-            raise DataError(cause, f"at most {_LARGEST} are read: mend its preprocessor_config.json")
+            raise DataError(cause, f"at most {_LARGEST} are read: fix its preprocessor_config.json")
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -29,7 +29,7 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
     if not causal and hasattr(config, "text_config") and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind != "blip":
         raise DataError(
             f"{name} is a {kind} model, which reads text and images in one sequence; saekit reads models of text or of images",
-            f'save its language model alone: python -c "from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; '
+            f'save only its language model: python -c "from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; '
             f"A.from_pretrained('{name}').model.language_model.save_pretrained('text-model'); "
             f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest text-model ...",
         )

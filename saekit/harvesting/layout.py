@@ -39,5 +39,5 @@ def check_layout(live: LiveModel) -> None:
         raise DataError(
             f"the tokens of {live.name} are not {tokens.account()} in this order: {int(seen_T.sum())} of {tokens.count} tokens depend on "
             f"the image, and patch {columns - 1} is token {place}",
-            "choose a ViT, CLIP, SigLIP or DINO model, whose patches stand row by row behind the class token",
+            "choose a ViT, CLIP, SigLIP or DINO model, whose patches follow the class token row by row",
         )

@@ -65,7 +65,7 @@ class LiveSource(Adapter):
         if split != "train":
             return super().batches(batch_size, seed, start, split, examples)
         if examples:
-            raise DataError(f"live rows of {self.live.name} come one by one, not as whole examples", "train this model on a store")
+            raise DataError(f"live rows of {self.live.name} are single rows, not whole examples", "train this model on a store")
         return (ActivationBatch(**columns) for columns in cut(self._windows(seed), batch_size, start))
 
     def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:

@@ -144,7 +144,7 @@ class Array(RawData):
         self._order = shuffled(len(self._x), config.seed)
         self._skip_broken = config.skip_broken
         if is_sampled(self._path):
-            self.notes += (f"{data}: above {SAMPLED_ABOVE >> 30} GiB a change is told by size, time and samples alone",)
+            self.notes += (f"{data}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size, time and samples",)
 
     def digest(self) -> str:
         return file_digest(self._path)

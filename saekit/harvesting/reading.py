@@ -91,7 +91,7 @@ def forward_pass(name: str, inputs: dict[str, torch.Tensor], known: tuple[str, s
         if _raised_by_saekit(error):
             raise
         shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in inputs.items() if torch.is_tensor(value))
-        cause, hint = known or (f"{name} fails in its forward pass on {shapes}", "check that the model runs in transformers alone")
+        cause, hint = known or (f"{name} fails in its forward pass on {shapes}", "check that the model runs in transformers by itself")
         raise DataError(f"{cause}: {_described(error)}", hint) from error
 
 

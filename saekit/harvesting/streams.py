@@ -36,7 +36,7 @@ class StreamedDocuments(Documents):
         if column is None:
             self.notes += (f"the {modality}s of {name} are read from its column {self.column}",)
         if sampled := [file.name for file in table.files if is_sampled(file)]:
-            self.notes += (f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB a change is told by size, time and samples alone",)
+            self.notes += (f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size, time and samples",)
         self._columns = [self.column, *([LABEL] if LABEL in kinds and self.column != LABEL else [])]
 
     def documents(self, start: int = 0) -> Iterator[Document]:

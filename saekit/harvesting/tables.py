@@ -149,7 +149,7 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
         try:
             values = next(reader, None)
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text (behind line {before})", "convert it to UTF-8 first, such as with iconv") from error
+            raise DataError(f"{file} is not UTF-8 text (after line {before})", "convert it to UTF-8 first, such as with iconv") from error
         except csv.Error as error:
             yield DataError(f"{file} cannot be read as csv: line {before}: {error}", _FIX)
             if header is None:

@@ -89,7 +89,7 @@ def write_page(
     asked only for keys that occur, once each. index.html and features.jsonl appear under their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the dictionary or given twice, a key
-    that is no file name, bytes that are no image, a list of another length than `meta.latents`, a number that is not finite.
+    that is not a file name, bytes that are not an image, a list of another length than `meta.latents`, a number that is not finite.
     """
     _check(meta)
     out = Path(out)
@@ -194,7 +194,7 @@ class _Pictures:
     def _name(self, key: str) -> str:
         if key not in self.names:
             if not SAFE_KEY.fullmatch(key):
-                raise ValueError(f"image key {key!r} is no file name")
+                raise ValueError(f"image key {key!r} is not a file name")
             if key not in self.images:
                 raise ValueError(f"no thumbnail was given for image {key}")
             content = self.images[key]

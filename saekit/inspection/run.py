@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (
-    "A crosscoder. Shares of the decoder norm and neighbours are taken with every hook scaled to the same size, as in training; a decoder "
+    "A crosscoder. Shares of the decoder norm and neighbors are taken with every hook scaled to the same size, as in training; a decoder "
     "that writes to several hooks has no output tokens. The text or image of an example is the same for all hooks."
 )
 
@@ -108,7 +108,7 @@ def _write_page(
     if isinstance(opened, StackedStore):
         records, note = _with_hook_shares(records, directions_FD, opened), CROSSCODER_NOTE
     elif model.W_dec is None:
-        note = "the decoder is deep: latents have no directions, so no neighbours and no output tokens"
+        note = "the decoder is deep: latents have no directions, so there are no neighbors and no output tokens"
     elif opened.spec.modality == "text":
         head, note = _output_head(description, opened, live)
         if head is not None:
@@ -129,7 +129,7 @@ def open_pair(checkpoint: str | Path, store: RowsLike) -> tuple[Autoencoder, Che
     trained_on = description.config["spec"]
     if trained_on["d_in"] != opened.spec.d_in:
         raise DataError(
-            f"{checkpoint} takes {trained_on['d_in']} values a row ({trained_on['model']}, {trained_on['hook']}), "
+            f"{checkpoint} takes {trained_on['d_in']} values per row ({trained_on['model']}, {trained_on['hook']}), "
             f"{opened.path} holds {opened.spec.d_in} ({opened.spec.model}, {opened.spec.hook})",
             f"{opt('store')} with the store that it was trained on, or one of the same hook",
         )

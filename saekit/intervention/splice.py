@@ -66,7 +66,7 @@ def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | N
         if isinstance(value, tuple | list) and value:  # the state comes first: attention weights and the like stay
             return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
-            raise DataError(f"{hook} gives no hidden states of shape (batch, tokens, width)", hint)
+            raise DataError(f"{hook} does not give hidden states of shape (batch, tokens, width)", hint)
         return _replaced(value, change, mask_BT)
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

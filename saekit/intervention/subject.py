@@ -21,7 +21,7 @@ def check_kind(checkpoint: Checkpoint) -> None:
     if spec["modality"] != "text" or spec["model"].startswith("raw:"):
         raise UsageError(f"{path} was trained on {spec['model']}: there are no logits to train against", hint)
     if config.get("d_out") or config.get("skip"):
-        raise UsageError(f"{path} is a transcoder: what it gives is no replacement of its own input", hint)
+        raise UsageError(f"{path} is a transcoder: its output cannot replace its input", hint)
     if config.get("parts"):
         raise UsageError(f"{path} is a crosscoder: its rows are those of several hooks", hint)
     if VARIANTS[config["sparsity"]].constrained_decoder:

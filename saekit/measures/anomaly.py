@@ -75,5 +75,5 @@ def error_histogram(normal: Rows, anomalous: Rows, bins: int = 40) -> tuple[list
 def _errors(values: Rows, what: str) -> np.ndarray:
     errors = matrix(values, what)
     if errors.shape[1] != 1:
-        raise DataError(f"{what}: {errors.shape[1]} values a row, one is wanted")
+        raise DataError(f"{what}: {errors.shape[1]} values per row; expected one")
     return errors[:, 0]

@@ -41,7 +41,7 @@ def knn_accuracy(train_codes: Rows, train_labels: Labels, codes: Rows, labels: L
     """Share of rows that the majority of their k nearest training codes (Euclidean) names rightly. Raises UsageError, DataError."""
     z_train, y_train, z, y = _labelled(train_codes, train_labels, codes, labels)
     if not 1 <= k <= len(z_train):
-        raise UsageError(f"k = {k} neighbours must be between 1 and the number of training rows, {len(z_train):,}")
+        raise UsageError(f"k = {k} neighbors must be between 1 and the number of training rows, {len(z_train):,}")
     return float(KNeighborsClassifier(k).fit(z_train, y_train).score(z, y))
 
 
@@ -145,7 +145,7 @@ def _labelled(train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labe
         raise DataError(f"{z_train.shape[1]} latents to train on, {z.shape[1]} to judge")
     y_train, y = classes(train_labels, len(z_train), "training codes"), classes(labels, len(z), "codes")
     if len(np.unique(y_train)) < 2:
-        raise DataError("the training labels name one class only", "rows of at least two classes")
+        raise DataError("the training labels have only one class", "rows of at least two classes")
     return z_train, y_train, z, y
 
 

@@ -75,7 +75,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             except typed.MisfitError as error:
                 if isinstance(value, float) and not math.isfinite(value):
                     continue  # the option's own check says what it may be; `build` refuses what has none
-                raise UsageError(str(error), "numbers without quotes, words with them") from None
+                raise UsageError(str(error), "write numbers without quotes and words with quotes") from None
             continue
         takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
         if takes:  # an option of one sparsity is not silently ignored by another

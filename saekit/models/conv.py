@@ -60,7 +60,10 @@ class ConvConfig(ClassicConfig):
         if self.d_in not in (C, H * W * C):
             raise DataError(f"rows of width {self.d_in} are neither patches nor images of shape {self.shape}")
         if not self.is_grid and self.d_out % (H * W):
-            raise DataError(f"rows of width {self.d_out} in the target store are no images of {H}x{W}", "a target store of the same sides")
+            raise DataError(
+                f"rows of width {self.d_out} in the target store are not images of {H}x{W}",
+                "use a target store with the same height and width",
+            )
 
     def _check_sides(self) -> None:
         H, W, _ = self.shape

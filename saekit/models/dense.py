@@ -33,7 +33,7 @@ class LinearConfig(ClassicConfig):
         if self.contractive < 0:
             raise UsageError(f"{opt('contractive', self.contractive)} must not be negative")
         if self.tied and self.d_out not in (0, self.d_in):
-            raise UsageError(f"{opt('tied', True)}: the target has another width than the input", f"drop {opt('tied')}")
+            raise UsageError(f"{opt('tied', True)}: the target's width differs from the input's", f"drop {opt('tied')}")
 
 
 @dataclass(frozen=True)

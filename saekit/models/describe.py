@@ -42,7 +42,7 @@ class Card:
 def describe(name: str) -> Card:
     """Raises UsageError for a model that there is not."""
     if name not in CATALOG:
-        raise UsageError(f"{name} is no model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}")
+        raise UsageError(f"{name} is not a model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}")
     entry = CATALOG[name]
     texts = field_texts(config_of(name, {}))
     options = [Option(key, "--" + key.replace("_", "-"), _plain(default), texts.get(key, "")) for key, default in options_of(name).items()]

@@ -49,7 +49,7 @@ class RecurrentConfig(ClassicConfig):
             if value < 1:
                 raise UsageError(f"{opt(option, value)} must be at least 1")
         if self.is_image and self.d_out % self.shape[0]:
-            raise DataError(f"rows of width {self.d_out} in the target store are no images of {self.shape[0]} rows of pixels")
+            raise DataError(f"rows of width {self.d_out} in the target store are not images of {self.shape[0]} rows of pixels")
         if not self.is_image and (len(self.shape) != 2 or self.shape[1] != self.d_in):
             raise DataError(
                 f"recurrent takes sequences or images; these rows of width {self.d_in} are neither",

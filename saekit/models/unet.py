@@ -41,7 +41,8 @@ class UNetConfig(ConvConfig):
         super().__post_init__()
         if self.skips and self.sparsity != "none":
             raise UsageError(
-                f"{opt('sparsity', self.sparsity)}: skips go around the bottleneck, a sparse code would bind nothing", opt("skips", False)
+                f"{opt('sparsity', self.sparsity)}: skip connections bypass the bottleneck, so a sparse code has no effect",
+                opt("skips", False),
             )
 
 

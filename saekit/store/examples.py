@@ -56,7 +56,7 @@ class Examples:
             x_BTD = x_BTD.view(self._shards[0].x_dtype)
         mask_BT = None if count.min() == longest else torch.from_numpy(np.arange(longest) < count[:, None])
         if grid is not None:
-            assert mask_BT is None and longest == grid[0] * grid[1], f"{longest} rows are no grid {grid}"
+            assert mask_BT is None and longest == grid[0] * grid[1], f"{longest} rows are not a grid {grid}"
             x_BTD = x_BTD.unflatten(1, grid)
         ids = {name: torch.from_numpy(values) for name, values in origin.items()}
         return ActivationBatch(x_BTD, **ids, mask=mask_BT, rows=torch.from_numpy(first))

@@ -18,7 +18,7 @@ class WithPrevious(Adapter):
 
     def __init__(self, source: Rows) -> None:
         if source.spec.layout != "sequence":
-            cause = f"{source.path} has layout {source.spec.layout}: a row's neighbour may be missing"
+            cause = f"{source.path} has layout {source.spec.layout}: the row before a row may be missing"
             raise DataError(cause, f"harvest it with {opt('layout', 'sequence')}")
         super().__init__(source)
 

@@ -91,7 +91,7 @@ def check_stores(checkpoint: str | Path, config: dict[str, Any], source: Rows, c
     for place, (store, width, hook) in enumerate(zip(stores, parts, hooks), 1):
         if store.spec.d_in != width:
             held = f"{store.path}, given as number {place}, holds {store.spec.d_in} ({store.spec.model}, {store.spec.hook})"
-            raise DataError(f"{checkpoint} takes {width} values a row of {hook} as part {place}; {held}", hint)
+            raise DataError(f"{checkpoint} takes {width} values per row of {hook} as part {place}; {held}", hint)
     if _permuted(stores, hooks, config["content"]):
         given = ", ".join(str(store.path) for store in stores)
         raise DataError(f"{checkpoint} was trained on these stores in another order than {given}", hint)

@@ -55,7 +55,7 @@ def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
     """The same of a dict, as a TOML file gives it. Raises UsageError, DataError."""
     tables = settings.get(RUNS, [{}])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise DataError(f"{RUNS} is a list of tables", f"begin each with [[{RUNS}]]")
+        raise DataError(f"{RUNS} is a list of tables", f"start each with [[{RUNS}]]")
     common = {name: value for name, value in settings.items() if name != RUNS}
     asked = sum(math.prod(len(v) if isinstance(v, list) and n not in WHOLE else 1 for n, v in (common | t).items()) for t in tables)
     if asked > LARGEST:
@@ -72,7 +72,7 @@ def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
         members.append(Member(name, group, config))
     twice = {m.name for m in members if sum(other.name == m.name for other in members) > 1}
     if twice:
-        raise DataError(f"{min(twice)} is asked for twice", "give each member once")
+        raise DataError(f"{min(twice)} appears twice", "give each member once")
     return members
 
 
@@ -89,7 +89,7 @@ def _values(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         return [value]
     if not value:
-        raise DataError(f"{name} is an empty list", f"give {name} a value or leave it away")
+        raise DataError(f"{name} is an empty list", f"give {name} a value or drop it")
     return value
 
 

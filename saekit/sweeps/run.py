@@ -75,7 +75,7 @@ def sweep(
     model, which runs once for all members; the store gives statistics and held-out rows. A member that diverges is noted and the others go
     on. `resume` continues a killed sweep, each member bit for bit; members that are done stay.
 
-    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member came to an end; KeyboardInterrupt after all
+    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member finished; KeyboardInterrupt after all
     states have been saved.
     """
     return _Sweep(store, out, grid, live, device).execute(resume, overwrite, progress)
@@ -103,10 +103,13 @@ class _Sweep:
         for name, run in self.runs.items():
             if run.model.strategy != "gradient" or by_example(run.model, run.source):
                 raise DataError(
-                    f"{name}: a sweep trains models of single rows step by step", f"train {opt('model', run.config.model)} by itself"
+                    f"{name}: a sweep trains only models that take single rows and gradient steps",
+                    f"train {opt('model', run.config.model)} by itself",
                 )
             if self.live and run.source is not self.store:
-                raise DataError(f"{name}: {opt('live')} gives rows one by one, and {run.config.options['sparsity']} looks at neighbours")
+                raise DataError(
+                    f"{name}: {opt('live')} gives rows one by one, and {run.config.options['sparsity']} needs the row before each row"
+                )
         for what in ("batch", "order_seed"):
             found = {run.config.order if what == "order_seed" else run.config.batch for run in self.runs.values()}
             if len(found) > 1:
@@ -128,7 +131,7 @@ class _Sweep:
             results = self._train(rows, folder, _Together(progress, self.runs))
             done = [result for result in results if result.metrics]
             if not done:
-                raise NumericsError(f"no member came to an end: {results[0].error}", self.hint)
+                raise NumericsError(f"no member finished: {results[0].error}", self.hint)
             groups = groups_of(done)
             write_bytes(folder.path / PAGE, pareto_page(self.store.spec, groups, results).encode())
             result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(self.out / PAGE))

@@ -92,7 +92,7 @@ class TrainConfig:
             try:
                 as_type(value, hint, opt(name))
             except MisfitError as error:
-                raise UsageError(str(error), "numbers without quotes, words with them") from None
+                raise UsageError(str(error), "write numbers without quotes and words with quotes") from None
 
     def _check_schedule(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)

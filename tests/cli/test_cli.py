@@ -140,7 +140,7 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
         (["train", "ACTS", "RUN", "--resume", *map(str, SMALL), "--seed", "4"], 3, "other settings: seed 0 -> 4", "--overwrite"),
         (["evaluate", "NONE", "--store", "ACTS"], 4, "there is no checkpoint at", "saekit train"),
         (["evaluate", "ACTS", "--store", "ACTS"], 3, "is not a checkpoint: config.json is missing", ""),
-        (["evaluate", "RUN", "--store", "WIDE"], 3, "takes 16 values a row", "--store"),
+        (["evaluate", "RUN", "--store", "WIDE"], 3, "takes 16 values per row", "--store"),
         (["inspect", "RUN", "--store", "ACTS", "--out", "OUT", "--features", "9999"], 3, "feature 9999: this model has 64", "top:500"),
         (["inspect", "RUN", "--store", "ACTS", "--out", "OUT", "--features", "x"], 2, "--features x: write", ""),
         (["inspect", "RUN", "--store", "ACTS", "--out", "OUT", "--top", "0"], 2, "--top 0 must be between", ""),

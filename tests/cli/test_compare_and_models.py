@@ -114,4 +114,4 @@ def test_models_prints_one_json_value_for_a_model(capsys):
 
 def test_an_unknown_model_is_named_with_the_nearest(capsys):
     status, out, err = saekit(capsys, "models", "dens")
-    assert status == 2 and "dens is no model" in err and "did you mean dense?" in err and out == ""
+    assert status == 2 and "dens is not a model" in err and "did you mean dense?" in err and out == ""

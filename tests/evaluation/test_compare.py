@@ -205,7 +205,7 @@ def test_wrong_usage_is_named(digits, runs, wrong, cause):
 
 def test_runs_that_cannot_be_compared_are_named(digits, runs, tmp_path):
     narrow = rows_store(tmp_path / "narrow", make_rows(100), [None] * 100)
-    with pytest.raises(DataError, match=r"takes 64 values a row .* holds 16"):
+    with pytest.raises(DataError, match=r"takes 64 values per row .* holds 16"):
         compare(runs["dense"], narrow)
     with pytest.raises(UsageError, match="given twice"):
         compare([runs["dense"], runs["dense"]], digits)

@@ -95,10 +95,10 @@ def test_a_part_of_the_wrong_width_is_named(made, tmp_path):
     run, x, y = made
     wrong = bent_store(tmp_path / "wrong", width=7)
     with pytest.raises(
-        DataError, match=r"takes 6 values a row of blocks.1 as part 2; .*wrong, given as number 2, holds 7 \(made-up, blocks.1"
+        DataError, match=r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, holds 7 \(made-up, blocks.1"
     ):
         saekit.evaluate(run, [x, wrong])
-    with pytest.raises(DataError, match=r"takes 16 values a row of blocks.0 as part 1") as refused:
+    with pytest.raises(DataError, match=r"takes 16 values per row of blocks.0 as part 1") as refused:
         saekit.evaluate(run, [y, x])
     assert f"--store {x} --store {y}" in refused.value.hint
 

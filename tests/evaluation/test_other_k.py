@@ -23,7 +23,7 @@ OPTIONS = {"archetypal": {"archetypes": 64}, "matryoshka-jumprelu": {"target_l0"
 
 @pytest.fixture(scope="module")
 def acts(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("acts") / "store", 2000, layout="sequence")  # temporal looks at neighbours
+    return write_store(tmp_path_factory.mktemp("acts") / "store", 2000, layout="sequence")  # temporal needs the row before each row
 
 
 @pytest.fixture(scope="module")

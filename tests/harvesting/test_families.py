@@ -73,7 +73,7 @@ def test_a_block_adds_attn_and_mlp_to_the_residual_stream(name):
         if path:
             assert resolve_hook(model, alias) == f"{block}.{path}"
         else:
-            with pytest.raises(DataError, match="is not offered on"):
+            with pytest.raises(DataError, match="is not available on"):
                 resolve_hook(model, alias)
 
 
@@ -97,5 +97,5 @@ def test_the_proof_does_not_hang_on_the_dtype(name, dtype):
         if path:
             assert resolve_hook(model, f"blocks.1.{part}") == f"{block_list(model)}.1.{path}"
         else:
-            with pytest.raises(DataError, match="is not offered on"):
+            with pytest.raises(DataError, match="is not available on"):
                 resolve_hook(model, f"blocks.1.{part}")

@@ -198,5 +198,5 @@ def test_a_plain_module_with_a_list_of_blocks():
         output = model(x_BTD)
     torch.testing.assert_close(states["blocks.1:in"] + states["blocks.1.mlp"], output)
     assert resolve_hook(model, "blocks.1.mlp") == "body.1.mlp"
-    with pytest.raises(DataError, match=r"blocks.1.attn is not offered on Net: block 1 \(Block\) has no module of that name"):
+    with pytest.raises(DataError, match=r"blocks.1.attn is not available on Net: block 1 \(Block\) has no module of that name"):
         resolve_hook(model, "blocks.1.attn")

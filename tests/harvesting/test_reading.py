@@ -173,7 +173,7 @@ def test_the_hint_for_such_a_model_works_when_typed(tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "both")
     with pytest.raises(DataError) as raised:
         load_model(str(tmp_path / "both"))
-    command = raised.value.hint.removeprefix("save its language model alone: python").partition(", then")[0]
+    command = raised.value.hint.removeprefix("save only its language model: python").partition(", then")[0]
     subprocess.run(f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True, capture_output=True)
     alone = load_model(str(tmp_path / "text-model"))
     assert alone.kind == "causal_lm" and not alone.has_head and alone.blocks == tiny.LAYERS and alone.tokenizer.bos_token == "<s>"

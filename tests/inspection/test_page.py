@@ -222,7 +222,7 @@ def test_equal_input_gives_equal_bytes(tmp_path):
         ([plain_record(9)], {}, "feature 9 is outside the dictionary of 4 latents"),
         ([plain_record(1), plain_record(1)], {}, "feature 1 was given twice"),
         ([pictured(1, "aa")], {}, "no thumbnail was given for image aa"),
-        ([pictured(1, "../aa")], {"../aa": PNG}, "is no file name"),
+        ([pictured(1, "../aa")], {"../aa": PNG}, "is not a file name"),
         ([pictured(1, "aa")], {"aa": b"GIF89a"}, "neither PNG, WebP nor JPEG"),
         ([plain_record(1, max=float("nan"))], {}, "not JSON compliant"),
     ],

@@ -21,7 +21,7 @@ def test_errors_must_be_there_finite_and_one_a_row():
         auroc(torch.ones(3), torch.ones(0))
     with pytest.raises(NumericsError, match="normal errors: row 1"):
         auroc(torch.tensor([0.0, torch.inf]), torch.ones(2))
-    with pytest.raises(DataError, match="4 values a row"):
+    with pytest.raises(DataError, match="4 values per row"):
         auroc(torch.ones(3, 4), torch.ones(2))
 
 

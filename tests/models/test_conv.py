@@ -111,7 +111,7 @@ def test_targets_of_another_width():
     assert grid(x.view(3, 6, 8, 1)).x_hat.shape == (3, 6, 8, 3)
     expected = (flat(x).x_hat - target).square().sum(1).mean().item()
     assert flat.loss(batch_of(x, target)).total.item() == pytest.approx(expected)
-    with pytest.raises(DataError, match="width 50 in the target store are no images of 6x8"):
+    with pytest.raises(DataError, match="width 50 in the target store are not images of 6x8"):
         make(d_in=48, shape=(6, 8, 1), d_out=50)
 
 

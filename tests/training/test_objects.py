@@ -150,7 +150,7 @@ def test_models_and_folders_are_judged_side_by_side(tmp_path):
     assert judged.metrics["fvu"] == folder.metrics["fvu"] == result.metrics["fvu"]
     assert judged.metrics["dead_train"] is None and model.training  # the caller's model stays as it is
     assert [e.k for e in saekit.evaluate(model, path, k=[2, 4])] == [2, 4]
-    with pytest.raises(DataError, match="takes 16 values a row, the array holds 3"):
+    with pytest.raises(DataError, match="takes 16 values per row, the array holds 3"):
         saekit.evaluate(model, torch.zeros(10, 3))
     with pytest.raises(UsageError, match="is given twice"):
         saekit.evaluate([model, model], path)

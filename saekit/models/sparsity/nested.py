@@ -31,7 +31,7 @@ class Nesting:
         config = super().resolved()
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
         if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
-            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, the first one with a latent in it")
+            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, and the first must contain a latent")
         return config
 
 

@@ -41,7 +41,7 @@ class MatchingPursuit(SAE):
     sparsity = "matching-pursuit"
     constrained_decoder = True
     config_class = PursuitConfig
-    line = "atoms chosen one by one for what is left"
+    line = "atoms chosen one by one for the residual"
 
     def pursue(self, x_BD: torch.Tensor, k: int, encoder_plan: str = "auto") -> torch.Tensor:
         """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
