@@ -33,7 +33,7 @@ class Thumbnails:
         """`data`: the images themselves, where the store's were in memory. Raises what `open_data_of` does."""
         from saekit.harvesting.sources import open_data_of
 
-        self._data = open_data_of(store.spec, store.manifest.plan.get("data"), data)
+        self._data = open_data_of(store.spec, store.origin.manifest.plan.get("data"), data)
         self._keys: dict[str, str] = {}
         self.images: dict[str, bytes] = {}
         self.note = ""

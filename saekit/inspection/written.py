@@ -29,7 +29,7 @@ class WrittenTexts:
     def __init__(self, store: Store | StackedStore, texts: TokenTexts, data: Any = None) -> None:
         """`data`: the texts themselves, where the store's were in memory."""
         self._spec, self._texts, self._data = store.spec, texts, data
-        self._known = store.manifest.plan.get("data")
+        self._known = store.origin.manifest.plan.get("data")
         self._documents: dict[int, tuple[str, bytes, list[int]]] = {}  # id -> text, its token ids, the end of each in the text
         self.fault = "" if data is not None or _is_here(self._spec.dataset) else f"{self._spec.dataset} is not on this machine"
 

@@ -112,7 +112,7 @@ def _maps(name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None
 def settings_panel(inputs: Inputs) -> Panel:
     """Every setting of every run; where they differ, in bold."""
     runs, store = inputs.runs, inputs.store
-    columns = {run.name: _settings(run.config, store.manifest.content) for run in runs}
+    columns = {run.name: _settings(run.config, store.content) for run in runs}
     names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
     rows = []
     for name in names:

@@ -168,7 +168,7 @@ def test_a_bad_state_names_model_hook_and_place(folder, tmp_path, value, dtype, 
 
 def test_whole_examples_are_refused(folder, tmp_path):
     source = LiveSource(stored(folder, tmp_path / "s", layout="sequence"), device="cpu")
-    with pytest.raises(DataError, match="not as whole examples"):
+    with pytest.raises(DataError, match="not whole examples"):
         source.batches(4, 0, split="train", examples=True)
     assert next(source.batches(4, split="holdout", examples=True)).x.ndim == 3
 

@@ -277,7 +277,7 @@ def test_splicing_a_plain_modules_alias_is_proven_too():
     x = torch.randn(2, 3, 4)
     with (
         torch.no_grad(),
-        pytest.raises(DataError, match=r"blocks.0.attn is not offered"),
+        pytest.raises(DataError, match=r"blocks.0.attn is not available"),
         splice(model := Plain(0.5), "blocks.0.attn", lambda s: s),
     ):
         model(x)

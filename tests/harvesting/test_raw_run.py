@@ -155,7 +155,7 @@ def test_a_resume_with_other_settings_names_them(tmp_path):
         ("raw:pixels", "embedded:digits", {"layout": "grid"}, UsageError, 'layout="grid": an image is one row'),
         ("raw:array", "x.npy", {"layout": "grid"}, DataError, r'layout="grid": .* has the shape \(8, 3\)'),
         ("raw:array", "t.npy", {"rows": 3}, DataError, "rows=3 is below the 4 rows of one example"),
-        ("raw:array", "nothing.npy", {}, MissingError, "there is not an array file at"),
+        ("raw:array", "nothing.npy", {}, MissingError, "no array file at"),
         ("raw:array", "words.txt", {}, DataError, "words.txt is not an array file"),
         ("raw:array", "objects.npy", {}, DataError, "objects.npy cannot be read as an array"),
         ("raw:array", "broken.npz", {}, DataError, "broken.npz cannot be read as an array"),
@@ -217,7 +217,7 @@ def test_a_dry_run_of_raw_data_writes_nothing(capsys, tmp_path):
         (["raw:pixels", "embedded:digits", "OUT", "--hook", "blocks.0"], 2, "--hook with raw:pixels"),
         (["raw:pixels", "--list-hooks"], 2, "--list-hooks with raw:pixels"),
         (["raw:pixels", "embedded:digits", "OUT", "--holdout", "1.5"], 2, "--holdout 1.5 must be in (0, 1)"),
-        (["raw:array", "nothing.npy", "OUT"], 4, "there is not an array file at nothing.npy"),
+        (["raw:array", "nothing.npy", "OUT"], 4, "no array file at nothing.npy"),
         (["raw:pixels", "embedded:pydocs", "OUT"], 3, "embedded:pydocs holds texts, not images"),
     ],
 )

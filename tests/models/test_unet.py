@@ -154,7 +154,7 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
 
 
 def test_a_sparse_code_that_skips_go_around_is_refused():
-    with pytest.raises(UsageError, match='sparsity="l1": skips go around the bottleneck') as raised:
+    with pytest.raises(UsageError, match='sparsity="l1": skip connections bypass the bottleneck') as raised:
         build("unet", 64, {"sparsity": "l1"}, shape=(8, 8, 1))
     assert raised.value.hint == "skips=False"
 

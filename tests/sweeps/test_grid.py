@@ -50,7 +50,7 @@ def test_options_that_are_lists_themselves():
         ("sparsity = 'topk'\nkk = 3", "kk"),
         ("sparsity = 'l1'\nk = 3", 'k does not apply to sparsity="l1"'),
         ("k = []", "k is an empty list"),
-        ("k = [4, 4]", "asked for twice"),
+        ("k = [4, 4]", "appears twice"),
         ("target_store = 'a'", "target_store is not for a grid"),
         ("runs = 3", "runs is a list of tables"),
         ("sparsity = 'topp'", "topp"),

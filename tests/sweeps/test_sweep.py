@@ -126,7 +126,7 @@ def test_a_resume_with_other_settings_keeps_what_was_found(store, tmp_path):
     ("grid", "said"),
     [
         ({"batch": [128, 256]}, "share their rows, and so batch"),
-        ({"model": "pca", "latents": 4}, "a sweep trains models of single rows"),
+        ({"model": "pca", "latents": 4}, "a sweep trains only models that take single rows"),
     ],
 )
 def test_what_cannot_share_a_pass_is_refused(store, tmp_path, grid, said):
