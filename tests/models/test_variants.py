@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -344,3 +345,12 @@ def test_options_of_another_variant_are_refused():
         build("sae", D, {"sparsity": "matryoshka", "groups": (0.5, 0.2, 1.0)})
     with pytest.raises(UsageError, match="skip=True would pass the input itself on"):
         build("sae", D, {"skip": True})
+
+
+def test_a_temporal_transcoder_sees_the_row_before_each_row(tmp_path):
+    store = write_store(tmp_path / "in", 2000, layout="sequence")
+    target = write_store(tmp_path / "out", 2000, layout="sequence", hook="layers.9")  # the same rows: the best it can do is copy them
+    options = {"sparsity": "temporal", "latents": 96, "k": 8, "target_store": str(target), "rows": 60_000, "batch": 256}
+    result = saekit.train(store, tmp_path / "run", **options)
+    terms = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result.metrics["fvu"] < 0.6 and all(line["contrast"] > 0 for line in terms)
