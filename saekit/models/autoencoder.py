@@ -62,6 +62,10 @@ class Autoencoder(nn.Module):
     by_output: ClassVar[tuple[str, ...]] = ()
     """Parameters whose first dimension is the output's, not the latents'."""
 
+    total_steps: int = 0
+    dead_order: torch.Tensor | None = None
+    """With `total_steps`: what `loss` assumes of the run where it is given the number of a step only (`at`)."""
+
     config: Any
     d_in: int
     latents: int
@@ -91,6 +95,10 @@ class Autoencoder(nn.Module):
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """First values that depend on the data: a sample of normalized rows."""
 
+    def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """The older name of `initialise_from`."""
+        self.initialise_from(sample, generator)
+
     def start_at(self, mean_D: torch.Tensor, variance: float, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
         """Told, after `initialise_from`, the mean (D_out) of what is to be reconstructed, the mean of its ||x - mean||^2 and some rows of
         it, besides the sample of the input."""
@@ -105,8 +113,12 @@ class Autoencoder(nn.Module):
     def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
         """Called before the first step of a stage."""
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         raise NotImplementedError
+
+    def at(self, step: Step | int) -> Step:
+        """The step itself, or that of a number of steps done before."""
+        return step if isinstance(step, Step) else Step(step, self.total_steps, dead=self.dead_order)
 
     def fused_step(self, batch: ActivationBatch, step: Step, adam: Adam) -> LossTerms | None:
         """Loss, gradients, Adam and constraints in one pass, or None where that does not apply."""

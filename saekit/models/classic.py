@@ -153,9 +153,9 @@ class Classic(Autoencoder):
                 else:
                     parameter.zero_()
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
-        batch = as_batch(batch)
+        batch, step = as_batch(batch), self.at(step)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.noisy_code(noisy, batch.x, step)
         return self.judged(self.from_code(z), z, batch, terms, weights)

@@ -170,8 +170,9 @@ class Dense(Classic):
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
             enter_layer(self, stage, sample)
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
-        batch, stages = as_batch(batch), self.stages(max(step.total, step.number + 1))
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
+        batch, step = as_batch(batch), self.at(step)
+        stages = self.stages(max(step.total, step.number + 1))
         layer = next(stage.layer for stage in stages if stage.start <= step.number < stage.stop)
         return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
 

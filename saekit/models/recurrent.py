@@ -156,9 +156,9 @@ class Recurrent(Classic):
 
     # -- training -----------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """As Classic.loss, with the mask for the reader and the length for the writer."""
-        batch = as_batch(batch)
+        batch, step = as_batch(batch), self.at(step)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.penalised(self.code_activation(self.to_code(noisy, batch.mask)))
         return self.judged(self.from_code(z, self._steps_of(batch.x)), z, batch, terms, weights)

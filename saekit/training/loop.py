@@ -265,7 +265,7 @@ class Trainer:
     def _resample(self, batch: ActivationBatch) -> None:
         latents = self.dead_order[: max(round(RESAMPLED * len(batch.x)), 1)]
         self.model.resample(latents, batch, self.generator, self.at)
-        reset_moments(self.optimizer, latents, self.model)
+        reset_moments(self.optimizer, latents, self.model.latents, self.model.by_output)
         self.dead.idle[latents] = 0
         self.dead_order = self.dead.dead()
 

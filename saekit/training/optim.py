@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from saekit.models.sae import SAE
 
 if TYPE_CHECKING:
     from saekit.models.autoencoder import Autoencoder
@@ -125,11 +127,11 @@ def need_like(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
             raise ValueError(f"{prefix}{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {value.dtype} {list(value.shape)}")
 
 
-def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, model: Autoencoder) -> None:
-    """Zero the moments of the given latents in every parameter with a row per latent. Those with a row per dimension of the output are
-    told by name: there may be as many of them."""
+def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int, by_output: Collection[str] = SAE.by_output) -> None:
+    """Zero the moments of the given latents in every parameter with a row for each of the `count` latents. Those with a row per dimension
+    of the output are told by name: there may be as many of them."""
     group = optimizer.param_groups[0]
     for name, parameter in zip(group["param_names"], group["params"]):
-        if name not in model.by_output and parameter.shape[0] == model.latents and parameter in optimizer.state:
+        if name not in by_output and parameter.shape[0] == count and parameter in optimizer.state:
             for key in ("exp_avg", "exp_avg_sq"):
                 optimizer.state[parameter][key][latents] = 0.0

@@ -120,7 +120,7 @@ def test_unknown_and_silent_hooks_are_refused():
         pass
     with pytest.raises(DataError, match=r"blocks.1 did not run"), splice(model, "blocks.1", lambda x: x):
         pass
-    with pytest.raises(DataError, match="no hidden states"), splice(model, "model.embed_tokens:in", lambda x: x):
+    with pytest.raises(DataError, match="does not give hidden states"), splice(model, "model.embed_tokens:in", lambda x: x):
         logits(model)
 
 

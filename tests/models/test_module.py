@@ -111,3 +111,9 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
     trained = saekit.load(tmp_path / "run").state_dict()
     for name, tensor in sae.folded(normalize.mean_D, normalize.scale).items():
         assert torch.equal(tensor, trained[name]), name
+
+
+def test_a_plain_number_is_a_step_of_the_run_that_the_model_was_told():
+    sae, x = VARIANTS["l1"](d_in=D, latents=F, coef_warmup=0.5), make_rows(20, D)
+    sae.total_steps = 100
+    assert sae.loss(x, 10).weights == sae.loss(x, Step(10, 100)).weights and sae.coef(10) == pytest.approx(sae.config.coef * 11 / 50)

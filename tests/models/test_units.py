@@ -80,7 +80,7 @@ def test_moments_are_reset_by_name_when_there_are_as_many_latents_as_inputs():
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    reset_moments(optimizer, torch.tensor([1, 6]), sae)
+    reset_moments(optimizer, torch.tensor([1, 6]), sae.latents)
     for name, parameter in sae.named_parameters():
         zero = (optimizer.state[parameter]["exp_avg"].reshape(len(parameter), -1) == 0).all(1).nonzero()[:, 0].tolist()
         assert zero == ([] if name == "b_dec" else [1, 6]), name

@@ -240,7 +240,7 @@ def test_resampling_zeroes_the_moments_of_the_dead_alone():
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    reset_moments(optimizer, torch.tensor([2]), sae)
+    reset_moments(optimizer, torch.tensor([2]), 8)
     for name, parameter in sae.named_parameters():
         moments = optimizer.state[parameter]["exp_avg"]
         if name == "b_dec":

@@ -254,9 +254,9 @@ class SAE(Autoencoder):
         x_hat = x_hat if past_BD is None else x_hat + past_BD
         return x_hat, squared_error(target_BD, x_hat)
 
-    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step = FIRST) -> LossTerms:
+    def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """Of a batch, or of rows (B,D) alone, at a step of a run."""
-        batch = as_batch(batch)
+        batch, step = as_batch(batch), self.at(step)
         x = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device)) if self.noise.kind else batch.x
         return self.loss_of(x, batch.x if batch.target is None else batch.target, step, batch)
 
@@ -286,8 +286,9 @@ class SAE(Autoencoder):
         """Loss, gradients and Adam in one pass, where there are kernels for it (saekit.models.sae.fused)."""
         return None
 
-    def coef(self, step: Step) -> float:
+    def coef(self, step: Step | int) -> float:
         """The weight of the penalty at a step: the coefficient is meant in units of the target's variance per dimension."""
+        step = self.at(step)
         return self.control.coef * self.control.warmed(step.number, step.total) * self.unit**2
 
     def before_step(self) -> None:
