@@ -16,8 +16,8 @@ TEXTS = ["the cat sat on a mat", "a dog ran far away from home", "the dog sat"]
 
 def main(model_id: str = "HuggingFaceTB/SmolLM2-135M", hook: str = "blocks.1") -> None:
     # Any transformers model: loaded, fine-tuned a minute ago, or made from a config.
-    model = AutoModelForCausalLM.from_pretrained(model_id)
-    tokenizer = AutoTokenizer.from_pretrained(model_id)
+    model = AutoModelForCausalLM.from_pretrained(model_id, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
 
     result = saekit.harvest(model, TEXTS, hook=hook, tokenizer=tokenizer, ctx=32, dtype="float32")
     print(f"{result.rows} rows of width {result.x.shape[1]}")

@@ -14,8 +14,8 @@ import saekit
 
 
 def main(model_id: str = "HuggingFaceTB/SmolLM2-135M", hook: str = "blocks.1") -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_id).eval()
-    inputs = AutoTokenizer.from_pretrained(model_id)("the cat sat on a mat", return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(model_id, trust_remote_code=False).eval()
+    inputs = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)("the cat sat on a mat", return_tensors="pt")
 
     with torch.inference_mode():
         with saekit.capture(model, hook) as states:
