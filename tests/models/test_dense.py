@@ -145,7 +145,7 @@ def test_options_that_cannot_be_are_refused(options, cause):
 
 
 def test_a_target_of_another_width_has_no_tied_weights_and_no_layers_to_pretrain():
-    with pytest.raises(UsageError, match="tied=True: the target.s width differs"):
+    with pytest.raises(UsageError, match="tied=True: the target's width differs"):
         build("dense", 16, {"tied": True}, d_out=8)
     with pytest.raises(UsageError, match='pretrain="greedy": layers reconstruct their input'):
         build("dense", 16, {"pretrain": "greedy"}, d_out=8)
