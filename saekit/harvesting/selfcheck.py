@@ -35,6 +35,8 @@ ROUNDING = {torch.float64: 5e-5, torch.float32: 5e-5, torch.float16: 1e-2, torch
 NOISE = 8  # times the difference that company alone makes, without any padding
 MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # never more than this is rounding
 FEW_BITS = 0.25  # the same in 16 bits, where another expert of a mixture may be chosen
+SEPARATED = 3  # hooks that two passes keep apart
+
 States = dict[str, torch.Tensor]
 
 
@@ -97,6 +99,7 @@ class _Check:
         self.live, self.hooks, self.pad = live, hooks, pad
         self.dtype = live.dtype
         self.proven: list[str] = []
+        self.apart_words = "each alone as together"
 
     def states(self, inputs: dict[str, torch.Tensor], hooks: Sequence[str], aliases: Sequence[str] = ()) -> States:
         """One pass: hook -> states in the order in which the hooks fired. The sums of `aliases` are proven on its way."""
@@ -156,7 +159,9 @@ class _Check:
     def apart(self, inputs: dict[str, torch.Tensor], together: States, aliases: Sequence[str]) -> float:
         """The largest difference of `inputs` run with some of the hooks from what all of them gave; `aliases` are proven on the way."""
         errors = []
-        for group in _groups(list(together)):
+        if len(together) > SEPARATED:
+            self.apart_words = "the last alone as together"
+        for group in _two_groups(list(together)):
             unproven = [alias for alias in aliases if alias not in self.proven and resolve_hook(self.live.module, alias) in group]
             states = self.states(inputs, group, unproven)
             errors += [difference(state, together[hook]) for hook, state in states.items()]
@@ -194,7 +199,7 @@ class _Check:
     def report(self, repeat: str, padded: bool = True, company: str = "", largest: float = 0.0) -> SelfCheck:
         stored = {"repeat": repeat} if repeat else {}
         if len(self.hooks) > 1:
-            stored["hooks"] = "each alone as together"
+            stored["hooks"] = self.apart_words
         if self.proven:
             stored["sums"] = ", ".join(self.proven)
         if company:
@@ -230,6 +235,12 @@ def _groups(hooks: list[str]) -> Iterator[list[str]]:
     """
     for bit in range(len(hooks).bit_length()):
         yield [hook for number, hook in enumerate(hooks, 1) if number >> bit & 1]
+
+
+def _two_groups(hooks: list[str]) -> list[list[str]]:
+    """At most two of `_groups`, where a pass costs a whole image. Of more hooks than those can keep apart, the last one and the others:
+    what any hook changes in the pass reaches the states of the last one."""
+    return list(_groups(hooks)) if len(hooks) <= SEPARATED else [hooks[-1:], hooks[:-1]]
 
 
 def _text(ids: Sequence[int]) -> dict[str, torch.Tensor]:

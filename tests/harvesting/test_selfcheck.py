@@ -16,6 +16,7 @@ from saekit.errors import DataError, NumericsError
 from saekit.harvesting.live import LiveSource
 from saekit.harvesting.models import load_model
 from saekit.harvesting.selfcheck import _groups as groups_of
+from saekit.harvesting.selfcheck import _two_groups as groups_of_images
 from saekit.harvesting.selfcheck import difference, pieces
 from saekit.store.reader import open_store
 
@@ -127,6 +128,10 @@ def test_the_check_of_images_runs_one_image_more_than_the_harvest(live, photos, 
         images.clear()
         several, _ = harvested(loaded, photos, tmp_path / "three", hook=["blocks.0", "blocks.0.mlp", "blocks.1"], batch=4)
         assert images == [4, 1, 1, 1]
+        images.clear()
+        many = ["blocks.0", "blocks.0.attn", "blocks.0.mlp", "blocks.1", "blocks.1.mlp"]
+        result, _ = harvested(loaded, photos, tmp_path / "five", hook=many, batch=4)
+        assert images == [4, 1, 1, 1] and result.self_check["hooks"] == "the last alone as together"
     finally:
         with_hook.remove()
     last = [*several.stores.values()][-1]
@@ -142,6 +147,9 @@ def test_each_hook_runs_without_those_that_fire_before_it():
         for later in range(count):
             for earlier in range(later):
                 assert any(hooks[later] in group and hooks[earlier] not in group for group in groups)
+        two = groups_of_images(hooks)
+        assert len(two) <= 2 and set().union(*two) == set(hooks)
+        assert two == list(groups_of(hooks)) if count <= 3 else two == [hooks[-1:], hooks[:-1]]
 
 
 class Noisy(nn.Module):
