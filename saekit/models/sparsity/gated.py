@@ -15,30 +15,22 @@ from torch import nn
 
 from saekit.models.sae import SAE
 from saekit.models.sae.losses import squared_error
-from saekit.models.sae.preactivations import DensePre, Pre, above
+from saekit.models.sae.preactivations import Pre, above
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
+from saekit.models.sparsity.gate import TrainedGate
 from saekit.models.sparsity.penalised import PenaltyConfig
 from saekit.types import Step
 
 
-class Gated(SAE):
+class Gated(TrainedGate):
     sparsity = "gated"
     config_class = PenaltyConfig
     line = "a gate by one encoder, magnitudes by its rescaled twin"
-    thresholded = True
     in_code_units = (*SAE.in_code_units, "b_mag")
 
     def make_parameters(self) -> None:
         self.r_mag = nn.Parameter(torch.zeros(self.latents))
         self.b_mag = nn.Parameter(torch.zeros(self.latents))
-
-    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
-        if self.is_folded:
-            return self.thresholded_code(x_BD)
-        return self.activate(DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T)))
-
-    def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return self.thresholded_code(x_BD)  # the threshold is 0 yet: ReLU(gate)
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
         self.b_enc -= level_of(self, sample_BD, self.config.start_l0)

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from saekit.models.sae import SAE
-from saekit.models.sae.preactivations import DensePre, Pre, above
+from saekit.models.sae.preactivations import Pre, above
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
+from saekit.models.sparsity.gate import TrainedGate
 from saekit.models.sparsity.penalised import PenaltyConfig
 from saekit.types import Step
 
@@ -45,23 +46,14 @@ class JumpReLUConfig(PenaltyConfig):
         return replace(super().resolved(), coef=(self.d_in / 2 if self.target_l0 else 0.2) if self.coef is None else self.coef)
 
 
-class JumpReLU(SAE):
+class JumpReLU(TrainedGate):
     sparsity = "jumprelu"
     config_class = JumpReLUConfig
     line = "pre above a threshold of each latent, trained by straight-through windows"
-    thresholded = True
     in_code_units = (*SAE.in_code_units, "slow_theta")
 
     def make_parameters(self) -> None:
         self.slow_theta = nn.Parameter(torch.zeros(self.latents))
-
-    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
-        if self.is_folded:
-            return self.thresholded_code(x_BD)
-        return self.activate(DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T)))
-
-    def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return self.thresholded_code(x_BD)
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
         """One threshold for all, above which `start_l0` latents of the mean row lie; then the scale."""
