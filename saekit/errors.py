@@ -27,8 +27,10 @@ def opt(name: str, *values: Any) -> str:
     """The option `name`, set to a value or to any of several, for use inside the text of an error, hint or message.
 
     `name` is the Python parameter. Values are numbers, booleans, None, texts, or sequences of these; anything else is taken as its text.
+    A name that no parameter can have, from a user's file, stands as it is.
     """
-    assert name.isidentifier(), f"{name} is a flag, not an option"
+    if not name.isidentifier():
+        return name
     return _BEGIN + name + "".join(_VALUE + json.dumps(_plain(value)) for value in values) + _END
 
 

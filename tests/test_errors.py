@@ -190,3 +190,10 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     assert len(names) > 50 and names <= python
     command_line = {p.name for command in typer.main.get_command(app).commands.values() for p in command.params}
     assert names - command_line <= of_models | {"epochs", "method"}, "these would be offered as --set NAME"
+
+
+def test_a_name_from_a_file_that_is_no_parameter_is_shown_as_it_is():
+    for name in ("3parsity", "", "spar sity", "--k"):
+        with pytest.raises(UsageError) as raised:
+            TrainConfig.from_flat({name: 1})
+        assert str(raised.value).startswith(f'{name} does not apply to model="sae"')
