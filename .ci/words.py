@@ -1,4 +1,5 @@
-"""Fail on phrases that are not the English of this project: .ci/words.toml lists them, and the files to check."""
+"""Fail on phrases that are not the English of this project: .ci/words.toml lists them, and the
+files to check."""
 
 from __future__ import annotations
 
@@ -12,11 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"^```.*?^```|^    .*?$|`[^`]+`", re.DOTALL | re.MULTILINE)
-CODE_TOKENS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+CODE_TOKENS = {
+    tokenize.COMMENT,
+    tokenize.STRING,
+    getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+}
 
 
 def _blank(code: re.Match[str]) -> str:
-    """A code span as one word of no letters, a block as spaces; as long as before, with its line ends."""
+    """A code span as one word of no letters, a block as spaces; as long as before, with its line
+    ends."""
     is_span = code.group().startswith("`") and not code.group().startswith("```")
     return re.sub(r"[^\n]", "·" if is_span else " ", code.group())
 
@@ -47,13 +53,22 @@ def hits(text: str, phrases: list[dict], is_code: bool = False) -> Iterator[tupl
             continue
         for match in re.finditer(phrase["find"].replace(" ", " +"), one_line, re.IGNORECASE):
             line = prose.count("\n", 0, match.start()) + 1
-            yield line, " ".join(text[match.start() : match.end()].replace("#", " ").split()), phrase["write"]
+            yield (
+                line,
+                " ".join(text[match.start() : match.end()].replace("#", " ").split()),
+                phrase["write"],
+            )
 
 
 def main(extra: list[str]) -> int:
     """Check the listed files, or the Python files named on the command line."""
     listed = tomllib.loads((ROOT / ".ci" / "words.toml").read_text())
-    files = [(path, kind == "code") for kind in ("prose", "code") for name in listed[kind] for path in sorted(ROOT.glob(name))]
+    files = [
+        (path, kind == "code")
+        for kind in ("prose", "code")
+        for name in listed[kind]
+        for path in sorted(ROOT.glob(name))
+    ]
     if extra:
         files = [(Path(name).resolve(), name.endswith(".py")) for name in extra]
     failed = 0

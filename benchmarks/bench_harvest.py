@@ -1,9 +1,12 @@
-"""What harvesting costs beside the bare forward pass that it cannot do without, interleaved in one run.
+"""What harvesting costs beside the bare forward pass that it cannot do without, interleaved in one
+run.
 
-    python benchmarks/bench_harvest.py [--model embedded:smollm2-135m --data embedded:pydocs --hook blocks.9 --rows 12000 --rounds 3]
+    python benchmarks/bench_harvest.py [--model embedded:smollm2-135m --data embedded:pydocs --hook
+    blocks.9 --rows 12000 --rounds 3]
 
-`bare` runs the model's blocks up to the hooked one on the same batches, made beforehand, and drops the result. `harvest` is the verb:
-reading and tokenising the documents, the forward pass, float16, statistics, checksums, shards on disk. Prints one JSON object.
+`bare` runs the model's blocks up to the hooked one on the same batches, made beforehand, and drops
+the result. `harvest` is the verb: reading and tokenising the documents, the forward pass, float16,
+statistics, checksums, shards on disk. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def main() -> None:
 
     def harvest() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return saekit.harvest(live, a.data, Path(folder) / "s", hook=a.hook, rows=rows).rows_per_s
+            return saekit.harvest(
+                live, a.data, Path(folder) / "s", hook=a.hook, rows=rows
+            ).rows_per_s
 
     bare()
     rates = {"bare": [], "harvest": []}
@@ -58,7 +63,12 @@ def main() -> None:
         rates["harvest"].append(harvest())
     medians = {name: statistics.median(values) for name, values in rates.items()}
     share = statistics.median(h / b for h, b in zip(rates["harvest"], rates["bare"]))
-    result = {"model": a.model, "hook": a.hook, "rows": rows, "rows/s": {k: round(v) for k, v in medians.items()}}
+    result = {
+        "model": a.model,
+        "hook": a.hook,
+        "rows": rows,
+        "rows/s": {k: round(v) for k, v in medians.items()},
+    }
     print(json.dumps(result | {"share of the bare forward pass": round(share, 3)}, indent=1))
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_loader.py [--rows 400000 --d 768 --batch 4096]
 
-Writes a float16 store of random rows to a temporary folder, reads one epoch to warm the page cache and verify the checksums, then times
-an epoch of shuffled batches. Prints one JSON object.
+Writes a float16 store of random rows to a temporary folder, reads one epoch to warm the page cache
+and verify the checksums, then times an epoch of shuffled batches. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,16 +23,28 @@ from saekit.types import ActivationSpec
 
 
 def write(path: Path, rows: int, d: int) -> None:
-    spec = ActivationSpec("random", None, "none", "text", d, "float16", "flat", "content", None, "random", 128, seed=0)
+    spec = ActivationSpec(
+        "random", None, "none", "text", d, "float16", "flat", "content", None, "random", 128, seed=0
+    )
     writer = StoreWriter(path, spec, {}, shard_bytes=256 << 20)
     for first in range(0, rows, 12_800):
         count = min(12_800, rows - first)
         index = torch.arange(first, first + count)
         examples = [
-            StoredExample(e, e // 4, e * 128 - first, min(128, first + count - e * 128), None, "", None)
+            StoredExample(
+                e, e // 4, e * 128 - first, min(128, first + count - e * 128), None, "", None
+            )
             for e in (index // 128).unique().tolist()
         ]
-        writer.append(RowBlock(torch.randn(count, d).half(), index // 512, index // 128, (index % 128).int(), examples))
+        writer.append(
+            RowBlock(
+                torch.randn(count, d).half(),
+                index // 512,
+                index // 128,
+                (index % 128).int(),
+                examples,
+            )
+        )
     writer.finish()
 
 

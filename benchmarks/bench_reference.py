@@ -2,9 +2,10 @@
 
     python benchmarks/bench_reference.py STORE [--rows 300000 --seeds 0]
 
-Trains a TopK SAE (32x, k 32, the defaults of `saekit train`) twice from the same start on the same rows in the same order: by the kernels,
-and by dense_reference.py, plain autograd through topk, scatter, relu and two products. Prints one JSON object with both
-held-out FVUs and their ratio; nothing is asserted.
+Trains a TopK SAE (32x, k 32, the defaults of `saekit train`) twice from the same start on the same
+rows in the same order: by the kernels, and by dense_reference.py, plain autograd through topk,
+scatter, relu and two products. Prints one JSON object with both held-out FVUs and their ratio;
+nothing is asserted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def main() -> None:
             with step, tempfile.TemporaryDirectory() as folder:
                 result = train(a.store, Path(folder) / "run", rows=a.rows, seed=seed)
             fvu[name] = result.metrics["fvu"]
-        runs.append({"seed": seed, **fvu, "ratio": round(fvu["kernels"] / fvu["dense reference"], 5)})
+        runs.append(
+            {"seed": seed, **fvu, "ratio": round(fvu["kernels"] / fvu["dense reference"], 5)}
+        )
     print(json.dumps({"rows": a.rows, "runs": runs}, indent=1))
 
 

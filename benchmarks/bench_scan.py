@@ -2,7 +2,8 @@
 
     python benchmarks/bench_scan.py CKPT STORE [--features top:500]
 
-Scans the store as `saekit inspect` does, without a cached scan, and writes the page to a temporary folder. Prints one JSON object.
+Scans the store as `saekit inspect` does, without a cached scan, and writes the page to a temporary
+folder. Prints one JSON object.
 """
 
 from __future__ import annotations

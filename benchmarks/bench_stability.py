@@ -1,18 +1,23 @@
-"""Do runs of several seeds find the same dictionary, and is that the variant's doing or that of a common start?
+"""Do runs of several seeds find the same dictionary, and is that the variant's doing or that of a
+common start?
 
-    python benchmarks/bench_stability.py STORE [--latents 512 --seeds 4 --rows 60000 --k 32 --archetypes 1024 --relax 0]
+    python benchmarks/bench_stability.py STORE [--latents 512 --seeds 4 --rows 60000 --k 32
+    --archetypes 1024 --relax 0]
 
-Fel et al. 2025 (arXiv 2502.12892) report archetypal SAEs to be the stable ones; Brzozowski and Chung 2026 (arXiv 2606.02061) that their
-runs began with the same dictionary. So each kind is trained from starts of its own and from one common start:
+Fel et al. 2025 (arXiv 2502.12892) report archetypal SAEs to be the stable ones; Brzozowski and
+Chung 2026 (arXiv 2606.02061) that their runs began with the same dictionary. So each kind is
+trained from starts of its own and from one common start:
 
     topk                       random directions of the run's seed
     topk, one start            the same directions for every seed
-    archetypal                 as `saekit train` does it: rows of the run's own sample, which the seed draws
+    archetypal as `saekit train` does it: rows of the run's own sample, which the seed draws
     archetypal, one hull       the same rows for every seed, atoms beginning near other ones of them
-    archetypal, one start      the same rows, and the same first mixtures: the paper's practice, whose rows are k-means centroids
+    archetypal, one start the same rows, and the same first mixtures: the paper's practice, whose
+    rows are k-means centroids
 
-The order of the training rows is the seed's in each. Prints one JSON object: fvu held out and the stability of the decoders
-(saekit.measures.stability), over all pairs of seeds, before training and after, each as mean, least and most.
+The order of the training rows is the seed's in each. Prints one JSON object: fvu held out and the
+stability of the decoders (saekit.measures.stability), over all pairs of seeds, before training and
+after, each as mean, least and most.
 """
 
 from __future__ import annotations
@@ -42,9 +47,14 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def watched(kind: type[SAE], firsts: list[torch.Tensor], before=lambda sae: None, rows: torch.Tensor | None = None) -> type[SAE]:
-    """The variant, whose first decoder goes to `firsts`. `before` changes its weights at the start; `rows` (N,D) are an archetypal's in
-    place of the run's sample."""
+def watched(
+    kind: type[SAE],
+    firsts: list[torch.Tensor],
+    before=lambda sae: None,
+    rows: torch.Tensor | None = None,
+) -> type[SAE]:
+    """The variant, whose first decoder goes to `firsts`. `before` changes its weights at the start;
+    `rows` (N,D) are an archetypal's in place of the run's sample."""
 
     class Watched(kind):
         def start_from(self, sample_BD: torch.Tensor) -> None:
@@ -71,13 +81,22 @@ def starts(hull_ND: torch.Tensor):
         "topk": ("topk", lambda seed, firsts: watched(TopK, firsts)),
         "topk, one start": ("topk", lambda seed, firsts: watched(TopK, firsts, one_start)),
         "archetypal": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts)),
-        "archetypal, one hull": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts, rows=own_order(seed))),
-        "archetypal, one start": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts, rows=hull_ND)),
+        "archetypal, one hull": (
+            "archetypal",
+            lambda seed, firsts: watched(Archetypal, firsts, rows=own_order(seed)),
+        ),
+        "archetypal, one start": (
+            "archetypal",
+            lambda seed, firsts: watched(Archetypal, firsts, rows=hull_ND),
+        ),
     }
 
 
-def trained(store: str, sparsity: str, variant, **options) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """(fvu, first decoder, last decoder); `variant` makes the class, given a list for first decoders."""
+def trained(
+    store: str, sparsity: str, variant, **options
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """(fvu, first decoder, last decoder); `variant` makes the class, given a list for first
+    decoders."""
     firsts: list[torch.Tensor] = []
     usual, VARIANTS[sparsity] = VARIANTS[sparsity], variant(firsts)
     try:
@@ -89,7 +108,11 @@ def trained(store: str, sparsity: str, variant, **options) -> tuple[float, torch
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": round(fmean(values), 4), "least": round(min(values), 4), "most": round(max(values), 4)}
+    return {
+        "mean": round(fmean(values), 4),
+        "least": round(min(values), 4),
+        "most": round(max(values), 4),
+    }
 
 
 def main() -> None:
@@ -109,10 +132,22 @@ def main() -> None:
     _, sample = estimate(Store(Path(a.store)), "center+scale", 0, torch.device("cpu"))
     runs = []
     for name, (sparsity, variant) in starts(sample[: a.archetypes]).items():
-        done = [trained(a.store, sparsity, partial(variant, seed), seed=seed, **common, **own[sparsity]) for seed in range(a.seeds)]
+        done = [
+            trained(a.store, sparsity, partial(variant, seed), seed=seed, **common, **own[sparsity])
+            for seed in range(a.seeds)
+        ]
         fvu, first, last = zip(*done)
-        before, after = ([stability(W, V) for W, V in combinations(each, 2)] for each in (first, last))
-        runs.append({"name": name, "fvu": spread(fvu), "stability_before": spread(before), "stability": spread(after)})
+        before, after = (
+            [stability(W, V) for W, V in combinations(each, 2)] for each in (first, last)
+        )
+        runs.append(
+            {
+                "name": name,
+                "fvu": spread(fvu),
+                "stability_before": spread(before),
+                "stability": spread(after),
+            }
+        )
     print(json.dumps({**vars(a), "runs": runs}, indent=1))
 
 

@@ -1,10 +1,12 @@
 """What a sweep saves, and whether members of one shape should be one stacked computation.
 
-    python benchmarks/bench_sweep.py STORE [--latents 2048 --batch 1024 --rows 100000 --members 4 --rounds 2]
+    python benchmarks/bench_sweep.py STORE [--latents 2048 --batch 1024 --rows 100000 --members 4
+    --rounds 2]
 
-First part: `members` TopK runs that differ by the seed, one after the other by `train` on all cores, against one sweep;
-interleaved, wall time from start to checkpoint, ratio sweep / runs. Second part, on one thread: milliseconds a member and step by
-the kernels, one member after the other, against all members in one stacked dense computation (baddbmm, autograd, one fused Adam).
+First part: `members` TopK runs that differ by the seed, one after the other by `train` on all
+cores, against one sweep; interleaved, wall time from start to checkpoint, ratio sweep / runs.
+Second part, on one thread: milliseconds a member and step by the kernels, one member after the
+other, against all members in one stacked dense computation (baddbmm, autograd, one fused Adam).
 Prints one JSON object.
 """
 
@@ -27,7 +29,8 @@ from saekit.training.step import take_step
 from saekit.types import ActivationBatch, Step
 
 K = 32
-STACKED = ((576, 2048, 1024), (576, 2048, 256), (384, 1024, 256), (64, 2048, 1024), (64, 512, 256))  # D, F, B
+# D, F, B
+STACKED = ((576, 2048, 1024), (576, 2048, 256), (384, 1024, 256), (64, 2048, 1024), (64, 512, 256))
 STEPS, ROUNDS = 4, 4
 
 
@@ -46,7 +49,14 @@ def whole(store: str, a: argparse.Namespace) -> dict:
     seconds = {name: round(statistics.median(values), 2) for name, values in found.items()}
     shape = f"{Store(Path(store)).spec.d_in}x{a.latents}x{a.batch}"
     ratio = round(seconds["sweep"] / seconds["runs"], 3)
-    return {"shape": shape, "rows": a.rows, "members": a.members, "threads": torch.get_num_threads(), "seconds": seconds, "ratio": ratio}
+    return {
+        "shape": shape,
+        "rows": a.rows,
+        "members": a.members,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "ratio": ratio,
+    }
 
 
 def stacked(D: int, F: int, B: int, members: int) -> dict:
@@ -56,12 +66,17 @@ def stacked(D: int, F: int, B: int, members: int) -> dict:
         sae = build("sae", D, {"latents": F, "k": K})
         sae.initialise_from(rows[0], torch.Generator().manual_seed(seed))
         saes.append((sae, make_adam(sae, 1e-3)))
-    stack = [torch.nn.Parameter(torch.stack([getattr(sae, n).detach() for sae, _ in saes])) for n in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    stack = [
+        torch.nn.Parameter(torch.stack([getattr(sae, n).detach() for sae, _ in saes]))
+        for n in ("W_enc", "b_enc", "W_dec", "b_dec")
+    ]
     optimizer = torch.optim.Adam(stack, lr=1e-3, fused=True)
 
     def in_turn(step: int) -> None:
         for sae, adam in saes:
-            take_step(sae, adam, ActivationBatch(rows[step % 4], index, index, index), Step(step, 1000))
+            take_step(
+                sae, adam, ActivationBatch(rows[step % 4], index, index, index), Step(step, 1000)
+            )
 
     def at_once(step: int) -> None:
         x, (W_enc, b_enc, W_dec, b_dec) = rows[step % 4], stack
@@ -81,13 +96,23 @@ def stacked(D: int, F: int, B: int, members: int) -> dict:
                 step(i)
             ms[name].append((time.process_time() - began) * 1e3 / STEPS / members)
     median = {name: round(statistics.median(values), 2) for name, values in ms.items()}
-    return {"shape": f"{D}x{F}x{B}", "ms": median, "ratio": round(median["stacked"] / median["in turn"], 2)}
+    return {
+        "shape": f"{D}x{F}x{B}",
+        "ms": median,
+        "ratio": round(median["stacked"] / median["in turn"], 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("store")
-    for name, value in (("latents", 2048), ("batch", 1024), ("rows", 100_000), ("members", 4), ("rounds", 2)):
+    for name, value in (
+        ("latents", 2048),
+        ("batch", 1024),
+        ("rows", 100_000),
+        ("members", 4),
+        ("rounds", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     a = parser.parse_args()
     found = {"sweep": whole(a.store, a)}

@@ -1,4 +1,5 @@
-"""What classic.py trains: one line a model, on data that ships in wheels and on hidden states of an embedded transformer."""
+"""What classic.py trains: one line a model, on data that ships in wheels and on hidden states of an
+embedded transformer."""
 
 from __future__ import annotations
 
@@ -10,8 +11,16 @@ DATA: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mnist": ("raw:pixels", "embedded:mnist-5k", {"holdout": 0.2}),
     "digits": ("raw:pixels", "embedded:digits", {"holdout": 0.2}),
     "hidden": ("embedded:digits-vit", "embedded:digits", {"hook": "blocks.2", "batch": 128}),
-    "hidden-grid": ("embedded:digits-vit", "embedded:digits", {"hook": "blocks.2", "batch": 128, "layout": "grid"}),
-    "hidden-sequence": ("embedded:digits-vit", "embedded:digits", {"hook": "blocks.2", "batch": 128, "layout": "sequence"}),
+    "hidden-grid": (
+        "embedded:digits-vit",
+        "embedded:digits",
+        {"hook": "blocks.2", "batch": 128, "layout": "grid"},
+    ),
+    "hidden-sequence": (
+        "embedded:digits-vit",
+        "embedded:digits",
+        {"hook": "blocks.2", "batch": 128, "layout": "sequence"},
+    ),
     "documents": ("raw:tfidf", "embedded:pydocs", {"holdout": 0.2}),
     "grey": ("raw:pixels", "embedded:photos-grey", {"holdout": 0.2}),
     "colour": ("raw:pixels", "embedded:photos", {"holdout": 0.2}),
@@ -22,7 +31,8 @@ DATA: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model on some data. `task` says what is measured besides the reconstruction (classic.py, TASKS)."""
+    """A model on some data. `task` says what is measured besides the reconstruction (classic.py,
+    TASKS)."""
 
     data: str
     name: str
@@ -39,12 +49,21 @@ BERNOULLI = {"output": "bernoulli"}
 DEEP = {"hidden": (512, 256, 128), **BERNOULLI}
 DEEP_NOISY = {"hidden": (512, 256, 128), "noise": "gaussian:0.3"}
 SIGMOID = {**DEEP, "activation": "sigmoid", "latents": 30}
-STACK = {"hidden": (500, 250, 125), "latents": 2, "normalize": "center+scale"}  # the shape for documents of Hinton and Salakhutdinov 2006
+# the shape for documents of Hinton and Salakhutdinov 2006
+STACK = {"hidden": (500, 250, 125), "latents": 2, "normalize": "center+scale"}
 NOISES = ("gaussian:0.25", "masking:0.3", "salt-pepper:0.2")
 
 
 def pca(data: str, latents: int, task: str = "reconstruct", noise: str = "") -> Case:
-    return Case(data, f"pca {latents}{', ' if noise else ''}{noise}", "pca", {"latents": latents}, task, seeded=False, noise=noise)
+    return Case(
+        data,
+        f"pca {latents}{', ' if noise else ''}{noise}",
+        "pca",
+        {"latents": latents},
+        task,
+        seeded=False,
+        noise=noise,
+    )
 
 
 def dense(data: str, name: str, latents: int, task: str = "reconstruct", **options: Any) -> Case:
@@ -52,12 +71,21 @@ def dense(data: str, name: str, latents: int, task: str = "reconstruct", **optio
 
 
 def unet(data: str, name: str, task: str, target: str, **options: Any) -> Case:
-    return Case(data, name, "unet", {"target_store": target, **options}, task, epochs=12 if task == "segment" else 20)
+    return Case(
+        data,
+        name,
+        "unet",
+        {"target_store": target, **options},
+        task,
+        epochs=12 if task == "segment" else 20,
+    )
 
 
 MNIST = [
     pca("mnist", 2),
-    dense("mnist", "dense 512-256-128-2, denoising", 2, hidden=(512, 256, 128), noise="gaussian:0.3"),
+    dense(
+        "mnist", "dense 512-256-128-2, denoising", 2, hidden=(512, 256, 128), noise="gaussian:0.3"
+    ),
     Case("mnist", "vae 512-256-2", "vae", {"latents": 2, **BERNOULLI}),
     pca("mnist", 30),
     Case("mnist", "kmeans 30", "kmeans", {"latents": 30}),
@@ -90,14 +118,24 @@ ONE_CLASS = [
     dense("mnist", "dense 512-30, denoising", 30, "one_class", hidden=(512,), noise="gaussian:0.3"),
     Case("mnist", "vae 512-16", "vae", {"latents": 16, "hidden": (512,), **BERNOULLI}, "one_class"),
 ]
-CLASSIFY = [pca("mnist", 30, "classify"), dense("mnist", "dense 512-256-128-30, denoising", 30, "classify", **DEEP_NOISY)]
+CLASSIFY = [
+    pca("mnist", 30, "classify"),
+    dense("mnist", "dense 512-256-128-30, denoising", 30, "classify", **DEEP_NOISY),
+]
 MAPS = [
     case
     for rows in (1000, 2000, 4000)
     for case in (
         Case("mnist", f"pca 2, {rows} rows", "pca", {"latents": 2}, "map", seeded=False, rows=rows),
         Case("mnist", f"t-sne, {rows} rows", "t-sne", {}, "map", rows=rows),
-        Case("mnist", f"dense 512-256-128-2, {rows} rows", "dense", {"latents": 2, **BERNOULLI, **DEEP_NOISY}, "map", rows=rows),
+        Case(
+            "mnist",
+            f"dense 512-256-128-2, {rows} rows",
+            "dense",
+            {"latents": 2, **BERNOULLI, **DEEP_NOISY},
+            "map",
+            rows=rows,
+        ),
     )
 ]
 DIGITS = [
@@ -113,13 +151,29 @@ HIDDEN = [
     Case("hidden", "dense 256-16", "dense", {"latents": 16}),
     Case("hidden", "vae 256-16", "vae", {"latents": 16, "hidden": (256,)}),
     Case("hidden", "sae topk 32x, k 16", "sae", {"k": 16}),
-    Case("hidden-grid", "conv 128-128-256", "conv", {"latents": 256, "channels": (128, 128)}, epochs=30),
+    Case(
+        "hidden-grid",
+        "conv 128-128-256",
+        "conv",
+        {"latents": 256, "channels": (128, 128)},
+        epochs=30,
+    ),
     Case("hidden-sequence", "recurrent gru 256", "recurrent", {"latents": 256}, epochs=20),
 ]
 DOCUMENTS = [
     pca("documents", 2),
-    Case("documents", "dense 500-250-125-2, denoising", "dense", {**STACK, "activation": "tanh", "noise": "masking:0.3"}),
-    Case("documents", "sigmoid 500-250-125-2, rbm", "dense", {**STACK, "activation": "sigmoid", "pretrain": "rbm"}),
+    Case(
+        "documents",
+        "dense 500-250-125-2, denoising",
+        "dense",
+        {**STACK, "activation": "tanh", "noise": "masking:0.3"},
+    ),
+    Case(
+        "documents",
+        "sigmoid 500-250-125-2, rbm",
+        "dense",
+        {**STACK, "activation": "sigmoid", "pretrain": "rbm"},
+    ),
 ]
 PICTURES = [
     Case("grey", "grey copied", "copy", task="colour", seeded=False),

@@ -2,7 +2,8 @@
 
     python benchmarks/classic.py [--quick] [--csv FILE] [--json] [--quiet]
 
-Models of this size do not fill two cores, so cases run side by side, one thread each; the seconds in the table are those of one thread.
+Models of this size do not fill two cores, so cases run side by side, one thread each; the seconds
+in the table are those of one thread.
 """
 
 from __future__ import annotations
@@ -48,15 +49,18 @@ QUICK_EPOCHS = 12
 COPY = "copy"  # no model: the input as the answer
 NOISE_SEED = 1234
 FIGURES = {  # name -> its form in the table
-    "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f", "auroc": ".3f",
-    "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f", "scratch": ".3f",
+    "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f",
+    "auroc": ".3f",
+    "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f",
+    "scratch": ".3f",
 }  # fmt: skip
 PER_CLASS = 10
 
 
 @dataclass(frozen=True)
 class ClassicResult:
-    """One model on some data: the mean over seeds of each figure, and its spread (standard deviation; None for one seed)."""
+    """One model on some data: the mean over seeds of each figure, and its spread (standard
+    deviation; None for one seed)."""
 
     data: str
     name: str
@@ -67,22 +71,31 @@ class ClassicResult:
     """None: the recipe's own (saekit.training.defaults)."""
     seconds: float
     figures: dict[str, float]
-    """sse per row or image, fvu, knn (5 neighbours), elbo (nats), psnr_in, psnr (dB), auroc, auroc_worst, iou, trust (trustworthiness);
-    frozen, tuned and scratch (accuracies with few labels): those that apply."""
+    """sse per row or image, fvu, knn (5 neighbours), elbo (nats), psnr_in, psnr (dB), auroc,
+    auroc_worst, iou, trust (trustworthiness); frozen, tuned and scratch (accuracies with few
+    labels): those that apply."""
     spread: dict[str, float | None]
 
     def flat(self) -> dict[str, Any]:
         """One line of a table: figures by name, their spreads as `<name>_spread`."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("figures", "spread")}
+        own = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("figures", "spread")
+        }
         for name in FIGURES:
             own |= {name: self.figures.get(name), f"{name}_spread": self.spread.get(name)}
         return own
 
 
 def bench_classic(
-    quick: bool, progress: Callable[[str], None], cases: list[Case] | None = None, seeds: int | None = None
+    quick: bool,
+    progress: Callable[[str], None],
+    cases: list[Case] | None = None,
+    seeds: int | None = None,
 ) -> list[ClassicResult]:
-    """Harvest, train and judge every case. Raises MissingError where a data set's package is not installed."""
+    """Harvest, train and judge every case. Raises MissingError where a data set's package is not
+    installed."""
     cases = CASES if cases is None else cases
     seeds = seeds or (1 if quick else SEEDS)
     epochs = QUICK_EPOCHS if quick else None
@@ -91,8 +104,13 @@ def bench_classic(
         found: dict[int, list[dict[str, float]]] = {id(case): [] for case in cases}
         jobs = [(case, seed) for case in cases for seed in range(seeds if case.seeded else 1)]
         workers = max(os.cpu_count() or 1, 1)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            running = {pool.submit(run_case, case, seed, folder, epochs): (case, seed) for case, seed in jobs}
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_one_thread
+        ) as pool:
+            running = {
+                pool.submit(run_case, case, seed, folder, epochs): (case, seed)
+                for case, seed in jobs
+            }
             for done, future in enumerate(as_completed(running), 1):
                 case, seed = running[future]
                 figures = future.result()
@@ -105,7 +123,9 @@ def bench_classic(
 def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -> None:
     from saekit.harvesting.run import harvest
 
-    for name in dict.fromkeys(name for case in cases for name in (case.data, case.options.get("target_store")) if name):
+    for name in dict.fromkeys(
+        name for case in cases for name in (case.data, case.options.get("target_store")) if name
+    ):
         model, data, options = DATA[name]
         result = harvest(model, data, folder / name, device="cpu", **options)
         progress(f"{name}: {result.rows:,} rows of {data}")
@@ -131,12 +151,26 @@ def _leave_with(parent: int) -> None:
 def _summary(case: Case, found: list[dict[str, float]], epochs: int | None) -> ClassicResult:
     names = [name for name in found[0] if name != "seconds"]
     mean = {name: statistics.fmean(each[name] for each in found) for name in names}
-    spread = {name: statistics.stdev(each[name] for each in found) if len(found) > 1 else None for name in names}
+    spread = {
+        name: statistics.stdev(each[name] for each in found) if len(found) > 1 else None
+        for name in names
+    }
     seconds = statistics.fmean(each["seconds"] for each in found)
-    return ClassicResult(case.data, case.name, case.model, case.task, len(found), epochs, round(seconds, 1), mean, spread)
+    return ClassicResult(
+        case.data,
+        case.name,
+        case.model,
+        case.task,
+        len(found),
+        epochs,
+        round(seconds, 1),
+        mean,
+        spread,
+    )
 
 
-# -- one case ---------------------------------------------------------------------------------------------------------------
+# -- one case
+# --------------------------------------------------------------------------------------------------
 
 
 def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str, float]:
@@ -153,8 +187,22 @@ def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str
     out = Path(folder) / "runs" / f"{os.getpid()}"
     epochs = _epochs(case, epochs)
     rows = None if epochs is None else epochs * units
-    result = train(store.path, out, model=case.model, seed=seed, rows=rows, overwrite=True, save_seconds=1e9, device="cpu", **options)
-    figures = {"seconds": result.rows / max(result.rows_per_s, 1e-9), "sse": result.metrics["mse"], "fvu": result.metrics["fvu"]}
+    result = train(
+        store.path,
+        out,
+        model=case.model,
+        seed=seed,
+        rows=rows,
+        overwrite=True,
+        save_seconds=1e9,
+        device="cpu",
+        **options,
+    )
+    figures = {
+        "seconds": result.rows / max(result.rows_per_s, 1e-9),
+        "sse": result.metrics["mse"],
+        "fvu": result.metrics["fvu"],
+    }
     if "elbo" in result.metrics:
         figures["elbo"] = result.metrics["elbo"]
     return figures | TASKS[case.task](load(out), store, case, folder, seed)
@@ -178,7 +226,10 @@ def _colour(model: Any, store: Store, case: Case, folder: str, seed: int) -> dic
     grey, _ = rows_of(store, "holdout")
     colour, _ = rows_of(Store(Path(folder) / "colour"), "holdout")
     copied = grey.repeat_interleave(3, dim=1)
-    return {"psnr_in": psnr(colour, copied), "psnr": psnr(colour, copied if model is None else model(grey).x_hat)}
+    return {
+        "psnr_in": psnr(colour, copied),
+        "psnr": psnr(colour, copied if model is None else model(grey).x_hat),
+    }
 
 
 def _segment(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
@@ -188,11 +239,18 @@ def _segment(model: Any, store: Store, case: Case, folder: str, seed: int) -> di
 
 
 def _classify(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
-    """Accuracy with 10 labels a class (saekit.measures.classifier); a code without weights to tune has a probe alone."""
+    """Accuracy with 10 labels a class (saekit.measures.classifier); a code without weights to tune
+    has a probe alone."""
     draws = tuple(range(3 * seed, 3 * seed + 3))
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     if model.strategy == "closed_form":
-        return {"frozen": few_labels(model.encode(x), labels, model.encode(x_test), labels_test, (PER_CLASS,), draws)[0].mean}
+        return {
+            "frozen": (
+                few_labels(
+                    model.encode(x), labels, model.encode(x_test), labels_test, (PER_CLASS,), draws
+                )[0].mean
+            )
+        }
     found = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS, draws)
     return {name: statistics.fmean(getattr(found, name)) for name in ("frozen", "tuned", "scratch")}
 
@@ -207,7 +265,8 @@ TASKS: dict[str, Callable[[Any, Store, Case, str, int], dict[str, float]]] = {
 
 
 def _one_class(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, float]:
-    """AUROC of the reconstruction error with each class in turn as the normal one: the mean, and the worst class."""
+    """AUROC of the reconstruction error with each class in turn as the normal one: the mean, and
+    the worst class."""
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     seconds = 0.0
 
@@ -215,14 +274,17 @@ def _one_class(case: Case, seed: int, store: Store, epochs: int | None) -> dict[
         nonlocal seconds
         model, took = fit_rows(torch.as_tensor(x_normal), case, seed, epochs)
         seconds += took
-        return lambda rows: (torch.as_tensor(rows) - model(torch.as_tensor(rows)).x_hat).square().sum(1).numpy()
+        return lambda rows: (
+            (torch.as_tensor(rows) - model(torch.as_tensor(rows)).x_hat).square().sum(1).numpy()
+        )
 
     found = one_class(fitted, x, labels, x_test, labels_test)
     return {"seconds": seconds, "auroc": found.mean, "auroc_worst": found.worst[1]}
 
 
 def _map(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, float]:
-    """Two numbers for each of `rows` rows, as a map is made: all rows are seen. Neighbours are judged between two halves of the map."""
+    """Two numbers for each of `rows` rows, as a map is made: all rows are seen. Neighbours are
+    judged between two halves of the map."""
     x, labels = rows_of(store, "train")
     x, labels = x[: case.rows], labels[: case.rows]
     began = time.monotonic()
@@ -235,14 +297,19 @@ def _map(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, f
     return {"seconds": seconds, "knn": knn, "trust": trustworthiness(x, codes)}
 
 
-ALONE = {"one_class": _one_class, "map": _map}  # tasks that train by themselves, on part of the rows
+# tasks that train by themselves, on part of the rows
+ALONE = {"one_class": _one_class, "map": _map}
 
 
-def fit_rows(x_BD: torch.Tensor, case: Case, seed: int, epochs: int | None) -> tuple[torch.nn.Module, float]:
+def fit_rows(
+    x_BD: torch.Tensor, case: Case, seed: int, epochs: int | None
+) -> tuple[torch.nn.Module, float]:
     """(model that takes raw rows, seconds)."""
     source = ArraySource(x_BD)
     model = build(case.model, x_BD.shape[1], case.options)
-    config = TrainConfig(case.model, case.options, seed=seed, rows=None if epochs is None else epochs * len(x_BD))
+    config = TrainConfig(
+        case.model, case.options, seed=seed, rows=None if epochs is None else epochs * len(x_BD)
+    )
     config = resolved(config, model, len(x_BD))
     done = fit(model, source, config, max(config.rows // config.batch, 1), pick_device("cpu"))
     return restore(case.model, dataclasses.asdict(model.config), done.tensors), done.seconds
@@ -254,12 +321,15 @@ def rows_of(store: Store, split: str) -> tuple[torch.Tensor, list[str | None]]:
     return x, store.labels(split)
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# -- the command
+# --------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> None:
     flags = parser(__doc__)
-    flags.add_argument("--names", nargs="+", metavar="NAME", help="only the cases of these names, such as 'pca 8'")
+    flags.add_argument(
+        "--names", nargs="+", metavar="NAME", help="only the cases of these names, such as 'pca 8'"
+    )
     asked = flags.parse_args(arguments)
     known = list(dict.fromkeys(case.name for case in CASES))
     for name in asked.names or []:
@@ -267,14 +337,19 @@ def main(arguments: list[str] | None = None) -> None:
     cases = [case for case in CASES if asked.names is None or case.name in asked.names]
     results = bench_classic(asked.quick, reporter(asked.quiet), cases)
     names = [name for name in FIGURES if any(name in r.figures for r in results)]
-    rows = [[r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"] for r in results]
+    rows = [
+        [r.data, r.name, r.task, *(_with_spread(r, name) for name in names), f"{r.seconds:.0f}"]
+        for r in results
+    ]
     text = table(["data", "model", "task", *names, "s"], rows, left=(0, 1, 2))
     give(results, [r.flat() for r in results], asked, "mean and spread over seeds", text)
 
 
 def _with_spread(result: ClassicResult, name: str) -> str:
     spread = result.spread.get(name)
-    return figure(result.figures.get(name), FIGURES[name]) + ("" if spread is None else f" ±{figure(spread, FIGURES[name])}")
+    return figure(result.figures.get(name), FIGURES[name]) + (
+        "" if spread is None else f" ±{figure(spread, FIGURES[name])}"
+    )
 
 
 if __name__ == "__main__":

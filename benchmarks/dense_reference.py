@@ -1,7 +1,8 @@
-"""The topk family once more, by dense autograd: every pre-activation, a mask, whole products. What sparse training is measured against.
+"""The topk family once more, by dense autograd: every pre-activation, a mask, whole products. What
+sparse training is measured against.
 
-`dense(name)` puts such a loss in the place of a variant's for as long as it lasts; start, optimiser, auxiliary loss and rows are the run's
-own, so that two runs differ by the step alone.
+`dense(name)` puts such a loss in the place of a variant's for as long as it lasts; start,
+optimiser, auxiliary loss and rows are the run's own, so that two runs differ by the step alone.
 """
 
 from __future__ import annotations
@@ -28,21 +29,31 @@ def dense_variant(variant: type[SAE]) -> type[SAE]:
     """The same with a dense loss."""
 
     class Dense(variant):
-        def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+        def loss_of(
+            self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+        ) -> LossTerms:
             k = k_at(self, step)
             z = dense_code(self.sparsity, x_BD @ self.W_enc.T + self.b_enc, k)
             if self.sparsity in IN_BATCH:
                 remember(self, z.detach()[z.detach() > 0].min())
-            parts = [part @ self.W_dec + self.b_dec for part in nested_codes(self.sparsity, z, k, self)]
-            error = torch.stack([(x_hat - target_BD).square().sum(1).mean() for x_hat in parts]).mean()
-            weighted = {"reconstruction": (error, 1.0), **aux_terms(self, x_BD, (parts[-1] - target_BD).detach(), step)}
+            parts = [
+                part @ self.W_dec + self.b_dec for part in nested_codes(self.sparsity, z, k, self)
+            ]
+            error = torch.stack(
+                [(x_hat - target_BD).square().sum(1).mean() for x_hat in parts]
+            ).mean()
+            weighted = {
+                "reconstruction": (error, 1.0),
+                **aux_terms(self, x_BD, (parts[-1] - target_BD).detach(), step),
+            }
             return summed(weighted, z.detach().count_nonzero(0), {})
 
     return Dense
 
 
 def dense_code(name: str, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-    """z (B,F): the k largest of each row or, of the batch, B k; signed for abs-topk, else through a ReLU."""
+    """z (B,F): the k largest of each row or, of the batch, B k; signed for abs-topk, else through a
+    ReLU."""
     size = pre_BF.detach().abs() if name == "abs-topk" else pre_BF.detach()
     if name in IN_BATCH:
         least = size.flatten().topk(k * len(size), sorted=False).values.min()
@@ -56,9 +67,15 @@ def nested_codes(name: str, z_BF: torch.Tensor, k: int, sae: SAE) -> list[torch.
     """The codes that each have to reconstruct, the whole one last."""
     if name.startswith("matryoshka"):
         first = torch.arange(sae.latents, device=z_BF.device)
-        return [torch.where(first < round(share * sae.latents), z_BF, 0.0) for share in sae.config.groups]
+        return [
+            torch.where(first < round(share * sae.latents), z_BF, 0.0)
+            for share in sae.config.groups
+        ]
     if name == "hierarchical":
-        return [dense_code("topk", z_BF, first) for first in sorted({max(k // part, 1) for part in PARTS_OF_K})]
+        return [
+            dense_code("topk", z_BF, first)
+            for first in sorted({max(k // part, 1) for part in PARTS_OF_K})
+        ]
     return [z_BF]
 
 

@@ -1,14 +1,17 @@
-"""Quality against the field: TopK autoencoders of saekit and of other toolkits, trained on the same rows in the same order.
+"""Quality against the field: TopK autoencoders of saekit and of other toolkits, trained on the same
+rows in the same order.
 
-    python benchmarks/field.py [--quick] [--against sae-lens --against eai-sparsify] [--csv FILE] [--json] [--quiet]
+    python benchmarks/field.py [--quick] [--against sae-lens --against eai-sparsify] [--csv FILE]
+    [--json] [--quiet]
 
-The data (hidden states after block 3 of MiniLM on Python's documentation), latents, k, rows a step and rows in all are the same; all else
-is the toolkit's own (toolkits.py), saekit's defaults among them. The judge is one too: FVE on the held-out rows, and as dead
-whatever latent the finished model does not use on the last 50,000 rows that it was trained on. A toolkit stands by the setting and rate of
-highest FVE among those that leave at most 2 % dead.
+The data (hidden states after block 3 of MiniLM on Python's documentation), latents, k, rows a step
+and rows in all are the same; all else is the toolkit's own (toolkits.py), saekit's defaults among
+them. The judge is one too: FVE on the held-out rows, and as dead whatever latent the finished model
+does not use on the last 50,000 rows that it was trained on. A toolkit stands by the setting and
+rate of highest FVE among those that leave at most 2 % dead.
 
-Every run has a process of its own, so that one library's settings of torch do not reach another; one run at a time, so that their rows/s
-compare.
+Every run has a process of its own, so that one library's settings of torch do not reach another;
+one run at a time, so that their rows/s compare.
 """
 
 from __future__ import annotations
@@ -40,8 +43,12 @@ ROWS, QUICK_ROWS, DEAD_ROWS = 200_000, 50_000, 50_000
 SEEDS = 3
 MOST_DEAD = 0.02
 OWN = "saekit"
-# What `saekit train` is told besides, and its rates. In a run of 200 steps Adam still feels the squared gradients of the first ones.
-OWN_SETTINGS = {SHIPPED: ({}, RATES), SCALED: ({"beta2": 0.99, "decay": 0.3, "clip": 1.0}, (3e-3, 5e-3, 6e-3))}
+# What `saekit train` is told besides, and its rates. In a run of 200 steps Adam still feels the
+# squared gradients of the first ones.
+OWN_SETTINGS = {
+    SHIPPED: ({}, RATES),
+    SCALED: ({"beta2": 0.99, "decay": 0.3, "clip": 1.0}, (3e-3, 5e-3, 6e-3)),
+}
 
 
 class Arm(NamedTuple):
@@ -66,7 +73,8 @@ class FieldResult:
     fve_spread: float | None
     """Standard deviation over the seeds; None for one."""
     dead: float
-    """Share of latents that are active in none of the last 50,000 training rows (of all, where there are fewer)."""
+    """Share of latents that are active in none of the last 50,000 training rows (of all, where
+    there are fewer)."""
     dead_worst: float
     """The same of the worst seed."""
     l0: float
@@ -82,15 +90,18 @@ def bench_field(
     store: Path | None = None,
     rates: list[float] | None = None,
 ) -> list[FieldResult]:
-    """A line for each arm: saekit and the toolkits of `against` in each of their settings at each of its rates. `best` marks at most one of
-    a library.
+    """A line for each arm: saekit and the toolkits of `against` in each of their settings at each
+    of its rates. `best` marks at most one of a library.
 
-    quick: one seed, 50,000 rows. `store`: a harvested one in place of a new one; `rates`: of the arms, those with these rates.
-    Raises UsageError, MissingError (a toolkit, or the package of the hidden states' model).
+    quick: one seed, 50,000 rows. `store`: a harvested one in place of a new one; `rates`: of the
+    arms, those with these rates. Raises UsageError, MissingError (a toolkit, or the package of the
+    hidden states' model).
     """
     from saekit.harvesting.run import harvest
 
-    arms = [arm for arm in arms_of(check_peers(against, SETTINGS)) if rates is None or arm.lr in rates]
+    arms = [
+        arm for arm in arms_of(check_peers(against, SETTINGS)) if rates is None or arm.lr in rates
+    ]
     seeds, rows = (1, QUICK_ROWS) if quick else (SEEDS, ROWS)
     with tempfile.TemporaryDirectory(prefix="saekit-field-") as folder:
         path = str(store or Path(folder) / "store")
@@ -102,14 +113,29 @@ def bench_field(
 
 def arms_of(against: tuple[str, ...]) -> list[Arm]:
     """Saekit's and theirs, turn about: a slower hour of the machine meets all of them."""
-    columns = [[Arm(OWN, setting, lr) for setting, (_, rates) in OWN_SETTINGS.items() for lr in rates]]
+    columns = [
+        [Arm(OWN, setting, lr) for setting, (_, rates) in OWN_SETTINGS.items() for lr in rates]
+    ]
     for name in against:
-        columns.append([Arm(name, setting, lr) for setting, each in SETTINGS[name].items() for lr in each.rates])
+        columns.append(
+            [
+                Arm(name, setting, lr)
+                for setting, each in SETTINGS[name].items()
+                for lr in each.rates
+            ]
+        )
     longest = max(map(len, columns))
     return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
 
-def compare_arms(path: str, arms: list[Arm], rows: int, seeds: int, progress: Callable[[str], None], **options: Any) -> list[FieldResult]:
+def compare_arms(
+    path: str,
+    arms: list[Arm],
+    rows: int,
+    seeds: int,
+    progress: Callable[[str], None],
+    **options: Any,
+) -> list[FieldResult]:
     """The arms on a store of hidden states; `options` are Task's latents, k and batch."""
     steps = max(rows // options.get("batch", Task.batch), 1)
     found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in arms}
@@ -119,13 +145,17 @@ def compare_arms(path: str, arms: list[Arm], rows: int, seeds: int, progress: Ca
                 task = Task(arm.lr, seed, steps, **options)
                 figures = pool.submit(run_arm, arm, path, task).result()
                 found[arm].append(figures)
-                text = f"fve {figures['fve']:.4f}  dead {figures['dead']:.2%}  {figures['rows_per_s']:,.0f} rows/s"
+                text = (
+                    f"fve {figures['fve']:.4f}  dead {figures['dead']:.2%} "
+                    f" {figures['rows_per_s']:,.0f} rows/s"
+                )
                 progress(f"{arm.library} {arm.setting}  lr {arm.lr:g}  seed {seed}  {text}")
     return with_best([_summary(arm, task.rows, found[arm]) for arm in arms])
 
 
 def with_best(results: list[FieldResult], most_dead: float = MOST_DEAD) -> list[FieldResult]:
-    """The results with `best` set on each library's highest FVE among arms with at most `most_dead` dead, if it has such an arm."""
+    """The results with `best` set on each library's highest FVE among arms with at most `most_dead`
+    dead, if it has such an arm."""
     best: dict[str, FieldResult] = {}
     for result in results:
         known = best.get(result.library)
@@ -154,17 +184,21 @@ def _summary(arm: Arm, rows: int, found: list[dict[str, float]]) -> FieldResult:
     )
 
 
-# -- one run ----------------------------------------------------------------------------------------------------------------
+# -- one run
+# --------------------------------------------------------------------------------------------------
 
 
 def run_arm(arm: Arm, path: str, task: Task) -> dict[str, float]:
-    """fve, l0, dead and rows_per_s of one toolkit on a store of hidden states; NaN where the run diverged."""
+    """fve, l0, dead and rows_per_s of one toolkit on a store of hidden states; NaN where the run
+    diverged."""
     store = Store(Path(path))
     try:
         if arm.library == OWN:
             model, rate = _train_own(store, task, arm.setting)
         else:
-            model, rate = train_peer(arm.library, arm.setting, rows_in_order(store, task), store.spec.d_in, task)
+            model, rate = train_peer(
+                arm.library, arm.setting, rows_in_order(store, task), store.spec.d_in, task
+            )
     except NumericsError:
         return dict.fromkeys(("fve", "l0", "dead", "rows_per_s"), math.nan)
     return judged(model, store, task) | {"rows_per_s": rate}
@@ -176,7 +210,14 @@ def _train_own(store: Store, task: Task, setting: str = SHIPPED) -> tuple[PeerMo
 
     with tempfile.TemporaryDirectory(prefix="saekit-field-run-") as folder:
         out = Path(folder) / "run"
-        options = {"sparsity": "topk", "latents": task.latents, "k": task.k, "lr": task.lr, "batch": task.batch, "seed": task.seed}
+        options = {
+            "sparsity": "topk",
+            "latents": task.latents,
+            "k": task.k,
+            "lr": task.lr,
+            "batch": task.batch,
+            "seed": task.seed,
+        }
         options |= OWN_SETTINGS[setting][0]
         result = train(store.path, out, rows=task.rows, device="cpu", save_seconds=1e9, **options)
         model = load(out)
@@ -184,7 +225,8 @@ def _train_own(store: Store, task: Task, setting: str = SHIPPED) -> tuple[PeerMo
 
 
 def rows_in_order(store: Store, task: Task) -> Iterator[torch.Tensor]:
-    """The training rows as `saekit.train` sees them with this seed, fp32, not normalised: (batch,D), without end."""
+    """The training rows as `saekit.train` sees them with this seed, fp32, not normalised:
+    (batch,D), without end."""
     for batch in store.batches(task.batch, task.seed, split="train"):
         yield batch.x.float()
 
@@ -207,23 +249,42 @@ def judged(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
     return {"fve": 1 - figures.fvu, "l0": figures.l0, "dead": dead}
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# -- the command
+# --------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> None:
     flags = parser(__doc__)
-    flags.add_argument("--against", action="append", default=[], help=f"peer to train too: {' | '.join(SETTINGS)}; may be given again")
+    flags.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        help=f"peer to train too: {' | '.join(SETTINGS)}; may be given again",
+    )
     flags.add_argument("--store", type=Path, help="a harvested store in place of a new one")
-    flags.add_argument("--rates", type=float, nargs="+", help="only the arms with these learning rates")
+    flags.add_argument(
+        "--rates", type=float, nargs="+", help="only the arms with these learning rates"
+    )
     asked = flags.parse_args(arguments)
-    results = bench_field(asked.quick, asked.against, reporter(asked.quiet), asked.store, asked.rates)
+    results = bench_field(
+        asked.quick, asked.against, reporter(asked.quiet), asked.store, asked.rates
+    )
     rows = [
-        [r.library, r.setting, f"{r.lr:g}", "*" if r.best else "", figure(r.fve, ".4f"), figure(r.fve_spread, ".4f"),
+        [r.library, r.setting, f"{r.lr:g}", "*" if r.best else "", figure(r.fve, ".4f"),
+        figure(r.fve_spread, ".4f"),
          figure(r.dead, ".1%"), figure(r.rows_per_s, ",.0f")]
         for r in results
     ]  # fmt: skip
-    text = table(["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1))
-    give(results, [asdict(r) for r in results], asked, "* the best of a library with at most 2 % dead", text)
+    text = table(
+        ["library", "setting", "lr", "", "fve", "spread", "dead", "rows/s"], rows, left=(0, 1)
+    )
+    give(
+        results,
+        [asdict(r) for r in results],
+        asked,
+        "* the best of a library with at most 2 % dead",
+        text,
+    )
 
 
 if __name__ == "__main__":

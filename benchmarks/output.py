@@ -1,4 +1,5 @@
-"""What the scripts of quality share: their flags, how they end, and results as CSV, as JSON or as a table."""
+"""What the scripts of quality share: their flags, how they end, and results as CSV, as JSON or as a
+table."""
 
 from __future__ import annotations
 
@@ -19,9 +20,18 @@ from saekit.errors import SaekitError
 def parser(doc: str) -> argparse.ArgumentParser:
     """One with the flags that all of them have; `doc` is the script's docstring."""
     flags = argparse.ArgumentParser(description=doc.split("\n")[0], allow_abbrev=False)
-    flags.add_argument("--quick", action="store_true", help="fewer rows, epochs and seeds: minutes on two cores")
-    flags.add_argument("--csv", type=Path, metavar="FILE", help="write the results here, with machine, versions, commit and date")
-    flags.add_argument("--json", action="store_true", help="print one JSON list in place of the table")
+    flags.add_argument(
+        "--quick", action="store_true", help="fewer rows, epochs and seeds: minutes on two cores"
+    )
+    flags.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write the results here, with machine, versions, commit and date",
+    )
+    flags.add_argument(
+        "--json", action="store_true", help="print one JSON list in place of the table"
+    )
     flags.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return flags
 
@@ -31,8 +41,11 @@ def reporter(quiet: bool) -> Callable[[str], None]:
     return (lambda _: None) if quiet else (lambda text: message("bench", text))
 
 
-def give(results: list, flat: list[dict[str, Any]], asked: argparse.Namespace, note: str, text: str) -> None:
-    """The results as a CSV file where asked, then as JSON or as a table under a line that says where they were measured."""
+def give(
+    results: list, flat: list[dict[str, Any]], asked: argparse.Namespace, note: str, text: str
+) -> None:
+    """The results as a CSV file where asked, then as JSON or as a table under a line that says
+    where they were measured."""
     about = machine(pick_device("cpu"))
     if asked.csv is not None:
         write_csv(asked.csv, flat, about)

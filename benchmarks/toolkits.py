@@ -1,8 +1,11 @@
-"""TopK autoencoders trained as other toolkits train them, where they are installed (extra `peers`), for benchmarks/field.py.
+"""TopK autoencoders trained as other toolkits train them, where they are installed (extra `peers`),
+for benchmarks/field.py.
 
-Each toolkit has two settings. `shipped` is what it does when told only width, k, rate, rows and seed. That is not always what its authors
-would do with a run of 200 steps: some of their defaults count steps by the thousand, and an auxiliary loss that waits for 1,000 silent
-steps, or a warm-up of 1,000, never comes to an end. `scaled` makes them shares of the run: no toolkit is judged by a switch left off.
+Each toolkit has two settings. `shipped` is what it does when told only width, k, rate, rows and
+seed. That is not always what its authors would do with a run of 200 steps: some of their defaults
+count steps by the thousand, and an auxiliary loss that waits for 1,000 silent steps, or a warm-up
+of 1,000, never comes to an end. `scaled` makes them shares of the run: no toolkit is judged by a
+switch left off.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Task:
 
 @dataclass(frozen=True)
 class PeerModel:
-    """A trained autoencoder on raw rows: the code of x (B,D) as (B,F) or SparseCodes, active above 0, and what such a code stands for."""
+    """A trained autoencoder on raw rows: the code of x (B,D) as (B,F) or SparseCodes, active above
+    0, and what such a code stands for."""
 
     code: Callable[[torch.Tensor], torch.Tensor | SparseCodes]
     decode: Callable[[Any], torch.Tensor]
@@ -60,22 +64,33 @@ class Setting:
 def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bool) -> PeerModel:
     """SAELens' own SAETrainer on its TopKTrainingSAE.
 
-    Its choices: raw rows (normalize_activations "none"), decoder rows of norm 0.1 with the encoder their transpose and b_dec at 0, codes
-    rescaled by decoder norms that are free, squared error summed over D, an auxiliary loss of weight 1 in the same unit for latents
-    silent for 1,000 steps (scaled: a tenth of the run), gradients clipped at norm 1, Adam (0.9, 0.999) at a constant rate (scaled: with
-    the warm-up over a twentieth and the linear decay to 0 over the last fifth that its configuration offers).
+    Its choices: raw rows (normalize_activations "none"), decoder rows of norm 0.1 with the encoder
+    their transpose and b_dec at 0, codes rescaled by decoder norms that are free, squared error
+    summed over D, an auxiliary loss of weight 1 in the same unit for latents silent for 1,000 steps
+    (scaled: a tenth of the run), gradients clipped at norm 1, Adam (0.9, 0.999) at a constant rate
+    (scaled: with the warm-up over a twentieth and the linear decay to 0 over the last fifth that
+    its configuration offers).
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    shares = {"lr_warm_up_steps": WARMUP_SHARE, "lr_decay_steps": DECAY_SHARE, "dead_feature_window": DEAD_SHARE} if scaled else {}
+    shares = (
+        {
+            "lr_warm_up_steps": WARMUP_SHARE,
+            "lr_decay_steps": DECAY_SHARE,
+            "dead_feature_window": DEAD_SHARE,
+        }
+        if scaled
+        else {}
+    )
     config = SAETrainerConfig(
         total_training_samples=task.rows,
         train_batch_size_samples=task.batch,
         lr=task.lr,
-        lr_end=task.lr / 10,  # what its runner sets where the user does not; a constant rate has no use for it
+        # what its runner sets where the user does not; a constant rate has no use for it
+        lr_end=task.lr / 10,
         **{name: max(round(share * task.steps), 1) for name, share in shares.items()},
     )
     torch.manual_seed(task.seed)
@@ -85,19 +100,25 @@ def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bo
 
 
 def _sparsify(batches: Iterator[torch.Tensor], d_in: int, task: Task, adam: bool) -> PeerModel:
-    """EleutherAI's SparseCoder, stepped as its Trainer does; that one takes tokens and a model, not rows.
+    """EleutherAI's SparseCoder, stepped as its Trainer does; that one takes tokens and a model, not
+    rows.
 
-    Its choices: raw rows, the encoder as nn.Linear begins it and the decoder its unit rows, b_dec at the mean of the first batch, the
-    batch's own fvu as the loss, no auxiliary loss (auxk_alpha 0), unit decoder rows and no gradient along them. The optimiser it ships is
-    sign descent under the schedule-free wrapper with momentum 0.95, whose averaged weights are the result. It also offers Adam, with a
-    linear decay to 0 over the whole run behind a warm-up of 1,000 steps; here of a twentieth of the run.
+    Its choices: raw rows, the encoder as nn.Linear begins it and the decoder its unit rows, b_dec
+    at the mean of the first batch, the batch's own fvu as the loss, no auxiliary loss (auxk_alpha
+    0), unit decoder rows and no gradient along them. The optimiser it ships is sign descent under
+    the schedule-free wrapper with momentum 0.95, whose averaged weights are the result. It also
+    offers Adam, with a linear decay to 0 over the whole run behind a warm-up of 1,000 steps; here
+    of a twentieth of the run.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its kernels need a GPU; it then uses embedding_bag
+        # its kernels need a GPU; it then uses embedding_bag
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify import SparseCoder, SparseCoderConfig
 
     torch.manual_seed(task.seed)
-    coder = SparseCoder(d_in, SparseCoderConfig(num_latents=task.latents, k=task.k), dtype=torch.float32)
+    coder = SparseCoder(
+        d_in, SparseCoderConfig(num_latents=task.latents, k=task.k), dtype=torch.float32
+    )
     optimizer, schedule = _adam(coder, task) if adam else (_signum(coder, task), None)
     for step in range(task.steps):
         x_BD = next(batches)
@@ -129,11 +150,16 @@ def _signum(coder: torch.nn.Module, task: Task) -> Any:
     return optimizer
 
 
-def _adam(coder: torch.nn.Module, task: Task) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
+def _adam(
+    coder: torch.nn.Module, task: Task
+) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
     optimizer = torch.optim.Adam(coder.parameters(), lr=task.lr)
     warmup = max(round(WARMUP_SHARE * task.steps), 1)
-    # The rule of transformers' get_linear_schedule_with_warmup, which its Trainer calls: the first step has rate 0.
-    factor = lambda step: step / warmup if step < warmup else (task.steps - step) / max(task.steps - warmup, 1)
+    # The rule of transformers' get_linear_schedule_with_warmup, which its Trainer calls: the first
+    # step has rate 0.
+    factor = lambda step: (
+        step / warmup if step < warmup else (task.steps - step) / max(task.steps - warmup, 1)
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
@@ -151,8 +177,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 """By the names of saekit.bench.peers.PEERS."""
 
 
-def train_peer(name: str, setting: str, batches: Iterator[torch.Tensor], d_in: int, task: Task) -> tuple[PeerModel, float]:
-    """(model, rows/s) of a toolkit on raw fp32 rows (B,D). Making the model and its optimiser is not timed, loading rows is."""
+def train_peer(
+    name: str, setting: str, batches: Iterator[torch.Tensor], d_in: int, task: Task
+) -> tuple[PeerModel, float]:
+    """(model, rows/s) of a toolkit on raw fp32 rows (B,D). Making the model and its optimiser is
+    not timed, loading rows is."""
     began = 0.0
 
     def timed() -> Iterator[torch.Tensor]:

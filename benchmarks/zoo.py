@@ -1,9 +1,11 @@
-"""Every sparsity variant on the same rows of a language model, at the same number of active latents.
+"""Every sparsity variant on the same rows of a language model, at the same number of active
+latents.
 
     python benchmarks/zoo.py [--quick] [--csv FILE] [--json] [--quiet]
 
-SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the store is harvested once. Those of the
-topk family train a second time by dense autograd (dense_reference.py), from the same start on the same rows.
+SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the
+store is harvested once. Those of the topk family train a second time by dense autograd
+(dense_reference.py), from the same start on the same rows.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from saekit.training.run import train
 MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
 ACTIVE = 32
 FULL_DENSE = ("topk", "batchtopk")
-# Latents are counted as dead over one of the epochs; a controller of L0 wants a hundred steps. Documents have an L0 of their own: held-out
-# twentieths of the rows differ by a seventh in it (docs/log.md).
+# Latents are counted as dead over one of the epochs; a controller of L0 wants a hundred steps.
+# Documents have an L0 of their own: held-out twentieths of the rows differ by a seventh in it
+# (docs/log.md).
 HOLDOUT = 0.25
 FULL = {"rows": 240_000, "latents": 32 * 576, "batch": 2048, "epochs": 2}
 QUICK = {"rows": 40_000, "latents": 2048, "batch": 512, "epochs": 2}
@@ -66,10 +69,11 @@ def bench_zoo(
     size: dict[str, int] | None = None,
     active: float = ACTIVE,
 ) -> list[ZooResult]:
-    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one; `names`: some of the variants.
+    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one;
+    `names`: some of the variants.
 
-    `referenced`: those with a dense reference besides; None: quick all that have one, else FULL_DENSE, since a dense step takes several
-    times as long.
+    `referenced`: those with a dense reference besides; None: quick all that have one, else
+    FULL_DENSE, since a dense step takes several times as long.
     """
     size = size or (QUICK if quick else FULL)
     with tempfile.TemporaryDirectory(prefix="saekit-zoo-") as folder:
@@ -77,7 +81,9 @@ def bench_zoo(
             from saekit.harvesting.run import harvest
 
             store = Path(folder) / "store"
-            found = harvest(MODEL, DATA, store, hook=HOOK, rows=size["rows"], layout="sequence", holdout=HOLDOUT)
+            found = harvest(
+                MODEL, DATA, store, hook=HOOK, rows=size["rows"], layout="sequence", holdout=HOLDOUT
+            )
             progress(f"{found.rows:,} rows of {MODEL} {HOOK}")
         results = []
         for name in names:
@@ -85,7 +91,11 @@ def bench_zoo(
             if name in (referenced if referenced is not None else DENSE if quick else FULL_DENSE):
                 with dense(name):
                     fvu = _trained(name, store, Path(folder) / f"{name}-dense", size, active).fvu
-                result = replace(result, fvu_dense=fvu, fvu_ratio=result.fvu / fvu if result.fvu and fvu else None)
+                result = replace(
+                    result,
+                    fvu_dense=fvu,
+                    fvu_ratio=result.fvu / fvu if result.fvu and fvu else None,
+                )
             results.append(result)
             progress(str(result))
     return results
@@ -103,11 +113,22 @@ def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: fl
     rows = size["epochs"] * len(Store(store).split("train"))
     options = options_for(name, active)
     try:
-        result = train(store, out, sparsity=name, latents=size["latents"], rows=rows, batch=size["batch"], save_seconds=1e9, **options)
+        result = train(
+            store,
+            out,
+            sparsity=name,
+            latents=size["latents"],
+            rows=rows,
+            batch=size["batch"],
+            save_seconds=1e9,
+            **options,
+        )
     except NumericsError:
         return ZooResult(name, size["latents"], rows, None, None, None, None, None)
     figures = [result.metrics[key] for key in ("fvu", "l0", "dead", "dead_train")]
-    return ZooResult(name, size["latents"], result.rows, *figures, result.rows_per_s, l0_train=_last_l0(out))
+    return ZooResult(
+        name, size["latents"], result.rows, *figures, result.rows_per_s, l0_train=_last_l0(out)
+    )
 
 
 def _last_l0(out: Path) -> float:
@@ -117,17 +138,33 @@ def _last_l0(out: Path) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = parser(__doc__)
-    flags.add_argument("--store", type=Path, help="a harvested store with layout sequence in place of a new one")
-    flags.add_argument("--names", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help="only these variants")
+    flags.add_argument(
+        "--store", type=Path, help="a harvested store with layout sequence in place of a new one"
+    )
+    flags.add_argument(
+        "--names",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help="only these variants",
+    )
     asked = flags.parse_args(arguments)
     results = bench_zoo(asked.quick, reporter(asked.quiet), asked.store, tuple(asked.names))
     rows = [
-        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"), figure(r.dead_train, ".1%"),
+        [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"),
+        figure(r.dead_train, ".1%"),
          figure(r.rows_per_s, ",.0f"), figure(r.fvu_ratio, ".4f")]
         for r in results
     ]  # fmt: skip
     text = table(["sparsity", "fvu", "l0", "l0 train", "dead_train", "rows/s", "fvu / dense"], rows)
-    give(results, [asdict(r) for r in results], asked, f"{results[0].latents:,} latents, {results[0].rows:,} rows", text)
+    give(
+        results,
+        [asdict(r) for r in results],
+        asked,
+        f"{results[0].latents:,} latents, {results[0].rows:,} rows",
+        text,
+    )
 
 
 if __name__ == "__main__":

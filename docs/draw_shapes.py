@@ -1,8 +1,10 @@
-"""The pictures of the models in docs/models.md: `python docs/draw_shapes.py` writes docs/img/model-*.svg.
+"""The pictures of the models in docs/models.md: `python docs/draw_shapes.py` writes
+docs/img/model-*.svg.
 
-One language for all. A bar is a layer, its height the logarithm of its width, so that 784 and 30 fit one picture and each halving takes the
-same step. Blue is data and hidden layers, orange the code, the pale wedge between two bars a full matrix of weights. A page shows an
-SVG in <img> without its own colours, so every picture brings a white ground and reads on dark pages too.
+One language for all. A bar is a layer, its height the logarithm of its width, so that 784 and 30
+fit one picture and each halving takes the same step. Blue is data and hidden layers, orange the
+code, the pale wedge between two bars a full matrix of weights. A page shows an SVG in <img> without
+its own colours, so every picture brings a white ground and reads on dark pages too.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ CODE, CODE_EDGE, WEDGE, NOISE = "#f3a35c", "#b8621b", "#edf1f6", "#b03a5b"
 STEP, BAR = 15.0, 20.0  # pixels of height a doubling of the width, and of a bar's breadth
 WIDTH, MIDDLE = 760, 116  # of the picture; height at which bars are centred
 HEAD = (
-    '<marker id="{0}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto-start-reverse">'
-    '<path d="M0 0L8 4L0 8z" fill="{1}"/></marker>'
+    '<marker id="{0}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+    ' orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" fill="{1}"/></marker>'
 )
 
 
@@ -35,34 +37,75 @@ class Drawing:
         self.behind: list[str] = []
         self.front: list[str] = []
 
-    def text(self, x: float, y: float, words: str, colour: str = INK, size: int = 14, anchor: str = "middle", bold: bool = False) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        colour: str = INK,
+        size: int = 14,
+        anchor: str = "middle",
+        bold: bool = False,
+    ) -> None:
         weight = ' font-weight="600"' if bold else ""
-        self.front.append(f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}" text-anchor="{anchor}"{weight}>{words}</text>')
+        self.front.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}"'
+            f' text-anchor="{anchor}"{weight}>{words}</text>'
+        )
 
-    def box(self, x: float, y: float, w: float, h: float, fill: str = BLUE, edge: str = EDGE, round_: float = 3) -> None:
+    def box(
+        self,
+        x: float,
+        y: float,
+        w: float,
+        h: float,
+        fill: str = BLUE,
+        edge: str = EDGE,
+        round_: float = 3,
+    ) -> None:
         place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{round_}"'
         self.front.append(f'<rect {place} fill="{fill}" stroke="{edge}" stroke-width="1.3"/>')
 
     def dot(self, x: float, y: float, r: float, fill: str = BLUE, edge: str = EDGE) -> None:
-        self.front.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{fill}" stroke="{edge}" stroke-width="1.3"/>')
+        self.front.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{fill}" stroke="{edge}"'
+            ' stroke-width="1.3"/>'
+        )
 
-    def path(self, d: str, colour: str = LINE, dashed: bool = False, arrow: str = "end", wide: float = 1.4) -> None:
+    def path(
+        self,
+        d: str,
+        colour: str = LINE,
+        dashed: bool = False,
+        arrow: str = "end",
+        wide: float = 1.4,
+    ) -> None:
         ends = {"end": f' marker-end="url(#{self.mark(colour)})"', "both": "", "": ""}[arrow]
         if arrow == "both":
-            ends = f' marker-start="url(#{self.mark(colour)})" marker-end="url(#{self.mark(colour)})"'
+            ends = (
+                f' marker-start="url(#{self.mark(colour)})" marker-end="url(#{self.mark(colour)})"'
+            )
         dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self.front.append(f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{wide}"{dash}{ends}/>')
+        self.front.append(
+            f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{wide}"{dash}{ends}/>'
+        )
 
     def arrow(self, x0: float, y0: float, x1: float, y1: float, colour: str = SOFT, **how) -> None:
         self.path(f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}", colour, **how)
 
     def wedge(self, x0: float, h0: float, x1: float, h1: float, y: float = MIDDLE) -> None:
         """The weights between two bars of heights h0 and h1."""
-        corners = f"{x0:.1f},{y - h0 / 2:.1f} {x1:.1f},{y - h1 / 2:.1f} {x1:.1f},{y + h1 / 2:.1f} {x0:.1f},{y + h0 / 2:.1f}"
+        corners = (
+            f"{x0:.1f},{y - h0 / 2:.1f} {x1:.1f},{y - h1 / 2:.1f} {x1:.1f},{y + h1 / 2:.1f}"
+            f" {x0:.1f},{y + h0 / 2:.1f}"
+        )
         self.behind.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
 
-    def bar(self, x: float, width: int, name: str, sub: str = "", code: bool = False, y: float = MIDDLE) -> None:
-        """A layer of `width` units, x its left edge; name and size stand below the tallest bar, in one line for all."""
+    def bar(
+        self, x: float, width: int, name: str, sub: str = "", code: bool = False, y: float = MIDDLE
+    ) -> None:
+        """A layer of `width` units, x its left edge; name and size stand below the tallest bar, in
+        one line for all."""
         h = height(width)
         self.box(x, y - h / 2, BAR, h, *((CODE, CODE_EDGE) if code else (BLUE, EDGE)))
         self.text(x + BAR / 2, self.tall - 28, name, CODE_EDGE if code else INK, bold=code)
@@ -72,33 +115,52 @@ class Drawing:
         """A sparse code: active latents are orange."""
         for i in range(count):
             on = i in active
-            self.box(x, top + i * size, BAR, size, *((CODE, CODE_EDGE) if on else ("#ffffff", LINE)), round_=0)
+            self.box(
+                x,
+                top + i * size,
+                BAR,
+                size,
+                *((CODE, CODE_EDGE) if on else ("#ffffff", LINE)),
+                round_=0,
+            )
 
     def mark(self, colour: str) -> str:
         return "head" + colour[1:]
 
     def save(self) -> None:
-        heads = "".join(HEAD.format(self.mark(colour), colour) for colour in (SOFT, LINE, NOISE, CODE_EDGE, EDGE))
+        heads = "".join(
+            HEAD.format(self.mark(colour), colour)
+            for colour in (SOFT, LINE, NOISE, CODE_EDGE, EDGE)
+        )
         OUT.joinpath(f"model-{self.name}.svg").write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.tall}" width="{WIDTH}" height="{self.tall}" role="img" '
-            f'font-family="Helvetica, Arial, sans-serif">\n<title>{self.about}</title>\n<defs>{heads}</defs>\n'
-            f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{self.tall - 1}" rx="8" fill="#ffffff" stroke="#d5dbe3"/>\n'
-            + "\n".join([*self.behind, *self.front])
-            + "\n</svg>\n"
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.tall}"'
+            f' width="{WIDTH}" height="{self.tall}" role="img" font-family="Helvetica, Arial,'
+            f' sans-serif">\n<title>{self.about}</title>\n<defs>{heads}</defs>\n<rect x="0.5"'
+            f' y="0.5" width="{WIDTH - 1}" height="{self.tall - 1}" rx="8" fill="#ffffff"'
+            ' stroke="#d5dbe3"/>\n' + "\n".join([*self.behind, *self.front]) + "\n</svg>\n"
         )
 
 
-# -- stacks of layers ---------------------------------------------------------------------------------------------------------
+# -- stacks of layers
+# --------------------------------------------------------------------------------------------------
 
 
 def stack(
-    d: Drawing, widths: list[int], code: int, left: float = 60, right: float = WIDTH - 80, names: dict[int, str] | None = None
+    d: Drawing,
+    widths: list[int],
+    code: int,
+    left: float = 60,
+    right: float = WIDTH - 80,
+    names: dict[int, str] | None = None,
 ) -> list:
-    """Bars at even steps from left to right, the one at index `code` orange. Returns their left edges."""
+    """Bars at even steps from left to right, the one at index `code` orange. Returns their left
+    edges."""
     step = (right - left) / (len(widths) - 1)
     xs = [left + i * step for i in range(len(widths))]
     for i, (x, width) in enumerate(zip(xs, widths)):
-        default = "x" if i == 0 else "x̂" if i == len(widths) - 1 else "code" if i == code else "hidden"
+        default = (
+            "x" if i == 0 else "x̂" if i == len(widths) - 1 else "code" if i == code else "hidden"
+        )
         sub = f"D = {width}" if i == 0 else f"F = {width}" if i == code else str(width)
         d.bar(x, width, (names or {}).get(i, default), sub, i == code)
         if i:
@@ -112,7 +174,11 @@ def between(xs: list, i: int) -> float:
 
 
 def sae() -> None:
-    d = Drawing("sae", "A sparse autoencoder: input, a code far wider than the input with a few active latents, reconstruction")
+    d = Drawing(
+        "sae",
+        "A sparse autoencoder: input, a code far wider than the input with a few active latents,"
+        " reconstruction",
+    )
     h, wide = height(64), 154.0
     for x, name in ((110, "x"), (620, "x̂")):
         d.bar(x, 64, name, "D")
@@ -138,19 +204,29 @@ def one_layer(name: str, about: str, up: str, down: str, link: str) -> None:
 
 def linked(d: Drawing, x0: float, x1: float, y: float, words: str = "") -> None:
     """An arrow with two heads: the same numbers at both ends."""
-    d.path(f"M{x0:.1f} {y + 34:.1f}C{x0:.1f} {y - 4:.1f} {x1:.1f} {y - 4:.1f} {x1:.1f} {y + 34:.1f}", EDGE, arrow="both")
+    d.path(
+        f"M{x0:.1f} {y + 34:.1f}C{x0:.1f} {y - 4:.1f} {x1:.1f} {y - 4:.1f} {x1:.1f} {y + 34:.1f}",
+        EDGE,
+        arrow="both",
+    )
     if words:
         d.text((x0 + x1) / 2, y - 2, words, EDGE, 12)
 
 
 def dense() -> None:
-    d = Drawing("dense", "A deep dense autoencoder: mirrored layers 784, 512, 256, 128, code 30, and back")
+    d = Drawing(
+        "dense", "A deep dense autoencoder: mirrored layers 784, 512, 256, 128, code 30, and back"
+    )
     stack(d, [784, 512, 256, 128, 30, 128, 256, 512, 784], 4)
     d.save()
 
 
 def tied() -> None:
-    d = Drawing("tied", "Tied weights: every layer on the way down uses the transpose of its mirror image's weights")
+    d = Drawing(
+        "tied",
+        "Tied weights: every layer on the way down uses the transpose of its mirror image's"
+        " weights",
+    )
     d.tall = 250
     xs = stack(d, [784, 256, 30, 256, 784], 2, 90, 650)
     for i, (up, down) in enumerate((("W₁", "W₁ᵀ"), ("W₂", "W₂ᵀ"))):
@@ -162,23 +238,41 @@ def tied() -> None:
 
 
 def denoising() -> None:
-    d = Drawing("denoising", "Denoising: the model sees the noisy input, the loss compares with the clean one")
+    d = Drawing(
+        "denoising",
+        "Denoising: the model sees the noisy input, the loss compares with the clean one",
+    )
     d.tall = 262
     xs = stack(d, [784, 784, 512, 30, 512, 784], 3, 60, 660, {1: "noisy x"})
     d.behind.pop(0)  # noise is no matrix
     h, rng = height(784), random.Random(3)
     for _ in range(46):
-        d.dot(xs[1] + rng.uniform(3, BAR - 3), MIDDLE + rng.uniform(-h / 2 + 4, h / 2 - 4), 1.3, NOISE, NOISE)
+        d.dot(
+            xs[1] + rng.uniform(3, BAR - 3),
+            MIDDLE + rng.uniform(-h / 2 + 4, h / 2 - 4),
+            1.3,
+            NOISE,
+            NOISE,
+        )
     d.arrow(xs[0] + BAR + 4, MIDDLE, xs[1] - 4, MIDDLE, NOISE)
     d.text(between(xs, 0), MIDDLE - 10, "+ noise", NOISE, 13)
     y = MIDDLE + h / 2 + 12
-    d.path(f"M{xs[0] + BAR / 2:.0f} {y - 8:.0f}V{y + 10:.0f}H{xs[-1] + BAR / 2:.0f}V{y - 8:.0f}", LINE, dashed=True, arrow="both")
+    d.path(
+        f"M{xs[0] + BAR / 2:.0f} {y - 8:.0f}V{y + 10:.0f}H{xs[-1] + BAR / 2:.0f}V{y - 8:.0f}",
+        LINE,
+        dashed=True,
+        arrow="both",
+    )
     d.text((xs[0] + xs[-1] + BAR) / 2, y + 5, "the loss compares x̂ with the clean x", SOFT, 12)
     d.save()
 
 
 def contractive() -> None:
-    d = Drawing("contractive", "Contractive: a small change of the input is asked to change the code as little as possible")
+    d = Drawing(
+        "contractive",
+        "Contractive: a small change of the input is asked to change the code as little as"
+        " possible",
+    )
     xs = stack(d, [784, 512, 30, 512, 784], 2, 90, 650)
     mid, c = MIDDLE, height(30) / 2
     d.path(f"M{xs[0] - 16:.0f} {mid - 26:.0f}V{mid + 26:.0f}", NOISE, arrow="both", wide=2)
@@ -190,7 +284,11 @@ def contractive() -> None:
 
 
 def sparse() -> None:
-    d = Drawing("sparse", "A classic sparse autoencoder: a code as wide as the input or wider, most of its units near zero")
+    d = Drawing(
+        "sparse",
+        "A classic sparse autoencoder: a code as wide as the input or wider, most of its units near"
+        " zero",
+    )
     h = height(784)
     xs = (110.0, 365.0, 620.0)
     d.bar(xs[0], 784, "x", "D = 784")
@@ -206,10 +304,19 @@ def sparse() -> None:
 
 
 def vae() -> None:
-    d = Drawing("vae", "A variational autoencoder: the encoder gives mean and spread, the code is drawn from them, the decoder reads it")
+    d = Drawing(
+        "vae",
+        "A variational autoencoder: the encoder gives mean and spread, the code is drawn from them,"
+        " the decoder reads it",
+    )
     xs = [60, 160, 260, 500, 600, 680]
     for i, (x, width, name, sub) in enumerate(
-        zip(xs, (784, 512, 256, 256, 512, 784), ("x", "hidden", "hidden") + ("hidden",) * 2 + ("x̂",), ("D = 784", 512, 256, 256, 512, 784))
+        zip(
+            xs,
+            (784, 512, 256, 256, 512, 784),
+            ("x", "hidden", "hidden") + ("hidden",) * 2 + ("x̂",),
+            ("D = 784", 512, 256, 256, 512, 784),
+        )
     ):
         d.bar(x, width, name, str(sub))
         if i not in (0, 3):
@@ -219,7 +326,10 @@ def vae() -> None:
     for y, name in ((MIDDLE - 42, "mean"), (MIDDLE + 42, "sigma")):
         d.box(348, y - small / 2, BAR, small, CODE, CODE_EDGE)
         d.text(374, y + (-12 if y < MIDDLE else 22), name, SOFT, 12, "start")
-        corners = f"280,{MIDDLE - height(256) / 2:.1f} 348,{y - small / 2:.1f} 348,{y + small / 2:.1f} 280,{MIDDLE + height(256) / 2:.1f}"
+        corners = (
+            f"280,{MIDDLE - height(256) / 2:.1f} 348,{y - small / 2:.1f} 348,{y + small / 2:.1f}"
+            f" 280,{MIDDLE + height(256) / 2:.1f}"
+        )
         d.behind.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
         d.arrow(370, y, 414, MIDDLE + (-16 if y < MIDDLE else 16))
     d.box(418, MIDDLE - small / 2, BAR, small, CODE, CODE_EDGE)
@@ -231,11 +341,15 @@ def vae() -> None:
     d.save()
 
 
-# -- other shapes -------------------------------------------------------------------------------------------------------------
+# -- other shapes
+# --------------------------------------------------------------------------------------------------
 
 
 def kmeans() -> None:
-    d = Drawing("kmeans", "k-means: rows as points, each coded by its nearest centroid; the code holds a single 1")
+    d = Drawing(
+        "kmeans",
+        "k-means: rows as points, each coded by its nearest centroid; the code holds a single 1",
+    )
     rng = random.Random(1)
     centres = [(110, 62), (205, 168), (300, 70), (390, 160)]
     for cx, cy in centres:
@@ -244,7 +358,10 @@ def kmeans() -> None:
             d.arrow(x, y, cx, cy, "#dfe5ec", arrow="")
             d.dot(x, y, 3.2)
     for cx, cy in centres:
-        d.front.append(f'<path d="M{cx - 7} {cy}h14M{cx} {cy - 7}v14" stroke="{CODE_EDGE}" stroke-width="3.5"/>')
+        d.front.append(
+            f'<path d="M{cx - 7} {cy}h14M{cx} {cy - 7}v14" stroke="{CODE_EDGE}"'
+            ' stroke-width="3.5"/>'
+        )
     x, y = 332, 100
     d.arrow(x, y, 305, 76, NOISE)
     d.dot(x, y, 4.5, NOISE, NOISE)
@@ -261,7 +378,12 @@ def kmeans() -> None:
 
 
 def pretraining() -> None:
-    d = Drawing("pretraining", "Pretraining: each pair of layers is trained by itself, then the stack is unrolled and trained as one", 258)
+    d = Drawing(
+        "pretraining",
+        "Pretraining: each pair of layers is trained by itself, then the stack is unrolled and"
+        " trained as one",
+        258,
+    )
     widths = [784, 512, 256, 30]
     for i, (a, b) in enumerate(pairwise(widths)):
         x = 40 + 100 * i
@@ -269,7 +391,15 @@ def pretraining() -> None:
         d.bar(x + 52, b, "code" if i == 2 else "h", str(b), i == 2)
         for share in (-0.4, -0.13, 0.13, 0.4):
             for other in (-0.4, 0, 0.4):
-                d.arrow(x + BAR, MIDDLE + share * height(a), x + 52, MIDDLE + other * height(b), LINE, arrow="", wide=0.8)
+                d.arrow(
+                    x + BAR,
+                    MIDDLE + share * height(a),
+                    x + 52,
+                    MIDDLE + other * height(b),
+                    LINE,
+                    arrow="",
+                    wide=0.8,
+                )
         d.text(x + 36, 26, f"W{'₁₂₃'[i]}", EDGE)
     d.arrow(338, MIDDLE, 382, MIDDLE, SOFT, wide=2)
     d.text(360, MIDDLE - 10, "unroll", SOFT, 13)
@@ -281,8 +411,11 @@ def pretraining() -> None:
     d.save()
 
 
-def maps(d: Drawing, x: float, y: float, side: float, sheets: int, label: str, code: bool = False) -> tuple[float, float]:
-    """Feature maps as squares behind each other, centred at (x, y); returns their left and right edges."""
+def maps(
+    d: Drawing, x: float, y: float, side: float, sheets: int, label: str, code: bool = False
+) -> tuple[float, float]:
+    """Feature maps as squares behind each other, centred at (x, y); returns their left and right
+    edges."""
     fill, edge = (CODE, CODE_EDGE) if code else (BLUE, EDGE)
     shift = 4
     for i in range(sheets):
@@ -295,9 +428,16 @@ def maps(d: Drawing, x: float, y: float, side: float, sheets: int, label: str, c
 
 
 def conv() -> None:
-    d = Drawing("conv", "A convolutional autoencoder: maps shrink from 28x28 to 14x14 to 7x7, a code, and the same way back")
+    d = Drawing(
+        "conv",
+        "A convolutional autoencoder: maps shrink from 28x28 to 14x14 to 7x7, a code, and the same"
+        " way back",
+    )
     spots = [(70, 96, 1, "28×28×1"), (188, 62, 3, "14×14×16"), (286, 38, 5, "7×7×32")]
-    row = [*spots, *[(WIDTH - x, side, sheets, label) for x, side, sheets, label in reversed(spots)]]
+    row = [
+        *spots,
+        *[(WIDTH - x, side, sheets, label) for x, side, sheets, label in reversed(spots)],
+    ]
     edges = [maps(d, x, MIDDLE - 8, side, sheets, label) for x, side, sheets, label in row]
     code, h = WIDTH / 2 - BAR / 2, height(30)
     d.box(code, MIDDLE - 8 - h / 2, BAR, h, CODE, CODE_EDGE)
@@ -314,7 +454,12 @@ def conv() -> None:
 
 
 def unet() -> None:
-    d = Drawing("unet", "A U-Net: convolutions down to a bottleneck and up again, with every level's maps handed across", 336)
+    d = Drawing(
+        "unet",
+        "A U-Net: convolutions down to a bottleneck and up again, with every level's maps handed"
+        " across",
+        336,
+    )
     levels = [(104, 62, 84, 2, "32×32×16"), (214, 158, 52, 3, "16×16×32")]
     below = (WIDTH / 2, 248, 30, 5, "8×8×64")
     left = [maps(d, *level) for level in levels]
@@ -341,7 +486,8 @@ def lowered(index: str) -> str:
 def recurrent() -> None:
     d = Drawing(
         "recurrent",
-        "A recurrent autoencoder: a reader takes the steps one by one, its last state gives the code, a writer writes them",
+        "A recurrent autoencoder: a reader takes the steps one by one, its last state gives the"
+        " code, a writer writes them",
         236,
     )
     y, names = 112, ("1", "2", "…", "T")
@@ -364,7 +510,12 @@ def recurrent() -> None:
     d.arrow(reader[-1] + 45, y, code - 4, y)
     d.arrow(code + BAR + 4, y, writer[0] - 3, y)
     low = y + 58
-    d.path(f"M{code + BAR / 2:.0f} {y + h / 2 + 2:.0f}V{low}H{writer[-1] + 21}", CODE_EDGE, arrow="", dashed=True)
+    d.path(
+        f"M{code + BAR / 2:.0f} {y + h / 2 + 2:.0f}V{low}H{writer[-1] + 21}",
+        CODE_EDGE,
+        arrow="",
+        dashed=True,
+    )
     for x in writer:
         d.arrow(x + 21, low, x + 21, y + 23, CODE_EDGE, dashed=True)
     d.text(code + BAR / 2, d.tall - 28, "code", CODE_EDGE, bold=True)
@@ -377,10 +528,33 @@ def recurrent() -> None:
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     one_layer(
-        "pca", "PCA: input, code, reconstruction, with the same orthonormal components both ways", "− mean, · Cᵀ", "· C, + mean", "one C"
+        "pca",
+        "PCA: input, code, reconstruction, with the same orthonormal components both ways",
+        "− mean, · Cᵀ",
+        "· C, + mean",
+        "one C",
     )
-    one_layer("linear", "A linear autoencoder: input, code, reconstruction, with two matrices trained by gradient", "W_enc", "W_dec", "")
-    for draw in (sae, kmeans, dense, tied, pretraining, denoising, contractive, sparse, conv, unet, recurrent, vae):
+    one_layer(
+        "linear",
+        "A linear autoencoder: input, code, reconstruction, with two matrices trained by gradient",
+        "W_enc",
+        "W_dec",
+        "",
+    )
+    for draw in (
+        sae,
+        kmeans,
+        dense,
+        tied,
+        pretraining,
+        denoising,
+        contractive,
+        sparse,
+        conv,
+        unet,
+        recurrent,
+        vae,
+    ):
         draw()
 
 

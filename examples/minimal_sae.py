@@ -1,8 +1,11 @@
-"""A TopK sparse autoencoder in plain torch: what saekit's default trains, without kernels, revival of dead latents, resume or checkpoints.
+"""A TopK sparse autoencoder in plain torch: what saekit's default trains, without kernels, revival
+of dead latents, resume or checkpoints.
 
-    python examples/minimal_sae.py            # made-up rows: prints the loss and the share of variance that is not explained
+    python examples/minimal_sae.py # made-up rows: prints the loss and the share of variance that is
+    not explained
 
-The formulas are those of docs/variants.md (topk), after Gao et al. 2024, arXiv 2406.04093. Shapes: B rows, D their width, F latents.
+The formulas are those of docs/variants.md (topk), after Gao et al. 2024, arXiv 2406.04093. Shapes:
+B rows, D their width, F latents.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class MinimalSAE(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Drop the part of the decoder's gradient along each row: it would only change the norm, which is then reset."""
+        """Drop the part of the decoder's gradient along each row: it would only change the norm,
+        which is then reset."""
         self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
 
 
@@ -51,7 +55,9 @@ def normalize(x_ND: torch.Tensor) -> torch.Tensor:
     return x_ND * (x_ND.shape[1] / x_ND.square().sum(1).mean()).sqrt()
 
 
-def train(sae: MinimalSAE, x_ND: torch.Tensor, steps: int, batch: int, lr: float = 3e-3) -> list[float]:
+def train(
+    sae: MinimalSAE, x_ND: torch.Tensor, steps: int, batch: int, lr: float = 3e-3
+) -> list[float]:
     """The loss of every step. Rows are drawn by torch's own random numbers."""
     optimizer, losses = torch.optim.Adam(sae.parameters(), lr=lr), []
     for step in range(steps):
@@ -78,4 +84,7 @@ if __name__ == "__main__":
     x = normalize(made_up_rows())
     sae = MinimalSAE(d_in=x.shape[1], latents=128, k=4)
     losses = train(sae, x, steps=1000, batch=256)
-    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, fvu {sae.loss(x).item() / x.square().sum(1).mean().item():.3f}")
+    print(
+        f"loss {losses[0]:.2f} -> {losses[-1]:.2f}, fvu"
+        f" {sae.loss(x).item() / x.square().sum(1).mean().item():.3f}"
+    )

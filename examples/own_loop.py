@@ -1,4 +1,5 @@
-"""Train an SAE in a loop of your own: saekit gives the model and its loss, the rest is ordinary torch.
+"""Train an SAE in a loop of your own: saekit gives the model and its loss, the rest is ordinary
+torch.
 
 python examples/own_loop.py jumprelu
 """
@@ -17,7 +18,8 @@ def main(sparsity: str = "topk", steps: int = 300) -> float:
     """The share of variance that is not explained, after training on made-up rows."""
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
-    x = (torch.rand(8192, 64) * (torch.rand(8192, 64) < 0.05)) @ directions  # your rows (N,D), centered, mean squared norm D
+    # your rows (N,D), centered, mean squared norm D
+    x = (torch.rand(8192, 64) * (torch.rand(8192, 64) < 0.05)) @ directions
     x = (x - x.mean(0)) * (32 / x.var(0).sum()).sqrt()
 
     sae = VARIANTS[sparsity](d_in=32, latents=128)
@@ -32,7 +34,10 @@ def main(sparsity: str = "topk", steps: int = 300) -> float:
 
     output = sae(x)
     fvu = ((output.x_hat - x).square().sum() / x.square().sum()).item()
-    print(f"{sae}: fvu {fvu:.3f}, {(output.code.to_dense() > 0).sum(1).float().mean().item():.1f} active latents per row")
+    print(
+        f"{sae}: fvu {fvu:.3f}, {(output.code.to_dense() > 0).sum(1).float().mean().item():.1f}"
+        " active latents per row"
+    )
     return fvu
 
 

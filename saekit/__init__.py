@@ -1,4 +1,5 @@
-"""saekit: cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean.
+"""saekit: cache a transformer's hidden states, train sparse autoencoders on them, read what the
+features mean.
 
 The public names load on first use, so that `import saekit` costs milliseconds and does no work.
 """

@@ -1,4 +1,5 @@
-"""Config files: TOML with the same names as the flags. Written resolved into every output folder, read back by --config."""
+"""Config files: TOML with the same names as the flags. Written resolved into every output folder,
+read back by --config."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from saekit.errors import DataError, MissingError, SaekitError, did_you_mean
 
 
 def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The settings of a config file, by flag name with underscores. Raises DataError with file and line for anything unknown."""
+    """The settings of a config file, by flag name with underscores. Raises DataError with file and
+    line for anything unknown."""
     known = set(known)
     settings, text = load_toml(path, "config file"), path.read_text(encoding="utf-8")
     for key in settings:
@@ -33,13 +35,19 @@ def load_toml(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingError(f"there is no {what} {path}", "check the path") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}", "docs/sweeps.md and every config.toml in an output folder show the form") from None
+        raise DataError(
+            f"{path}: {error}",
+            "docs/sweeps.md and every config.toml in an output folder show the form",
+        ) from None
 
 
 def recorded(folder: Path, name: str) -> str | None:
-    """A text that a command left in its config.toml; None where the file, as a copied folder may lack it, does not say so."""
+    """A text that a command left in its config.toml; None where the file, as a copied folder may
+    lack it, does not say so."""
     try:
         value = load_toml(folder / "config.toml", "config file").get(name)
     except SaekitError:
@@ -49,12 +57,15 @@ def recorded(folder: Path, name: str) -> str | None:
 
 def to_toml(settings: dict[str, Any]) -> str:
     """Scalars and lists of scalars; None is left out."""
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None)
+    return "".join(
+        f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None
+    )
 
 
 def _toml(value: Any) -> str:
-    """JSON's numbers, booleans and lists are TOML's. Its strings are too, but for the character DEL and halves of surrogate pairs, which
-    Python makes of file names in other encodings and no TOML holds: these are written as a question mark."""
+    """JSON's numbers, booleans and lists are TOML's. Its strings are too, but for the character DEL
+    and halves of surrogate pairs, which Python makes of file names in other encodings and no TOML
+    holds: these are written as a question mark."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):
@@ -66,4 +77,11 @@ def _toml(value: Any) -> str:
 
 
 def _line_of(key: str, text: str) -> int:
-    return next((i for i, row in enumerate(text.splitlines(), 1) if re.match(rf"\s*[\"']?{re.escape(key)}\b", row)), 0)
+    return next(
+        (
+            i
+            for i, row in enumerate(text.splitlines(), 1)
+            if re.match(rf"\s*[\"']?{re.escape(key)}\b", row)
+        ),
+        0,
+    )

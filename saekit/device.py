@@ -8,7 +8,8 @@ from saekit.errors import BackendError, UsageError, opt
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is CUDA where torch sees it. Raises UsageError for what is no device, BackendError for one that is not there."""
+    """`auto` is CUDA where torch sees it. Raises UsageError for what is no device, BackendError for
+    one that is not there."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -16,5 +17,7 @@ def pick_device(asked: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"{opt('device', asked)}: choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"{opt('device', asked)}: torch sees no CUDA device", opt("device", "cpu"))
+        raise BackendError(
+            f"{opt('device', asked)}: torch sees no CUDA device", opt("device", "cpu")
+        )
     return device

@@ -1,10 +1,12 @@
 """What a user can get wrong, and the exit status that says so.
 
-One exception class carries the cause, the next step and the exit status; the subclasses only fix the status (DESIGN: command
-line). The library raises them; the CLI prints `error  <cause>` and `try    <hint>` and exits. Programmers' mistakes are asserts.
+One exception class carries the cause, the next step and the exit status; the subclasses only fix
+the status (DESIGN: command line). The library raises them; the CLI prints `error <cause>` and `try
+<hint>` and exits. Programmers' mistakes are asserts.
 
-A text names an option with `opt("k", 32)`, which a caller reads in the caller's language: Python here (`k=32`), flags on the command line
-(`--k 32`), the estimator's parameters there. `spelled` is the one place that does it.
+A text names an option with `opt("k", 32)`, which a caller reads in the caller's language: Python
+here (`k=32`), flags on the command line (`--k 32`), the estimator's parameters there. `spelled` is
+the one place that does it.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# An option inside a text: its name, then each value as ASCII JSON. These characters belong to nobody (a private-use plane of Unicode).
+# An option inside a text: its name, then each value as ASCII JSON. These characters belong to
+# nobody (a private-use plane of Unicode).
 _BEGIN, _VALUE, _END = "\U000f5ae0", "\U000f5ae1", "\U000f5ae2"
 _MARK = re.compile(f"{_BEGIN}(\\w+)((?:{_VALUE}[^{_BEGIN}{_VALUE}{_END}]*)*){_END}")
-Style = Callable[[str, list[Any]], str]  # (name of an option, its values, of which there may be none) -> how a front end writes it
+# (name of an option, its values, of which there may be none) -> how a front end writes it
+Style = Callable[[str, list[Any]], str]
 
 
 def opt(name: str, *values: Any) -> str:
-    """The option `name`, set to a value or to any of several, for use inside the text of an error, hint or message.
+    """The option `name`, set to a value or to any of several, for use inside the text of an error,
+    hint or message.
 
-    `name` is the Python parameter. Values are numbers, booleans, None, texts, or sequences of these; anything else is taken as its text.
-    A name that no parameter can have, from a user's file, stands as it is.
+    `name` is the Python parameter. Values are numbers, booleans, None, texts, or sequences of
+    these; anything else is taken as its text. A name that no parameter can have, from a user's
+    file, stands as it is.
     """
     if not name.isidentifier():
         return name
@@ -36,7 +42,12 @@ def opt(name: str, *values: Any) -> str:
 
 def spelled(text: str, style: Style | None = None) -> str:
     """`text` with its options as a front end writes them, by default as Python."""
-    return _MARK.sub(lambda mark: (style or keyword)(mark[1], [json.loads(value) for value in mark[2].split(_VALUE)[1:]]), text)
+    return _MARK.sub(
+        lambda mark: (style or keyword)(
+            mark[1], [json.loads(value) for value in mark[2].split(_VALUE)[1:]]
+        ),
+        text,
+    )
 
 
 def keyword(name: str, values: list[Any]) -> str:
@@ -64,10 +75,12 @@ def _plain(value: Any) -> Any:
 
 
 class SaekitError(Exception):
-    """A user-facing failure. `str(error)` is the cause; `hint` is the next step to try (may be empty). Both read as Python.
+    """A user-facing failure. `str(error)` is the cause; `hint` is the next step to try (may be
+    empty). Both read as Python.
 
-    `option` is the name of the option that is wrong: the one that the cause begins with unless told otherwise, or None. `cause` and
-    `remedy` are the two texts with their options still marked, for an error that wraps this one.
+    `option` is the name of the option that is wrong: the one that the cause begins with unless told
+    otherwise, or None. `cause` and `remedy` are the two texts with their options still marked, for
+    an error that wraps this one.
     """
 
     exit_status = 1
@@ -125,7 +138,8 @@ class QualityGateError(SaekitError):
 
 @contextmanager
 def unreadable(cause: str, hint: str) -> Iterator[None]:
-    """Around the reader of a foreign format: whatever it raises on a damaged file becomes a DataError `cause: reason`, chained.
+    """Around the reader of a foreign format: whatever it raises on a damaged file becomes a
+    DataError `cause: reason`, chained.
 
     Such readers (PIL, NumPy, pyarrow, gguf) raise nearly every class there is, so this names none.
     """
@@ -148,7 +162,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_choice(option: str, value: object, known: Iterable[str]) -> None:
-    """Raise UsageError unless `value`, which the caller gave for `option`, is one of `known`. Files give anything for a word."""
+    """Raise UsageError unless `value`, which the caller gave for `option`, is one of `known`. Files
+    give anything for a word."""
     known = list(known)
     if value not in known:
         guess = did_you_mean(value, known) if isinstance(value, str) else ""

@@ -1,12 +1,14 @@
 """Every model as a scikit-learn estimator: arrays in, arrays out, no folders.
 
-A thin coat over the parts that `train` is made of: ArraySource gives rows, saekit.training.fit trains, catalog.restore gives the module
-that takes raw rows. What is added here is what scikit-learn asks for: parameters that are only stored, validation, dense codes, pickles.
+A thin coat over the parts that `train` is made of: ArraySource gives rows, saekit.training.fit
+trains, catalog.restore gives the module that takes raw rows. What is added here is what
+scikit-learn asks for: parameters that are only stored, validation, dense codes, pickles.
 
-Refusals of the core name its options; here they name parameters of the constructor, and are raised as ValueError, which is what
-scikit-learn's own tools expect.
+Refusals of the core name its options; here they name parameters of the constructor, and are raised
+as ValueError, which is what scikit-learn's own tools expect.
 
-There is no partial_fit: a rate that falls over the run, stages of pretraining and the mean of all rows need to know the whole beforehand.
+There is no partial_fit: a rate that falls over the run, stages of pretraining and the mean of all
+rows need to know the whole beforehand.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ from saekit.training.run import pick_backend
 from saekit.types import Progress
 
 ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of what lies between input and output
-RENAMED = {"seed": "random_state", "rows": "epochs"}  # options of training whose parameter has another name
+# options of training whose parameter has another name
+RENAMED = {"seed": "random_state", "rows": "epochs"}
 
 
 class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """An autoencoder of saekit's catalog with scikit-learn's interface: it works in pipelines, grid searches and `clone`.
+    """An autoencoder of saekit's catalog with scikit-learn's interface: it works in pipelines, grid
+    searches and `clone`.
 
     >>> from sklearn.datasets import load_digits
     >>> X, _ = load_digits(return_X_y=True)
@@ -52,26 +56,35 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Parameters
         model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ...
-        latents: length F of the code; None: the model's default, for pca at most n_features, for kmeans at most n_samples.
-        options: the model's other options by name, such as {"hidden": (256, 64), "noise": "masking:0.3"} or {"k": 8}.
-        epochs, batch, lr, weight_decay: as in saekit.training.config; None: saekit.training.defaults. pca and kmeans use none of them.
-        normalize: "center+scale" | "scale" | "none": one mean row and one factor for the whole of X. None: center+scale, whatever X holds,
-            since the default rates suit values around 0 of size 1; none where options["output"] is sigmoid or bernoulli, which give [0, 1].
-        image_shape: (H, W, C) of a row, with H * W * C = n_features, for models that take images; the others do not use it.
+        latents: length F of the code; None: the model's default, for pca at most n_features, for
+            kmeans at most n_samples.
+        options: the model's other options by name, such as {"hidden": (256, 64), "noise":
+            "masking:0.3"} or {"k": 8}.
+        epochs, batch, lr, weight_decay: as in saekit.training.config; None:
+            saekit.training.defaults. pca and kmeans use none of them.
+        normalize: "center+scale" | "scale" | "none": one mean row and one factor for the whole of
+            X. None: center+scale, whatever X holds, since the default rates suit values around 0 of
+            size 1; none where options["output"] is sigmoid or bernoulli, which give [0, 1].
+        image_shape: (H, W, C) of a row, with H * W * C = n_features, for models that take images;
+            the others do not use it.
         random_state: an int gives the same bits again; None or a RandomState draw a seed.
         device: "auto" | "cpu" | "cuda" ...; "auto" is CUDA where torch sees it.
 
     Attributes, after fit
-        model_: the trained module, which takes raw rows; n_features_in_, feature_names_in_; n_iter_: steps.
-        history_: list of dicts with step, loss and fvu (of that batch), at most 400; empty for pca and kmeans.
-        components_ (F, n_features): rows of the decoder in units of X, for models whose decoder has one layer (pca, linear, sae).
-        mean_ (n_features,), explained_variance_ratio_ (F,): pca alone.
+        model_: the trained module, which takes raw rows; n_features_in_, feature_names_in_;
+            n_iter_: steps.
+        history_: list of dicts with step, loss and fvu (of that batch), at most 400; empty for pca
+            and kmeans.
+        components_ (F, n_features): rows of the decoder in units of X, for models whose decoder has
+        one layer (pca, linear, sae). mean_ (n_features,), explained_variance_ratio_ (F,): pca
+        alone.
 
-    X is (n_samples, n_features), an array, DataFrame or torch tensor; tensors give tensors on their device, everything else NumPy arrays.
-    Computation and results are float32; float64 is accepted and rounded. `transform` gives dense codes, of sparse models too.
+    X is (n_samples, n_features), an array, DataFrame or torch tensor; tensors give tensors on their
+    device, everything else NumPy arrays. Computation and results are float32; float64 is accepted
+    and rounded. `transform` gives dense codes, of sparse models too.
 
-    Raises ValueError for options or data that do not fit, TypeError for sparse matrices, NumericsError for a run that diverged and
-    BackendError for a device that is not there.
+    Raises ValueError for options or data that do not fit, TypeError for sparse matrices,
+    NumericsError for a run that diverged and BackendError for a device that is not there.
     """
 
     def __init__(
@@ -101,7 +114,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.random_state = random_state
         self.device = device
 
-    # -- training -----------------------------------------------------------------------------------------------------------
+    # -- training
+    # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
         """Train on all rows of X; `y` is not looked at."""
@@ -118,11 +132,20 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         model = build(self.model, d_in, config.options, source.spec.shape)
         config = resolved(config, model, n)
         if model.strategy != "closed_form" and config.batch > n:
-            raise DataError(f"{opt('batch', config.batch)} is above the {n:,} rows of X", opt("batch", max(n // 4, 1)))
+            raise DataError(
+                f"{opt('batch', config.batch)} is above the {n:,} rows of X",
+                opt("batch", max(n // 4, 1)),
+            )
         history: list[dict[str, float]] = []
         backend = pick_backend(model, config.backend, device).name
         fitted = fit(
-            model, source, config, max(config.rows // config.batch, 1), device, backend, progress=lambda p: history.append(_untimed(p))
+            model,
+            source,
+            config,
+            max(config.rows // config.batch, 1),
+            device,
+            backend,
+            progress=lambda p: history.append(_untimed(p)),
         )
         self._restored = (self.model, dataclasses.asdict(model.config))
         self.model_ = restore(*self._restored, fitted.tensors)
@@ -134,7 +157,10 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         known = options_of(self.model)
         options = dict(self.options or {})
         if "latents" in options:
-            raise UsageError('options["latents"] is given, and latents is a parameter', opt("latents", options["latents"]))
+            raise UsageError(
+                'options["latents"] is given, and latents is a parameter',
+                opt("latents", options["latents"]),
+            )
         latents = self.latents
         if latents is None and self.model in ("pca", "kmeans"):
             latents = min(known["latents"], d_in if self.model == "pca" else n)
@@ -165,14 +191,18 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def _shape(self, d_in: int) -> tuple[int, int, int] | None:
         if self.image_shape is None:
             if "shape" in {field.name for field in dataclasses.fields(CATALOG[self.model].config)}:
-                raise DataError(f"{self.model} takes images, and X has rows without sides", "image_shape=(H, W, C)")
+                raise DataError(
+                    f"{self.model} takes images, and X has rows without sides",
+                    "image_shape=(H, W, C)",
+                )
             return None
         shape = tuple(self.image_shape)
         if len(shape) != 3 or np.prod(shape) != d_in:
             raise DataError(f"image_shape {shape}: H * W * C must be the {d_in} features of X")
         return shape
 
-    # -- the map ------------------------------------------------------------------------------------------------------------
+    # -- the map
+    # ----------------------------------------------------------------------------------------------
 
     def transform(self, X):
         """Codes (n_samples, F) of the rows of X."""
@@ -183,8 +213,14 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         check_is_fitted(self)
         z_NF = _tensor(check_array(_array(Z), dtype=np.float32, input_name="Z"))
         if z_NF.shape[1] != self.model_.latents:
-            raise ValueError(f"Z has {z_NF.shape[1]} columns, and the codes of this {self._restored[0]} have {self.model_.latents}")
-        if self._restored[0] == "kmeans" and not ((z_NF == 1).sum(1).eq(1) & (z_NF != 0).sum(1).eq(1)).all():
+            raise ValueError(
+                f"Z has {z_NF.shape[1]} columns, and the codes of this {self._restored[0]} have"
+                f" {self.model_.latents}"
+            )
+        if (
+            self._restored[0] == "kmeans"
+            and not ((z_NF == 1).sum(1).eq(1) & (z_NF != 0).sum(1).eq(1)).all()
+        ):
             raise ValueError("codes of kmeans hold a single 1 in every row")
         return _like(Z, self._in_parts(z_NF, _decoded))
 
@@ -192,22 +228,33 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """What the decoder makes of the codes of X, in the shape and units of X."""
         return self._mapped(X, _reconstruction)
 
-    # -- judging ------------------------------------------------------------------------------------------------------------
+    # -- judging
+    # ----------------------------------------------------------------------------------------------
 
     def score(self, X, y=None) -> float:
-        """Explained variance 1 - FVU of X around its own mean, summed over rows and features in fp64; nan where X does not vary."""
+        """Explained variance 1 - FVU of X around its own mean, summed over rows and features in
+        fp64; nan where X does not vary."""
         check_is_fitted(self)
         sums = RowSums(None)
-        self._in_parts(self._rows(X), lambda model, x_BD: sums.add(x_BD, _reconstruction(model, x_BD), None))
+        self._in_parts(
+            self._rows(X), lambda model, x_BD: sums.add(x_BD, _reconstruction(model, x_BD), None)
+        )
         return 1 - sums.figures().fvu
 
     def score_samples(self, X):
-        """Minus the squared error of each row, (n_samples,), units of X squared: the higher, the more like the training data."""
-        return self._mapped(X, lambda model, x_BD: -(x_BD - _reconstruction(model, x_BD)).double().square().sum(1).float())
+        """Minus the squared error of each row, (n_samples,), units of X squared: the higher, the
+        more like the training data."""
+        return self._mapped(
+            X,
+            lambda model, x_BD: (
+                -(x_BD - _reconstruction(model, x_BD)).double().square().sum(1).float()
+            ),
+        )
 
     @available_if(lambda self: self.model == "vae")
     def elbo_samples(self, X):
-        """Lower bound on log p(x) of each row, (n_samples,), nats, from one draw of the code a row; the draws follow from the seed."""
+        """Lower bound on log p(x) of each row, (n_samples,), nats, from one draw of the code a row;
+        the draws follow from the seed."""
         check_is_fitted(self)
         generator = torch.Generator(pick_device(self.device)).manual_seed(self._seed)
         return self._mapped(X, lambda model, x_BD: model.elbo(x_BD, generator))
@@ -232,24 +279,32 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             raise AttributeError(f"{self._restored[0]} has no {name}; pca has")
         return getattr(self.model_, name)
 
-    # -- passes over data ---------------------------------------------------------------------------------------------------
+    # -- passes over data
+    # ----------------------------------------------------------------------------------------------
 
     def _rows(self, X, reset: bool = False) -> torch.Tensor:
         """(N,D) fp32 on the CPU. One row alone has no variance to learn."""
-        return _tensor(validate_data(self, _array(X), reset=reset, dtype=np.float32, ensure_min_samples=2 if reset else 1))
+        return _tensor(
+            validate_data(
+                self, _array(X), reset=reset, dtype=np.float32, ensure_min_samples=2 if reset else 1
+            )
+        )
 
     def _mapped(self, X, what: Callable[[nn.Module, torch.Tensor], torch.Tensor]):
         check_is_fitted(self)
         return _like(X, self._in_parts(self._rows(X), what))
 
     @torch.no_grad()
-    def _in_parts(self, rows: torch.Tensor, what: Callable[[nn.Module, torch.Tensor], torch.Tensor | None]) -> torch.Tensor | None:
+    def _in_parts(
+        self, rows: torch.Tensor, what: Callable[[nn.Module, torch.Tensor], torch.Tensor | None]
+    ) -> torch.Tensor | None:
         device = pick_device(self.device)
         model = self.model_.to(device)
         parts = [what(model, part.to(device)) for part in rows.split(ROWS_AT_ONCE)]
         return None if parts[0] is None else torch.cat([part.cpu() for part in parts])
 
-    # -- what scikit-learn asks of an estimator -----------------------------------------------------------------------------
+    # -- what scikit-learn asks of an estimator
+    # -----------------------------------------------------------------------------
 
     @property
     def _n_features_out(self) -> int:
@@ -261,10 +316,13 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tensors on the CPU in place of the module, as a checkpoint has them: a pickle from a GPU opens where there is none."""
+        """Tensors on the CPU in place of the module, as a checkpoint has them: a pickle from a GPU
+        opens where there is none."""
         state = dict(super().__getstate__())
         if "model_" in state:
-            state["model_"] = {name: tensor.cpu() for name, tensor in state["model_"].state_dict().items()}
+            state["model_"] = {
+                name: tensor.cpu() for name, tensor in state["model_"].state_dict().items()
+            }
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -292,7 +350,11 @@ def _dense(code: torch.Tensor | SparseCodes) -> torch.Tensor:
 
 def _array(X):
     """Tensors as arrays, on which scikit-learn's validation works; NumPy knows no bfloat16."""
-    return X.detach().cpu().to(torch.promote_types(X.dtype, torch.float32)).numpy() if isinstance(X, torch.Tensor) else X
+    return (
+        X.detach().cpu().to(torch.promote_types(X.dtype, torch.float32)).numpy()
+        if isinstance(X, torch.Tensor)
+        else X
+    )
 
 
 def _tensor(x: np.ndarray) -> torch.Tensor:
@@ -306,7 +368,8 @@ def _like(X, result: torch.Tensor):
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of the core's options."""
+    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of
+    the core's options."""
     try:
         yield
     except (UsageError, DataError) as error:
@@ -315,8 +378,12 @@ def _own_words() -> Iterator[None]:
 
 
 def _parameter(name: str, values: list[Any]) -> str:
-    """`latents=16`, and for what has no parameter `options={"k": 8}`, or `options["k"]` without a value."""
+    """`latents=16`, and for what has no parameter `options={"k": 8}`, or `options["k"]` without a
+    value."""
     name = RENAMED.get(name, name)
     if name in Estimator._get_param_names():
         return keyword(name, values)
-    return " or ".join(f"options={{{literal(name)}: {literal(value)}}}" for value in values) or f"options[{literal(name)}]"
+    return (
+        " or ".join(f"options={{{literal(name)}: {literal(value)}}}" for value in values)
+        or f"options[{literal(name)}]"
+    )

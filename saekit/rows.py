@@ -3,9 +3,10 @@
 A source of rows says how many it has and how some of them are read. Order, batches and the cursor
 that a resume needs come from here, so they are the same for every source:
 
-- `pieces`: one pass in order, or endless epochs, shuffled on two levels. Blocks of rows are permuted,
-  a window of blocks is loaded, and the rows within it are permuted: reads stay near sequential and
-  memory is one window. With a single block of all rows this is a plain permutation (`indices`).
+- `pieces`: one pass in order, or endless epochs, shuffled on two levels. Blocks of rows are
+  permuted, a window of blocks is loaded, and the rows within it are permuted: reads stay near
+  sequential and memory is one window. With a single block of all rows this is a plain permutation
+  (`indices`).
 - `cut`: batches of one size from any stream of windows; a running model's shuffle buffer is one.
 
 The order is a function of (seed, epoch) only, so a row cursor continues a pass exactly.
@@ -27,7 +28,8 @@ Span = tuple[int, int]  # first row and the row after the last
 
 
 class Rows(Protocol):
-    """Rows that can be read in batches by a cursor: a Store, rows in memory, or an Adapter of these."""
+    """Rows that can be read in batches by a cursor: a Store, rows in memory, or an Adapter of
+    these."""
 
     @property
     def path(self) -> Path | str:
@@ -52,7 +54,12 @@ class Rows(Protocol):
         """Rows, or whole examples, of one side of the held-out split."""
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
         """Flat batches, x (B,D), from row `start` of the pass.
 
@@ -105,9 +112,16 @@ class Adapter:
         return batches[0]
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
-        sources = [source.batches(batch_size, seed, start, split, examples) for source in self.sources]
+        sources = [
+            source.batches(batch_size, seed, start, split, examples) for source in self.sources
+        ]
         for batches in zip(*sources):
             yield self.combine(*batches)
 
@@ -127,7 +141,8 @@ def pieces(
     block: int | None = None,
     window: int = 1,
 ) -> Iterator[Columns]:
-    """`size` of n rows at a time, from the start-th on; `load` reads the given spans, one after another.
+    """`size` of n rows at a time, from the start-th on; `load` reads the given spans, one after
+    another.
 
     seed None: one pass in order. Otherwise endless: blocks of `block` rows (None: of all rows) are
     permuted, and the rows of `window` blocks at a time are loaded and permuted.
@@ -146,15 +161,19 @@ def indices(n: int, size: int, seed: int | None, start: int) -> Iterator[np.ndar
         yield columns["index"].numpy()
 
 
-def _shuffled(n: int, seed: int, start: int, block: int, window: int) -> Iterator[tuple[list[Span], torch.Tensor]]:
-    """(spans of a window, order of its rows that are still to come) from row `start` on, endless."""
+def _shuffled(
+    n: int, seed: int, start: int, block: int, window: int
+) -> Iterator[tuple[list[Span], torch.Tensor]]:
+    """(spans of a window, order of its rows that are still to come) from row `start` on,
+    endless."""
     epoch, skip = divmod(start, n)
     while True:
         rng = np.random.Generator(np.random.PCG64([seed, epoch]))
         blocks = rng.permutation(-(-n // block))
         for w in range(0, len(blocks), window):
             spans = [(b * block, min((b + 1) * block, n)) for b in blocks[w : w + window].tolist()]
-            # Drawn even when the window is skipped: the order of later windows must not depend on the cursor.
+            # Drawn even when the window is skipped: the order of later windows must not depend on
+            # the cursor.
             order = rng.permutation(sum(last - first for first, last in spans))
             if skip >= len(order):
                 skip -= len(order)
@@ -164,10 +183,13 @@ def _shuffled(n: int, seed: int, start: int, block: int, window: int) -> Iterato
         epoch += 1
 
 
-def cut(windows: Iterable[tuple[Columns, torch.Tensor]], size: int, start: int = 0) -> Iterator[Columns]:
+def cut(
+    windows: Iterable[tuple[Columns, torch.Tensor]], size: int, start: int = 0
+) -> Iterator[Columns]:
     """`size` rows at a time of a stream of (rows, order in which they leave), from the start-th on.
 
-    Rows are copied before the next window is asked for. Only where the stream ends may a piece be smaller.
+    Rows are copied before the next window is asked for. Only where the stream ends may a piece be
+    smaller.
     """
     pending: list[Columns] = []
     missing = size

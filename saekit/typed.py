@@ -1,6 +1,8 @@
-"""Values from a file or a caller, of the types that a dataclass declares: what fits is returned, what does not is named.
+"""Values from a file or a caller, of the types that a dataclass declares: what fits is returned,
+what does not is named.
 
-JSON, TOML and keyword arguments carry anything. Whoever reads them checks here once, and needs no list of exceptions afterwards.
+JSON, TOML and keyword arguments carry anything. Whoever reads them checks here once, and needs no
+list of exceptions afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 INT64 = 2**63
 _NAMES = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", dict: "an object", list: "a list",
+    int: "a whole number", float: "a number", str: "text", bool: "true or false",
+    type(None): "null", dict: "an object", list: "a list",
     tuple: "a list",
 }  # fmt: skip
 
@@ -27,7 +30,8 @@ class MisfitError(ValueError):
 
 
 def as_type(value: Any, hint: Any, where: str) -> Any:
-    """`value` as `hint` has it: lists become tuples, whole numbers floats, where asked for. Raises MisfitError, naming `where`."""
+    """`value` as `hint` has it: lists become tuples, whole numbers floats, where asked for. Raises
+    MisfitError, naming `where`."""
     if hint is Any:
         return value
     origin, arguments = get_origin(hint), get_args(hint)
@@ -35,7 +39,9 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
         return _as_one_of(value, arguments, hint, where)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise MisfitError(f"{where} is {_short(value)}; it must be {' or '.join(map(str, arguments))}")
+            raise MisfitError(
+                f"{where} is {_short(value)}; it must be {' or '.join(map(str, arguments))}"
+            )
         return value
     if origin is tuple:
         return _as_tuple(value, arguments, hint, where)
@@ -43,10 +49,16 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
         _need(isinstance(value, list), value, hint, where)
         return [as_type(item, arguments[0], f"{where}[{n}]") for n, item in enumerate(value)]
     if origin is dict:
-        _need(isinstance(value, dict) and all(isinstance(key, str) for key in value), value, hint, where)
+        _need(
+            isinstance(value, dict) and all(isinstance(key, str) for key in value),
+            value,
+            hint,
+            where,
+        )
         return {key: as_type(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if hint is float:
-        _need(isinstance(value, numbers.Real) and not isinstance(value, bool), value, hint, where)  # numpy's numbers too
+        # numpy's numbers too
+        _need(isinstance(value, numbers.Real) and not isinstance(value, bool), value, hint, where)
         if not abs(value) < 1e300:  # nan too
             raise MisfitError(f"{where} {_short(value)} is not a finite number")
         return float(value)
@@ -61,16 +73,23 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
 
 
 def build(cls: type[T], data: Any, where: str) -> T:
-    """The dataclass `cls` from a mapping of its fields. Raises MisfitError for a field that is missing, unknown or of another type."""
+    """The dataclass `cls` from a mapping of its fields. Raises MisfitError for a field that is
+    missing, unknown or of another type."""
     _need(isinstance(data, dict), data, dict, where)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := data.keys() - fields.keys():
         raise MisfitError(f"{where} has a field {min(map(str, unknown))!r}, which is not known")
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    required = [
+        n
+        for n, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     if missing := [name for name in required if name not in data]:
         raise MisfitError(f"{where} has no {missing[0]}")
-    return cls(**{name: as_type(value, hints[name], f"{where}.{name}") for name, value in data.items()})
+    return cls(
+        **{name: as_type(value, hints[name], f"{where}.{name}") for name, value in data.items()}
+    )
 
 
 def _as_one_of(value: Any, arguments: tuple, hint: Any, where: str) -> Any:
@@ -87,7 +106,10 @@ def _as_tuple(value: Any, arguments: tuple, hint: Any, where: str) -> tuple:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
     _need(len(value) == len(arguments), value, hint, where)
-    return tuple(as_type(item, argument, f"{where}[{n}]") for n, (item, argument) in enumerate(zip(value, arguments)))
+    return tuple(
+        as_type(item, argument, f"{where}[{n}]")
+        for n, (item, argument) in enumerate(zip(value, arguments))
+    )
 
 
 def _need(fits: bool, value: Any, hint: Any, where: str) -> None:
@@ -100,7 +122,10 @@ def _said(hint: Any) -> str:
         return " or ".join(_said(argument) for argument in get_args(hint))
     if get_origin(hint) in (tuple, list):
         return "a list of " + _said(get_args(hint)[0]).removeprefix("a ").removeprefix("an ") + "s"
-    return _NAMES.get(get_origin(hint) or hint, "an object" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint)))
+    return _NAMES.get(
+        get_origin(hint) or hint,
+        "an object" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint)),
+    )
 
 
 def _short(value: Any) -> str:
@@ -114,15 +139,28 @@ def _short(value: Any) -> str:
 
 
 def takes_options(config: type, *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator for a function with `**options` that become `config`, a dataclass: help() and inspect.signature show its fields, with
-    their defaults, as keyword arguments of the function. `without`: fields that the function fills itself."""
+    """A decorator for a function with `**options` that become `config`, a dataclass: help() and
+    inspect.signature show its fields, with their defaults, as keyword arguments of the function.
+    `without`: fields that the function fills itself."""
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
-        named = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        fields = [field for field in dataclasses.fields(config) if field.name not in (*without, *signature.parameters)]
+        named = [
+            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+        ]
+        fields = [
+            field
+            for field in dataclasses.fields(config)
+            if field.name not in (*without, *signature.parameters)
+        ]
         options = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type) for field in fields
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=field.type,
+            )
+            for field in fields
         ]
         function.__signature__ = signature.replace(parameters=[*named, *options])
         return function

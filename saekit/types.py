@@ -1,9 +1,11 @@
 """The data types that every part of saekit shares. Shapes, in name suffixes throughout the project:
 
-B rows of a batch, T tokens of a context, H W patch grid, D model width (d_in), F latents, K code capacity, V vocabulary.
+B rows of a batch, T tokens of a context, H W patch grid, D model width (d_in), F latents, K code
+capacity, V vocabulary.
 
-A *row* is one stored hidden-state vector. An *example* is one model input (a context of tokens, or an image); a *document*
-holds examples (for images the two are the same). Every row can be traced to its token or patch.
+A *row* is one stored hidden-state vector. An *example* is one model input (a context of tokens, or
+an image); a *document* holds examples (for images the two are the same). Every row can be traced to
+its token or patch.
 """
 
 from __future__ import annotations
@@ -30,17 +32,20 @@ Split = Literal["train", "holdout", "all"]
 Strategy = Literal["gradient", "closed_form", "layerwise", "adversarial"]
 Takes = Literal["rows", "grid", "sequence"]
 
-# Positions of rows that are no patch of an image: the class token, then registers, counted down from here.
+# Positions of rows that are no patch of an image: the class token, then registers, counted down
+# from here.
 CLS_POSITION = -1
 FIRST_REGISTER_POSITION = -2
 
 
 @dataclass(frozen=True)
 class ActivationSpec:
-    """What a store holds: which vectors, of which model, on which data. Equal specs have equal fingerprints."""
+    """What a store holds: which vectors, of which model, on which data. Equal specs have equal
+    fingerprints."""
 
     model: str
-    revision: str | None  # hub commit or content hash of the weights' location; None when it is not known
+    # hub commit or content hash of the weights' location; None when it is not known
+    revision: str | None
     hook: str  # canonical module path, `:in` for a module's input
     modality: str  # text | image
     d_in: int
@@ -68,8 +73,8 @@ class ActivationSpec:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of one example as models see it: (D,) or, where a flat row is an image, (H,W,C); (H,W,D) for a grid; (T,D) for a sequence, T None
-        when lengths differ."""
+        """Of one example as models see it: (D,) or, where a flat row is an image, (H,W,C); (H,W,D)
+        for a grid; (T,D) for a sequence, T None when lengths differ."""
         if self.layout == "sequence":
             return (None, self.d_in)
         if self.layout == "grid":
@@ -83,13 +88,23 @@ class ActivationSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "spec") -> ActivationSpec:
-        """Raises MisfitError (a ValueError) for fields that are missing, unknown or out of range."""
+        """Raises MisfitError (a ValueError) for fields that are missing, unknown or out of
+        range."""
         spec = build(cls, data, where)
-        for name, value, least in (("d_in", spec.d_in, 1), ("seed", spec.seed, 0), ("context", spec.context or 1, 1)):
+        for name, value, least in (
+            ("d_in", spec.d_in, 1),
+            ("seed", spec.seed, 0),
+            ("context", spec.context or 1, 1),
+        ):
             if not least <= value <= LARGEST_SIZE:
-                raise MisfitError(f"{where}.{name} is {value}; it must be between {least} and {LARGEST_SIZE:,}")
+                raise MisfitError(
+                    f"{where}.{name} is {value}; it must be between {least} and {LARGEST_SIZE:,}"
+                )
         if spec.grid is not None and not all(1 <= side <= LARGEST_SIZE for side in spec.grid):
-            raise MisfitError(f"{where}.grid is {list(spec.grid)}; both sides must be between 1 and {LARGEST_SIZE:,}")
+            raise MisfitError(
+                f"{where}.grid is {list(spec.grid)}; both sides must be between 1 and"
+                f" {LARGEST_SIZE:,}"
+            )
         return spec
 
 
@@ -100,10 +115,12 @@ def canonical_json(value: Any) -> str:
 
 @dataclass
 class ActivationBatch:
-    """Rows with their origin. x is (B,D), (B,T,D) or (B,H,W,D) by layout; mask is x's shape without D (None: all valid).
+    """Rows with their origin. x is (B,D), (B,T,D) or (B,H,W,D) by layout; mask is x's shape without
+    D (None: all valid).
 
-    doc_id and example_id are (B,) int64. position is (B,) int32 on flat batches: the index into the example's token ids, or the
-    row-major patch index; class token and registers count down from -1. On other layouts it is the first row's position.
+    doc_id and example_id are (B,) int64. position is (B,) int32 on flat batches: the index into the
+    example's token ids, or the row-major patch index; class token and registers count down from -1.
+    On other layouts it is the first row's position.
     """
 
     x: torch.Tensor
@@ -111,15 +128,18 @@ class ActivationBatch:
     example_id: torch.Tensor
     position: torch.Tensor
     mask: torch.Tensor | None = None
-    rows: torch.Tensor | None = None  # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
+    # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
+    rows: torch.Tensor | None = None
     target: torch.Tensor | None = None  # what to reconstruct, from another store; None: x itself
-    previous: torch.Tensor | None = None  # (B,D): the row before each row in its example, for models that ask for it
+    # (B,D): the row before each row in its example, for models that ask for it
+    previous: torch.Tensor | None = None
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
 
 
 @dataclass
 class Output:
-    """A forward pass: x_hat in the shape of x, the code, and whatever else the model computed on the way."""
+    """A forward pass: x_hat in the shape of x, the code, and whatever else the model computed on
+    the way."""
 
     x_hat: torch.Tensor
     code: torch.Tensor | SparseCodes
@@ -128,19 +148,21 @@ class Output:
 
 @dataclass
 class LossTerms:
-    """`total` equals the sum of terms[name] * weights[name]; it alone has to be differentiable. `metrics` are plain figures that are
-    not part of the loss."""
+    """`total` equals the sum of terms[name] * weights[name]; it alone has to be differentiable.
+    `metrics` are plain figures that are not part of the loss."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]  # before weighting, scalars
     weights: dict[str, float]
-    fired: torch.Tensor | None = None  # (F,) integers: in how many rows of the batch each latent is active; None for dense codes
+    # (F,) integers: in how many rows of the batch each latent is active; None for dense codes
+    fired: torch.Tensor | None = None
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps [start, stop) of a run, trained on one loss. `layer` counts from the input; None: the whole model."""
+    """Steps [start, stop) of a run, trained on one loss. `layer` counts from the input; None: the
+    whole model."""
 
     start: int
     stop: int
@@ -177,7 +199,8 @@ class Example:
     """One place where a latent fired, with its surroundings.
 
     Text: `tokens` and `values` (same length) are a window of the context around `tokens[centre]`.
-    Image: `values` are the latent on all patches, row-major over `grid`; `image` is the key of a thumbnail.
+    Image: `values` are the latent on all patches, row-major over `grid`; `image` is the key of a
+    thumbnail.
     """
 
     group: Literal["top", "interval"]
@@ -197,34 +220,44 @@ class Example:
 
 @dataclass
 class FeatureRecord:
-    """All that is known of one latent. Pure data: page, CLI, explanation and interop read only this."""
+    """All that is known of one latent. Pure data: page, CLI, explanation and interop read only
+    this."""
 
     index: int
     density: float | None  # share of scanned rows where the latent is active
     active_rows: int
     max: float  # the largest size, |value|
-    # {"edges": [n + 1], "counts": [n]}: of the values, up to 100 bins from 0 to max; from the smallest value where some are negative
+    # {"edges": [n + 1], "counts": [n]}: of the values, up to 100 bins from 0 to max; from the
+    # smallest value where some are negative
     histogram: dict[str, list[float]]
     examples: list[Example]
-    neighbours: list[dict[str, float]] = field(default_factory=list)  # {"index", "cosine"}: nearest decoder rows
+    # {"index", "cosine"}: nearest decoder rows
+    neighbours: list[dict[str, float]] = field(default_factory=list)
     coactivation: list[dict[str, float]] = field(default_factory=list)  # {"index", "jaccard"}
-    logits: dict[str, list[dict[str, Any]]] | None = None  # {"top", "bottom"}: [{"token", "value"}], direct path only
+    # {"top", "bottom"}: [{"token", "value"}], direct path only
+    logits: dict[str, list[dict[str, Any]]] | None = None
     label: str | None = None
-    hook_shares: dict[str, float] | None = None  # of a crosscoder: each hook's share of the decoder norms, which sum to 1
-    bands: list[dict[str, float]] | None = None  # [{"low", "high", "rows"}] x 5: sizes from 0 to max, and the rows that have them
+    # of a crosscoder: each hook's share of the decoder norms, which sum to 1
+    hook_shares: dict[str, float] | None = None
+    # [{"low", "high", "rows"}] x 5: sizes from 0 to max, and the rows that have them
+    bands: list[dict[str, float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureRecord:
-        examples = [Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None}) for e in data["examples"]]
+        examples = [
+            Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None})
+            for e in data["examples"]
+        ]
         return cls(**{**data, "examples": examples})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A report to the caller's callback; the CLI draws it. `figures` holds what the phase measures (loss, fvu, rows_per_s...)."""
+    """A report to the caller's callback; the CLI draws it. `figures` holds what the phase measures
+    (loss, fvu, rows_per_s...)."""
 
     phase: str  # harvest | train | scan ...
     done: int
@@ -232,7 +265,8 @@ class Progress:
     unit: str = "rows"
     figures: dict[str, float] = field(default_factory=dict)
     message: str | None = None  # a line for the user, shown once; names options as Python does
-    raw_message: str | None = field(init=False, default=None)  # the same with its options marked (saekit.errors.opt), for other front ends
+    # the same with its options marked (saekit.errors.opt), for other front ends
+    raw_message: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.message is not None:

@@ -5,14 +5,15 @@ import os
 
 import pytest
 
-# A worker of pytest-xdist has one core, and so do the processes that its tests start; where a test asks for more threads, those that wait
-# do not spin. torch reads this when it is imported.
+# A worker of pytest-xdist has one core, and so do the processes that its tests start; where a test
+# asks for more threads, those that wait do not spin. torch reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import torch
 
-# Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable when triton is first imported.
+# Without a CUDA device Triton kernels run in triton's interpreter, which is chosen by this variable
+# when triton is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if importlib.util.find_spec("triton"):

@@ -1,7 +1,8 @@
 """Makes triton's interpreter about twice as fast, by setting up triton.language once per kernel.
 
-The interpreter replaces the operations of triton.language with its own while a kernel runs. It repeats this at every call of a function
-within the kernel: it goes through all members of four modules and classes and finds nothing left to replace.
+The interpreter replaces the operations of triton.language with its own while a kernel runs. It
+repeats this at every call of a function within the kernel: it goes through all members of four
+modules and classes and finds nothing left to replace.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ def _is_patched(language) -> bool:
 
 
 def _patch_if_needed(function):
-    """Replaces `interpreter._patch_lang`: the same, unless all operations that `function` can see have been replaced already."""
-    languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+    """Replaces `interpreter._patch_lang`: the same, unless all operations that `function` can see
+    have been replaced already."""
+    languages = [
+        value for value in function.__globals__.values() if value is tl or value is tl.core
+    ]
     if languages and all(_is_patched(language) for language in languages):
         return interpreter._LangPatchScope()
     return _patch(function)

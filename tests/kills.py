@@ -1,4 +1,5 @@
-"""Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a preemption can leave behind."""
+"""Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a
+preemption can leave behind."""
 
 from __future__ import annotations
 
@@ -13,12 +14,22 @@ from typing import NoReturn
 
 import torch
 
-# Events of Python's audit hooks, raised before the operation: https://docs.python.org/3/library/audit_events.html
-OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "ctypes.dlopen"}
+# Events of Python's audit hooks, raised before the operation:
+# https://docs.python.org/3/library/audit_events.html
+OPERATIONS = {
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.truncate",
+    "os.chmod",
+    "ctypes.dlopen",
+}
 
 
 def killed_before(operation: int, folder: Path, command: Callable[[], object]) -> bool:
-    """Run `command` in a process of its own that is killed before its n-th file operation under `folder`; whether it came so far."""
+    """Run `command` in a process of its own that is killed before its n-th file operation under
+    `folder`; whether it came so far."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -27,10 +38,14 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
             nonlocal seen
             if event == "open":
                 path, _mode, flags = arguments
-                counts = isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                counts = isinstance(path, str | bytes) and flags & (
+                    os.O_WRONLY | os.O_RDWR | os.O_CREAT
+                )
             else:
                 path, counts = arguments[0] if arguments else "", event in OPERATIONS
-            under = isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(str(folder))
+            under = isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(
+                str(folder)
+            )
             if counts and (event == "ctypes.dlopen" or under):
                 if seen == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -45,7 +60,8 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
 
 
 def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> None:
-    """Run `command` in its own process and kill it `seconds` after `file` appears: this can be in the middle of an operation."""
+    """Run `command` in its own process and kill it `seconds` after `file` appears: this can be in
+    the middle of an operation."""
     child = os.fork()
     if child == 0:
         _run_and_exit(command)
@@ -58,7 +74,9 @@ def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> N
     assert file.exists() and os.WIFSIGNALED(status), "the command ended before it could be killed"
 
 
-def _run_and_exit(command: Callable[[], object], prepare: Callable[[], None] = lambda: None) -> NoReturn:
+def _run_and_exit(
+    command: Callable[[], object], prepare: Callable[[], None] = lambda: None
+) -> NoReturn:
     """The whole life of a forked process, which must not return into the test."""
     status = 1
     try:
@@ -74,4 +92,8 @@ def _run_and_exit(command: Callable[[], object], prepare: Callable[[], None] = l
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -11,7 +11,8 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁riv
 
 
 def write(path: Path, seed: int = 0, blocks: int = 1, without: str = "") -> Path:
-    """`without`: a tensor that is left out; blocks after the first take their weights from `seed`."""
+    """`without`: a tensor that is left out; blocks after the first take their weights from
+    `seed`."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -35,7 +36,8 @@ def write(path: Path, seed: int = 0, blocks: int = 1, without: str = "") -> Path
     rng = np.random.default_rng(seed)
     d, h = WIDTH, HIDDEN
     block = {
-        "attn_norm": (d,), "attn_q": (d, d), "attn_k": (d, d), "attn_v": (d, d), "attn_output": (d, d),
+        "attn_norm": (d,), "attn_q": (d, d), "attn_k": (d, d), "attn_v": (d, d), "attn_output": (d,
+        d),
         "ffn_norm": (d,), "ffn_gate": (h, d), "ffn_up": (h, d), "ffn_down": (d, h),
     }  # fmt: skip
     shapes = {"token_embd": (len(PIECES), d), "output_norm": (d,), "output": (len(PIECES), d)}

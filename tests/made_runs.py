@@ -23,13 +23,21 @@ def digits_store(path: Path, rows: int = 400) -> Path:
     return path
 
 
-def rows_store(path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25) -> Path:
+def rows_store(
+    path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25
+) -> Path:
     """Flat rows, every one a document of its own."""
-    spec = make_spec(model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None)
+    spec = make_spec(
+        model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None
+    )
     writer = StoreWriter(path, spec, {"rows": len(x_ND), "holdout": holdout}, shard_bytes=1 << 20)
     numbers = torch.arange(len(x_ND))
-    examples = [StoredExample(i, i, i, 1, None, f"row {i}", label) for i, label in enumerate(labels)]
-    writer.append(RowBlock(x_ND, numbers, numbers, torch.zeros(len(x_ND), dtype=torch.int32), examples))
+    examples = [
+        StoredExample(i, i, i, 1, None, f"row {i}", label) for i, label in enumerate(labels)
+    ]
+    writer.append(
+        RowBlock(x_ND, numbers, numbers, torch.zeros(len(x_ND), dtype=torch.int32), examples)
+    )
     writer.finish()
     return path
 
@@ -44,7 +52,8 @@ class Killed(Exception):
 
 
 def break_off(store: Path, out: Path, config: TrainConfig, step: int) -> None:
-    """Train so many steps, save and end there, as a run does that is killed right after it saved."""
+    """Train so many steps, save and end there, as a run does that is killed right after it
+    saved."""
 
     def dies(self, raw, original=Trainer.train_step):
         if self.step == step:

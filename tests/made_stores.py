@@ -1,4 +1,5 @@
-"""Small stores that behave like real ones: correlated rows, documents of uneven length, contexts within documents."""
+"""Small stores that behave like real ones: correlated rows, documents of uneven length, contexts
+within documents."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ D = 16
 
 def make_spec(**changes) -> ActivationSpec:
     values = {
-        "model": "made-up", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D, "dtype": "float16", "layout": "flat",
+        "model": "made-up", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
+        "dtype": "float16", "layout": "flat",
         "scope": "content", "grid": None, "dataset": "made-up", "context": 8, "seed": 0,
     }  # fmt: skip
     return ActivationSpec(**{**values, **changes})
@@ -25,12 +27,21 @@ def make_rows(rows: int, width: int = D, seed: int = 0) -> torch.Tensor:
     """Sparse combinations of unit directions plus a mean: an SAE can explain them, PCA cannot."""
     gen = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(4 * width, width, generator=gen), dim=1)
-    codes = torch.rand(rows, 4 * width, generator=gen) * (torch.rand(rows, 4 * width, generator=gen) < 0.06)
+    codes = torch.rand(rows, 4 * width, generator=gen) * (
+        torch.rand(rows, 4 * width, generator=gen) < 0.06
+    )
     return 10 * codes @ directions + 3.0
 
 
 def write_store(
-    path: Path, rows: int = 2000, *, width: int = D, shard_bytes: int = 20_000, tokens: int = 8, holdout: float | None = None, **spec
+    path: Path,
+    rows: int = 2000,
+    *,
+    width: int = D,
+    shard_bytes: int = 20_000,
+    tokens: int = 8,
+    holdout: float | None = None,
+    **spec,
 ) -> Path:
     """Contexts of `tokens` rows, three to a document; blocks of five contexts."""
     x = make_rows(rows, width)
@@ -44,7 +55,15 @@ def write_store(
         for e in example[part].unique().tolist():
             inside = (example[part] == e).nonzero()[:, 0]
             ids = (torch.arange(len(inside)) + e).tolist()
-            examples.append(StoredExample(e, e // 3, int(inside[0]), len(inside), ids, f"document {e // 3}", str(e % 10)))
-        writer.append(RowBlock(x[part], example[part] // 3, example[part], (row[part] % tokens).int(), examples))
+            examples.append(
+                StoredExample(
+                    e, e // 3, int(inside[0]), len(inside), ids, f"document {e // 3}", str(e % 10)
+                )
+            )
+        writer.append(
+            RowBlock(
+                x[part], example[part] // 3, example[part], (row[part] % tokens).int(), examples
+            )
+        )
     writer.finish()
     return path

@@ -1,4 +1,5 @@
-"""What the documentation promises about files: links and paths exist, and the word list finds what it should."""
+"""What the documentation promises about files: links and paths exist, and the word list finds what
+it should."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 PARTS = "saekit|kernels|cli|tests|benchmarks|recipes|docs"
 PATHS = re.compile(rf"`?\b((?:{PARTS})/[\w/.-]*[\w/])")
 
@@ -36,7 +39,9 @@ def test_links_lead_to_files_and_headings(page):
         assert linked.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
-            anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            anchors = [
+                re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+            ]
             assert anchor in anchors, target
 
 
@@ -54,10 +59,16 @@ def found(text: str, is_code: bool = False) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
     ("text", "hits"),
     [
-        ("Fine.\nThe rate is no option, and leave `--k` away.", [(2, "leave `--k` away"), (2, "is no")]),
+        (
+            "Fine.\nThe rate is no option, and leave `--k` away.",
+            [(2, "leave `--k` away"), (2, "is no")],
+        ),
         ("There is no network. It is no longer slow.", []),
         ("A line that ends for\nwant of a network", [(1, "for want of")]),
-        ("active latents a row; 12 ms a step; per step", [(1, "active latents a row"), (1, "ms a step")]),
+        (
+            "active latents a row; 12 ms a step; per step",
+            [(1, "active latents a row"), (1, "ms a step")],
+        ),
         ("`x is no y` in code\n\n    it is no y\n\n```\nit is no y\n```", []),
         ("the optimiser normalises", [(1, "optimiser"), (1, "normalises")]),
     ],

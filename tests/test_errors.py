@@ -1,4 +1,5 @@
-"""One text for three readers: the library names options as Python does, the command line as flags, the estimator as its parameters."""
+"""One text for three readers: the library names options as Python does, the command line as flags,
+the estimator as its parameters."""
 
 from __future__ import annotations
 
@@ -53,17 +54,22 @@ def train():
     [
         (opt("k"), "k", "--k", 'options["k"]'),
         (opt("k", 32), "k=32", "--k 32", 'options={"k": 32}'),
-        (opt("weight_decay", 0.05), "weight_decay=0.05", "--weight-decay 0.05", "weight_decay=0.05"),
+        (opt("weight_decay", 0.05), "weight_decay=0.05", "--weight-decay 0.05",
+        "weight_decay=0.05"),
         (opt("lr", math.nan), "lr=nan", "--lr nan", "lr=nan"),
         (opt("seed", -1), "seed=-1", "--seed -1", "random_state=-1"),
         (opt("skip", True), "skip=True", "--skip", 'options={"skip": True}'),
         (opt("skips", False), "skips=False", "--no-skips", 'options={"skips": False}'),
-        (opt("hidden", (512, 128)), "hidden=(512, 128)", "--hidden 512,128", 'options={"hidden": (512, 128)}'),
+        (opt("hidden", (512, 128)), "hidden=(512, 128)", "--hidden 512,128",
+        'options={"hidden": (512, 128)}'),
         (opt("hidden", [64]), "hidden=(64,)", "--hidden 64", 'options={"hidden": (64,)}'),
-        (opt("schedule", "linear", "cosine"), 'schedule="linear" or "cosine"', "--schedule linear or cosine", None),
-        (opt("target_store", Path("acts/b")), 'target_store="acts/b"', "--target-store acts/b", None),
+        (opt("schedule", "linear", "cosine"), 'schedule="linear" or "cosine"',
+        "--schedule linear or cosine", None),
+        (opt("target_store", Path("acts/b")), 'target_store="acts/b"', "--target-store acts/b",
+        None),
         (opt("stores", ["a", "b"]), 'stores=("a", "b")', "--store a --store b", None),
-        (opt("bandwidth", 0.3), "bandwidth=0.3", "--set bandwidth=0.3", 'options={"bandwidth": 0.3}'),
+        (opt("bandwidth", 0.3), "bandwidth=0.3", "--set bandwidth=0.3",
+        'options={"bandwidth": 0.3}'),
         (opt("bandwidth"), "bandwidth", "--set bandwidth", 'options["bandwidth"]'),
         (opt("store"), "store", "STORE", None),  # an argument of train
     ],
@@ -102,13 +108,22 @@ def test_an_error_inside_another_keeps_its_options():
 
 def test_an_error_goes_through_pickle():
     error = pickle.loads(pickle.dumps(UsageError(f"{opt('k', 0)} is wrong", opt("skip", True))))
-    assert (type(error), error.option, str(error), error.hint) == (UsageError, "k", "k=0 is wrong", "skip=True")
+    assert (type(error), error.option, str(error), error.hint) == (
+        UsageError,
+        "k",
+        "k=0 is wrong",
+        "skip=True",
+    )
     assert error.spelled(flags.flag) == ("--k 0 is wrong", "--skip")
 
 
-@pytest.mark.parametrize("text", ["\U000f5ae0k\U000f5ae2", "\U000f5ae2", 'a"b\\', "\ud800", "--k 3"])
+@pytest.mark.parametrize(
+    "text", ["\U000f5ae0k\U000f5ae2", "\U000f5ae2", 'a"b\\', "\ud800", "--k 3"]
+)
 def test_what_a_user_wrote_is_a_value_whatever_it_holds(text):
-    assert spelled(opt("column", text), lambda name, values: repr((name, values))) == repr(("column", [text]))
+    assert spelled(opt("column", text), lambda name, values: repr((name, values))) == repr(
+        ("column", [text])
+    )
 
 
 def test_a_message_is_python_for_a_callback_and_flags_on_the_screen(train):
@@ -127,32 +142,60 @@ def test_a_hint_works_in_python_when_it_is_typed():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--latents", "64", "--k", "0"], "error  --k 0 must be between 1 and the number of latents, 64"),
+        (
+            ["--latents", "64", "--k", "0"],
+            "error  --k 0 must be between 1 and the number of latents, 64",
+        ),
         (["--latents", "0", "--model", "pca"], "error  --latents 0: pca takes"),
         (["--set", "bandwidth=0.3"], "error  --set bandwidth=0.3: give NAME=VALUE"),
-        (["--sparsity", "matryoshka", "--set", "groups=0.5,0.4"], "error  --set groups=0.5,0.4: shares must rise to 1"),
-        (["--target-store", "acts", "--store", "acts"], "error  --store applies to --model sae without --target-store"),
+        (
+            ["--sparsity", "matryoshka", "--set", "groups=0.5,0.4"],
+            "error  --set groups=0.5,0.4: shares must rise to 1",
+        ),
+        (
+            ["--target-store", "acts", "--store", "acts"],
+            "error  --store applies to --model sae without --target-store",
+        ),
         (["--warmup", "0.5", "--decay", "0.6"], "try    --warmup 0.4"),
     ],
 )
 def test_the_command_line_speaks_flags(arguments, said, tmp_path, capsys):
     store = write_store(tmp_path / "acts", 300)
     status = _status(["train", str(store), str(tmp_path / "out"), "-q", *arguments])
-    assert status in (2, 3) and said in capsys.readouterr().err.splitlines()[0 if said.startswith("error") else 1]
+    assert (
+        status in (2, 3)
+        and said in capsys.readouterr().err.splitlines()[0 if said.startswith("error") else 1]
+    )
 
 
-# -- the sources ----------------------------------------------------------------------------------------------------------------
+# -- the sources
+# --------------------------------------------------------------------------------------------------
 
 
 def texts(path: Path):
     """(line, text) of every string that is no docstring; what an f-string fills in is `{}`."""
     tree = ast.parse(path.read_text())
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings, and those under a field
+    inside = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    # docstrings, and those under a field
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside | bare:
+            yield (
+                node.lineno,
+                "".join(
+                    part.value if isinstance(part, ast.Constant) else "{}" for part in node.values
+                ),
+            )
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in inside | bare
+        ):
             yield node.lineno, node.value
 
 
@@ -174,22 +217,38 @@ def named_options() -> set[str]:
     names = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("opt", "check_choice"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("opt", "check_choice")
+            ):
                 names |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
     return names
 
 
 def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_command_line():
-    configs = [TrainConfig, HarvestConfig, FinetuneConfig, *(entry.config for entry in CATALOG.values())]
+    configs = [
+        TrainConfig,
+        HarvestConfig,
+        FinetuneConfig,
+        *(entry.config for entry in CATALOG.values()),
+    ]
     configs += [variant.config_class for variant in VARIANTS.values()]
     of_models = {field.name for config in configs[3:] for field in dataclasses.fields(config)}
-    python = of_models | {field.name for config in configs[:3] for field in dataclasses.fields(config)}
+    python = of_models | {
+        field.name for config in configs[:3] for field in dataclasses.fields(config)
+    }
     for public in (*(getattr(saekit, name) for name in saekit.__all__), map_2d, run_suite):
         python |= set(inspect.signature(public).parameters)
     names = named_options()
     assert len(names) > 50 and names <= python
-    command_line = {p.name for command in typer.main.get_command(app).commands.values() for p in command.params}
-    assert names - command_line <= of_models | {"epochs", "method"}, "these would be offered as --set NAME"
+    command_line = {
+        p.name for command in typer.main.get_command(app).commands.values() for p in command.params
+    }
+    assert names - command_line <= of_models | {
+        "epochs",
+        "method",
+    }, "these would be offered as --set NAME"
 
 
 def test_a_name_from_a_file_that_is_no_parameter_is_shown_as_it_is():

@@ -37,7 +37,11 @@ SMALL = {  # of each model, a size that trains in a moment
     "dense": {"latents": 5, "options": {"hidden": (24,)}, "epochs": 4, "lr": 1e-2},
     "vae": {"latents": 5, "options": {"hidden": (24,)}, "epochs": 4, "lr": 1e-2},
 }
-IMAGE_MODELS = [name for name, entry in CATALOG.items() if "shape" in {field.name for field in dataclasses.fields(entry.config)}]
+IMAGE_MODELS = [
+    name
+    for name, entry in CATALOG.items()
+    if "shape" in {field.name for field in dataclasses.fields(entry.config)}
+]
 
 
 def small(name: str, **parameters) -> Estimator:
@@ -50,7 +54,8 @@ def digits():
     return train_test_split(*load_digits(return_X_y=True), random_state=0)
 
 
-# What scikit-learn's own checks fit has 1 to 10 columns and 10 to some hundred rows. No check is expected to fail.
+# What scikit-learn's own checks fit has 1 to 10 columns and 10 to some hundred rows. No check is
+# expected to fail.
 CHECKED = [
     Estimator("pca"),
     Estimator("kmeans"),
@@ -64,11 +69,15 @@ CHECKED = [
 
 
 def rounding(estimator):
-    """The one check that may fail: it asks for 1e-4 of every value, near 0 too, whether rows come all at once or one by one. Products of
-    float32 matrices are summed in another order for another number of rows, so a code near 0 differs by more; models with several layers
-    have such codes."""
+    """The one check that may fail: it asks for 1e-4 of every value, near 0 too, whether rows come
+    all at once or one by one. Products of float32 matrices are summed in another order for another
+    number of rows, so a code near 0 differs by more; models with several layers have such codes."""
     deep = estimator.model in ("dense", "vae", "sae")
-    return {"check_methods_subset_invariance": "float32 products depend on the number of rows"} if deep else {}
+    return (
+        {"check_methods_subset_invariance": "float32 products depend on the number of rows"}
+        if deep
+        else {}
+    )
 
 
 @parametrize_with_checks(CHECKED, expected_failed_checks=rounding)
@@ -80,19 +89,25 @@ def test_the_example_of_the_docstring():
     assert doctest.testmod(saekit.estimator) == (0, 4)
 
 
-# -- agreement with scikit-learn, and with values by hand -----------------------------------------------------------------------
+# -- agreement with scikit-learn, and with values by hand
+# -----------------------------------------------------------------------
 
 
 def test_pca_equals_scikit_learns(digits):
     train, test, *_ = digits
     ours, theirs = Estimator("pca", latents=10).fit(train), SklearnPCA(10).fit(train)
     signs = np.sign((ours.components_ * theirs.components_).sum(1))
-    # fp32 against fp64: rows have norms of some 60, and half an ulp there is 2e-6; 64 products a value
+    # fp32 against fp64: rows have norms of some 60, and half an ulp there is 2e-6; 64 products a
+    # value
     np.testing.assert_allclose(ours.transform(test) * signs, theirs.transform(test), atol=2e-4)
-    np.testing.assert_allclose(ours.reconstruct(test), theirs.inverse_transform(theirs.transform(test)), atol=2e-4)
+    np.testing.assert_allclose(
+        ours.reconstruct(test), theirs.inverse_transform(theirs.transform(test)), atol=2e-4
+    )
     np.testing.assert_allclose(ours.components_ * signs[:, None], theirs.components_, atol=1e-5)
     np.testing.assert_allclose(ours.mean_, theirs.mean_, atol=1e-5)
-    np.testing.assert_allclose(ours.explained_variance_ratio_, theirs.explained_variance_ratio_, rtol=1e-5)
+    np.testing.assert_allclose(
+        ours.explained_variance_ratio_, theirs.explained_variance_ratio_, rtol=1e-5
+    )
     assert (ours.n_iter_, ours.history_) == (1, [])
 
 
@@ -102,9 +117,12 @@ def test_codes_of_kmeans_are_one_at_the_nearest_centroid(digits):
     codes = kmeans.transform(test)
     nearest = ((test[:, None] - kmeans.model_.centroids.numpy()[None]) ** 2).sum(2).argmin(1)
     np.testing.assert_array_equal(codes, np.eye(7)[nearest])
-    np.testing.assert_array_equal(kmeans.inverse_transform(codes), kmeans.model_.centroids.numpy()[nearest])
+    np.testing.assert_array_equal(
+        kmeans.inverse_transform(codes), kmeans.model_.centroids.numpy()[nearest]
+    )
     inertia = SklearnKMeans(7, n_init=10, random_state=0).fit(train).score(test)
-    assert kmeans.score_samples(test).sum() > 1.1 * inertia  # both are negative: at most a tenth worse than the best of ten starts
+    # both are negative: at most a tenth worse than the best of ten starts
+    assert kmeans.score_samples(test).sum() > 1.1 * inertia
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -115,7 +133,12 @@ def test_scores_by_hand(name, digits):
     fvu = error.sum() / ((test - test.mean(0)) ** 2).sum()
     assert fitted.score(test) == pytest.approx(1 - fvu, abs=1e-6)
     np.testing.assert_allclose(fitted.score_samples(test), -error.sum(1), rtol=1e-4)
-    np.testing.assert_allclose(fitted.reconstruct(test), fitted.inverse_transform(fitted.transform(test)), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        fitted.reconstruct(test),
+        fitted.inverse_transform(fitted.transform(test)),
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
 def test_components_are_what_a_latent_adds_in_units_of_the_data(digits):
@@ -134,7 +157,9 @@ def test_the_evidence_bound_against_torchs_distributions(digits):
     x, model = torch.tensor(test, dtype=torch.float32), vae.model_
     mean, log_variance = model.posterior(x)
     posterior = Normal(mean.double(), (log_variance.double() / 2).exp())
-    z = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    z = mean + (log_variance / 2).exp() * torch.randn(
+        mean.shape, generator=torch.Generator().manual_seed(3)
+    )
     spread = (model.log_noise.double() / 2).exp() / model.input_scale  # in units of the data
     likelihood = Normal(model.decode(z).double(), spread).log_prob(x.double()).sum(1)
     expected = likelihood - kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
@@ -142,20 +167,25 @@ def test_the_evidence_bound_against_torchs_distributions(digits):
     assert not hasattr(small("dense"), "elbo_samples")
 
 
-# -- use ------------------------------------------------------------------------------------------------------------------------
+# -- use
+# --------------------------------------------------------------------------------------------------
 
 
 def test_codes_in_a_pipeline_separate_the_digits(digits):
     train, test, y_train, y_test = digits
     coder = Estimator("dense", latents=24, epochs=60, lr=3e-3, options={"hidden": (64,)})
-    pipeline = make_pipeline(StandardScaler(), coder, LogisticRegression(max_iter=2000)).fit(train, y_train)
+    pipeline = make_pipeline(StandardScaler(), coder, LogisticRegression(max_iter=2000)).fit(
+        train, y_train
+    )
     assert pipeline.score(test, y_test) > 0.9  # 0.93 to 0.94 over three seeds; by chance 0.1
     assert list(pipeline[:-1].get_feature_names_out()) == [f"estimator{i}" for i in range(24)]
 
 
 def test_a_grid_search_over_latents_in_two_processes(digits):
     train = digits[0][:300]
-    search = GridSearchCV(Estimator("pca"), {"latents": [2, 8, 65]}, cv=3, n_jobs=2, error_score=-1.0)
+    search = GridSearchCV(
+        Estimator("pca"), {"latents": [2, 8, 65]}, cv=3, n_jobs=2, error_score=-1.0
+    )
     with pytest.warns(FitFailedWarning, match="pca takes 1 to d_in = 64 components"):
         search.fit(train)
     two, eight, too_many = search.cv_results_["mean_test_score"]
@@ -194,22 +224,29 @@ def test_tensors_give_tensors_with_the_values_of_arrays(name, digits):
         assert theirs.dtype == np.float32 and ours.dtype == torch.float32
         np.testing.assert_array_equal(ours.numpy(), theirs)
     codes = fitted.transform(tensor)
-    np.testing.assert_array_equal(fitted.inverse_transform(codes).numpy(), again.inverse_transform(codes.numpy()))
+    np.testing.assert_array_equal(
+        fitted.inverse_transform(codes).numpy(), again.inverse_transform(codes.numpy())
+    )
     assert fitted.score(tensor) == again.score(test)
-    np.testing.assert_array_equal(fitted.transform(tensor.bfloat16()), codes)  # integers to 16 are exact in bfloat16
+    # integers to 16 are exact in bfloat16
+    np.testing.assert_array_equal(fitted.transform(tensor.bfloat16()), codes)
 
 
 def test_many_rows_are_mapped_in_parts(digits):
     pca = small("pca").fit(digits[0])
     X = np.tile(digits[1], (12, 1))
     assert len(X) > saekit.estimator.ROWS_AT_ONCE
-    np.testing.assert_allclose(pca.transform(X), np.tile(pca.transform(digits[1]), (12, 1)), atol=1e-4)
+    np.testing.assert_allclose(
+        pca.transform(X), np.tile(pca.transform(digits[1]), (12, 1)), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_int_gives_the_same_bits_again(name, digits):
     train, test, *_ = digits
-    first, second, other = (small(name, random_state=seed).fit(train) for seed in (1, np.int64(1), 2))
+    first, second, other = (
+        small(name, random_state=seed).fit(train) for seed in (1, np.int64(1), 2)
+    )
     np.testing.assert_array_equal(first.transform(test), second.transform(test))
     assert first.history_ == second.history_
     assert (name == "pca") == np.array_equal(first.transform(test), other.transform(test))
@@ -240,7 +277,9 @@ def test_data_far_from_zero_are_centred_unless_the_output_is_bounded(digits):
     assert far == pytest.approx(near, abs=0.01) and near > 0.2
     bounded = small("dense", options={"output": "bernoulli"}).fit(train / 16)
     assert bounded.model_.input_scale == 1 and not bounded.model_.input_mean.any()
-    assert (bounded.reconstruct(train / 16) >= 0).all() and (bounded.reconstruct(train / 16) <= 1).all()
+    assert (bounded.reconstruct(train / 16) >= 0).all() and (
+        bounded.reconstruct(train / 16) <= 1
+    ).all()
     assert small("dense", normalize="none").fit(train).model_.input_scale == 1
 
 
@@ -249,7 +288,9 @@ def test_latents_left_open_fit_the_data(digits):
     assert Estimator("pca").fit(narrow).transform(narrow).shape == (20, 5)
     assert Estimator("kmeans").fit(narrow).transform(narrow).shape == (20, 20)
     assert Estimator("pca").fit(digits[0]).transform(narrow[:, :1].repeat(64, 1)).shape == (20, 32)
-    assert Estimator("sae", epochs=1, options={"expansion": 8}).fit(narrow).transform(narrow).shape == (20, 40)
+    assert Estimator("sae", epochs=1, options={"expansion": 8}).fit(narrow).transform(
+        narrow
+    ).shape == (20, 40)
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
@@ -257,13 +298,17 @@ def test_a_model_of_images_is_told_their_sides(name, digits):
     train, test, *_ = digits
     fitted = Estimator(name, image_shape=(8, 8, 1), epochs=1).fit(train)
     codes = fitted.transform(test)
-    assert codes.shape == (len(test), fitted.model_.latents) and fitted.inverse_transform(codes).shape == test.shape
+    assert (
+        codes.shape == (len(test), fitted.model_.latents)
+        and fitted.inverse_transform(codes).shape == test.shape
+    )
     assert fitted.history_[-1]["fvu"] < fitted.history_[0]["fvu"]
     with pytest.raises(ValueError, match=r"takes images.*image_shape=\(H, W, C\)"):
         Estimator(name).fit(train)
 
 
-# -- copies ---------------------------------------------------------------------------------------------------------------------
+# -- copies
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -271,7 +316,11 @@ def test_pickles_map_as_the_original(name, digits, tmp_path):
     train, test, *_ = digits
     fitted = small(name).fit(train)
     joblib.dump(fitted, tmp_path / "model.joblib")
-    for other in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted), joblib.load(tmp_path / "model.joblib")):
+    for other in (
+        pickle.loads(pickle.dumps(fitted)),
+        copy.deepcopy(fitted),
+        joblib.load(tmp_path / "model.joblib"),
+    ):
         np.testing.assert_array_equal(other.reconstruct(test), fitted.reconstruct(test))
         assert other.history_ == fitted.history_ and other.get_params() == fitted.get_params()
         assert other.model_ is not fitted.model_
@@ -310,7 +359,8 @@ def test_data_are_left_as_they_are_and_may_be_read_only(name, digits, recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------------------
+# -- refusals
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,11 +368,26 @@ def test_data_are_left_as_they_are_and_may_be_read_only(name, digits, recwarn):
     [
         ({"model": "sea"}, '^model="sea": did you mean sae'),
         ({"model": "pca", "latents": 65}, "^latents=65: pca takes 1 to d_in = 64 components"),
-        ({"model": "kmeans", "latents": 5000}, r"rows cannot have 5,000 centroids; try latents=\d+"),
+        (
+            {"model": "kmeans", "latents": 5000},
+            r"rows cannot have 5,000 centroids; try latents=\d+",
+        ),
         ({"latents": 0}, "^latents=0 must be at least 1"),
-        ({"options": {"latents": 4}}, r'^options\["latents"\] is given, and latents is a parameter; try latents=4$'),
-        ({"options": {"k": 4}}, r'^options\["k"\] does not apply to model="dense", which takes latents, options\["output"\]'),
-        ({"options": {"output": "sigmoid"}}, r'^options={"output": "sigmoid"} gives values in \[0, 1\].*with normalize="none"$'),
+        (
+            {"options": {"latents": 4}},
+            r'^options\["latents"\] is given, and latents is a parameter; try latents=4$',
+        ),
+        (
+            {"options": {"k": 4}},
+            (
+                r'^options\["k"\] does not apply to model="dense", which takes latents,'
+                r' options\["output"\]'
+            ),
+        ),
+        (
+            {"options": {"output": "sigmoid"}},
+            r'^options={"output": "sigmoid"} gives values in \[0, 1\].*with normalize="none"$',
+        ),
         ({"options": {"noise": "snow:1"}}, r'^options={"noise": "snow"}: choose'),
         ({"epochs": 0}, "^epochs=0 must be above 0"),
         ({"batch": 2000}, "^batch=2000 is above the 1,347 rows of X; try batch=336$"),
@@ -332,7 +397,10 @@ def test_data_are_left_as_they_are_and_may_be_read_only(name, digits, recwarn):
         ({"normalize": "whiten"}, '^normalize="whiten": choose center'),
         ({"random_state": -1}, "^random_state=-1 must not be negative"),
         ({"device": "abacus"}, '^device="abacus": choose auto, cpu'),
-        ({"image_shape": (8, 7, 1)}, r"^image_shape \(8, 7, 1\): H \* W \* C must be the 64 features"),
+        (
+            {"image_shape": (8, 7, 1)},
+            r"^image_shape \(8, 7, 1\): H \* W \* C must be the 64 features",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit(parameters, message, digits):

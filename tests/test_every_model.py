@@ -19,8 +19,10 @@ from saekit.training.config import TrainConfig
 from saekit.training.run import plan_training
 
 SMALL = {
-    "sae": {"latents": 32, "k": 4}, "kmeans": {"latents": 6}, "pca": {"latents": 4}, "linear": {"latents": 4},
-    "dense": {"latents": 4, "hidden": (12,)}, "conv": {"latents": 4, "channels": (4,)}, "unet": {"latents": 4, "channels": (4,)},
+    "sae": {"latents": 32, "k": 4}, "kmeans": {"latents": 6}, "pca": {"latents": 4},
+    "linear": {"latents": 4},
+    "dense": {"latents": 4, "hidden": (12,)}, "conv": {"latents": 4, "channels": (4,)},
+    "unet": {"latents": 4, "channels": (4,)},
     "recurrent": {"latents": 4, "width": 8}, "vae": {"latents": 3, "hidden": (12,)},
 }  # fmt: skip
 TRAINED = [name for name in CATALOG if name not in ("pca", "kmeans")]
@@ -58,14 +60,28 @@ def test_no_model_is_left_out():
 def test_evaluate_gives_the_figures_of_the_run(images, tmp_path, name, more):
     result = saekit.train(images, tmp_path / "run", **options(name, **more))
     (judged,) = saekit.evaluate(tmp_path / "run", images)
-    assert judged.split == "holdout" and judged.metrics["fvu"] == result.metrics["fvu"] and math.isfinite(result.metrics["fvu"])
+    assert (
+        judged.split == "holdout"
+        and judged.metrics["fvu"] == result.metrics["fvu"]
+        and math.isfinite(result.metrics["fvu"])
+    )
     assert (judged.metrics["l0"] is None) == (saekit.load(tmp_path / "run").active_above is None)
 
 
 @pytest.mark.parametrize(("name", "more"), VARIANTS, ids=lambda value: str(value))
 def test_inspect_makes_a_page_or_says_why_not(images, tmp_path, capsys, name, more):
     saekit.train(images, tmp_path / "run", **options(name, **more))
-    code = saekit_exit("inspect", tmp_path / "run", "--store", images, "--out", tmp_path / "page", "--features", "0-2", "-q")
+    code = saekit_exit(
+        "inspect",
+        tmp_path / "run",
+        "--store",
+        images,
+        "--out",
+        tmp_path / "page",
+        "--features",
+        "0-2",
+        "-q",
+    )
     if saekit.load(tmp_path / "run").takes == "rows":
         assert code == 0 and (tmp_path / "page" / "index.html").exists()
     else:
@@ -78,17 +94,30 @@ def test_a_run_goes_on_under_its_own_config(images, tmp_path, capsys, name):
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     config = tmp_path / "run" / "config.toml"
     (tmp_path / "run" / "model.safetensors").unlink()  # as if killed before the end
-    assert saekit_exit("train", images, tmp_path / "run", "--config", config, "--resume", "-q") == 0, capsys.readouterr().err
+    assert (
+        saekit_exit("train", images, tmp_path / "run", "--config", config, "--resume", "-q") == 0
+    ), capsys.readouterr().err
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
-    assert saekit_exit("train", images, tmp_path / "run", "--config", config, "--seed", 7, "--resume", "-q") == 3
+    assert (
+        saekit_exit(
+            "train", images, tmp_path / "run", "--config", config, "--seed", 7, "--resume", "-q"
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_plan_counts_parameters_and_memory(images, capsys, name):
-    small, large = (plan_training(images, TrainConfig.from_flat(options(name) | {"batch": batch})) for batch in (40, 160))
+    small, large = (
+        plan_training(images, TrainConfig.from_flat(options(name) | {"batch": batch}))
+        for batch in (40, 160)
+    )
     model_bytes = 16 * small.parameters
     assert small.memory_bytes > model_bytes and large.memory_bytes > small.memory_bytes
-    arguments = [f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in options(name).items()]
+    arguments = [
+        f"--{key.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for key, v in options(name).items()
+    ]
     assert saekit_exit("train", images, "nowhere", *arguments, "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == small.parameters
 
@@ -106,7 +135,9 @@ def test_a_run_with_a_target_is_judged_on_the_target(tmp_path):
     for name, target in (("same width", x.flip(1) * 3 + 1), ("narrow", x[:, :2] - x[:, 2:4])):
         other = rows_store(tmp_path / name, target, [None] * 400)
         run = tmp_path / f"run {name}"
-        result = saekit.train(store, run, model="linear", latents=6, target_store=str(other), rows=30_000, batch=100)
+        result = saekit.train(
+            store, run, model="linear", latents=6, target_store=str(other), rows=30_000, batch=100
+        )
         assert result.metrics["fvu"] < 0.02, name
         (judged,) = saekit.evaluate(run, store)
         assert judged.metrics["fvu"] == result.metrics["fvu"]
@@ -121,7 +152,9 @@ def test_kmeans_does_not_mind_sorted_rows(tmp_path):
     x = centres.repeat_interleave(1000, 0) + noise
     store = rows_store(tmp_path / "sorted", x, [None] * len(x), holdout=0.05)
     found = saekit.train(store, tmp_path / "run", model="kmeans", latents=12)
-    assert found.metrics["mse"] < 4 * 5, "near the 5 of a row around its own centre, not one centre for two"
+    assert found.metrics["mse"] < 4 * 5, (
+        "near the 5 of a row around its own centre, not one centre for two"
+    )
 
 
 def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
@@ -132,11 +165,26 @@ def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
 
 
 def test_each_half_of_a_vae_shapes_the_code(images, tmp_path):
-    """Reconstruction alone spreads the codes, the KL alone puts every row at the prior's mean, both stay within the prior."""
+    """Reconstruction alone spreads the codes, the KL alone puts every row at the prior's mean, both
+    stay within the prior."""
     spread = {}
-    for name, weights in (("reconstruction", {"beta": 0.0}), ("kl", {"likelihood_weight": 0.0}), ("both", {})):
-        settings = {"latents": 2, "hidden": (32,), "output": "bernoulli", "rows": 24_000, "batch": 40, **weights}
+    for name, weights in (
+        ("reconstruction", {"beta": 0.0}),
+        ("kl", {"likelihood_weight": 0.0}),
+        ("both", {}),
+    ):
+        settings = {
+            "latents": 2,
+            "hidden": (32,),
+            "output": "bernoulli",
+            "rows": 24_000,
+            "batch": 40,
+            **weights,
+        }
         saekit.train(images, tmp_path / name, model="vae", **settings)
         x = torch.cat([batch.x for batch in saekit.open_store(images).batches(256, split="train")])
         spread[name] = float(saekit.load(tmp_path / name).encode(x).std(0).mean())
-    assert spread["kl"] < 0.1 < 0.4 < spread["both"] < 1.3 and spread["reconstruction"] > 1.5 * spread["both"]
+    assert (
+        spread["kl"] < 0.1 < 0.4 < spread["both"] < 1.3
+        and spread["reconstruction"] > 1.5 * spread["both"]
+    )

@@ -44,6 +44,10 @@ def test_the_minimal_sae_has_the_losses_of_the_fast_path():
         rows = x[torch.randint(len(x), (batch,))]
         optimizer.param_groups[0]["lr"] = 3e-3 * schedule(step, steps)
         index = torch.arange(batch)
-        losses.append(take_step(fast, optimizer, ActivationBatch(rows, index, index, index), Step(step, steps)).total.item())
+        losses.append(
+            take_step(
+                fast, optimizer, ActivationBatch(rows, index, index, index), Step(step, steps)
+            ).total.item()
+        )
     torch.manual_seed(2)
     assert minimal.train(plain, x, steps, batch) == pytest.approx(losses, rel=1e-6)

@@ -1,4 +1,5 @@
-"""The structure that the design promises: who may import whom, what importing costs, what is installed."""
+"""The structure that the design promises: who may import whom, what importing costs, what is
+installed."""
 
 from __future__ import annotations
 
@@ -76,7 +77,10 @@ def test_imports_point_to_the_left(path):
 
 
 def test_importing_saekit_is_quick_silent_and_brings_no_torch():
-    code = "import sys, time; t = time.process_time(); import saekit; print(time.process_time() - t, 'torch' in sys.modules)"
+    code = (
+        "import sys, time; t = time.process_time(); import saekit; print(time.process_time() - t,"
+        " 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, torch_too = done.stdout.split()
     assert float(seconds) < 0.1 and torch_too == "False" and done.stderr == ""
@@ -93,7 +97,16 @@ def test_every_public_name_resolves_and_is_documented():
 
 @pytest.mark.slow
 def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
@@ -105,5 +118,9 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
         "saekit/embedded/digits_vit/model.safetensors",
     ):
         assert data in names
-    size = sum(i.file_size for i in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).infolist() if i.filename.endswith(".safetensors"))
+    size = sum(
+        i.file_size
+        for i in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).infolist()
+        if i.filename.endswith(".safetensors")
+    )
     assert size < 2_000_000

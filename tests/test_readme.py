@@ -1,7 +1,7 @@
 """Every block of README.md, as it stands there, from top to bottom in one folder.
 
-The blocks need what they name: a small random CLIP (twelve blocks, class token, center crop) stands in for the hub's, in a cache of the
-hub's form, and `photos` is a folder of a few pictures.
+The blocks need what they name: a small random CLIP (twelve blocks, class token, center crop) stands
+in for the hub's, in a cache of the hub's form, and `photos` is a folder of a few pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(
+    r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+)
 RUNNABLE = [(language, text) for language, text in BLOCKS if language in ("sh", "python")]
 
 
@@ -25,12 +27,15 @@ def put_clip(hub: Path) -> None:
 
     shape = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=12)
     config = CLIPConfig(
-        vision_config=shape | dict(image_size=64, patch_size=4), text_config=shape | dict(vocab_size=50, bos_token_id=0, eos_token_id=1)
+        vision_config=shape | dict(image_size=64, patch_size=4),
+        text_config=shape | dict(vocab_size=50, bos_token_id=0, eos_token_id=1),
     )
     repository = hub / "models--openai--clip-vit-base-patch16"
     snapshot = repository / "snapshots" / ("0" * 40)
     CLIPModel(config).save_pretrained(snapshot)
-    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(snapshot)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+    ).save_pretrained(snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
 
@@ -55,10 +60,20 @@ def test_the_blocks_of_the_readme_run_from_top_to_bottom(tmp_path):
     shutil.copytree(ROOT / "recipes", work / "recipes")
     put_photos(work / "photos")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "PATH": path,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     for language, text in RUNNABLE:
-        program = ["bash", "-euxo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
-        done = subprocess.run(program, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        program = (
+            ["bash", "-euxo", "pipefail", "-c", text]
+            if language == "sh"
+            else [sys.executable, "-c", text]
+        )
+        done = subprocess.run(
+            program, cwd=work, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert (work / "page" / "index.html").stat().st_size > 10_000
     assert (work / "report" / "report.html").exists()
@@ -66,5 +81,7 @@ def test_the_blocks_of_the_readme_run_from_top_to_bottom(tmp_path):
 
 def test_every_block_of_the_readme_is_run_or_is_a_listing():
     others = [text for language, text in BLOCKS if language not in ("sh", "python")]
-    assert [text.split()[0] for text in others] == ["make", "saekit/"], "two commands that CI runs, and the list of files"
+    assert [text.split()[0] for text in others] == ["make", "saekit/"], (
+        "two commands that CI runs, and the list of files"
+    )
     assert len(RUNNABLE) == 4

@@ -31,9 +31,14 @@ def test_every_epoch_has_every_row_once_and_a_cursor_goes_on(block, window):
     n, size = 23, 5
     rows = rows_of(3 * n, n, numbers, size, 7, 0, block, window)
     epochs = [rows[i * n : (i + 1) * n] for i in range(5)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) == 5
+    assert (
+        all(sorted(epoch) == list(range(n)) for epoch in epochs)
+        and len({tuple(epoch) for epoch in epochs}) == 5
+    )
     for start in (1, 8, n, 2 * n + 3):
-        assert rows_of(8, n, numbers, size, 7, start, block, window) == rows[start : start + 8 * size]
+        assert (
+            rows_of(8, n, numbers, size, 7, start, block, window) == rows[start : start + 8 * size]
+        )
 
 
 def test_a_window_holds_whole_blocks_and_no_more_rows_than_it_may():

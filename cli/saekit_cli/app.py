@@ -1,6 +1,8 @@
-"""The typer app and what happens when a command fails: `error  <cause>`, `try    <next step>`, and the exit status.
+"""The typer app and what happens when a command fails: `error <cause>`, `try <next step>`, and the
+exit status.
 
-Nothing heavy is imported here: torch and transformers load inside the command that needs them, so `saekit --help` is quick.
+Nothing heavy is imported here: torch and transformers load inside the command that needs them, so
+`saekit --help` is quick.
 """
 
 from __future__ import annotations
@@ -18,14 +20,31 @@ from typer.exceptions import TyperException
 
 from saekit import __version__
 from saekit.errors import SaekitError
-from saekit_cli import bench, compare, demo, evaluate, features, finetune, harvest, inspect, models, sweep, train
+from saekit_cli import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    features,
+    finetune,
+    harvest,
+    inspect,
+    models,
+    sweep,
+    train,
+)
 from saekit_cli.flags import flag, speak_for
 from saekit_cli.paths import expanded
 from saekit_cli.screen import take_any_encoding
 
 INTERRUPTED = 130
-INTERRUPTED_HINT = "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
-MEMORY_HINT = "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the smaller one"
+INTERRUPTED_HINT = (
+    "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
+)
+MEMORY_HINT = (
+    "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the"
+    " smaller one"
+)
 
 app = typer.Typer(
     name="saekit",
@@ -33,10 +52,28 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean.",
-    epilog="Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate, 130 interrupted.",
+    help=(
+        "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"
+        " features mean."
+    ),
+    epilog=(
+        "Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality"
+        " gate, 130 interrupted."
+    ),
 )
-for command in (demo, harvest, train, sweep, finetune, evaluate, compare, inspect, features, models, bench):
+for command in (
+    demo,
+    harvest,
+    train,
+    sweep,
+    finetune,
+    evaluate,
+    compare,
+    inspect,
+    features,
+    models,
+    bench,
+):
     app.command(command.NAME, epilog=command.EXAMPLES)(expanded(command.run))
 
 
@@ -49,9 +86,12 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    """Cache a transformer's hidden states, train sparse autoencoders on them, read what the features mean."""
+    """Cache a transformer's hidden states, train sparse autoencoders on them, read what the
+    features mean."""
     speak_for(context.invoked_subcommand)
 
 
@@ -64,7 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _terminate(number: int, frame: object) -> None:
-    """A scheduler's preemption is as polite as Ctrl-C. A second one ends the process at once, should the first get stuck."""
+    """A scheduler's preemption is as polite as Ctrl-C. A second one ends the process at once,
+    should the first get stuck."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt
 
@@ -89,12 +130,19 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted; finished shards and the state of a training run are saved", INTERRUPTED_HINT, INTERRUPTED)
+        return _failed(
+            "interrupted; finished shards and the state of a training run are saved",
+            INTERRUPTED_HINT,
+            INTERRUPTED,
+        )
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except RecursionError:
-        hint = "check the files that were given: their lists or objects lie inside one another hundreds of times"
+        hint = (
+            "check the files that were given: their lists or objects lie inside one another"
+            " hundreds of times"
+        )
         return _failed("what was given is nested too deeply to be read", hint, 3)
     except OSError as error:
         if error.errno == errno.ENOMEM:
@@ -105,15 +153,30 @@ def _status(arguments: list[str] | None) -> int:
         return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
         if _is_out_of_memory(error):
-            return _failed(f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}", MEMORY_HINT, 5)
+            return _failed(
+                f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}",
+                MEMORY_HINT,
+                5,
+            )
         if os.environ.get("SAEKIT_DEBUG"):
             traceback.print_exc()
-        return _failed(f"this is a bug in saekit: {type(error).__name__}: {error}", "SAEKIT_DEBUG=1 prints the traceback", 1)
+        return _failed(
+            f"this is a bug in saekit: {type(error).__name__}: {error}",
+            "SAEKIT_DEBUG=1 prints the traceback",
+            1,
+        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for the GPU's memory alone; what the CPU and libraries on the GPU lack is a RuntimeError."""
-    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+    """torch has a class of its own for the GPU's memory alone; what the CPU and libraries on the
+    GPU lack is a RuntimeError."""
+    texts = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    )
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return kinds or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 

@@ -21,7 +21,8 @@ EXAMPLES = "Example: saekit demo --out demo"
 
 @dataclass(frozen=True)
 class Part:
-    """One half of the demo: what is harvested, which models are trained on it, which of them gets the page."""
+    """One half of the demo: what is harvested, which models are trained on it, which of them gets
+    the page."""
 
     name: str
     model: str
@@ -58,9 +59,16 @@ IMAGE = Part(
 
 
 def run(
-    out: Annotated[Path, typer.Option(help="Folder for stores, checkpoints and pages.")] = Path("demo"),
-    text: Annotated[bool, typer.Option("--text/--no-text", help="SmolLM2-135M-Instruct on Python's documentation.")] = True,
-    image: Annotated[bool, typer.Option("--image/--no-image", help="A vision transformer on handwritten digits.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for stores, checkpoints and pages.")] = Path(
+        "demo"
+    ),
+    text: Annotated[
+        bool,
+        typer.Option("--text/--no-text", help="SmolLM2-135M-Instruct on Python's documentation."),
+    ] = True,
+    image: Annotated[
+        bool, typer.Option("--image/--no-image", help="A vision transformer on handwritten digits.")
+    ] = True,
     quiet: Quiet = False,
 ) -> None:
     """Harvest, train and inspect a language model and a vision transformer."""
@@ -70,7 +78,16 @@ def run(
         page, figures = _run_part(part, out / part.name, quiet)
         pages.append(page)
         rows += figures
-    header = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "dead in training", "rows/s")
+    header = (
+        "checkpoint",
+        "model",
+        "latents",
+        "held-out fvu",
+        "l0",
+        "dead",
+        "dead in training",
+        "rows/s",
+    )
     typer.echo(table(header, rows, left=(0, 1)))
     typer.echo(f"\n{time.monotonic() - began:.0f} s")
     for page in pages:
@@ -88,13 +105,21 @@ def _run_part(part: Part, out: Path, quiet: bool) -> tuple[Path, list[tuple[str,
     for name, options in part.runs.items():
         message("train", name)
         results[name] = saekit.train(store, out / name, resume=True, progress=reporter, **options)
-    page = saekit.inspect(out / part.page, store, out / "page", features=part.features, overwrite=True, progress=reporter)
+    page = saekit.inspect(
+        out / part.page,
+        store,
+        out / "page",
+        features=part.features,
+        overwrite=True,
+        progress=reporter,
+    )
     reporter.close()
     figures = []
     for e in saekit.evaluate([out / name for name in part.runs], store):
         m, result = e.metrics, results[Path(e.checkpoint).name]
         figures.append((
-            e.checkpoint, e.model, f"{e.latents:,}", figure(m["fvu"]), figure(m["l0"], ".1f"), figure(m["dead"], ".1%"),
+            e.checkpoint, e.model, f"{e.latents:,}", figure(m["fvu"]), figure(m["l0"], ".1f"),
+            figure(m["dead"], ".1%"),
             figure(m["dead_train"], ".1%"), f"{result.rows_per_s:,.0f}",
         ))  # fmt: skip
     return Path(page.index_html).resolve(), figures

@@ -1,7 +1,8 @@
-"""The options of the library's texts as flags of the command line: `k=32` is `--k 32`, `skip=True` is `--skip`, a list `--hidden 512,128`.
+"""The options of the library's texts as flags of the command line: `k=32` is `--k 32`, `skip=True`
+is `--skip`, a list `--hidden 512,128`.
 
-How a flag is spelled is asked of the commands themselves. A name that none of them has is an option of a model (saekit.models.catalog),
-which `--set NAME=VALUE` sets.
+How a flag is spelled is asked of the commands themselves. A name that none of them has is an option
+of a model (saekit.models.catalog), which `--set NAME=VALUE` sets.
 """
 
 from __future__ import annotations

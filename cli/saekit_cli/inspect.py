@@ -12,12 +12,23 @@ EXAMPLES = "Example: saekit inspect runs/topk --store acts/text --out page --fea
 
 
 def run(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Folder that `saekit train` wrote.")],
-    store: Annotated[list[str], typer.Option(help="Folder that `saekit harvest` wrote; again for each store of a crosscoder.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="Folder that `saekit train` wrote.")
+    ],
+    store: Annotated[
+        list[str],
+        typer.Option(
+            help="Folder that `saekit harvest` wrote; again for each store of a crosscoder."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Folder for the page.")],
-    features: Annotated[str, typer.Option(metavar="SPEC", help="0-255,1024 | top:500 (by density) | all")] = "top:500",
+    features: Annotated[
+        str, typer.Option(metavar="SPEC", help="0-255,1024 | top:500 (by density) | all")
+    ] = "top:500",
     top: Annotated[int, typer.Option(help="Top examples per feature.")] = 20,
-    single_file: Annotated[bool, typer.Option("--single-file", help="Everything in index.html.")] = False,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Everything in index.html.")
+    ] = False,
     overwrite: Overwrite = False,
     config: Config = None,
     json_: Json = False,
@@ -27,7 +38,16 @@ def run(
     from saekit.inspection.run import inspect
 
     reporter = Reporter(quiet)
-    result = inspect(checkpoint, store, out, features=features, top=top, single_file=single_file, overwrite=overwrite, progress=reporter)
+    result = inspect(
+        checkpoint,
+        store,
+        out,
+        features=features,
+        top=top,
+        single_file=single_file,
+        overwrite=overwrite,
+        progress=reporter,
+    )
     reporter.close()
     if json_:
         print_json(result)

@@ -14,7 +14,10 @@ WIDTH = 100
 
 
 def run(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model: what it computes, and its options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A model: what it computes, and its options."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """List the models that `saekit train --model` takes, or explain one."""
@@ -42,9 +45,16 @@ def _options(options: list[Any]) -> str:
     flags = [o for o in options if o.name in MODEL_FLAGS]
     others = [o for o in options if o.name not in MODEL_FLAGS]
     parts = []
-    for header, names, some in (("option", [o.flag for o in flags], flags), ("in Python", [o.name for o in others], others)):
+    for header, names, some in (
+        ("option", [o.flag for o in flags], flags),
+        ("in Python", [o.name for o in others], others),
+    ):
         if some:
-            rows = [row for name, o in zip(names, some) for row in _rows(name, _default(o.default), o.text)]
+            rows = [
+                row
+                for name, o in zip(names, some)
+                for row in _rows(name, _default(o.default), o.text)
+            ]
             parts.append(table((header, "default", ""), rows, left=(0, 1, 2)))
     return "\n\n".join(parts)
 

@@ -1,4 +1,5 @@
-"""`~` in paths: a shell leaves it as it is after `--out=` and in quotes, and no shell reads a config file."""
+"""`~` in paths: a shell leaves it as it is after `--out=` and in quotes, and no shell reads a
+config file."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Parameters of the commands that may be paths. Names that are none (a hub id, embedded:NAME) never begin with ~.
+# Parameters of the commands that may be paths. Names that are none (a hub id, embedded:NAME) never
+# begin with ~.
 PATHS = {
-    "anomalies", "checkpoint", "checkpoints", "config", "csv", "data", "grid", "image", "model", "out", "runs", "store", "stores",
+    "anomalies", "checkpoint", "checkpoints", "config", "csv", "data", "grid", "image", "model",
+    "out", "runs", "store", "stores",
     "target_store",
 }  # fmt: skip
 
@@ -20,7 +23,9 @@ def expanded(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def command(**given: Any) -> Any:
-        return run(**{name: expand(value) if name in PATHS else value for name, value in given.items()})
+        return run(
+            **{name: expand(value) if name in PATHS else value for name, value in given.items()}
+        )
 
     return command
 

@@ -1,4 +1,5 @@
-"""What the user sees: progress on stderr (a bar on a terminal, else a line every ten seconds), data on stdout."""
+"""What the user sees: progress on stderr (a bar on a terminal, else a line every ten seconds), data
+on stdout."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ REDRAW_SECONDS = 0.1
 
 
 def take_any_encoding() -> None:
-    """What stdout and stderr cannot encode is written as \\xNN or \\uNNNN: a locale must not end a command whose work is done."""
+    """What stdout and stderr cannot encode is written as \\xNN or \\uNNNN: a locale must not end a
+    command whose work is done."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -54,7 +56,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):
-        cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -74,7 +79,9 @@ def size(count: float) -> str:
 def _columns() -> int:
     """Of the terminal behind stderr, where the bar is drawn."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or shutil.get_terminal_size().columns
+        return (
+            os.get_terminal_size(sys.stderr.fileno()).columns or shutil.get_terminal_size().columns
+        )
     except (OSError, ValueError):
         return shutil.get_terminal_size().columns
 
@@ -98,7 +105,12 @@ class Reporter:
         now = time.monotonic()
         if p.phase != self.phase:
             self.close()
-            self.phase, self.began, self.last, self.first = p.phase, now, 0.0 if self.bar else now, p.done
+            self.phase, self.began, self.last, self.first = (
+                p.phase,
+                now,
+                0.0 if self.bar else now,
+                p.done,
+            )
         finished = p.total and p.done >= p.total
         wait = REDRAW_SECONDS if self.bar else PLAIN_SECONDS
         if self.quiet or (now - self.last < wait and not finished):
@@ -106,7 +118,8 @@ class Reporter:
         self.last = now
         text = self._line(p, now)
         if self.bar:
-            # One column short: some terminals go to the next line when the last is written. A line that wraps is never erased.
+            # One column short: some terminals go to the next line when the last is written. A line
+            # that wraps is never erased.
             typer.echo(f"\r\x1b[2K{text[: max(_columns() - 1, 1)]}", err=True, nl=False)
             self.open_line = True
         else:
@@ -125,7 +138,11 @@ class Reporter:
         else:
             parts.append(f"{p.done:,} {p.unit}")
         names = {"loss": ".4g", "fvu": ".4f", "l0": ".1f", "dead": ".1%"}
-        parts += [f"{name} {p.figures[name]:{form}}" for name, form in names.items() if p.figures.get(name) is not None]
+        parts += [
+            f"{name} {p.figures[name]:{form}}"
+            for name, form in names.items()
+            if p.figures.get(name) is not None
+        ]
         rate = p.figures.get("rows_per_s") or (p.done - self.first) / max(now - self.began, 1e-9)
         if rate > 0:
             parts.append(f"{rate:,.0f} {p.unit}/s")

@@ -1,7 +1,9 @@
-"""Sparse kernels for autoencoders. Imports torch (and triton) only; notation and formats are in codes.py.
+"""Sparse kernels for autoencoders. Imports torch (and triton) only; notation and formats are in
+codes.py.
 
-encode_topk -> SparseCodes -> decode / decode_mse -> sparse_weight_grad; topk_reconstruction is the whole step as one scalar.
-Errors are ValueError (wrong arguments) and RuntimeError (this device cannot do it).
+encode_topk -> SparseCodes -> decode / decode_mse -> sparse_weight_grad; topk_reconstruction is the
+whole step as one scalar. Errors are ValueError (wrong arguments) and RuntimeError (this device
+cannot do it).
 """
 
 from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense

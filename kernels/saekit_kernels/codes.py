@@ -1,11 +1,12 @@
 """The few active latents of each row: the format between encoder, decoder and gradients.
 
-SparseCodes stores rows ELL: column-ascending (value, index) pairs, padded with value 0 at index 0 behind the last active latent. ELL
-because a TopK code has exact width and the decoder wants a fixed width. RaggedCodes stores rows end to end (CSR), for thresholds: one
-unusual row of a language model can have fifty times the active latents of the mean, and ELL would be as wide as that row.
+SparseCodes stores rows ELL: column-ascending (value, index) pairs, padded with value 0 at index 0
+behind the last active latent. ELL because a TopK code has exact width and the decoder wants a fixed
+width. RaggedCodes stores rows end to end (CSR), for thresholds: one unusual row of a language model
+can have fifty times the active latents of the mean, and ELL would be as wide as that row.
 
-Both give their transpose (CSC) on demand, because gradients that sum over rows in a fixed order, without atomics, need the rows of each
-latent side by side.
+Both give their transpose (CSC) on demand, because gradients that sum over rows in a fixed order,
+without atomics, need the rows of each latent side by side.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 
 @dataclass
 class Transpose:
-    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the flattened codes, rows ascending.
+    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the
+    flattened codes, rows ascending.
 
-    `pos` is as long as the codes' storage, since its used length, ptr[F], is known to the device alone; the rest is padding.
+    `pos` is as long as the codes' storage, since its used length, ptr[F], is known to the device
+    alone; the rest is padding.
     """
 
     ptr: torch.Tensor  # (F+1,) int32
@@ -35,7 +38,8 @@ class Transpose:
 class SparseCodes:
     """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
 
-    `leading`: the shape of the rows before they were put into one list, B in all; None where they are one list.
+    `leading`: the shape of the rows before they were put into one list, B in all; None where they
+    are one list.
     """
 
     vals: torch.Tensor
@@ -49,7 +53,10 @@ class SparseCodes:
         return self.vals.shape[0]
 
     def __repr__(self) -> str:
-        return f"SparseCodes({tuple(self.shape)}, at most {self.capacity} active per row, {self.vals.dtype})"
+        return (
+            f"SparseCodes({tuple(self.shape)}, at most {self.capacity} active per row,"
+            f" {self.vals.dtype})"
+        )
 
     @property
     def shape(self) -> torch.Size:
@@ -57,17 +64,24 @@ class SparseCodes:
         return torch.Size((*((len(self),) if self.leading is None else self.leading), self.F))
 
     def __getitem__(self, index: Any) -> SparseCodes | torch.Tensor:
-        """As the dense code is indexed, without making it: `codes[rows]` gives the codes of some rows (a slice, a mask or row numbers; a
-        single row is dense), `codes[rows, latents]` the values there."""
+        """As the dense code is indexed, without making it: `codes[rows]` gives the codes of some
+        rows (a slice, a mask or row numbers; a single row is dense), `codes[rows, latents]` the
+        values there."""
         number = torch.arange(len(self), device=self.idx.device)
         number = number if self.leading is None else number.view(self.leading)
         index = index if isinstance(index, tuple) else (index,)
         rows, latents = index[: number.ndim], index[number.ndim :]
         chosen = number[rows]
         if latents:
-            return self._values(chosen, torch.as_tensor(latents[0], device=self.idx.device), any(isinstance(each, slice) for each in rows))
+            return self._values(
+                chosen,
+                torch.as_tensor(latents[0], device=self.idx.device),
+                any(isinstance(each, slice) for each in rows),
+            )
         flat, leading = chosen.flatten(), None if chosen.ndim == 1 else tuple(chosen.shape)
-        codes = SparseCodes(self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading)
+        codes = SparseCodes(
+            self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading
+        )
         return codes if chosen.ndim else codes.to_dense()
 
     def _values(self, rows: torch.Tensor, latents: torch.Tensor, crossed: bool) -> torch.Tensor:
@@ -83,7 +97,9 @@ class SparseCodes:
         return self.vals.shape[1]
 
     def detach(self) -> SparseCodes:
-        return SparseCodes(self.vals.detach(), self.idx, self.nnz, self.F, self._transpose, self.leading)
+        return SparseCodes(
+            self.vals.detach(), self.idx, self.nnz, self.F, self._transpose, self.leading
+        )
 
     def to_dense(self) -> torch.Tensor:
         """z (B,F), or (*leading, F). Padding adds 0 to column 0, so it needs no mask."""
@@ -116,13 +132,16 @@ class SparseCodes:
         """Made once, by a stable sort: the same codes give the same order, whatever the device."""
         if self._transpose is None:
             # Padding sorts behind every latent, as latent F.
-            self._transpose = _transpose(torch.where(self.active(), self.idx, self.F).flatten(), self.F)
+            self._transpose = _transpose(
+                torch.where(self.active(), self.idx, self.F).flatten(), self.F
+            )
         return self._transpose
 
 
 @dataclass
 class RaggedCodes:
-    """Rows end to end: entries ptr[b]:ptr[b+1] of vals (n,) and idx (n,) int32 are row b's, columns ascending; F latents."""
+    """Rows end to end: entries ptr[b]:ptr[b+1] of vals (n,) and idx (n,) int32 are row b's, columns
+    ascending; F latents."""
 
     ptr: torch.Tensor  # (B+1,) int32
     vals: torch.Tensor
@@ -168,7 +187,8 @@ Codes = SparseCodes | RaggedCodes
 def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
     """Selected pre-activations -> codes: ReLU, drop what is not positive, sort columns.
 
-    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in the ReLU.
+    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in
+    the ReLU.
     """
     active = ~(vals_BK <= 0)
     key = torch.where(active, idx_BK, F)
@@ -178,7 +198,9 @@ def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> Sparse
     return SparseCodes(vals, idx, active.sum(1, dtype=torch.int32), F)
 
 
-def from_entries(row: torch.Tensor, column: torch.Tensor, vals: torch.Tensor, B: int, F: int) -> RaggedCodes:
+def from_entries(
+    row: torch.Tensor, column: torch.Tensor, vals: torch.Tensor, B: int, F: int
+) -> RaggedCodes:
     """Codes from (row, column, value) entries in row-major order, columns ascending."""
     ptr = torch.nn.functional.pad(torch.bincount(row, minlength=B).cumsum(0), (1, 0))
     return RaggedCodes(ptr.to(torch.int32), vals, column.to(torch.int32), F)
@@ -200,5 +222,7 @@ def from_dense(z_BF: torch.Tensor, above: float = 0.0) -> SparseCodes:
 def _transpose(key: torch.Tensor, F: int) -> Transpose:
     # int32 keys sort several times faster than int64 ones.
     key, pos = torch.sort(key, stable=True)
-    ptr = torch.searchsorted(key, torch.arange(F + 1, dtype=torch.int32, device=key.device), out_int32=True)
+    ptr = torch.searchsorted(
+        key, torch.arange(F + 1, dtype=torch.int32, device=key.device), out_int32=True
+    )
     return Transpose(ptr, pos.to(torch.int32))

@@ -1,14 +1,19 @@
-"""Cost model: the least time that an operation or a training step can take on a device whose rates are known.
+"""Cost model: the least time that an operation or a training step can take on a device whose rates
+are known.
 
-An operation takes at least max(FLOPs / rate, bytes / bandwidth). Nothing here is measured: the figures say what a kernel is to be
-compared with, and which of two ways should win before anyone has timed them.
+An operation takes at least max(FLOPs / rate, bytes / bandwidth). Nothing here is measured: the
+figures say what a kernel is to be compared with, and which of two ways should win before anyone has
+timed them.
 
-Sources. H200: 989 TFLOP/s of dense bf16 and 4.8 TB/s are NVIDIA's data sheet; 80 % and 90 % of them are what good kernels reach, so
-790 TFLOP/s and 4.3 TB/s are used. 50 MB of L2 (NVIDIA, Hopper architecture white paper); 5.5 TB/s out of it is an assumption.
-Adam reads and writes p, m, v in fp32 (24 B a parameter) and writes the bf16 copy (2 B); unfused, the gradient is written and read and
-autocast reads and writes the weight once more (38 B in all). torch.topk is counted as two reads of B x F, which is kind to it.
+Sources. H200: 989 TFLOP/s of dense bf16 and 4.8 TB/s are NVIDIA's data sheet; 80 % and 90 % of them
+are what good kernels reach, so 790 TFLOP/s and 4.3 TB/s are used. 50 MB of L2 (NVIDIA, Hopper
+architecture white paper); 5.5 TB/s out of it is an assumption. Adam reads and writes p, m, v in
+fp32 (24 B a parameter) and writes the bf16 copy (2 B); unfused, the gradient is written and read
+and autocast reads and writes the weight once more (38 B in all). torch.topk is counted as two reads
+of B x F, which is kind to it.
 
-Legend: B rows, D model width, F latents, k active latents of a row. Times in ms, bf16 matrices unless said.
+Legend: B rows, D model width, F latents, k active latents of a row. Times in ms, bf16 matrices
+unless said.
 """
 
 from __future__ import annotations
@@ -30,20 +35,23 @@ DEVICES = {"H200": Device(flops=790e12, bandwidth=4.3e12, l2_bytes=50 * 2**20, l
 ADAM_FUSED_BYTES = 26  # a parameter
 ADAM_UNFUSED_BYTES = 38
 BF16, FP32 = 2, 4
-# A stored code is written (value, index: 8 B), read by the decoder (8), its gradient written (4), its place in the transpose made and read
-# (12), and its value and gradient fetched from scattered places, a 32-byte sector each (64).
+# A stored code is written (value, index: 8 B), read by the decoder (8), its gradient written (4),
+# its place in the transpose made and read (12), and its value and gradient fetched from scattered
+# places, a 32-byte sector each (64).
 STORED_CODE_BYTES = 96
 CROSSOVER = 1.4
 
 
 def device_of(name: str) -> Device | None:
-    """The rates of a device by the name torch.cuda.get_device_name gives ("NVIDIA H200"); None when they are not known."""
+    """The rates of a device by the name torch.cuda.get_device_name gives ("NVIDIA H200"); None when
+    they are not known."""
     return next((device for key, device in DEVICES.items() if key in name.upper().split()), None)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation must do at least: FLOPs of matrix products, bytes between device memory and the chip."""
+    """What an operation must do at least: FLOPs of matrix products, bytes between device memory and
+    the chip."""
 
     flops: float
     bytes: float
@@ -63,7 +71,8 @@ def select(B: int, D: int, F: int, k: int) -> Work:
 
 
 def decode_mse(B: int, D: int, F: int, k: int) -> Work:
-    """Reconstruction, loss, residual gradient and the gradient of each code. The second touch of the k rows is cached."""
+    """Reconstruction, loss, residual gradient and the gradient of each code. The second touch of
+    the k rows is cached."""
     return Work(4 * B * k * D, BF16 * B * k * D + 12 * B * k + BF16 * 2 * B * D)
 
 
@@ -73,7 +82,8 @@ def weight_grad(B: int, D: int, F: int, k: int) -> Work:
 
 
 def feature_step(B: int, D: int, F: int, k: int) -> Work:
-    """Both weight gradients and Adam of both matrices in one pass: two gathers, no gradient is stored."""
+    """Both weight gradients and Adam of both matrices in one pass: two gathers, no gradient is
+    stored."""
     return Work(4 * B * k * D, 2 * (BF16 * B * k * D + 12 * B * k) + ADAM_FUSED_BYTES * 2 * F * D)
 
 
@@ -120,16 +130,20 @@ OPERATIONS: dict[str, Callable[[int, int, int, int], Work]] = {
 
 
 def floor_ms(op: str, B: int, D: int, F: int, k: int, device_name: str) -> float | None:
-    """The least time of one operation; None for a device whose rates are not known. Raises ValueError for an unknown operation."""
+    """The least time of one operation; None for a device whose rates are not known. Raises
+    ValueError for an unknown operation."""
     if op not in OPERATIONS:
         raise ValueError(f"unknown operation {op!r}; there are {', '.join(OPERATIONS)}")
     device = device_of(device_name)
     return None if device is None else OPERATIONS[op](B, D, F, k).ms(device)
 
 
-def dense_step_ms(B: int, D: int, F: int, device_name: str, passes: int = 10, adam_bytes: int = ADAM_UNFUSED_BYTES) -> float | None:
-    """A training step with dense codes: five GEMMs (encode, decode, dz, two weight gradients), `passes` bf16 passes over B x F that no
-    GEMM hides, and Adam. 10 passes: eager torch with TopK; 7: eager torch with ReLU and L1; 2 and 26 B: fused passes and fused Adam.
+def dense_step_ms(
+    B: int, D: int, F: int, device_name: str, passes: int = 10, adam_bytes: int = ADAM_UNFUSED_BYTES
+) -> float | None:
+    """A training step with dense codes: five GEMMs (encode, decode, dz, two weight gradients),
+    `passes` bf16 passes over B x F that no GEMM hides, and Adam. 10 passes: eager torch with TopK;
+    7: eager torch with ReLU and L1; 2 and 26 B: fused passes and fused Adam.
     """
     device = device_of(device_name)
     if device is None:
@@ -139,10 +153,12 @@ def dense_step_ms(B: int, D: int, F: int, device_name: str, passes: int = 10, ad
 
 
 def topk_step_floor_ms(B: int, D: int, F: int, k: int, device_name: str) -> float | None:
-    """A training step with k codes a row: the encoder GEMM, fused Adam, one gather from W_dec and one each from x and from the residual
-    gradient, and the traffic of the codes. Also the floor of a ReLU step with k active latents a row.
+    """A training step with k codes a row: the encoder GEMM, fused Adam, one gather from W_dec and
+    one each from x and from the residual gradient, and the traffic of the codes. Also the floor of
+    a ReLU step with k active latents a row.
 
-    x and the gradient are gathered from L2 when both fit in half of it; W_dec is counted from device memory always.
+    x and the gradient are gathered from L2 when both fit in half of it; W_dec is counted from
+    device memory always.
     """
     device = device_of(device_name)
     if device is None:
@@ -150,16 +166,20 @@ def topk_step_floor_ms(B: int, D: int, F: int, k: int, device_name: str) -> floa
     cached = 2 * BF16 * B * D <= device.l2_bytes / 2
     gather = BF16 * B * k * D
     seconds = 2 * B * D * F / device.flops
-    seconds += (ADAM_FUSED_BYTES * 2 * D * F + gather + STORED_CODE_BYTES * B * k) / device.bandwidth
+    seconds += (
+        ADAM_FUSED_BYTES * 2 * D * F + gather + STORED_CODE_BYTES * B * k
+    ) / device.bandwidth
     seconds += 2 * gather / (device.l2_bandwidth if cached else device.bandwidth)
     return 1e3 * seconds
 
 
 def crossover_l0(F: int) -> float:
-    """The mean number of active latents below which sparse kernels should beat fused dense ones, on a CUDA device nobody has measured.
+    """The mean number of active latents below which sparse kernels should beat fused dense ones, on
+    a CUDA device nobody has measured.
 
-    L0* = c F / 184: a gather of k rows costs 184 k / F of the encoder GEMM (184 FLOP/B = 790e12 / 4.3e12 on an H200; by their data
-    sheets 140 on an A100, 260 on an H100), and what it saves is a fixed number of GEMMs. The full model gives c = 1.36 at D = 4096 to
-    1.72 at D = 768; c = 1.4 is taken from the smaller end, to stay dense a little too long rather than too short.
+    L0* = c F / 184: a gather of k rows costs 184 k / F of the encoder GEMM (184 FLOP/B = 790e12 /
+    4.3e12 on an H200; by their data sheets 140 on an A100, 260 on an H100), and what it saves is a
+    fixed number of GEMMs. The full model gives c = 1.36 at D = 4096 to 1.72 at D = 768; c = 1.4 is
+    taken from the smaller end, to stay dense a little too long rather than too short.
     """
     return CROSSOVER * F / 184

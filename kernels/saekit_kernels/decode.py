@@ -1,7 +1,8 @@
 """Decoder: codes -> reconstruction, and the row program that also yields loss and gradients.
 
-x_hat_b = sum_t vals[b,t] W_dec[idx[b,t]] + b_dec is an embedding bag; the gradient of a code value is one dot product for each stored
-entry, <g_b, W_dec[j]>, a sampled dense-dense product. Neither touches B x F.
+x_hat_b = sum_t vals[b,t] W_dec[idx[b,t]] + b_dec is an embedding bag; the gradient of a code value
+is one dot product for each stored entry, <g_b, W_dec[j]>, a sampled dense-dense product. Neither
+touches B x F.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from saekit_kernels.sparse import csr_products
 
 @dataclass
 class Decoded:
-    """loss_B = sum over D of (x_hat - x)^2; residual_BD = x_hat - x. With gradients of mean_b loss_b: g_BD, and dvals in the shape of
-    the code values. l1_B: sum of penalty * value over a row, when a penalty was given."""
+    """loss_B = sum over D of (x_hat - x)^2; residual_BD = x_hat - x. With gradients of mean_b
+    loss_b: g_BD, and dvals in the shape of the code values. l1_B: sum of penalty * value over a
+    row, when a penalty was given."""
 
     loss_B: torch.Tensor
     residual_BD: torch.Tensor
@@ -32,7 +34,14 @@ def decode(codes: Codes, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch
     if codes.idx.numel() == 0:
         return codes.vals.new_zeros(len(codes), W_dec_FD.shape[1]) + b_dec_D
     weights, offsets = codes.vals.to(W_dec_FD.dtype).flatten(), codes.offsets()
-    bags = nnF.embedding_bag(codes.idx.flatten(), W_dec_FD, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    bags = nnF.embedding_bag(
+        codes.idx.flatten(),
+        W_dec_FD,
+        offsets,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
     return bags + b_dec_D
 
 
@@ -45,8 +54,8 @@ def decode_mse(
     need_grad: bool = True,
     penalty_F: torch.Tensor | None = None,
 ) -> Decoded:
-    """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_j penalty_j z_bj] with respect to x_hat (g) and to the
-    code values (dvals)."""
+    """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_j penalty_j z_bj]
+    with respect to x_hat (g) and to the code values (dvals)."""
     residual = decode(codes, W_dec_FD, b_dec_D).sub_(x_BD)
     decoded = Decoded(residual.square().sum(1), residual)
     price = None if penalty_F is None else penalty_F[codes.idx]
@@ -62,11 +71,17 @@ def decode_mse(
 
 def sampled_products(codes: Codes, g_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of vals: <g_b, W[j]> for every entry (b, j), 0 on padding."""
-    if g_BD.device.type != "cpu":  # the number of entries is known to the device alone: by row, padding included
+    # the number of entries is known to the device alone: by row, padding included
+    if g_BD.device.type != "cpu":
         products = csr_products(codes.offsets(), codes.idx.flatten(), g_BD, W_FD)
         return codes.without_padding(products.view_as(codes.vals))
-    # By latent, so that W is read in order; the transpose is needed for the weight gradients anyway.
+    # By latent, so that W is read in order; the transpose is needed for the weight gradients
+    # anyway.
     transpose = codes.transpose()
     pos = transpose.pos[: int(transpose.ptr[-1])]
     products = csr_products(transpose.ptr, codes.row_of(pos), W_FD, g_BD)
-    return codes.vals.new_zeros(codes.vals.numel()).index_copy_(0, pos.long(), products).view_as(codes.vals)
+    return (
+        codes.vals.new_zeros(codes.vals.numel())
+        .index_copy_(0, pos.long(), products)
+        .view_as(codes.vals)
+    )

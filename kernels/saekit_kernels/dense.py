@@ -1,6 +1,8 @@
-"""The dense arm: the plain mathematics of a step, in chunks of rows, gradients made beside the loss.
+"""The dense arm: the plain mathematics of a step, in chunks of rows, gradients made beside the
+loss.
 
-Five matrix products are left as they are; everything of size B x F lives in two reused buffers, and masks and penalties cost one pass each.
+Five matrix products are left as they are; everything of size B x F lives in two reused buffers, and
+masks and penalties cost one pass each.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from saekit_kernels.workspace import Workspace
 DENSE_ROWS = 1024  # rows in a chunk
 MIN_RATE = 1e-6  # mean activations are kept this far from 0 and 1 before a logarithm
 
-Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # W_enc (F,D), b_enc (F,), W_dec (F,D), b_dec (D,)
+# W_enc (F,D), b_enc (F,), W_dec (F,D), b_dec (D,)
+Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -35,15 +38,20 @@ def dense_step(
     workspace: Workspace,
     wants_grad: bool,
 ) -> DenseStep:
-    """One step of a rectified code. `activate` turns pre-activations into (code, firing counts), in place; `pull_F` is added to the
-    gradient of every active entry."""
+    """One step of a rectified code. `activate` turns pre-activations into (code, firing counts), in
+    place; `pull_F` is added to the gradient of every active entry."""
     W_enc, b_enc, W_dec, b_dec = parameters
     (B, D), F = x_BD.shape, len(W_enc)
-    made = DenseStep(x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None)
+    made = DenseStep(
+        x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None
+    )
     gradients = [torch.empty_like(p) for p in parameters]
     for start in range(0, B, DENSE_ROWS):
         x = x_BD[start : start + DENSE_ROWS]
-        code, code_gradient = (workspace.get(name, (min(DENSE_ROWS, B), F), x)[: len(x)] for name in ("code", "code gradient"))
+        code, code_gradient = (
+            workspace.get(name, (min(DENSE_ROWS, B), F), x)[: len(x)]
+            for name in ("code", "code gradient")
+        )
         z, fired = activate(torch.addmm(b_enc, x, W_enc.T, out=code))
         made.fired_F += fired
         if pull_F is not None:
@@ -51,7 +59,11 @@ def dense_step(
         e = torch.addmm(b_dec, z, W_dec, out=made.residual_BD[start : start + DENSE_ROWS]).sub_(x)
         if wants_grad:
             g = e * (2.0 / B)
-            dz = torch.mm(g, W_dec.T, out=code_gradient) if pull_F is None else torch.addmm(pull_F, g, W_dec.T, out=code_gradient)
+            dz = (
+                torch.mm(g, W_dec.T, out=code_gradient)
+                if pull_F is None
+                else torch.addmm(pull_F, g, W_dec.T, out=code_gradient)
+            )
             # dz where z > 0, else 0; a NaN code passes its gradient on.
             torch.ops.aten.threshold_backward.grad_input(dz, z, 0.0, grad_input=dz)
             _accumulate(gradients, x, z, dz, g, first=start == 0)
@@ -59,12 +71,22 @@ def dense_step(
     return made
 
 
-def sigmoid_step(x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: float, workspace: Workspace, wants_grad: bool):
-    """(DenseStep, kl) of sigmoid codes with the penalty coef * sum_j KL(rate || mean_b f_bj). The code is kept whole: the penalty's
-    gradient needs the means over all rows first. Fired means f > 0.5."""
+def sigmoid_step(
+    x_BD: torch.Tensor,
+    parameters: Parameters,
+    coef: float,
+    rate: float,
+    workspace: Workspace,
+    wants_grad: bool,
+):
+    """(DenseStep, kl) of sigmoid codes with the penalty coef * sum_j KL(rate || mean_b f_bj). The
+    code is kept whole: the penalty's gradient needs the means over all rows first. Fired means f >
+    0.5."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B, F = len(x_BD), len(W_enc)
-    f_BF = torch.addmm(b_enc, x_BD, W_enc.T, out=workspace.get("sigmoid code", (B, F), x_BD)).sigmoid_()
+    f_BF = torch.addmm(
+        b_enc, x_BD, W_enc.T, out=workspace.get("sigmoid code", (B, F), x_BD)
+    ).sigmoid_()
     mass_F = f_BF.sum(0)
     kl, pull_F = kl_of_means(mass_F / B, rate)
     pull_F = coef / B * pull_F
@@ -82,9 +104,12 @@ def sigmoid_step(x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: 
     return made, kl
 
 
-def kl_of_means(mean_F: torch.Tensor, rate: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum_j KL(rate || mean_j) of Bernoulli rates, its derivative by each mean). Means are clamped to [MIN_RATE, 1 - MIN_RATE], where
-    the derivative is 0 (Ng, "Sparse autoencoder", CS294A notes)."""
+def kl_of_means(
+    mean_F: torch.Tensor, rate: float | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum_j KL(rate || mean_j) of Bernoulli rates, its derivative by each mean). Means are clamped
+    to [MIN_RATE, 1 - MIN_RATE], where the derivative is 0 (Ng, "Sparse autoencoder", CS294A
+    notes)."""
     rho = mean_F.clamp(MIN_RATE, 1 - MIN_RATE)
     of = torch if torch.is_tensor(rate) else math  # nothing here waits for the device
     kl = (rate * (of.log(rate) - rho.log()) + (1 - rate) * (of.log1p(-rate) - (-rho).log1p())).sum()

@@ -16,9 +16,11 @@ class Backend:
 
 
 def resolve_backend(asked: str, device_type: str) -> Backend:
-    """auto: the Triton kernels on a CUDA device, torch elsewhere; the variable SAEKIT_KERNELS stands in for auto.
+    """auto: the Triton kernels on a CUDA device, torch elsewhere; the variable SAEKIT_KERNELS
+    stands in for auto.
 
-    Raises ValueError for an unknown name, RuntimeError when what was asked for cannot run on this device.
+    Raises ValueError for an unknown name, RuntimeError when what was asked for cannot run on this
+    device.
     """
     why = "asked for"
     if asked == "auto" and os.environ.get(VARIABLE, "auto") != "auto":
@@ -29,11 +31,21 @@ def resolve_backend(asked: str, device_type: str) -> Backend:
     if asked == "auto":
         if device_type == "cuda" and installed:
             return Backend("triton", "the device is a GPU")
-        return Backend("torch", "triton is not installed" if device_type == "cuda" else f"Triton kernels do not run on {device_type}")
+        return Backend(
+            "torch",
+            (
+                "triton is not installed"
+                if device_type == "cuda"
+                else f"Triton kernels do not run on {device_type}"
+            ),
+        )
     if asked == "triton":
         if not installed:
             raise RuntimeError("triton is not installed")
         if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             hint = "" if why == "asked for" else f" ({why})"
-            raise RuntimeError(f"Triton kernels need a CUDA device, not {device_type}{hint}; TRITON_INTERPRET=1 interprets them, slowly")
+            raise RuntimeError(
+                f"Triton kernels need a CUDA device, not {device_type}{hint}; TRITON_INTERPRET=1"
+                " interprets them, slowly"
+            )
     return Backend(asked, why)

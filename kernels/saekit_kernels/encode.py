@@ -1,8 +1,11 @@
-"""Encoder and selection: rows x -> SparseCodes, by three rules: the k largest, everything above a threshold, the B*k largest of a batch.
+"""Encoder and selection: rows x -> SparseCodes, by three rules: the k largest, everything above a
+threshold, the B*k largest of a batch.
 
-Two plans give the same selected sets. `gemm` makes the pre-activations of a chunk of rows in fp32 and selects. `filter` (filter.py) finds
-the latents that can matter with a bf16 product and scores those in fp32; it is chosen where the CPU multiplies bf16 natively and the
-matrices are large. Values of the two differ in the order of their sums, in the last bits. Nothing of size B x F outlives a call.
+Two plans give the same selected sets. `gemm` makes the pre-activations of a chunk of rows in fp32
+and selects. `filter` (filter.py) finds the latents that can matter with a bf16 product and scores
+those in fp32; it is chosen where the CPU multiplies bf16 natively and the matrices are large.
+Values of the two differ in the order of their sums, in the last bits. Nothing of size B x F
+outlives a call.
 """
 
 from __future__ import annotations
@@ -20,14 +23,17 @@ from saekit_kernels.sparse import row_products
 from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
-CHUNK_ROWS = 512  # a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
-SCORED_ROWS = 1024  # rows whose survivors are scored together: the weights are read once for all of them
+# a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
+CHUNK_ROWS = 512
+# rows whose survivors are scored together: the weights are read once for all of them
+SCORED_ROWS = 1024
 LEAST_THREADED = 1 << 34  # multiplications from which chunks go on threads of their own
 CROWDED = 512  # survivors a row, on average, above which fp32 products with all of W cost less
 
 
 def as_given(function):
-    """Without gradients, and without autocast, which would change precisions in this thread alone."""
+    """Without gradients, and without autocast, which would change precisions in this thread
+    alone."""
 
     @functools.wraps(function)
     def run(x_BD, *arguments, **options):
@@ -49,19 +55,30 @@ def check_plan(plan: str) -> None:
 def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
     """filter | gemm: how these would be encoded."""
     large = x_BD.numel() * W_enc_FD.shape[0] >= LEAST_PRODUCT
-    if x_BD.device.type == "cpu" and x_BD.dtype == W_enc_FD.dtype == torch.float32 and large and fast_bf16():
+    if (
+        x_BD.device.type == "cpu"
+        and x_BD.dtype == W_enc_FD.dtype == torch.float32
+        and large
+        and fast_bf16()
+    ):
         return "filter"
     return "gemm"
 
 
 @as_given
 def encode_topk(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, k: int, workspace: Workspace | None = None, plan: str = "auto"
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    k: int,
+    workspace: Workspace | None = None,
+    plan: str = "auto",
 ) -> SparseCodes:
-    """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. No autograd.
+    """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. No
+    autograd.
 
-    `plan` filter needs 64 k latents and takes gemm below. Raises ValueError when k is not in [1, F]. Rows with fewer than k positive
-    pre-activations have nnz < k.
+    `plan` filter needs 64 k latents and takes gemm below. Raises ValueError when k is not in [1,
+    F]. Rows with fewer than k positive pre-activations have nnz < k.
     """
     F = W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -89,14 +106,17 @@ def encode_threshold(
     plan: str = "auto",
     most: float | None = None,
 ) -> RaggedCodes | None:
-    """Every positive pre-activation above its threshold: a ReLU with 0, a JumpReLU with one threshold a latent (F,), BatchTopK
-    inference with one scalar. NaN counts as active. None when the first rows have more than `most` active latents on average: dense
-    work is then cheaper, and little was lost. No autograd."""
+    """Every positive pre-activation above its threshold: a ReLU with 0, a JumpReLU with one
+    threshold a latent (F,), BatchTopK inference with one scalar. NaN counts as active. None when
+    the first rows have more than `most` active latents on average: dense work is then cheaper, and
+    little was lost. No autograd."""
     F = W_enc_FD.shape[0]
     x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
     if len(x_BD) == 0:
         return from_entries(*_no_entries(x_BD), 0, F)
-    threshold_F = torch.as_tensor(threshold, dtype=x_BD.dtype, device=x_BD.device).clamp_min(0.0).expand(F)
+    threshold_F = (
+        torch.as_tensor(threshold, dtype=x_BD.dtype, device=x_BD.device).clamp_min(0.0).expand(F)
+    )
     workspace = workspace or Workspace()
     check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
@@ -121,11 +141,13 @@ def encode_batchtopk(
     plan: str = "auto",
     bound: float = 0.0,
 ) -> tuple[RaggedCodes, torch.Tensor]:
-    """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the smallest row, then column), and the
-    smallest of them, 0-d (0 when none is positive). Bussmann et al. 2024, arXiv 2412.06410. No autograd.
+    """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the
+    smallest row, then column), and the smallest of them, 0-d (0 when none is positive). Bussmann et
+    al. 2024, arXiv 2412.06410. No autograd.
 
-    `bound` is a guess below the threshold, such as a part of the last step's: where B*k entries lie above it, they are all that is looked
-    at. A wrong guess costs time alone. Raises ValueError when k is not in [1, F].
+    `bound` is a guess below the threshold, such as a part of the last step's: where B*k entries lie
+    above it, they are all that is looked at. A wrong guess costs time alone. Raises ValueError when
+    k is not in [1, F].
     """
     (B, _), F = x_BD.shape, W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -141,9 +163,13 @@ def encode_batchtopk(
             row = above.row_of(torch.arange(len(above.idx), device=above.idx.device)).long()
             entries = _largest((row, above.idx.long(), above.vals), B * k)
     if len(entries[0]) == 0:
-        for rows, row, column, vals in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace):
+        for rows, row, column, vals in _above_by_gemm(
+            x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace
+        ):
             # What B*k entries surpass cannot come back.
-            entries = _largest(tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k)
+            entries = _largest(
+                tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k
+            )
     row, column, vals = entries
     threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold
@@ -159,11 +185,13 @@ def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
     return SparseCodes(empty, empty.to(torch.int32), empty.new_zeros(0, dtype=torch.int32), F)
 
 
-# -- fp32 products ------------------------------------------------------------------------------------------------------
+# -- fp32 products
+# --------------------------------------------------------------------------------------------------
 
 
 class _Product:
-    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer a thread."""
+    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer a
+    thread."""
 
     def __init__(self, x_BD, W_FD, b_F, workspace: Workspace) -> None:
         self.x_BD, self.W_FD, self.b_F, self.workspace = x_BD, W_FD, b_F, workspace
@@ -181,18 +209,22 @@ class _Product:
 
 def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
-    pieces = map_chunks(lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), threaded)
+    pieces = map_chunks(
+        lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), threaded
+    )
     return tuple(map(torch.cat, zip(*pieces)))
 
 
-def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _positive(
+    pre_BF: torch.Tensor, threshold: torch.Tensor | float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     row, column = positions(~(pre_BF <= threshold))
     return row, column, pre_BF[row, column]
 
 
 def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: float | None = None):
-    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk; None, and no more, when the first chunk
-    has more than `most` of them a row."""
+    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk; None,
+    and no more, when the first chunk has more than `most` of them a row."""
     product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
     first = slice(0, min(CHUNK_ROWS, len(x_BD)))
@@ -202,7 +234,9 @@ def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: flo
         return
     yield first, *_positive(pre, limit)
     yield from map_chunks(
-        lambda rows, slot: (rows, *_positive(product(rows, slot), limit)), spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS), threaded
+        lambda rows, slot: (rows, *_positive(product(rows, slot), limit)),
+        spans(len(x_BD), CHUNK_ROWS, CHUNK_ROWS),
+        threaded,
     )
 
 
@@ -215,7 +249,8 @@ def _largest(entries, count: int):
     return row[keep], column[keep], vals[keep]
 
 
-# -- bf16 products, fp32 scores -----------------------------------------------------------------------------------------
+# -- bf16 products, fp32 scores
+# -----------------------------------------------------------------------------------------
 
 
 def _scored(row, column, x_CD, W_FD, b_F) -> torch.Tensor:
@@ -234,10 +269,17 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
         """Fill in these rows; the numbers of those that are crowded, left to fp32."""
         row, column, crowded = _search(rows, lambda part: bf16.largest(part, slot, k))
         count = torch.bincount(row, minlength=rows.stop - rows.start)
-        vals[rows], idx[rows] = _topk_of_entries(row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k)
+        vals[rows], idx[rows] = _topk_of_entries(
+            row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k
+        )
         return crowded.nonzero()[:, 0] + rows.start
 
-    redo = torch.cat([(~bf16.finite_B).nonzero()[:, 0], *map_chunks(select, spans(len(x_BD), SCORED_ROWS), threads_pay(x_BD, W_FD))])
+    redo = torch.cat(
+        [
+            (~bf16.finite_B).nonzero()[:, 0],
+            *map_chunks(select, spans(len(x_BD), SCORED_ROWS), threads_pay(x_BD, W_FD)),
+        ]
+    )
     for again in redo.split(CHUNK_ROWS):
         if len(again):
             vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
@@ -287,7 +329,8 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: f
 
 
 def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:
-    """What `find` gives for FILTER_ROWS rows at a time, end to end: first of all row numbers, which are made to count from rows.start."""
+    """What `find` gives for FILTER_ROWS rows at a time, end to end: first of all row numbers, which
+    are made to count from rows.start."""
     found = []
     for part in spans(rows.stop, FILTER_ROWS, rows.start):
         row, *others = find(part)

@@ -1,8 +1,10 @@
-"""Sparse codes by autograd: pre-activations and decoder as differentiable functions of the few active entries.
+"""Sparse codes by autograd: pre-activations and decoder as differentiable functions of the few
+active entries.
 
-What lies between them is the caller's, elementwise in the entries (a gate, a penalty, a threshold with a straight-through gradient), so a
-new kind of code needs no backward pass of its own and still costs what is active, not B x F. loss.py has the same step in one piece for
-the codes that need nothing in between. Values have the shape of `codes.vals`; gradients on padding are ignored.
+What lies between them is the caller's, elementwise in the entries (a gate, a penalty, a threshold
+with a straight-through gradient), so a new kind of code needs no backward pass of its own and still
+costs what is active, not B x F. loss.py has the same step in one piece for the codes that need
+nothing in between. Values have the shape of `codes.vals`; gradients on padding are ignored.
 """
 
 from __future__ import annotations
@@ -17,27 +19,47 @@ from saekit_kernels.decode import decode
 from saekit_kernels.operations import OPERATIONS, Operations
 from saekit_kernels.sparse import csr_products
 
-PRODUCT_ROWS = 1 << 16  # entries whose rows are gathered at a time, where there is no sampled product
+# entries whose rows are gathered at a time, where there is no sampled product
+PRODUCT_ROWS = 1 << 16
 
 
-def preactivations(codes: Codes, x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_enc_F: torch.Tensor, backend: str = "torch") -> torch.Tensor:
-    """The values of `codes`, which an encoder made of these x, W and b, differentiable in all three; the choice of entries is constant."""
+def preactivations(
+    codes: Codes,
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    backend: str = "torch",
+) -> torch.Tensor:
+    """The values of `codes`, which an encoder made of these x, W and b, differentiable in all
+    three; the choice of entries is constant."""
     return _Preactivations.apply(x_BD, W_enc_FD, b_enc_F, codes.vals, codes, OPERATIONS[backend])
 
 
 def decode_entries(
-    codes: Codes, values: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, backend: str = "torch"
+    codes: Codes,
+    values: torch.Tensor,
+    W_dec_FD: torch.Tensor,
+    b_dec_D: torch.Tensor,
+    backend: str = "torch",
 ) -> torch.Tensor:
-    """x_hat (B,D): the sum over a row's entries of value * W_dec[j], plus b_dec; differentiable in values, W_dec and b_dec."""
+    """x_hat (B,D): the sum over a row's entries of value * W_dec[j], plus b_dec; differentiable in
+    values, W_dec and b_dec."""
     return _Decode.apply(values, W_dec_FD, b_dec_D, codes, OPERATIONS[backend])
 
 
 def decode_nested(
-    codes: Codes, values: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, level: torch.Tensor, levels: int
+    codes: Codes,
+    values: torch.Tensor,
+    W_dec_FD: torch.Tensor,
+    b_dec_D: torch.Tensor,
+    level: torch.Tensor,
+    levels: int,
 ) -> torch.Tensor:
-    """(B,levels,D): x_hat from the entries up to each level; `level` gives that of every entry, in the shape of values, from 0.
+    """(B,levels,D): x_hat from the entries up to each level; `level` gives that of every entry, in
+    the shape of values, from 0.
 
-    One pass over the entries, whatever the number of levels: the partial sums of a row are added up.
+    One pass over the entries, whatever the number of levels: the partial sums of a row are added
+    up.
     """
     return _DecodeNested.apply(values, W_dec_FD, b_dec_D, codes, level.flatten().long(), levels)
 
@@ -67,7 +89,9 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, operations: Operations):
         ctx.save_for_backward(values, W_dec_FD)
         ctx.codes, ctx.operations = codes, operations
-        return decode(dataclasses.replace(codes, vals=codes.without_padding(values)), W_dec_FD, b_dec_D)
+        return decode(
+            dataclasses.replace(codes, vals=codes.without_padding(values)), W_dec_FD, b_dec_D
+        )
 
     @staticmethod
     def backward(ctx, g_BD):
@@ -75,23 +99,32 @@ class _Decode(torch.autograd.Function):
         g_BD, needs = g_BD.contiguous(), ctx.needs_input_grad
         dvalues = None
         if needs[0]:
-            rows = codes.row_of(torch.arange(values.numel(), dtype=torch.int32, device=values.device))
+            rows = codes.row_of(
+                torch.arange(values.numel(), dtype=torch.int32, device=values.device)
+            )
             dvalues = _products(codes, rows, g_BD, W_dec_FD)
-        dW = ctx.operations.weight_gradient(codes, codes.without_padding(values), g_BD) if needs[1] else None
+        dW = (
+            ctx.operations.weight_gradient(codes, codes.without_padding(values), g_BD)
+            if needs[1]
+            else None
+        )
         return dvalues, dW, g_BD.sum(0) if needs[2] else None, None, None
 
 
 class _DecodeNested(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, level, levels: int):
-        rows = codes.row_of(torch.arange(values.numel(), dtype=torch.int32, device=values.device)).long()
+        rows = codes.row_of(
+            torch.arange(values.numel(), dtype=torch.int32, device=values.device)
+        ).long()
         bag = rows * levels + level  # one bag for each row and level
         values = codes.without_padding(values)
         _, order = torch.sort(bag.to(torch.int32), stable=True)
         ends = torch.bincount(bag, minlength=len(codes) * levels).cumsum(0)
         weights = values.flatten()[order].to(W_dec_FD.dtype)
         parts = nnF.embedding_bag(
-            codes.idx.flatten()[order].long(), W_dec_FD, nnF.pad(ends, (1, 0)), mode="sum", per_sample_weights=weights,
+            codes.idx.flatten()[order].long(), W_dec_FD, nnF.pad(ends, (1, 0)), mode="sum",
+            per_sample_weights=weights,
             include_last_offset=True,
         )  # fmt: skip
         ctx.save_for_backward(values, W_dec_FD, bag)
@@ -109,7 +142,14 @@ class _DecodeNested(torch.autograd.Function):
             transpose = codes.transpose()
             pos = transpose.pos[: int(transpose.ptr[-1])].long()
             weights = values.flatten()[pos].to(W_dec_FD.dtype)
-            dW = nnF.embedding_bag(bag[pos], later, transpose.ptr.long(), mode="sum", per_sample_weights=weights, include_last_offset=True)
+            dW = nnF.embedding_bag(
+                bag[pos],
+                later,
+                transpose.ptr.long(),
+                mode="sum",
+                per_sample_weights=weights,
+                include_last_offset=True,
+            )
         return dvalues, dW, g_BGD.sum((0, 1)) if ctx.needs_input_grad[2] else None, None, None, None
 
 
@@ -119,14 +159,19 @@ def _products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tens
         transpose = codes.transpose()
         pos = transpose.pos[: int(transpose.ptr[-1])].long()
         products = csr_products(transpose.ptr, row[pos], W_FD, A.to(W_FD.dtype))
-        return A.new_zeros(codes.vals.numel(), dtype=W_FD.dtype).index_copy_(0, pos, products).view_as(codes.vals)
+        return (
+            A.new_zeros(codes.vals.numel(), dtype=W_FD.dtype)
+            .index_copy_(0, pos, products)
+            .view_as(codes.vals)
+        )
     pieces = zip(row.long().split(PRODUCT_ROWS), codes.idx.flatten().long().split(PRODUCT_ROWS))
     products = torch.cat([(A[r] * W_FD[j]).sum(1) for r, j in pieces])
     return codes.without_padding(products.view_as(codes.vals))
 
 
 def signed_topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
-    """The k entries of each row that are largest in magnitude, with their signs; ties to no order that could be relied upon."""
+    """The k entries of each row that are largest in magnitude, with their signs; ties to no order
+    that could be relied upon."""
     idx = pre_BF.abs().topk(k, dim=1, sorted=False).indices.sort(1).values
     nnz = torch.full((len(pre_BF),), k, dtype=torch.int32, device=pre_BF.device)
     return SparseCodes(pre_BF.gather(1, idx), idx.to(torch.int32), nnz, pre_BF.shape[1])

@@ -1,9 +1,11 @@
-"""The whole training step of a sparse code as one differentiable scalar, by whichever of two arms is cheaper.
+"""The whole training step of a sparse code as one differentiable scalar, by whichever of two arms
+is cheaper.
 
-The *sparse* arm never makes the dense code: encode (exact, with the selection), decode and compare, one dot product for each active entry,
-and two gathers for the weight gradients. Its cost beyond the encoder grows with the number of active latents. The *dense* arm is the plain
-mathematics (dense.py). crossover.py says from which L0 on the dense arm is the faster one; both give the same loss and gradients up to
-rounding.
+The *sparse* arm never makes the dense code: encode (exact, with the selection), decode and compare,
+one dot product for each active entry, and two gathers for the weight gradients. Its cost beyond the
+encoder grows with the number of active latents. The *dense* arm is the plain mathematics
+(dense.py). crossover.py says from which L0 on the dense arm is the faster one; both give the same
+loss and gradients up to rounding.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ class Reconstruction:
     residual_BD: torch.Tensor  # x_hat - x
     fired_F: torch.Tensor  # in how many rows each latent is active
     arm: str  # sparse | dense
-    redone: torch.Tensor | None = None  # rows that a fast encoder left to the exact one (a count on the device)
-    lost: torch.Tensor | None = None  # rows with more active latents than fit: not 0 means not exact (a count on the device)
+    # rows that a fast encoder left to the exact one (a count on the device)
+    redone: torch.Tensor | None = None
+    # rows with more active latents than fit: not 0 means not exact (a count on the device)
+    lost: torch.Tensor | None = None
 
 
 def topk_reconstruction(
@@ -52,11 +56,15 @@ def topk_reconstruction(
 ) -> Reconstruction:
     """mean_b sum_d (x_hat - x)^2 with x_hat from the k largest ReLU(x W_enc^T + b_enc) of each row.
 
-    Equal to dense autograd through relu, top-k, scatter and two matrix products (saekit_kernels.reference), with the selection taken as
-    constant. `arm` is sparse | dense | auto, `plan` the torch path's encoder (encode.py), `backend` torch | triton (the dense arm is
-    torch's on both). Raises ValueError for an empty batch, for k outside [1, F] and for unknown names.
+    Equal to dense autograd through relu, top-k, scatter and two matrix products
+    (saekit_kernels.reference), with the selection taken as constant. `arm` is sparse | dense |
+    auto, `plan` the torch path's encoder (encode.py), `backend` torch | triton (the dense arm is
+    torch's on both). Raises ValueError for an empty batch, for k outside [1, F] and for unknown
+    names.
     """
-    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm)
+    parameters, workspace = _begin(
+        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm
+    )
     if arm == "auto":
         arm = "sparse" if k <= most_active(x_BD, len(W_enc_FD)) else "dense"
     if arm == "sparse":
@@ -67,11 +75,15 @@ def topk_reconstruction(
     def keep_topk(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vals, idx = topk_rows(pre_BF, k)
         vals = vals.relu()
-        fired_F = torch.bincount(idx.flatten(), weights=vals.sign().flatten(), minlength=pre_BF.shape[1]).long()
+        fired_F = torch.bincount(
+            idx.flatten(), weights=vals.sign().flatten(), minlength=pre_BF.shape[1]
+        ).long()
         return pre_BF.zero_().scatter_(1, idx, vals), fired_F
 
     _refuse_gradient_of_rows(x_BD)
-    made = dense_step(x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters))
+    made = dense_step(
+        x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters)
+    )
     return _from_dense(made, parameters, 0.0, None)
 
 
@@ -87,14 +99,17 @@ def batchtopk_reconstruction(
     plan: str = "auto",
     backend: str = "torch",
 ) -> tuple[Reconstruction, torch.Tensor]:
-    """(the same with the B k largest ReLU(pre) of the whole batch, the smallest of them): Bussmann et al. 2024, arXiv 2412.06410.
+    """(the same with the B k largest ReLU(pre) of the whole batch, the smallest of them): Bussmann
+    et al. 2024, arXiv 2412.06410.
 
-    `bound` (0-d) is a guess below that smallest value, 0 for none (encode_batchtopk). Sparse work whatever k. Raises ValueError for an
-    empty batch, for k outside [1, F] and for unknown names.
+    `bound` (0-d) is a guess below that smallest value, 0 for none (encode_batchtopk). Sparse work
+    whatever k. Raises ValueError for an empty batch, for k outside [1, F] and for unknown names.
     """
     parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
     operations = OPERATIONS[backend]
-    encoded, threshold = operations.encode_batchtopk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound)
+    encoded, threshold = operations.encode_batchtopk(
+        x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound
+    )
     return _sparse(x_BD, parameters, encoded, None, True, operations), threshold
 
 
@@ -111,13 +126,17 @@ def relu_reconstruction(
     plan: str = "auto",
     backend: str = "torch",
 ) -> Reconstruction:
-    """The same with z = ReLU(x W_enc^T + b_enc) and the penalty mean_b sum_j z_bj ||w_j||, w_j the rows of W_dec.
+    """The same with z = ReLU(x W_enc^T + b_enc) and the penalty mean_b sum_j z_bj ||w_j||, w_j the
+    rows of W_dec.
 
-    `unit_decoder`: the caller keeps the rows at norm 1, so that the penalty's gradient with respect to W_dec, which is parallel to each
-    row, is left out. With `arm` auto the torch path looks at the first rows and chooses; the Triton path, which would have to wait for the
-    device, takes the dense arm. Raises ValueError for an empty batch.
+    `unit_decoder`: the caller keeps the rows at norm 1, so that the penalty's gradient with respect
+    to W_dec, which is parallel to each row, is left out. With `arm` auto the torch path looks at
+    the first rows and chooses; the Triton path, which would have to wait for the device, takes the
+    dense arm. Raises ValueError for an empty batch.
     """
-    parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm)
+    parameters, workspace = _begin(
+        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm
+    )
     operations, encoded = OPERATIONS[backend], Encoded(None)
     if arm == "sparse" or (arm == "auto" and backend == "torch"):
         most = most_active(x_BD, len(W_enc_FD)) if arm == "auto" else None
@@ -133,10 +152,15 @@ def relu_reconstruction(
 
         made = relu_step(x_BD, _constant(parameters), norm_F, pull_F, _wants_grad(parameters))
     else:
-        made = dense_step(x_BD, _constant(parameters), _keep_positive, pull_F, workspace, _wants_grad(parameters))
+        made = dense_step(
+            x_BD, _constant(parameters), _keep_positive, pull_F, workspace, _wants_grad(parameters)
+        )
     penalty = l1_of_mass(made.mass_F, norm_F, len(x_BD))
     if made.gradients is not None and coef and not unit_decoder:
-        made.gradients[2].addcmul_(W_dec_FD.detach(), (coef / len(x_BD) * made.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None])
+        made.gradients[2].addcmul_(
+            W_dec_FD.detach(),
+            (coef / len(x_BD) * made.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None],
+        )
     return _from_dense(made, parameters, coef, penalty)
 
 
@@ -151,10 +175,11 @@ def sigmoid_reconstruction(
     workspace: Workspace | None = None,
     backend: str = "torch",
 ) -> Reconstruction:
-    """The same with f = sigmoid(x W_enc^T + b_enc) and the penalty sum_j KL(rate || mean_b f_bj); `fired` counts f > 0.5.
+    """The same with f = sigmoid(x W_enc^T + b_enc) and the penalty sum_j KL(rate || mean_b f_bj);
+    `fired` counts f > 0.5.
 
-    The penalty's gradient is dense in B x F, so there is only a dense arm. Raises ValueError for an empty batch and for a rate outside
-    (0, 1).
+    The penalty's gradient is dense in B x F, so there is only a dense arm. Raises ValueError for an
+    empty batch and for a rate outside (0, 1).
     """
     parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
     if not 0 < rate < 1:
@@ -164,11 +189,15 @@ def sigmoid_reconstruction(
 
         made, kl = step(x_BD, _constant(parameters), coef, rate, _wants_grad(parameters))
     else:
-        made, kl = sigmoid_step(x_BD, _constant(parameters), coef, rate, workspace, _wants_grad(parameters))
+        made, kl = sigmoid_step(
+            x_BD, _constant(parameters), coef, rate, workspace, _wants_grad(parameters)
+        )
     return _from_dense(made, parameters, coef, kl)
 
 
-def _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm="auto") -> tuple[Parameters, Workspace]:
+def _begin(
+    x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm="auto"
+) -> tuple[Parameters, Workspace]:
     if backend not in OPERATIONS:
         raise ValueError(f"backend {backend}: choose {', '.join(OPERATIONS)}")
     if arm not in ("auto", "sparse", "dense"):
@@ -196,11 +225,14 @@ def _keep_positive(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _count_positive(z_BF: torch.Tensor) -> torch.Tensor:
-    """(F,) of a code that is nowhere negative: sums of signs, three times as fast as counting booleans (exact below 2^24 rows)."""
+    """(F,) of a code that is nowhere negative: sums of signs, three times as fast as counting
+    booleans (exact below 2^24 rows)."""
     return z_BF.sign().sum(0).long()
 
 
-def _from_dense(made: DenseStep, parameters: Parameters, coef: float, penalty: torch.Tensor | None) -> Reconstruction:
+def _from_dense(
+    made: DenseStep, parameters: Parameters, coef: float, penalty: torch.Tensor | None
+) -> Reconstruction:
     reconstruction = made.residual_BD.square().sum(1).mean()
     penalty = torch.zeros_like(reconstruction) if penalty is None else penalty
     total = reconstruction + coef * penalty
@@ -210,32 +242,65 @@ def _from_dense(made: DenseStep, parameters: Parameters, coef: float, penalty: t
 
 
 def _sparse(
-    x_BD, parameters: Parameters, encoded: Encoded, coef: float | None, unit_decoder: bool, operations: Operations
+    x_BD,
+    parameters: Parameters,
+    encoded: Encoded,
+    coef: float | None,
+    unit_decoder: bool,
+    operations: Operations,
 ) -> Reconstruction:
     """`coef` None: a code without a penalty."""
     codes, (_, _, W_dec, b_dec), B = encoded.codes, _constant(parameters), len(x_BD)
     wants_grad = _wants_grad(parameters)
     norm_F = None if coef is None else torch.linalg.vector_norm(W_dec, dim=1)
-    decoded = operations.decode_mse(codes, W_dec, b_dec, x_BD.detach(), wants_grad, coef * norm_F if coef else None)
+    decoded = operations.decode_mse(
+        codes, W_dec, b_dec, x_BD.detach(), wants_grad, coef * norm_F if coef else None
+    )
     reconstruction = decoded.loss_B.mean()
     penalty, total, pull_F = torch.zeros_like(reconstruction), reconstruction, None
     if coef is not None:
         mass_F = operations.column_sum(codes, codes.vals)
         penalty = l1_of_mass(mass_F, norm_F, B)
         total = reconstruction + coef * penalty
-        pull_F = None if unit_decoder else coef / B * mass_F / norm_F.clamp_min(LEAST_NORM)  # d ||w_j|| / d w_j = w_j / ||w_j||
+        # d ||w_j|| / d w_j = w_j / ||w_j||
+        pull_F = None if unit_decoder else coef / B * mass_F / norm_F.clamp_min(LEAST_NORM)
     if wants_grad:
-        total = _SparseGradients.apply(*parameters, x_BD, total, codes, decoded.dvals_BK, decoded.g_BD, pull_F, operations)
+        total = _SparseGradients.apply(
+            *parameters, x_BD, total, codes, decoded.dvals_BK, decoded.g_BD, pull_F, operations
+        )
     fired = codes.transpose().counts()
-    return Reconstruction(total, reconstruction, penalty, decoded.residual_BD, fired, "sparse", encoded.redone, encoded.lost)
+    return Reconstruction(
+        total,
+        reconstruction,
+        penalty,
+        decoded.residual_BD,
+        fired,
+        "sparse",
+        encoded.redone,
+        encoded.lost,
+    )
 
 
 class _SparseGradients(torch.autograd.Function):
-    """The identity on the total. Its gradients are linear in two small tensors, dvals and g, so the scale that the backward pass
-    brings goes into those, and nothing of the size of the weights is saved or scaled."""
+    """The identity on the total. Its gradients are linear in two small tensors, dvals and g, so the
+    scale that the backward pass brings goes into those, and nothing of the size of the weights is
+    saved or scaled."""
 
     @staticmethod
-    def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, x_BD, total, codes, dvals_BK, g_BD, pull_F, operations):
+    def forward(
+        ctx,
+        W_enc_FD,
+        b_enc_F,
+        W_dec_FD,
+        b_dec_D,
+        x_BD,
+        total,
+        codes,
+        dvals_BK,
+        g_BD,
+        pull_F,
+        operations,
+    ):
         ctx.save_for_backward(W_enc_FD, W_dec_FD, x_BD, dvals_BK, g_BD)
         ctx.codes, ctx.pull_F, ctx.operations = codes, pull_F, operations
         return total.clone()
@@ -253,7 +318,9 @@ class _SparseGradients(torch.autograd.Function):
 
 def _through_codes(codes: Codes, dvals_BK: torch.Tensor, W_enc_FD: torch.Tensor) -> torch.Tensor:
     """(B,D): sum over the entries of a row of dvals * W_enc[j], what the codes pass back to x."""
-    return decode(dataclasses.replace(codes, vals=dvals_BK), W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1]))
+    return decode(
+        dataclasses.replace(codes, vals=dvals_BK), W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1])
+    )
 
 
 class _ReadyGradients(torch.autograd.Function):
@@ -261,14 +328,16 @@ class _ReadyGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, total, *gradients):
-        # Saved tensors are let go after a backward pass: a gradient that somebody still holds would be copied when it is stored.
+        # Saved tensors are let go after a backward pass: a gradient that somebody still holds would
+        # be copied when it is stored.
         ctx.save_for_backward(*gradients)
         return total.clone()
 
     @staticmethod
     def backward(ctx, scale):
         gradients = ctx.saved_tensors
-        # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights; read where that costs nothing.
+        # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights; read
+        # where that costs nothing.
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return *gradients, *(None,) * 5
         return *(gradient * scale for gradient in gradients), *(None,) * 5

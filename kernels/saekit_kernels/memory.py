@@ -1,7 +1,8 @@
 """Keep freed memory in the process on Linux CPUs.
 
-glibc gives every block above 32 MB back to the system when it is freed. A training step frees and takes gradients and codes of that
-size, so each step faults all their pages in again: 190 of 680 ms at d=576, F=18,432, B=4096 (two cores, glibc 2.36).
+glibc gives every block above 32 MB back to the system when it is freed. A training step frees and
+takes gradients and codes of that size, so each step faults all their pages in again: 190 of 680 ms
+at d=576, F=18,432, B=4096 (two cores, glibc 2.36).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Ask glibc, once, to serve blocks below 2 GiB from the heap and not to shrink it. False where that cannot be asked.
+    """Ask glibc, once, to serve blocks below 2 GiB from the heap and not to shrink it. False where
+    that cannot be asked.
 
-    Called when a training run or a scan begins, not on import: it is a setting of the whole process, which then returns memory to
-    the system only when it ends.
+    Called when a training run or a scan begins, not on import: it is a setting of the whole
+    process, which then returns memory to the system only when it ends.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    return mallopt is not None and bool(
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    )

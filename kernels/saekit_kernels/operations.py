@@ -1,7 +1,8 @@
-"""What a sparse training step is made of, by backend: the same operations from the torch path and from the Triton path.
+"""What a sparse training step is made of, by backend: the same operations from the torch path and
+from the Triton path.
 
-On a CUDA device the Triton path multiplies in bf16 (parameters stay fp32, sums are fp32), as the dense step under autocast does; under the
-interpreter it keeps the precision of its inputs.
+On a CUDA device the Triton path multiplies in bf16 (parameters stay fp32, sums are fp32), as the
+dense step under autocast does; under the interpreter it keeps the precision of its inputs.
 """
 
 from __future__ import annotations
@@ -23,14 +24,20 @@ ROW_CAPACITY = 8  # times k: what a row of a batch-wide selection may take
 
 class Encoded(NamedTuple):
     codes: Codes | None  # None: too many active latents for sparse work to pay
-    redone: torch.Tensor | None = None  # rows that the fast path left to the exact one; on the device
-    lost: torch.Tensor | None = None  # rows that had more active latents than fit: the step is not exact; on the device
+    # rows that the fast path left to the exact one; on the device
+    redone: torch.Tensor | None = None
+    # rows that had more active latents than fit: the step is not exact; on the device
+    lost: torch.Tensor | None = None
 
 
 class Operations(Protocol):
-    def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str) -> Encoded: ...
+    def encode_topk(
+        self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str
+    ) -> Encoded: ...
 
-    def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace: Workspace, plan: str, most: float | None) -> Encoded: ...
+    def encode_relu(
+        self, x_BD, W_enc_FD, b_enc_F, workspace: Workspace, plan: str, most: float | None
+    ) -> Encoded: ...
 
     def encode_batchtopk(
         self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str, bound: torch.Tensor
@@ -39,7 +46,9 @@ class Operations(Protocol):
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad: bool, penalty_F) -> Decoded: ...
 
-    def weight_gradients(self, codes, dvals_BK, x_BD, g_BD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def weight_gradients(
+        self, codes, dvals_BK, x_BD, g_BD
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dW_enc, db_enc, dW_dec)."""
 
     def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
@@ -55,15 +64,22 @@ class TorchOperations:
     def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace, plan, most) -> Encoded:
         return Encoded(encode_threshold(x_BD, W_enc_FD, b_enc_F, 0.0, workspace, plan, most))
 
-    def encode_batchtopk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound) -> tuple[Encoded, torch.Tensor]:
-        codes, threshold = encode_batchtopk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan, float(bound))
+    def encode_batchtopk(
+        self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound
+    ) -> tuple[Encoded, torch.Tensor]:
+        codes, threshold = encode_batchtopk(
+            x_BD, W_enc_FD, b_enc_F, k, workspace, plan, float(bound)
+        )
         return Encoded(codes), threshold
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
         return decode_mse(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
 
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
-        dW_enc, db_enc = sparse_weight_grad(codes, dvals_BK, x_BD), sparse_column_sum(codes, dvals_BK)
+        dW_enc, db_enc = (
+            sparse_weight_grad(codes, dvals_BK, x_BD),
+            sparse_column_sum(codes, dvals_BK),
+        )
         return dW_enc, db_enc, sparse_weight_grad(codes, codes.vals, g_BD)
 
     def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
@@ -74,7 +90,8 @@ class TorchOperations:
 
 
 class TritonOperations:
-    """Importing happens on first use: triton takes a second to load, and its interpreter has to be asked for before that."""
+    """Importing happens on first use: triton takes a second to load, and its interpreter has to be
+    asked for before that."""
 
     def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan) -> Encoded:
         from saekit_kernels.gpu.encode import encode_topk as encode
@@ -90,11 +107,15 @@ class TritonOperations:
         codes, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), capacity)
         return Encoded(_with_transpose(codes), lost=lost_B.sum())
 
-    def encode_batchtopk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound) -> tuple[Encoded, torch.Tensor]:
+    def encode_batchtopk(
+        self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound
+    ) -> tuple[Encoded, torch.Tensor]:
         from saekit_kernels.gpu.encode import encode_batchtopk as encode
 
         capacity = min(len(W_enc_FD), max(ROW_CAPACITY * k, LEAST_CAPACITY))
-        codes, threshold, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), k, capacity, bound)
+        codes, threshold, lost_B = encode(
+            low(x_BD), low(W_enc_FD), b_enc_F.detach(), k, capacity, bound
+        )
         return Encoded(_with_transpose(codes), lost=lost_B.sum()), threshold
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:

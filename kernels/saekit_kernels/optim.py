@@ -1,8 +1,10 @@
-"""One optimiser step of encoder and decoder, from the codes: gradients, projection, Adam, unit rows, low-precision copies.
+"""One optimiser step of encoder and decoder, from the codes: gradients, projection, Adam, unit
+rows, low-precision copies.
 
-`torch.optim.Adam` (Kingma and Ba 2015, without weight decay) on the gradients that sparse codes leave. Written as one operation because
-on a device the two gradients need never exist: Adam alone moves 26 bytes a parameter, with gradients in memory it is 38. The torch path
-below is the specification of the fused kernel (saekit_kernels.gpu.optim) and runs on any device and in fp64.
+`torch.optim.Adam` (Kingma and Ba 2015, without weight decay) on the gradients that sparse codes
+leave. Written as one operation because on a device the two gradients need never exist: Adam alone
+moves 26 bytes a parameter, with gradients in memory it is 38. The torch path below is the
+specification of the fused kernel (saekit_kernels.gpu.optim) and runs on any device and in fp64.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 
 @dataclass
 class FeatureState:
-    """What belongs to the latents: parameters, Adam's moments, copies for the matrix units, and how long each latent has been silent.
+    """What belongs to the latents: parameters, Adam's moments, copies for the matrix units, and how
+    long each latent has been silent.
 
-    Matrices are (F,D) and contiguous, vectors (F,); fp32 on a device, any precision on the torch path. The step writes all of them.
+    Matrices are (F,D) and contiguous, vectors (F,); fp32 on a device, any precision on the torch
+    path. The step writes all of them.
     """
 
     W_enc: torch.Tensor
@@ -38,15 +42,27 @@ class FeatureState:
 
     @property
     def parameters_and_moments(self) -> tuple[torch.Tensor, ...]:
-        return self.W_enc, self.b_enc, self.W_dec, self.m_enc, self.v_enc, self.m_b, self.v_b, self.m_dec, self.v_dec
+        return (
+            self.W_enc,
+            self.b_enc,
+            self.W_dec,
+            self.m_enc,
+            self.v_enc,
+            self.m_b,
+            self.v_b,
+            self.m_dec,
+            self.v_dec,
+        )
 
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """`step` counts from 1. `norm_penalty` p adds p * sum_bj vals_bj ||w_j|| to the loss: for a mean over rows, p = coefficient / B.
+    """`step` counts from 1. `norm_penalty` p adds p * sum_bj vals_bj ||w_j|| to the loss: for a
+    mean over rows, p = coefficient / B.
 
-    `sparse_rows`: only latents that fired step, as in torch.optim.SparseAdam; the moments of the others keep still. It changes training:
-    a latent that falls silent stops at once instead of coasting on its momentum.
+    `sparse_rows`: only latents that fired step, as in torch.optim.SparseAdam; the moments of the
+    others keep still. It changes training: a latent that falls silent stops at once instead of
+    coasting on its momentum.
     """
 
     lr: float
@@ -63,13 +79,22 @@ class AdamSettings:
             raise ValueError(f"the first step is 1, got {self.step}")
 
 
-def check_step(state: FeatureState, codes: SparseCodes, dvals_BK: torch.Tensor, x_BD: torch.Tensor, g_BD: torch.Tensor) -> None:
+def check_step(
+    state: FeatureState,
+    codes: SparseCodes,
+    dvals_BK: torch.Tensor,
+    x_BD: torch.Tensor,
+    g_BD: torch.Tensor,
+) -> None:
     """Raises ValueError when a shape does not fit or what is written in place is not contiguous."""
     F, d = state.W_enc.shape
     if codes.F != F:
         raise ValueError(f"codes of {codes.F} latents for weights of {F}")
     if dvals_BK.shape != codes.vals.shape:
-        raise ValueError(f"dvals must have the shape of the codes, {tuple(codes.vals.shape)}, got {tuple(dvals_BK.shape)}")
+        raise ValueError(
+            f"dvals must have the shape of the codes, {tuple(codes.vals.shape)}, got"
+            f" {tuple(dvals_BK.shape)}"
+        )
     for name, rows in (("x", x_BD), ("g", g_BD)):
         if rows.shape != (len(codes), d):
             raise ValueError(f"{name} must have shape ({len(codes)}, {d}), got {tuple(rows.shape)}")
@@ -78,7 +103,9 @@ def check_step(state: FeatureState, codes: SparseCodes, dvals_BK: torch.Tensor, 
             continue
         shape = (F,) if name in ("b_enc", "m_b", "v_b", "idle_F") else (F, d)
         if value.shape != shape or not value.is_contiguous():
-            raise ValueError(f"{name} must be contiguous with shape {shape}, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be contiguous with shape {shape}, got {tuple(value.shape)}"
+            )
 
 
 def feature_step(
@@ -92,8 +119,9 @@ def feature_step(
 ) -> None:
     """One step of W_enc, b_enc and W_dec, in place. A batch without rows changes nothing.
 
-    dW_enc = sum dvals x, db_enc = sum dvals, dW_dec = sum vals g + p (sum vals) w / ||w||; the part of dW_dec along the row is dropped
-    when rows are kept at unit norm. Raises ValueError for shapes that do not fit and for an unknown backend.
+    dW_enc = sum dvals x, db_enc = sum dvals, dW_dec = sum vals g + p (sum vals) w / ||w||; the part
+    of dW_dec along the row is dropped when rows are kept at unit norm. Raises ValueError for shapes
+    that do not fit and for an unknown backend.
     """
     if backend == "triton":
         from saekit_kernels.gpu import optim as gpu
@@ -114,7 +142,9 @@ def feature_step(
         _adam(state.b_enc, db_enc, state.m_b, state.v_b, steps, settings)
         _adam(state.W_dec, dW_dec, state.m_dec, state.v_dec, steps, settings)
         if settings.unit_decoder:
-            state.W_dec.copy_(torch.where(steps[:, None], nnF.normalize(state.W_dec, dim=1), state.W_dec))
+            state.W_dec.copy_(
+                torch.where(steps[:, None], nnF.normalize(state.W_dec, dim=1), state.W_dec)
+            )
         if state.W_enc_low is not None:
             state.W_enc_low.copy_(state.W_enc)
         if state.W_dec_low is not None:
@@ -124,7 +154,9 @@ def feature_step(
     return None
 
 
-def decoder_gradient(W_dec_FD: torch.Tensor, codes: SparseCodes, g_BD: torch.Tensor, settings: AdamSettings) -> torch.Tensor:
+def decoder_gradient(
+    W_dec_FD: torch.Tensor, codes: SparseCodes, g_BD: torch.Tensor, settings: AdamSettings
+) -> torch.Tensor:
     """sum vals g, with the norm penalty and the projection that `settings` asks for."""
     dW = sparse_weight_grad(codes, codes.vals, g_BD.to(W_dec_FD.dtype))
     if settings.norm_penalty:
@@ -136,7 +168,14 @@ def decoder_gradient(W_dec_FD: torch.Tensor, codes: SparseCodes, g_BD: torch.Ten
     return dW
 
 
-def _adam(p: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor, steps_F: torch.Tensor, s: AdamSettings) -> None:
+def _adam(
+    p: torch.Tensor,
+    grad: torch.Tensor,
+    m: torch.Tensor,
+    v: torch.Tensor,
+    steps_F: torch.Tensor,
+    s: AdamSettings,
+) -> None:
     """As torch.optim.Adam, for the rows that step."""
     steps = steps_F if p.ndim == 1 else steps_F[:, None]
     m.copy_(torch.where(steps, m + (1 - s.beta1) * (grad - m), m))

@@ -1,31 +1,46 @@
 """Exact top-k of each row, ties to the smallest column.
 
-The k largest entries of a row lie in the k groups with the largest maxima (a group outside them has k entries at least as large
-elsewhere), so one pass for the maxima and a top-k over k*8 candidates replace a top-k over F. Taking k+1 shows whether the
-k-th value is tied; such rows (all-equal, duplicated latents) are redone by a stable sort.
+The k largest entries of a row lie in the k groups with the largest maxima (a group outside them has
+k entries at least as large elsewhere), so one pass for the maxima and a top-k over k*8 candidates
+replace a top-k over F. Taking k+1 shows whether the k-th value is tied; such rows (all-equal,
+duplicated latents) are redone by a stable sort.
 """
 
 from __future__ import annotations
 
 import torch
 
-GROUP = 8  # columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md has the grid
+# columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md
+# has the grid
+GROUP = 8
 GROUPS = (GROUP, 4)  # the first that leaves enough groups
 LEAST_GROUPS = 2.5  # groups for each one selected, below which the shortcut does not pay
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(vals_Bk, idx_Bk int64), in no order; NaN counts as largest. The width of `pre_BF` must be a multiple of GROUP for the fast path."""
+    """(vals_Bk, idx_Bk int64), in no order; NaN counts as largest. The width of `pre_BF` must be a
+    multiple of GROUP for the fast path."""
     F = pre_BF.shape[1]
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
     take = min(k + 1, F)
-    group = next((size for size in GROUPS if F % size == 0 and F // size >= LEAST_GROUPS * take), None)
-    vals, idx = pre_BF.topk(take, dim=1, sorted=False) if group is None else _topk_by_groups(pre_BF, take, group)
+    group = next(
+        (size for size in GROUPS if F % size == 0 and F // size >= LEAST_GROUPS * take), None
+    )
+    vals, idx = (
+        pre_BF.topk(take, dim=1, sorted=False)
+        if group is None
+        else _topk_by_groups(pre_BF, take, group)
+    )
     if take > k:
-        # The smallest of the k+1 makes room for the last; where another equals it, the choice was arbitrary.
-        least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(1, keepdim=True)
-        tied = (((vals == least).sum(1, dtype=torch.int32) > 1) & (least[:, 0] > -torch.inf)).nonzero()[:, 0]
+        # The smallest of the k+1 makes room for the last; where another equals it, the choice was
+        # arbitrary.
+        least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(
+            1, keepdim=True
+        )
+        tied = (
+            ((vals == least).sum(1, dtype=torch.int32) > 1) & (least[:, 0] > -torch.inf)
+        ).nonzero()[:, 0]
         for chosen in (vals, idx):
             chosen.scatter_(1, at, chosen[:, k:].clone())
         vals, idx = vals[:, :k], idx[:, :k]
@@ -35,10 +50,14 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     return vals, idx
 
 
-def _topk_by_groups(pre_BF: torch.Tensor, take: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _topk_by_groups(
+    pre_BF: torch.Tensor, take: int, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     groups = pre_BF.shape[1] // group
     grouped = pre_BF.view(len(pre_BF), group, groups)
     winners = grouped.amax(1).topk(take, dim=1, sorted=False).indices
     candidates = grouped.gather(2, winners[:, None, :].expand(-1, group, -1)).flatten(1)
     vals, slot = candidates.topk(take, dim=1, sorted=False)
-    return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(1, slot % take)
+    return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(
+        1, slot % take
+    )

@@ -7,29 +7,46 @@ import warnings
 import torch
 
 
-def row_products(row: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
+def row_products(
+    row: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor
+) -> torch.Tensor:
     """(n,): <A[row], W[column]> for n entries in any order."""
-    # W is the large matrix: walked in order it is read once, by rows of A it would be read once for every entry (2.4 times the time).
+    # W is the large matrix: walked in order it is read once, by rows of A it would be read once for
+    # every entry (2.4 times the time).
     column, order = torch.sort(column.to(torch.int32), stable=True)
-    ptr = torch.searchsorted(column, torch.arange(len(W_FD) + 1, dtype=torch.int32, device=column.device), out_int32=True)
+    ptr = torch.searchsorted(
+        column, torch.arange(len(W_FD) + 1, dtype=torch.int32, device=column.device), out_int32=True
+    )
     products = csr_products(ptr, row[order], W_FD, A_BD)
     return torch.empty_like(products).index_copy_(0, order, products)
 
 
-def csr_products(ptr: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
-    """(n,): <A[b], W[column]> for the entries ptr[b]:ptr[b+1] of each row b; a sampled dense-dense product."""
+def csr_products(
+    ptr: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor
+) -> torch.Tensor:
+    """(n,): <A[b], W[column]> for the entries ptr[b]:ptr[b+1] of each row b; a sampled dense-dense
+    product."""
     zeros = A_BD.new_zeros(len(column))
     shape = (len(A_BD), len(W_FD))
-    pattern = torch.sparse_csr_tensor(ptr.to(torch.int32), column.to(torch.int32), zeros, shape, check_invariants=False)
+    pattern = torch.sparse_csr_tensor(
+        ptr.to(torch.int32), column.to(torch.int32), zeros, shape, check_invariants=False
+    )
     return torch.sparse.sampled_addmm(pattern, A_BD, W_FD.T, beta=0.0).values()
 
 
 def _hear_the_warning() -> None:
-    """torch says once in a process that CSR tensors are in beta; only sampled_addmm is used, and the tests compare it with the dense
-    product. Heard on import: changing the filters of `warnings` is not safe while other threads run."""
+    """torch says once in a process that CSR tensors are in beta; only sampled_addmm is used, and
+    the tests compare it with the dense product. Heard on import: changing the filters of `warnings`
+    is not safe while other threads run."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1), check_invariants=False)
+        torch.sparse_csr_tensor(
+            torch.tensor([0, 0]),
+            torch.empty(0, dtype=torch.int64),
+            torch.empty(0),
+            (1, 1),
+            check_invariants=False,
+        )
 
 
 _hear_the_warning()

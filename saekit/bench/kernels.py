@@ -1,7 +1,9 @@
-"""`saekit bench kernels`: each operation of a step against dense torch on the same inputs, interleaved.
+"""`saekit bench kernels`: each operation of a step against dense torch on the same inputs,
+interleaved.
 
-On a CPU the torch path is measured (and its encoder by both plans), on a GPU the Triton kernels in bf16 beside it. `of_floor` is the
-median over the encoder product's on a CPU, over the cost model's floor on a GPU that the model knows.
+On a CPU the torch path is measured (and its encoder by both plans), on a GPU the Triton kernels in
+bf16 beside it. `of_floor` is the median over the encoder product's on a CPU, over the cost model's
+floor on a GPU that the model knows.
 """
 
 from __future__ import annotations
@@ -49,33 +51,55 @@ def bench_kernels(
     keep_freed_memory()
     rounds = (3 if quick else 9) if device.type == "cpu" else (20 if quick else 100)
     results = []
-    default = (QUICK_ON_CPU if quick else ON_CPU) if device.type == "cpu" else ON_GPU[:1] if quick else ON_GPU
+    default = (
+        (QUICK_ON_CPU if quick else ON_CPU)
+        if device.type == "cpu"
+        else ON_GPU[:1]
+        if quick
+        else ON_GPU
+    )
     for shape in shapes or default:
         problem = _Problem(shape, k, device)
-        product = interleaved({"product": problem.product}, rounds, device)["product"][0] if device.type == "cpu" else None
+        product = (
+            interleaved({"product": problem.product}, rounds, device)["product"][0]
+            if device.type == "cpu"
+            else None
+        )
         for op in OPERATIONS:
             progress(f"{op} {shape}")
             results += _compare(op, OPERATIONS[op](problem), problem, rounds, product)
     return results
 
 
-def _compare(op: str, arms: Arms, problem: _Problem, rounds: int, product: float | None) -> list[Measurement]:
+def _compare(
+    op: str, arms: Arms, problem: _Problem, rounds: int, product: float | None
+) -> list[Measurement]:
     timings = interleaved(arms, rounds, problem.device)
     dense = next((ms[0] for (mode, _), ms in timings.items() if mode == "dense"), None)
     shape, thresholded = problem.shape, op in ("encode_relu", "relu_step")
     floor = product
     if problem.device.type == "cuda":
         name = torch.cuda.get_device_name(problem.device)
-        floor = floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name) if op in COSTED else None
+        floor = (
+            floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name)
+            if op in COSTED
+            else None
+        )
     results = []
     for (mode, backend), ms in timings.items():
         row = Measurement(op, mode, backend, str(shape), problem.dtype_of(backend), *ms)
-        row.ratio, row.of_floor = round(dense / ms[0], 2) if dense else None, round(ms[0] / floor, 2) if floor else None
+        row.ratio, row.of_floor = (
+            round(dense / ms[0], 2) if dense else None,
+            round(ms[0] / floor, 2) if floor else None,
+        )
         row.rows_per_s = round(1e3 * shape.B / ms[0])
         row.k, row.l0 = (None, L0) if thresholded else (problem.k, None)
         if op in COSTED and mode.startswith("saekit"):
             work = COSTS[COSTED[op]](shape.B, shape.D, shape.F, problem.k)
-            row.tflop_per_s, row.gb_per_s = round(work.flops / ms[0] / 1e9, 3), round(work.bytes / ms[0] / 1e6, 1)
+            row.tflop_per_s, row.gb_per_s = (
+                round(work.flops / ms[0] / 1e9, 3),
+                round(work.bytes / ms[0] / 1e6, 1),
+            )
         results.append(row)
     return results
 
@@ -98,7 +122,9 @@ class _Problem:
         self.codes.transpose()
         self.decoded = decode_mse(self.codes, self.W_dec, self.b_dec, self.x)
         if self.on_gpu:
-            self.x_low, self.W_low, self.W_dec_low = (t.bfloat16() for t in (self.x, self.W, self.W_dec))
+            self.x_low, self.W_low, self.W_dec_low = (
+                t.bfloat16() for t in (self.x, self.W, self.W_dec)
+            )
 
     def dtype_of(self, backend: str) -> str:
         return "bfloat16" if backend == "triton" else "float32"
@@ -115,16 +141,26 @@ class _Problem:
 
 
 def _encode_topk(p: _Problem) -> Arms:
-    arms: Arms = {("dense", "torch"): lambda: torch.relu(torch.addmm(p.b, p.x, p.W.T)).topk(p.k, dim=1, sorted=False)}
+    arms: Arms = {
+        ("dense", "torch"): lambda: torch.relu(torch.addmm(p.b, p.x, p.W.T)).topk(
+            p.k, dim=1, sorted=False
+        )
+    }
     plans = ["filter", "gemm"] if encoder_plan(p.x, p.W) == "filter" else ["gemm"]
     for plan in plans:
-        arms[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(p.x, p.W, p.b, p.k, p.workspace, plan)
+        arms[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(
+            p.x, p.W, p.b, p.k, p.workspace, plan
+        )
     if p.on_gpu:
         from saekit_kernels.gpu.encode import encode_topk as encode
 
-        arms["dense bf16", "triton"] = lambda: torch.relu(torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)).topk(p.k, dim=1, sorted=False)
+        arms["dense bf16", "triton"] = lambda: torch.relu(
+            torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)
+        ).topk(p.k, dim=1, sorted=False)
         for plan in ("fused", "gemm"):
-            arms[f"saekit {plan}", "triton"] = lambda plan=plan: encode(p.x_low, p.W_low, p.b, p.k, plan=plan)
+            arms[f"saekit {plan}", "triton"] = lambda plan=plan: encode(
+                p.x_low, p.W_low, p.b, p.k, plan=plan
+            )
     return arms
 
 
@@ -142,7 +178,10 @@ def _encode_relu(p: _Problem) -> Arms:
 
 def _select(p: _Problem) -> Arms:
     pre = torch.addmm(p.b, p.x, p.W.T)
-    arms: Arms = {("dense", "torch"): lambda: pre.topk(p.k, dim=1, sorted=False), ("saekit", "torch"): lambda: topk_rows(pre, p.k)}
+    arms: Arms = {
+        ("dense", "torch"): lambda: pre.topk(p.k, dim=1, sorted=False),
+        ("saekit", "torch"): lambda: topk_rows(pre, p.k),
+    }
     if p.on_gpu:
         from saekit_kernels.gpu.select import select_topk
 
@@ -166,7 +205,10 @@ def _decode_mse(p: _Problem) -> Arms:
         residual.square().sum(1)
         return torch.where(z > 0, (2 / p.shape.B * residual) @ p.W_dec.T, 0.0)
 
-    arms: Arms = {("dense", "torch"): dense, ("saekit", "torch"): lambda: decode_mse(p.codes, p.W_dec, p.b_dec, p.x)}
+    arms: Arms = {
+        ("dense", "torch"): dense,
+        ("saekit", "torch"): lambda: decode_mse(p.codes, p.W_dec, p.b_dec, p.x),
+    }
     if p.on_gpu:
         from saekit_kernels.gpu.decode import decode_mse as on_gpu
 
@@ -185,7 +227,9 @@ def _weight_grad(p: _Problem) -> Arms:
     if p.on_gpu:
         from saekit_kernels.gpu.grad import sparse_weight_grad_dual
 
-        arms["saekit", "triton"] = lambda: sparse_weight_grad_dual(p.codes, p.decoded.dvals_BK, p.x, p.codes.vals, g)
+        arms["saekit", "triton"] = lambda: sparse_weight_grad_dual(
+            p.codes, p.decoded.dvals_BK, p.x, p.codes.vals, g
+        )
     return arms
 
 
@@ -207,7 +251,9 @@ def _feature_step(p: _Problem) -> Arms:
 
     def state() -> FeatureState:
         parameters = [p.W.clone(), p.b.clone(), p.W_dec.clone()]
-        return FeatureState(*parameters, *(torch.zeros_like(t) for t in parameters for _ in range(2)))
+        return FeatureState(
+            *parameters, *(torch.zeros_like(t) for t in parameters for _ in range(2))
+        )
 
     settings = AdamSettings(1e-5, 0.9, 0.999, 1e-8, 1, True)
     dvals, g = p.decoded.dvals_BK, p.decoded.g_BD
@@ -225,7 +271,9 @@ def _feature_step(p: _Problem) -> Arms:
     arms: Arms = {("dense", "torch"): dense}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
         own = state()
-        arms["saekit", backend] = lambda own=own, backend=backend: feature_step(own, p.codes, dvals, p.x, g, settings, backend)
+        arms["saekit", backend] = lambda own=own, backend=backend: feature_step(
+            own, p.codes, dvals, p.x, g, settings, backend
+        )
     return arms
 
 
@@ -234,7 +282,9 @@ def _relu_step(p: _Problem) -> Arms:
     return _step_arms(
         p,
         lambda weights: _l1_loss(p.x, *weights),
-        lambda parameters, backend: relu_reconstruction(p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend),
+        lambda parameters, backend: relu_reconstruction(
+            p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend
+        ),
     )
 
 
@@ -243,7 +293,9 @@ def _sigmoid_step(p: _Problem) -> Arms:
     return _step_arms(
         p,
         lambda weights: _kl_loss(p.x, *weights),
-        lambda parameters, backend: sigmoid_reconstruction(p.x, *parameters, COEF, RATE, p.workspace, backend),
+        lambda parameters, backend: sigmoid_reconstruction(
+            p.x, *parameters, COEF, RATE, p.workspace, backend
+        ),
     )
 
 
@@ -256,7 +308,9 @@ def _step_arms(p: _Problem, dense_loss: Callable, ours: Callable) -> Arms:
     parameters = p.parameters()
     arms: Arms = {("dense", "torch"): lambda: run(parameters, dense_loss)}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
-        arms["saekit", backend] = lambda backend=backend: run(parameters, lambda q: ours(q, backend).total)
+        arms["saekit", backend] = lambda backend=backend: run(
+            parameters, lambda q: ours(q, backend).total
+        )
     return arms
 
 
@@ -282,4 +336,7 @@ OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {
     "relu_step": _relu_step,
     "sigmoid_step": _sigmoid_step,
 }
-COSTED = {"encode_topk": "encode"} | {op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")}  # of cost.py
+# of cost.py
+COSTED = {"encode_topk": "encode"} | {
+    op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")
+}

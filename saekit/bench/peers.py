@@ -1,6 +1,7 @@
 """Other toolkits that saekit is measured against, where they are installed (extra `peers`).
 
-`saekit bench train` times their steps, on the same rows with the same optimizer; benchmarks/field.py trains them as they train themselves.
+`saekit bench train` times their steps, on the same rows with the same optimizer;
+benchmarks/field.py trains them as they train themselves.
 """
 
 from __future__ import annotations
@@ -21,25 +22,34 @@ class Peer:
     module: str
     """What its package is imported as."""
     step: Callable[[SAE, torch.Tensor, int, float], Callable[[], object]] | None
-    """(model to begin from, x (B,D), k, learning rate) -> one call that trains a step; None: bench train does not time it."""
+    """(model to begin from, x (B,D), k, learning rate) -> one call that trains a step; None: bench
+    train does not time it."""
 
 
 def check_peers(names: list[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Raises UsageError for a peer that is not among `known`, MissingError for one that is not installed."""
+    """Raises UsageError for a peer that is not among `known`, MissingError for one that is not
+    installed."""
     for name in names:
         check_choice("against", name, known)
         if importlib.util.find_spec(PEERS[name].module) is None:
-            raise MissingError(f"{opt('against', name)}: the package {name} is not installed", "pip install 'saekit[peers]'")
+            raise MissingError(
+                f"{opt('against', name)}: the package {name} is not installed",
+                "pip install 'saekit[peers]'",
+            )
     return tuple(names)
 
 
 def _sparsify(model: SAE, x_BD: torch.Tensor, k: int, lr: float) -> Callable[[], object]:
-    """A TopK step as EleutherAI's trainer does it, with fused Adam, decoder projection and unit norm."""
+    """A TopK step as EleutherAI's trainer does it, with fused Adam, decoder projection and unit
+    norm."""
     if not x_BD.is_cuda:
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its kernels need a GPU; it then uses embedding_bag
+        # its kernels need a GPU; it then uses embedding_bag
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(model.d_in, SparseCoderConfig(num_latents=model.latents, k=k), device=x_BD.device)
+    coder = SparseCoder(
+        model.d_in, SparseCoderConfig(num_latents=model.latents, k=k), device=x_BD.device
+    )
     with torch.no_grad():
         coder.encoder.weight.copy_(model.W_enc)
         coder.W_dec.copy_(model.W_dec)

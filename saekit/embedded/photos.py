@@ -1,8 +1,9 @@
-"""embedded:photos and embedded:photos-grey: 32x32 crops of scikit-learn's two sample photographs, in colour and in grey.
+"""embedded:photos and embedded:photos-grey: 32x32 crops of scikit-learn's two sample photographs,
+in colour and in grey.
 
-Crops lie side by side and share no pixel, so a held-out crop is new to a model, though its photograph is not. Grey is PIL's luma of the
-colour crop (ITU-R 601). Both sets have the same names in the same order, so two harvests with the same seed are row-aligned: grey in,
-colour out.
+Crops lie side by side and share no pixel, so a held-out crop is new to a model, though its
+photograph is not. Grey is PIL's luma of the colour crop (ITU-R 601). Both sets have the same names
+in the same order, so two harvests with the same seed are row-aligned: grey in, colour out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def photographs() -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_images
 
     bunch = load_sample_images()
-    return {Path(name).stem: pixels for name, pixels in zip(bunch.filenames, bunch.images, strict=True)}
+    return {
+        Path(name).stem: pixels for name, pixels in zip(bunch.filenames, bunch.images, strict=True)
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,5 +64,6 @@ def label(index: int) -> str:
 
 
 def content() -> list[str]:
-    """What a digest is taken of; the decoder of the photographs may change between versions of PIL."""
+    """What a digest is taken of; the decoder of the photographs may change between versions of
+    PIL."""
     return [pixels.tobytes().hex() for _, pixels in sorted(photographs().items())]

@@ -1,8 +1,9 @@
 """embedded:pydocs: English prose about Python that lies on every machine with Python.
 
-Two parts: the language reference's help topics (pydoc_data), and the docstrings of the standard library: modules, public classes
-with their public methods, public functions. Docstrings are read by parsing the sources, never by importing them: imports have
-side effects (`antigravity` opens a browser) and some modules exist on other systems only.
+Two parts: the language reference's help topics (pydoc_data), and the docstrings of the standard
+library: modules, public classes with their public methods, public functions. Docstrings are read by
+parsing the sources, never by importing them: imports have side effects (`antigravity` opens a
+browser) and some modules exist on other systems only.
 
 The text depends on the Python version, so a data set is told by its digest, not by its name alone.
 """
@@ -18,16 +19,19 @@ from pathlib import Path
 
 SHORTEST = 200  # characters; shorter docstrings say too little to be a document
 _SKIPPED_FOLDERS = frozenset({
-    "test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "pydoc_data", "ensurepip",
+    "test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages",
+    "pydoc_data", "ensurepip",
     "__pycache__", "encodings", "__phello__",
 })  # fmt: skip
-_SKIPPED_MODULES = frozenset({"ntpath", "_pydecimal", "_pyio", "__main__"})  # repeat posixpath, decimal and io
+# repeat posixpath, decimal and io
+_SKIPPED_MODULES = frozenset({"ntpath", "_pydecimal", "_pyio", "__main__"})
 _PUBLIC_NAMES = {"posixpath": "os.path"}  # the module's name in its documentation
 
 
 @functools.lru_cache(maxsize=1)
 def documents() -> tuple[tuple[str, str], ...]:
-    """(name, text) of every document: topics by name, then the library by path and line. The same order on every call."""
+    """(name, text) of every document: topics by name, then the library by path and line. The same
+    order on every call."""
     seen: set[str] = set()
     found: list[tuple[str, str]] = []
     for name, text in (*_topics(), *_library()):
@@ -59,7 +63,8 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     try:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
-    except (UnicodeDecodeError, SyntaxError):  # templates and sources in other encodings; there are a handful
+    # templates and sources in other encodings; there are a handful
+    except (UnicodeDecodeError, SyntaxError):
         return
     module = _PUBLIC_NAMES.get(module, module.removeprefix("_"))
     yield module, inspect.cleandoc(ast.get_docstring(tree, clean=False) or "")
@@ -68,7 +73,9 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
 
 def _members(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, str]]:
     for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+        if isinstance(
+            child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and not child.name.startswith("_"):
             name = f"{prefix}.{child.name}"
             yield name, ast.get_docstring(child) or ""
             if isinstance(child, ast.ClassDef):

@@ -1,11 +1,14 @@
-"""embedded:scenes and embedded:scene-masks: handwritten digits on pieces of photographs, and which pixels are digit.
+"""embedded:scenes and embedded:scene-masks: handwritten digits on pieces of photographs, and which
+pixels are digit.
 
-For segmentation: both sets have the same names in the same order, so two harvests with the same seed are row-aligned, scene in, mask
-out. Scene i is digit i of embedded:digits, enlarged to 24x24, somewhere on a 32x32 grey crop of embedded:photos; place, crop and ink
-are drawn by a hash of i, so every machine draws the same. The ink is white or black and covers the texture by OPACITY. It is neither
-always the lightest nor always the darkest of a scene, so a threshold does not find it; where it would be lost on a texture of its own
-brightness, the other ink is taken. There are 520 textures for 1,797 scenes: most held-out scenes lie on one that training has seen under
-another digit.
+For segmentation: both sets have the same names in the same order, so two harvests with the same
+seed are row-aligned, scene in, mask out. Scene i is digit i of embedded:digits, enlarged to 24x24,
+somewhere on a 32x32 grey crop of embedded:photos; place, crop and ink are drawn by a hash of i, so
+every machine draws the same. The ink is white or black and covers the texture by OPACITY. It is
+neither always the lightest nor always the darkest of a scene, so a threshold does not find it;
+where it would be lost on a texture of its own brightness, the other ink is taken. There are 520
+textures for 1,797 scenes: most held-out scenes lie on one that training has seen under another
+digit.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ LEAST_CONTRAST = 100  # grey levels between ink and the mean of the texture unde
 
 @functools.lru_cache(maxsize=1)
 def arrays() -> tuple[np.ndarray, np.ndarray]:
-    """(scenes, masks), both (1797, 32, 32) uint8; a mask is 255 where more than half of a pixel is ink, else 0."""
+    """(scenes, masks), both (1797, 32, 32) uint8; a mask is 255 where more than half of a pixel is
+    ink, else 0."""
     import numpy as np
 
     crops = len(photos.names())

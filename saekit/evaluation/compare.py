@@ -1,4 +1,5 @@
-"""Runs beside each other and beside the controls that they have to beat: the figures of the verb `compare`, as data.
+"""Runs beside each other and beside the controls that they have to beat: the figures of the verb
+`compare`, as data.
 
 saekit.report.comparison writes the page.
 """
@@ -21,7 +22,8 @@ from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
 ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
-ORDER = ("pca", "kmeans", "sae topk", "ridge")  # of the controls of a group: the strongest of most data first
+# of the controls of a group: the strongest of most data first
+ORDER = ("pca", "kmeans", "sae topk", "ridge")
 METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
 
 
@@ -42,12 +44,14 @@ class Row:
     params: int
     latents: int
     code_size: int
-    """Numbers that the code keeps of a row or example: the latents of a dense code, the rounded l0 (at least 1) of a sparse one."""
+    """Numbers that the code keeps of a row or example: the latents of a dense code, the rounded l0
+    (at least 1) of a sparse one."""
     rows: int
     """Rows judged."""
     metrics: dict[str, float | None]
-    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in nats; auroc: how often a row of the
-    anomalies has the larger error. None where it does not apply."""
+    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in
+    nats; auroc: how often a row of the anomalies has the larger error. None where it does not
+    apply."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Comparison:
     split: str
     """Which rows were judged: holdout | train | all. knn is on held-out rows always."""
     rows: list[Row]
-    """Runs of equal code size together, their controls behind them; `raw input`, which has no model, last."""
+    """Runs of equal code size together, their controls behind them; `raw input`, which has no
+    model, last."""
     k: int
     reference_rows: int
     """Training rows among which neighbours were sought."""
@@ -113,7 +118,8 @@ def open_inputs(
 
 
 def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None) -> Judged:
-    """The figures of the runs and of their controls (saekit.evaluation.controls), on the same rows. Nothing is written.
+    """The figures of the runs and of their controls (saekit.evaluation.controls), on the same rows.
+    Nothing is written.
 
     Raises DataError (the store has no such rows), NumericsError.
     """
@@ -124,7 +130,9 @@ def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None)
     rows = judging.rows_of(subjects)
     notes = _provenance(inputs.runs, inputs.store) + notes
     path = str(inputs.store.path)
-    comparison = Comparison(path, inputs.split, rows, inputs.k, judging.reference, inputs.seed, notes, None)
+    comparison = Comparison(
+        path, inputs.split, rows, inputs.k, judging.reference, inputs.seed, notes, None
+    )
     return Judged(comparison, subjects, inputs)
 
 
@@ -136,11 +144,14 @@ def _provenance(runs: Sequence[Subject], store: Store) -> list[str]:
 
 
 def _grouped(sized: Sequence[Sized], controls: Sequence[Subject]) -> list[Subject]:
-    """Runs that keep as many numbers stand together, in the order given; a control behind the first group that it belongs to."""
+    """Runs that keep as many numbers stand together, in the order given; a control behind the first
+    group that it belongs to."""
     groups: dict[tuple, list[Subject]] = {}
     for each in sized:
         target = each.run.target
-        groups.setdefault((each.run.examples, None if target is None else target.path, each.code_size), []).append(each.run)
+        groups.setdefault(
+            (each.run.examples, None if target is None else target.path, each.code_size), []
+        ).append(each.run)
     ordered, placed = [], set()
     for group in groups.values():
         names = {run.name for run in group}
@@ -156,18 +167,26 @@ class _Judge:
     """The figures of every subject on the same rows."""
 
     def __init__(self, inputs: Inputs, progress: Callable[[Progress], None]) -> None:
-        self.store, self.split, self.limit, self.progress = inputs.store, inputs.split, inputs.rows, progress
+        self.store, self.split, self.limit, self.progress = (
+            inputs.store,
+            inputs.split,
+            inputs.rows,
+            progress,
+        )
         self.k, self.seed, self.anomalies = inputs.k, inputs.seed, inputs.anomalies
         if self.store.count(self.split) == 0:
             raise DataError(f"{self.store.path} has no {self.split} rows", opt("split", "all"))
         self.reference = 0
-        self._figures: dict[str, Figures] = {}  # by name, which open_runs and controls_for keep distinct
+        # by name, which open_runs and controls_for keep distinct
+        self._figures: dict[str, Figures] = {}
         labelled = any(label is not None for label in self.store.labels("all", examples=True))
         self.labels = self.store.labels("all") if labelled else None
 
     def figures(self, subject: Subject) -> Figures:
         if subject.name not in self._figures:
-            self._figures[subject.name] = holdout_figures(subject.model, subject.source, self.split, self.limit)
+            self._figures[subject.name] = holdout_figures(
+                subject.model, subject.source, self.split, self.limit
+            )
         return self._figures[subject.name]
 
     def code_size(self, subject: Subject) -> int:
@@ -175,7 +194,9 @@ class _Judge:
         return subject.model.latents if l0 is None else max(round(l0), 1)
 
     def rows_of(self, subjects: Sequence[Subject]) -> list[Row]:
-        self.reference = 0 if self.labels is None else min(knn_rows(subjects), self.store.count("train"))
+        self.reference = (
+            0 if self.labels is None else min(knn_rows(subjects), self.store.count("train"))
+        )
         made = []
         for done, subject in enumerate(subjects):
             self.progress(Progress("compare", done, len(subjects), "models"))
@@ -189,8 +210,10 @@ class _Judge:
         scalars["auroc"] = self._auroc(subject)
         metrics = {name: scalars.get(name) for name in METRICS}
         return Row(
-            subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of, subject.unit,
-            None if subject.target is None else str(subject.target.path), subject.parameters, subject.model.latents,
+            subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of,
+            subject.unit,
+            None if subject.target is None else str(subject.target.path), subject.parameters,
+            subject.model.latents,
             self.code_size(subject), self.figures(subject).rows, metrics,
         )  # fmt: skip
 
@@ -198,7 +221,20 @@ class _Judge:
         """The rows themselves as a code: what any model's knn is held against."""
         metrics = dict.fromkeys(METRICS) | {"knn": self._knn(Itself(), examples=False)}
         width = self.store.spec.d_in
-        return Row(None, "raw input", "none", "control", (), "row", None, 0, width, width, self._judged(False), metrics)
+        return Row(
+            None,
+            "raw input",
+            "none",
+            "control",
+            (),
+            "row",
+            None,
+            0,
+            width,
+            width,
+            self._judged(False),
+            metrics,
+        )
 
     def _auroc(self, subject: Subject) -> float | None:
         if self.anomalies is None or subject.target is not None:
@@ -206,7 +242,9 @@ class _Judge:
         sides = []
         for source, split in ((subject.source, self.split), (self.anomalies, "all")):
             count = self.limit or ANOMALY_ROWS
-            sides.append(errors_of(subject.model, some(source, split, count, self.seed, subject.examples)))
+            sides.append(
+                errors_of(subject.model, some(source, split, count, self.seed, subject.examples))
+            )
         return auroc(*sides)
 
     def _knn(self, model, examples: bool) -> float | None:

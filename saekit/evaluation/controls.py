@@ -1,4 +1,5 @@
-"""What a run has to beat: models of the same code size that took no search, fitted on the store's training rows.
+"""What a run has to beat: models of the same code size that took no search, fitted on the store's
+training rows.
 
 | control | what it keeps of a row | why |
 |---|---|---|
@@ -7,8 +8,9 @@
 | untrained sae | code-size latents of a random dictionary | what sparsity gives without learning |
 | ridge | all of the input, linear map to the target | runs with a target store: the linear floor |
 
-Caps are part of a control's name or notes, never silent. A model of whole examples is compared with PCA and the others on whole examples,
-one flat row each, where all have the same size of at most FLAT_WIDTH values; otherwise on single rows, with as many numbers an example.
+Caps are part of a control's name or notes, never silent. A model of whole examples is compared with
+PCA and the others on whole examples, one flat row each, where all have the same size of at most
+FLAT_WIDTH values; otherwise on single rows, with as many numbers an example.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from saekit.training.inputs import estimate
 from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
 
 MOST_CENTROIDS, ROWS_A_CENTROID = 1024, 4
-EXPANSION, SAE_NUMBERS = 32, 2**26  # an untrained SAE is 32 times as wide as its input, if its decoder stays within 256 MB
+# an untrained SAE is 32 times as wide as its input, if its decoder stays within 256 MB
+EXPANSION, SAE_NUMBERS = 32, 2**26
 FLAT_WIDTH = 4096  # PCA takes the covariance of the flat examples: 128 MB in fp64
 RIDGE_ROWS = 8192
 
@@ -64,7 +67,12 @@ class FlatExamples(Adapter):
         return super().count(split, examples=True)
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
         return super().batches(batch_size, seed, start, split, examples=True)
 
@@ -92,9 +100,13 @@ class LinearMap(nn.Module):
 
 
 def controls_for(
-    runs: Sequence[Sized], store: Store, seed: int, progress: Callable[[Progress], None] = lambda _: None
+    runs: Sequence[Sized],
+    store: Store,
+    seed: int,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[list[Subject], list[str]]:
-    """(controls, notes on what was capped), each distinct setting fitted once; `control_of` names all runs that it stands beside."""
+    """(controls, notes on what was capped), each distinct setting fitted once; `control_of` names
+    all runs that it stands beside."""
     wanted, taken = _Wanted(store, seed), {sized.run.name for sized in runs}
     for sized in runs:
         wanted.add(sized)
@@ -119,7 +131,10 @@ class _Wanted:
     def add(self, sized: Sized) -> None:
         run = sized.run
         if run.target is not None:
-            key = (f"ridge to {run.target.path.name}" if self._several_targets(run) else "ridge", run.target.path)
+            key = (
+                f"ridge to {run.target.path.name}" if self._several_targets(run) else "ridge",
+                run.target.path,
+            )
             self._want(key, run, lambda: _ridge(run.source, self.seed))
             return
         source, whole, size = self._unit(sized)
@@ -129,17 +144,27 @@ class _Wanted:
             components = min(size, width)
             if components < size:
                 self.notes.append(
-                    f"PCA has at most {width:,} components: the code of {run.name} keeps {size:,} numbers, so it reconstructs all."
+                    f"PCA has at most {width:,} components: the code of {run.name} keeps {size:,}"
+                    " numbers, so it reconstructs all."
                 )
             self._fit(f"pca {components}{mark}", run, "pca", {"latents": components}, source, whole)
         if run.kind != "kmeans":
             centroids = max(min(run.model.latents, MOST_CENTROIDS, n // ROWS_A_CENTROID), 1)
             if centroids < run.model.latents:
                 self.notes.append(
-                    f"k-means has {centroids:,} centroids, {run.name} {run.model.latents:,} latents: there are at most {MOST_CENTROIDS:,}, "
-                    f"and at least {ROWS_A_CENTROID} of the {n:,} training {run.unit if whole else 'row'}s to each."
+                    f"k-means has {centroids:,} centroids, {run.name} {run.model.latents:,}"
+                    f" latents: there are at most {MOST_CENTROIDS:,}, and at least"
+                    f" {ROWS_A_CENTROID} of the {n:,} training {run.unit if whole else 'row'}s to"
+                    " each."
                 )
-            self._fit(f"k-means {centroids}{mark}", run, "kmeans", {"latents": centroids, "seed": self.seed}, source, whole)
+            self._fit(
+                f"k-means {centroids}{mark}",
+                run,
+                "kmeans",
+                {"latents": centroids, "seed": self.seed},
+                source,
+                whole,
+            )
         options = self._dictionary(run, size, width)
         name = f"untrained sae {options['latents']}, k {options['k']}{mark}"
         self._want((name,), run, lambda: self._untrained(options, source, whole))
@@ -150,7 +175,15 @@ class _Wanted:
     def _want(self, key: tuple, run: Subject, make: Callable[[], Subject]) -> None:
         self.makers.setdefault(key, (make, []))[1].append(run.name)
 
-    def _fit(self, name: str, run: Subject, model: str, options: dict[str, Any], source: Rows, whole: bool) -> None:
+    def _fit(
+        self,
+        name: str,
+        run: Subject,
+        model: str,
+        options: dict[str, Any],
+        source: Rows,
+        whole: bool,
+    ) -> None:
         self._want((name,), run, lambda: self._fitted(model, options, source, whole))
 
     def _unit(self, sized: Sized) -> tuple[Rows, bool, int]:
@@ -162,8 +195,9 @@ class _Wanted:
             return FlatExamples(store, width), True, sized.code_size
         per_row = max(round(sized.code_size * store.count(examples=True) / store.count()), 1)
         self.notes.append(
-            f"Controls of {run.name} work on single rows, with {per_row:,} numbers each: its examples differ in size or hold more than "
-            f"{FLAT_WIDTH:,} values, and {per_row:,} a row are about {sized.code_size:,} an example."
+            f"Controls of {run.name} work on single rows, with {per_row:,} numbers each: its"
+            f" examples differ in size or hold more than {FLAT_WIDTH:,} values, and {per_row:,} a"
+            f" row are about {sized.code_size:,} an example."
         )
         return store, False, per_row
 
@@ -179,19 +213,29 @@ class _Wanted:
         return self._width
 
     def _dictionary(self, run: Subject, size: int, width: int) -> dict[str, Any]:
-        latents = run.model.latents if run.kind.startswith("sae") else min(EXPANSION * width, max(SAE_NUMBERS // width, size))
+        latents = (
+            run.model.latents
+            if run.kind.startswith("sae")
+            else min(EXPANSION * width, max(SAE_NUMBERS // width, size))
+        )
         if not run.kind.startswith("sae") and latents < EXPANSION * width:
             self.notes.append(
-                f"The untrained SAE has {latents:,} latents, not {EXPANSION} times the width of {width:,}, to stay in memory."
+                f"The untrained SAE has {latents:,} latents, not {EXPANSION} times the width of"
+                f" {width:,}, to stay in memory."
             )
         return {"latents": latents, "k": min(size, latents)}
 
-    # -- making ----------------------------------------------------------------------------------------------------------
+    # -- making
+    # ----------------------------------------------------------------------------------------------
 
     def _fitted(self, name: str, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
         model = build(name, source.spec.d_in, options)
-        fitted = fit(model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU)
-        return self._subject(name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole)
+        fitted = fit(
+            model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
+        )
+        return self._subject(
+            name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole
+        )
 
     @torch.no_grad()
     def _untrained(self, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
@@ -200,16 +244,24 @@ class _Wanted:
         model = build("sae", source.spec.d_in, options)
         model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
         tensors = model.folded(normalize.mean_D, normalize.scale)
-        return self._subject("sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole)
+        return self._subject(
+            "sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole
+        )
 
     def _subject(self, kind: str, model: nn.Module, whole: bool) -> Subject:
-        return Subject("", kind, "control", WholeExamples(model).eval() if whole else model, self.store)
+        return Subject(
+            "", kind, "control", WholeExamples(model).eval() if whole else model, self.store
+        )
 
 
 def _ridge(source: Rows, seed: int) -> Subject:
-    """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten times it."""
+    """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten
+    times it."""
     batches = list(some(source, "train", RIDGE_ROWS, seed, examples=False))
-    x, y = (np.concatenate([t.double().numpy() for t in column]) for column in ([b.x for b in batches], [b.target for b in batches]))
+    x, y = (
+        np.concatenate([t.double().numpy() for t in column])
+        for column in ([b.x for b in batches], [b.target for b in batches])
+    )
     penalties = len(x) * max(float(x.var(0).mean()), 1e-12) * np.logspace(-6, 1, 8)
     model = RidgeCV(penalties).fit(x, y)
     W, b = model.coef_.reshape(y.shape[1], -1), np.broadcast_to(model.intercept_, y.shape[1]).copy()

@@ -1,7 +1,8 @@
 """What evaluate and compare judge: a trained run or a control, with the rows that it is given.
 
-A run that was trained to give another store's rows (`target_store`) reads pairs. Models that take whole examples get them where the store
-has such a layout, so a code of theirs stands for an example, not for a row; `Subject.unit` says which.
+A run that was trained to give another store's rows (`target_store`) reads pairs. Models that take
+whole examples get them where the store has such a layout, so a code of theirs stands for an
+example, not for a row; `Subject.unit` says which.
 """
 
 from __future__ import annotations
@@ -62,12 +63,18 @@ class Subject:
         return sum(tensor.numel() for tensor in self.model.state_dict().values())
 
     def with_k(self, k: int | None) -> Subject:
-        """The same run with codes of the k largest values of a row; None: itself. Raises UsageError where it has no such codes."""
-        return self if k is None else replace(self, model=with_k(self.model, k, self.checkpoint or self.name))
+        """The same run with codes of the k largest values of a row; None: itself. Raises UsageError
+        where it has no such codes."""
+        return (
+            self
+            if k is None
+            else replace(self, model=with_k(self.model, k, self.checkpoint or self.name))
+        )
 
 
 class WholeExamples(nn.Module):
-    """A model of rows, given examples (B, ...) as one flat row each: what makes PCA comparable with a model of whole examples."""
+    """A model of rows, given examples (B, ...) as one flat row each: what makes PCA comparable with
+    a model of whole examples."""
 
     takes = "grid"  # anything but rows: it is fed examples, of whichever layout
 
@@ -84,8 +91,11 @@ class WholeExamples(nn.Module):
         return Output(output.x_hat.reshape(x.shape), output.code)
 
 
-def open_runs(models: Sequence[str | Path | nn.Module], rows: Rows, target_store: str | Path | None) -> list[Subject]:
-    """The runs, checkpoints or models, known to fit the rows, or the stores of a crosscoder. Raises UsageError, DataError, MissingError."""
+def open_runs(
+    models: Sequence[str | Path | nn.Module], rows: Rows, target_store: str | Path | None
+) -> list[Subject]:
+    """The runs, checkpoints or models, known to fit the rows, or the stores of a crosscoder. Raises
+    UsageError, DataError, MissingError."""
     given = [model if isinstance(model, nn.Module) else str(model) for model in models]
     if not given:
         raise UsageError("there is no run to compare", "give the folders that `saekit train` wrote")
@@ -93,11 +103,18 @@ def open_runs(models: Sequence[str | Path | nn.Module], rows: Rows, target_store
         raise UsageError(f"{_long_name(twice[0])} is given twice")
     pairs: dict[str, PairedStore] = {}
     runs = [
-        _of_model(model, name, rows, target_store, pairs) if isinstance(model, nn.Module) else _open(model, name, rows, target_store, pairs)
+        (
+            _of_model(model, name, rows, target_store, pairs)
+            if isinstance(model, nn.Module)
+            else _open(model, name, rows, target_store, pairs)
+        )
         for model, name in zip(given, _names(given))
     ]
     if target_store is not None and not pairs:
-        raise UsageError(f"{opt('target_store', target_store)}: none of the runs was trained on a target", f"drop {opt('target_store')}")
+        raise UsageError(
+            f"{opt('target_store', target_store)}: none of the runs was trained on a target",
+            f"drop {opt('target_store')}",
+        )
     return runs
 
 
@@ -106,11 +123,16 @@ def _long_name(model: str | nn.Module) -> str:
 
 
 def _names(models: Sequence[str | nn.Module]) -> list[str]:
-    """One for each: the folder's name, or the model's class; where these are not distinct, the path, or the class with a number."""
-    short = [_long_name(model) if isinstance(model, nn.Module) else Path(model).name for model in models]
+    """One for each: the folder's name, or the model's class; where these are not distinct, the
+    path, or the class with a number."""
+    short = [
+        _long_name(model) if isinstance(model, nn.Module) else Path(model).name for model in models
+    ]
     if len(set(short)) == len(short):
         return short
-    return [f"{_long_name(m)} {i}" if isinstance(m, nn.Module) else m for i, m in enumerate(models, 1)]
+    return [
+        f"{_long_name(m)} {i}" if isinstance(m, nn.Module) else m for i, m in enumerate(models, 1)
+    ]
 
 
 def open_anomalies(path: str | Path, store: Store) -> Store:
@@ -119,13 +141,24 @@ def open_anomalies(path: str | Path, store: Store) -> Store:
     for what in ("d_in", "layout", "shape"):
         ours, theirs = getattr(store.spec, what), getattr(other.spec, what)
         if ours != theirs:
-            raise DataError(f"{opt('anomalies', path)}: {what} {theirs}, that of {store.path} is {ours}", "rows of the same kind of data")
+            raise DataError(
+                f"{opt('anomalies', path)}: {what} {theirs}, that of {store.path} is {ours}",
+                "rows of the same kind of data",
+            )
     return other
 
 
-def _of_model(model: nn.Module, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+def _of_model(
+    model: nn.Module,
+    name: str,
+    rows: Rows,
+    target_store: str | Path | None,
+    pairs: dict[str, PairedStore],
+) -> Subject:
     if model.d_in != rows.spec.d_in:
-        raise DataError(f"{name} takes {model.d_in} values per row, {rows.path} holds {rows.spec.d_in}")
+        raise DataError(
+            f"{name} takes {model.d_in} values per row, {rows.path} holds {rows.spec.d_in}"
+        )
     source = rows if target_store is None else _paired(rows, name, str(target_store), pairs)
     weight = next(iter(model.state_dict().values()))
     if model.training or weight.device.type != "cpu":
@@ -133,7 +166,9 @@ def _of_model(model: nn.Module, name: str, rows: Rows, target_store: str | Path 
     return Subject(name, _long_name(model), "run", model, source)
 
 
-def _open(path: str, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]) -> Subject:
+def _open(
+    path: str, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]
+) -> Subject:
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     _check_fit(path, config, rows)
@@ -144,22 +179,45 @@ def _open(path: str, name: str, rows: Rows, target_store: str | Path | None, pai
         source = _paired(rows, path, where, pairs)
         width = config["config"].get("d_out") or config["spec"]["d_in"]
         if source.target.spec.d_in != width:
-            raise DataError(f"{path} gives {width} values per row, the target store {where} holds {source.target.spec.d_in}")
-    kind = " ".join(filter(None, (config["model"], config["config"].get("sparsity") if config["model"] == "sae" else None)))
-    return Subject(name, kind, "run", restore(config["model"], config["config"], checkpoint.tensors), source, path, config)
+            raise DataError(
+                f"{path} gives {width} values per row, the target store {where} holds"
+                f" {source.target.spec.d_in}"
+            )
+    kind = " ".join(
+        filter(
+            None,
+            (
+                config["model"],
+                config["config"].get("sparsity") if config["model"] == "sae" else None,
+            ),
+        )
+    )
+    return Subject(
+        name,
+        kind,
+        "run",
+        restore(config["model"], config["config"], checkpoint.tensors),
+        source,
+        path,
+        config,
+    )
 
 
 def _paired(rows: Rows, model: str, where: str, pairs: dict[str, PairedStore]) -> PairedStore:
     """The rows with those of the target store, opened once for all models."""
     if not isinstance(rows, Store):
-        raise UsageError(f"{model} was trained on a target: rows in memory cannot be aligned with {where}", "give the path of a store")
+        raise UsageError(
+            f"{model} was trained on a target: rows in memory cannot be aligned with {where}",
+            "give the path of a store",
+        )
     if where not in pairs:
         pairs[where] = PairedStore(rows, _open_target(model, where))
     return pairs[where]
 
 
 def _check_fit(path: str, config: dict[str, Any], store: Rows) -> None:
-    check_stores(path, config, store, f"saekit evaluate {path}")  # the whole command: compare takes one store
+    # the whole command: compare takes one store
+    check_stores(path, config, store, f"saekit evaluate {path}")
     spec, own = store.spec, config["spec"]
     if own["d_in"] != spec.d_in:
         raise DataError(
@@ -169,7 +227,10 @@ def _check_fit(path: str, config: dict[str, Any], store: Rows) -> None:
         )
     shape = config["config"].get("shape")
     if shape is not None and tuple(shape) != spec.shape:
-        raise DataError(f"{path} takes examples of shape {tuple(shape)}, those of {store.path} have {spec.shape}")
+        raise DataError(
+            f"{path} takes examples of shape {tuple(shape)}, those of {store.path} have"
+            f" {spec.shape}"
+        )
 
 
 def _open_target(path: str, where: str) -> Store:
@@ -177,5 +238,6 @@ def _open_target(path: str, where: str) -> Store:
         return Store(Path(where))
     except MissingError as error:
         raise MissingError(
-            f"{path} was trained on a target: {error.cause}", f"{opt('target_store')} with the folder where it lies now"
+            f"{path} was trained on a target: {error.cause}",
+            f"{opt('target_store')} with the folder where it lies now",
         ) from None

@@ -21,18 +21,21 @@ from saekit.training.fit import holdout_figures
 @dataclass(frozen=True)
 class Evaluation:
     checkpoint: str
-    """Its folder; of a model that was given itself, its class (with a number, where there are several)."""
+    """Its folder; of a model that was given itself, its class (with a number, where there are
+    several)."""
     model: str
-    """Name of the model, with the sparsity of an SAE: `sae topk`; of a model that was given itself, its class."""
+    """Name of the model, with the sparsity of an SAE: `sae topk`; of a model that was given itself,
+    its class."""
     params: int
     latents: int
     rows: int
     split: str
     """Which rows: holdout | train | all."""
     metrics: dict[str, Any]
-    """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does not apply). A crosscoder has `parts`
-    besides: {hook: fvu of that hook's values alone}, in the order of the stores (where a hook is read twice, its model or folder is
-    named too)."""
+    """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does
+    not apply). A crosscoder has `parts`
+    besides: {hook: fvu of that hook's values alone}, in the order of the stores (where a hook is
+    read twice, its model or folder is named too)."""
     k: int | None = None
     """The k that was asked for; None: as the model was trained."""
 
@@ -53,17 +56,21 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        models: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several of either.
-        data: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of these. Crosscoders take the stores of
-            their training, in its order, as a list.
-        split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on these rows, all rows for another
-            and for a model, which does not say what it was trained on.
+        models: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several of
+            either.
+        data: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
+            these. Crosscoders take the stores of their training, in its order, as a list.
+        split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
+            these rows, all rows for another and for a model, which does not say what it was trained
+            on.
         rows: judge at most so many.
-        target_store: where the target of a model that gives another store's rows is read; None: where it lay at training.
-        k: judge every model with codes of so many values, one Evaluation for each model and k (saekit.load says which models can).
+        target_store: where the target of a model that gives another store's rows is read; None:
+            where it lay at training.
+        k: judge every model with codes of so many values, one Evaluation for each model and k
+            (saekit.load says which models can).
 
-    Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError (widths or shapes differ, more or fewer
-    stores than a run reads, another order), MissingError.
+    Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
+    (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
     """
     models = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
     if split is not None:
@@ -75,29 +82,38 @@ def evaluate(
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
     source = open_rows(data)
     # every k is known to be possible before the first pass over the rows
-    subjects = [(at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks]
+    subjects = [
+        (at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks
+    ]
     return [_evaluation(subject, source, split, rows, at) for at, subject in subjects]
 
 
-def _evaluation(run: Subject, source: Rows, split: str | None, rows: int | None, k: int | None) -> Evaluation:
+def _evaluation(
+    run: Subject, source: Rows, split: str | None, rows: int | None, k: int | None
+) -> Evaluation:
     trained_here = run.config is not None and run.config["content"] == source.content
     split = split or ("holdout" if trained_here else "all")
     figures, by_hook = _figures(run, split, rows)
     dead_train = None if run.config is None else run.config["result"]["metrics"].get("dead_train")
     metrics = figures.scalars() | {"dead_train": dead_train} | by_hook
     name = run.checkpoint or run.name
-    return Evaluation(name, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k)
+    return Evaluation(
+        name, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k
+    )
 
 
 def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:
-    """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is what costs."""
+    """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is
+    what costs."""
     if not isinstance(run.source, StackedStore):
         return holdout_figures(run.model, run.source, split, rows), {}
     widths = run.source.parts
     sums = {name: RowSums(None) for name in run.source.names}
 
     def add(_model, inputs, output) -> None:
-        for each, x_Bd, x_hat_Bd in zip(sums.values(), inputs[0].split(widths, 1), output.x_hat.split(widths, 1)):
+        for each, x_Bd, x_hat_Bd in zip(
+            sums.values(), inputs[0].split(widths, 1), output.x_hat.split(widths, 1)
+        ):
             each.add(x_Bd, x_hat_Bd, None)
 
     watching = run.model.register_forward_hook(add)

@@ -1,4 +1,6 @@
-"""Transformer to store: models (loading), hooks (where to read), sources (data), inputs (model batches), run (the verb).
+"""Transformer to store: models (loading), hooks (where to read), sources (data), inputs (model
+batches), run (the verb).
 
-Raw data to store, without a model: rawdata (data as rows), raw (the run). What both share: documents, config, base.
+Raw data to store, without a model: rawdata (data as rows), raw (the run). What both share:
+documents, config, base.
 """

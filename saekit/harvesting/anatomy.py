@@ -1,7 +1,8 @@
 """The anatomy of a module, from one tiny forward pass that leaves no trace in it.
 
-A transformers model says in its config what it takes; of any other module nothing is known before its owner runs it, and then the first
-pass inside `capture` or `splice` is the proof (see `saekit.harvesting.hooks`).
+A transformers model says in its config what it takes; of any other module nothing is known before
+its owner runs it, and then the first pass inside `capture` or `splice` is the proof (see
+`saekit.harvesting.hooks`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from saekit.harvesting.trace import Trace
 
 CONTEXTS, TOKENS = 2, 5  # of the tiny pass: enough to tell contexts, tokens and width apart
 IMAGE_SIDE = 224  # pixels, for a vision model that names no size
-SMALL_BUFFER = 1 << 20  # numbers; a larger buffer holds weights (quantized models), which a pass does not write
-_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+# numbers; a larger buffer holds weights (quantized models), which a pass does not write
+SMALL_BUFFER = 1 << 20
+_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+"_forward_hooks_always_called",
                 "_forward_pre_hooks_with_kwargs")  # fmt: skip
 
 _known: WeakKeyDictionary[nn.Module, tuple[tuple, Anatomy]] = WeakKeyDictionary()
@@ -37,7 +40,8 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def anatomy_of(module: nn.Module) -> Anatomy:
-    """From the cache, which holds for as long as no submodule is replaced; else from a tiny pass."""
+    """From the cache, which holds for as long as no submodule is replaced; else from a tiny
+    pass."""
     module = plain(module)
     with _lock:
         before, anatomy = _known.get(module, (None, None))
@@ -63,14 +67,22 @@ def _probed(module: nn.Module) -> Anatomy:
         inputs = tiny_inputs(root)
         if inputs is None:
             return _guessed(module, "it does not say what it takes as input")
-        shape = tuple(inputs["input_ids"].shape) if "input_ids" in inputs else (len(inputs["pixel_values"]),)
+        shape = (
+            tuple(inputs["input_ids"].shape)
+            if "input_ids" in inputs
+            else (len(inputs["pixel_values"]),)
+        )
         return _shown_by(module, lambda: root(**inputs), shape)
     except Exception as error:  # whatever a model raises: its owner's own pass is then the proof
-        return _guessed(module, f"a small forward pass failed: {type(error).__name__}: {str(error).split(chr(10))[0]}")
+        return _guessed(
+            module,
+            f"a small forward pass failed: {type(error).__name__}: {str(error).split(chr(10))[0]}",
+        )
 
 
 def prove(module: nn.Module, forward: Callable[[], Any], shape: tuple[int, ...]) -> None:
-    """By `forward`, on inputs of `shape` (contexts, tokens) or (images,), where the module could not be run without knowing more of it."""
+    """By `forward`, on inputs of `shape` (contexts, tokens) or (images,), where the module could
+    not be run without knowing more of it."""
     if not anatomy_of(module).proven:
         keep(module, _shown_by(plain(module), forward, shape))
 
@@ -93,7 +105,9 @@ def _guessed(module: nn.Module, why: str) -> Anatomy:
     if guess is None:
         return Anatomy(tower, why="no list of blocks found")
     whole = ".".join(part for part in (tower, guess) if part)
-    return Anatomy(tower, blocks=whole, count=len(list(root.get_submodule(guess).children())), why=why)
+    return Anatomy(
+        tower, blocks=whole, count=len(list(root.get_submodule(guess).children())), why=why
+    )
 
 
 def _traced(module: nn.Module, trace: Trace, forward: Callable[[], Any]) -> Anatomy:
@@ -137,18 +151,28 @@ def vocabulary(root: nn.Module) -> int:
     return rows or getattr(root.config, "vocab_size", None) or 2
 
 
-# --- a pass that changes nothing ------------------------------------------------------------------------------------------------
+# --- a pass that changes nothing
+# ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
-    """Passes inside run in eval mode, without gradients and uncompiled, and leave nothing behind: modes, random state, buffers, submodules
-    and plain attributes are put back, and with `hooks` the module's own hooks are not called."""
-    devices = sorted({parameter.device.index or 0 for parameter in module.parameters() if parameter.device.type == "cuda"})
+    """Passes inside run in eval mode, without gradients and uncompiled, and leave nothing behind:
+    modes, random state, buffers, submodules and plain attributes are put back, and with `hooks` the
+    module's own hooks are not called."""
+    devices = sorted(
+        {
+            parameter.device.index or 0
+            for parameter in module.parameters()
+            if parameter.device.type == "cuda"
+        }
+    )
     modes = {each: each.training for each in module.modules()}
     state = [(each, dict(each._modules), _plain_attributes(each)) for each in modes]
-    buffers = [(each, name, buffer, buffer.detach().clone() if buffer.numel() <= SMALL_BUFFER else None)
-               for each in modes for name, buffer in each._buffers.items() if buffer is not None]  # fmt: skip
+    buffers = [(each, name, buffer,
+    buffer.detach().clone() if buffer.numel() <= SMALL_BUFFER else None)
+               for each in modes for name,
+               buffer in each._buffers.items() if buffer is not None]  # fmt: skip
     with torch.random.fork_rng(devices), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         tables = _hooks_taken(module) if hooks else []
         for each in modes:
@@ -157,14 +181,16 @@ def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
             yield
         finally:
             for each, modules, attributes in state:
-                if each._modules != modules:  # BigBird takes another attention where an input is short, for good
+                # BigBird takes another attention where an input is short, for good
+                if each._modules != modules:
                     each._modules.clear()
                     each._modules.update(modules)
                 vars(each).update(attributes)
             for each, training in modes.items():
                 each.training = training
             for each, name, table in tables:
-                table.update(getattr(each, name))  # hooks that the model has put on itself meanwhile
+                # hooks that the model has put on itself meanwhile
+                table.update(getattr(each, name))
                 setattr(each, name, table)
             for each, name, buffer, before in buffers:
                 each._buffers[name] = buffer
@@ -174,7 +200,11 @@ def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     """But not what transformers notes down about hooks that it has put on a model."""
-    values = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
+    values = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str | None)
+    }
     return {name: value for name, value in values.items() if "hooks" not in name}
 
 

@@ -1,4 +1,5 @@
-"""What every harvest does, whatever the rows come from: plan, open or resume the stores, fill them, report."""
+"""What every harvest does, whatever the rows come from: plan, open or resume the stores, fill them,
+report."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ Writer = StoreWriter | MemoryWriter
 
 
 class Harvest(ABC):
-    """One call of the verb. A subclass knows the data when it is made, so that wrong requests do not touch OUT."""
+    """One call of the verb. A subclass knows the data when it is made, so that wrong requests do
+    not touch OUT."""
 
     dtype: ClassVar[str]  # of the rows, unless asked otherwise
     widths: dict[str, int]  # hook -> d_in, a store each
@@ -54,7 +56,8 @@ class Harvest(ABC):
 
     @abstractmethod
     def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
-        """Append batches behind those that the writers have, until the rows asked for are there or the data ends."""
+        """Append batches behind those that the writers have, until the rows asked for are there or
+        the data ends."""
 
     def skipped(self) -> Sequence[str]:
         """Names of the broken inputs that were left out (skip_broken)."""
@@ -69,7 +72,10 @@ class Harvest(ABC):
             if count >= PROBE_ROWS:
                 break
         if not count:
-            raise DataError(f"{opt('dtype', 'auto')}: the data gives no row to choose by", f"another {opt('scope')} or other data")
+            raise DataError(
+                f"{opt('dtype', 'auto')}: the data gives no row to choose by",
+                f"another {opt('scope')} or other data",
+            )
         dtype, self.dtype_reason = choose_dtype(torch.cat(rows)[:PROBE_ROWS])
         self.config = dataclasses.replace(self.config, dtype=dtype)
         self.notes = (*self.notes, f"{opt('dtype', 'auto')}: {self.dtype_reason}")
@@ -77,7 +83,9 @@ class Harvest(ABC):
     def _report(self) -> dict[str, Any]:
         """What the stores' health report holds besides the rows' own."""
         skipped = list(self.skipped())
-        report: dict[str, Any] = {"skipped": {"count": len(skipped), "first": skipped[:NAMED]}} if skipped else {}
+        report: dict[str, Any] = (
+            {"skipped": {"count": len(skipped), "first": skipped[:NAMED]}} if skipped else {}
+        )
         return report | ({"dtype_reason": self.dtype_reason} if self.dtype_reason else {})
 
     def rows_expected(self) -> int | None:
@@ -95,8 +103,15 @@ class Harvest(ABC):
     def plan(self) -> HarvestPlan:
         rows, size = self.rows_expected(), None
         if rows is not None:
-            size = sum(rows * width for width in self.widths.values()) * DTYPES[self.config.dtype].itemsize
-        shards = None if size is None else max(-(-size // (self.config.shard_mb << 20)), len(self.widths))
+            size = (
+                sum(rows * width for width in self.widths.values())
+                * DTYPES[self.config.dtype].itemsize
+            )
+        shards = (
+            None
+            if size is None
+            else max(-(-size // (self.config.shard_mb << 20)), len(self.widths))
+        )
         folder = self.out.absolute()
         with writing(folder):
             while not folder.exists():
@@ -106,14 +121,19 @@ class Harvest(ABC):
     def folder(self, hook: str) -> Path:
         return self.out if len(self.widths) == 1 else self.out / hook.replace(":", "-")
 
-    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+    def execute(
+        self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
+    ) -> HarvestResult:
         if self.out is None:
             return self._keep_all(progress)
         plan = self.plan()
         have = sum(folder_bytes(self.folder(hook)) for hook in self.widths) if resume else 0
         if plan.bytes is not None and plan.bytes > plan.disk_free + have:
             fit = plan.disk_free // (plan.bytes // plan.rows)
-            cause = f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free at {self.out}"
+            cause = (
+                f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free"
+                f" at {self.out}"
+            )
             raise DataError(cause, f"{opt('rows', fit)} would fit, or another OUT")
         self._say_notes(progress)
         outs, store_plan = [self.folder(hook) for hook in self.widths], self._store_plan()
@@ -121,7 +141,9 @@ class Harvest(ABC):
         def differs(n: int, path: Path) -> str:
             return other_settings(path, self.spec(list(self.widths)[n]), store_plan)
 
-        with run_folders(outs, STORE, resume=resume, overwrite=overwrite, differs=differs) as folders:
+        with run_folders(
+            outs, STORE, resume=resume, overwrite=overwrite, differs=differs
+        ) as folders:
             for folder in folders:
                 if folder.notice:
                     progress(Progress("harvest", 0, 0, message=folder.notice))
@@ -133,7 +155,14 @@ class Harvest(ABC):
 
     def _say_skipped(self, progress: Callable[[Progress], None]) -> None:
         if skipped := self.skipped():
-            progress(Progress("harvest", 0, 0, message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"))
+            progress(
+                Progress(
+                    "harvest",
+                    0,
+                    0,
+                    message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})",
+                )
+            )
 
     def _keep_all(self, progress: Callable[[Progress], None]) -> HarvestResult:
         """The rows in memory, without a folder."""
@@ -145,7 +174,12 @@ class Harvest(ABC):
         batches = {hook: writer.finish() for hook, writer in writers.items()}
         return self._result(writers, time.monotonic() - began, 0, batches)
 
-    def _fill_all(self, folders: list[RunFolder], store_plan: dict[str, Any], progress: Callable[[Progress], None]) -> HarvestResult:
+    def _fill_all(
+        self,
+        folders: list[RunFolder],
+        store_plan: dict[str, Any],
+        progress: Callable[[Progress], None],
+    ) -> HarvestResult:
         began = time.monotonic()
         writers = self._open(folders, store_plan)
         for writer in writers.values():
@@ -164,7 +198,11 @@ class Harvest(ABC):
         return self._result(writers, time.monotonic() - began, rows_before)
 
     def _result(
-        self, writers: Mapping[str, Writer], seconds: float, rows_before: int, batches: dict[str, ActivationBatch] | None = None
+        self,
+        writers: Mapping[str, Writer],
+        seconds: float,
+        rows_before: int,
+        batches: dict[str, ActivationBatch] | None = None,
     ) -> HarvestResult:
         first = next(iter(writers.values()))
         return HarvestResult(
@@ -176,13 +214,23 @@ class Harvest(ABC):
             rows_per_s=round((first.rows - rows_before) / max(seconds, 1e-9), 1),
             stores={} if self.out is None else {hook: str(self.folder(hook)) for hook in writers},
             dropped=first.dropped,
-            skipped=len(self.skipped()) if self.out is None else first.manifest.stats.get("skipped", {}).get("count", 0),
+            skipped=(
+                len(self.skipped())
+                if self.out is None
+                else first.manifest.stats.get("skipped", {}).get("count", 0)
+            ),
             batches=batches,
         )
 
     def _store_plan(self) -> dict[str, Any]:
         c = self.config
-        plan = {"rows": c.rows, "batch": c.batch, "shard_mb": c.shard_mb, "data": self.digest(), **self.own_plan()}
+        plan = {
+            "rows": c.rows,
+            "batch": c.batch,
+            "shard_mb": c.shard_mb,
+            "data": self.digest(),
+            **self.own_plan(),
+        }
         return plan | self._chosen_holdout()
 
     def _chosen_holdout(self) -> dict[str, float]:
@@ -192,7 +240,11 @@ class Harvest(ABC):
     def _open(self, folders: list[RunFolder], plan: dict[str, Any]) -> dict[str, StoreWriter]:
         extras, writers = self.extras(), {}
         for hook, folder in zip(self.widths, folders):
-            options = {"shard_bytes": self.config.shard_mb << 20, "resume": folder.resuming, "extras": extras}
+            options = {
+                "shard_bytes": self.config.shard_mb << 20,
+                "resume": folder.resuming,
+                "extras": extras,
+            }
             writers[hook] = StoreWriter(folder.path, self.spec(hook), plan, **options)
             writers[hook].report = self._report
             write_config(folder.path / "config.toml", self.settings() | self._chosen_holdout())

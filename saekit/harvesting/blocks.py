@@ -1,5 +1,5 @@
-"""The blocks of a model and what is in them: what is kept of the pass that has shown it (`saekit.harvesting.trace`), and what can be said
-before any pass, by structure."""
+"""The blocks of a model and what is in them: what is kept of the pass that has shown it
+(`saekit.harvesting.trace`), and what can be said before any pass, by structure."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ class Anatomy:
     count: int = 0
     bad_blocks: dict[int, str] = field(default_factory=dict)  # block -> why it is none
     parts: dict[int, dict[str, Part]] = field(default_factory=dict)
-    runs: Counter[str] = field(default_factory=Counter)  # module -> how often it ran, of the modules of the tower
-    written_later: set[str] = field(default_factory=set)  # modules whose output the model changes in place
+    # module -> how often it ran, of the modules of the tower
+    runs: Counter[str] = field(default_factory=Counter)
+    # modules whose output the model changes in place
+    written_later: set[str] = field(default_factory=set)
 
     def block_path(self, index: int) -> str:
         return f"{self.blocks}.{index}"
@@ -35,8 +37,8 @@ class Anatomy:
 
 
 def tower_path(module: nn.Module) -> str:
-    """The part of `module` whose blocks `blocks.N` means: the image tower of a dual model, the encoder of an
-    encoder-decoder, else '' (the whole)."""
+    """The part of `module` whose blocks `blocks.N` means: the image tower of a dual model, the
+    encoder of an encoder-decoder, else '' (the whole)."""
     children = dict(module.named_children())
     if "vision_model" in children and "text_model" in children:
         return "vision_model"
@@ -49,9 +51,14 @@ def tower_path(module: nn.Module) -> str:
 
 
 def guessed_blocks(module: nn.Module, root: nn.Module) -> str | None:
-    """Path in `root` of what looks like the list of blocks: the outermost list of modules of one class whose length is the config's number
-    of layers, else the longest. It saves a second pass where it is right, and is all that is known before a module has run."""
-    lists = [(path, blocks) for path, blocks in deep_lists(root) if len({type(block) for block in blocks}) == 1]
+    """Path in `root` of what looks like the list of blocks: the outermost list of modules of one
+    class whose length is the config's number of layers, else the longest. It saves a second pass
+    where it is right, and is all that is known before a module has run."""
+    lists = [
+        (path, blocks)
+        for path, blocks in deep_lists(root)
+        if len({type(block) for block in blocks}) == 1
+    ]
     lists = lists or list(deep_lists(root))
     expected = layers_in_config(module, root)
     matching = [entry for entry in lists if len(entry[1]) == expected]
@@ -74,7 +81,9 @@ def layers_in_config(module: nn.Module, tower: nn.Module) -> int | None:
     for owner in (tower, module):
         config = getattr(owner, "config", None)
         for nested in (getattr(config, "text_config", None) if owner is module else None, config):
-            layers = getattr(nested, "num_hidden_layers", None) or getattr(nested, "num_layers", None)
+            layers = getattr(nested, "num_hidden_layers", None) or getattr(
+                nested, "num_layers", None
+            )
             if isinstance(layers, int):
                 return layers
     return None

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 RAW = "raw:"
 AUTO = "auto"  # dtype
-RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")  # data that is stored as it is, in the place of a MODEL
-_OF_MODELS = ("hooks", "scope", "ctx", "pack", "max_norm", "trust_remote_code")  # what raw data has no use for
+# data that is stored as it is, in the place of a MODEL
+RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")
+# what raw data has no use for
+_OF_MODELS = ("hooks", "scope", "ctx", "pack", "max_norm", "trust_remote_code")
 
 
 def is_raw(model: str) -> bool:
@@ -26,7 +28,10 @@ def is_raw(model: str) -> bool:
 
 def check_raw_kind(model: str) -> None:
     if model not in RAW_KINDS:
-        raise UsageError(f"{model} is not a kind of raw data", f"{did_you_mean(model, RAW_KINDS)}choose {', '.join(RAW_KINDS)}")
+        raise UsageError(
+            f"{model} is not a kind of raw data",
+            f"{did_you_mean(model, RAW_KINDS)}choose {', '.join(RAW_KINDS)}",
+        )
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class HarvestConfig:
     batch: int = 32
     """Contexts or images a forward pass."""
     dtype: str | None = None
-    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data; auto: the smallest that costs less than 5 % of
-    any dimension's spread, by the first rows."""
+    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data; auto:
+    the smallest that costs less than 5 % of any dimension's spread, by the first rows."""
     shard_mb: int = 256
     max_norm: float | None = None
     """Drop rows whose norm is above this multiple of the median norm of the first rows."""
@@ -58,7 +63,8 @@ class HarvestConfig:
     skip_broken: bool = False
     """Leave out and count inputs that cannot be read; else the first one is an error."""
     trust_remote_code: bool = False
-    """Let Python code that comes with the model run. It is not written to a store, so that nothing that reads one runs such code."""
+    """Let Python code that comes with the model run. It is not written to a store, so that nothing
+    that reads one runs such code."""
 
     def __post_init__(self) -> None:
         check_choice("scope", self.scope, ("content", "cls", "all"))
@@ -71,32 +77,52 @@ class HarvestConfig:
                 raise UsageError(f"{opt(name, value)} must be at least 1")
         if not 0 < self.holdout < 1:
             raise UsageError(
-                f"{opt('holdout', self.holdout)} must be in (0, 1)", f"{opt('holdout', 0.05)} keeps one row in twenty from training"
+                f"{opt('holdout', self.holdout)} must be in (0, 1)",
+                f"{opt('holdout', 0.05)} keeps one row in twenty from training",
             )
         if self.seed < 0:
             raise UsageError(f"{opt('seed', self.seed)} must not be negative")
         if self.max_norm is not None and self.max_norm <= 0:
             raise UsageError(f"{opt('max_norm', self.max_norm)} must be above 0")
         if self.layout != "flat" and self.max_norm is not None:
-            raise UsageError(f"{opt('max_norm')} drops single rows, which {opt('layout', self.layout)} cannot have", opt("layout", "flat"))
+            raise UsageError(
+                f"{opt('max_norm')} drops single rows, which {opt('layout', self.layout)} cannot"
+                " have",
+                opt("layout", "flat"),
+            )
 
     def check_for(self, model: str) -> None:
-        """Raise UsageError for what `model` needs and is not there, or has no use for: said before a model loads."""
+        """Raise UsageError for what `model` needs and is not there, or has no use for: said before
+        a model loads."""
         raw = is_raw(model)
         if raw:
             check_raw_kind(model)
         elif not self.hooks:
-            raise UsageError(f"{opt('hook')} is missing", "saekit harvest MODEL DATA OUT --list-hooks lists the hooks")
+            raise UsageError(
+                f"{opt('hook')} is missing",
+                "saekit harvest MODEL DATA OUT --list-hooks lists the hooks",
+            )
         defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        given = [opt(name.removesuffix("s")) for name in _OF_MODELS if raw and getattr(self, name) != defaults[name]]
+        given = [
+            opt(name.removesuffix("s"))
+            for name in _OF_MODELS
+            if raw and getattr(self, name) != defaults[name]
+        ]
         if given:
-            raise UsageError(f"{', '.join(given)} with {model}: there is no model to read from", f"drop {', '.join(given)}")
+            raise UsageError(
+                f"{', '.join(given)} with {model}: there is no model to read from",
+                f"drop {', '.join(given)}",
+            )
         if model != "raw:tfidf" and self.vocabulary != defaults["vocabulary"]:
-            raise UsageError(f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf", f"drop {opt('vocabulary')}")
+            raise UsageError(
+                f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf",
+                f"drop {opt('vocabulary')}",
+            )
 
 
 class HarvestOptions(TypedDict, total=False):
-    """The keyword arguments of `harvest` for editors and type checkers. HarvestConfig has their defaults and says what they mean."""
+    """The keyword arguments of `harvest` for editors and type checkers. HarvestConfig has their
+    defaults and says what they mean."""
 
     rows: int | None
     scope: Scope
@@ -130,27 +156,36 @@ class HarvestResult:
     stores: dict[str, str]
     """Canonical hook path (the kind of raw data) -> store folder."""
     dropped: int
-    """Rows left out by max_norm; documents without a word of the vocabulary; array entries with NaN or inf (skip_broken)."""
+    """Rows left out by max_norm; documents without a word of the vocabulary; array entries with NaN
+    or inf (skip_broken)."""
     skipped: int = 0
     """Inputs that could not be read and were left out (skip_broken)."""
     self_check: dict[str, str] | None = None
     """What was shown on the first contexts (saekit.harvesting.selfcheck); None for raw data."""
     batches: dict[str, ActivationBatch] | None = field(default=None, repr=False)
-    """Of a harvest without a folder: canonical hook path -> all its rows, x (N,D), with doc_id, example_id and position (N,)."""
+    """Of a harvest without a folder: canonical hook path -> all its rows, x (N,D), with doc_id,
+    example_id and position (N,)."""
 
     @property
     def x(self) -> torch.Tensor:
-        """The rows (N,D) of a harvest of one hook without a folder, in its dtype. Raises UsageError for any other harvest."""
+        """The rows (N,D) of a harvest of one hook without a folder, in its dtype. Raises UsageError
+        for any other harvest."""
         if self.batches is None:
-            raise UsageError("the rows of this harvest are on disk", "saekit.open_store(result.path)")
+            raise UsageError(
+                "the rows of this harvest are on disk", "saekit.open_store(result.path)"
+            )
         if len(self.batches) > 1:
-            raise UsageError("several hooks were harvested", f"result.batches[HOOK].x, HOOK one of {', '.join(self.batches)}")
+            raise UsageError(
+                "several hooks were harvested",
+                f"result.batches[HOOK].x, HOOK one of {', '.join(self.batches)}",
+            )
         return next(iter(self.batches.values())).x
 
 
 @dataclass(frozen=True)
 class HarvestPlan:
-    """What a harvest would write. rows, bytes and shards are None when all of the data is taken and its size is not known before."""
+    """What a harvest would write. rows, bytes and shards are None when all of the data is taken and
+    its size is not known before."""
 
     hooks: dict[str, int]
     """Canonical hook path (the kind of raw data) -> d_in."""

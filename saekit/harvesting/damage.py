@@ -1,4 +1,5 @@
-"""What is wrong with a file of a model folder: a git-lfs pointer, half of a download, JSON that is none. Looked at after a failure only."""
+"""What is wrong with a file of a model folder: a git-lfs pointer, half of a download, JSON that is
+none. Looked at after a failure only."""
 
 from __future__ import annotations
 
@@ -10,22 +11,34 @@ from pathlib import Path
 _LFS = b"version https://git-lfs"
 _READ = {
     "model": ("config.json", "generation_config.json", "*.index.json", "*.safetensors", "*.bin"),
-    "tokenizer": ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "config.json"),
+    "tokenizer": (
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "*.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "config.json",
+    ),
     "image processor": ("preprocessor_config.json", "processor_config.json", "config.json"),
 }  # the files of a folder that transformers reads for each
 _LEAST = 8  # bytes of a safetensors file: the length of its header
 
 
 def first_line(error: BaseException) -> str:
-    """Of a message that only begins there ("Validation error for field 'hidden_size':") two lines."""
+    """Of a message that only begins there ("Validation error for field 'hidden_size':") two
+    lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
 
 
 def damage(folder: Path, what: str) -> tuple[str, str] | None:
-    """(what is wrong with a file that transformers reads for `what`, the next step), None when nothing is seen."""
+    """(what is wrong with a file that transformers reads for `what`, the next step), None when
+    nothing is seen."""
     again = "copy or download that file again"
-    for file in sorted(each for each in folder.iterdir() if each.is_file() and _is_read(each, what)):
+    for file in sorted(
+        each for each in folder.iterdir() if each.is_file() and _is_read(each, what)
+    ):
         try:
             with file.open("rb") as opened:
                 head = opened.read(max(len(_LFS), _LEAST))
@@ -57,7 +70,14 @@ def _too_short(file: Path, size: int) -> str | None:
             return f"is not a whole safetensors file ({size:,} bytes)"
         try:
             header = json.loads(opened.read(length))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            end = max(
+                (
+                    entry["data_offsets"][1]
+                    for key, entry in header.items()
+                    if key != "__metadata__"
+                ),
+                default=0,
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return "is damaged: its header cannot be read"
     whole = _LEAST + length + end

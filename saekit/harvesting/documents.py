@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 _POINTER = b"version https://git-lfs.github.com/spec/"
-IN_MEMORY = " in memory"  # how the names of data and of models end that came as objects: nothing can be opened by them
+# how the names of data and of models end that came as objects: nothing can be opened by them
+IN_MEMORY = " in memory"
 NAMED = 3  # inputs that a message names before it only counts
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text or an image. `id` is its index in the source; an image's `name` is what `Documents.image` opens again."""
+    """A text or an image. `id` is its index in the source; an image's `name` is what
+    `Documents.image` opens again."""
 
     id: int
     name: str
@@ -33,18 +35,20 @@ class Document:
 
 
 class Documents(ABC):
-    """`name` is what a store's spec records, and what `open_data` takes to open the same data again."""
+    """`name` is what a store's spec records, and what `open_data` takes to open the same data
+    again."""
 
     name: str
     modality: Modality
     column: str | None = None  # of a table: the one that is read
     notes: tuple[str, ...] = ()  # what the user should know before it is read
-    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, where it was opened with skip_broken
+    # broken inputs that the last pass left out so far, where it was opened with skip_broken
+    skipped: Sequence[str] = ()
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Documents from the start-th in visiting order on. Those before are not opened, unless broken ones are skipped: only opening
-        tells which count."""
+        """Documents from the start-th in visiting order on. Those before are not opened, unless
+        broken ones are skipped: only opening tells which count."""
 
     @abstractmethod
     def digest(self) -> str | None:
@@ -70,7 +74,10 @@ def refuse_pointer(path: Path) -> None:
     """Raise DataError where git left a file of three lines in place of the data."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
-            raise DataError(f"{path} is a pointer of git-lfs, not the data", f"`git lfs pull` in {path.parent} fetches it")
+            raise DataError(
+                f"{path} is a pointer of git-lfs, not the data",
+                f"`git lfs pull` in {path.parent} fetches it",
+            )
 
 
 def readable_name(path: str) -> str:

@@ -1,4 +1,5 @@
-"""Which files of a folder are data: links are followed, what is hidden or an operating system's own is not looked at."""
+"""Which files of a folder are data: links are followed, what is hidden or an operating system's own
+is not looked at."""
 
 from __future__ import annotations
 
@@ -10,13 +11,17 @@ from pathlib import Path
 
 from saekit.errors import DataError
 
-# Left by file managers and archivers beside the data, sometimes as copies of it (__MACOSX/._cat.jpg).
-_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "__pycache__", "$recycle.bin"})
+# Left by file managers and archivers beside the data, sometimes as copies of it
+# (__MACOSX/._cat.jpg).
+_LITTER = frozenset(
+    {"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "__pycache__", "$recycle.bin"}
+)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The files below `root` in the order of their paths, and how many were passed over, by kind."""
+    """The files below `root` in the order of their paths, and how many were passed over, by
+    kind."""
 
     root: Path
     files: list[Path]
@@ -31,7 +36,10 @@ class Walk:
         rest = set(self.files) - set(chosen)
         left = self.passed + Counter(file.suffix.lower() or "without suffix" for file in rest)
         total = sum(left.values())
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items(), key=lambda item: (-item[1], item[0]))[:6])
+        kinds = ", ".join(
+            f"{count:,} {kind}"
+            for kind, count in sorted(left.items(), key=lambda item: (-item[1], item[0]))[:6]
+        )
         taken = f"{len(chosen):,} file{'s' * (len(chosen) != 1)} taken from {self.root}"
         return f"{taken}, {total:,} left out ({kinds})" if total else f"{taken}, none left out"
 
@@ -43,13 +51,18 @@ def walk(root: Path) -> Walk:
     return Walk(root, files, passed)
 
 
-def _files(folder: Path, above: frozenset[tuple[int, int]], pass_over: Callable[[list[str]], None]) -> Iterator[Path]:
+def _files(
+    folder: Path, above: frozenset[tuple[int, int]], pass_over: Callable[[list[str]], None]
+) -> Iterator[Path]:
     """`above` holds the folders on the way down, so that a link to one of them ends there."""
     try:
         stat = folder.stat()
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}", "make it readable, or take it out of the data") from error
+        raise DataError(
+            f"{folder} cannot be read: {error.strerror}",
+            "make it readable, or take it out of the data",
+        ) from error
     if (stat.st_dev, stat.st_ino) in above:
         pass_over(["link to a folder above it"])
         return

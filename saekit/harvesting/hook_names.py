@@ -1,18 +1,22 @@
 """Where in a model hidden states are read.
 
-A hook is named in one of two ways, both with an optional `:in` for the module's input instead of its output:
+A hook is named in one of two ways, both with an optional `:in` for the module's input instead of
+its output:
 
-- an alias, the same on every model: `blocks.9` (the residual stream after block 9, counted from 0), `blocks.9.attn` and
-  `blocks.9.mlp` (what attention and MLP add to it, before the residual sum; with `:in`, what they read);
+- an alias, the same on every model: `blocks.9` (the residual stream after block 9, counted from 0),
+  `blocks.9.attn` and `blocks.9.mlp` (what attention and MLP add to it, before the residual sum;
+  with `:in`, what they read);
 - a module path of the loaded model (`model.layers.9.mlp.down_proj`).
 
-`resolve_hook` turns either into the canonical module path, which is what a store keeps. Aliases are not believed from names: a tiny
-forward pass shows that a block is given what the one before it gave, and that block input + attn + mlp = block output
-(`saekit.harvesting.trace`, `saekit.harvesting.parts`). What cannot be shown is refused with the reason and a module path that can be
-read. A module that does not say what it takes as input cannot be run by us: then the first pass inside `capture` is the proof
-(`saekit.harvesting.hooks`).
+`resolve_hook` turns either into the canonical module path, which is what a store keeps. Aliases are
+not believed from names: a tiny forward pass shows that a block is given what the one before it
+gave, and that block input + attn + mlp = block output (`saekit.harvesting.trace`,
+`saekit.harvesting.parts`). What cannot be shown is refused with the reason and a module path that
+can be read. A module that does not say what it takes as input cannot be run by us: then the first
+pass inside `capture` is the proof (`saekit.harvesting.hooks`).
 
-In a model with an image and a text tower (CLIP, SigLIP) `blocks` are those of the image tower; the other has its module paths.
+In a model with an image and a text tower (CLIP, SigLIP) `blocks` are those of the image tower; the
+other has its module paths.
 """
 
 from __future__ import annotations
@@ -51,11 +55,12 @@ def block_count(module: nn.Module) -> int:
 
 
 def resolve_hook(module: nn.Module, hook: str, name: str | None = None) -> str:
-    """The canonical path of `hook` ('model.layers.9', with ':in' where asked). `name` is the model's name in messages.
+    """The canonical path of `hook` ('model.layers.9', with ':in' where asked). `name` is the
+    model's name in messages.
 
-    Paths of the bare model (`h.9`, as AutoModel has them) are understood on the model with a head (`transformer.h.9`), and the
-    other way round. Raises DataError, with the range of blocks, when there is no such module, and with the reason when an alias is not
-    what it says on this model.
+    Paths of the bare model (`h.9`, as AutoModel has them) are understood on the model with a head
+    (`transformer.h.9`), and the other way round. Raises DataError, with the range of blocks, when
+    there is no such module, and with the reason when an alias is not what it says on this model.
     """
     module = plain(module)
     name = name or model_name(module)
@@ -63,23 +68,29 @@ def resolve_hook(module: nn.Module, hook: str, name: str | None = None) -> str:
     if is_alias(module, path):
         found = _alias_path(module, path, name, at_input)
     else:
-        found = next((each for each in _spellings(module, path) if each and has_module(module, each)), None)
+        found = next(
+            (each for each in _spellings(module, path) if each and has_module(module, each)), None
+        )
     if found is None:
         raise _unknown(module, path, name)
     return found + INPUT_SUFFIX * at_input
 
 
 def is_alias(module: nn.Module, path: str) -> bool:
-    """blocks.N..., unless the model itself calls a module so. Where its list of blocks is called `blocks`, .attn and .mlp are aliases
+    """blocks.N..., unless the model itself calls a module so. Where its list of blocks is called
+    `blocks`, .attn and .mlp are aliases
     still: they mean what is added, which need not be what a module of that name gives."""
     match = _ALIAS.match(path)
     if not match:
         return False
-    return not has_module(module, path) or (match[2] in NAMES and anatomy_of(module).blocks == "blocks")
+    return not has_module(module, path) or (
+        match[2] in NAMES and anatomy_of(module).blocks == "blocks"
+    )
 
 
 def list_hooks(module: nn.Module) -> list[HookRow]:
-    """Every alias that a forward pass has proven with its canonical path, block by block (:in may follow any of them).
+    """Every alias that a forward pass has proven with its canonical path, block by block (:in may
+    follow any of them).
 
     Raises DataError, with the reason, for a model that has none.
     """
@@ -91,7 +102,9 @@ def list_hooks(module: nn.Module) -> list[HookRow]:
         for part in NAMES:
             found = anatomy.parts.get(index, {}).get(part)
             if found and found.path:
-                rows.append(HookRow(f"blocks.{index}.{part}", f"{anatomy.block_path(index)}.{found.path}"))
+                rows.append(
+                    HookRow(f"blocks.{index}.{part}", f"{anatomy.block_path(index)}.{found.path}")
+                )
     if not rows:
         why = anatomy.why or "none of its blocks is given what the one before it gave"
         raise DataError(f"{model_name(module)} has no hooks to list: {why}", _another(anatomy))
@@ -103,12 +116,16 @@ def model_name(module: nn.Module) -> str:
 
 
 def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str | None:
-    """'blocks.N[.attn|.mlp|.path inside the block]' -> module path, None when there is none. Raises DataError for what is disproven."""
+    """'blocks.N[.attn|.mlp|.path inside the block]' -> module path, None when there is none. Raises
+    DataError for what is disproven."""
     match = _ALIAS.match(alias)
     index, inside = int(match[1]), match[2]
     anatomy = anatomy_of(module)
     if anatomy.blocks is None:
-        raise DataError(f"{alias} is not a module of {name} ({type(module).__name__}: {anatomy.why})", _another(anatomy))
+        raise DataError(
+            f"{alias} is not a module of {name} ({type(module).__name__}: {anatomy.why})",
+            _another(anatomy),
+        )
     if index >= anatomy.count:
         return None
     block = module.get_submodule(anatomy.block_path(index))
@@ -116,7 +133,8 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
         if index in anatomy.bad_blocks and not at_input:
             why, path = anatomy.bad_blocks[index], anatomy.block_path(index)
             raise DataError(
-                f"{alias} is not the residual stream of {name}: {why}", f"{opt('hook', path)} takes that module's output as it is"
+                f"{alias} is not the residual stream of {name}: {why}",
+                f"{opt('hook', path)} takes that module's output as it is",
             )
         return anatomy.block_path(index)
     if inside not in NAMES:
@@ -137,10 +155,15 @@ def _refused(module: nn.Module, alias: str, index: int, part: Part, name: str) -
     anatomy = anatomy_of(module)
     block = anatomy.block_path(index)
     if part.near and not is_alias(module, f"{block}.{part.near}"):
-        hint = f"{opt('hook', f'{block}.{part.near}')} takes the output of that module as it is, before that change"
+        hint = (
+            f"{opt('hook', f'{block}.{part.near}')} takes the output of that module as it is,"
+            " before that change"
+        )
     else:
         kind = alias.rsplit(".", 1)[1]
-        others = [other for other, parts in anatomy.parts.items() if kind in parts and parts[kind].path]
+        others = [
+            other for other, parts in anatomy.parts.items() if kind in parts and parts[kind].path
+        ]
         nearest = min(others, key=lambda other: abs(other - index), default=None)
         other = f"blocks.{index}" if nearest is None else f"blocks.{nearest}.{kind}"
         hint = f"{opt('hook', other)}, or saekit harvest {name} --list-hooks"
@@ -158,17 +181,27 @@ def _unknown(module: nn.Module, path: str, name: str) -> DataError:
     blocks, count = anatomy.blocks, anatomy.count
     if blocks is None:
         near = did_you_mean(path, [each for each, _ in module.named_modules() if each])
-        return DataError(f"{path} is not a module of {name} ({type(module).__name__}: {anatomy.why})", near + _another(anatomy))
+        return DataError(
+            f"{path} is not a module of {name} ({type(module).__name__}: {anatomy.why})",
+            near + _another(anatomy),
+        )
     match = re.match(r"(.+)\.(\d+)(\.|$)", path)
     stem = match[1] if match and blocks in _spellings(module, match[1]) else "blocks"
     span = f"{count} blocks, {stem}.0 to {stem}.{count - 1}"
     wanted = min(int(match[2]), count - 1) if match else count - 1
-    return DataError(f"{path} is not a module of {name} ({span})", f"{opt('hook', f'{stem}.{wanted}')}, or {listing}")
+    return DataError(
+        f"{path} is not a module of {name} ({span})",
+        f"{opt('hook', f'{stem}.{wanted}')}, or {listing}",
+    )
 
 
 def _another(anatomy: Anatomy) -> str:
     """What to try on a model without proven blocks."""
-    return f"{opt('hook', anatomy.near)}, or the path of another module" if anatomy.near else "choose another model"
+    return (
+        f"{opt('hook', anatomy.near)}, or the path of another module"
+        if anatomy.near
+        else "choose another model"
+    )
 
 
 def block_hint(module: nn.Module) -> str:

@@ -29,34 +29,44 @@ from saekit.harvesting.hook_names import (
 from saekit.harvesting.parts import has_module
 from saekit.harvesting.trace import Trace, stream_input, stream_output
 
-__all__ = ["HookRow", "block_count", "block_hint", "block_list", "capture", "check_runs_once", "is_alias", "list_hooks", "model_name",
+__all__ = ["HookRow", "block_count", "block_hint", "block_list", "capture", "check_runs_once",
+"is_alias", "list_hooks", "model_name",
            "proof", "resolve_hook", "split_input"]  # fmt: skip
 
 
 class _Stop(BaseException):
-    """Ends a forward pass whose hooks have all fired. Not an Exception: models that retry on errors must not catch it."""
+    """Ends a forward pass whose hooks have all fired. Not an Exception: models that retry on errors
+    must not catch it."""
 
 
 @contextmanager
-def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-    """Hidden states of the last forward pass run inside: a mapping from each name in `hooks`, as given, to a tensor (B,T,D).
+def capture(
+    model: Any, hooks: Sequence[str] | str, stop: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Hidden states of the last forward pass run inside: a mapping from each name in `hooks`, as
+    given, to a tensor (B,T,D).
 
-    model: any transformers module, or a LiveModel; a module of your own too, whose first pass inside proves the aliases.
-    hooks: one or several. `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`, `blocks.9.attn`, `:in`
-        for an input, or a module path such as `model.layers.9`.
-    stop: True ends the pass, and with it the `with` body, as soon as every hook has fired, so that nothing past the last hooked block is
-        run: make the forward call the last statement of the body.
+    model: any transformers module, or a LiveModel; a module of your own too, whose first pass
+    inside proves the aliases.
+    hooks: one or several. `blocks.9` is the residual stream after block 9, counted from 0; also
+        `blocks.9.mlp`, `blocks.9.attn`, `:in` for an input, or a module path such as
+        `model.layers.9`.
+    stop: True ends the pass, and with it the `with` body, as soon as every hook has fired, so that
+        nothing past the last hooked block is run: make the forward call the last statement of the
+        body.
 
-    Tensors are on the model's device and in its dtype, copied, so that what the model writes later does not change them; with gradients
-    they are the model's own, attached to the graph. A module that returns a tuple gives its first entry.
+    Tensors are on the model's device and in its dtype, copied, so that what the model writes later
+    does not change them; with gradients they are the model's own, attached to the graph. A module
+    that returns a tuple gives its first entry.
 
         model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
         with torch.inference_mode(), saekit.capture(model, ["blocks.9"], stop=True) as states:
             model(**inputs)
         x_BTD = states["blocks.9"]
 
-    Raises DataError for an unknown hook or an alias that is not what it says on this model, for an output that is no tensor (B,T,D), for a
-    module that runs several times in one pass, and with stop=True when a hook never fired.
+    Raises DataError for an unknown hook or an alias that is not what it says on this model, for an
+    output that is no tensor (B,T,D), for a module that runs several times in one pass, and with
+    stop=True when a hook never fired.
     """
     module = model if isinstance(model, nn.Module) else model.module
     names = [hooks] if isinstance(hooks, str) else list(hooks)
@@ -64,7 +74,8 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
     for path in wanted.values():
         check_runs_once(module, path)
     anatomy = anatomy_of(module)
-    written_later, hint = anatomy.written_later, block_hint(module)  # torch.compile traces the hooks: no module in them
+    # torch.compile traces the hooks: no module in them
+    written_later, hint = anatomy.written_later, block_hint(module)
     states: dict[str, torch.Tensor] = {}
     ended = _Stop()
 
@@ -76,7 +87,9 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
         def store(name: str, value: Any) -> None:
             if passes.inside and name in states:
                 raise _repeated(wanted[name], hint)
-            states[name] = _hidden_state(value, wanted[name], hint, copy=split_input(wanted[name])[0] in written_later)
+            states[name] = _hidden_state(
+                value, wanted[name], hint, copy=split_input(wanted[name])[0] in written_later
+            )
             if proving.pending:
                 proving.read.add(wanted[name])
             if stop and not proving.pending and len(states) == len(wanted):
@@ -94,7 +107,8 @@ def capture(model: Any, hooks: Sequence[str] | str, stop: bool = False) -> Itera
 
 
 def check_runs_once(module: nn.Module, path: str) -> None:
-    """Raise DataError where the tiny pass ran the module of a canonical path several times: which of its states is meant?"""
+    """Raise DataError where the tiny pass ran the module of a canonical path several times: which
+    of its states is meant?"""
     anatomy = anatomy_of(module)
     runs = anatomy.runs[split_input(path)[0]]
     if runs > 1:
@@ -102,7 +116,9 @@ def check_runs_once(module: nn.Module, path: str) -> None:
 
 
 def _repeated(path: str, hint: str, times: str = "more than once") -> DataError:
-    return DataError(f"{path} runs {times} in one forward pass: its states cannot be told apart", hint)
+    return DataError(
+        f"{path} runs {times} in one forward pass: its states cannot be told apart", hint
+    )
 
 
 def _raise(error: BaseException) -> None:
@@ -145,7 +161,8 @@ def _passes(module: nn.Module, begin: Callable[[], None]) -> Iterator[_Passes]:
             handle.remove()
 
 
-# --- proof on the owner's own pass ----------------------------------------------------------------------------------------------
+# --- proof on the owner's own pass
+# ----------------------------------------------------------------------------------------------
 
 
 class _Proving:
@@ -157,14 +174,20 @@ class _Proving:
 
 
 @contextmanager
-def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None] = lambda: None) -> Iterator[_Proving]:
-    """Where the module could not be run before, the first pass inside proves the aliases in `wanted` (name -> canonical path).
+def proof(
+    module: nn.Module, wanted: dict[str, str], finished: Callable[[], None] = lambda: None
+) -> Iterator[_Proving]:
+    """Where the module could not be run before, the first pass inside proves the aliases in
+    `wanted` (name -> canonical path).
 
-    Raises DataError at the end of that pass for an alias that is not what it says; else calls `finished`.
+    Raises DataError at the end of that pass for an alias that is not what it says; else calls
+    `finished`.
     """
     module = plain(module)
     anatomy = anatomy_of(module)
-    aliases = {name: path for name, path in wanted.items() if is_alias(module, split_input(name)[0])}
+    aliases = {
+        name: path for name, path in wanted.items() if is_alias(module, split_input(name)[0])
+    }
     proving = _Proving(pending=not anatomy.proven and bool(aliases))
     if not proving.pending:
         yield proving
@@ -178,14 +201,18 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
         for handle in handles:
             handle.remove()
         shown = trace.anatomy()
-        if shown.blocks and shown.blocks != anatomy.blocks:  # the guess was wrong: the parts of the right blocks come with the next pass
+        # the guess was wrong: the parts of the right blocks come with the next pass
+        if shown.blocks and shown.blocks != anatomy.blocks:
             shown.proven = False
         keep(module, shown)
         proving.pending = False
         for name, path in aliases.items():
             shown_path = resolve_hook(module, name)
             if shown_path != path:
-                raise DataError(f"{name} is {shown_path}, as the first pass showed, not {path}", "run it again; the module is known now")
+                raise DataError(
+                    f"{name} is {shown_path}, as the first pass showed, not {path}",
+                    "run it again; the module is known now",
+                )
             check_runs_once(module, path)
         finished()
 
@@ -195,12 +222,19 @@ def proof(module: nn.Module, wanted: dict[str, str], finished: Callable[[], None
     finally:
         for handle in handles:
             handle.remove()
-    if proving.pending and (unproven := [path for path in aliases.values() if path in proving.read]):
-        cause = f"{', '.join(aliases)} could not be proven: the model itself was not run from beginning to end"
+    if proving.pending and (
+        unproven := [path for path in aliases.values() if path in proving.read]
+    ):
+        cause = (
+            f"{', '.join(aliases)} could not be proven: the model itself was not run from beginning"
+            " to end"
+        )
         raise DataError(cause, f"{opt('hook', unproven[0])} takes that module's output as it is")
 
 
-def _attach(module: nn.Module, path: str, name: str, store: Any) -> torch.utils.hooks.RemovableHandle:
+def _attach(
+    module: nn.Module, path: str, name: str, store: Any
+) -> torch.utils.hooks.RemovableHandle:
     target, at_input = split_input(path)
     hooked = module.get_submodule(target)
     if not at_input:
@@ -217,5 +251,9 @@ def _hidden_state(value: Any, path: str, hint: str, copy: bool) -> torch.Tensor:
     value = stream_output(value)
     if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
         return value.clone() if copy or not value.requires_grad else value
-    what = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+    what = (
+        f"a tensor {tuple(value.shape)} of {value.dtype}"
+        if isinstance(value, torch.Tensor)
+        else type(value).__name__
+    )
     raise DataError(f"{path} gives {what}, not hidden states of shape (batch, tokens, width)", hint)

@@ -1,4 +1,5 @@
-"""Images for a vision model: its processor, and which of its tokens are class token, registers and patches."""
+"""Images for a vision model: its processor, and which of its tokens are class token, registers and
+patches."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from saekit.harvesting.blocks import tower_path
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """How an image model lays out its tokens: [class token] [registers] patches, row-major over the grid."""
+    """How an image model lays out its tokens: [class token] [registers] patches, row-major over the
+    grid."""
 
     has_cls: bool
     registers: int
@@ -34,23 +36,29 @@ class ImageTokens:
         return f"{int(self.has_cls)} class, {self.registers} register, {rows}x{columns} patch"
 
     def size_conflict(self, name: str) -> tuple[str, str] | None:
-        """(why a forward pass may fail, the next step); None when sizes agree. Models that interpolate their positions take others too."""
+        """(why a forward pass may fail, the next step); None when sizes agree. Models that
+        interpolate their positions take others too."""
         if self.model_size in (None, self.size):
             return None
         (h, w), (height, width) = self.size, self.model_size
         return (
             f"the image processor of {name} gives {h}x{w} pixels, the model takes {height}x{width}",
-            f'set "size" (and "crop_size", where it has one) in its preprocessor_config.json to {{"height": {height}, "width": {width}}}',
+            (
+                'set "size" (and "crop_size", where it has one) in its preprocessor_config.json to'
+                f' {{"height": {height}, "width": {width}}}'
+            ),
         )
 
 
 _LARGEST = 8192  # pixels a side
-_POOLING = ("head", "pooler")  # modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
+# modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
+_POOLING = ("head", "pooler")
 
 
 def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """(processor, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model, 5.23 DINOv3); then the processor's
-    PIL edition is taken, or, where there is none, ViT's, which knows the same settings (size, mean, std). Raises what transformers does."""
+    """(processor, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model,
+    5.23 DINOv3); then the processor's PIL edition is taken, or, where there is none, ViT's, which
+    knows the same settings (size, mean, std). Raises what transformers does."""
     from transformers import AutoImageProcessor
     from transformers.utils import is_torchvision_available
 
@@ -66,42 +74,64 @@ def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
     import transformers
 
     settings, _ = transformers.ViTImageProcessorPil.get_image_processor_dict(where)
-    named = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViTImageProcessor")
+    named = str(
+        settings.get("image_processor_type")
+        or settings.get("feature_extractor_type")
+        or "ViTImageProcessor"
+    )
     pil = named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     if hasattr(transformers, pil):
         return getattr(transformers, pil).from_pretrained(where, trust_remote_code=False), ()
     if not hasattr(transformers, named):
         raise ValueError(f"{named} is not an image processor that transformers knows")
-    note = f"torchvision is not installed: images are resized by PIL, which rounds to 8 bits where {named} does not"
-    return transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False), (note,)
+    note = (
+        "torchvision is not installed: images are resized by PIL, which rounds to 8 bits where"
+        f" {named} does not"
+    )
+    return transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False), (
+        note,
+    )
 
 
 def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
-    """From the tower's own parameters and config, with the image size that the processor really gives."""
+    """From the tower's own parameters and config, with the image size that the processor really
+    gives."""
     tower = module.get_submodule(tower_path(module))
     config = tower.config
     masked = getattr(config, "mask_ratio", 0)
     if masked and _takes_noise(tower):
         raise DataError(
-            f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so that its rows have no fixed places",
+            f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so that"
+            " its rows have no fixed places",
             'set "mask_ratio": 0.0 in its config.json: every patch is then read, in order',
         )
-    tokens = {path.rsplit(".", 1)[-1] for path, _ in tower.named_parameters() if not set(path.split(".")) & {*_POOLING}}
+    tokens = {
+        path.rsplit(".", 1)[-1]
+        for path, _ in tower.named_parameters()
+        if not set(path.split(".")) & {*_POOLING}
+    }
     channels = getattr(config, "num_channels", 3)
     _check_request(processor, name)
     height, width = prepared([blank_image(channels)], processor).shape[-2:]
     patch = getattr(config, "patch_size", None)
     if not patch:
-        raise DataError(f"{name} is a vision model without patches of one size", "choose a ViT, CLIP, SigLIP or DINO model")
+        raise DataError(
+            f"{name} is a vision model without patches of one size",
+            "choose a ViT, CLIP, SigLIP or DINO model",
+        )
     rows, columns = _pair(patch)
     if height < rows or width < columns:
-        cause = f"the image processor of {name} gives {height}x{width} pixels, less than one patch of {rows}x{columns}"
+        cause = (
+            f"the image processor of {name} gives {height}x{width} pixels, less than one patch of"
+            f" {rows}x{columns}"
+        )
         raise DataError(cause, 'look at "size" and "crop_size" in its preprocessor_config.json')
     size = getattr(config, "image_size", None)
     return ImageTokens(
         has_cls=bool(tokens & {"cls_token", "class_embedding"}),
         # DeiT's distillation token is, like a register, a learnt token that is no patch.
-        registers=getattr(config, "num_register_tokens", 0) * ("register_tokens" in tokens) + ("distillation_token" in tokens),
+        registers=getattr(config, "num_register_tokens", 0) * ("register_tokens" in tokens)
+        + ("distillation_token" in tokens),
         grid=(height // rows, width // columns),
         size=(height, width),
         channels=channels,
@@ -110,7 +140,8 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
 
 
 def _check_request(processor: Any, name: str) -> None:
-    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before any size is seen."""
+    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before any size is
+    seen."""
     for setting in ("size", "crop_size"):
         asked = getattr(processor, setting, None)
         sides = [side for side in dict(asked).values() if isinstance(side, int)] if asked else []
@@ -127,12 +158,21 @@ def _takes_noise(tower: nn.Module) -> bool:
     return "noise" in inspect.signature(tower.forward).parameters
 
 
-def ordered_noise(tower: nn.Module, tokens: ImageTokens, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """ViT-MAE shuffles patches by the order of a noise, even where it drops none; rising numbers keep each at its place."""
+def ordered_noise(
+    tower: nn.Module, tokens: ImageTokens, inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """ViT-MAE shuffles patches by the order of a noise, even where it drops none; rising numbers
+    keep each at its place."""
     if not _takes_noise(tower) or "noise" in inputs:
         return {}
     pixels_BChw, patches = inputs["pixel_values"], tokens.grid[0] * tokens.grid[1]
-    return {"noise": torch.arange(patches, dtype=torch.float32, device=pixels_BChw.device).expand(len(pixels_BChw), -1)}
+    return {
+        "noise": (
+            torch.arange(patches, dtype=torch.float32, device=pixels_BChw.device).expand(
+                len(pixels_BChw), -1
+            )
+        )
+    }
 
 
 def blank_image(channels: int) -> Any:
@@ -142,7 +182,8 @@ def blank_image(channels: int) -> Any:
 
 
 def prepared(images: list[Any], processor: Any) -> torch.Tensor:
-    """pixel_values (B,C,h,w) of PIL images, through the model's own image processor. DataError when it fails or sizes differ after it."""
+    """pixel_values (B,C,h,w) of PIL images, through the model's own image processor. DataError when
+    it fails or sizes differ after it."""
     try:
         with quiet_transformers():
             pixels = torch.as_tensor(processor(images=images, return_tensors="pt")["pixel_values"])
@@ -151,14 +192,20 @@ def prepared(images: list[Any], processor: Any) -> torch.Tensor:
     except Exception as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         sizes = sorted({"{1}x{0}".format(*image.size) for image in images})
-        cause = f"images of different sizes ({', '.join(sizes[:3])})" if len(sizes) > 1 else f"images of {sizes[0]} pixels"
+        cause = (
+            f"images of different sizes ({', '.join(sizes[:3])})"
+            if len(sizes) > 1
+            else f"images of {sizes[0]} pixels"
+        )
         raise DataError(
             f"the image processor ({type(processor).__name__}) fails on {cause}: {line}",
             "its preprocessor_config.json must resize to one size; or resize the images first",
         ) from error
     if pixels.ndim != 4:
         raise DataError(
-            f"the image processor ({type(processor).__name__}) gives pixel_values of shape {tuple(pixels.shape)}, not images of one size",
-            "choose a ViT, CLIP, SigLIP or DINO model; models that cut an image into a varying number of patches are not read",
+            f"the image processor ({type(processor).__name__}) gives pixel_values of shape"
+            f" {tuple(pixels.shape)}, not images of one size",
+            "choose a ViT, CLIP, SigLIP or DINO model; models that cut an image into a varying"
+            " number of patches are not read",
         )
     return pixels

@@ -1,11 +1,13 @@
 """Documents to model batches, and what every position of a batch is.
 
-Which examples share a batch depends on (data, seed, ctx, batch) alone: the run loop skips n batches without a forward pass and
-goes on with the same later ones. A document's contexts never mix with another's unless `pack` is set.
+Which examples share a batch depends on (data, seed, ctx, batch) alone: the run loop skips n batches
+without a forward pass and goes on with the same later ones. A document's contexts never mix with
+another's unless `pack` is set.
 
-Contexts of a window of 32 batches are sorted by length before they are cut into batches: documents are short and uneven, and
-without it 22 % of the positions of embedded:pydocs would be padding instead of 2 % (SmolLM2, batch 32, ctx 128). The sort is
-stable, so it is as deterministic as what it sorts.
+Contexts of a window of 32 batches are sorted by length before they are cut into batches: documents
+are short and uneven, and without it 22 % of the positions of embedded:pydocs would be padding
+instead of 2 % (SmolLM2, batch 32, ctx 128). The sort is stable, so it is as deterministic as what
+it sorts.
 """
 
 from __future__ import annotations
@@ -22,10 +24,23 @@ from saekit.harvesting.images import prepared
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.reading import first_line
 from saekit.harvesting.sources import Document, Documents
-from saekit.harvesting.tokens import Frame, PositionKind, check_context, embedded_tokens, special_tokens
+from saekit.harvesting.tokens import (
+    Frame,
+    PositionKind,
+    check_context,
+    embedded_tokens,
+    special_tokens,
+)
 from saekit.types import CLS_POSITION, FIRST_REGISTER_POSITION, Scope
 
-__all__ = ["ContextBatch", "PositionKind", "batches", "check_context", "check_scope", "special_tokens"]
+__all__ = [
+    "ContextBatch",
+    "PositionKind",
+    "batches",
+    "check_context",
+    "check_scope",
+    "special_tokens",
+]
 
 SORT_WINDOW = 32  # batches
 _TOKENIZE_AT_ONCE = 64  # documents; the tokenizer works on them in parallel
@@ -33,14 +48,18 @@ _TOKENIZE_AT_ONCE = 64  # documents; the tokenizer works on them in parallel
 
 @dataclass
 class ContextBatch:
-    """One model input with the origin of every position. T counts all tokens, special ones and padding included."""
+    """One model input with the origin of every position. T counts all tokens, special ones and
+    padding included."""
 
     inputs: dict[str, Tensor]  # input_ids, attention_mask (B,T) int64 | pixel_values (B,C,h,w)
-    example_id: Tensor  # (B,) int64, a running number in the order in which the source gives examples
+    # (B,) int64, a running number in the order in which the source gives examples
+    example_id: Tensor
     doc_id_BT: Tensor  # int64; one document a row unless packed; padding repeats the last one
     kind_BT: Tensor  # int8, PositionKind
-    position_BT: Tensor  # int32: index into token_ids, or row-major patch index; image CLS -1, registers -2, -3, ...
-    token_ids: list[list[int]]  # per example, special tokens included, padding not; empty lists for images
+    # int32: index into token_ids, or row-major patch index; image CLS -1, registers -2, -3, ...
+    position_BT: Tensor
+    # per example, special tokens included, padding not; empty lists for images
+    token_ids: list[list[int]]
     refs: list[str]  # document name, or what `Documents.image` opens
     labels: list[str | None]
     grid: tuple[int, int] | None = None
@@ -54,7 +73,8 @@ class ContextBatch:
         return self.doc_id_BT[:, 0]
 
     def rows_for_scope(self, scope: Scope) -> Tensor:
-        """bool (B,T): content is neither special token nor padding, cls the class token alone, all everything but padding."""
+        """bool (B,T): content is neither special token nor padding, cls the class token alone, all
+        everything but padding."""
         if scope == "content":
             return self.kind_BT == PositionKind.CONTENT
         if scope == "cls":
@@ -63,17 +83,28 @@ class ContextBatch:
 
 
 def batches(
-    live: LiveModel, data: Documents, *, ctx: int = 128, batch: int = 32, pack: bool = False, start_batch: int = 0, padded: bool = True
+    live: LiveModel,
+    data: Documents,
+    *,
+    ctx: int = 128,
+    batch: int = 32,
+    pack: bool = False,
+    start_batch: int = 0,
+    padded: bool = True,
 ) -> Iterator[ContextBatch]:
-    """The stream of batches of `data` for `live`, from batch number `start_batch` on. Order is that of data (its seed is there).
+    """The stream of batches of `data` for `live`, from batch number `start_batch` on. Order is that
+    of data (its seed is there).
 
-    ctx is the number of tokens of a context, special tokens included; images ignore it and pack. Skipping costs tokenising for
-    text, nothing for images. padded=False puts contexts of one length into a batch. Raises UsageError for a ctx without room for a
-    token, DataError for one that the model cannot take.
+    ctx is the number of tokens of a context, special tokens included; images ignore it and pack.
+    Skipping costs tokenising for text, nothing for images. padded=False puts contexts of one length
+    into a batch. Raises UsageError for a ctx without room for a token, DataError for one that the
+    model cannot take.
     """
     if live.modality == "image":
         return image_batches(live, data, batch=batch, start_batch=start_batch)
-    return text_batches(live, data, ctx=ctx, batch=batch, pack=pack, start_batch=start_batch, padded=padded)
+    return text_batches(
+        live, data, ctx=ctx, batch=batch, pack=pack, start_batch=start_batch, padded=padded
+    )
 
 
 def check_scope(live: LiveModel, scope: Scope) -> None:
@@ -85,10 +116,13 @@ def check_scope(live: LiveModel, scope: Scope) -> None:
     else:
         has_cls = live.kind == "text_encoder" and live.tokenizer.cls_token_id is not None
     if not has_cls:
-        raise DataError(f"{opt('scope', 'cls')}: {live.name} has no class token", opt("scope", "content", "all"))
+        raise DataError(
+            f"{opt('scope', 'cls')}: {live.name} has no class token", opt("scope", "content", "all")
+        )
 
 
-# --- text -----------------------------------------------------------------------------------------------------------------------
+# --- text
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -102,7 +136,14 @@ class _Context:
 
 
 def text_batches(
-    live: LiveModel, data: Documents, *, ctx: int, batch: int, pack: bool = False, start_batch: int = 0, padded: bool = True
+    live: LiveModel,
+    data: Documents,
+    *,
+    ctx: int,
+    batch: int,
+    pack: bool = False,
+    start_batch: int = 0,
+    padded: bool = True,
 ) -> Iterator[ContextBatch]:
     """See `batches`."""
     frame, room = check_context(live, ctx, pack)
@@ -115,13 +156,15 @@ def text_batches(
 
 
 def _padding(live: LiveModel) -> int:
-    """Padding is masked, so its id need not be the tokenizer's: one that was added without an embedding of its own is read as 0."""
+    """Padding is masked, so its id need not be the tokenizer's: one that was added without an
+    embedding of its own is read as 0."""
     pad, tokens = live.tokenizer.pad_token_id or 0, embedded_tokens(live)
     return pad if tokens is None or pad < tokens else 0
 
 
 def _tokenized(live: LiveModel, data: Documents) -> Iterator[tuple[Document, list[int]]]:
-    """Raises DataError for a text that the tokenizer cannot read, and for a token that the model has no embedding of."""
+    """Raises DataError for a text that the tokenizer cannot read, and for a token that the model
+    has no embedding of."""
     documents, tokens = data.documents(), embedded_tokens(live)
     while some := list(islice(documents, _TOKENIZE_AT_ONCE)):
         for document, ids in zip(some, _token_ids(live, some), strict=True):
@@ -132,24 +175,38 @@ def _tokenized(live: LiveModel, data: Documents) -> Iterator[tuple[Document, lis
 
 def _token_ids(live: LiveModel, documents: list[Document]) -> list[list[int]]:
     try:
-        return live.tokenizer([document.text for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
+        return live.tokenizer(
+            [document.text for document in documents], add_special_tokens=False, verbose=False
+        )["input_ids"]
     except SaekitError:
         raise
     except Exception as error:
-        names = documents[0].name if len(documents) == 1 else f"{documents[0].name} to {documents[-1].name}"
-        cause = f"the tokenizer of {live.name} fails on {names}: {type(error).__name__}: {first_line(error)}"
-        raise DataError(cause, "take that text out, or give the model the tokenizer that it was trained with") from error
+        names = (
+            documents[0].name
+            if len(documents) == 1
+            else f"{documents[0].name} to {documents[-1].name}"
+        )
+        cause = (
+            f"the tokenizer of {live.name} fails on {names}: {type(error).__name__}:"
+            f" {first_line(error)}"
+        )
+        raise DataError(
+            cause, "take that text out, or give the model the tokenizer that it was trained with"
+        ) from error
 
 
 def _refuse_token(live: LiveModel, document: Document, token: int, tokens: int) -> None:
     text = live.tokenizer.convert_ids_to_tokens(token)
     raise DataError(
-        f"{document.name} holds token {token} ({text!r}), and {live.name} has embeddings of tokens 0 to {tokens - 1} only",
+        f"{document.name} holds token {token} ({text!r}), and {live.name} has embeddings of tokens"
+        f" 0 to {tokens - 1} only",
         "use the tokenizer that the model was trained with, or take that token out of the text",
     )
 
 
-def _separate(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int) -> Iterator[_Context]:
+def _separate(
+    tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int
+) -> Iterator[_Context]:
     number = 0
     for document, ids in tokenized:
         for start in range(0, len(ids), room):
@@ -158,7 +215,9 @@ def _separate(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, roo
             number += 1
 
 
-def _packed(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int) -> Iterator[_Context]:
+def _packed(
+    tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int
+) -> Iterator[_Context]:
     number, ids, owners, first = 0, [], [], None
     for document, own in tokenized:
         for token in (*own, frame.separator):
@@ -172,7 +231,9 @@ def _packed(tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room:
         yield _context(number, ids, owners, first, frame)
 
 
-def _context(number: int, ids: list[int], owners: list[int], document: Document, frame: Frame) -> _Context:
+def _context(
+    number: int, ids: list[int], owners: list[int], document: Document, frame: Frame
+) -> _Context:
     return _Context(
         number=number,
         ids=frame.prefix + ids + frame.suffix,
@@ -186,7 +247,11 @@ def _context(number: int, ids: list[int], owners: list[int], document: Document,
 def _grouped(contexts: Iterator[_Context], batch: int, padded: bool) -> Iterator[list[_Context]]:
     while window := list(islice(contexts, SORT_WINDOW * batch)):
         window.sort(key=lambda context: len(context.ids))
-        lengths = [window] if padded else [list(same) for _, same in groupby(window, key=lambda context: len(context.ids))]
+        lengths = (
+            [window]
+            if padded
+            else [list(same) for _, same in groupby(window, key=lambda context: len(context.ids))]
+        )
         for same in lengths:
             for start in range(0, len(same), batch):
                 yield same[start : start + batch]
@@ -196,7 +261,10 @@ def _text_batch(group: list[_Context], pad: int) -> ContextBatch:
     longest = max(len(context.ids) for context in group)
 
     def padded(rows: list[list[int]], fill: int | None, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([row + [row[-1] if fill is None else fill] * (longest - len(row)) for row in rows], dtype=dtype)
+        return torch.tensor(
+            [row + [row[-1] if fill is None else fill] * (longest - len(row)) for row in rows],
+            dtype=dtype,
+        )
 
     kind_BT = padded([context.kinds for context in group], PositionKind.PADDING, torch.int8)
     return ContextBatch(
@@ -214,10 +282,13 @@ def _text_batch(group: list[_Context], pad: int) -> ContextBatch:
     )
 
 
-# --- images ---------------------------------------------------------------------------------------------------------------------
+# --- images
+# --------------------------------------------------------------------------------------------------
 
 
-def image_batches(live: LiveModel, data: Documents, *, batch: int, start_batch: int = 0) -> Iterator[ContextBatch]:
+def image_batches(
+    live: LiveModel, data: Documents, *, batch: int, start_batch: int = 0
+) -> Iterator[ContextBatch]:
     """See `batches`. Skipped images are not opened."""
     number = start_batch * batch
     documents = data.documents(start=number)
@@ -233,18 +304,23 @@ def _image_batch(live: LiveModel, group: list[Document], number: int) -> Context
     pixels_BChw = prepared([document.image.convert(mode) for document in group], live.processor)
     if tuple(pixels_BChw.shape[-2:]) != layout.size:
         raise DataError(
-            f"image {group[0].name} is prepared to {tuple(pixels_BChw.shape[-2:])} pixels, not the {layout.size} of {live.name}",
+            f"image {group[0].name} is prepared to {tuple(pixels_BChw.shape[-2:])} pixels, not the"
+            f" {layout.size} of {live.name}",
             "the image processor must resize to one size; crop or resize the images first",
         )
     kinds = [PositionKind.CLS] * layout.has_cls + [PositionKind.REGISTER] * layout.registers
-    positions = [CLS_POSITION] * layout.has_cls + [FIRST_REGISTER_POSITION - i for i in range(layout.registers)]
+    positions = [CLS_POSITION] * layout.has_cls + [
+        FIRST_REGISTER_POSITION - i for i in range(layout.registers)
+    ]
     patches = layout.grid[0] * layout.grid[1]
     kinds += [PositionKind.CONTENT] * patches
     positions += range(patches)
     return ContextBatch(
         inputs={"pixel_values": pixels_BChw},
         example_id=torch.arange(number, number + len(group)),
-        doc_id_BT=torch.tensor([document.id for document in group])[:, None].expand(-1, layout.count),
+        doc_id_BT=torch.tensor([document.id for document in group])[:, None].expand(
+            -1, layout.count
+        ),
         kind_BT=torch.tensor(kinds, dtype=torch.int8).expand(len(group), -1),
         position_BT=torch.tensor(positions, dtype=torch.int32).expand(len(group), -1),
         token_ids=[[] for _ in group],

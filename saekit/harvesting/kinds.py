@@ -1,4 +1,5 @@
-"""Which of the three kinds of model a folder holds, by its config before it is loaded, and by its forward pass after."""
+"""Which of the three kinds of model a folder holds, by its config before it is loaded, and by its
+forward pass after."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ Kind = Literal["causal_lm", "text_encoder", "vision"]
 
 
 def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
-    """By what the config says: an image size makes a vision model; of the text models those with masked-language or
-    encoder-decoder pretraining are encoders, unless they were saved as a causal model. `architecture` is the class of a model in memory,
-    whose config does not name it."""
+    """By what the config says: an image size makes a vision model; of the text models those with
+    masked-language or encoder-decoder pretraining are encoders, unless they were saved as a causal
+    model. `architecture` is the class of a model in memory, whose config does not name it."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -24,20 +25,34 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
         MODEL_MAPPING_NAMES,
     )
 
-    kind, architecture = config.model_type, architecture or (getattr(config, "architectures", None) or [""])[0]
+    kind, architecture = (
+        config.model_type,
+        architecture or (getattr(config, "architectures", None) or [""])[0],
+    )
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not causal and hasattr(config, "text_config") and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind != "blip":
+    if (
+        not causal
+        and hasattr(config, "text_config")
+        and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        and kind != "blip"
+    ):
         raise DataError(
-            f"{name} is a {kind} model, which reads text and images in one sequence; saekit reads models of text or of images",
-            f'save only its language model: python -c "from transformers import AutoModelForImageTextToText as A, AutoTokenizer as T; '
+            f"{name} is a {kind} model, which reads text and images in one sequence; saekit reads"
+            " models of text or of images",
+            f'save only its language model: python -c "from transformers import'
+            f" AutoModelForImageTextToText as A, AutoTokenizer as T; "
             f"A.from_pretrained('{name}').model.language_model.save_pretrained('text-model'); "
-            f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest text-model ...",
+            f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest"
+            " text-model ...",
         )
     if hasattr(config, "vision_config"):
         return "causal_lm" if causal else "vision"
     if hasattr(config, "image_size") or hasattr(config, "patch_size"):
         return "vision"
-    if causal and (architecture.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)):
+    if causal and (
+        architecture.endswith(("ForCausalLM", "LMHeadModel"))
+        or getattr(config, "is_decoder", False)
+    ):
         return "causal_lm"
     if config.is_encoder_decoder or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "text_encoder"
@@ -45,18 +60,27 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
         return "causal_lm"
     if kind in MODEL_MAPPING_NAMES:
         return "text_encoder"
-    raise DataError(f"{name} is a {kind} model, which saekit cannot read", "choose a language or vision transformer")
+    raise DataError(
+        f"{name} is a {kind} model, which saekit cannot read",
+        "choose a language or vision transformer",
+    )
 
 
 def check_input(module: nn.Module, kind: Kind, name: str) -> None:
-    """Models of sound or video pass for text encoders by their config; what their forward pass takes tells them apart."""
+    """Models of sound or video pass for text encoders by their config; what their forward pass
+    takes tells them apart."""
     tower = module.get_submodule(tower_path(module))
     takes = inspect.signature(tower.forward).parameters
     given = "pixel_values" if kind == "vision" else "input_ids"
-    needed = [each for each, one in takes.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [
+        each
+        for each, one in takes.items()
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+    ]
     if given not in takes or set(needed) - {given}:
         raise DataError(
-            f"{name} ({type(module).__name__}) takes neither text nor images of one size: {', '.join(list(takes)[:3])}, ...",
+            f"{name} ({type(module).__name__}) takes neither text nor images of one size:"
+            f" {', '.join(list(takes)[:3])}, ...",
             "choose a language or vision transformer",
         )
 

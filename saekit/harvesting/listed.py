@@ -1,4 +1,5 @@
-"""Documents that can be listed: known by number before any is opened, visited in an order that the seed decides."""
+"""Documents that can be listed: known by number before any is opened, visited in an order that the
+seed decides."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def _no_label(index: int) -> str | None:
 
 @dataclass
 class Listing:
-    """`names` in source order; `load(index)` gives the text or the image, DataError where it is broken."""
+    """`names` in source order; `load(index)` gives the text or the image, DataError where it is
+    broken."""
 
     name: str
     names: Sequence[str]
@@ -32,9 +34,14 @@ class Listing:
 
 
 class ListedDocuments(Documents):
-    def __init__(self, listing: Listing, modality: Modality, seed: int, skip_broken: bool = False) -> None:
+    def __init__(
+        self, listing: Listing, modality: Modality, seed: int, skip_broken: bool = False
+    ) -> None:
         if not listing.names:
-            raise DataError(f"{listing.name} holds no {modality} documents", "check the path and the files in it")
+            raise DataError(
+                f"{listing.name} holds no {modality} documents",
+                "check the path and the files in it",
+            )
         self.name, self.modality, self.skip_broken = listing.name, modality, skip_broken
         self._listing, self._order = listing, shuffled(len(listing.names), seed)
 
@@ -67,7 +74,9 @@ class ListedDocuments(Documents):
     def image(self, ref: str) -> Image:
         need_images(self)
         if ref not in self._indices:
-            raise MissingError(f"{self.name} has no image {ref}", "the data has changed since it was harvested")
+            raise MissingError(
+                f"{self.name} has no image {ref}", "the data has changed since it was harvested"
+            )
         return self._listing.load(self._indices[ref])
 
     @functools.cached_property
@@ -76,5 +85,9 @@ class ListedDocuments(Documents):
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """0..count-1 in an order that depends on the seed alone: by hash, so that no library's generator can change it."""
-    return sorted(range(count), key=lambda index: hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest())
+    """0..count-1 in an order that depends on the seed alone: by hash, so that no library's
+    generator can change it."""
+    return sorted(
+        range(count),
+        key=lambda index: hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest(),
+    )

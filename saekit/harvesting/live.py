@@ -1,13 +1,15 @@
 """Training rows straight from the running model, with no copy of them on disk.
 
-A small store stays the yardstick: it says which model, data and hook, gives the held-out rows and the statistics. The rows to train on
-come from a harvest that is not written down: the same batches in the same order, so that a row which the store also holds has the
-same bits on the same machine. Documents that the store holds out are run with their batch and thrown away; documents behind the
-last stored one are training data. What the store costs in disk, live rows cost in time: every epoch and every resume runs the model.
+A small store stays the yardstick: it says which model, data and hook, gives the held-out rows and
+the statistics. The rows to train on come from a harvest that is not written down: the same batches
+in the same order, so that a row which the store also holds has the same bits on the same machine.
+Documents that the store holds out are run with their batch and thrown away; documents behind the
+last stored one are training data. What the store costs in disk, live rows cost in time: every epoch
+and every resume runs the model.
 
-Rows leave through a shuffle buffer. It is filled, a random half of its slots is emptied in random order, and these slots are
-filled again; so a row waits a few fillings, and neighbours in a context end up tens of thousands of rows apart. The first row
-comes when the buffer is full.
+Rows leave through a shuffle buffer. It is filled, a random half of its slots is emptied in random
+order, and these slots are filled again; so a row waits a few fillings, and neighbours in a context
+end up tens of thousands of rows apart. The first row comes when the buffer is full.
 """
 
 from __future__ import annotations
@@ -34,42 +36,65 @@ BUFFER_ROWS = 65_536  # as many as Store shuffles at once: 75 MB of 576 fp16 val
 
 
 class LiveSource(Adapter):
-    """The store's rows on every side but "train"; training rows are hidden states of the model, as the store's harvest would go on.
+    """The store's rows on every side but "train"; training rows are hidden states of the model, as
+    the store's harvest would go on.
 
-    `live` saves loading the model again. A store of several hooks' harvest with max_norm dropped what was too long at any of them;
-    here only the store's own hook is looked at.
+    `live` saves loading the model again. A store of several hooks' harvest with max_norm dropped
+    what was too long at any of them; here only the store's own hook is looked at.
 
-    Raises DataError for a store of raw data, and when model or data are no longer those of the store (the held-out documents are
-    known by number); MissingError when one of them is not there.
+    Raises DataError for a store of raw data, and when model or data are no longer those of the
+    store (the held-out documents are known by number); MissingError when one of them is not there.
     """
 
-    def __init__(self, store: Store, live: LiveModel | None = None, device: str = "auto", buffer_rows: int = BUFFER_ROWS) -> None:
-        assert isinstance(store, Store) and buffer_rows > 1, "one store; a buffer that can be halved"
+    def __init__(
+        self,
+        store: Store,
+        live: LiveModel | None = None,
+        device: str = "auto",
+        buffer_rows: int = BUFFER_ROWS,
+    ) -> None:
+        assert isinstance(store, Store) and buffer_rows > 1, (
+            "one store; a buffer that can be halved"
+        )
         super().__init__(store)
         self.store, self.buffer_rows = store, buffer_rows
-        self.stopped: Callable[[], bool] = lambda: False  # asked between two forward passes; KeyboardInterrupt where it says so
+        # asked between two forward passes; KeyboardInterrupt where it says so
+        self.stopped: Callable[[], bool] = lambda: False
         self._harvest = _harvest_behind(store, live, device)
         self.live = self._harvest.live
         first_rows = store.split("holdout").starts.tolist()  # of each held-out document
         self._held_out = torch.tensor(store.documents_of(first_rows)).unique()
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`. Of split "train": rows of the running model, x (B,D) in the store's dtype, `rows` None.
+        """As `Store.batches`. Of split "train": rows of the running model, x (B,D) in the store's
+        dtype, `rows` None.
 
-        The order is a function of (seed, epoch) alone, so `start`, in rows, continues exactly; the rows before it are computed again,
-        which costs their forward passes. seed None: one pass in the order of the data. Raises DataError for examples=True and where
-        shuffled data gives no row at all, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
+        The order is a function of (seed, epoch) alone, so `start`, in rows, continues exactly; the
+        rows before it are computed again, which costs their forward passes. seed None: one pass in
+        the order of the data. Raises DataError for examples=True and where shuffled data gives no
+        row at all, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
         """
         if split != "train":
             return super().batches(batch_size, seed, start, split, examples)
         if examples:
-            raise DataError(f"live rows of {self.live.name} are single rows, not whole examples", "train this model on a store")
-        return (ActivationBatch(**columns) for columns in cut(self._windows(seed), batch_size, start))
+            raise DataError(
+                f"live rows of {self.live.name} are single rows, not whole examples",
+                "train this model on a store",
+            )
+        return (
+            ActivationBatch(**columns) for columns in cut(self._windows(seed), batch_size, start)
+        )
 
     def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:
-        """(rows, order in which some of them leave). They are overwritten when the next is asked for."""
+        """(rows, order in which some of them leave). They are overwritten when the next is asked
+        for."""
         if seed is None:
             for rows in self._epoch():
                 yield rows, torch.arange(len(rows["x"]))
@@ -95,7 +120,10 @@ class LiveSource(Adapter):
         filled[free] = False
         left = filled.nonzero()[:, 0]
         if not len(left):  # half of the slots stay filled when the others are emptied
-            raise DataError(f"{self.spec.dataset} gives no row to train on", "the data has changed since it was harvested")
+            raise DataError(
+                f"{self.spec.dataset} gives no row to train on",
+                "the data has changed since it was harvested",
+            )
         yield buffer, left[torch.from_numpy(rng.permutation(len(left)))]
 
     def _empty(self, rows: int) -> Columns:
@@ -117,35 +145,62 @@ class LiveSource(Adapter):
             yield rows
 
     def _check(self, x_ND: torch.Tensor, rows: Columns) -> None:
-        """Here and not behind the loss: no shard keeps these rows, so only now is it known where a bad one comes from."""
+        """Here and not behind the loss: no shard keeps these rows, so only now is it known where a
+        bad one comes from."""
         bad = (~rows["x"].isfinite().all(1)).nonzero()[:, 0]
         if not len(bad):
             return
         row, spec = bad[0], self.spec
-        where = f"{spec.model} at {spec.hook}, document {int(rows['doc_id'][row])}, position {int(rows['position'][row])}"
+        where = (
+            f"{spec.model} at {spec.hook}, document {int(rows['doc_id'][row])}, position"
+            f" {int(rows['position'][row])}"
+        )
         if x_ND[row].isfinite().all():
             raise NumericsError(
-                f"a value overflows {spec.dtype}: {where}", f"harvest the store with {opt('dtype', 'float32')} and {opt('overwrite', True)}"
+                f"a value overflows {spec.dtype}: {where}",
+                f"harvest the store with {opt('dtype', 'float32')} and {opt('overwrite', True)}",
             )
-        raise NumericsError(f"the model's hidden state is NaN or inf: {where}", f"harvest another {opt('hook')}")
+        raise NumericsError(
+            f"the model's hidden state is NaN or inf: {where}", f"harvest another {opt('hook')}"
+        )
 
 
 def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
-    """The harvest that would write `store` without a limit of rows. It reads only; its OUT is never opened."""
+    """The harvest that would write `store` without a limit of rows. It reads only; its OUT is never
+    opened."""
     spec, plan = store.spec, store.manifest.plan
     if spec.is_raw:
-        raise DataError(f"{store.path} holds {spec.model}, the data itself: there is no model to run", f"drop {opt('live')}")
-    same = {name: getattr(spec, name) for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")}
+        raise DataError(
+            f"{store.path} holds {spec.model}, the data itself: there is no model to run",
+            f"drop {opt('live')}",
+        )
+    same = {
+        name: getattr(spec, name)
+        for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")
+    }
     same["skip_broken"] = "skipped" in store.stats
-    config = HarvestConfig(hooks=(spec.hook,), ctx=spec.context or HarvestConfig.ctx, batch=plan["batch"], device=device, **same)
-    harvest = ModelHarvest(live or load_model_of(spec, pick_device(device)), spec.dataset, store.path, config)
+    config = HarvestConfig(
+        hooks=(spec.hook,),
+        ctx=spec.context or HarvestConfig.ctx,
+        batch=plan["batch"],
+        device=device,
+        **same,
+    )
+    harvest = ModelHarvest(
+        live or load_model_of(spec, pick_device(device)), spec.dataset, store.path, config
+    )
     harvest.padded = plan.get("padding") != "none"
     # Stores of earlier versions name no column that was not asked for, and no digest of hub data.
     unsaid = {"column": spec.column} if spec.column is None else {}
-    now = harvest.spec(*harvest.hooks).to_json() | {"data": harvest.digest() if plan["data"] else None} | unsaid
+    now = (
+        harvest.spec(*harvest.hooks).to_json()
+        | {"data": harvest.digest() if plan["data"] else None}
+        | unsaid
+    )
     changed = differences(spec.to_json() | {"data": plan["data"]}, now)
     if changed:
         raise DataError(
-            f"{store.path} was harvested from another model or data: {changed}", f"harvest it again with {opt('overwrite', True)}"
+            f"{store.path} was harvested from another model or data: {changed}",
+            f"harvest it again with {opt('overwrite', True)}",
         )
     return harvest

@@ -1,4 +1,5 @@
-"""MODEL to what from_pretrained takes: an embedded model, a local folder, a .gguf file or a hub id."""
+"""MODEL to what from_pretrained takes: an embedded model, a local folder, a .gguf file or a hub
+id."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from saekit.embedded.dequantise import dequantised_folder, file_digest
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.documents import IN_MEMORY
 
-SAVE = "save it with model.save_pretrained(FOLDER), and harvest from that folder; inspect also takes the model itself (live=model)"
+SAVE = (
+    "save it with model.save_pretrained(FOLDER), and harvest from that folder; inspect also takes"
+    " the model itself (live=model)"
+)
 _ADAPTER = "adapter_config.json"
 
 
@@ -21,21 +25,31 @@ def locate_model(name: str) -> tuple[str, str | None]:
         folder, revision = model_folder(name)
         return str(folder), revision
     if name.endswith(IN_MEMORY):
-        raise MissingError(f"{name} was an object in memory, and cannot be loaded by its name", SAVE)
+        raise MissingError(
+            f"{name} was an object in memory, and cannot be loaded by its name", SAVE
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / _ADAPTER).is_file():
-            # transformers would leave the adapter out where peft is not installed, and its load report is the adapter's where it is.
+            # transformers would leave the adapter out where peft is not installed, and its load
+            # report is the adapter's where it is.
             raise DataError(
                 f"{name} holds an adapter ({_ADAPTER}), which changes another model's weights",
-                "merge it first: model.merge_and_unload().save_pretrained(FOLDER) of peft, then harvest FOLDER",
+                "merge it first: model.merge_and_unload().save_pretrained(FOLDER) of peft, then"
+                " harvest FOLDER",
             )
         if not (path / "config.json").is_file():
-            raise DataError(f"{name} holds no config.json, so it is not a transformers model", _nearest_model(path))
+            raise DataError(
+                f"{name} holds no config.json, so it is not a transformers model",
+                _nearest_model(path),
+            )
         return str(path), _folder_revision(path)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise DataError(f"{name} is a file, not a model", "MODEL is a hub id, a model folder or a .gguf file")
+            raise DataError(
+                f"{name} is a file, not a model",
+                "MODEL is a hub id, a model folder or a .gguf file",
+            )
         return str(dequantised_folder(path)), f"files:{file_digest(path)}"
     if path.suffix == ".gguf" or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise MissingError(f"there is no model at {name}", "check the path")
@@ -48,9 +62,12 @@ def _nearest_model(path: Path) -> str:
 
 
 def _folder_revision(path: Path) -> str:
-    """Digest of configuration and weights: another fine-tuning saved in the same place is another model."""
+    """Digest of configuration and weights: another fine-tuning saved in the same place is another
+    model."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.is_file() and (file.name == "config.json" or file.suffix in (".safetensors", ".bin")):
+        if file.is_file() and (
+            file.name == "config.json" or file.suffix in (".safetensors", ".bin")
+        ):
             digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return f"files:{digest.hexdigest()[:16]}"

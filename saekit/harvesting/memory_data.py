@@ -1,8 +1,9 @@
 """Data in memory as documents: lists of texts, images, rows of the datasets library.
 
-Lists and other iterables are visited in an order shuffled by the seed, as files are; rows of a dataset in their own order, as those of a
-table. An iterable is read to its end once, so that a generator must end and its items must fit into memory; a resumed harvest then needs
-the same items again, which the digest of their content tells.
+Lists and other iterables are visited in an order shuffled by the seed, as files are; rows of a
+dataset in their own order, as those of a table. An iterable is read to its end once, so that a
+generator must end and its items must fit into memory; a resumed harvest then needs the same items
+again, which the digest of their content tells.
 """
 
 from __future__ import annotations
@@ -27,31 +28,56 @@ if TYPE_CHECKING:
 _BATCH = 64  # rows of a dataset that are read at once
 
 
-def open_objects(data: Any, modality: Modality, column: str | None, seed: int, skip_broken: bool) -> Documents:
+def open_objects(
+    data: Any, modality: Modality, column: str | None, seed: int, skip_broken: bool
+) -> Documents:
     """Documents of `modality` in objects.
 
-    texts: an iterable of str or of (str, label). images: an iterable of PIL images, arrays or tensors (see `as_image`) or of
-    (image, label); an array (N,H,W,3) is one. A datasets.Dataset or IterableDataset gives either, by `column`.
-    Raises DataError for anything else, and for an item that is not a text or an image when it is read.
+    texts: an iterable of str or of (str, label). images: an iterable of PIL images, arrays or
+    tensors (see `as_image`) or of (image, label); an array (N,H,W,3) is one. A datasets.Dataset or
+    IterableDataset gives either, by `column`. Raises DataError for anything else, and for an item
+    that is not a text or an image when it is read.
     """
     if (datasets := sys.modules.get("datasets")) is not None:
         if isinstance(data, datasets.Dataset):
-            return DatasetDocuments(f"{len(data)} {modality}s{IN_MEMORY}", modality, DatasetTable(data), column, skip_broken)
+            return DatasetDocuments(
+                f"{len(data)} {modality}s{IN_MEMORY}",
+                modality,
+                DatasetTable(data),
+                column,
+                skip_broken,
+            )
         if isinstance(data, datasets.IterableDataset):
-            return StreamedDocuments(f"{modality}s{IN_MEMORY}", modality, HubTable(data.decode(False), ()), column, skip_broken)
+            return StreamedDocuments(
+                f"{modality}s{IN_MEMORY}",
+                modality,
+                HubTable(data.decode(False), ()),
+                column,
+                skip_broken,
+            )
     if isinstance(data, dict):
         hint = f"give one of them, such as data[{next(iter(data), '')!r}]"
         raise DataError(f"data holds several parts: {', '.join(map(str, data))}", hint)
     if column is not None:
-        raise DataError(f"column {column} of data in memory that has no columns", "give a datasets.Dataset, or no column")
+        raise DataError(
+            f"column {column} of data in memory that has no columns",
+            "give a datasets.Dataset, or no column",
+        )
     if not isinstance(data, Iterable):
-        raise DataError(f"data is a {type(data).__name__}", "give a path, a list of texts or images, or a datasets.Dataset")
+        raise DataError(
+            f"data is a {type(data).__name__}",
+            "give a path, a list of texts or images, or a datasets.Dataset",
+        )
     if isinstance(data, np.ndarray | torch.Tensor) and data.ndim == 3 and data.shape[2] in (1, 3):
-        raise DataError(f"data has the shape {tuple(data.shape)}, which is one image", "give several: [image, ...], or an array (N,H,W,3)")
+        raise DataError(
+            f"data has the shape {tuple(data.shape)}, which is one image",
+            "give several: [image, ...], or an array (N,H,W,3)",
+        )
     return ListedDocuments(_listing(list(data), modality), modality, seed, skip_broken)
 
 
-# --- lists ----------------------------------------------------------------------------------------------------------------------
+# --- lists
+# --------------------------------------------------------------------------------------------------
 
 
 def _listing(items: list[Any], modality: Modality) -> Listing:
@@ -66,7 +92,13 @@ def _listing(items: list[Any], modality: Modality) -> Listing:
     def digest() -> str:
         return _digest(_parted(item) for item in items)
 
-    return Listing(f"{len(items)} {modality}s{IN_MEMORY}", [str(index) for index in range(len(items))], load, digest, label)
+    return Listing(
+        f"{len(items)} {modality}s{IN_MEMORY}",
+        [str(index) for index in range(len(items))],
+        load,
+        digest,
+        label,
+    )
 
 
 def _parted(item: Any) -> tuple[Any, Any]:
@@ -76,19 +108,25 @@ def _parted(item: Any) -> tuple[Any, Any]:
 
 def _text(value: Any, index: int) -> str:
     if not isinstance(value, str):
-        raise DataError(f"item {index} is a {type(value).__name__}, not a text", "give texts, or pairs (text, label)")
+        raise DataError(
+            f"item {index} is a {type(value).__name__}, not a text",
+            "give texts, or pairs (text, label)",
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"item {index} holds half of a character (a lone surrogate)", "repair or remove it") from error
+        raise DataError(
+            f"item {index} holds half of a character (a lone surrogate)", "repair or remove it"
+        ) from error
     return str(value)
 
 
 def as_image(value: Any, name: str) -> Image:
-    """A PIL image of `value`: itself, or an array or tensor (H,W), (H,W,C) or (C,H,W) with C 1 or 3, uint8 or floats from 0 to 1.
+    """A PIL image of `value`: itself, or an array or tensor (H,W), (H,W,C) or (C,H,W) with C 1 or
+    3, uint8 or floats from 0 to 1.
 
-    Floats are rounded to 8 bits. Raises DataError, with `name`, for other shapes, types and values: pixels that a processor has already
-    normalized are among them.
+    Floats are rounded to 8 bits. Raises DataError, with `name`, for other shapes, types and values:
+    pixels that a processor has already normalized are among them.
     """
     from PIL import Image
 
@@ -98,27 +136,44 @@ def as_image(value: Any, name: str) -> Image:
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     if not isinstance(value, np.ndarray):
-        raise DataError(f"{name} is a {type(value).__name__}, not an image", "give PIL images, arrays or tensors, or pairs (image, label)")
+        raise DataError(
+            f"{name} is a {type(value).__name__}, not an image",
+            "give PIL images, arrays or tensors, or pairs (image, label)",
+        )
     pixels = value
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
-        raise DataError(f"{name} has the shape {value.shape}", "an image is (H,W), (H,W,3) or (3,H,W)")
+    if (
+        pixels.ndim not in (2, 3)
+        or 0 in pixels.shape
+        or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3))
+    ):
+        raise DataError(
+            f"{name} has the shape {value.shape}", "an image is (H,W), (H,W,3) or (3,H,W)"
+        )
     if pixels.dtype.kind == "f":
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN too
             cause = f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}"
-            raise DataError(cause, "give floats from 0 to 1, or uint8: the model's processor normalizes them")
+            raise DataError(
+                cause, "give floats from 0 to 1, or uint8: the model's processor normalizes them"
+            )
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise DataError(f"{name} holds {pixels.dtype}", "give uint8, or floats from 0 to 1")
-    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels))
+    return Image.fromarray(
+        np.ascontiguousarray(
+            pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        )
+    )
 
 
-# --- the datasets library -------------------------------------------------------------------------------------------------------
+# --- the datasets library
+# --------------------------------------------------------------------------------------------------
 
 
 class DatasetTable(Table):
-    """A datasets.Dataset, with whatever was selected, shuffled or mapped. Images stay undecoded, for our own reader."""
+    """A datasets.Dataset, with whatever was selected, shuffled or mapped. Images stay undecoded,
+    for our own reader."""
 
     kind = "dataset"
 
@@ -128,7 +183,11 @@ class DatasetTable(Table):
         self.classes = getattr(rows.features.get(LABEL), "names", None)
 
     def columns(self) -> dict[str, str | None]:
-        return {field.name: arrow_kind(field.type) for field in self._rows.features.arrow_schema} if len(self._rows) else {}
+        return (
+            {field.name: arrow_kind(field.type) for field in self._rows.features.arrow_schema}
+            if len(self._rows)
+            else {}
+        )
 
     def rows(self, columns: Sequence[str] | None, start: int = 0) -> Iterator[Row | DataError]:
         rows = self._rows if columns is None else self._rows.select_columns(list(columns))
@@ -142,11 +201,13 @@ class DatasetDocuments(StreamedDocuments):
         return _digest(tuple(row.values()) for _, row in self._numbered(0))
 
 
-# --- content --------------------------------------------------------------------------------------------------------------------
+# --- content
+# --------------------------------------------------------------------------------------------------
 
 
 def _digest(rows: Iterable[Sequence[Any]]) -> str:
-    """16 hex digits over values of any kind that data comes in; equal texts and pixels give equal digests."""
+    """16 hex digits over values of any kind that data comes in; equal texts and pixels give equal
+    digests."""
     digest = hashlib.sha256()
     for row in rows:
         for value in row:
@@ -169,5 +230,7 @@ def _content(value: Any) -> tuple[str, bytes]:
     if hasattr(value, "getbands"):  # a PIL image
         return f"{value.mode} {value.size}", value.tobytes()
     if isinstance(value, dict):
-        return "fields", b"\n".join(b"%s %s" % (key.encode(), _content(part)[1]) for key, part in value.items())
+        return "fields", b"\n".join(
+            b"%s %s" % (key.encode(), _content(part)[1]) for key, part in value.items()
+        )
     return type(value).__name__, repr(value).encode("utf-8", "surrogatepass")

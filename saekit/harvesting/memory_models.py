@@ -21,24 +21,36 @@ from saekit.harvesting.models import FromFolder, LiveModel, assemble, load_model
 from saekit.types import ActivationSpec
 
 REVISION = "weights:"  # how the revision of a model in memory begins
-# What a config says about where the model came from or how it is called, not about what it computes.
-_NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "return_dict",
-                           "output_attentions", "output_hidden_states", "_attn_implementation"})  # fmt: skip
+# What a config says about where the model came from or how it is called, not about what it
+# computes.
+_NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype",
+"transformers_version", "use_cache", "return_dict",
+                           "output_attentions", "output_hidden_states",
+                           "_attn_implementation"})  # fmt: skip
 
 
-def live_model(module: nn.Module, processor: Any = None, *, trust_remote_code: bool = False) -> LiveModel:
-    """A transformers model in memory, ready to be read from. The module stays on its device and keeps its mode and its hooks.
+def live_model(
+    module: nn.Module, processor: Any = None, *, trust_remote_code: bool = False
+) -> LiveModel:
+    """A transformers model in memory, ready to be read from. The module stays on its device and
+    keeps its mode and its hooks.
 
-    `processor` is its tokenizer or image processor (or a Processor that holds one); None: what can be loaded from the place that the
-    model was loaded from. The name is that place (`config._name_or_path`), else the class. The revision is `weights:` with a digest of
-    weights and config. Raises DataError for a module that is not a transformers model of text or images, MissingError for an image
-    model without a processor.
+    `processor` is its tokenizer or image processor (or a Processor that holds one); None: what can
+    be loaded from the place that the model was loaded from. The name is that place
+    (`config._name_or_path`), else the class. The revision is `weights:` with a digest of weights
+    and config. Raises DataError for a module that is not a transformers model of text or images,
+    MissingError for an image model without a processor.
     """
     module = plain(module)
     config = getattr(module, "config", None)
     if not hasattr(config, "model_type"):
-        cause = f"{type(module).__name__} is not a transformers model: it has no config that says what it takes"
-        raise DataError(cause, "run it yourself inside saekit.capture(model, hooks), and train on those rows")
+        cause = (
+            f"{type(module).__name__} is not a transformers model: it has no config that says what"
+            " it takes"
+        )
+        raise DataError(
+            cause, "run it yourself inside saekit.capture(model, hooks), and train on those rows"
+        )
     origin = getattr(config, "_name_or_path", "") or ""
     name = origin or f"{type(module).__name__}{IN_MEMORY}"
     kind = kind_of(config, name, type(module).__name__)
@@ -48,14 +60,19 @@ def live_model(module: nn.Module, processor: Any = None, *, trust_remote_code: b
         processor = FromFolder(origin, trust_remote_code)
     if processor is None and kind == "vision":
         raise MissingError(f"{name} has no image processor", "give one with processor=")
-    return assemble(module, kind, name, f"{REVISION}{weights_digest(module)}", processor, has_head=has_head)
+    return assemble(
+        module, kind, name, f"{REVISION}{weights_digest(module)}", processor, has_head=has_head
+    )
 
 
-def load_model_of(spec: ActivationSpec, device: str | torch.device = "cpu", given: nn.Module | None = None) -> LiveModel:
+def load_model_of(
+    spec: ActivationSpec, device: str | torch.device = "cpu", given: nn.Module | None = None
+) -> LiveModel:
     """The model that a store's rows came from, by its spec, or `given`.
 
-    One that was in memory is loaded from where it had been loaded, and must have the same weights; so must a given one. Raises what
-    `load_model` does, and MissingError where the weights are other ones.
+    One that was in memory is loaded from where it had been loaded, and must have the same weights;
+    so must a given one. Raises what `load_model` does, and MissingError where the weights are other
+    ones.
     """
     from_memory = spec.revision is not None and spec.revision.startswith(REVISION)
     live = load_model(spec.model, device) if given is None else live_model(given)
@@ -64,12 +81,17 @@ def load_model_of(spec: ActivationSpec, device: str | torch.device = "cpu", give
     revision = f"{REVISION}{weights_digest(live.module)}"
     if revision != spec.revision:
         where = "the one given" if given is not None else spec.model
-        raise MissingError(f"the rows came from a model in memory ({spec.revision}), and {where} has other weights ({revision})", SAVE)
+        raise MissingError(
+            f"the rows came from a model in memory ({spec.revision}), and {where} has other weights"
+            f" ({revision})",
+            SAVE,
+        )
     return dataclasses.replace(live, revision=revision)
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hex digits over the config and the weights that hidden states come from: those of the base model, without a head.
+    """16 hex digits over the config and the weights that hidden states come from: those of the base
+    model, without a head.
 
     16-bit weights have the digest of the same values in float32. About 1 s per GB.
     """
@@ -87,7 +109,11 @@ def weights_digest(module: nn.Module) -> str:
 
 def _computed(config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: _computed(value) for key, value in config.items() if key not in _NOT_COMPUTED and value is not None}
+        return {
+            key: _computed(value)
+            for key, value in config.items()
+            if key not in _NOT_COMPUTED and value is not None
+        }
     return config
 
 

@@ -37,5 +37,8 @@ class MemoryWriter:
     def finish(self) -> ActivationBatch:
         """All rows as one flat batch. Raises DataError when there is none."""
         if self.rows == 0:
-            raise DataError("no row was kept: the data holds nothing in this scope", "another scope or other data")
+            raise DataError(
+                "no row was kept: the data holds nothing in this scope",
+                "another scope or other data",
+            )
         return ActivationBatch(**{name: torch.cat(parts) for name, parts in self._columns.items()})

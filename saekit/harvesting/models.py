@@ -1,9 +1,11 @@
-"""Any transformers model, ready to be read from: weights, tokenizer or image processor, and what is known of its tokens.
+"""Any transformers model, ready to be read from: weights, tokenizer or image processor, and what is
+known of its tokens.
 
-Text decoders load with their head (AutoModelForCausalLM: the loss is wanted later), text encoders and vision models without
-(AutoModel: SAE work needs the hidden states). Of a dual model (CLIP, SigLIP) only the image tower is run, of an encoder-decoder
-only the encoder; hook paths stay relative to the loaded module (`vision_model.encoder.layers.9`), so that they mean the same
-module in anyone's hands.
+Text decoders load with their head (AutoModelForCausalLM: the loss is wanted later), text encoders
+and vision models without (AutoModel: SAE work needs the hidden states). Of a dual model (CLIP,
+SigLIP) only the image tower is run, of an encoder-decoder only the encoder; hook paths stay
+relative to the loaded module (`vision_model.encoder.layers.9`), so that they mean the same module
+in anyone's hands.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ __all__ = ["Kind", "LiveModel", "MissingHead", "load_model", "not_found"]
 class LiveModel:
     """A loaded model: eval mode, no parameter asks for a gradient.
 
-    `processor` is the tokenizer of a text model, the image processor of a vision model; None when the folder has none.
-    `revision` is the hub commit, `files:<digest>` for local weights, or the package that carries an embedded model.
+    `processor` is the tokenizer of a text model, the image processor of a vision model; None when
+    the folder has none. `revision` is the hub commit, `files:<digest>` for local weights, or the
+    package that carries an embedded model.
     """
 
     name: str
@@ -47,7 +50,8 @@ class LiveModel:
     tower: str = ""  # path of the part that is run; '' is the whole model
     image_tokens: ImageTokens | None = None
     notes: tuple[str, ...] = field(default=())  # what the user should know, one line each
-    has_head: bool = True  # False where the file of a causal model has no output head: `module` then gives no logits
+    # False where the file of a causal model has no output head: `module` then gives no logits
+    has_head: bool = True
     processor_fault: SaekitError | None = None  # why `processor` is None, with its cause
 
     @property
@@ -64,26 +68,42 @@ class LiveModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer; raises MissingError when the model came without one, DataError on an image model or a damaged file."""
+        """The tokenizer; raises MissingError when the model came without one, DataError on an image
+        model or a damaged file."""
         if self.modality != "text":
-            raise DataError(f"{self.name} is an image model and has no tokenizer", "give it images (DATA)")
+            raise DataError(
+                f"{self.name} is an image model and has no tokenizer", "give it images (DATA)"
+            )
         if self.processor is None:
-            raise self.processor_fault or MissingError(f"{self.name} has no tokenizer", "give one with tokenizer=")
+            raise self.processor_fault or MissingError(
+                f"{self.name} has no tokenizer", "give one with tokenizer="
+            )
         return self.processor
 
     @property
     def output_head(self) -> nn.Module | None:
-        """What turns hidden states into logits, as the file has it; None on encoders, vision models and files without a head."""
-        return self.module.get_output_embeddings() if self.kind == "causal_lm" and self.has_head else None
+        """What turns hidden states into logits, as the file has it; None on encoders, vision models
+        and files without a head."""
+        return (
+            self.module.get_output_embeddings()
+            if self.kind == "causal_lm" and self.has_head
+            else None
+        )
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """Run the part that is hooked (`tower`) on a batch's `inputs`, moved to the model's device; images in its dtype."""
+        """Run the part that is hooked (`tower`) on a batch's `inputs`, moved to the model's device;
+        images in its dtype."""
         moved = {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+            name: value.to(
+                self.device,
+                self.dtype if value.is_floating_point() else value.dtype,
+                non_blocking=True,
+            )
             for name, value in inputs.items()
         }
         if self.kind == "causal_lm":
-            moved["use_cache"] = False  # one pass a context: a key-value cache would only cost memory
+            # one pass a context: a key-value cache would only cost memory
+            moved["use_cache"] = False
         tower, known = self.module.get_submodule(self.tower), None
         if self.image_tokens is not None:
             moved |= ordered_noise(tower, self.image_tokens, moved)
@@ -106,11 +126,12 @@ def load_model(
 ) -> LiveModel:
     """Load a hub id, a local folder, a .gguf file or `embedded:NAME`.
 
-    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `processor` is a tokenizer or image processor to use in place
-    of the model's own. `trust_remote_code` lets Python code that comes with the model run; without it such a model is refused, and
-    nothing is ever asked on stdin. Raises MissingError when there is nothing to load (says whether offline mode is on), DataError for a
-    folder that holds no model, for weights that do not fit the config (transformers would fill them with random numbers), damaged files
-    and a kind that is not supported.
+    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `processor` is a tokenizer
+    or image processor to use in place of the model's own. `trust_remote_code` lets Python code that
+    comes with the model run; without it such a model is refused, and nothing is ever asked on
+    stdin. Raises MissingError when there is nothing to load (says whether offline mode is on),
+    DataError for a folder that holds no model, for weights that do not fit the config (transformers
+    would fill them with random numbers), damaged files and a kind that is not supported.
     """
     from transformers import AutoConfig
 
@@ -122,7 +143,9 @@ def load_model(
         check_sizes(config, name, where)
         kind = kind_of(config, name)
         number_type = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        module, report = load_weights(auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code)
+        module, report = load_weights(
+            auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code
+        )
         check_input(module, kind, name)
         running = module.get_submodule(path) if (path := tower_path(module)) else None
         has_head = check_weights(module, report, name, running, head=kind == "causal_lm")
@@ -130,7 +153,10 @@ def load_model(
     notes = []
     if kind == "causal_lm" and not has_head:
         _take_head_off(module)
-        notes.append("the file holds no output head: hidden states are those of the file, and there are no logits")
+        notes.append(
+            "the file holds no output head: hidden states are those of the file, and there are no"
+            " logits"
+        )
     revision = revision or getattr(config, "_commit_hash", None)
     if processor is None:
         processor = FromFolder(where, trust_remote_code)
@@ -139,20 +165,28 @@ def load_model(
 
 @dataclass(frozen=True)
 class FromFolder:
-    """A tokenizer or image processor that is still to be read from `where`: a folder or a hub id."""
+    """A tokenizer or image processor that is still to be read from `where`: a folder or a hub
+    id."""
 
     where: str
     trust_remote_code: bool = False
 
 
 def assemble(
-    module: nn.Module, kind: Kind, name: str, revision: str | None, processor: Any, notes: Sequence[str] = (), *, has_head: bool = True
+    module: nn.Module,
+    kind: Kind,
+    name: str,
+    revision: str | None,
+    processor: Any,
+    notes: Sequence[str] = (),
+    *,
+    has_head: bool = True,
 ) -> LiveModel:
-    """The LiveModel of a module, where it is and in its mode. `processor`: a tokenizer, an image processor, a Processor that holds one, or
-    FromFolder.
+    """The LiveModel of a module, where it is and in its mode. `processor`: a tokenizer, an image
+    processor, a Processor that holds one, or FromFolder.
 
-    A text model whose tokenizer cannot be read is made without, and says why when it is first needed; an image model is refused.
-    Raises DataError and MissingError.
+    A text model whose tokenizer cannot be read is made without, and says why when it is first
+    needed; an image model is refused. Raises DataError and MissingError.
     """
     from transformers import ProcessorMixin
 
@@ -164,7 +198,8 @@ def assemble(
         except SaekitError as error:
             if kind == "vision":
                 raise
-            processor, fault = None, error  # raised when text is first read; list_hooks needs no tokenizer
+            # raised when text is first read; list_hooks needs no tokenizer
+            processor, fault = None, error
     elif isinstance(processor, ProcessorMixin):
         processor = getattr(processor, "image_processor" if kind == "vision" else "tokenizer", None)
     if kind == "vision":
@@ -189,16 +224,23 @@ def assemble(
 
 def _processor(kind: Kind, folder: FromFolder, name: str) -> tuple[Any, tuple[str, ...]]:
     """(tokenizer or image processor, notes)."""
-    with quiet_transformers(), model_reading("image processor" if kind == "vision" else "tokenizer", name, folder.where):
+    with (
+        quiet_transformers(),
+        model_reading("image processor" if kind == "vision" else "tokenizer", name, folder.where),
+    ):
         if kind == "vision":
             return image_processor(folder.where, folder.trust_remote_code)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder.where, trust_remote_code=folder.trust_remote_code), ()
+        return (
+            AutoTokenizer.from_pretrained(folder.where, trust_remote_code=folder.trust_remote_code),
+            (),
+        )
 
 
 def _take_head_off(module: nn.Module) -> None:
-    """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is not wanted."""
+    """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is
+    not wanted."""
     output = module.get_output_embeddings()
     path = next((path for path, each in module.named_modules() if each is output), None)
     if path:
@@ -206,8 +248,9 @@ def _take_head_off(module: nn.Module) -> None:
 
 
 class MissingHead(nn.Module):
-    """Stands where the output head of a model would be whose file holds none: logits over no token at all, so that a whole forward pass
-    runs and nothing can be made of what it gives. `LiveModel.has_head` is asked by all that needs logits."""
+    """Stands where the output head of a model would be whose file holds none: logits over no token
+    at all, so that a whole forward pass runs and nothing can be made of what it gives.
+    `LiveModel.has_head` is asked by all that needs logits."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD.new_empty(*x_BTD.shape[:-1], 0)

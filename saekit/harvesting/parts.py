@@ -1,15 +1,19 @@
 """Which module of a block gives what attention and MLP add to the residual stream, proven by sums.
 
-A record of one forward pass through a block holds what every module inside was given and gave. `located` takes the modules that their
-names suggest, walks from each to what is made of its output (a norm behind it, a layer scale) and to its last linear layer, and
-believes the first whose output x satisfies, bit for bit or within rounding,
+A record of one forward pass through a block holds what every module inside was given and gave.
+`located` takes the modules that their names suggest, walks from each to what is made of its output
+(a norm behind it, a layer scale) and to its last linear layer, and believes the first whose output
+x satisfies, bit for bit or within rounding,
 
-- attention:   block input + x = what a later module of the block is given (the stream in the middle) or the block's output;
-- MLP:         some tensor of the block + x = the block's output, or the input of the norm that gives the block's output;
+- attention: block input + x = what a later module of the block is given (the stream in the middle)
+  or the block's output;
+- MLP: some tensor of the block + x = the block's output, or the input of the norm that gives the
+  block's output;
 - in parallel: block input + attention + MLP = the block's output.
 
-So in a post-norm encoder (BERT) the aliases mean what is added before the norm, in Gemma 2 what the norm behind the MLP gives. Where the
-model scales inline (a multiplier in Granite, a parameter in BEiT), no module gives what is added, and there is no alias.
+So in a post-norm encoder (BERT) the aliases mean what is added before the norm, in Gemma 2 what the
+norm behind the MLP gives. Where the model scales inline (a multiplier in Granite, a parameter in
+BEiT), no module gives what is added, and there is no alias.
 """
 
 from __future__ import annotations
@@ -26,18 +30,21 @@ from torch import nn
 NAMES: dict[str, tuple[str, ...]] = {
     "attn": (
         "attention.output.dense",  # BERT, RoBERTa, ELECTRA: pre-residual output
-        "self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention", "multi_head_attention",
+        "self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention",
+        "multi_head_attention",
         "norm_attn_norm.attn", "rel_attn", "mixer", "temporal_block",
     ),
     "mlp": (
-        "mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "layer.1.DenseReluDense", "layer.1.mlp", "output.dense",
+        "mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "layer.1.DenseReluDense",
+        "layer.1.mlp", "output.dense",
         "fc2", "mlp_block", "ff.layer_2", "mixer",
     ),
 }  # fmt: skip
 WORDS = {"attn": "attention", "mlp": "the MLP"}
 _LAST_LINEAR = ("dense", "dense_4h_to_h", "out_proj", "o_proj", "down_proj", "c_proj")
 _INNER = (*_LAST_LINEAR, "attn")  # attention.attn of MPNet, whose attention normalizes
-_OF_CLASS = {"attn": ("attention",), "mlp": ("mlp", "moe", "feedforward")}  # of modules whose name does not tell: mixer
+# of modules whose name does not tell: mixer
+_OF_CLASS = {"attn": ("attention",), "mlp": ("mlp", "moe", "feedforward")}
 _UNTOLD = ("mixer", "temporal_block")
 ROUNDING = 4  # epsilons of the operands' size, an element: three numbers added in another order
 SHARE = 0.02  # of the norm of what is added: a part that drowns in rounding proves nothing
@@ -45,12 +52,14 @@ SHARE = 0.02  # of the norm of what is added: a part that drowns in rounding pro
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor as it was at one moment, as rows (N,D). `key` is equal for a tensor and its unchanged views."""
+    """A tensor as it was at one moment, as rows (N,D). `key` is equal for a tensor and its
+    unchanged views."""
 
     rows: torch.Tensor
     shape: tuple[int, ...]
     key: tuple[int, int, int]
-    tensor: torch.Tensor  # kept alive, so that no other tensor gets its address; and to see whether it is written later
+    # kept alive, so that no other tensor gets its address; and to see whether it is written later
+    tensor: torch.Tensor
     version: int
 
     @classmethod
@@ -62,7 +71,9 @@ class Value:
             return None
         version = version_of(tensor)
         key = (tensor.data_ptr(), version, tensor.numel())
-        return cls(tensor.detach().reshape(rows, width).clone(), tuple(tensor.shape), key, tensor, version)
+        return cls(
+            tensor.detach().reshape(rows, width).clone(), tuple(tensor.shape), key, tensor, version
+        )
 
     @property
     def written_later(self) -> bool:
@@ -96,10 +107,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part's alias leads. `path` None: nowhere, for `reason`; `near` is what can be hooked in its place."""
+    """Where a part's alias leads. `path` None: nowhere, for `reason`; `near` is what can be hooked
+    in its place."""
 
     path: str | None
-    reads: str | None = None  # what `:in` means: where a norm or a scale behind the part gives its output, still the part's own input
+    # what `:in` means: where a norm or a scale behind the part gives its output, still the part's
+    # own input
+    reads: str | None = None
     reason: str = ""
     near: str | None = None
 
@@ -113,7 +127,11 @@ def located(block: nn.Module, record: Record) -> dict[str, Part]:
         if not named:
             continue
         proven = next((path for path in paths if adds(record, path, part, candidates)), None)
-        found[part] = _readable(record, proven, paths[proven]) if proven else _refused(record, list(paths), named[0], part)
+        found[part] = (
+            _readable(record, proven, paths[proven])
+            if proven
+            else _refused(record, list(paths), named[0], part)
+        )
     return found
 
 
@@ -141,33 +159,66 @@ def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[st
         if any(is_sum(record.entering.rows, x.rows, end.rows) for end in ends):
             return True
     else:
-        before_norm = [c.given for c in record.calls if c.given and c.gave and torch.equal(c.gave.rows, leaving.rows)]
-        starts = _distinct([record.entering, *given, *(call.gave for call in record.calls if call.gave)])
+        before_norm = [
+            c.given
+            for c in record.calls
+            if c.given and c.gave and torch.equal(c.gave.rows, leaving.rows)
+        ]
+        starts = _distinct(
+            [record.entering, *given, *(call.gave for call in record.calls if call.gave)]
+        )
         ends = _distinct([leaving, *before_norm])
-        if any(is_sum(s.rows, x.rows, e.rows) for e in ends for s in reversed(starts) if s.key not in (x.key, e.key)):
+        if any(
+            is_sum(s.rows, x.rows, e.rows)
+            for e in ends
+            for s in reversed(starts)
+            if s.key not in (x.key, e.key)
+        ):
             return True
-    others = [record.output(other) for name, paths in candidates.items() if name != part for other in paths]
-    return any(is_sum(record.entering.rows, x.rows, leaving.rows, other.rows) for other in _distinct([o for o in others if o]))
+    others = [
+        record.output(other)
+        for name, paths in candidates.items()
+        if name != part
+        for other in paths
+    ]
+    return any(
+        is_sum(record.entering.rows, x.rows, leaving.rows, other.rows)
+        for other in _distinct([o for o in others if o])
+    )
 
 
-def is_sum(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None) -> bool:
-    """end = start + x (+ other), as the model may have computed it: exactly, in any order, or within the rounding of its dtype."""
+def is_sum(
+    start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None
+) -> bool:
+    """end = start + x (+ other), as the model may have computed it: exactly, in any order, or
+    within the rounding of its dtype."""
     pieces = [each for each in (start, x, end, other) if each is not None]
-    return _holds(*(each[:1] for each in pieces)) and _holds(*pieces)  # most pairs end after one row
+    # most pairs end after one row
+    return _holds(*(each[:1] for each in pieces)) and _holds(*pieces)
 
 
-def _holds(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None) -> bool:
-    exact = [start + x] if other is None else [start + x + other, start + other + x, start + (x + other)]
+def _holds(
+    start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None = None
+) -> bool:
+    exact = (
+        [start + x]
+        if other is None
+        else [start + x + other, start + other + x, start + (x + other)]
+    )
     return any(torch.equal(each, end) for each in exact) or _close(start, x, end, other)
 
 
-def _close(start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None) -> bool:
+def _close(
+    start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None
+) -> bool:
     terms = [each.double() for each in (start, x, *(() if other is None else (other,)))]
     wanted = end.double()
     error = (sum(terms) - wanted).abs()
     epsilon = max(torch.finfo(each.dtype).eps for each in (start, x, end))
     size = sum(each.abs() for each in (*terms, wanted))
-    return bool((error <= ROUNDING * epsilon * size).all()) and bool(error.norm() <= SHARE * terms[1].norm())
+    return bool((error <= ROUNDING * epsilon * size).all()) and bool(
+        error.norm() <= SHARE * terms[1].norm()
+    )
 
 
 def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[str, str]]:
@@ -185,7 +236,8 @@ def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[s
 
 
 def _made_of(record: Record, path: str) -> Iterator[str]:
-    """Modules that are given the output of `path`, or the output of one that is: a norm behind it, a layer scale, a dropout."""
+    """Modules that are given the output of `path`, or the output of one that is: a norm behind it,
+    a layer scale, a dropout."""
     value = record.output(path)
     keys = {value.key} if value else set()
     for call in record.calls:
@@ -212,10 +264,21 @@ def _readable(record: Record, path: str, reads: str) -> Part:
 
 def _refused(record: Record, paths: list[str], name: str, part: str) -> Part:
     runs = sum(call.path == name for call in record.calls)
-    near = next((path for path in paths if (value := record.output(path)) and len(value.shape) == 3), None)
+    near = next(
+        (path for path in paths if (value := record.output(path)) and len(value.shape) == 3), None
+    )
     if runs != 1:
-        return Part(None, reason=f"{name} {'never runs' if runs == 0 else f'runs {runs} times in a forward pass'}", near=near)
-    why = f"no module gives what {WORDS[part]} adds to the residual stream: the output of {near or name} is changed before it is added"
+        return Part(
+            None,
+            reason=(
+                f"{name} {'never runs' if runs == 0 else f'runs {runs} times in a forward pass'}"
+            ),
+            near=near,
+        )
+    why = (
+        f"no module gives what {WORDS[part]} adds to the residual stream: the output of"
+        f" {near or name} is changed before it is added"
+    )
     return Part(None, reason=why, near=near)
 
 

@@ -1,8 +1,8 @@
 """The one reader of pictures: for folders, tables, the hub, raw pixels and queries.
 
-A picture comes upright (EXIF orientation), in 8 bits, as its first frame. Modes are those that PIL converts to grey or RGB without
-clipping; alpha is dropped there, as torchvision and datasets do. Only picture formats are tried, whatever a file is named: PIL would
-start Ghostscript for an EPS.
+A picture comes upright (EXIF orientation), in 8 bits, as its first frame. Modes are those that PIL
+converts to grey or RGB without clipping; alpha is dropped there, as torchvision and datasets do.
+Only picture formats are tried, whatever a file is named: PIL would start Ghostscript for an EPS.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 DEEP = "bits"  # key of `image.info`: 16 where the picture was scaled to 8
-_CONVERTED = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
-# A picture of so many pixels from so few bytes is blank or an attack; it would take over a GB as RGB.
+_CONVERTED = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+)
+# A picture of so many pixels from so few bytes is blank or an attack; it would take over a GB as
+# RGB.
 _MANY_PIXELS, _PIXELS_A_BYTE = 1 << 26, 100
 _SKIP = f"remove or repair the file, or go on without broken files with {opt('skip_broken', True)}"
 
 
 def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _SKIP) -> Image:
-    """The picture in a file or in bytes; `name` is what errors call it, for bytes; `remedy` is their hint.
+    """The picture in a file or in bytes; `name` is what errors call it, for bytes; `remedy` is
+    their hint.
 
-    Raises DataError when it cannot be read, has more pixels than PIL allows (178,956,970) or values that do not fit 8 bits, MissingError
-    when there is no such file.
+    Raises DataError when it cannot be read, has more pixels than PIL allows (178,956,970) or values
+    that do not fit 8 bits, MissingError when there is no such file.
     """
     from PIL import Image, ImageOps
 
@@ -45,11 +49,21 @@ def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _S
         try:
             if isinstance(source, Path):
                 refuse_pointer(source)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
-            _refuse_bomb(image, len(source) if isinstance(source, bytes) else source.stat().st_size, what, remedy)
+            image = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=known
+            )
+            _refuse_bomb(
+                image,
+                len(source) if isinstance(source, bytes) else source.stat().st_size,
+                what,
+                remedy,
+            )
             image.load()
         except Image.DecompressionBombError as error:
-            raise DataError(f"{what} is too large a picture: {str(error).split(', could')[0]}", f"make it smaller, or {remedy}") from error
+            raise DataError(
+                f"{what} is too large a picture: {str(error).split(', could')[0]}",
+                f"make it smaller, or {remedy}",
+            ) from error
         if getattr(image, "is_animated", False):
             image = image.copy()  # the first frame; lets go of the file
         image = _eight_bits(image, what, remedy)
@@ -63,7 +77,10 @@ def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _S
 def _refuse_bomb(image: Image, size: int, what: str, remedy: str) -> None:
     pixels = image.size[0] * image.size[1]
     if pixels > _MANY_PIXELS and size * _PIXELS_A_BYTE < pixels:
-        cause = f"{what} is too large a picture: {pixels:,} pixels, almost all alike, from {size:,} bytes"
+        cause = (
+            f"{what} is too large a picture: {pixels:,} pixels, almost all alike, from {size:,}"
+            " bytes"
+        )
         raise DataError(cause, f"make it smaller, or {remedy}")
 
 
@@ -76,7 +93,8 @@ def _registered() -> set[str]:
 
 
 def _eight_bits(image: Image, what: str, remedy: str) -> Image:
-    """16-bit grey as 8-bit grey; other modes as they are. PIL's own conversion would clip at 255 instead of scaling."""
+    """16-bit grey as 8-bit grey; other modes as they are. PIL's own conversion would clip at 255
+    instead of scaling."""
     if image.mode in _CONVERTED:
         return image
     import numpy as np
@@ -89,6 +107,10 @@ def _eight_bits(image: Image, what: str, remedy: str) -> Image:
         scaled.info = {**image.info, DEEP: 16}
         scaled.getexif().update(image.getexif())
         return scaled
-    why = "its values do not fit 0 to 255" if image.mode[0] in "IF" else "it is not one of grey, RGB, CMYK and their kin"
+    why = (
+        "its values do not fit 0 to 255"
+        if image.mode[0] in "IF"
+        else "it is not one of grey, RGB, CMYK and their kin"
+    )
     cause = f"image {what} has mode {image.mode}: {why}"
     raise DataError(cause, f"convert it to 8 bits first, or {remedy}")

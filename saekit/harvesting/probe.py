@@ -1,8 +1,10 @@
-"""What a hook of a loaded model gives: its width, from one forward pass on two tiny inputs that differ.
+"""What a hook of a loaded model gives: its width, from one forward pass on two tiny inputs that
+differ.
 
-The pass is the harvest's own (same part of the model, same kinds of input), so what it refuses could not be harvested: a module that does
-not run or runs several times, that gives no vector a token, or the same vectors whatever the tokens are (rotary embeddings give cosines
-and sines, position embeddings their table).
+The pass is the harvest's own (same part of the model, same kinds of input), so what it refuses
+could not be harvested: a module that does not run or runs several times, that gives no vector a
+token, or the same vectors whatever the tokens are (rotary embeddings give cosines and sines,
+position embeddings their table).
 """
 
 from __future__ import annotations
@@ -22,36 +24,55 @@ from saekit.harvesting.images import ImageTokens, prepared
 def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
     """Hook, as given -> d_in, on a LiveModel.
 
-    Raises DataError for an unknown hook, for one whose module gives no hidden states, when the model cannot be run, and when an image
-    model's tokens are not the class token, registers and patches that its configuration says.
+    Raises DataError for an unknown hook, for one whose module gives no hidden states, when the
+    model cannot be run, and when an image model's tokens are not the class token, registers and
+    patches that its configuration says.
     """
     batch = tiny_batch(live)
-    prove(live.module, lambda: run(live, batch), (CONTEXTS, TOKENS) if "input_ids" in batch else (CONTEXTS,))
+    prove(
+        live.module,
+        lambda: run(live, batch),
+        (CONTEXTS, TOKENS) if "input_ids" in batch else (CONTEXTS,),
+    )
     paths = {hook: resolve_hook(live.module, hook, live.name) for hook in hooks}
     tokens = live.image_tokens.count if live.image_tokens else TOKENS
     before = structure(live.module)
     with untouched(live.module):
         with capture(live, list(hooks), stop=True) as states:
             run(live, batch)
-        if structure(live.module) != before:  # BigBird: block_sparse becomes original_full as soon as an input is short
+        # BigBird: block_sparse becomes original_full as soon as an input is short
+        if structure(live.module) != before:
             raise DataError(
-                f"{live.name} exchanges its own modules where an input is short, so that rows would depend on earlier batches",
-                "write the kind of attention that it falls back to into its config.json (BigBird: attention_type original_full)",
+                f"{live.name} exchanges its own modules where an input is short, so that rows would"
+                " depend on earlier batches",
+                "write the kind of attention that it falls back to into its config.json (BigBird:"
+                " attention_type original_full)",
             )
     for hook, path in paths.items():
         state = states[hook]
         if tuple(state.shape[:2]) != (CONTEXTS, tokens):
             if live.image_tokens and state.shape[0] == CONTEXTS:
-                cause = f"{path} gives {state.shape[1]} vectors for {tokens} tokens ({_account(live.image_tokens)})"
+                cause = (
+                    f"{path} gives {state.shape[1]} vectors for {tokens} tokens"
+                    f" ({_account(live.image_tokens)})"
+                )
                 hint = "models that merge patches on the way have no fixed grid"
                 raise DataError(cause, f"{block_hint(live.module)}; {hint}")
-            cause = f"{path} gives a tensor {tuple(state.shape)} for {CONTEXTS} inputs of {tokens} tokens, not one vector a token"
+            cause = (
+                f"{path} gives a tensor {tuple(state.shape)} for {CONTEXTS} inputs of {tokens}"
+                " tokens, not one vector a token"
+            )
             raise DataError(cause, block_hint(live.module))
         if state.shape[2] == 0:
-            raise DataError(f"{path} is the output head, which the file of {live.name} does not hold", block_hint(live.module))
+            raise DataError(
+                f"{path} is the output head, which the file of {live.name} does not hold",
+                block_hint(live.module),
+            )
         if torch.equal(state[0], state[1]):
             raise DataError(
-                f"{path} gives the same vectors whatever the {_words(live)} are: it holds no hidden states", block_hint(live.module)
+                f"{path} gives the same vectors whatever the {_words(live)} are: it holds no hidden"
+                " states",
+                block_hint(live.module),
             )
     return {hook: states[hook].shape[-1] for hook in hooks}
 
@@ -62,7 +83,11 @@ def tiny_batch(live: Any) -> dict[str, torch.Tensor]:
         return {"pixel_values": prepared(noise_images(live.image_tokens.channels), live.processor)}
     root = live.module.get_submodule(live.tower)
     known = vocabulary(root)
-    ids = torch.arange(CONTEXTS * TOKENS).view(CONTEXTS, TOKENS) * max(known // (CONTEXTS * TOKENS), 1) % known
+    ids = (
+        torch.arange(CONTEXTS * TOKENS).view(CONTEXTS, TOKENS)
+        * max(known // (CONTEXTS * TOKENS), 1)
+        % known
+    )
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -75,7 +100,8 @@ def noise_images(channels: int) -> list[Any]:
 
 
 def run(live: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    """live.forward, whose errors are told in the user's words: it is the first time that this model runs."""
+    """live.forward, whose errors are told in the user's words: it is the first time that this model
+    runs."""
     try:
         return live.forward(inputs)
     except SaekitError:

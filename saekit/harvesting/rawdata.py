@@ -1,4 +1,5 @@
-"""Data that becomes rows as it is: images, arrays, texts. What is done with it stands in saekit.harvesting.raw."""
+"""Data that becomes rows as it is: images, arrays, texts. What is done with it stands in
+saekit.harvesting.raw."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class RawData(ABC):
     count: int | None = None  # examples that will be stored, None when only a pass could tell
     notes: tuple[str, ...] = ()
     column: str | None = None  # of a table: the one that is read
-    skipped: Sequence[str] = ()  # broken inputs that the last pass left out so far, with skip_broken
+    # broken inputs that the last pass left out so far, with skip_broken
+    skipped: Sequence[str] = ()
 
     @abstractmethod
     def examples(self, start: int) -> Iterator[RawExample]:
@@ -61,27 +63,42 @@ class RawData(ABC):
         return {}
 
 
-# --- pixels ---------------------------------------------------------------------------------------------------------------------
+# --- pixels
+# --------------------------------------------------------------------------------------------------
 
 
 class Pixels(RawData):
-    """Rows are images: (H,W,C) flattened, pixels / 255. Modes L and RGB are kept, others become RGB."""
+    """Rows are images: (H,W,C) flattened, pixels / 255. Modes L and RGB are kept, others become
+    RGB."""
 
     hook, modality = "pixels", "image"
 
     def __init__(self, data: Data, config: HarvestConfig) -> None:
         _need_flat(config, "an image")
-        self._data = open_data(data, modality="image", column=config.column, seed=config.seed, skip_broken=config.skip_broken)
+        self._data = open_data(
+            data,
+            modality="image",
+            column=config.column,
+            seed=config.seed,
+            skip_broken=config.skip_broken,
+        )
         self.dataset, self.column, self.notes = self._data.name, self._data.column, self._data.notes
         first = next(self._data.documents(), None)
         if first is None:
-            raise DataError(f"{self.dataset} holds no image that can be read", f"drop {opt('skip_broken')} to see why")
+            raise DataError(
+                f"{self.dataset} holds no image that can be read",
+                f"drop {opt('skip_broken')} to see why",
+            )
         image = _grey_or_colour(first.image, first.name)
         self._first, self._kind = first.name, (image.size, image.mode)
         width, height = image.size
         self.grid = (height, width)
         self.d_in = height * width * len(image.getbands())
-        self.count = len(self._data) if isinstance(self._data, ListedDocuments) and not config.skip_broken else None
+        self.count = (
+            len(self._data)
+            if isinstance(self._data, ListedDocuments) and not config.skip_broken
+            else None
+        )
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -95,8 +112,10 @@ class Pixels(RawData):
             image = _grey_or_colour(document.image, document.name)
             if (image.size, image.mode) != self._kind:
                 raise DataError(
-                    f"image {document.name} is {_size(image.size)} {image.mode}, and {self._first} {_size(self._kind[0])} {self._kind[1]}",
-                    f"resize the images to one size and mode first (PIL: image.resize, image.convert), then {opt('overwrite', True)}",
+                    f"image {document.name} is {_size(image.size)} {image.mode}, and {self._first}"
+                    f" {_size(self._kind[0])} {self._kind[1]}",
+                    "resize the images to one size and mode first (PIL: image.resize,"
+                    f" image.convert), then {opt('overwrite', True)}",
                 )
             pixels_RD = np.asarray(image, np.float32).reshape(1, -1) / 255
             yield RawExample(document.id, document.name, document.label, pixels_RD)
@@ -105,7 +124,9 @@ class Pixels(RawData):
 def _grey_or_colour(image: Image, name: str) -> Image:
     if DEEP in image.info:
         cause = f"image {name} has mode I;{image.info[DEEP]}: its values do not fit 0 to 255"
-        raise DataError(cause, "convert the images to 8 bits, or give their values as an array (raw:array)")
+        raise DataError(
+            cause, "convert the images to 8 bits, or give their values as an array (raw:array)"
+        )
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
@@ -113,27 +134,37 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------------------------
+# --- arrays
+# --------------------------------------------------------------------------------------------------
 
 
 class Array(RawData):
     """A .npy file, memory-mapped, or a .npz with `x` and optionally `y`, a label an entry.
 
-    (N,D) gives rows; (N,T,D) sequences of T rows; (N,H,W,C) rows of H*W*C values, or with layout grid grids of H*W rows of C.
+    (N,D) gives rows; (N,T,D) sequences of T rows; (N,H,W,C) rows of H*W*C values, or with layout
+    grid grids of H*W rows of C.
     """
 
     hook, modality = "array", "array"
 
     def __init__(self, data: Data, config: HarvestConfig) -> None:
         if not isinstance(data, str | Path):
-            raise UsageError("raw:array reads a .npy or .npz file", "saekit.train takes an array in memory as it is")
+            raise UsageError(
+                "raw:array reads a .npy or .npz file",
+                "saekit.train takes an array in memory as it is",
+            )
         if config.column is not None:
-            raise UsageError(f"{opt('column')} with raw:array: an array has no columns with names", f"drop {opt('column')}")
+            raise UsageError(
+                f"{opt('column')} with raw:array: an array has no columns with names",
+                f"drop {opt('column')}",
+            )
         self._path = Path(data).expanduser()
         self.dataset = str(self._path.absolute())
         self._x, self._labels = load_array(self._path)
         shape = self._x.shape
-        self.layout = {2: "flat", 3: "sequence", 4: "grid" if config.layout == "grid" else "flat"}[len(shape)]
+        self.layout = {2: "flat", 3: "sequence", 4: "grid" if config.layout == "grid" else "flat"}[
+            len(shape)
+        ]
         if config.layout not in ("flat", self.layout):
             cause = f"{opt('layout', config.layout)}: {data} has the shape {shape}"
             raise DataError(cause, "a sequence takes an array (N,T,D), a grid one (N,H,W,C)")
@@ -144,7 +175,12 @@ class Array(RawData):
         self._order = shuffled(len(self._x), config.seed)
         self._skip_broken = config.skip_broken
         if is_sampled(self._path):
-            self.notes += (f"{data}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size, time and samples",)
+            self.notes += (
+                (
+                    f"{data}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size,"
+                    " time and samples"
+                ),
+            )
 
     def digest(self) -> str:
         return file_digest(self._path)
@@ -155,30 +191,43 @@ class Array(RawData):
         for number, index in enumerate(self._order):
             if number < start and not self._skip_broken:
                 continue
-            # fp64 holds what the stored dtype may not, so that the writer can tell overflow from inf.
+            # fp64 holds what the stored dtype may not, so that the writer can tell overflow from
+            # inf.
             x_RD = np.asarray(self._x[index], np.float64).reshape(self.rows_each, self.d_in)
             if not np.isfinite(x_RD).all():
-                place = f"row {index}" if x_RD.shape[0] == 1 else f"row {int(np.argmin(np.isfinite(x_RD).all(1)))} of example {index}"
+                place = (
+                    f"row {index}"
+                    if x_RD.shape[0] == 1
+                    else f"row {int(np.argmin(np.isfinite(x_RD).all(1)))} of example {index}"
+                )
                 if not self._skip_broken:
                     hint = (
-                        f"repair or remove it, then {opt('overwrite', True)}; or go on without such entries with {opt('skip_broken', True)}"
+                        f"repair or remove it, then {opt('overwrite', True)}; or go on without such"
+                        f" entries with {opt('skip_broken', True)}"
                     )
                     raise NumericsError(f"{place} of {self._path} holds NaN or inf", hint)
                 skipped.append(f"entry {index}")
                 x_RD = None
             if number >= start:
-                yield RawExample(index, f"{self._path.name}#{index}", self._labels[index] if self._labels else None, x_RD)
+                yield RawExample(
+                    index,
+                    f"{self._path.name}#{index}",
+                    self._labels[index] if self._labels else None,
+                    x_RD,
+                )
 
 
-# --- texts ----------------------------------------------------------------------------------------------------------------------
+# --- texts
+# --------------------------------------------------------------------------------------------------
 
 
 class TfIdf(RawData):
     """Rows are texts: one column a word, l2-normalised, so that all values lie in [0, 1].
 
-    Words are runs of letters, lower case, without English stop words; the `vocabulary` most frequent make the columns. The idf is that of
-    scikit-learn's TfidfVectorizer (smoothed). It is fitted on all documents, held-out ones too; it sees no labels. Documents without a word
-    of the vocabulary are left out and counted.
+    Words are runs of letters, lower case, without English stop words; the `vocabulary` most
+    frequent make the columns. The idf is that of scikit-learn's TfidfVectorizer (smoothed). It is
+    fitted on all documents, held-out ones too; it sees no labels. Documents without a word of the
+    vocabulary are left out and counted.
     """
 
     hook, modality = "tfidf", "text"
@@ -187,8 +236,19 @@ class TfIdf(RawData):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         _need_flat(config, "a text")
-        source = open_data(data, modality="text", column=config.column, seed=config.seed, skip_broken=config.skip_broken)
-        self.dataset, self._digest, self.column, self.notes = source.name, source.digest(), source.column, source.notes
+        source = open_data(
+            data,
+            modality="text",
+            column=config.column,
+            seed=config.seed,
+            skip_broken=config.skip_broken,
+        )
+        self.dataset, self._digest, self.column, self.notes = (
+            source.name,
+            source.digest(),
+            source.column,
+            source.notes,
+        )
         self._documents: list[tuple[int, str, str | None]] = []
 
         def texts() -> Iterator[str]:
@@ -196,19 +256,33 @@ class TfIdf(RawData):
                 self._documents.append((document.id, document.name, document.label))
                 yield document.text
 
-        vectorizer = TfidfVectorizer(token_pattern=WORD, stop_words="english", max_features=config.vocabulary)
+        vectorizer = TfidfVectorizer(
+            token_pattern=WORD, stop_words="english", max_features=config.vocabulary
+        )
         try:
             self._x = vectorizer.fit_transform(texts()).tocsr()
         except ValueError as error:  # the only one it raises for strings: an empty vocabulary
-            raise DataError(f"{source.name} holds no word that is not a stop word", "give English text") from error
+            raise DataError(
+                f"{source.name} holds no word that is not a stop word", "give English text"
+            ) from error
         self.skipped = source.skipped
-        self._words, self._idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.tolist()
+        self._words, self._idf = (
+            vectorizer.get_feature_names_out().tolist(),
+            vectorizer.idf_.tolist(),
+        )
         self.d_in = len(self._words)
         self.count = int((np.diff(self._x.indptr) > 0).sum())
         if self.d_in < config.vocabulary:
-            self.notes += (f"the documents hold {self.d_in:,} different words of the {config.vocabulary:,} asked for",)
+            self.notes += (
+                (
+                    f"the documents hold {self.d_in:,} different words of the {config.vocabulary:,}"
+                    " asked for"
+                ),
+            )
         if left_out := len(self._documents) - self.count:
-            self.notes += (f"{left_out:,} documents hold no word of the vocabulary and are left out",)
+            self.notes += (
+                f"{left_out:,} documents hold no word of the vocabulary and are left out",
+            )
 
     def digest(self) -> str | None:
         return self._digest
@@ -219,9 +293,13 @@ class TfIdf(RawData):
             yield RawExample(*self._documents[number], x_1D.toarray() if x_1D.nnz else None)
 
     def extras(self) -> dict[str, bytes]:
-        return {VOCABULARY: json_bytes({"schema_version": 1, "words": self._words, "idf": self._idf})}
+        return {
+            VOCABULARY: json_bytes({"schema_version": 1, "words": self._words, "idf": self._idf})
+        }
 
 
 def _need_flat(config: HarvestConfig, what: str) -> None:
     if config.layout != "flat":
-        raise UsageError(f"{opt('layout', config.layout)}: {what} is one row", f"drop {opt('layout')}")
+        raise UsageError(
+            f"{opt('layout', config.layout)}: {what} is one row", f"drop {opt('layout')}"
+        )

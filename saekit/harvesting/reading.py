@@ -1,8 +1,11 @@
-"""The two boundaries between transformers and a user: reading a model's files, and running its forward pass.
+"""The two boundaries between transformers and a user: reading a model's files, and running its
+forward pass.
 
-transformers and the code below it raise anything (SafetensorError, RuntimeError, AttributeError, IndexError ...). What fails inside
-them on a user's model or data is the user's to mend, so that each boundary turns any exception into a DataError or MissingError with the
-model, the original line and a next step, and keeps the original as its cause. What fails in saekit's own lines stays what it is: a bug.
+transformers and the code below it raise anything (SafetensorError, RuntimeError, AttributeError,
+IndexError ...). What fails inside them on a user's model or data is the user's to mend, so that
+each boundary turns any exception into a DataError or MissingError with the model, the original line
+and a next step, and keeps the original as its cause. What fails in saekit's own lines stays what it
+is: a bug.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from saekit.harvesting.damage import damage, first_line
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _FILES = {
-    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    "tokenizer": (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+    ),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
 }  # what the hint names comes first
 _ROOM = 50_000_000  # numbers that any config may ask for: 200 MB
@@ -29,7 +39,8 @@ _ROOM = 50_000_000  # numbers that any config may ask for: 200 MB
 
 @contextmanager
 def model_reading(what: str, name: str, where: str) -> Iterator[None]:
-    """Round the reading of `what` ("model", "tokenizer", "image processor") of `name` from `where`."""
+    """Round the reading of `what` ("model", "tokenizer", "image processor") of `name` from
+    `where`."""
     try:
         yield
     except SaekitError:
@@ -41,57 +52,108 @@ def model_reading(what: str, name: str, where: str) -> Iterator[None]:
 
 
 def _is_failure(error: BaseException) -> bool:
-    """An exception, or a panic of the Rust code below tokenizers and safetensors, which is a BaseException; never Ctrl-C."""
+    """An exception, or a panic of the Rust code below tokenizers and safetensors, which is a
+    BaseException; never Ctrl-C."""
     return isinstance(error, Exception) or type(error).__module__.startswith("pyo3")
 
 
 def reading_error(what: str, name: str, where: str, error: BaseException) -> SaekitError:
-    """What `error`, raised by transformers while it read `what` from `where`, means for the user."""
+    """What `error`, raised by transformers while it read `what` from `where`, means for the
+    user."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return BackendError(f"{name} does not fit into memory: {first_line(error)}", f"choose a smaller model or {opt('device', 'cpu')}")
+        return BackendError(
+            f"{name} does not fit into memory: {first_line(error)}",
+            f"choose a smaller model or {opt('device', 'cpu')}",
+        )
     if "trust_remote_code" in str(error):
-        cause = f"the {what} of {name} needs code from its own folder, which saekit does not run unless told to"
-        return DataError(cause, f"read that code, then allow it with {opt('trust_remote_code', True)}")
+        cause = (
+            f"the {what} of {name} needs code from its own folder, which saekit does not run unless"
+            " told to"
+        )
+        return DataError(
+            cause, f"read that code, then allow it with {opt('trust_remote_code', True)}"
+        )
     local = _local_folder(where)
     if local and (seen := damage(local, what)):
         return DataError(f"the {what} of {name} cannot be read: {seen[0]}", seen[1])
-    if local and what in _FILES and not any(each.name in _FILES[what] or each.suffix == ".model" for each in local.iterdir()):
+    if (
+        local
+        and what in _FILES
+        and not any(
+            each.name in _FILES[what] or each.suffix == ".model" for each in local.iterdir()
+        )
+    ):
         return MissingError(f"{name} has no {what}", f"put {_FILES[what][0]} beside its weights")
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return MissingError(f"the {what} of {name} needs the package {error.name}: {first_line(error)}", f"pip install {error.name}")
+        return MissingError(
+            f"the {what} of {name} needs the package {error.name}: {first_line(error)}",
+            f"pip install {error.name}",
+        )
     if isinstance(error, ImportError):
-        return MissingError(f"the {what} of {name} needs a package that is not installed: {first_line(error)}", "install that package")
+        return MissingError(
+            f"the {what} of {name} needs a package that is not installed: {first_line(error)}",
+            "install that package",
+        )
     if isinstance(error, OSError) and not Path(where).is_dir() and "valid JSON" not in str(error):
         return not_found(what, name, error)
     if isinstance(error, FileNotFoundError):
-        return MissingError(f"a file of {name} is missing: {first_line(error)}", "copy or download that file again")
+        return MissingError(
+            f"a file of {name} is missing: {first_line(error)}", "copy or download that file again"
+        )
     if isinstance(error, OSError) and "no file named" in str(error):
-        return MissingError(f"{name} holds no weights: {first_line(error)}", "save the model with model.save_pretrained(FOLDER)")
+        return MissingError(
+            f"{name} holds no weights: {first_line(error)}",
+            "save the model with model.save_pretrained(FOLDER)",
+        )
     if isinstance(error, PermissionError):
-        return DataError(f"{error.filename or name} may not be read: {first_line(error)}", f"chmod -R u+rX {where}")
+        return DataError(
+            f"{error.filename or name} may not be read: {first_line(error)}",
+            f"chmod -R u+rX {where}",
+        )
     of = "" if what == "model" else f"the {what} of "
-    hint = "saekit reads text decoders, text encoders and vision transformers that transformers knows"
+    hint = (
+        "saekit reads text decoders, text encoders and vision transformers that transformers knows"
+    )
     if local and not isinstance(error, ValueError):
-        hint = f"look at {local / 'config.json'}, or save the model again with model.save_pretrained(FOLDER)"
+        hint = (
+            f"look at {local / 'config.json'}, or save the model again with"
+            " model.save_pretrained(FOLDER)"
+        )
     if what != "model":
-        hint = f"save the {what} again with save_pretrained(FOLDER), or copy its files from where the model came from"
+        hint = (
+            f"save the {what} again with save_pretrained(FOLDER), or copy its files from where the"
+            " model came from"
+        )
     return DataError(f"{of}{name} cannot be loaded by transformers: {_described(error)}", hint)
 
 
 @contextmanager
-def forward_pass(name: str, inputs: dict[str, torch.Tensor], known: tuple[str, str] | None = None) -> Iterator[None]:
-    """Round a forward pass of the model `name`. `known` is (cause, hint) where one is seen without the exception (sizes of images)."""
+def forward_pass(
+    name: str, inputs: dict[str, torch.Tensor], known: tuple[str, str] | None = None
+) -> Iterator[None]:
+    """Round a forward pass of the model `name`. `known` is (cause, hint) where one is seen without
+    the exception (sizes of images)."""
     try:
         yield
     except SaekitError:
         raise
     except torch.OutOfMemoryError as error:
-        raise BackendError(f"{name} ran out of memory: {first_line(error)}", f"a smaller {opt('batch')} or {opt('ctx')}") from error
+        raise BackendError(
+            f"{name} ran out of memory: {first_line(error)}",
+            f"a smaller {opt('batch')} or {opt('ctx')}",
+        ) from error
     except Exception as error:
         if _raised_by_saekit(error):
             raise
-        shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in inputs.items() if torch.is_tensor(value))
-        cause, hint = known or (f"{name} fails in its forward pass on {shapes}", "check that the model runs in transformers by itself")
+        shapes = ", ".join(
+            f"{key} {'x'.join(map(str, value.shape))}"
+            for key, value in inputs.items()
+            if torch.is_tensor(value)
+        )
+        cause, hint = known or (
+            f"{name} fails in its forward pass on {shapes}",
+            "check that the model runs in transformers by itself",
+        )
         raise DataError(f"{cause}: {_described(error)}", hint) from error
 
 
@@ -102,14 +164,16 @@ def _raised_by_saekit(error: Exception) -> bool:
 
 
 def not_found(what: str, name: str, error: BaseException) -> MissingError:
-    """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says whether offline mode is on."""
+    """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says
+    whether offline mode is on."""
     from huggingface_hub import constants
 
     text = str(error).lower()
     if constants.HF_HUB_OFFLINE:
         return MissingError(
             f"{what} {name} is not in the local cache, and offline mode is on (HF_HUB_OFFLINE=1)",
-            f"unset HF_HUB_OFFLINE, give a local folder, or choose an embedded {what} (embedded:NAME)",
+            f"unset HF_HUB_OFFLINE, give a local folder, or choose an embedded {what}"
+            " (embedded:NAME)",
         )
     if "gated" in text or "401" in text or "403" in text:
         token = "a token is set" if os.environ.get("HF_TOKEN") else "no token is set"
@@ -119,30 +183,42 @@ def not_found(what: str, name: str, error: BaseException) -> MissingError:
         )
     if "connect" in text or "reach" in text:
         return MissingError(
-            f"{what} {name} is not in the local cache, and the hub cannot be reached (offline mode is off)",
+            f"{what} {name} is not in the local cache, and the hub cannot be reached (offline mode"
+            " is off)",
             f"check the network, or give a local folder or an embedded {what} (embedded:NAME)",
         )
     return MissingError(
         f"{what} {name} was not found: {first_line(error)} (offline mode is off)",
-        f"check the id and the network, or give a local folder or an embedded {what} (embedded:NAME)",
+        f"check the id and the network, or give a local folder or an embedded {what}"
+        " (embedded:NAME)",
     )
 
 
 def _described(error: BaseException) -> str:
     """A KeyError's text alone (`'model_type'`) says nothing."""
     line = first_line(error)
-    return line if isinstance(error, OSError | ValueError | RuntimeError) and line else f"{type(error).__name__}: {line}"
+    return (
+        line
+        if isinstance(error, OSError | ValueError | RuntimeError) and line
+        else f"{type(error).__name__}: {line}"
+    )
 
 
 def check_sizes(config: Any, name: str, where: str) -> None:
-    """Raise DataError for a local config that asks for far more numbers than the weights beside it hold, before memory is taken.
+    """Raise DataError for a local config that asks for far more numbers than the weights beside it
+    hold, before memory is taken.
 
-    transformers makes room for what a file lacks; a config of a few bytes could fill the machine. Every pair below is a matrix of an
-    ordinary model, which at 4 bits a number takes half a byte each.
+    transformers makes room for what a file lacks; a config of a few bytes could fill the machine.
+    Every pair below is a matrix of an ordinary model, which at 4 bits a number takes half a byte
+    each.
     """
     if not Path(where).is_dir():
         return
-    held = sum(file.stat().st_size for file in Path(where).iterdir() if file.is_file() and file.suffix in (".safetensors", ".bin"))
+    held = sum(
+        file.stat().st_size
+        for file in Path(where).iterdir()
+        if file.is_file() and file.suffix in (".safetensors", ".bin")
+    )
     if not held:
         return  # transformers names the files that it looked for
     text = config.get_text_config()
@@ -150,7 +226,10 @@ def check_sizes(config: Any, name: str, where: str) -> None:
     for other in ("vocab_size", "intermediate_size", "num_hidden_layers", "hidden_size"):
         sizes = width, getattr(text, other, None)
         if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] > 2 * held + _ROOM:
-            cause = f"the config of {name} says hidden_size {width} and {other} {sizes[1]}, and its weights are {held:,} bytes in all"
+            cause = (
+                f"the config of {name} says hidden_size {width} and {other} {sizes[1]}, and its"
+                f" weights are {held:,} bytes in all"
+            )
             raise DataError(cause, "put the model's own config.json beside its weights")
 
 

@@ -1,8 +1,9 @@
 """model + data -> store: the verb `harvest`.
 
-One forward pass a batch feeds every hook; each hook has its own store and the stores are row-aligned. The pass stops behind the last
-hooked block. Killed at any moment, a harvest leaves whole shards and `resume` goes on behind them. Raw data takes the same way without
-a model (saekit.harvesting.raw).
+One forward pass a batch feeds every hook; each hook has its own store and the stores are
+row-aligned. The pass stops behind the last hooked block. Killed at any moment, a harvest leaves
+whole shards and `resume` goes on behind them. Raw data takes the same way without a model
+(saekit.harvesting.raw).
 """
 
 from __future__ import annotations
@@ -21,9 +22,23 @@ from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.base import Harvest, Writer
-from saekit.harvesting.config import AUTO, HarvestConfig, HarvestOptions, HarvestPlan, HarvestResult, is_raw
+from saekit.harvesting.config import (
+    AUTO,
+    HarvestConfig,
+    HarvestOptions,
+    HarvestPlan,
+    HarvestResult,
+    is_raw,
+)
 from saekit.harvesting.hooks import capture, resolve_hook
-from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, PositionKind, batches, check_context, check_scope
+from saekit.harvesting.inputs import (
+    SORT_WINDOW,
+    ContextBatch,
+    PositionKind,
+    batches,
+    check_context,
+    check_scope,
+)
 from saekit.harvesting.memory_models import live_model, processor_digest, saved_files
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
@@ -52,26 +67,34 @@ def harvest(
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Unpack[HarvestOptions],
 ) -> HarvestResult:
-    """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with `out` None.
+    """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with
+    `out` None.
 
-    model: a hub id, a folder, a .gguf file, `embedded:NAME`, or a transformers module in memory, which stays on its device, in its mode
-        and with its hooks (these take part). Also `raw:pixels`, `raw:array` or `raw:tfidf`: then the data itself is stored, and there
-        is no hook (saekit.harvesting.raw).
-    data: a hub dataset `name:split`, a file, a folder, `embedded:NAME`; or objects. Texts: an iterable of str or of (str, label).
-        Images: an iterable of PIL images, or of arrays or tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label).
-        Either: a datasets.Dataset, whose texts or images stand in `column`. An iterable is read to its end once.
-    out: one hook writes a store there, several write `out/<hook>` each. None: the rows stay in memory, in `result.x` (N,D) of one hook
-        and `result.batches[canonical hook].x` of several, on the CPU; only with layout "flat".
-    hook: `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`, `blocks.9.attn`, `:in` for an input,
-        or a module path.
-    tokenizer, processor: of a text model, of an image model; None: what comes with the model, or lies where it was loaded from.
-    resume: go on with a harvest that was interrupted. The data must have the same content, a model in memory the same weights.
+    model: a hub id, a folder, a .gguf file, `embedded:NAME`, or a transformers module in memory,
+        which stays on its device, in its mode and with its hooks (these take part). Also
+        `raw:pixels`, `raw:array` or `raw:tfidf`: then the data itself is stored, and there is no
+        hook (saekit.harvesting.raw).
+    data: a hub dataset `name:split`, a file, a folder, `embedded:NAME`; or objects. Texts: an
+        iterable of str or of (str, label). Images: an iterable of PIL images, or of arrays or
+        tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label).
+        Either: a datasets.Dataset, whose texts or images stand in `column`. An iterable is read to
+            its end once.
+    out: one hook writes a store there, several write `out/<hook>` each. None: the rows stay in
+        memory, in `result.x` (N,D) of one hook and `result.batches[canonical hook].x` of several,
+        on the CPU; only with layout "flat".
+    hook: `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`,
+        `blocks.9.attn`, `:in` for an input, or a module path.
+    tokenizer, processor: of a text model, of an image model; None: what comes with the model, or
+    lies where it was loaded from.
+    resume: go on with a harvest that was interrupted. The data must have the same content, a model
+    in memory the same weights.
     overwrite: replace what lies at `out`.
-    options: the fields of HarvestConfig: rows (vectors to keep; None: all), ctx (tokens in a context), batch (contexts or images in a
-        forward pass), scope, layout, dtype, seed and others.
+    options: the fields of HarvestConfig: rows (vectors to keep; None: all), ctx (tokens in a
+        context), batch (contexts or images in a forward pass), scope, layout, dtype, seed and
+        others.
 
-    Raises UsageError, DataError (model, hook, data, `out`), MissingError (model, tokenizer, data), NumericsError (NaN, or overflow of
-    the dtype).
+    Raises UsageError, DataError (model, hook, data, `out`), MissingError (model, tokenizer, data),
+    NumericsError (NaN, or overflow of the dtype).
 
         model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
         result = saekit.harvest(model, ["The cat sat.", "A dog ran far away."], hook="blocks.9")
@@ -81,21 +104,31 @@ def harvest(
     if out is None:
         _check_in_memory(config, resume or overwrite)
     if tokenizer is not None and processor is not None:
-        raise UsageError("tokenizer and processor are both given", "tokenizer for a text model, processor for an image model")
+        raise UsageError(
+            "tokenizer and processor are both given",
+            "tokenizer for a text model, processor for an image model",
+        )
     processor = processor if tokenizer is None else tokenizer
     if not isinstance(model, nn.Module):
         if processor is not None and (isinstance(model, LiveModel) or is_raw(model)):
-            raise UsageError("this model takes no other tokenizer or processor", "drop tokenizer and processor")
+            raise UsageError(
+                "this model takes no other tokenizer or processor", "drop tokenizer and processor"
+            )
         return _harvest_of(model, data, out, config, processor).execute(resume, overwrite, progress)
     with untouched(model, hooks=False):
         config.check_for(type(model).__name__)
         live = live_model(model, processor, trust_remote_code=config.trust_remote_code)
         if config.device != "auto" and torch.device(config.device) != live.device:
-            raise UsageError(f"device {config.device}: the model is on {live.device}", "model.to(device) moves it")
+            raise UsageError(
+                f"device {config.device}: the model is on {live.device}",
+                "model.to(device) moves it",
+            )
         return _harvest_of(live, data, out, config, processor).execute(resume, overwrite, progress)
 
 
-def plan_harvest(model: str | LiveModel, data: Data, out: str | Path, config: HarvestConfig) -> HarvestPlan:
+def plan_harvest(
+    model: str | LiveModel, data: Data, out: str | Path, config: HarvestConfig
+) -> HarvestPlan:
     """The plan alone; loads the model, writes nothing."""
     return _harvest_of(model, data, out, config).plan()
 
@@ -104,10 +137,19 @@ def _check_in_memory(config: HarvestConfig, asked_of_folder: bool) -> None:
     if asked_of_folder:
         raise UsageError("resume and overwrite need a folder", "give out=FOLDER")
     if config.layout != "flat":
-        raise UsageError(f"layout {config.layout} is one of stores: rows in memory are flat", "give out=FOLDER, or layout flat")
+        raise UsageError(
+            f"layout {config.layout} is one of stores: rows in memory are flat",
+            "give out=FOLDER, or layout flat",
+        )
 
 
-def _harvest_of(model: str | LiveModel, data: Data, out: str | Path | None, config: HarvestConfig, processor: Any = None) -> Harvest:
+def _harvest_of(
+    model: str | LiveModel,
+    data: Data,
+    out: str | Path | None,
+    config: HarvestConfig,
+    processor: Any = None,
+) -> Harvest:
     config.check_for(model if isinstance(model, str) else model.name)
     folder = None if out is None else Path(out)
     if isinstance(model, str) and is_raw(model):
@@ -119,13 +161,23 @@ class ModelHarvest(Harvest):
     """Hidden states of a model."""
 
     dtype = "float16"
-    padded = True  # False: batches of contexts of one length, for a model whose rows padding reaches
+    # False: batches of contexts of one length, for a model whose rows padding reaches
+    padded = True
     checked: SelfCheck | None = None
-    _ahead: Iterator[ContextBatch] | None = None  # the stream whose first batches the self-check has looked at
+    # the stream whose first batches the self-check has looked at
+    _ahead: Iterator[ContextBatch] | None = None
     _first: Sequence[ContextBatch] = ()
-    _first_states: dict[str, torch.Tensor] | None = None  # of the first of them, where the self-check has run it
+    # of the first of them, where the self-check has run it
+    _first_states: dict[str, torch.Tensor] | None = None
 
-    def __init__(self, model: str | LiveModel, data: Data, out: Path | None, config: HarvestConfig, processor: Any = None) -> None:
+    def __init__(
+        self,
+        model: str | LiveModel,
+        data: Data,
+        out: Path | None,
+        config: HarvestConfig,
+        processor: Any = None,
+    ) -> None:
         """`processor`: the tokenizer or image processor that was given beside the model."""
         super().__init__(out, config)
         self._given = processor
@@ -137,23 +189,36 @@ class ModelHarvest(Harvest):
         self.notes = self.live.notes
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
             raise DataError(
-                f"{opt('layout', 'grid')} needs an image model and {opt('scope', 'content')}", opt("layout", "flat", "sequence")
+                f"{opt('layout', 'grid')} needs an image model and {opt('scope', 'content')}",
+                opt("layout", "flat", "sequence"),
             )
         if config.pack and (self.live.modality == "image" or config.layout != "flat"):
-            raise DataError(f"{opt('pack', True)} needs a text model and {opt('layout', 'flat')}", f"drop {opt('pack')}")
+            raise DataError(
+                f"{opt('pack', True)} needs a text model and {opt('layout', 'flat')}",
+                f"drop {opt('pack')}",
+            )
         check_scope(self.live, config.scope)
         if self.live.modality == "text":
             check_context(self.live, config.ctx, config.pack)
-        self.hooks = list(dict.fromkeys(resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks))
+        self.hooks = list(
+            dict.fromkeys(
+                resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks
+            )
+        )
         self.widths = self.live.probe(self.hooks)
         self.data: Documents = open_data(
-            data, modality=self.live.modality, column=config.column, seed=config.seed, skip_broken=config.skip_broken
+            data,
+            modality=self.live.modality,
+            column=config.column,
+            seed=config.seed,
+            skip_broken=config.skip_broken,
         )
         self.notes = (*self.notes, *self.data.notes)
         if self.config.dtype == AUTO:
             self._choose_dtype(self._scope_rows())
 
-    # -- what will be written --------------------------------------------------------------------------------------------
+    # -- what will be written
+    # --------------------------------------------------------------------------------------------
 
     def spec(self, hook: str) -> ActivationSpec:
         c, text = self.config, self.live.modality == "text"
@@ -188,26 +253,43 @@ class ModelHarvest(Harvest):
         return self.data.skipped
 
     def _scope_rows(self) -> Iterator[torch.Tensor]:
-        """Batches of the rows that would be stored, (R,D): all hooks' side by side, since they share one dtype."""
+        """Batches of the rows that would be stored, (R,D): all hooks' side by side, since they
+        share one dtype."""
         for batch, states in self.states():
             keep_BT = batch.rows_for_scope(self.config.scope)
             yield torch.cat([state[keep_BT].float() for state in states.values()], dim=1)
 
     def settings(self) -> dict[str, Any]:
         c = self.config
-        own = {n: getattr(c, n) for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")}
+        own = {
+            n: getattr(c, n)
+            for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")
+        }
         names = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
         skipping = {"skip_broken": True} if c.skip_broken else {}
-        return {**names, **own, "column": self.data.column, "pack": c.pack, "seed": c.seed, **skipping}
+        return {
+            **names,
+            **own,
+            "column": self.data.column,
+            "pack": c.pack,
+            "seed": c.seed,
+            **skipping,
+        }
 
     def extras(self) -> dict[str, bytes]:
         if self.live.modality != "text":
             return {}
-        return {f"{TOKENIZER}/{name}": content for name, content in saved_files(self.live.tokenizer).items()}
+        return {
+            f"{TOKENIZER}/{name}": content
+            for name, content in saved_files(self.live.tokenizer).items()
+        }
 
-    # -- the run ---------------------------------------------------------------------------------------------------------
+    # -- the run
+    # ----------------------------------------------------------------------------------------------
 
-    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> HarvestResult:
+    def execute(
+        self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
+    ) -> HarvestResult:
         check = self.self_check(fresh=not resume)
         if check is None:
             return super().execute(resume, overwrite, progress)
@@ -216,9 +298,11 @@ class ModelHarvest(Harvest):
         return dataclasses.replace(result, self_check=check.stored)
 
     def self_check(self, fresh: bool) -> SelfCheck | None:
-        """On the first contexts, which a fresh run then begins with. None where the data gives none."""
+        """On the first contexts, which a fresh run then begins with. None where the data gives
+        none."""
         self._ahead = self._batches(0)
-        most = 1 if self.live.modality == "image" else SORT_WINDOW  # of text, a window is tokenized before its first batch comes
+        # of text, a window is tokenized before its first batch comes
+        most = 1 if self.live.modality == "image" else SORT_WINDOW
         self._first = list(islice(self._ahead, most))
         if not self._first:
             return None
@@ -226,13 +310,16 @@ class ModelHarvest(Harvest):
             self.checked = self._check_images(self._first[0], fresh)
             return self.checked
         rows = [ids for batch in self._first for ids in batch.token_ids]
-        self.checked = check_texts(self.live, pieces(rows), self.hooks, self.config.hooks, self.config.batch, self._pad())
+        self.checked = check_texts(
+            self.live, pieces(rows), self.hooks, self.config.hooks, self.config.batch, self._pad()
+        )
         if not self.checked.padded:
             self.padded, self._ahead = False, None
         return self.checked
 
     def _check_images(self, batch: ContextBatch, fresh: bool) -> SelfCheck:
-        """A fresh run keeps the states of its first batch, a resumed one needs none of them: two images are its batch."""
+        """A fresh run keeps the states of its first batch, a resumed one needs none of them: two
+        images are its batch."""
         pixels_BChw = batch.inputs["pixel_values"]
         if not fresh:
             pixels_BChw = pixels_BChw[:2]
@@ -243,7 +330,11 @@ class ModelHarvest(Harvest):
 
     def _pad(self) -> int:
         """The token of padding, as the first batches have it."""
-        filled = (batch.inputs["input_ids"][batch.kind_BT == PositionKind.PADDING] for batch in self._first if "input_ids" in batch.inputs)
+        filled = (
+            batch.inputs["input_ids"][batch.kind_BT == PositionKind.PADDING]
+            for batch in self._first
+            if "input_ids" in batch.inputs
+        )
         return next((int(ids[0]) for ids in filled if len(ids)), 0)
 
     def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
@@ -254,7 +345,9 @@ class ModelHarvest(Harvest):
         c = self.config
         for writer in writers.values():
             writer.manifest.self_check = self.checked.stored if self.checked else None
-        calibrate = c.max_norm is not None and any(w.manifest.norm_limit is None for w in writers.values())
+        calibrate = c.max_norm is not None and any(
+            w.manifest.norm_limit is None for w in writers.values()
+        )
         start = 0 if calibrate else min(writer.batches_done for writer in writers.values())
         ahead = {hook: writer.batches_done for hook, writer in writers.items()}
         rows = 0 if start == 0 else self._rows_before(writers, start)
@@ -266,7 +359,11 @@ class ModelHarvest(Harvest):
             stream = self._calibrated(stream, writers)
         for number, (batch, states) in enumerate(stream, start):
             keep_BT = batch.rows_for_scope(c.scope)
-            fits_BT = within_norm(keep_BT, states, {hook: writer.manifest.norm_limit for hook, writer in writers.items()})
+            fits_BT = within_norm(
+                keep_BT,
+                states,
+                {hook: writer.manifest.norm_limit for hook, writer in writers.items()},
+            )
             dropped = int(keep_BT.sum() - fits_BT.sum())
             keep_BT = self._within_rows(fits_BT, None if c.rows is None else c.rows - rows)
             if fits_BT.any() and not keep_BT.any():
@@ -281,7 +378,8 @@ class ModelHarvest(Harvest):
                 break
 
     def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
-        """Every batch of the data from number `start` on with each hook's hidden states (B,T,D), on the CPU."""
+        """Every batch of the data from number `start` on with each hook's hidden states (B,T,D), on
+        the CPU."""
         stream = self._batches(start)
         if start == 0 and self._ahead is not None:
             stream, self._ahead, self._first = chain(self._first, self._ahead), None, []
@@ -304,12 +402,16 @@ class ModelHarvest(Harvest):
 
     def _rows_before(self, writers: Mapping[str, Writer], start: int) -> int:
         """Rows in the shards up to batch `start`, which is the end of some writer's last shard."""
-        return next(writer.manifest.rows for writer in writers.values() if writer.batches_done == start)
+        return next(
+            writer.manifest.rows for writer in writers.values() if writer.batches_done == start
+        )
 
-    # -- which rows stay -------------------------------------------------------------------------------------------------
+    # -- which rows stay
+    # ----------------------------------------------------------------------------------------------
 
     def _calibrated(self, stream, writers: Mapping[str, Writer]):
-        """Hold batches back until enough rows are seen to know each hook's median norm, then let them all pass."""
+        """Hold batches back until enough rows are seen to know each hook's median norm, then let
+        them all pass."""
         held, norms = [], {hook: [] for hook in writers}
         for batch, states in stream:
             held.append((batch, states))
@@ -334,8 +436,11 @@ class ModelHarvest(Harvest):
         return keep_BT & (counted[:, -1:] <= left)
 
 
-def within_norm(keep_BT: torch.Tensor, states: dict[str, torch.Tensor], limits: dict[str, float | None]) -> torch.Tensor:
-    """Drop a row from every store when it is too long in any, so that the stores stay aligned. A limit of None drops nothing."""
+def within_norm(
+    keep_BT: torch.Tensor, states: dict[str, torch.Tensor], limits: dict[str, float | None]
+) -> torch.Tensor:
+    """Drop a row from every store when it is too long in any, so that the stores stay aligned. A
+    limit of None drops nothing."""
     for hook, limit in limits.items():
         if limit is not None:
             keep_BT = keep_BT & (states[hook].float().norm(dim=2) <= limit)
@@ -351,12 +456,18 @@ def origins(batch: ContextBatch, keep_BT: torch.Tensor) -> dict[str, torch.Tenso
     }
 
 
-def _block(batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int) -> RowBlock:
+def _block(
+    batch: ContextBatch, state_BTD: torch.Tensor, keep_BT: torch.Tensor, dropped: int
+) -> RowBlock:
     counts = keep_BT.sum(1).tolist()
     examples, first = [], 0
     for b, count in enumerate(counts):
         identity = int(batch.example_id[b]), int(batch.doc_id[b])
-        examples.append(StoredExample(*identity, first, count, batch.token_ids[b] or None, batch.refs[b], batch.labels[b]))
+        examples.append(
+            StoredExample(
+                *identity, first, count, batch.token_ids[b] or None, batch.refs[b], batch.labels[b]
+            )
+        )
         first += count
     return RowBlock(
         x=state_BTD[keep_BT],

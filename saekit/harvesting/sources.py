@@ -1,8 +1,10 @@
-"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset, or objects (saekit.harvesting.memory_data).
+"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset, or objects
+(saekit.harvesting.memory_data).
 
-Two shapes of data. What can be listed (embedded sets, paragraphs of a .txt, folders) is visited in an order shuffled by `seed`,
-so that the first rows of a harvest are a fair sample of all of it. What can only be streamed (jsonl, csv, parquet, the hub) keeps
-its order. Either way a document's id is its index in the source, so it means the same under every seed.
+Two shapes of data. What can be listed (embedded sets, paragraphs of a .txt, folders) is visited in
+an order shuffled by `seed`, so that the first rows of a harvest are a fair sample of all of it.
+What can only be streamed (jsonl, csv, parquet, the hub) keeps its order. Either way a document's id
+is its index in the source, so it means the same under every seed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from typing import Any
 from saekit.embedded import data_set, is_embedded
 from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import IN_MEMORY, Document, Documents, Modality, digest_of, readable_name, refuse_pointer
+from saekit.harvesting.documents import (
+    IN_MEMORY,
+    Document,
+    Documents,
+    Modality,
+    digest_of,
+    readable_name,
+    refuse_pointer,
+)
 from saekit.harvesting.folders import walk
 from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
 from saekit.harvesting.memory_data import open_objects
@@ -24,7 +34,15 @@ from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
 from saekit.types import ActivationSpec
 
-__all__ = ["Data", "Document", "Documents", "ListedDocuments", "open_data", "open_data_of", "shuffled"]
+__all__ = [
+    "Data",
+    "Document",
+    "Documents",
+    "ListedDocuments",
+    "open_data",
+    "open_data_of",
+    "shuffled",
+]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -34,12 +52,20 @@ _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 Data = str | Path | Iterable[Any]  # a name or a place; texts, images, a datasets.Dataset
 
 
-def open_data(data: Data, *, modality: Modality, column: str | None = None, seed: int = 0, skip_broken: bool = False) -> Documents:
-    """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or image (else the only one that does, or
-    the one of that name). With skip_broken, what cannot be read is left out and counted (`Documents.skipped`), else it is an error.
+def open_data(
+    data: Data,
+    *,
+    modality: Modality,
+    column: str | None = None,
+    seed: int = 0,
+    skip_broken: bool = False,
+) -> Documents:
+    """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or
+    image (else the only one that does, or the one of that name). With skip_broken, what cannot be
+    read is left out and counted (`Documents.skipped`), else it is an error.
 
-    Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`, DataError when it holds the
-    other modality, no documents, or no such column.
+    Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`,
+    DataError when it holds the other modality, no documents, or no such column.
     """
     if not isinstance(data, str | Path):
         return open_objects(data, modality, column, seed, skip_broken)
@@ -54,40 +80,67 @@ def open_data(data: Data, *, modality: Modality, column: str | None = None, seed
     if path.is_file():
         return _file(path, modality, column, seed, skip_broken)
     if path.exists():
-        raise DataError(f"{data} is neither a file nor a folder", "write the data into a file first")
+        raise DataError(
+            f"{data} is neither a file nor a folder", "write the data into a file first"
+        )
     if data.endswith(IN_MEMORY):
-        hint = f"write the {modality}s into a file or folder, and harvest from there; inspect also takes the data itself (data=...)"
+        hint = (
+            f"write the {modality}s into a file or folder, and harvest from there; inspect also"
+            " takes the data itself (data=...)"
+        )
         raise MissingError(f"the data was {data}, and cannot be opened by its name", hint)
     repo, _, split = data.partition(":")
     local = Path(repo).expanduser()
     if split and local.is_dir() and is_saved(local):
         return open_saved(local, split, modality, column, skip_broken)
     suffixes = (*TEXT_SUFFIXES, *IMAGE_SUFFIXES, *TABLES)
-    looks_local = data.endswith(os.sep) or path.suffix.lower() in suffixes or repo.startswith((".", "~", os.sep))
+    looks_local = (
+        data.endswith(os.sep)
+        or path.suffix.lower() in suffixes
+        or repo.startswith((".", "~", os.sep))
+    )
     if looks_local and not local.is_dir():
-        raise MissingError(f"there is no data at {data}", "check the path, or use embedded:pydocs or embedded:digits")
-    return open_hub(str(local) if local.is_dir() else repo, split or "train", modality, column, skip_broken)
+        raise MissingError(
+            f"there is no data at {data}",
+            "check the path, or use embedded:pydocs or embedded:digits",
+        )
+    return open_hub(
+        str(local) if local.is_dir() else repo, split or "train", modality, column, skip_broken
+    )
 
 
 def open_data_of(spec: ActivationSpec, known: str | None, given: Data | None = None) -> Documents:
-    """The data that a store was harvested from, by its spec, or `given`, which must have the digest `known`.
+    """The data that a store was harvested from, by its spec, or `given`, which must have the digest
+    `known`.
 
     Raises what `open_data` does, and DataError for other data than the store's.
     """
-    data = open_data(spec.dataset if given is None else given, modality=spec.modality, column=spec.column, seed=spec.seed)
+    data = open_data(
+        spec.dataset if given is None else given,
+        modality=spec.modality,
+        column=spec.column,
+        seed=spec.seed,
+    )
     if given is not None and known is not None and data.digest() != known:
-        raise DataError(f"{data.name}: not what the store was harvested from ({spec.dataset})", "give the same items in the same order")
+        raise DataError(
+            f"{data.name}: not what the store was harvested from ({spec.dataset})",
+            "give the same items in the same order",
+        )
     return data
 
 
 def _embedded(data: str, modality: Modality, seed: int) -> Documents:
     known = data_set(data)
     _need_modality(data, known.modality, modality)
-    listing = Listing(data, known.names, known.load, lambda: digest_of(known.content()), known.label)
+    listing = Listing(
+        data, known.names, known.load, lambda: digest_of(known.content()), known.label
+    )
     return ListedDocuments(listing, modality, seed)
 
 
-def _file(path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool) -> Documents:
+def _file(
+    path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool
+) -> Documents:
     name, suffix = readable_name(str(path.absolute())), path.suffix.lower()
     if suffix in TABLES:
         return open_table([path], name, modality, column, skip_broken)
@@ -96,26 +149,41 @@ def _file(path: Path, modality: Modality, column: str | None, seed: int, skip_br
         return _images(path.parent, [path], name, seed, skip_broken)
     if suffix not in TEXT_SUFFIXES:
         known = ", ".join((*TEXT_SUFFIXES, *TABLES))
-        raise DataError(f"{path} is of no kind that can be read as text", f"give one of {known}, or a folder")
+        raise DataError(
+            f"{path} is of no kind that can be read as text", f"give one of {known}, or a folder"
+        )
     text = read_text(path)
     paragraphs = [part for part in re.split(r"\n[ \t\r]*\n", text) if part.strip()]
     names = [f"{readable_name(path.name)}#{index}" for index in range(len(paragraphs))]
-    documents = ListedDocuments(Listing(name, names, paragraphs.__getitem__, lambda: file_digest(path)), "text", seed)
+    documents = ListedDocuments(
+        Listing(name, names, paragraphs.__getitem__, lambda: file_digest(path)), "text", seed
+    )
     if len(paragraphs) == 1:
         lines = sum(bool(line.strip()) for line in text.splitlines())
-        what = f"{path} holds one document ({lines:,} lines, no blank line between them)" if lines > 1 else f"{path} holds one document"
-        remedy = f"`sed G {path.name} > documents.txt` makes each line a document" if lines > 1 else "a blank line begins another"
+        what = (
+            f"{path} holds one document ({lines:,} lines, no blank line between them)"
+            if lines > 1
+            else f"{path} holds one document"
+        )
+        remedy = (
+            f"`sed G {path.name} > documents.txt` makes each line a document"
+            if lines > 1
+            else "a blank line begins another"
+        )
         documents.notes += (f"{what}: training needs two or more, to hold one out; {remedy}",)
     return documents
 
 
-def _folder(path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool) -> Documents:
+def _folder(
+    path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool
+) -> Documents:
     name = readable_name(str(path.absolute()))
     found = walk(path)
     tables = found.having(tuple(TABLES))
     kinds = sorted({file.suffix.lower() for file in tables})
     images = found.having(IMAGE_SUFFIXES) if modality == "image" else []
-    # A README beside tables, as in every downloaded dataset, is not the data; nor is a table of metadata beside pictures.
+    # A README beside tables, as in every downloaded dataset, is not the data; nor is a table of
+    # metadata beside pictures.
     texts = found.having(TEXT_SUFFIXES) if modality == "text" and not tables else []
     if images:
         documents: Documents = _images(path, images, name, seed, skip_broken)
@@ -123,18 +191,25 @@ def _folder(path: Path, modality: Modality, column: str | None, seed: int, skip_
         listing = _listing(path, texts, name, lambda index: read_text(texts[index]))
         documents = ListedDocuments(listing, "text", seed, skip_broken)
     elif len(kinds) > 1:
-        raise DataError(f"{path} holds tables of several kinds: {', '.join(kinds)}", "give one file, or a folder of one kind")
+        raise DataError(
+            f"{path} holds tables of several kinds: {', '.join(kinds)}",
+            "give one file, or a folder of one kind",
+        )
     elif tables:
         documents = open_table(tables, name, modality, column, skip_broken)
     else:
         wanted = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
         hidden = f" ({found.note([])})" if found.files or found.passed else ""
-        raise DataError(f"{path} holds no {modality} files{hidden}", f"put {', '.join(wanted)} files there")
+        raise DataError(
+            f"{path} holds no {modality} files{hidden}", f"put {', '.join(wanted)} files there"
+        )
     documents.notes = (found.note(images or texts or tables), *documents.notes)
     return documents
 
 
-def _images(root: Path, files: list[Path], name: str, seed: int, skip_broken: bool) -> ListedDocuments:
+def _images(
+    root: Path, files: list[Path], name: str, seed: int, skip_broken: bool
+) -> ListedDocuments:
     def label(index: int) -> str | None:
         folder, _, rest = listing.names[index].partition("/")
         return folder if rest else None
@@ -162,7 +237,8 @@ def _digest_of_file(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, with or without a byte order mark; every kind of line end as \\n. DataError with the path otherwise."""
+    """UTF-8, with or without a byte order mark; every kind of line end as \\n. DataError with the
+    path otherwise."""
     try:
         refuse_pointer(path)
         return path.read_text(encoding="utf-8-sig")
@@ -170,16 +246,26 @@ def read_text(path: Path) -> str:
         with open(path, "rb") as file:
             encoding = _ENCODINGS.get(file.read(2))
         what = f"it looks like {encoding}" if encoding else f"byte {error.start}"
-        hint = f"`iconv -f {encoding or 'LATIN1'} -t UTF-8 {path.name} > utf8.txt` converts it from {encoding or 'Latin-1'}"
-        raise DataError(f"{path} is not UTF-8 text ({what})", f"{hint}; or take it out of the data") from error
+        hint = (
+            f"`iconv -f {encoding or 'LATIN1'} -t UTF-8 {path.name} > utf8.txt` converts it from"
+            f" {encoding or 'Latin-1'}"
+        )
+        raise DataError(
+            f"{path} is not UTF-8 text ({what})", f"{hint}; or take it out of the data"
+        ) from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", "make it readable, or take it out of the data") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}",
+            "make it readable, or take it out of the data",
+        ) from error
 
 
 def _need_modality(name: str, holds: Modality, wanted: Modality) -> None:
     if holds != wanted:
         other = "embedded:pydocs" if wanted == "text" else "embedded:digits"
-        raise DataError(f"{name} holds {holds}s, not {wanted}s", f"give {wanted} data, such as {other}")
+        raise DataError(
+            f"{name} holds {holds}s, not {wanted}s", f"give {wanted} data, such as {other}"
+        )
 
 
 _read_image = read_picture  # the name that scripts of earlier versions import

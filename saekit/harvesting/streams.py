@@ -1,4 +1,5 @@
-"""Data that can only be streamed: tables (jsonl, csv, parquet, saved datasets) and hub datasets, in their own order."""
+"""Data that can only be streamed: tables (jsonl, csv, parquet, saved datasets) and hub datasets, in
+their own order."""
 
 from __future__ import annotations
 
@@ -11,14 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.embedded.digests import SAMPLED_ABOVE, is_sampled
 from saekit.errors import DataError, MissingError, did_you_mean, opt, unreadable
-from saekit.harvesting.documents import Document, Documents, Modality, digest_of, need_images, refuse_pointer
+from saekit.harvesting.documents import (
+    Document,
+    Documents,
+    Modality,
+    digest_of,
+    need_images,
+    refuse_pointer,
+)
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.tables import PEEK, ArrowTable, CsvTable, JsonTable, Row, Table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TABLES = {".jsonl": JsonTable, ".ndjson": JsonTable, ".json": JsonTable, ".csv": CsvTable, ".tsv": CsvTable, ".parquet": ArrowTable}
+TABLES = {
+    ".jsonl": JsonTable,
+    ".ndjson": JsonTable,
+    ".json": JsonTable,
+    ".csv": CsvTable,
+    ".tsv": CsvTable,
+    ".parquet": ArrowTable,
+}
 LABEL = "label"
 _SAMPLE = 20  # rows whose texts are measured where several columns might be meant
 
@@ -26,7 +41,14 @@ _SAMPLE = 20  # rows whose texts are measured where several columns might be mea
 class StreamedDocuments(Documents):
     """Rows of a table, in file order."""
 
-    def __init__(self, name: str, modality: Modality, table: Table, column: str | None, skip_broken: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        modality: Modality,
+        table: Table,
+        column: str | None,
+        skip_broken: bool = False,
+    ) -> None:
         self.name, self.modality, self.skip_broken = name, modality, skip_broken
         self._table = table
         kinds = table.columns()
@@ -36,7 +58,12 @@ class StreamedDocuments(Documents):
         if column is None:
             self.notes += (f"the {modality}s of {name} are read from its column {self.column}",)
         if sampled := [file.name for file in table.files if is_sampled(file)]:
-            self.notes += (f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size, time and samples",)
+            self.notes += (
+                (
+                    f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB changes are detected"
+                    " only by size, time and samples"
+                ),
+            )
         self._columns = [self.column, *([LABEL] if LABEL in kinds and self.column != LABEL else [])]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
@@ -56,7 +83,9 @@ class StreamedDocuments(Documents):
 
     def _document(self, index: int, row: Row | DataError) -> Document:
         if isinstance(row, DataError):
-            raise DataError(f"row {index} of {self.name} cannot be read: {row.cause}", row.remedy) from row
+            raise DataError(
+                f"row {index} of {self.name} cannot be read: {row.cause}", row.remedy
+            ) from row
         label = self._label(row.get(LABEL)) if self.column != LABEL else None
         value = row.get(self.column)
         if self.modality == "text":
@@ -68,28 +97,44 @@ class StreamedDocuments(Documents):
         if value is None:
             return ""
         if isinstance(value, (list, dict, bytes)):
-            what = f"row {index} of {self.name} holds a {type(value).__name__} in column {self.column}, not text"
-            raise DataError(what, f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}")
+            what = (
+                f"row {index} of {self.name} holds a {type(value).__name__} in column"
+                f" {self.column}, not text"
+            )
+            raise DataError(
+                what,
+                "repair or remove it, or go on without broken rows with"
+                f" {opt('skip_broken', True)}",
+            )
         text = str(value)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            hint = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
-            raise DataError(f"row {index} of {self.name} holds half of a character (a lone surrogate)", hint) from error
+            hint = (
+                f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
+            )
+            raise DataError(
+                f"row {index} of {self.name} holds half of a character (a lone surrogate)", hint
+            ) from error
         return text
 
     def _image(self, index: int, value: Any) -> Image:
         where = f"row {index} of {self.name}"
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        data, path = (
+            (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        )
         if isinstance(data, bytes):
             return read_picture(data, where)
         if path and "://" not in path:
             folder = self._table.files[0].parent if self._table.files else Path()
-            return read_picture(folder / path, f"{where} ({path})" if (folder / path).is_file() else None)
+            return read_picture(
+                folder / path, f"{where} ({path})" if (folder / path).is_file() else None
+            )
         if path:
             return read_picture(_downloaded(path, where), where)
         raise DataError(
-            f"{where} cannot be read as an image: it is null", f"remove the row, or go on without it with {opt('skip_broken', True)}"
+            f"{where} cannot be read as an image: it is null",
+            f"remove the row, or go on without it with {opt('skip_broken', True)}",
         )
 
     def _label(self, value: Any) -> str | None:
@@ -110,13 +155,17 @@ class StreamedDocuments(Documents):
             document = self._document(index, row)
             assert document.image is not None, "an image document has an image"
             return document.image
-        raise MissingError(f"{self.name} has no image {ref}", "the data has changed since it was harvested")
+        raise MissingError(
+            f"{self.name} has no image {ref}", "the data has changed since it was harvested"
+        )
 
     def _numbered(self, start: int) -> Iterator[tuple[int, Row | DataError]]:
         return enumerate(self._table.rows(self._columns, start), start)
 
 
-def open_table(files: list[Path], name: str, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
+def open_table(
+    files: list[Path], name: str, modality: Modality, column: str | None, skip_broken: bool = False
+) -> Documents:
     """`files` of one kind as one table, one behind the other."""
     kind = TABLES[files[0].suffix.lower()]
     with unreadable(f"{name} cannot be read as {kind.kind}", "check the file"):
@@ -127,7 +176,9 @@ def open_table(files: list[Path], name: str, modality: Modality, column: str | N
             return StreamedDocuments(name, modality, kind(files), column, skip_broken)
         except OSError as error:
             if error.filename:
-                raise DataError(f"{error.filename} cannot be read: {error.strerror}", "make it readable") from error
+                raise DataError(
+                    f"{error.filename} cannot be read: {error.strerror}", "make it readable"
+                ) from error
             raise
 
 
@@ -138,23 +189,33 @@ def _refuse_utf16(file: Path) -> None:
             raise DataError(f"{file} is not UTF-8 text (it looks like UTF-16)", hint)
 
 
-# --- saved datasets -------------------------------------------------------------------------------------------------------------
+# --- saved datasets
+# --------------------------------------------------------------------------------------------------
 
 
 def is_saved(path: Path) -> bool:
     """Whether `save_to_disk` of the datasets library wrote this folder."""
-    return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and (path / "dataset_info.json").is_file())
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
 
 
-def open_saved(path: Path, split: str | None, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
+def open_saved(
+    path: Path, split: str | None, modality: Modality, column: str | None, skip_broken: bool = False
+) -> Documents:
     """A folder of `Dataset.save_to_disk`, or one split of a DatasetDict's (default train)."""
     name, folder = str(path.absolute()), path
-    with unreadable(f"{path} cannot be read as a saved dataset", "write it again with save_to_disk"):
+    with unreadable(
+        f"{path} cannot be read as a saved dataset", "write it again with save_to_disk"
+    ):
         if (path / "dataset_dict.json").is_file():
             splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             chosen = split or ("train" if "train" in splits or len(splits) > 1 else splits[0])
             if chosen not in splits:
-                raise DataError(f"{path} has no split {chosen}; its splits are {', '.join(splits)}", f"give DATA as {path}:{splits[0]}")
+                raise DataError(
+                    f"{path} has no split {chosen}; its splits are {', '.join(splits)}",
+                    f"give DATA as {path}:{splits[0]}",
+                )
             folder, name = path / Path(chosen).name, f"{name}:{chosen}"
         elif split:
             raise DataError(f"{path} is one saved dataset, without splits", f"give DATA as {path}")
@@ -165,7 +226,8 @@ def open_saved(path: Path, split: str | None, modality: Modality, column: str | 
         return StreamedDocuments(name, modality, ArrowTable(files, "arrow"), column, skip_broken)
 
 
-# --- the hub --------------------------------------------------------------------------------------------------------------------
+# --- the hub
+# --------------------------------------------------------------------------------------------------
 
 
 class HubTable(Table):
@@ -186,9 +248,15 @@ class HubTable(Table):
             try:
                 row = next(stream, None)
             except OSError as error:
-                raise MissingError(f"the dataset cannot be read any further: {error}", f"continue with {opt('resume', True)}") from error
+                raise MissingError(
+                    f"the dataset cannot be read any further: {error}",
+                    f"continue with {opt('resume', True)}",
+                ) from error
             except Exception as error:  # readers of every format stand behind this
-                raise DataError(f"the dataset cannot be read any further: {_first_line(error)}", "check the data") from error
+                raise DataError(
+                    f"the dataset cannot be read any further: {_first_line(error)}",
+                    "check the data",
+                ) from error
             if row is None:
                 return
             yield row
@@ -199,9 +267,11 @@ class HubTable(Table):
         return digest_of(sorted(self._sources)) if self._sources and pinned else None
 
 
-def open_hub(repo: str, split: str, modality: Modality, column: str | None, skip_broken: bool = False) -> Documents:
-    """`split` may carry a configuration in front: `name:config:split`. A local folder that is laid out like a hub dataset is read from its
-    files."""
+def open_hub(
+    repo: str, split: str, modality: Modality, column: str | None, skip_broken: bool = False
+) -> Documents:
+    """`split` may carry a configuration in front: `name:config:split`. A local folder that is laid
+    out like a hub dataset is read from its files."""
     from datasets import load_dataset_builder
 
     from saekit.harvesting.models import not_found
@@ -212,7 +282,11 @@ def open_hub(repo: str, split: str, modality: Modality, column: str | None, skip
         builder = load_dataset_builder(repo, config or None)
         sources = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
         local = [Path(source) for source in sources]
-        if Path(repo).is_dir() and local and all(file.is_file() and file.suffix.lower() in TABLES for file in local):
+        if (
+            Path(repo).is_dir()
+            and local
+            and all(file.is_file() and file.suffix.lower() in TABLES for file in local)
+        ):
             return open_table(local, name, modality, column, skip_broken)
         if hasattr(builder.config, "keep_default_na"):
             builder.config.keep_default_na = False  # csv: "NA" is a text
@@ -221,11 +295,16 @@ def open_hub(repo: str, split: str, modality: Modality, column: str | None, skip
     except (DataError, MissingError):
         raise
     except ValueError as error:  # unknown split or configuration; the message lists them
-        raise DataError(f"{name}: {error}", "give DATA as name:split or name:config:split") from error
+        raise DataError(
+            f"{name}: {error}", "give DATA as name:split or name:config:split"
+        ) from error
     except (OSError, RuntimeError) as error:
         raise not_found("dataset", repo, error) from error
     except Exception as error:
-        raise DataError(f"{name} cannot be read: {_first_line(error)}", "check the data, or load and save it with save_to_disk") from error
+        raise DataError(
+            f"{name} cannot be read: {_first_line(error)}",
+            "check the data, or load and save it with save_to_disk",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -240,14 +319,20 @@ def _downloaded(path: str, where: str) -> bytes:
         with xopen(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise MissingError(f"{where} cannot be read: {error}", f"continue with {opt('resume', True)}") from error
+        raise MissingError(
+            f"{where} cannot be read: {error}", f"continue with {opt('resume', True)}"
+        ) from error
 
 
-# --- columns --------------------------------------------------------------------------------------------------------------------
+# --- columns
+# --------------------------------------------------------------------------------------------------
 
 
-def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality: Modality, column: str | None) -> str:
-    """The column asked for; else `text` or `image`; else the only one that may be meant. Several are a question to the user."""
+def _pick_column(
+    name: str, table: Table, kinds: dict[str, str | None], modality: Modality, column: str | None
+) -> str:
+    """The column asked for; else `text` or `image`; else the only one that may be meant. Several
+    are a question to the user."""
     candidates = [key for key, kind in kinds.items() if kind == modality]
     meant = [key for key in candidates if key != LABEL] or candidates
     guess = modality if modality in candidates else _longest(table, meant)
@@ -259,7 +344,9 @@ def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality
     if column is None and (modality in candidates or len(meant) == 1):
         return guess
     if column is None and meant:
-        raise DataError(f"{name} has several columns with {modality}: {', '.join(meant)}", opt("column", guess))
+        raise DataError(
+            f"{name} has several columns with {modality}: {', '.join(meant)}", opt("column", guess)
+        )
     if column is None and modality == "text" and kinds.get("text") == "number":
         return "text"  # of a csv file, where all values are text
     only_nulls = [key for key, kind in kinds.items() if kind is None]
@@ -269,7 +356,11 @@ def _pick_column(name: str, table: Table, kinds: dict[str, str | None], modality
             f"{name} {what}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,} rows",
             f"{opt('column', only_nulls[0])} takes it even so",
         )
-    hint = f"{did_you_mean(column, kinds) if column else ''}{opt('column', guess)}" if guess else "choose other data"
+    hint = (
+        f"{did_you_mean(column, kinds) if column else ''}{opt('column', guess)}"
+        if guess
+        else "choose other data"
+    )
     raise DataError(f"{name} {what}; its columns are {', '.join(kinds)}", hint)
 
 
@@ -277,5 +368,12 @@ def _longest(table: Table, candidates: Sequence[str]) -> str | None:
     """The candidate with the longest values."""
     if len(candidates) < 2:
         return next(iter(candidates), None)
-    rows = [row for row in islice(table.rows(candidates), _SAMPLE) if not isinstance(row, DataError)]
-    return max(candidates, key=lambda key: sum(len(row[key]) for row in rows if isinstance(row.get(key), (str, bytes))))
+    rows = [
+        row for row in islice(table.rows(candidates), _SAMPLE) if not isinstance(row, DataError)
+    ]
+    return max(
+        candidates,
+        key=lambda key: sum(
+            len(row[key]) for row in rows if isinstance(row.get(key), (str, bytes))
+        ),
+    )

@@ -1,8 +1,10 @@
 """Tables on disk, read row by row: jsonl and json, csv and tsv, parquet and Arrow.
 
-Only the columns that are asked for are read, so that others may be of any type and differ between files. A value is what stands in the
-file: no word means "missing". Readers yield a row, or a DataError for one that is broken, and go on behind it; a file that is broken as
-a whole raises. JSON goes through Python's parser: pyarrow's ends the process on deeply nested input.
+Only the columns that are asked for are read, so that others may be of any type and differ between
+files. A value is what stands in the
+file: no word means "missing". Readers yield a row, or a DataError for one that is broken, and go on
+behind it; a file that is broken as a whole raises. JSON goes through Python's parser: pyarrow's
+ends the process on deeply nested input.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Table(ABC):
         """From the start-th row on; None: all columns."""
 
     def columns(self) -> dict[str, str | None]:
-        """name -> text | image | another type's name, None where only nulls were seen. Raises DataError where no row can be read."""
+        """name -> text | image | another type's name, None where only nulls were seen. Raises
+        DataError where no row can be read."""
         found: dict[str, str | None] = {}
         broken, empty = None, True
         for row in islice(self.rows(None), PEEK):
@@ -50,7 +53,8 @@ class Table(ABC):
             empty = False
             for name, value in row.items():
                 kind = self._kind(value)
-                if found.get(name) is None or kind == "text":  # a text column may begin with a number
+                # a text column may begin with a number
+                if found.get(name) is None or kind == "text":
                     found[name] = kind
         if empty and broken:
             raise broken
@@ -59,7 +63,11 @@ class Table(ABC):
     def _kind(self, value: Any) -> str | None:
         if isinstance(value, dict) and "bytes" in value:
             return "image"
-        return None if value is None else {"str": "text"}.get(type(value).__name__, type(value).__name__)
+        return (
+            None
+            if value is None
+            else {"str": "text"}.get(type(value).__name__, type(value).__name__)
+        )
 
     def digest(self) -> str | None:
         return digest_of([file_digest(file) for file in self.files])
@@ -90,7 +98,11 @@ class JsonTable(Table):
         with unreadable(f"{file} cannot be read as json", "check the file"):
             values = json.loads(file.read_bytes().decode("utf-8-sig"))
         for number, value in enumerate(values, 1):
-            yield value if isinstance(value, dict) else DataError(f"{file} entry {number} is not an object with columns", _FIX)
+            yield (
+                value
+                if isinstance(value, dict)
+                else DataError(f"{file} entry {number} is not an object with columns", _FIX)
+            )
 
 
 def _json_row(line: bytes, file: Path, number: int) -> Row | DataError:
@@ -105,7 +117,10 @@ def _json_row(line: bytes, file: Path, number: int) -> Row | DataError:
         return DataError(f"{where}: {error}", f"write one object a line; {_FIX}")
     if isinstance(value, dict):
         return value
-    return DataError(f"{where} is not an object with columns but a {type(value).__name__}", f"write one object a line; {_FIX}")
+    return DataError(
+        f"{where} is not an object with columns but a {type(value).__name__}",
+        f"write one object a line; {_FIX}",
+    )
 
 
 class CsvTable(Table):
@@ -126,12 +141,17 @@ class CsvTable(Table):
         return "number"
 
     def columns(self) -> dict[str, str | None]:
-        """A column is of text as soon as one of its values is no number: "007" and "NA" are what a text may begin with."""
+        """A column is of text as soon as one of its values is no number: "007" and "NA" are what a
+        text may begin with."""
         found: dict[str, str | None] = {}
         for row in islice(self.rows(None), PEEK):
             if not isinstance(row, DataError):
                 for name, value in row.items():
-                    found[name] = "text" if found.get(name) == "text" else self._kind(value) or found.get(name)
+                    found[name] = (
+                        "text"
+                        if found.get(name) == "text"
+                        else self._kind(value) or found.get(name)
+                    )
         return found or super().columns()
 
     def _all(self) -> Iterator[Row | DataError]:
@@ -149,7 +169,10 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
         try:
             values = next(reader, None)
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text (after line {before})", "convert it to UTF-8 first, such as with iconv") from error
+            raise DataError(
+                f"{file} is not UTF-8 text (after line {before})",
+                "convert it to UTF-8 first, such as with iconv",
+            ) from error
         except csv.Error as error:
             yield DataError(f"{file} cannot be read as csv: line {before}: {error}", _FIX)
             if header is None:
@@ -162,7 +185,9 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
         if not values:
             continue
         if any("\0" in value for value in values):
-            row: Row | DataError = DataError(f"{file} line {before} holds NUL bytes: it is not text", f"is it UTF-16? {_FIX}")
+            row: Row | DataError = DataError(
+                f"{file} line {before} holds NUL bytes: it is not text", f"is it UTF-16? {_FIX}"
+            )
             if header is None:
                 raise row
             yield row
@@ -170,20 +195,28 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
             header = values
             if len(header) == 1 and any(separator in header[0] for separator in ";|\t"):
                 what = (
-                    f"{file} has the one column {header[0]!r}: its values are not separated by {'tabs' if delimiter != ',' else 'commas'}"
+                    f"{file} has the one column {header[0]!r}: its values are not separated by"
+                    f" {'tabs' if delimiter != ',' else 'commas'}"
                 )
                 raise DataError(what, "save it with commas, or with tabs as .tsv")
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
-                raise DataError(f"{file} has two columns {twice!r}", "give each column a name of its own in the first line")
+                raise DataError(
+                    f"{file} has two columns {twice!r}",
+                    "give each column a name of its own in the first line",
+                )
         elif len(values) > len(header):
-            yield DataError(f"{file} line {before} has {len(values)} values for {len(header)} columns", f"is a quote missing? {_FIX}")
+            yield DataError(
+                f"{file} line {before} has {len(values)} values for {len(header)} columns",
+                f"is a quote missing? {_FIX}",
+            )
         else:
             yield dict(zip(header, values)) | dict.fromkeys(header[len(values) :])
 
 
 class ArrowTable(Table):
-    """Parquet, or the Arrow files that `save_to_disk` writes. Types come from the schema, past files where a column holds only nulls."""
+    """Parquet, or the Arrow files that `save_to_disk` writes. Types come from the schema, past
+    files where a column holds only nulls."""
 
     kind = "parquet"
 
@@ -212,23 +245,40 @@ class ArrowTable(Table):
                     break
                 yield from values
 
-    def _batches(self, file: Path, columns: Sequence[str] | None, start: int) -> Iterator[tuple[int, Any]]:
+    def _batches(
+        self, file: Path, columns: Sequence[str] | None, start: int
+    ) -> Iterator[tuple[int, Any]]:
         """(rows to skip, batch), last of all (rows skipped in whole pieces, None)."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
         passed = 0
         with pa.memory_map(str(file)) as source:
-            names = [field.name for field in self._schema(file) if columns is None or field.name in columns]
+            names = [
+                field.name
+                for field in self._schema(file)
+                if columns is None or field.name in columns
+            ]
             if self.kind == "parquet":
                 reader = parquet.ParquetFile(source)
-                counts = [reader.metadata.row_group(group).num_rows for group in range(reader.num_row_groups)]
+                counts = [
+                    reader.metadata.row_group(group).num_rows
+                    for group in range(reader.num_row_groups)
+                ]
                 while counts and start >= passed + counts[0]:
                     passed += counts.pop(0)
                 groups = list(range(reader.num_row_groups - len(counts), reader.num_row_groups))
-                batches: Any = reader.iter_batches(batch_size=_BATCH, row_groups=groups, columns=names) if groups else ()
+                batches: Any = (
+                    reader.iter_batches(batch_size=_BATCH, row_groups=groups, columns=names)
+                    if groups
+                    else ()
+                )
             else:
-                batches = (part for batch in pa.ipc.open_stream(source) for part in _pieces(batch.select(names)))
+                batches = (
+                    part
+                    for batch in pa.ipc.open_stream(source)
+                    for part in _pieces(batch.select(names))
+                )
             start -= passed
             for batch in batches:
                 batch.validate(full=True)
@@ -238,14 +288,20 @@ class ArrowTable(Table):
         yield passed, None
 
     def _readable(self, file: Path):
-        return unreadable(f"{file} cannot be read as {self.kind}", "write or download the file again")
+        return unreadable(
+            f"{file} cannot be read as {self.kind}", "write or download the file again"
+        )
 
     def _schema(self, file: Path) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
         with self._readable(file), pa.memory_map(str(file)) as source:
-            return parquet.read_schema(source) if self.kind == "parquet" else pa.ipc.open_stream(source).schema
+            return (
+                parquet.read_schema(source)
+                if self.kind == "parquet"
+                else pa.ipc.open_stream(source).schema
+            )
 
     def _classes(self) -> list[str] | None:
         """datasets keeps the names of a ClassLabel in the schema's metadata."""
@@ -254,7 +310,11 @@ class ArrowTable(Table):
             names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
         except (KeyError, TypeError, ValueError):
             return None
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+        return (
+            names
+            if isinstance(names, list) and all(isinstance(name, str) for name in names)
+            else None
+        )
 
 
 def _pieces(batch: Any) -> Iterator[Any]:
@@ -272,6 +332,8 @@ def arrow_kind(kind: Any) -> str | None:
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "text"
     is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
-    if is_bytes or (types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))):
+    if is_bytes or (
+        types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    ):
         return "image"
     return str(kind)

@@ -1,4 +1,5 @@
-"""What a text model's tokenizer puts around a text, how many tokens the model takes, and which of them it knows."""
+"""What a text model's tokenizer puts around a text, how many tokens the model takes, and which of
+them it knows."""
 
 from __future__ import annotations
 
@@ -11,13 +12,21 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.reading import first_line, model_reading
 
-_POSITION_TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed")
-_PROBES = ("a", "the", "1")  # texts by which special tokens are found, before tokens of the vocabulary
+_POSITION_TABLES = (
+    "wpe",
+    "position_embeddings",
+    "position_embedding",
+    "embed_positions",
+    "positions_embed",
+)
+# texts by which special tokens are found, before tokens of the vocabulary
+_PROBES = ("a", "the", "1")
 _TRIES = 64  # tokens of the vocabulary
 
 
 class PositionKind(IntEnum):
-    """What a position of a batch holds. Padding is told by the attention mask, never by token id: GPT-2 pads with its EOS."""
+    """What a position of a batch holds. Padding is told by the attention mask, never by token id:
+    GPT-2 pads with its EOS."""
 
     CONTENT = 0
     BOS = 1
@@ -25,7 +34,8 @@ class PositionKind(IntEnum):
     CLS = 3
     REGISTER = 4
     PADDING = 5
-    SPECIAL = 6  # any other token that the tokenizer adds around a text; a pad token that the text spells
+    # any other token that the tokenizer adds around a text; a pad token that the text spells
+    SPECIAL = 6
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,12 @@ class Frame:
     suffix: list[int]
     separator: int | None
     opening: dict[int, int]  # token id -> PositionKind in front of a text
-    closing: dict[int, int]  # the same within and behind it; they differ where BOS and EOS are one token (GPT-2)
+    # the same within and behind it; they differ where BOS and EOS are one token (GPT-2)
+    closing: dict[int, int]
 
     def kinds(self, ids: list[int]) -> list[int]:
-        """PositionKind of every token of prefix + ids + suffix. A BOS or EOS that the text itself spells out is no content."""
+        """PositionKind of every token of prefix + ids + suffix. A BOS or EOS that the text itself
+        spells out is no content."""
         before = [self.opening.get(token, PositionKind.SPECIAL) for token in self.prefix]
         inside = [self.closing.get(token, PositionKind.CONTENT) for token in ids]
         after = [self.closing.get(token, PositionKind.SPECIAL) for token in self.suffix]
@@ -47,22 +59,32 @@ class Frame:
 
 
 def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[Frame, int]:
-    """(special tokens, room for text in a context). Raises UsageError when there is no room, DataError beyond the model's length."""
+    """(special tokens, room for text in a context). Raises UsageError when there is no room,
+    DataError beyond the model's length."""
     frame = special_tokens(live)
     room = ctx - len(frame.prefix) - len(frame.suffix)
     if room < 1:
-        raise UsageError(f"{opt('ctx', ctx)} leaves no room for text beside {ctx - room} special tokens", opt("ctx", 128))
+        raise UsageError(
+            f"{opt('ctx', ctx)} leaves no room for text beside {ctx - room} special tokens",
+            opt("ctx", 128),
+        )
     limit = position_limit(live)
     if limit is not None and ctx > limit:
-        raise DataError(f"{opt('ctx', ctx)}: {live.name} takes at most {limit} tokens", opt("ctx", limit))
+        raise DataError(
+            f"{opt('ctx', ctx)}: {live.name} takes at most {limit} tokens", opt("ctx", limit)
+        )
     if pack and frame.separator is None:
-        raise DataError(f"{opt('pack', True)}: the tokenizer of {live.name} has no end-of-text token", f"drop {opt('pack')}")
+        raise DataError(
+            f"{opt('pack', True)}: the tokenizer of {live.name} has no end-of-text token",
+            f"drop {opt('pack')}",
+        )
     tokens = embedded_tokens(live)
     around = [*frame.prefix, *frame.suffix, *([frame.separator] if pack else [])]
     if tokens is not None and around and max(around) >= tokens:
         text = live.tokenizer.convert_ids_to_tokens(max(around))
         raise DataError(
-            f"the tokenizer of {live.name} adds token {max(around)} ({text!r}), and the model knows tokens 0 to {tokens - 1} only",
+            f"the tokenizer of {live.name} adds token {max(around)} ({text!r}), and the model knows"
+            f" tokens 0 to {tokens - 1} only",
             "put the tokenizer that the model was trained with beside its weights",
         )
     return frame, room
@@ -84,47 +106,75 @@ def _rows(table: Any) -> int | None:
 
 
 def position_limit(live: LiveModel) -> int | None:
-    """Tokens that the model takes: rows of its position tables, and what its config says; None for no limit (-1 in some configs)."""
+    """Tokens that the model takes: rows of its position tables, and what its config says; None for
+    no limit (-1 in some configs)."""
     tower = live.module.get_submodule(live.tower)
     config = tower.config if hasattr(tower, "config") else live.module.config
     named = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [named] if isinstance(named, int) and named > 0 else []
     for path, table in tower.named_modules():
         if path.rsplit(".", 1)[-1] in _POSITION_TABLES and (rows := _rows(table)):
-            # RoBERTa counts from behind the padding index (514 rows hold 512 tokens), OPT and BART from `offset`.
+            # RoBERTa counts from behind the padding index (514 rows hold 512 tokens), OPT and BART
+            # from `offset`.
             padding = getattr(table, "padding_idx", None)
-            limits.append(rows - (getattr(table, "offset", 0) or (0 if padding is None else padding + 1)))
+            limits.append(
+                rows - (getattr(table, "offset", 0) or (0 if padding is None else padding + 1))
+            )
     return min(limits, default=None)
 
 
 def special_tokens(live: LiveModel) -> Frame:
     """What the tokenizer puts around a text; for causal models also a BOS it has but does not add.
 
-    The first position of a decoder is an attention sink: in SmolLM2-135M its norm is 25,000 from block 11 on, 175 times the
-    median, whatever token it holds. With a BOS there, it is no content token.
+    The first position of a decoder is an attention sink: in SmolLM2-135M its norm is 25,000 from
+    block 11 on, 175 times the median, whatever token it holds. With a BOS there, it is no content
+    token.
     """
     tokenizer = live.tokenizer
-    with model_reading("tokenizer", live.name, live.name):  # damaged settings are met when they are used
+    # damaged settings are met when they are used
+    with model_reading("tokenizer", live.name, live.name):
         prefix, suffix = _around(tokenizer, live.name)
         if live.kind == "causal_lm" and tokenizer.bos_token_id is not None and not prefix:
             prefix = [tokenizer.bos_token_id]
         is_encoder = live.kind == "text_encoder"
-        opening = {tokenizer.cls_token_id: PositionKind.CLS} if is_encoder else {tokenizer.bos_token_id: PositionKind.BOS}
-        closing = {tokenizer.eos_token_id: PositionKind.EOS, tokenizer.sep_token_id: PositionKind.EOS}
-        separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        # A tokenizer that pads with its unknown token means unknown words by it too, and these are content.
-        padding = {} if tokenizer.pad_token_id == tokenizer.unk_token_id else {tokenizer.pad_token_id: PositionKind.SPECIAL}
-        return Frame(prefix, suffix, separator, opening=padding | closing | opening, closing=padding | opening | closing)
+        opening = (
+            {tokenizer.cls_token_id: PositionKind.CLS}
+            if is_encoder
+            else {tokenizer.bos_token_id: PositionKind.BOS}
+        )
+        closing = {
+            tokenizer.eos_token_id: PositionKind.EOS,
+            tokenizer.sep_token_id: PositionKind.EOS,
+        }
+        separator = (
+            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        )
+        # A tokenizer that pads with its unknown token means unknown words by it too, and these are
+        # content.
+        padding = (
+            {}
+            if tokenizer.pad_token_id == tokenizer.unk_token_id
+            else {tokenizer.pad_token_id: PositionKind.SPECIAL}
+        )
+        return Frame(
+            prefix,
+            suffix,
+            separator,
+            opening=padding | closing | opening,
+            closing=padding | opening | closing,
+        )
 
 
 def _around(tokenizer: Any, name: str) -> tuple[list[int], list[int]]:
-    """(tokens in front of a text, tokens behind it), from a text whose own tokens can be told from them."""
+    """(tokens in front of a text, tokens behind it), from a text whose own tokens can be told from
+    them."""
     special, fault = set(tokenizer.all_special_ids), None
     for text in _probe_texts(tokenizer):
         try:
             alone = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             full = list(tokenizer(text)["input_ids"])
-        except Exception as error:  # a tokenizer without an unknown token fails on words that it does not know
+        # a tokenizer without an unknown token fails on words that it does not know
+        except Exception as error:
             fault = error
             continue
         places = [i for i in range(len(full) - len(alone) + 1) if full[i : i + len(alone)] == alone]

@@ -1,1 +1,2 @@
-"""Features -> FeatureRecords -> a page: the scan, what it relates, and the explorer that shows it."""
+"""Features -> FeatureRecords -> a page: the scan, what it relates, and the explorer that shows
+it."""

@@ -1,16 +1,20 @@
 """FeatureRecords -> a page that opens from disk.
 
-What a browser permits on file:// decides the form. `fetch` of a neighbouring file fails there, but `<script src>` of one works:
-so records travel as `shards/NNN.js`, sixteen to a file, each a single call of one loader function with gzipped JSON in base64,
-loaded when a feature in it is opened. Style sheet and script stand in index.html itself and are admitted by their hash, and the
-content security policy denies everything else: the page cannot reach a network, whatever a token or label says.
+What a browser permits on file:// decides the form. `fetch` of a neighbouring file fails there, but
+`<script src>` of one works: so records travel as `shards/NNN.js`, sixteen to a file, each a single
+call of one loader function with gzipped JSON in base64, loaded when a feature in it is opened.
+Style sheet and script stand in index.html itself and are admitted by their hash, and the content
+security policy denies everything else: the page cannot reach a network, whatever a token or label
+says.
 
     OUT/index.html      the page, with the list of all latents
     OUT/shards/NNN.js   records, rounded to 4 significant digits
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
-    OUT/features.jsonl  one FeatureRecord.to_json() a line, at full precision: every number on the page is one of these, rounded
+    OUT/features.jsonl one FeatureRecord.to_json() a line, at full precision: every number on the
+    page is one of these, rounded
 
-`single_file` puts shards and images into index.html. Records are streamed: what is kept of one is its line in the list.
+`single_file` puts shards and images into index.html. Records are streamed: what is kept of one is
+its line in the list.
 """
 
 from __future__ import annotations
@@ -34,20 +38,30 @@ from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
 SCHEMA = 1
-SHARD_RECORDS = 16  # about 30 kB a shard for text: one feature opens at once, and its neighbours are there already
+# about 30 kB a shard for text: one feature opens at once, and its neighbours are there already
+SHARD_RECORDS = 16
 PREVIEW_TOKENS = 6
 PREVIEW_LABELS = 4
 PREVIEW_CHARACTERS = 32
 
 # In this order they make one script. Files by what they do; the browser sees one closure.
-SCRIPTS = ("format.js", "data.js", "charts.js", "examples.js", "feature.js", "list.js", "explorer.js")
+SCRIPTS = (
+    "format.js",
+    "data.js",
+    "charts.js",
+    "examples.js",
+    "feature.js",
+    "list.js",
+    "explorer.js",
+)
 SUFFIX_OF_MAGIC = {b"\x89PNG": ".png", b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg"}
 SAFE_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True)
 class PageMeta:
-    """What the page says about the run as a whole. `density` and `max` are indexed by latent and cover all of them."""
+    """What the page says about the run as a whole. `density` and `max` are indexed by latent and
+    cover all of them."""
 
     title: str  # "SmolLM2-135M · blocks.9 · topk k=32"
     modality: str  # text | image
@@ -61,9 +75,11 @@ class PageMeta:
     density: Sequence[float | None]  # None: dense code, density does not apply
     max: Sequence[float]
     sparsity: str | None = None  # "topk k=32"
-    metrics: Mapping[str, float | None] = field(default_factory=dict)  # fvu, mse, cosine, l0, dead ...
+    # fvu, mse, cosine, l0, dead ...
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     logit_note: str = "direct path through the unembedding, no final norm"
-    notes: Sequence[str] = ()  # sentences for the "about" panel: what was capped, dropped or not computed
+    # sentences for the "about" panel: what was capped, dropped or not computed
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +101,13 @@ def write_page(
 ) -> PageResult:
     """Write the explorer into `out` (created if need be) and say what was written.
 
-    `records` may be a generator of any length. `images` maps `Example.image` to an encoded thumbnail (PNG, WebP or JPEG), and is
-    asked only for keys that occur, once each. index.html and features.jsonl appear under their names only when complete.
+    `records` may be a generator of any length. `images` maps `Example.image` to an encoded
+    thumbnail (PNG, WebP or JPEG), and is asked only for keys that occur, once each. index.html and
+    features.jsonl appear under their names only when complete.
 
-    Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the dictionary or given twice, a key
-    that is not a file name, bytes that are not an image, a list of another length than `meta.latents`, a number that is not finite.
+    Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
+    dictionary or given twice, a key that is not a file name, bytes that are not an image, a list of
+    another length than `meta.latents`, a number that is not finite.
     """
     _check(meta)
     out = Path(out)
@@ -97,7 +115,10 @@ def write_page(
     page_part, jsonl_part = out / "index.html.part", out / "features.jsonl.part"
     head, tail, script = _document(meta.title, single_file)
     catalog = _Catalog(meta)
-    with page_part.open("w", encoding="utf-8", newline="\n") as page, jsonl_part.open("w", encoding="utf-8") as lines:
+    with (
+        page_part.open("w", encoding="utf-8", newline="\n") as page,
+        jsonl_part.open("w", encoding="utf-8") as lines,
+    ):
         page.write(head)
         site = _Inline(page) if single_file else _Folder(out)
         pictures = _Pictures(images, site)
@@ -123,7 +144,8 @@ def write_page(
 
 
 class _Catalog:
-    """The list on the left: all latents by number, and for those with a record what a row of the list shows."""
+    """The list on the left: all latents by number, and for those with a record what a row of the
+    list shows."""
 
     def __init__(self, meta: PageMeta) -> None:
         self.meta = meta
@@ -137,23 +159,35 @@ class _Catalog:
     def add(self, record: dict[str, Any]) -> None:
         index = record["index"]
         if not 0 <= index < self.meta.latents:
-            raise ValueError(f"feature {index} is outside the dictionary of {self.meta.latents} latents")
+            raise ValueError(
+                f"feature {index} is outside the dictionary of {self.meta.latents} latents"
+            )
         if index in self.indices:
             raise ValueError(f"feature {index} was given twice")
         self.indices[index] = None
-        top = [example for example in record["examples"] if example["group"] == "top"] or record["examples"]
+        top = [example for example in record["examples"] if example["group"] == "top"] or record[
+            "examples"
+        ]
         self.labels.append(record["label"])
         self.previews.append(_preview_tokens(top))
         labels = Counter(example["label"] for example in top if example["label"] is not None)
-        self.data_labels.append([label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)])
-        self.thumbnails.append(next((example["image"] for example in top if example["image"]), None))
+        self.data_labels.append(
+            [label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)]
+        )
+        self.thumbnails.append(
+            next((example["image"] for example in top if example["image"]), None)
+        )
 
     def to_json(self, single_file: bool) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
         meta = {**named, "metrics": dict(self.meta.metrics), "notes": list(self.meta.notes)}
         return {
             "schema": SCHEMA,
-            "meta": {name: rounded(value) for name, value in meta.items() if name not in ("density", "max")},
+            "meta": {
+                name: rounded(value)
+                for name, value in meta.items()
+                if name not in ("density", "max")
+            },
             "density": rounded(list(self.meta.density)),
             "max": rounded(list(self.meta.max)),
             "records": list(self.indices),
@@ -168,7 +202,8 @@ class _Catalog:
 
 
 def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
-    """The tokens at which the latent fires hardest, each once (whatever its case and spacing), strongest first."""
+    """The tokens at which the latent fires hardest, each once (whatever its case and spacing),
+    strongest first."""
     seen: dict[str, str] = {}
     for example in examples:
         if example["tokens"]:
@@ -217,7 +252,10 @@ class _Folder:
         self.out, self.bytes = out, 0
 
     def shard(self, number: int, packed: str) -> None:
-        self._write(self.out / "shards" / f"{number:03d}.js", f'saekitShard({number},"{packed}");\n'.encode())
+        self._write(
+            self.out / "shards" / f"{number:03d}.js",
+            f'saekitShard({number},"{packed}");\n'.encode(),
+        )
 
     def image(self, name: str, content: bytes) -> None:
         self._write(self.out / "images" / name, content)
@@ -230,7 +268,8 @@ class _Folder:
 
 
 class _Inline:
-    """Shards and images as inert blocks within index.html. Base64 cannot end a script element, whatever it encodes."""
+    """Shards and images as inert blocks within index.html. Base64 cannot end a script element,
+    whatever it encodes."""
 
     bytes = 0  # nothing beside the page itself
 
@@ -266,18 +305,26 @@ def rounded(value: Any) -> Any:
 
 
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:
-    """The template with everything but the data filled in: what precedes the data, what follows it, and the script element."""
+    """The template with everything but the data filled in: what precedes the data, what follows it,
+    and the script element."""
     style = _asset("explorer.css")
     script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
-    values = {"title": html.escape(title), "policy": _policy(style, script, single_file), "style": style}
+    values = {
+        "title": html.escape(title),
+        "policy": _policy(style, script, single_file),
+        "style": style,
+    }
     # One pass: a value that happens to hold {{name}} is left as it is.
-    filled = re.sub(r"\{\{(title|policy|style)\}\}", lambda found: values[found[1]], _asset("explorer.html"))
+    filled = re.sub(
+        r"\{\{(title|policy|style)\}\}", lambda found: values[found[1]], _asset("explorer.html")
+    )
     head, tail = filled.split("{{data}}\n")
     return head, tail, f"<script>{script}</script>\n"
 
 
 def _policy(style: str, script: str, single_file: bool) -> str:
-    """Deny by default; admit the page's own style and script by hash, and files beside it (`file:` on disk, 'self' on a host)."""
+    """Deny by default; admit the page's own style and script by hash, and files beside it (`file:`
+    on disk, 'self' on a host)."""
     beside = "" if single_file else " 'self' file:"
     return (
         f"default-src 'none'; script-src {_hash(script)}{beside}; style-src {_hash(style)}; "

@@ -1,4 +1,5 @@
-"""Which latents a text or an image activates, or what one latent responds to: the verb `features`, for the terminal."""
+"""Which latents a text or an image activates, or what one latent responds to: the verb `features`,
+for the terminal."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ TOP_TOKENS = 5
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """act is the value of largest size on the input, with its sign (for an index query: on the store), max the largest size on the store;
-    tokens are what fires the latent most in the store, the data's labels for images."""
+    """act is the value of largest size on the input, with its sign (for an index query: on the
+    store), max the largest size on the store; tokens are what fires the latent most in the store,
+    the data's labels for images."""
 
     index: int
     act: float
@@ -52,8 +54,8 @@ def features(
     top: int = 10,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """Exactly one of index, text, image. Ranked by the size of act. `store`: a path or an open Store. A crosscoder takes the stores of
-    its training, in its order, as a list.
+    """Exactly one of index, text, image. Ranked by the size of act. `store`: a path or an open
+    Store. A crosscoder takes the stores of its training, in its order, as a list.
 
     Raises UsageError, DataError, MissingError.
     """
@@ -64,13 +66,21 @@ def features(
     model, _, opened = open_pair(checkpoint, store)
     wanted = None if index is not None else ("text" if text is not None else "image")
     if wanted is not None and wanted != opened.spec.modality:
-        raise DataError(f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}", f"give {opt(opened.spec.modality)}")
+        raise DataError(
+            f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}",
+            f"give {opt(opened.spec.modality)}",
+        )
     if index is not None and not 0 <= index < model.latents:
-        raise DataError(f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})")
+        raise DataError(
+            f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})"
+        )
     scan = cached_scan(model, Path(checkpoint), opened, progress)
     if index is not None:
         if scan.active[index] == 0:
-            raise DataError(f"feature {index} never fired in {scan.rows:,} rows", "saekit inspect lists the living ones")
+            raise DataError(
+                f"feature {index} never fired in {scan.rows:,} rows",
+                "saekit inspect lists the living ones",
+            )
         return [_row(index, scan.largest(index), scan, opened, model)]
     acts = _on_input(model, opened, text, image)
     best = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
@@ -78,7 +88,9 @@ def features(
     return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist()]
 
 
-def _row(j: int, act: float, scan: Scan, store: Store | StackedStore, model: Autoencoder) -> FeatureRow:
+def _row(
+    j: int, act: float, scan: Scan, store: Store | StackedStore, model: Autoencoder
+) -> FeatureRow:
     density = None if model.active_above is None else float(scan.density[j])
     return FeatureRow(j, act, float(scan.max[j]), density, None, _typical(scan, store, j))
 
@@ -115,16 +127,25 @@ class _Typed(Documents):
 
 
 @torch.no_grad()
-def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None, image: str | Path | None) -> torch.Tensor:
-    """(F,): each latent's value of largest size over the input's tokens or patches (in the store's scope)."""
+def _on_input(
+    model: Autoencoder, source: Store | StackedStore, text: str | None, image: str | Path | None
+) -> torch.Tensor:
+    """(F,): each latent's value of largest size over the input's tokens or patches (in the store's
+    scope)."""
     specs = [store.spec for store in stores_of(source)]
     for spec, store in zip(specs, stores_of(source)):
         if spec.is_raw:
             raise DataError(
-                f"{store.path} holds raw data: there is no model to read an input with", f"{opt('index')} with the number of a latent"
+                f"{store.path} holds raw data: there is no model to read an input with",
+                f"{opt('index')} with the number of a latent",
             )
     document = Document(
-        0, "input", text, read_picture(Path(image), remedy="repair the file or give another") if image is not None else None
+        0,
+        "input",
+        text,
+        read_picture(Path(image), remedy="repair the file or give another")
+        if image is not None
+        else None,
     )
     of_model: dict[str, list[ActivationSpec]] = {}
     for spec in specs:
@@ -141,14 +162,20 @@ def _on_input(model: Autoencoder, source: Store | StackedStore, text: str | None
         for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
             best = torch.where(end.abs() > best.abs(), end, best)
     if rows == 0:
-        raise DataError("the input holds no token in this store's scope", f"give a longer {opt('text')}")
+        raise DataError(
+            "the input holds no token in this store's scope", f"give a longer {opt('text')}"
+        )
     return best
 
 
-def _hidden_states(specs: list[ActivationSpec], document: Document) -> Iterator[dict[str, torch.Tensor]]:
+def _hidden_states(
+    specs: list[ActivationSpec], document: Document
+) -> Iterator[dict[str, torch.Tensor]]:
     """Context after context of the document: the rows (B,D) of each hook of one model."""
     live, hooks = load_model_of(specs[0]), list(dict.fromkeys(spec.hook for spec in specs))
-    for batch in batches(live, _Typed(specs[0].modality, document), ctx=specs[0].context or 128, batch=1):
+    for batch in batches(
+        live, _Typed(specs[0].modality, document), ctx=specs[0].context or 128, batch=1
+    ):
         with capture(live, hooks, stop=True) as states:
             live.forward(batch.inputs)
         chosen = batch.rows_for_scope(specs[0].scope)

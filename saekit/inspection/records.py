@@ -1,4 +1,5 @@
-"""Scan + windows -> FeatureRecords: which rows are shown for a latent, and everything that is said about it."""
+"""Scan + windows -> FeatureRecords: which rows are shown for a latent, and everything that is said
+about it."""
 
 from __future__ import annotations
 
@@ -36,16 +37,21 @@ class Pick:
 
 
 def check_features(spec: str, latents: int) -> list[int] | None:
-    """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises UsageError, DataError."""
+    """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises
+    UsageError, DataError."""
     if spec == "all" or re.fullmatch(r"top:0*[1-9][0-9]{0,8}", spec):
         return None
     chosen: list[int] = []
     for part in spec.split(","):
-        # ASCII digits alone: int() also takes other scripts' and underscores, and a superscript passes isdigit().
+        # ASCII digits alone: int() also takes other scripts' and underscores, and a superscript
+        # passes isdigit().
         found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
-            raise UsageError(f"{opt('features', spec[:80])}: write 0-255,1024 or top:500 or all", opt("features", "top:500"))
+            raise UsageError(
+                f"{opt('features', spec[:80])}: write 0-255,1024 or top:500 or all",
+                opt("features", "top:500"),
+            )
         if last >= latents:
             cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
             raise DataError(cause, opt("features", "top:500"))
@@ -54,7 +60,8 @@ def check_features(spec: str, latents: int) -> list[int] | None:
 
 
 def select_latents(spec: str, scan: Scan) -> torch.Tensor:
-    """SPEC -> indices: those named, `top:500` the densest living latents, `all` every living one. Raises as check_features."""
+    """SPEC -> indices: those named, `top:500` the densest living latents, `all` every living one.
+    Raises as check_features."""
     named = check_features(spec, len(scan.active))
     if named is not None:
         return torch.tensor(named)
@@ -66,8 +73,8 @@ def select_latents(spec: str, scan: Scan) -> torch.Tensor:
 
 
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
-    """The strongest rows, one a document as far as documents go, then rows from each band of sizes. Of a dense code the strongest of either
-    sign, half and half where there are as many."""
+    """The strongest rows, one a document as far as documents go, then rows from each band of sizes.
+    Of a dense code the strongest of either sign, half and half where there are as many."""
     chosen = _strongest(scan, store, latent, top)
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
@@ -78,22 +85,34 @@ def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) ->
         band = scan.histogram.band_of(latent, act)
         if len(bands[band]) < EXAMPLES_EACH_BAND:
             bands[band].append(Pick(row, act, band))
-    return picks + [pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -abs(p.act))]
+    return picks + [
+        pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -abs(p.act))
+    ]
 
 
-def _strongest(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[tuple[int, float]]:
+def _strongest(
+    scan: Scan, store: Store | StackedStore, latent: int, top: int
+) -> list[tuple[int, float]]:
     above = _thinned(store, scan.top.row[latent].tolist(), scan.top.value[latent].tolist())
-    below = _thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist()) if scan.dense else []
+    below = (
+        _thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist())
+        if scan.dense
+        else []
+    )
     from_below = min(len(below), max(top // 2, top - len(above)))
     return sorted(above[: top - from_below] + below[:from_below], key=lambda p: -abs(p[1]))
 
 
-def _thinned(store: Store | StackedStore, rows: list[int], values: list[float]) -> list[tuple[int, float]]:
+def _thinned(
+    store: Store | StackedStore, rows: list[int], values: list[float]
+) -> list[tuple[int, float]]:
     """(row, value) in the order of ranking, but the first of each document before the others."""
     strongest = [(row, value) for row, value in zip(rows, values) if row >= 0]
     documents = store.origin.documents_of([row for row, _ in strongest])
     fresh = [documents.index(d) == i for i, d in enumerate(documents)]
-    return [p for p, new in zip(strongest, fresh) if new] + [p for p, new in zip(strongest, fresh) if not new]
+    return [p for p, new in zip(strongest, fresh) if new] + [
+        p for p, new in zip(strongest, fresh) if not new
+    ]
 
 
 def feature_records(
@@ -107,16 +126,27 @@ def feature_records(
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
 ) -> Iterator[FeatureRecord]:
-    """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of `directions_FD`, by default of the
-    model's decoder rows. `data`: the texts themselves, where the store's were in memory. Streams: windows are read for LATENTS_AT_ONCE
-    latents at a time."""
+    """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of
+    `directions_FD`, by default of the model's decoder rows. `data`: the texts themselves, where the
+    store's were in memory. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
     texts = token_texts(store) if store.spec.modality == "text" else None
-    written = WrittenTexts(store, texts, data) if isinstance(texts, TokenTexts) and texts.loses_text() else None
-    read = None if texts is None else (lambda example: texts(example.tokens)) if written is None else written.of
+    written = (
+        WrittenTexts(store, texts, data)
+        if isinstance(texts, TokenTexts) and texts.loses_text()
+        else None
+    )
+    read = (
+        None
+        if texts is None
+        else (lambda example: texts(example.tokens))
+        if written is None
+        else written.of
+    )
     fault = ""
     alive = scan.active > 0
     for some in latents.split(LATENTS_AT_ONCE):
-        W_dec = model.W_dec if directions_FD is None else directions_FD  # None for a deep decoder, in which a latent has no direction
+        # None for a deep decoder, in which a latent has no direction
+        W_dec = model.W_dec if directions_FD is None else directions_FD
         neighbours = [[] for _ in some] if W_dec is None else decoder_neighbours(W_dec, some, alive)
         picks = [pick_rows(scan, store, j, top) for j in some.tolist()]
         rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
@@ -126,11 +156,17 @@ def feature_records(
             written.gather(store.origin.documents_of(rows.tolist()))
             if written.fault and not fault:
                 fault = written.fault
-                told = f"texts are put together from tokens, so spaces and capitals may differ from what was written: {fault}"
+                told = (
+                    "texts are put together from tokens, so spaces and capitals may differ from"
+                    f" what was written: {fault}"
+                )
                 progress(Progress("page", 0, len(latents), "features", message=told))
         at = 0
         for j, of_one, near in zip(some.tolist(), picks, neighbours):
-            examples = [_example(store, pick, windows, at + i, read, thumbnails) for i, pick in enumerate(of_one)]
+            examples = [
+                _example(store, pick, windows, at + i, read, thumbnails)
+                for i, pick in enumerate(of_one)
+            ]
             at += len(of_one)
             yield FeatureRecord(
                 index=j,
@@ -144,7 +180,14 @@ def feature_records(
             )
 
 
-def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, read, thumbnails: Thumbnails | None) -> Example:
+def _example(
+    store: Store | StackedStore,
+    pick: Pick,
+    windows: Windows,
+    i: int,
+    read,
+    thumbnails: Thumbnails | None,
+) -> Example:
     example, _ = store.origin.example_at(pick.row)
     start, stop = int(windows.start[i]), int(windows.stop[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
@@ -161,11 +204,14 @@ def _example(store: Store | StackedStore, pick: Pick, windows: Windows, i: int, 
         "label": example.label,
     }
     if read is not None:
-        # Positions index the context's tokens; tokens of the window that were not stored (special ones) show no activation.
+        # Positions index the context's tokens; tokens of the window that were not stored (special
+        # ones) show no activation.
         lo, hi = int(positions[0]), int(positions[-1]) + 1
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
-        return Example(**common, values=shown.tolist(), tokens=read(example)[lo:hi], centre=position - lo)
+        return Example(
+            **common, values=shown.tolist(), tokens=read(example)[lo:hi], centre=position - lo
+        )
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0

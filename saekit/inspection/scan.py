@@ -1,10 +1,12 @@
-"""One streaming pass over a store: for every latent its count, size, histogram, strongest rows and a sample of weaker ones.
+"""One streaming pass over a store: for every latent its count, size, histogram, strongest rows and
+a sample of weaker ones.
 
-Memory is a fixed number of entries a latent, whatever the store's size. Rows are encoded in chunks; each chunk becomes (row, latent,
-value) triples of active entries, which are merged into the state. Values, histograms and top rows are exact.
+Memory is a fixed number of entries a latent, whatever the store's size. Rows are encoded in chunks;
+each chunk becomes (row, latent, value) triples of active entries, which are merged into the state.
+Values, histograms and top rows are exact.
 
-Codes may be signed. Rows are ranked and counted by size, |value|, and keep their sign. Of a dense code, in which every row has a value
-at every latent, both ends are ranked, each for itself.
+Codes may be signed. Rows are ranked and counted by size, |value|, and keep their sign. Of a dense
+code, in which every row has a value at every latent, both ends are ranked, each for itself.
 """
 
 from __future__ import annotations
@@ -28,15 +30,22 @@ from saekit.types import Progress
 
 SCAN_SCHEMA = 2
 CHUNK_ROWS = 8192
-BINS = 100  # of size, over a range that doubles when a larger one comes; between half of them and all lie below the maximum
-BANDS = 5  # of about equal width, from 0 to the maximum; they begin and end where bins do, so that their rows are counted exactly
-KEPT_TOP = 40  # rows of different examples; twice what a page shows, so that examples of one document can be thinned
+# of size, over a range that doubles when a larger one comes; between half of them and all lie below
+# the maximum
+BINS = 100
+# of about equal width, from 0 to the maximum; they begin and end where bins do, so that their rows
+# are counted exactly
+BANDS = 5
+# rows of different examples; twice what a page shows, so that examples of one document can be
+# thinned
+KEPT_TOP = 40
 KEPT_SAMPLE = 48  # for the examples of each band
 
 
 @dataclass
 class Triples:
-    """Active entries of a chunk: row (N,) int64 in the store, latent (N,) int64, value (N,) fp32, signed."""
+    """Active entries of a chunk: row (N,) int64 in the store, latent (N,) int64, value (N,) fp32,
+    signed."""
 
     row: torch.Tensor
     latent: torch.Tensor
@@ -55,7 +64,8 @@ def active_entries(code: torch.Tensor | SparseCodes, above: float, first_row: in
 
 
 class Ranked:
-    """For each latent the `width` rows with the largest keys: key and value (F,width) fp32, row (F,width) int64, -1 where empty."""
+    """For each latent the `width` rows with the largest keys: key and value (F,width) fp32, row
+    (F,width) int64, -1 where empty."""
 
     def __init__(self, latents: int, width: int) -> None:
         self.key = torch.full((latents, width), -torch.inf)
@@ -76,16 +86,24 @@ class Ranked:
         order, latent, rank = order[keep], latent[keep], rank[keep]
         touched, place = torch.unique(latent, return_inverse=True)
         fresh = Ranked(len(touched), width)
-        fresh.key[place, rank], fresh.value[place, rank], fresh.row[place, rank] = key[order], t.value[order], t.row[order]
-        joined = {name: torch.cat([getattr(self, name)[touched], getattr(fresh, name)], 1) for name in ("key", "value", "row")}
+        fresh.key[place, rank], fresh.value[place, rank], fresh.row[place, rank] = (
+            key[order],
+            t.value[order],
+            t.row[order],
+        )
+        joined = {
+            name: torch.cat([getattr(self, name)[touched], getattr(fresh, name)], 1)
+            for name in ("key", "value", "row")
+        }
         best = torch.argsort(joined["key"], dim=1, descending=True, stable=True)[:, :width]
         for name, values in joined.items():
             getattr(self, name)[touched] = values.gather(1, best)
 
 
 class Histogram:
-    """Equal-width counts of sizes over (0, range], of negative and positive values apart: (F,2,BINS). When a larger size comes the range
-    doubles and neighbouring bins are added: exact."""
+    """Equal-width counts of sizes over (0, range], of negative and positive values apart:
+    (F,2,BINS). When a larger size comes the range doubles and neighbouring bins are added:
+    exact."""
 
     def __init__(self, latents: int) -> None:
         self.range = torch.zeros(latents)
@@ -103,17 +121,25 @@ class Histogram:
         self.counts += torch.bincount(place, minlength=self.counts.numel()).view_as(self.counts)
 
     def of(self, latent: int) -> dict[str, list[float]]:
-        """{"edges", "counts"} of the values: from 0, or from the smallest where some are negative, up to the bin that holds the largest."""
+        """{"edges", "counts"} of the values: from 0, or from the smallest where some are negative,
+        up to the bin that holds the largest."""
         width = float(self.range[latent]) / BINS
         negative, positive = (side[: _used(side)] for side in self.counts[latent].tolist())
         edges = [i * width for i in range(-len(negative), len(positive) + 1)]
-        return {"edges": edges if len(edges) > 1 else [0.0, width], "counts": [*reversed(negative), *positive] or [0]}
+        return {
+            "edges": edges if len(edges) > 1 else [0.0, width],
+            "counts": [*reversed(negative), *positive] or [0],
+        }
 
     def bands(self, latent: int) -> list[dict[str, float]]:
-        """[{"low", "high", "rows"}]: the sizes from 0 to the maximum in BANDS, smallest first, and in how many rows each occurs."""
+        """[{"low", "high", "rows"}]: the sizes from 0 to the maximum in BANDS, smallest first, and
+        in how many rows each occurs."""
         counts, width = self.counts[latent].sum(0).tolist(), float(self.range[latent]) / BINS
         ends = self._band_ends(latent)
-        return [{"low": a * width, "high": b * width, "rows": sum(counts[a:b])} for a, b in zip([0, *ends], ends)]
+        return [
+            {"low": a * width, "high": b * width, "rows": sum(counts[a:b])}
+            for a, b in zip([0, *ends], ends)
+        ]
 
     def band_of(self, latent: int, value: float) -> int:
         """Number of the band that counts the value."""
@@ -135,9 +161,11 @@ def _used(counts: list[int]) -> int:
 
 
 class Scan:
-    """What one pass leaves behind. `active` (F,) int64 rows in which each latent is active, `max` (F,) the size of its largest value.
+    """What one pass leaves behind. `active` (F,) int64 rows in which each latent is active, `max`
+    (F,) the size of its largest value.
 
-    `top` ranks the values that a latent is shown by, by size; of a dense code (`dense`) those above 0, and `bottom` those below.
+    `top` ranks the values that a latent is shown by, by size; of a dense code (`dense`) those above
+    0, and `bottom` those below.
     """
 
     def __init__(self, latents: int, dense: bool = False) -> None:
@@ -169,16 +197,22 @@ class Scan:
         chunk_max = torch.zeros(latents).scatter_reduce_(0, t.latent, t.value.abs(), "amax")
         self.max = torch.maximum(self.max, chunk_max)
         self.histogram.add(t, chunk_max)
-        # Weighted reservoir (Efraimidis and Spirakis 2006): weight value^2, so that the rare strong activations, which fill the upper
-        # bands, are well represented beside the many weak ones.
+        # Weighted reservoir (Efraimidis and Spirakis 2006): weight value^2, so that the rare strong
+        # activations, which fill the upper bands, are well represented beside the many weak ones.
         uniform = torch.rand(len(t.row), generator=generator).clamp_min(1e-9)
         self.sample.merge(t, uniform.log() / t.value.double().square().clamp_min(1e-12).float())
 
     def _add_top(self, t: Triples, example: torch.Tensor) -> None:
-        """The strongest entry of each example joins the ranking. The last example may go on in the next chunk and waits for it."""
+        """The strongest entry of each example joins the ranking. The last example may go on in the
+        next chunk and waits for it."""
         if self._open is not None:
             before, its_example = self._open
-            t = Triples(*(torch.cat([getattr(before, f), getattr(t, f)]) for f in ("row", "latent", "value")))
+            t = Triples(
+                *(
+                    torch.cat([getattr(before, f), getattr(t, f)])
+                    for f in ("row", "latent", "value")
+                )
+            )
             example = torch.cat([its_example, example])
         if len(example) == 0:
             return
@@ -204,20 +238,32 @@ class Scan:
     def save(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         tensors = {name: value.contiguous() for name, value in self._tensors().items()}
-        write_tensors(path, tensors | {"rows": torch.tensor(self.rows), "schema": torch.tensor(SCAN_SCHEMA)})
+        write_tensors(
+            path, tensors | {"rows": torch.tensor(self.rows), "schema": torch.tensor(SCAN_SCHEMA)}
+        )
 
     @classmethod
     def read(cls, path: Path, latents: int, rows: int, dense: bool = False) -> Scan | None:
-        """A saved scan of so many rows, or None when there is none that fits or it is damaged: it is a cache, and is made again."""
+        """A saved scan of so many rows, or None when there is none that fits or it is damaged: it
+        is a cache, and is made again."""
         try:
             tensors = load(path.read_bytes())  # not mapped: the file may be replaced meanwhile
             schema, found = int(tensors.pop("schema")), int(tensors.pop("rows"))
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError):
+        except (
+            OSError,
+            SafetensorError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            OverflowError,
+        ):
             return None
         scan = cls(latents, dense)
         known = scan._tensors()
         alike = tensors.keys() == known.keys() and all(
-            value.shape == known[name].shape and value.dtype == known[name].dtype for name, value in tensors.items()
+            value.shape == known[name].shape and value.dtype == known[name].dtype
+            for name, value in tensors.items()
         )
         if schema != SCAN_SCHEMA or found != rows or not alike:
             return None
@@ -231,7 +277,10 @@ class Scan:
         """Whether the figures can be those of one pass."""
         ranked = (self.top, self.bottom, self.sample)
         return bool(
-            all(torch.isfinite(t).all() for t in (self.max, self.histogram.range, *(r.value for r in ranked)))
+            all(
+                torch.isfinite(t).all()
+                for t in (self.max, self.histogram.range, *(r.value for r in ranked))
+            )
             and not any(torch.isnan(r.key).any() for r in ranked)
             and all(((r.row >= -1) & (r.row < self.rows)).all() for r in ranked)
             and ((self.active >= 0) & (self.active <= self.rows)).all()
@@ -244,13 +293,19 @@ class Scan:
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {"active": self.active, "max": self.max}
         for name in ("top", "bottom", "sample"):
-            tensors |= {f"{name}.{field}": getattr(getattr(self, name), field) for field in ("key", "value", "row")}
-        return tensors | {"histogram.range": self.histogram.range, "histogram.counts": self.histogram.counts}
+            tensors |= {
+                f"{name}.{field}": getattr(getattr(self, name), field)
+                for field in ("key", "value", "row")
+            }
+        return tensors | {
+            "histogram.range": self.histogram.range,
+            "histogram.counts": self.histogram.counts,
+        }
 
 
 def _best_of_each_example(t: Triples, example: torch.Tensor, by_sign: bool) -> torch.Tensor:
-    """Positions of the strongest entry of every (latent, example) pair, of either sign apart where asked: ten hits in one context are
-    one example."""
+    """Positions of the strongest entry of every (latent, example) pair, of either sign apart where
+    asked: ten hits in one context are one example."""
     order = torch.argsort(t.value.abs(), descending=True, stable=True)
     _, local = torch.unique(example, return_inverse=True)
     pair = t.latent * (int(local.max()) + 1) + local
@@ -266,7 +321,11 @@ def _best_of_each_example(t: Triples, example: torch.Tensor, by_sign: bool) -> t
 
 
 @torch.no_grad()
-def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
+def scan_store(
+    model: Autoencoder,
+    store: Store | StackedStore,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Scan:
     """Encode every row of the store once. The same model and store give the same scan."""
     keep_freed_memory()
     scan = Scan(model.latents, dense=model.active_above is None)
@@ -283,10 +342,13 @@ def scan_store(model: Autoencoder, store: Store | StackedStore, progress: Callab
 
 
 def cached_scan(
-    model: Autoencoder, checkpoint: Path, store: Store | StackedStore, progress: Callable[[Progress], None] = lambda _: None
+    model: Autoencoder,
+    checkpoint: Path,
+    store: Store | StackedStore,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Scan:
-    """The scan kept beside the checkpoint, made when it is missing or damaged. A checkpoint that cannot be written to is scanned each
-    time, and a message says so."""
+    """The scan kept beside the checkpoint, made when it is missing or damaged. A checkpoint that
+    cannot be written to is scanned each time, and a message says so."""
     content = "-".join(each.content[:16] for each in stores_of(store))
     path = checkpoint / "scans" / f"{content}.safetensors"
     scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
@@ -295,5 +357,12 @@ def cached_scan(
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:
-            progress(Progress("scan", scan.rows, store.count(), message=f"the scan is not kept for the next time: {error}"))
+            progress(
+                Progress(
+                    "scan",
+                    scan.rows,
+                    store.count(),
+                    message=f"the scan is not kept for the next time: {error}",
+                )
+            )
     return scan

@@ -1,4 +1,5 @@
-"""From a stored row back to what a person can look at: the tokens of a context, the picture of an image as the model saw it."""
+"""From a stored row back to what a person can look at: the tokens of a context, the picture of an
+image as the model saw it."""
 
 from __future__ import annotations
 
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Thumbnails", "token_texts"]
-THUMBNAIL = 224  # pixels of the longer side; smaller images stay as they are and the page enlarges them
+# pixels of the longer side; smaller images stay as they are and the page enlarges them
+THUMBNAIL = 224
 
 
 class Thumbnails:
     """Encoded images by key (a hash of the pixels), made once however many latents show them.
 
-    The page lays the patches of a model over them, so they are drawn from what the image processor gives the model: resized, cropped and
-    padded as it does. Where there is no processor any more they are the whole images, and `note` says so.
+    The page lays the patches of a model over them, so they are drawn from what the image processor
+    gives the model: resized, cropped and padded as it does. Where there is no processor any more
+    they are the whole images, and `note` says so.
     """
 
     def __init__(self, store: Store | StackedStore, data: Any = None) -> None:
-        """`data`: the images themselves, where the store's were in memory. Raises what `open_data_of` does."""
+        """`data`: the images themselves, where the store's were in memory. Raises what
+        `open_data_of` does."""
         from saekit.harvesting.sources import open_data_of
 
         self._data = open_data_of(store.spec, store.origin.manifest.plan.get("data"), data)
@@ -42,7 +46,10 @@ class Thumbnails:
             try:
                 self._view = ModelView(store.spec.model, store.spec.grid)
             except SaekitError as error:
-                self.note = f"Pictures are shown whole; the model may have seen a part of them, elsewhere under the heat map: {error}."
+                self.note = (
+                    "Pictures are shown whole; the model may have seen a part of them, elsewhere"
+                    f" under the heat map: {error}."
+                )
 
     def key(self, ref: str) -> str:
         if ref not in self._keys:
@@ -59,7 +66,8 @@ class Thumbnails:
 
 
 class ModelView:
-    """Pictures as a model sees them: the pixels that its image processor gives, without the normalization. Raises MissingError."""
+    """Pictures as a model sees them: the pixels that its image processor gives, without the
+    normalization. Raises MissingError."""
 
     def __init__(self, model: str, grid: tuple[int, int] | None) -> None:
         self._processor, self._channels, self._patch = _processor_of(model)
@@ -68,23 +76,36 @@ class ModelView:
     def __call__(self, image: Image) -> Image:
         from PIL import Image as pillow
 
-        pixels_Chw = prepared([image.convert("L" if self._channels == 1 else "RGB")], self._processor)[0].float()
+        pixels_Chw = prepared(
+            [image.convert("L" if self._channels == 1 else "RGB")], self._processor
+        )[0].float()
         settings = self._processor
         if getattr(settings, "do_normalize", False):
             mean, std = (
-                torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (settings.image_mean, settings.image_std)
+                torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+                for value in (settings.image_mean, settings.image_std)
             )
             pixels_Chw = pixels_Chw * std + mean
-        factor = getattr(settings, "rescale_factor", 1 / 255) if getattr(settings, "do_rescale", True) else 1
+        factor = (
+            getattr(settings, "rescale_factor", 1 / 255)
+            if getattr(settings, "do_rescale", True)
+            else 1
+        )
         pixels_Chw = pixels_Chw / (factor * 255)
-        if self._grid is not None and self._patch is not None:  # pixels behind the last whole patch are not seen
-            pixels_Chw = pixels_Chw[:, : self._grid[0] * self._patch[0], : self._grid[1] * self._patch[1]]
+        # pixels behind the last whole patch are not seen
+        if self._grid is not None and self._patch is not None:
+            pixels_Chw = pixels_Chw[
+                :, : self._grid[0] * self._patch[0], : self._grid[1] * self._patch[1]
+            ]
         bytes_hwC = (pixels_Chw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return pillow.fromarray(np.ascontiguousarray(bytes_hwC[:, :, 0] if bytes_hwC.shape[2] == 1 else bytes_hwC))
+        return pillow.fromarray(
+            np.ascontiguousarray(bytes_hwC[:, :, 0] if bytes_hwC.shape[2] == 1 else bytes_hwC)
+        )
 
 
 def _processor_of(model: str) -> tuple[Any, int, tuple[int, int] | None]:
-    """(image processor, channels, patch size (h, w) where the config has one), without the model's weights. Raises MissingError."""
+    """(image processor, channels, patch size (h, w) where the config has one), without the model's
+    weights. Raises MissingError."""
     from transformers import AutoConfig
 
     from saekit.embedded.silence import quiet_transformers
@@ -98,7 +119,13 @@ def _processor_of(model: str) -> tuple[Any, int, tuple[int, int] | None]:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         processor, _ = image_processor(where)
     if processor is None:
-        raise MissingError(f"{model} has no image processor", "put preprocessor_config.json beside its weights")
+        raise MissingError(
+            f"{model} has no image processor", "put preprocessor_config.json beside its weights"
+        )
     config = getattr(config, "vision_config", config)
     patch = getattr(config, "patch_size", None)
-    return processor, getattr(config, "num_channels", 3), (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None
+    return (
+        processor,
+        getattr(config, "num_channels", 3),
+        (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None,
+    )

@@ -1,14 +1,18 @@
 """Tokens as they stand in a text.
 
-A store keeps token ids. What a person reads is put together from all of a context's tokens, because a token alone does not say where spaces
-are: a WordPiece vocabulary marks what does not begin a word (`##ing`), SentencePiece what does (`▁the`), and a character of a byte-level
-vocabulary may take several tokens. In order:
+A store keeps token ids. What a person reads is put together from all of a context's tokens, because
+a token alone does not say where spaces
+are: a WordPiece vocabulary marks what does not begin a word (`##ing`), SentencePiece what does
+(`▁the`), and a character of a byte-level vocabulary may take several tokens. In order:
 
 1. bytes: of a byte-level vocabulary every token is some bytes of the text;
-2. offsets: the decoded text goes through the tokenizer again; where the same ids come back, its offsets say which token is what;
-3. growth: what the decoded text gains with each token, where neither can be had (a context may begin inside a word).
+2. offsets: the decoded text goes through the tokenizer again; where the same ids come back, its
+   offsets say which token is what;
+3. growth: what the decoded text gains with each token, where neither can be had (a context may
+   begin inside a word).
 
-A character of several tokens stands at the first of them, the others are '', so that the joined tokens are the text.
+A character of several tokens stands at the first of them, the others are '', so that the joined
+tokens are the text.
 """
 
 from __future__ import annotations
@@ -38,17 +42,21 @@ class TokenTexts:
         self._of_bytes = "ByteLevel" in decoder
         self._escapes = "ByteFallback" in decoder
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        self._special = set(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+        self._special = set(tokenizer.all_special_ids) | {
+            index for index, token in added.items() if token.special
+        }
         self._added = added.keys() - self._special  # spelled as in a text, whatever the vocabulary
         self._context = lru_cache(CONTEXTS_KEPT)(self._context_texts)
         self._alone = lru_cache(None)(self._text_alone)
 
     def __call__(self, ids: Iterable[int]) -> list[str]:
-        """One string for each token of a context; joined they are its text. The space before a word belongs to the word's first token."""
+        """One string for each token of a context; joined they are its text. The space before a word
+        belongs to the word's first token."""
         return list(self._context(tuple(ids)))
 
     def alone(self, index: int) -> str:
-        """A token by itself, as in a list of tokens: bytes that are no character are written \\xE6."""
+        """A token by itself, as in a list of tokens: bytes that are no character are written
+        \\xE6."""
         return self._alone(index)
 
     def ids(self) -> list[int]:
@@ -56,20 +64,29 @@ class TokenTexts:
         return sorted(set(self._tokenizer.get_vocab().values()))
 
     def loses_text(self) -> bool:
-        """Whether tokens may not say what was written: neither bytes nor a mark tell where spaces were."""
-        return not self._of_bytes and not any(str(piece).startswith("▁") for piece in self._tokenizer.get_vocab())
+        """Whether tokens may not say what was written: neither bytes nor a mark tell where spaces
+        were."""
+        return not self._of_bytes and not any(
+            str(piece).startswith("▁") for piece in self._tokenizer.get_vocab()
+        )
 
     def tokenized(self, text: str) -> tuple[list[int], list[int]] | None:
-        """(ids, the end of each token in the text); None where the tokenizer does not say, or fails on this text."""
+        """(ids, the end of each token in the text); None where the tokenizer does not say, or fails
+        on this text."""
         if not getattr(self._tokenizer, "is_fast", False):
             return None
         try:
-            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        except Exception:  # a tokenizer without an unknown token fails on what it does not know, with an exception of its own
+            encoded = self._tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+        # a tokenizer without an unknown token fails on what it does not know, with an exception of
+        # its own
+        except Exception:
             return None
         return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
 
-    # -- a token by itself -------------------------------------------------------------------------------------------------------
+    # -- a token by itself
+    # ----------------------------------------------------------------------------------------------
 
     def _text_alone(self, index: int) -> str:
         piece = self._piece(index)
@@ -98,13 +115,18 @@ class TokenTexts:
         return None
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
-    # -- the tokens of a context -------------------------------------------------------------------------------------------------
+    # -- the tokens of a context
+    # ----------------------------------------------------------------------------------------------
 
     def _context_texts(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         texts: list[str] = []
-        for special, some in groupby(ids, key=lambda index: index in self._special or self._piece(index) is None):
+        for special, some in groupby(
+            ids, key=lambda index: index in self._special or self._piece(index) is None
+        ):
             run = list(some)
             texts += [self.alone(index) for index in run] if special else self._ordinary(run)
         return tuple(texts)
@@ -130,26 +152,40 @@ class TokenTexts:
         texts: list[str] = []
         for is_bytes, some in groupby(range(len(ids)), key=lambda at: raw[at] is not None):
             places = list(some)
-            texts += characters([raw[at] for at in places]) if is_bytes else [self._gain(ids, at) for at in places]
+            texts += (
+                characters([raw[at] for at in places])
+                if is_bytes
+                else [self._gain(ids, at) for at in places]
+            )
         return texts
 
     def _gain(self, ids: list[int], at: int) -> str:
         if at == 0:
             text = self._decode(ids[:1])
-            prefix = getattr(getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None), "continuing_subword_prefix", None)
+            prefix = getattr(
+                getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None),
+                "continuing_subword_prefix",
+                None,
+            )
             return text.removeprefix(prefix) if prefix and text != prefix else text
         tail = ids[max(at - TAIL, 0) : at]
         before, after = self._decode(tail), self._decode([*tail, ids[at]])
         if after.startswith(before):
             gain = after[len(before) :]
-        else:  # what came before has changed: a character is whole now, or a space was taken away in front of a mark
-            same = next((i for i, (a, b) in enumerate(zip(before, after)) if a != b), min(len(before), len(after)))
+        # what came before has changed: a character is whole now, or a space was taken away in front
+        # of a mark
+        else:
+            same = next(
+                (i for i, (a, b) in enumerate(zip(before, after)) if a != b),
+                min(len(before), len(after)),
+            )
             gain = after[same:]
         return "" if gain.endswith(_UNKNOWN) and at + 1 < len(ids) else gain
 
 
 def cut(text: str, ends: list[int]) -> list[str]:
-    """The text in as many parts as there are ends; what lies between two tokens goes to the later one."""
+    """The text in as many parts as there are ends; what lies between two tokens goes to the later
+    one."""
     parts, start = [], 0
     for end in ends:
         end = max(start, end)
@@ -160,7 +196,8 @@ def cut(text: str, ends: list[int]) -> list[str]:
 
 
 def characters(tokens: list[bytes]) -> Iterator[str]:
-    """One string for each token's bytes. A character goes to the token of its first byte; bytes of none are written \\xE6."""
+    """One string for each token's bytes. A character goes to the token of its first byte; bytes of
+    none are written \\xE6."""
     whole = b"".join(tokens)
     owner = [i for i, token in enumerate(tokens) for _ in token]
     texts = [""] * len(tokens)
@@ -188,10 +225,17 @@ def _length(head: bytes) -> int:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character by which byte-level vocabularies write each byte (GPT-2): itself where it can be seen, else one from 256 on."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """The character by which byte-level vocabularies write each byte (GPT-2): itself where it can
+    be seen, else one from 256 on."""
+    seen = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     unseen = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(unseen)}
+    return {chr(byte): byte for byte in seen} | {
+        chr(256 + i): byte for i, byte in enumerate(unseen)
+    }
 
 
 _BYTES = _byte_alphabet()
@@ -214,6 +258,9 @@ def token_texts(store: Store | StackedStore) -> TokenTexts:
 
     folder = store.path / "tokenizer"
     if not folder.is_dir():
-        raise DataError(f"{store.path} has no tokenizer folder, so its tokens cannot be shown", "harvest it again")
+        raise DataError(
+            f"{store.path} has no tokenizer folder, so its tokens cannot be shown",
+            "harvest it again",
+        )
     with model_reading("tokenizer", str(store.path), str(folder)):
         return TokenTexts(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

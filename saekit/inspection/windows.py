@@ -1,6 +1,8 @@
-"""The surroundings of picked rows: which rows a window shows, and the value of a latent on each of them.
+"""The surroundings of picked rows: which rows a window shows, and the value of a latent on each of
+them.
 
-Only the contexts that end up on a page are encoded a second time, so the cost follows the page, not the store.
+Only the contexts that end up on a page are encoded a second time, so the cost follows the page, not
+the store.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ TOKENS_EACH_SIDE = 12
 
 @dataclass
 class Windows:
-    """N windows: window i shows the store rows [start[i], stop[i]); values[ptr[i]:ptr[i+1]] is the latent on them."""
+    """N windows: window i shows the store rows [start[i], stop[i]); values[ptr[i]:ptr[i+1]] is the
+    latent on them."""
 
     start: np.ndarray
     stop: np.ndarray
@@ -41,13 +44,19 @@ def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]
     return firsts, firsts + np.concatenate(rows)
 
 
-def read_windows(model: Autoencoder, store: Store | StackedStore, row: np.ndarray, latent: np.ndarray) -> Windows:
-    """The window of each picked (row, latent): the row's example, for text at most TOKENS_EACH_SIDE rows on either side."""
+def read_windows(
+    model: Autoencoder, store: Store | StackedStore, row: np.ndarray, latent: np.ndarray
+) -> Windows:
+    """The window of each picked (row, latent): the row's example, for text at most TOKENS_EACH_SIDE
+    rows on either side."""
     first, last = example_bounds(store)
     example = np.searchsorted(first, row, side="right") - 1
     start, stop = first[example], last[example]
     if store.spec.modality == "text":
-        start, stop = np.maximum(start, row - TOKENS_EACH_SIDE), np.minimum(stop, row + TOKENS_EACH_SIDE + 1)
+        start, stop = (
+            np.maximum(start, row - TOKENS_EACH_SIDE),
+            np.minimum(stop, row + TOKENS_EACH_SIDE + 1),
+        )
     ptr = np.concatenate([[0], np.cumsum(stop - start)])
     # Every (row, latent) pair that some window shows, flat: pair p belongs to window owner[p].
     owner = np.repeat(np.arange(len(row)), stop - start)
@@ -56,7 +65,9 @@ def read_windows(model: Autoencoder, store: Store | StackedStore, row: np.ndarra
 
 
 @torch.no_grad()
-def _values_at(model: Autoencoder, store: Store | StackedStore, pair_row: np.ndarray, pair_latent: np.ndarray) -> np.ndarray:
+def _values_at(
+    model: Autoencoder, store: Store | StackedStore, pair_row: np.ndarray, pair_latent: np.ndarray
+) -> np.ndarray:
     order = np.argsort(pair_row, kind="stable")
     sorted_row, sorted_latent = pair_row[order], torch.from_numpy(pair_latent[order])
     unique, begin = np.unique(sorted_row, return_index=True)
@@ -71,7 +82,9 @@ def _values_at(model: Autoencoder, store: Store | StackedStore, pair_row: np.nda
     return values
 
 
-def _entries(code: torch.Tensor | SparseCodes, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def _entries(
+    code: torch.Tensor | SparseCodes, row: torch.Tensor, latent: torch.Tensor
+) -> torch.Tensor:
     """code[row, latent] without making a sparse code dense."""
     pieces = [code[r, j].float() for r, j in zip(row.split(1 << 18), latent.split(1 << 18))]
     return torch.cat(pieces) if pieces else torch.zeros(0)

@@ -1,8 +1,10 @@
 """The text that was written, for vocabularies that do not keep it.
 
-WordPiece loses where spaces were around punctuation, and, uncased, upper case and accents; a vocabulary may map words that it does not
-have to one token. Where the data of a store can still be read, its documents go through the tokenizer once more, and the offsets say what
-each token of a context was. It is known to be the same text by its tokens: where they differ, the context is put together from them.
+WordPiece loses where spaces were around punctuation, and, uncased, upper case and accents; a
+vocabulary may map words that it does not have to one token. Where the data of a store can still be
+read, its documents go through the tokenizer once more, and the offsets say what each token of a
+context was. It is known to be the same text by its tokens: where they differ, the context is put
+together from them.
 """
 
 from __future__ import annotations
@@ -30,15 +32,23 @@ class WrittenTexts:
         """`data`: the texts themselves, where the store's were in memory."""
         self._spec, self._texts, self._data = store.spec, texts, data
         self._known = store.origin.manifest.plan.get("data")
-        self._documents: dict[int, tuple[str, bytes, list[int]]] = {}  # id -> text, its token ids, the end of each in the text
-        self.fault = "" if data is not None or _is_here(self._spec.dataset) else f"{self._spec.dataset} is not on this machine"
+        # id -> text, its token ids, the end of each in the text
+        self._documents: dict[int, tuple[str, bytes, list[int]]] = {}
+        self.fault = (
+            ""
+            if data is not None or _is_here(self._spec.dataset)
+            else f"{self._spec.dataset} is not on this machine"
+        )
 
     def gather(self, doc_ids: Iterable[int]) -> None:
-        """Read these documents, in place of those that were read before. Where that fails, `fault` says why."""
+        """Read these documents, in place of those that were read before. Where that fails, `fault`
+        says why."""
         from saekit.harvesting.sources import open_data_of
 
         wanted = set(doc_ids)
-        self._documents = {number: found for number, found in self._documents.items() if number in wanted}
+        self._documents = {
+            number: found for number, found in self._documents.items() if number in wanted
+        }
         wanted -= self._documents.keys()
         if self.fault or not wanted:
             return
@@ -64,8 +74,13 @@ class WrittenTexts:
                 at = _place(whole, _packed(content))
                 if content and at is not None:
                     begin, last = ends[at - 1] if at else 0, ends[at + len(content) - 1]
-                    shown = cut(text[begin:last], [end - begin for end in ends[at : at + len(content)]])
-                    around = [self._texts.alone(index) for index in (*ids[:before], *ids[len(ids) - behind :])]
+                    shown = cut(
+                        text[begin:last], [end - begin for end in ends[at : at + len(content)]]
+                    )
+                    around = [
+                        self._texts.alone(index)
+                        for index in (*ids[:before], *ids[len(ids) - behind :])
+                    ]
                     return [*around[:before], *shown, *around[before:]]
         return self._texts(ids)
 

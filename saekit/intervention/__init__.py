@@ -1,1 +1,2 @@
-"""Changing hidden states while the model runs: splice (any function of the rows at a hook), and what is trained through it."""
+"""Changing hidden states while the model runs: splice (any function of the rows at a hook), and
+what is trained through it."""

@@ -12,9 +12,11 @@ class FinetuneConfig:
     store: str | None = None
     """The store that the checkpoint was trained on; None: where it lay then."""
     data: str | None = None
-    """Train on this data; None: on the store's. Figures are always of the store's held-out documents."""
+    """Train on this data; None: on the store's. Figures are always of the store's held-out
+    documents."""
     rows: int | None = None
-    """Replaced rows to train on, counted with repetition; None: 5 % of those that the checkpoint was trained on."""
+    """Replaced rows to train on, counted with repetition; None: 5 % of those that the checkpoint
+    was trained on."""
     lr: float = 3e-4
     """Adam's rate at the first step, in the units of training; it falls linearly to 0."""
     batch: int = 4

@@ -1,7 +1,8 @@
-"""The contexts that an intervention is trained and judged on: the documents of a store's data, kept apart as the store keeps them.
+"""The contexts that an intervention is trained and judged on: the documents of a store's data, kept
+apart as the store keeps them.
 
-Which documents are held out depends on how many rows each gave, so only the store can tell. Its other documents, and those that it never
-reached, are for training.
+Which documents are held out depends on how many rows each gave, so only the store can tell. Its
+other documents, and those that it never reached, are for training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ JUDGED_BATCH = 8  # contexts; fixed, so that every run on a store is judged on t
 
 
 class Chosen(Documents):
-    """Those of `data` whose ids are in `ids`, or with `inside` False those whose ids are not, in the order of `data`."""
+    """Those of `data` whose ids are in `ids`, or with `inside` False those whose ids are not, in
+    the order of `data`."""
 
     def __init__(self, data: Documents, ids: frozenset[int], inside: bool) -> None:
         self.name, self.modality = data.name, data.modality
@@ -49,8 +51,8 @@ class Chosen(Documents):
 
 
 class Contexts:
-    """Batches of `batch` contexts, cut as the store's spec says. Raises what `open_data` does, and DataError when the store's data has
-    changed, so that the ids of its documents mean others."""
+    """Batches of `batch` contexts, cut as the store's spec says. Raises what `open_data` does, and
+    DataError when the store's data has changed, so that the ids of its documents mean others."""
 
     def __init__(self, store: Store, live: LiveModel, batch: int, data: str | None = None) -> None:
         self.store, self.live, self.batch = store, live, batch
@@ -59,17 +61,24 @@ class Contexts:
         own = self._open(store.spec.dataset, store.spec.seed)
         known = store.manifest.plan.get("data")
         if known is not None and own.digest() != known:
-            raise DataError(f"{store.spec.dataset} has changed since {store.path} was harvested", "harvest it again")
+            raise DataError(
+                f"{store.spec.dataset} has changed since {store.path} was harvested",
+                "harvest it again",
+            )
         self.judged = Chosen(own, self.held, inside=True)
         self.data = data or store.spec.dataset
         self.same = data is None or self._open(data, 0).name == own.name
 
     def holdout(self, most: int) -> Iterator[ContextBatch]:
-        """About `most` contexts of the held-out documents, or all there are: the same ones whatever the run's batch and seed."""
-        return islice(self._permuted(self.judged, (0, 0), JUDGED_BATCH), max(most // JUDGED_BATCH, 1))
+        """About `most` contexts of the held-out documents, or all there are: the same ones whatever
+        the run's batch and seed."""
+        return islice(
+            self._permuted(self.judged, (0, 0), JUDGED_BATCH), max(most // JUDGED_BATCH, 1)
+        )
 
     def train(self, seed: int) -> Iterator[ContextBatch]:
-        """Endless: pass after pass over the training documents, each in another order where the data can be listed."""
+        """Endless: pass after pass over the training documents, each in another order where the
+        data can be listed."""
         for epoch in count():
             data = self._open(self.data, seed + epoch)
             empty = True
@@ -78,11 +87,16 @@ class Contexts:
                 empty = False
                 yield batch
             if empty:
-                raise DataError(f"{self.data} has no document to train on", f"give other data with {opt('data')}")
+                raise DataError(
+                    f"{self.data} has no document to train on",
+                    f"give other data with {opt('data')}",
+                )
 
-    def _permuted(self, data: Documents, seed: tuple[int, int], batch: int) -> Iterator[ContextBatch]:
-        """Batches come sorted by length within a window: permuted there, a short run sees short and long ones at every rate, and what is
-        taken from the front is a fair sample."""
+    def _permuted(
+        self, data: Documents, seed: tuple[int, int], batch: int
+    ) -> Iterator[ContextBatch]:
+        """Batches come sorted by length within a window: permuted there, a short run sees short and
+        long ones at every rate, and what is taken from the front is a fair sample."""
         spec, rng = self.store.spec, np.random.Generator(np.random.PCG64(seed))
         stream = batches(self.live, data, ctx=spec.context, batch=batch, pack=spec.pack)
         while window := list(islice(stream, SORT_WINDOW)):

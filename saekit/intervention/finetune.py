@@ -1,16 +1,17 @@
 """A short training of a finished SAE against the model's own output: the verb `finetune`.
 
-Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need" (arXiv 2503.17272): an SAE trained on
-squared errors, then on few rows of
+Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need"
+(arXiv 2503.17272): an SAE trained on squared errors, then on few rows of
 
     loss = (MSE + a KL) / 2,   a = MSE / KL of the same batch, held constant,
 
-so that both terms have one size and the gradient's scale stays that of the first training. KL is the mean over the replaced positions of
-KL(p || p_spliced) of the next token; MSE is in units of the rows' variance. Two forward passes of the model a step, and a backward pass of
-the part behind the hook.
+so that both terms have one size and the gradient's scale stays that of the first training. KL is
+the mean over the replaced positions of KL(p || p_spliced) of the next token; MSE is in units of the
+rows' variance. Two forward passes of the model a step, and a backward pass of the part behind the
+hook.
 
-The penalty of a code that had one (l1, jumprelu, kl ...) is no part of this: how many latents are active is then free to move, and
-stands in the result before and after.
+The penalty of a code that had one (l1, jumprelu, kl ...) is no part of this: how many latents are
+active is then free to move, and stands in the result before and after.
 """
 
 from __future__ import annotations
@@ -77,13 +78,16 @@ def finetune(
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
 ) -> FinetuneResult:
-    """Fine-tune an SAE of a language model so that the model's predictions survive its reconstructions; write a checkpoint folder.
+    """Fine-tune an SAE of a language model so that the model's predictions survive its
+    reconstructions; write a checkpoint folder.
 
-    Options are the fields of FinetuneConfig. `resume` continues a killed run bit for bit. Raises UsageError (what cannot be fine-tuned),
-    DataError (store, data, OUT), MissingError (store, model, data), NumericsError (divergence); KeyboardInterrupt after the state has been
-    saved.
+    Options are the fields of FinetuneConfig. `resume` continues a killed run bit for bit. Raises
+    UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError (store,
+    model, data), NumericsError (divergence); KeyboardInterrupt after the state has been saved.
     """
-    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(resume, overwrite, progress)
+    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(
+        resume, overwrite, progress
+    )
 
 
 @dataclass
@@ -113,29 +117,55 @@ class _Finetune:
         spec, device = self.store.spec, pick_device(config.device)
         self.live = load_model_of(spec, device)
         if self.live.kind != "causal_lm":
-            raise UsageError(f"{spec.model} has no logits to train against", "fine-tune an SAE of a language model with a head")
+            raise UsageError(
+                f"{spec.model} has no logits to train against",
+                "fine-tune an SAE of a language model with a head",
+            )
         if not self.live.has_head:
-            cause = f"the file of {spec.model} holds no output head: there are no logits to train against"
-            raise DataError(cause, "harvest and train on the model as it was saved with its head (AutoModelForCausalLM)")
+            cause = (
+                f"the file of {spec.model} holds no output head: there are no logits to train"
+                " against"
+            )
+            raise DataError(
+                cause,
+                "harvest and train on the model as it was saved with its head"
+                " (AutoModelForCausalLM)",
+            )
         self.contexts = Contexts(self.store, self.live, config.batch, config.data)
         self.units = Units.of(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
-        self.sae: SAE = restore("sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)).to(device)
+        self.sae: SAE = restore(
+            "sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)
+        ).to(device)
         self.names = [name for name, _ in self.sae.named_parameters()]
-        self.optimizer = torch.optim.Adam(self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True
+        )
 
-    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> FinetuneResult:
+    def execute(
+        self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
+    ) -> FinetuneResult:
         settings = dataclasses.asdict(self.config)
         del settings["save_seconds"]
-        identity = {"checkpoint": str(self.checkpoint.path), **settings, "content": self.store.manifest.content}
+        identity = {
+            "checkpoint": str(self.checkpoint.path),
+            **settings,
+            "content": self.store.manifest.content,
+        }
 
         def differs(_: int, path: Path) -> str:
             before = read_json(path / RUN, "a run").get("finetune")
             return "`saekit train` wrote it" if before is None else differences(before, identity)
 
-        with run_folder(self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs) as folder:
+        with run_folder(
+            self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs
+        ) as folder:
             self.folder = folder.path
-            if folder.resuming and (folder.path / MODEL).exists() and (folder.path / CONFIG).exists():
+            if (
+                folder.resuming
+                and (folder.path / MODEL).exists()
+                and (folder.path / CONFIG).exists()
+            ):
                 return self._finished()
             if folder.notice:
                 progress(Progress("finetune", 0, 0, message=folder.notice))
@@ -154,24 +184,45 @@ class _Finetune:
         rate = round(done.rows / max(done.seconds, 1e-9), 1)
         self.sae.requires_grad_(False)
         after, _ = self._judge(progress)
-        result = FinetuneResult(str(self.out), done.rows, done.steps, self.config.lr, rate, done.contexts, done.before, after)
+        result = FinetuneResult(
+            str(self.out),
+            done.rows,
+            done.steps,
+            self.config.lr,
+            rate,
+            done.contexts,
+            done.before,
+            after,
+        )
         self._write(result)
         return result
 
-    # -- state -----------------------------------------------------------------------------------------------------------
+    # -- state
+    # ----------------------------------------------------------------------------------------------
 
     def _finished(self) -> FinetuneResult:
         told = read_checkpoint(self.folder).config.get("finetuned")
         names = [field.name for field in dataclasses.fields(FinetuneResult) if field.name != "path"]
         try:
-            own = {name: value for name, value in as_type(told, dict[str, Any], "finetuned").items() if name in names}
+            own = {
+                name: value
+                for name, value in as_type(told, dict[str, Any], "finetuned").items()
+                if name in names
+            }
             return build(FinetuneResult, {"path": str(self.out), **own}, "finetuned")
         except MisfitError as error:
-            raise DataError(f"{self.folder / CONFIG} is damaged: {error}", f"{opt('overwrite', True)} to tune anew") from None
+            raise DataError(
+                f"{self.folder / CONFIG} is damaged: {error}",
+                f"{opt('overwrite', True)} to tune anew",
+            ) from None
 
     def _save(self, done: _Done) -> None:
         tensors = {f"model.{name}": value.detach() for name, value in self.sae.state_dict().items()}
-        write_train_state(self.folder, tensors | adam_tensors(self.optimizer, self.names), dataclasses.asdict(done))
+        write_train_state(
+            self.folder,
+            tensors | adam_tensors(self.optimizer, self.names),
+            dataclasses.asdict(done),
+        )
 
     def _restored(self) -> _Done | None:
         """The state that a killed run left, if it came so far as to leave one."""
@@ -180,13 +231,16 @@ class _Finetune:
             return None
         tensors, state = saved
         try:
-            self.sae.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+            self.sae.load_state_dict(
+                {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+            )
             restore_adam(self.optimizer, self.names, tensors)
             return build(_Done, state, "state")
         except (KeyError, RuntimeError, ValueError) as error:
             raise damaged_state(self.folder, error) from error
 
-    # -- training --------------------------------------------------------------------------------------------------------
+    # -- training
+    # ----------------------------------------------------------------------------------------------
 
     def _train(self, done: _Done, progress: Callable[[Progress], None]) -> None:
         """To the end. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
@@ -199,20 +253,41 @@ class _Finetune:
 
         saved = time.monotonic()
         began = saved - done.seconds
-        with closing(MetricsFile(self.folder / METRICS, done.steps)) as metrics, deferred_interrupt() as interrupted:
+        with (
+            closing(MetricsFile(self.folder / METRICS, done.steps)) as metrics,
+            deferred_interrupt() as interrupted,
+        ):
             for made in self._runs(drawn()):
                 lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - done.rows / c.rows)
-                mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in  # training units: E||x||^2 = D
+                # training units: E||x||^2 = D
+                mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in
                 loss = balanced(mse, made.kl)
                 optimizer.zero_grad()
                 loss.backward()
                 take_step(sae, optimizer)
                 done.rows, done.steps = done.rows + len(made.x_BD), done.steps + 1
-                figures = {"step": done.steps, "rows": done.rows, "loss": loss.item(), "mse": mse.item(), "kl": made.kl.item(), "lr": lr}
+                figures = {
+                    "step": done.steps,
+                    "rows": done.rows,
+                    "loss": loss.item(),
+                    "mse": mse.item(),
+                    "kl": made.kl.item(),
+                    "lr": lr,
+                }
                 if not math.isfinite(figures["loss"]):
-                    raise NumericsError(f"the loss diverged at step {done.steps}", f"{opt('overwrite', True)} with a lower {opt('lr')}")
+                    raise NumericsError(
+                        f"the loss diverged at step {done.steps}",
+                        f"{opt('overwrite', True)} with a lower {opt('lr')}",
+                    )
                 metrics.write(figures)
-                progress(Progress("finetune", min(done.rows, c.rows), c.rows, figures={"loss": figures["loss"]}))
+                progress(
+                    Progress(
+                        "finetune",
+                        min(done.rows, c.rows),
+                        c.rows,
+                        figures={"loss": figures["loss"]},
+                    )
+                )
                 ended, now = done.rows >= c.rows or interrupted(), time.monotonic()
                 if ended or now - saved >= c.save_seconds:
                     done.seconds = now - began
@@ -224,7 +299,8 @@ class _Finetune:
             raise KeyboardInterrupt
 
     def _runs(self, batches: Iterator) -> Iterator[Spliced]:
-        """Batches without a row in the store's scope are passed over; a hundred of them in a row are no accident."""
+        """Batches without a row in the store's scope are passed over; a hundred of them in a row
+        are no accident."""
         empty = 0
         for batch in batches:
             made = run_spliced(self.live, self.sae, self.units, batch, self.store)
@@ -232,9 +308,13 @@ class _Finetune:
             if made:
                 yield made
             elif empty == 100:
-                raise DataError(f"{self.contexts.data} holds no rows in the store's scope", f"give other data with {opt('data')}")
+                raise DataError(
+                    f"{self.contexts.data} holds no rows in the store's scope",
+                    f"give other data with {opt('data')}",
+                )
 
-    # -- judging ---------------------------------------------------------------------------------------------------------
+    # -- judging
+    # ----------------------------------------------------------------------------------------------
 
     def _judge(self, progress: Callable[[Progress], None]) -> tuple[dict[str, float | None], int]:
         """(kl, fvu and l0 on held-out documents, how many contexts)."""
@@ -252,19 +332,27 @@ class _Finetune:
                 kl += made.kl.item() * len(made.x_BD)
                 progress(Progress("judge", contexts, 0, unit="contexts"))
         if not sums.rows:
-            raise DataError(f"the held-out documents of {self.store.path} hold no rows", "harvest more rows")
+            raise DataError(
+                f"the held-out documents of {self.store.path} hold no rows", "harvest more rows"
+            )
         figures = sums.figures()
         return {"kl": kl / sums.rows, "fvu": figures.fvu, "l0": figures.l0}, contexts
 
     def _write(self, result: FinetuneResult) -> None:
-        tensors = {name: value.cpu() for name, value in self.sae.folded(self.units.mean_D, self.units.scale).items()}
+        tensors = {
+            name: value.cpu()
+            for name, value in self.sae.folded(self.units.mean_D, self.units.scale).items()
+        }
         old = self.checkpoint.config
         final = restore("sae", old["config"], tensors)
-        metrics = holdout_figures(final, self.store).scalars() | {"dead_train": None}  # no latent was followed here
+        # no latent was followed here
+        metrics = holdout_figures(final, self.store).scalars() | {"dead_train": None}
         c = self.config
         about = {
-            "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows, "steps": result.steps, "lr": c.lr,
-            "batch": c.batch, "seed": c.seed, "rows_per_s": result.rows_per_s, "contexts": result.contexts, "before": result.before,
+            "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows,
+            "steps": result.steps, "lr": c.lr,
+            "batch": c.batch, "seed": c.seed, "rows_per_s": result.rows_per_s,
+            "contexts": result.contexts, "before": result.before,
             "after": result.after,
         }  # fmt: skip
         changed = {

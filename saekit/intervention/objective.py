@@ -14,7 +14,8 @@ def balanced(mse: torch.Tensor, kl: torch.Tensor) -> torch.Tensor:
 
 
 def take_step(sae: SAE, optimizer: torch.optim.Adam) -> None:
-    """One step of Adam; unit decoder rows stay so. The variant's own hooks are for what it trains besides weights, which is folded in."""
+    """One step of Adam; unit decoder rows stay so. The variant's own hooks are for what it trains
+    besides weights, which is folded in."""
     unit = sae.config.decoder_norm == "unit"
     if unit:
         remove_parallel_(sae.W_dec.grad, sae.W_dec.data)

@@ -1,7 +1,8 @@
-"""What a loaded SAE makes of rows inside a running model: a reconstruction with gradients, and what that does to the model's output.
+"""What a loaded SAE makes of rows inside a running model: a reconstruction with gradients, and what
+that does to the model's output.
 
-Its code is that of a trained model, in eval mode, so that a row's code does not depend on the other rows. Which latents are active is
-constant; their values have gradients.
+Its code is that of a trained model, in eval mode, so that a row's code does not depend on the other
+rows. Which latents are active is constant; their values have gradients.
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ class Spliced:
     """mean over these rows of KL(p || p_spliced) at their positions, in nats."""
 
 
-def run_spliced(live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, store: Store) -> Spliced | None:
-    """Two forward passes; the second runs on with x_hat in place of the rows that `store` would hold of this batch.
+def run_spliced(
+    live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, store: Store
+) -> Spliced | None:
+    """Two forward passes; the second runs on with x_hat in place of the rows that `store` would
+    hold of this batch.
 
     `sae` is in `units`. The graph begins at the hook. None when there is no such row.
     """
     hook, limit = store.spec.hook, store.manifest.norm_limit
     with torch.no_grad(), capture(live, hook) as states:
         logits_BTV = live.forward(batch.inputs).logits
-    mask_BT = within_norm(batch.rows_for_scope(store.spec.scope).to(live.device), states, {hook: limit})
+    mask_BT = within_norm(
+        batch.rows_for_scope(store.spec.scope).to(live.device), states, {hook: limit}
+    )
     if not mask_BT.any():
         return None
     log_p_NV = _log_probabilities(logits_BTV[mask_BT])
@@ -50,7 +56,12 @@ def run_spliced(live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, st
     output = sae(x_BD)
     with splice(live, hook, lambda _: units.raw(output.x_hat), mask_BT):
         spliced_BTV = live.forward(batch.inputs).logits
-    return Spliced(x_BD, output.x_hat, output.code, divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT])))
+    return Spliced(
+        x_BD,
+        output.x_hat,
+        output.code,
+        divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT])),
+    )
 
 
 def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:
@@ -59,4 +70,5 @@ def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:
 
 
 def _log_probabilities(logits_NV: torch.Tensor) -> torch.Tensor:
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(1)  # sums over V are too long for 16 bits
+    # sums over V are too long for 16 bits
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(1)

@@ -1,8 +1,8 @@
 """Run a model with the hidden state at a hook replaced by a function of it.
 
-The counterpart of `saekit.harvesting.hooks.capture`, with the same hook names: what `capture` reads, `splice` writes. Gradients reach what
-the function uses, through the part of the model behind the hook alone: the part before it has nothing to differentiate, and records
-nothing.
+The counterpart of `saekit.harvesting.hooks.capture`, with the same hook names: what `capture`
+reads, `splice` writes. Gradients reach what the function uses, through the part of the model behind
+the hook alone: the part before it has nothing to differentiate, and records nothing.
 """
 
 from __future__ import annotations
@@ -23,26 +23,35 @@ Change = Callable[[torch.Tensor], torch.Tensor | Output]
 
 @contextmanager
 def splice(
-    model: Any, hook: str | Mapping[str, Change], change: Change | None = None, mask_BT: torch.Tensor | None = None
+    model: Any,
+    hook: str | Mapping[str, Change],
+    change: Change | None = None,
+    mask_BT: torch.Tensor | None = None,
 ) -> Iterator[None]:
-    """Within the body, every forward pass of `model` runs on with changed states at a hook, or at several.
+    """Within the body, every forward pass of `model` runs on with changed states at a hook, or at
+    several.
 
-    model: any transformers module, or a LiveModel. Hooks are named as for `capture`: `blocks.9` is the residual stream after block 9.
-    change: a function of the rows x (N,D) of the chosen positions, in order, that returns what stands in their place, (N,D), in any float
-        dtype; or an autoencoder such as `saekit.load` gives, whose reconstruction stands there. A module is given x in its own dtype.
+    model: any transformers module, or a LiveModel. Hooks are named as for `capture`: `blocks.9` is
+    the residual stream after block 9.
+    change: a function of the rows x (N,D) of the chosen positions, in order, that returns what
+        stands in their place, (N,D), in any float dtype; or an autoencoder such as `saekit.load`
+        gives, whose reconstruction stands there. A module is given x in its own dtype.
     hook: the hook that `change` is for, or a mapping of hooks to changes.
-    mask_BT: bool; the positions that are changed, all others keep their bits. None: all positions, of inputs of any length.
+    mask_BT: bool; the positions that are changed, all others keep their bits. None: all positions,
+    of inputs of any length.
 
     Gradients flow through the changed states, to x and to what `change` uses.
 
         sae = saekit.load("runs/sae")
         with torch.inference_mode(), saekit.splice(model, "blocks.9", sae):
-            loss = model(**inputs, labels=inputs["input_ids"]).loss  # what the model predicts from the reconstruction
+            loss = model(**inputs, labels=inputs["input_ids"]).loss # what the model predicts from
+            the reconstruction
         with saekit.splice(model, {"blocks.3": lambda x: 0 * x, "blocks.9": sae}):
             ...
 
-    Raises DataError for an unknown hook or an alias that is not what it says on this model, one that gives no states (B,T,D), one that runs
-    several times in a pass, one that did not run, and a change that returns another shape.
+    Raises DataError for an unknown hook or an alias that is not what it says on this model, one
+    that gives no states (B,T,D), one that runs several times in a pass, one that did not run, and a
+    change that returns another shape.
     """
     if isinstance(hook, str) == (change is None):
         raise TypeError("splice takes a hook and a change, or a mapping of hooks to changes")
@@ -53,7 +62,9 @@ def splice(
 
 
 @contextmanager
-def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None) -> Iterator[None]:
+def _splice_one(
+    model: Any, hook: str, change: Change, mask_BT: torch.Tensor | None
+) -> Iterator[None]:
     module = model if isinstance(model, nn.Module) else model.module
     canonical = resolve_hook(module, hook)
     check_runs_once(module, canonical)
@@ -63,13 +74,18 @@ def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | N
     def changed(value: Any) -> Any:
         nonlocal ran
         ran = True
-        if isinstance(value, tuple | list) and value:  # the state comes first: attention weights and the like stay
+        # the state comes first: attention weights and the like stay
+        if isinstance(value, tuple | list) and value:
             return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
-            raise DataError(f"{hook} does not give hidden states of shape (batch, tokens, width)", hint)
+            raise DataError(
+                f"{hook} does not give hidden states of shape (batch, tokens, width)", hint
+            )
         return _replaced(value, change, mask_BT)
 
-    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def before(
+        _module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         if args:
             return (changed(args[0]), *args[1:]), kwargs
         name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
@@ -81,7 +97,8 @@ def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | N
     else:
         handle = hooked.register_forward_hook(lambda _module, _args, output: changed(output))
     try:
-        with proof(module, {hook: canonical}) as proving:  # it sees the states as changed, so that their sums still hold
+        # it sees the states as changed, so that their sums still hold
+        with proof(module, {hook: canonical}) as proving:
             yield
             if ran:
                 proving.read.add(canonical)
@@ -91,7 +108,9 @@ def _splice_one(model: Any, hook: str, change: Change, mask_BT: torch.Tensor | N
         raise DataError(f"{hook} did not run", hint)
 
 
-def _replaced(state_BTD: torch.Tensor, change: Change, mask_BT: torch.Tensor | None) -> torch.Tensor:
+def _replaced(
+    state_BTD: torch.Tensor, change: Change, mask_BT: torch.Tensor | None
+) -> torch.Tensor:
     if mask_BT is None:
         return _changed(state_BTD.flatten(0, 1), change).view_as(state_BTD)
     rows = _changed(state_BTD[mask_BT], change)
@@ -106,5 +125,8 @@ def _changed(x_ND: torch.Tensor, change: Change) -> torch.Tensor:
     changed = change(x_ND if weight is None else x_ND.to(weight.dtype))
     rows = changed.x_hat if isinstance(changed, Output) else changed
     if rows.shape != x_ND.shape:
-        raise DataError(f"rows {tuple(x_ND.shape)} were to be changed, and {tuple(rows.shape)} came back", "give a row for each row")
+        raise DataError(
+            f"rows {tuple(x_ND.shape)} were to be changed, and {tuple(rows.shape)} came back",
+            "give a row for each row",
+        )
     return rows.to(x_ND.dtype)

@@ -19,26 +19,41 @@ def check_kind(checkpoint: Checkpoint) -> None:
     if checkpoint.config["model"] != "sae":
         raise UsageError(f"{path} holds a {checkpoint.config['model']} model, not an SAE", hint)
     if spec["modality"] != "text" or spec["model"].startswith("raw:"):
-        raise UsageError(f"{path} was trained on {spec['model']}: there are no logits to train against", hint)
+        raise UsageError(
+            f"{path} was trained on {spec['model']}: there are no logits to train against", hint
+        )
     if config.get("d_out") or config.get("skip"):
         raise UsageError(f"{path} is a transcoder: its output cannot replace its input", hint)
     if config.get("parts"):
         raise UsageError(f"{path} is a crosscoder: its rows are those of several hooks", hint)
     if VARIANTS[config["sparsity"]].constrained_decoder:
-        raise UsageError(f"{opt('sparsity', config['sparsity'])}: its decoder would leave its constraint", hint)
+        raise UsageError(
+            f"{opt('sparsity', config['sparsity'])}: its decoder would leave its constraint", hint
+        )
 
 
 def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
-    """The store of the run, found by what training wrote beside it. Its content must be the same: it says what is held out."""
+    """The store of the run, found by what training wrote beside it. Its content must be the same:
+    it says what is held out."""
     where = given or recorded(checkpoint.path, "store")
     if where is None:
-        raise UsageError(f"{checkpoint.path} does not say which store it was trained on", f"give it with {opt('store')}")
+        raise UsageError(
+            f"{checkpoint.path} does not say which store it was trained on",
+            f"give it with {opt('store')}",
+        )
     store = Store(Path(where))
     if store.manifest.content != checkpoint.config["content"]:
-        raise DataError(f"{where} is not the store that {checkpoint.path} was trained on", f"{opt('store')} with that one")
+        raise DataError(
+            f"{where} is not the store that {checkpoint.path} was trained on",
+            f"{opt('store')} with that one",
+        )
     return store
 
 
 def other_revision(live: LiveModel, store: Store) -> str | None:
     then, now = store.spec.revision, live.revision
-    return f"{live.name} is at {now}, the store was harvested at {then}" if then and now and then != now else None
+    return (
+        f"{live.name} is at {now}, the store was harvested at {then}"
+        if then and now and then != now
+        else None
+    )

@@ -1,7 +1,9 @@
-"""Is a row that the model reconstructs badly one it was not made for? Areas under the ROC curve of reconstruction errors.
+"""Is a row that the model reconstructs badly one it was not made for? Areas under the ROC curve of
+reconstruction errors.
 
-A figure here says little without PCA's beside it: on 5,000 images of MNIST, 4,000 to fit and 1,000 to test, the residual of PCA with 30
-components reaches 0.951 in the mean over the ten classes taken as normal (worst 0.867, the 8).
+A figure here says little without PCA's beside it: on 5,000 images of MNIST, 4,000 to fit and 1,000
+to test, the residual of PCA with 30 components reaches 0.951 in the mean over the ten classes taken
+as normal (worst 0.867, the 8).
 """
 
 from __future__ import annotations
@@ -35,28 +37,45 @@ class OneClass:
         return min(self.by_class.items(), key=lambda item: item[1])
 
 
-def squared_errors(wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(N,): squared error of each row or example, summed over its values; padding does not count."""
+def squared_errors(
+    wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N,): squared error of each row or example, summed over its values; padding does not
+    count."""
     squares = (wanted - x_hat).double().square()
     return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
 
 
 def auroc(normal_errors: Rows, anomalous_errors: Rows) -> float:
-    """Probability that an anomalous row has the larger error than a normal one, ties counted half. Raises DataError, NumericsError."""
-    normal, anomalous = _errors(normal_errors, "normal errors"), _errors(anomalous_errors, "anomalous errors")
+    """Probability that an anomalous row has the larger error than a normal one, ties counted half.
+    Raises DataError, NumericsError."""
+    normal, anomalous = (
+        _errors(normal_errors, "normal errors"),
+        _errors(anomalous_errors, "anomalous errors"),
+    )
     truth = np.concatenate([np.zeros(len(normal)), np.ones(len(anomalous))])
     return float(roc_auc_score(truth, np.concatenate([normal, anomalous])))
 
 
-def one_class(fit: Callable[[torch.Tensor], Score], x: torch.Tensor, labels: Labels, x_test: torch.Tensor, labels_test: Labels) -> OneClass:
-    """Each class in turn is normal: `fit` sees its training rows alone, and the test rows of all other classes are anomalies.
+def one_class(
+    fit: Callable[[torch.Tensor], Score],
+    x: torch.Tensor,
+    labels: Labels,
+    x_test: torch.Tensor,
+    labels_test: Labels,
+) -> OneClass:
+    """Each class in turn is normal: `fit` sees its training rows alone, and the test rows of all
+    other classes are anomalies.
 
-    x and x_test are (N, ...) and (M, ...); fit(x of one class) gives the score function. Raises DataError (a class missing from a side).
+    x and x_test are (N, ...) and (M, ...); fit(x of one class) gives the score function. Raises
+    DataError (a class missing from a side).
     """
     y, y_test = classes(labels, len(x), "x"), classes(labels_test, len(x_test), "x_test")
     names = np.unique(y_test)
     if len(names) < 2 or not np.isin(names, y).all():
-        raise DataError("the test rows must be of two classes or more, each of them among the training rows")
+        raise DataError(
+            "the test rows must be of two classes or more, each of them among the training rows"
+        )
     by_class = {}
     for name in names:
         score = fit(x[torch.from_numpy(y == name)])
@@ -65,11 +84,19 @@ def one_class(fit: Callable[[torch.Tensor], Score], x: torch.Tensor, labels: Lab
     return OneClass(by_class)
 
 
-def error_histogram(normal: Rows, anomalous: Rows, bins: int = 40) -> tuple[list[float], dict[str, list[int]]]:
-    """(bins + 1 edges, counts by name) over the range of both; what `charts.histogram` draws. Raises DataError, NumericsError."""
-    rows = {"normal": _errors(normal, "normal errors"), "anomalous": _errors(anomalous, "anomalous errors")}
+def error_histogram(
+    normal: Rows, anomalous: Rows, bins: int = 40
+) -> tuple[list[float], dict[str, list[int]]]:
+    """(bins + 1 edges, counts by name) over the range of both; what `charts.histogram` draws.
+    Raises DataError, NumericsError."""
+    rows = {
+        "normal": _errors(normal, "normal errors"),
+        "anomalous": _errors(anomalous, "anomalous errors"),
+    }
     edges = np.histogram_bin_edges(np.concatenate(list(rows.values())), bins)
-    return edges.tolist(), {name: np.histogram(errors, edges)[0].tolist() for name, errors in rows.items()}
+    return edges.tolist(), {
+        name: np.histogram(errors, edges)[0].tolist() for name, errors in rows.items()
+    }
 
 
 def _errors(values: Rows, what: str) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Codes, rows and labels of any kind as numpy arrays: the figures of this package come from scikit-learn, models give tensors.
+"""Codes, rows and labels of any kind as numpy arrays: the figures of this package come from
+scikit-learn, models give tensors.
 
-Checked at this one place, because scikit-learn's own messages name neither the model's code nor the row at fault. Sparse codes can stay
-sparse on the way to scikit-learn: 20,000 rows of 25,000 latents are 2 GB as a matrix and 5 MB as 32 numbers a row.
+Checked at this one place, because scikit-learn's own messages name neither the model's code nor the
+row at fault. Sparse codes can stay sparse on the way to scikit-learn: 20,000 rows of 25,000 latents
+are 2 GB as a matrix and 5 MB as 32 numbers a row.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ Labels = Sequence[str] | Sequence[int] | torch.Tensor | np.ndarray
 
 
 def matrix(values: Rows, what: str) -> np.ndarray:
-    """(N, F) float32 or float64, trailing axes flattened; `what` names it in errors. DataError: no rows; NumericsError: NaN or inf."""
+    """(N, F) float32 or float64, trailing axes flattened; `what` names it in errors. DataError: no
+    rows; NumericsError: NaN or inf."""
     if isinstance(values, (SparseCodes, RaggedCodes)):
         values = values.to_dense()
     if isinstance(values, torch.Tensor):
@@ -35,18 +38,25 @@ def matrix(values: Rows, what: str) -> np.ndarray:
     values = values.reshape(len(values), -1)
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
-        raise NumericsError(f"{what}: row {bad[0]} is not finite ({len(bad):,} of {len(values):,} rows)")
+        raise NumericsError(
+            f"{what}: row {bad[0]} is not finite ({len(bad):,} of {len(values):,} rows)"
+        )
     return values
 
 
 def classes(labels: Labels, rows: int, what: str) -> np.ndarray:
-    """(N,) labels, one a row. Raises DataError when a row has none or their number differs from `rows`."""
-    labels = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    """(N,) labels, one a row. Raises DataError when a row has none or their number differs from
+    `rows`."""
+    labels = (
+        labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    )
     if labels.shape != (rows,):
         raise DataError(f"{what}: labels of shape {labels.shape} for {rows:,} rows")
     missing = [i for i, label in enumerate(labels.tolist()) if label is None]
     if missing:
-        raise DataError(f"{what}: row {missing[0]} has no label ({len(missing):,} of {rows:,} rows)")
+        raise DataError(
+            f"{what}: row {missing[0]} has no label ({len(missing):,} of {rows:,} rows)"
+        )
     # a list that once held None is of dtype object, which scikit-learn does not take for strings
     return labels.astype(str) if labels.dtype == object else labels
 
@@ -56,6 +66,8 @@ def as_numbers(code: torch.Tensor | SparseCodes | RaggedCodes, active_above: flo
     if isinstance(code, SparseCodes):
         row, column = code.active().nonzero(as_tuple=True)
         values = code.vals[row, column].float().numpy()
-        return csr_matrix((values, (row.numpy(), code.idx[row, column].numpy())), shape=(len(code.vals), code.F))
+        return csr_matrix(
+            (values, (row.numpy(), code.idx[row, column].numpy())), shape=(len(code.vals), code.F)
+        )
     dense = (code.to_dense() if isinstance(code, RaggedCodes) else code).float().flatten(1).numpy()
     return csr_matrix(dense) if active_above == 0.0 else dense

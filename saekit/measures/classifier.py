@@ -1,8 +1,10 @@
-"""An autoencoder's encoder as the start of a classifier: what learning without labels is worth where labels are few.
+"""An autoencoder's encoder as the start of a classifier: what learning without labels is worth
+where labels are few.
 
-Three accuracies with the same labelled rows and the same head: the encoder as it is (a probe of its code), fine-tuned with the head, and a
-fresh encoder of the same shape trained on the labels alone. Tuning starts from a head fitted to the codes as they are, so that a random
-head does not spoil the encoder first (Kumar et al. 2022, arXiv 2202.10054).
+Three accuracies with the same labelled rows and the same head: the encoder as it is (a probe of its
+code), fine-tuned with the head, and a fresh encoder of the same shape trained on the labels alone.
+Tuning starts from a head fitted to the codes as they are, so that a random head does not spoil the
+encoder first (Kumar et al. 2022, arXiv 2202.10054).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ STEPS, LR, DECAY = 200, 1e-3, 1e-2  # full-batch AdamW: a few hundred rows
 
 @dataclass(frozen=True)
 class Classifier:
-    """Held-out accuracy with `per_class` labels a class, one entry a seed (draw of the labels, and of the fresh weights)."""
+    """Held-out accuracy with `per_class` labels a class, one entry a seed (draw of the labels, and
+    of the fresh weights)."""
 
     per_class: int
     frozen: tuple[float, ...]
@@ -40,14 +43,17 @@ def as_classifier(
     per_class: int = 10,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> Classifier:
-    """`model` has a dense, differentiable code and takes raw rows; it is not changed. All rows of x standardise the code; `per_class` of
-    each class are used with their labels. Raises UsageError, DataError (a class with too few rows)."""
+    """`model` has a dense, differentiable code and takes raw rows; it is not changed. All rows of x
+    standardise the code; `per_class` of each class are used with their labels. Raises UsageError,
+    DataError (a class with too few rows)."""
     y = classes(labels, len(x_ND), "training rows")
     y_test = classes(test_labels, len(x_test_MD), "held-out rows")
     names = np.unique(y)
     target = torch.from_numpy(np.searchsorted(names, y))
     with torch.no_grad():
-        probes = few_labels(model.encode(x_ND), y, model.encode(x_test_MD), y_test, (per_class,), seeds)
+        probes = few_labels(
+            model.encode(x_ND), y, model.encode(x_test_MD), y_test, (per_class,), seeds
+        )
     tuned, scratch = [], []
     for seed in seeds:
         drawn = torch.from_numpy(draw_labelled(y, per_class, seed))
@@ -77,7 +83,9 @@ class _Coded(nn.Module):
         return (self.model.encode(x_ND) - self.mean) * self.scale
 
 
-def _with_head(model: nn.Module, x_ND: torch.Tensor, drawn: torch.Tensor, target_N: torch.Tensor) -> nn.Module:
+def _with_head(
+    model: nn.Module, x_ND: torch.Tensor, drawn: torch.Tensor, target_N: torch.Tensor
+) -> nn.Module:
     """The model with a logistic regression of its codes on top, one output a class."""
     coded = _Coded(model, x_ND)
     with torch.no_grad():

@@ -1,7 +1,9 @@
-"""What a code tells of the data: classes from few or many labels, neighbourhoods kept, subspaces compared, a map to look at.
+"""What a code tells of the data: classes from few or many labels, neighbourhoods kept, subspaces
+compared, a map to look at.
 
-Labels never reach the autoencoder; they judge the code it learnt. Every figure is a held-out one: the caller gives two sets of rows.
-All functions take tensors, arrays or the sparse codes of an SAE, (N, F), and flatten further axes.
+Labels never reach the autoencoder; they judge the code it learnt. Every figure is a held-out one:
+the caller gives two sets of rows. All functions take tensors, arrays or the sparse codes of an SAE,
+(N, F), and flatten further axes.
 """
 
 from __future__ import annotations
@@ -37,16 +39,24 @@ class FewLabels:
     """One a seed."""
 
 
-def knn_accuracy(train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labels, k: int = 5) -> float:
-    """Share of rows that the majority of their k nearest training codes (Euclidean) names rightly. Raises UsageError, DataError."""
+def knn_accuracy(
+    train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labels, k: int = 5
+) -> float:
+    """Share of rows that the majority of their k nearest training codes (Euclidean) names rightly.
+    Raises UsageError, DataError."""
     z_train, y_train, z, y = _labelled(train_codes, train_labels, codes, labels)
     if not 1 <= k <= len(z_train):
-        raise UsageError(f"k = {k} neighbors must be between 1 and the number of training rows, {len(z_train):,}")
+        raise UsageError(
+            f"k = {k} neighbors must be between 1 and the number of training rows, {len(z_train):,}"
+        )
     return float(KNeighborsClassifier(k).fit(z_train, y_train).score(z, y))
 
 
-def neighbours(train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k: int) -> float | None:
-    """Accuracy of k nearest neighbours, (codes, labels) of each side; rows without a label are left out. None: no classes to tell apart."""
+def neighbours(
+    train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k: int
+) -> float | None:
+    """Accuracy of k nearest neighbours, (codes, labels) of each side; rows without a label are left
+    out. None: no classes to tell apart."""
     (z_train, y_train), (z, y) = _with_labels(*train), _with_labels(*judged)
     if len(set(y_train)) < 2 or len(y) == 0 or len(y_train) < k:
         return None
@@ -55,19 +65,27 @@ def neighbours(train: tuple[Codes, Sequence], judged: tuple[Codes, Sequence], k:
     return knn_accuracy(z_train, y_train, z, y, k)
 
 
-def trustworthiness(x: Rows, codes: Rows, neighbours: int = 5, rows: int = 2000, seed: int = 0) -> float:
-    """In [0, 1]: 1 when the nearest neighbours of every code are near neighbours of its row of x (Venna and Kaski 2001).
+def trustworthiness(
+    x: Rows, codes: Rows, neighbours: int = 5, rows: int = 2000, seed: int = 0
+) -> float:
+    """In [0, 1]: 1 when the nearest neighbours of every code are near neighbours of its row of x
+    (Venna and Kaski 2001).
 
-    Takes all N^2 distances, so at most `rows` rows, drawn by `seed`, are judged. Raises UsageError, DataError.
+    Takes all N^2 distances, so at most `rows` rows, drawn by `seed`, are judged. Raises UsageError,
+    DataError.
     """
     x_ND, z_NF = matrix(x, "x"), matrix(codes, "codes")
     if len(x_ND) != len(z_NF):
-        raise DataError(f"{len(x_ND):,} rows of x and {len(z_NF):,} codes: they must be the same rows")
+        raise DataError(
+            f"{len(x_ND):,} rows of x and {len(z_NF):,} codes: they must be the same rows"
+        )
     if len(x_ND) > rows:
         drawn = np.sort(np.random.default_rng(seed).choice(len(x_ND), rows, replace=False))
         x_ND, z_NF = x_ND[drawn], z_NF[drawn]
     if not 1 <= neighbours < len(x_ND) / 2:
-        raise UsageError(f"neighbours = {neighbours} must be at least 1 and under half of the {len(x_ND):,} rows")
+        raise UsageError(
+            f"neighbours = {neighbours} must be at least 1 and under half of the {len(x_ND):,} rows"
+        )
     return float(manifold.trustworthiness(x_ND, z_NF, n_neighbors=neighbours))
 
 
@@ -79,10 +97,11 @@ def few_labels(
     per_class: Sequence[int] = (1, 5, 20, 50),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[FewLabels]:
-    """Accuracy of logistic regression (L2, C = 1) that saw `per_class` labelled training rows of each class, drawn anew by each seed.
+    """Accuracy of logistic regression (L2, C = 1) that saw `per_class` labelled training rows of
+    each class, drawn anew by each seed.
 
-    The draws are nested: the 5 of a seed hold its 1. Codes are standardised by all training rows, which takes no label.
-    Raises UsageError, DataError (a class with too few rows).
+    The draws are nested: the 5 of a seed hold its 1. Codes are standardised by all training rows,
+    which takes no label. Raises UsageError, DataError (a class with too few rows).
     """
     z_train, y_train, z, y = _labelled(train_codes, train_labels, codes, labels)
     if not per_class or not seeds:
@@ -94,11 +113,15 @@ def few_labels(
         for n in per_class:
             drawn = draw_labelled(y_train, n, seed)
             scores[n].append(_probe(z_train[drawn], y_train[drawn]).score(z, y))
-    return [FewLabels(n, float(np.mean(s)), float(np.std(s, ddof=1)) if len(s) > 1 else None, tuple(s)) for n, s in scores.items()]
+    return [
+        FewLabels(n, float(np.mean(s)), float(np.std(s, ddof=1)) if len(s) > 1 else None, tuple(s))
+        for n, s in scores.items()
+    ]
 
 
 def draw_labelled(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Indices of `per_class` rows of each class. Smaller draws of a seed are part of its larger ones. Raises UsageError, DataError."""
+    """Indices of `per_class` rows of each class. Smaller draws of a seed are part of its larger
+    ones. Raises UsageError, DataError."""
     names, counts = np.unique(labels, return_counts=True)
     rarest = counts.argmin()
     if per_class < 1:
@@ -107,13 +130,17 @@ def draw_labelled(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
         cause = f"class {names[rarest]} has {counts[rarest]} training rows, {per_class} are wanted"
         raise DataError(cause, f"per_class up to {counts[rarest]}")
     rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(np.flatnonzero(labels == name))[:per_class] for name in names])
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == name))[:per_class] for name in names]
+    )
 
 
 def principal_angles(A: Rows, B: Rows) -> np.ndarray:
-    """Angles in degrees, smallest first, between the row spaces of A (p, D) and B (q, D); as many as the smaller rank has dimensions.
+    """Angles in degrees, smallest first, between the row spaces of A (p, D) and B (q, D); as many
+    as the smaller rank has dimensions.
 
-    All 0: one space holds the other. By sine and cosine (Knyazev and Argentati 2002), so small angles are exact. Raises DataError.
+    All 0: one space holds the other. By sine and cosine (Knyazev and Argentati 2002), so small
+    angles are exact. Raises DataError.
     """
     A, B = matrix(A, "A").astype(np.float64), matrix(B, "B").astype(np.float64)
     if A.shape[1] != B.shape[1]:
@@ -126,24 +153,36 @@ def principal_angles(A: Rows, B: Rows) -> np.ndarray:
 def map_2d(codes: Rows, method: str = "pca", seed: int = 0) -> np.ndarray:
     """(N, 2) coordinates to draw the codes at.
 
-    pca keeps distances along the two widest directions. tsne (van der Maaten and Hinton 2008) keeps neighbours only: sizes of its
-    clusters and gaps between them mean nothing. Raises UsageError, DataError (fewer than 2 latents or 3 rows).
+    pca keeps distances along the two widest directions. tsne (van der Maaten and Hinton 2008) keeps
+    neighbours only: sizes of its clusters and gaps between them mean nothing. Raises UsageError,
+    DataError (fewer than 2 latents or 3 rows).
     """
     check_choice("method", method, MAP_METHODS)
     z_NF = matrix(codes, "codes")
     if z_NF.shape[1] < 2 or len(z_NF) < 3:
-        raise DataError(f"{len(z_NF)} codes of {z_NF.shape[1]} latents: a map needs 3 codes of 2", "a histogram of the latent")
+        raise DataError(
+            f"{len(z_NF)} codes of {z_NF.shape[1]} latents: a map needs 3 codes of 2",
+            "a histogram of the latent",
+        )
     if method == "pca":
         return PCA(2, svd_solver="full").fit_transform(z_NF)
-    # scikit-learn's default perplexity of 30 is refused below 31 rows; a third of them is van der Maaten's own bound
-    return TSNE(2, perplexity=min(30.0, (len(z_NF) - 1) / 3), init="pca", random_state=seed).fit_transform(z_NF)
+    # scikit-learn's default perplexity of 30 is refused below 31 rows; a third of them is van der
+    # Maaten's own bound
+    return TSNE(
+        2, perplexity=min(30.0, (len(z_NF) - 1) / 3), init="pca", random_state=seed
+    ).fit_transform(z_NF)
 
 
-def _labelled(train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labels) -> tuple[np.ndarray, ...]:
+def _labelled(
+    train_codes: Rows, train_labels: Labels, codes: Rows, labels: Labels
+) -> tuple[np.ndarray, ...]:
     z_train, z = matrix(train_codes, "training codes"), matrix(codes, "codes")
     if z_train.shape[1] != z.shape[1]:
         raise DataError(f"{z_train.shape[1]} latents to train on, {z.shape[1]} to judge")
-    y_train, y = classes(train_labels, len(z_train), "training codes"), classes(labels, len(z), "codes")
+    y_train, y = (
+        classes(train_labels, len(z_train), "training codes"),
+        classes(labels, len(z), "codes"),
+    )
     if len(np.unique(y_train)) < 2:
         raise DataError("the training labels have only one class", "rows of at least two classes")
     return z_train, y_train, z, y

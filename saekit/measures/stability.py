@@ -1,8 +1,10 @@
-"""Do two runs find the same dictionary? Their atoms are paired one to one so that the cosines sum to the most, and the mean is taken.
+"""Do two runs find the same dictionary? Their atoms are paired one to one so that the cosines sum
+to the most, and the mean is taken.
 
-Fel et al. 2025 (Archetypal SAE, arXiv 2502.12892) judge dictionaries of several seeds so. The mean says little alone: runs that begin alike
-end alike (Brzozowski and Chung 2026, arXiv 2606.02061), and rows that are not centred have large cosines with each other. Compare it with
-that of the dictionaries before training; benchmarks/bench_stability.py does.
+Fel et al. 2025 (Archetypal SAE, arXiv 2502.12892) judge dictionaries of several seeds so. The mean
+says little alone: runs that begin alike end alike (Brzozowski and Chung 2026, arXiv 2606.02061),
+and rows that are not centred have large cosines with each other. Compare it with that of the
+dictionaries before training; benchmarks/bench_stability.py does.
 """
 
 from __future__ import annotations
@@ -16,30 +18,37 @@ from saekit.measures.arrays import Rows, matrix
 
 
 def stability(W_FD: Rows, V_FD: Rows) -> float:
-    """The mean cosine of `matched` atoms: 1 for the same dictionary in any order, whatever the norms of its atoms.
+    """The mean cosine of `matched` atoms: 1 for the same dictionary in any order, whatever the
+    norms of its atoms.
 
-    Raises DataError when the dictionaries differ in width or number of atoms (unmatched atoms would not count).
+    Raises DataError when the dictionaries differ in width or number of atoms (unmatched atoms would
+    not count).
     """
     if len(W_FD) != len(V_FD):
         raise DataError(
-            f"dictionaries of {len(W_FD):,} and {len(V_FD):,} atoms have no common stability", "matched() pairs the smaller one"
+            f"dictionaries of {len(W_FD):,} and {len(V_FD):,} atoms have no common stability",
+            "matched() pairs the smaller one",
         )
     return float(matched(W_FD, V_FD)[1].mean())
 
 
 def matched(W_FD: Rows, V_GD: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pairs (n,2) int64, cosines (n,) fp64), n = min(F,G): row pairs[i,0] of W belongs to row pairs[i,1] of V, in the order of W.
+    """(pairs (n,2) int64, cosines (n,) fp64), n = min(F,G): row pairs[i,0] of W belongs to row
+    pairs[i,1] of V, in the order of W.
 
-    Signed: an atom and its opposite have cosine -1. An atom of norm 0 has cosine 0 with every other. The assignment is exact, in fp64:
-    8 F G bytes; 6 s for 4,096 random atoms and 23 s for 8,192 on one core. Raises DataError when the widths differ or a dictionary is
-    empty, NumericsError for NaN and inf.
+    Signed: an atom and its opposite have cosine -1. An atom of norm 0 has cosine 0 with every
+    other. The assignment is exact, in fp64: 8 F G bytes; 6 s for 4,096 random atoms and 23 s for
+    8,192 on one core. Raises DataError when the widths differ or a dictionary is empty,
+    NumericsError for NaN and inf.
     """
     W, V = _unit_rows(W_FD, "first dictionary"), _unit_rows(V_GD, "second dictionary")
     if W.shape[1] != V.shape[1]:
         raise DataError(f"atoms of {W.shape[1]} and of {V.shape[1]} values have no cosines")
     cosines_FG = W @ V.T
     rows, columns = linear_sum_assignment(cosines_FG, maximize=True)
-    return torch.from_numpy(np.stack([rows, columns], 1).astype(np.int64)), torch.from_numpy(cosines_FG[rows, columns])
+    return torch.from_numpy(np.stack([rows, columns], 1).astype(np.int64)), torch.from_numpy(
+        cosines_FG[rows, columns]
+    )
 
 
 def _unit_rows(W: Rows, what: str) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""What trainer, evaluator, checkpoint, inspection and CLI know of a model: a torch module with these members, most of which do nothing
-unless a model says otherwise.
+"""What trainer, evaluator, checkpoint, inspection and CLI know of a model: a torch module with
+these members, most of which do nothing unless a model says otherwise.
 
-`encode` and `decode` act on rows in the units that the weights are in: the normalized training input during training, raw activations once
-loaded from a checkpoint (`folded` gives the weights for that). A model of strategy `gradient` gives `initialise_from` and `loss`;
-`layerwise` is the same with several stages; `closed_form` gives `fit` only.
+`encode` and `decode` act on rows in the units that the weights are in: the normalized training
+input during training, raw activations once loaded from a checkpoint (`folded` gives the weights for
+that). A model of strategy `gradient` gives `initialise_from` and `loss`; `layerwise` is the same
+with several stages; `closed_form` gives `fit` only.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ class Recipe:
 class Autoencoder(nn.Module):
     strategy: ClassVar[Strategy] = "gradient"
     takes: ClassVar[Takes] = "rows"
-    """Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the store has that layout."""
+    """Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the
+    store has that layout."""
     active_above: float | None = None
-    """An entry of the code above this is active; None: a dense code, for which l0, dead and density mean nothing."""
+    """An entry of the code above this is active; None: a dense code, for which l0, dead and density
+    mean nothing."""
     resamples: bool = False
     """Whether dead latents are pointed at badly reconstructed rows (`resample`)."""
     compares: bool = False
@@ -55,7 +58,8 @@ class Autoencoder(nn.Module):
     sparse_kernels: ClassVar[bool] = False
     """Whether its training step runs on saekit_kernels, which choose their own precision."""
     lr: ClassVar[float] = 1e-3
-    """Peak learning rate, and the weight decay below: measured on 4,000 images of 784 pixels (docs/log.md)."""
+    """Peak learning rate, and the weight decay below: measured on 4,000 images of 784 pixels
+    (docs/log.md)."""
     weight_decay: ClassVar[float] = 1e-2
     decay_share: ClassVar[float] = 0.2
     """Share of a stage's steps over which the learning rate falls to 0."""
@@ -64,13 +68,15 @@ class Autoencoder(nn.Module):
 
     total_steps: int = 0
     dead_order: torch.Tensor | None = None
-    """With `total_steps`: what `loss` assumes of the run where it is given the number of a step only (`at`)."""
+    """With `total_steps`: what `loss` assumes of the run where it is given the number of a step
+    only (`at`)."""
 
     config: Any
     d_in: int
     latents: int
 
-    # -- the map ---------------------------------------------------------------------------------------------------------
+    # -- the map
+    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
         """The code (..., F) of x (..., D)."""
@@ -84,13 +90,19 @@ class Autoencoder(nn.Module):
         code = self.encode(x)
         return Output(self.decode(code), code)
 
-    # -- training --------------------------------------------------------------------------------------------------------
+    # -- training
+    # ----------------------------------------------------------------------------------------------
 
     def recipe(self, units: int) -> Recipe:
-        """On `units` training rows, or examples. An SAE trains on millions of hidden states, other models also on a few thousand images:
-        their steps are counted in shares of the data."""
+        """On `units` training rows, or examples. An SAE trains on millions of hidden states, other
+        models also on a few thousand images: their steps are counted in shares of the data."""
         batch = min(max(power_of_two(units / STEPS_PER_EPOCH), 32), MOST_BATCH, units)
-        return Recipe(batch, min(EPOCHS * units, max(MOST_ROWS, FEWEST_EPOCHS * units)), self.lr, self.weight_decay)
+        return Recipe(
+            batch,
+            min(EPOCHS * units, max(MOST_ROWS, FEWEST_EPOCHS * units)),
+            self.lr,
+            self.weight_decay,
+        )
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """First values that depend on the data: a sample of normalized rows."""
@@ -99,9 +111,15 @@ class Autoencoder(nn.Module):
         """The older name of `initialise_from`."""
         self.initialise_from(sample, generator)
 
-    def start_at(self, mean_D: torch.Tensor, variance: float, target_BD: torch.Tensor, sample_BD: torch.Tensor) -> None:
-        """Told, after `initialise_from`, the mean (D_out) of what is to be reconstructed, the mean of its ||x - mean||^2 and some rows of
-        it, besides the sample of the input."""
+    def start_at(
+        self,
+        mean_D: torch.Tensor,
+        variance: float,
+        target_BD: torch.Tensor,
+        sample_BD: torch.Tensor,
+    ) -> None:
+        """Told, after `initialise_from`, the mean (D_out) of what is to be reconstructed, the mean
+        of its ||x - mean||^2 and some rows of it, besides the sample of the input."""
 
     def fit(self, batches: Iterable[ActivationBatch]) -> None:
         """Strategy `closed_form`: all of training, from batches of x."""
@@ -118,7 +136,9 @@ class Autoencoder(nn.Module):
 
     def at(self, step: Step | int) -> Step:
         """The step itself, or that of a number of steps done before."""
-        return step if isinstance(step, Step) else Step(step, self.total_steps, dead=self.dead_order)
+        return (
+            step if isinstance(step, Step) else Step(step, self.total_steps, dead=self.dead_order)
+        )
 
     def fused_step(self, batch: ActivationBatch, step: Step, adam: Adam) -> LossTerms | None:
         """Loss, gradients, Adam and constraints in one pass, or None where that does not apply."""
@@ -131,12 +151,15 @@ class Autoencoder(nn.Module):
         """Parameters have moved: bring them back to their constraints."""
 
     def observe(self, l0: float, step: Step) -> None:
-        """Told the mean L0 of recent rows after `step.number` steps, whenever the trainer looks at the device."""
+        """Told the mean L0 of recent rows after `step.number` steps, whenever the trainer looks at
+        the device."""
 
     def compare(self, x: torch.Tensor, step: Step) -> None:
         """Shown held-out rows."""
 
-    def resample(self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step) -> None:
+    def resample(
+        self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step
+    ) -> None:
         """Give the latents `dead` new directions, from a batch."""
 
     def run_state(self) -> dict[str, Any]:
@@ -150,14 +173,17 @@ class Autoencoder(nn.Module):
         """About how much a step on so many rows or examples leaves for the backward pass."""
         return 0
 
-    # -- saving ----------------------------------------------------------------------------------------------------------
+    # -- saving
+    # ----------------------------------------------------------------------------------------------
 
     @classmethod
     def for_weights(cls, config: Any) -> Autoencoder:
         """A model in the form of a checkpoint, to load its tensors into."""
         return cls(config)
 
-    def folded(self, mean_D: torch.Tensor, scale: Any, target: tuple[torch.Tensor, Any] | None = None) -> dict[str, torch.Tensor]:
+    def folded(
+        self, mean_D: torch.Tensor, scale: Any, target: tuple[torch.Tensor, Any] | None = None
+    ) -> dict[str, torch.Tensor]:
         """The tensors that act on raw x as these act on (x - mean) * scale."""
         raise NotImplementedError
 

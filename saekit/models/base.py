@@ -10,7 +10,8 @@ ROWS_IN_CACHE = 1024  # passes over weights go in pieces whose temporaries stay 
 
 
 def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") -> torch.Tensor:
-    """(B,width) in the dtype of `weight`: what a model is given as (..., width) in any float dtype. Raises DataError."""
+    """(B,width) in the dtype of `weight`: what a model is given as (..., width) in any float dtype.
+    Raises DataError."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise DataError(f"{what} is {kind}, not a tensor of floats", f"{what}.float()")
@@ -18,21 +19,34 @@ def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") 
         cause = f"{what} has the shape {tuple(x.shape)}; its last dimension must be {width}"
         raise DataError(cause, "give rows of the width that the model was trained on")
     if x.device != weight.device:
-        raise DataError(f"{what} is on {x.device}, the model on {weight.device}", f"{what}.to({str(weight.device)!r})")
+        raise DataError(
+            f"{what} is on {x.device}, the model on {weight.device}",
+            f"{what}.to({str(weight.device)!r})",
+        )
     return x.reshape(-1, width).to(weight.dtype)
 
 
-def as_examples(x: torch.Tensor, shape: tuple[int | None, ...], weight: torch.Tensor, what: str = "x") -> torch.Tensor:
-    """(B,*shape), as `as_rows`, of (..., *shape); None in `shape` is any length of at least 1. Raises DataError."""
+def as_examples(
+    x: torch.Tensor, shape: tuple[int | None, ...], weight: torch.Tensor, what: str = "x"
+) -> torch.Tensor:
+    """(B,*shape), as `as_rows`, of (..., *shape); None in `shape` is any length of at least 1.
+    Raises DataError."""
     as_rows(x, shape[-1], weight, what)  # checks
     own = x.shape[-len(shape) :]
-    if len(own) < len(shape) or any(size not in (wanted or size, wanted) or not size for size, wanted in zip(own, shape)):
+    if len(own) < len(shape) or any(
+        size not in (wanted or size, wanted) or not size for size, wanted in zip(own, shape)
+    ):
         wanted = ", ".join("length" if size is None else str(size) for size in shape)
-        raise DataError(f"{what} has the shape {tuple(x.shape)}; one example is ({wanted})", "give whole examples, as the store holds them")
+        raise DataError(
+            f"{what} has the shape {tuple(x.shape)}; one example is ({wanted})",
+            "give whole examples, as the store holds them",
+        )
     return x.reshape(-1, *own).to(weight.dtype)
 
 
-def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
+def geometric_median(
+    x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6
+) -> torch.Tensor:
     """(D,): the point with the least summed distance to the rows, by Weiszfeld's iteration.
 
     More robust than the mean: a few rows of huge norm (attention sinks) hardly move it.
@@ -59,7 +73,8 @@ def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
 
 
 def remove_parallel_(grad_FD: torch.Tensor, W_FD: torch.Tensor) -> None:
-    """Drop from each gradient row its part along the unit row of W: it would only change the norm, which is then reset."""
+    """Drop from each gradient row its part along the unit row of W: it would only change the norm,
+    which is then reset."""
     for grad, W in zip(grad_FD.split(ROWS_IN_CACHE), W_FD.split(ROWS_IN_CACHE)):
         along = (grad * W).sum(1, keepdim=True)
         torch.addcmul(grad, along, W, value=-1, out=grad)

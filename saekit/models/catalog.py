@@ -31,18 +31,45 @@ class Entry(NamedTuple):
 
 
 CATALOG: dict[str, Entry] = {
-    "sae": Entry(SAEConfig, SAE, "sparse autoencoder, overcomplete; sparsity: one of the kinds that saekit models sae lists"),
+    "sae": Entry(
+        SAEConfig,
+        SAE,
+        "sparse autoencoder, overcomplete; sparsity: one of the kinds that saekit models sae lists",
+    ),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
     "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
-    "dense": Entry(DenseConfig, Dense, "mirrored layers, shallow or deep: hidden, tied, noise, contractive, pretrain"),
+    "dense": Entry(
+        DenseConfig,
+        Dense,
+        "mirrored layers, shallow or deep: hidden, tied, noise, contractive, pretrain",
+    ),
     "conv": Entry(ConvConfig, Conv, "convolutions for images and grids of patches: channels"),
-    "unet": Entry(UNetConfig, UNet, "convolutions down and up with skips between, for a target store: colours, masks"),
-    "recurrent": Entry(RecurrentConfig, Recurrent, "reads a sequence into one code and writes it out again: cell gru | lstm"),
+    "unet": Entry(
+        UNetConfig,
+        UNet,
+        "convolutions down and up with skips between, for a target store: colours, masks",
+    ),
+    "recurrent": Entry(
+        RecurrentConfig,
+        Recurrent,
+        "reads a sequence into one code and writes it out again: cell gru | lstm",
+    ),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
 }
 # What `saekit train` has flags for; an SAE's other options are set by name (`--set`).
-SAE_FLAGS = ("latents", "sparsity", "noise", "decoder_norm", "revive", "skip", "k", "coef", "target_l0", "target_rate")
+SAE_FLAGS = (
+    "latents",
+    "sparsity",
+    "noise",
+    "decoder_norm",
+    "revive",
+    "skip",
+    "k",
+    "coef",
+    "target_l0",
+    "target_rate",
+)
 FROM_DATA = ("d_in", "d_out", "shape", "parts")  # fields of a config that no option sets
 
 
@@ -57,9 +84,11 @@ def config_of(name: str, options: dict[str, Any]) -> type:
 
 
 def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
-    """The options that a model takes, with their defaults (widths and shapes come from the data)."""
+    """The options that a model takes, with their defaults (widths and shapes come from the
+    data)."""
     config = config_of(name, {} if sparsity is None else {"sparsity": sparsity})
-    left_out = (*FROM_DATA, *getattr(config, "without", ()))  # what a model inherits and refuses is none of its options
+    # what a model inherits and refuses is none of its options
+    left_out = (*FROM_DATA, *getattr(config, "without", ()))
     return {f.name: f.default for f in dataclasses.fields(config) if f.name not in left_out}
 
 
@@ -74,13 +103,26 @@ def check_options(name: str, options: dict[str, Any]) -> None:
                 typed.as_type(value, hints[key], opt(key))
             except typed.MisfitError as error:
                 if isinstance(value, float) and not math.isfinite(value):
-                    continue  # the option's own check says what it may be; `build` refuses what has none
-                raise UsageError(str(error), "write numbers without quotes and words with quotes") from None
+                    # the option's own check says what it may be; `build` refuses what has none
+                    continue
+                raise UsageError(
+                    str(error), "write numbers without quotes and words with quotes"
+                ) from None
             continue
-        takes = [other for other, variant in VARIANTS.items() if key in options_of("sae", other)] if name == "sae" else []
+        takes = (
+            [other for other, variant in VARIANTS.items() if key in options_of("sae", other)]
+            if name == "sae"
+            else []
+        )
         if takes:  # an option of one sparsity is not silently ignored by another
-            raise UsageError(f"{opt(key)} does not apply to {opt('sparsity', sparsity)}", f"{opt('sparsity', *takes)}, or drop {opt(key)}")
-        raise UsageError(f"{opt(key)} does not apply to {opt('model', name)}, which takes {', '.join(map(opt, known))}")
+            raise UsageError(
+                f"{opt(key)} does not apply to {opt('sparsity', sparsity)}",
+                f"{opt('sparsity', *takes)}, or drop {opt(key)}",
+            )
+        raise UsageError(
+            f"{opt(key)} does not apply to {opt('model', name)}, which takes"
+            f" {', '.join(map(opt, known))}"
+        )
 
 
 def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
@@ -97,9 +139,10 @@ def build(
     d_out: int = 0,
     parts: tuple[int, ...] = (),
 ) -> nn.Module:
-    """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the target's rows where
-    that is another store, `parts` the widths of several hooks side by side in a row. Raises UsageError on wrong options, DataError when
-    the model does not take such examples."""
+    """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape),
+    `d_out` the width of the target's rows where that is another store, `parts` the widths of
+    several hooks side by side in a row. Raises UsageError on wrong options, DataError when the
+    model does not take such examples."""
     check_options(name, options)
     config = config_of(name, options)
     fields = {f.name for f in dataclasses.fields(config)}
@@ -132,21 +175,37 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
             model = CATALOG[name].model.for_weights(settings)
         _need_shapes(model.state_dict(), tensors)
         model.to_empty(device="cpu").load_state_dict(tensors)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, IndexError, UsageError) as error:
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+        IndexError,
+        UsageError,
+    ) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)
 
 
 def _need_possible(settings: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """No size of a config is above the largest that its tensors have, nor its layers above their number."""
+    """No size of a config is above the largest that its tensors have, nor its layers above their
+    number."""
     largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=0)
     for field in ("latents", "d_in", "d_out", "width", "hidden", "channels", "parts"):
         value = getattr(settings, field, 0)
         sizes = value if isinstance(value, tuple) else (value,)
-        # A row of a sequence or image is narrower than an example; codes are at most as wide as what they are computed from.
-        if any(isinstance(size, int) and size > max(largest, 1) * _examples(settings) for size in sizes):
-            raise ValueError(f"config.{field} is {value}, and the largest tensor has {largest:,} rows or columns")
-    if getattr(settings, "layers", 0) > len(tensors) or len(getattr(settings, "hidden", None) or ()) > len(tensors):
+        # A row of a sequence or image is narrower than an example; codes are at most as wide as
+        # what they are computed from.
+        if any(
+            isinstance(size, int) and size > max(largest, 1) * _examples(settings) for size in sizes
+        ):
+            raise ValueError(
+                f"config.{field} is {value}, and the largest tensor has {largest:,} rows or columns"
+            )
+    if getattr(settings, "layers", 0) > len(tensors) or len(
+        getattr(settings, "hidden", None) or ()
+    ) > len(tensors):
         raise ValueError(f"config has more layers than the {len(tensors)} tensors")
 
 
@@ -158,7 +217,15 @@ def _examples(settings: Any) -> int:
 def _need_shapes(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
     if wanted.keys() != tensors.keys():
         difference = sorted(wanted.keys() ^ tensors.keys())[0]
-        raise ValueError(f"{difference} is {'missing' if difference in wanted else 'not one of its tensors'}")
+        raise ValueError(
+            f"{difference} is {'missing' if difference in wanted else 'not one of its tensors'}"
+        )
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape or tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and by config {tuple(wanted[name].shape)}")
+        if (
+            tensor.shape != wanted[name].shape
+            or tensor.is_floating_point() != wanted[name].is_floating_point()
+        ):
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}, and by config"
+                f" {tuple(wanted[name].shape)}"
+            )

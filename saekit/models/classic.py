@@ -1,12 +1,15 @@
-"""What every classic autoencoder shares: a code, an output with its loss, noise on the input, penalties on the code.
+"""What every classic autoencoder shares: a code, an output with its loss, noise on the input,
+penalties on the code.
 
-A model adds its body, two maps between normalised input and code; everything here combines with every body:
+A model adds its body, two maps between normalised input and code; everything here combines with
+every body:
 
-    x~ = (x - mean) * scale;  z = s(to_code(noise(x~)));  a = from_code(z);  loss = output's loss(a, x~) + penalties(z)
+    x~ = (x - mean) * scale; z = s(to_code(noise(x~))); a = from_code(z); loss = output's loss(a,
+    x~) + penalties(z)
 
-Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and give raw units; during training mean is 0 and scale 1, since
-the trainer normalises. Unlike an SAE's, mean and scale stay beside the weights, so that one rule serves every body; a code is in normalised
-units.
+Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and give raw units; during
+training mean is 0 and scale 1, since the trainer normalises. Unlike an SAE's, mean and scale stay
+beside the weights, so that one rule serves every body; a code is in normalised units.
 """
 
 from __future__ import annotations
@@ -67,8 +70,13 @@ class ClassicConfig:
         if not 0 < self.target_rate < 1:
             raise UsageError(f"{opt('target_rate', self.target_rate)} must be in (0, 1)")
         if self.coef is not None and (self.coef < 0 or self.sparsity == "none"):
-            wrong = "must not be negative" if self.coef < 0 else "weighs a penalty that there is not"
-            raise UsageError(f"{opt('coef', self.coef)} {wrong}", opt("sparsity", "l1", "kl") if self.coef >= 0 else "")
+            wrong = (
+                "must not be negative" if self.coef < 0 else "weighs a penalty that there is not"
+            )
+            raise UsageError(
+                f"{opt('coef', self.coef)} {wrong}",
+                opt("sparsity", "l1", "kl") if self.coef >= 0 else "",
+            )
 
     @property
     def penalty(self) -> float:
@@ -85,7 +93,11 @@ class Classic(Autoencoder):
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
         self.config = config
-        self.d_in, self.latents, self.d_out = config.d_in, config.latents, config.d_out or config.d_in
+        self.d_in, self.latents, self.d_out = (
+            config.d_in,
+            config.latents,
+            config.d_out or config.d_in,
+        )
         self.noise = Noise.parse(config.noise)
         self.active_above = ACTIVE_ABOVE[config.sparsity]
         self.code_activation = ACTIVATIONS[CODE_OF_SPARSITY[config.sparsity]]
@@ -94,7 +106,8 @@ class Classic(Autoencoder):
         self.register_buffer("output_mean", torch.zeros(self.d_out))
         self.register_buffer("output_scale", torch.ones(()))
 
-    # -- the body, which a model implements ---------------------------------------------------------------------------------
+    # -- the body, which a model implements
+    # ---------------------------------------------------------------------------------
 
     def to_code(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised input -> (B,F), before the code's activation."""
@@ -109,17 +122,19 @@ class Classic(Autoencoder):
         raise NotImplementedError
 
     def numbers_per_row(self) -> int:
-        """About how many numbers a row (or example) leaves for the backward pass: for estimates of memory."""
+        """About how many numbers a row (or example) leaves for the backward pass: for estimates of
+        memory."""
         raise NotImplementedError
 
     def batch_bytes(self, batch: int) -> int:
         return 8 * batch * self.numbers_per_row()
 
-    # -- the map ------------------------------------------------------------------------------------------------------------
+    # -- the map
+    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F) of x (..., *example) in any float dtype; an example is a row (D,) or what `example_shape` says. Raises DataError for
-        another shape, dtype or device."""
+        """(..., F) of x (..., *example) in any float dtype; an example is a row (D,) or what
+        `example_shape` says. Raises DataError for another shape, dtype or device."""
         code = self.code_activation(self.to_code(self.normalised(x)))
         return code.view(*self.leading(x), self.latents)
 
@@ -140,43 +155,62 @@ class Classic(Autoencoder):
 
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
         """Raw examples (..., *example) -> (B,*example), as in training."""
-        return (as_examples(x, self.example_shape, self.input_mean) - self.input_mean) * self.input_scale
+        return (
+            as_examples(x, self.example_shape, self.input_mean) - self.input_mean
+        ) * self.input_scale
 
-    # -- training -----------------------------------------------------------------------------------------------------------
+    # -- training
+    # ----------------------------------------------------------------------------------------------
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """Weights from N(0, gain / fan-in), biases 0 (He et al. 2015, arXiv 1502.01852)."""
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.dim() > 1:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * math.sqrt(self.gain / parameter[0].numel()))
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=generator)
+                        * math.sqrt(self.gain / parameter[0].numel())
+                    )
                 else:
                     parameter.zero_()
 
     def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
-        """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is computed from, whatever the output."""
+        """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is
+        computed from, whatever the output."""
         batch, step = as_batch(batch), self.at(step)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.noisy_code(noisy, batch.x, step)
         return self.judged(self.from_code(z), z, batch, terms, weights)
 
-    def judged(self, a: torch.Tensor, z: torch.Tensor, batch: ActivationBatch, terms: dict, weights: dict) -> LossTerms:
-        """The loss of output a, before its activation, and code z; `terms` and `weights` are the penalties'."""
+    def judged(
+        self, a: torch.Tensor, z: torch.Tensor, batch: ActivationBatch, terms: dict, weights: dict
+    ) -> LossTerms:
+        """The loss of output a, before its activation, and code z; `terms` and `weights` are the
+        penalties'."""
         target = batch.x if batch.target is None else batch.target
         outputs.check_range(self.config.output, target)
         reconstruction = self.reconstruction(a, target, batch.mask)
-        terms, weights = {"reconstruction": reconstruction, **terms}, {"reconstruction": self.reconstruction_weight, **weights}
+        terms, weights = (
+            {"reconstruction": reconstruction, **terms},
+            {"reconstruction": self.reconstruction_weight, **weights},
+        )
         total = sum(weights[name] * term for name, term in terms.items())
         with torch.no_grad():
             x_hat = outputs.activate(self.config.output, a)
             metrics = {"squared_error": outputs.summed_loss("linear", x_hat, target, batch.mask)}
-            fired = None if self.active_above is None else firing_counts(z.detach(), self.active_above)
+            fired = (
+                None if self.active_above is None else firing_counts(z.detach(), self.active_above)
+            )
         return LossTerms(total, terms, weights, fired, metrics)
 
-    def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def reconstruction(
+        self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         return outputs.summed_loss(self.config.output, a, target, mask)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(
+        self, noisy: torch.Tensor, clean: torch.Tensor, step: Step
+    ) -> tuple[torch.Tensor, dict, dict]:
         """(code, penalties before weighting, their weights) of one training batch."""
         return self.penalised(self.code_activation(self.to_code(noisy)))
 
@@ -189,11 +223,20 @@ class Classic(Autoencoder):
             return z, {"kl": penalties.kl(z, c.target_rate)}, {"kl": c.penalty}
         return z, {}, {}
 
-    # -- saving -------------------------------------------------------------------------------------------------------------
+    # -- saving
+    # ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def folded(self, mean_D: torch.Tensor, scale: float, target: tuple[torch.Tensor, float] | None = None) -> dict[str, torch.Tensor]:
-        """The tensors that act on raw rows: mean and scale are kept beside the weights. `target`: mean and scale of another store."""
+    def folded(
+        self, mean_D: torch.Tensor, scale: float, target: tuple[torch.Tensor, float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The tensors that act on raw rows: mean and scale are kept beside the weights. `target`:
+        mean and scale of another store."""
         out_mean, out_scale = (mean_D, scale) if target is None else target
-        own = {"input_mean": mean_D, "input_scale": torch.tensor(scale), "output_mean": out_mean, "output_scale": torch.tensor(out_scale)}
+        own = {
+            "input_mean": mean_D,
+            "input_scale": torch.tensor(scale),
+            "output_mean": out_mean,
+            "output_scale": torch.tensor(out_scale),
+        }
         return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **own}

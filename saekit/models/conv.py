@@ -1,12 +1,14 @@
 """`conv`: an autoencoder of convolutions for images and grids of patches.
 
-Down, per entry of `channels`: a 3x3 convolution, a bend, 2x2 mean pooling (max pooling left 11 to 22% more error, docs/log.md); then a
-linear map to the code. Up is the mirror image: a linear map, then transposed convolutions. Their kernels are 4x4, a multiple of the
-stride, so that all output values are sums of equally many products; with 3x3 some have one and others four, which shows as a checkerboard
-(Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Pooling rounds odd sides down, `output_padding` brings them back.
+Down, per entry of `channels`: a 3x3 convolution, a bend, 2x2 mean pooling (max pooling left 11 to
+22% more error, docs/log.md); then a linear map to the code. Up is the mirror image: a linear map,
+then transposed convolutions. Their kernels are 4x4, a multiple of the stride, so that all output
+values are sums of equally many products; with 3x3 some have one and others four, which shows as a
+checkerboard (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Pooling rounds odd
+sides down, `output_padding` brings them back.
 
-Channels are last outside, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of `raw:pixels`. Inside they are first, as torch has
-them.
+Channels are last outside, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of
+`raw:pixels`. Inside they are first, as torch has them.
 Shapes: B examples, H W sides, C channels, h w sides of a map, F latents.
 """
 
@@ -44,9 +46,14 @@ class ConvConfig(ClassicConfig):
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "channels", tuple(self.channels))
-        check_choice("activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+        check_choice(
+            "activation", self.activation, [name for name in ACTIVATIONS if name != "linear"]
+        )
         if not self.channels or any(count < 1 for count in self.channels):
-            raise UsageError(f"{opt('channels', self.channels)}: at least one number, each at least 1", opt("channels", [16, 32]))
+            raise UsageError(
+                f"{opt('channels', self.channels)}: at least one number, each at least 1",
+                opt("channels", [16, 32]),
+            )
         self._check_shape()
         self._check_sides()
 
@@ -58,7 +65,9 @@ class ConvConfig(ClassicConfig):
             )
         H, W, C = self.shape
         if self.d_in not in (C, H * W * C):
-            raise DataError(f"rows of width {self.d_in} are neither patches nor images of shape {self.shape}")
+            raise DataError(
+                f"rows of width {self.d_in} are neither patches nor images of shape {self.shape}"
+            )
         if not self.is_grid and self.d_out % (H * W):
             raise DataError(
                 f"rows of width {self.d_out} in the target store are not images of {H}x{W}",
@@ -69,9 +78,15 @@ class ConvConfig(ClassicConfig):
         H, W, _ = self.shape
         pools = min(H, W).bit_length() - 1  # that leave a side of at least 1
         if pools < 1:
-            raise DataError(f"sides of {H}x{W} are too small for {self.model}, which halves both", opt("model", "dense"))
+            raise DataError(
+                f"sides of {H}x{W} are too small for {self.model}, which halves both",
+                opt("model", "dense"),
+            )
         if len(self.channels) > pools:
-            cause = f"{opt('channels', self.channels)} halves the sides {len(self.channels)} times, and {H}x{W} are too small"
+            cause = (
+                f"{opt('channels', self.channels)} halves the sides {len(self.channels)} times, and"
+                f" {H}x{W} are too small"
+            )
             raise UsageError(cause, opt("channels", self.channels[:pools]))
 
     @property
@@ -103,20 +118,26 @@ class Spatial(Classic):
 
     def from_maps(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
         """(B,C,H,W) -> the shape of the target, by what the input is: (B,H,W,C) or (B,H*W*C)."""
-        return rearrange(maps_BCHW, "B C H W -> B H W C" if self.config.is_grid else "B C H W -> B (H W C)")
+        return rearrange(
+            maps_BCHW, "B C H W -> B H W C" if self.config.is_grid else "B C H W -> B (H W C)"
+        )
 
     def numbers_per_row(self) -> int:
         """Of every level's maps: convolutions, bends and pools on the way down and up."""
-        maps = sum(channels * math.prod(sides) for channels, sides in zip(self.config.channels, self.sides))
+        maps = sum(
+            channels * math.prod(sides) for channels, sides in zip(self.config.channels, self.sides)
+        )
         return (self.maps_in + self.maps_out) * math.prod(self.sides[0]) + self.maps_each * maps
 
     @torch.no_grad()
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that their first index is not the output."""
+        """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that
+        their first index is not the output."""
         super().initialise_from(sample, generator)
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
-                products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2  # in one output value: the fan-in
+                # in one output value: the fan-in
+                products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2
                 module.weight.mul_(math.sqrt(module.weight[0].numel() / products))
 
 
@@ -127,11 +148,14 @@ class Conv(Spatial):
         super().__init__(config)
         widths = (self.maps_in, *config.channels)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.narrow = (config.channels[-1], *self.sides[-1])  # the map between the convolutions and the code
+        # the map between the convolutions and the code
+        self.narrow = (config.channels[-1], *self.sides[-1])
         self.into = nn.Linear(math.prod(self.narrow), self.latents)
         self.out_of = nn.Linear(self.latents, math.prod(self.narrow))
         backs = (self.maps_out, *config.channels)
-        self.up = nn.ModuleList(doubling(b, a, sides) for a, b, sides in zip(backs, backs[1:], self.sides))
+        self.up = nn.ModuleList(
+            doubling(b, a, sides) for a, b, sides in zip(backs, backs[1:], self.sides)
+        )
 
     def to_code(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.to_maps(x)

@@ -1,8 +1,9 @@
-"""`dense`: an autoencoder of mirrored layers, under- or overcomplete, one layer or a deep stack; `linear`: the same with neither hidden
-layers nor bends, whose optimum is PCA's subspace.
+"""`dense`: an autoencoder of mirrored layers, under- or overcomplete, one layer or a deep stack;
+`linear`: the same with neither hidden layers nor bends, whose optimum is PCA's subspace.
 
-Sizes (D, *hidden, F) on the way up, reversed on the way down; `tied` layers use W^T on the way down, with a bias of their own. A layer and
-its mirror image are an autoencoder themselves, which is what pretraining works on (saekit.models.pretraining).
+Sizes (D, *hidden, F) on the way up, reversed on the way down; `tied` layers use W^T on the way
+down, with a bias of their own. A layer and its mirror image are an autoencoder themselves, which is
+what pretraining works on (saekit.models.pretraining).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class LinearConfig(ClassicConfig):
         if self.contractive < 0:
             raise UsageError(f"{opt('contractive', self.contractive)} must not be negative")
         if self.tied and self.d_out not in (0, self.d_in):
-            raise UsageError(f"{opt('tied', True)}: the target's width differs from the input's", f"drop {opt('tied')}")
+            raise UsageError(
+                f"{opt('tied', True)}: the target's width differs from the input's",
+                f"drop {opt('tied')}",
+            )
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,35 @@ class DenseConfig(LinearConfig):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if any(width < 1 for width in self.hidden):
             raise UsageError(f"{opt('hidden', self.hidden)}: widths must be at least 1")
-        check_choice("activation", self.activation, [name for name in ACTIVATIONS if name != "linear"])
+        check_choice(
+            "activation", self.activation, [name for name in ACTIVATIONS if name != "linear"]
+        )
         if self.pretrain:
             check_choice("pretrain", self.pretrain, KINDS)
         if not 0 < self.pretrain_share < 1:
             raise UsageError(f"{opt('pretrain_share', self.pretrain_share)} must be in (0, 1)")
         if self.pretrain == "rbm" and self.activation != "sigmoid" and self.hidden:
-            cause = f"{opt('pretrain', 'rbm')}: the mean of a binary unit is a sigmoid, not {self.activation}"
+            cause = (
+                f"{opt('pretrain', 'rbm')}: the mean of a binary unit is a sigmoid, not"
+                f" {self.activation}"
+            )
             raise UsageError(cause, opt("activation", "sigmoid"))
         if self.pretrain == "rbm" and self.sparsity == "l1":
-            raise UsageError(f"{opt('pretrain', 'rbm')}: code units are binary or Gaussian, not rectified", opt("sparsity", "kl", "none"))
+            raise UsageError(
+                f"{opt('pretrain', 'rbm')}: code units are binary or Gaussian, not rectified",
+                opt("sparsity", "kl", "none"),
+            )
         if self.pretrain and self.d_out:
             raise UsageError(
-                f"{opt('pretrain', self.pretrain)}: layers reconstruct their input, which the target store is not",
+                f"{opt('pretrain', self.pretrain)}: layers reconstruct their input, which the"
+                " target store is not",
                 f"drop {opt('pretrain')}",
             )
 
 
 class Mirror(nn.Module):
-    """One layer and its mirror image: up (B,in) -> (B,out), down (B,out) -> (B,back), both before activation. back is in, except in the
-    first layer of a model with a target of another width."""
+    """One layer and its mirror image: up (B,in) -> (B,out), down (B,out) -> (B,back), both before
+    activation. back is in, except in the first layer of a model with a target of another width."""
 
     def __init__(self, d_in: int, d_out: int, tied: bool, d_back: int) -> None:
         super().__init__()
@@ -96,7 +109,8 @@ class Mirror(nn.Module):
 
 
 class Dense(Classic):
-    """Hidden layers bend by `activation`, the code by what its sparsity asks for (linear without one)."""
+    """Hidden layers bend by `activation`, the code by what its sparsity asks for (linear without
+    one)."""
 
     hidden: tuple[int, ...] = ()
     activation = "linear"
@@ -107,7 +121,9 @@ class Dense(Classic):
             self.hidden, self.activation = config.hidden, config.activation
             self.strategy = "layerwise" if config.pretrain else "gradient"
         widths, backs = (self.d_in, *self.hidden, self.latents), (self.d_out, *self.hidden)
-        self.layers = nn.ModuleList(Mirror(a, b, config.tied, c) for a, b, c in zip(widths, widths[1:], backs))
+        self.layers = nn.ModuleList(
+            Mirror(a, b, config.tied, c) for a, b, c in zip(widths, widths[1:], backs)
+        )
         self.bend = ACTIVATIONS[self.activation]
         self.gain = 2.0 if self.activation in ("relu", "silu", "gelu") else 1.0
 
@@ -133,10 +149,15 @@ class Dense(Classic):
     def leaving_norms(self) -> torch.Tensor:
         return self.layers[-1].down_weight.norm(dim=0)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(
+        self, noisy: torch.Tensor, clean: torch.Tensor, step: Step
+    ) -> tuple[torch.Tensor, dict, dict]:
         z, terms, weights = super().noisy_code(noisy, clean, step)
         if self.config.contractive:
-            terms["contractive"], weights["contractive"] = self.contraction(clean), self.config.contractive
+            terms["contractive"], weights["contractive"] = (
+                self.contraction(clean),
+                self.config.contractive,
+            )
         return z, terms, weights
 
     def contraction(self, x_BD: torch.Tensor) -> torch.Tensor:
@@ -148,15 +169,19 @@ class Dense(Classic):
 
     @property
     def W_dec(self) -> torch.Tensor | None:
-        """(F,D): what each latent adds to a raw row (before the output's sigmoid, where it has one), as an SAE names it; None for a deep
-        decoder, in which a latent has no direction of its own."""
+        """(F,D): what each latent adds to a raw row (before the output's sigmoid, where it has
+        one), as an SAE names it; None for a deep decoder, in which a latent has no direction of its
+        own."""
         return self.layers[0].down_weight.T / self.output_scale if len(self.layers) == 1 else None
 
     def numbers_per_row(self) -> int:
         widths = self.d_in + self.d_out + 2 * (2 * sum(self.hidden) + self.latents)
-        return widths + (self.latents * max(self.hidden, default=0) if self.config.contractive else 0)
+        return widths + (
+            self.latents * max(self.hidden, default=0) if self.config.contractive else 0
+        )
 
-    # -- pretraining --------------------------------------------------------------------------------------------------------
+    # -- pretraining
+    # ----------------------------------------------------------------------------------------------
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         super().initialise_from(sample, generator)
@@ -164,7 +189,11 @@ class Dense(Classic):
             small_weights_(self, generator)
 
     def stages(self, total: int) -> list[Stage]:
-        return layer_stages(len(self.layers), total, self.config.pretrain_share) if self.strategy == "layerwise" else super().stages(total)
+        return (
+            layer_stages(len(self.layers), total, self.config.pretrain_share)
+            if self.strategy == "layerwise"
+            else super().stages(total)
+        )
 
     def enter(self, stage: Stage, sample: torch.Tensor | None = None) -> None:
         if self.strategy == "layerwise" and self.config.pretrain == "rbm":
@@ -174,13 +203,17 @@ class Dense(Classic):
         batch, step = as_batch(batch), self.at(step)
         stages = self.stages(max(step.total, step.number + 1))
         layer = next(stage.layer for stage in stages if stage.start <= step.number < stage.stop)
-        return super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
+        return (
+            super().loss(batch, step) if layer is None else layer_loss(self, batch.x, layer, step)
+        )
 
 
 class Linear(Dense):
-    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in another basis (Baldi and Hornik 1989).
+    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in
+    another basis (Baldi and Hornik 1989).
 
-    Trailing directions are learnt at rates in proportion to what they explain: hence the high rate, and no decay, which would tilt them.
+    Trailing directions are learnt at rates in proportion to what they explain: hence the high rate,
+    and no decay, which would tilt them.
     """
 
     lr, weight_decay = 1e-2, 0.0

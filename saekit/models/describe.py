@@ -1,7 +1,7 @@
 """What a model of the catalog is and takes, read from its own source: the verb `models`.
 
-The text of an option is the string under its field, which no runtime keeps; so the source of the config class, and of those that it
-inherits from, is parsed.
+The text of an option is the string under its field, which no runtime keeps; so the source of the
+config class, and of those that it inherits from, is parsed.
 """
 
 from __future__ import annotations
@@ -42,13 +42,20 @@ class Card:
 def describe(name: str) -> Card:
     """Raises UsageError for a model that there is not."""
     if name not in CATALOG:
-        raise UsageError(f"{name} is not a model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}")
+        raise UsageError(
+            f"{name} is not a model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}"
+        )
     entry = CATALOG[name]
     texts = field_texts(config_of(name, {}))
-    options = [Option(key, "--" + key.replace("_", "-"), _plain(default), texts.get(key, "")) for key, default in options_of(name).items()]
+    options = [
+        Option(key, "--" + key.replace("_", "-"), _plain(default), texts.get(key, ""))
+        for key, default in options_of(name).items()
+    ]
     about = inspect.cleandoc(sys.modules[entry.model.__module__].__doc__ or "")
     if name == "sae":
-        about += "\n\n" + "\n".join(f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items())
+        about += "\n\n" + "\n".join(
+            f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items()
+        )
     return Card(name, entry.line, about, options)
 
 
@@ -71,7 +78,11 @@ def _own_texts(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     found = {}
     for field, below in pairwise(body):
-        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr)):
+        if not (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+        ):
             continue
         if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
             found[field.target.id] = " ".join(below.value.value.split())

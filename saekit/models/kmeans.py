@@ -1,4 +1,5 @@
-"""`kmeans`: a code of one number, the nearest of F centroids. A control: what a dictionary explains that only counts prototypes."""
+"""`kmeans`: a code of one number, the nearest of F centroids. A control: what a dictionary explains
+that only counts prototypes."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class KMeansConfig:
 
 
 class KMeans(Autoencoder):
-    """code = 1 at the nearest centroid, 0 elsewhere (SparseCodes with K = 1); x_hat = that centroid."""
+    """code = 1 at the nearest centroid, 0 elsewhere (SparseCodes with K = 1); x_hat = that
+    centroid."""
 
     strategy = "closed_form"
     active_above = 0.0
@@ -46,17 +48,26 @@ class KMeans(Autoencoder):
         return self.centroids
 
     def encode(self, x: torch.Tensor) -> SparseCodes:
-        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for a row that is not finite. Raises
-        DataError for another width, dtype or device."""
-        x_BD, leading = as_rows(x, self.d_in, self.centroids), None if x.ndim == 2 else tuple(x.shape[:-1])
-        centre = self.centroids.mean(0)  # far from the origin the products that cdist takes would cancel
+        """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for
+        a row that is not finite. Raises DataError for another width, dtype or device."""
+        x_BD, leading = (
+            as_rows(x, self.d_in, self.centroids),
+            None if x.ndim == 2 else tuple(x.shape[:-1]),
+        )
+        # far from the origin the products that cdist takes would cancel
+        centre = self.centroids.mean(0)
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
-        values = torch.where(x_BD.isfinite().all(1, keepdim=True), torch.ones_like(nearest, dtype=x_BD.dtype), torch.nan)
+        values = torch.where(
+            x_BD.isfinite().all(1, keepdim=True),
+            torch.ones_like(nearest, dtype=x_BD.dtype),
+            torch.nan,
+        )
         return SparseCodes(values, nearest.int(), nnz, self.latents, leading=leading)
 
     def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
-        """x_hat (..., D) of what `encode` gives, or of any code (..., F). Raises DataError as `encode`."""
+        """x_hat (..., D) of what `encode` gives, or of any code (..., F). Raises DataError as
+        `encode`."""
         if not isinstance(code, SparseCodes):
             x_hat = as_rows(code, self.latents, self.centroids, "the code") @ self.centroids
             return x_hat.view(*code.shape[:-1], self.d_in)
@@ -65,11 +76,14 @@ class KMeans(Autoencoder):
 
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:
-        """One pass of scikit-learn's mini-batch k-means (Sculley 2010), k-means++ on the first rows. Raises DataError for too few rows."""
+        """One pass of scikit-learn's mini-batch k-means (Sculley 2010), k-means++ on the first
+        rows. Raises DataError for too few rows."""
         from sklearn.cluster import MiniBatchKMeans
 
         rows = max(BATCH, self.latents)
-        model = MiniBatchKMeans(self.latents, batch_size=rows, n_init=1, random_state=self.config.seed)
+        model = MiniBatchKMeans(
+            self.latents, batch_size=rows, n_init=1, random_state=self.config.seed
+        )
         held: list[np.ndarray] = []
         fitted, origin_D = False, None
         for x_BD in batches:
@@ -81,7 +95,10 @@ class KMeans(Autoencoder):
         if held:
             x = np.concatenate(held)
             if not fitted and len(x) < self.latents:
-                raise DataError(f"{len(x):,} rows cannot have {self.latents:,} centroids", opt("latents", max(len(x) // 10, 1)))
+                raise DataError(
+                    f"{len(x):,} rows cannot have {self.latents:,} centroids",
+                    opt("latents", max(len(x) // 10, 1)),
+                )
             model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 
@@ -90,7 +107,8 @@ class KMeans(Autoencoder):
 
 
 def _origin(x_BD: torch.Tensor) -> torch.Tensor:
-    """What is taken off all rows: their mean where it is so far away that fp32 products of rows would cancel, else 0."""
+    """What is taken off all rows: their mean where it is so far away that fp32 products of rows
+    would cancel, else 0."""
     mean = x_BD.mean(0)
     spread = (x_BD - mean).square().sum(1).mean().sqrt()
     return mean if mean.norm() > FAR * spread else torch.zeros_like(mean)

@@ -1,4 +1,5 @@
-"""Linear codes. `pca`: the best one of its size, in closed form; the floor that every other model is measured against."""
+"""Linear codes. `pca`: the best one of its size, in closed form; the floor that every other model
+is measured against."""
 
 from __future__ import annotations
 
@@ -18,18 +19,22 @@ FAR = 100.0  # of the variance, the squared mean
 class PCAConfig:
     d_in: int
     latents: int = 32
-    """Number of components; 32 matches the default k of a TopK SAE, so that both keep as many numbers a row."""
+    """Number of components; 32 matches the default k of a TopK SAE, so that both keep as many
+    numbers a row."""
 
 
 class PCA(Autoencoder):
-    """code = (x - mean) C^T with the leading eigenvectors of the covariance as rows of C (F,D); x_hat = code C + mean."""
+    """code = (x - mean) C^T with the leading eigenvectors of the covariance as rows of C (F,D);
+    x_hat = code C + mean."""
 
     strategy = "closed_form"
 
     def __init__(self, config: PCAConfig) -> None:
         super().__init__()
         if not 1 <= config.latents <= config.d_in:
-            raise UsageError(f"{opt('latents', config.latents)}: pca takes 1 to d_in = {config.d_in} components")
+            raise UsageError(
+                f"{opt('latents', config.latents)}: pca takes 1 to d_in = {config.d_in} components"
+            )
         self.config = config
         self.d_in, self.latents = config.d_in, config.latents
         self.register_buffer("components", torch.zeros(self.latents, self.d_in))
@@ -37,24 +42,30 @@ class PCA(Autoencoder):
         self.register_buffer("explained_variance", torch.zeros(self.latents))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F) of x (..., D), in any float dtype. Raises DataError for another width, dtype or device."""
+        """(..., F) of x (..., D), in any float dtype. Raises DataError for another width, dtype or
+        device."""
         code_BF = (as_rows(x, self.d_in, self.components) - self.mean) @ self.components.T
         return code_BF.view(*x.shape[:-1], self.latents)
 
     def decode(self, code_BF: torch.Tensor) -> torch.Tensor:
         """(..., D) of a code (..., F). Raises DataError as `encode`."""
-        x_hat_BD = as_rows(code_BF, self.latents, self.components, "the code") @ self.components + self.mean
+        x_hat_BD = (
+            as_rows(code_BF, self.latents, self.components, "the code") @ self.components
+            + self.mean
+        )
         return x_hat_BD.view(*code_BF.shape[:-1], self.d_in)
 
     @property
     def W_dec(self) -> torch.Tensor:
-        """The decoder's rows, as an SAE names them: what inspection projects through the unembedding."""
+        """The decoder's rows, as an SAE names them: what inspection projects through the
+        unembedding."""
         return self.components
 
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:
-        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's largest coordinate positive. Far from the
-        origin sums are of x - shift, lest the mean drown the covariance."""
+        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's
+        largest coordinate positive. Far from the origin sums are of x - shift, lest the mean drown
+        the covariance."""
         n, total, outer, shift = 0, 0.0, 0.0, None
         for x_BD in batches:
             x = x_BD.double()

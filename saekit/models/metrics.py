@@ -1,6 +1,8 @@
-"""The figures that every model is judged by, summed in fp64 over a stream of rows (formulas: DESIGN 4).
+"""The figures that every model is judged by, summed in fp64 over a stream of rows (formulas: DESIGN
+4).
 
-Pooled sums, not means of batch means, so the batch size does not matter; the variance is around the rows' own mean, found in the same pass.
+Pooled sums, not means of batch means, so the batch size does not matter; the variance is around the
+rows' own mean, found in the same pass.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from saekit.types import Output
 
 
 def fires(values: torch.Tensor, above: float) -> torch.Tensor:
-    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk, a linear code) says which way a latent
-    points, not whether it does. The one definition for metrics, scan, query and pictures."""
+    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk,
+    a linear code) says which way a latent points, not whether it does. The one definition for
+    metrics, scan, query and pictures."""
     return values.abs() > above
 
 
@@ -28,9 +31,10 @@ def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Figures:
-    """fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2; mse = mean over rows of the sum over D, raw units; cosine = mean cos(x, x_hat);
-    l0 = mean active latents a row; density (F,) = share of rows where each is active; dead = share of latents never active.
-    The last three are None for dense codes."""
+    """fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2; mse = mean over rows of the sum over D, raw
+    units; cosine = mean cos(x, x_hat); l0 = mean active latents a row; density (F,) = share of rows
+    where each is active; dead = share of latents never active. The last three are None for dense
+    codes."""
 
     rows: int
     fvu: float
@@ -43,7 +47,9 @@ class Figures:
     """Means of what the model itself says of each row: `elbo`, in nats."""
 
     def scalars(self) -> dict[str, float | None]:
-        return {name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")} | self.others
+        return {
+            name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")
+        } | self.others
 
 
 class RowSums:
@@ -53,22 +59,28 @@ class RowSums:
         self.active_above = active_above
         self.rows = self.codes = 0  # a model of whole examples has one code for many rows
         self.error = self.squares = self.cosines = 0.0
-        self.shift: torch.Tensor | None = None  # (D,): sums are of x - shift, lest a mean far from 0 drown the variance
+        # (D,): sums are of x - shift, lest a mean far from 0 drown the variance
+        self.shift: torch.Tensor | None = None
         self.total: torch.Tensor | float = 0.0
         self.fired: torch.Tensor | int = 0
         self.examples = 0
         self.others: dict[str, float] = {}
 
     def add_output(self, x: torch.Tensor, output: Output, mask: torch.Tensor | None = None) -> None:
-        """One batch of any layout, (B,D), (B,T,D) or (B,H,W,D); `mask` says which positions are rows."""
+        """One batch of any layout, (B,D), (B,T,D) or (B,H,W,D); `mask` says which positions are
+        rows."""
         D = x.shape[-1]
         rows = slice(None) if mask is None else mask.flatten()
         self.add(x.reshape(-1, D)[rows], output.x_hat.reshape(-1, D)[rows], output.code)
         self.examples += len(x)
         if "elbo" in output.extras:
-            self.others["elbo"] = self.others.get("elbo", 0.0) + float(output.extras["elbo"].double().sum())
+            self.others["elbo"] = self.others.get("elbo", 0.0) + float(
+                output.extras["elbo"].double().sum()
+            )
 
-    def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes) -> None:
+    def add(
+        self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes
+    ) -> None:
         x, x_hat = x_BD.double(), x_hat_BD.double()
         if self.shift is None and len(x):
             self.shift = x.mean(0)

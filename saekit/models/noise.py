@@ -1,7 +1,8 @@
-"""Corruption of the input: what makes a denoising autoencoder of any model (Vincent et al. 2010, JMLR 11).
+"""Corruption of the input: what makes a denoising autoencoder of any model (Vincent et al. 2010,
+JMLR 11).
 
-The model sees the noisy input and is asked for the clean one. Noise comes from a generator that is seeded by run and step, so that a
-resumed run draws what the unbroken one would have drawn.
+The model sees the noisy input and is asked for the clean one. Noise comes from a generator that is
+seeded by run and step, so that a resumed run draws what the unbroken one would have drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from saekit.errors import UsageError, check_choice, opt
 
 def gaussian(x: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
     """x + level * N(0, I): `level` is the standard deviation."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device).mul_(level).add_(x)
+    return (
+        torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        .mul_(level)
+        .add_(x)
+    )
 
 
 def masking(x: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
@@ -58,10 +63,16 @@ class Noise:
         try:
             value = float(level)
         except ValueError:
-            raise UsageError(f"{opt('noise', text)}: the level is missing or not a number", opt("noise", f"{kind}:0.3")) from None
+            raise UsageError(
+                f"{opt('noise', text)}: the level is missing or not a number",
+                opt("noise", f"{kind}:0.3"),
+            ) from None
         most = float("inf") if kind == "gaussian" else 1.0
         if not 0 < value < most:
-            raise UsageError(f"{opt('noise', text)}: the level must be above 0" + ("" if kind == "gaussian" else " and below 1"))
+            raise UsageError(
+                f"{opt('noise', text)}: the level must be above 0"
+                + ("" if kind == "gaussian" else " and below 1")
+            )
         return cls(kind, value)
 
     def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -69,7 +80,13 @@ class Noise:
 
 
 def step_generator(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
-    """Random numbers of one step: a function of seed, step and stream alone, whatever was drawn before."""
+    """Random numbers of one step: a function of seed, step and stream alone, whatever was drawn
+    before."""
     # The constant: seed 0 at step 0 must not draw what the first weights were drawn from.
-    mixed = (0xD1342543DE82EF95 + seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) & (2**63 - 1)
+    mixed = (
+        0xD1342543DE82EF95
+        + seed * 0x9E3779B97F4A7C15
+        + step * 0xBF58476D1CE4E5B9
+        + stream * 0x94D049BB133111EB
+    ) & (2**63 - 1)
     return torch.Generator(device).manual_seed(mixed)

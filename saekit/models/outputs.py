@@ -30,8 +30,11 @@ def pointwise_loss(output: str, a: torch.Tensor, x: torch.Tensor) -> torch.Tenso
     return (activate(output, a) - x).square()
 
 
-def summed_loss(output: str, a: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over rows, the sum over D. Rows are the positions of x without its last dimension; `mask` (that shape) says which count."""
+def summed_loss(
+    output: str, a: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over rows, the sum over D. Rows are the positions of x without its last dimension;
+    `mask` (that shape) says which count."""
     loss = pointwise_loss(output, a, x)
     if mask is None:
         return loss.sum() / (x.numel() // x.shape[-1])
@@ -39,12 +42,14 @@ def summed_loss(output: str, a: torch.Tensor, x: torch.Tensor, mask: torch.Tenso
 
 
 def check_range(output: str, x: torch.Tensor) -> None:
-    """Raise DataError when the output cannot reach the data: a sigmoid has no values outside [0, 1], and cross-entropy no meaning."""
+    """Raise DataError when the output cannot reach the data: a sigmoid has no values outside [0,
+    1], and cross-entropy no meaning."""
     if output == "linear" or x.numel() == 0:
         return
     low, high = torch.stack(x.aminmax()).tolist()  # one look at the device
     if low < 0 or high > 1:
         raise DataError(
-            f"{opt('output', output)} gives values in [0, 1], and the data reach from {low:.4g} to {high:.4g}",
+            f"{opt('output', output)} gives values in [0, 1], and the data reach from {low:.4g} to"
+            f" {high:.4g}",
             f"{opt('output', 'linear')}, or data scaled to [0, 1] with {opt('normalize', 'none')}",
         )

@@ -1,12 +1,13 @@
 """`recurrent`: an autoencoder that reads a sequence into one vector and writes it out again.
 
-Reader: a GRU or LSTM; its state behind the last valid step, mapped linearly, is the code. Writer: a second one, which starts from a state
-made of the code and gets the code as input at every step (Cho et al. 2014, arXiv 1406.1078, section 2.2), not its own last output: nothing
-is fed back, so training and use are the same computation.
+Reader: a GRU or LSTM; its state behind the last valid step, mapped linearly, is the code. Writer: a
+second one, which starts from a state made of the code and gets the code as input at every step (Cho
+et al. 2014, arXiv 1406.1078, section 2.2), not its own last output: nothing is fed back, so
+training and use are the same computation.
 
-Sequences are (B,T,D) with a mask (B,T), True in front and False in the padding behind. A state depends on earlier steps alone, so padding
-does not reach the code, nor, as the loss leaves it out, the gradient. Flat rows of images (H,W,C) are read downwards, a row of pixels a
-step.
+Sequences are (B,T,D) with a mask (B,T), True in front and False in the padding behind. A state
+depends on earlier steps alone, so padding does not reach the code, nor, as the loss leaves it out,
+the gradient. Flat rows of images (H,W,C) are read downwards, a row of pixels a step.
 
 Shapes: B sequences, T steps, D width of a step, F latents, L layers, S state of a cell (`width`).
 """
@@ -33,7 +34,8 @@ CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 @dataclass(frozen=True)
 class RecurrentConfig(ClassicConfig):
     shape: tuple[int | None, ...] = ()
-    """(T,D) of one sequence, T None where lengths differ and d_in D; or (H,W,C) of flat rows, d_in H*W*C."""
+    """(T,D) of one sequence, T None where lengths differ and d_in D; or (H,W,C) of flat rows, d_in
+    H*W*C."""
     cell: str = "gru"
     """gru | lstm"""
     width: int = 128
@@ -49,7 +51,10 @@ class RecurrentConfig(ClassicConfig):
             if value < 1:
                 raise UsageError(f"{opt(option, value)} must be at least 1")
         if self.is_image and self.d_out % self.shape[0]:
-            raise DataError(f"rows of width {self.d_out} in the target store are not images of {self.shape[0]} rows of pixels")
+            raise DataError(
+                f"rows of width {self.d_out} in the target store are not images of {self.shape[0]}"
+                " rows of pixels"
+            )
         if not self.is_image and (len(self.shape) != 2 or self.shape[1] != self.d_in):
             raise DataError(
                 f"recurrent takes sequences or images; these rows of width {self.d_in} are neither",
@@ -70,23 +75,28 @@ class Recurrent(Classic):
         super().__init__(config)
         self.steps = config.shape[0]  # of every sequence; None: they differ
         per_row = self.steps if config.is_image else 1
-        cell, states = CELLS[config.cell], 2 if config.cell == "lstm" else 1  # an LSTM has a memory beside its state
+        # an LSTM has a memory beside its state
+        cell, states = CELLS[config.cell], 2 if config.cell == "lstm" else 1
         self.reader = cell(self.d_in // per_row, config.width, config.layers, batch_first=True)
         self.into = nn.Linear(config.width, self.latents)
         self.start = nn.Linear(self.latents, states * config.layers * config.width)
         self.writer = cell(self.latents, config.width, config.layers, batch_first=True)
         self.outlet = nn.Linear(config.width, self.d_out // per_row)
 
-    # -- the body -----------------------------------------------------------------------------------------------------------
+    # -- the body
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def example_shape(self) -> tuple[int | None, ...]:
         return (self.d_in,) if self.config.is_image else (None, self.d_in)
 
     def numbers_per_row(self) -> int:
-        """States and gates of both cells over the steps; sequences of unknown length are taken for 128 steps."""
+        """States and gates of both cells over the steps; sequences of unknown length are taken for
+        128 steps."""
         gates = 6 if self.config.cell == "gru" else 8
-        return (self.steps or 128) * (2 * gates * self.config.layers * self.config.width + 2 * self.d_in)
+        return (self.steps or 128) * (
+            2 * gates * self.config.layers * self.config.width + 2 * self.d_in
+        )
 
     def to_code(self, x: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         x_BTD = rearrange(x, "B (T D) -> B T D", T=self.steps) if self.config.is_image else x
@@ -97,17 +107,24 @@ class Recurrent(Classic):
         return self.into(states_BTS[torch.arange(len(last), device=last.device), last])
 
     def from_code(self, z_BF: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """(B,T,D), or (B,H*W*C) of images. Raises ValueError when T is neither given nor fixed by the data."""
+        """(B,T,D), or (B,H*W*C) of images. Raises ValueError when T is neither given nor fixed by
+        the data."""
         T = self.steps if steps is None else steps
         if T is None:
-            raise ValueError("sequences of this model differ in length: say how many steps to write, decode(code, steps=...)")
+            raise ValueError(
+                "sequences of this model differ in length: say how many steps to write,"
+                " decode(code, steps=...)"
+            )
         states_BTS, _ = self.writer(z_BF[:, None].expand(-1, T, -1), self._first_state(z_BF))
         a_BTD = self.outlet(states_BTS)
         return a_BTD.flatten(1) if self.config.is_image else a_BTD
 
     def _first_state(self, z_BF: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The writer's state before the first step, (L,B,S); an LSTM's with its memory. States, unlike memory, are in [-1, 1]."""
-        states = rearrange(self.start(z_BF), "B (k L S) -> k L B S", L=self.config.layers, S=self.config.width).contiguous()
+        """The writer's state before the first step, (L,B,S); an LSTM's with its memory. States,
+        unlike memory, are in [-1, 1]."""
+        states = rearrange(
+            self.start(z_BF), "B (k L S) -> k L B S", L=self.config.layers, S=self.config.width
+        ).contiguous()
         return (states[0].tanh(), states[1]) if self.config.cell == "lstm" else states[0].tanh()
 
     def leaving_norms(self) -> torch.Tensor:
@@ -115,8 +132,8 @@ class Recurrent(Classic):
 
     @torch.no_grad()
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """As every classic model; forget gates of an LSTM start open, with bias 1 (Jozefowicz et al. 2015, "An empirical exploration of
-        recurrent network architectures")."""
+        """As every classic model; forget gates of an LSTM start open, with bias 1 (Jozefowicz et
+        al. 2015, "An empirical exploration of recurrent network architectures")."""
         super().initialise_from(sample, generator)
         if self.config.cell == "lstm":
             S = self.config.width
@@ -124,27 +141,41 @@ class Recurrent(Classic):
                 for layer in range(self.config.layers):
                     getattr(net, f"bias_ih_l{layer}")[S : 2 * S] = 1.0
 
-    # -- the map ------------------------------------------------------------------------------------------------------------
+    # -- the map
+    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(..., F) of x (..., T, D), `mask` (..., T); or of flat images (..., H*W*C)."""
         rows = self.normalised(x)
         if mask is not None:
             mask = mask.reshape(len(rows), -1)
-        code = self.code_activation(self.to_code(rows, mask)) if len(rows) else rows.new_zeros(0, self.latents)
+        code = (
+            self.code_activation(self.to_code(rows, mask))
+            if len(rows)
+            else rows.new_zeros(0, self.latents)
+        )
         return code.view(*self.leading(x), self.latents)
 
     def decode(self, z: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """(..., F) -> (..., steps, D); without `steps` of the data's own length. Raises ValueError when lengths differ and none is
-        given."""
+        """(..., F) -> (..., steps, D); without `steps` of the data's own length. Raises ValueError
+        when lengths differ and none is given."""
         z_BF = as_rows(z, self.latents, self.input_mean, "the code")
         if not len(z_BF):  # torch's cells refuse to run on nothing
-            return self.decode(z_BF.new_zeros(1, self.latents), steps)[:0].view(*z.shape[:-1], *self._shape_out(steps))
-        x_hat = outputs.activate(self.config.output, self.from_code(z_BF, steps)) / self.output_scale + self.output_mean
+            return self.decode(z_BF.new_zeros(1, self.latents), steps)[:0].view(
+                *z.shape[:-1], *self._shape_out(steps)
+            )
+        x_hat = (
+            outputs.activate(self.config.output, self.from_code(z_BF, steps)) / self.output_scale
+            + self.output_mean
+        )
         return x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
 
     def _shape_out(self, steps: int | None) -> tuple[int, ...]:
-        return (self.d_out,) if self.config.is_image else (self.steps if steps is None else steps, self.d_out)
+        return (
+            (self.d_out,)
+            if self.config.is_image
+            else (self.steps if steps is None else steps, self.d_out)
+        )
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Output:
         """x_hat has the length of x; what it has in the padding means nothing."""
@@ -154,7 +185,8 @@ class Recurrent(Classic):
     def _steps_of(self, x: torch.Tensor) -> int:
         return self.steps if self.config.is_image else x.shape[-2]
 
-    # -- training -----------------------------------------------------------------------------------------------------------
+    # -- training
+    # ----------------------------------------------------------------------------------------------
 
     def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """As Classic.loss, with the mask for the reader and the length for the writer."""

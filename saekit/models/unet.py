@@ -1,14 +1,16 @@
-"""`unet`: convolutions down and up again, with the maps of every level handed across to the way up (Ronneberger et al. 2015,
-arXiv 1505.04597).
+"""`unet`: convolutions down and up again, with the maps of every level handed across to the way up
+(Ronneberger et al. 2015, arXiv 1505.04597).
 
-A level is two 3x3 convolutions. Down: `channels` maps a level, pooled in between (by means, as in conv); at the bottom `latents` maps. Up:
-a transposed convolution, the skipped maps beside it, a level; a 1x1 convolution to the output ends it. Borders are padded, so that the
-output has the sides of the input.
+A level is two 3x3 convolutions. Down: `channels` maps a level, pooled in between (by means, as in
+conv); at the bottom `latents` maps. Up: a transposed convolution, the skipped maps beside it, a
+level; a 1x1 convolution to the output ends it. Borders are padded, so that the output has the sides
+of the input.
 
-The code is what the decoder is given. With skips that is the bottleneck followed by every skipped map, more numbers than the input has:
-the bottleneck is bypassed, and copying the input is easy. So skips are for a target that is not the input (colours, masks). Without them
-the code is the bottleneck map alone, and the model an autoencoder. The model's `latents` is the length of the code, the config's the
-bottleneck's maps.
+The code is what the decoder is given. With skips that is the bottleneck followed by every skipped
+map, more numbers than the input has: the bottleneck is bypassed, and copying the input is easy. So
+skips are for a target that is not the input (colours, masks). Without them the code is the
+bottleneck map alone, and the model an autoencoder. The model's `latents` is the length of the code,
+the config's the bottleneck's maps.
 
 Shapes: as in saekit.models.conv; n length of the code.
 """
@@ -41,7 +43,8 @@ class UNetConfig(ConvConfig):
         super().__post_init__()
         if self.skips and self.sparsity != "none":
             raise UsageError(
-                f"{opt('sparsity', self.sparsity)}: skip connections bypass the bottleneck, so a sparse code has no effect",
+                f"{opt('sparsity', self.sparsity)}: skip connections bypass the bottleneck, so a"
+                " sparse code has no effect",
                 opt("skips", False),
             )
 
@@ -49,7 +52,9 @@ class UNetConfig(ConvConfig):
 class Level(nn.Module):
     """Two 3x3 convolutions, (B,maps_in,h,w) -> (B,maps_out,h,w), before the second bend."""
 
-    def __init__(self, maps_in: int, maps_out: int, bend: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self, maps_in: int, maps_out: int, bend: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
         super().__init__()
         self.first = nn.Conv2d(maps_in, maps_out, 3, padding=1)
         self.second = nn.Conv2d(maps_out, maps_out, 3, padding=1)
@@ -69,15 +74,24 @@ class UNet(Spatial):
         beside = 2 if config.skips else 1
         self.down = nn.ModuleList(Level(widths[i], widths[i + 1], self.bend) for i in levels)
         self.bottom = Level(widths[-2], config.latents, self.bend)
-        self.enlarge = nn.ModuleList(doubling(widths[i + 2], widths[i + 1], self.sides[i]) for i in levels)
-        self.up = nn.ModuleList(Level(beside * widths[i + 1], widths[i + 1], self.bend) for i in levels)
+        self.enlarge = nn.ModuleList(
+            doubling(widths[i + 2], widths[i + 1], self.sides[i]) for i in levels
+        )
+        self.up = nn.ModuleList(
+            Level(beside * widths[i + 1], widths[i + 1], self.bend) for i in levels
+        )
         self.outlet = nn.Conv2d(widths[1], self.maps_out, 1)
-        bottleneck, skipped = (config.latents, *self.sides[-1]), [(widths[i + 1], *self.sides[i]) for i in levels]
-        self.parts = [bottleneck, *skipped] if config.skips else [bottleneck]  # shapes of the maps in the code, in order
+        bottleneck, skipped = (
+            (config.latents, *self.sides[-1]),
+            [(widths[i + 1], *self.sides[i]) for i in levels],
+        )
+        # shapes of the maps in the code, in order
+        self.parts = [bottleneck, *skipped] if config.skips else [bottleneck]
         self.latents = sum(map(math.prod, self.parts))
 
     def to_code(self, x: torch.Tensor) -> torch.Tensor:
-        """(B,n): the bottleneck, flat, and with skips every level's map behind it, from the finest."""
+        """(B,n): the bottleneck, flat, and with skips every level's map behind it, from the
+        finest."""
         *skipped, bottleneck = self._descend(x)
         return torch.cat([part.flatten(1) for part in (bottleneck, *skipped)[: len(self.parts)]], 1)
 
@@ -92,22 +106,28 @@ class UNet(Spatial):
 
     @torch.no_grad()
     def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What every level makes of raw x: (B,C,h,w) each, named down0, down1, ..., bottleneck, ..., up1, up0; 0 is the finest."""
+        """What every level makes of raw x: (B,C,h,w) each, named down0, down1, ..., bottleneck,
+        ..., up1, up0; 0 is the finest."""
         skipped = self._descend(self.normalised(x))[:-1]
         bottleneck, *handed = self._split(self.encode(x).view(-1, self.latents))
         risen = self._climb(bottleneck, handed)
-        found = {f"down{level}": maps for level, maps in enumerate(skipped)} | {"bottleneck": bottleneck}
+        found = {f"down{level}": maps for level, maps in enumerate(skipped)} | {
+            "bottleneck": bottleneck
+        }
         return found | {f"up{len(risen) - 1 - i}": maps for i, maps in enumerate(risen)}
 
     def _descend(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps of every level from the finest, the bottleneck (before the code's activation) last."""
+        """Maps of every level from the finest, the bottleneck (before the code's activation)
+        last."""
         made, maps = [], self.to_maps(x)
         for level in self.down:
             made.append(self.bend(level(maps)))
             maps = avg_pool2d(made[-1], 2)
         return [*made, self.bottom(maps)]
 
-    def _climb(self, bottleneck: torch.Tensor, skipped: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _climb(
+        self, bottleneck: torch.Tensor, skipped: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Maps of every level on the way up, the finest last."""
         made, maps = [], bottleneck
         for i in range(len(self.up) - 1, -1, -1):

@@ -1,11 +1,15 @@
-"""`vae`: the variational autoencoder on a dense body (Kingma and Welling 2014, arXiv 1312.6114), with beta (Higgins et al. 2017).
+"""`vae`: the variational autoencoder on a dense body (Kingma and Welling 2014, arXiv 1312.6114),
+with beta (Higgins et al. 2017).
 
-q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, the mean as the code afterwards. The loss is
+q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, the mean as the code
+afterwards. The loss is
 
-    -log p(x|z) + beta * KL(q(z|x) || N(0, I)),    KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2 - 1)
+    -log p(x|z) + beta * KL(q(z|x) || N(0, I)), KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2
+    - 1)
 
-the mean over rows. The likelihood follows `output`: bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one variance for all
-values, learnt with the rest (Rybkin et al. 2021, arXiv 2006.13202): a fixed variance would be a second beta in disguise.
+the mean over rows. The likelihood follows `output`: bernoulli, or a Gaussian around x_hat (linear
+or sigmoid) with one variance for all values, learnt with the rest (Rybkin et al. 2021, arXiv
+2006.13202): a fixed variance would be a second beta in disguise.
 """
 
 from __future__ import annotations
@@ -25,12 +29,20 @@ from saekit.models.noise import step_generator
 from saekit.types import Output, Step
 
 POSTERIOR = 2  # stream of random numbers within a step
-LOG_VARIANCE = (-12.0, 12.0)  # bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
+# bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
+LOG_VARIANCE = (-12.0, 12.0)
 
 
 @dataclass(frozen=True)
 class VAEConfig(DenseConfig):
-    without: ClassVar[tuple[str, ...]] = ("sparsity", "coef", "target_rate", "contractive", "pretrain", "pretrain_share")
+    without: ClassVar[tuple[str, ...]] = (
+        "sparsity",
+        "coef",
+        "target_rate",
+        "contractive",
+        "pretrain",
+        "pretrain_share",
+    )
     hidden: tuple[int, ...] = (512, 256)
     output: str = "linear"
     """linear | sigmoid: Gaussian likelihood; bernoulli"""
@@ -44,9 +56,16 @@ class VAEConfig(DenseConfig):
         for option, value in (("beta", self.beta), ("likelihood_weight", self.likelihood_weight)):
             if value < 0:
                 raise UsageError(f"{opt(option, value)} must not be negative")
-        for option, given in (("sparsity", self.sparsity != "none"), ("contractive", self.contractive), ("pretrain", self.pretrain)):
+        for option, given in (
+            ("sparsity", self.sparsity != "none"),
+            ("contractive", self.contractive),
+            ("pretrain", self.pretrain),
+        ):
             if given:
-                raise UsageError(f"{opt(option)} does not apply to {opt('model', 'vae')}, whose code is drawn from a Gaussian")
+                raise UsageError(
+                    f"{opt(option)} does not apply to {opt('model', 'vae')}, whose code is drawn"
+                    " from a Gaussian"
+                )
 
 
 class VAE(Dense):
@@ -56,13 +75,17 @@ class VAE(Dense):
         self.W_spread = nn.Parameter(torch.zeros(self.latents, width))
         self.b_spread = nn.Parameter(torch.zeros(self.latents))
         self.reconstruction_weight = config.likelihood_weight
-        self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None  # log variance of x around x_hat
+        # log variance of x around x_hat
+        self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have around their mean: one number is moved
-        by the learning rate a step, and would not arrive in a short run."""
+        """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have
+        around their mean: one number is moved by the learning rate a step, and would not arrive in
+        a short run."""
         super().initialise_from(sample, generator)
-        variance = sample.var(0, correction=0).mean() if sample.shape[-1] == self.d_out else torch.ones(())
+        variance = (
+            sample.var(0, correction=0).mean() if sample.shape[-1] == self.d_out else torch.ones(())
+        )
         with torch.no_grad():
             self.W_spread.zero_()
             if self.log_noise is not None and variance > 0:
@@ -71,19 +94,27 @@ class VAE(Dense):
     def posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, log sigma^2), both (..., F), of raw rows (..., D)."""
         mean, log_variance = self._posterior(self.normalised(x_BD))
-        return mean.view(*x_BD.shape[:-1], self.latents), log_variance.view(*x_BD.shape[:-1], self.latents)
+        return mean.view(*x_BD.shape[:-1], self.latents), log_variance.view(
+            *x_BD.shape[:-1], self.latents
+        )
 
     def _posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pre = self.pre_activations(x_BD)
         below = self.bend(pre[-2]) if len(pre) > 1 else x_BD
         return pre[-1], torch.addmm(self.b_spread, below, self.W_spread.T).clamp(*LOG_VARIANCE)
 
-    def noisy_code(self, noisy: torch.Tensor, clean: torch.Tensor, step: Step) -> tuple[torch.Tensor, dict, dict]:
+    def noisy_code(
+        self, noisy: torch.Tensor, clean: torch.Tensor, step: Step
+    ) -> tuple[torch.Tensor, dict, dict]:
         mean, log_variance = self._posterior(noisy)
-        z = _draw(mean, log_variance, step_generator(step.seed, step.number, mean.device, POSTERIOR))
+        z = _draw(
+            mean, log_variance, step_generator(step.seed, step.number, mean.device, POSTERIOR)
+        )
         return z, {"kl": penalties.gaussian_kl(mean, log_variance).mean()}, {"kl": self.config.beta}
 
-    def reconstruction(self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def reconstruction(
+        self, a: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """-log p(x|z), mean over rows, in nats."""
         return -self._log_likelihood(a, target).mean()
 
@@ -91,32 +122,41 @@ class VAE(Dense):
         loss_B = outputs.pointwise_loss(self.config.output, a, x).sum(1)
         if self.log_noise is None:
             return -loss_B
-        return -0.5 * (loss_B / self.log_noise.exp() + x.shape[1] * (math.log(2 * math.pi) + self.log_noise))
+        return -0.5 * (
+            loss_B / self.log_noise.exp() + x.shape[1] * (math.log(2 * math.pi) + self.log_noise)
+        )
 
     @torch.no_grad()
     def elbo(self, x_BD: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """(...,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows (..., D). A Gaussian's density is that of raw
-        values."""
+        """(...,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows (..., D). A
+        Gaussian's density is that of raw values."""
         rows_BD = as_rows(x_BD, self.d_in, self.input_mean)
         mean, log_variance = self.posterior(rows_BD)
         a = self.from_code(_draw(mean, log_variance, generator))
         target = (rows_BD - self.output_mean) * self.output_scale
         density = 0.0 if self.log_noise is None else self.d_out * self.output_scale.log()
-        bound_B = self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
+        bound_B = (
+            self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
+        )
         return bound_B.view(x_BD.shape[:-1])
 
     def forward(self, x_BD: torch.Tensor) -> Output:
         output = super().forward(x_BD)
-        if not self.config.d_out:  # the bound is on p(x); with another store as the target there is none
+        # the bound is on p(x); with another store as the target there is none
+        if not self.config.d_out:
             output.extras["elbo"] = self.elbo(x_BD, step_generator(0, 0, x_BD.device, POSTERIOR))
         return output
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """(count, D): decoded draws from the prior."""
-        return self.decode(torch.randn(count, self.latents, generator=generator).to(self.input_mean.device))
+        return self.decode(
+            torch.randn(count, self.latents, generator=generator).to(self.input_mean.device)
+        )
 
 
-def _draw(mean: torch.Tensor, log_variance: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _draw(
+    mean: torch.Tensor, log_variance: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + (0.5 * log_variance).exp() * noise

@@ -1,8 +1,10 @@
-"""The frame of a chart as SVG text: title, two axes with round ticks, a legend, and the map from data to pixels.
+"""The frame of a chart as SVG text: title, two axes with round ticks, a legend, and the map from
+data to pixels.
 
-Only presentation attributes, no <style> and no ids, so that many charts can stand in one page under any content policy. Ink is
-currentColor; a colour is a CSS variable with a default that has a contrast above 3 to 1 on white and near black alike. A page may set
---series-0 ... --series-9 and --paper.
+Only presentation attributes, no <style> and no ids, so that many charts can stand in one page under
+any content policy. Ink is currentColor; a colour is a CSS variable with a default that has a
+contrast above 3 to 1 on white and near black alike. A page may set --series-0 ... --series-9 and
+--paper.
 """
 
 from __future__ import annotations
@@ -16,18 +18,32 @@ import numpy as np
 
 from saekit.errors import DataError
 
-# Searched for the largest least distance in OKLab (0.17) among the colours of that contrast; the first ones suit a few series.
-COLOURS = ("#4878f8", "#b83800", "#00a830", "#b02888", "#b88818", "#00a0b0", "#c070e0", "#606800", "#f85870", "#606088")
+# Searched for the largest least distance in OKLab (0.17) among the colours of that contrast; the
+# first ones suit a few series.
+COLOURS = (
+    "#4878f8",
+    "#b83800",
+    "#00a830",
+    "#b02888",
+    "#b88818",
+    "#00a0b0",
+    "#c070e0",
+    "#606800",
+    "#f85870",
+    "#606088",
+)
 PAPER = "var(--paper, Canvas)"
 FONT = "system-ui, 'Liberation Sans', Arial, sans-serif"
-LETTER = 7.2  # mean width in pixels of a letter at 12 pixels, a little generous: the renderer's font is not known
+# mean width in pixels of a letter at 12 pixels, a little generous: the renderer's font is not known
+LETTER = 7.2
 LONGEST_NAME = 28
 TOP, BOTTOM = 62, 48
 
 
 @dataclass
 class Frame:
-    """The plot area and what is drawn in it. Ranges are (low, high) in data units; y grows upwards."""
+    """The plot area and what is drawn in it. Ranges are (low, high) in data units; y grows
+    upwards."""
 
     title: str
     x_label: str
@@ -46,7 +62,9 @@ class Frame:
     def __post_init__(self) -> None:
         self.x_range, self.y_range = _widened(self.x_range, self.log_x), _widened(self.y_range)
         self.y_ticks = linear_ticks(*self.y_range)
-        self.left = 24 + round(LETTER * max((len(tick_text(t, self.y_ticks)) for t in self.y_ticks), default=0))
+        self.left = 24 + round(
+            LETTER * max((len(tick_text(t, self.y_ticks)) for t in self.y_ticks), default=0)
+        )
         longest = max((len(shortened(name)) for name, _ in self.legend), default=0)
         self.right = self.width - (36 + round(LETTER * longest) if self.legend else 16)
         self.bottom = self.height - BOTTOM
@@ -74,11 +92,15 @@ class Frame:
         self.marks.append(mark)
 
     def svg(self, description: str) -> str:
-        """The whole picture; `description` follows the title in the label that screen readers speak."""
+        """The whole picture; `description` follows the title in the label that screen readers
+        speak."""
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" aria-label="{escape(f"{self.title}. {description}")}" fill="none" '
-            f'font-family="{FONT}" font-size="12">',
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"'
+                f' width="{self.width}" height="{self.height}" role="img"'
+                f' aria-label="{escape(f"{self.title}. {description}")}" fill="none"'
+                f' font-family="{FONT}" font-size="12">'
+            ),
             text(16, 24, self.title, 'font-size="15" font-weight="600"'),
             *self._axes(),
             *self.marks,
@@ -92,31 +114,58 @@ class Frame:
         for tick in self.y_ticks:
             y = float(self.y(tick))
             out.append(line(self.left, y, self.right, y, 0.13))
-            out.append(text(self.left - 8, y + 4, tick_text(tick, self.y_ticks), f'text-anchor="end" {soft}'))
+            out.append(
+                text(
+                    self.left - 8, y + 4, tick_text(tick, self.y_ticks), f'text-anchor="end" {soft}'
+                )
+            )
         for tick in self.x_ticks:
             x = float(self.x(tick))
             out.append(line(x, self.bottom, x, self.bottom + 4, 0.5))
-            out.append(text(x, self.bottom + 18, tick_text(tick, self.x_ticks, self.log_x), f'text-anchor="middle" {soft}'))
+            out.append(
+                text(
+                    x,
+                    self.bottom + 18,
+                    tick_text(tick, self.x_ticks, self.log_x),
+                    f'text-anchor="middle" {soft}',
+                )
+            )
         out.append(line(self.left, self.bottom, self.right, self.bottom, 0.5))
-        out.append(text(16, TOP - 16, self.y_label, soft))  # lying, above its axis: read without turning the head
-        out.append(text((self.left + self.right) / 2, self.bottom + 38, self.x_label, f'text-anchor="middle" {soft}'))
+        # lying, above its axis: read without turning the head
+        out.append(text(16, TOP - 16, self.y_label, soft))
+        out.append(
+            text(
+                (self.left + self.right) / 2,
+                self.bottom + 38,
+                self.x_label,
+                f'text-anchor="middle" {soft}',
+            )
+        )
         return out
 
     def _legend(self) -> list[str]:
         out = []
         for i, (name, colour) in enumerate(self.legend):
             y = TOP + 8 + 19 * i
-            out.append(f'<rect x="{self.right + 14}" y="{y - 5}" width="10" height="10" rx="2" fill="{colour}"/>')
+            out.append(
+                f'<rect x="{self.right + 14}" y="{y - 5}" width="10" height="10" rx="2"'
+                f' fill="{colour}"/>'
+            )
             out.append(text(self.right + 30, y + 4, shortened(name)))
         return out
 
 
 def text(x: float, y: float, content: str, attributes: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="currentColor" {attributes}>{escape(content)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" fill="currentColor" {attributes}>{escape(content)}</text>'
+    )
 
 
 def line(x0: float, y0: float, x1: float, y1: float, opacity: float) -> str:
-    return f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="currentColor" stroke-opacity="{opacity}"/>'
+    return (
+        f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="currentColor"'
+        f' stroke-opacity="{opacity}"/>'
+    )
 
 
 def colour(series: int) -> str:
@@ -152,14 +201,16 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten in the range; the powers alone where the range spans more than three."""
+    """1, 2 and 5 times the powers of ten in the range; the powers alone where the range spans more
+    than three."""
     steps = (1, 2, 5) if high / low <= 1e3 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [t for p in powers for s in steps if low <= (t := s * 10.0**p) <= high]
 
 
 def tick_text(tick: float, ticks: Sequence[float], log: bool = False) -> str:
-    """As many decimals as the step between ticks needs, thousands apart; powers of ten where that grows long."""
+    """As many decimals as the step between ticks needs, thousands apart; powers of ten where that
+    grows long."""
     step = tick if log or len(ticks) < 2 else ticks[1] - ticks[0]
     if max(map(abs, ticks)) >= 1e7 or 0 < abs(step) < 1e-4:
         return f"{tick:g}"

@@ -1,7 +1,9 @@
-"""Charts as SVG text: scatter, histogram, lines, vector field. Data in, one string out; saekit.report.axes draws the frame.
+"""Charts as SVG text: scatter, histogram, lines, vector field. Data in, one string out;
+saekit.report.axes draws the frame.
 
-Not matplotlib: these few charts take no 50 MB, follow the page's light or dark colours, and stay sharp. Each holds at most ten colours, the
-most that can be told apart; text is escaped, since names come from data.
+Not matplotlib: these few charts take no 50 MB, follow the page's light or dark colours, and stay
+sharp. Each holds at most ten colours, the most that can be told apart; text is escaped, since names
+come from data.
 """
 
 from __future__ import annotations
@@ -17,17 +19,23 @@ from saekit.report.axes import COLOURS, PAPER, Frame, colour, extent, padded, te
 
 Values = Sequence[float] | torch.Tensor | np.ndarray
 
-OTHERS = "color-mix(in srgb, currentColor 30%, transparent)"  # the classes that got no colour of their own
+# the classes that got no colour of their own
+OTHERS = "color-mix(in srgb, currentColor 30%, transparent)"
 SHORT = 4  # letters of a name that fits among the points
 
 
 def scatter(
-    points: Values, labels: Sequence | None, title: str, x_label: str = "first direction", y_label: str = "second direction"
+    points: Values,
+    labels: Sequence | None,
+    title: str,
+    x_label: str = "first direction",
+    y_label: str = "second direction",
 ) -> str:
-    """Points (N,2), coloured by label. Names of up to four letters stand at the median of their points too, so that the legend is not
-    needed to tell digits apart.
+    """Points (N,2), coloured by label. Names of up to four letters stand at the median of their
+    points too, so that the legend is not needed to tell digits apart.
 
-    Beyond ten labels the ten most frequent keep a colour and the rest is grey. Labels None: one colour, no legend. Raises DataError.
+    Beyond ten labels the ten most frequent keep a colour and the rest is grey. Labels None: one
+    colour, no legend. Raises DataError.
     """
     points = _points(points)
     names = _names(labels, len(points))
@@ -47,32 +55,58 @@ def scatter(
     if len(legend) > 1 and max(map(len, shown)) <= SHORT:
         for name in shown:
             x, y = np.median(points[names == name], axis=0)
-            halo = f'text-anchor="middle" font-weight="700" font-size="14" stroke="{PAPER}" stroke-width="4" paint-order="stroke"'
+            halo = (
+                f'text-anchor="middle" font-weight="700" font-size="14" stroke="{PAPER}"'
+                ' stroke-width="4" paint-order="stroke"'
+            )
             frame.draw(text(float(frame.x(x)), float(frame.y(y)) + 5, name, halo))
-    return frame.svg(f"Scatter of {len(points):,} points in {len(set(names.tolist())):,} classes; {x_label} by {y_label}.")
+    return frame.svg(
+        f"Scatter of {len(points):,} points in {len(set(names.tolist())):,} classes; {x_label} by"
+        f" {y_label}."
+    )
 
 
-def histogram(counts: Mapping[str, Values], edges: Values, title: str, x_label: str, y_label: str = "rows") -> str:
-    """Counts by name over common edges, as overlaid steps. Raises DataError (lengths differ, more than ten series)."""
+def histogram(
+    counts: Mapping[str, Values], edges: Values, title: str, x_label: str, y_label: str = "rows"
+) -> str:
+    """Counts by name over common edges, as overlaid steps. Raises DataError (lengths differ, more
+    than ten series)."""
     edges = _vector(edges)
     series = {name: _vector(values) for name, values in counts.items()}
     for name, values in series.items():
         if len(values) != len(edges) - 1:
             raise DataError(f"{title}: {len(values)} counts of {name} for {len(edges)} edges")
     highest = max((float(values.max()) for values in series.values()), default=0.0)
-    frame = Frame(title, x_label, y_label, extent(edges, title), (0.0, 1.05 * highest or 1.0), _legend(series, title))
+    frame = Frame(
+        title,
+        x_label,
+        y_label,
+        extent(edges, title),
+        (0.0, 1.05 * highest or 1.0),
+        _legend(series, title),
+    )
     base = frame.bottom
     for i, values in enumerate(series.values()):
         x, y = frame.x(edges), frame.y(values)
         steps = "".join(f"V{top:.1f}H{right:.1f}" for top, right in zip(y, x[1:]))
         path = f"M{x[0]:.1f} {base}{steps}V{base}"
-        frame.draw(f'<path d="{path}" fill="{colour(i)}" fill-opacity="0.35" stroke="{colour(i)}" stroke-width="1.5"/>')
+        frame.draw(
+            f'<path d="{path}" fill="{colour(i)}" fill-opacity="0.35" stroke="{colour(i)}"'
+            ' stroke-width="1.5"/>'
+        )
     totals = ", ".join(f"{name} {values.sum():,.0f}" for name, values in series.items())
     return frame.svg(f"Histogram of {x_label}: {totals} {y_label}.")
 
 
-def lines(series: Mapping[str, tuple[Values, Values]], title: str, x_label: str, y_label: str, log_x: bool = False) -> str:
-    """A line with dots for each name, through its (xs, ys) in the order given; a value that is not finite breaks it.
+def lines(
+    series: Mapping[str, tuple[Values, Values]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+) -> str:
+    """A line with dots for each name, through its (xs, ys) in the order given; a value that is not
+    finite breaks it.
 
     Raises DataError (lengths differ, more than ten series, x <= 0 on a logarithmic axis).
     """
@@ -81,7 +115,10 @@ def lines(series: Mapping[str, tuple[Values, Values]], title: str, x_label: str,
         if len(xs) != len(ys):
             raise DataError(f"{title}: {len(xs)} x and {len(ys)} y of {name}")
         if log_x and (xs <= 0).any():
-            raise DataError(f"{title}: x of {name} reaches {xs.min():g}, a logarithmic axis starts above 0", "log_x=False")
+            raise DataError(
+                f"{title}: x of {name} reaches {xs.min():g}, a logarithmic axis starts above 0",
+                "log_x=False",
+            )
     legend = _legend(drawn, title)
     x_range = extent(np.concatenate([xs for xs, _ in drawn.values()] or [np.empty(0)]), title)
     y_range = padded(*extent(np.concatenate([ys for _, ys in drawn.values()]), title))
@@ -89,9 +126,13 @@ def lines(series: Mapping[str, tuple[Values, Values]], title: str, x_label: str,
     for i, (xs, ys) in enumerate(drawn.values()):
         finite = np.isfinite(xs) & np.isfinite(ys)
         path = "".join(
-            f"{'L' if j and finite[j - 1] else 'M'}{x:.1f} {y:.1f}" for j, (x, y) in enumerate(zip(frame.x(xs), frame.y(ys))) if finite[j]
+            f"{'L' if j and finite[j - 1] else 'M'}{x:.1f} {y:.1f}"
+            for j, (x, y) in enumerate(zip(frame.x(xs), frame.y(ys)))
+            if finite[j]
         )
-        frame.draw(f'<path d="{path}" stroke="{colour(i)}" stroke-width="2" stroke-linejoin="round"/>')
+        frame.draw(
+            f'<path d="{path}" stroke="{colour(i)}" stroke-width="2" stroke-linejoin="round"/>'
+        )
         frame.draw(_dots(frame, np.stack([xs[finite], ys[finite]], 1), colour(i), 6, 1))
     return frame.svg(f"{y_label} by {x_label} of {', '.join(drawn)}.")
 
@@ -106,8 +147,8 @@ def field(
 ) -> str:
     """Arrows (N,2) at points (N,2) over `background` points, with one unit as long on both axes.
 
-    Lengths are to one scale, chosen so that the longest arrow spans a cell of the grid; the axis says how long that is.
-    Raises DataError.
+    Lengths are to one scale, chosen so that the longest arrow spans a cell of the grid; the axis
+    says how long that is. Raises DataError.
     """
     points, vectors = _points(points), _points(vectors)
     if len(points) != len(vectors):
@@ -116,15 +157,28 @@ def field(
     everything = np.concatenate([points, behind])
     longest = float(np.linalg.norm(vectors, axis=1).max())
     x_range, y_range = (padded(*extent(everything[:, i], title)) for i in (0, 1))
-    frame = Frame(title, f"{x_label} (longest arrow: {longest:.3g})", y_label, x_range, y_range, equal=True, height=560)
+    frame = Frame(
+        title,
+        f"{x_label} (longest arrow: {longest:.3g})",
+        y_label,
+        x_range,
+        y_range,
+        equal=True,
+        height=560,
+    )
     if len(behind):
         frame.draw(_dots(frame, behind, colour(0), 4, 0.8))
     start = np.stack([frame.x(points[:, 0]), frame.y(points[:, 1])], 1)
     # as if on an even grid over their own extent: the side of one cell
     cell = np.sqrt(np.prod(np.ptp(start, axis=0)) / max(len(points) - 1, 1)) or 20.0
     shift = vectors * [1, -1] * (0.95 * cell / longest if longest > 0 else 0.0)
-    frame.draw(f'<path d="{_arrows(start, shift)}" stroke="currentColor" stroke-opacity="0.85" stroke-linecap="round"/>')
-    return frame.svg(f"{len(points):,} arrows over {len(behind):,} points; the longest is {longest:.3g} long.")
+    frame.draw(
+        f'<path d="{_arrows(start, shift)}" stroke="currentColor" stroke-opacity="0.85"'
+        ' stroke-linecap="round"/>'
+    )
+    return frame.svg(
+        f"{len(points):,} arrows over {len(behind):,} points; the longest is {longest:.3g} long."
+    )
 
 
 def _arrows(start: np.ndarray, shift: np.ndarray) -> str:
@@ -136,14 +190,22 @@ def _arrows(start: np.ndarray, shift: np.ndarray) -> str:
         if length > 1.5:  # shorter ones would be all head
             head = min(5.0, length / 3) / length
             for side in (0.6, -0.6):
-                path.append(f"M{x + dx:.1f} {y + dy:.1f}l{-head * (dx + side * dy):.1f} {-head * (dy - side * dx):.1f}")
+                path.append(
+                    f"M{x + dx:.1f} {y + dy:.1f}l{-head * (dx + side * dy):.1f}"
+                    f" {-head * (dy - side * dx):.1f}"
+                )
     return "".join(path)
 
 
 def _dots(frame: Frame, points: np.ndarray, hue: str, width: float, opacity: float) -> str:
     """All points as one path of round caps: a fifth of the text that as many circles take."""
-    path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(frame.x(points[:, 0]), frame.y(points[:, 1])))
-    return f'<path d="{path}" stroke="{hue}" stroke-width="{width}" stroke-linecap="round" stroke-opacity="{opacity}"/>'
+    path = "".join(
+        f"M{x:.1f} {y:.1f}h0" for x, y in zip(frame.x(points[:, 0]), frame.y(points[:, 1]))
+    )
+    return (
+        f'<path d="{path}" stroke="{hue}" stroke-width="{width}" stroke-linecap="round"'
+        f' stroke-opacity="{opacity}"/>'
+    )
 
 
 def _legend(series: Mapping[str, object], title: str) -> list[tuple[str, str]]:
@@ -155,7 +217,10 @@ def _legend(series: Mapping[str, object], title: str) -> list[tuple[str, str]]:
 def _names(labels: Sequence | None, rows: int) -> list[str]:
     if labels is None:
         return [""] * rows
-    names = [str(label) for label in (labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else labels)]
+    names = [
+        str(label)
+        for label in (labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else labels)
+    ]
     if len(names) != rows:
         raise DataError(f"{len(names)} labels for {rows} points")
     return names
@@ -164,7 +229,9 @@ def _names(labels: Sequence | None, rows: int) -> list[str]:
 def _most_frequent(names: list[str]) -> list[str]:
     """At most ten, numbers in their order before words in theirs."""
     kept = [name for name, _ in Counter(sorted(names)).most_common(len(COLOURS))]
-    return sorted(kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return sorted(
+        kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
 
 
 def _vector(values: Values) -> np.ndarray:
@@ -173,7 +240,14 @@ def _vector(values: Values) -> np.ndarray:
 
 
 def _points(values: Values) -> np.ndarray:
-    points = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
+    points = np.asarray(
+        values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64
+    )
+    if (
+        points.ndim != 2
+        or points.shape[1] != 2
+        or len(points) == 0
+        or not np.isfinite(points).all()
+    ):
         raise DataError(f"points of shape {points.shape}: (N,2) finite numbers are wanted")
     return points

@@ -1,4 +1,5 @@
-"""The verb `compare` and the page that it writes: figures, pictures and settings of runs and controls, in one file."""
+"""The verb `compare` and the page that it writes: figures, pictures and settings of runs and
+controls, in one file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from saekit.store.run_folder import run_folder
 from saekit.types import Progress, Split
 
 PAGE = "report.html"
-LEAD = "Trained autoencoders beside the simple models that they have to beat, judged on the same rows."
+LEAD = (
+    "Trained autoencoders beside the simple models that they have to beat, judged on the same rows."
+)
 
 
 def compare(
@@ -35,24 +38,28 @@ def compare(
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
-    """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`, write a page that shows them.
+    """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`,
+    write a page that shows them.
 
-    `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows` caps how many are judged (models of
-    whole examples are given whole batches until that many rows are reached). knn: how often the data's own label of a held-out row is that
-    of most of the `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code stands for one); None
-    without labels.
-    Runs that were trained on a target read it from `target_store`, by default from where it lay at training. `anomalies` is a store of rows
-    of the same width that the runs should reconstruct badly.
-    Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
+    `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows`
+    caps how many are judged (models of whole examples are given whole batches until that many rows
+    are reached). knn: how often the data's own label of a held-out row is that of most of the
+    `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code
+    stands for one); None without labels. Runs that were trained on a target read it from
+    `target_store`, by default from where it lay at training. `anomalies` is a store of rows of the
+    same width that the runs should reconstruct badly. Raises UsageError, DataError (widths differ,
+    OUT), MissingError, NumericsError.
     """
     checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
     if out is None:
         return judge(inputs, progress).comparison
     settings = {
-        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows, "split": inputs.split,
+        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows,
+        "split": inputs.split,
         "target_store": None if target_store is None else str(target_store),
-        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours, "seed": seed,
+        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours,
+        "seed": seed,
     }  # fmt: skip
     with run_folder(Path(out), REPORT, resume=False, overwrite=overwrite) as folder:
         write_json(folder.path / REPORT.marker, {"schema_version": 1, **settings})
@@ -67,7 +74,8 @@ def compare(
 def report_page(judged: Judged) -> str:
     """The page, one HTML file. Equal inputs give equal bytes.
 
-    Pictures and errors are of a sample of the judged rows (saekit.evaluation.passes.sample), the same for every model of one source.
+    Pictures and errors are of a sample of the judged rows (saekit.evaluation.passes.sample), the
+    same for every model of one source.
     """
     spec = judged.inputs.store.spec
     numbers = {"comparison": dataclasses.asdict(judged.comparison) | {"report": PAGE}}
@@ -102,7 +110,9 @@ def _looks(judged: Judged) -> tuple[list[Look], Sample | None]:
     for subject in judged.subjects:
         key = (subject.examples, None if subject.target is None else subject.target.path)
         if key not in samples:
-            samples[key] = sample(subject.source, inputs.split, inputs.seed, subject.examples, labels)
+            samples[key] = sample(
+                subject.source, inputs.split, inputs.seed, subject.examples, labels
+            )
         looks.append(look(subject, samples[key]))
     return looks, next((s for (examples, _), s in samples.items() if not examples), None)
 

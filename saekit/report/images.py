@@ -1,4 +1,5 @@
-"""Sheets of small images, for pages and reports: every pixel of the data is a square of `zoom` pixels, gaps are transparent."""
+"""Sheets of small images, for pages and reports: every pixel of the data is a square of `zoom`
+pixels, gaps are transparent."""
 
 from __future__ import annotations
 
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 
 GAP = 4  # pixels between images
 CAPTION = 12  # pixels of a caption's letters
-INK = (122, 122, 122, 255)  # contrast above 4 to 1 on white and on near black alike, since the page behind is not known
+# contrast above 4 to 1 on white and on near black alike, since the page behind is not known
+INK = (122, 122, 122, 255)
 
 
-def sheet(images: torch.Tensor | np.ndarray, columns: int, captions: Sequence[str] | None = None, zoom: int = 4) -> Image.Image:
-    """Images (N,H,W) or (N,H,W,C), C 1 or 3, in [0,1], as one RGBA picture, row by row; values outside are clipped.
+def sheet(
+    images: torch.Tensor | np.ndarray,
+    columns: int,
+    captions: Sequence[str] | None = None,
+    zoom: int = 4,
+) -> Image.Image:
+    """Images (N,H,W) or (N,H,W,C), C 1 or 3, in [0,1], as one RGBA picture, row by row; values
+    outside are clipped.
 
-    A caption stands below its image; cells grow to hold the widest. Raises DataError, NumericsError (NaN, inf).
+    A caption stands below its image; cells grow to hold the widest. Raises DataError, NumericsError
+    (NaN, inf).
     """
     from PIL import Image, ImageDraw
 
@@ -36,7 +45,9 @@ def sheet(images: torch.Tensor | np.ndarray, columns: int, captions: Sequence[st
     widest = max((font.getlength(text) for text in captions or ()), default=0)
     cell_w, cell_h = max(W * zoom, int(widest) + 1), H * zoom + room
     columns, rows = min(columns, N), -(-N // columns)
-    canvas = Image.new("RGBA", (columns * (cell_w + GAP) - GAP, rows * (cell_h + GAP) - GAP), (0, 0, 0, 0))
+    canvas = Image.new(
+        "RGBA", (columns * (cell_w + GAP) - GAP, rows * (cell_h + GAP) - GAP), (0, 0, 0, 0)
+    )
     draw = ImageDraw.Draw(canvas)
     for i in range(N):
         x, y = i % columns * (cell_w + GAP), i // columns * (cell_h + GAP)
@@ -56,10 +67,16 @@ def png_data_uri(image: Image.Image) -> str:
 
 def _rgb(images: torch.Tensor | np.ndarray) -> np.ndarray:
     """(N,H,W,3) uint8."""
-    x = images.detach().float().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images, np.float32)
+    x = (
+        images.detach().float().cpu().numpy()
+        if isinstance(images, torch.Tensor)
+        else np.asarray(images, np.float32)
+    )
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or 0 in x.shape:
-        raise DataError(f"images of shape {tuple(images.shape)}: (N,H,W), (N,H,W,1) or (N,H,W,3) is wanted")
+        raise DataError(
+            f"images of shape {tuple(images.shape)}: (N,H,W), (N,H,W,1) or (N,H,W,3) is wanted"
+        )
     if not np.isfinite(x).all():
         raise NumericsError("images: a pixel is NaN or infinite")
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8).repeat(3 // x.shape[-1], axis=-1)

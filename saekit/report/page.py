@@ -1,7 +1,8 @@
 """The page around a report: one HTML file that opens from disk and asks for nothing else.
 
-No script runs: the content security policy admits the page's own style by hash, pictures that stand in it, and denies the rest. What comes
-from names and labels is escaped here, or by saekit.report.axes for what stands in charts. No clock: equal inputs give equal bytes.
+No script runs: the content security policy admits the page's own style by hash, pictures that stand
+in it, and denies the rest. What comes from names and labels is escaped here, or by
+saekit.report.axes for what stands in charts. No clock: equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,33 @@ class Panel:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def document(title: str, lead: str, facts: Sequence[tuple[str, str]], panels: Sequence[Panel], numbers: dict[str, Any]) -> str:
-    """The whole file. `numbers` and those of the panels become one JSON value in <script type="application/json" id="numbers">."""
-    style = resources.files("saekit.report").joinpath("assets", "report.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; img-src data:"
+def document(
+    title: str,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    panels: Sequence[Panel],
+    numbers: dict[str, Any],
+) -> str:
+    """The whole file. `numbers` and those of the panels become one JSON value in <script
+    type="application/json" id="numbers">."""
+    style = (
+        resources.files("saekit.report")
+        .joinpath("assets", "report.css")
+        .read_text(encoding="utf-8")
+    )
+    policy = (
+        "default-src 'none'; style-src"
+        f" 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; img-src"
+        " data:"
+    )
     links = "".join(f'<li><a href="#{_anchor(p.title)}">{escape(p.title)}</a></li>' for p in panels)
-    terms = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    body = "\n".join(f'<section id="{_anchor(p.title)}">\n<h2>{escape(p.title)}</h2>\n{p.html}\n</section>' for p in panels)
+    terms = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts
+    )
+    body = "\n".join(
+        f'<section id="{_anchor(p.title)}">\n<h2>{escape(p.title)}</h2>\n{p.html}\n</section>'
+        for p in panels
+    )
     every = dict(numbers)
     for panel in panels:
         every |= panel.numbers
@@ -68,7 +89,8 @@ def document(title: str, lead: str, facts: Sequence[tuple[str, str]], panels: Se
 
 
 def json_block(value: Any) -> str:
-    """JSON that cannot end its script element, whatever a string in it holds; numbers that are not finite are null."""
+    """JSON that cannot end its script element, whatever a string in it holds; numbers that are not
+    finite are null."""
     text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -86,16 +108,24 @@ def note(text: str) -> str:
 
 
 def notes(texts: Sequence[str]) -> str:
-    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
+    return (
+        f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+        if texts
+        else ""
+    )
 
 
 def picture(image: Image.Image, alt: str) -> str:
-    return f'<img src="{png_data_uri(image)}" width="{image.width}" height="{image.height}" alt="{escape(alt)}">'
+    return (
+        f'<img src="{png_data_uri(image)}" width="{image.width}" height="{image.height}"'
+        f' alt="{escape(alt)}">'
+    )
 
 
 def figure(content: str, caption: str = "") -> str:
     """`content` is a picture or a chart, ready."""
-    return f"<figure>{content}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{content}{below}</figure>"
 
 
 def grid(items: Sequence[str]) -> str:
@@ -107,7 +137,8 @@ def pictures(items: Sequence[str]) -> str:
 
 
 def versions(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    """Rows of pictures, their names beside them: (name, small print, class of the name, picture)."""
+    """Rows of pictures, their names beside them: (name, small print, class of the name,
+    picture)."""
     cells = []
     for name, small, kind, content in rows:
         below = f"<small>{escape(small)}</small>" if small else ""
@@ -117,16 +148,27 @@ def versions(rows: Sequence[tuple[str, str, str, str]]) -> str:
 
 def cell(text: str, kind: str = "", extra: str = "") -> str:
     """One <td>; `extra` is ready HTML behind the text."""
-    inside = f'<span class="{kind}">{escape(text)}</span>' if kind in ("best", "other", "same") else escape(text)
+    inside = (
+        f'<span class="{kind}">{escape(text)}</span>'
+        if kind in ("best", "other", "same")
+        else escape(text)
+    )
     opening = '<td class="left">' if kind == "left" else "<td>"
     return f"{opening}{inside}{extra}</td>"
 
 
 def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left: int = 1) -> str:
-    """rows: (class of the row, its cells as `cell` makes them); the first `left` headings are left-aligned."""
-    heads = "".join(f'<th scope="col"{" class=left" if i < left else ""}>{escape(name)}</th>' for i, name in enumerate(header))
+    """rows: (class of the row, its cells as `cell` makes them); the first `left` headings are
+    left-aligned."""
+    heads = "".join(
+        f'<th scope="col"{" class=left" if i < left else ""}>{escape(name)}</th>'
+        for i, name in enumerate(header)
+    )
     body = "".join(f'<tr class="{kind}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def number(value: float | None, form: str = ".4f") -> str:

@@ -1,4 +1,5 @@
-"""The sections of a report that any data has: the table, maps of the codes, settings; errors are in error_panel."""
+"""The sections of a report that any data has: the table, maps of the codes, settings; errors are in
+error_panel."""
 
 from __future__ import annotations
 
@@ -18,18 +19,26 @@ from saekit.report.charts import scatter
 from saekit.report.page import Panel, cell, figure, grid, note, notes, number, table
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
-REDUCED = 50  # numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does before t-SNE
+# numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does
+# before t-SNE
+REDUCED = 50
 WIDE = 256
 FORMS = {"mse": ".4g", "l0": ".1f", "dead": ".1%", "knn": ".1%", "elbo": ".2f"}
 MEANINGS = (
-    "code: numbers that the code keeps of a row; fvu: squared error as a share of the rows' variance, 0 is perfect, 1 the mean row; mse: "
-    "squared error summed over a row's values; cosine: between row and reconstruction; l0: active latents a row; dead: latents that no row "
-    "activates; –: does not apply. A dot marks the lowest fvu among runs of one code size and their controls."
+    "code: numbers that the code keeps of a row; fvu: squared error as a share of the rows'"
+    " variance, 0 is perfect, 1 the mean row; mse: squared error summed over a row's values;"
+    " cosine: between row and reconstruction; l0: active latents a row; dead: latents that no row"
+    " activates; –: does not apply. A dot marks the lowest fvu among runs of one code size and"
+    " their controls."
 )
 
 
 def figures_panel(comparison: Comparison) -> Panel:
-    shown = [name for name in METRICS if name in ("fvu", "mse") or any(row.metrics[name] is not None for row in comparison.rows)]
+    shown = [
+        name
+        for name in METRICS
+        if name in ("fvu", "mse") or any(row.metrics[name] is not None for row in comparison.rows)
+    ]
     groups: list[list] = []
     for row in comparison.rows:
         if row.role == "run" and (not groups or groups[-1][-1].role == "control"):
@@ -44,29 +53,48 @@ def figures_panel(comparison: Comparison) -> Panel:
             rows.append((kind, [*_identity(row), *(_metric(row, name, best) for name in shown)]))
     header = ("", "model", "parameters", "latents", "code", *shown)
     units = " or examples" if any(row.unit == "example" for row in comparison.rows) else ""
-    knn = f" knn: share of held-out rows{units} whose label is that of most of their {comparison.k} nearest codes among "
-    meanings = MEANINGS + (f"{knn}{comparison.reference_rows:,} training ones." if "knn" in shown else "")
+    knn = (
+        f" knn: share of held-out rows{units} whose label is that of most of their {comparison.k}"
+        " nearest codes among "
+    )
+    meanings = MEANINGS + (
+        f"{knn}{comparison.reference_rows:,} training ones." if "knn" in shown else ""
+    )
     return Panel("Figures", table(header, rows, left=2) + note(meanings) + notes(comparison.notes))
 
 
 def _identity(row: Any) -> list[str]:
     model = "" if row.role == "control" else row.model
-    return [cell(row.name, "left"), cell(model, "left"), cell(f"{row.params:,}"), cell(f"{row.latents:,}"), cell(f"{row.code_size:,}")]
+    return [
+        cell(row.name, "left"),
+        cell(model, "left"),
+        cell(f"{row.params:,}"),
+        cell(f"{row.latents:,}"),
+        cell(f"{row.code_size:,}"),
+    ]
 
 
 def _metric(row: Any, name: str, best: float | None) -> str:
     value = row.metrics[name]
     if name != "fvu":
         return cell(number(value, FORMS.get(name, ".4f")))
-    return cell(number(value), "best" if value is not None and value == best else "", "" if value is None else _gauge(value))
+    return cell(
+        number(value),
+        "best" if value is not None and value == best else "",
+        "" if value is None else _gauge(value),
+    )
 
 
 def _gauge(share: float) -> str:
-    return f'<svg class="gauge" viewBox="0 0 72 6" aria-hidden="true"><rect width="{72 * min(max(share, 0), 1):.1f}" height="6"/></svg>'
+    return (
+        '<svg class="gauge" viewBox="0 0 72 6" aria-hidden="true"><rect'
+        f' width="{72 * min(max(share, 0), 1):.1f}" height="6"/></svg>'
+    )
 
 
 def codes_panel(looks: Sequence[Look], raw: Sample | None, seed: int) -> Panel | None:
-    """Runs only; k-means has no code to draw. `raw` (flat rows) is drawn as well, to see what the data shows by itself."""
+    """Runs only; k-means has no code to draw. `raw` (flat rows) is drawn as well, to see what the
+    data shows by itself."""
     items = []
     for look in looks:
         if look.subject.role == "run" and look.subject.kind != "kmeans":
@@ -77,10 +105,12 @@ def codes_panel(looks: Sequence[Look], raw: Sample | None, seed: int) -> Panel |
         items += _maps("raw input", raw.x.flatten(1).numpy(), raw.labels, seed)
     labels = any(label is not None for label in looks[0].sample.labels)
     what = (
-        f"Codes of {counted(looks, MAP_ROWS)} that were judged, at most {TSNE_ROWS:,} for t-SNE. PCA keeps the distances along the two "
-        "widest directions of the code. t-SNE keeps neighbours only: sizes of its clusters and gaps between them mean nothing. Codes of "
-        f"more than {WIDE} latents are brought down to {REDUCED} numbers by PCA before."
-    ) + (" Colour is the data's own label, unseen in training." if labels else "")
+        f"Codes of {counted(looks, MAP_ROWS)} that were judged, at most {TSNE_ROWS:,} for t-SNE."
+        " PCA keeps the distances along the two widest directions of the code. t-SNE keeps"
+        " neighbours only: sizes of its clusters and gaps between them mean nothing. Codes of more"
+        f" than {WIDE} latents are brought down to {REDUCED} numbers by PCA before."
+        + (" Colour is the data's own label, unseen in training." if labels else "")
+    )
     return Panel("Codes", note(what) + grid(items))
 
 
@@ -90,20 +120,32 @@ def counted(looks: Sequence[Look], most: int = 1 << 30) -> str:
     return " and ".join(f"{count:,} {unit}" for unit, count in counts.items())
 
 
-def _maps(name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None], seed: int) -> list[str]:
-    z_NF = np.asarray(codes[:MAP_ROWS].todense() if isinstance(codes, csr_matrix) else codes[:MAP_ROWS])
+def _maps(
+    name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None], seed: int
+) -> list[str]:
+    z_NF = np.asarray(
+        codes[:MAP_ROWS].todense() if isinstance(codes, csr_matrix) else codes[:MAP_ROWS]
+    )
     z_NF = z_NF[:, z_NF.any(0)]  # latents that no row activates only cost time
-    drawn = None if all(label is None for label in labels) else [label or "no label" for label in labels]
+    drawn = (
+        None
+        if all(label is None for label in labels)
+        else [label or "no label" for label in labels]
+    )
     if z_NF.shape[1] < 2 or len(z_NF) < 3:
         return []
     if codes.shape[1] == 2:
         axes = ("first value", "second value")
         return [figure(scatter(z_NF, drawn and drawn[: len(z_NF)], f"{name} as it is", *axes))]
     if z_NF.shape[1] > WIDE:
-        z_NF = PCA(min(REDUCED, len(z_NF)), svd_solver="randomized", random_state=seed).fit_transform(z_NF)
+        z_NF = PCA(
+            min(REDUCED, len(z_NF)), svd_solver="randomized", random_state=seed
+        ).fit_transform(z_NF)
     items = []
     for method, title, count in (("pca", "PCA", MAP_ROWS), ("tsne", "t-SNE", TSNE_ROWS)):
-        with threadpool_limits(1):  # so few points gain nothing by threads, which lose much time where the machine has other work
+        # so few points gain nothing by threads, which lose much time where the machine has other
+        # work
+        with threadpool_limits(1):
             points = map_2d(z_NF[:count], method, seed)
         items.append(figure(scatter(points, drawn and drawn[: len(points)], f"{name}: {title}")))
     return items
@@ -121,18 +163,35 @@ def settings_panel(inputs: Inputs) -> Panel:
         rows.append(("", [cell(name, "left"), *(cell(value, kind) for value in values)]))
     what = "Settings that differ between the runs are in bold; – where a model has no such setting."
     written = f"saekit {version('saekit')}, torch {version('torch')} judged them."
-    body = note(f"{what} {written} Store: {store.spec.model}, {store.spec.hook}, of {data_name(store.spec.dataset)}.") + table(
-        ("", *columns), rows
+    body = note(
+        f"{what} {written} Store: {store.spec.model}, {store.spec.hook}, of"
+        f" {data_name(store.spec.dataset)}."
+    ) + table(("", *columns), rows)
+    return Panel(
+        "Settings",
+        body,
+        {"settings": columns, "versions": {name: version(name) for name in ("saekit", "torch")}},
     )
-    return Panel("Settings", body, {"settings": columns, "versions": {name: version(name) for name in ("saekit", "torch")}})
 
 
 def _settings(config: dict[str, Any], content: str) -> dict[str, str]:
-    own = {name: value for name, value in config["config"].items() if name not in ("d_in", "d_out", "shape")}
-    training = {name: value for name, value in config["training"].items() if name not in ("save_seconds", "model", *own)}
+    own = {
+        name: value
+        for name, value in config["config"].items()
+        if name not in ("d_in", "d_out", "shape")
+    }
+    training = {
+        name: value
+        for name, value in config["training"].items()
+        if name not in ("save_seconds", "model", *own)
+    }
     said = {"model": config["model"], **own, **training}
     said["backend"] = config["backend"]["name"]
-    said["trained on"] = "this store" if config["content"] == content else f"another: {data_name(config['spec']['dataset'])}"
+    said["trained on"] = (
+        "this store"
+        if config["content"] == content
+        else f"another: {data_name(config['spec']['dataset'])}"
+    )
     said |= {f"{name} version": value for name, value in config["versions"].items()}
     return {name.replace("_", " "): _said(value) for name, value in said.items()}
 
@@ -144,7 +203,13 @@ def _said(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def data_name(dataset: str) -> str:

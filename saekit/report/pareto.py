@@ -1,4 +1,5 @@
-"""The page of a sweep: error against sparsity, a plot and a table of its settings, and every member's own."""
+"""The page of a sweep: error against sparsity, a plot and a table of its settings, and every
+member's own."""
 
 from __future__ import annotations
 
@@ -15,18 +16,33 @@ from saekit.report.page import Panel, cell, document, figure, note, number, tabl
 from saekit.types import ActivationSpec
 
 
-def pareto_page(spec: ActivationSpec, groups: Sequence[Group], results: Sequence[MemberResult]) -> str:
+def pareto_page(
+    spec: ActivationSpec, groups: Sequence[Group], results: Sequence[MemberResult]
+) -> str:
     """One HTML file: the plot of fvu against l0, the table, and every member's settings."""
-    rows = [("", _cells(group)) for group in sorted(groups, key=lambda g: (g.l0 is None, g.l0 or 0.0, g.fvu))]
+    rows = [
+        ("", _cells(group))
+        for group in sorted(groups, key=lambda g: (g.l0 is None, g.l0 or 0.0, g.fvu))
+    ]
     header = ("setting", "seeds", "l0", "±", "fvu", "±", "dead", "dead_train")
     panels = [Panel("Error against sparsity", _plot(groups) + table(header, rows))]
     failed = [result for result in results if result.error]
     if failed:
-        panels.append(Panel("Failed", "".join(note(f"{result.name}: {result.error}") for result in failed)))
+        panels.append(
+            Panel("Failed", "".join(note(f"{result.name}: {result.error}") for result in failed))
+        )
     members = [("", [cell(r.name, "left"), cell(_settings(r.settings), "left")]) for r in results]
     panels.append(Panel("Members", table(("member", "settings"), members, left=2)))
-    facts = [("members", str(len(results))), ("data", str(spec.dataset)), ("model", spec.model), ("hook", spec.hook)]
-    lead = "Held-out rows. Down and left is better; of ringed settings no other is as good in both and better in one."
+    facts = [
+        ("members", str(len(results))),
+        ("data", str(spec.dataset)),
+        ("model", spec.model),
+        ("hook", spec.hook),
+    ]
+    lead = (
+        "Held-out rows. Down and left is better; of ringed settings no other is as good in both and"
+        " better in one."
+    )
     numbers = {"groups": [dataclasses.asdict(group) for group in groups]}
     return document(f"Sweep · {spec.model} · {spec.hook}", lead, facts, panels, numbers)
 
@@ -45,24 +61,45 @@ def _cells(group: Group) -> list[str]:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items() if name not in ("model", "device", "save_seconds"))
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in settings.items()
+        if name not in ("model", "device", "save_seconds")
+    )
 
 
 def _plot(groups: Sequence[Group]) -> str:
-    """A point for each setting with an l0 above 0, with bars of one standard deviation; settings of one sparsity have one colour."""
+    """A point for each setting with an l0 above 0, with bars of one standard deviation; settings of
+    one sparsity have one colour."""
     drawn = [group for group in groups if group.l0 and math.isfinite(group.fvu)]
     if not drawn:
         return note("None of these has a number of active latents, so there is nothing to plot.")
     kinds = list(dict.fromkeys(group.sparsity for group in drawn))
     hues = {kind: colour(i) if i < len(COLOURS) else "currentColor" for i, kind in enumerate(kinds)}
     low, high = min(group.l0 for group in drawn), max(group.l0 for group in drawn)
-    y_range = padded(min(g.fvu - (g.fvu_spread or 0) for g in drawn), max(g.fvu + (g.fvu_spread or 0) for g in drawn))
-    frame = Frame("FVU against L0", "active latents a row (L0)", "fvu", (low / 1.15, high * 1.15), y_range, list(hues.items()), log_x=True)
+    y_range = padded(
+        min(g.fvu - (g.fvu_spread or 0) for g in drawn),
+        max(g.fvu + (g.fvu_spread or 0) for g in drawn),
+    )
+    frame = Frame(
+        "FVU against L0",
+        "active latents a row (L0)",
+        "fvu",
+        (low / 1.15, high * 1.15),
+        y_range,
+        list(hues.items()),
+        log_x=True,
+    )
     for kind, hue in hues.items():
-        own = sorted((group for group in drawn if group.sparsity == kind), key=lambda group: group.l0)
+        own = sorted(
+            (group for group in drawn if group.sparsity == kind), key=lambda group: group.l0
+        )
         if len(own) > 1:
             points = " ".join(f"{frame.x(g.l0):.1f},{frame.y(g.fvu):.1f}" for g in own)
-            frame.draw(f'<polyline points="{points}" stroke="{hue}" stroke-opacity="0.5" stroke-width="1.5"/>')
+            frame.draw(
+                f'<polyline points="{points}" stroke="{hue}" stroke-opacity="0.5"'
+                ' stroke-width="1.5"/>'
+            )
         for group in own:
             frame.draw(_point(frame, group, hue))
     described = "; ".join(f"{g.name}: l0 {g.l0:.1f}, fvu {g.fvu:.4f}" for g in drawn)
@@ -73,7 +110,14 @@ def _point(frame: Frame, group: Group, hue: str) -> str:
     x, y = float(frame.x(group.l0)), float(frame.y(group.fvu))
     bars = ""
     if group.fvu_spread:
-        top, bottom = (float(v) for v in frame.y(np.array([group.fvu + group.fvu_spread, group.fvu - group.fvu_spread])))
+        top, bottom = (
+            float(v)
+            for v in frame.y(np.array([group.fvu + group.fvu_spread, group.fvu - group.fvu_spread]))
+        )
         bars = f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="{hue}" stroke-width="1.5"/>'
-    ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7.5" stroke="currentColor" stroke-width="1.2"/>' if group.best else ""
+    ring = (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7.5" stroke="currentColor" stroke-width="1.2"/>'
+        if group.best
+        else ""
+    )
     return f'{bars}<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{hue}" stroke="{PAPER}"/>{ring}'

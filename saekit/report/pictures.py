@@ -1,6 +1,8 @@
-"""The sections of a report on images: reconstructions, denoising, filters, what a variational decoder draws, maps of a U-Net, masks.
+"""The sections of a report on images: reconstructions, denoising, filters, what a variational
+decoder draws, maps of a U-Net, masks.
 
-Rows are images where a flat raw store knows their shape (H,W,C); values are shown as they are, clipped to [0, 1].
+Rows are images where a flat raw store knows their shape (H,W,C); values are shown as they are,
+clipped to [0, 1].
 """
 
 from __future__ import annotations
@@ -37,12 +39,15 @@ def image_shape(spec: ActivationSpec, width: int) -> tuple[int, int, int] | None
 
 
 def chosen_examples(labels: Sequence[str | None], count: int = EXAMPLES) -> list[int]:
-    """Indices of `count` rows, the first of each label in the labels' order, then others in theirs."""
+    """Indices of `count` rows, the first of each label in the labels' order, then others in
+    theirs."""
     first: dict[str, int] = {}
     for i, label in enumerate(labels):
         if label is not None:
             first.setdefault(label, i)
-    chosen = [first[label] for label in sorted(first, key=lambda label: (len(label), label))][:count]
+    chosen = [first[label] for label in sorted(first, key=lambda label: (len(label), label))][
+        :count
+    ]
     rest = [i for i in range(len(labels)) if i not in set(chosen)]
     return chosen + rest[: count - len(chosen)]
 
@@ -59,11 +64,28 @@ def reconstructions_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel 
             if not rows or source is not None:
                 rows.append(("input", "", "", _strip(_of(look, look.sample.x, spec), "examples")))
             if source is not None:
-                rows.append(("target", source.name, "", _strip(_of(look, look.sample.wanted, spec), "what the model is to give")))
-        rows.append((look.subject.name, f"fvu {_fvu(look):.3f}", look.subject.role, _strip(shown, f"as {look.subject.name} gives them")))
+                rows.append(
+                    (
+                        "target",
+                        source.name,
+                        "",
+                        _strip(_of(look, look.sample.wanted, spec), "what the model is to give"),
+                    )
+                )
+        rows.append(
+            (
+                look.subject.name,
+                f"fvu {_fvu(look):.3f}",
+                look.subject.role,
+                _strip(shown, f"as {look.subject.name} gives them"),
+            )
+        )
     labels = any(label is not None for label in looks[0].sample.labels)
     first = ", the first of each label" if labels else ""
-    what = f"The same examples through every model{first}; none was chosen for its looks. fvu is of {len(looks[0].errors):,} such examples."
+    what = (
+        f"The same examples through every model{first}; none was chosen for its looks. fvu is of"
+        f" {len(looks[0].errors):,} such examples."
+    )
     return Panel("Reconstructions", note(what) + versions(rows)) if rows else None
 
 
@@ -76,17 +98,38 @@ def denoising_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) -> P
     rows, found = [], {}
     for look in looks:
         noise = Noise.parse((look.subject.config or {}).get("config", {}).get("noise", ""))
-        if not noise.kind or image_shape(spec, look.sample.x.shape[1]) is None or look.subject.target is not None:
+        if (
+            not noise.kind
+            or image_shape(spec, look.sample.x.shape[1]) is None
+            or look.subject.target is not None
+        ):
             continue
         noisy, denoised = _denoised(look, noise, seed)
         x, name = look.sample.x, look.subject.name
-        found[name] = {"noise": f"{noise.kind}:{noise.level:g}", "noisy_psnr": psnr(x, noisy), "denoised_psnr": psnr(x, denoised)}
+        found[name] = {
+            "noise": f"{noise.kind}:{noise.level:g}",
+            "noisy_psnr": psnr(x, noisy),
+            "denoised_psnr": psnr(x, denoised),
+        }
         rows += [
             ("clean", "", "", _strip(_of(look, x, spec), "clean examples")),
-            (f"{noise.kind} {noise.level:g}", f"{found[name]['noisy_psnr']:.1f} dB", "", _strip(_of(look, noisy, spec), "with noise")),
-            (name, f"{found[name]['denoised_psnr']:.1f} dB", "run", _strip(_of(look, denoised, spec), f"denoised by {name}")),
+            (
+                f"{noise.kind} {noise.level:g}",
+                f"{found[name]['noisy_psnr']:.1f} dB",
+                "",
+                _strip(_of(look, noisy, spec), "with noise"),
+            ),
+            (
+                name,
+                f"{found[name]['denoised_psnr']:.1f} dB",
+                "run",
+                _strip(_of(look, denoised, spec), f"denoised by {name}"),
+            ),
         ]
-    what = "Runs that were trained with noise, on examples with noise of the same kind. PSNR is over the whole sample, peak 1."
+    what = (
+        "Runs that were trained with noise, on examples with noise of the same kind. PSNR is over"
+        " the whole sample, peak 1."
+    )
     return Panel("Denoising", note(what) + versions(rows), {"denoising": found}) if rows else None
 
 
@@ -94,8 +137,15 @@ def _denoised(look: Look, noise: Noise, seed: int) -> tuple[torch.Tensor, torch.
     """(noisy, denoised). Training adds noise to the normalised input, so the same is done here."""
     model, batch = look.subject.model, look.sample.batch
     normal = (look.sample.x - model.input_mean) * model.input_scale
-    noisy = noise(normal, torch.Generator().manual_seed(seed)) / model.input_scale + model.input_mean
-    return noisy, outputs_of(model, ActivationBatch(noisy, batch.doc_id, batch.example_id, batch.position))[0]
+    noisy = (
+        noise(normal, torch.Generator().manual_seed(seed)) / model.input_scale + model.input_mean
+    )
+    return (
+        noisy,
+        outputs_of(model, ActivationBatch(noisy, batch.doc_id, batch.example_id, batch.position))[
+            0
+        ],
+    )
 
 
 def filters_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
@@ -117,15 +167,20 @@ def filters_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
         )
         caption = f"{look.subject.name}: {len(order)} of {len(W):,} by {kind}"
         items.append(figure(picture(sheet(tiles, 8, zoom=_zoom(shape[1])), caption), caption))
-    what = "Decoder rows as pictures: what a latent adds to the output. Mid grey is zero; each is scaled to its own largest value."
+    what = (
+        "Decoder rows as pictures: what a latent adds to the output. Mid grey is zero; each is"
+        " scaled to its own largest value."
+    )
     return Panel("Filters", note(what) + pictures(items)) if items else None
 
 
 def _use(look: Look, W_FD: torch.Tensor) -> torch.Tensor:
-    """(F,): share of rows that activate a sparse latent; of a dense one, its variance times the square norm of its decoder row."""
+    """(F,): share of rows that activate a sparse latent; of a dense one, its variance times the
+    square norm of its decoder row."""
     codes, above = look.codes, look.subject.model.active_above
     if above is not None:
-        active = (abs(codes) > above).sum(0)  # saekit.models.metrics.fires, of a matrix or a sparse one
+        # saekit.models.metrics.fires, of a matrix or a sparse one
+        active = (abs(codes) > above).sum(0)
         return torch.from_numpy(np.asarray(active, np.float64).reshape(-1)) / codes.shape[0]
     return torch.from_numpy(np.asarray(codes, np.float64).var(0)) * W_FD.double().square().sum(1)
 
@@ -140,27 +195,51 @@ def variational_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) ->
         active = active_units(means)
         found[look.subject.name] = {"active_units": len(active), "latents": model.latents}
         html += f"<h3>{escape(look.subject.name)}</h3>"
-        html += note(f"{len(active)} of {model.latents} latents are active: the mean of the code varies by more than 0.01 over the rows.")
+        html += note(
+            f"{len(active)} of {model.latents} latents are active: the mean of the code varies by"
+            " more than 0.01 over the rows."
+        )
         html += _drawn(look, means, active, spec, seed)
     what = "What the decoder makes of codes that no row gave."
     return Panel("Variational", note(what) + html, {"variational": found}) if html else None
 
 
-def _drawn(look: Look, means: torch.Tensor, active: torch.Tensor, spec: ActivationSpec, seed: int) -> str:
+def _drawn(
+    look: Look, means: torch.Tensor, active: torch.Tensor, spec: ActivationSpec, seed: int
+) -> str:
     model, shape = look.subject.model, image_shape(spec, look.subject.model.d_out)
     if shape is None:
         return ""
     tile = lambda x: sheet(x.reshape(-1, *shape), STEPS, zoom=_zoom(shape[1]))
     drawn = samples(model.decode, DRAWS, model.latents, torch.Generator().manual_seed(seed))
     items = [figure(picture(tile(drawn), "samples"), f"{DRAWS} samples from the prior, N(0, I)")]
-    first, last = chosen_examples(look.sample.labels)[:: EXAMPLES - 1][:2] if len(means) >= EXAMPLES else (0, len(means) - 1)
+    first, last = (
+        chosen_examples(look.sample.labels)[:: EXAMPLES - 1][:2]
+        if len(means) >= EXAMPLES
+        else (0, len(means) - 1)
+    )
     path = interpolate(model.decode, means[first], means[last], STEPS)
-    items.append(figure(picture(tile(path), "interpolation"), "from the code of one example to that of another, in even steps"))
-    order = [*active.tolist(), *(i for i in range(model.latents) if i not in set(active.tolist()))][:TRAVERSED]
-    turned = torch.cat([traverse(model.decode, means[first], i, torch.linspace(-REACH, REACH, STEPS)) for i in order])
+    items.append(
+        figure(
+            picture(tile(path), "interpolation"),
+            "from the code of one example to that of another, in even steps",
+        )
+    )
+    order = [*active.tolist(), *(i for i in range(model.latents) if i not in set(active.tolist()))][
+        :TRAVERSED
+    ]
+    turned = torch.cat(
+        [
+            traverse(model.decode, means[first], i, torch.linspace(-REACH, REACH, STEPS))
+            for i in order
+        ]
+    )
     latents = ", ".join(map(str, order))
     items.append(
-        figure(picture(tile(turned), "traversal"), f"latents {latents} (the most varied), a row each, turned from −{REACH:g} to {REACH:g}")
+        figure(
+            picture(tile(turned), "traversal"),
+            f"latents {latents} (the most varied), a row each, turned from −{REACH:g} to {REACH:g}",
+        )
     )
     return pictures(items)
 
@@ -177,11 +256,18 @@ def levels_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
             maps = maps_1Chw[0, :MAPS]
             low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
             side = look.subject.model.sides[0][1]
-            strip = sheet((maps - low) / (high - low).clamp_min(1e-12), MAPS, zoom=max(_zoom(side) * side // maps.shape[2], 1))
+            strip = sheet(
+                (maps - low) / (high - low).clamp_min(1e-12),
+                MAPS,
+                zoom=max(_zoom(side) * side // maps.shape[2], 1),
+            )
             small = f"{maps_1Chw.shape[1]} maps of {maps.shape[1]}×{maps.shape[2]}"
             rows.append((name, small, "", picture(strip, f"maps of {name}")))
         html += f"<h3>{escape(look.subject.name)}</h3>{versions(rows)}"
-    what = f"The first {MAPS} maps of every level for one example, from the finest down and up again; each from black to white."
+    what = (
+        f"The first {MAPS} maps of every level for one example, from the finest down and up again;"
+        " each from black to white."
+    )
     return Panel("Levels", note(what) + html) if html else None
 
 
@@ -193,7 +279,11 @@ def masks_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
         if look.subject.target is None or not ((truth == 0) | (truth == 1)).all():
             continue
         score = iou(look.x_hat, truth)
-        found[look.subject.name] = {"pooled": score.pooled, "mean": score.mean, "images": score.images}
+        found[look.subject.name] = {
+            "pooled": score.pooled,
+            "mean": score.mean,
+            "images": score.images,
+        }
         if _of(look, truth, spec) is None:
             continue
         if not rows:
@@ -203,8 +293,18 @@ def masks_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
             ]
         prediction = (look.x_hat > 0.5).float()
         small = f"IoU {score.pooled:.3f} pooled, {score.mean:.3f} an image"
-        rows.append((look.subject.name, small, look.subject.role, _strip(_of(look, prediction, spec), f"mask by {look.subject.name}")))
-    what = "Output above 0.5 beside the true mask. IoU: values in both masks over values in either, of the whole sample."
+        rows.append(
+            (
+                look.subject.name,
+                small,
+                look.subject.role,
+                _strip(_of(look, prediction, spec), f"mask by {look.subject.name}"),
+            )
+        )
+    what = (
+        "Output above 0.5 beside the true mask. IoU: values in both masks over values in either, of"
+        " the whole sample."
+    )
     return Panel("Masks", note(what) + versions(rows), {"segmentation": found}) if found else None
 
 
@@ -215,7 +315,9 @@ def _of(look: Look, x: torch.Tensor, spec: ActivationSpec) -> torch.Tensor | Non
 
 
 def _strip(images: torch.Tensor | None, alt: str) -> str:
-    return "" if images is None else picture(sheet(images, EXAMPLES, zoom=_zoom(images.shape[2])), alt)
+    return (
+        "" if images is None else picture(sheet(images, EXAMPLES, zoom=_zoom(images.shape[2])), alt)
+    )
 
 
 def _zoom(width: int) -> int:

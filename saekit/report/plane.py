@@ -1,5 +1,6 @@
-"""For data of two dimensions: where reconstruction moves the plane. A denoising autoencoder's arrows point to where the data are dense:
-divided by the noise's variance they estimate the gradient of the log density (saekit.measures.denoising.score_estimate)."""
+"""For data of two dimensions: where reconstruction moves the plane. A denoising autoencoder's
+arrows point to where the data are dense: divided by the noise's variance they estimate the gradient
+of the log density (saekit.measures.denoising.score_estimate)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def plane_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
             continue
         x = look.sample.x
         low, high = (tuple(values.tolist()) for values in (x.min(0).values, x.max(0).values))
-        points, vectors = vector_field(lambda p, model=look.subject.model: model(p).x_hat, low, high, SIDE)
+        points, vectors = vector_field(
+            lambda p, model=look.subject.model: model(p).x_hat, low, high, SIDE
+        )
         items.append(figure(field(points, vectors, look.subject.name, x[:POINTS])))
-    what = "Dots are judged rows; an arrow is g(f(x)) - x: where reconstruction moves that point. All arrows of a chart have one scale."
+    what = (
+        "Dots are judged rows; an arrow is g(f(x)) - x: where reconstruction moves that point. All"
+        " arrows of a chart have one scale."
+    )
     return Panel("Vector field", note(what) + grid(items))

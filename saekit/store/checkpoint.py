@@ -1,5 +1,6 @@
-"""A checkpoint folder: config.json, model.safetensors, metrics.jsonl, train_state/. Files only; what the tensors mean is the
-model's business. No pickle: `.pt` and `.bin` files are refused by name."""
+"""A checkpoint folder: config.json, model.safetensors, metrics.jsonl, train_state/. Files only;
+what the tensors mean is the model's business. No pickle: `.pt` and `.bin` files are refused by
+name."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ PICKLES = {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
 
 @dataclass
 class Checkpoint:
-    """config.json as a dict (keys: docs/formats.md) and the tensors of model.safetensors, which act on raw activations."""
+    """config.json as a dict (keys: docs/formats.md) and the tensors of model.safetensors, which act
+    on raw activations."""
 
     path: Path
     config: dict[str, Any]
@@ -49,27 +51,39 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _read(path: Path) -> Checkpoint:
     if path.suffix in PICKLES:
-        raise DataError(f"{path} is a pickle, which can run code when it is opened; saekit does not read pickles")
+        raise DataError(
+            f"{path} is a pickle, which can run code when it is opened; saekit does not read"
+            " pickles"
+        )
     settle(path, RUN)
     if not path.exists():
-        raise MissingError(f"there is no checkpoint at {path}", "give the folder that `saekit train` wrote")
+        raise MissingError(
+            f"there is no checkpoint at {path}", "give the folder that `saekit train` wrote"
+        )
     if not (path / CONFIG).exists() and (path / RUN.marker).exists():
         if (writer := holder(path)) is not None:
             raise DataError(f"{path} is being written by {writer}", "wait until it ends")
-        raise DataError(f"{path} holds a training run that did not finish", f"train it again with {opt('resume', True)}")
+        raise DataError(
+            f"{path} holds a training run that did not finish",
+            f"train it again with {opt('resume', True)}",
+        )
     config = read_json(path / CONFIG, "a checkpoint")
     check_schema(path, config, SCHEMA)
     try:
         _check_config(config)
     except MisfitError as error:
-        raise DataError(f"{path / CONFIG} is damaged: {error}", f"train it again with {opt('overwrite', True)}") from None
+        raise DataError(
+            f"{path / CONFIG} is damaged: {error}", f"train it again with {opt('overwrite', True)}"
+        ) from None
     if not (path / MODEL).exists():
         raise DataError(f"{path} has no {MODEL}", f"train it again with {opt('overwrite', True)}")
     need_regular(path / MODEL)
     try:
         return Checkpoint(path, config, load_file(path / MODEL))
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path / MODEL} is damaged: {error}", f"train it again with {opt('overwrite', True)}") from None
+        raise DataError(
+            f"{path / MODEL} is damaged: {error}", f"train it again with {opt('overwrite', True)}"
+        ) from None
 
 
 # What config.json holds besides schema_version; a fine-tune adds `finetuned`.
@@ -96,7 +110,13 @@ def _check_config(config: dict[str, Any]) -> None:
     for name, value in as_type(result.get("metrics"), dict[str, Any], "result.metrics").items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise MisfitError(f"result.metrics.{name} is not a number")
-    for name, hint in (("path", str), ("step", int), ("rows", int), ("rows_per_s", float), ("backend", str)):
+    for name, hint in (
+        ("path", str),
+        ("step", int),
+        ("rows", int),
+        ("rows_per_s", float),
+        ("backend", str),
+    ):
         as_type(result.get(name), hint, f"result.{name}")
     as_type(training.get("target_store"), str | None, "training.target_store")
     as_type(training.get("stores", []), list[str], "training.stores")
@@ -108,7 +128,9 @@ def _check_config(config: dict[str, Any]) -> None:
 def write_train_state(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
     """All that a resume needs, in one file, so that it is replaced as a whole."""
     (path / STATE).parent.mkdir(exist_ok=True)
-    write_tensors(path / STATE, {n: t.contiguous() for n, t in tensors.items()}, {"state": json.dumps(state)})
+    write_tensors(
+        path / STATE, {n: t.contiguous() for n, t in tensors.items()}, {"state": json.dumps(state)}
+    )
 
 
 def read_train_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -131,4 +153,6 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def damaged_state(path: Path, error: Exception) -> DataError:
     """For a train state in the run's folder `path` that cannot be gone on with."""
-    return DataError(f"{path / STATE} is damaged: {error}", f"{opt('overwrite', True)} to train anew")
+    return DataError(
+        f"{path / STATE} is damaged: {error}", f"{opt('overwrite', True)} to train anew"
+    )

@@ -1,7 +1,8 @@
 """Files that are either whole or absent: written under a temporary name, fsynced, renamed.
 
-A temporary name is `NAME.<process>-<random>.tmp`: two processes never share one, and what a killed process left is told apart from the
-files of anyone else, so that the next command that locks the folder removes it (saekit.store.run_folder).
+A temporary name is `NAME.<process>-<random>.tmp`: two processes never share one, and what a killed
+process left is told apart from the files of anyone else, so that the next command that locks the
+folder removes it (saekit.store.run_folder).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write, file or folder, which takes the place of `path` when the body ends; after an error nothing is left of it."""
+    """A path to write, file or folder, which takes the place of `path` when the body ends; after an
+    error nothing is left of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
@@ -71,8 +73,9 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
     with writing(path):
         try:
             temporary.mkdir()
-            # save_file writes under a random name of its own first: inside our folder, so that a kill leaves nothing under a name that
-            # is not known. Its files are readable by their owner only; ours as the umask has it.
+            # save_file writes under a random name of its own first: inside our folder, so that a
+            # kill leaves nothing under a name that is not known. Its files are readable by their
+            # owner only; ours as the umask has it.
             whole = temporary / path.name
             whole.touch()
             mode = whole.stat().st_mode & 0o777
@@ -106,34 +109,48 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path.parent} is not {what}: {path.name} is missing")
     need_regular(path)
     # overwrite=True would refuse: without this file nothing tells that the folder is ours.
-    again = f"take the file from a copy, or remove {path.parent} and run the command that wrote it again"
+    again = (
+        f"take the file from a copy, or remove {path.parent} and run the command that wrote it"
+        " again"
+    )
     if path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}", again)
     try:
         value = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:  # JSON errors, other encodings, numbers of too many digits, too many brackets
+    # JSON errors, other encodings, numbers of too many digits, too many brackets
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {str(error) or type(error).__name__}", again) from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged: it holds a {type(value).__name__}, not an object", again)
+        raise DataError(
+            f"{path} is damaged: it holds a {type(value).__name__}, not an object", again
+        )
     return value
 
 
 def check_schema(folder: Path, data: dict[str, Any], reads: int) -> None:
-    """Raise DataError where `data`, read from a file of `folder`, is of a later schema version than `reads`, or says none."""
+    """Raise DataError where `data`, read from a file of `folder`, is of a later schema version than
+    `reads`, or says none."""
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise DataError(
             f"{folder} is damaged: its schema_version is {str(version)[:20]}",
-            f"take the file from a copy, or remove {folder} and run the command that wrote it again",
+            f"take the file from a copy, or remove {folder} and run the command that wrote it"
+            " again",
         )
     if version > reads:
-        raise DataError(f"{folder} was written by a later saekit (schema {version}, this one reads {reads})", "pip install -U saekit")
+        raise DataError(
+            f"{folder} was written by a later saekit (schema {version}, this one reads {reads})",
+            "pip install -U saekit",
+        )
 
 
 def need_regular(path: Path) -> None:
-    """Raise DataError for a device, FIFO, socket or folder, which opening might never come back from."""
+    """Raise DataError for a device, FIFO, socket or folder, which opening might never come back
+    from."""
     if not path.is_file():
-        raise DataError(f"{path} is not a regular file", "remove it, and restore the file that was there")
+        raise DataError(
+            f"{path} is not a regular file", "remove it, and restore the file that was there"
+        )
 
 
 def folder_bytes(path: Path) -> int:

@@ -1,7 +1,8 @@
-"""The folders that saekit writes, and which files in them are its own: nothing else in them is ever removed.
+"""The folders that saekit writes, and which files in them are its own: nothing else in them is ever
+removed.
 
-A folder is told by its marker, a JSON file with certain keys that is written first. What else belongs to it is known by name, or listed in
-the marker.
+A folder is told by its marker, a JSON file with certain keys that is written first. What else
+belongs to it is known by name, or listed in the marker.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _TOKENIZER = (
 
 @dataclass(frozen=True)
 class FolderKind:
-    """`keys`: sets of keys of which a marker holds one, so that another program's file of the same name is none."""
+    """`keys`: sets of keys of which a marker holds one, so that another program's file of the same
+    name is none."""
 
     verb: str
     done: str  # "trained": what happened to such a folder, in messages
@@ -43,17 +45,26 @@ class FolderKind:
             marker = json.loads((folder / self.marker).read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        ours = isinstance(marker, dict) and "schema_version" in marker and any(keys <= marker.keys() for keys in self.keys)
+        ours = (
+            isinstance(marker, dict)
+            and "schema_version" in marker
+            and any(keys <= marker.keys() for keys in self.keys)
+        )
         return marker if ours else None
 
     def sort(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """(own files, all others), absolute. A symbolic link in the folder is somebody's. Empty folders are in neither."""
+        """(own files, all others), absolute. A symbolic link in the folder is somebody's. Empty
+        folders are in neither."""
         marker = self.read_marker(folder)
         listed = {self.marker} if marker is None else {self.marker} | _names(self.listed, marker)
         own, others = [], []
         for parent, folders, names in os.walk(folder):
             links = [name for name in folders if Path(parent, name).is_symlink()]
-            members = [] if self.members is None else [n for n in folders if self.members.read_marker(Path(parent, n)) is not None]
+            members = (
+                []
+                if self.members is None
+                else [n for n in folders if self.members.read_marker(Path(parent, n)) is not None]
+            )
             for name in members:
                 of_member = self.members.sort(Path(parent, name))
                 own += of_member[0]
@@ -63,12 +74,14 @@ class FolderKind:
                 path = Path(parent, name)
                 relative = path.relative_to(folder).as_posix()
                 known = self._is_own(relative, listed)
-                may_be = not path.is_symlink() or relative.startswith("wandb/")  # wandb links to its latest run
+                # wandb links to its latest run
+                may_be = not path.is_symlink() or relative.startswith("wandb/")
                 (own if known and may_be else others).append(path)
         return own, others
 
     def _is_own(self, relative: str, listed: set[str]) -> bool:
-        """Also what a killed process left half written: a file under a temporary name, or files in a folder of such a name."""
+        """Also what a killed process left half written: a file under a temporary name, or files in
+        a folder of such a name."""
         parts = relative.split("/")
         at = next((i for i, part in enumerate(parts) if TEMPORARY.fullmatch(part)), None)
         if at is not None:
@@ -84,9 +97,14 @@ def _names(listed: Callable[[dict[str, Any]], set[str]], marker: dict[str, Any])
 
 
 def _of_store(manifest: dict[str, Any]) -> set[str]:
-    """What the manifest names, and while more shards come, those that a kill kept it from naming."""
+    """What the manifest names, and while more shards come, those that a kill kept it from
+    naming."""
     names = [shard["name"] for shard in manifest["shards"]]
-    more = [] if manifest["complete"] else [f"{n:05d}.safetensors" for n in range(len(names), len(names) + 10_000)]
+    more = (
+        []
+        if manifest["complete"]
+        else [f"{n:05d}.safetensors" for n in range(len(names), len(names) + 10_000)]
+    )
     return {f"shards/{name}" for name in (*names, *more)} | set(manifest.get("extras", ()))
 
 
@@ -121,7 +139,9 @@ PAGE = FolderKind(
     done="made",
     marker="inspect.json",
     keys=(frozenset({"checkpoint", "store", "features"}),),
-    files=re.compile(r"(index\.html|features\.jsonl)(\.part)?|config\.toml|shards/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"),
+    files=re.compile(
+        r"(index\.html|features\.jsonl)(\.part)?|config\.toml|shards/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"
+    ),
     resumable=False,
 )
 REPORT = FolderKind(

@@ -1,8 +1,9 @@
 """The health report of a store: what its rows are like, and what its dtype cost.
 
-Rounding is told per dimension, as the root mean square error of the stored values in units of the dimension's own spread: a value of
-3,000 with a spread of 1 is stored to the nearest 2 in float16 and the nearest 16 in bfloat16. Moments of the rows before rounding are
-kept about a pivot near their mean, where sums of squares lose nothing.
+Rounding is told per dimension, as the root mean square error of the stored values in units of the
+dimension's own spread: a value of 3,000 with a spread of 1 is stored to the nearest 2 in float16
+and the nearest 16 in bfloat16. Moments of the rows before rounding are kept about a pivot near
+their mean, where sums of squares lose nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ class Rounding:
     def __init__(self, width: int) -> None:
         self.rows = self.vanished = self.values = 0
         self.pivot: torch.Tensor | None = None
-        self.sums = torch.zeros(3, width, dtype=torch.float64)  # squared error; x - pivot; (x - pivot) squared
+        # squared error; x - pivot; (x - pivot) squared
+        self.sums = torch.zeros(3, width, dtype=torch.float64)
 
     def add(self, x_RD: torch.Tensor, stored_RD: torch.Tensor) -> None:
-        """(R,D) as they came and as they are stored. Rows that came in the stored dtype lost nothing, and are not counted."""
+        """(R,D) as they came and as they are stored. Rows that came in the stored dtype lost
+        nothing, and are not counted."""
         if not len(x_RD) or x_RD.dtype == stored_RD.dtype:
             return
         wide = torch.float64 if x_RD.dtype == torch.float64 else torch.float32
@@ -44,7 +47,8 @@ class Rounding:
         # One buffer that stays in cache: half the time of a new one for each term.
         for x, stored in zip(x_RD.split(_CHUNK), stored_RD.split(_CHUNK)):
             x, work = x.to(wide), stored.to(wide, copy=True)
-            self.vanished += int(x.count_nonzero()) - int(work.count_nonzero())  # rounding makes zeros and unmakes none
+            # rounding makes zeros and unmakes none
+            self.vanished += int(x.count_nonzero()) - int(work.count_nonzero())
             self.sums[0] += work.sub_(x).square_().sum(0)
             self.sums[1] += torch.sub(x, pivot, out=work).sum(0)
             self.sums[2] += work.square_().sum(0)
@@ -55,11 +59,16 @@ class Rounding:
         """As a shard keeps them."""
         assert self.pivot is not None, "rows were added"
         counts = torch.tensor([self.rows, self.vanished, self.values], dtype=torch.int64)
-        return {"rounding.sums": self.sums, "rounding.pivot": self.pivot.double(), "rounding.counts": counts}
+        return {
+            "rounding.sums": self.sums,
+            "rounding.pivot": self.pivot.double(),
+            "rounding.counts": counts,
+        }
 
 
 def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shards' `Rounding.tensors`, as NumPy arrays, as figures: rounding (D), its largest, dimensions above the limit, underflow."""
+    """Shards' `Rounding.tensors`, as NumPy arrays, as figures: rounding (D), its largest,
+    dimensions above the limit, underflow."""
     rows = sum(int(part["rounding.counts"][0]) for part in parts)
     error = sum(part["rounding.sums"][0] for part in parts) / rows
     pivot = parts[0]["rounding.pivot"]
@@ -67,7 +76,9 @@ def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for part in parts:
         n, shift = int(part["rounding.counts"][0]), part["rounding.pivot"] - pivot
         first = first + part["rounding.sums"][1] + n * shift
-        second = second + part["rounding.sums"][2] + 2 * shift * part["rounding.sums"][1] + n * shift**2
+        second = (
+            second + part["rounding.sums"][2] + 2 * shift * part["rounding.sums"][1] + n * shift**2
+        )
     spread = np.sqrt(np.maximum(second / rows - (first / rows) ** 2, 0))
     # A dimension that is constant has nothing to lose but its value, which every row loses alike.
     rounding = np.divide(np.sqrt(error), spread, out=np.zeros_like(spread), where=spread > 0)
@@ -89,8 +100,8 @@ def rounding_of(x_RD: torch.Tensor, dtype: str) -> dict[str, Any]:
 
 
 def choose_dtype(x_RD: torch.Tensor) -> tuple[str, str]:
-    """(dtype, why): the first of float16, bfloat16 and float32 that holds these rows at a cost below the limit, with room for larger
-    ones."""
+    """(dtype, why): the first of float16, bfloat16 and float32 that holds these rows at a cost
+    below the limit, with room for larger ones."""
     largest = float(x_RD.abs().max())
     against = []
     for dtype in ("float16", "bfloat16"):
@@ -100,19 +111,28 @@ def choose_dtype(x_RD: torch.Tensor) -> tuple[str, str]:
         cost = rounding_of(x_RD, dtype)
         if cost["rounding_max"] <= ROUNDING_LIMIT and cost["underflow_share"] <= ROUNDING_LIMIT:
             why = (
-                f"{dtype}, whose rounding costs at most {cost['rounding_max']:.1%} of a dimension's spread in the first {len(x_RD):,} rows"
+                f"{dtype}, whose rounding costs at most {cost['rounding_max']:.1%} of a dimension's"
+                f" spread in the first {len(x_RD):,} rows"
             )
             return dtype, "; ".join([why, *against])
-        against.append(f"{dtype} would cost up to {_share(cost['rounding_max'])} of a dimension's spread")
+        against.append(
+            f"{dtype} would cost up to {_share(cost['rounding_max'])} of a dimension's spread"
+        )
     return "float32", "; ".join(["float32", *against])
 
 
 def remarks(stats: dict[str, Any], spec: ActivationSpec) -> list[str]:
     """Lines for the user on what the dtype cost, where it is much."""
-    if stats.get("rounding_max", 0.0) <= ROUNDING_LIMIT and stats.get("underflow_share", 0.0) <= ROUNDING_LIMIT:
+    if (
+        stats.get("rounding_max", 0.0) <= ROUNDING_LIMIT
+        and stats.get("underflow_share", 0.0) <= ROUNDING_LIMIT
+    ):
         return []
     count, worst = stats["rounding_dimensions"], int(np.argmax(stats["rounding"]))
-    what = f"{spec.dtype} rounds {count:,} of {spec.d_in:,} dimensions by more than 5 % of their spread"
+    what = (
+        f"{spec.dtype} rounds {count:,} of {spec.d_in:,} dimensions by more than 5 % of their"
+        " spread"
+    )
     line = f"{what} (dimension {worst}: {_share(stats['rounding_max'])})"
     if stats["underflow_share"] > ROUNDING_LIMIT:
         line += f", and {stats['underflow_share']:.0%} of the values became 0"
@@ -130,7 +150,10 @@ def overflow_hint(x_RD: torch.Tensor, dtype: str) -> str:
     cost = rounding_of(x_RD[finite], "bfloat16")["rounding_max"] if int(finite.sum()) > 1 else 1.0
     if cost <= ROUNDING_LIMIT:
         return f"{opt('dtype', 'bfloat16', 'float32')}, with {opt('overwrite', True)}"
-    return f"{opt('dtype', 'float32')} and {opt('overwrite', True)} (bfloat16 would round by {_share(cost)} of a dimension's spread)"
+    return (
+        f"{opt('dtype', 'float32')} and {opt('overwrite', True)} (bfloat16 would round by"
+        f" {_share(cost)} of a dimension's spread)"
+    )
 
 
 def _share(value: float) -> str:
@@ -138,7 +161,8 @@ def _share(value: float) -> str:
 
 
 def health_report(path: Any, manifest: Any) -> dict[str, Any]:
-    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, the rows far above the median norm, and what the dtype cost."""
+    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, the rows far above the
+    median norm, and what the dtype cost."""
     from saekit.store.shards import ShardFile
 
     total, squares, norms, roundings = 0.0, 0.0, [], []
@@ -151,7 +175,8 @@ def health_report(path: Any, manifest: Any) -> dict[str, Any]:
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     median = float(np.median(norm))
-    # Neither shards of earlier versions nor those whose rows came in the stored dtype say what was rounded.
+    # Neither shards of earlier versions nor those whose rows came in the stored dtype say what was
+    # rounded.
     told = [rounding for rounding in roundings if rounding]
     rounding = summed(told) if told else {}
     return rounding | {

@@ -1,7 +1,8 @@
-"""One command writes a folder at a time: flock on a file beside the folder, which the system lets go when its holder dies.
+"""One command writes a folder at a time: flock on a file beside the folder, which the system lets
+go when its holder dies.
 
-The file holds who has it, for the refusal. It lies beside the folder rather than in it, because `overwrite` exchanges the folder itself;
-inside only where the parent cannot be written.
+The file holds who has it, for the refusal. It lies beside the folder rather than in it, because
+`overwrite` exchanges the folder itself; inside only where the parent cannot be written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ IN_FOLDER = ".lock"  # its name where it lies in the folder itself
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` (absolute, resolved). Raises DataError, naming process and command, where another command has it."""
+    """Hold the lock of `folder` (absolute, resolved). Raises DataError, naming process and command,
+    where another command has it."""
     path = _path(folder)
     with writing(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,18 +34,23 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         with writing(path):
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0)
+            os.pwrite(
+                descriptor, json.dumps({"pid": os.getpid(), "command": _command()}).encode(), 0
+            )
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is let go: whoever opens the name now makes a new file
+        # before it is let go: whoever opens the name now makes a new file
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def holder(folder: Path) -> str | None:
-    """'process 123 (saekit train ...)' of the command that is writing `folder`, None when there is none."""
+    """'process 123 (saekit train ...)' of the command that is writing `folder`, None when there is
+    none."""
     path = _path(Path(os.path.realpath(folder)))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO of that name would wait for a writer
+        # a FIFO of that name would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -65,11 +72,15 @@ def _acquire(path: Path, folder: Path) -> int:
         except BlockingIOError:
             name = _named(descriptor)
             os.close(descriptor)
-            raise DataError(f"{folder} is being written by {name}", "wait until it ends, stop it, or choose another OUT") from None
+            raise DataError(
+                f"{folder} is being written by {name}",
+                "wait until it ends, stop it, or choose another OUT",
+            ) from None
         except OSError as error:
             os.close(descriptor)
             raise DataError(
-                f"{path.parent} has no file locks ({error.strerror}): saekit could not tell whether another command writes there",
+                f"{path.parent} has no file locks ({error.strerror}): saekit could not tell whether"
+                " another command writes there",
                 "choose an OUT on a file system with locks",
             ) from None
         if _is_still(path, descriptor):
@@ -88,13 +99,20 @@ def _path(folder: Path) -> Path:
     parent = folder.parent
     while not parent.exists():
         parent = parent.parent
-    return folder.with_name(f".{folder.name}.lock") if os.access(parent, os.W_OK) else folder / IN_FOLDER
+    return (
+        folder.with_name(f".{folder.name}.lock")
+        if os.access(parent, os.W_OK)
+        else folder / IN_FOLDER
+    )
 
 
 def _named(descriptor: int) -> str:
     try:
         holds = as_type(json.loads(os.pread(descriptor, 10_000, 0)), dict[str, Any], "lock")
-        return f"process {as_type(holds.get('pid'), int, 'pid')} ({as_type(holds.get('command'), str, 'command')})"
+        return (
+            f"process {as_type(holds.get('pid'), int, 'pid')}"
+            f" ({as_type(holds.get('command'), str, 'command')})"
+        )
     except (ValueError, RecursionError, OSError):
         return "another process"  # which has not written its name yet
 

@@ -1,4 +1,5 @@
-"""manifest.json: what a store holds and how far it is written. No clock and no path in it: equal stores have equal bytes."""
+"""manifest.json: what a store holds and how far it is written. No clock and no path in it: equal
+stores have equal bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ DTYPES = Literal["float16", "bfloat16", "float32"]  # of stored rows
 
 @dataclass
 class Shard:
-    """A finished file of rows. `batches` is the harvest cursor behind it: how many model batches it and its predecessors hold."""
+    """A finished file of rows. `batches` is the harvest cursor behind it: how many model batches it
+    and its predecessors hold."""
 
     name: str
     rows: int
@@ -41,18 +43,24 @@ class Shard:
 @dataclass
 class Manifest:
     spec: ActivationSpec
-    plan: dict[str, Any]  # what must agree for a resume beside the spec: rows asked, batch, shard size, digest of the data
+    # what must agree for a resume beside the spec: rows asked, batch, shard size, digest of the
+    # data
+    plan: dict[str, Any]
     shards: list[Shard] = field(default_factory=list)
     filled: bool = False  # no more rows come; what is left is the report
     complete: bool = False
-    norm_limit: float | None = None  # rows with a larger norm are dropped (max_norm times the median of the first rows)
+    # rows with a larger norm are dropped (max_norm times the median of the first rows)
+    norm_limit: float | None = None
     stats: dict[str, Any] | None = None  # the health report, once complete
-    extras: list[str] = field(default_factory=list)  # files beside the shards, config.toml and the manifest: the tokenizer's
-    self_check: dict[str, str] | None = None  # what was shown on the first contexts; absent for raw data and in older stores
+    # files beside the shards, config.toml and the manifest: the tokenizer's
+    extras: list[str] = field(default_factory=list)
+    # what was shown on the first contexts; absent for raw data and in older stores
+    self_check: dict[str, str] | None = None
 
     @property
     def content(self) -> str:
-        """sha256 over the shards' own: equal exactly when the stored bytes are, which the fingerprint of the settings is not."""
+        """sha256 over the shards' own: equal exactly when the stored bytes are, which the
+        fingerprint of the settings is not."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @property
@@ -61,13 +69,16 @@ class Manifest:
 
     @property
     def holdout(self) -> float:
-        """The share of rows that is held out. The plan names it only where it is not the default, as in stores older than the choice."""
+        """The share of rows that is held out. The plan names it only where it is not the default,
+        as in stores older than the choice."""
         return self.plan.get("holdout", HOLDOUT_SHARE)
 
     def truncated_at(self, bad_shard: int) -> Manifest:
         """As it was before shard number `bad_shard` was written: a harvest goes on from there."""
         kept = {name: value for name, value in (self.stats or {}).items() if name in REPORTED}
-        return dataclasses.replace(self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=kept or None)
+        return dataclasses.replace(
+            self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=kept or None
+        )
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
@@ -100,15 +111,20 @@ class Manifest:
 
 
 def checksum(data: dict[str, Any]) -> str:
-    """sha256 of a manifest's other keys: an edit that looks harmless decides what is held out and trained on."""
-    return hashlib.sha256(canonical_json({key: value for key, value in data.items() if key != "checksum"}).encode()).hexdigest()
+    """sha256 of a manifest's other keys: an edit that looks harmless decides what is held out and
+    trained on."""
+    return hashlib.sha256(
+        canonical_json({key: value for key, value in data.items() if key != "checksum"}).encode()
+    ).hexdigest()
 
 
 def _checked(data: dict[str, Any]) -> Manifest:
-    """The manifest of a parsed file. Raises MisfitError for anything that saekit did not write so; stores of before there was a checksum
-    are held to what their keys say of each other."""
+    """The manifest of a parsed file. Raises MisfitError for anything that saekit did not write so;
+    stores of before there was a checksum are held to what their keys say of each other."""
     if "checksum" in data and data["checksum"] != checksum(data):
-        raise MisfitError("its checksum is not that of its content: it was edited, or only half of it was copied")
+        raise MisfitError(
+            "its checksum is not that of its content: it was edited, or only half of it was copied"
+        )
     names = [field.name for field in dataclasses.fields(Manifest)]
     missing = [name for name in names if name not in data and name not in ("extras", "self_check")]
     if missing:
@@ -135,8 +151,13 @@ def _check_shards(shards: list[Shard]) -> None:
     for n, shard in enumerate(shards):
         if shard.name != f"{n:05d}.safetensors":
             raise MisfitError(f"shards[{n}].name is {shard.name!r}; it must be {n:05d}.safetensors")
-        if min(shard.rows, shard.bytes, shard.examples, shard.dropped) < 0 or shard.batches < batches:
-            raise MisfitError(f"shards[{n}] has a negative count, or fewer batches than the one before it")
+        if (
+            min(shard.rows, shard.bytes, shard.examples, shard.dropped) < 0
+            or shard.batches < batches
+        ):
+            raise MisfitError(
+                f"shards[{n}] has a negative count, or fewer batches than the one before it"
+            )
         if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
             raise MisfitError(f"shards[{n}].sha256 is not one")
         batches = shard.batches
@@ -148,7 +169,9 @@ def _check_stats(manifest: Manifest) -> None:
     for name in ("mean", "std"):
         values = as_type(manifest.stats.get(name), list[float], f"stats.{name}")
         if len(values) != manifest.spec.d_in:
-            raise MisfitError(f"stats.{name} has {len(values)} values for d_in {manifest.spec.d_in}")
+            raise MisfitError(
+                f"stats.{name} has {len(values)} values for d_in {manifest.spec.d_in}"
+            )
     for name in ("mean_square_norm", "mean_to_std", "median_norm", "max_norm", "high_norm_factor"):
         as_type(manifest.stats.get(name), float, f"stats.{name}")
     for name in ("high_norm_rows", "dropped_rows"):
@@ -158,11 +181,17 @@ def _check_stats(manifest: Manifest) -> None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """'batch 32 -> 64, seed 0 -> 1': the settings that forbid a resume."""
     keys = sorted(old.keys() | new.keys())
-    return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key))
+    return ", ".join(
+        f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)
+    )
 
 
 def _nearby(folder: Path) -> str:
     if not folder.is_dir():
         return "give the folder that `saekit harvest` wrote"
     found = sorted(path.parent for path in folder.glob(f"*/{NAME}"))[:3]
-    return "did you mean " + " or ".join(map(str, found)) if found else "give the folder that `saekit harvest` wrote"
+    return (
+        "did you mean " + " or ".join(map(str, found))
+        if found
+        else "give the folder that `saekit harvest` wrote"
+    )

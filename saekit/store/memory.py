@@ -20,9 +20,9 @@ HASHED_AT_ONCE = 65_536  # rows, so that the copy of a strided array stays small
 class ArraySource:
     """Rows (N,D), whole sequences (N,T,D) or grids (N,H,W,D) in memory; nothing is copied.
 
-    A row, sequence or grid is a document of its own. `holdout` is the share of rows that is held out, by the rule
-    of a store; 0: all rows are training rows. `shape` is that of a flat row as an image, (H,W,C), where it is one;
-    `target`, like `x`, what to reconstruct.
+    A row, sequence or grid is a document of its own. `holdout` is the share of rows that is held
+    out, by the rule of a store; 0: all rows are training rows. `shape` is that of a flat row as an
+    image, (H,W,C), where it is one; `target`, like `x`, what to reconstruct.
     """
 
     path = "the array"
@@ -66,7 +66,9 @@ class ArraySource:
     @cached_property
     def content(self) -> str:
         """sha256 of shape, dtype and values; computed when it is first asked for."""
-        digest = hashlib.sha256(repr((tuple(self.x.shape), self.inner, self.spec.dtype, self.holdout)).encode())
+        digest = hashlib.sha256(
+            repr((tuple(self.x.shape), self.inner, self.spec.dtype, self.holdout)).encode()
+        )
         for part in self.x.split(HASHED_AT_ONCE):
             digest.update(part.contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -90,12 +92,21 @@ class ArraySource:
         if split == "all" or not self.holdout:
             return whole if examples else np.arange(len(self.x))
         if len(whole) < 2:
-            raise DataError(f"{self.path} has one example: none can be held out", "give at least two")
-        rows = split_rows(whole * self.size, whole, len(self.x), self.spec.seed, split, self.holdout).numbers()
+            raise DataError(
+                f"{self.path} has one example: none can be held out", "give at least two"
+            )
+        rows = split_rows(
+            whole * self.size, whole, len(self.x), self.spec.seed, split, self.holdout
+        ).numbers()
         return rows[:: self.size] // self.size if examples else rows
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
         numbers = self._of(split, examples)
         for index in indices(len(numbers), batch_size, seed, start):
@@ -112,9 +123,15 @@ class ArraySource:
         """Whole examples; where they come from is that of their first rows."""
         example = torch.from_numpy(numbers)
         x = self.x.view(-1, *self.inner, self.spec.d_in)[example]
-        target = None if self.target is None else self.target.x.view(-1, *self.inner, self.target.spec.d_in)[example]
+        target = (
+            None
+            if self.target is None
+            else self.target.x.view(-1, *self.inner, self.target.spec.d_in)[example]
+        )
         position = torch.zeros(len(example), dtype=torch.int32)
-        return ActivationBatch(x, example, example, position, rows=example * self.size, target=target)
+        return ActivationBatch(
+            x, example, example, position, rows=example * self.size, target=target
+        )
 
     def locate(self, row: int) -> str:
         return f"{self.path}, row {row}"

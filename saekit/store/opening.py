@@ -17,7 +17,8 @@ from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.stack import StackedStore
 
 RowsLike = str | Path | Rows | torch.Tensor | np.ndarray | Iterable
-LEAST, LEAST_HELD_OUT = 4, 2  # rows or sequences; a single held-out row does not vary, and fvu would have no value
+# rows or sequences; a single held-out row does not vary, and fvu would have no value
+LEAST, LEAST_HELD_OUT = 4, 2
 KEPT = (torch.float32, torch.float16, torch.bfloat16)  # other types of numbers become float32
 TAKEN = "(N, D), (N, T, D) or (N, H, W, D)"
 
@@ -25,18 +26,23 @@ TAKEN = "(N, D), (N, T, D) or (N, H, W, D)"
 def open_rows(rows: RowsLike) -> Rows:
     """Rows that training and evaluation can read.
 
-    - a path of a store, or an open Store; a list of row-aligned ones is read side by side (a crosscoder);
+    - a path of a store, or an open Store; a list of row-aligned ones is read side by side (a
+      crosscoder);
     - a tensor, NumPy array or DataFrame of rows (N,D), sequences (N,T,D) or grids (N,H,W,D);
-    - an iterable of such blocks, equal in all but N. It is read once and kept in memory, since training needs more
-      than one pass, statistics and held-out rows: what is larger than memory belongs in a store;
+    - an iterable of such blocks, equal in all but N. It is read once and kept in memory, since
+      training needs more than one pass, statistics and held-out rows: what is larger than memory
+      belongs in a store;
     - an object with the members of saekit.rows.Rows is handed on as it is.
 
-    Rows in memory are not copied, unless they are on another device (they move to the CPU) or of another type than
-    float32, float16 and bfloat16 (they become float32). 5 % of them, and at least two, are held out, whole sequences.
+    Rows in memory are not copied, unless they are on another device (they move to the CPU) or of
+    another type than float32, float16 and bfloat16 (they become float32). 5 % of them, and at least
+    two, are held out, whole sequences.
 
-    Raises UsageError for what cannot be rows, DataError for shapes that cannot, and what Store raises.
+    Raises UsageError for what cannot be rows, DataError for shapes that cannot, and what Store
+    raises.
     """
-    if hasattr(rows, "batches") and hasattr(rows, "locate"):  # isinstance would compute every property of a Protocol
+    # isinstance would compute every property of a Protocol
+    if hasattr(rows, "batches") and hasattr(rows, "locate"):
         return rows
     if isinstance(rows, (str, Path)):
         return Store(Path(rows))
@@ -44,7 +50,9 @@ def open_rows(rows: RowsLike) -> Rows:
         return _in_memory(_tensor(rows, "the rows"))
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping):
         cause = f"rows cannot be read from {type(rows).__name__}"
-        raise UsageError(cause, f"give a path, a Store, a tensor or array {TAKEN}, or an iterable of these")
+        raise UsageError(
+            cause, f"give a path, a Store, a tensor or array {TAKEN}, or an iterable of these"
+        )
     blocks = list(rows)
     if blocks and all(isinstance(block, (str, Path, Store)) for block in blocks):
         stores = [block if isinstance(block, Store) else Store(Path(block)) for block in blocks]
@@ -53,7 +61,8 @@ def open_rows(rows: RowsLike) -> Rows:
 
 
 def open_stores(rows: RowsLike) -> Store | StackedStore:
-    """The same where rows must say which token or patch they come from: one store, or several side by side."""
+    """The same where rows must say which token or patch they come from: one store, or several side
+    by side."""
     opened = open_rows(rows)
     if not isinstance(opened, (Store, StackedStore)):
         cause = "rows in memory do not say which token or patch they come from"
@@ -64,10 +73,14 @@ def open_stores(rows: RowsLike) -> Store | StackedStore:
 def _joined(blocks: list) -> torch.Tensor:
     tensors = [_tensor(block, f"block {number}") for number, block in enumerate(blocks)]
     if not tensors:
-        raise UsageError("there are no rows: the iterable is empty", "a generator can be read only once")
+        raise UsageError(
+            "there are no rows: the iterable is empty", "a generator can be read only once"
+        )
     for number, tensor in enumerate(tensors):
         if tensor.shape[1:] != tensors[0].shape[1:]:
-            cause = f"block {number} has shape {tuple(tensor.shape)}, block 0 {tuple(tensors[0].shape)}"
+            cause = (
+                f"block {number} has shape {tuple(tensor.shape)}, block 0 {tuple(tensors[0].shape)}"
+            )
             raise DataError(cause, "blocks differ in their number of rows only")
     return torch.cat(tensors)
 
@@ -77,7 +90,9 @@ def _tensor(block: object, name: str) -> torch.Tensor:
     if not isinstance(block, torch.Tensor) and hasattr(block, "__array__"):
         block = _from_numpy(np.asarray(block), name)
     if not isinstance(block, torch.Tensor):
-        raise UsageError(f"{name} is of type {type(block).__name__}", f"give tensors or arrays {TAKEN}")
+        raise UsageError(
+            f"{name} is of type {type(block).__name__}", f"give tensors or arrays {TAKEN}"
+        )
     if not 2 <= block.dim() <= 4 or 0 in block.shape[1:]:
         raise DataError(f"{name} of shape {tuple(block.shape)} cannot be rows", f"give {TAKEN}")
     if block.is_complex():
@@ -91,11 +106,15 @@ def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
     if array.dtype not in (np.float32, np.float16):  # also numbers of another byte order
         array = array.astype(np.float32)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        # it is only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _in_memory(x: torch.Tensor) -> ArraySource:
     if len(x) < LEAST:
-        raise DataError(f"got {len(x)} rows or sequences: some are trained on and some held out", f"give at least {LEAST}")
+        raise DataError(
+            f"got {len(x)} rows or sequences: some are trained on and some held out",
+            f"give at least {LEAST}",
+        )
     return ArraySource(x, holdout=max(HOLDOUT_SHARE, LEAST_HELD_OUT / len(x)))

@@ -1,4 +1,5 @@
-"""What the system refuses, in the user's words: a full disk, a folder without permission, a name too long."""
+"""What the system refuses, in the user's words: a full disk, a folder without permission, a name
+too long."""
 
 from __future__ import annotations
 
@@ -13,15 +14,24 @@ from safetensors import SafetensorError
 from saekit.errors import DataError, opt
 
 _HINTS = {
-    errno.ENOSPC: f"free some space or choose an OUT on another disk; then {opt('resume', True)}, where there is that option",
-    errno.EDQUOT: f"free some of your quota or choose an OUT on another disk; then {opt('resume', True)}, where there is that option",
+    errno.ENOSPC: (
+        f"free some space or choose an OUT on another disk; then {opt('resume', True)}, where there"
+        " is that option"
+    ),
+    errno.EDQUOT: (
+        f"free some of your quota or choose an OUT on another disk; then {opt('resume', True)},"
+        " where there is that option"
+    ),
     errno.EROFS: "choose an OUT on a file system that can be written",
     errno.EACCES: "choose another OUT, or change the permissions of the folder",
     errno.EPERM: "choose another OUT, or change the permissions of the folder",
     errno.ENAMETOOLONG: "choose an OUT with a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
     errno.ENFILE: "close other programs: the system has no file handles left",
-    errno.EFBIG: f"{opt('shard_mb')} with a smaller number, or another file system: this one has a limit for the size of a file",
+    errno.EFBIG: (
+        f"{opt('shard_mb')} with a smaller number, or another file system: this one has a limit for"
+        " the size of a file"
+    ),
     errno.EIO: "check the disk: it reports a read or write error",
 }
 
@@ -30,7 +40,10 @@ def user_error(error: OSError, path: Path | str | None = None) -> DataError:
     """The DataError for what the system said of `path` (else of the file that the error names)."""
     number = error.errno if error.errno is not None else errno.EIO
     subject = str(path or error.filename or "the file")
-    return DataError(f"{subject}: {os.strerror(number)}", _HINTS.get(number, "check the path, the disk and its permissions"))
+    return DataError(
+        f"{subject}: {os.strerror(number)}",
+        _HINTS.get(number, "check the path, the disk and its permissions"),
+    )
 
 
 @contextmanager
@@ -41,13 +54,20 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         number = error.errno if error.errno is not None else errno.EIO
-        hint = _HINTS[number] if number in (errno.EMFILE, errno.ENFILE, errno.EIO) else "check the path and its permissions"
-        raise DataError(f"{error.filename or path} cannot be read: {os.strerror(number)}", hint) from error
+        hint = (
+            _HINTS[number]
+            if number in (errno.EMFILE, errno.ENFILE, errno.EIO)
+            else "check the path and its permissions"
+        )
+        raise DataError(
+            f"{error.filename or path} cannot be read: {os.strerror(number)}", hint
+        ) from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise DataError where the system refuses to write `path`. safetensors tells a full disk by its text alone."""
+    """Raise DataError where the system refuses to write `path`. safetensors tells a full disk by
+    its text alone."""
     _need_path(path)
     try:
         yield
@@ -55,7 +75,9 @@ def writing(path: Path) -> Iterator[None]:
         raise user_error(error, path) from error
     except SafetensorError as error:
         text = str(error)
-        number = next((n for n in _HINTS if os.strerror(n) in text or f"os error {n}" in text), None)
+        number = next(
+            (n for n in _HINTS if os.strerror(n) in text or f"os error {n}" in text), None
+        )
         if number is None:
             raise
         raise user_error(OSError(number, os.strerror(number)), path) from error

@@ -18,7 +18,11 @@ def check_aligned(store: Store, other: Store) -> None:
     why = _difference(store, other)
     if why:
         cause = f"{other.path} is not row-aligned with {store.path}: {why}"
-        raise DataError(cause, f"harvest both from the same examples with the same {opt('rows')}, {opt('seed')} and {opt('holdout')}")
+        raise DataError(
+            cause,
+            f"harvest both from the same examples with the same {opt('rows')}, {opt('seed')} and"
+            f" {opt('holdout')}",
+        )
 
 
 def _difference(a: Store, b: Store) -> str:
@@ -26,7 +30,10 @@ def _difference(a: Store, b: Store) -> str:
         return f"layout {b.spec.layout} instead of {a.spec.layout}"
     if len(a) != len(b):
         return f"{len(b):,} rows instead of {len(a):,}"
-    if not all(np.array_equal(a.column(name), b.column(name)) for name in ("doc_id", "example_id", "position")):
+    if not all(
+        np.array_equal(a.column(name), b.column(name))
+        for name in ("doc_id", "example_id", "position")
+    ):
         return "its rows come from other documents or positions"
     if not np.array_equal(a.split("holdout").numbers(), b.split("holdout").numbers()):
         return "other documents are held out"
@@ -34,7 +41,8 @@ def _difference(a: Store, b: Store) -> str:
 
 
 class PairedStore(Adapter):
-    """The first store's rows, their batches with `target`: the second's rows. Raises DataError where the two are not row-aligned."""
+    """The first store's rows, their batches with `target`: the second's rows. Raises DataError
+    where the two are not row-aligned."""
 
     def __init__(self, store: Store, target: Store) -> None:
         check_aligned(store, target)

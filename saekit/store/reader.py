@@ -1,4 +1,5 @@
-"""A store as Rows: which rows a split has, and how stretches of them are read from the shards' memory maps.
+"""A store as Rows: which rows a split has, and how stretches of them are read from the shards'
+memory maps.
 
 Order and batches come from saekit.rows; whole examples are read by saekit.store.examples.
 """
@@ -27,7 +28,8 @@ _COLUMNS = ("x", "doc_id", "example_id", "position")
 
 
 def open_store(path: str | Path) -> Store:
-    """Open the folder that `harvest` wrote. Raises DataError when it is not a store, not finished, or damaged."""
+    """Open the folder that `harvest` wrote. Raises DataError when it is not a store, not finished,
+    or damaged."""
     return Store(Path(path))
 
 
@@ -39,7 +41,11 @@ class Store:
         self.manifest = Manifest.read(path)
         if not self.manifest.complete:
             writer = holder(path)
-            hint = f"harvest it again with {opt('resume', True)}" if writer is None else f"wait for {writer}, which is writing it"
+            hint = (
+                f"harvest it again with {opt('resume', True)}"
+                if writer is None
+                else f"wait for {writer}, which is writing it"
+            )
             raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", hint)
         self.shards = [ShardFile(path, shard, self.spec) for shard in self.manifest.shards]
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
@@ -64,7 +70,8 @@ class Store:
 
     @property
     def stats(self) -> dict:
-        """The health report of the harvest: mean and std (D), mean_square_norm, median_norm, high_norm_rows ..."""
+        """The health report of the harvest: mean and std (D), mean_square_norm, median_norm,
+        high_norm_rows ..."""
         return self.manifest.stats
 
     def __len__(self) -> int:
@@ -77,7 +84,9 @@ class Store:
     def split(self, split: Split) -> RowRanges:
         """The rows of one side of the held-out split (saekit.store.split)."""
         if split not in self._splits:
-            self._splits[split] = split_rows(*self._runs, len(self), self.spec.seed, split, self.manifest.holdout)
+            self._splits[split] = split_rows(
+                *self._runs, len(self), self.spec.seed, split, self.manifest.holdout
+            )
         return self._splits[split]
 
     @cached_property
@@ -90,21 +99,29 @@ class Store:
         return len(self._examples.of(ranges)) if examples else len(ranges)
 
     def labels(self, split: Split = "all", examples: bool = False) -> list[str | None]:
-        """The data's own label of each row, or of each example, in store order; None where it has none."""
+        """The data's own label of each row, or of each example, in store order; None where it has
+        none."""
         ranges, every = self.split(split), self._examples.labels()
         numbers = self._examples.of(ranges) if examples else self._examples.at(ranges.numbers())
         return [every[number] for number in numbers.tolist()]
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
         """Flat batches of rows, x (B,D) in the store's dtype, from row `start` of the pass.
 
-        seed None: one pass in store order, the last batch may be smaller. Otherwise endless, epoch after epoch, every batch full.
+        seed None: one pass in store order, the last batch may be smaller. Otherwise endless, epoch
+        after epoch, every batch full.
 
-        examples=True (stores with layout sequence or grid): batch_size and start count whole examples. x is (B,T,D), padded with zeros to
-        the longest of the batch, with mask (B,T) (None when nothing is padded), or (B,H,W,D), rows row-major; doc_id, example_id,
-        position and rows are those of each example's first row.
+        examples=True (stores with layout sequence or grid): batch_size and start count whole
+        examples. x is (B,T,D), padded with zeros to the longest of the batch, with mask (B,T) (None
+        when nothing is padded), or (B,H,W,D), rows row-major; doc_id, example_id, position and rows
+        are those of each example's first row.
         """
         ranges = self.split(split)
         if examples:
@@ -118,7 +135,9 @@ class Store:
         def load(spans: list[Span]) -> Columns:
             return self._load(spans, ranges)
 
-        for columns in pieces(len(ranges), load, batch_size, seed, start, BLOCK_ROWS, WINDOW_BLOCKS):
+        for columns in pieces(
+            len(ranges), load, batch_size, seed, start, BLOCK_ROWS, WINDOW_BLOCKS
+        ):
             yield ActivationBatch(**columns)
 
     def _load(self, spans: list[Span], ranges: RowRanges) -> Columns:
@@ -174,7 +193,10 @@ class Store:
     def locate(self, row: int) -> str:
         """'acts, shard 00002.safetensors row 17': where a row of the store lies."""
         shard = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        return f"{self.path}, shard {self.shards[shard].shard.name} row {row - int(self._offsets[shard])}"
+        return (
+            f"{self.path}, shard {self.shards[shard].shard.name} row"
+            f" {row - int(self._offsets[shard])}"
+        )
 
     def example_at(self, row: int) -> tuple[StoredExample, int]:
         """The example that a row belongs to, and the store row of that example's first row."""
@@ -182,7 +204,8 @@ class Store:
         shard, local = self.shards[s], row - int(self._offsets[s])
         firsts, counts = shard.arrays["examples.first_row"], shard.arrays["examples.rows"]
         index = int(np.searchsorted(firsts, local, side="right")) - 1
-        while counts[index] == 0:  # an example all of whose rows were dropped shares its first row with its successor
+        # an example all of whose rows were dropped shares its first row with its successor
+        while counts[index] == 0:
             index -= 1
         example = shard.example(index)
         return example, int(self._offsets[s]) + example.first_row
@@ -190,10 +213,14 @@ class Store:
     def documents_of(self, rows: list[int]) -> list[int]:
         """doc_id of each of the given rows."""
         shards = np.searchsorted(self._offsets, rows, side="right") - 1
-        return [int(self.shards[s].arrays["doc_id"][row - self._offsets[s]]) for s, row in zip(shards, rows)]
+        return [
+            int(self.shards[s].arrays["doc_id"][row - self._offsets[s]])
+            for s, row in zip(shards, rows)
+        ]
 
     def positions(self, first: int, count: int) -> np.ndarray:
-        """position (int32) of the store rows [first, first + count), which must lie in one shard."""
+        """position (int32) of the store rows [first, first + count), which must lie in one
+        shard."""
         s = int(np.searchsorted(self._offsets, first, side="right")) - 1
         local = first - int(self._offsets[s])
         return np.asarray(self.shards[s].arrays["position"][local : local + count])

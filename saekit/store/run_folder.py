@@ -1,7 +1,9 @@
-"""The folder that a command writes: locked, known as ours, and never without a whole result once it had one.
+"""The folder that a command writes: locked, known as ours, and never without a whole result once it
+had one.
 
-A new or resumed result is written in OUT itself, where it can be watched. With `overwrite` the old one stays in OUT until the new one is
-whole (saekit.store.swap); a command that cannot be resumed writes beside OUT always, so that OUT is whole or absent.
+A new or resumed result is written in OUT itself, where it can be watched. With `overwrite` the old
+one stays in OUT until the new one is whole (saekit.store.swap); a command that cannot be resumed
+writes beside OUT always, so that OUT is whole or absent.
 """
 
 from __future__ import annotations
@@ -35,11 +37,22 @@ class RunFolder:
     def notice(self) -> str | None:
         """For the user, where OUT keeps an older result until this one is whole."""
         staged = self.path != Path(os.path.realpath(self.out))
-        return f"{self.out} keeps the old result until the new one is whole" if staged and self.out.exists() else None
+        return (
+            f"{self.out} keeps the old result until the new one is whole"
+            if staged and self.out.exists()
+            else None
+        )
 
 
 @contextmanager
-def run_folder(out: Path, kind: FolderKind, *, resume: bool, overwrite: bool, differs: Differs = lambda n, path: "") -> Iterator[RunFolder]:
+def run_folder(
+    out: Path,
+    kind: FolderKind,
+    *,
+    resume: bool,
+    overwrite: bool,
+    differs: Differs = lambda n, path: "",
+) -> Iterator[RunFolder]:
     """`run_folders` for one folder."""
     with run_folders([out], kind, resume=resume, overwrite=overwrite, differs=differs) as (folder,):
         yield folder
@@ -47,18 +60,28 @@ def run_folder(out: Path, kind: FolderKind, *, resume: bool, overwrite: bool, di
 
 @contextmanager
 def run_folders(
-    outs: Sequence[Path], kind: FolderKind, *, resume: bool, overwrite: bool, differs: Differs = lambda n, path: ""
+    outs: Sequence[Path],
+    kind: FolderKind,
+    *,
+    resume: bool,
+    overwrite: bool,
+    differs: Differs = lambda n, path: "",
 ) -> Iterator[list[RunFolder]]:
-    """Lock the folders and say where to write; when the body ends without an error, all results are in their places.
+    """Lock the folders and say where to write; when the body ends without an error, all results are
+    in their places.
 
-    `differs(n, path)` compares the n-th command's settings with those that began the result in `path`: '' or what is different. A resume
-    goes on with the result that was to replace OUT's, if there is one of these settings, else with OUT's.
+    `differs(n, path)` compares the n-th command's settings with those that began the result in
+    `path`: '' or what is different. A resume goes on with the result that was to replace OUT's, if
+    there is one of these settings, else with OUT's.
 
-    Raises UsageError when both ways are asked for; DataError when another command writes there, when a folder holds what this kind of
-    command did not write, a result and neither way was asked for, or a result of other settings; and where the body meets an OSError.
+    Raises UsageError when both ways are asked for; DataError when another command writes there,
+    when a folder holds what this kind of command did not write, a result and neither way was asked
+    for, or a result of other settings; and where the body meets an OSError.
     """
     if resume and overwrite:
-        raise UsageError(f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them")
+        raise UsageError(
+            f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them"
+        )
     targets = []
     for out in outs:
         with writing(out):
@@ -69,7 +92,9 @@ def run_folders(
                 _check_path(out, target)
             stack.enter_context(locked(target))
             finish(Stage(target), kind)
-        has_result = [_inspected(out, target, kind, resume, overwrite) for out, target in zip(outs, targets)]
+        has_result = [
+            _inspected(out, target, kind, resume, overwrite) for out, target in zip(outs, targets)
+        ]
         stages = [Stage(target) for target in targets]
         beside, going_on = _choose(outs, stages, has_result, kind, resume, overwrite, differs)
         folders = []
@@ -97,7 +122,13 @@ def run_folders(
 
 
 def _choose(
-    outs: Sequence[Path], stages: list[Stage], has_result: list[bool], kind: FolderKind, resume: bool, overwrite: bool, differs: Differs
+    outs: Sequence[Path],
+    stages: list[Stage],
+    has_result: list[bool],
+    kind: FolderKind,
+    resume: bool,
+    overwrite: bool,
+    differs: Differs,
 ) -> tuple[bool, bool]:
     """(whether to write beside OUT, whether what lies there is gone on with)."""
     if resume and kind.resumable:
@@ -125,11 +156,15 @@ def _check_path(out: Path, target: Path) -> None:
         raise DataError(f"{above} is a file: there can be no folder {out}", "choose another OUT")
     folder = target if target.exists() else above
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder} cannot be written: it is read-only for this user", "choose another OUT, or change its permissions")
+        raise DataError(
+            f"{folder} cannot be written: it is read-only for this user",
+            "choose another OUT, or change its permissions",
+        )
 
 
 def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
-    """Whether `target` holds a result of this kind. Raises DataError for what may not be written over."""
+    """Whether `target` holds a result of this kind. Raises DataError for what may not be written
+    over."""
     if not target.is_dir() or not any(_counts(each) for each in target.iterdir()):
         return False
     if kind.read_marker(target) is None:
@@ -138,7 +173,11 @@ def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrit
             raise foreign(out, [out / name for name in names], kind)
         raise DataError(f"{out} exists and is not empty", "choose another OUT")
     if not resume and not overwrite:
-        ways = f"{RESUME} to continue it, {OVERWRITE} to replace it" if kind.resumable else f"{OVERWRITE} to replace it"
+        ways = (
+            f"{RESUME} to continue it, {OVERWRITE} to replace it"
+            if kind.resumable
+            else f"{OVERWRITE} to replace it"
+        )
         raise DataError(f"{out} exists and is not empty", f"{ways}, or another OUT")
     if overwrite:
         _, others = kind.sort(target)
@@ -148,7 +187,8 @@ def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrit
 
 
 def _counts(path: Path) -> bool:
-    """Whether a folder that holds this is not empty: locks, and what a kill left before the marker was written, do not count."""
+    """Whether a folder that holds this is not empty: locks, and what a kill left before the marker
+    was written, do not count."""
     return path.name != IN_FOLDER and TEMPORARY.fullmatch(path.name) is None
 
 
@@ -162,9 +202,14 @@ def _check_beside(stage: Stage) -> None:
         cause = f"{target} is the current directory or holds it, and would be replaced"
         raise DataError(cause, f"cd {parent}, and give OUT as {target.name}")
     if os.path.ismount(target):
-        raise DataError(f"{target} is a mount point, which cannot be replaced", "give a folder in it as OUT")
+        raise DataError(
+            f"{target} is a mount point, which cannot be replaced", "give a folder in it as OUT"
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise DataError(f"the new result is written beside the old one, and {parent} cannot be written", "choose another OUT")
+        raise DataError(
+            f"the new result is written beside the old one, and {parent} cannot be written",
+            "choose another OUT",
+        )
 
 
 def _discard(stages: list[Stage], kind: FolderKind) -> None:

@@ -1,4 +1,5 @@
-"""What must lie in a shard file, and whether it does: reading trusts no number of a header, so that none can lead out of the file.
+"""What must lie in a shard file, and whether it does: reading trusts no number of a header, so that
+none can lead out of the file.
 
 Sizes in the tables below: rows and examples of the shard, d_in of the store; None for any.
 """
@@ -19,15 +20,22 @@ from saekit.types import ActivationSpec
 LARGEST_HEADER = 1 << 24  # bytes; ours have some 2 kB
 ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8, "I32": 4, "U8": 1}
 X_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-COLUMNS = {"doc_id": "I64", "example_id": "I64", "position": "I32", "norm": "F32"}  # one value per row
+# one value per row
+COLUMNS = {"doc_id": "I64", "example_id": "I64", "position": "I32", "norm": "F32"}
 OF_DIMENSIONS = {"sum": "F64", "sum_of_squares": "F64"}
 OF_EXAMPLES = {f"examples.{name}": "I64" for name in ("id", "doc_id", "first_row", "rows")}
-RAGGED = {"examples.tokens": "I32", "examples.refs": "U8", "examples.labels": "U8"}  # where each example's begin: in the pointers
-POINTERS = {"examples.tokens": "examples.token_ptr", "examples.refs": "examples.ref_ptr", "examples.labels": "examples.label_ptr"}
+# where each example's begin: in the pointers
+RAGGED = {"examples.tokens": "I32", "examples.refs": "U8", "examples.labels": "U8"}
+POINTERS = {
+    "examples.tokens": "examples.token_ptr",
+    "examples.refs": "examples.ref_ptr",
+    "examples.labels": "examples.label_ptr",
+}
 
 
 class Entry(NamedTuple):
-    """A tensor of a safetensors header: dtype by the format's name, shape, and its bytes [start, stop) behind the header."""
+    """A tensor of a safetensors header: dtype by the format's name, shape, and its bytes [start,
+    stop) behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,14 +44,22 @@ class Entry(NamedTuple):
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a regular file lies in the folder itself: a link leads out of it, and opening a device or FIFO may never end."""
+    """Whether a regular file lies in the folder itself: a link leads out of it, and opening a
+    device or FIFO may never end."""
     return path.is_file() and not path.is_symlink()
 
 
-def checked_header(header: Any, data_bytes: int, shard: Shard, spec: ActivationSpec | None) -> dict[str, Entry]:
-    """The tensors of a shard by its parsed header. Raises MisfitError for anything but a shard of these counts."""
+def checked_header(
+    header: Any, data_bytes: int, shard: Shard, spec: ActivationSpec | None
+) -> dict[str, Entry]:
+    """The tensors of a shard by its parsed header. Raises MisfitError for anything but a shard of
+    these counts."""
     header = as_type(header, dict[str, Any], "header")
-    entries = {name: _entry(name, value, data_bytes) for name, value in header.items() if name != "__metadata__"}
+    entries = {
+        name: _entry(name, value, data_bytes)
+        for name, value in header.items()
+        if name != "__metadata__"
+    }
     width = spec.d_in if spec is not None else None
     x = {"x": (X_DTYPES[spec.dtype] if spec is not None else None, (shard.rows, width))}
     wanted: dict[str, tuple[str | None, tuple[int | None, ...]]] = x
@@ -57,9 +73,15 @@ def checked_header(header: Any, data_bytes: int, shard: Shard, spec: ActivationS
             raise MisfitError(f"it has no tensor {name}")
         entry = entries[name]
         if entry.dtype != (dtype or entry.dtype) or len(entry.shape) != len(shape):
-            raise MisfitError(f"{name} is {entry.dtype} {list(entry.shape)}, not {dtype} with {len(shape)} dimensions")
+            raise MisfitError(
+                f"{name} is {entry.dtype} {list(entry.shape)}, not {dtype} with {len(shape)}"
+                " dimensions"
+            )
         if any(size not in (None, has) for size, has in zip(shape, entry.shape)):
-            raise MisfitError(f"{name} has the shape {list(entry.shape)} for {shard.rows} rows of {shard.examples} examples")
+            raise MisfitError(
+                f"{name} has the shape {list(entry.shape)} for {shard.rows} rows of"
+                f" {shard.examples} examples"
+            )
     return entries
 
 
@@ -73,22 +95,37 @@ def _entry(name: str, value: Any, data_bytes: int) -> Entry:
     if min(shape, default=0) < 0 or not 0 <= start <= stop <= data_bytes:
         raise MisfitError(f"{name} lies outside of the file")
     if math.prod(shape) * ITEM_BYTES[dtype] != stop - start:
-        raise MisfitError(f"{name} takes {stop - start} bytes, which is not its shape {list(shape)}")
+        raise MisfitError(
+            f"{name} takes {stop - start} bytes, which is not its shape {list(shape)}"
+        )
     return Entry(dtype, shape, start, stop)
 
 
-def check_examples(arrays: dict[str, np.ndarray], shard: Shard, spec: ActivationSpec | None) -> None:
-    """Raise MisfitError unless the examples' rows, tokens and texts are stretches of the shard's, one after another."""
+def check_examples(
+    arrays: dict[str, np.ndarray], shard: Shard, spec: ActivationSpec | None
+) -> None:
+    """Raise MisfitError unless the examples' rows, tokens and texts are stretches of the shard's,
+    one after another."""
     for name, pointer in POINTERS.items():
         ends = arrays[pointer]
         if ends[0] != 0 or ends[-1] != len(arrays[name]) or (ends[1:] < ends[:-1]).any():
             raise MisfitError(f"{pointer} does not divide {name}")
     first, count = arrays["examples.first_row"], arrays["examples.rows"]
-    if len(first) and (count.min() < 0 or count.max() > shard.rows or first[0] != 0 or (first[1:] != first[:-1] + count[:-1]).any()):
+    if len(first) and (
+        count.min() < 0
+        or count.max() > shard.rows
+        or first[0] != 0
+        or (first[1:] != first[:-1] + count[:-1]).any()
+    ):
         raise MisfitError("examples.first_row and examples.rows do not follow one another")
-    if len(count) and int(count.sum()) != shard.rows:  # rows that a caller wrote without examples have none
+    # rows that a caller wrote without examples have none
+    if len(count) and int(count.sum()) != shard.rows:
         raise MisfitError(f"its examples have {int(count.sum())} rows, and the shard {shard.rows}")
-    if spec is not None and spec.layout == "grid" and not np.isin(count, (0, math.prod(spec.grid or (0,)))).all():
+    if (
+        spec is not None
+        and spec.layout == "grid"
+        and not np.isin(count, (0, math.prod(spec.grid or (0,)))).all()
+    ):
         raise MisfitError(f"an example is not a grid of {spec.grid}")
     for name in ("examples.refs", "examples.labels"):
         try:
@@ -98,7 +135,8 @@ def check_examples(arrays: dict[str, np.ndarray], shard: Shard, spec: Activation
 
 
 def header_bytes(file: Any, path: Path) -> bytes:
-    """The header of an opened safetensors file. Raises MisfitError where the file is shorter than it says."""
+    """The header of an opened safetensors file. Raises MisfitError where the file is shorter than
+    it says."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(os.path.getsize(path) - 8, LARGEST_HEADER):
         raise MisfitError(f"its header is said to have {length:,} bytes")

@@ -1,6 +1,7 @@
 """One shard file: the tensors of a stretch of rows, written at once, read through a memory map.
 
-Reading goes around the safetensors reader because rows are gathered from the map in place: the header gives offsets, numpy maps.
+Reading goes around the safetensors reader because rows are gathered from the map in place: the
+header gives offsets, numpy maps.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _NUMPY = {
     "I32": np.int32,
     "U8": np.uint8,
 }
-# Files whose checksum this process has seen to be right: (path, bytes, mtime, sha256). A file that changes is verified again.
+# Files whose checksum this process has seen to be right: (path, bytes, mtime, sha256). A file that
+# changes is verified again.
 _VERIFIED: set[tuple[str, int, int, str]] = set()
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -62,10 +64,17 @@ def example_tensors(examples: Sequence[StoredExample]) -> dict[str, torch.Tensor
     labels, label_ptr = pack_strings([e.label or "" for e in examples])
     tokens = [np.asarray(e.tokens or [], dtype=np.int32) for e in examples]
     token_ptr = np.cumsum([0, *map(len, tokens)]).astype(np.int64)
-    columns = {name: [getattr(e, name) for e in examples] for name in ("id", "doc_id", "first_row", "rows")}
+    columns = {
+        name: [getattr(e, name) for e in examples] for name in ("id", "doc_id", "first_row", "rows")
+    }
     return {
-        **{f"examples.{name}": torch.tensor(values, dtype=torch.int64) for name, values in columns.items()},
-        "examples.tokens": torch.from_numpy(np.concatenate(tokens) if tokens else np.zeros(0, np.int32)),
+        **{
+            f"examples.{name}": torch.tensor(values, dtype=torch.int64)
+            for name, values in columns.items()
+        },
+        "examples.tokens": torch.from_numpy(
+            np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        ),
         "examples.token_ptr": torch.from_numpy(token_ptr),
         "examples.refs": refs,
         "examples.ref_ptr": ref_ptr,
@@ -75,8 +84,9 @@ def example_tensors(examples: Sequence[StoredExample]) -> dict[str, torch.Tensor
 
 
 class ShardFile:
-    """A shard opened for reading. Its size is checked at once, its sha256 and what it holds when it is first read from; with `spec`,
-    width and dtype as well. Raises DataError, whose hint mends it."""
+    """A shard opened for reading. Its size is checked at once, its sha256 and what it holds when it
+    is first read from; with `spec`, width and dtype as well. Raises DataError, whose hint mends
+    it."""
 
     def __init__(self, folder: Path, shard: Shard, spec: ActivationSpec | None = None) -> None:
         self.path = folder / "shards" / shard.name
@@ -88,7 +98,10 @@ class ShardFile:
         if not self.path.exists() and not self.path.is_symlink():
             raise self._broken("is missing")
         if not is_own_file(self.path):
-            raise DataError(f"shard {self.path} is not a regular file", "put the file itself there: cp -rL copies a folder so")
+            raise DataError(
+                f"shard {self.path} is not a regular file",
+                "put the file itself there: cp -rL copies a folder so",
+            )
         size = self.path.stat().st_size
         if size != self.shard.bytes:
             raise self._broken(f"has {size:,} bytes instead of {self.shard.bytes:,}")
@@ -101,22 +114,32 @@ class ShardFile:
             return
         found = sha256_of(self.path)
         if found != self.shard.sha256:
-            raise self._broken(f"is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}")
+            raise self._broken(
+                f"is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}"
+            )
         _VERIFIED.add(version)
 
     def _broken(self, how: str) -> DataError:
-        hint = f"run the same harvest with {opt('resume', True)}, which writes it again from there on, or take the file from a copy"
+        hint = (
+            f"run the same harvest with {opt('resume', True)}, which writes it again from there on,"
+            " or take the file from a copy"
+        )
         return DataError(f"shard {self.path} {how}", hint)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """name -> memory-mapped array (16-bit floats as int16), after the checksum has been verified once."""
+        """name -> memory-mapped array (16-bit floats as int16), after the checksum has been
+        verified once."""
         try:
             with reading(self.path):
                 self.verify()
                 return self._mapped()
-        except (ValueError, RecursionError) as error:  # a value that does not fit, JSON that is none
-            hint = f"harvest it again with {opt('overwrite', True)}: its checksum is right, so it was written like this"
+        # a value that does not fit, JSON that is none
+        except (ValueError, RecursionError) as error:
+            hint = (
+                f"harvest it again with {opt('overwrite', True)}: its checksum is right, so it was"
+                " written like this"
+            )
             raise DataError(f"shard {self.path} is not one of saekit's: {error}", hint) from None
 
     def _mapped(self) -> dict[str, np.ndarray]:
@@ -125,7 +148,10 @@ class ShardFile:
         data = np.memmap(self.path, dtype=np.uint8, mode="r")[8 + len(header) :]
         entries = checked_header(json.loads(header), len(data), self.shard, self.spec)
         self.x_dtype = _TORCH[entries["x"].dtype]
-        arrays = {name: data[e.start : e.stop].view(_NUMPY[e.dtype]).reshape(e.shape) for name, e in entries.items()}
+        arrays = {
+            name: data[e.start : e.stop].view(_NUMPY[e.dtype]).reshape(e.shape)
+            for name, e in entries.items()
+        }
         check_examples(arrays, self.shard, self.spec)
         return arrays
 
@@ -138,12 +164,20 @@ class ShardFile:
         t0, t1 = a["examples.token_ptr"][index : index + 2]
         tokens = a["examples.tokens"][t0:t1].tolist()
         label = self._string("label", index)
-        columns = {name: int(a[f"examples.{name}"][index]) for name in ("id", "doc_id", "first_row", "rows")}
-        return StoredExample(**columns, tokens=tokens or None, ref=self._string("ref", index), label=label or None)
+        columns = {
+            name: int(a[f"examples.{name}"][index])
+            for name in ("id", "doc_id", "first_row", "rows")
+        }
+        return StoredExample(
+            **columns, tokens=tokens or None, ref=self._string("ref", index), label=label or None
+        )
 
     def labels(self) -> list[str | None]:
         """The label of every example of this shard, in order."""
-        return [self._string("label", index) or None for index in range(len(self.arrays["examples.rows"]))]
+        return [
+            self._string("label", index) or None
+            for index in range(len(self.arrays["examples.rows"]))
+        ]
 
     def _string(self, kind: str, index: int) -> str:
         start, stop = self.arrays[f"examples.{kind}_ptr"][index : index + 2]

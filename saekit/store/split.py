@@ -1,6 +1,8 @@
-"""Which rows are held out: whole documents, chosen by a hash of document and seed, so that every run on a store agrees.
+"""Which rows are held out: whole documents, chosen by a hash of document and seed, so that every
+run on a store agrees.
 
-Seed and share are the store's own, not the training run's: runs with different seeds are compared on the same rows.
+Seed and share are the store's own, not the training run's: runs with different seeds are compared
+on the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ class RowRanges:
 
     def __init__(self, starts: np.ndarray, stops: np.ndarray) -> None:
         self.starts = starts
-        self.ends = np.cumsum(stops - starts)  # position behind each range, in the set's own numbering
+        # position behind each range, in the set's own numbering
+        self.ends = np.cumsum(stops - starts)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -47,22 +50,36 @@ class RowRanges:
 
     def numbers(self) -> np.ndarray:
         """(len,) int64: the store's row number of every row of the set, ascending."""
-        return np.concatenate([np.arange(*piece) for piece in self.slices(0, len(self))] or [np.zeros(0, np.int64)])
+        return np.concatenate(
+            [np.arange(*piece) for piece in self.slices(0, len(self))] or [np.zeros(0, np.int64)]
+        )
 
 
 def document_runs(doc_ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(first row, document) of every stretch of rows of one document, over the shards in order."""
     firsts, docs, offset = [], [], 0
     for ids in doc_ids:
-        starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1]) if len(ids) else np.zeros(0, int)
+        starts = (
+            np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+            if len(ids)
+            else np.zeros(0, int)
+        )
         firsts.append(starts + offset)
         docs.append(np.asarray(ids)[starts])
         offset += len(ids)
     return np.concatenate(firsts).astype(np.int64), np.concatenate(docs).astype(np.int64)
 
 
-def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split: Split, share: float = HOLDOUT_SHARE) -> RowRanges:
-    """The rows of one side. Documents go to the held-out side in hash order until `share` of the rows are reached.
+def split_rows(
+    first: np.ndarray,
+    doc: np.ndarray,
+    total: int,
+    seed: int,
+    split: Split,
+    share: float = HOLDOUT_SHARE,
+) -> RowRanges:
+    """The rows of one side. Documents go to the held-out side in hash order until `share` of the
+    rows are reached.
 
     Raises DataError when there are fewer than two documents: neither side may be empty.
     """
@@ -71,7 +88,9 @@ def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split:
         return RowRanges(np.zeros(1, np.int64), np.array([total]))
     documents, which = np.unique(doc, return_inverse=True)
     if len(documents) < 2:
-        raise DataError("the store holds one document: none can be held out", "harvest at least two documents")
+        raise DataError(
+            "the store holds one document: none can be held out", "harvest at least two documents"
+        )
     rows = np.bincount(which, weights=stops - first)
     order = np.argsort(_hash(documents, seed), kind="stable")
     reached = np.cumsum(rows[order])
@@ -86,7 +105,11 @@ def split_rows(first: np.ndarray, doc: np.ndarray, total: int, seed: int, split:
 def _hash(values: np.ndarray, seed: int) -> np.ndarray:
     """splitmix64 (Steele, Lea, Flood 2014) of document and seed."""
     with np.errstate(over="ignore"):
-        z = values.astype(np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(0x9E3779B97F4A7C15)
+        z = (
+            values.astype(np.uint64)
+            + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
+            + np.uint64(0x9E3779B97F4A7C15)
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

@@ -1,9 +1,10 @@
 """A new result takes the place of an old one: both whole, or, with several folders, all of them.
 
-The new result of OUT is written in a folder beside it, `.OUT.new/OUT`. When it is whole, `.OUT.new/commit` is written, which names all
-folders that change places and their inodes; from then on whoever looks (`settle`) finishes what a kill cut short. The exchange itself is
-one system call (renameat2 with RENAME_EXCHANGE), so that there is a result at OUT at every moment; on file systems without it two
-renames, and `settle` again.
+The new result of OUT is written in a folder beside it, `.OUT.new/OUT`. When it is whole,
+`.OUT.new/commit` is written, which names all folders that change places and their inodes; from then
+on whoever looks (`settle`) finishes what a kill cut short. The exchange itself is one system call
+(renameat2 with RENAME_EXCHANGE), so that there is a result at OUT at every moment; on file systems
+without it two renames, and `settle` again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the new result of `target` (resolved) is written, and where the old one lies until it is removed."""
+    """Where the new result of `target` (resolved) is written, and where the old one lies until it
+    is removed."""
 
     target: Path
 
@@ -48,7 +50,8 @@ class Stage:
         return self.folder / "commit"
 
     def discard(self, kind: FolderKind) -> None:
-        """Remove what an earlier command left. Raises DataError where anything there is not its own."""
+        """Remove what an earlier command left. Raises DataError where anything there is not its
+        own."""
         for path in (self.new, self.old):
             remove(path, kind)
         if self.folder.is_dir():
@@ -59,13 +62,15 @@ class Stage:
 
 
 def remove(folder: Path, kind: FolderKind) -> None:
-    """Remove a folder of ours file by file. Raises DataError, before anything is removed, where it holds other files."""
+    """Remove a folder of ours file by file. Raises DataError, before anything is removed, where it
+    holds other files."""
     if not folder.is_dir():
         return
     own, others = kind.sort(folder)
     if others:
         raise foreign(folder, others, kind)
-    own.sort(key=lambda path: path.name == kind.marker)  # last: as long as there is anything, the folder is known as ours
+    # last: as long as there is anything, the folder is known as ours
+    own.sort(key=lambda path: path.name == kind.marker)
     for path in own:
         path.unlink()
     for parent, _, _ in os.walk(folder, topdown=False):
@@ -76,13 +81,15 @@ def foreign(folder: Path, others: list[Path], kind: FolderKind) -> DataError:
     names = ", ".join(sorted(str(path.relative_to(folder)) for path in others)[:3])
     more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
     return DataError(
-        f"{folder} holds files that `saekit {kind.verb}` did not write: {names}{more}", "move them away, or choose another OUT"
+        f"{folder} holds files that `saekit {kind.verb}` did not write: {names}{more}",
+        "move them away, or choose another OUT",
     )
 
 
 def exchange_all(stages: list[Stage], kind: FolderKind) -> None:
     """Put every new result in its place and remove the old ones. Locks are held by the caller."""
-    for stage in stages:  # before the first of them moves: somebody may have put files there meanwhile
+    # before the first of them moves: somebody may have put files there meanwhile
+    for stage in stages:
         if stage.target.is_dir():
             _, others = kind.sort(stage.target)
             if others:
@@ -94,7 +101,8 @@ def exchange_all(stages: list[Stage], kind: FolderKind) -> None:
 
 
 def settle(target: Path, kind: FolderKind) -> None:
-    """Finish an exchange that was cut short, if there is one. For readers too; what may not be finished is left as it is."""
+    """Finish an exchange that was cut short, if there is one. For readers too; what may not be
+    finished is left as it is."""
     stage = Stage(Path(os.path.realpath(target)))
     if not stage.commit.exists():
         return
@@ -107,16 +115,24 @@ def finish(stage: Stage, kind: FolderKind) -> None:
     if not stage.commit.exists():
         return
     try:
-        pairs = as_type(read_json(stage.commit, "a list of folders").get("pairs"), list[tuple[str, int]], "pairs")
+        pairs = as_type(
+            read_json(stage.commit, "a list of folders").get("pairs"),
+            list[tuple[str, int]],
+            "pairs",
+        )
     except MisfitError as error:
         raise _damaged(stage, str(error)) from None
-    if any(Path(name).parent != stage.target.parent for name, _ in pairs):  # all hooks of a harvest lie side by side
+    # all hooks of a harvest lie side by side
+    if any(Path(name).parent != stage.target.parent for name, _ in pairs):
         raise _damaged(stage, f"it names folders outside of {stage.target.parent}")
     _finish(pairs, kind)
 
 
 def _damaged(stage: Stage, how: str) -> DataError:
-    hint = f"{stage.target} is the old result, {stage.new} the new one: keep one of them, and remove {stage.folder}"
+    hint = (
+        f"{stage.target} is the old result, {stage.new} the new one: keep one of them, and remove"
+        f" {stage.folder}"
+    )
     return DataError(f"{stage.commit} is damaged: {how}", hint)
 
 
@@ -134,11 +150,21 @@ def _exchange(stage: Stage) -> None:
     if not os.path.lexists(stage.target):
         os.rename(stage.new, stage.target)
         return
-    arguments = (_AT_FDCWD, os.fsencode(stage.new), _AT_FDCWD, os.fsencode(stage.target), _RENAME_EXCHANGE)
+    arguments = (
+        _AT_FDCWD,
+        os.fsencode(stage.new),
+        _AT_FDCWD,
+        os.fsencode(stage.target),
+        _RENAME_EXCHANGE,
+    )
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is not None and rename(*arguments) == 0:
         return
-    if rename is not None and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+    if rename is not None and ctypes.get_errno() not in (
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+    ):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(stage.target))
     os.rename(stage.target, stage.old)

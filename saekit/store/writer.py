@@ -1,5 +1,6 @@
-"""Rows -> shards. A shard ends at the end of a model batch, so that the batch count is the cursor from which a killed harvest
-goes on, and the rest of the store comes out with the same bytes as if nothing had happened."""
+"""Rows -> shards. A shard ends at the end of a model batch, so that the batch count is the cursor
+from which a killed harvest goes on, and the rest of the store comes out with the same bytes as if
+nothing had happened."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from saekit.types import ActivationSpec
 
 @dataclass
 class RowBlock:
-    """The stored rows of one model batch, whole examples in order. Examples' first_row counts within the block."""
+    """The stored rows of one model batch, whole examples in order. Examples' first_row counts
+    within the block."""
 
     x: torch.Tensor  # (R,D)
     doc_id: torch.Tensor  # (R,) int64
@@ -34,10 +36,11 @@ class RowBlock:
 
 
 class StoreWriter:
-    """Opened in an empty folder, or on a store that was interrupted: then `batches_done` says how many model batches to skip.
+    """Opened in an empty folder, or on a store that was interrupted: then `batches_done` says how
+    many model batches to skip.
 
-    Whether the folder may be written, and whether an interrupted store has the same settings, was seen before (saekit.store.run_folder).
-    `extras`: content of files beside the shards, by name.
+    Whether the folder may be written, and whether an interrupted store has the same settings, was
+    seen before (saekit.store.run_folder). `extras`: content of files beside the shards, by name.
     """
 
     def __init__(
@@ -51,22 +54,27 @@ class StoreWriter:
         overwrite: bool = False,
         extras: Mapping[str, bytes] | None = None,
     ) -> None:
-        """`overwrite`: a store that lies at `path` is removed first. Raises DataError for files there that are not a store's."""
+        """`overwrite`: a store that lies at `path` is removed first. Raises DataError for files
+        there that are not a store's."""
         if overwrite:
             remove(path, STORE)
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
         self._rounding = Rounding(spec.d_in)
-        self.report: Callable[[], dict[str, Any]] = dict  # what the health report holds besides the rows' own, as of now
+        # what the health report holds besides the rows' own, as of now
+        self.report: Callable[[], dict[str, Any]] = dict
         self.repaired = ""
         """Which shard of an interrupted store could not be gone on with; '' where all could."""
         extras = extras or {}
-        self.manifest = self._resumed(plan) if resume else Manifest(spec, plan, extras=sorted(extras))
+        self.manifest = (
+            self._resumed(plan) if resume else Manifest(spec, plan, extras=sorted(extras))
+        )
         self.batches = self.batches_done
         if not resume:
             path.mkdir(parents=True, exist_ok=True)
-            self.manifest.write(path)  # first of all: it marks the folder as a store, and names the files that come
+            # first of all: it marks the folder as a store, and names the files that come
+            self.manifest.write(path)
         for name, content in extras.items():
             _write_once(path / name, content)
         (path / "shards").mkdir(exist_ok=True)
@@ -84,10 +92,12 @@ class StoreWriter:
         return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
 
     def _resumed(self, plan: dict[str, Any]) -> Manifest:
-        """What lies there, up to the first shard that is missing or damaged: rows do not depend on what comes after them."""
+        """What lies there, up to the first shard that is missing or damaged: rows do not depend on
+        what comes after them."""
         have = Manifest.read(self.path)
         if not have.shards:
-            have.plan = {**have.plan, "data": plan.get("data")}  # nothing is stored yet that could be mixed: a broken input was removed
+            # nothing is stored yet that could be mixed: a broken input was removed
+            have.plan = {**have.plan, "data": plan.get("data")}
         for number, shard in enumerate(have.shards):
             try:
                 ShardFile(self.path, shard).verify()
@@ -99,11 +109,13 @@ class StoreWriter:
         return have
 
     def set_norm_limit(self, limit: float) -> None:
-        """Fixed once, from the first rows; kept in the manifest so that a resumed harvest drops the same rows."""
+        """Fixed once, from the first rows; kept in the manifest so that a resumed harvest drops the
+        same rows."""
         self.manifest.norm_limit = limit
 
     def append(self, block: RowBlock) -> None:
-        """Add the rows of one model batch. Raises NumericsError when a value is not finite in the store's dtype."""
+        """Add the rows of one model batch. Raises NumericsError when a value is not finite in the
+        store's dtype."""
         stored = in_dtype(block, self.spec)
         self._rounding.add(block.x, stored)
         block.x = stored
@@ -132,7 +144,8 @@ class StoreWriter:
             sum(block.dropped for block in self._blocks),
         )
         self.manifest.shards.append(shard)
-        self.manifest.stats = self.report() or None  # a harvest killed before its last report goes on from this one
+        # a harvest killed before its last report goes on from this one
+        self.manifest.stats = self.report() or None
         self.manifest.write(self.path)
         self._blocks, self._pending_rows, self._rounding = [], 0, Rounding(self.spec.d_in)
 
@@ -140,10 +153,16 @@ class StoreWriter:
         examples, offset = [], 0
         for block in self._blocks:
             for e in block.examples:
-                examples.append(StoredExample(e.id, e.doc_id, e.first_row + offset, e.rows, e.tokens, e.ref, e.label))
+                examples.append(
+                    StoredExample(
+                        e.id, e.doc_id, e.first_row + offset, e.rows, e.tokens, e.ref, e.label
+                    )
+                )
             offset += len(block.x)
         columns = ("x", "doc_id", "example_id", "position")
-        tensors = {name: torch.cat([getattr(block, name) for block in self._blocks]) for name in columns}
+        tensors = {
+            name: torch.cat([getattr(block, name) for block in self._blocks]) for name in columns
+        }
         # In pieces whose fp64 copies stay in cache: a third of the time of one large copy.
         sums = torch.zeros(2, self.spec.d_in, dtype=torch.float64)
         norms = []
@@ -153,17 +172,27 @@ class StoreWriter:
             squares = x.square_()
             sums[1] += squares.sum(0)
             norms.append(squares.sum(1).sqrt().float())
-        tensors |= {"norm": torch.cat(norms), "sum": sums[0].clone(), "sum_of_squares": sums[1].clone()}
+        tensors |= {
+            "norm": torch.cat(norms),
+            "sum": sums[0].clone(),
+            "sum_of_squares": sums[1].clone(),
+        }
         rounding = self._rounding.tensors() if self._rounding.rows else {}
         return tensors | rounding | example_tensors(examples), examples
 
     def finish(self) -> Manifest:
-        """Close the last shard and write the health report. Raises DataError when no row was stored."""
+        """Close the last shard and write the health report. Raises DataError when no row was
+        stored."""
         self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:
-            raise DataError("no row was stored: the data holds nothing in this scope", f"another {opt('scope')} or other data")
-        self.manifest.stats = health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
+            raise DataError(
+                "no row was stored: the data holds nothing in this scope",
+                f"another {opt('scope')} or other data",
+            )
+        self.manifest.stats = (
+            health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
+        )
         self.manifest.complete = True
         self.manifest.write(self.path)
         return self.manifest
@@ -179,20 +208,30 @@ def in_dtype(block: RowBlock, spec: ActivationSpec) -> torch.Tensor:
         row = int(bad[0])
         where = f"example {int(block.example_id[row])}, position {int(block.position[row])}"
         if torch.isfinite(block.x[row]).all():
-            raise NumericsError(f"a value overflows {spec.dtype} ({where})", overflow_hint(block.x, spec.dtype))
-        raise NumericsError(f"the model's hidden state at {spec.hook} is NaN or inf ({where})", f"another {opt('hook')}")
+            raise NumericsError(
+                f"a value overflows {spec.dtype} ({where})", overflow_hint(block.x, spec.dtype)
+            )
+        raise NumericsError(
+            f"the model's hidden state at {spec.hook} is NaN or inf ({where})",
+            f"another {opt('hook')}",
+        )
     return stored
 
 
 def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> str:
-    """In what the store at `path` was begun otherwise than by these; '' where a harvest of these can go on with it."""
+    """In what the store at `path` was begun otherwise than by these; '' where a harvest of these
+    can go on with it."""
     have = Manifest.read(path)
     unsaid = {"holdout": HOLDOUT_SHARE}
     if not have.shards:
-        plan = {**plan, "data": have.plan.get("data")}  # no row of older data is there to be mixed with
-    before, now = ({**unsaid, **s.to_json(), **p} for s, p in ((have.spec, have.plan), (spec, plan)))
+        # no row of older data is there to be mixed with
+        plan = {**plan, "data": have.plan.get("data")}
+    before, now = (
+        {**unsaid, **s.to_json(), **p} for s, p in ((have.spec, have.plan), (spec, plan))
+    )
     for settings in (before, now):
-        settings["the data's content"] = settings.pop("data", None)  # a digest: no setting of the user's
+        # a digest: no setting of the user's
+        settings["the data's content"] = settings.pop("data", None)
     return differences(before, now)
 
 

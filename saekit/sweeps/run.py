@@ -1,10 +1,12 @@
 """grid -> many checkpoints and one table: the verb `sweep`.
 
-Every member is an ordinary run in a folder of its own, with the bits that `saekit train --config OUT/NAME/config.toml` would give it on one
-thread: the same loop, state and resume. What they share is the reading of rows (or, live, the model's forward pass), the statistics of the
-store, and the cores: on a CPU as many members compute at a time as torch has threads, each on one, which wastes less than one member after
-the other on all of them. One stacked computation for members of one shape was measured and is slower wherever sparse kernels help
-(docs/sweeps.md).
+Every member is an ordinary run in a folder of its own, with the bits that `saekit train --config
+OUT/NAME/config.toml` would give it on one
+thread: the same loop, state and resume. What they share is the reading of rows (or, live, the
+model's forward pass), the statistics of the store, and the cores: on a CPU as many members compute
+at a time as torch has threads, each on one, which wastes less than one member after the other on
+all of them. One stacked computation for members of one shape was measured and is slower wherever
+sparse kernels help (docs/sweeps.md).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class SweepResult:
     seconds: float
     members: list[MemberResult]
     groups: list[Group]
-    """Members that differ by the seed alone, with means and spread; the best trade-offs are marked."""
+    """Members that differ by the seed alone, with means and spread; the best trade-offs are
+    marked."""
     page: str
 
 
@@ -69,30 +72,45 @@ def sweep(
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SweepResult:
-    """Train every member of `grid` (a TOML file, or the same as a dict; saekit.sweeps.grid) on a store, all over one pass of its rows.
+    """Train every member of `grid` (a TOML file, or the same as a dict; saekit.sweeps.grid) on a
+    store, all over one pass of its rows.
 
-    Writes OUT/NAME for each member, as `train` would, OUT/sweep.json and OUT/pareto.html. `live`: the training rows come from the store's
-    model, which runs once for all members; the store gives statistics and held-out rows. A member that diverges is noted and the others go
-    on. `resume` continues a killed sweep, each member bit for bit; members that are done stay.
+    Writes OUT/NAME for each member, as `train` would, OUT/sweep.json and OUT/pareto.html. `live`:
+    the training rows come from the store's model, which runs once for all members; the store gives
+    statistics and held-out rows. A member that diverges is noted and the others go on. `resume`
+    continues a killed sweep, each member bit for bit; members that are done stay.
 
-    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member finished; KeyboardInterrupt after all
-    states have been saved.
+    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member finished;
+    KeyboardInterrupt after all states have been saved.
     """
     return _Sweep(store, out, grid, live, device).execute(resume, overwrite, progress)
 
 
-def plan_sweep(store: str | Path, grid: str | Path | dict[str, Any], device: str = "auto") -> SweepPlan:
+def plan_sweep(
+    store: str | Path, grid: str | Path | dict[str, Any], device: str = "auto"
+) -> SweepPlan:
     """The plan alone; nothing is written."""
     return _Sweep(store, "-", grid, False, device).plan()
 
 
 class _Sweep:
-    def __init__(self, store: str | Path, out: str | Path, grid: str | Path | dict[str, Any], live: bool, device: str) -> None:
+    def __init__(
+        self,
+        store: str | Path,
+        out: str | Path,
+        grid: str | Path | dict[str, Any],
+        live: bool,
+        device: str,
+    ) -> None:
         self.store, self.out, self.live = Store(Path(store)), Path(out), live
         self.device = pick_device(device)
-        self.members = members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
+        self.members = (
+            members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
+        )
         self.hint = ""  # of the last member that failed
-        self.workers = min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
+        self.workers = (
+            min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
+        )
         self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
 
@@ -108,34 +126,56 @@ class _Sweep:
                 )
             if self.live and run.source is not self.store:
                 raise DataError(
-                    f"{name}: {opt('live')} gives rows one by one, and {run.config.options['sparsity']} needs the row before each row"
+                    f"{name}: {opt('live')} gives rows one by one, and"
+                    f" {run.config.options['sparsity']} needs the row before each row"
                 )
         for what in ("batch", "order_seed"):
-            found = {run.config.order if what == "order_seed" else run.config.batch for run in self.runs.values()}
+            found = {
+                run.config.order if what == "order_seed" else run.config.batch
+                for run in self.runs.values()
+            }
             if len(found) > 1:
                 values = ", ".join(map(str, sorted(found)))
-                raise DataError(f"members of a sweep share their rows, and so {what}: {values}", f"give {what} one value for all")
+                raise DataError(
+                    f"members of a sweep share their rows, and so {what}: {values}",
+                    f"give {what} one value for all",
+                )
 
     def plan(self) -> SweepPlan:
         plans = {name: run.plan() for name, run in self.runs.items()}
         return SweepPlan(plans, sum(plan.memory_bytes for plan in plans.values()), self.workers)
 
-    def execute(self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]) -> SweepResult:
+    def execute(
+        self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
+    ) -> SweepResult:
         began = time.monotonic()
-        rows = self._live_rows(progress) if self.live else self.store  # before anything is overwritten: the model may be gone
+        # before anything is overwritten: the model may be gone
+        rows = self._live_rows(progress) if self.live else self.store
         with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
             if folder.notice:
                 progress(Progress("sweep", 0, 0, message=folder.notice))
             if not folder.resuming:
-                write_json(folder.path / MARKER, {"schema_version": 1, "members": [member.name for member in self.members]})
+                write_json(
+                    folder.path / MARKER,
+                    {"schema_version": 1, "members": [member.name for member in self.members]},
+                )
             results = self._train(rows, folder, _Together(progress, self.runs))
             done = [result for result in results if result.metrics]
             if not done:
                 raise NumericsError(f"no member finished: {results[0].error}", self.hint)
             groups = groups_of(done)
             write_bytes(folder.path / PAGE, pareto_page(self.store.spec, groups, results).encode())
-            result = SweepResult(str(self.out), round(time.monotonic() - began, 3), results, groups, str(self.out / PAGE))
-            write_json(folder.path / MARKER, {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}})
+            result = SweepResult(
+                str(self.out),
+                round(time.monotonic() - began, 3),
+                results,
+                groups,
+                str(self.out / PAGE),
+            )
+            write_json(
+                folder.path / MARKER,
+                {"schema_version": 1, **dataclasses.asdict(result) | {"path": "", "page": PAGE}},
+            )
             return result
 
     def _live_rows(self, progress: Callable[[Progress], None]) -> Rows:
@@ -144,19 +184,36 @@ class _Sweep:
         source = LiveSource(self.store, device=str(self.device))
         for note in source.live.notes:
             progress(Progress("sweep", 0, 0, message=note))
-        progress(Progress("sweep", 0, 0, message=f"the first {source.buffer_rows:,} rows are computed before training begins"))
+        progress(
+            Progress(
+                "sweep",
+                0,
+                0,
+                message=(
+                    f"the first {source.buffer_rows:,} rows are computed before training begins"
+                ),
+            )
+        )
         return source
 
     def _train(self, rows: Rows, folder: RunFolder, together: _Together) -> list[MemberResult]:
         threads = torch.get_num_threads()
-        shared = SharedPass(self.store, rows, len(self.members), self.workers, threads if self.live else 0)
+        shared = SharedPass(
+            self.store, rows, len(self.members), self.workers, threads if self.live else 0
+        )
         if self.live:  # the model may compute for long before its next batch
             rows.stopped = lambda: shared.stopped
         pool = ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device))
-        # Members set these flags each for itself, but they are the process's: so they are the same before the first and after the last.
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        # Members set these flags each for itself, but they are the process's: so they are the same
+        # before the first and after the last.
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
         with flags, deferred_interrupt() as interrupted, pool:
-            futures = [pool.submit(self._member, member, shared, folder, together) for member in self.members]
+            futures = [
+                pool.submit(self._member, member, shared, folder, together)
+                for member in self.members
+            ]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2)
@@ -165,10 +222,14 @@ class _Sweep:
         torch.set_num_threads(threads)  # also for threads to come
         errors = [error for future in futures if (error := future.exception())]
         if errors:  # what went wrong, rather than the interrupts that followed from it
-            raise next((error for error in errors if not isinstance(error, KeyboardInterrupt)), errors[0])
+            raise next(
+                (error for error in errors if not isinstance(error, KeyboardInterrupt)), errors[0]
+            )
         return [future.result() for future in futures]
 
-    def _member(self, member: Member, shared: SharedPass, folder: RunFolder, together: _Together) -> MemberResult:
+    def _member(
+        self, member: Member, shared: SharedPass, folder: RunFolder, together: _Together
+    ) -> MemberResult:
         settings, out = member.config.flat(), self.out / member.name
         with shared.member() as source:
             run = self.runs[member.name]
@@ -186,7 +247,8 @@ class _Sweep:
 def _one_thread_each(device: torch.device) -> Callable[[], None]:
     def start() -> None:
         if device.type == "cpu":
-            torch.get_num_threads()  # a thread's first parallel operation would else set its number anew
+            # a thread's first parallel operation would else set its number anew
+            torch.get_num_threads()
             torch.set_num_threads(1)
 
     return start

@@ -1,4 +1,5 @@
-"""What a run does where the user left it open: rows per step, rows in all, learning rate, weight decay. Chosen once, stored with it."""
+"""What a run does where the user left it open: rows per step, rows in all, learning rate, weight
+decay. Chosen once, stored with it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig:
-    """The config with batch, rows, lr and weight decay filled in; `units` is the number of training rows (or whole examples)."""
+    """The config with batch, rows, lr and weight decay filled in; `units` is the number of training
+    rows (or whole examples)."""
     recipe = model.recipe(units)
     return dataclasses.replace(
         config,
@@ -25,6 +27,6 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
 
 
 def memory_normalize(options: Mapping[str, Any]) -> str:
-    """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1, except where the model's output
-    is bounded, which gives values in [0, 1]."""
+    """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1,
+    except where the model's output is bounded, which gives values in [0, 1]."""
     return "center+scale" if options.get("output", "linear") == "linear" else "none"

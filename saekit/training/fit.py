@@ -1,4 +1,5 @@
-"""A model and a source of rows -> tensors that act on raw rows. `train` puts folders around it, the estimator arrays."""
+"""A model and a source of rows -> tensors that act on raw rows. `train` puts folders around it, the
+estimator arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from saekit.training.loop import Trainer
 from saekit.training.sinks import Sink
 from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
 
-Estimate = Callable[[str, int, torch.device], tuple[Normalizer, torch.Tensor]]  # (mode, seed, device) -> (normalizer, sample)
+# (mode, seed, device) -> (normalizer, sample)
+Estimate = Callable[[str, int, torch.device], tuple[Normalizer, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ def fit(
     sinks: Callable[[int], list[Sink]] = lambda _: [],
     estimated: Estimate | None = None,
 ) -> Fitted:
-    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if there is one, and saving it. `sinks`
-    opens what the metrics go to besides a file, told the step that the run goes on from. `estimated` gives normalizer and sample as
+    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if
+    there is one, and saving it. `sinks` opens what the metrics go to besides a file, told the step
+    that the run goes on from. `estimated` gives normalizer and sample as
     saekit.training.inputs.estimate does, where they do not come from a pass over `source`.
 
     Raises NumericsError (data, divergence), DataError (data that the model's output cannot give).
@@ -70,29 +73,62 @@ def fit(
     began = time.monotonic()
     closed = model.strategy == "closed_form"  # in fp64, and once: on the CPU
     where = torch.device("cpu") if closed else device
-    normalize, sample = (estimated or partial(estimate, source))(_mode(config, source.spec), config.order, where)
+    normalize, sample = (estimated or partial(estimate, source))(
+        _mode(config, source.spec), config.order, where
+    )
     if closed:
         batches = checked(source, _one_shuffled_pass(source, config.order))
         model.fit(normalize(batch).x for batch in batches)
         rows = source.count("train")
-        return Fitted(_folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {})
+        return Fitted(
+            _folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {}
+        )
     target_sample = sample
     if source.target is not None:
-        normalize, target_sample = target_normalizer(normalize, source, _mode(config, source.target.spec), config.order)
+        normalize, target_sample = target_normalizer(
+            normalize, source, _mode(config, source.target.spec), config.order
+        )
     model.initialise_from(sample.cpu(), torch.Generator().manual_seed(config.seed))
-    model.start_at(normalize.spread.mean_D.float(), normalize.spread.variance, target_sample.cpu(), sample.cpu())
+    model.start_at(
+        normalize.spread.mean_D.float(),
+        normalize.spread.variance,
+        target_sample.cpu(),
+        sample.cpu(),
+    )
     if advice := normalize.spread.advice:
         progress(Progress("train", 0, 0, message=advice))
-    trainer = Trainer(model.to(device), source, normalize, config, steps, out, sample, by_example(model, source), backend)
+    trainer = Trainer(
+        model.to(device),
+        source,
+        normalize,
+        config,
+        steps,
+        out,
+        sample,
+        by_example(model, source),
+        backend,
+    )
     trainer.restore()
     done = (steps - trainer.step) * config.batch
-    # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU choose neither by themselves.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU
+    # choose neither by themselves.
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
         seconds = trainer.run(progress, sinks)
-    if trainer.average is not None:  # behind the last save: a resume goes on from the weights themselves
+    # behind the last save: a resume goes on from the weights themselves
+    if trainer.average is not None:
         trainer.average.put_into(model)
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
-    return Fitted(_folded(model, trainer.normalize), trainer.normalize, steps, steps * config.batch, done, seconds, figures)
+    return Fitted(
+        _folded(model, trainer.normalize),
+        trainer.normalize,
+        steps,
+        steps * config.batch,
+        done,
+        seconds,
+        figures,
+    )
 
 
 def _mode(config: TrainConfig, spec: ActivationSpec) -> str:
@@ -111,25 +147,38 @@ def _one_shuffled_pass(source: Rows, seed: int) -> Iterator[ActivationBatch]:
 
 def first_rows(batch: ActivationBatch, n: int) -> ActivationBatch:
     """The first n rows or examples of a batch."""
-    return ActivationBatch(**{name: None if value is None else value[:n] for name, value in vars(batch).items()})
+    return ActivationBatch(
+        **{name: None if value is None else value[:n] for name, value in vars(batch).items()}
+    )
 
 
 def _folded(model: Autoencoder, normalize: Normalizer) -> dict[str, torch.Tensor]:
     arguments = (normalize.mean_D, normalize.scale)
     if normalize.target is not None:
         arguments = (*arguments, normalize.target)
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.folded(*arguments).items()}
+    return {
+        name: tensor.detach().cpu().clone() for name, tensor in model.folded(*arguments).items()
+    }
 
 
-def holdout_figures(model: Autoencoder, source: Rows, split: Split = "holdout", rows: int | None = None) -> Figures:
-    """The figures of a model that takes raw activations, on one side of a source. Raises NumericsError for a row that is not finite."""
+def holdout_figures(
+    model: Autoencoder, source: Rows, split: Split = "holdout", rows: int | None = None
+) -> Figures:
+    """The figures of a model that takes raw activations, on one side of a source. Raises
+    NumericsError for a row that is not finite."""
     sums = RowSums(model.active_above)
     examples = by_example(model, source)
     with torch.no_grad():
-        for batch in checked(source, source.batches(256 if examples else 4096, split=split, examples=examples)):
+        for batch in checked(
+            source, source.batches(256 if examples else 4096, split=split, examples=examples)
+        ):
             if rows is not None and not examples:
                 batch = first_rows(batch, rows - sums.rows)
-            sums.add_output((batch.x if batch.target is None else batch.target).float(), applied(model, batch), batch.mask)
+            sums.add_output(
+                (batch.x if batch.target is None else batch.target).float(),
+                applied(model, batch),
+                batch.mask,
+            )
             if rows is not None and sums.rows >= rows:
                 break
     return sums.figures()

@@ -1,6 +1,8 @@
-"""metrics.jsonl: one JSON object per line, cut back to the resumed step so that a resumed run's file reads like an unbroken one's.
+"""metrics.jsonl: one JSON object per line, cut back to the resumed step so that a resumed run's
+file reads like an unbroken one's.
 
-Lines are appended; cutting back replaces the file as a whole, so that no kill loses a line of before the saved state.
+Lines are appended; cutting back replaces the file as a whole, so that no kill loses a line of
+before the saved state.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class MetricsFile:
         if remaining != before:
             write_bytes(path, remaining)
         with writing(path):
-            self._file = open(path, "ab", buffering=0)  # nothing is left to be written when it is closed
+            # nothing is left to be written when it is closed
+            self._file = open(path, "ab", buffering=0)
 
     def write(self, figures: dict) -> None:
         with writing(self._path):

@@ -1,4 +1,5 @@
-"""The gradient loop: one for every model. It knows an `Autoencoder`, a source of rows, and what a resume needs."""
+"""The gradient loop: one for every model. It knows an `Autoencoder`, a source of rows, and what a
+resume needs."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ from saekit.typed import as_type
 from saekit.types import ActivationBatch, LossTerms, Progress, Stage, Step
 
 LOGS = 200  # lines of metrics in a run
-# Steps between looks at the device: whether losses were finite and which latents are dead. Reading either makes the host wait for all
-# work in flight, which costs nothing on a CPU.
+# Steps between looks at the device: whether losses were finite and which latents are dead. Reading
+# either makes the host wait for all work in flight, which costs nothing on a CPU.
 LOOK_EVERY = {"cpu": 1}
 LOOK_EVERY_ON_DEVICE = 32
 LOOKS = 200  # in a run at least, as L0 is steered then
@@ -61,9 +62,17 @@ class Trainer:
         examples: bool = False,
         backend: str = "torch",
     ) -> None:
-        """`out` None: no state and no metrics are written. `sample`: normalised rows, for models that look at some between stages.
-        `examples`: the model takes whole examples, and a batch counts these."""
-        self.model, self.store, self.normalize, self.config, self.total, self.out = model, store, normalize, config, total, out
+        """`out` None: no state and no metrics are written. `sample`: normalised rows, for models
+        that look at some between stages. `examples`: the model takes whole examples, and a batch
+        counts these."""
+        self.model, self.store, self.normalize, self.config, self.total, self.out = (
+            model,
+            store,
+            normalize,
+            config,
+            total,
+            out,
+        )
         self.sample, self.examples, self.backend = sample, examples, backend
         self.step = 0
         self.dead_order: torch.Tensor | None = None  # latents to revive, longest idle first
@@ -75,18 +84,26 @@ class Trainer:
         device = normalize.mean_D.device
         self.dead = None
         if model.active_above is not None:
-            self.dead = DeadTracker(model.latents, dead_rows(n), revive_rows(n, total * config.batch), device)
+            self.dead = DeadTracker(
+                model.latents, dead_rows(n), revive_rows(n, total * config.batch), device
+            )
         self.resample_at = resampling_steps(total) if model.resamples else set()
         self.stages = model.stages(total)
         self.decay = decay_share(config, model)
-        self.look_every = LOOK_EVERY.get(device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1)))
+        self.look_every = LOOK_EVERY.get(
+            device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1))
+        )
         compares = model.compares and store.count("holdout") > 0
         self.comparisons = min(COMPARISONS, total) if compares else 0
         self.held_out: Iterator[ActivationBatch] | None = None
-        # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the terms.
-        self.unseen: list[tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]] = []
+        # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the
+        # terms.
+        self.unseen: list[
+            tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]
+        ] = []
 
-    # -- state -----------------------------------------------------------------------------------------------------------
+    # -- state
+    # ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         if self.out is None:
@@ -103,7 +120,9 @@ class Trainer:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """What a state holds of one shape from the first step to the last."""
-        tensors = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
+        tensors = {
+            f"model.{name}": value.detach() for name, value in self.model.state_dict().items()
+        }
         tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
         tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
         if self.dead is not None:
@@ -129,11 +148,19 @@ class Trainer:
             raise ValueError(f"step is {self.step} of {self.total}")
         need_like(tensors, self._tensors())
         if self.average is not None and as_type(state.get("averaged"), int, "averaged"):
-            floats = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+            floats = {
+                name: value
+                for name, value in self.model.state_dict().items()
+                if value.is_floating_point()
+            }
             need_like(tensors, {f"average.{name}": value for name, value in floats.items()})
         if "dead_order" in tensors:
             order, latents = tensors["dead_order"], torch.arange(self.model.latents)
-            if order.dtype != torch.int64 or order.dim() != 1 or not torch.isin(order, latents).all():
+            if (
+                order.dtype != torch.int64
+                or order.dim() != 1
+                or not torch.isin(order, latents).all()
+            ):
                 raise ValueError("dead_order names latents that there are not")
         if known := as_type(state.get("model"), dict[str, Any], "model"):
             self.model.continue_from(known)
@@ -141,8 +168,14 @@ class Trainer:
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
         device = self.normalize.mean_D.device
-        target = (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device)) if "target_mean" in tensors else None
-        self.normalize = Normalizer(tensors["mean"].to(device), scale_from(tensors["scale"], device), target)
+        target = (
+            (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device))
+            if "target_mean" in tensors
+            else None
+        )
+        self.normalize = Normalizer(
+            tensors["mean"].to(device), scale_from(tensors["scale"], device), target
+        )
         if self.average is not None:
             averaged = {n[8:]: t.to(device) for n, t in tensors.items() if n.startswith("average.")}
             self.average.restore(state["averaged"], averaged)
@@ -150,10 +183,16 @@ class Trainer:
             self.dead.idle.copy_(tensors["idle"])
             self.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
 
-    # -- the loop --------------------------------------------------------------------------------------------------------
+    # -- the loop
+    # ----------------------------------------------------------------------------------------------
 
-    def run(self, progress: Callable[[Progress], None], sinks: Callable[[int], list[Sink]] = lambda _: []) -> float:
-        """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
+    def run(
+        self,
+        progress: Callable[[Progress], None],
+        sinks: Callable[[int], list[Sink]] = lambda _: [],
+    ) -> float:
+        """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and
+        KeyboardInterrupt raised."""
         metrics = None if self.out is None else MetricsFile(self.out / "metrics.jsonl", self.step)
         opened = [] if metrics is None else [metrics, *sinks(self.step)]
 
@@ -165,7 +204,13 @@ class Trainer:
         every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
-        batches = self.store.batches(self.config.batch, self.config.order, self.step * self.config.batch, "train", self.examples)
+        batches = self.store.batches(
+            self.config.batch,
+            self.config.order,
+            self.step * self.config.batch,
+            "train",
+            self.examples,
+        )
         with ExitStack() as closing, deferred_interrupt() as interrupted:
             for sink in opened:  # closed last, when a second SIGINT can end a wait for the network
                 closing.callback(sink.close)
@@ -180,7 +225,9 @@ class Trainer:
                     for sink in opened:
                         sink.write(figures)
                     rows = self.step * self.config.batch
-                    progress(Progress("train", rows, self.total * self.config.batch, figures=figures))
+                    progress(
+                        Progress("train", rows, self.total * self.config.batch, figures=figures)
+                    )
                     last_log, logged = now, self.step
                 if now - last_save >= save_every:
                     self._check()
@@ -207,7 +254,14 @@ class Trainer:
         terms = self._take_step(batch)
         self.step += 1
         values = {"total": terms.total, **terms.terms, **terms.metrics}
-        self.unseen.append((self.step, raw.rows, peaks(batch), {name: value.detach() for name, value in values.items()}))
+        self.unseen.append(
+            (
+                self.step,
+                raw.rows,
+                peaks(batch),
+                {name: value.detach() for name, value in values.items()},
+            )
+        )
         looks = self.step % self.look_every == 0
         if looks:
             self._check()
@@ -236,24 +290,33 @@ class Trainer:
     def _compare(self) -> None:
         if self.held_out is None:
             start = (self._compared(self.step) - 1) * self.config.batch
-            self.held_out = self.store.batches(self.config.batch, self.config.order, start, "holdout")
+            self.held_out = self.store.batches(
+                self.config.batch, self.config.order, start, "holdout"
+            )
         self.model.compare(self.normalize(next(self.held_out)).x, self.at)
 
     def _factor(self, stage: Stage) -> float:
         """On the peak rate, in the coming step."""
-        return schedule(self.step - stage.start, stage.stop - stage.start, self.decay, self.config.schedule, self.config.warmup)
+        return schedule(
+            self.step - stage.start,
+            stage.stop - stage.start,
+            self.decay,
+            self.config.schedule,
+            self.config.warmup,
+        )
 
     def _take_step(self, batch: ActivationBatch) -> LossTerms:
         if self.config.precision == "float32":
             return take_step(self.model, self.optimizer, batch, self.at, self.config.clip)
-        with products_in_bfloat16(batch.x.device):  # not the backward pass: a product's gradient knows its precision
+        # not the backward pass: a product's gradient knows its precision
+        with products_in_bfloat16(batch.x.device):
             terms = self.model.loss(batch, self.at)
         apply_gradients(self.model, self.optimizer, terms, self.config.clip)
         return terms
 
     def _stage(self) -> Stage:
-        """The stage of the coming step. Entering one tells the model and forgets the moments and the average, which belong to another
-        loss."""
+        """The stage of the coming step. Entering one tells the model and forgets the moments and
+        the average, which belong to another loss."""
         stage = next(stage for stage in self.stages if stage.start <= self.step < stage.stop)
         if self.step == stage.start and self.average is not None:
             self.average.restart()
@@ -270,33 +333,47 @@ class Trainer:
         self.dead_order = self.dead.dead()
 
     def _check(self) -> None:
-        """Raise for the first step since the last look whose loss was not finite (bad data, or a run that diverged) or not exact."""
+        """Raise for the first step since the last look whose loss was not finite (bad data, or a
+        run that diverged) or not exact."""
         seen, self.unseen = self.unseen, []
         hint = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
         for step, rows, found, values in seen:
             if not math.isfinite(values["total"].item()):
                 check_peaks(self.store, rows, found)
-                bad = [f"{name} is {value.item()}" for name, value in values.items() if not math.isfinite(value.item())]
+                bad = [
+                    f"{name} is {value.item()}"
+                    for name, value in values.items()
+                    if not math.isfinite(value.item())
+                ]
                 raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
             if values.get("lost_rows", 0) > 0:
                 lost = int(values["lost_rows"])
                 raise BackendError(
-                    f"step {step}: {lost} rows had more active latents than the sparse kernels hold", opt("backend", "torch")
+                    f"step {step}: {lost} rows had more active latents than the sparse kernels"
+                    " hold",
+                    opt("backend", "torch"),
                 )
 
     def dead_share(self) -> float | None:
-        """Share of dead latents; None while fewer rows have been seen than a latent may be silent for."""
-        seen = (self.step - self.stages[-1].start) * self.config.batch  # pretraining has no code to look at
+        """Share of dead latents; None while fewer rows have been seen than a latent may be silent
+        for."""
+        # pretraining has no code to look at
+        seen = (self.step - self.stages[-1].start) * self.config.batch
         return self.dead.share() if seen >= self.dead.threshold else None
 
     def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
         """What a line of metrics.jsonl holds; fvu is that of this batch."""
-        figures = {"step": self.step, "rows": self.step * self.config.batch, "loss": terms.total.item()}
+        figures = {
+            "step": self.step,
+            "rows": self.step * self.config.batch,
+            "loss": terms.total.item(),
+        }
         figures |= {name: value.item() for name, value in (terms.terms | terms.metrics).items()}
         error = figures.get("squared_error", figures.get("reconstruction"))
         if error is not None:  # a stage of pretraining reconstructs something else
             x = batch.x if batch.target is None else batch.target
-            x = (x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]).double()  # a mean far from 0
+            # a mean far from 0
+            x = (x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]).double()
             figures["fvu"] = error / max((x - x.mean(0)).square().sum(1).mean().item(), 1e-12)
         if self.dead is not None:
             figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}
@@ -305,12 +382,16 @@ class Trainer:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in mid-step could not be resumed bit for bit."""
+    """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in mid-step could not
+    be resumed bit for bit."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, lambda n, _: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda n, _: seen.append(n))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(seen)
     finally:

@@ -23,20 +23,29 @@ PRECISIONS = ("float32", "bfloat16")
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda left: 1.0,
     "linear": lambda left: left,
-    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),  # Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5
+    # Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5
+    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
 }
 
 
-def schedule(step: int, total: int, decay: float = DECAY_SHARE, shape: str = "linear", warmup: float = WARMUP_SHARE) -> float:
-    """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, a fall over the last `decay` of them. The last
-    step still has a rate: that of one step before the end."""
+def schedule(
+    step: int,
+    total: int,
+    decay: float = DECAY_SHARE,
+    shape: str = "linear",
+    warmup: float = WARMUP_SHARE,
+) -> float:
+    """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, a fall
+    over the last `decay` of them. The last step still has a rate: that of one step before the
+    end."""
     rise, fall = max(round(warmup * total), 1), max(round(decay * total), 1)
     return min(1.0, (step + 1) / rise, SCHEDULES[shape](min((total - step) / fall, 1.0)))
 
 
 def decay_share(config: TrainConfig, model: Autoencoder) -> float:
-    """The share of the steps over which the rate falls: what the user set; else all behind the warm-up for a cosine, which has no corner to
-    put later, and the model's own for a line, as far as the warm-up leaves it."""
+    """The share of the steps over which the rate falls: what the user set; else all behind the
+    warm-up for a cosine, which has no corner to put later, and the model's own for a line, as far
+    as the warm-up leaves it."""
     if config.decay is not None:
         return config.decay
     if config.schedule == "constant":
@@ -50,34 +59,53 @@ def decay_share(config: TrainConfig, model: Autoencoder) -> float:
 class _Widened(TorchFunctionMode):
     """Results in bf16 become fp32 at once."""
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         made = function(*args, **(kwargs or {}))
-        if isinstance(made, tuple) and type(made) is tuple:  # recurrent cells: all states and the last
+        # recurrent cells: all states and the last
+        if isinstance(made, tuple) and type(made) is tuple:
             return tuple(_wide(part) for part in made)
         return _wide(made)
 
 
 def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+    return (
+        value.float()
+        if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+        else value
+    )
 
 
 @contextmanager
 def products_in_bfloat16(device: torch.device) -> Iterator[None]:
-    """Matrix products, convolutions and recurrent cells in bf16, by torch.autocast, their results in fp32; all else, losses above all,
-    stays in fp32. Autocast alone leaves results in bf16, and means, exponentials and penalties behind them in eight bits.
+    """Matrix products, convolutions and recurrent cells in bf16, by torch.autocast, their results
+    in fp32; all else, losses above all, stays in fp32. Autocast alone leaves results in bf16, and
+    means, exponentials and penalties behind them in eight bits.
 
-    Not for code with gradients of its own (saekit_kernels), whose bounds and backward passes count on fp32.
+    Not for code with gradients of its own (saekit_kernels), whose bounds and backward passes count
+    on fp32.
     """
-    # Without the cache: it would hand a copy made under no_grad to a later product, whose gradient were lost.
+    # Without the cache: it would hand a copy made under no_grad to a later product, whose gradient
+    # were lost.
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), _Widened():
         yield
 
 
-def make_adam(model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2) -> torch.optim.Adam:
-    """Adam with betas 0.9 and `beta2`; with a weight decay, decoupled (AdamW, Loshchilov and Hutter 2019, arXiv 1711.05101).
+def make_adam(
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2
+) -> torch.optim.Adam:
+    """Adam with betas 0.9 and `beta2`; with a weight decay, decoupled (AdamW, Loshchilov and Hutter
+    2019, arXiv 1711.05101).
     Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
     if weight_decay:
-        return torch.optim.AdamW(model.named_parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(
+            model.named_parameters(),
+            lr=lr,
+            betas=(0.9, beta2),
+            weight_decay=weight_decay,
+            fused=True,
+        )
     return torch.optim.Adam(model.named_parameters(), lr=lr, betas=(0.9, beta2), fused=True)
 
 
@@ -91,14 +119,19 @@ def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, tor
     }
 
 
-def moments(model: torch.nn.Module, optimizer: torch.optim.Adam) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def moments(
+    model: torch.nn.Module, optimizer: torch.optim.Adam
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """First and second moments by parameter name, made as zeros before the first step."""
     found = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = (
+                torch.zeros_like(parameter),
+                torch.zeros_like(parameter),
+            )
         found[name] = (state["exp_avg"], state["exp_avg_sq"])
     return found
 
@@ -109,27 +142,51 @@ def count_step(optimizer: torch.optim.Adam) -> None:
         state["step"] += 1
 
 
-def restore_adam(optimizer: torch.optim.Adam, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
+def restore_adam(
+    optimizer: torch.optim.Adam, names: list[str], tensors: dict[str, torch.Tensor]
+) -> None:
     for name, parameter in zip(names, optimizer.param_groups[0]["params"]):
-        state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors}
+        state = {
+            key: tensors[f"adam.{key}.{name}"]
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"adam.{key}.{name}" in tensors
+        }
         if state:
-            need_like(state, {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}, f"adam.{name}.")
+            need_like(
+                state,
+                {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter},
+                f"adam.{name}.",
+            )
             # Fused Adam keeps its step count on the parameter's device too.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) for key, value in state.items()
+            }
 
 
-def need_like(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], prefix: str = "") -> None:
-    """Raise ValueError unless every tensor of `wanted` is among `tensors`, of its shape and dtype: copying would stretch others."""
+def need_like(
+    tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], prefix: str = ""
+) -> None:
+    """Raise ValueError unless every tensor of `wanted` is among `tensors`, of its shape and dtype:
+    copying would stretch others."""
     for name, value in wanted.items():
         if name not in tensors:
             raise ValueError(f"{prefix}{name} is missing")
         if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-            raise ValueError(f"{prefix}{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {value.dtype} {list(value.shape)}")
+            raise ValueError(
+                f"{prefix}{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not"
+                f" {value.dtype} {list(value.shape)}"
+            )
 
 
-def reset_moments(optimizer: torch.optim.Adam, latents: torch.Tensor, count: int, by_output: Collection[str] = SAE.by_output) -> None:
-    """Zero the moments of the given latents in every parameter with a row for each of the `count` latents. Those with a row per dimension
-    of the output are told by name: there may be as many of them."""
+def reset_moments(
+    optimizer: torch.optim.Adam,
+    latents: torch.Tensor,
+    count: int,
+    by_output: Collection[str] = SAE.by_output,
+) -> None:
+    """Zero the moments of the given latents in every parameter with a row for each of the `count`
+    latents. Those with a row per dimension of the output are told by name: there may be as many of
+    them."""
     group = optimizer.param_groups[0]
     for name, parameter in zip(group["param_names"], group["params"]):
         if name not in by_output and parameter.shape[0] == count and parameter in optimizer.state:

@@ -1,8 +1,9 @@
 """One pass over the training rows for several runs at once: what a sweep reads.
 
-Each run asks its own source for batches, as always, from a thread of its own; all of them are handed the same ones, which are read, or
-computed by a live model, once. A run may be AHEAD batches in front of the slowest. At most `workers` runs compute at a time: a run lays
-down its permit between two steps. What a run computes does not depend on the others, nor on who waited for whom.
+Each run asks its own source for batches, as always, from a thread of its own; all of them are
+handed the same ones, which are read, or computed by a live model, once. A run may be AHEAD batches
+in front of the slowest. At most `workers` runs compute at a time: a run lays down its permit
+between two steps. What a run computes does not depend on the others, nor on who waited for whom.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ AHEAD = 4
 
 
 class SharedPass:
-    """`rows` gives the training batches, `store` all else. `members` is how many runs there are: no batch is read before each of them has
-    asked for its first one, or left. `reader_threads`: what torch may use while a batch is made; 0: what the run that asks for it has."""
+    """`rows` gives the training batches, `store` all else. `members` is how many runs there are: no
+    batch is read before each of them has asked for its first one, or left. `reader_threads`: what
+    torch may use while a batch is made; 0: what the run that asks for it has."""
 
-    def __init__(self, store: Rows, rows: Rows, members: int, workers: int, reader_threads: int = 0) -> None:
+    def __init__(
+        self, store: Rows, rows: Rows, members: int, workers: int, reader_threads: int = 0
+    ) -> None:
         self.store, self.rows, self.reader_threads = store, rows, reader_threads
         self._waited_for = members  # runs that have neither asked nor left
         self._permits = threading.Semaphore(workers)
         self._changed = threading.Condition()
-        self._next: dict[int, int] = {}  # the batch, by number from the beginning of the pass, that each run takes next
+        # the batch, by number from the beginning of the pass, that each run takes next
+        self._next: dict[int, int] = {}
         self._held: deque[ActivationBatch] = deque()
         self._first = 0  # number of the first one held
         self._batches: Iterator[ActivationBatch] | None = None
@@ -51,8 +56,11 @@ class SharedPass:
             finally:
                 self._leave(source)
 
-    def estimated(self, mode: str, seed: int, device: torch.device) -> tuple[Normalizer, torch.Tensor]:
-        """saekit.training.inputs.estimate on the store's rows, once for all runs that ask for the same."""
+    def estimated(
+        self, mode: str, seed: int, device: torch.device
+    ) -> tuple[Normalizer, torch.Tensor]:
+        """saekit.training.inputs.estimate on the store's rows, once for all runs that ask for the
+        same."""
         with self._estimating:
             if (mode, seed) not in self._estimates:
                 self._estimates[mode, seed] = estimate(self.store, mode, seed, device)
@@ -68,11 +76,14 @@ class SharedPass:
             self._stopped = True
             self._changed.notify_all()
 
-    # -- for SharedRows --------------------------------------------------------------------------------------------------
+    # -- for SharedRows
+    # ----------------------------------------------------------------------------------------------
 
     def enter(self, source: SharedRows, batch: int, seed: int, start: int) -> None:
         with self._changed:
-            assert self._order in (None, (batch, seed)) and start % batch == 0, "runs of a pass share batch and order"
+            assert self._order in (None, (batch, seed)) and start % batch == 0, (
+                "runs of a pass share batch and order"
+            )
             assert self._batches is None, "the pass has begun"
             self._order = batch, seed
             self._next[id(source)] = start // batch
@@ -85,14 +96,19 @@ class SharedPass:
         try:
             with self._changed:
                 while True:
-                    if self._stopped:  # first: whoever is stopped saves its state, whatever the reader has met
+                    # first: whoever is stopped saves its state, whatever the reader has met
+                    if self._stopped:
                         return None
                     if self._error is not None:
                         raise self._error
                     ahead = self._next[id(source)] - self._first
                     if self._batches is not None and 0 <= ahead < len(self._held):
                         return self._taken(source, ahead)
-                    if self._waited_for == 0 and not self._reading and (self._batches is None or len(self._held) < AHEAD):
+                    if (
+                        self._waited_for == 0
+                        and not self._reading
+                        and (self._batches is None or len(self._held) < AHEAD)
+                    ):
                         self._read()
                     else:
                         self._changed.wait()
@@ -154,9 +170,15 @@ class SharedRows(Adapter):
         self._shared = shared
 
     def batches(
-        self, batch_size: int, seed: int | None = None, start: int = 0, split: Split = "all", examples: bool = False
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        start: int = 0,
+        split: Split = "all",
+        examples: bool = False,
     ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`. Training rows in random order come from the pass; it ends early where it is stopped."""
+        """As `Store.batches`. Training rows in random order come from the pass; it ends early where
+        it is stopped."""
         if split != "train" or seed is None:
             yield from super().batches(batch_size, seed, start, split, examples)
             return

@@ -1,22 +1,29 @@
-"""Where a run's lines of metrics go besides metrics.jsonl: TensorBoard, W&B, trackio, each behind `write` and `close`.
+"""Where a run's lines of metrics go besides metrics.jsonl: TensorBoard, W&B, trackio, each behind
+`write` and `close`.
 
-A sink is named as on the command line. The bare name keeps everything on this machine; a name after a colon asks for an upload.
+A sink is named as on the command line. The bare name keeps everything on this machine; a name after
+a colon asks for an upload.
 
     tensorboard     event files in OUT/tensorboard
     wandb           an offline run in OUT/wandb, for `wandb sync` later
     wandb:PROJECT   a run of that W&B project (or ENTITY/PROJECT), uploaded while it trains
-    trackio         project `saekit` in trackio's own folder, where `trackio show --project saekit` finds it
+    trackio project `saekit` in trackio's own folder, where `trackio show --project saekit` finds it
     trackio:SPACE   project `saekit` in that Hugging Face Space, made private when it is new
 
-Variables such as WANDB_MODE=online or TRACKIO_SPACE_ID do not turn a bare name into an upload. Uploaded are figures and settings only:
-no code, git state, console output or machine statistics. trackio fixes its folder (TRACKIO_DIR, else one in the Hugging Face cache) when
-it is first imported, for the whole process, so it cannot lie in OUT; one folder for all runs is also what its dashboard compares.
+Variables such as WANDB_MODE=online or TRACKIO_SPACE_ID do not turn a bare name into an upload.
+Uploaded are figures and settings only: no code, git state, console output or machine statistics.
+trackio fixes its folder (TRACKIO_DIR, else one in the Hugging Face cache) when it is first
+imported, for the whole process, so it cannot lie in OUT; one folder for all runs is also what its
+dashboard compares.
 
-A resumed run repeats, bit for bit, the steps after its last saved state. TensorBoard is told to drop what it had of them. The other two
-cannot take a line back, so OUT/wandb.json and OUT/trackio.json name the run and the last step it was given, and lines up to that step
-are not sent again. Both write with a delay: a run killed with SIGKILL may lack its last second there; metrics.jsonl lacks nothing.
+A resumed run repeats, bit for bit, the steps after its last saved state. TensorBoard is told to
+drop what it had of them. The other two cannot take a line back, so OUT/wandb.json and
+OUT/trackio.json name the run and the last step it was given, and lines up to that step are not sent
+again. Both write with a delay: a run killed with SIGKILL may lack its last second there;
+metrics.jsonl lacks nothing.
 
-The packages are imported when their sink opens. They may print to stderr, never to stdout, which carries data.
+The packages are imported when their sink opens. They may print to stderr, never to stdout, which
+carries data.
 """
 
 from __future__ import annotations
@@ -42,7 +49,8 @@ FLUSH_SECONDS = 1.0  # W&B's own 15 s would be lost when a run is killed
 
 class Sink(Protocol):
     def write(self, figures: Mapping[str, float | None]) -> None:
-        """One line of metrics: `step` and the figures at that step. What has no finite value is left out."""
+        """One line of metrics: `step` and the figures at that step. What has no finite value is
+        left out."""
 
     def close(self) -> None:
         """Write out what is still held back. With an upload this waits for the network."""
@@ -51,7 +59,9 @@ class Sink(Protocol):
 class TensorBoard:
     takes: str | None = None
 
-    def __init__(self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int) -> None:
+    def __init__(
+        self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # The reader drops events from purge_step on that it read from earlier files.
@@ -63,7 +73,8 @@ class TensorBoard:
     def write(self, figures: Mapping[str, float | None]) -> None:
         for name, value in _numbers(figures).items():
             self._writer.add_scalar(name, value, figures["step"])
-        # It flushes every two minutes otherwise: what a killed run had not flushed would be missing before the resumed step.
+        # It flushes every two minutes otherwise: what a killed run had not flushed would be missing
+        # before the resumed step.
         self._writer.flush()
 
     def close(self) -> None:
@@ -73,7 +84,9 @@ class TensorBoard:
 class WandB:
     takes: str | None = "PROJECT or ENTITY/PROJECT"
 
-    def __init__(self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int) -> None:
+    def __init__(
+        self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int
+    ) -> None:
         self._given = _Given(out / "wandb.json", target)
         entity, _, project = target.rpartition("/")
         # Reports of wandb's own errors would be sent even from an offline run.
@@ -81,8 +94,10 @@ class WandB:
             import wandb
 
             own = wandb.Settings(
-                silent=not target, console="off", reinit="create_new", x_transaction_log_flush_interval=FLUSH_SECONDS,
-                disable_code=True, disable_git=True, label_disable=True, save_code=False, x_save_requirements=False,
+                silent=not target, console="off", reinit="create_new",
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
+                disable_code=True, disable_git=True, label_disable=True, save_code=False,
+                x_save_requirements=False,
                 x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
             )  # fmt: skip
             try:
@@ -93,7 +108,8 @@ class WandB:
                     id=self._given.run,
                     name=out.resolve().name,
                     resume="allow",
-                    # An upload is left to WANDB_MODE, which may forbid it; no mode of the environment turns a local run into one.
+                    # An upload is left to WANDB_MODE, which may forbid it; no mode of the
+                    # environment turns a local run into one.
                     mode=None if target else "offline",
                     config=dict(settings),
                     settings=own,
@@ -115,11 +131,16 @@ class WandB:
 class Trackio:
     takes: str | None = "SPACE"
 
-    def __init__(self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int) -> None:
+    def __init__(
+        self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int
+    ) -> None:
         self._given, self._uploads = _Given(out / "trackio.json", target), bool(target)
-        name = f"{out.resolve().name}-{self._given.run}"  # a Space finds the run to be resumed by its name alone
+        # a Space finds the run to be resumed by its name alone
+        name = f"{out.resolve().name}-{self._given.run}"
         with _process_as_it_was():
-            self._run = self._uploaded(target, name, settings) if target else self._local(name, settings)
+            self._run = (
+                self._uploaded(target, name, settings) if target else self._local(name, settings)
+            )
 
     def _local(self, name: str, settings: Mapping[str, Any]) -> Any:
         import trackio
@@ -129,7 +150,9 @@ class Trackio:
                 """trackio would ask the Hub whose token this machine holds."""
 
         # Not trackio.init, which follows TRACKIO_SPACE_ID and TRACKIO_SERVER_URL.
-        return LocalRun(None, PROJECT, None, name=name, run_id=self._given.run, config=dict(settings))
+        return LocalRun(
+            None, PROJECT, None, name=name, run_id=self._given.run, config=dict(settings)
+        )
 
     def _uploaded(self, target: str, name: str, settings: Mapping[str, Any]) -> Any:
         import trackio
@@ -139,10 +162,12 @@ class Trackio:
         try:
             # In a context of its own: init would end the run that the caller may have open.
             return contextvars.Context().run(
-                trackio.init, PROJECT, name, space_id=target, config=dict(settings), resume="allow", private=True, embed=False,
+                trackio.init, PROJECT, name, space_id=target, config=dict(settings),
+                resume="allow", private=True, embed=False,
                 auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
-        except (OSError, ValueError, httpx.HTTPError) as error:  # not logged in, a Space that takes no runs, no network
+        # not logged in, a Space that takes no runs, no network
+        except (OSError, ValueError, httpx.HTTPError) as error:
             raise MissingError(f"{opt('log', f'trackio:{target}')}: {error}", hint) from None
 
     def write(self, figures: Mapping[str, float | None]) -> None:
@@ -156,33 +181,46 @@ class Trackio:
             self._run.finish()
 
 
-SINKS: dict[str, type[TensorBoard] | type[WandB] | type[Trackio]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+SINKS: dict[str, type[TensorBoard] | type[WandB] | type[Trackio]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
 
 
 def check_sinks(specs: Sequence[str]) -> None:
-    """Raise for sinks that could not be opened: UsageError (no such sink, one given twice), MissingError (package not installed)."""
+    """Raise for sinks that could not be opened: UsageError (no such sink, one given twice),
+    MissingError (package not installed)."""
     names = [spec.partition(":")[0] for spec in specs]
     for spec, name in zip(specs, names):
         check_choice("log", name, SINKS)
         takes, target = SINKS[name].takes, spec.partition(":")[2]
         if target and takes is None:
-            raise UsageError(f"{opt('log', spec)}: {name} uploads nothing and takes no name", opt("log", name))
+            raise UsageError(
+                f"{opt('log', spec)}: {name} uploads nothing and takes no name", opt("log", name)
+            )
         if ":" in spec and not target:
             raise UsageError(
-                f"{opt('log', spec)}: no name after the colon", opt("log", name) + (f", or a {takes} to upload to" if takes else "")
+                f"{opt('log', spec)}: no name after the colon",
+                opt("log", name) + (f", or a {takes} to upload to" if takes else ""),
             )
         if names.count(name) > 1:
             raise UsageError(f"{opt('log', name)} is given twice", "give each sink once")
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MissingError(f"{opt('log', name)} needs the package {name}, which is not installed", "pip install 'saekit[loggers]'")
+            raise MissingError(
+                f"{opt('log', name)} needs the package {name}, which is not installed",
+                "pip install 'saekit[loggers]'",
+            )
 
 
-def open_sinks(specs: Sequence[str], out: Path, settings: Mapping[str, Any], resumed_step: int) -> list[Sink]:
+def open_sinks(
+    specs: Sequence[str], out: Path, settings: Mapping[str, Any], resumed_step: int
+) -> list[Sink]:
     """The sinks of the run in the folder `out`; `settings` are shown beside its curves.
 
-    `resumed_step`: steps finished before this process; 0 in a new run. Raises as check_sinks does, and MissingError when an upload
-    was asked for and its service cannot be reached.
+    `resumed_step`: steps finished before this process; 0 in a new run. Raises as check_sinks does,
+    and MissingError when an upload was asked for and its service cannot be reached.
     """
     check_sinks(specs)
     sinks: list[Sink] = []
@@ -196,14 +234,20 @@ def open_sinks(specs: Sequence[str], out: Path, settings: Mapping[str, Any], res
 
 
 class _Given:
-    """What a service that cannot take a line back was already given, in a file that outlives the process.
+    """What a service that cannot take a line back was already given, in a file that outlives the
+    process.
 
-    One entry for each target: a resumed run that is uploaded for the first time has given nothing there yet.
+    One entry for each target: a resumed run that is uploaded for the first time has given nothing
+    there yet.
     """
 
     def __init__(self, path: Path, target: str) -> None:
-        self._path, self._known = path, read_json(path, "a run with this sink") if path.exists() else {}
-        # The id is drawn, not made from OUT's name: two people's runs/a must not become one run of a shared project.
+        self._path, self._known = (
+            path,
+            read_json(path, "a run with this sink") if path.exists() else {},
+        )
+        # The id is drawn, not made from OUT's name: two people's runs/a must not become one run of
+        # a shared project.
         self._mine = self._known.setdefault(target, {"run": secrets.token_hex(4), "step": 0})
         write_json(path, self._known)
 
@@ -220,15 +264,21 @@ class _Given:
 
 
 def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if name != "step" and value is not None and math.isfinite(value)}
+    return {
+        name: value
+        for name, value in figures.items()
+        if name != "step" and value is not None and math.isfinite(value)
+    }
 
 
 @contextmanager
 def _process_as_it_was(environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Give `environment` to a library while it starts or ends, and take back what it changes in the process.
+    """Give `environment` to a library while it starts or ends, and take back what it changes in the
+    process.
 
-    wandb leaves the address of its service in the environment and replaces sys.exit and sys.excepthook; trackio prints to stdout, and
-    so does the service of wandb, a process that keeps the stdout it was started with: hence the descriptor as well.
+    wandb leaves the address of its service in the environment and replaces sys.exit and
+    sys.excepthook; trackio prints to stdout, and so does the service of wandb, a process that keeps
+    the stdout it was started with: hence the descriptor as well.
     """
     before, hooks = dict(os.environ), (sys.exit, sys.excepthook)
     os.environ.update(environment or {})

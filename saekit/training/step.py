@@ -10,8 +10,15 @@ from saekit.training.optim import count_step, moments
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
-def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: ActivationBatch, step: Step, clip: float | None = None) -> LossTerms:
-    """Loss and update on one normalised batch, fused where the model can. Nothing here waits for the device.
+def take_step(
+    model: Autoencoder,
+    optimizer: torch.optim.Adam,
+    batch: ActivationBatch,
+    step: Step,
+    clip: float | None = None,
+) -> LossTerms:
+    """Loss and update on one normalised batch, fused where the model can. Nothing here waits for
+    the device.
 
     A loss that is not finite still changes the parameters: the caller looks at it before
     they are saved.
@@ -26,7 +33,12 @@ def take_step(model: Autoencoder, optimizer: torch.optim.Adam, batch: Activation
     return terms
 
 
-def apply_gradients(model: Autoencoder, optimizer: torch.optim.Optimizer, terms: LossTerms, clip: float | None = None) -> None:
+def apply_gradients(
+    model: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    terms: LossTerms,
+    clip: float | None = None,
+) -> None:
     """Backward, projection, clipping, optimiser, constraints."""
     terms.total.backward()
     model.before_step()
@@ -34,7 +46,8 @@ def apply_gradients(model: Autoencoder, optimizer: torch.optim.Optimizer, terms:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     model.after_step()
-    optimizer.zero_grad(set_to_none=True)  # now, not before the next backward pass: that would hold two sets of gradients
+    # now, not before the next backward pass: that would hold two sets of gradients
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _view(model: torch.nn.Module, optimizer: torch.optim.Adam, step: int) -> Adam:

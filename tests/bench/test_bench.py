@@ -1,4 +1,5 @@
-"""The benchmark measures what it says: real arms, a stated L0, ratios that follow from the medians."""
+"""The benchmark measures what it says: real arms, a stated L0, ratios that follow from the
+medians."""
 
 from __future__ import annotations
 
@@ -57,8 +58,14 @@ def test_the_dense_arm_does_the_same_step(sparsity):
     dense = _dense_step(model, x, 4)
     for _ in range(2):
         ours(), dense()
-    trained = {cell.cell_contents for cell in ours.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)}.pop()
-    parameters = next(c.cell_contents for c in dense.__closure__ if isinstance(c.cell_contents, list))
+    trained = {
+        cell.cell_contents
+        for cell in ours.__closure__
+        if isinstance(cell.cell_contents, torch.nn.Module)
+    }.pop()
+    parameters = next(
+        c.cell_contents for c in dense.__closure__ if isinstance(c.cell_contents, list)
+    )
     for a, b in zip(trained.weights, parameters):
         # Adam turns gradients near 0 into steps of either sign, each at most the rate of 1e-5.
         assert (a - b).abs().max() <= 4.1e-5 and ((a - b).abs() > 1e-6).float().mean() < 0.05
@@ -69,7 +76,9 @@ def test_the_csv_names_machine_versions_and_date(tmp_path):
     write_csv(tmp_path / "a" / "cpu.csv", [dataclasses.asdict(m) for m in results], machine(CPU))
     rows = list(csv.DictReader((tmp_path / "a" / "cpu.csv").open()))
     assert len(rows) == len(results) and float(rows[0]["ms"]) == results[0].ms
-    assert rows[0]["torch"] == torch.__version__ and rows[0]["device"] and len(rows[0]["date"]) == 10
+    assert (
+        rows[0]["torch"] == torch.__version__ and rows[0]["device"] and len(rows[0]["date"]) == 10
+    )
     assert set(rows[0]) >= {f.name for f in dataclasses.fields(results[0])}
 
 

@@ -1,4 +1,5 @@
-"""`python benchmarks/field.py`: one judge for all toolkits, and peers that train as their own trainers do."""
+"""`python benchmarks/field.py`: one judge for all toolkits, and peers that train as their own
+trainers do."""
 
 from __future__ import annotations
 
@@ -9,7 +10,18 @@ import math
 import pytest
 import toolkits
 import torch
-from field import OWN, Arm, FieldResult, _train_own, arms_of, compare_arms, judged, main, rows_in_order, with_best
+from field import (
+    OWN,
+    Arm,
+    FieldResult,
+    _train_own,
+    arms_of,
+    compare_arms,
+    judged,
+    main,
+    rows_in_order,
+    with_best,
+)
 from made_stores import D, write_store
 from toolkits import SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_peer
 
@@ -36,42 +48,61 @@ def result(library, fve, dead, lr=1e-3):
     return FieldResult(library, "1", SHIPPED, lr, 1, 1000, fve, None, dead, dead, 4.0, 100.0)
 
 
-# -- the judge --------------------------------------------------------------------------------------------------------------
+# -- the judge
+# --------------------------------------------------------------------------------------------------
 
 
 def test_fve_is_of_the_held_out_rows_and_dead_of_the_last_rows_trained_on(store, monkeypatch):
     monkeypatch.setattr("field.DEAD_ROWS", 300)  # not a multiple of the batch
     order = torch.cat([x for x, _ in zip(rows_in_order(store, TASK), range(TASK.steps))])
     last = order[-300:]
-    cut = last.max(0).values.sort().values[D // 2]  # latents are the inputs above it: about half of them never are in these rows
+    # latents are the inputs above it: about half of them never are in these rows
+    cut = last.max(0).values.sort().values[D // 2]
     wide = lambda x: torch.nn.functional.pad((x - cut).relu(), (0, TASK.latents - D))
     found = judged(PeerModel(wide, lambda code: code[:, :D] + 3.0), store, TASK)
     x = torch.cat([batch.x.double() for batch in store.batches(4096, split="holdout")])
     x_hat = (x.float() - cut).relu().double() + 3.0
-    assert found["fve"] == pytest.approx(1 - float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5)
+    assert found["fve"] == pytest.approx(
+        1 - float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5
+    )
     assert found["l0"] == pytest.approx(float((x.float() > cut).double().sum(1).mean()))
     alive = int((last > cut).any(0).sum())
-    assert 0 < alive < D and int((order > cut).any(0).sum()) > alive  # rows before the last ones would have said otherwise
+    # rows before the last ones would have said otherwise
+    assert 0 < alive < D and int((order > cut).any(0).sum()) > alive
     assert found["dead"] == pytest.approx(1 - alive / TASK.latents)
 
 
 def test_a_model_that_has_diverged_is_judged_as_nan(store):
-    nowhere = PeerModel(lambda x: x.new_zeros(len(x), TASK.latents), lambda code: torch.full((len(code), D), math.nan))
+    nowhere = PeerModel(
+        lambda x: x.new_zeros(len(x), TASK.latents),
+        lambda code: torch.full((len(code), D), math.nan),
+    )
     found = judged(nowhere, store, TASK)
     assert math.isnan(found["fve"]) and math.isnan(found["dead"])
 
 
 def test_saekit_is_trained_as_by_its_own_verb_and_judged_as_by_it(store, tmp_path):
     model, rate = _train_own(store, TASK)
-    options = {"sparsity": "topk", "latents": 64, "k": 4, "lr": 1e-2, "batch": 128, "seed": 3, "device": "cpu"}
+    options = {
+        "sparsity": "topk",
+        "latents": 64,
+        "k": 4,
+        "lr": 1e-2,
+        "batch": 128,
+        "seed": 3,
+        "device": "cpu",
+    }
     expected = train(store.path, tmp_path / "run", rows=TASK.rows, **options)
     x = next(rows_in_order(store, TASK))
     assert torch.equal(model.reconstruct(x), load(tmp_path / "run")(x).x_hat) and rate > 0
     found = judged(model, store, TASK)
-    assert found["fve"] == pytest.approx(1 - expected.metrics["fvu"]) and found["l0"] == pytest.approx(expected.metrics["l0"])
+    assert found["fve"] == pytest.approx(1 - expected.metrics["fvu"]) and found[
+        "l0"
+    ] == pytest.approx(expected.metrics["l0"])
 
 
-# -- who stands for a library ---------------------------------------------------------------------------------------------------
+# -- who stands for a library
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_best_arm_has_the_highest_fve_among_those_with_few_dead():
@@ -85,7 +116,16 @@ def test_the_best_arm_has_the_highest_fve_among_those_with_few_dead():
         result("c", 0.10, 0.00),
         result("d", -0.5, 0.00),
     ]
-    assert [each.best for each in with_best(results)] == [False, True, False, False, False, False, True, True]
+    assert [each.best for each in with_best(results)] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_libraries_take_turns():
@@ -110,7 +150,8 @@ def test_every_toolkit_of_the_comparison_is_a_known_peer():
     assert set(SETTINGS) == set(PEERS)
 
 
-# -- the peers --------------------------------------------------------------------------------------------------------------
+# -- the peers
+# --------------------------------------------------------------------------------------------------
 
 
 class Rows(torch.nn.Module):
@@ -153,14 +194,18 @@ def test_sparsify_gives_the_weights_of_its_own_trainer(store, setting, tmp_path,
         save_dir=str(tmp_path),
         run_name="reference",
     )
-    data = Dataset.from_dict({"input_ids": torch.arange(len(x)).view(TASK.steps, TASK.batch).tolist()}).with_format("torch")
+    data = Dataset.from_dict(
+        {"input_ids": torch.arange(len(x)).view(TASK.steps, TASK.batch).tolist()}
+    ).with_format("torch")
     sparsify.Trainer(config, data, Rows(x)).fit()
     theirs = load_file(tmp_path / "reference" / "rows" / "sae.safetensors")
     pre = (x[:256] - theirs["b_dec"]) @ theirs["encoder.weight"].T + theirs["encoder.bias"]
     kept = pre.relu().topk(4)
     code = torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
     torch.testing.assert_close(model.code(x[:256]), code, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.reconstruct(x[:256]), code @ theirs["W_dec"] + theirs["b_dec"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.reconstruct(x[:256]), code @ theirs["W_dec"] + theirs["b_dec"], rtol=1e-4, atol=1e-4
+    )
     assert rate > 0
 
 
@@ -178,7 +223,8 @@ def test_peers_learn_the_rows_with_k_active_latents(store, name, setting):
 
 
 def test_scaled_settings_of_sae_lens_are_shares_of_the_run(store, monkeypatch):
-    """With a window of a tenth of 40 steps its auxiliary loss acts on latents that as shipped it leaves alone for 1,000 steps."""
+    """With a window of a tenth of 40 steps its auxiliary loss acts on latents that as shipped it
+    leaves alone for 1,000 steps."""
     trainer = pytest.importorskip("sae_lens.training.sae_trainer")
     made = []
     fit = trainer.SAETrainer.fit
@@ -186,13 +232,21 @@ def test_scaled_settings_of_sae_lens_are_shares_of_the_run(store, monkeypatch):
     for setting in (SHIPPED, SCALED):
         train_peer("sae-lens", setting, rows_in_order(store, TASK), D, TASK)
     shipped, scaled = (each.cfg for each in made)
-    assert (shipped.lr_warm_up_steps, shipped.lr_decay_steps, shipped.dead_feature_window) == (0, 0, 1000)
+    assert (shipped.lr_warm_up_steps, shipped.lr_decay_steps, shipped.dead_feature_window) == (
+        0,
+        0,
+        1000,
+    )
     assert (scaled.lr_warm_up_steps, scaled.lr_decay_steps, scaled.dead_feature_window) == (2, 8, 4)
-    assert made[0].optimizer.param_groups[0]["lr"] == TASK.lr and made[1].optimizer.param_groups[0]["lr"] < TASK.lr / 4
+    assert (
+        made[0].optimizer.param_groups[0]["lr"] == TASK.lr
+        and made[1].optimizer.param_groups[0]["lr"] < TASK.lr / 4
+    )
     assert {each.n_training_steps for each in made} == {TASK.steps}
 
 
-# -- a whole comparison ------------------------------------------------------------------------------------------------------
+# -- a whole comparison
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -200,8 +254,17 @@ def test_a_comparison_gives_a_line_for_each_arm_with_means_over_seeds(path):
     said = []
     arms = [Arm(OWN, SHIPPED, lr) for lr in (1e-3, 1e-2)]
     results = compare_arms(str(path), arms, TASK.rows, 2, said.append, latents=64, k=4, batch=128)
-    assert [(each.library, each.lr, each.seeds, each.rows) for each in results] == [(OWN, 1e-3, 2, 5120), (OWN, 1e-2, 2, 5120)]
-    assert all(each.fve_spread > 0 and each.dead <= each.dead_worst and each.rows_per_s > 0 and each.version for each in results)
+    assert [(each.library, each.lr, each.seeds, each.rows) for each in results] == [
+        (OWN, 1e-3, 2, 5120),
+        (OWN, 1e-2, 2, 5120),
+    ]
+    assert all(
+        each.fve_spread > 0
+        and each.dead <= each.dead_worst
+        and each.rows_per_s > 0
+        and each.version
+        for each in results
+    )
     assert len(said) == 4 and results[1].fve > results[0].fve
 
 
@@ -222,9 +285,26 @@ def test_the_steps_before_training_are_not_timed(monkeypatch):
 
 @pytest.mark.slow  # a process of its own for the arm
 def test_the_command_gives_a_line_for_each_arm(path, tmp_path, capsys):
-    main(["--quick", "--store", str(path), "--rates", "1e-3", "--csv", str(tmp_path / "f.csv"), "--json"])
+    main(
+        [
+            "--quick",
+            "--store",
+            str(path),
+            "--rates",
+            "1e-3",
+            "--csv",
+            str(tmp_path / "f.csv"),
+            "--json",
+        ]
+    )
     out, err = capsys.readouterr()
     (result,) = json.loads(out)
-    assert (result["library"], result["setting"], result["lr"], result["seeds"], result["rows"]) == (OWN, SHIPPED, 1e-3, 1, 48 * 1024)
+    assert (
+        result["library"],
+        result["setting"],
+        result["lr"],
+        result["seeds"],
+        result["rows"],
+    ) == (OWN, SHIPPED, 1e-3, 1, 48 * 1024)
     (row,) = csv.DictReader((tmp_path / "f.csv").open())
     assert float(row["fve"]) == result["fve"] and "saekit shipped  lr 0.001  seed 0" in err

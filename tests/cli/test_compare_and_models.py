@@ -25,37 +25,91 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    return [trained(digits, out / "pca", "pca", latents=4), trained(digits, out / "vae", "vae", latents=4, hidden=(16,))]
+    return [
+        trained(digits, out / "pca", "pca", latents=4),
+        trained(digits, out / "vae", "vae", latents=4, hidden=(16,)),
+    ]
 
 
 def test_compare_prints_runs_and_controls_and_where_the_report_is(capsys, digits, runs, tmp_path):
-    status, out, err = saekit(capsys, "compare", *runs, "--store", digits, "--out", tmp_path / "report", "-q")
+    status, out, err = saekit(
+        capsys, "compare", *runs, "--store", digits, "--out", tmp_path / "report", "-q"
+    )
     lines = out.splitlines()
     assert status == 0 and err == ""
-    assert lines[0].split() == ["model", "params", "latents", "code", "fvu", "mse", "cosine", "l0", "dead", "knn", "elbo"]
+    assert lines[0].split() == [
+        "model",
+        "params",
+        "latents",
+        "code",
+        "fvu",
+        "mse",
+        "cosine",
+        "l0",
+        "dead",
+        "knn",
+        "elbo",
+    ]
     assert [line.split("  ")[0] for line in lines[1:3]] == ["pca", "vae"]
-    assert [line.strip().split("  ")[0] for line in lines[3:6]] == ["pca 4", "k-means 4", "untrained sae 2048, k 4"]
+    assert [line.strip().split("  ")[0] for line in lines[3:6]] == [
+        "pca 4",
+        "k-means 4",
+        "untrained sae 2048, k 4",
+    ]
     assert lines[3].startswith("  ")
-    assert lines[-1] == f"open    {tmp_path / 'report' / 'report.html'}" and (tmp_path / "report" / "report.html").exists()
+    assert (
+        lines[-1] == f"open    {tmp_path / 'report' / 'report.html'}"
+        and (tmp_path / "report" / "report.html").exists()
+    )
 
 
 def test_compare_prints_one_json_value(capsys, digits, runs):
-    status, out, err = saekit(capsys, "compare", *runs, "--store", digits, "--rows", 40, "--neighbours", 3, "--json")
+    status, out, err = saekit(
+        capsys, "compare", *runs, "--store", digits, "--rows", 40, "--neighbours", 3, "--json"
+    )
     found = json.loads(out)
-    assert status == 0 and set(found) == {"store", "split", "rows", "k", "reference_rows", "seed", "notes", "report"}
-    assert found["report"] is None and found["k"] == 3 and found["split"] == "holdout" and found["reference_rows"] == 300
+    assert status == 0 and set(found) == {
+        "store",
+        "split",
+        "rows",
+        "k",
+        "reference_rows",
+        "seed",
+        "notes",
+        "report",
+    }
+    assert (
+        found["report"] is None
+        and found["k"] == 3
+        and found["split"] == "holdout"
+        and found["reference_rows"] == 300
+    )
     first = found["rows"][0]
     assert set(first) == {
-        "checkpoint", "name", "model", "role", "control_of", "unit", "target", "params", "latents", "code_size", "rows", "metrics",
+        "checkpoint", "name", "model", "role", "control_of", "unit", "target", "params", "latents",
+        "code_size", "rows", "metrics",
     }  # fmt: skip
-    assert first["rows"] == 40 and set(first["metrics"]) == {"fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc"}
+    assert first["rows"] == 40 and set(first["metrics"]) == {
+        "fvu",
+        "mse",
+        "cosine",
+        "l0",
+        "dead",
+        "knn",
+        "elbo",
+        "auroc",
+    }
     assert first["metrics"]["l0"] is None
     assert "compare" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
-    [(["--split", "test"], 2, "--split test"), (["--rows", 0], 2, "--rows 0"), (["--target-store", "nowhere"], 2, "none of the runs")],
+    [
+        (["--split", "test"], 2, "--split test"),
+        (["--rows", 0], 2, "--rows 0"),
+        (["--target-store", "nowhere"], 2, "none of the runs"),
+    ],
 )
 def test_compare_names_wrong_input(capsys, digits, runs, arguments, status, said):
     found, out, err = saekit(capsys, "compare", runs[0], "--store", digits, *arguments)
@@ -67,15 +121,33 @@ def test_compare_needs_a_run(capsys, digits):
 
 
 def test_the_settings_beside_the_report_are_a_config_file(capsys, digits, runs, tmp_path):
-    assert saekit(capsys, "compare", runs[0], "--store", digits, "--out", tmp_path / "a", "--rows", 40, "-q")[0] == 0
-    status, out, _ = saekit(capsys, "compare", runs[0], "--config", tmp_path / "a" / "config.toml", "--json", "-q")
+    assert (
+        saekit(
+            capsys,
+            "compare",
+            runs[0],
+            "--store",
+            digits,
+            "--out",
+            tmp_path / "a",
+            "--rows",
+            40,
+            "-q",
+        )[0]
+        == 0
+    )
+    status, out, _ = saekit(
+        capsys, "compare", runs[0], "--config", tmp_path / "a" / "config.toml", "--json", "-q"
+    )
     assert status == 0 and json.loads(out)["rows"][0]["rows"] == 40
 
 
 def test_models_lists_the_catalog(capsys):
     status, out, _ = saekit(capsys, "models")
     assert status == 0 and [line.split()[0] for line in out.splitlines()[1:]] == list(CATALOG)
-    assert json.loads(saekit(capsys, "models", "--json")[1]) == {name: entry.line for name, entry in CATALOG.items()}
+    assert json.loads(saekit(capsys, "models", "--json")[1]) == {
+        name: entry.line for name, entry in CATALOG.items()
+    }
 
 
 def test_a_model_is_explained_with_its_options(capsys):
@@ -85,7 +157,9 @@ def test_a_model_is_explained_with_its_options(capsys):
     assert line.split()[1] == "512,256" and "Widths of the layers between input and code" in line
     assert next(line for line in out.splitlines() if line.startswith("--beta")).split()[1] == "1"
     out = saekit(capsys, "models", "sae")[1]
-    assert "--aux-coef" not in out and "\naux_coef " in out.split("in Python")[1], "the command line has no such flag"
+    assert "--aux-coef" not in out and "\naux_coef " in out.split("in Python")[1], (
+        "the command line has no such flag"
+    )
 
 
 def test_an_option_keeps_the_text_of_the_class_that_says_it_last():
@@ -99,7 +173,11 @@ def test_an_option_keeps_the_text_of_the_class_that_says_it_last():
 @pytest.mark.parametrize("name", list(CATALOG))
 def test_every_model_describes_itself(name):
     card = describe(name)
-    assert card.about and card.line and {"d_in", "d_out", "shape"}.isdisjoint(o.name for o in card.options)
+    assert (
+        card.about
+        and card.line
+        and {"d_in", "d_out", "shape"}.isdisjoint(o.name for o in card.options)
+    )
     assert all(o.flag == "--" + o.name.replace("_", "-") for o in card.options)
 
 
@@ -108,10 +186,13 @@ def test_models_prints_one_json_value_for_a_model(capsys):
     assert set(found) == {"name", "line", "about", "options"}
     hidden = next(option for option in found["options"] if option["name"] == "hidden")
     assert hidden == {
-        "name": "hidden", "flag": "--hidden", "default": [256], "text": "Widths of the layers between input and code, from the input up.",
+        "name": "hidden", "flag": "--hidden", "default": [256],
+        "text": "Widths of the layers between input and code, from the input up.",
     }  # fmt: skip
 
 
 def test_an_unknown_model_is_named_with_the_nearest(capsys):
     status, out, err = saekit(capsys, "models", "dens")
-    assert status == 2 and "dens is not a model" in err and "did you mean dense?" in err and out == ""
+    assert (
+        status == 2 and "dens is not a model" in err and "did you mean dense?" in err and out == ""
+    )

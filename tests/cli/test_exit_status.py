@@ -1,4 +1,5 @@
-"""Which exit status ends a command that meets the machine's limits, or its user's Ctrl-C: 5, 3, 130 or 0, never "a bug"."""
+"""Which exit status ends a command that meets the machine's limits, or its user's Ctrl-C: 5, 3, 130
+or 0, never "a bug"."""
 
 from __future__ import annotations
 
@@ -25,25 +26,52 @@ LIMITED = """
 import resource, sys
 from saekit_cli import app
 store, out = sys.argv[1:]
-assert app._status(["train", store, out + "-a", "--latents", "64", "--k", "4", "--rows", "256", "--batch", "64", "-q"]) == 0
+SMALL = ["--k", "4", "--rows", "256", "--batch", "64", "-q"]
+assert app._status(["train", store, out + "-a", "--latents", "64", *SMALL]) == 0
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), used + (200 << 20)))
-sys.exit(app._status(["train", store, out + "-b", "--latents", "4000000", "--k", "4", "--rows", "256", "--batch", "64", "-q"]))
+sys.exit(app._status(["train", store, out + "-b", "--latents", "4000000", *SMALL]))
 """
 
 
 def test_memory_that_the_system_refuses_is_exit_5(acts, tmp_path):
-    done = subprocess.run([sys.executable, "-c", LIMITED, acts, tmp_path / "r"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 5 and "error  out of memory: " in done.stderr and "--latents" in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, acts, tmp_path / "r"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (
+        done.returncode == 5
+        and "error  out of memory: " in done.stderr
+        and "--latents" in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
     "error,status,words",
     [
-        (MemoryError("Unable to allocate 3.00 TiB"), 5, "out of memory: Unable to allocate 3.00 TiB"),
+        (
+            MemoryError("Unable to allocate 3.00 TiB"),
+            5,
+            "out of memory: Unable to allocate 3.00 TiB",
+        ),
         (MemoryError(), 5, "out of memory: MemoryError"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), 5, "out of memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"), 5, "out of memory"),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+            ),
+            5,
+            "out of memory",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory:"
+                " you tried"
+            ),
+            5,
+            "out of memory",
+        ),
         (OSError(12, "Cannot allocate memory"), 5, "out of memory"),
         (OSError(28, "No space left on device", "/data/x"), 3, "/data/x: No space left on device"),
         (OSError(13, "Permission denied", "/data/x"), 3, "/data/x: Permission denied"),
@@ -51,10 +79,16 @@ def test_memory_that_the_system_refuses_is_exit_5(acts, tmp_path):
         (OSError(24, "Too many open files", "/data/x"), 3, "/data/x: Too many open files"),
         (OSError("no number"), 3, ""),
         (RecursionError("maximum recursion depth exceeded"), 3, "nested too deeply"),
-        (RuntimeError("shapes do not match"), 1, "bug in saekit: RuntimeError: shapes do not match"),
+        (
+            RuntimeError("shapes do not match"),
+            1,
+            "bug in saekit: RuntimeError: shapes do not match",
+        ),
     ],
 )
-def test_what_the_system_says_has_its_status(monkeypatch, capsys, acts, tmp_path, error, status, words):
+def test_what_the_system_says_has_its_status(
+    monkeypatch, capsys, acts, tmp_path, error, status, words
+):
     """The errors stand for a machine that one cannot have in a test."""
 
     def fails(*_, **__):
@@ -76,17 +110,43 @@ def test_the_module_is_the_command(acts):
     program = "import sys; sys.argv[0] = 'saekit'; from saekit_cli.app import main; main()"
     ways = [[sys.executable, "-c", program], [sys.executable, "-m", "saekit_cli"]]
     arguments = ["evaluate", "none", "--store", str(acts)]
-    one, other = (subprocess.run([*way, *arguments], capture_output=True, text=True, timeout=60) for way in ways)
+    one, other = (
+        subprocess.run([*way, *arguments], capture_output=True, text=True, timeout=60)
+        for way in ways
+    )
     assert one.returncode == 4
-    assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+    assert (one.returncode, one.stdout, one.stderr) == (
+        other.returncode,
+        other.stdout,
+        other.stderr,
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6])
 def test_ctrl_c_is_130_at_any_moment(acts, tmp_path, seconds):
-    arguments = ["train", acts, tmp_path / "r", "--k", 4, "--expansion", 4, "--batch", 64, "--rows", 64 * 500_000, "-q"]
+    arguments = [
+        "train",
+        acts,
+        tmp_path / "r",
+        "--k",
+        4,
+        "--expansion",
+        4,
+        "--batch",
+        64,
+        "--rows",
+        64 * 500_000,
+        "-q",
+    ]
     command = [sys.executable, "-m", "saekit_cli", *map(str, arguments)]
-    # A shell that runs the tests in the background has them ignore SIGINT, and so would the command.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    # A shell that runs the tests in the background has them ignore SIGINT, and so would the
+    # command.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         time.sleep(seconds)
         os.kill(process.pid, signal.SIGINT)
@@ -94,4 +154,6 @@ def test_ctrl_c_is_130_at_any_moment(acts, tmp_path, seconds):
     finally:
         process.kill()
     # While Python itself starts, before saekit is there, the shell makes 130 of the signal.
-    assert (process.returncode == 130 and err.splitlines()[0].startswith("error  interrupted")) or process.returncode == -signal.SIGINT
+    assert (
+        process.returncode == 130 and err.splitlines()[0].startswith("error  interrupted")
+    ) or process.returncode == -signal.SIGINT

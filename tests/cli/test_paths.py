@@ -24,8 +24,12 @@ def status_of(*arguments) -> int:
 def test_an_error_is_told_on_a_latin_terminal():
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
     command = [sys.executable, "-m", "saekit_cli", "evaluate", "прогон", "--store", "хранилище"]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="latin-1", check=False)
-    assert process.returncode == 4 and process.stderr.startswith("error  ") and "\\u" in process.stderr
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="latin-1", check=False
+    )
+    assert (
+        process.returncode == 4 and process.stderr.startswith("error  ") and "\\u" in process.stderr
+    )
 
 
 def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
-"""What reaches the terminal: lines no wider than it, characters that its encoding lacks, numbers as they are meant."""
+"""What reaches the terminal: lines no wider than it, characters that its encoding lacks, numbers as
+they are meant."""
 
 from __future__ import annotations
 
@@ -25,7 +26,14 @@ def test_a_progress_line_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
     report = screen.Reporter()
-    report(Progress("train", 12_345_678, 123_456_789, figures={"loss": 123.4, "fvu": 0.1234, "l0": 32.0, "dead": 0.01, "rows_per_s": 9e5}))
+    report(
+        Progress(
+            "train",
+            12_345_678,
+            123_456_789,
+            figures={"loss": 123.4, "fvu": 0.1234, "l0": 32.0, "dead": 0.01, "rows_per_s": 9e5},
+        )
+    )
     line = terminal.getvalue().removeprefix("\r\x1b[2K")
     assert line.startswith("train") and len(line) < columns and ("eta" in line) == (columns == 200)
 
@@ -39,7 +47,9 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch, encoding):
     assert raw.getvalue() == b"\\u6f22 a\n"
 
 
-@pytest.mark.parametrize("text", ["٣", "8,²", "8,,16", "8,", "", " ", "1_0", "8;16", "0x8", "-8", "8.0", "１"])
+@pytest.mark.parametrize(
+    "text", ["٣", "8,²", "8,,16", "8,", "", " ", "1_0", "8;16", "0x8", "-8", "8.0", "１"]
+)
 def test_numbers_of_k_are_ascii_digits_with_commas(text):
     with pytest.raises(UsageError, match="--k"):
         whole_numbers("--k", text, "8,16,32")
@@ -51,7 +61,26 @@ def test_numbers_with_blanks_around_them_are_read():
 
 
 @pytest.mark.parametrize(
-    "spec", ["³", "2-³", "४", "top:४", "7-", "-7", "9-2", "2,,3", "", " ", "1_0", "top:", "top:0", "top:-3", "all,1", "2e1", "1" * 5000]
+    "spec",
+    [
+        "³",
+        "2-³",
+        "४",
+        "top:४",
+        "7-",
+        "-7",
+        "9-2",
+        "2,,3",
+        "",
+        " ",
+        "1_0",
+        "top:",
+        "top:0",
+        "top:-3",
+        "all,1",
+        "2e1",
+        "1" * 5000,
+    ],
 )
 def test_features_that_are_no_numbers_are_refused_in_words(spec):
     with pytest.raises(SaekitError, match="write 0-255"):

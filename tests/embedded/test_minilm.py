@@ -8,7 +8,9 @@ import torch
 from saekit.embedded import minilm, model_folder
 from saekit.errors import MissingError
 
-needs_minilm = pytest.mark.skipif(importlib.util.find_spec(minilm.MODULE) is None, reason=f"needs {minilm.INSTALL}")
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(minilm.MODULE) is None, reason=f"needs {minilm.INSTALL}"
+)
 
 
 def package(root, name, files):
@@ -41,7 +43,8 @@ def test_what_is_missing_is_said_with_the_command_that_installs_it(monkeypatch, 
 
 @needs_minilm
 def test_minilm_gives_the_similarities_that_its_authors_print():
-    """Reference: cosines of mean-pooled last states for three pairs, from the documentation of sentence-transformers."""
+    """Reference: cosines of mean-pooled last states for three pairs, from the documentation of
+    sentence-transformers."""
     from saekit.harvesting.models import load_model
 
     live = load_model("embedded:minilm")
@@ -54,5 +57,10 @@ def test_minilm_gives_the_similarities_that_its_authors_print():
     }
     with torch.no_grad():
         for pair, expected in pairs.items():
-            pooled = [live.forward(live.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in pair]
-            assert torch.cosine_similarity(*pooled, dim=0).item() == pytest.approx(expected, abs=1e-4)
+            pooled = [
+                live.forward(live.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+                for text in pair
+            ]
+            assert torch.cosine_similarity(*pooled, dim=0).item() == pytest.approx(
+                expected, abs=1e-4
+            )

@@ -44,12 +44,16 @@ def test_the_figures_are_those_of_the_run_and_each_hook_has_its_own_fvu(made):
     assert found.metrics == trained and found.split == "holdout"
     both = rows_of(x, y, split="holdout")
     x_hat = saekit.load(run)(both).x_hat
-    assert found.rows == len(both) and found.metrics["fvu"] == pytest.approx(fvu(both, x_hat), rel=1e-5)
+    assert found.rows == len(both) and found.metrics["fvu"] == pytest.approx(
+        fvu(both, x_hat), rel=1e-5
+    )
     assert parts == {
         "blocks.0": pytest.approx(fvu(both[:, :16], x_hat[:, :16]), rel=1e-5),
         "blocks.1": pytest.approx(fvu(both[:, 16:], x_hat[:, 16:]), rel=1e-5),
     }
-    assert parts["blocks.0"] != pytest.approx(parts["blocks.1"], rel=0.05), "hooks that differ, or the test would see no exchange"
+    assert parts["blocks.0"] != pytest.approx(parts["blocks.1"], rel=0.05), (
+        "hooks that differ, or the test would see no exchange"
+    )
 
 
 def test_rows_and_split_hold_for_the_hooks_too(made):
@@ -58,13 +62,17 @@ def test_rows_and_split_hold_for_the_hooks_too(made):
     some = rows_of(x, y, split="train")[:300]
     x_hat = saekit.load(run)(some).x_hat
     assert found.rows == 300 and found.metrics["fvu"] == pytest.approx(fvu(some, x_hat), rel=1e-5)
-    assert found.metrics["parts"]["blocks.1"] == pytest.approx(fvu(some[:, 16:], x_hat[:, 16:]), rel=1e-5)
+    assert found.metrics["parts"]["blocks.1"] == pytest.approx(
+        fvu(some[:, 16:], x_hat[:, 16:]), rel=1e-5
+    )
 
 
 def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
     _, x, y = made
     assert "parts" not in saekit.evaluate(plain, [x])[0].metrics
-    with pytest.raises(DataError, match=r"reads the rows of one store \(made-up, blocks.0\), and 2 are given"):
+    with pytest.raises(
+        DataError, match=r"reads the rows of one store \(made-up, blocks.0\), and 2 are given"
+    ):
         saekit.evaluate(plain, [x, y])
     with pytest.raises(UsageError, match="there are no rows"):
         saekit.evaluate(plain, [])
@@ -72,7 +80,9 @@ def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
 
 def test_too_few_stores_are_told_which_the_run_was_trained_on(made):
     run, x, y = made
-    with pytest.raises(DataError, match=r"reads 2 stores \(blocks.0, blocks.1\), and one is given") as refused:
+    with pytest.raises(
+        DataError, match=r"reads 2 stores \(blocks.0, blocks.1\), and one is given"
+    ) as refused:
         saekit.evaluate(run, x)
     assert refused.value.hint == f"saekit evaluate {run} --store {x} --store {y}"
     with pytest.raises(DataError, match="and one is given") as refused:
@@ -88,17 +98,26 @@ def test_a_copy_without_its_settings_still_names_what_it_knows(made, tmp_path):
     with pytest.raises(DataError, match=r"blocks.0, blocks.1") as refused:
         saekit.evaluate(tmp_path / "copy", x)
     assert refused.value.hint.endswith(f"--store STORE --store {y}")
-    assert saekit.evaluate(tmp_path / "copy", [x, y])[0].metrics["parts"].keys() == {"blocks.0", "blocks.1"}
+    assert saekit.evaluate(tmp_path / "copy", [x, y])[0].metrics["parts"].keys() == {
+        "blocks.0",
+        "blocks.1",
+    }
 
 
 def test_a_part_of_the_wrong_width_is_named(made, tmp_path):
     run, x, y = made
     wrong = bent_store(tmp_path / "wrong", width=7)
     with pytest.raises(
-        DataError, match=r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, holds 7 \(made-up, blocks.1"
+        DataError,
+        match=(
+            r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, holds 7"
+            r" \(made-up, blocks.1"
+        ),
     ):
         saekit.evaluate(run, [x, wrong])
-    with pytest.raises(DataError, match=r"takes 16 values per row of blocks.0 as part 1") as refused:
+    with pytest.raises(
+        DataError, match=r"takes 16 values per row of blocks.0 as part 1"
+    ) as refused:
         saekit.evaluate(run, [y, x])
     assert f"--store {x} --store {y}" in refused.value.hint
 
@@ -113,7 +132,10 @@ def test_stores_of_equal_width_in_another_order_are_refused(tmp_path):
     saekit.train(x, tmp_path / "models", stores=(str(z),), **SETTINGS | {"rows": 2000})
     with pytest.raises(DataError, match="in another order"):
         saekit.evaluate(tmp_path / "models", [z, x])
-    assert set(saekit.evaluate(tmp_path / "models", [x, z])[0].metrics["parts"]) == {"made-up blocks.0", "another blocks.0"}
+    assert set(saekit.evaluate(tmp_path / "models", [x, z])[0].metrics["parts"]) == {
+        "made-up blocks.0",
+        "another blocks.0",
+    }
 
 
 def test_other_rows_of_the_same_hooks_are_judged_whole(made, tmp_path):
@@ -125,7 +147,10 @@ def test_other_rows_of_the_same_hooks_are_judged_whole(made, tmp_path):
 
 def test_rows_of_a_stack_are_read_by_number_and_carry_their_neighbours(tmp_path):
     # The stores' shards end at different rows: they hold as many bytes, not as many rows.
-    x, y = write_store(tmp_path / "x", layout="sequence"), bent_store(tmp_path / "y", layout="sequence")
+    x, y = (
+        write_store(tmp_path / "x", layout="sequence"),
+        bent_store(tmp_path / "y", layout="sequence"),
+    )
     stack, both = StackedStore([Store(x), Store(y)]), rows_of(x, y)
     assert len(Store(x).shards) != len(Store(y).shards)
     index = np.array([0, 3, 639, 640, 1999])
@@ -137,7 +162,9 @@ def test_rows_of_a_stack_are_read_by_number_and_carry_their_neighbours(tmp_path)
 
 def test_names_of_the_parts_tell_them_apart(made, tmp_path):
     x = made[1]
-    stack = lambda **spec: StackedStore([Store(x), Store(bent_store(tmp_path / str(len(spec)), **spec))])
+    stack = lambda **spec: StackedStore(
+        [Store(x), Store(bent_store(tmp_path / str(len(spec)), **spec))]
+    )
     assert stack().names == ["blocks.0", "blocks.1"]
     assert stack(hook="blocks.0", model="another").names == ["made-up blocks.0", "another blocks.0"]
     assert stack(hook="blocks.0").names == [str(x), str(tmp_path / "1")]

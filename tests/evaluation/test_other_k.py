@@ -18,12 +18,19 @@ from saekit.store.checkpoint import read_checkpoint, write_checkpoint
 K, F = 8, 64
 BY_ROW = ("topk", "hierarchical", "matryoshka-topk", "abs-topk", "archetypal", "temporal")
 NESTED = ("matryoshka", "matryoshka-topk", "matryoshka-jumprelu")
-OPTIONS = {"archetypal": {"archetypes": 64}, "matryoshka-jumprelu": {"target_l0": 8.0}, "l1": {}, "gated": {}, "kl": {}}
+OPTIONS = {
+    "archetypal": {"archetypes": 64},
+    "matryoshka-jumprelu": {"target_l0": 8.0},
+    "l1": {},
+    "gated": {},
+    "kl": {},
+}
 
 
 @pytest.fixture(scope="module")
 def acts(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("acts") / "store", 2000, layout="sequence")  # temporal needs the row before each row
+    # temporal needs the row before each row
+    return write_store(tmp_path_factory.mktemp("acts") / "store", 2000, layout="sequence")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,11 @@ def run(acts, tmp_path_factory):
 
     def of(kind, model="sae"):
         if kind not in done:
-            options = {"latents": F, "sparsity": kind, **OPTIONS.get(kind, {"k": K})} if model == "sae" else {"latents": 4}
+            options = (
+                {"latents": F, "sparsity": kind, **OPTIONS.get(kind, {"k": K})}
+                if model == "sae"
+                else {"latents": 4}
+            )
             done[kind] = trained(acts, folder / kind, model, **options)
         return done[kind]
 
@@ -45,7 +56,8 @@ def weights(path):
 
 
 def largest(path, x_BD, k, latents=None):
-    """x_hat of the k largest values of each row, from the file's tensors, in fp64 and by a stable sort."""
+    """x_hat of the k largest values of each row, from the file's tensors, in fp64 and by a stable
+    sort."""
     w = weights(path)
     pre = x_BD @ w["W_enc"][:latents].T + w["b_enc"][:latents]
     signed = Path(path).name == "abs-topk"
@@ -59,7 +71,9 @@ def largest(path, x_BD, k, latents=None):
 def test_the_code_is_the_k_largest_of_the_trained_weights(acts, run, kind, k):
     x = side(acts, "holdout")
     output = saekit.load(run(kind), k=k)(x.float())
-    torch.testing.assert_close(output.x_hat.double(), largest(run(kind), x, k), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        output.x_hat.double(), largest(run(kind), x, k), rtol=1e-4, atol=1e-4
+    )
     code = output.code if isinstance(output.code, torch.Tensor) else output.code.to_dense()
     assert code.count_nonzero(1).max() <= k
 
@@ -73,17 +87,24 @@ def test_evaluate_judges_every_checkpoint_at_every_k(acts, run):
         assert e.rows == len(x) and e.metrics["l0"] <= e.k + 1e-12
         assert e.metrics["fvu"] == pytest.approx(fvu(x, largest(e.checkpoint, x, e.k)), rel=1e-4)
     plain = saekit.evaluate(both, acts)
-    assert [e.k for e in plain] == [None, None] and [e.metrics for e in plain] == [found[1].metrics, found[3].metrics]
+    assert [e.k for e in plain] == [None, None] and [e.metrics for e in plain] == [
+        found[1].metrics,
+        found[3].metrics,
+    ]
 
 
 def test_hierarchical_is_better_than_topk_below_its_k(acts, run):
-    topk, hierarchical = (saekit.evaluate(run(kind), acts, k=2)[0].metrics["fvu"] for kind in ("topk", "hierarchical"))
+    topk, hierarchical = (
+        saekit.evaluate(run(kind), acts, k=2)[0].metrics["fvu"] for kind in ("topk", "hierarchical")
+    )
     assert hierarchical < topk
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka", "matching-pursuit", "l1", "kl"])
 def test_codes_that_are_not_the_largest_of_a_row_have_no_other_k(acts, run, kind):
-    with pytest.raises(UsageError, match=rf"k=2: the code of .*{kind} is not the k largest") as refused:
+    with pytest.raises(
+        UsageError, match=rf"k=2: the code of .*{kind} is not the k largest"
+    ) as refused:
         saekit.load(run(kind), k=2)
     assert "hierarchical" in refused.value.hint and "batchtopk" not in refused.value.hint
     with pytest.raises(UsageError, match="is not the k largest"):
@@ -101,7 +122,8 @@ def test_a_k_that_was_not_trained_and_other_models_are_refused(acts, run):
 
 
 def nested_by_hand(path, kind, x_BD, latents):
-    """x_hat of the first latents of a matryoshka. Thresholded codes do not depend on the latents that are left out."""
+    """x_hat of the first latents of a matryoshka. Thresholded codes do not depend on the latents
+    that are left out."""
     if kind == "matryoshka-topk":
         return largest(path, x_BD, min(K, latents), latents)
     w = weights(path)
@@ -119,7 +141,12 @@ def test_the_first_groups_of_a_matryoshka_are_a_model(acts, run, kind, latents):
     assert sae.config.groups[-1] == 1.0 and [round(g * latents) for g in sae.config.groups] == [
         n for n in (4, 8, 16, 32, 64) if n <= latents
     ]
-    torch.testing.assert_close(sae(x.float()).x_hat.double(), nested_by_hand(run(kind), kind, x, latents), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sae(x.float()).x_hat.double(),
+        nested_by_hand(run(kind), kind, x, latents),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_first_latents_with_a_smaller_k(acts, run):
@@ -133,7 +160,9 @@ def test_first_latents_with_a_smaller_k(acts, run):
 
 def test_only_the_ends_of_the_groups_can_be_asked_for(run):
     for latents in (0, 5, 65):
-        with pytest.raises(UsageError, match=f"latents={latents}: no group of .* ends there") as refused:
+        with pytest.raises(
+            UsageError, match=f"latents={latents}: no group of .* ends there"
+        ) as refused:
             saekit.load(run("matryoshka"), latents=latents)
         assert refused.value.hint == "latents=4 or 8 or 16 or 32 or 64"
     for path in (run("topk"), run("hierarchical"), run("pca", "pca")):
@@ -154,7 +183,9 @@ def test_a_first_group_of_one_latent(tmp_path, run):
 
 def test_the_command_line_has_a_line_for_each_k(acts, run, capsys):
     def evaluate(*more):
-        status = app._status(["evaluate", run("topk"), run("hierarchical"), "--store", str(acts), *more])
+        status = app._status(
+            ["evaluate", run("topk"), run("hierarchical"), "--store", str(acts), *more]
+        )
         return status, *capsys.readouterr()
 
     status, out, _ = evaluate("--k", "2, 4,8", "--json")

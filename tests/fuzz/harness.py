@@ -1,10 +1,12 @@
-"""Reads mutated files one after another: each must end in a value or in a SaekitError, in bounded time and memory.
+"""Reads mutated files one after another: each must end in a value or in a SaekitError, in bounded
+time and memory.
 
 A new reader is one line in readers.py. From the command line, for long runs:
 
     python tests/fuzz/harness.py READER [READER ...] --count 20000 --seed 1
 
-prints each reader's counts and every kind of failure once; what was read last lies in WORK/last, in case the process dies.
+prints each reader's counts and every kind of failure once; what was read last lies in WORK/last, in
+case the process dies.
 """
 
 from __future__ import annotations
@@ -32,15 +34,17 @@ BYTES = 256 << 20  # that the process may grow by
 
 @dataclass(frozen=True)
 class Reader:
-    """`make(folder)` writes a right file and gives its path; `read(path)` reads it as users' commands do. `fresh`: reading changes files
-    beside it, so that the folder is copied anew each time."""
+    """`make(folder)` writes a right file and gives its path; `read(path)` reads it as users'
+    commands do. `fresh`: reading changes files beside it, so that the folder is copied anew each
+    time."""
 
     make: Callable[[Path], Path]
     mutate: Callable[[bytes, random.Random], bytes]
     read: Callable[[Path], object]
     fresh: bool = False
     after: Callable[[Path], None] = lambda path: None
-    """Called between writing and reading: puts right what stands elsewhere about the file (its size in a manifest)."""
+    """Called between writing and reading: puts right what stands elsewhere about the file (its size
+    in a manifest)."""
 
 
 @dataclass
@@ -56,7 +60,8 @@ class TookTooLong(BaseException):
 
 
 def fuzz(reader: Reader, work: Path, seed: int, count: int) -> Counts:
-    """Read `count` mutations of the reader's file, all in `work`. Raises AssertionError where the file is refused as it is."""
+    """Read `count` mutations of the reader's file, all in `work`. Raises AssertionError where the
+    file is refused as it is."""
     path = reader.make(work / "right")
     right, counts = path.read_bytes(), Counts()
     here = work / "now" / path.relative_to(work / "right")
@@ -91,9 +96,19 @@ def _read_one(reader: Reader, path: Path, name: str, counts: Counts) -> None:
         if not str(error) or "bug" in str(error):
             counts.failures.setdefault(f"says nothing: {error}", name)
     except (Exception, TookTooLong) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/saekit" in f.filename and "tests" not in f.filename]
-        where = f"{frames[-1].filename.split('/saekit/')[-1]}:{frames[-1].lineno}" if frames else "the harness"
-        counts.failures.setdefault(f"{type(error).__name__} at {where}", f"{name}: {str(error)[:100]}")
+        frames = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if "/saekit" in f.filename and "tests" not in f.filename
+        ]
+        where = (
+            f"{frames[-1].filename.split('/saekit/')[-1]}:{frames[-1].lineno}"
+            if frames
+            else "the harness"
+        )
+        counts.failures.setdefault(
+            f"{type(error).__name__} at {where}", f"{name}: {str(error)[:100]}"
+        )
     finally:
         signal.alarm(0)
     if _peak() - before > BYTES:
@@ -123,7 +138,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="saekit-fuzz-") as work:
             counts = fuzz(READERS[name], Path(work), asked.seed, asked.count)
         refused = ", ".join(f"{number} {kind}" for kind, number in counts.refused.items())
-        print(f"{name}: {asked.count} files, {counts.read} read, {refused}, {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"{name}: {asked.count} files, {counts.read} read, {refused},"
+            f" {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
         for failure, example in counts.failures.items():
             print(f"  {failure}  {example}", flush=True)
         failed |= bool(counts.failures)

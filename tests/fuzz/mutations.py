@@ -1,6 +1,8 @@
-"""Files a little wrong, from a seed: bytes flipped, cut, moved; values of JSON and TOML replaced by others; safetensors headers that lie.
+"""Files a little wrong, from a seed: bytes flipped, cut, moved; values of JSON and TOML replaced by
+others; safetensors headers that lie.
 
-Each function takes the bytes of a right file and a `random.Random`, and gives the bytes of a wrong one.
+Each function takes the bytes of a right file and a `random.Random`, and gives the bytes of a wrong
+one.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any
 Mutate = Callable[[bytes, random.Random], bytes]
 
 VALUES = [
-    None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**53, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.0, 0.5, 1.5, -1e-300, 1e308,
-    math.nan, math.inf, -math.inf, "", "0", "x", "true", "..", "../..", "/dev/zero", "a/b", "\x00", "\ud800", "é" * 300, [], [1], [[]],
+    None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**53, 2**63, -(2**63), 10**30, 10**400,
+    0.0, -0.0, 0.5, 1.5, -1e-300, 1e308,
+    math.nan, math.inf, -math.inf, "", "0", "x", "true", "..", "../..", "/dev/zero", "a/b", "\x00",
+    "\ud800", "é" * 300, [], [1], [[]],
     ["x"], [None], {}, {"x": 1}, {"": {}}, [[1, 2], [3]], [0] * 1000,
 ]  # fmt: skip
 
@@ -64,7 +68,9 @@ def mutated_value(value: Any, rng: random.Random) -> Any:
         holder[key] = copy.deepcopy(other[there])
     elif way == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
         number = holder[key] if abs(holder[key]) < 1e300 else 0
-        holder[key] = rng.choice((number + 1, -number, number * 10, str(number), float(number), [number]))
+        holder[key] = rng.choice(
+            (number + 1, -number, number * 10, str(number), float(number), [number])
+        )
     elif way == 4:
         holder[key] = [copy.deepcopy(holder[key])]
     else:
@@ -73,7 +79,13 @@ def mutated_value(value: Any, rng: random.Random) -> Any:
 
 
 def _places(value: Any):
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield value, key
         yield from _places(item)
@@ -82,7 +94,18 @@ def _places(value: Any):
 def _text(value: Any, rng: random.Random) -> bytes:
     text = _dumps(value)
     if rng.random() < 0.03:
-        text = rng.choice(("[" * 100_000, '{"a":' * 50_000, "9" * 5000, "", "null", "\ufeff" + text, text + text, text.replace('"', "'")))
+        text = rng.choice(
+            (
+                "[" * 100_000,
+                '{"a":' * 50_000,
+                "9" * 5000,
+                "",
+                "null",
+                "\ufeff" + text,
+                text + text,
+                text.replace('"', "'"),
+            )
+        )
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -121,8 +144,24 @@ def of_toml(data: bytes, rng: random.Random) -> bytes:
         at = rng.choice(places)
         name = lines[at].split(" = ")[0]
         value = rng.choice(VALUES)
-        written = _dumps(value).replace("null", '"null"').replace("NaN", "nan").replace("Infinity", "inf").replace(": ", " = ")
-        lines[at] = rng.choice((f"{name} = {written}", f"{name} = [{written}, 1]", f"{name}s = 1", f"[{name}]", f"[[{name}]]", "", name))
+        written = (
+            _dumps(value)
+            .replace("null", '"null"')
+            .replace("NaN", "nan")
+            .replace("Infinity", "inf")
+            .replace(": ", " = ")
+        )
+        lines[at] = rng.choice(
+            (
+                f"{name} = {written}",
+                f"{name} = [{written}, 1]",
+                f"{name}s = 1",
+                f"[{name}]",
+                f"[[{name}]]",
+                "",
+                name,
+            )
+        )
     return "\n".join(lines).encode("utf-8", "replace")
 
 

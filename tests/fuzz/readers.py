@@ -1,4 +1,5 @@
-"""Every reader of files that saekit wrote or that a user gives, and how to reach it: a line each."""
+"""Every reader of files that saekit wrote or that a user gives, and how to reach it: a line
+each."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ from saekit.types import canonical_json
 
 ROWS = 96
 
-# -- stores --------------------------------------------------------------------------------------------------------------
+# -- stores
+# --------------------------------------------------------------------------------------------------
 
 
 def _store_of(folder: Path, **options) -> Path:
@@ -64,22 +66,34 @@ def _whole_store(folder: Path) -> Store:
     if store.spec.layout != "flat":
         list(store.batches(4, examples=True))
     next(store.batches(16, seed=0, split="train"))
-    store.example_at(0), store.locate(len(store) - 1), store.take(np.arange(3)), store.documents_of([0])
+    (
+        store.example_at(0),
+        store.locate(len(store) - 1),
+        store.take(np.arange(3)),
+        store.documents_of([0]),
+    )
     return store
 
 
 def _sealed_shard(path: Path) -> None:
-    """Give the manifest the size and digest of the shard as it is now: what is checked behind these is reached."""
+    """Give the manifest the size and digest of the shard as it is now: what is checked behind these
+    is reached."""
     folder = path.parent.parent
     manifest = Manifest.read(folder)
     n = int(path.stem)
-    manifest.shards[n] = replace(manifest.shards[n], bytes=path.stat().st_size, sha256=digest(path.read_bytes()))
+    manifest.shards[n] = replace(
+        manifest.shards[n], bytes=path.stat().st_size, sha256=digest(path.read_bytes())
+    )
     manifest.write(folder)
 
 
 def _shard(layout: str) -> Reader:
     return Reader(
-        make=lambda folder: _store_of(folder, layout=layout, grid=(2, 4) if layout == "grid" else None) / "shards" / "00000.safetensors",
+        make=lambda folder: (
+            _store_of(folder, layout=layout, grid=(2, 4) if layout == "grid" else None)
+            / "shards"
+            / "00000.safetensors"
+        ),
         mutate=of_tensors,
         read=lambda path: _whole_store(path.parent.parent),
         after=_sealed_shard,
@@ -101,7 +115,8 @@ def of_manifest(data: bytes, rng: random.Random) -> bytes:
         return wrong
 
 
-# -- checkpoints and runs ------------------------------------------------------------------------------------------------
+# -- checkpoints and runs
+# ------------------------------------------------------------------------------------------------
 
 MODELS = {
     "topk": {"latents": 8, "k": 2},
@@ -120,12 +135,16 @@ SHORT = {"rows": 16, "batch": 4}
 
 def _config(name: str) -> TrainConfig:
     options = MODELS[name]
-    return TrainConfig.from_flat(options if options.get("model") in ("pca", "kmeans") else {**SHORT, **options})
+    return TrainConfig.from_flat(
+        options if options.get("model") in ("pca", "kmeans") else {**SHORT, **options}
+    )
 
 
 def _run_of(folder: Path, name: str) -> Path:
     layout = {"recurrent": "sequence", "conv": "grid"}.get(name, "flat")
-    store = _store_of(folder, layout=layout, grid=(2, 4) if layout == "grid" else None, dtype="float32")
+    store = _store_of(
+        folder, layout=layout, grid=(2, 4) if layout == "grid" else None, dtype="float32"
+    )
     train(store, folder / "run", config=_config(name))
     return folder / "run"
 
@@ -153,7 +172,9 @@ def _read_scan(path: Path) -> None:
 
 
 def _of_run(name: str, file: str, mutate) -> Reader:
-    return Reader(lambda folder: _run_of(folder, name) / file, mutate, lambda path: _opened_run(path.parent))
+    return Reader(
+        lambda folder: _run_of(folder, name) / file, mutate, lambda path: _opened_run(path.parent)
+    )
 
 
 def _killed_run(folder: Path) -> Path:
@@ -182,12 +203,19 @@ def _resumed(run: Path) -> None:
 
 
 def _killed(file: str, mutate) -> Reader:
-    return Reader(lambda folder: _killed_run(folder) / file, mutate, lambda path: _resumed(path.parents[file.count("/")]), fresh=True)
+    return Reader(
+        lambda folder: _killed_run(folder) / file,
+        mutate,
+        lambda path: _resumed(path.parents[file.count("/")]),
+        fresh=True,
+    )
 
 
 def _metrics(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "rows": step * 16, "loss": 1.5, "fvu": 0.5}) for step in range(5)]
+    lines = [
+        json.dumps({"step": step, "rows": step * 16, "loss": 1.5, "fvu": 0.5}) for step in range(5)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "metrics.jsonl"
 
@@ -197,9 +225,13 @@ def _read_metrics(path: Path) -> None:
     assert all(json.loads(line)["step"] <= 3 for line in path.read_text().splitlines())
 
 
-# -- grids, sweeps, config files -----------------------------------------------------------------------------------------
+# -- grids, sweeps, config files
+# -----------------------------------------------------------------------------------------
 
-GRID = 'rows = 64\nbatch = 16\nlatents = 8\nk = [2, 4]\nseed = 0\nlr = 0.001\nschedule = "linear"\n[[runs]]\nsparsity = "topk"\n'
+GRID = (
+    "rows = 64\nbatch = 16\nlatents = 8\nk = [2, 4]\nseed = 0\nlr = 0.001\nschedule ="
+    ' "linear"\n[[runs]]\nsparsity = "topk"\n'
+)
 
 
 def _written(name: str, text: str) -> Callable[[Path], Path]:
@@ -218,7 +250,10 @@ def _swept(folder: Path) -> Path:
     return folder / "sweep"
 
 
-CONFIG = 'model = "sae"\nlatents = 8\nk = 2\nlr = 0.001\nseed = 0\nset = ["revive=aux", "aux_coef=0.1"]\nstore = "s"\n'
+CONFIG = (
+    'model = "sae"\nlatents = 8\nk = 2\nlr = 0.001\nseed = 0\nset = ["revive=aux",'
+    ' "aux_coef=0.1"]\nstore = "s"\n'
+)
 
 
 def _read_config(path: Path) -> None:
@@ -232,7 +267,9 @@ def _command(*arguments: str) -> Callable[[Path], None]:
 
     def read(path: Path) -> None:
         places = {"STORE": path.parent / "store", "OUT": path.parent / "out"}
-        status = app._status([str(places.get(each, each)) for each in (*arguments, "--config", path)])
+        status = app._status(
+            [str(places.get(each, each)) for each in (*arguments, "--config", path)]
+        )
         assert status != 1, "exit 1"
 
     return read
@@ -250,7 +287,8 @@ def _config_of(text: str) -> Callable[[Path], Path]:
 TRAIN = CONFIG.replace('store = "s"\n', "") + 'rows = 64\nbatch = 16\nnormalize = "none"\n'
 HARVEST = 'rows = 64\nbatch = 8\ndtype = "float32"\nshard-mb = 1\nlayout = "flat"\nholdout = 0.25\n'
 
-# -- what stands beside a folder -----------------------------------------------------------------------------------------
+# -- what stands beside a folder
+# -----------------------------------------------------------------------------------------
 
 
 def _exchange(folder: Path) -> Path:
@@ -260,7 +298,9 @@ def _exchange(folder: Path) -> Path:
     store = _store_of(folder)
     stage = Stage(store.resolve())
     shutil.copytree(store, stage.new)
-    stage.commit.write_text(json.dumps({"schema_version": 1, "pairs": [[str(stage.target), 12345]]}))
+    stage.commit.write_text(
+        json.dumps({"schema_version": 1, "pairs": [[str(stage.target), 12345]]})
+    )
     return stage.commit
 
 
@@ -282,7 +322,9 @@ def _kind(kind: folder_kinds.FolderKind, marker: dict) -> Reader:
         (folder / "out").mkdir(parents=True)
         return _at(folder / "out" / kind.marker, marker)
 
-    return Reader(make, of_json, lambda path: (kind.read_marker(path.parent), kind.sort(path.parent)))
+    return Reader(
+        make, of_json, lambda path: (kind.read_marker(path.parent), kind.sort(path.parent))
+    )
 
 
 def _at(path: Path, marker: dict) -> Path:
@@ -290,7 +332,8 @@ def _at(path: Path, marker: dict) -> Path:
     return path
 
 
-# -- users' data ---------------------------------------------------------------------------------------------------------
+# -- users' data
+# --------------------------------------------------------------------------------------------------
 
 
 def _array(folder: Path) -> Path:
@@ -314,7 +357,10 @@ def _table(folder: Path) -> Path:
     import pyarrow.parquet
 
     folder.mkdir(parents=True)
-    pa.parquet.write_table(pa.table({"text": ["one", "two", "three"] * 4, "label": [0, 1, 2] * 4}), folder / "a.parquet")
+    pa.parquet.write_table(
+        pa.table({"text": ["one", "two", "three"] * 4, "label": [0, 1, 2] * 4}),
+        folder / "a.parquet",
+    )
     return folder / "a.parquet"
 
 
@@ -339,7 +385,8 @@ def _documents(modality: str) -> Callable[[Path], None]:
     return read
 
 
-# -- models --------------------------------------------------------------------------------------------------------------
+# -- models
+# --------------------------------------------------------------------------------------------------
 
 
 def _gguf(folder: Path) -> Path:
@@ -352,7 +399,9 @@ def _read_gguf(path: Path) -> None:
         _convert(path, Path(folder))
 
 
-def _model(name: str, mutate: Callable[[bytes, random.Random], bytes], family: str = "gpt2") -> Reader:
+def _model(
+    name: str, mutate: Callable[[bytes, random.Random], bytes], family: str = "gpt2"
+) -> Reader:
     def make(folder: Path) -> Path:
         return Path(tiny.save(family, folder / "model")) / name
 
@@ -370,9 +419,15 @@ LINES = "".join(json.dumps({"text": f"document {n}", "label": n % 3}) + "\n" for
 CSV = "text,label\n" + "".join(f'"document, {n}",{n % 3}\n' for n in range(8))
 
 OWN: dict[str, Reader] = {
-    "manifest": Reader(lambda f: _store_of(f) / "manifest.json", of_manifest, lambda path: _whole_store(path.parent)),
+    "manifest": Reader(
+        lambda f: _store_of(f) / "manifest.json",
+        of_manifest,
+        lambda path: _whole_store(path.parent),
+    ),
     "manifest-of-sequences": Reader(
-        lambda f: _store_of(f, layout="sequence") / "manifest.json", of_manifest, lambda path: _whole_store(path.parent)
+        lambda f: _store_of(f, layout="sequence") / "manifest.json",
+        of_manifest,
+        lambda path: _whole_store(path.parent),
     ),
     "shard": _shard("flat"),
     "shard-of-sequences": _shard("sequence"),
@@ -386,16 +441,27 @@ OWN: dict[str, Reader] = {
     "scan": Reader(_scanned, of_tensors, _read_scan),
     "sweep.toml": Reader(_written("grid.toml", GRID), of_toml, read_grid),
     "config.toml": Reader(_written("config.toml", CONFIG), of_toml, _read_config),
-    "options-of-train": Reader(_config_of(TRAIN), of_toml, _command("train", "STORE", "OUT", "--dry-run")),
-    "options-of-harvest": Reader(_config_of(HARVEST), of_toml, _command("harvest", "raw:pixels", "embedded:digits", "OUT", "--dry-run")),
-    "exchange": Reader(_exchange, of_json, lambda path: _whole_store(path.parent.parent / "store"), fresh=True),
+    "options-of-train": Reader(
+        _config_of(TRAIN), of_toml, _command("train", "STORE", "OUT", "--dry-run")
+    ),
+    "options-of-harvest": Reader(
+        _config_of(HARVEST),
+        of_toml,
+        _command("harvest", "raw:pixels", "embedded:digits", "OUT", "--dry-run"),
+    ),
+    "exchange": Reader(
+        _exchange, of_json, lambda path: _whole_store(path.parent.parent / "store"), fresh=True
+    ),
     "lock": Reader(_lock, of_json, _named_holder),
     "gguf-header": Reader(_gguf, of_bytes, check_gguf),
     "model-config": _model("config.json", of_json),
     "model-weights": _model("model.safetensors", of_tensors),
     "model-tokenizer": _model("tokenizer.json", of_json),
     "model-processor": _model("preprocessor_config.json", of_json, "vit"),
-    "marker-of-a-store": _kind(folder_kinds.STORE, {"spec": {}, "plan": {}, "shards": [{"name": "a"}], "complete": True, "extras": ["b"]}),
+    "marker-of-a-store": _kind(
+        folder_kinds.STORE,
+        {"spec": {}, "plan": {}, "shards": [{"name": "a"}], "complete": True, "extras": ["b"]},
+    ),
     "marker-of-a-sweep": _kind(folder_kinds.SWEEP, {"members": ["a", "b"]}),
 }
 SLOW: dict[str, Reader] = {
@@ -403,7 +469,9 @@ SLOW: dict[str, Reader] = {
     "sweep.json": Reader(
         lambda f: _swept(f) / "sweep.json",
         of_json,
-        lambda path: sweep(path.parent.parent / "store", path.parent, path.parent.parent / "grid.toml", resume=True),
+        lambda path: sweep(
+            path.parent.parent / "store", path.parent, path.parent.parent / "grid.toml", resume=True
+        ),
         fresh=True,
     ),
 }
@@ -414,6 +482,9 @@ DATA: dict[str, Reader] = {
     "csv": Reader(_written("a.csv", CSV), of_bytes, _documents("text")),
     "txt": Reader(_written("a.txt", "one\n\ntwo\n"), of_bytes, _documents("text")),
     "parquet": Reader(_table, of_bytes, _documents("text")),
-    **{kind: Reader(_picture(f".{kind}"), of_bytes, lambda path: _documents("image")(path.parent)) for kind in PICTURES},
+    **{
+        kind: Reader(_picture(f".{kind}"), of_bytes, lambda path: _documents("image")(path.parent))
+        for kind in PICTURES
+    },
 }
 READERS = {**OWN, **SLOW, **DATA}

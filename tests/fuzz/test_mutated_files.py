@@ -1,4 +1,5 @@
-"""Files a little wrong end in a value or a user's error, not in another exception, a hang or a gigabyte (harness.py, a few of each)."""
+"""Files a little wrong end in a value or a user's error, not in another exception, a hang or a
+gigabyte (harness.py, a few of each)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from fuzz.readers import DATA, OWN, READERS
 SEED = 14
 COUNT = 100
 SLOW = ("options-of-train", "options-of-harvest", "train_state", "metrics-of-a-killed-run")
-MODELS = ("model-config", "model-processor", "model-tokenizer", "model-weights")  # through transformers
+# through transformers
+MODELS = ("model-config", "model-processor", "model-tokenizer", "model-weights")
 FEWER = dict.fromkeys(DATA, 40) | dict.fromkeys((*SLOW, *MODELS), 30)
 
 

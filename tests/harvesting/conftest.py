@@ -14,7 +14,9 @@ def live(tmp_path_factory):
     def load(family: str, **tokenizer_options):
         key = (family, *sorted(tokenizer_options.items()))
         if key not in loaded:
-            loaded[key] = load_model(tiny.save(family, tmp_path_factory.mktemp(family), **tokenizer_options))
+            loaded[key] = load_model(
+                tiny.save(family, tmp_path_factory.mktemp(family), **tokenizer_options)
+            )
         return loaded[key]
 
     return load

@@ -45,7 +45,10 @@ def test_a_header_is_held_against_the_file(tmp_path, content, words):
 
 def test_an_archive_that_grows_out_of_proportion_is_refused_before_it_is_unpacked(tmp_path):
     path = tmp_path / "x.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
         file.write(npy("(1048576, 80)"))
         for _ in range(640):
             file.write(bytes(1 << 20))
@@ -79,12 +82,21 @@ def test_entries_that_are_no_numbers_are_left_out_on_request(tmp_path):
     np.save(tmp_path / "x.npy", x)
     said = []
     result = saekit.harvest(
-        "raw:array", str(tmp_path / "x.npy"), tmp_path / "s", batch=2, skip_broken=True, progress=lambda p: said.append(p.message)
+        "raw:array",
+        str(tmp_path / "x.npy"),
+        tmp_path / "s",
+        batch=2,
+        skip_broken=True,
+        progress=lambda p: said.append(p.message),
     )
     assert sorted(whole(tmp_path / "s").doc_id.tolist()) == [0, 1, 2, 4, 5, 6, 8, 9]
     assert (result.rows, result.dropped, result.skipped) == (8, 2, 2)
     (line,) = [line for line in said if line and "left out" in line]
-    assert line.startswith("broken inputs left out: 2 (entry ") and "entry 3" in line and "entry 7" in line
+    assert (
+        line.startswith("broken inputs left out: 2 (entry ")
+        and "entry 3" in line
+        and "entry 7" in line
+    )
 
 
 def test_mutated_arrays_end_in_user_errors(tmp_path):
@@ -98,7 +110,9 @@ def test_mutated_arrays_end_in_user_errors(tmp_path):
         data = bytearray(content.getvalue())
         for _ in range(rng.choice([1, 3])):
             at = rng.randrange(min(len(data), 400))
-            data[at : at + rng.choice([1, 4])] = rng.choice([b"\xff\xff\xff\x7f", b"\0", b"", b"(", b"9", b"\x80"])
+            data[at : at + rng.choice([1, 4])] = rng.choice(
+                [b"\xff\xff\xff\x7f", b"\0", b"", b"(", b"9", b"\x80"]
+            )
         path = tmp_path / f"x.{suffix}"
         path.write_bytes(data)
         try:

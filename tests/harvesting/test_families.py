@@ -1,4 +1,5 @@
-"""What `blocks.N`, `.attn` and `.mlp` give on many families, against sums of what plain hooks see."""
+"""What `blocks.N`, `.attn` and `.mlp` give on many families, against sums of what plain hooks
+see."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def seen(model, name: str, paths: list[str]) -> dict[str, torch.Tensor]:
             states[f"{path}:in"] = first(args[0] if args else kwargs["hidden_states"])
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(lambda _m, _a, output, path=path: states.__setitem__(path, first(output))))
+        handles.append(
+            module.register_forward_hook(
+                lambda _m, _a, output, path=path: states.__setitem__(path, first(output))
+            )
+        )
     with torch.no_grad():
         model.get_submodule(tower_path(model))(**inputs(name))
     for handle in handles:
@@ -48,13 +53,18 @@ def test_a_block_adds_attn_and_mlp_to_the_residual_stream(name):
     entry = ALL[name]
     model, index = fam.model_of(entry), 1
     block = f"{block_list(model)}.{index}"
-    norms = [f"{block}.{norm}" if norm else None for norm in (entry[5] if name in fam.ENCODERS and entry[5] else ())]
+    norms = [
+        f"{block}.{norm}" if norm else None
+        for norm in (entry[5] if name in fam.ENCODERS and entry[5] else ())
+    ]
     parts = {part: path for part, path in zip(("attn", "mlp"), entry[3:5], strict=True) if path}
     hooks = [f"blocks.{index}", f"blocks.{index}:in", *(f"blocks.{index}.{part}" for part in parts)]
     with torch.no_grad(), capture(model, hooks) as states:
         model.get_submodule(tower_path(model))(**inputs(name))
     plain = seen(model, name, [block, *filter(None, norms)])
-    assert torch.equal(states[f"blocks.{index}"], plain[block]) and torch.equal(states[f"blocks.{index}:in"], plain[f"{block}:in"])
+    assert torch.equal(states[f"blocks.{index}"], plain[block]) and torch.equal(
+        states[f"blocks.{index}:in"], plain[f"{block}:in"]
+    )
     start, end = plain[f"{block}:in"], plain[block]
     added = {part: states[f"blocks.{index}.{part}"] for part in parts}
     if norms:  # what is added before each norm
@@ -88,7 +98,9 @@ def test_what_is_listed_can_be_read_and_the_chain_holds(name):
     assert [row.alias for row in rows if row.alias.count(".") == 1] == ["blocks.0", "blocks.1"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "falcon", "dinov2", "granite", "bert", "bloom"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt_neox", "falcon", "dinov2", "granite", "bert", "bloom"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_proof_does_not_hang_on_the_dtype(name, dtype):
     entry = ALL[name]

@@ -24,17 +24,30 @@ def names(data):
 
 
 def test_hidden_files_and_those_of_the_system_are_no_data(tmp_path):
-    put(tmp_path, "a.txt", "b/C.TXT", ".git/x.txt", "b/.hidden.txt", "__MACOSX/a.txt", "Thumbs.db", "table.xlsx", "noise")
+    put(
+        tmp_path,
+        "a.txt",
+        "b/C.TXT",
+        ".git/x.txt",
+        "b/.hidden.txt",
+        "__MACOSX/a.txt",
+        "Thumbs.db",
+        "table.xlsx",
+        "noise",
+    )
     data = open_data(str(tmp_path), modality="text")
     assert names(data) == ["a.txt", "b/C.TXT"]
-    assert data.notes == (f"2 files taken from {tmp_path}, 6 left out (4 hidden, 1 .xlsx, 1 without suffix)",)
+    assert data.notes == (
+        f"2 files taken from {tmp_path}, 6 left out (4 hidden, 1 .xlsx, 1 without suffix)",
+    )
 
 
 def test_classes_come_from_visible_folders(tmp_path):
     for name in ("cat/1.PNG", "dog/2.png", ".ipynb_checkpoints/3.png", "__MACOSX/cat/4.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (2, 2)).save(tmp_path / name, "PNG")
-    assert sorted((d.name, d.label) for d in open_data(str(tmp_path), modality="image").documents()) == [
+    assert sorted((d.name, d.label) for d in open_data(str(tmp_path),
+    modality="image").documents()) == [
         ("cat/1.PNG", "cat"), ("dog/2.png", "dog"),
     ]  # fmt: skip
 
@@ -77,7 +90,12 @@ def test_pipes_and_sockets_are_not_opened(tmp_path):
 
 def test_the_order_is_that_of_the_paths_parts(tmp_path):
     put(tmp_path, "b.txt", "a/z.txt", "a.txt", "a-b/c.txt")
-    assert [file.relative_to(tmp_path).as_posix() for file in walk(tmp_path).files] == ["a/z.txt", "a-b/c.txt", "a.txt", "b.txt"]
+    assert [file.relative_to(tmp_path).as_posix() for file in walk(tmp_path).files] == [
+        "a/z.txt",
+        "a-b/c.txt",
+        "a.txt",
+        "b.txt",
+    ]
 
 
 def test_a_folder_digest_follows_contents_of_equal_length(tmp_path):
@@ -89,15 +107,22 @@ def test_a_folder_digest_follows_contents_of_equal_length(tmp_path):
     assert len({first, second, open_data(str(tmp_path), modality="text").digest()}) == 3
 
 
-@pytest.mark.parametrize("content", [b"one\n\ntwo", b"\xef\xbb\xbfone\n\ntwo", b"one\r\n\r\ntwo", b"\xef\xbb\xbfone\r\n \r\ntwo"])
+@pytest.mark.parametrize(
+    "content",
+    [b"one\n\ntwo", b"\xef\xbb\xbfone\n\ntwo", b"one\r\n\r\ntwo", b"\xef\xbb\xbfone\r\n \r\ntwo"],
+)
 def test_byte_order_marks_and_line_ends_do_not_matter(tmp_path, content):
     put(tmp_path, "t.txt", content=content)
-    assert sorted(d.text for d in open_data(str(tmp_path / "t.txt"), modality="text").documents()) == ["one", "two"]
+    assert sorted(
+        d.text for d in open_data(str(tmp_path / "t.txt"), modality="text").documents()
+    ) == ["one", "two"]
 
 
 def test_utf16_is_told_with_a_command_that_converts_it(tmp_path):
     put(tmp_path, "t.txt", content="one".encode("utf-16"))
-    with pytest.raises(DataError, match=r"t\.txt is not UTF-8 text \(it looks like UTF-16\)") as raised:
+    with pytest.raises(
+        DataError, match=r"t\.txt is not UTF-8 text \(it looks like UTF-16\)"
+    ) as raised:
         open_data(str(tmp_path / "t.txt"), modality="text")
     assert "iconv -f UTF-16 -t UTF-8 t.txt > utf8.txt" in raised.value.hint
 
@@ -105,6 +130,9 @@ def test_utf16_is_told_with_a_command_that_converts_it(tmp_path):
 def test_lines_without_blank_lines_between_are_said_to_be_one_document(tmp_path):
     put(tmp_path, "t.txt", content=b"first line\nsecond line\nthird")
     (note,) = open_data(str(tmp_path / "t.txt"), modality="text").notes
-    assert "holds one document (3 lines, no blank line between them)" in note and "`sed G t.txt > documents.txt`" in note
+    assert (
+        "holds one document (3 lines, no blank line between them)" in note
+        and "`sed G t.txt > documents.txt`" in note
+    )
     os.system(f"cd {tmp_path} && sed G t.txt > documents.txt")
     assert len(open_data(str(tmp_path / "documents.txt"), modality="text")) == 3

@@ -10,8 +10,10 @@ from saekit.harvesting.hooks import block_list, capture, list_hooks, resolve_hoo
 
 FAMILIES = [*tiny.TEXT, *tiny.VISION]
 BLOCKS = {
-    "gpt2": "transformer.h", "llama": "model.layers", "gpt_neox": "gpt_neox.layers", "bloom": "transformer.h",
-    "bert": "encoder.layer", "clip": "vision_model.encoder.layers", "siglip": "vision_model.encoder.layers",
+    "gpt2": "transformer.h", "llama": "model.layers", "gpt_neox": "gpt_neox.layers",
+    "bloom": "transformer.h",
+    "bert": "encoder.layer", "clip": "vision_model.encoder.layers",
+    "siglip": "vision_model.encoder.layers",
     "dinov2": "encoder.layer", "dinov2_registers": "encoder.layer",
 }  # fmt: skip
 
@@ -31,7 +33,9 @@ def tower(model, family):
 
 
 def hook_count(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
 
 
 def inputs(family):
@@ -47,13 +51,18 @@ def test_block_outputs_equal_output_hidden_states(model, family):
     hooks = [f"blocks.{index}" for index in range(tiny.LAYERS)]
     with capture(model, hooks) as states:
         output = run(model, family, output_hidden_states=True)
-    # hidden_states[0] is the embedding; the last may have the final norm applied, depending on the family.
+    # hidden_states[0] is the embedding; the last may have the final norm applied, depending on the
+    # family.
     for index in range(tiny.LAYERS - 1):
-        torch.testing.assert_close(states[hooks[index]], output.hidden_states[index + 1], rtol=0, atol=0)
+        torch.testing.assert_close(
+            states[hooks[index]], output.hidden_states[index + 1], rtol=0, atol=0
+        )
     with capture(model, [f"blocks.{index}:in" for index in range(tiny.LAYERS)]) as entering:
         run(model, family)
     for index in range(tiny.LAYERS):
-        torch.testing.assert_close(entering[f"blocks.{index}:in"], output.hidden_states[index], rtol=0, atol=0)
+        torch.testing.assert_close(
+            entering[f"blocks.{index}:in"], output.hidden_states[index], rtol=0, atol=0
+        )
 
 
 def test_blocks_are_found_by_structure(model, family):
@@ -70,7 +79,9 @@ def test_stopping_gives_the_same_values_and_runs_nothing_later(model, family):
     calls = [0] * tiny.LAYERS
     blocks = model.get_submodule(block_list(model))
     counters = [
-        block.register_forward_pre_hook(lambda *_, index=index: calls.__setitem__(index, calls[index] + 1))
+        block.register_forward_pre_hook(
+            lambda *_, index=index: calls.__setitem__(index, calls[index] + 1)
+        )
         for index, block in enumerate(blocks)
     ]
     with capture(model, ["blocks.0", "blocks.1"], stop=True) as stopped:
@@ -97,7 +108,9 @@ def test_attn_and_mlp_are_what_is_added_to_the_residual_stream(model, family):
     """block output = input + attn + mlp, up to BERT's norms."""
     with capture(model, ["blocks.1:in", "blocks.1.attn", "blocks.1.mlp", "blocks.1"]) as states:
         run(model, family)
-    before, attn, mlp, after = (states[name] for name in ("blocks.1:in", "blocks.1.attn", "blocks.1.mlp", "blocks.1"))
+    before, attn, mlp, after = (
+        states[name] for name in ("blocks.1:in", "blocks.1.attn", "blocks.1.mlp", "blocks.1")
+    )
     block = model.get_submodule(resolve_hook(model, "blocks.1"))
     if family == "bert":
         middle = block.attention.output.LayerNorm(before + attn)
@@ -111,7 +124,9 @@ def test_aliases_are_listed_with_their_paths(model, family):
     rows = list_hooks(model)
     assert [row.alias for row in rows[:3]] == ["blocks.0", "blocks.0.attn", "blocks.0.mlp"]
     assert len(rows) == 3 * tiny.LAYERS
-    assert all(resolve_hook(model, row.alias) == row.path == resolve_hook(model, row.path) for row in rows)
+    assert all(
+        resolve_hook(model, row.alias) == row.path == resolve_hook(model, row.path) for row in rows
+    )
 
 
 def test_berts_parts_are_the_dense_layers_before_residual_and_norm():
@@ -130,10 +145,26 @@ def test_paths_of_the_bare_model_work_on_the_model_with_a_head():
 @pytest.mark.parametrize(
     ("hook", "cause", "hint"),
     [
-        ("h.60", "h.60 is not a module of gpt2 (3 blocks, h.0 to h.2)", 'hook="h.2", or saekit harvest gpt2 --list-hooks'),
-        ("blocks.3", "blocks.3 is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.2", or'),
-        ("blocks.1.moe", "blocks.1.moe is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.1", or'),
-        ("nonsense:in", "nonsense is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)", 'hook="blocks.2", or'),
+        (
+            "h.60",
+            "h.60 is not a module of gpt2 (3 blocks, h.0 to h.2)",
+            'hook="h.2", or saekit harvest gpt2 --list-hooks',
+        ),
+        (
+            "blocks.3",
+            "blocks.3 is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)",
+            'hook="blocks.2", or',
+        ),
+        (
+            "blocks.1.moe",
+            "blocks.1.moe is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)",
+            'hook="blocks.1", or',
+        ),
+        (
+            "nonsense:in",
+            "nonsense is not a module of gpt2 (3 blocks, blocks.0 to blocks.2)",
+            'hook="blocks.2", or',
+        ),
     ],
 )
 def test_an_unknown_hook_names_model_range_and_next_step(hook, cause, hint):
@@ -145,7 +176,13 @@ def test_an_unknown_hook_names_model_range_and_next_step(hook, cause, hint):
 
 def test_an_output_that_is_no_hidden_state_is_named():
     model = tiny.random_model("vit")
-    with pytest.raises(DataError, match=r"embeddings.patch_embeddings.projection gives a tensor \(2, 32, 4, 4\) of torch.float32"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"embeddings.patch_embeddings.projection gives a tensor \(2, 32, 4, 4\) of"
+            r" torch.float32"
+        ),
+    ):
         with torch.no_grad(), capture(model, "embeddings.patch_embeddings.projection"):
             model(tiny.pixels())
     assert hook_count(model) == 0
@@ -198,5 +235,10 @@ def test_a_plain_module_with_a_list_of_blocks():
         output = model(x_BTD)
     torch.testing.assert_close(states["blocks.1:in"] + states["blocks.1.mlp"], output)
     assert resolve_hook(model, "blocks.1.mlp") == "body.1.mlp"
-    with pytest.raises(DataError, match=r"blocks.1.attn is not available on Net: block 1 \(Block\) has no module of that name"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"blocks.1.attn is not available on Net: block 1 \(Block\) has no module of that name"
+        ),
+    ):
         resolve_hook(model, "blocks.1.attn")

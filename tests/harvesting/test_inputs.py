@@ -21,8 +21,12 @@ class Listed(Documents):
     name, modality = "given", "text"
 
     def __init__(self, texts=(), images=()):
-        self.items = [Document(i, f"doc{i}", text=text, label=f"l{i}") for i, text in enumerate(texts)]
-        self.items += [Document(i, f"img{i}", image=image, label=f"l{i}") for i, image in enumerate(images)]
+        self.items = [
+            Document(i, f"doc{i}", text=text, label=f"l{i}") for i, text in enumerate(texts)
+        ]
+        self.items += [
+            Document(i, f"img{i}", image=image, label=f"l{i}") for i, image in enumerate(images)
+        ]
         self.opened = 0
 
     def documents(self, start=0):
@@ -63,8 +67,13 @@ def test_causal_contexts_have_a_bos_in_front_of_each(live):
         [K.BOS, K.CONTENT, K.CONTENT, K.CONTENT, K.PADDING],
         [K.BOS, K.CONTENT, K.CONTENT, K.CONTENT, K.CONTENT],
     ]
-    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch.inputs["input_ids"][0].tolist() == [*batch.token_ids[0], eos, eos]  # padded with EOS, told by the mask
+    assert batch.inputs["attention_mask"].tolist() == [
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
+    # padded with EOS, told by the mask
+    assert batch.inputs["input_ids"][0].tolist() == [*batch.token_ids[0], eos, eos]
     assert batch.position_BT.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
@@ -91,17 +100,27 @@ def test_special_tokens_that_a_text_spells_out_are_no_content(live):
 
 
 def test_one_token_for_bos_and_eos_is_bos_in_front_and_eos_within(live):
-    (batch,) = batches(live("gpt2", bos="</s>"), Listed([words(2), words(2)]), ctx=8, batch=1, pack=True)
-    assert batch.kind_BT.tolist() == [[K.BOS, K.CONTENT, K.CONTENT, K.EOS, K.CONTENT, K.CONTENT, K.EOS]]
+    (batch,) = batches(
+        live("gpt2", bos="</s>"), Listed([words(2), words(2)]), ctx=8, batch=1, pack=True
+    )
+    assert batch.kind_BT.tolist() == [
+        [K.BOS, K.CONTENT, K.CONTENT, K.EOS, K.CONTENT, K.CONTENT, K.EOS]
+    ]
 
 
 def test_packing_fills_contexts_and_keeps_each_tokens_document(live):
     data = Listed([words(3), words(4, 3), words(2, 7)])
-    first, second, third = batches(live("llama"), data, ctx=6, batch=1, pack=True)  # 12 tokens with EOS, 5 a context
-    assert [len(batch.token_ids[0]) for batch in (first, second, third)] == [3, 6, 6]  # sorted by length
+    # 12 tokens with EOS, 5 a context
+    first, second, third = batches(live("llama"), data, ctx=6, batch=1, pack=True)
+    # sorted by length
+    assert [len(batch.token_ids[0]) for batch in (first, second, third)] == [3, 6, 6]
     second, third, first = first, second, third
     by_number = sorted((first, second, third), key=lambda batch: batch.example_id.item())
-    assert [batch.doc_id_BT[0].tolist() for batch in by_number] == [[0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 2], [2, 2, 2]]
+    assert [batch.doc_id_BT[0].tolist() for batch in by_number] == [
+        [0, 0, 0, 0, 0, 1],
+        [1, 1, 1, 1, 1, 2],
+        [2, 2, 2],
+    ]
     assert [batch.kind_BT[0].tolist() for batch in by_number] == [
         [K.BOS, 0, 0, 0, K.EOS, 0],
         [K.BOS, 0, 0, 0, K.EOS, 0],
@@ -111,7 +130,9 @@ def test_packing_fills_contexts_and_keeps_each_tokens_document(live):
 
 
 def test_contexts_never_mix_documents_unless_packed(live):
-    for batch in batches(live("llama"), Listed([words(n, n) for n in range(1, 30)]), ctx=8, batch=4):
+    for batch in batches(
+        live("llama"), Listed([words(n, n) for n in range(1, 30)]), ctx=8, batch=4
+    ):
         assert (batch.doc_id_BT == batch.doc_id[:, None]).all()
 
 
@@ -123,7 +144,9 @@ def test_padding_changes_no_hidden_state(live):
     for row, ids in enumerate(batch.token_ids):
         with torch.no_grad(), capture(loaded, "blocks.1", stop=True) as alone:
             loaded.forward({"input_ids": torch.tensor([ids])})
-        torch.testing.assert_close(states["blocks.1"][row, : len(ids)], alone["blocks.1"][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            states["blocks.1"][row, : len(ids)], alone["blocks.1"][0], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -140,13 +163,21 @@ def test_starting_later_gives_the_same_later_batches(live, pack):
 
 def test_every_token_of_the_data_appears_once(live):
     texts = [words(1 + (7 * n) % 23, n) for n in range(100)]
-    count = sum(batch.rows_for_scope("content").sum().item() for batch in batches(live("llama"), Listed(texts), ctx=8, batch=4))
+    count = sum(
+        batch.rows_for_scope("content").sum().item()
+        for batch in batches(live("llama"), Listed(texts), ctx=8, batch=4)
+    )
     assert count == sum(len(text.split()) for text in texts)
 
 
 def test_sorting_keeps_padding_low(live):
     texts = [words(1 + (7 * n) % 23, n) for n in range(300)]
-    kinds = torch.cat([batch.kind_BT.flatten() for batch in batches(live("llama"), Listed(texts), ctx=32, batch=8)])
+    kinds = torch.cat(
+        [
+            batch.kind_BT.flatten()
+            for batch in batches(live("llama"), Listed(texts), ctx=32, batch=8)
+        ]
+    )
     assert (kinds == K.PADDING).float().mean() < 0.04  # unsorted: 45 %
 
 
@@ -166,7 +197,8 @@ def test_packing_needs_an_end_of_text_token(live):
         list(batches(live("llama", eos=None), Listed(["a"]), ctx=8, batch=1, pack=True))
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images
+# --------------------------------------------------------------------------------------------------
 
 
 def pictures(count, size=(16, 16)):
@@ -180,7 +212,11 @@ def test_kinds_and_positions_of_image_tokens(live, family):
     cls, registers = tiny.HAS_CLS[family], tiny.REGISTERS * tiny.HAS_REGISTERS[family]
     assert batch.kind_BT[0].tolist() == [K.CLS] * cls + [K.REGISTER] * registers + [K.CONTENT] * 16
     assert batch.position_BT[2].tolist() == [-1] * cls + [-2, -3][:registers] + list(range(16))
-    assert batch.grid == (4, 4) and batch.refs == ["img0", "img1", "img2"] and batch.doc_id.tolist() == [0, 1, 2]
+    assert (
+        batch.grid == (4, 4)
+        and batch.refs == ["img0", "img1", "img2"]
+        and batch.doc_id.tolist() == [0, 1, 2]
+    )
     with torch.no_grad(), capture(loaded, "blocks.1", stop=True) as states:
         loaded.forward(batch.inputs)
     assert states["blocks.1"].shape[:2] == batch.kind_BT.shape
@@ -229,7 +265,14 @@ def test_the_class_token_scope_is_refused_where_there_is_none(live):
 def test_a_shuffled_source_gives_the_same_batches_for_the_same_seed(live, tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(words(2 + n % 5, n) for n in range(40)))
     first, again, other = (
-        list(batches(live("llama"), open_data(str(tmp_path / "text.txt"), modality="text", seed=seed), ctx=8, batch=4))
+        list(
+            batches(
+                live("llama"),
+                open_data(str(tmp_path / "text.txt"), modality="text", seed=seed),
+                ctx=8,
+                batch=4,
+            )
+        )
         for seed in (0, 0, 1)
     )
     for left, right in zip(first, again, strict=True):

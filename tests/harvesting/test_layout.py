@@ -22,7 +22,9 @@ def loaded(folder, class_name, config_class, **config):
 
     torch.manual_seed(0)
     with quiet_transformers():
-        model = getattr(transformers, class_name)(getattr(transformers, config_class)(**(tiny.IMAGE | config))).eval()
+        model = getattr(transformers, class_name)(
+            getattr(transformers, config_class)(**(tiny.IMAGE | config))
+        ).eval()
         model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(tiny.processor_config("vit")))
     return model, load_model(str(folder))
@@ -43,7 +45,9 @@ def test_a_masked_autoencoder_that_masks_nothing_keeps_patches_at_their_places(t
     for i, picture in enumerate(pictures):
         Image.fromarray(picture.numpy()).save(tmp_path / "images" / f"{i}.png")
     options = dict(hook="blocks.0", dtype="float32", device="cpu", batch=2)
-    saekit.harvest(str(tmp_path / "mae"), str(tmp_path / "images"), str(tmp_path / "store"), **options)
+    saekit.harvest(
+        str(tmp_path / "mae"), str(tmp_path / "images"), str(tmp_path / "store"), **options
+    )
     store = saekit.open_store(str(tmp_path / "store"))
     rows = {int(b.doc_id[i]): [] for b in store.batches(64) for i in range(len(b.x))}
     for batch in store.batches(64):
@@ -53,9 +57,16 @@ def test_a_masked_autoencoder_that_masks_nothing_keeps_patches_at_their_places(t
     for document, vectors in rows.items():
         pixels = (pictures[document].permute(2, 0, 1).float() / 127.5 - 1)[None]
         with torch.no_grad():
-            embedded_BTD = model.embeddings.patch_embeddings(pixels) + model.embeddings.position_embeddings[:, 1:]
+            embedded_BTD = (
+                model.embeddings.patch_embeddings(pixels)
+                + model.embeddings.position_embeddings[:, 1:]
+            )
             cls_BTD = model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]
-            expected_BTD = model.layers[0](torch.cat([cls_BTD, embedded_BTD], 1)) if hasattr(model, "layers") else None
+            expected_BTD = (
+                model.layers[0](torch.cat([cls_BTD, embedded_BTD], 1))
+                if hasattr(model, "layers")
+                else None
+            )
             if expected_BTD is None:
                 expected_BTD = model.encoder.layer[0](torch.cat([cls_BTD, embedded_BTD], 1))
         expected_BTD = expected_BTD[0] if isinstance(expected_BTD, tuple) else expected_BTD
@@ -73,10 +84,15 @@ def test_the_layout_of_every_family_is_seen(live, family):
     check_layout(live(family))
 
 
-@pytest.mark.parametrize(("family", "wrong"), [("siglip", dict(has_cls=True, grid=(5, 3))), ("vit", dict(has_cls=False, grid=(17, 1)))])
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [("siglip", dict(has_cls=True, grid=(5, 3))), ("vit", dict(has_cls=False, grid=(17, 1)))],
+)
 def test_a_layout_of_the_right_count_in_another_order_is_refused(live, family, wrong):
     """17 tokens may be a class token and 16 patches or 17 patches."""
-    believed = dataclasses.replace(live(family), image_tokens=dataclasses.replace(live(family).image_tokens, **wrong))
+    believed = dataclasses.replace(
+        live(family), image_tokens=dataclasses.replace(live(family).image_tokens, **wrong)
+    )
     assert believed.image_tokens.count == live(family).image_tokens.count
     with pytest.raises(DataError, match="in this order"):
         check_layout(believed)
@@ -85,9 +101,18 @@ def test_a_layout_of_the_right_count_in_another_order_is_refused(live, family, w
 def test_models_of_a_varying_number_of_patches_are_refused(tmp_path):
     import transformers
 
-    parts = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, patch_size=4, num_patches=16)
+    parts = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        patch_size=4,
+        num_patches=16,
+    )
     with quiet_transformers():
-        transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**parts)).save_pretrained(tmp_path)
+        transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**parts)).save_pretrained(
+            tmp_path
+        )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tiny.processor_config("siglip")))
     with pytest.raises(DataError):
         load_model(str(tmp_path))

@@ -1,4 +1,5 @@
-"""Training rows from the running model: the rows that a store would hold, none of a held-out document, an order that can be continued."""
+"""Training rows from the running model: the rows that a store would hold, none of a held-out
+document, an order that can be continued."""
 
 from __future__ import annotations
 
@@ -28,19 +29,24 @@ def folder(tmp_path_factory) -> Path:
     write_words(root / "words.txt", rng)
     (root / "photos").mkdir()
     for i in range(30):
-        Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(root / "photos" / f"{i:02}.png")
+        Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(
+            root / "photos" / f"{i:02}.png"
+        )
     for family in ("llama", "vit"):
         save(family, root / family)
     return root
 
 
 def write_words(path: Path, rng: np.random.Generator, documents: int = 60) -> None:
-    path.write_text("\n\n".join(" ".join(rng.choice(WORDS, rng.integers(5, 31))) for _ in range(documents)))
+    path.write_text(
+        "\n\n".join(" ".join(rng.choice(WORDS, rng.integers(5, 31))) for _ in range(documents))
+    )
 
 
 def stored(folder: Path, out: Path, family: str = "llama", **options) -> Store:
     data = folder / ("words.txt" if family == "llama" else "photos")
-    # Batches of two: contexts are sorted within windows of 32 batches, so that the order of rows tells the size of a batch.
+    # Batches of two: contexts are sorted within windows of 32 batches, so that the order of rows
+    # tells the size of a batch.
     settings = {"hook": "blocks.1", "ctx": 16, "batch": 2, "holdout": 0.2, **options}
     if family == "vit":
         del settings["ctx"]
@@ -50,7 +56,9 @@ def stored(folder: Path, out: Path, family: str = "llama", **options) -> Store:
 
 def lines(batches: list[ActivationBatch]) -> list[bytes]:
     """Every row with its origin, as bytes."""
-    columns = [[bytes(row) for b in batches for row in byte_rows(getattr(b, name))] for name in FIELDS]
+    columns = [
+        [bytes(row) for b in batches for row in byte_rows(getattr(b, name))] for name in FIELDS
+    ]
     return [b"".join(row) for row in zip(*columns, strict=True)]
 
 
@@ -58,9 +66,13 @@ def byte_rows(values: torch.Tensor) -> np.ndarray:
     return values.reshape(len(values), -1).contiguous().view(torch.uint8).numpy()
 
 
-def rows_of(source, count: int, seed: int | None = 0, start: int = 0, batch: int = 10) -> list[bytes]:
+def rows_of(
+    source, count: int, seed: int | None = 0, start: int = 0, batch: int = 10
+) -> list[bytes]:
     """`count` training rows as bytes."""
-    return lines(list(islice(source.batches(batch, seed, start, "train"), -(-count // batch))))[:count]
+    return lines(list(islice(source.batches(batch, seed, start, "train"), -(-count // batch))))[
+        :count
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,8 @@ def test_a_small_buffer_loses_and_repeats_no_row(folder, tmp_path, family, buffe
 
 
 def test_rows_are_mixed_over_the_buffer(folder, tmp_path):
-    """With slots for half the rows, the two ends of the first half epoch must come from all over the first rows of the data."""
+    """With slots for half the rows, the two ends of the first half epoch must come from all over
+    the first rows of the data."""
     store = stored(folder, tmp_path / "s")
     n = len(store.split("train"))
     order = {row: i for i, row in enumerate(rows_of(LiveSource(store, device="cpu"), n, seed=None))}
@@ -138,7 +151,9 @@ def test_the_order_is_the_seeds_and_can_be_continued_anywhere(folder, tmp_path):
 
 
 def test_batches_are_full_and_of_the_stores_dtype(folder, tmp_path):
-    source = LiveSource(stored(folder, tmp_path / "s", dtype="bfloat16"), device="cpu", buffer_rows=100)
+    source = LiveSource(
+        stored(folder, tmp_path / "s", dtype="bfloat16"), device="cpu", buffer_rows=100
+    )
     for batch in islice(source.batches(64, 0, split="train"), 40):
         assert batch.x.shape == (64, source.spec.d_in) and batch.x.dtype == torch.bfloat16
         assert batch.doc_id.shape == batch.example_id.shape == batch.position.shape == (64,)
@@ -150,19 +165,30 @@ def test_batches_are_full_and_of_the_stores_dtype(folder, tmp_path):
 def test_all_else_is_the_stores(folder, tmp_path):
     store = stored(folder, tmp_path / "s", "vit")
     source = LiveSource(store, device="cpu")
-    assert source.count() == len(store) == 30 * (SIDE // PATCH) ** 2 and source.count("train") == store.count("train")
-    assert source.spec is store.spec and source.path == store.path and source.content == store.content
+    assert source.count() == len(store) == 30 * (SIDE // PATCH) ** 2 and source.count(
+        "train"
+    ) == store.count("train")
+    assert (
+        source.spec is store.spec and source.path == store.path and source.content == store.content
+    )
     assert source.locate(17) == store.locate(17) and source.target is None
     for split in ("holdout", "all"):
-        assert lines(list(source.batches(50, split=split))) == lines(list(store.batches(50, split=split)))
+        assert lines(list(source.batches(50, split=split))) == lines(
+            list(store.batches(50, split=split))
+        )
 
 
-@pytest.mark.parametrize("value,dtype,words", [(float("nan"), "float16", "is NaN or inf"), (1e6, "float16", "overflows float16")])
+@pytest.mark.parametrize(
+    "value,dtype,words",
+    [(float("nan"), "float16", "is NaN or inf"), (1e6, "float16", "overflows float16")],
+)
 def test_a_bad_state_names_model_hook_and_place(folder, tmp_path, value, dtype, words):
     store = stored(folder, tmp_path / "s", dtype=dtype)
     live = load_model(store.spec.model)
     live.module.model.layers[1].mlp.down_proj.weight.data[3] = value
-    with pytest.raises(NumericsError, match=rf"{words}: .*llama at model.layers.1, document \d+, position \d+"):
+    with pytest.raises(
+        NumericsError, match=rf"{words}: .*llama at model.layers.1, document \d+, position \d+"
+    ):
         next(LiveSource(store, live).batches(8, 0, split="train"))
 
 
@@ -206,7 +232,14 @@ def test_data_that_has_lost_its_training_rows_ends_the_search(folder, tmp_path):
     texts[0].parent.mkdir()
     for i, text in enumerate(texts):
         text.write_text(" ".join(WORDS[i % 5 : i % 5 + 6]))
-    saekit.harvest(str(folder / "llama"), str(texts[0].parent), tmp_path / "s", hook="blocks.0", ctx=16, batch=4)
+    saekit.harvest(
+        str(folder / "llama"),
+        str(texts[0].parent),
+        tmp_path / "s",
+        hook="blocks.0",
+        ctx=16,
+        batch=4,
+    )
     store = open_store(tmp_path / "s")
     source = LiveSource(store, device="cpu")
     held_out = {int(d) for b in store.batches(100, split="holdout") for d in b.doc_id}

@@ -25,7 +25,12 @@ from saekit.harvesting.memory_models import load_model_of, weights_digest
 from saekit.harvesting.run import harvest
 from saekit.harvesting.sources import open_data
 
-TEXTS = ["the cat sat on a mat", "a dog ran far away from it", "home", "the dog sat on a cat and ran"] * 3
+TEXTS = [
+    "the cat sat on a mat",
+    "a dog ran far away from it",
+    "home",
+    "the dog sat on a cat and ran",
+] * 3
 OPTIONS = {"hook": "blocks.1", "ctx": 16, "batch": 4, "dtype": "float32"}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -46,7 +51,9 @@ def pixels_NHWC() -> np.ndarray:
 
 
 def in_memory(**options) -> saekit.harvesting.config.HarvestResult:
-    return saekit.harvest(tiny.random_model("llama"), TEXTS, tokenizer=tiny.tokenizer(), **OPTIONS | options)
+    return saekit.harvest(
+        tiny.random_model("llama"), TEXTS, tokenizer=tiny.tokenizer(), **OPTIONS | options
+    )
 
 
 def test_objects_give_the_rows_of_the_same_model_and_texts_on_disk(folder, tmp_path):
@@ -55,7 +62,11 @@ def test_objects_give_the_rows_of_the_same_model_and_texts_on_disk(folder, tmp_p
     stored = next(saekit.open_store(tmp_path / "store").batches(10_000))
     result = in_memory()
     (batch,) = result.batches.values()
-    assert result.path is None and result.stores == {} and result.rows == len(stored.x) == sum(len(text.split()) for text in TEXTS)
+    assert (
+        result.path is None
+        and result.stores == {}
+        and result.rows == len(stored.x) == sum(len(text.split()) for text in TEXTS)
+    )
     for name in ("x", "doc_id", "example_id", "position"):
         assert torch.equal(getattr(batch, name), getattr(stored, name)), name
 
@@ -67,7 +78,9 @@ def test_rows_in_memory_are_the_hidden_states_of_their_tokens():
         ids = [tokenizer.bos_token_id, *tokenizer(TEXTS[batch.doc_id[row]])["input_ids"]]
         with torch.inference_mode():
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2]
-        torch.testing.assert_close(batch.x[row], states[0, batch.position[row]], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            batch.x[row], states[0, batch.position[row]], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_module_is_left_as_it_was_and_its_own_hooks_take_part():
@@ -80,7 +93,9 @@ def test_the_module_is_left_as_it_was_and_its_own_hooks_take_part():
     moved = saekit.harvest(model, TEXTS, tokenizer=tiny.tokenizer(), **OPTIONS)
     torch.testing.assert_close(moved.x, plain.x + 1)
     assert list(model.model.layers[1]._forward_hooks) == [handle.id]
-    assert [each.training for each in model.modules()] == modes and all(p.requires_grad for p in model.parameters())
+    assert [each.training for each in model.modules()] == modes and all(
+        p.requires_grad for p in model.parameters()
+    )
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     with pytest.raises(DataError):
         saekit.harvest(model, [3], tokenizer=tiny.tokenizer(), **OPTIONS)
@@ -98,7 +113,13 @@ def test_several_hooks_have_aligned_rows():
 
 def test_rows_are_limited_and_labels_are_kept(tmp_path):
     assert in_memory(rows=10).x.shape == (10, tiny.WIDTH)
-    saekit.harvest(tiny.random_model("llama"), ((text, len(text)) for text in TEXTS), tmp_path / "s", tokenizer=tiny.tokenizer(), **OPTIONS)
+    saekit.harvest(
+        tiny.random_model("llama"),
+        ((text, len(text)) for text in TEXTS),
+        tmp_path / "s",
+        tokenizer=tiny.tokenizer(),
+        **OPTIONS,
+    )
     store = saekit.open_store(tmp_path / "s")
     assert store.spec.dataset == "12 texts in memory"
     numbers = next(store.batches(10_000)).doc_id.tolist()
@@ -111,7 +132,8 @@ def test_what_needs_a_folder_is_refused_without_one(options):
         in_memory(**options)
 
 
-# --- resume ---------------------------------------------------------------------------------------------------------------------
+# --- resume
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["nothing", "texts", "weights", "config", "tokenizer"])
@@ -131,7 +153,10 @@ def test_resume_refuses_another_text_another_weight_another_tokenizer(tmp_path, 
     if what == "nothing":
         assert saekit.harvest(model, iter(texts), tmp_path / "s", **again).rows_per_s == 0
         return
-    with pytest.raises(DataError, match={"texts": "the data's content", "tokenizer": "processor"}.get(what, "revision")):
+    with pytest.raises(
+        DataError,
+        match={"texts": "the data's content", "tokenizer": "processor"}.get(what, "revision"),
+    ):
         saekit.harvest(model, texts, tmp_path / "s", **again)
 
 
@@ -139,13 +164,18 @@ def test_the_digest_of_weights_is_that_of_their_values_whatever_the_head_and_the
     model = tiny.random_model("llama").bfloat16()
     digest = weights_digest(model)
     assert weights_digest(copy.deepcopy(model).float()) == digest == weights_digest(model.model)
-    assert weights_digest(tiny.random_model("llama")) != digest, "rounding to bfloat16 changes values"
+    assert weights_digest(tiny.random_model("llama")) != digest, (
+        "rounding to bfloat16 changes values"
+    )
 
 
-# --- models ---------------------------------------------------------------------------------------------------------------------
+# --- models
+# --------------------------------------------------------------------------------------------------
 
 
-def test_a_module_from_a_folder_finds_its_tokenizer_and_is_found_again_while_its_weights_are_the_same(folder, tmp_path):
+def test_a_module_from_a_folder_finds_its_tokenizer_and_is_found_again_with_the_same_weights(
+    folder, tmp_path
+):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -183,13 +213,18 @@ def test_a_bare_encoder_and_a_bare_decoder_are_read():
         bare = getattr(model, "base_model", model)
         tokenizer = tiny.tokenizer(encoder=family == "bert")
         whole = saekit.harvest(model, TEXTS, tokenizer=tokenizer, **OPTIONS)
-        assert torch.equal(saekit.harvest(bare, TEXTS, tokenizer=tokenizer, **OPTIONS).x, whole.x) and whole.x.shape[1] == width
+        assert (
+            torch.equal(saekit.harvest(bare, TEXTS, tokenizer=tokenizer, **OPTIONS).x, whole.x)
+            and whole.x.shape[1] == width
+        )
 
 
 def test_what_reads_a_store_again_says_what_to_pass(tmp_path):
     in_memory(out=tmp_path / "s")
     spec = saekit.open_store(tmp_path / "s").spec
-    with pytest.raises(MissingError, match="LlamaForCausalLM in memory was an object in memory") as refused:
+    with pytest.raises(
+        MissingError, match="LlamaForCausalLM in memory was an object in memory"
+    ) as refused:
         load_model_of(spec)
     assert "live=model" in refused.value.hint
     with pytest.raises(MissingError, match="12 texts in memory") as refused:
@@ -202,10 +237,22 @@ def test_inspect_takes_the_model_and_the_images_again(tmp_path, processor, pixel
         ("text", tiny.random_model("llama"), TEXTS, {"tokenizer": tiny.tokenizer()}),
         ("image", tiny.random_model("vit"), list(pixels_NHWC), {"processor": processor}),
     ):
-        saekit.harvest(model, data, tmp_path / name, hook="blocks.2", **({"ctx": 16} if name == "text" else {}), **beside)
+        saekit.harvest(
+            model,
+            data,
+            tmp_path / name,
+            hook="blocks.2",
+            **({"ctx": 16} if name == "text" else {}),
+            **beside,
+        )
         saekit.train(tmp_path / name, tmp_path / f"{name}-run", latents=8, k=2, rows=256, batch=32)
         said = []
-        ask = {"features": "all", "top": 2, "overwrite": True, "progress": lambda p, said=said: said.append(p.message or "")}
+        ask = {
+            "features": "all",
+            "top": 2,
+            "overwrite": True,
+            "progress": lambda p, said=said: said.append(p.message or ""),
+        }
         pair = tmp_path / f"{name}-run", tmp_path / name, tmp_path / f"{name}-page"
         if name == "text":
             saekit.inspect(*pair, **ask)
@@ -221,7 +268,8 @@ def test_inspect_takes_the_model_and_the_images_again(tmp_path, processor, pixel
         assert saekit.inspect(*pair, data=list(pixels_NHWC), **ask).features > 0
 
 
-# --- images and datasets --------------------------------------------------------------------------------------------------------
+# --- images and datasets
+# --------------------------------------------------------------------------------------------------
 
 
 def test_images_of_every_kind_give_the_same_rows(processor, pixels_NHWC):
@@ -230,14 +278,21 @@ def test_images_of_every_kind_give_the_same_rows(processor, pixels_NHWC):
         "PIL": [Image.fromarray(pixels) for pixels in pixels_NHWC],
         "float tensors": torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).float() / 255,
         "pairs": [(pixels, "label") for pixels in pixels_NHWC],
-        "dataset": datasets.Dataset.from_dict({"image": [Image.fromarray(pixels) for pixels in pixels_NHWC]}),
+        "dataset": datasets.Dataset.from_dict(
+            {"image": [Image.fromarray(pixels) for pixels in pixels_NHWC]}
+        ),
     }
-    rows = {kind: saekit.harvest(tiny.random_model("vit"), data, hook="blocks.1", processor=processor) for kind, data in kinds.items()}
+    rows = {
+        kind: saekit.harvest(tiny.random_model("vit"), data, hook="blocks.1", processor=processor)
+        for kind, data in kinds.items()
+    }
     (want,) = rows.pop("array").batches.values()
     for kind, result in rows.items():
         (batch,) = result.batches.values()
         order = torch.argsort(batch.doc_id * 1000 + batch.position)
-        torch.testing.assert_close(batch.x[order], want.x[torch.argsort(want.doc_id * 1000 + want.position)], msg=kind)
+        torch.testing.assert_close(
+            batch.x[order], want.x[torch.argsort(want.doc_id * 1000 + want.position)], msg=kind
+        )
 
 
 @pytest.mark.parametrize(
@@ -257,9 +312,17 @@ def test_what_is_not_an_image_is_named(value, match):
 
 def test_an_image_keeps_its_pixels_in_every_layout():
     pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    for value in (pixels, torch.from_numpy(pixels), torch.from_numpy(pixels).permute(2, 0, 1).bfloat16() / 256, pixels / 255):
+    for value in (
+        pixels,
+        torch.from_numpy(pixels),
+        torch.from_numpy(pixels).permute(2, 0, 1).bfloat16() / 256,
+        pixels / 255,
+    ):
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            assert np.array_equal(np.asarray(as_image(value, "x")), np.rint(value.float().permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+            assert np.array_equal(
+                np.asarray(as_image(value, "x")),
+                np.rint(value.float().permute(1, 2, 0).numpy() * 255).astype(np.uint8),
+            )
         else:
             assert np.array_equal(np.asarray(as_image(value, "x")), pixels)
     assert as_image(pixels[:, :, :1], "x").mode == as_image(pixels[:, :, 0], "x").mode == "L"
@@ -269,15 +332,27 @@ def test_a_dataset_is_read_as_it_was_selected_and_its_content_is_known():
     rows = datasets.Dataset.from_dict(
         {"text": TEXTS, "other": TEXTS, "label": [n % 2 for n in range(12)]},
         features=datasets.Features(
-            {"text": datasets.Value("string"), "other": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+            {
+                "text": datasets.Value("string"),
+                "other": datasets.Value("string"),
+                "label": datasets.ClassLabel(names=["no", "yes"]),
+            }
         ),
     )
     chosen = rows.select([7, 2, 5])
     data = open_data(chosen, modality="text", column="other")
-    assert [(d.id, d.text, d.label) for d in data.documents()] == [(0, TEXTS[7], "yes"), (1, TEXTS[2], "no"), (2, TEXTS[5], "yes")]
+    assert [(d.id, d.text, d.label) for d in data.documents()] == [
+        (0, TEXTS[7], "yes"),
+        (1, TEXTS[2], "no"),
+        (2, TEXTS[5], "yes"),
+    ]
     assert [d.id for d in data.documents(2)] == [2] and list(data.documents(3)) == []
-    assert data.digest() == open_data(rows.select([7, 2, 5]), modality="text", column="other").digest()
-    assert data.digest() != open_data(rows.select([7, 5, 2]), modality="text", column="other").digest()
+    assert (
+        data.digest() == open_data(rows.select([7, 2, 5]), modality="text", column="other").digest()
+    )
+    assert (
+        data.digest() != open_data(rows.select([7, 5, 2]), modality="text", column="other").digest()
+    )
     stream = open_data(rows.to_iterable_dataset(), modality="text", column="text")
     assert [d.text for d in stream.documents(10)] == TEXTS[10:] and stream.digest() is None
 
@@ -285,7 +360,10 @@ def test_a_dataset_is_read_as_it_was_selected_and_its_content_is_known():
 @pytest.mark.parametrize(
     "data,match",
     [
-        (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})}), "several parts: train"),
+        (
+            datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})}),
+            "several parts: train",
+        ),
         (3, "data is a int"),
         ([], "holds no text documents"),
         ([b"bytes"], "item 0 is a bytes"),
@@ -305,17 +383,24 @@ def test_one_image_is_not_taken_for_several():
 def test_raw_pixels_and_words_take_objects_too(tmp_path, pixels_NHWC):
     (batch,) = saekit.harvest("raw:pixels", pixels_NHWC).batches.values()
     order = torch.argsort(batch.doc_id)
-    assert torch.equal(batch.x[order], torch.from_numpy(pixels_NHWC.reshape(6, -1).astype(np.float32) / 255))
+    assert torch.equal(
+        batch.x[order], torch.from_numpy(pixels_NHWC.reshape(6, -1).astype(np.float32) / 255)
+    )
     assert saekit.harvest("raw:tfidf", ["alpha beta", "beta gamma"], vocabulary=3).x.shape == (2, 3)
     with pytest.raises(UsageError, match="raw:array reads a"):
         saekit.harvest("raw:array", np.zeros((3, 2)))
 
 
-# --- the signature --------------------------------------------------------------------------------------------------------------
+# --- the signature
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_options_for_type_checkers_are_the_fields_of_the_config():
-    fields = {field.name: field.type for field in dataclasses.fields(HarvestConfig) if field.name != "hooks"}
+    fields = {
+        field.name: field.type
+        for field in dataclasses.fields(HarvestConfig)
+        if field.name != "hooks"
+    }
     options = {name: hint.__forward_arg__ for name, hint in HarvestOptions.__annotations__.items()}
     assert options == fields
     assert typing.get_type_hints(HarvestOptions)
@@ -323,14 +408,25 @@ def test_the_options_for_type_checkers_are_the_fields_of_the_config():
 
 def test_help_shows_the_options_with_their_defaults():
     parameters = inspect.signature(harvest).parameters
-    assert parameters["ctx"].default == HarvestConfig.ctx and parameters["dtype"].default is None and "hooks" not in parameters
+    assert (
+        parameters["ctx"].default == HarvestConfig.ctx
+        and parameters["dtype"].default is None
+        and "hooks" not in parameters
+    )
     assert list(parameters)[:3] == ["model", "data", "out"]
 
 
-# --- examples -------------------------------------------------------------------------------------------------------------------
+# --- examples
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name,said", [("harvest_in_memory", "16 rows of width 32"), ("hook_into_a_forward_pass", "blocks.1: (1, 6, 32)")])
+@pytest.mark.parametrize(
+    "name,said",
+    [
+        ("harvest_in_memory", "16 rows of width 32"),
+        ("hook_into_a_forward_pass", "blocks.1: (1, 6, 32)"),
+    ],
+)
 def test_the_examples_run(folder, capsys, name, said):
     runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](folder)
     assert said in capsys.readouterr().out

@@ -18,11 +18,18 @@ from saekit.harvesting.models import load_model, not_found
 @pytest.mark.parametrize("family", [*tiny.TEXT, *tiny.VISION])
 def test_every_family_loads_with_the_saved_values(live, family):
     loaded = live(family)
-    assert loaded.kind == ("vision" if family in tiny.VISION else "text_encoder" if family == "bert" else "causal_lm")
+    assert loaded.kind == (
+        "vision" if family in tiny.VISION else "text_encoder" if family == "bert" else "causal_lm"
+    )
     assert loaded.blocks == tiny.LAYERS
-    assert not loaded.module.training and not any(parameter.requires_grad for parameter in loaded.module.parameters())
+    assert not loaded.module.training and not any(
+        parameter.requires_grad for parameter in loaded.module.parameters()
+    )
     assert loaded.revision.startswith("files:")
-    assert loaded.probe(["blocks.0", "blocks.1.mlp:in"]) == {"blocks.0": tiny.WIDTH, "blocks.1.mlp:in": loaded_mlp_width(family)}
+    assert loaded.probe(["blocks.0", "blocks.1.mlp:in"]) == {
+        "blocks.0": tiny.WIDTH,
+        "blocks.1.mlp:in": loaded_mlp_width(family),
+    }
     inputs = {"input_ids": tiny.ids()} if family in tiny.TEXT else {"pixel_values": tiny.pixels()}
     with torch.no_grad(), capture(loaded, ["blocks.1"], stop=True) as states:
         loaded.forward(inputs)
@@ -34,7 +41,8 @@ def test_every_family_loads_with_the_saved_values(live, family):
 
 
 def loaded_mlp_width(family):
-    # BERT's `mlp` is the second dense layer, Bloom's the last linear of the MLP: both enter with the inner width.
+    # BERT's `mlp` is the second dense layer, Bloom's the last linear of the MLP: both enter with
+    # the inner width.
     return {"bert": 48, "bloom": 4 * tiny.WIDTH}.get(family, tiny.WIDTH)
 
 
@@ -87,7 +95,9 @@ def test_a_folder_without_a_config_points_to_one_below(tmp_path):
     tiny.save("vit", tmp_path / "run")
     with pytest.raises(DataError, match=r"holds no config.json") as raised:
         load_model(str(tmp_path))
-    assert raised.value.hint == f"did you mean {tmp_path / 'run'}?" and raised.value.exit_status == 3
+    assert (
+        raised.value.hint == f"did you mean {tmp_path / 'run'}?" and raised.value.exit_status == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "absent.gguf", "~/absent"])
@@ -101,7 +111,10 @@ def test_a_hub_id_that_is_not_cached_says_that_offline_mode_is_on(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingError, match=r"model nobody/nothing is not in the local cache, and offline mode is on") as raised:
+    with pytest.raises(
+        MissingError,
+        match=r"model nobody/nothing is not in the local cache, and offline mode is on",
+    ) as raised:
         load_model("nobody/nothing")
     assert "unset HF_HUB_OFFLINE" in raised.value.hint and raised.value.exit_status == 4
 
@@ -111,35 +124,58 @@ def test_a_gated_model_says_whether_a_token_is_set(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    error = not_found("model", "big/model", OSError("You are trying to access a gated repo.\nMake sure to have access"))
-    assert "gated" in str(error) and "no token is set" in str(error) and "hf auth login" in error.hint
+    error = not_found(
+        "model",
+        "big/model",
+        OSError("You are trying to access a gated repo.\nMake sure to have access"),
+    )
+    assert (
+        "gated" in str(error) and "no token is set" in str(error) and "hf auth login" in error.hint
+    )
 
 
 def test_an_unreachable_hub_is_told_from_a_wrong_id(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    unreachable = not_found("model", "big/model", OSError("We couldn't connect to 'https://huggingface.co' to load the files"))
-    wrong = not_found("model", "big/modle", OSError("big/modle is not a local folder and is not a valid model identifier"))
-    assert "the hub cannot be reached (offline mode is off)" in str(unreachable) and "network" in unreachable.hint
+    unreachable = not_found(
+        "model",
+        "big/model",
+        OSError("We couldn't connect to 'https://huggingface.co' to load the files"),
+    )
+    wrong = not_found(
+        "model",
+        "big/modle",
+        OSError("big/modle is not a local folder and is not a valid model identifier"),
+    )
+    assert (
+        "the hub cannot be reached (offline mode is off)" in str(unreachable)
+        and "network" in unreachable.hint
+    )
     assert str(wrong).startswith("model big/modle was not found")
 
 
 def test_importing_the_parts_loads_neither_transformers_nor_datasets():
     code = (
-        "import sys; from saekit.harvesting import hooks, inputs, models, sources\n"
-        "print([name for name in ('transformers', 'datasets', 'sklearn', 'PIL') if name in sys.modules])"
+        "import sys; from saekit.harvesting import hooks, inputs, models, sources\nprint([name for"
+        " name in ('transformers', 'datasets', 'sklearn', 'PIL') if name in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.parametrize("family", ["vit", "clip", "siglip"])
 def test_the_processors_own_pil_edition_is_taken_where_there_is_one(tmp_path, family):
-    """transformers 5.17 gives no AutoImageProcessor without torchvision; the class that the settings name is found."""
+    """transformers 5.17 gives no AutoImageProcessor without torchvision; the class that the
+    settings name is found."""
     processor, notes = pil_processor(tiny.save(family, tmp_path))
-    assert type(processor).__name__ == tiny.PROCESSORS.get(family, "ViTImageProcessor") + "Pil" and notes == ()
+    assert (
+        type(processor).__name__ == tiny.PROCESSORS.get(family, "ViTImageProcessor") + "Pil"
+        and notes == ()
+    )
 
 
 def test_an_unknown_embedded_name_is_a_usage_error():
@@ -158,8 +194,10 @@ def test_a_model_of_sound_is_refused(tmp_path):
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     Wav2Vec2Model(
-        Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,),
-                       conv_stride=(2,), conv_kernel=(3,), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+        Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, conv_dim=(8,),
+                       conv_stride=(2,), conv_kernel=(3,), num_conv_pos_embeddings=4,
+                       num_conv_pos_embedding_groups=2)
     ).save_pretrained(tmp_path)  # fmt: skip
     with pytest.raises(DataError, match=r"takes neither text nor images"):
         load_model(str(tmp_path))
@@ -176,11 +214,28 @@ def test_an_encoder_decoder_runs_its_encoder_only(tmp_path):
     from transformers import T5Config, T5Model
 
     torch.manual_seed(0)
-    model = T5Model(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=3, num_heads=2, vocab_size=tiny.VOCAB))
+    model = T5Model(
+        T5Config(
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_decoder_layers=3,
+            num_heads=2,
+            vocab_size=tiny.VOCAB,
+        )
+    )
     model.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
     assert loaded.tower == "encoder" and loaded.blocks == 2 and loaded.kind == "text_encoder"
-    with torch.no_grad(), capture(loaded, ["blocks.0", "blocks.1:in", "blocks.0.attn", "blocks.0.mlp", "blocks.0:in"]) as states:
+    with (
+        torch.no_grad(),
+        capture(
+            loaded, ["blocks.0", "blocks.1:in", "blocks.0.attn", "blocks.0.mlp", "blocks.0:in"]
+        ) as states,
+    ):
         loaded.forward({"input_ids": tiny.ids()})
-    torch.testing.assert_close(states["blocks.0"], states["blocks.0:in"] + states["blocks.0.attn"] + states["blocks.0.mlp"])
+    torch.testing.assert_close(
+        states["blocks.0"], states["blocks.0:in"] + states["blocks.0.attn"] + states["blocks.0.mlp"]
+    )
     torch.testing.assert_close(states["blocks.0"], states["blocks.1:in"])

@@ -26,23 +26,31 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
     return file.getvalue()
 
 
-# orientation -> where the stored top left corner is seen, (row, column) of the upright picture, and its size (w, h); EXIF 2.3, table 6
-UPRIGHT = {1: (0, 0, (6, 4)), 2: (0, 5, (6, 4)), 3: (3, 5, (6, 4)), 4: (3, 0, (6, 4)), 5: (0, 0, (4, 6)), 6: (0, 3, (4, 6)),
+# orientation -> where the stored top left corner is seen, (row, column) of the upright picture, and
+# its size (w, h); EXIF 2.3, table 6
+UPRIGHT = {1: (0, 0, (6, 4)), 2: (0, 5, (6, 4)), 3: (3, 5, (6, 4)), 4: (3, 0, (6, 4)), 5: (0, 0,
+(4, 6)), 6: (0, 3, (4, 6)),
            7: (5, 3, (4, 6)), 8: (5, 0, (4, 6))}  # fmt: skip
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-def test_every_orientation_comes_upright_from_a_folder_and_from_a_table(tmp_path, form, orientation):
+def test_every_orientation_comes_upright_from_a_folder_and_from_a_table(
+    tmp_path, form, orientation
+):
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
 
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(CORNER), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    data = encoded(
+        Image.fromarray(CORNER), form, exif=exif, **({"lossless": True} if form == "WEBP" else {})
+    )
     (tmp_path / "im").mkdir()
     (tmp_path / "im" / f"a.{form.lower()}").write_bytes(data)
-    table = Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features=Features({"image": ImageFeature()}))
+    table = Dataset.from_dict(
+        {"image": [{"bytes": data, "path": None}]}, features=Features({"image": ImageFeature()})
+    )
     table.to_parquet(tmp_path / "t.parquet")
     row, column, size = UPRIGHT[orientation]
     for source in ("im", "t.parquet"):
@@ -64,7 +72,9 @@ def test_raw_pixels_keep_refusing_sixteen_bits_from_a_table(tmp_path):
     from datasets import Image as ImageFeature
 
     data = encoded(Image.fromarray(np.full((2, 2), 40_000, np.uint16)), "PNG")
-    table = Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features=Features({"image": ImageFeature()}))
+    table = Dataset.from_dict(
+        {"image": [{"bytes": data, "path": None}]}, features=Features({"image": ImageFeature()})
+    )
     table.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"image 0 has mode I;16"):
         saekit.harvest("raw:pixels", str(tmp_path / "t.parquet"), tmp_path / "s")
@@ -72,11 +82,21 @@ def test_raw_pixels_keep_refusing_sixteen_bits_from_a_table(tmp_path):
 
 def test_modes_whose_values_cannot_be_eight_bits_are_refused_by_name(tmp_path):
     Image.fromarray(np.array([[0.5, 1e5]], np.float32)).save(tmp_path / "deep.tif")
-    with pytest.raises(DataError, match=r"image .*deep\.tif has mode F: its values do not fit 0 to 255"):
+    with pytest.raises(
+        DataError, match=r"image .*deep\.tif has mode F: its values do not fit 0 to 255"
+    ):
         read_picture(tmp_path / "deep.tif")
 
 
-@pytest.mark.parametrize("mode,colour", [("P", (51, 102, 204)), ("CMYK", (51, 102, 204)), ("RGBA", (51, 102, 204)), ("1", (255, 255, 255))])
+@pytest.mark.parametrize(
+    "mode,colour",
+    [
+        ("P", (51, 102, 204)),
+        ("CMYK", (51, 102, 204)),
+        ("RGBA", (51, 102, 204)),
+        ("1", (255, 255, 255)),
+    ],
+)
 def test_other_modes_give_their_colours(mode, colour):
     image = Image.new("RGB", (3, 2), colour).convert(mode)
     pixel = read_picture(encoded(image, "TIFF"), "x").convert("RGB").getpixel((1, 1))
@@ -95,15 +115,26 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png(width: int, height: int, rows: bytes) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
     "data,words",
     [
         (png(30_000, 30_000, b""), r"is too large a picture: Image size \(900000000 pixels\)"),
-        (png(9_000, 9_000, bytes(9_000 * 1126)), r"is too large a picture: 81,000,000 pixels, almost all alike"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n", r"cannot be read as an image"),
+        (
+            png(9_000, 9_000, bytes(9_000 * 1126)),
+            r"is too large a picture: 81,000,000 pixels, almost all alike",
+        ),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",
+            r"cannot be read as an image",
+        ),
         (b"BM" + b"\xff" * 60, r"cannot be read as an image"),
         (b"", r"cannot be read as an image"),
         (b"P5 two 4 255\n", r"cannot be read as an image"),
@@ -136,7 +167,9 @@ def test_mutated_pictures_end_in_user_errors():
         data = bytearray(rng.choice(whole))
         for _ in range(rng.choice([1, 2, 6])):
             at = rng.randrange(len(data))
-            data[at : at + rng.choice([1, 4])] = rng.choice([b"\xff\xff\xff\x7f", b"\0", b"", b"\x80"])
+            data[at : at + rng.choice([1, 4])] = rng.choice(
+                [b"\xff\xff\xff\x7f", b"\0", b"", b"\x80"]
+            )
         try:
             read_picture(bytes(data), "x").convert("RGB")
         except SaekitError:

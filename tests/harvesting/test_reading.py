@@ -1,4 +1,5 @@
-"""Damaged folders end in a user's error with the file, the cause and a next step; what saekit itself does wrong stays a bug."""
+"""Damaged folders end in a user's error with the file, the cause and a next step; what saekit
+itself does wrong stays a bug."""
 
 from __future__ import annotations
 
@@ -32,15 +33,24 @@ def refusal(folder) -> SaekitError:
     with pytest.raises(SaekitError) as raised:
         loaded = load_model(str(folder))
         _ = loaded.tokenizer if loaded.modality == "text" else None
-    assert raised.value.exit_status in (3, 4) and raised.value.hint and "bug" not in str(raised.value)
+    assert (
+        raised.value.exit_status in (3, 4) and raised.value.hint and "bug" not in str(raised.value)
+    )
     return raised.value
 
 
 @pytest.mark.parametrize(
     ("family", "file"),
-    [("bert", "model.safetensors"), ("bert", "config.json"), ("llama", "tokenizer.json"), ("vit", "preprocessor_config.json")],
+    [
+        ("bert", "model.safetensors"),
+        ("bert", "config.json"),
+        ("llama", "tokenizer.json"),
+        ("vit", "preprocessor_config.json"),
+    ],
 )
-@pytest.mark.parametrize(("content", "said"), [(POINTER, "git-lfs pointer"), (b"", "empty"), (b"\x00\xff{", "")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(POINTER, "git-lfs pointer"), (b"", "empty"), (b"\x00\xff{", "")]
+)
 def test_what_stands_in_the_place_of_a_file_is_named(folders, family, file, content, said):
     folder = folders(family)
     (folder / file).write_bytes(content)
@@ -67,7 +77,14 @@ def test_half_a_bin_file(folders):
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "[7]", "{}", '{"model_type": "bert", "num_attention_heads": 0}', '{"model_type": "gpt2", "n_embd": "wide"}']
+    "text",
+    [
+        "null",
+        "[7]",
+        "{}",
+        '{"model_type": "bert", "num_attention_heads": 0}',
+        '{"model_type": "gpt2", "n_embd": "wide"}',
+    ],
 )
 def test_a_config_that_is_no_config(folders, text):
     folder = folders("bert")
@@ -104,10 +121,13 @@ def test_weights_and_processors_that_are_missing(folders):
     assert isinstance(refusal(folder), MissingError)
     folder = folders("vit")
     (folder / "preprocessor_config.json").unlink()
-    assert isinstance(refusal(folder), MissingError) and "no image processor" in str(refusal(folder))
+    assert isinstance(refusal(folder), MissingError) and "no image processor" in str(
+        refusal(folder)
+    )
 
 
-@pytest.mark.parametrize("settings", [{"image_mean": [0.5]}, {"size": {"height": 0, "width": 4}}, {"image_processor_type": "OwnProcessor"},
+@pytest.mark.parametrize("settings", [{"image_mean": [0.5]}, {"size": {"height": 0, "width": 4}},
+    {"image_processor_type": "OwnProcessor"},
                                       {"image_processor_type": 8}])  # fmt: skip
 def test_processors_with_odd_settings(folders, settings):
     folder = folders("vit")
@@ -124,7 +144,10 @@ def test_a_processor_of_another_size_names_both(folders):
         path.write_text(json.dumps(json.loads(path.read_text()) | size))
         if family == "vit":  # it takes one size
             error = refusal(folder)
-            assert "gives 20x24 pixels, the model takes 16x16" in str(error) and '{"height": 16, "width": 16}' in error.hint
+            assert (
+                "gives 20x24 pixels, the model takes 16x16" in str(error)
+                and '{"height": 16, "width": 16}' in error.hint
+            )
         else:  # it interpolates its positions
             assert load_model(str(folder)).image_tokens.grid == (5, 6)
 
@@ -143,7 +166,9 @@ def test_what_fails_in_a_line_of_saekit_stays_a_bug():
     with pytest.raises(ZeroDivisionError), forward_pass("a model", {}):
         exec(line)
     with (
-        pytest.raises(DataError, match="a model fails in its forward pass on x 2x3: ZeroDivisionError"),
+        pytest.raises(
+            DataError, match="a model fails in its forward pass on x 2x3: ZeroDivisionError"
+        ),
         forward_pass("a model", {"x": torch.ones(2, 3)}),
     ):
         exec(compile("1 / 0", "modeling_of_someone.py", "exec"))
@@ -153,7 +178,8 @@ def test_models_of_text_and_images_are_refused_before_they_load(tmp_path):
     import transformers
 
     parts = dict(
-        vision_config=dict(tiny.IMAGE, model_type="siglip_vision_model"), text_config=dict(tiny.SHAPE, model_type="qwen2", vocab_size=20)
+        vision_config=dict(tiny.IMAGE, model_type="siglip_vision_model"),
+        text_config=dict(tiny.SHAPE, model_type="qwen2", vocab_size=20),
     )
     transformers.LlavaConfig(**parts, image_token_index=3).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="reads text and images in one sequence") as raised:
@@ -167,25 +193,40 @@ def test_the_hint_for_such_a_model_works_when_typed(tmp_path):
     import transformers
 
     parts = dict(
-        vision_config=dict(tiny.IMAGE, model_type="clip_vision_model"), text_config=dict(tiny.SHAPE, model_type="llama", vocab_size=20)
+        vision_config=dict(tiny.IMAGE, model_type="clip_vision_model"),
+        text_config=dict(tiny.SHAPE, model_type="llama", vocab_size=20),
     )
-    transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**parts, image_token_index=3)).save_pretrained(tmp_path / "both")
+    transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(**parts, image_token_index=3)
+    ).save_pretrained(tmp_path / "both")
     tiny.tokenizer().save_pretrained(tmp_path / "both")
     with pytest.raises(DataError) as raised:
         load_model(str(tmp_path / "both"))
-    command = raised.value.hint.removeprefix("save only its language model: python").partition(", then")[0]
-    subprocess.run(f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True, capture_output=True)
+    command = raised.value.hint.removeprefix("save only its language model: python").partition(
+        ", then"
+    )[0]
+    subprocess.run(
+        f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True, capture_output=True
+    )
     alone = load_model(str(tmp_path / "text-model"))
-    assert alone.kind == "causal_lm" and not alone.has_head and alone.blocks == tiny.LAYERS and alone.tokenizer.bos_token == "<s>"
+    assert (
+        alone.kind == "causal_lm"
+        and not alone.has_head
+        and alone.blocks == tiny.LAYERS
+        and alone.tokenizer.bos_token == "<s>"
+    )
 
 
 def test_mutated_folders_load_or_end_in_a_users_error(folders):
-    """Seeded: values of the JSON files replaced or removed, bytes of any file changed, ends cut off."""
+    """Seeded: values of the JSON files replaced or removed, bytes of any file changed, ends cut
+    off."""
     random, odd = Random(0), [None, -1, 0, 2**40, 1e30, "x", [], {}, [1, 2], True]
     refused = 0
     for _ in range(60):
         folder = folders(random.choice(("llama", "bert", "vit")))
-        file = random.choice(sorted(each for each in folder.iterdir() if each.suffix in (".json", ".safetensors")))
+        file = random.choice(
+            sorted(each for each in folder.iterdir() if each.suffix in (".json", ".safetensors"))
+        )
         content = bytearray(file.read_bytes())
         if file.suffix == ".json" and random.random() < 0.7:
             settings = json.loads(content)
@@ -193,7 +234,9 @@ def test_mutated_folders_load_or_end_in_a_users_error(folders):
             content = json.dumps(settings).encode()
         else:
             content[random.randrange(min(len(content), 2000))] = random.randrange(256)
-            content = content[: random.randrange(len(content))] if random.random() < 0.3 else content
+            content = (
+                content[: random.randrange(len(content))] if random.random() < 0.3 else content
+            )
         file.write_bytes(content)
         try:
             loaded = load_model(str(folder))
@@ -202,12 +245,17 @@ def test_mutated_folders_load_or_end_in_a_users_error(folders):
                 check_context(loaded, 16, pack=False)
         except SaekitError as error:
             refused += 1
-            assert (error.exit_status in (3, 4) and str(folder) in str(error)) or "image processor" in str(error)
+            assert (
+                error.exit_status in (3, 4) and str(folder) in str(error)
+            ) or "image processor" in str(error)
         shutil.rmtree(folder)
     assert refused > 20
 
 
-@pytest.mark.parametrize(("family", "key"), [("llama", "vocab_size"), ("bert", "intermediate_size"), ("bert", "hidden_size")])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("llama", "vocab_size"), ("bert", "intermediate_size"), ("bert", "hidden_size")],
+)
 def test_a_config_of_a_few_bytes_takes_no_memory(folders, family, key):
     folder = folders(family)
     config = json.loads((folder / "config.json").read_text())
@@ -218,5 +266,7 @@ def test_a_config_of_a_few_bytes_takes_no_memory(folders, family, key):
 def test_a_processor_of_a_few_bytes_takes_no_memory(folders):
     folder = folders("vit")
     path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": 90_000, "width": 90_000}}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"size": {"height": 90_000, "width": 90_000}})
+    )
     assert "asks for 90000 pixels a side" in str(refusal(folder))

@@ -24,7 +24,8 @@ def test_paragraphs_of_a_text_file_are_its_documents(tmp_path):
     path.write_text("one\nstill one\n\n  \ntwo\n\n\n\nthree\n")
     data = open_data(str(path), modality="text")
     assert [(d.id, d.name, d.text.strip()) for d in by_id(data)] == [
-        (0, "notes.txt#0", "one\nstill one"), (1, "notes.txt#1", "two"), (2, "notes.txt#2", "three"),
+        (0, "notes.txt#0", "one\nstill one"), (1, "notes.txt#1", "two"), (2, "notes.txt#2",
+        "three"),
     ]  # fmt: skip
     assert data.name == str(path) and len(data) == 3
 
@@ -32,7 +33,10 @@ def test_paragraphs_of_a_text_file_are_its_documents(tmp_path):
 def test_listed_data_is_visited_in_an_order_that_the_seed_decides(tmp_path):
     path = tmp_path / "many.txt"
     path.write_text("\n\n".join(f"paragraph {i}" for i in range(50)))
-    orders = [[d.id for d in open_data(str(path), modality="text", seed=seed).documents()] for seed in (0, 0, 1)]
+    orders = [
+        [d.id for d in open_data(str(path), modality="text", seed=seed).documents()]
+        for seed in (0, 0, 1)
+    ]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(50)) != orders[0]
     late = [d.id for d in open_data(str(path), modality="text", seed=0).documents(start=47)]
@@ -48,7 +52,9 @@ def test_tables_are_streamed_in_file_order(tmp_path, suffix):
     import pandas
 
     path = tmp_path / f"table.{suffix}"
-    frame = pandas.DataFrame({"id": [5, 6, 7], "title": ["a", "b", "c"], "text": ["first", "second", "third"]})
+    frame = pandas.DataFrame(
+        {"id": [5, 6, 7], "title": ["a", "b", "c"], "text": ["first", "second", "third"]}
+    )
     if suffix == "jsonl":
         frame.to_json(path, orient="records", lines=True)
     else:
@@ -56,17 +62,30 @@ def test_tables_are_streamed_in_file_order(tmp_path, suffix):
     data = open_data(str(path), modality="text", seed=3)
     assert [(d.id, d.text) for d in data.documents()] == [(0, "first"), (1, "second"), (2, "third")]
     assert [(d.id, d.text) for d in data.documents(start=2)] == [(2, "third")]
-    assert [d.text for d in open_data(str(path), modality="text", column="title").documents()] == ["a", "b", "c"]
-    with pytest.raises(DataError, match=r"has no column titel; its columns are .*title, text") as raised:
+    assert [d.text for d in open_data(str(path), modality="text", column="title").documents()] == [
+        "a",
+        "b",
+        "c",
+    ]
+    with pytest.raises(
+        DataError, match=r"has no column titel; its columns are .*title, text"
+    ) as raised:
         open_data(str(path), modality="text", column="titel")
-    assert raised.value.hint == 'did you mean title? column="text"' and raised.value.exit_status == 3
+    assert (
+        raised.value.hint == 'did you mean title? column="text"' and raised.value.exit_status == 3
+    )
 
 
 def test_without_a_text_column_the_first_one_with_strings_is_taken(tmp_path):
     path = tmp_path / "table.jsonl"
-    path.write_text("\n".join(json.dumps({"n": i, "body": f"b{i}", "label": "x"}) for i in range(2)))
+    path.write_text(
+        "\n".join(json.dumps({"n": i, "body": f"b{i}", "label": "x"}) for i in range(2))
+    )
     data = open_data(str(path), modality="text")
-    assert data.column == "body" and [(d.text, d.label) for d in data.documents()] == [("b0", "x"), ("b1", "x")]
+    assert data.column == "body" and [(d.text, d.label) for d in data.documents()] == [
+        ("b0", "x"),
+        ("b1", "x"),
+    ]
 
 
 def test_a_table_without_text_is_refused(tmp_path):
@@ -102,7 +121,10 @@ def test_a_folder_of_texts_is_one_document_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("first\n\nstill first")
     (tmp_path / "ignored.bin").write_bytes(b"\0")
     data = open_data(str(tmp_path), modality="text")
-    assert [(d.name, d.text) for d in by_id(data)] == [("a.txt", "first\n\nstill first"), ("b/two.md", "second")]
+    assert [(d.name, d.text) for d in by_id(data)] == [
+        ("a.txt", "first\n\nstill first"),
+        ("b/two.md", "second"),
+    ]
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
@@ -134,7 +156,9 @@ def test_an_unreadable_image_is_named(tmp_path):
             data.image(name)
 
 
-@pytest.mark.parametrize("name", ["./absent", "absent.jsonl", "/no/such/folder", "absent/notes.txt"])
+@pytest.mark.parametrize(
+    "name", ["./absent", "absent.jsonl", "/no/such/folder", "absent/notes.txt"]
+)
 def test_missing_data_is_named(name):
     with pytest.raises(MissingError, match=r"there is no data at") as raised:
         open_data(name, modality="text")
@@ -143,7 +167,10 @@ def test_missing_data_is_named(name):
 
 def test_data_of_the_other_modality_is_refused(tmp_path):
     for name, modality in (("embedded:digits", "text"), ("embedded:pydocs", "image")):
-        with pytest.raises(DataError, match=rf"holds {'text' if modality == 'image' else 'image'}s, not {modality}s"):
+        with pytest.raises(
+            DataError,
+            match=rf"holds {'text' if modality == 'image' else 'image'}s, not {modality}s",
+        ):
             open_data(name, modality=modality)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(DataError, match=r"holds no image files"):
@@ -162,17 +189,25 @@ def test_a_hub_name_goes_through_datasets_with_its_split(tmp_path):
     Dataset.from_dict({"text": ["a", "b"]}).to_parquet(folder / "train.parquet")
     Dataset.from_dict({"text": ["c"]}).to_parquet(folder / "test.parquet")
     data = open_data(f"{folder}:test", modality="text")
-    assert [d.text for d in data.documents()] == ["c"] and len(data.digest()) == 16 and data.name == f"{folder}:test"
+    assert (
+        [d.text for d in data.documents()] == ["c"]
+        and len(data.digest()) == 16
+        and data.name == f"{folder}:test"
+    )
     with pytest.raises(DataError, match=r"no_such"):
         open_data(f"{folder}:no_such", modality="text")
 
     images = tmp_path / "pictures.parquet"
     arrays = [Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)) for value in (1, 2)]
     Dataset.from_dict(
-        {"image": arrays, "label": ["x", "y"]}, features=Features({"image": ImageFeature(), "label": Value("string")})
+        {"image": arrays, "label": ["x", "y"]},
+        features=Features({"image": ImageFeature(), "label": Value("string")}),
     ).to_parquet(images)
     data = open_data(str(images), modality="image")
-    assert [(d.image.getpixel((0, 0)), d.label) for d in data.documents()] == [((1, 1, 1), "x"), ((2, 2, 2), "y")]
+    assert [(d.image.getpixel((0, 0)), d.label) for d in data.documents()] == [
+        ((1, 1, 1), "x"),
+        ((2, 2, 2), "y"),
+    ]
     assert data.image("1").getpixel((0, 0)) == (2, 2, 2)
 
 
@@ -182,7 +217,10 @@ def test_a_hub_dataset_that_is_not_cached_says_that_offline_mode_is_on(monkeypat
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingError, match=r"dataset nobody/nothing is not in the local cache, and offline mode is on"):
+    with pytest.raises(
+        MissingError,
+        match=r"dataset nobody/nothing is not in the local cache, and offline mode is on",
+    ):
         open_data("nobody/nothing:train", modality="text")
 
 

@@ -1,9 +1,11 @@
-"""Explorer pages on disk, and a browser to open them in: Chromium driven through its own protocol over a pipe.
+"""Explorer pages on disk, and a browser to open them in: Chromium driven through its own protocol
+over a pipe.
 
 Standard library only, no driver program, no open port.
 
-`--remote-debugging-pipe` reads JSON messages from descriptor 3 and writes them to 4, each ended by a zero byte. Console messages,
-uncaught errors, policy violations and the address of every request are kept as they arrive, for the tests to look at.
+`--remote-debugging-pipe` reads JSON messages from descriptor 3 and writes them to 4, each ended by
+a zero byte. Console messages, uncaught errors, policy violations and the address of every request
+are kept as they arrive, for the tests to look at.
 """
 
 from __future__ import annotations
@@ -22,13 +24,25 @@ from typing import Any
 
 import pytest
 
-BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BINARY = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--remote-debugging-pipe",
 )  # fmt: skip
 ANSWER_SECONDS = 60
-KEY_CODES = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Enter": 13, "Escape": 27, "Tab": 9}
+KEY_CODES = {
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Enter": 13,
+    "Escape": 27,
+    "Tab": 9,
+}
 
 
 class PageError(AssertionError):
@@ -40,12 +54,16 @@ class Browser:
 
     def __init__(self) -> None:
         self.profile = tempfile.mkdtemp(prefix="saekit-chromium-")
-        self.pid, self.reads, self.writes = _spawn([BINARY, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"])
+        self.pid, self.reads, self.writes = _spawn(
+            [BINARY, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
+        )
         self.last_id, self.buffer, self.session = 0, b"", None
         self.problems: list[str] = []
         self.requests: list[str] = []
         target = next(t for t in self._targets() if t["type"] == "page")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Runtime", "Page", "Network", "Log"):
             self.call(f"{domain}.enable")
 
@@ -87,7 +105,11 @@ class Browser:
     def _note(self, event: str | None, params: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(params["exceptionDetails"])[:500])
-        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+        elif event == "Runtime.consoleAPICalled" and params["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.problems.append(json.dumps(params["args"])[:500])
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
@@ -96,16 +118,20 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of an expression; promises are awaited."""
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in answer:
             raise PageError(json.dumps(answer["exceptionDetails"])[:1000])
         return answer["result"].get("value")
 
     def open(self, url: str) -> float:
-        """Load a page of the explorer and wait until it has drawn itself; returns the seconds this took."""
+        """Load a page of the explorer and wait until it has drawn itself; returns the seconds this
+        took."""
         self.problems.clear()
         self.requests.clear()
-        self.call("Page.navigate", url="about:blank")  # a change of the hash alone would load nothing
+        # a change of the hash alone would load nothing
+        self.call("Page.navigate", url="about:blank")
         started = time.perf_counter()
         self.call("Page.navigate", url=url)
         self.wait("document.documentElement?.dataset.ready === 'yes'")
@@ -134,7 +160,10 @@ class Browser:
             " return [b.x + b.width / 2, b.y + b.height / 2]; })"
         )
         x, y = self.evaluate(f"{middle}(document.querySelector({json.dumps(selector)}))")
-        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # its scroll event is past
+        # its scroll event is past
+        self.evaluate(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
         return x, y
 
     def hover(self, selector: str) -> None:
@@ -148,12 +177,22 @@ class Browser:
 
     def view(self, width: int, height: int, dark: bool = False) -> None:
         """Set window size and colour scheme."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         scheme = "dark" if dark else "light"
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
 
     def close(self) -> None:
-        """End the browser and its children (one process group of our own), and remove the profile."""
+        """End the browser and its children (one process group of our own), and remove the
+        profile."""
         with contextlib.suppress(PageError, OSError):
             self.session = None
             self.call("Browser.close")
@@ -166,11 +205,16 @@ class Browser:
 
 
 def _spawn(command: list[str]) -> tuple[int, int, int]:
-    """(process id, descriptor to read from, descriptor to write to). Pipe ends are moved clear of 3 and 4, which are then set."""
+    """(process id, descriptor to read from, descriptor to write to). Pipe ends are moved clear of 3
+    and 4, which are then set."""
     clear = lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16)
     child_reads, writes = os.pipe()
     reads, child_writes = os.pipe()
-    high_reads, high_writes, null = clear(child_reads), clear(child_writes), clear(os.open(os.devnull, os.O_RDWR))
+    high_reads, high_writes, null = (
+        clear(child_reads),
+        clear(child_writes),
+        clear(os.open(os.devnull, os.O_RDWR)),
+    )
     actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
     actions += [(os.POSIX_SPAWN_DUP2, high_reads, 3), (os.POSIX_SPAWN_DUP2, high_writes, 4)]
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setpgroup=0)

@@ -1,7 +1,8 @@
 """Records for the page tests: features that behave as trained ones do, made without a model.
 
-A text feature fires on the tokens that a regular expression finds, in documents put together from a few sentences; an image
-feature fires on the bright patches of scikit-learn's 8 x 8 digits. Values depend on the place only: every run sees the same.
+A text feature fires on the tokens that a regular expression finds, in documents put together from a
+few sentences; an image feature fires on the bright patches of scikit-learn's 8 x 8 digits. Values
+depend on the place only: every run sees the same.
 """
 
 from __future__ import annotations
@@ -55,12 +56,24 @@ CONCEPTS = (
     ("kitchen", r" ?(flour|salt|butter|cups|stir)"),
     ("stone and water", r" ?(stone|river|sea|bridge|mill)"),
 )
-HOSTILE = ("</script><b>bold</b>", "<!--", "<img src=x onerror=alert(1)>", '"', "'", "\n", "\t", "\u202edesrever",
+HOSTILE = ("</script><b>bold</b>", "<!--", "<img src=x onerror=alert(1)>", '"', "'", "\n", "\t",
+"\u202edesrever",
            "over\u202eride\n", "\u200b", "  ", "", "\\u003c",
            "🙂", "שלום", "\ud800", "{{title}}", "]]>", "&lt;", " x" * 40)  # fmt: skip
 
 
-FILLER = (" suggestively", "ünd", " Notwithstanding", "://", " aforementioned", "\t\t", " ,[", " wherein", "illon", " thereby")
+FILLER = (
+    " suggestively",
+    "ünd",
+    " Notwithstanding",
+    "://",
+    " aforementioned",
+    "\t\t",
+    " ,[",
+    " wherein",
+    "illon",
+    " thereby",
+)
 
 
 def chance(*key: object) -> float:
@@ -70,7 +83,10 @@ def chance(*key: object) -> float:
 
 def documents(n: int = 240) -> list[list[str]]:
     """Documents of four sentences, as tokens with their leading spaces."""
-    chosen = ([SENTENCES[int(chance("sentence", d, s) * len(SENTENCES))] for s in range(4)] for d in range(n))
+    chosen = (
+        [SENTENCES[int(chance("sentence", d, s) * len(SENTENCES))] for s in range(4)]
+        for d in range(n)
+    )
     return [re.findall(r"\n *| ?\w+|\s| ?[^\w\s]", " ".join(sentences)) for sentences in chosen]
 
 
@@ -85,7 +101,10 @@ def histogram(maximum: float, total: int) -> dict[str, list[float]]:
 def bands(counted: dict[str, list[float]]) -> list[dict[str, float]]:
     """Five bands of ten bins each."""
     edges, counts, each = counted["edges"], counted["counts"], BINS // 5
-    return [{"low": edges[i], "high": edges[i + each], "rows": sum(counts[i : i + each])} for i in range(0, BINS, each)]
+    return [
+        {"low": edges[i], "high": edges[i + each], "rows": sum(counts[i : i + each])}
+        for i in range(0, BINS, each)
+    ]
 
 
 def shape_of(latent: int) -> tuple[int, float]:
@@ -97,7 +116,12 @@ def shape_of(latent: int) -> tuple[int, float]:
 def text_record(latent: int, docs: list[list[str]], latents: int) -> FeatureRecord:
     label, pattern = CONCEPTS[latent % len(CONCEPTS)]
     active, maximum = shape_of(latent)
-    hits = [(d, t) for d, doc in enumerate(docs) for t, token in enumerate(doc) if re.fullmatch(pattern, token)]
+    hits = [
+        (d, t)
+        for d, doc in enumerate(docs)
+        for t, token in enumerate(doc)
+        if re.fullmatch(pattern, token)
+    ]
     value = lambda d, t: maximum * (0.05 + 0.95 * chance(latent, d, t))
     ranked = sorted(hits, key=lambda at: -value(*at))
     ceiling = value(*ranked[0])
@@ -106,26 +130,36 @@ def text_record(latent: int, docs: list[list[str]], latents: int) -> FeatureReco
     for band in range(5):
         inside = [at for at in ranked if min(4, int(scaled[at] / maximum * 5)) == band]
         examples += [window("interval", band, at, docs, scaled) for at in inside[:5]]
-    neighbours = [{"index": (latent * 7 + 13 * i + 1) % latents, "cosine": round(0.71 * 0.86**i, 5)} for i in range(8)]
+    neighbours = [
+        {"index": (latent * 7 + 13 * i + 1) % latents, "cosine": round(0.71 * 0.86**i, 5)}
+        for i in range(8)
+    ]
     tokens = sorted({docs[d][t] for d, t in ranked[:40]})[:10]
     return FeatureRecord(
-        index=latent, density=active / ROWS, active_rows=active, max=maximum, histogram=histogram(maximum, active),
+        index=latent, density=active / ROWS, active_rows=active, max=maximum,
+        histogram=histogram(maximum, active),
         bands=bands(histogram(maximum, active)), examples=examples, neighbours=neighbours,
-        coactivation=[{"index": n["index"] + 1, "jaccard": n["cosine"] / 3} for n in neighbours[:5]],
+        coactivation=[{"index": n["index"] + 1,
+        "jaccard": n["cosine"] / 3} for n in neighbours[:5]],
         logits={
-            "top": [{"token": t, "value": 1.9 - 0.11 * i} for i, t in enumerate([*tokens, *FILLER][:10])],
+            "top": [{"token": t, "value": 1.9 - 0.11 * i} for i, t in enumerate([*tokens,
+            *FILLER][:10])],
             "bottom": [{"token": t, "value": -1.3 + 0.07 * i} for i, t in enumerate(FILLER)],
         },
         label=label if latent % 3 == 0 else None,
     )  # fmt: skip
 
 
-def window(group: str, band: int | None, at: tuple[int, int], docs: list[list[str]], values: dict) -> Example:
+def window(
+    group: str, band: int | None, at: tuple[int, int], docs: list[list[str]], values: dict
+) -> Example:
     d, t = at
     first, last = max(0, t - WINDOW), min(len(docs[d]), t + WINDOW + 1)
     return Example(
-        group=group, act=values[at], doc_id=d, example_id=d, position=t, interval=band, source=f"stories-{d:03d}.txt",
-        tokens=docs[d][first:last], values=[values.get((d, i), 0.0) for i in range(first, last)], centre=t - first,
+        group=group, act=values[at], doc_id=d, example_id=d, position=t, interval=band,
+        source=f"stories-{d:03d}.txt",
+        tokens=docs[d][first:last], values=[values.get((d, i), 0.0) for i in range(first, last)],
+        centre=t - first,
     )  # fmt: skip
 
 
@@ -143,25 +177,42 @@ def hostile_record(latent: int) -> FeatureRecord:
     """Every string that could break a page, in every place that holds a string."""
     values = [float(i) for i in range(len(HOSTILE))]
     examples = [
-        Example("top", values[-1], 0, 0, 100, values, source=text, tokens=list(HOSTILE), centre=place, label=text)
+        Example(
+            "top",
+            values[-1],
+            0,
+            0,
+            100,
+            values,
+            source=text,
+            tokens=list(HOSTILE),
+            centre=place,
+            label=text,
+        )
         for place, text in enumerate(HOSTILE)
     ]
     entries = [{"token": text, "value": 1.0} for text in HOSTILE]
     return FeatureRecord(
-        index=latent, density=0.5, active_rows=ROWS // 2, max=values[-1], histogram=histogram(values[-1], ROWS // 2),
+        index=latent, density=0.5, active_rows=ROWS // 2, max=values[-1],
+        histogram=histogram(values[-1], ROWS // 2),
         examples=examples, logits={"top": entries, "bottom": entries}, label=HOSTILE[0],
     )  # fmt: skip
 
 
-def text_meta(latents: int, paged: list[int] | None = None, title: str = "SmolLM2-135M · blocks.9 · topk k=32") -> PageMeta:
+def text_meta(
+    latents: int, paged: list[int] | None = None, title: str = "SmolLM2-135M · blocks.9 · topk k=32"
+) -> PageMeta:
     """A list in which one latent in twelve is dead, unless it has a record."""
     dead = lambda j: chance("dead", j) < 1 / 12 and j not in (paged or ())
     shapes = [(0, 0.0) if dead(j) else shape_of(j) for j in range(latents)]
     return PageMeta(
         title=title, modality="text", model="HuggingFaceTB/SmolLM2-135M", hook="model.layers.9",
-        dataset="roneneldan/TinyStories:train", checkpoint="runs/smollm2-topk", d_in=576, latents=latents, rows=ROWS,
-        sparsity="topk k=32", density=[active / ROWS for active, _ in shapes], max=[maximum for _, maximum in shapes],
-        metrics={"fvu": 0.1483, "mse": 71.2, "cosine": 0.9231, "l0": 32.0, "dead": 0.0812, "loss_recovered": None},
+        dataset="roneneldan/TinyStories:train", checkpoint="runs/smollm2-topk", d_in=576,
+        latents=latents, rows=ROWS,
+        sparsity="topk k=32", density=[active / ROWS for active, _ in shapes], max=[maximum for _,
+        maximum in shapes],
+        metrics={"fvu": 0.1483, "mse": 71.2, "cosine": 0.9231, "l0": 32.0, "dead": 0.0812,
+        "loss_recovered": None},
         notes=["Interval examples are at most five a band."],
     )  # fmt: skip
 
@@ -181,25 +232,35 @@ def digit_images(n: int = 400) -> tuple[dict[str, bytes], list[str], np.ndarray,
     return dict(zip(keys, encoded)), keys, pixels, labels
 
 
-def image_records(n: int, keys: list[str], pixels: np.ndarray, labels: np.ndarray) -> list[FeatureRecord]:
+def image_records(
+    n: int, keys: list[str], pixels: np.ndarray, labels: np.ndarray
+) -> list[FeatureRecord]:
     """A feature looks for one stroke of 2 x 2 pixels, in digits of one kind first."""
     records = []
     for latent in range(n):
-        stroke = np.array([[chance("stroke", latent, r, c) - 0.3 for c in range(2)] for r in range(2)])
+        stroke = np.array(
+            [[chance("stroke", latent, r, c) - 0.3 for c in range(2)] for r in range(2)]
+        )
         patches = pixels.reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
-        match = (patches * stroke).sum((3, 4)) * np.where(labels == latent % 10, 1.6, 1.0)[:, None, None]
+        match = (patches * stroke).sum((3, 4)) * np.where(labels == latent % 10, 1.6, 1.0)[
+            :, None, None
+        ]
         threshold = np.quantile(match, 0.8 + 0.19 * chance("density", latent))
         grids = np.maximum(match - threshold, 0).reshape(-1, 16) * (4 + 5 * chance("max", latent))
         records.append(image_record(latent, grids, keys, labels, n))
     return records
 
 
-def image_record(latent: int, grids: np.ndarray, keys: list[str], labels: np.ndarray, latents: int) -> FeatureRecord:
+def image_record(
+    latent: int, grids: np.ndarray, keys: list[str], labels: np.ndarray, latents: int
+) -> FeatureRecord:
     best, maximum = grids.max(1), float(grids.max())
     ranked = np.argsort(-best, kind="stable")
     pick = lambda group, band, i: Example(
-        group=group, act=float(best[i]), doc_id=int(i), example_id=int(i), position=int(grids[i].argmax()), interval=band,
-        values=grids[i].tolist(), grid=(4, 4), image=keys[i], label=str(labels[i]), source=f"digits/{i:04d}",
+        group=group, act=float(best[i]), doc_id=int(i), example_id=int(i),
+        position=int(grids[i].argmax()), interval=band,
+        values=grids[i].tolist(), grid=(4, 4), image=keys[i], label=str(labels[i]),
+        source=f"digits/{i:04d}",
     )  # fmt: skip
     examples = [pick("top", None, i) for i in ranked[:24] if best[i] > 0]
     for band in range(5):
@@ -208,17 +269,21 @@ def image_record(latent: int, grids: np.ndarray, keys: list[str], labels: np.nda
     positive = grids[grids > 0]
     counts, edges = np.histogram(positive, bins=BINS, range=(0, maximum or 1.0))
     return FeatureRecord(
-        index=latent, density=positive.size / grids.size, active_rows=int(positive.size), max=maximum, examples=examples,
+        index=latent, density=positive.size / grids.size, active_rows=int(positive.size),
+        max=maximum, examples=examples,
         histogram={"edges": edges.tolist(), "counts": counts.astype(float).tolist()},
-        neighbours=[{"index": (latent + i + 1) % latents, "cosine": 0.8 - 0.09 * i} for i in range(8)],
+        neighbours=[{"index": (latent + i + 1) % latents,
+        "cosine": 0.8 - 0.09 * i} for i in range(8)],
     )  # fmt: skip
 
 
 def image_meta(records: list[FeatureRecord], latents: int, rows: int) -> PageMeta:
     by_index = {record.index: record for record in records}
     return PageMeta(
-        title="digits ViT · blocks.3 · topk k=8", modality="image", model="embedded:digits_vit", hook="blocks.3",
-        dataset="embedded:digits", checkpoint="runs/digits", d_in=32, latents=latents, rows=rows, sparsity="topk k=8",
+        title="digits ViT · blocks.3 · topk k=8", modality="image", model="embedded:digits_vit",
+        hook="blocks.3",
+        dataset="embedded:digits", checkpoint="runs/digits", d_in=32, latents=latents, rows=rows,
+        sparsity="topk k=8",
         density=[by_index[j].density if j in by_index else 0.0 for j in range(latents)],
         max=[by_index[j].max if j in by_index else 0.0 for j in range(latents)],
         metrics={"fvu": 0.0931, "cosine": 0.951, "l0": 8.0, "dead": 0.25},

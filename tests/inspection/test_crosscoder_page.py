@@ -35,11 +35,15 @@ def page(trained, tmp_path_factory) -> tuple[Path, list[FeatureRecord]]:
     run, *stores = trained
     out = tmp_path_factory.mktemp("page")
     inspect(run, stores, out, features="all", top=5)
-    return out, [FeatureRecord.from_json(json.loads(line)) for line in (out / "features.jsonl").read_text().splitlines()]
+    return out, [
+        FeatureRecord.from_json(json.loads(line))
+        for line in (out / "features.jsonl").read_text().splitlines()
+    ]
 
 
 def even_decoder(run: Path, *stores: Path) -> list[torch.Tensor]:
-    """The decoder's parts (F,D_p) fp64, each times the scale that brings its hook's training rows to a mean square of 1 a value."""
+    """The decoder's parts (F,D_p) fp64, each times the scale that brings its hook's training rows
+    to a mean square of 1 a value."""
     rows = [rows_of(store, split="train").double() for store in stores]
     scales = [(x.shape[1] / (x - x.mean(0)).square().sum(1).mean()).sqrt() for x in rows]
     parts = saekit.load(run).W_dec.double().split([x.shape[1] for x in rows], 1)
@@ -47,27 +51,39 @@ def even_decoder(run: Path, *stores: Path) -> list[torch.Tensor]:
 
 
 def test_shares_by_hand():
-    W_dec = torch.tensor([[3.0, 4.0, 0.0, 5.0], [0.0, 0.0, 0.0, 2.0], [6.0, 8.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    W_dec = torch.tensor(
+        [[3.0, 4.0, 0.0, 5.0], [0.0, 0.0, 0.0, 2.0], [6.0, 8.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    )
     expected = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(hook_shares(W_dec, (2, 1, 1)), expected)
 
 
-def test_every_record_has_the_shares_of_its_hooks_where_no_hook_is_larger_than_another(trained, page):
+def test_every_record_has_the_shares_of_its_hooks_where_no_hook_is_larger_than_another(
+    trained, page
+):
     run, *stores = trained
     norms = torch.stack([part.norm(dim=1) for part in even_decoder(run, *stores)], 1)
     shares = norms / norms.sum(1, keepdim=True)
-    raw = torch.stack([part.norm(dim=1) for part in saekit.load(run).W_dec.double().split(32, 1)], 1)
+    raw = torch.stack(
+        [part.norm(dim=1) for part in saekit.load(run).W_dec.double().split(32, 1)], 1
+    )
     for record in page[1]:
         assert list(record.hook_shares) == ["transformer.h.1", "model.layers.2"]
-        assert list(record.hook_shares.values()) == pytest.approx(shares[record.index].tolist(), rel=1e-4)
-    assert ((raw / raw.sum(1, keepdim=True) - shares).abs() > 0.02).any(), "raw units say something else, or this shows nothing"
+        assert list(record.hook_shares.values()) == pytest.approx(
+            shares[record.index].tolist(), rel=1e-4
+        )
+    assert ((raw / raw.sum(1, keepdim=True) - shares).abs() > 0.02).any(), (
+        "raw units say something else, or this shows nothing"
+    )
 
 
 def test_neighbours_are_those_of_the_even_decoder(trained, page):
     unit = torch.nn.functional.normalize(torch.cat(even_decoder(*trained), 1), dim=1)
     for record in page[1][:10]:
         first = record.neighbours[0]
-        assert first["cosine"] == pytest.approx(float(unit[record.index] @ unit[first["index"]]), abs=1e-4)
+        assert first["cosine"] == pytest.approx(
+            float(unit[record.index] @ unit[first["index"]]), abs=1e-4
+        )
 
 
 def test_examples_are_tokens_of_the_first_store_with_the_code_of_all(trained, page):
@@ -80,7 +96,11 @@ def test_examples_are_tokens_of_the_first_store_with_the_code_of_all(trained, pa
         assert record.active_rows == int((z[:, record.index] > 0).sum())
         for e in record.examples:
             row = int(np.flatnonzero((example == e.example_id) & (position == e.position))[0])
-            assert e.act == pytest.approx(float(z[row, record.index]), rel=1e-4) == pytest.approx(e.values[e.centre], rel=1e-4)
+            assert (
+                e.act
+                == pytest.approx(float(z[row, record.index]), rel=1e-4)
+                == pytest.approx(e.values[e.centre], rel=1e-4)
+            )
             ids = store.example_at(row)[0].tokens
             assert e.tokens[e.centre].strip() == (tiny.SPECIALS + tiny.WORDS)[ids[e.position]]
 
@@ -89,13 +109,16 @@ def test_the_page_says_what_it_shows(trained, page):
     stores = trained[1:]
     settings = json.loads((page[0] / "inspect.json").read_text())
     assert settings["store"] == [str(store) for store in stores]
-    assert all(record.logits is None for record in page[1]), "no one set of output tokens for two hooks"
+    assert all(record.logits is None for record in page[1]), (
+        "no one set of output tokens for two hooks"
+    )
 
 
 def test_a_text_is_read_by_every_model_of_a_crosscoder(trained):
     run, *stores = trained
     documents = (stores[0].parent / "words.txt").read_text().split("\n\n")
-    number = next(i for i, text in enumerate(documents) if 8 < len(text.split()) < 14)  # one context, special tokens included
+    # one context, special tokens included
+    number = next(i for i, text in enumerate(documents) if 8 < len(text.split()) < 14)
     rows = rows_of(*stores)[Store(stores[0]).column("doc_id") == number]
     assert len(rows) == len(documents[number].split())
     best = saekit.load(run).encode(rows).to_dense().amax(0)
@@ -129,7 +152,10 @@ def test_a_scan_is_kept_for_these_stores_together(tmp_path):
 @pytest.mark.parametrize("verb", ["inspect", "features"])
 def test_stores_that_do_not_fit_are_refused(trained, tmp_path, verb):
     run, x, y = trained
-    ask = {"inspect": lambda *given: inspect(*given, tmp_path / "page"), "features": lambda *given: features(*given, index=0)}[verb]
+    ask = {
+        "inspect": lambda *given: inspect(*given, tmp_path / "page"),
+        "features": lambda *given: features(*given, index=0),
+    }[verb]
     with pytest.raises(DataError, match="which reads 2 stores") as refused:
         ask(run, x)
     assert refused.value.hint == f'store=("{x}", "{y}")'

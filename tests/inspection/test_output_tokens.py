@@ -24,25 +24,37 @@ def letters(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=PADDED, n_positions=128, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=PADDED,
+        n_positions=128,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         model.lm_head.weight[6:] *= 50  # rows that are no token would win every ranking
     model.save_pretrained(folder / "model")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", unk_token="<unk>").save_pretrained(
-        folder / "model"
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder / "model")
     (folder / "docs").mkdir()
     generator = torch.Generator().manual_seed(0)
     for i in range(12):
-        (folder / f"docs/{i}.txt").write_text("".join(LETTERS[j] for j in torch.randint(4, (50,), generator=generator)))
+        (folder / f"docs/{i}.txt").write_text(
+            "".join(LETTERS[j] for j in torch.randint(4, (50,), generator=generator))
+        )
     return folder
 
 
 @pytest.mark.parametrize(
     ("hook", "written"),
-    [("blocks.0", True), ("blocks.1:in", True), ("blocks.1.attn", True), ("blocks.1.mlp", True), ("blocks.1.mlp:in", False),
-     ("blocks.0.attn:in", False), ("transformer.h.0.ln_1", False), ("transformer.h.1.attn.c_proj:in", False), ("transformer.ln_f", False)],
+    [("blocks.0", True), ("blocks.1:in", True), ("blocks.1.attn", True), ("blocks.1.mlp", True),
+    ("blocks.1.mlp:in", False),
+     ("blocks.0.attn:in", False), ("transformer.h.0.ln_1", False),
+     ("transformer.h.1.attn.c_proj:in", False), ("transformer.ln_f", False)],
 )  # fmt: skip
 def test_only_what_is_added_to_the_residual_stream_has_output_tokens(letters, hook, written):
     why = off_the_residual_stream(load_model(str(letters / "model")), hook)
@@ -51,10 +63,19 @@ def test_only_what_is_added_to_the_residual_stream_has_output_tokens(letters, ho
 
 def test_padded_rows_of_the_head_are_no_tokens(letters, tmp_path):
     model = str(letters / "model")
-    saekit.harvest(model, str(letters / "docs"), tmp_path / "acts", hook="blocks.1", dtype="float32", holdout=0.2)
+    saekit.harvest(
+        model,
+        str(letters / "docs"),
+        tmp_path / "acts",
+        hook="blocks.1",
+        dtype="float32",
+        holdout=0.2,
+    )
     saekit.train(tmp_path / "acts", tmp_path / "run", model="pca", latents=4)
     saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", features="all", top=3)
-    records = [json.loads(line) for line in (tmp_path / "page/features.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "page/features.jsonl").read_text().splitlines()
+    ]
     W_U = load_model(model).module.lm_head.weight[:6].detach()
     W_dec = saekit.load(tmp_path / "run").W_dec.detach()
     names = ["<eos>", "<unk>", *LETTERS]
@@ -62,17 +83,23 @@ def test_padded_rows_of_the_head_are_no_tokens(letters, tmp_path):
         assert len(record["logits"]["top"]) == len(record["logits"]["bottom"]) == 6
         expected = (W_U @ W_dec[record["index"]]).tolist()
         for entry in record["logits"]["top"]:
-            assert entry["value"] == pytest.approx(expected[names.index(entry["token"])], rel=1e-4, abs=1e-6)
+            assert entry["value"] == pytest.approx(
+                expected[names.index(entry["token"])], rel=1e-4, abs=1e-6
+            )
 
 
 def test_a_transcoder_writes_to_its_target(letters, tmp_path):
     model = str(letters / "model")
     hooks = ["blocks.1.mlp:in", "blocks.1.mlp"]
-    result = saekit.harvest(model, str(letters / "docs"), tmp_path / "acts", hook=hooks, dtype="float32", holdout=0.2)
+    result = saekit.harvest(
+        model, str(letters / "docs"), tmp_path / "acts", hook=hooks, dtype="float32", holdout=0.2
+    )
     reads, writes = result.stores.values()
     has = {}
     for name, target in (("same", None), ("transcoder", str(writes))):
-        saekit.train(reads, tmp_path / name, k=2, latents=16, rows=2000, batch=128, target_store=target)
+        saekit.train(
+            reads, tmp_path / name, k=2, latents=16, rows=2000, batch=128, target_store=target
+        )
         saekit.inspect(tmp_path / name, reads, tmp_path / f"{name}-page", features="all", top=3)
         lines = (tmp_path / f"{name}-page/features.jsonl").read_text().splitlines()
         has[name] = [json.loads(line)["logits"] is not None for line in lines]

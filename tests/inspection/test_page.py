@@ -1,4 +1,5 @@
-"""The explorer's files, without a browser: what is written, that it decodes to the records, that no string leaves its place."""
+"""The explorer's files, without a browser: what is written, that it decodes to the records, that no
+string leaves its place."""
 
 from __future__ import annotations
 
@@ -33,14 +34,22 @@ def unpacked(packed: str):
 
 
 def shards_on_disk(out: Path) -> list[list[dict]]:
-    read = [re.fullmatch(r'saekitShard\((\d+),"([A-Za-z0-9+/=]+)"\);\n', f.read_text()) for f in sorted((out / "shards").iterdir())]
+    read = [
+        re.fullmatch(r'saekitShard\((\d+),"([A-Za-z0-9+/=]+)"\);\n', f.read_text())
+        for f in sorted((out / "shards").iterdir())
+    ]
     assert [int(found[1]) for found in read] == list(range(len(read)))
     return [unpacked(found[2]) for found in read]
 
 
 def blocks(page: Path) -> dict[str, str]:
     """Inert data blocks of a page by id."""
-    return dict(re.findall(r'<script type="text/plain" id="([^"]+)">([^<]*)</script>', page.read_text(encoding="utf-8")))
+    return dict(
+        re.findall(
+            r'<script type="text/plain" id="([^"]+)">([^<]*)</script>',
+            page.read_text(encoding="utf-8"),
+        )
+    )
 
 
 def catalog_of(out: Path) -> dict:
@@ -49,7 +58,8 @@ def catalog_of(out: Path) -> dict:
 
 def plain_record(index: int, **changes) -> FeatureRecord:
     record = FeatureRecord(
-        index=index, density=0.25, active_rows=500_000, max=2.0, histogram=fixture.histogram(2.0, 500_000), examples=[]
+        index=index, density=0.25, active_rows=500_000, max=2.0, histogram=fixture.histogram(2.0,
+        500_000), examples=[]
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
 
@@ -57,7 +67,13 @@ def plain_record(index: int, **changes) -> FeatureRecord:
 def pictured(index: int, *keys: str) -> FeatureRecord:
     examples = [
         dataclasses.replace(
-            fixture.hostile_record(0).examples[0], tokens=None, centre=None, image=key, label="7", grid=(1, 1), values=[1.0]
+            fixture.hostile_record(0).examples[0],
+            tokens=None,
+            centre=None,
+            image=key,
+            label="7",
+            grid=(1, 1),
+            values=[1.0],
         )
         for key in keys
     ]
@@ -76,7 +92,9 @@ def test_result_counts_the_bytes_on_disk(tmp_path):
     image_bytes, keys, pixels, labels = fixture.digit_images(60)
     records = fixture.image_records(3, keys, pixels, labels)
     result = write_page(records, fixture.image_meta(records, 3, 960), image_bytes, tmp_path)
-    assert result.bytes == sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert result.bytes == sum(
+        file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()
+    )
 
 
 def test_shards_decode_to_the_records_at_four_digits(tmp_path):
@@ -88,9 +106,12 @@ def test_shards_decode_to_the_records_at_four_digits(tmp_path):
         assert found["index"] == record.index
         assert found["density"] == float(f"{record.density:.4g}")
         assert found["active_rows"] == record.active_rows
-        assert found["histogram"]["counts"] == record.histogram["counts"]  # counts are exact, however many digits they have
+        # counts are exact, however many digits they have
+        assert found["histogram"]["counts"] == record.histogram["counts"]
         assert [e["tokens"] for e in found["examples"]] == [e.tokens for e in record.examples]
-        assert [e["values"] for e in found["examples"]] == [[float(f"{v:.4g}") for v in e.values] for e in record.examples]
+        assert [e["values"] for e in found["examples"]] == [
+            [float(f"{v:.4g}") for v in e.values] for e in record.examples
+        ]
         assert found["logits"]["top"][0]["token"] == record.logits["top"][0]["token"]
 
 
@@ -109,9 +130,13 @@ def test_preview_holds_the_strongest_tokens_once(tmp_path):
     record = next(fixture.text_records([3], 64))  # negation
     write_page([record], meta_for([record], 64), {}, tmp_path)
     preview = catalog_of(tmp_path)["previews"][0]
-    centres = [example.tokens[example.centre] for example in record.examples if example.group == "top"]
+    centres = [
+        example.tokens[example.centre] for example in record.examples if example.group == "top"
+    ]
     assert preview[0] == centres[0]
-    assert {token.strip().casefold() for token in preview} == {token.strip().casefold() for token in centres}
+    assert {token.strip().casefold() for token in preview} == {
+        token.strip().casefold() for token in centres
+    }
     assert len(preview) == len({token.strip().casefold() for token in preview})
 
 
@@ -122,7 +147,9 @@ def test_no_string_of_the_data_stands_in_the_page_as_markup(tmp_path, single_fil
     write_page([record], meta_for([record], 4, title=title), {}, tmp_path, single_file=single_file)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     clean = tmp_path / "clean"
-    write_page([plain_record(0)], meta_for([plain_record(0)], 4), {}, clean, single_file=single_file)
+    write_page(
+        [plain_record(0)], meta_for([plain_record(0)], 4), {}, clean, single_file=single_file
+    )
     markup = lambda text: len(re.findall(r"<[a-zA-Z/!]", text))
     assert markup(page) == markup((clean / "index.html").read_text(encoding="utf-8"))
     assert "alert(1)" in page and "<script>alert" not in page
@@ -135,7 +162,9 @@ def test_policy_admits_this_page_s_script_and_style_alone(tmp_path):
     write_page([], meta_for([], 4), {}, tmp_path)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
-    digest = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    digest = lambda text: (
+        "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    )
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -150,7 +179,10 @@ def test_the_script_parses_no_html():
     assets = Path(__file__).parents[2] / "saekit" / "inspection" / "assets"
     script = "".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = script.replace("http://www.w3.org/2000/svg", "")  # a namespace, not an address
-    forbidden = "innerHTML outerHTML insertAdjacentHTML document.write eval( fetch( XMLHttp </script http:// https://"
+    forbidden = (
+        "innerHTML outerHTML insertAdjacentHTML document.write eval( fetch( XMLHttp </script"
+        " http:// https://"
+    )
     assert [word for word in forbidden.split() if word in script] == []
 
 
@@ -163,8 +195,16 @@ def test_images_are_written_once_and_named_by_content(tmp_path):
             return super().__getitem__(key)
 
     records = [pictured(0, "aa", "bb"), pictured(1, "bb", "aa")]
-    write_page(records, meta_for(records, 2, modality="image"), Counting(aa=PNG, bb=WEBP, unused=PNG), tmp_path)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "images").iterdir()} == {"aa.png": PNG, "bb.webp": WEBP}
+    write_page(
+        records,
+        meta_for(records, 2, modality="image"),
+        Counting(aa=PNG, bb=WEBP, unused=PNG),
+        tmp_path,
+    )
+    assert {file.name: file.read_bytes() for file in (tmp_path / "images").iterdir()} == {
+        "aa.png": PNG,
+        "bb.webp": WEBP,
+    }
     assert asked == ["aa", "bb"]
     assert [e["image"] for e in shards_on_disk(tmp_path)[0][1]["examples"]] == ["bb.webp", "aa.png"]
     assert catalog_of(tmp_path)["thumbnails"] == ["aa.png", "bb.webp"]
@@ -172,13 +212,27 @@ def test_images_are_written_once_and_named_by_content(tmp_path):
 
 def test_single_file_holds_shards_and_images(tmp_path):
     records = [pictured(j, "aa", "bb") for j in range(SHARD_RECORDS + 1)]
-    result = write_page(records, meta_for(records, 32, modality="image"), {"aa": PNG, "bb": WEBP}, tmp_path, single_file=True)
+    result = write_page(
+        records,
+        meta_for(records, 32, modality="image"),
+        {"aa": PNG, "bb": WEBP},
+        tmp_path,
+        single_file=True,
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["features.jsonl", "index.html"]
     found = blocks(result.index_html)
-    assert base64.b64decode(found["image-aa.png"]) == PNG and base64.b64decode(found["image-bb.webp"]) == WEBP
-    indices = [record["index"] for number in (0, 1) for record in unpacked(found[f"shard-{number}"])]
+    assert (
+        base64.b64decode(found["image-aa.png"]) == PNG
+        and base64.b64decode(found["image-bb.webp"]) == WEBP
+    )
+    indices = [
+        record["index"] for number in (0, 1) for record in unpacked(found[f"shard-{number}"])
+    ]
     assert indices == list(range(SHARD_RECORDS + 1))
-    assert "file:" not in result.index_html.read_text(encoding="utf-8").split("</head>")[0].split("<style>")[0]
+    assert (
+        "file:"
+        not in result.index_html.read_text(encoding="utf-8").split("</head>")[0].split("<style>")[0]
+    )
     assert result.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
@@ -201,7 +255,11 @@ def test_records_are_streamed_a_shard_at_a_time(tmp_path):
     def generate():
         for j in range(3 * SHARD_RECORDS):
             yield plain_record(j)
-            assert len(list((tmp_path / "shards").glob("*.js"))) == (j + 1) // SHARD_RECORDS if j >= SHARD_RECORDS else True
+            assert (
+                len(list((tmp_path / "shards").glob("*.js"))) == (j + 1) // SHARD_RECORDS
+                if j >= SHARD_RECORDS
+                else True
+            )
             assert not (tmp_path / "index.html").exists()
 
     write_page(generate(), meta_for([], 64), {}, tmp_path)
@@ -212,8 +270,12 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     records = list(fixture.text_records(range(3), 16))
     for name in "ab":
         write_page(records, meta_for(records, 16), {}, tmp_path / name)
-    assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
-    assert (tmp_path / "a" / "shards" / "000.js").read_bytes() == (tmp_path / "b" / "shards" / "000.js").read_bytes()
+    assert (tmp_path / "a" / "index.html").read_bytes() == (
+        tmp_path / "b" / "index.html"
+    ).read_bytes()
+    assert (tmp_path / "a" / "shards" / "000.js").read_bytes() == (
+        tmp_path / "b" / "shards" / "000.js"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(

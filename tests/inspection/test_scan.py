@@ -45,7 +45,9 @@ def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
     scan = scan_store(model, store)
     active = z.abs() > above
     assert scan.rows == 2000 and torch.equal(scan.active, active.sum(0))
-    torch.testing.assert_close(scan.max, torch.where(active, z.abs(), 0.0).amax(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        scan.max, torch.where(active, z.abs(), 0.0).amax(0), rtol=1e-5, atol=1e-6
+    )
     assert torch.equal(scan.histogram.counts.sum((1, 2)), scan.active)
     for j in range(0, model.latents, 7):
         values = z[active[:, j], j]
@@ -54,12 +56,18 @@ def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
         histogram = scan.histogram.of(j)
         edges, counts = torch.tensor(histogram["edges"]), histogram["counts"]
         sides = 2 if (values < 0).any() else 1
-        assert len(edges) == len(counts) + 1 <= sides * BINS + 1 and edges[-2] <= values.max() <= edges[-1] * (1 + 1e-6)
+        assert len(edges) == len(counts) + 1 <= sides * BINS + 1 and edges[
+            -2
+        ] <= values.max() <= edges[-1] * (1 + 1e-6)
         width = float(edges[1] - edges[0])
         for i in (0, len(counts) // 2, len(counts) - 1):
             # A value within rounding of an edge may fall on either side.
-            sure = ((values > edges[i] + 1e-4 * width) & (values < edges[i + 1] - 1e-4 * width)).sum()
-            possible = ((values > edges[i] - 1e-4 * width) & (values < edges[i + 1] + 1e-4 * width)).sum()
+            sure = (
+                (values > edges[i] + 1e-4 * width) & (values < edges[i + 1] - 1e-4 * width)
+            ).sum()
+            possible = (
+                (values > edges[i] - 1e-4 * width) & (values < edges[i + 1] + 1e-4 * width)
+            ).sum()
             assert sure <= counts[i] <= possible
 
 
@@ -68,7 +76,8 @@ def test_the_top_rows_are_the_best_row_of_each_of_the_best_examples(trained, sma
     scan = scan_store(model, store)
     example = torch.arange(2000) // 40
     for j in range(0, model.latents, 5):
-        values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)  # of a dense code `top` is its upper end
+        # of a dense code `top` is its upper end
+        values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)
         best = torch.zeros(50).scatter_reduce(0, example, values, "amax")
         expected = best[best > 0].sort(descending=True).values[: scan_module.KEPT_TOP]
         found = scan.top.row[j] >= 0
@@ -116,10 +125,15 @@ def test_a_saved_scan_is_read_back_and_used(trained, tmp_path):
     seen = []
     second = cached_scan(model, tmp_path / "run", store, seen.append)
     assert seen == [], "nothing is scanned again"
-    assert torch.equal(first.top.row, second.top.row) and torch.equal(first.histogram.counts, second.histogram.counts)
+    assert torch.equal(first.top.row, second.top.row) and torch.equal(
+        first.histogram.counts, second.histogram.counts
+    )
     path, dense = next((tmp_path / "run" / "scans").iterdir()), model.active_above is None
     assert Scan.read(path, model.latents, 2000, dense) is not None
-    assert Scan.read(path, model.latents + 1, 2000, dense) is None and Scan.read(path, model.latents, 1999, dense) is None
+    assert (
+        Scan.read(path, model.latents + 1, 2000, dense) is None
+        and Scan.read(path, model.latents, 1999, dense) is None
+    )
 
 
 @pytest.mark.parametrize("trained", ["topk"], indirect=True)
@@ -127,7 +141,9 @@ def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
     import saekit.inspection.records as records_module
 
     model, store, z = trained
-    monkeypatch.setattr(records_module, "token_texts", lambda store: lambda ids: [f"<{i}>" for i in ids])
+    monkeypatch.setattr(
+        records_module, "token_texts", lambda store: lambda ids: [f"<{i}>" for i in ids]
+    )
     scan = scan_store(model, store)
     chosen = select_latents("top:5", scan)
     for record, j in zip(feature_records(model, store, scan, chosen, 6, None), chosen.tolist()):
@@ -139,8 +155,14 @@ def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
         assert len({e.doc_id for e in top}) == 6, "one example a document while documents last"
         for e in record.examples:
             row = e.example_id * 40 + e.position
-            assert z[row, j].item() == pytest.approx(e.act, rel=1e-4) == pytest.approx(e.values[e.centre], rel=1e-4)
-            assert e.tokens[e.centre] == f"<{e.example_id + e.position}>" and len(e.tokens) == len(e.values)
+            assert (
+                z[row, j].item()
+                == pytest.approx(e.act, rel=1e-4)
+                == pytest.approx(e.values[e.centre], rel=1e-4)
+            )
+            assert e.tokens[e.centre] == f"<{e.example_id + e.position}>" and len(e.tokens) == len(
+                e.values
+            )
             assert e.source == f"document {e.doc_id}"
 
 
@@ -165,5 +187,8 @@ def test_neighbours_and_output_tokens_by_hand():
     assert [n["cosine"] for n in near] == pytest.approx([0.6, -1.0])
     W_U = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 1.0]])
     logits = output_tokens(W_dec, torch.tensor([1]), W_U, "abc".__getitem__, count=2)[0]
-    assert logits["top"] == [{"token": "b", "value": pytest.approx(4.0)}, {"token": "a", "value": pytest.approx(1.2)}]
+    assert logits["top"] == [
+        {"token": "b", "value": pytest.approx(4.0)},
+        {"token": "a", "value": pytest.approx(1.2)},
+    ]
     assert logits["bottom"][0] == {"token": "c", "value": pytest.approx(0.2)}

@@ -1,4 +1,5 @@
-"""Codes with negative values: what is counted, ranked and shown is held against the whole code matrix."""
+"""Codes with negative values: what is counted, ranked and shown is held against the whole code
+matrix."""
 
 from __future__ import annotations
 
@@ -53,11 +54,16 @@ def test_bands_hold_the_rows_between_their_ends_and_examples_lie_in_theirs(signe
         bands, size = scan.histogram.bands(j), z[:, j].abs()
         assert len(bands) == BANDS and sum(band["rows"] for band in bands) == int((size > 0).sum())
         for i, band in enumerate(bands):
-            near = 1e-4 * bands[0]["high"]  # a value within rounding of an end may fall on either side
+            # a value within rounding of an end may fall on either side
+            near = 1e-4 * bands[0]["high"]
             sure = int(((size > band["low"] + near) & (size < band["high"] - near)).sum())
-            possible = int(((size > max(band["low"] - near, 0)) & (size < band["high"] + near)).sum())
+            possible = int(
+                ((size > max(band["low"] - near, 0)) & (size < band["high"] + near)).sum()
+            )
             assert sure <= band["rows"] <= possible
-            assert abs(band["high"] / float(scan.max[j]) - (i + 1) / BANDS) < 0.03, "about fifths of the maximum"
+            assert abs(band["high"] / float(scan.max[j]) - (i + 1) / BANDS) < 0.03, (
+                "about fifths of the maximum"
+            )
         for pick in pick_rows(scan, store, j, 4):
             if pick.interval is not None:
                 band = bands[pick.interval]
@@ -74,7 +80,11 @@ def test_the_strongest_examples_keep_their_sign(signed):
         for pick in top:
             assert pick.act == pytest.approx(float(z[pick.row, j]), rel=1e-4)
         strongest = int(z[:, j].abs().argmax())
-        assert top[0].act == pytest.approx(float(z[strongest, j]), rel=1e-4) == pytest.approx(scan.largest(j), rel=1e-4)
+        assert (
+            top[0].act
+            == pytest.approx(float(z[strongest, j]), rel=1e-4)
+            == pytest.approx(scan.largest(j), rel=1e-4)
+        )
         if name != "abs-topk":  # a dense code is shown by both ends
             acts = [pick.act for pick in top]
             assert sum(act < 0 for act in acts) == sum(act > 0 for act in acts) == 4
@@ -90,7 +100,9 @@ def test_describing_a_latent_gives_the_value_of_largest_size(signed, monkeypatch
     _, run, model, store, z = signed
     negative = next(j for j in range(model.latents) if -z[:, j].min() > z[:, j].max())
     (row,) = features(run, store.path, index=negative)
-    assert row.act == pytest.approx(float(z[:, negative].min()), rel=1e-4) and row.max == pytest.approx(-row.act)
+    assert row.act == pytest.approx(
+        float(z[:, negative].min()), rel=1e-4
+    ) and row.max == pytest.approx(-row.act)
 
 
 @pytest.mark.parametrize("signed", ["abs-topk"], indirect=True)
@@ -111,13 +123,19 @@ def test_a_damaged_scan_is_made_again(signed, tmp_path):
         lambda: path.write_bytes(whole[:500]),
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(b"\xff" * 64),
-        lambda: path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + int.from_bytes(whole[:8], "little") :]),
+        lambda: path.write_bytes(
+            len(text).to_bytes(8, "little")
+            + text
+            + whole[8 + int.from_bytes(whole[:8], "little") :]
+        ),
         lambda: with_tensor("active", tensors["active"][:3].clone()),
         lambda: with_tensor("max", torch.full_like(tensors["max"], float("nan"))),
         lambda: with_tensor("top.row", tensors["top.row"] + 10**6),
         lambda: with_tensor("schema", torch.tensor([2, 2])),
         lambda: with_tensor("histogram.counts", tensors["histogram.counts"] * 0),
-        lambda: save_file({name: value for name, value in tensors.items() if name != "sample.key"}, path),
+        lambda: save_file(
+            {name: value for name, value in tensors.items() if name != "sample.key"}, path
+        ),
     ]
     for damage in damages:
         damage()

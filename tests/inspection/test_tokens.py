@@ -1,4 +1,5 @@
-"""Tokens as they stand in a text: each kind of vocabulary, made here, on texts whose tokens are known."""
+"""Tokens as they stand in a text: each kind of vocabulary, made here, on texts whose tokens are
+known."""
 
 from __future__ import annotations
 
@@ -16,8 +17,15 @@ def fast(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def word_piece(words: list[str], lowercase: bool = False) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(["[UNK]", "[CLS]", "[SEP]", *words])}, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    backend = Tokenizer(
+        models.WordPiece(
+            {w: i for i, w in enumerate(["[UNK]", "[CLS]", "[SEP]", *words])}, unk_token="[UNK]"
+        )
+    )
+    backend.normalizer, backend.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=lowercase),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     backend.decoder = decoders.WordPiece()
     return fast(backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
 
@@ -26,7 +34,10 @@ def byte_level() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {c: i for i, c in enumerate([*alphabet, "Ġg", "ja", "<end>"])}
     backend = Tokenizer(models.BPE(vocabulary, [("Ġ", "g"), ("j", "a")]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return fast(backend, eos_token="<end>")
 
 
@@ -36,9 +47,18 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     merges = [("▁", "m"), ("▁m", "o"), ("r", "e"), ("l", "e"), ("▁", "t")]
-    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     backend.decoder = decoders.Sequence(steps)
     return fast(backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
@@ -90,7 +110,9 @@ def test_sentence_pieces_keep_their_spaces_and_bytes_become_characters():
     assert texts == [" mo", "re", " ", "語", "", "", " t", "o"]
     ids = tokenizer("more more", add_special_tokens=False)["input_ids"]
     assert TokenTexts(tokenizer)([1, *ids[2:], 2]) == ["<s>", " mo", "re", "</s>"]
-    assert TokenTexts(tokenizer)(ids[1:]) == ["re", " mo", "re"], "a context that begins inside a word"
+    assert TokenTexts(tokenizer)(ids[1:]) == ["re", " mo", "re"], (
+        "a context that begins inside a word"
+    )
 
 
 def test_a_vocabulary_without_spaces_or_decoder():
@@ -123,4 +145,6 @@ def test_what_lies_between_two_tokens_goes_to_the_later():
 @pytest.mark.parametrize("text", ["", " ", "straw", "  and   cream "])
 def test_short_texts(text):
     for tokenizer in (word_piece(["straw", "and", "cream"]), byte_level(), sentence_piece()):
-        assert len(read(tokenizer, text)) == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert len(read(tokenizer, text)) == len(
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+        )

@@ -1,4 +1,5 @@
-"""A tiny language model with decided opinions, a store of its hidden states, and an SAE trained on it a little."""
+"""A tiny language model with decided opinions, a store of its hidden states, and an SAE trained on
+it a little."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Made(NamedTuple):
 def write_words(path: Path, documents: int = DOCUMENTS, seed: int = 0) -> str:
     """A file of `documents` paragraphs of 5 to 30 known words."""
     rng = np.random.default_rng(seed)
-    path.write_text("\n\n".join(" ".join(rng.choice(tiny.WORDS, rng.integers(5, 31))) for _ in range(documents)))
+    path.write_text(
+        "\n\n".join(" ".join(rng.choice(tiny.WORDS, rng.integers(5, 31))) for _ in range(documents))
+    )
     return str(path)
 
 
@@ -46,6 +49,15 @@ def made(tmp_path_factory) -> Made:
             module.lm_head.weight.mul_(20)
         module.save_pretrained(model)
     text = write_words(folder / "words.txt")
-    saekit.harvest(model, text, folder / "store", hook="blocks.1", ctx=CTX, batch=8, dtype="float32", holdout=0.2)
+    saekit.harvest(
+        model,
+        text,
+        folder / "store",
+        hook="blocks.1",
+        ctx=CTX,
+        batch=8,
+        dtype="float32",
+        holdout=0.2,
+    )
     saekit.train(folder / "store", folder / "run", latents=64, k=4, batch=128, rows=12_800)
     return Made(model, text, folder / "store", folder / "run")

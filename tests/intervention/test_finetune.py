@@ -1,4 +1,5 @@
-"""The fine-tune against the logits: its formula by hand, its gradients in fp64, what it does to a tiny model, what it refuses."""
+"""The fine-tune against the logits: its formula by hand, its gradients in fp64, what it does to a
+tiny model, what it refuses."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def dense_code(sparsity: str, sae, pre: torch.Tensor) -> torch.Tensor:
     return kept * (pre if sparsity == "abs-topk" else pre.relu())
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "hierarchical", "abs-topk", "batchtopk", "jumprelu", "l1", "kl"])
+@pytest.mark.parametrize(
+    "sparsity", ["topk", "hierarchical", "abs-topk", "batchtopk", "jumprelu", "l1", "kl"]
+)
 def test_reconstructions_have_the_values_and_gradients_of_the_dense_formula(sparsity):
     sae, x = random_sae(sparsity), torch.randn(40, D, dtype=torch.float64)
     toward = torch.randn(40, D, dtype=torch.float64)
@@ -73,7 +76,9 @@ def test_reconstructions_have_the_values_and_gradients_of_the_dense_formula(spar
 def test_the_divergence_is_scipys_entropy():
     p, q = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, 9, dtype=torch.float64)
     expected = scipy.stats.entropy(p.softmax(1).numpy(), q.softmax(1).numpy(), axis=1).mean()
-    assert divergence(p.log_softmax(1), q.log_softmax(1)).item() == pytest.approx(expected, rel=1e-12)
+    assert divergence(p.log_softmax(1), q.log_softmax(1)).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_both_terms_of_the_loss_have_the_size_of_the_error():
@@ -88,7 +93,10 @@ def test_both_terms_of_the_loss_have_the_size_of_the_error():
 
 @pytest.mark.parametrize("sparsity", ["topk", "jumprelu", "kl"])
 def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
-    store, raw = open_store(made.store), VARIANTS[sparsity](d_in=tiny.WIDTH, latents=48, folded=True).eval()
+    store, raw = (
+        open_store(made.store),
+        VARIANTS[sparsity](d_in=tiny.WIDTH, latents=48, folded=True).eval(),
+    )
     with torch.no_grad():
         for weight in raw.weights:
             weight.copy_(torch.randn(weight.shape) / 4)
@@ -97,12 +105,17 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
     units = Units.of(store, torch.device("cpu"))
     x = next(store.batches(len(store))).x.float()
     inside = units.of_training(x)
-    assert inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3) and inside.mean(0).abs().max() < 1e-3
+    assert (
+        inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3)
+        and inside.mean(0).abs().max() < 1e-3
+    )
     torch.testing.assert_close(units.raw(inside), x, rtol=1e-5, atol=1e-5)
     options = dataclasses.asdict(raw.config)
     trained = restore("sae", options, raw.unfolded(units.mean_D, units.scale))
     with torch.no_grad():
-        torch.testing.assert_close(units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4
+        )
     again = restore("sae", options, trained.folded(units.mean_D, units.scale))
     for name, tensor in raw.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
@@ -138,7 +151,10 @@ def test_the_spliced_pass_equals_one_with_the_reconstruction_written_into_the_re
         padding = torch.where(batch.inputs["attention_mask"].bool(), 0.0, float("-inf"))
         for_all = (causal + padding[:, None, None, :]).clamp_min(torch.finfo(torch.float32).min)
         last = decoder.layers[2](
-            written, attention_mask=for_all, position_ids=position, position_embeddings=decoder.rotary_emb(written, position)
+            written,
+            attention_mask=for_all,
+            position_ids=position,
+            position_embeddings=decoder.rotary_emb(written, position),
         )
         spliced = live.module.lm_head(decoder.norm(last))
     p, q = out.logits[content].double().log_softmax(1), spliced[content].double().log_softmax(1)
@@ -153,46 +169,71 @@ def test_held_out_documents_are_the_stores_and_are_never_trained_on(made):
     contexts = Contexts(store, live, 4)
     judged = [int(d) for batch in contexts.holdout(1000) for d in batch.doc_id]
     assert set(judged) == held
-    part = [[batch.example_id.tolist() for batch in Contexts(store, live, size).holdout(8)] for size in (4, 32)]
+    part = [
+        [batch.example_id.tolist() for batch in Contexts(store, live, size).holdout(8)]
+        for size in (4, 32)
+    ]
     assert part[0] == part[1] and len(part[0]) == 1, "judged alike, whatever the run's batch"
     stream, trained = contexts.train(0), []
     while len(set(trained)) < 60 - len(held) or len(trained) < 300:  # more than two passes
         trained += next(stream).doc_id.tolist()
     assert set(trained) == set(range(60)) - held
-    first, other, again = ([next(Contexts(store, live, 4).train(seed)).refs for _ in range(1)] for seed in (0, 1, 0))
+    first, other, again = (
+        [next(Contexts(store, live, 4).train(seed)).refs for _ in range(1)] for seed in (0, 1, 0)
+    )
     assert first == again and first != other
 
 
 def test_documents_that_the_store_never_reached_are_for_training(made, tmp_path):
-    saekit.harvest(made.model, made.text, tmp_path / "part", hook="blocks.1", ctx=CTX, batch=4, rows=200)
+    saekit.harvest(
+        made.model, made.text, tmp_path / "part", hook="blocks.1", ctx=CTX, batch=4, rows=200
+    )
     store, live = open_store(tmp_path / "part"), load_model(made.model)
     reached = set(store.column("doc_id").tolist())
     contexts = Contexts(store, live, 4)
     stream = contexts.train(0)
     trained = {int(d) for _ in range(60) for d in next(stream).doc_id}
-    assert len(reached) < 60 and trained == set(range(60)) - contexts.held and contexts.held < reached
+    assert (
+        len(reached) < 60 and trained == set(range(60)) - contexts.held and contexts.held < reached
+    )
 
 
-def test_the_divergence_on_held_out_documents_falls_and_the_checkpoint_is_an_ordinary_one(made, tmp_path):
+def test_the_divergence_on_held_out_documents_falls_and_the_checkpoint_is_an_ordinary_one(
+    made, tmp_path
+):
     before = {path: path.read_bytes() for path in made.run.rglob("*") if path.is_file()}
     result = saekit.finetune(made.run, tmp_path / "tuned", rows=3000, batch=8, lr=3e-3)
-    assert result.after["kl"] < 0.9 * result.before["kl"] and result.rows >= 3000 and result.after["l0"] == pytest.approx(4)
+    assert (
+        result.after["kl"] < 0.9 * result.before["kl"]
+        and result.rows >= 3000
+        and result.after["l0"] == pytest.approx(4)
+    )
     assert {path: path.read_bytes() for path in made.run.rglob("*") if path.is_file()} == before
     sae, store = saekit.load(tmp_path / "tuned"), open_store(made.store)
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
     (row,) = saekit.evaluate(tmp_path / "tuned", made.store)
-    assert row.split == "holdout" and row.metrics["fvu"] == pytest.approx(holdout_figures(sae, store).fvu)
+    assert row.split == "holdout" and row.metrics["fvu"] == pytest.approx(
+        holdout_figures(sae, store).fvu
+    )
     # The same held-out rows, once from the store and once from the running model.
     assert row.metrics["fvu"] == pytest.approx(result.after["fvu"], rel=1e-3)
     config = json.loads((tmp_path / "tuned" / "config.json").read_text())
     told = config["finetuned"]
-    assert told["from"] == str(made.run) and told["before"] == result.before and told["after"] == result.after
+    assert (
+        told["from"] == str(made.run)
+        and told["before"] == result.before
+        and told["after"] == result.after
+    )
     assert (told["rows"], told["lr"], told["seed"]) == (result.rows, 3e-3, 0)
-    lines = [json.loads(line) for line in (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == result.steps and lines[0]["lr"] == 3e-3 and lines[-1]["lr"] < 3e-3 * 0.1
     assert all(line["loss"] == pytest.approx(line["mse"], rel=1e-4) for line in lines)
     again = saekit.finetune(tmp_path / "tuned", tmp_path / "twice", rows=200, lr=1e-4)
-    assert again.before == pytest.approx(result.after, rel=1e-4), "its store is found, and it goes on where it was"
+    assert again.before == pytest.approx(result.after, rel=1e-4), (
+        "its store is found, and it goes on where it was"
+    )
 
 
 def test_the_same_seed_gives_the_same_bits(made, tmp_path):
@@ -221,7 +262,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(made, tmp_path, monkeypatch,
         saekit.finetune(made.run, tmp_path / "broken", rows=600, save_seconds=saved)
     assert (tmp_path / "broken" / "train_state").exists() == (saved == 0)
     resumed = saekit.finetune(made.run, tmp_path / "broken", rows=600, resume=True)
-    for result in (resumed, saekit.finetune(made.run, tmp_path / "broken", rows=600, resume=True)):  # finished: what it came to
+    # finished: what it came to
+    for result in (resumed, saekit.finetune(made.run, tmp_path / "broken", rows=600, resume=True)):
         timeless = {"path": whole.path, "rows_per_s": whole.rows_per_s}
         assert dataclasses.replace(result, **timeless) == whole
     for name in ("model.safetensors", "metrics.jsonl"):
@@ -260,23 +302,45 @@ def test_other_data_can_be_trained_on(made, words, tmp_path):
 @pytest.mark.parametrize("sparsity", ["batchtopk", "abs-topk", "jumprelu", "l1", "kl"])
 def test_other_codes_are_tuned_too(made, tmp_path, sparsity):
     options = {"k": 4} if "topk" in sparsity else {}
-    saekit.train(made.store, tmp_path / "run", sparsity=sparsity, latents=64, batch=128, rows=12_800, **options)
+    saekit.train(
+        made.store,
+        tmp_path / "run",
+        sparsity=sparsity,
+        latents=64,
+        batch=128,
+        rows=12_800,
+        **options,
+    )
     result = saekit.finetune(tmp_path / "run", tmp_path / "tuned", rows=2000, lr=1e-3)
     assert result.after["kl"] < result.before["kl"]
     raw = holdout_figures(saekit.load(tmp_path / "tuned"), open_store(made.store))
-    assert raw.fvu == pytest.approx(result.after["fvu"], rel=1e-2) and raw.l0 == pytest.approx(result.after["l0"], rel=1e-2)
+    assert raw.fvu == pytest.approx(result.after["fvu"], rel=1e-2) and raw.l0 == pytest.approx(
+        result.after["l0"], rel=1e-2
+    )
 
 
 def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
-    saekit.harvest(made.model, made.text, tmp_path / "s", hook="blocks.1", ctx=CTX, batch=4, max_norm=1.0, dtype="float32")
+    saekit.harvest(
+        made.model,
+        made.text,
+        tmp_path / "s",
+        hook="blocks.1",
+        ctx=CTX,
+        batch=4,
+        max_norm=1.0,
+        dtype="float32",
+    )
     store, live = open_store(tmp_path / "s"), load_model(made.model)
     batch = next(Contexts(store, live, 4).holdout(4))
-    run = run_spliced(live, saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0), batch, store)
+    run = run_spliced(
+        live, saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0), batch, store
+    )
     assert 0 < len(run.x_BD) < int(batch.rows_for_scope("content").sum())
     assert run.x_BD.norm(dim=1).max() <= store.manifest.norm_limit
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------
+# --- what is refused
+# --------------------------------------------------------------------------------------------------
 
 
 def saekit_cli(capsys, *arguments) -> tuple[int, str, str]:
@@ -286,16 +350,44 @@ def saekit_cli(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def test_the_verb_prints_before_and_after_or_one_json_value(capsys, made, tmp_path):
-    status, out, err = saekit_cli(capsys, "finetune", made.run, tmp_path / "a", "--rows", 300, "--json", "--quiet")
+    status, out, err = saekit_cli(
+        capsys, "finetune", made.run, tmp_path / "a", "--rows", 300, "--json", "--quiet"
+    )
     result = json.loads(out)
-    assert status == 0 and err == "" and set(result["before"]) == set(result["after"]) == {"kl", "fvu", "l0"}
+    assert (
+        status == 0
+        and err == ""
+        and set(result["before"]) == set(result["after"]) == {"kl", "fvu", "l0"}
+    )
     status, out, _ = saekit_cli(capsys, "finetune", made.run, tmp_path / "b", "--rows", 300)
-    assert status == 0 and f"kl {result['before']['kl']:.4f} -> {result['after']['kl']:.4f}" in out and "held-out contexts" in out
+    assert (
+        status == 0
+        and f"kl {result['before']['kl']:.4f} -> {result['after']['kl']:.4f}" in out
+        and "held-out contexts" in out
+    )
     status, _, err = saekit_cli(capsys, "finetune", made.run, tmp_path / "a", "--rows", 300)
     assert status == 3 and "exists and is not empty" in err and "--overwrite" in err
-    assert saekit_cli(capsys, "finetune", made.run, tmp_path / "a", "--rows", 200, "--overwrite", "-q")[0] == 0
-    assert saekit_cli(capsys, "finetune", made.run, tmp_path / "c", "--config", tmp_path / "a" / "config.toml", "-q")[0] == 0
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "c" / "model.safetensors").read_bytes()
+    assert (
+        saekit_cli(
+            capsys, "finetune", made.run, tmp_path / "a", "--rows", 200, "--overwrite", "-q"
+        )[0]
+        == 0
+    )
+    assert (
+        saekit_cli(
+            capsys,
+            "finetune",
+            made.run,
+            tmp_path / "c",
+            "--config",
+            tmp_path / "a" / "config.toml",
+            "-q",
+        )[0]
+        == 0
+    )
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "c" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_run_cannot_be_overwritten_by_its_own_fine_tune(capsys, made):
@@ -305,7 +397,18 @@ def test_a_run_cannot_be_overwritten_by_its_own_fine_tune(capsys, made):
 
 def test_a_tuned_checkpoint_can_be_inspected(capsys, made, tmp_path):
     saekit.finetune(made.run, tmp_path / "tuned", rows=100)
-    arguments = ("inspect", tmp_path / "tuned", "--store", made.store, "--out", tmp_path / "page", "--features", "top:3", "--json", "-q")
+    arguments = (
+        "inspect",
+        tmp_path / "tuned",
+        "--store",
+        made.store,
+        "--out",
+        tmp_path / "page",
+        "--features",
+        "top:3",
+        "--json",
+        "-q",
+    )
     status, out, err = saekit_cli(capsys, *arguments)
     assert status == 0 and json.loads(out)["features"] == 3, err
 
@@ -352,11 +455,19 @@ def test_what_is_no_sae_of_a_language_model_is_refused(capsys, made, tmp_path):
 @pytest.mark.parametrize("what", ["vision", "raw", "encoder"])
 def test_models_without_logits_are_refused(capsys, made, tmp_path, what):
     if what == "vision":
-        saekit.harvest("embedded:digits-vit", "embedded:digits", tmp_path / "s", hook="blocks.1", rows=640)
+        saekit.harvest(
+            "embedded:digits-vit", "embedded:digits", tmp_path / "s", hook="blocks.1", rows=640
+        )
     elif what == "raw":
         saekit.harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
     else:
-        saekit.harvest(tiny.save("bert", tmp_path / "bert"), made.text, tmp_path / "s", hook="blocks.1", ctx=CTX)
+        saekit.harvest(
+            tiny.save("bert", tmp_path / "bert"),
+            made.text,
+            tmp_path / "s",
+            hook="blocks.1",
+            ctx=CTX,
+        )
     saekit.train(tmp_path / "s", tmp_path / "run", latents=64, k=2, batch=64, rows=128)
     status, _, err = saekit_cli(capsys, "finetune", tmp_path / "run", tmp_path / "out")
     assert status == 2 and "logits to train against" in err and not (tmp_path / "out").exists(), err

@@ -58,16 +58,23 @@ def test_chosen_positions_alone_are_replaced_in_order(hook):
     assert torch.equal(after[chosen], new) and torch.equal(after[~chosen], before[~chosen])
     # Causal attention: positions before the first change know nothing of it.
     assert torch.equal(spliced[0, :5], plain[0, :5]) and torch.equal(spliced[1, :3], plain[1, :3])
-    assert not torch.allclose(spliced[0, 5], plain[0, 5]) and not torch.allclose(spliced[1, 4], plain[1, 4])
+    assert not torch.allclose(spliced[0, 5], plain[0, 5]) and not torch.allclose(
+        spliced[1, 4], plain[1, 4]
+    )
 
 
 @torch.no_grad()
 def test_without_a_mask_all_positions_of_any_length_are_changed():
     model = tiny.random_model("llama")
-    with splice(model, "blocks.0", lambda x: torch.zeros_like(x)), capture(model, "blocks.0") as states:
+    with (
+        splice(model, "blocks.0", lambda x: torch.zeros_like(x)),
+        capture(model, "blocks.0") as states,
+    ):
         for length in (3, 7):
             logits(model, tiny.ids(length=length))
-            assert states["blocks.0"].shape == (2, length, tiny.WIDTH) and not states["blocks.0"].any()
+            assert (
+                states["blocks.0"].shape == (2, length, tiny.WIDTH) and not states["blocks.0"].any()
+            )
 
 
 @torch.no_grad()
@@ -82,10 +89,15 @@ def test_a_bias_at_the_hook_equals_the_same_bias_in_the_module():
 
 def test_the_gradient_of_the_kl_by_the_replaced_rows_matches_finite_differences():
     # GPT-2, since Llama's norms compute in fp32 whatever the weights are in.
-    model, chosen = tiny.random_model("gpt2").double().requires_grad_(False), mask((0, 1), (0, 4), (1, 2))
+    model, chosen = (
+        tiny.random_model("gpt2").double().requires_grad_(False),
+        mask((0, 1), (0, 4), (1, 2)),
+    )
     with torch.no_grad():
         p = logits(model).softmax(-1)
-    rows = torch.randn(3, tiny.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    rows = torch.randn(
+        3, tiny.WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
 
     def kl(rows: torch.Tensor) -> torch.Tensor:
         with splice(model, "blocks.1", lambda _: rows, chosen):
@@ -116,11 +128,20 @@ def test_the_hook_is_gone_after_the_body_whatever_happened():
 
 def test_unknown_and_silent_hooks_are_refused():
     model = tiny.random_model("llama")
-    with pytest.raises(DataError, match=r"blocks.9 is not a module"), splice(model, "blocks.9", lambda x: x):
+    with (
+        pytest.raises(DataError, match=r"blocks.9 is not a module"),
+        splice(model, "blocks.9", lambda x: x),
+    ):
         pass
-    with pytest.raises(DataError, match=r"blocks.1 did not run"), splice(model, "blocks.1", lambda x: x):
+    with (
+        pytest.raises(DataError, match=r"blocks.1 did not run"),
+        splice(model, "blocks.1", lambda x: x),
+    ):
         pass
-    with pytest.raises(DataError, match="does not give hidden states"), splice(model, "model.embed_tokens:in", lambda x: x):
+    with (
+        pytest.raises(DataError, match="does not give hidden states"),
+        splice(model, "model.embed_tokens:in", lambda x: x),
+    ):
         logits(model)
 
 
@@ -133,7 +154,10 @@ def test_several_hooks_are_changed_in_one_pass_as_one_inside_the_other():
     with saekit.splice(model, {"blocks.0": double, "blocks.2": shift}):
         assert torch.equal(logits(model), nested)
     assert not torch.equal(logits(model), nested), "nothing stays behind"
-    with pytest.raises(DataError, match=r"blocks\.7"), saekit.splice(model, {"blocks.0": double, "blocks.7": shift}):
+    with (
+        pytest.raises(DataError, match=r"blocks\.7"),
+        saekit.splice(model, {"blocks.0": double, "blocks.7": shift}),
+    ):
         pass
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -141,10 +165,14 @@ def test_several_hooks_are_changed_in_one_pass_as_one_inside_the_other():
 @torch.no_grad()
 def test_an_sae_stands_in_with_its_reconstruction_in_its_own_dtype():
     model = tiny.random_model("llama").bfloat16()
-    sae = restore("sae", {"d_in": tiny.WIDTH, "latents": 64, "sparsity": "topk", "k": 4}, sae_tensors())
+    sae = restore(
+        "sae", {"d_in": tiny.WIDTH, "latents": 64, "sparsity": "topk", "k": 4}, sae_tensors()
+    )
     with saekit.capture(model, "blocks.1") as states:
         logits(model)
-    want = sae(states["blocks.1"].flatten(0, 1).float()).x_hat.bfloat16().view_as(states["blocks.1"])
+    want = (
+        sae(states["blocks.1"].flatten(0, 1).float()).x_hat.bfloat16().view_as(states["blocks.1"])
+    )
     with saekit.splice(model, "blocks.1", sae), saekit.capture(model, "blocks.1") as states:
         logits(model)
     assert torch.equal(states["blocks.1"], want)
@@ -162,4 +190,9 @@ def test_a_change_of_another_shape_and_half_a_call_are_refused():
 
 def sae_tensors() -> dict[str, torch.Tensor]:
     W_dec = torch.nn.functional.normalize(torch.randn(64, tiny.WIDTH), dim=1)
-    return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(64), "W_dec": W_dec, "b_dec": torch.zeros(tiny.WIDTH)}
+    return {
+        "W_enc": W_dec.clone(),
+        "b_enc": torch.zeros(64),
+        "W_dec": W_dec,
+        "b_dec": torch.zeros(tiny.WIDTH),
+    }

@@ -12,10 +12,20 @@ def codes_of(*shape: int) -> tuple[SparseCodes, torch.Tensor]:
     z = torch.rand(*shape, 9, generator=torch.Generator().manual_seed(0))
     z = torch.where(z > 0.6, z, 0.0)
     codes = from_dense(z.view(-1, 9))
-    return SparseCodes(codes.vals, codes.idx, codes.nnz, 9, leading=None if len(shape) == 1 else shape), z
+    return SparseCodes(
+        codes.vals, codes.idx, codes.nnz, 9, leading=None if len(shape) == 1 else shape
+    ), z
 
 
-ROWS = [slice(1, 4), slice(None, None, 2), torch.tensor([3, 0, 3]), torch.arange(6) % 2 == 0, [1, 5], -1, 2]
+ROWS = [
+    slice(1, 4),
+    slice(None, None, 2),
+    torch.tensor([3, 0, 3]),
+    torch.arange(6) % 2 == 0,
+    [1, 5],
+    -1,
+    2,
+]
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
@@ -36,7 +46,9 @@ def test_values_are_those_of_the_dense_code(rows, latents):
 def test_leading_dimensions_are_kept():
     codes, z = codes_of(2, 3)
     assert codes.shape == (2, 3, 9) and torch.equal(codes[1].to_dense(), z[1])
-    assert torch.equal(codes[1, :, 4], z[1, :, 4]) and torch.equal(codes[0, 2, [3, 8]], z[0, 2, [3, 8]])
+    assert torch.equal(codes[1, :, 4], z[1, :, 4]) and torch.equal(
+        codes[0, 2, [3, 8]], z[0, 2, [3, 8]]
+    )
     assert codes[1].shape == (3, 9) and torch.equal(codes[:1].to_dense(), z[:1])
 
 

@@ -39,15 +39,26 @@ def test_transpose_lists_the_entries_of_each_latent_in_row_order():
 
 
 def test_no_double_counting_of_a_latent_that_every_row_hits():
-    codes = SparseCodes(torch.full((500, 1), 0.1), torch.zeros(500, 1, dtype=torch.int32), torch.ones(500, dtype=torch.int32), 3)
+    codes = SparseCodes(
+        torch.full((500, 1), 0.1),
+        torch.zeros(500, 1, dtype=torch.int32),
+        torch.ones(500, dtype=torch.int32),
+        3,
+    )
     grad = sparse_weight_grad(codes, codes.vals, torch.ones(500, 2))
     # 500 additions in order: the error grows at most by one rounding each.
     tolerance = 500 * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(grad, torch.tensor([[50.0, 50.0], [0, 0], [0, 0]]), rtol=tolerance, atol=0)
+    torch.testing.assert_close(
+        grad, torch.tensor([[50.0, 50.0], [0, 0], [0, 0]]), rtol=tolerance, atol=0
+    )
 
 
 def made_codes():
-    z = torch.randn(23, 50, generator=torch.Generator().manual_seed(2), dtype=torch.float64).sub_(1.0).relu_()
+    z = (
+        torch.randn(23, 50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        .sub_(1.0)
+        .relu_()
+    )
     z[[0, 9]] = 0
     z[:, 13] = 0
     padded = from_dense(z)
@@ -80,7 +91,11 @@ def from_products(codes, values):
 def test_the_penalty_of_a_row_and_its_gradient(ragged):
     z, padded, end_to_end = made_codes()
     codes = end_to_end if ragged else padded
-    x, W, b = torch.randn(23, 7, dtype=torch.float64), torch.randn(50, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    x, W, b = (
+        torch.randn(23, 7, dtype=torch.float64),
+        torch.randn(50, 7, dtype=torch.float64),
+        torch.randn(7, dtype=torch.float64),
+    )
     penalty = torch.rand(50, dtype=torch.float64)
     decoded = decode_mse(codes, W, b, x, penalty_F=penalty)
     e = z @ W + b - x

@@ -1,4 +1,5 @@
-"""The cost model against the figures it was first worked out with by hand, and against limits that must hold."""
+"""The cost model against the figures it was first worked out with by hand, and against limits that
+must hold."""
 
 from __future__ import annotations
 
@@ -28,16 +29,25 @@ def test_steps_reproduce_the_table(D, F, B, dense, sparse):
         assert cost.topk_step_floor_ms(B, D, F, k, H200) == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize(("D", "F", "eager", "fused"), [(768, 24576, 2.95, 2.37), (2304, 73728, 22.6, 20.2), (4096, 131072, 68.7, 63.2)])
+@pytest.mark.parametrize(
+    ("D", "F", "eager", "fused"),
+    [(768, 24576, 2.95, 2.37), (2304, 73728, 22.6, 20.2), (4096, 131072, 68.7, 63.2)],
+)
 def test_dense_relu_steps(D, F, eager, fused):
     assert cost.dense_step_ms(8192, D, F, H200, passes=7) == pytest.approx(eager, rel=0.01)
-    assert cost.dense_step_ms(8192, D, F, H200, passes=2, adam_bytes=cost.ADAM_FUSED_BYTES) == pytest.approx(fused, rel=0.01)
+    assert cost.dense_step_ms(
+        8192, D, F, H200, passes=2, adam_bytes=cost.ADAM_FUSED_BYTES
+    ) == pytest.approx(fused, rel=0.01)
 
 
-@pytest.mark.parametrize(("D", "F", "crossover"), [(768, 24576, 230), (2304, 73728, 550), (4096, 131072, 970)])
+@pytest.mark.parametrize(
+    ("D", "F", "crossover"), [(768, 24576, 230), (2304, 73728, 550), (4096, 131072, 970)]
+)
 def test_crossover_is_where_the_two_steps_meet_and_the_estimate_errs_to_dense(D, F, crossover):
     def margin(k):
-        return cost.dense_step_ms(8192, D, F, H200, passes=2, adam_bytes=26) - cost.topk_step_floor_ms(8192, D, F, k, H200)
+        return cost.dense_step_ms(
+            8192, D, F, H200, passes=2, adam_bytes=26
+        ) - cost.topk_step_floor_ms(8192, D, F, k, H200)
 
     assert margin(0.95 * crossover) > 0 > margin(1.05 * crossover)
     assert 0.8 * crossover < cost.crossover_l0(F) < 1.04 * crossover
@@ -47,22 +57,36 @@ def test_encoder_gemm_is_the_unit():
     """2 B F D FLOPs at 790 TFLOP/s; a bf16 pass over B x F is 184 / D of it."""
     gemm = cost.floor_ms("encode", 8192, 768, 24576, 32, H200)
     assert gemm == pytest.approx(2 * 8192 * 768 * 24576 / 790e12 * 1e3)
-    assert cost.floor_ms("relu_forward", 8192, 768, 24576, 32, H200) / gemm == pytest.approx(2 * 184 / 768, rel=0.01)
-    assert cost.floor_ms("select", 8192, 768, 24576, 32, H200) / gemm == pytest.approx(184 / 768, rel=0.02)
-    assert cost.floor_ms("sigmoid_encode", 8192, 768, 24576, 32, H200) == gemm  # the write of f hides behind the product
+    assert cost.floor_ms("relu_forward", 8192, 768, 24576, 32, H200) / gemm == pytest.approx(
+        2 * 184 / 768, rel=0.01
+    )
+    assert cost.floor_ms("select", 8192, 768, 24576, 32, H200) / gemm == pytest.approx(
+        184 / 768, rel=0.02
+    )
+    # the write of f hides behind the product
+    assert cost.floor_ms("sigmoid_encode", 8192, 768, 24576, 32, H200) == gemm
 
 
 def test_small_batches_are_bound_by_the_weights():
     """One row: W_enc is read once, 2 F D bytes at 4.3 TB/s."""
-    assert cost.floor_ms("encode", 1, 4096, 131072, 32, H200) == pytest.approx(2 * 4096 * 131072 / 4.3e12 * 1e3, rel=1e-3)
+    assert cost.floor_ms("encode", 1, 4096, 131072, 32, H200) == pytest.approx(
+        2 * 4096 * 131072 / 4.3e12 * 1e3, rel=1e-3
+    )
 
 
 def test_fused_feature_step_is_adam_and_two_gathers():
     B, D, F, k = 4096, 2304, 73728, 32
     adam, gather = 26 * 2 * D * F / 4.3e12 * 1e3, 2 * B * k * D / 4.3e12 * 1e3
-    assert cost.floor_ms("feature_step", B, D, F, k, H200) == pytest.approx(adam + 2 * gather, rel=0.01)
-    assert cost.floor_ms("weight_grad", B, D, F, k, H200) == pytest.approx(gather + 4 * D * F / 4.3e12 * 1e3, rel=0.01)
-    assert cost.floor_ms("decode_mse", B, D, F, k, H200) == pytest.approx(gather * (1 + 2 / k), rel=0.01)  # and x, g once
+    assert cost.floor_ms("feature_step", B, D, F, k, H200) == pytest.approx(
+        adam + 2 * gather, rel=0.01
+    )
+    assert cost.floor_ms("weight_grad", B, D, F, k, H200) == pytest.approx(
+        gather + 4 * D * F / 4.3e12 * 1e3, rel=0.01
+    )
+    # and x, g once
+    assert cost.floor_ms("decode_mse", B, D, F, k, H200) == pytest.approx(
+        gather * (1 + 2 / k), rel=0.01
+    )
 
 
 def test_no_part_takes_longer_than_the_step():
@@ -73,10 +97,16 @@ def test_no_part_takes_longer_than_the_step():
 
 def test_every_operation_grows_with_the_batch():
     for op in cost.OPERATIONS:
-        assert 0 < cost.floor_ms(op, 1024, 768, 24576, 32, H200) < cost.floor_ms(op, 4096, 768, 24576, 32, H200)
+        assert (
+            0
+            < cost.floor_ms(op, 1024, 768, 24576, 32, H200)
+            < cost.floor_ms(op, 4096, 768, 24576, 32, H200)
+        )
 
 
-@pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-80GB", "cpu", "", "NVIDIA GH200 480GB", "NVIDIA H20"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA A100-SXM4-80GB", "cpu", "", "NVIDIA GH200 480GB", "NVIDIA H20"]
+)
 def test_unknown_devices_have_no_floor(name):
     assert cost.floor_ms("encode", 8192, 768, 24576, 32, name) is None
     assert cost.dense_step_ms(8192, 768, 24576, name) is None

@@ -2,13 +2,22 @@
 
 import pytest
 import torch
-from saekit_kernels import Workspace, decode, encode_batchtopk, encode_threshold, encode_topk, topk_rows
+from saekit_kernels import (
+    Workspace,
+    decode,
+    encode_batchtopk,
+    encode_threshold,
+    encode_topk,
+    topk_rows,
+)
 from saekit_kernels.reference import encode_topk_dense
 
 
 def parameters(D, F, dtype=torch.float32, seed=0):
     gen = torch.Generator().manual_seed(seed)
-    return torch.randn(F, D, generator=gen, dtype=dtype) / D**0.5, torch.randn(F, generator=gen, dtype=dtype) * 0.1
+    return torch.randn(F, D, generator=gen, dtype=dtype) / D**0.5, torch.randn(
+        F, generator=gen, dtype=dtype
+    ) * 0.1
 
 
 def rows(B, D, dtype=torch.float32, seed=1):
@@ -19,7 +28,8 @@ PLANS = ["gemm", "filter"]
 
 
 def hard_rows(B, D):
-    """Rows like hidden states: two dimensions carry most of the norm, some rows are far larger, one is zero."""
+    """Rows like hidden states: two dimensions carry most of the norm, some rows are far larger, one
+    is zero."""
     x = rows(B, D)
     x[:, 0] *= 12
     x[:, 1] = 5 + x[:, 1]
@@ -41,7 +51,9 @@ def test_the_filter_selects_what_fp64_selects(D, F, k, scale):
     chosen = codes.to_dense() != 0
     assert (pre[chosen] >= (kth - slack).expand_as(pre)[chosen]).all()
     assert chosen[(pre > kth + slack) & (pre > slack)].all()
-    torch.testing.assert_close(codes.to_dense()[chosen].double(), pre[chosen], rtol=1e-5, atol=slack.max().item())
+    torch.testing.assert_close(
+        codes.to_dense()[chosen].double(), pre[chosen], rtol=1e-5, atol=slack.max().item()
+    )
 
 
 def test_the_filter_did_the_work(monkeypatch):
@@ -51,9 +63,13 @@ def test_the_filter_did_the_work(monkeypatch):
     W, b = parameters(64, 4096)
     x, redone = rows(600, 64), []
     original = module.topk_rows
-    monkeypatch.setattr(module, "topk_rows", lambda pre, k: redone.append(pre.shape) or original(pre, k))
+    monkeypatch.setattr(
+        module, "topk_rows", lambda pre, k: redone.append(pre.shape) or original(pre, k)
+    )
     encode_topk(x, W, b, 8, plan="filter")
-    assert redone and all(width < 600 for _, width in redone), "only tables of survivors were selected from"
+    assert redone and all(width < 600 for _, width in redone), (
+        "only tables of survivors were selected from"
+    )
     x[5] = torch.nan
     encode_topk(x, W, b, 8, plan="filter")
     assert redone[-1] == (1, 4096)
@@ -79,7 +95,9 @@ def test_a_relu_keeps_every_positive_pre_activation(plan, offset):
     agree = (codes.to_dense() > 0) == (expected > 0)
     assert (agree | borderline).all()
     torch.testing.assert_close(codes.to_dense(), expected, rtol=1e-5, atol=2e-4)
-    assert (codes.idx.diff()[(codes.row_of(torch.arange(len(codes.idx))).diff() == 0)] > 0).all(), "columns ascend"
+    assert (codes.idx.diff()[(codes.row_of(torch.arange(len(codes.idx))).diff() == 0)] > 0).all(), (
+        "columns ascend"
+    )
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -88,9 +106,13 @@ def test_a_threshold_for_each_latent_and_one_for_all(plan):
     x, theta = rows(530, 32), torch.rand(2048) * 2
     pre = x @ W.T + b
     codes = encode_threshold(x, W, b, theta, plan=plan)
-    torch.testing.assert_close(codes.to_dense(), torch.where(pre > theta, pre, 0.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        codes.to_dense(), torch.where(pre > theta, pre, 0.0), rtol=1e-5, atol=1e-5
+    )
     scalar = encode_threshold(x, W, b, torch.tensor(1.5), plan=plan)
-    torch.testing.assert_close(scalar.to_dense(), torch.where(pre > 1.5, pre, 0.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        scalar.to_dense(), torch.where(pre > 1.5, pre, 0.0), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -115,7 +137,11 @@ def test_batchtopk_keeps_exactly_the_largest_of_the_batch(B, F, k):
 def test_batchtopk_ties_go_to_the_first_rows_and_a_silent_batch_has_no_threshold():
     W, b = torch.ones(4, 2), torch.zeros(4)
     codes, threshold = encode_batchtopk(torch.ones(3, 2), W, b, 2)
-    assert codes.nnz.tolist() == [4, 2, 0] and codes.idx.tolist() == [0, 1, 2, 3, 0, 1] and threshold == 2.0
+    assert (
+        codes.nnz.tolist() == [4, 2, 0]
+        and codes.idx.tolist() == [0, 1, 2, 3, 0, 1]
+        and threshold == 2.0
+    )
     codes, threshold = encode_batchtopk(torch.ones(3, 2), W, b - 5, 2)
     assert codes.nnz.tolist() == [0, 0, 0] and threshold == 0
 
@@ -150,7 +176,9 @@ def test_ties_go_to_the_smallest_column(F, k):
 def test_group_selection_equals_a_full_sort(F):
     pre = torch.randn(64, F, generator=torch.Generator().manual_seed(3))
     vals, idx = topk_rows(pre, 32)
-    assert torch.equal(vals.sort(dim=1, descending=True).values, pre.sort(dim=1, descending=True).values[:, :32])
+    assert torch.equal(
+        vals.sort(dim=1, descending=True).values, pre.sort(dim=1, descending=True).values[:, :32]
+    )
     assert torch.equal(pre.gather(1, idx), vals)
 
 
@@ -206,13 +234,16 @@ def test_chunks_of_rows_do_not_change_the_codes(monkeypatch):
 
 @pytest.mark.parametrize("largest", [1000.3, 50.1])
 def test_the_filter_keeps_small_values_beside_a_large_bias(largest):
-    """The bias passes through two bf16 numbers; what that loses must not hide a positive value in a row of almost nothing."""
+    """The bias passes through two bf16 numbers; what that loses must not hide a positive value in a
+    row of almost nothing."""
     for seed in range(20):
         torch.manual_seed(seed)
         W, b, x = torch.randn(512, 32), torch.full((512,), -1.0), torch.randn(40, 32)
         b[3], b[100:110] = largest, torch.rand(10) * 1e-3
         x[0], x[1] = 0, 1e-4 * torch.randn(32)
-        by_filter, by_gemm = (encode_threshold(x[:2], W, b, plan=plan).to_dense() for plan in PLANS[::-1])
+        by_filter, by_gemm = (
+            encode_threshold(x[:2], W, b, plan=plan).to_dense() for plan in PLANS[::-1]
+        )
         certain = by_gemm > 1e-6 * largest
         assert (by_filter > 0)[certain].all()
         topk = [encode_topk(x, W, b, 8, plan=plan).to_dense()[0] > 0 for plan in PLANS]
@@ -275,7 +306,8 @@ def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch, two_threads):
     threaded = encode_topk(x, W, b, 8, plan=plan), encode_threshold(x, W, b - 2, plan=plan)
     for a, c in zip(alone, threaded):
         assert torch.equal(a.idx, c.idx)
-        torch.testing.assert_close(a.vals, c.vals, rtol=1e-5, atol=1e-5)  # products split over cores add in another order
+        # products split over cores add in another order
+        torch.testing.assert_close(a.vals, c.vals, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -292,7 +324,8 @@ def test_a_guessed_bound_changes_nothing_but_the_time(plan, share):
 
 @pytest.mark.parametrize("exponent", [-30, -62, -75, -100, -125, 60])
 def test_the_filter_finds_the_largest_of_tiny_and_of_huge_weights(exponent):
-    """Squares of such weights leave fp32; half of the latents are rounded up by bf16, the other half down."""
+    """Squares of such weights leave fp32; half of the latents are rounded up by bf16, the other
+    half down."""
     generator = torch.Generator().manual_seed(4)
     F, k, size = 96, 6, 2.0**exponent
     W = torch.rand(F, 3, generator=generator) * 2**-7 + 1
@@ -302,14 +335,30 @@ def test_the_filter_finds_the_largest_of_tiny_and_of_huge_weights(exponent):
     x = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.5, 0.25], [0.5, 2.0, 1.0]])
     expected = (x.double() @ W.double().T).topk(k, dim=1).indices.sort(1).values
     for plan in ("filter", "gemm"):
-        assert torch.equal(encode_topk(x, W, torch.zeros(F), k, plan=plan).idx.long().sort(1).values, expected), plan
+        assert torch.equal(
+            encode_topk(x, W, torch.zeros(F), k, plan=plan).idx.long().sort(1).values, expected
+        ), plan
 
 
 @pytest.mark.parametrize("plan", ["filter", "gemm"])
-@pytest.mark.parametrize("weights,rows", [(1e-17, 1.0), (1e-20, 1e15), (1e-30, 1.0), (1e-38, 1.0), (1e30, 1.0), (1.0, 1e18), (1.0, 1e-30)])
+@pytest.mark.parametrize(
+    "weights,rows",
+    [
+        (1e-17, 1.0),
+        (1e-20, 1e15),
+        (1e-30, 1.0),
+        (1e-38, 1.0),
+        (1e30, 1.0),
+        (1.0, 1e18),
+        (1.0, 1e-30),
+    ],
+)
 def test_the_largest_are_found_whatever_the_size_of_weights_and_rows(plan, weights, rows):
     generator = torch.Generator().manual_seed(6)
-    W, x = torch.randn(512, 16, generator=generator) * weights, torch.randn(5, 16, generator=generator) * rows
+    W, x = (
+        torch.randn(512, 16, generator=generator) * weights,
+        torch.randn(5, 16, generator=generator) * rows,
+    )
     W[::2] *= 1e-3  # norms that differ
     codes = encode_topk(x, W, torch.zeros(512), 6, plan=plan)
     expected = (x.double() @ W.double().T).topk(6, dim=1).indices.sort(1).values

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from saekit_kernels import decode_entries, decode_nested, encode_threshold, encode_topk, preactivations, signed_topk
+from saekit_kernels import (
+    decode_entries,
+    decode_nested,
+    encode_threshold,
+    encode_topk,
+    preactivations,
+    signed_topk,
+)
 
 B, D, F = 13, 9, 21
 
@@ -12,7 +19,10 @@ B, D, F = 13, 9, 21
 def tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((B, D), (F, D), (F,), (F, D), (D,))
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def grads(total, wanted):
@@ -65,7 +75,9 @@ def test_nested_reconstructions_are_those_of_prefixes(kind):
     torch.testing.assert_close(x_hat, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn(B, 3, D, dtype=torch.float64)
     for name, a, e in zip(
-        "x W_enc b_enc W_dec b_dec".split(), grads((x_hat * weight).sum(), all_of), grads((expected * weight).sum(), all_of)
+        "x W_enc b_enc W_dec b_dec".split(),
+        grads((x_hat * weight).sum(), all_of),
+        grads((expected * weight).sum(), all_of),
     ):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10, msg=name)
 
@@ -86,7 +98,10 @@ def test_levels_may_follow_any_order_such_as_the_rank_of_a_value():
 def test_signed_topk_takes_the_largest_magnitudes_with_their_signs():
     pre = torch.tensor([[1.0, -3.0, 2.0, -0.5], [0.1, 0.2, -0.3, 4.0]])
     codes = signed_topk(pre, 2)
-    assert codes.to_dense().tolist() == [[0.0, -3.0, 2.0, 0.0], [0.0, 0.0, pytest.approx(-0.3), 4.0]]
+    assert codes.to_dense().tolist() == [
+        [0.0, -3.0, 2.0, 0.0],
+        [0.0, 0.0, pytest.approx(-0.3), 4.0],
+    ]
 
 
 def test_the_triton_operations_give_the_same_gradients():

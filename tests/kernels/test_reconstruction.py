@@ -15,13 +15,20 @@ from saekit_kernels import (
     topk_reconstruction,
 )
 from saekit_kernels.dense import kl_of_means
-from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense, topk_reconstruction_dense
+from saekit_kernels.reference import (
+    relu_reconstruction_dense,
+    sigmoid_reconstruction_dense,
+    topk_reconstruction_dense,
+)
 
 
 def parameters(D, F, dtype, seed=0):
     gen = torch.Generator().manual_seed(seed)
     W_enc, W_dec = (torch.randn(F, D, generator=gen, dtype=dtype) / D**0.5 for _ in range(2))
-    b_enc, b_dec = torch.randn(F, generator=gen, dtype=dtype) * 0.1, torch.randn(D, generator=gen, dtype=dtype)
+    b_enc, b_dec = (
+        torch.randn(F, generator=gen, dtype=dtype) * 0.1,
+        torch.randn(D, generator=gen, dtype=dtype),
+    )
     return [p.requires_grad_() for p in (W_enc, b_enc, W_dec, b_dec)]
 
 
@@ -50,13 +57,19 @@ def assert_gradients_agree(ours, dense, tolerance=1e-6):
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("B,D,F,k", SHAPES)
 def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, arm):
-    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    x, ours, dense = (
+        rows(B, D, torch.float64),
+        parameters(D, F, torch.float64),
+        parameters(D, F, torch.float64),
+    )
     made = topk_reconstruction(x, *ours, k, arm=arm)
     reference, z = topk_reconstruction_dense(x, *dense, k)
     made.total.backward()
     reference.backward()
     torch.testing.assert_close(made.total, reference, rtol=1e-12, atol=0)
-    torch.testing.assert_close(made.residual_BD, (z @ dense[2] + dense[3] - x).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        made.residual_BD, (z @ dense[2] + dense[3] - x).detach(), rtol=0, atol=1e-12
+    )
     assert torch.equal(made.fired_F, (z > 0).sum(0)) and made.arm == arm
     assert_gradients_agree(ours, dense, 1e-12)
 
@@ -65,7 +78,11 @@ def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, a
 @pytest.mark.parametrize("coef", [0.0, 0.7])
 @pytest.mark.parametrize("B,D,F", [(1, 1, 1), (3, 33, 7), (130, 33, 130), (37, 96, 1000)])
 def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef, arm):
-    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    x, ours, dense = (
+        rows(B, D, torch.float64),
+        parameters(D, F, torch.float64),
+        parameters(D, F, torch.float64),
+    )
     made = relu_reconstruction(x, *ours, coef, arm=arm)
     reconstruction, l1, z = relu_reconstruction_dense(x, *dense)
     made.total.backward()
@@ -84,7 +101,11 @@ def test_with_a_unit_decoder_only_the_parallel_part_of_its_gradient_is_left_out(
         along = (W.grad * W.detach()).sum(1, keepdim=True)
         return W.grad - along * W.detach()
 
-    x, ours, dense = rows(40, 9, torch.float64), parameters(9, 64, torch.float64), parameters(9, 64, torch.float64)
+    x, ours, dense = (
+        rows(40, 9, torch.float64),
+        parameters(9, 64, torch.float64),
+        parameters(9, 64, torch.float64),
+    )
     for W in (ours[2], dense[2]):
         W.data /= W.data.norm(dim=1, keepdim=True)
     relu_reconstruction(x, *ours, 0.5, unit_decoder=True, arm=arm).total.backward()
@@ -108,7 +129,11 @@ def test_gradcheck_of_the_sparse_step_rows_included(step):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_gradients_scale_with_the_loss(arm):
-    x, once, thrice = rows(16, 8, torch.float64), parameters(8, 64, torch.float64), parameters(8, 64, torch.float64)
+    x, once, thrice = (
+        rows(16, 8, torch.float64),
+        parameters(8, 64, torch.float64),
+        parameters(8, 64, torch.float64),
+    )
     relu_reconstruction(x, *once, 0.2, arm=arm).total.backward()
     (3 * relu_reconstruction(x, *thrice, 0.2, arm=arm).total).backward()
     for a, b in zip(once, thrice):
@@ -117,7 +142,11 @@ def test_gradients_scale_with_the_loss(arm):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_same_inputs_give_the_same_bits(arm):
-    x, first, second = rows(300, 48, torch.float32), parameters(48, 1024, torch.float32), parameters(48, 1024, torch.float32)
+    x, first, second = (
+        rows(300, 48, torch.float32),
+        parameters(48, 1024, torch.float32),
+        parameters(48, 1024, torch.float32),
+    )
     for values in (first, second):
         topk_reconstruction(x, *values, 16, arm=arm).total.backward()
         relu_reconstruction(x, *values, 0.1, arm=arm).total.backward()
@@ -127,14 +156,20 @@ def test_the_same_inputs_give_the_same_bits(arm):
 def test_the_filter_gives_the_gradients_of_the_fp32_encoder():
     """One step each with the bf16 filter and without, from the same codes up to the last bits."""
     x, W = rows(200, 64, torch.float32), parameters(64, 4096, torch.float32)
-    for codes_of in (lambda plan: encode_topk(x, *W[:2], 8, plan=plan), lambda plan: encode_threshold(x, W[0], W[1] - 2.0, plan=plan)):
+    for codes_of in (
+        lambda plan: encode_topk(x, *W[:2], 8, plan=plan),
+        lambda plan: encode_threshold(x, W[0], W[1] - 2.0, plan=plan),
+    ):
         a, b = codes_of("filter").to_dense(), codes_of("gemm").to_dense()
         assert torch.equal(a != 0, b != 0)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_rows_with_too_many_active_latents_take_the_dense_arm():
-    x, (W_enc, b_enc, W_dec, b_dec) = rows(600, 32, torch.float32), parameters(32, 4000, torch.float32)
+    x, (W_enc, b_enc, W_dec, b_dec) = (
+        rows(600, 32, torch.float32),
+        parameters(32, 4000, torch.float32),
+    )
     assert relu_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 0.1).arm == "dense"
     assert relu_reconstruction(x, W_enc, b_enc - 3.0, W_dec, b_dec, 0.1).arm == "sparse"
 
@@ -165,13 +200,19 @@ def test_rows_without_active_latents_reconstruct_to_the_bias_and_give_no_code_gr
     made.total.backward()
     assert made.fired_F.sum() == 0
     torch.testing.assert_close(made.residual_BD, b_dec - x)
-    assert W_enc.grad.abs().max() == 0 and W_dec.grad.abs().max() == 0 and b_dec.grad.abs().max() > 0
+    assert (
+        W_enc.grad.abs().max() == 0 and W_dec.grad.abs().max() == 0 and b_dec.grad.abs().max() > 0
+    )
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3])
 @pytest.mark.parametrize("B,D,F", [(1, 1, 1), (3, 33, 7), (130, 33, 130), (1030, 8, 20)])
 def test_sigmoid_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, rate):
-    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    x, ours, dense = (
+        rows(B, D, torch.float64),
+        parameters(D, F, torch.float64),
+        parameters(D, F, torch.float64),
+    )
     made = sigmoid_reconstruction(x, *ours, 0.7, rate)
     reconstruction, kl, f = sigmoid_reconstruction_dense(x, *dense, rate)
     made.total.backward()
@@ -185,8 +226,12 @@ def test_sigmoid_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, r
 def test_kl_by_hand_and_beyond_the_clamp():
     means = torch.tensor([0.3, 0.6, 0.1, 0.0, 1.0], dtype=torch.float64)
     kl, derivative = kl_of_means(means[:3], 0.1)
-    assert kl.item() == pytest.approx(sum(0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in (0.3, 0.6)), rel=1e-12)
-    assert derivative.tolist() == pytest.approx([0.9 / 0.7 - 0.1 / 0.3, 0.9 / 0.4 - 0.1 / 0.6, 0], abs=1e-12)
+    assert kl.item() == pytest.approx(
+        sum(0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in (0.3, 0.6)), rel=1e-12
+    )
+    assert derivative.tolist() == pytest.approx(
+        [0.9 / 0.7 - 0.1 / 0.3, 0.9 / 0.4 - 0.1 / 0.6, 0], abs=1e-12
+    )
     kl, derivative = kl_of_means(means, 0.1)
     assert math.isfinite(kl.item()) and derivative[3:].tolist() == [0, 0]
 
@@ -205,7 +250,11 @@ def test_arms_change_with_hysteresis():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_decoder_row_of_zeros_gets_the_gradient_of_autograd(arm):
-    x, ours, dense = rows(30, 6, torch.float64), parameters(6, 50, torch.float64), parameters(6, 50, torch.float64)
+    x, ours, dense = (
+        rows(30, 6, torch.float64),
+        parameters(6, 50, torch.float64),
+        parameters(6, 50, torch.float64),
+    )
     for values in (ours, dense):
         values[2].data[4] = 0
     relu_reconstruction(x, *ours, 0.5, arm=arm).total.backward()
@@ -234,7 +283,11 @@ def test_what_cannot_be_had_is_refused():
 @pytest.mark.parametrize("bound", [0.0, 0.2, 9.0])
 @pytest.mark.parametrize("B,D,F,k", [(1, 3, 7, 2), (37, 33, 130, 5), (130, 16, 1000, 8)])
 def test_batchtopk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, bound):
-    x, ours, dense = rows(B, D, torch.float64), parameters(D, F, torch.float64), parameters(D, F, torch.float64)
+    x, ours, dense = (
+        rows(B, D, torch.float64),
+        parameters(D, F, torch.float64),
+        parameters(D, F, torch.float64),
+    )
     made, smallest = batchtopk_reconstruction(x, *ours, k, torch.tensor(bound))
     W_enc, b_enc, W_dec, b_dec = dense
     pre = x @ W_enc.T + b_enc

@@ -28,7 +28,9 @@ def test_a_worker_runs_its_operations_on_one_thread_and_the_caller_keeps_its_own
         return torch.get_num_threads(), threading.current_thread().name
 
     seen = map_chunks(work, spans(8, 1))
-    assert {threads for threads, _ in seen} == {1} and all("saekit-rows" in name for _, name in seen)
+    assert {threads for threads, _ in seen} == {1} and all(
+        "saekit-rows" in name for _, name in seen
+    )
     assert torch.get_num_threads() == 2
 
 

@@ -32,10 +32,17 @@ def from_the_mean(x):
 
 def test_each_class_is_judged_from_its_own_training_rows():
     x, y = torch.tensor([[0.0], [2.0], [10.0], [12.0]]), ["a", "a", "b", "b"]
-    # mean of a: 1, of b: 11. Test row 6.5 of b is nearer to a's mean than 7 of a is, and farther from b's mean than 7 of a is.
-    result = one_class(from_the_mean, x, y, torch.tensor([[0.0], [7.0], [6.5], [12.0]]), ["a", "a", "b", "b"])
+    # mean of a: 1, of b: 11. Test row 6.5 of b is nearer to a's mean than 7 of a is, and farther
+    # from b's mean than 7 of a is.
+    result = one_class(
+        from_the_mean, x, y, torch.tensor([[0.0], [7.0], [6.5], [12.0]]), ["a", "a", "b", "b"]
+    )
     # a: errors 1, 36 | 30.25, 121: three pairs of four in order; b: 20.25, 1 | 121, 16: again three
-    assert result.by_class == {"a": 0.75, "b": 0.75} and result.mean == 0.75 and result.worst == ("a", 0.75)
+    assert (
+        result.by_class == {"a": 0.75, "b": 0.75}
+        and result.mean == 0.75
+        and result.worst == ("a", 0.75)
+    )
 
 
 def test_a_class_that_was_never_trained_on_is_refused():
@@ -51,14 +58,23 @@ def test_the_residual_of_pca_on_digits_reaches_its_known_area():
 
     def residual(rows):
         pca = PCA(16).fit(rows)
-        return lambda test: ((test.numpy() - pca.inverse_transform(pca.transform(test))) ** 2).sum(1)
+        return lambda test: ((test.numpy() - pca.inverse_transform(pca.transform(test))) ** 2).sum(
+            1
+        )
 
     result = one_class(residual, x[:1437], y[:1437], x[1437:], y[1437:])
     # another draw of 360 rows gave mean 0.998 and worst 0.994
     assert sorted(result.by_class) == list(range(10))
-    assert result.mean == pytest.approx(0.998, abs=0.002) and result.worst[1] == pytest.approx(0.994, abs=0.006)
+    assert result.mean == pytest.approx(0.998, abs=0.002) and result.worst[1] == pytest.approx(
+        0.994, abs=0.006
+    )
 
 
 def test_the_histogram_has_common_edges_and_loses_no_row():
-    edges, counts = error_histogram(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([3.0, 4.0, 4.0]), bins=4)
-    assert edges == [0, 1, 2, 3, 4] and counts == {"normal": [2, 1, 0, 0], "anomalous": [0, 0, 0, 3]}
+    edges, counts = error_histogram(
+        torch.tensor([0.0, 0.5, 1.0]), torch.tensor([3.0, 4.0, 4.0]), bins=4
+    )
+    assert edges == [0, 1, 2, 3, 4] and counts == {
+        "normal": [2, 1, 0, 0],
+        "anomalous": [0, 0, 0, 3],
+    }

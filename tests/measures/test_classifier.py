@@ -9,13 +9,15 @@ from saekit.models.catalog import build
 
 
 def spots(count: int, seed: int):
-    """Two classes that no linear reader of the 8 inputs tells apart: the sign of the product of two of them."""
+    """Two classes that no linear reader of the 8 inputs tells apart: the sign of the product of two
+    of them."""
     x = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
     return x, ["same" if product > 0 else "other" for product in (x[:, 0] * x[:, 1]).tolist()]
 
 
 class Product(torch.nn.Module):
-    """An encoder that already knows: its one latent is the product, scaled by a weight that training may move."""
+    """An encoder that already knows: its one latent is the product, scaled by a weight that
+    training may move."""
 
     latents = 1
 
@@ -37,7 +39,8 @@ def test_a_code_that_holds_the_class_is_read_from_few_labels_frozen_or_tuned():
     model = Product()
     found = as_classifier(model, x, y, x_test, y_test, per_class=10, seeds=(0, 1))
     assert min(found.frozen) > 0.85 and min(found.tuned) > 0.85
-    # from 0 the weight has to be found by way of the head, which the same labels train: between chance and the model that knows
+    # from 0 the weight has to be found by way of the head, which the same labels train: between
+    # chance and the model that knows
     assert all(0.3 < scratch < 1 for scratch in found.scratch) and len(found.scratch) == 2
     assert model.weight.item() == 1.0, "the model is left as it was"
 

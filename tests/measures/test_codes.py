@@ -8,7 +8,13 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from saekit.errors import DataError, NumericsError, UsageError
-from saekit.measures.codes import few_labels, knn_accuracy, map_2d, principal_angles, trustworthiness
+from saekit.measures.codes import (
+    few_labels,
+    knn_accuracy,
+    map_2d,
+    principal_angles,
+    trustworthiness,
+)
 
 XOR = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat(5, 1)
 XOR_LABELS = [0, 0, 1, 1] * 5
@@ -26,9 +32,16 @@ def digits():
 def test_the_majority_of_the_nearest_neighbours_decides():
     train = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])
     # 5.9 is nearest to 2, 10 and 1: two of three say a
-    accuracy = knn_accuracy(train, list("aaabbb"), torch.tensor([[1.4], [11.0], [5.9]]), ["a", "b", "b"], k=3)
+    accuracy = knn_accuracy(
+        train, list("aaabbb"), torch.tensor([[1.4], [11.0], [5.9]]), ["a", "b", "b"], k=3
+    )
     assert accuracy == pytest.approx(2 / 3)
-    assert knn_accuracy(train, list("aaabbb"), torch.tensor([[1.4], [11.0], [6.1]]), ["a", "b", "b"], k=1) == 1
+    assert (
+        knn_accuracy(
+            train, list("aaabbb"), torch.tensor([[1.4], [11.0], [6.1]]), ["a", "b", "b"], k=1
+        )
+        == 1
+    )
 
 
 def test_raw_digits_have_the_known_neighbour_accuracy(digits):
@@ -53,7 +66,9 @@ def test_a_probe_does_not_depend_on_the_units_of_a_latent(digits):
 def test_sparse_and_dense_codes_are_judged_alike(digits):
     x, y, x_test, y_test = (part[:200] for part in digits)
     x, x_test = x.float(), x_test.float()
-    assert knn_accuracy(from_dense(x), y, from_dense(x_test), y_test) == knn_accuracy(x, y, x_test, y_test)
+    assert knn_accuracy(from_dense(x), y, from_dense(x_test), y_test) == knn_accuracy(
+        x, y, x_test, y_test
+    )
 
 
 def test_all_labels_of_a_class_are_the_plain_probe():
@@ -71,7 +86,9 @@ def test_few_labels_report_each_draw_and_their_spread(digits):
     assert [row.per_class for row in rows] == [1, 20] and rows[0].mean < rows[1].mean - 0.2
     for row in rows:
         assert row.mean == pytest.approx(sum(row.accuracies) / 3)
-        assert row.std == pytest.approx((sum((a - row.mean) ** 2 for a in row.accuracies) / 2) ** 0.5)
+        assert row.std == pytest.approx(
+            (sum((a - row.mean) ** 2 for a in row.accuracies) / 2) ** 0.5
+        )
     # a seed stands for itself, whichever others and whatever other sizes are asked for
     (again,) = few_labels(*digits, per_class=(20,), seeds=(2,))
     assert again.accuracies == rows[1].accuracies[2:] and again.std is None
@@ -79,7 +96,13 @@ def test_few_labels_report_each_draw_and_their_spread(digits):
 
 def test_a_class_with_too_few_rows_is_named():
     with pytest.raises(DataError, match="class b has 2 training rows, 5 are wanted"):
-        few_labels(torch.randn(12, 2), list("aaaaaaaaaabb"), torch.randn(2, 2), ["a", "b"], per_class=(1, 5))
+        few_labels(
+            torch.randn(12, 2),
+            list("aaaaaaaaaabb"),
+            torch.randn(2, 2),
+            ["a", "b"],
+            per_class=(1, 5),
+        )
 
 
 def by_definition(x, z, k):
@@ -95,8 +118,12 @@ def test_trustworthiness_is_one_for_a_copy_and_follows_its_definition():
     x = torch.randn(60, 5, generator=generator, dtype=torch.float64)
     assert trustworthiness(x, 3 * x) == 1.0
     partly = x[:, :2]
-    assert trustworthiness(x, partly, neighbours=4) == pytest.approx(by_definition(x, partly, 4), abs=1e-12)
-    assert trustworthiness(x.view(60, 5, 1), partly) > trustworthiness(x, x[torch.randperm(60, generator=generator)])
+    assert trustworthiness(x, partly, neighbours=4) == pytest.approx(
+        by_definition(x, partly, 4), abs=1e-12
+    )
+    assert trustworthiness(x.view(60, 5, 1), partly) > trustworthiness(
+        x, x[torch.randperm(60, generator=generator)]
+    )
 
 
 def test_trustworthiness_judges_the_drawn_rows_only():
@@ -115,9 +142,13 @@ def test_principal_angles_of_a_turned_plane():
     B = [[1.0, 0, 0, 0], [0, np.cos(turn), np.sin(turn), 0]]
     np.testing.assert_allclose(principal_angles(np.array(A), np.array(B)), [0, 30], atol=1e-12)
     # another basis of the same plane, and a plane against a line within it
-    mixed = torch.tensor([[2.0, 1.0], [1.0, -3.0]], dtype=torch.float64) @ torch.tensor(B, dtype=torch.float64)
+    mixed = torch.tensor([[2.0, 1.0], [1.0, -3.0]], dtype=torch.float64) @ torch.tensor(
+        B, dtype=torch.float64
+    )
     np.testing.assert_allclose(principal_angles(np.array(A), mixed), [0, 30], atol=1e-12)
-    np.testing.assert_allclose(principal_angles(np.array(A), np.array([[3.0, 4, 0, 0]])), [0], atol=1e-12)
+    np.testing.assert_allclose(
+        principal_angles(np.array(A), np.array([[3.0, 4, 0, 0]])), [0], atol=1e-12
+    )
     np.testing.assert_allclose(principal_angles(np.array(A), np.array([[0.0, 0, 0, 1]])), [90])
 
 
@@ -128,7 +159,9 @@ def test_a_tiny_angle_is_not_rounded_to_zero():
 
 
 def test_the_pca_map_holds_the_two_widest_directions():
-    x = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([5.0, 0.1, 3.0, 0.1, 0.1, 0.1], dtype=torch.float64)
+    x = torch.randn(50, 6, dtype=torch.float64) * torch.tensor(
+        [5.0, 0.1, 3.0, 0.1, 0.1, 0.1], dtype=torch.float64
+    )
     variances = np.linalg.eigvalsh(np.cov(x.numpy().T))[::-1]
     np.testing.assert_allclose(map_2d(x).var(0, ddof=1), variances[:2], rtol=1e-9)
 

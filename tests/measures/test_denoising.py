@@ -41,7 +41,9 @@ def test_the_density_is_that_of_torch():
     gm, sigma = mixture(), 0.7
     std = torch.full_like(gm.means_MD, math.hypot(gm.std, sigma))
     theirs = MixtureSameFamily(Categorical(gm.weights_M), Independent(Normal(gm.means_MD, std), 1))
-    torch.testing.assert_close(gm.log_density(points(), sigma), theirs.log_prob(points()), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        gm.log_density(points(), sigma), theirs.log_prob(points()), atol=1e-10, rtol=0
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.7])
@@ -60,12 +62,18 @@ def test_the_pull_of_the_best_denoiser_is_the_score_of_the_noised_density(std, s
 
 
 def test_the_best_denoiser_is_the_posterior_mean_by_integration():
-    gm = GaussianMixture(torch.tensor([[-1.0], [1.5]], dtype=DOUBLE), 0.4, torch.tensor([3.0, 1.0], dtype=DOUBLE))
+    gm = GaussianMixture(
+        torch.tensor([[-1.0], [1.5]], dtype=DOUBLE), 0.4, torch.tensor([3.0, 1.0], dtype=DOUBLE)
+    )
     clean, sigma = torch.linspace(-8, 8, 20001, dtype=DOUBLE), 0.6
     for x in (-2.0, 0.3, 1.1):
-        joint = gm.log_density(clean[:, None]).exp() * torch.exp(-((x - clean) ** 2) / (2 * sigma**2))
+        joint = gm.log_density(clean[:, None]).exp() * torch.exp(
+            -((x - clean) ** 2) / (2 * sigma**2)
+        )
         expected = (clean * joint).sum() / joint.sum()
-        assert gm.denoise(torch.tensor([[x]], dtype=DOUBLE), sigma).item() == pytest.approx(expected.item(), abs=1e-10)
+        assert gm.denoise(torch.tensor([[x]], dtype=DOUBLE), sigma).item() == pytest.approx(
+            expected.item(), abs=1e-10
+        )
 
 
 def test_draws_have_the_moments_of_the_mixture():
@@ -75,29 +83,47 @@ def test_draws_have_the_moments_of_the_mixture():
     mean = share @ gm.means_MD
     variance = gm.std**2 + share @ (gm.means_MD - mean).square()
     assert x.dtype == DOUBLE
-    torch.testing.assert_close(x.mean(0), mean, atol=0.03, rtol=0)  # std 1.1 over sqrt(20,000) is 0.008
+    # std 1.1 over sqrt(20,000) is 0.008
+    torch.testing.assert_close(x.mean(0), mean, atol=0.03, rtol=0)
     torch.testing.assert_close(x.var(0), variance, atol=0.06, rtol=0)
     torch.testing.assert_close(x, gm.sample(20_000, torch.Generator().manual_seed(0)))
 
 
 def test_the_field_runs_along_the_first_axis_and_points_where_the_rows_go():
     at, pull = vector_field(lambda x: 0.5 * x, low=(0.0, 10.0), high=(2.0, 14.0), count=3)
-    assert at.tolist() == [[0, 10], [1, 10], [2, 10], [0, 12], [1, 12], [2, 12], [0, 14], [1, 14], [2, 14]]
+    assert at.tolist() == [
+        [0, 10],
+        [1, 10],
+        [2, 10],
+        [0, 12],
+        [1, 12],
+        [2, 12],
+        [0, 14],
+        [1, 14],
+        [2, 14],
+    ]
     torch.testing.assert_close(pull, -0.5 * at)
 
 
 def test_a_trained_denoising_autoencoder_knows_the_score():
-    """(g(f(x)) - x) / sigma^2 against the exact gradient of the noised density, where noised data lie."""
+    """(g(f(x)) - x) / sigma^2 against the exact gradient of the noised density, where noised data
+    lie."""
     from saekit.estimator import Estimator
 
     gen, sigma = torch.Generator().manual_seed(0), 0.4
     known = mixture()
     options = {"hidden": (64,), "noise": f"gaussian:{sigma}"}
-    trained = Estimator("dense", latents=32, options=options, normalize="none", epochs=30).fit(known.sample(4000, gen).float())
+    trained = Estimator("dense", latents=32, options=options, normalize="none", epochs=30).fit(
+        known.sample(4000, gen).float()
+    )
     x = known.sample(1000, gen)
     noised = x + sigma * torch.randn(x.shape, generator=gen, dtype=DOUBLE)
     exact = known.score(noised, sigma)
-    estimate = score_estimate(lambda rows: trained.reconstruct(rows.float()).double(), noised, sigma)
+    estimate = score_estimate(
+        lambda rows: trained.reconstruct(rows.float()).double(), noised, sigma
+    )
     assert (estimate - exact).square().sum() < 0.1 * exact.square().sum()
     # the clean density's score is another one: it was learnt at this noise, not below it
-    assert (estimate - known.score(noised)).square().sum() > 0.3 * known.score(noised).square().sum()
+    assert (estimate - known.score(noised)).square().sum() > 0.3 * known.score(
+        noised
+    ).square().sum()

@@ -33,7 +33,8 @@ def test_active_units_are_those_whose_mean_varies_most_varied_first():
 def test_samples_decode_standard_normal_codes_and_repeat():
     made = samples(double, 5000, 3, torch.Generator().manual_seed(1))
     assert made.shape == (5000, 3)
-    torch.testing.assert_close(made.mean(0), torch.zeros(3), atol=0.15, rtol=0)  # std 2 over sqrt(5,000) is 0.03
+    # std 2 over sqrt(5,000) is 0.03
+    torch.testing.assert_close(made.mean(0), torch.zeros(3), atol=0.15, rtol=0)
     torch.testing.assert_close(made.std(0), torch.full((3,), 2.0), atol=0.1, rtol=0)
     assert torch.equal(made, samples(double, 5000, 3, torch.Generator().manual_seed(1)))
 
@@ -41,5 +42,9 @@ def test_samples_decode_standard_normal_codes_and_repeat():
 def test_pictures_of_a_decoder_carry_no_gradients():
     decoder = torch.nn.Linear(2, 4)
     z = torch.zeros(2)
-    made = [samples(decoder, 1, 2, torch.Generator()), interpolate(decoder, z, z, 2), traverse(decoder, z, 0, [1.0])]
+    made = [
+        samples(decoder, 1, 2, torch.Generator()),
+        interpolate(decoder, z, z, 2),
+        traverse(decoder, z, 0, [1.0]),
+    ]
     assert not any(t.requires_grad for t in made)

@@ -12,7 +12,11 @@ def test_pooled_and_mean_per_image_by_hand():
     prediction = torch.tensor([[[0.9, 0.4], [0.6, 0.1]], [[0.0, 0.0], [0.2, 0.8]]])
     # first image: 1 of 3 pixels in both; second: 1 of 1
     result = iou(prediction, mask)
-    assert result.pooled == pytest.approx(2 / 4) and result.mean == pytest.approx((1 / 3 + 1) / 2) and result.images == 2
+    assert (
+        result.pooled == pytest.approx(2 / 4)
+        and result.mean == pytest.approx((1 / 3 + 1) / 2)
+        and result.images == 2
+    )
 
 
 def test_the_threshold_moves_the_mask_and_is_itself_background():

@@ -15,24 +15,31 @@ def test_a_permuted_dictionary_of_other_norms_is_the_same_one():
     order = torch.randperm(50)
     V = W[order] * torch.linspace(0.1, 30, 50)[:, None]
     pairs, cosines = matched(W, V)
-    assert torch.equal(order[pairs[:, 1]], pairs[:, 0]) and torch.equal(pairs[:, 0], torch.arange(50))
+    assert torch.equal(order[pairs[:, 1]], pairs[:, 0]) and torch.equal(
+        pairs[:, 0], torch.arange(50)
+    )
     torch.testing.assert_close(cosines, torch.ones(50).double(), rtol=0, atol=1e-12)
     assert stability(W, V) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_the_sum_decides_not_each_atoms_nearest():
-    # Cosines [[.96, .6], [.936, 0]]: both atoms of W are nearest to the first of V, which goes to the one that has nothing else.
+    # Cosines [[.96, .6], [.936, 0]]: both atoms of W are nearest to the first of V, which goes to
+    # the one that has nothing else.
     W, V = np.array([[0.8, 0.6], [1.0, 0.0]]), np.array([[0.936, 0.352], [0.0, 1.0]])
     pairs, cosines = matched(W, V)
     assert pairs.tolist() == [[0, 1], [1, 0]]
-    torch.testing.assert_close(cosines, torch.tensor([0.6, 0.936], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        cosines, torch.tensor([0.6, 0.936], dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert stability(W, V) == pytest.approx(0.768, abs=1e-12)
 
 
 def test_no_other_assignment_has_a_larger_sum():
     W, V = torch.randn(6, 3).double(), torch.randn(6, 3).double()
     cosines = torch.nn.functional.cosine_similarity(W[:, None], V[None], dim=2)
-    best = max(sum(cosines[i, j].item() for i, j in enumerate(order)) for order in permutations(range(6)))
+    best = max(
+        sum(cosines[i, j].item() for i, j in enumerate(order)) for order in permutations(range(6))
+    )
     assert stability(W, V) == pytest.approx(best / 6, abs=1e-12)
 
 

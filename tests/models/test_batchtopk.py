@@ -63,11 +63,19 @@ def test_folding_keeps_the_code_of_raw_rows():
 
 def test_a_trained_run_has_k_active_latents_on_held_out_rows(tmp_path):
     store = write_store(tmp_path / "store", 4000)
-    result = saekit.train(store, tmp_path / "run", sparsity="batchtopk", k=4, expansion=4, rows=80_000, batch=256)
+    result = saekit.train(
+        store, tmp_path / "run", sparsity="batchtopk", k=4, expansion=4, rows=80_000, batch=256
+    )
     assert result.metrics["l0"] == pytest.approx(4, rel=0.1) and result.metrics["fvu"] < 0.35
     sae = saekit.load(tmp_path / "run")
-    assert sae.threshold.shape == (64,) and (sae.threshold > 0).all() and set(sae.state_dict()) >= {"W_enc", "threshold"}
-    topk = saekit.train(store, tmp_path / "topk", sparsity="topk", k=4, expansion=4, rows=80_000, batch=256)
+    assert (
+        sae.threshold.shape == (64,)
+        and (sae.threshold > 0).all()
+        and set(sae.state_dict()) >= {"W_enc", "threshold"}
+    )
+    topk = saekit.train(
+        store, tmp_path / "topk", sparsity="topk", k=4, expansion=4, rows=80_000, batch=256
+    )
     assert result.metrics["fvu"] < 1.05 * topk.metrics["fvu"], "rows share what they need"
 
 
@@ -91,7 +99,10 @@ def test_ten_steps_are_five_a_resume_and_five(tmp_path, monkeypatch):
     monkeypatch.undo()
     saekit.train(store, tmp_path / "halves", resume=True, **settings)
     whole, halves = (saekit.load(tmp_path / name).state_dict() for name in ("whole", "halves"))
-    assert all(torch.equal(whole[name], halves[name]) for name in whole) and len(open_store(store)) == 2000
+    assert (
+        all(torch.equal(whole[name], halves[name]) for name in whole)
+        and len(open_store(store)) == 2000
+    )
 
 
 def test_the_triton_path_takes_the_same_step():
@@ -102,5 +113,7 @@ def test_the_triton_path_takes_the_same_step():
     a.total.backward()
     b.total.backward()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        torch.testing.assert_close(getattr(torch_sae, name).grad, getattr(triton_sae, name).grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            getattr(torch_sae, name).grad, getattr(triton_sae, name).grad, atol=1e-5, rtol=1e-4
+        )
     torch.testing.assert_close(torch_sae.threshold, triton_sae.threshold)

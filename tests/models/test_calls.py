@@ -1,4 +1,5 @@
-"""What a loaded model takes: any leading shape, any float dtype, several threads, NaN; and its gradients."""
+"""What a loaded model takes: any leading shape, any float dtype, several threads, NaN; and its
+gradients."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ D, F = 12, 40
 
 
 def made(name: str, dtype: torch.dtype = torch.float32, folded: bool = True):
-    """A trained-looking SAE of a variant: random weights, a threshold that some latents pass, in eval mode; folded as a checkpoint's, or
-    with what only training has."""
+    """A trained-looking SAE of a variant: random weights, a threshold that some latents pass, in
+    eval mode; folded as a checkpoint's, or with what only training has."""
     options = {"sparsity": name, "latents": F}
     if "k" in VARIANTS[name].config_class.__dataclass_fields__:
         options["k"] = 5
@@ -45,7 +46,9 @@ def dense(code):
 
 
 def rows(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -53,7 +56,9 @@ def test_leading_shapes_are_kept(name):
     sae, x = made(name), rows(2, 3, 4)
     flat, output = sae(x.view(-1, D)), sae(x)
     assert dense(output.code).shape == (2, 3, 4, F) and output.x_hat.shape == x.shape
-    assert torch.equal(dense(output.code).view(-1, F), dense(flat.code)) and torch.equal(output.x_hat.view(-1, D), flat.x_hat)
+    assert torch.equal(dense(output.code).view(-1, F), dense(flat.code)) and torch.equal(
+        output.x_hat.view(-1, D), flat.x_hat
+    )
     assert torch.equal(sae.decode(output.code), output.x_hat)
     torch.testing.assert_close(sae.decode(dense(output.code)), output.x_hat)
     assert sae(x[0, 0, 0]).x_hat.shape == (D,) and dense(sae.encode(x[0, 0, 0])).shape == (F,)
@@ -64,13 +69,19 @@ def test_leading_shapes_are_kept(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_any_float_dtype_is_computed_in_that_of_the_weights(name, dtype):
     sae, x = made(name), rows(6, dtype=dtype)
-    assert torch.equal(dense(sae.encode(x)), dense(sae.encode(x.float()))) and torch.equal(sae(x).x_hat, sae(x.float()).x_hat)
+    assert torch.equal(dense(sae.encode(x)), dense(sae.encode(x.float()))) and torch.equal(
+        sae(x).x_hat, sae(x.float()).x_hat
+    )
 
 
 @pytest.mark.parametrize("name", ["topk", "jumprelu", "kl"])
 def test_what_is_not_rows_of_the_model_is_refused_in_words(name):
     sae = made(name)
-    for x, words in ((torch.ones(3, D, dtype=torch.int64), "int64"), (rows(3)[:, 1:], "last dimension must be 12"), ([1.0] * D, "list")):
+    for x, words in (
+        (torch.ones(3, D, dtype=torch.int64), "int64"),
+        (rows(3)[:, 1:], "last dimension must be 12"),
+        ([1.0] * D, "list"),
+    ):
         with pytest.raises(DataError, match=words):
             sae.encode(x)
 
@@ -104,14 +115,23 @@ def test_threads_get_their_own_codes(name):
 def test_gradients_of_a_forward_pass_are_those_of_finite_differences(name, folded):
     """In x and in every parameter, the choice of latents constant."""
     sae, x = made(name, torch.float64, folded), rows(4, dtype=torch.float64).requires_grad_(True)
-    made_of_parts = ("W_dec",) if name == "archetypal" and not folded else ("W_enc", "b_enc") if name == "matching-pursuit" else ()
+    made_of_parts = (
+        ("W_dec",)
+        if name == "archetypal" and not folded
+        else ("W_enc", "b_enc")
+        if name == "matching-pursuit"
+        else ()
+    )
     for key, parameter in sae.named_parameters():
-        parameter.requires_grad_(key not in (*made_of_parts, "slow_theta"))  # a step has no true gradient by its threshold
+        # a step has no true gradient by its threshold
+        parameter.requires_grad_(key not in (*made_of_parts, "slow_theta"))
     direction = rows(4, seed=9, dtype=torch.float64)
     (sae(x).x_hat * direction).sum().backward()
     step = 1e-6
     for value in (x, *(parameter for parameter in sae.parameters() if parameter.requires_grad)):
-        change = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        change = torch.randn(
+            value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
         with torch.no_grad():
             original, sums = value.clone(), []
             for sign in (1, -1):
@@ -136,22 +156,32 @@ def test_a_copy_of_a_model_works_on_its_own():
 def test_classic_models_of_rows_take_the_same(name):
     model = build(name, D, {"latents": 4}).eval()
     with torch.no_grad():
-        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if n in ("components", "centroids"))):
+        for value in (
+            *model.parameters(),
+            *(b for n, b in model.named_buffers() if n in ("components", "centroids")),
+        ):
             value.normal_(generator=torch.Generator().manual_seed(1))
     x = rows(2, 3)
     code = model.encode(x)
     assert dense(code).shape == (2, 3, 4)
-    torch.testing.assert_close(model.decode(code).view(-1, D), model.decode(model.encode(x.view(-1, D))))
+    torch.testing.assert_close(
+        model.decode(code).view(-1, D), model.decode(model.encode(x.view(-1, D)))
+    )
     torch.testing.assert_close(dense(model.encode(x.half())), dense(model.encode(x.half().float())))
     with pytest.raises(DataError, match="last dimension"):
         model.encode(x[..., 1:])
     x[0, 0, 0] = torch.nan
-    assert dense(model.encode(x))[0, 0].isnan().any() and not dense(model.encode(x))[1].isnan().any()
+    assert (
+        dense(model.encode(x))[0, 0].isnan().any() and not dense(model.encode(x))[1].isnan().any()
+    )
 
 
 def random_weights(model):
     with torch.no_grad():
-        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if n in ("components", "centroids"))):
+        for value in (
+            *model.parameters(),
+            *(b for n, b in model.named_buffers() if n in ("components", "centroids")),
+        ):
             value.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.3)
     return model.eval().requires_grad_(False)
 
@@ -173,7 +203,11 @@ def test_classic_models_pass_on_any_leading_shape(name, shape, dtype):
 @pytest.mark.parametrize("name", ["pca", "kmeans", "dense", "linear", "vae"])
 def test_a_code_of_another_width_or_type_is_refused_in_words(name):
     model = random_weights(build(name, D, {"latents": 4}))
-    for code, words in ((torch.ones(3, 5), "must be 4"), (torch.ones(3, 4, dtype=torch.int32), "int32"), (None, "NoneType")):
+    for code, words in (
+        (torch.ones(3, 5), "must be 4"),
+        (torch.ones(3, 4, dtype=torch.int32), "int32"),
+        (None, "NoneType"),
+    ):
         with pytest.raises(DataError, match=words):
             model.decode(code)
 
@@ -198,7 +232,10 @@ def test_models_of_whole_examples_take_the_same(case):
     torch.testing.assert_close(output.x_hat.view(6, *example), flat.x_hat)
     torch.testing.assert_close(model(x[1, 2]).x_hat, flat.x_hat[5])
     torch.testing.assert_close(model(x.half()).x_hat, model(x.half().float()).x_hat)
-    assert model(x[:0]).x_hat.shape == (0, 3, *example) and model.encode(x[0, :0]).shape == (0, model.latents)
+    assert model(x[:0]).x_hat.shape == (0, 3, *example) and model.encode(x[0, :0]).shape == (
+        0,
+        model.latents,
+    )
     for wrong in (x[..., 1:], x.long(), x[0, 0, ..., 0], None):
         with pytest.raises(DataError):
             model.encode(wrong)
@@ -219,10 +256,17 @@ def test_a_row_that_is_not_finite_has_no_plausible_code(name):
 
 
 def test_principal_components_far_from_the_origin():
-    x = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor([5.0, 4, 3, 2, 1])
+    x = torch.randn(
+        3000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ) * torch.tensor([5.0, 4, 3, 2, 1])
     model = build("pca", 5, {"latents": 5}).double()
     model.fit(iter((x + 1e8).split(700)))
     variances = torch.tensor([25.0, 16, 9, 4, 1], dtype=torch.float64)
-    torch.testing.assert_close(model.explained_variance, torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        model.explained_variance,
+        torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0),
+        rtol=1e-6,
+        atol=0,
+    )
     torch.testing.assert_close(model.explained_variance, variances, rtol=0.1, atol=0)
     torch.testing.assert_close(model.mean, (x + 1e8).mean(0), rtol=1e-14, atol=0)

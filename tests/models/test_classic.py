@@ -1,4 +1,5 @@
-"""What the classic models share, in every combination of options: the loss written out in fp64, noise, targets, folding, saving."""
+"""What the classic models share, in every combination of options: the loss written out in fp64,
+noise, targets, folding, saving."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ CODES = {"none": lambda a: a, "l1": torch.relu, "kl": torch.sigmoid}
 
 def rows(count=B, width=D, seed=0):
     """In [0, 1], so that every output can be asked for them."""
-    return torch.rand(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def batch_of(x, target=None):
@@ -46,8 +49,16 @@ def made(name, seed=0, **options):
 
 
 def combinations():
-    for noise, sparsity, tied, contractive, output in itertools.product(NOISES, CODES, (False, True), (0.0, 0.7), OUTPUTS):
-        yield {"noise": noise, "sparsity": sparsity, "tied": tied, "contractive": contractive, "output": output}
+    for noise, sparsity, tied, contractive, output in itertools.product(
+        NOISES, CODES, (False, True), (0.0, 0.7), OUTPUTS
+    ):
+        yield {
+            "noise": noise,
+            "sparsity": sparsity,
+            "tied": tied,
+            "contractive": contractive,
+            "output": output,
+        }
 
 
 def written_out(model, x, target, options, step):
@@ -75,9 +86,13 @@ def written_out(model, x, target, options, step):
         terms["l1"] = (z.abs() * W_code.norm(dim=0)).sum(1).mean()
     if options["sparsity"] == "kl":
         rate, rho = 0.01, z.mean(0)
-        terms["kl"] = (rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()).sum()
+        terms["kl"] = (
+            rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()
+        ).sum()
     if options["contractive"]:
-        jacobians = [jacobian(lambda row: encode(row[None])[0], row, create_graph=True) for row in x]
+        jacobians = [
+            jacobian(lambda row: encode(row[None])[0], row, create_graph=True) for row in x
+        ]
         terms["contractive"] = torch.stack([J.square().sum() for J in jacobians]).mean()
     error = ((a if options["output"] == "linear" else p) - target).square().sum(1).mean()
     return terms, z, error
@@ -94,13 +109,24 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
         terms, z, error = written_out(model, x, x, options, step=7)
         assert loss.terms.keys() == terms.keys() == loss.weights.keys(), options
         for key, value in terms.items():
-            torch.testing.assert_close(loss.terms[key], value, rtol=1e-10, atol=1e-12, msg=f"{options} {key}")
-        weights = {"reconstruction": 1.0, "l1": DEFAULT_COEF["l1"], "kl": DEFAULT_COEF["kl"], "contractive": 0.7}
+            torch.testing.assert_close(
+                loss.terms[key], value, rtol=1e-10, atol=1e-12, msg=f"{options} {key}"
+            )
+        weights = {
+            "reconstruction": 1.0,
+            "l1": DEFAULT_COEF["l1"],
+            "kl": DEFAULT_COEF["kl"],
+            "contractive": 0.7,
+        }
         expected = sum(weights[key] * value for key, value in terms.items())
         torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(loss.metrics["squared_error"], error, rtol=1e-10, atol=1e-12)
         above = ACTIVE_ABOVE[options["sparsity"]]
-        assert loss.fired is None if above is None else loss.fired.tolist() == (z > above).sum(0).tolist()
+        assert (
+            loss.fired is None
+            if above is None
+            else loss.fired.tolist() == (z > above).sum(0).tolist()
+        )
         names, parameters = zip(*model.named_parameters())
         ours = torch.autograd.grad(loss.total, parameters, allow_unused=True)
         theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
@@ -109,17 +135,28 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
             torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10, msg=f"{options} {key}")
 
 
-@pytest.mark.parametrize("noise,tied,output", list(itertools.product(NOISES, (False, True), OUTPUTS)))
+@pytest.mark.parametrize(
+    "noise,tied,output", list(itertools.product(NOISES, (False, True), OUTPUTS))
+)
 def test_the_total_of_a_vae_is_the_weighted_sum_and_reaches_every_parameter(noise, tied, output):
-    model = made("vae", noise=noise, tied=tied, output=output, hidden=(4,), beta=0.3, likelihood_weight=2.0)
+    model = made(
+        "vae", noise=noise, tied=tied, output=output, hidden=(4,), beta=0.3, likelihood_weight=2.0
+    )
     loss = model.loss(batch_of(rows()))
-    assert set(loss.terms) == {"reconstruction", "kl"} and loss.weights == {"reconstruction": 2.0, "kl": 0.3}
-    torch.testing.assert_close(loss.total, 2.0 * loss.terms["reconstruction"] + 0.3 * loss.terms["kl"])
+    assert set(loss.terms) == {"reconstruction", "kl"} and loss.weights == {
+        "reconstruction": 2.0,
+        "kl": 0.3,
+    }
+    torch.testing.assert_close(
+        loss.total, 2.0 * loss.terms["reconstruction"] + 0.3 * loss.terms["kl"]
+    )
     loss.total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize("name,options", [("linear", {}), ("dense", {"sparsity": "l1", "coef": 0.0}), ("vae", {})])
+@pytest.mark.parametrize(
+    "name,options", [("linear", {}), ("dense", {"sparsity": "l1", "coef": 0.0}), ("vae", {})]
+)
 def test_noise_is_a_function_of_seed_and_step(name, options):
     x = rows()
 
@@ -138,16 +175,23 @@ def test_the_noisy_input_is_asked_for_the_clean_one_in_training_alone(noise):
     assert torch.equal(clean(x).x_hat, noisy(x).x_hat), "a trained model sees its input as it is"
     seen = Noise.parse(noise)(x, step_generator(0, 3, x.device))
     a = noisy.from_code(noisy.to_code(seen))
-    torch.testing.assert_close(noisy.loss(batch_of(x), Step(3)).total, (a - x).square().sum(1).mean())
+    torch.testing.assert_close(
+        noisy.loss(batch_of(x), Step(3)).total, (a - x).square().sum(1).mean()
+    )
 
 
 def test_the_contractive_penalty_is_taken_at_the_clean_rows():
     x = rows()
-    clean, noisy = (made("dense", contractive=1.0, noise=noise).loss(batch_of(x)) for noise in ("", "gaussian:0.5"))
+    clean, noisy = (
+        made("dense", contractive=1.0, noise=noise).loss(batch_of(x))
+        for noise in ("", "gaussian:0.5")
+    )
     assert torch.equal(clean.terms["contractive"], noisy.terms["contractive"])
 
 
-@pytest.mark.parametrize("name,output", list(itertools.product(("linear", "dense", "vae"), OUTPUTS)))
+@pytest.mark.parametrize(
+    "name,output", list(itertools.product(("linear", "dense", "vae"), OUTPUTS))
+)
 def test_a_target_is_what_is_reconstructed(name, output):
     x, target = rows(), rows(width=E, seed=1)
     model = made(name, d_out=E, output=output)
@@ -162,7 +206,9 @@ def test_a_target_is_what_is_reconstructed(name, output):
     torch.testing.assert_close(with_target.metrics["squared_error"], expected)
     if name == "linear":
         plain = {"noise": "", "sparsity": "none", "tied": False, "contractive": 0, "output": output}
-        torch.testing.assert_close(with_target.total, written_out(model, x, target, plain, 0)[0]["reconstruction"])
+        torch.testing.assert_close(
+            with_target.total, written_out(model, x, target, plain, 0)[0]["reconstruction"]
+        )
 
 
 def test_a_target_of_the_same_width_is_not_mixed_up_with_the_input():
@@ -200,7 +246,12 @@ def trained_like(name, options, d_out=0):
 # Tied and pretrained layers are refused with a target of another width.
 @pytest.mark.parametrize(
     "name,options,other",
-    [(name, options, other) for name, options in FOLDED for other in (False, True) if not (other and {"tied", "pretrain"} & set(options))],
+    [
+        (name, options, other)
+        for name, options in FOLDED
+        for other in (False, True)
+        if not (other and {"tied", "pretrain"} & set(options))
+    ],
 )
 def test_a_folded_model_takes_and_gives_raw_units(name, options, other):
     model = trained_like(name, options, E if other else 0)
@@ -208,12 +259,19 @@ def test_a_folded_model_takes_and_gives_raw_units(name, options, other):
     mean, scale = raw.mean(0), 0.4
     target = (torch.arange(E) - 7.0, 2.5) if other else None
     out_mean, out_scale = target or (mean, scale)
-    tensors = {key: value.clone() for key, value in (model.folded(mean, scale, target) if other else model.folded(mean, scale)).items()}
+    tensors = {
+        key: value.clone()
+        for key, value in (
+            model.folded(mean, scale, target) if other else model.folded(mean, scale)
+        ).items()
+    }
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
     outside = restore(name, config, tensors)
     inside = model((raw - mean) * scale)
     torch.testing.assert_close(outside(raw).code, inside.code, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(outside(raw).x_hat, inside.x_hat / out_scale + out_mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        outside(raw).x_hat, inside.x_hat / out_scale + out_mean, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(outside.decode(outside.encode(raw)), outside(raw).x_hat)
     assert not any(p.requires_grad for p in outside.parameters()) and outside.config == model.config
 

@@ -16,7 +16,9 @@ from saekit.types import ActivationBatch, Step
 
 def make(seed=0, **changes) -> Conv:
     """Of grids (B,6,8,3), unless shape and d_in say otherwise; fp64."""
-    model = Conv(ConvConfig(**{"d_in": 3, "shape": (6, 8, 3), "latents": 5, "channels": (4, 6)} | changes))
+    model = Conv(
+        ConvConfig(**{"d_in": 3, "shape": (6, 8, 3), "latents": 5, "channels": (4, 6)} | changes)
+    )
     model.initialise_from(torch.empty(0), torch.Generator().manual_seed(seed))
     return model.double()
 
@@ -27,10 +29,13 @@ def batch_of(x, target=None) -> ActivationBatch:
 
 
 def blobs(count, side=8, seed=0):
-    """(count, side * side): one smooth spot at a random place: two numbers that no linear map finds."""
+    """(count, side * side): one smooth spot at a random place: two numbers that no linear map
+    finds."""
     centre = 1 + (side - 3) * torch.rand(count, 2, generator=torch.Generator().manual_seed(seed))
     at = torch.arange(side)
-    squared = (at[None, :, None] - centre[:, 0, None, None]) ** 2 + (at[None, None, :] - centre[:, 1, None, None]) ** 2
+    squared = (at[None, :, None] - centre[:, 0, None, None]) ** 2 + (
+        at[None, None, :] - centre[:, 1, None, None]
+    ) ** 2
     return torch.exp(-squared / 3).flatten(1)
 
 
@@ -46,7 +51,8 @@ def test_grids_and_flat_rows_come_back_in_their_own_shape_odd_sides_too(shape):
 
 
 def test_a_code_by_hand():
-    """A convolution that copies channel 1 and a linear map that copies its input leave the means of 2x2 squares of that channel."""
+    """A convolution that copies channel 1 and a linear map that copies its input leave the means of
+    2x2 squares of that channel."""
     model = make(d_in=2, shape=(4, 6, 2), channels=(1,), latents=6, activation="relu")
     with torch.no_grad():
         model.down[0].weight.zero_()[0, 1, 1, 1] = 1.0
@@ -68,7 +74,8 @@ def test_values_behind_a_transposed_convolution_are_sums_of_four_products_and_bo
 
 
 def test_first_weights_keep_the_variance_on_the_way_up():
-    """A rectifier halves E[h^2] of N(0, s^2), weights of variance 2 / fan-in double it: 1 stays 1, in the borders less."""
+    """A rectifier halves E[h^2] of N(0, s^2), weights of variance 2 / fan-in double it: 1 stays 1,
+    in the borders less."""
     model = make(channels=(32, 64), shape=(32, 32, 3), activation="relu")
     maps = torch.randn(64, 64, 8, 8, dtype=torch.float64)
     for layer in reversed(model.up):
@@ -77,14 +84,23 @@ def test_first_weights_keep_the_variance_on_the_way_up():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"sparsity": "l1"}, {"sparsity": "kl"}, {"output": "bernoulli"}, {"d_in": 144, "noise": "masking:0.5"}]
+    "changes",
+    [
+        {},
+        {"sparsity": "l1"},
+        {"sparsity": "kl"},
+        {"output": "bernoulli"},
+        {"d_in": 144, "noise": "masking:0.5"},
+    ],
 )
 def test_the_gradient_reaches_every_parameter(changes):
     model = make(**changes)
     x = torch.rand(9, 6, 8, 3, dtype=torch.float64)
     terms = model.loss(batch_of(x if model.d_in == 3 else x.flatten(1)))
     terms.total.backward()
-    assert terms.total.item() == pytest.approx(sum(terms.weights[name] * term.item() for name, term in terms.terms.items()))
+    assert terms.total.item() == pytest.approx(
+        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
+    )
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -121,10 +137,14 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     raw = 5 + 3 * torch.randn(4, *((6, 8, 3) if d_in == 3 else (144,)), dtype=torch.float64)
     mean, scale = torch.linspace(4, 6, d_in, dtype=torch.float64), 0.25
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    saved = restore("conv", config, {name: tensor.float() for name, tensor in model.folded(mean, scale).items()})
+    saved = restore(
+        "conv", config, {name: tensor.float() for name, tensor in model.folded(mean, scale).items()}
+    )
     assert saved.config == model.config
     inside = model((raw - mean) * scale)
-    torch.testing.assert_close(saved(raw.float()).x_hat, (inside.x_hat / scale + mean).float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        saved(raw.float()).x_hat, (inside.x_hat / scale + mean).float(), atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(saved(raw.float()).code, inside.code.float(), atol=1e-4, rtol=1e-4)
 
 
@@ -150,11 +170,15 @@ def test_the_same_seed_and_step_give_the_same_loss():
     first, again, later = (model.loss(batch_of(x), Step(step)).total.item() for step in (7, 7, 8))
     assert first == again != later
     same, other = make(seed=3), make(seed=4)
-    assert torch.equal(same.encode(x), make(seed=3).encode(x)) and not torch.equal(same.encode(x), other.encode(x))
+    assert torch.equal(same.encode(x), make(seed=3).encode(x)) and not torch.equal(
+        same.encode(x), other.encode(x)
+    )
 
 
 def test_rows_without_a_shape_are_refused():
-    with pytest.raises(DataError, match="conv takes images or grids; these rows have no shape") as raised:
+    with pytest.raises(
+        DataError, match="conv takes images or grids; these rows have no shape"
+    ) as raised:
         build("conv", 48, {}, shape=(48,))
     assert 'layout="grid"' in raised.value.hint
     with pytest.raises(DataError, match="width 48 are neither patches nor images"):
@@ -162,15 +186,22 @@ def test_rows_without_a_shape_are_refused():
 
 
 def test_more_poolings_than_the_sides_allow_are_refused_with_what_would_do():
-    with pytest.raises(UsageError, match="halves the sides 3 times, and 5x13 are too small") as raised:
+    with pytest.raises(
+        UsageError, match="halves the sides 3 times, and 5x13 are too small"
+    ) as raised:
         build("conv", 65, {"channels": (16, 32, 64)}, shape=(5, 13, 1))
     assert raised.value.hint == "channels=(16, 32)"
-    assert isinstance(build("conv", 65, {"channels": (16, 32)}, shape=(5, 13, 1)).up[0], nn.ConvTranspose2d)
+    assert isinstance(
+        build("conv", 65, {"channels": (16, 32)}, shape=(5, 13, 1)).up[0], nn.ConvTranspose2d
+    )
     with pytest.raises(DataError, match="1x5 are too small for conv"):
         build("conv", 5, {}, shape=(1, 5, 1))
 
 
-@pytest.mark.parametrize("options", [{"channels": ()}, {"channels": (16, 0)}, {"activation": "linear"}, {"activation": "gleu"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"channels": ()}, {"channels": (16, 0)}, {"activation": "linear"}, {"activation": "gleu"}],
+)
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(UsageError):
         build("conv", 64, options, shape=(8, 8, 1))

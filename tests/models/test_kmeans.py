@@ -1,4 +1,5 @@
-"""k-means as an autoencoder: scikit-learn's centroids, one latent a row, folding, and rows far from the origin."""
+"""k-means as an autoencoder: scikit-learn's centroids, one latent a row, folding, and rows far from
+the origin."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def in_order(centroids):
 
 def test_a_small_store_gets_the_centroids_of_scikit_learn_on_all_of_it():
     x = blobs()
-    theirs = MiniBatchKMeans(6, batch_size=BATCH, n_init=1, random_state=0).fit(x.numpy()).cluster_centers_
+    theirs = (
+        MiniBatchKMeans(6, batch_size=BATCH, n_init=1, random_state=0)
+        .fit(x.numpy())
+        .cluster_centers_
+    )
     np.testing.assert_allclose(fitted(x, 6).centroids.numpy(), theirs, rtol=1e-6)
 
 
@@ -44,20 +49,29 @@ def test_a_large_store_gets_those_of_one_pass_in_batches():
     model = MiniBatchKMeans(6, batch_size=BATCH, n_init=1, random_state=0)
     for part in x.split(BATCH):
         model.partial_fit(part.numpy())
-    np.testing.assert_allclose(fitted(x, 6, batch=BATCH // 2).centroids.numpy(), model.cluster_centers_, rtol=1e-6)
+    np.testing.assert_allclose(
+        fitted(x, 6, batch=BATCH // 2).centroids.numpy(), model.cluster_centers_, rtol=1e-6
+    )
 
 
 def test_separate_clusters_get_their_means():
     x = blobs()
     lloyd = Lloyd(6, n_init=20, random_state=1).fit(x.numpy())
-    ours = min((fitted(x, 6, seed=seed) for seed in range(8)), key=lambda model: (model(x).x_hat - x).square().sum().item())
-    np.testing.assert_allclose(in_order(ours.centroids.numpy()), in_order(lloyd.cluster_centers_), atol=0.2)
+    ours = min(
+        (fitted(x, 6, seed=seed) for seed in range(8)),
+        key=lambda model: (model(x).x_hat - x).square().sum().item(),
+    )
+    np.testing.assert_allclose(
+        in_order(ours.centroids.numpy()), in_order(lloyd.cluster_centers_), atol=0.2
+    )
     assert (ours(x).x_hat - x).square().sum().item() == pytest.approx(lloyd.inertia_, rel=0.01)
 
 
 def test_no_row_of_a_pass_is_left_out():
     """The rows behind the last full batch hold a cluster of their own: a latent must go there."""
-    x = torch.cat([blobs(BATCH, 3), torch.full((BATCH // 2, 5), 500.0) + torch.randn(BATCH // 2, 5)])
+    x = torch.cat(
+        [blobs(BATCH, 3), torch.full((BATCH // 2, 5), 500.0) + torch.randn(BATCH // 2, 5)]
+    )
     seen = []
 
     class Counting(MiniBatchKMeans):
@@ -89,7 +103,9 @@ def test_figures_count_one_latent_a_row():
     x = blobs()
     model, sums = fitted(x, 6), RowSums(KMeans.active_above)
     sums.add_output(x, model(x))
-    counts = torch.bincount(torch.cdist(x.double(), model.centroids.double()).argmin(1), minlength=6)
+    counts = torch.bincount(
+        torch.cdist(x.double(), model.centroids.double()).argmin(1), minlength=6
+    )
     assert sums.figures().l0 == pytest.approx(1.0)
     assert sums.figures().density.tolist() == pytest.approx((counts / len(x)).tolist())
 
@@ -101,12 +117,15 @@ def test_folding_gives_raw_centroids():
     outside = restore("kmeans", dataclasses.asdict(inside.config), inside.folded(mean, scale))
     expected = inside((raw - mean) * scale)
     assert torch.equal(outside.encode(raw).idx, expected.code.idx)
-    torch.testing.assert_close(outside(raw).x_hat, expected.x_hat / scale + mean, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        outside(raw).x_hat, expected.x_hat / scale + mean, rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, 3000.0])
 def test_the_nearest_centroid_is_found_far_from_the_origin(offset):
-    """Hidden states have values in the thousands on single dimensions: squares of whole rows would cancel in fp32."""
+    """Hidden states have values in the thousands on single dimensions: squares of whole rows would
+    cancel in fp32."""
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 32, generator=gen)
     model = KMeans(KMeansConfig(32, latents=50))
@@ -135,7 +154,9 @@ def test_more_centroids_than_rows_are_refused():
 def test_centroids_are_right_far_from_the_origin():
     generator = torch.Generator().manual_seed(0)
     centers = 20 * torch.randn(5, 6, generator=generator)
-    x = centers[torch.randint(5, (3000,), generator=generator)] + 0.1 * torch.randn(3000, 6, generator=generator)
+    x = centers[torch.randint(5, (3000,), generator=generator)] + 0.1 * torch.randn(
+        3000, 6, generator=generator
+    )
     model = build("kmeans", 6, {"latents": 5})
     model.fit(iter([x + 1e6]))
     error = (model(x + 1e6).x_hat - (x + 1e6)).square().sum() / (x - x.mean(0)).square().sum()

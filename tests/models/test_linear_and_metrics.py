@@ -26,7 +26,9 @@ def test_pca_finds_the_subspace_and_error_of_scikit_learn():
     assert np.allclose(angles, 1, atol=1e-9)
     expected = theirs.inverse_transform(theirs.transform(x.numpy()))
     np.testing.assert_allclose(ours(x).x_hat, expected, atol=1e-9)
-    np.testing.assert_allclose(ours.explained_variance, theirs.explained_variance_ * 499 / 500, rtol=1e-9)
+    np.testing.assert_allclose(
+        ours.explained_variance, theirs.explained_variance_ * 499 / 500, rtol=1e-9
+    )
 
 
 def test_the_error_of_pca_is_the_sum_of_the_trailing_eigenvalues():
@@ -42,7 +44,9 @@ def test_folding_pca():
     inside = fitted((raw - mean) * scale, 4)
     outside = PCA(PCAConfig(16, 4)).double()
     outside.load_state_dict(inside.folded(mean, scale))
-    torch.testing.assert_close(outside(raw).x_hat, inside((raw - mean) * scale).x_hat / scale + mean)
+    torch.testing.assert_close(
+        outside(raw).x_hat, inside((raw - mean) * scale).x_hat / scale + mean
+    )
 
 
 @pytest.mark.parametrize("latents", [0, 17])

@@ -1,4 +1,5 @@
-"""An SAE is a torch module like any other: made, copied, saved, compiled, cast and trained by its owner."""
+"""An SAE is a torch module like any other: made, copied, saved, compiled, cast and trained by its
+owner."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ D, F = 12, 40
 
 def batch_of(x: torch.Tensor) -> ActivationBatch:
     index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0)
+    return ActivationBatch(
+        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -60,7 +63,9 @@ def test_state_dict_copies_and_modes(name):
     assert torch.equal(inside, sae(x).x_hat)
     with torch.autocast("cpu", torch.bfloat16):
         cast = sae(x.bfloat16()).x_hat
-    torch.testing.assert_close(cast.float(), sae(x.bfloat16()).x_hat, rtol=0.1, atol=0.3 * float(x.abs().max()))
+    torch.testing.assert_close(
+        cast.float(), sae(x.bfloat16()).x_hat, rtol=0.1, atol=0.3 * float(x.abs().max())
+    )
 
 
 def test_the_config_names_the_class_and_the_class_names_the_config():
@@ -71,7 +76,10 @@ def test_the_config_names_the_class_and_the_class_names_the_config():
     with pytest.raises(UsageError, match="JumpReLU takes JumpReLUConfig, not TopKConfig"):
         JumpReLU(TopKConfig(d_in=D))
     for name, variant in VARIANTS.items():
-        assert variant.sparsity == name and type(build("sae", D, {"sparsity": name, "latents": F})) is variant
+        assert (
+            variant.sparsity == name
+            and type(build("sae", D, {"sparsity": name, "latents": F})) is variant
+        )
 
 
 def test_repr_tells_what_it_is():
@@ -97,7 +105,9 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
     sae = build("sae", store.spec.d_in, options)
     sae.initialise_from(sample, torch.Generator().manual_seed(0))
     optimizer, rows = make_adam(sae, lr), len(store.split("train"))
-    tracker = DeadTracker(sae.latents, dead_rows(rows), revive_rows(rows, steps * batch), torch.device("cpu"))
+    tracker = DeadTracker(
+        sae.latents, dead_rows(rows), revive_rows(rows, steps * batch), torch.device("cpu")
+    )
     for step, raw in zip(range(steps), store.batches(batch, 0, 0, "train")):
         optimizer.param_groups[0]["lr"] = lr * schedule(step, steps)
         terms = sae.loss(normalize(raw), Step(step, steps, dead=tracker.dead()))
@@ -116,4 +126,6 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
 def test_a_plain_number_is_a_step_of_the_run_that_the_model_was_told():
     sae, x = VARIANTS["l1"](d_in=D, latents=F, coef_warmup=0.5), make_rows(20, D)
     sae.total_steps = 100
-    assert sae.loss(x, 10).weights == sae.loss(x, Step(10, 100)).weights and sae.coef(10) == pytest.approx(sae.config.coef * 11 / 50)
+    assert sae.loss(x, 10).weights == sae.loss(x, Step(10, 100)).weights and sae.coef(
+        10
+    ) == pytest.approx(sae.config.coef * 11 / 50)

@@ -1,4 +1,5 @@
-"""Corruption of the input: its statistics, what it leaves alone, and that seed and step alone decide it."""
+"""Corruption of the input: its statistics, what it leaves alone, and that seed and step alone
+decide it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from saekit.errors import UsageError
 from saekit.models.noise import KINDS, Noise, step_generator
 
 N = 200_000
-SIGMAS = 4.5  # the chance that a correct sampler fails one of these is below 1e-5; the seeds are fixed besides
+# the chance that a correct sampler fails one of these is below 1e-5; the seeds are fixed besides
+SIGMAS = 4.5
 
 
 def generator(seed=0):
@@ -25,8 +27,12 @@ def test_gaussian_noise_has_the_given_standard_deviation_and_no_mean():
     added = Noise.parse("gaussian:0.3")(x, generator()) - x
     assert abs(added.mean().item()) < SIGMAS * 0.3 / N**0.5
     assert abs(added.std().item() / 0.3 - 1) < SIGMAS / (2 * N) ** 0.5
-    assert added.pow(4).mean().item() / 0.3**4 == pytest.approx(3, abs=SIGMAS * (96 / N) ** 0.5), "the fourth moment of a normal"
-    assert abs((added * x).mean().item()) < SIGMAS * 0.3 * x.square().mean().sqrt().item() / N**0.5, "independent of the input"
+    assert added.pow(4).mean().item() / 0.3**4 == pytest.approx(3, abs=SIGMAS * (96 / N) ** 0.5), (
+        "the fourth moment of a normal"
+    )
+    assert (
+        abs((added * x).mean().item()) < SIGMAS * 0.3 * x.square().mean().sqrt().item() / N**0.5
+    ), "independent of the input"
 
 
 @pytest.mark.parametrize("level", [0.05, 0.3, 0.9])
@@ -37,7 +43,9 @@ def test_masking_zeroes_its_share_and_leaves_the_rest_bit_for_bit(level):
     assert (noisy[hit] == 0).all()
     assert abs(hit.double().mean().item() - level) < share_error(level)
     by_column = hit.double().mean(0)
-    assert (by_column - level).abs().max().item() < share_error(level, N // 10), "values are hit one by one, not rows or columns"
+    assert (by_column - level).abs().max().item() < share_error(level, N // 10), (
+        "values are hit one by one, not rows or columns"
+    )
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5])
@@ -82,14 +90,20 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_stream_alone():
         for step in range(300):
             for stream in range(3):
                 first[seed, step, stream] = tuple(
-                    torch.rand(2, generator=step_generator(seed, step, cpu, stream), dtype=torch.float64).tolist()
+                    torch.rand(
+                        2, generator=step_generator(seed, step, cpu, stream), dtype=torch.float64
+                    ).tolist()
                 )
-    assert len(set(first.values())) == len(first), "no two of seed, step and stream share their numbers"
+    assert len(set(first.values())) == len(first), (
+        "no two of seed, step and stream share their numbers"
+    )
     torch.rand(1000)  # the global state has no part in it
     again = torch.rand(2, generator=step_generator(2, 77, cpu, 1), dtype=torch.float64)
     assert tuple(again.tolist()) == first[2, 77, 1]
     values = torch.tensor(list(first.values())).flatten().double()
-    assert abs(values.mean().item() - 0.5) < SIGMAS / (12 * len(values)) ** 0.5, "neighbouring steps are not alike"
+    assert abs(values.mean().item() - 0.5) < SIGMAS / (12 * len(values)) ** 0.5, (
+        "neighbouring steps are not alike"
+    )
 
 
 @pytest.mark.parametrize(

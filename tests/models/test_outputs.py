@@ -24,16 +24,27 @@ BY_HAND = {
 
 def sample(*shape):
     gen = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=gen, dtype=torch.float64) * 2, torch.rand(*shape, generator=gen, dtype=torch.float64)
+    return torch.randn(*shape, generator=gen, dtype=torch.float64) * 2, torch.rand(
+        *shape, generator=gen, dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_every_value_has_the_loss_of_its_formula(output):
     a, x = sample(3, 4)
-    expected = torch.tensor([[BY_HAND[output](p, q) for p, q in zip(r, s)] for r, s in zip(a.tolist(), x.tolist())], dtype=torch.float64)
+    expected = torch.tensor(
+        [[BY_HAND[output](p, q) for p, q in zip(r, s)] for r, s in zip(a.tolist(), x.tolist())],
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(pointwise_loss(output, a, x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(summed_loss(output, a, x), expected.sum(1).mean(), rtol=1e-12, atol=1e-12)
-    shown = a if output == "linear" else torch.tensor([[sigmoid(p) for p in r] for r in a.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(
+        summed_loss(output, a, x), expected.sum(1).mean(), rtol=1e-12, atol=1e-12
+    )
+    shown = (
+        a
+        if output == "linear"
+        else torch.tensor([[sigmoid(p) for p in r] for r in a.tolist()], dtype=torch.float64)
+    )
     torch.testing.assert_close(activate(output, a), shown, rtol=1e-12, atol=1e-12)
 
 

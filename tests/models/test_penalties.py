@@ -19,7 +19,13 @@ def normal(*shape, seed=0):
 
 
 def test_l1_is_the_penalty_of_the_sae():
-    x, W_enc, b_enc, W_dec, b_dec = normal(9, 5), normal(7, 5, seed=1), normal(7, seed=2), 3 * normal(7, 5, seed=3), normal(5, seed=4)
+    x, W_enc, b_enc, W_dec, b_dec = (
+        normal(9, 5),
+        normal(7, 5, seed=1),
+        normal(7, seed=2),
+        3 * normal(7, 5, seed=3),
+        normal(5, seed=4),
+    )
     _, expected, z = reference.relu_reconstruction_dense(x, W_enc, b_enc, W_dec, b_dec)
     torch.testing.assert_close(l1(z, W_dec.norm(dim=1)), expected, rtol=1e-12, atol=0)
 
@@ -31,24 +37,36 @@ def test_l1_counts_magnitudes_of_signed_codes():
 
 @pytest.mark.parametrize("rate", [0.01, 0.3])
 def test_kl_is_the_penalty_of_the_sae_with_its_gradient(rate):
-    x, W_enc, b_enc, W_dec, b_dec = normal(9, 5), normal(7, 5, seed=1), normal(7, seed=2), normal(7, 5, seed=3), normal(5, seed=4)
+    x, W_enc, b_enc, W_dec, b_dec = (
+        normal(9, 5),
+        normal(7, 5, seed=1),
+        normal(7, seed=2),
+        normal(7, 5, seed=3),
+        normal(5, seed=4),
+    )
     W_enc.requires_grad_()
     _, expected, f = reference.sigmoid_reconstruction_dense(x, W_enc, b_enc, W_dec, b_dec, rate)
     ours = kl(f, rate)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    mine, theirs = (torch.autograd.grad(value, W_enc, retain_graph=True)[0] for value in (ours, expected))
+    mine, theirs = (
+        torch.autograd.grad(value, W_enc, retain_graph=True)[0] for value in (ours, expected)
+    )
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_kl_is_zero_at_the_rate_alone():
-    assert kl(torch.full((4, 3), 0.2, dtype=torch.float64), 0.2).item() == pytest.approx(0, abs=1e-15)
+    assert kl(torch.full((4, 3), 0.2, dtype=torch.float64), 0.2).item() == pytest.approx(
+        0, abs=1e-15
+    )
     assert kl(torch.full((4, 3), 0.3, dtype=torch.float64), 0.2).item() > 0.01
 
 
 def test_the_divergence_of_a_gaussian_is_that_of_torch():
     mean, log_variance = 2 * normal(6, 4), 3 * normal(6, 4, seed=1)
     posterior = Normal(mean, (0.5 * log_variance).exp())
-    expected = kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(1)
+    expected = kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(
+        1
+    )
     torch.testing.assert_close(gaussian_kl(mean, log_variance), expected, rtol=1e-12, atol=1e-12)
     assert gaussian_kl(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
 
@@ -71,7 +89,9 @@ WIDTHS = {1: (5, 3), 2: (5, 4, 3), 3: (5, 6, 4, 3), 4: (5, 6, 4, 2, 3)}
 
 def stack(widths):
     pairs = list(pairwise(widths))
-    return [normal(b, a, seed=i) for i, (a, b) in enumerate(pairs)], [normal(b, seed=10 + i) for i, (_, b) in enumerate(pairs)]
+    return [normal(b, a, seed=i) for i, (a, b) in enumerate(pairs)], [
+        normal(b, seed=10 + i) for i, (_, b) in enumerate(pairs)
+    ]
 
 
 def forward(x, weights, biases, kinds):
@@ -90,7 +110,14 @@ def test_the_contractive_penalty_is_the_squared_norm_of_the_jacobian(layers, kin
     weights, biases = stack(WIDTHS[layers])
     kinds = [kind] * (layers - 1) + [code]
     x = normal(7, 5, seed=99)
-    expected = torch.stack([jacobian(lambda row: forward(row[None], weights, biases, kinds)[0][0], row).square().sum() for row in x]).mean()
+    expected = torch.stack(
+        [
+            jacobian(lambda row: forward(row[None], weights, biases, kinds)[0][0], row)
+            .square()
+            .sum()
+            for row in x
+        ]
+    ).mean()
     _, slopes = forward(x, weights, biases, kinds)
     torch.testing.assert_close(contractive(slopes, weights), expected, rtol=1e-10, atol=1e-12)
 

@@ -1,4 +1,5 @@
-"""Restricted Boltzmann machines small enough to enumerate: energies, conditionals, gradients, all in fp64."""
+"""Restricted Boltzmann machines small enough to enumerate: energies, conditionals, gradients, all
+in fp64."""
 
 from __future__ import annotations
 
@@ -40,13 +41,16 @@ def energy(rbm, v, h):
 def test_free_energy_sums_over_every_binary_code(visible):
     rbm = machine(visible)
     v_BD = binary(D) if visible == "bernoulli" else 2 * normal(5, D, seed=3)
-    expected = torch.stack([-torch.stack([-energy(rbm, v, h) for h in binary(F)]).logsumexp(0) for v in v_BD])
+    expected = torch.stack(
+        [-torch.stack([-energy(rbm, v, h) for h in binary(F)]).logsumexp(0) for v in v_BD]
+    )
     torch.testing.assert_close(rbm.free_energy(v_BD), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("visible", KINDS)
 def test_free_energy_integrates_over_gaussian_codes(visible):
-    """By Gauss-Hermite quadrature, exact to rounding here; the constant is that of the Gaussian, F/2 log 2 pi."""
+    """By Gauss-Hermite quadrature, exact to rounding here; the constant is that of the Gaussian,
+    F/2 log 2 pi."""
     rbm = machine(visible, "gaussian", 0.5)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # for integrals against exp(-t^2 / 2)
     grid = torch.tensor(list(itertools.product(nodes, repeat=F)))
@@ -55,9 +59,12 @@ def test_free_energy_integrates_over_gaussian_codes(visible):
     for v, ours in zip(v_BD, rbm.free_energy(v_BD)):
         h_NF = grid + rbm.b
         own = -(rbm.c @ v) if visible == "bernoulli" else 0.5 * (v - rbm.c).square().sum()
-        # exp(-E) = exp(-V + h^T W v) exp(-|h - b|^2 / 2), whose last factor is the weight of the quadrature.
+        # exp(-E) = exp(-V + h^T W v) exp(-|h - b|^2 / 2), whose last factor is the weight of the
+        # quadrature.
         log_integral = (log_weight + h_NF @ rbm.W @ v - own).logsumexp(0)
-        assert ours.item() == pytest.approx(-log_integral.item() + F / 2 * math.log(2 * math.pi), rel=1e-9)
+        assert ours.item() == pytest.approx(
+            -log_integral.item() + F / 2 * math.log(2 * math.pi), rel=1e-9
+        )
 
 
 def conditional_by_enumeration(rbm, v):
@@ -93,7 +100,9 @@ def test_visible_means_follow_from_the_energy(visible):
         for code in h:
             p = torch.stack([-energy(rbm, v, code) for v in binary(D)]).softmax(0)
             expected.append(p @ binary(D))
-        torch.testing.assert_close(rbm.visible_mean(h), torch.stack(expected), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            rbm.visible_mean(h), torch.stack(expected), rtol=1e-10, atol=1e-12
+        )
         return
     for code, mean in zip(h, rbm.visible_mean(h)):  # where the energy is least
         slope = torch.autograd.functional.jacobian(partial(energy, rbm, h=code), mean)
@@ -120,14 +129,20 @@ def test_the_gradient_of_contrastive_divergence_is_a_difference_of_correlations(
 def test_one_round_is_a_hidden_sample_and_the_visible_mean_of_it():
     rbm, v = machine(), binary(D)
     h = rbm.sample_hidden(v, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(rbm.chain(v, 1, torch.Generator().manual_seed(7)), (h @ rbm.W + rbm.c).sigmoid())
+    torch.testing.assert_close(
+        rbm.chain(v, 1, torch.Generator().manual_seed(7)), (h @ rbm.W + rbm.c).sigmoid()
+    )
     assert torch.equal(rbm.chain(v, 0, torch.Generator().manual_seed(7)), v)
     source = torch.Generator().manual_seed(7)
-    assert torch.equal(rbm.chain(rbm.chain(v, 1, source), 2, source), rbm.chain(v, 3, torch.Generator().manual_seed(7)))
+    assert torch.equal(
+        rbm.chain(rbm.chain(v, 1, source), 2, source),
+        rbm.chain(v, 3, torch.Generator().manual_seed(7)),
+    )
 
 
 def exact_gradients(rbm, data):
-    """Of the mean negative log-likelihood, with the partition function summed over all visible states."""
+    """Of the mean negative log-likelihood, with the partition function summed over all visible
+    states."""
     loss = rbm.free_energy(data).mean() + (-rbm.free_energy(binary(D))).logsumexp(0)
     return torch.autograd.grad(loss, (rbm.W, rbm.b, rbm.c))
 
@@ -140,17 +155,24 @@ def test_gibbs_sampling_with_its_conditionals_gives_the_gradient_of_the_exact_li
         for _ in range(30):
             p = rbm.visible_mean(rbm.sample_hidden(v, gen))
             v = (torch.rand(p.shape, generator=gen, dtype=torch.float64) < p).double()
-    ours = torch.autograd.grad(rbm.free_energy(data).mean() - rbm.free_energy(v).mean(), (rbm.W, rbm.b, rbm.c))
+    ours = torch.autograd.grad(
+        rbm.free_energy(data).mean() - rbm.free_energy(v).mean(), (rbm.W, rbm.b, rbm.c)
+    )
     for mine, exact in zip(ours, exact_gradients(rbm, data)):
-        assert (mine - exact).abs().max() < SIGMAS * 0.5 / n**0.5, "a mean of values in [0, 1] has a deviation of at most 0.5 / sqrt(n)"
+        assert (mine - exact).abs().max() < SIGMAS * 0.5 / n**0.5, (
+            "a mean of values in [0, 1] has a deviation of at most 0.5 / sqrt(n)"
+        )
 
 
 @pytest.mark.parametrize("scale,most", [(0.02, 0.01), (0.5, 0.15)])
 def test_many_rounds_of_contrastive_divergence_approach_the_exact_likelihood(scale, most):
-    """Rounds hand on means of visible units, not samples: exact as the weights go to 0 (what a machine starts with), a bias beyond that."""
+    """Rounds hand on means of visible units, not samples: exact as the weights go to 0 (what a
+    machine starts with), a bias beyond that."""
     rbm, n = machine(scale=scale, requires_grad=True), 30_000
     data = binary(D)[[0, 3, 3, 9, 14]]
-    loss, _ = rbm.contrastive_divergence(data[torch.arange(n) % len(data)], 30, torch.Generator().manual_seed(0))
+    loss, _ = rbm.contrastive_divergence(
+        data[torch.arange(n) % len(data)], 30, torch.Generator().manual_seed(0)
+    )
     ours = torch.cat([g.flatten() for g in torch.autograd.grad(loss, (rbm.W, rbm.b, rbm.c))])
     exact = torch.cat([g.flatten() for g in exact_gradients(rbm, data)])
     assert (ours - exact).norm() < most * exact.norm() + SIGMAS * 0.5 * (len(exact) / n) ** 0.5
@@ -163,7 +185,9 @@ def test_descending_the_divergence_raises_the_exact_likelihood():
 
     def likelihood():
         with torch.no_grad():
-            return (-rbm.free_energy(data).mean() - (-rbm.free_energy(binary(D))).logsumexp(0)).item()
+            return (
+                -rbm.free_energy(data).mean() - (-rbm.free_energy(binary(D))).logsumexp(0)
+            ).item()
 
     before, gen = likelihood(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam([rbm.W, rbm.b, rbm.c], lr=0.02)

@@ -16,7 +16,9 @@ from saekit.types import ActivationBatch, Step
 
 def make(**changes) -> Recurrent:
     """Of sequences (B,T,3), unless shape and d_in say otherwise; fp64."""
-    model = Recurrent(RecurrentConfig(**{"d_in": 3, "shape": (None, 3), "latents": 4, "width": 8} | changes))
+    model = Recurrent(
+        RecurrentConfig(**{"d_in": 3, "shape": (None, 3), "latents": 4, "width": 8} | changes)
+    )
     model.initialise_from(torch.empty(0), torch.Generator().manual_seed(0))
     return model.double()
 
@@ -30,14 +32,20 @@ def sequences(lengths, T, padding=0.0):
     """x (B,T,3) and mask (B,T), `padding` behind the valid steps, which do not depend on T."""
     x = torch.full((len(lengths), T, 3), padding, dtype=torch.float64)
     for b, length in enumerate(lengths):
-        x[b, :length] = torch.randn(length, 3, generator=torch.Generator().manual_seed(b), dtype=torch.float64)
+        x[b, :length] = torch.randn(
+            length, 3, generator=torch.Generator().manual_seed(b), dtype=torch.float64
+        )
     return x, torch.arange(T) < torch.tensor(lengths)[:, None]
 
 
 def cell_of(net):
     """The same cell, to be stepped one by one."""
-    cell = (nn.LSTMCell if isinstance(net, nn.LSTM) else nn.GRUCell)(net.input_size, net.hidden_size).double()
-    cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in net.state_dict().items()})
+    cell = (nn.LSTMCell if isinstance(net, nn.LSTM) else nn.GRUCell)(
+        net.input_size, net.hidden_size
+    ).double()
+    cell.load_state_dict(
+        {name.removesuffix("_l0"): tensor for name, tensor in net.state_dict().items()}
+    )
     return cell
 
 
@@ -60,10 +68,14 @@ def test_code_and_output_by_single_steps(kind):
             for t in range(length):
                 state = writer(z, state)
                 h = state[0] if kind == "lstm" else state
-                torch.testing.assert_close(model(x, mask).x_hat[b, t], (h @ model.outlet.weight.T + model.outlet.bias)[0])
+                torch.testing.assert_close(
+                    model(x, mask).x_hat[b, t], (h @ model.outlet.weight.T + model.outlet.bias)[0]
+                )
 
 
-@pytest.mark.parametrize("changes", [{}, {"cell": "lstm"}, {"layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"cell": "lstm"}, {"layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl"}]
+)
 def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
     found = []
     for T, padding in ((6, 0.0), (9, 0.0), (9, 50.0)):
@@ -80,7 +92,10 @@ def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
 def test_a_batch_of_lengths_is_the_mean_over_all_steps_of_the_sequences_alone():
     model, lengths = make(), [6, 3, 1]
     x, mask = sequences(lengths, 6)
-    alone = [(model(x[b : b + 1, :length]).x_hat - x[b : b + 1, :length]).square().sum() for b, length in enumerate(lengths)]
+    alone = [
+        (model(x[b : b + 1, :length]).x_hat - x[b : b + 1, :length]).square().sum()
+        for b, length in enumerate(lengths)
+    ]
     assert model.loss(batch_of(x, mask)).total.item() == pytest.approx(sum(alone).item() / 10)
 
 
@@ -88,15 +103,28 @@ def test_without_a_mask_all_steps_are_valid():
     model, (x, _) = make(), sequences([5, 5], 5)
     all_valid = torch.ones(2, 5, dtype=torch.bool)
     assert torch.equal(model.encode(x), model.encode(x, all_valid))
-    assert model.loss(batch_of(x)).total.item() == pytest.approx(model.loss(batch_of(x, all_valid)).total.item())
+    assert model.loss(batch_of(x)).total.item() == pytest.approx(
+        model.loss(batch_of(x, all_valid)).total.item()
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"cell": "lstm", "layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl"}, {"noise": "gaussian:0.5"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cell": "lstm", "layers": 2},
+        {"sparsity": "l1"},
+        {"sparsity": "kl"},
+        {"noise": "gaussian:0.5"},
+    ],
+)
 def test_the_gradient_reaches_every_parameter(changes):
     model, (x, mask) = make(**changes), sequences([6, 3, 1, 4], 6)
     terms = model.loss(batch_of(x, mask))
     terms.total.backward()
-    assert terms.total.item() == pytest.approx(sum(terms.weights[name] * term.item() for name, term in terms.terms.items()))
+    assert terms.total.item() == pytest.approx(
+        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
+    )
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -107,7 +135,8 @@ def test_images_are_read_a_row_of_pixels_a_step():
     flat, stepped = of_rows(x.flatten(1)), of_steps(x.flatten(2))
     torch.testing.assert_close(flat.code, stepped.code)
     torch.testing.assert_close(flat.x_hat, stepped.x_hat.flatten(1))
-    loss = of_rows.loss(batch_of(x.flatten(1))).total.item()  # a mean over images here, over steps there
+    # a mean over images here, over steps there
+    loss = of_rows.loss(batch_of(x.flatten(1))).total.item()
     assert loss == pytest.approx(5 * of_steps.loss(batch_of(x.flatten(2))).total.item())
 
 
@@ -117,7 +146,9 @@ def test_how_many_steps_are_written():
     assert open_ended.decode(code, steps=4).shape == (2, 4, 3)
     assert fixed.decode(code).shape == (2, 7, 3) and fixed.decode(code, steps=2).shape == (2, 2, 3)
     assert images.decode(code).shape == (2, 60)
-    torch.testing.assert_close(open_ended.decode(code, steps=4), open_ended.decode(code, steps=9)[:, :4])
+    torch.testing.assert_close(
+        open_ended.decode(code, steps=4), open_ended.decode(code, steps=9)[:, :4]
+    )
     open_ended(torch.zeros(1, 6, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="say how many steps"):
         open_ended.decode(code)
@@ -125,15 +156,22 @@ def test_how_many_steps_are_written():
 
 def test_l1_weighs_a_latent_by_all_weights_that_leave_it():
     model, (x, mask) = make(sparsity="l1", cell="lstm"), sequences([6, 3], 6)
-    leaving = [torch.cat([model.start.weight[:, i], model.writer.weight_ih_l0[:, i]]).square().sum().sqrt() for i in range(4)]
+    leaving = [
+        torch.cat([model.start.weight[:, i], model.writer.weight_ih_l0[:, i]]).square().sum().sqrt()
+        for i in range(4)
+    ]
     expected = sum((model.encode(x, mask)[:, i] * leaving[i]).mean() for i in range(4)).item()
-    assert model.loss(batch_of(x, mask)).terms["l1"].item() == pytest.approx(expected) and expected > 0
+    assert (
+        model.loss(batch_of(x, mask)).terms["l1"].item() == pytest.approx(expected) and expected > 0
+    )
 
 
 def test_noise_is_a_function_of_step_and_not_on_the_target():
     x, mask = sequences([6, 3], 6)
     model = make(noise="masking:0.5")
-    first, again, later = (model.loss(batch_of(x, mask), Step(step)).total.item() for step in (3, 3, 4))
+    first, again, later = (
+        model.loss(batch_of(x, mask), Step(step)).total.item() for step in (3, 3, 4)
+    )
     assert first == again != later
     blank = batch_of(torch.zeros_like(x), mask, target=x)  # masking leaves zeros as they are
     assert model.loss(blank, Step(3)).total.item() == make().loss(blank, Step(3)).total.item()
@@ -143,8 +181,12 @@ def test_targets_of_another_width():
     model, (x, mask) = make(d_out=2), sequences([4, 2], 4)
     target = torch.randn(2, 4, 2, dtype=torch.float64)
     error = (model(x, mask).x_hat - target).square().sum(2)
-    assert model.loss(batch_of(x, mask, target)).total.item() == pytest.approx(error[mask].mean().item())
-    assert make(d_in=60, shape=(5, 4, 3), d_out=20)(torch.zeros(2, 60, dtype=torch.float64)).x_hat.shape == (2, 20)
+    assert model.loss(batch_of(x, mask, target)).total.item() == pytest.approx(
+        error[mask].mean().item()
+    )
+    assert make(d_in=60, shape=(5, 4, 3), d_out=20)(
+        torch.zeros(2, 60, dtype=torch.float64)
+    ).x_hat.shape == (2, 20)
     with pytest.raises(DataError, match="width 21 in the target store"):
         make(d_in=60, shape=(5, 4, 3), d_out=21)
 
@@ -153,7 +195,10 @@ def test_forget_gates_start_open():
     model = make(cell="lstm", layers=2)
     for net in (model.reader, model.writer):
         for layer in (0, 1):
-            gates = (getattr(net, f"bias_ih_l{layer}") + getattr(net, f"bias_hh_l{layer}")).view(4, 8)  # input, forget, cell, output
+            # input, forget, cell, output
+            gates = (getattr(net, f"bias_ih_l{layer}") + getattr(net, f"bias_hh_l{layer}")).view(
+                4, 8
+            )
             assert (gates[1] == 1).all() and (gates[[0, 2, 3]] == 0).all()
 
 
@@ -172,7 +217,17 @@ def test_three_numbers_describe_waves_better_than_principal_components():
         model.loss(batch_of(train), Step(step)).total.backward()
         adam.step()
     pca = PCA(3).fit(train.flatten(1))
-    floor = ((pca.inverse_transform(pca.transform(held_out.flatten(1))) - held_out.flatten(1).numpy()) ** 2).sum(1).mean()
+    floor = (
+        (
+            (
+                pca.inverse_transform(pca.transform(held_out.flatten(1)))
+                - held_out.flatten(1).numpy()
+            )
+            ** 2
+        )
+        .sum(1)
+        .mean()
+    )
     with torch.no_grad():
         error = (model(held_out).x_hat - held_out).square().sum((1, 2)).mean().item()
     assert error < 0.2 * floor
@@ -180,17 +235,27 @@ def test_three_numbers_describe_waves_better_than_principal_components():
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 @pytest.mark.parametrize("shape, d_in", [((None, 3), 3), ((5, 4, 3), 60)])
-def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(kind, shape, d_in):
+def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(
+    kind, shape, d_in
+):
     model = make(cell=kind, shape=shape, d_in=d_in, layers=2)
     raw = 5 + 3 * torch.randn(2, *((6, 3) if d_in == 3 else (60,)), dtype=torch.float64)
     mean, scale = torch.linspace(4, 6, d_in, dtype=torch.float64), 0.25
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    saved = restore("recurrent", config, {name: tensor.float() for name, tensor in model.folded(mean, scale).items()})
+    saved = restore(
+        "recurrent",
+        config,
+        {name: tensor.float() for name, tensor in model.folded(mean, scale).items()},
+    )
     assert saved.config == model.config and saved.steps == model.steps
     mask = torch.arange(6) < torch.tensor([[6], [2]]) if d_in == 3 else None
     inside = model((raw - mean) * scale, mask)
-    torch.testing.assert_close(saved(raw.float(), mask).x_hat, (inside.x_hat / scale + mean).float(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(saved(raw.float(), mask).code, inside.code.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        saved(raw.float(), mask).x_hat, (inside.x_hat / scale + mean).float(), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        saved(raw.float(), mask).code, inside.code.float(), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape, d_in", [((48,), 48), ((4, 4, 3), 3), ((None, 5), 48)])
@@ -200,7 +265,10 @@ def test_rows_that_are_no_sequences_are_refused(shape, d_in):
     assert 'layout="sequence"' in raised.value.hint
 
 
-@pytest.mark.parametrize("options, message", [({"cell": "rnn"}, 'cell="rnn"'), ({"width": 0}, "width=0"), ({"layers": 0}, "layers=0")])
+@pytest.mark.parametrize(
+    "options, message",
+    [({"cell": "rnn"}, 'cell="rnn"'), ({"width": 0}, "width=0"), ({"layers": 0}, "layers=0")],
+)
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         build("recurrent", 3, options, shape=(None, 3))

@@ -1,4 +1,5 @@
-"""Losses, gradients and folding of the sparse autoencoder, against values worked out by hand or in fp64."""
+"""Losses, gradients and folding of the sparse autoencoder, against values worked out by hand or in
+fp64."""
 
 from __future__ import annotations
 
@@ -52,14 +53,18 @@ def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
     with torch.no_grad():
         sae.W_dec *= torch.linspace(0.5, 2.0, 64, dtype=torch.float64)[:, None]
     z = sae.encode(x)
-    expected = sum(z[b, j].item() * sae.W_dec[j].norm().item() for b in range(12) for j in range(64)) / 12
+    expected = (
+        sum(z[b, j].item() * sae.W_dec[j].norm().item() for b in range(12) for j in range(64)) / 12
+    )
     assert sae.loss(batch_of(x)).terms["l1"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_kl_term_by_hand():
     sae, x = make_sae("kl", target_rate=0.1), normalised(9)
     f = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc)
-    expected = sum(0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in f.mean(0).tolist())
+    expected = sum(
+        0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in f.mean(0).tolist()
+    )
     assert sae.loss(batch_of(x)).terms["kl"].item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -77,7 +82,9 @@ def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity)
     sae, x = make_sae(sparsity), normalised(64)
     x_hat = dense(sae.encode(x)) @ sae.W_dec + sae.b_dec
     expected = sum((row - hat).square().sum().item() for row, hat in zip(x, x_hat)) / len(x)
-    assert sae.loss(batch_of(x)).terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
+    assert sae.loss(batch_of(x)).terms["reconstruction"].item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("sparsity", ["l1", "kl"])
@@ -87,7 +94,9 @@ def test_gradients_of_the_dense_variants_pass_gradcheck(sparsity):
     names = [name for name, _ in sae.named_parameters()]
 
     def total(*values):
-        return torch.func.functional_call(_Loss(sae), {f"sae.{n}": v for n, v in zip(names, values)}, (x,))
+        return torch.func.functional_call(
+            _Loss(sae), {f"sae.{n}": v for n, v in zip(names, values)}, (x,)
+        )
 
     # A point away from the kinks of the ReLU.
     values = [p.detach().clone().requires_grad_() for p in sae.parameters()]
@@ -105,7 +114,10 @@ class _Loss(torch.nn.Module):
 
 def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
     sae = make_sae("l1", coef=4.0, coef_warmup=0.1)
-    weights = [sae.loss(batch_of(normalised(8)), Step(step, 200)).weights["l1"] for step in (0, 9, 19, 20, 150)]
+    weights = [
+        sae.loss(batch_of(normalised(8)), Step(step, 200)).weights["l1"]
+        for step in (0, 9, 19, 20, 150)
+    ]
     assert weights == pytest.approx([0.2, 2.0, 4.0, 4.0, 4.0])
 
 
@@ -118,7 +130,9 @@ def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_r
     terms = sae.loss(batch_of(x))
     assert terms.fired[dead].max() == 0 and terms.fired.sum() > 0
     terms.total.backward()
-    assert sae.W_enc.grad[dead].abs().max() == 0, "the reconstruction alone gives a dead latent nothing"
+    assert sae.W_enc.grad[dead].abs().max() == 0, (
+        "the reconstruction alone gives a dead latent nothing"
+    )
     sae.zero_grad()
     sae.loss(batch_of(x), Step(dead=dead)).total.backward()
     assert (sae.W_enc.grad[dead].norm(dim=1) > 0).all() and (sae.b_enc.grad[dead] != 0).all()
@@ -156,8 +170,13 @@ def test_the_auxiliary_loss_is_one_for_latents_that_explain_nothing():
     assert auxk_loss(sae, x, residual, torch.tensor([7])).item() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("sparsity,norm", [("topk", "unit"), ("l1", "unit"), ("l1", "free"), ("kl", "free"), ("kl", "unit")])
-def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised_rows(sparsity, norm):
+@pytest.mark.parametrize(
+    "sparsity,norm",
+    [("topk", "unit"), ("l1", "unit"), ("l1", "free"), ("kl", "free"), ("kl", "unit")],
+)
+def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised_rows(
+    sparsity, norm
+):
     sae = make_sae(sparsity, decoder_norm=norm)
     raw = make_rows(100, D).double() * 7
     mean, scale = raw.mean(0), 0.03
@@ -166,7 +185,9 @@ def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised
     inside, outside = sae((raw - mean) * scale), folded(raw)
     torch.testing.assert_close(outside.x_hat, inside.x_hat / scale + mean)
     homogeneous = sparsity != "kl"
-    torch.testing.assert_close(dense(outside.code), dense(inside.code) / (scale if homogeneous else 1.0))
+    torch.testing.assert_close(
+        dense(outside.code), dense(inside.code) / (scale if homogeneous else 1.0)
+    )
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1"])
@@ -175,7 +196,9 @@ def test_initialisation(sparsity):
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     torch.testing.assert_close(sae.b_dec, geometric_median(x))
     ratio = sae.W_enc.detach().norm(dim=1)
-    torch.testing.assert_close(sae.W_enc.detach(), ratio[:, None] * sae.W_dec.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        sae.W_enc.detach(), ratio[:, None] * sae.W_dec.detach(), rtol=1e-4, atol=1e-6
+    )
     error = sae.loss(batch_of(x)).terms["reconstruction"]
     for factor in (0.9, 1.1):
         with torch.no_grad():
@@ -217,7 +240,8 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     sae = make_sae("l1", torch.float32)
     x = normalised(64, torch.float32) * 0.01
     x[13] = 50 * torch.nn.functional.normalize(torch.randn(D), dim=0)
-    dead = torch.tensor([6])  # rows are drawn without replacement, so only one latent can get the outlier
+    # rows are drawn without replacement, so only one latent can get the outlier
+    dead = torch.tensor([6])
     before = sae.W_enc.detach().clone()
     sae.resample(dead, batch_of(x), torch.Generator().manual_seed(0), Step())
     direction = torch.nn.functional.normalize(x[13] - sae.b_dec.detach(), dim=0)
@@ -226,7 +250,9 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
         torch.testing.assert_close(sae.W_dec[j].detach(), direction)
         torch.testing.assert_close(sae.W_enc[j].detach(), 0.2 * alive_norm * direction)
     assert torch.equal(sae.W_enc.detach()[0], before[0])
-    assert (sae.encode(x[13:14])[0, dead] > 0).all(), "a resampled latent fires on the row that it was pointed at"
+    assert (sae.encode(x[13:14])[0, dead] > 0).all(), (
+        "a resampled latent fires on the row that it was pointed at"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +260,10 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     [
         ({"sparsity": "k1"}, 'sparsity="k1": did you mean'),
         ({"sparsity": "kl", "target_rate": 1.5}, r"target_rate=1\.5 must be in \(0, 1\)"),
-        ({"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0}, "target_rate and target_l0 both say how often"),
+        (
+            {"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0},
+            "target_rate and target_l0 both say how often",
+        ),
         ({"expansion": 0}, "expansion=0 must be above 0"),
         ({"k": 600}, "k=600 must be between 1 and the number of latents, 512"),
         ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
@@ -249,25 +278,38 @@ def test_wrong_options_are_refused(options, words):
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
 def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
     options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
-    sae = build("sae", 6, {"latents": 10, "sparsity": sparsity, "noise": "gaussian:0.5", **options}).double()
+    sae = build(
+        "sae", 6, {"latents": 10, "sparsity": sparsity, "noise": "gaussian:0.5", **options}
+    ).double()
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sae.initialise_from(x, torch.Generator().manual_seed(1))
     terms = sae.loss(ActivationBatch(x, None, None, None), Step(5, 10, seed=3))
     noisy = gaussian(x, 0.5, step_generator(3, 5, x.device))
     assert not torch.equal(noisy, x)
-    unit = (x.var(0, correction=0).sum() / 6).sqrt()  # constants are meant for a variance of 1 per dimension
+    # constants are meant for a variance of 1 per dimension
+    unit = (x.var(0, correction=0).sum() / 6).sqrt()
     pre = noisy @ sae.W_enc.T + sae.b_enc
     if sparsity == "topk":
-        z, penalty = torch.zeros_like(pre).scatter(1, pre.topk(3).indices, pre.topk(3).values.relu()), 0.0
+        z, penalty = (
+            torch.zeros_like(pre).scatter(1, pre.topk(3).indices, pre.topk(3).values.relu()),
+            0.0,
+        )
     elif sparsity == "l1":
         z = pre.relu()
         penalty = 0.7 * unit * (z * sae.W_dec.norm(dim=1)).sum(1).mean()
     else:
         z = pre.sigmoid()
         rho, mean = 0.01, z.mean(0)
-        penalty = 0.7 * unit**2 * (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).sum()
+        penalty = (
+            0.7
+            * unit**2
+            * (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).sum()
+        )
     expected = (x - z @ sae.W_dec - sae.b_dec).square().sum(1).mean() + penalty
     torch.testing.assert_close(terms.total, expected)
     assert torch.equal(terms.fired, (z > (0.5 if sparsity == "kl" else 0.0)).sum(0))
     terms.total.backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in sae.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in sae.parameters()
+    )

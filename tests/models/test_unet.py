@@ -14,7 +14,9 @@ from saekit.types import ActivationBatch, Step
 
 def make(**changes) -> UNet:
     """Of grids (B,6,8,3), unless shape and d_in say otherwise; fp64."""
-    model = UNet(UNetConfig(**{"d_in": 3, "shape": (6, 8, 3), "latents": 5, "channels": (4, 6)} | changes))
+    model = UNet(
+        UNetConfig(**{"d_in": 3, "shape": (6, 8, 3), "latents": 5, "channels": (4, 6)} | changes)
+    )
     model.initialise_from(torch.empty(0), torch.Generator().manual_seed(0))
     return model.double()
 
@@ -64,8 +66,16 @@ def test_maps_are_named_from_the_finest_and_the_last_gives_the_output():
     model, x = make(), 2 + torch.randn(2, 6, 8, 3, dtype=torch.float64)
     model.input_mean.fill_(2.0)
     maps = model.maps(x)
-    shapes = {"down0": (2, 4, 6, 8), "down1": (2, 6, 3, 4), "bottleneck": (2, 5, 1, 2), "up1": (2, 6, 3, 4), "up0": (2, 4, 6, 8)}
-    assert {name: tuple(found.shape) for name, found in maps.items()} == shapes and list(maps) == list(shapes)
+    shapes = {
+        "down0": (2, 4, 6, 8),
+        "down1": (2, 6, 3, 4),
+        "bottleneck": (2, 5, 1, 2),
+        "up1": (2, 6, 3, 4),
+        "up0": (2, 4, 6, 8),
+    }
+    assert {name: tuple(found.shape) for name, found in maps.items()} == shapes and list(
+        maps
+    ) == list(shapes)
     weight, bias = model.outlet.weight[:, :, 0, 0], model.outlet.bias
     torch.testing.assert_close(model(x).x_hat, maps["up0"].permute(0, 2, 3, 1) @ weight.T + bias)
 
@@ -81,19 +91,36 @@ def test_the_decoder_reads_each_part_of_the_code_where_the_encoder_put_it():
     coarse = model.maps(x)["down1"]
     alone = torch.zeros_like(code)
     alone[:, 202:] = coarse.flatten(1)
-    maps = model.bend(model.up[1](torch.cat([model.enlarge[1](torch.zeros(2, 5, 1, 2, dtype=torch.float64)), coarse], 1)))
-    maps = model.bend(model.up[0](torch.cat([model.enlarge[0](maps), torch.zeros(2, 4, 6, 8, dtype=torch.float64)], 1)))
+    maps = model.bend(
+        model.up[1](
+            torch.cat([model.enlarge[1](torch.zeros(2, 5, 1, 2, dtype=torch.float64)), coarse], 1)
+        )
+    )
+    maps = model.bend(
+        model.up[0](
+            torch.cat([model.enlarge[0](maps), torch.zeros(2, 4, 6, 8, dtype=torch.float64)], 1)
+        )
+    )
     torch.testing.assert_close(model.decode(alone), model.outlet(maps).permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"skips": False}, {"skips": False, "sparsity": "l1"}, {"skips": False, "sparsity": "kl"}, {"noise": "gaussian:0.1"}]
+    "changes",
+    [
+        {},
+        {"skips": False},
+        {"skips": False, "sparsity": "l1"},
+        {"skips": False, "sparsity": "kl"},
+        {"noise": "gaussian:0.1"},
+    ],
 )
 def test_the_gradient_reaches_every_parameter(changes):
     model, x = make(**changes), torch.rand(9, 6, 8, 3, dtype=torch.float64)
     terms = model.loss(batch_of(x))
     terms.total.backward()
-    assert terms.total.item() == pytest.approx(sum(terms.weights[name] * term.item() for name, term in terms.terms.items()))
+    assert terms.total.item() == pytest.approx(
+        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
+    )
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -109,15 +136,30 @@ def test_l1_weighs_every_place_of_a_bottleneck_map_alike():
 def test_eight_grey_images_learn_their_colours():
     generator = torch.Generator().manual_seed(1)
     grey, colours = torch.rand(8, 64, generator=generator), torch.rand(8, 192, generator=generator)
-    model = build("unet", 64, {"output": "sigmoid", "channels": (16, 32), "latents": 32}, shape=(8, 8, 1), d_out=192)
+    model = build(
+        "unet",
+        64,
+        {"output": "sigmoid", "channels": (16, 32), "latents": 32},
+        shape=(8, 8, 1),
+        d_out=192,
+    )
     variance = (colours - colours.mean(0)).square().sum()
     assert (overfit(model, grey, colours, 150) - colours).square().sum() < 0.05 * variance
 
 
 def test_eight_images_learn_their_masks():
     generator = torch.Generator().manual_seed(1)
-    images, masks = torch.rand(8, 7, 7, 3, generator=generator), (torch.rand(8, 7, 7, 1, generator=generator) < 0.3).float()
-    model = build("unet", 3, {"output": "bernoulli", "channels": (16, 32), "latents": 32}, shape=(7, 7, 3), d_out=1)
+    images, masks = (
+        torch.rand(8, 7, 7, 3, generator=generator),
+        (torch.rand(8, 7, 7, 1, generator=generator) < 0.3).float(),
+    )
+    model = build(
+        "unet",
+        3,
+        {"output": "bernoulli", "channels": (16, 32), "latents": 32},
+        shape=(7, 7, 3),
+        d_out=1,
+    )
     assert torch.equal((overfit(model, images, masks, 200) > 0.5).float(), masks)
 
 
@@ -125,7 +167,9 @@ def test_skips_carry_what_a_narrow_bottleneck_loses():
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
     options = {"channels": (8, 16), "latents": 1}
     with_skips, without = (
-        (overfit(build("unet", 64, options | {"skips": skips}, shape=(8, 8, 1)), x, None, 150) - x).square().mean()
+        (overfit(build("unet", 64, options | {"skips": skips}, shape=(8, 8, 1)), x, None, 150) - x)
+        .square()
+        .mean()
         for skips in (True, False)
     )
     assert with_skips < 0.1 * without
@@ -145,16 +189,26 @@ def test_without_skips_it_learns_as_an_autoencoder():
 def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(skips):
     model = make(skips=skips, d_out=2)
     raw = 5 + 3 * torch.randn(4, 6, 8, 3, dtype=torch.float64)
-    mean, scale, target = torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64), 0.25, (torch.tensor([1.0, -1.0]), 2.0)
+    mean, scale, target = (
+        torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64),
+        0.25,
+        (torch.tensor([1.0, -1.0]), 2.0),
+    )
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    saved = restore("unet", config, {name: tensor.float() for name, tensor in model.folded(mean, scale, target).items()})
+    saved = restore(
+        "unet",
+        config,
+        {name: tensor.float() for name, tensor in model.folded(mean, scale, target).items()},
+    )
     assert saved.config == model.config and saved.latents == model.latents
     expected = model((raw - mean) * scale).x_hat / 2.0 + target[0]
     torch.testing.assert_close(saved(raw.float()).x_hat, expected.float(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_sparse_code_that_skips_go_around_is_refused():
-    with pytest.raises(UsageError, match='sparsity="l1": skip connections bypass the bottleneck') as raised:
+    with pytest.raises(
+        UsageError, match='sparsity="l1": skip connections bypass the bottleneck'
+    ) as raised:
         build("unet", 64, {"sparsity": "l1"}, shape=(8, 8, 1))
     assert raised.value.hint == "skips=False"
 
@@ -162,6 +216,8 @@ def test_a_sparse_code_that_skips_go_around_is_refused():
 def test_rows_without_a_shape_and_sides_too_small_are_refused():
     with pytest.raises(DataError, match="unet takes images or grids; these rows have no shape"):
         build("unet", 48, {}, shape=(48,))
-    with pytest.raises(UsageError, match=r"channels=\(16, 32\) halves the sides 2 times, and 3x9 are too small") as raised:
+    with pytest.raises(
+        UsageError, match=r"channels=\(16, 32\) halves the sides 2 times, and 3x9 are too small"
+    ) as raised:
         build("unet", 27, {}, shape=(3, 9, 1))
     assert raised.value.hint == "channels=(16,)"

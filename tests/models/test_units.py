@@ -1,4 +1,5 @@
-"""Constants are in units of the data's own variance; what a run logs and resamples is the model's own."""
+"""Constants are in units of the data's own variance; what a run logs and resamples is the model's
+own."""
 
 from __future__ import annotations
 
@@ -28,16 +29,24 @@ def batch_of(x: torch.Tensor) -> ActivationBatch:
 
 
 def store_of(path, x: torch.Tensor, **spec):
-    writer = StoreWriter(path, make_spec(dtype="float32", d_in=x.shape[1], **spec), {"rows": len(x)}, shard_bytes=1 << 20)
+    writer = StoreWriter(
+        path,
+        make_spec(dtype="float32", d_in=x.shape[1], **spec),
+        {"rows": len(x)},
+        shard_bytes=1 << 20,
+    )
     n = torch.arange(len(x))
-    examples = [StoredExample(i, i // 8, i, 1, [i], f"document {i // 8}", None) for i in range(len(x))]
+    examples = [
+        StoredExample(i, i // 8, i, 1, [i], f"document {i // 8}", None) for i in range(len(x))
+    ]
     writer.append(RowBlock(x, n // 8, n, n.int() % 8, examples))
     writer.finish()
     return path
 
 
 def made(sparsity: str, x: torch.Tensor, scale: float, **options):
-    """An SAE for `scale` times the rows, whose weights are those for the rows themselves, expressed in the larger units."""
+    """An SAE for `scale` times the rows, whose weights are those for the rows themselves, expressed
+    in the larger units."""
     sae = build("sae", D, {"sparsity": sparsity, "latents": 48, **options}).double()
     sae.initialise_from(x, torch.Generator().manual_seed(2))
     sae = sae.double()
@@ -52,16 +61,27 @@ def made(sparsity: str, x: torch.Tensor, scale: float, **options):
     return sae
 
 
-@pytest.mark.parametrize("sparsity", ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl-rates", "topk", "matryoshka-topk"])
+@pytest.mark.parametrize(
+    "sparsity",
+    ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "kl-rates", "topk", "matryoshka-topk"],
+)
 @pytest.mark.parametrize("step", [20, 90])
 def test_rows_of_another_scale_have_the_same_loss_in_units_of_their_variance(sparsity, step):
     x, scale = make_rows(400, D).double(), 37.0
-    options = {"k": 4} if "topk" in sparsity else {"freq_coef": 0.3} if sparsity == "jumprelu" else {}
+    options = (
+        {"k": 4} if "topk" in sparsity else {"freq_coef": 0.3} if sparsity == "jumprelu" else {}
+    )
     small, large = made(sparsity, x, 1.0, **options), made(sparsity, x, scale, **options)
     at = Step(step, 100, dead=torch.arange(5, 17))
     expected, found = small.loss(batch_of(x), at), large.loss(batch_of(scale * x), at)
-    # The first biases lie on one of the sample's values, which rounding puts on this side of 0 or on that: one firing of a row.
-    torch.testing.assert_close(found.total / scale**2, expected.total, rtol=1e-3 if sparsity == "kl-rates" else 1e-6, atol=0)
+    # The first biases lie on one of the sample's values, which rounding puts on this side of 0 or
+    # on that: one firing of a row.
+    torch.testing.assert_close(
+        found.total / scale**2,
+        expected.total,
+        rtol=1e-3 if sparsity == "kl-rates" else 1e-6,
+        atol=0,
+    )
     assert expected.terms.keys() == found.terms.keys()
 
 
@@ -70,7 +90,9 @@ def test_the_auxiliary_loss_weighs_a_32nd_of_the_variance(tmp_path):
     variance = float((x - x.mean(0)).square().sum(1).mean())
     sae = build("sae", D, {"k": 2, "latents": 64})
     sae.initialise_from(x, torch.Generator().manual_seed(0))
-    assert sae.loss(batch_of(x[:300]), Step(3, 10, dead=torch.arange(8))).weights["aux"] == pytest.approx(variance / 32, rel=1e-5)
+    assert sae.loss(batch_of(x[:300]), Step(3, 10, dead=torch.arange(8))).weights[
+        "aux"
+    ] == pytest.approx(variance / 32, rel=1e-5)
 
 
 def test_moments_are_reset_by_name_when_there_are_as_many_latents_as_inputs():
@@ -82,16 +104,28 @@ def test_moments_are_reset_by_name_when_there_are_as_many_latents_as_inputs():
     optimizer.step()
     reset_moments(optimizer, torch.tensor([1, 6]), sae.latents)
     for name, parameter in sae.named_parameters():
-        zero = (optimizer.state[parameter]["exp_avg"].reshape(len(parameter), -1) == 0).all(1).nonzero()[:, 0].tolist()
+        zero = (
+            (optimizer.state[parameter]["exp_avg"].reshape(len(parameter), -1) == 0)
+            .all(1)
+            .nonzero()[:, 0]
+            .tolist()
+        )
         assert zero == ([] if name == "b_dec" else [1, 6]), name
 
 
-@pytest.mark.parametrize("sparsity", ["gated", "matryoshka-topk", "hierarchical", "topk", "jumprelu"])
+@pytest.mark.parametrize(
+    "sparsity", ["gated", "matryoshka-topk", "hierarchical", "topk", "jumprelu"]
+)
 def test_the_logged_fvu_is_that_of_the_models_own_reconstruction(tmp_path, sparsity):
     store = write_store(tmp_path / "acts", 3000)
     options = {"k": 4} if sparsity in ("topk", "hierarchical", "matryoshka-topk") else {"coef": 0.5}
-    saekit.train(store, tmp_path / "run", sparsity=sparsity, latents=64, rows=256 * 150, batch=256, **options)
-    lines = [json.loads(line)["fvu"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-10:]
+    saekit.train(
+        store, tmp_path / "run", sparsity=sparsity, latents=64, rows=256 * 150, batch=256, **options
+    )
+    lines = [
+        json.loads(line)["fvu"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ][-10:]
     true = saekit.evaluate(tmp_path / "run", store, split="train")[0].metrics["fvu"]
     assert sum(lines) / 10 == pytest.approx(true, rel=0.15)
 
@@ -124,21 +158,37 @@ def test_p_annealing_keeps_the_price_of_the_same_codes():
     x = make_rows(300, D)
     sae = build("sae", D, {"sparsity": "p-anneal", "latents": 48, "coef": 1.0})
     sae.initialise_from(x, torch.Generator().manual_seed(0))
-    prices = [float(sae.loss(batch_of(x), Step(step, 400)).terms["lp"].detach()) for step in (100, 220, 300, 399)]
+    prices = [
+        float(sae.loss(batch_of(x), Step(step, 400)).terms["lp"].detach())
+        for step in (100, 220, 300, 399)
+    ]
     assert prices == pytest.approx([prices[0]] * 4, rel=1e-5)
     power, factor = sae.own_state().values()
     pre = (x @ sae.W_enc.T + sae.b_enc).relu() / sae.unit
-    assert factor == pytest.approx(float(pre.sum() / ((pre + SMALLEST) ** power - SMALLEST**power).sum()), rel=1e-4)
+    assert factor == pytest.approx(
+        float(pre.sum() / ((pre + SMALLEST) ** power - SMALLEST**power).sum()), rel=1e-4
+    )
 
 
 def test_a_transcoders_bias_starts_at_the_targets_mean(tmp_path):
     x = make_rows(2000, D)
-    y = torch.tanh(x @ torch.randn(D, 6, generator=torch.Generator().manual_seed(1)) / 8) + torch.arange(6) * 8.0
+    y = (
+        torch.tanh(x @ torch.randn(D, 6, generator=torch.Generator().manual_seed(1)) / 8)
+        + torch.arange(6) * 8.0
+    )
     store, target = store_of(tmp_path / "x", x), store_of(tmp_path / "y", y, hook="blocks.0.mlp")
     for normalize in ("none", "scale"):
         out = tmp_path / normalize
         result = saekit.train(
-            store, out, sparsity="topk", k=4, latents=32, target_store=str(target), normalize=normalize, rows=12_800, batch=128
+            store,
+            out,
+            sparsity="topk",
+            k=4,
+            latents=32,
+            target_store=str(target),
+            normalize=normalize,
+            rows=12_800,
+            batch=128,
         )
         assert result.metrics["fvu"] < 1
         first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
@@ -150,10 +200,21 @@ def test_archetypal_atoms_of_a_transcoder_are_mixtures_of_the_target(tmp_path):
     y = torch.zeros(1500, 9)
     y[:, 5:] = x[:, :4]
     store, target = store_of(tmp_path / "x", x), store_of(tmp_path / "y", y, hook="blocks.0.mlp")
-    options = {"sparsity": "archetypal", "k": 3, "latents": 30, "archetypes": 64, "rows": 30_000, "batch": 128}
+    options = {
+        "sparsity": "archetypal",
+        "k": 3,
+        "latents": 30,
+        "archetypes": 64,
+        "rows": 30_000,
+        "batch": 128,
+    }
     result = saekit.train(store, tmp_path / "run", target_store=str(target), **options)
     W_dec = saekit.load(tmp_path / "run").W_dec
-    assert W_dec.shape == (30, 9) and float(W_dec[:, :5].abs().max()) < 1e-5 and result.metrics["fvu"] < 0.6
+    assert (
+        W_dec.shape == (30, 9)
+        and float(W_dec[:, :5].abs().max()) < 1e-5
+        and result.metrics["fvu"] < 0.6
+    )
 
 
 def test_archetypal_latents_are_resampled_to_rows_and_learn_from_the_auxiliary_loss():
@@ -182,12 +243,24 @@ def test_figures_are_exact_far_from_the_origin():
 def test_raw_values_of_a_large_scale_are_remarked_on(tmp_path):
     said = []
     store = store_of(tmp_path / "big", 300 * make_rows(800, D), model="raw:array")
-    saekit.train(store, tmp_path / "a", k=2, latents=32, rows=400, batch=100, progress=lambda p: said.append(p.message))
+    saekit.train(
+        store,
+        tmp_path / "a",
+        k=2,
+        latents=32,
+        rows=400,
+        batch=100,
+        progress=lambda p: said.append(p.message),
+    )
     assert any('normalize="center+scale"' in message for message in said if message)
     said.clear()
-    for number, (path, options) in enumerate(((store, {"normalize": "center+scale"}), (store_of(tmp_path / "1", torch.rand(800, D)), {}))):
+    for number, (path, options) in enumerate(
+        ((store, {"normalize": "center+scale"}), (store_of(tmp_path / "1", torch.rand(800, D)), {}))
+    ):
         settings = {"k": 2, "latents": 32, "rows": 400, "batch": 100, **options}
-        saekit.train(path, tmp_path / f"b{number}", progress=lambda p: said.append(p.message), **settings)
+        saekit.train(
+            path, tmp_path / f"b{number}", progress=lambda p: said.append(p.message), **settings
+        )
     assert not any("normalize" in message for message in said if message)
 
 

@@ -1,4 +1,5 @@
-"""The variational autoencoder: its loss by hand in fp64, its bound against the likelihood that it bounds, sampling, folding."""
+"""The variational autoencoder: its loss by hand in fp64, its bound against the likelihood that it
+bounds, sampling, folding."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def batch_of(x, target=None):
 
 
 def filled(**options):
-    model = VAE(VAEConfig(D, **{"latents": F, "hidden": (5,), "activation": "tanh", **options})).double()
+    model = VAE(
+        VAEConfig(D, **{"latents": F, "hidden": (5,), "activation": "tanh", **options})
+    ).double()
     gen = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,18 +63,28 @@ def log_likelihood(model, x, z):
 
 
 @pytest.mark.parametrize("output", ["linear", "sigmoid", "bernoulli"])
-@pytest.mark.parametrize("beta,weight", [(1.0, 1.0), (4.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)])
+@pytest.mark.parametrize(
+    "beta,weight", [(1.0, 1.0), (4.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)]
+)
 def test_the_loss_by_hand(output, beta, weight):
     model = filled(output=output, beta=beta, likelihood_weight=weight)
     x = rows()
     mean, sigma = encoded(model, x)
-    epsilon = torch.randn(mean.shape, generator=step_generator(3, 8, x.device, POSTERIOR), dtype=torch.float64)
+    epsilon = torch.randn(
+        mean.shape, generator=step_generator(3, 8, x.device, POSTERIOR), dtype=torch.float64
+    )
     reconstruction = -log_likelihood(model, x, mean + sigma * epsilon).mean()
-    kl = kl_divergence(Normal(mean, sigma), Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(1).mean()
+    kl = (
+        kl_divergence(Normal(mean, sigma), Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+        .sum(1)
+        .mean()
+    )
     loss = model.loss(batch_of(x), Step(8, seed=3))
     torch.testing.assert_close(loss.terms["reconstruction"], reconstruction, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(loss.terms["kl"], kl, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(loss.total, weight * reconstruction + beta * kl, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        loss.total, weight * reconstruction + beta * kl, rtol=1e-10, atol=1e-12
+    )
     names, parameters = zip(*model.named_parameters())
     ours = torch.autograd.grad(loss.total, parameters, retain_graph=True)
     theirs = torch.autograd.grad(weight * reconstruction + beta * kl, parameters, allow_unused=True)
@@ -91,7 +104,12 @@ def test_binary_rows_have_the_likelihood_of_a_bernoulli():
 def test_a_latent_that_ignores_its_input_costs_nothing():
     model = filled()
     with torch.no_grad():
-        for parameter in (model.layers[1].W_up, model.layers[1].b_up, model.W_spread, model.b_spread):
+        for parameter in (
+            model.layers[1].W_up,
+            model.layers[1].b_up,
+            model.W_spread,
+            model.b_spread,
+        ):
             parameter.zero_()
     assert model.loss(batch_of(rows())).terms["kl"].item() == 0
 
@@ -105,7 +123,9 @@ def test_the_learnt_variance_is_the_mean_squared_error_at_its_optimum():
     loss = model.loss(batch_of(x))
     gradient = torch.autograd.grad(loss.terms["reconstruction"], model.log_noise)[0].item()
     assert gradient == pytest.approx(0, abs=1e-10)
-    assert loss.terms["reconstruction"].item() == pytest.approx(D / 2 * (math.log(2 * math.pi * squares) + 1))
+    assert loss.terms["reconstruction"].item() == pytest.approx(
+        D / 2 * (math.log(2 * math.pi * squares) + 1)
+    )
 
 
 def test_samples_of_the_posterior_have_its_mean_and_variance():
@@ -116,7 +136,9 @@ def test_samples_of_the_posterior_have_its_mean_and_variance():
     assert ((z.mean(0) - mean[0]).abs() < SIGMAS * sigma[0] / n**0.5).all()
     assert ((z.std(0) / sigma[0] - 1).abs() < SIGMAS / (2 * n) ** 0.5).all()
     assert abs(torch.corrcoef(z.T)[0, 1].item()) < SIGMAS / n**0.5
-    assert torch.equal(z, model.noisy_code(x, x, Step())[0]) and not torch.equal(z, model.noisy_code(x, x, Step(1))[0])
+    assert torch.equal(z, model.noisy_code(x, x, Step())[0]) and not torch.equal(
+        z, model.noisy_code(x, x, Step(1))[0]
+    )
 
 
 def test_the_code_is_the_mean_of_the_posterior():
@@ -141,7 +163,11 @@ def linear_gaussian(log_noise):
     """One latent, no hidden layer: p(x) = N(c, w w^T + s^2 I) and p(z|x) are known."""
     model = VAE(VAEConfig(D, latents=1, hidden=())).double()
     gen = torch.Generator().manual_seed(2)
-    w, c, s2 = torch.randn(D, generator=gen, dtype=torch.float64), torch.randn(D, generator=gen, dtype=torch.float64), math.exp(log_noise)
+    w, c, s2 = (
+        torch.randn(D, generator=gen, dtype=torch.float64),
+        torch.randn(D, generator=gen, dtype=torch.float64),
+        math.exp(log_noise),
+    )
     with torch.no_grad():
         model.layers[0].W_down.copy_(w[:, None])
         model.layers[0].b_down.copy_(c)
@@ -163,7 +189,9 @@ def test_with_the_true_posterior_the_bound_is_the_likelihood(log_noise):
     prior = Normal(0.0, 1.0).log_prob(z[:, 0])
     for row, expected in zip(x, marginal.log_prob(x)):
         integral = (model._log_likelihood(model.from_code(z), row.expand(len(z), D)) + prior).exp()
-        assert math.log(np.trapezoid(integral.detach().numpy(), z[:, 0].numpy())) == pytest.approx(expected.item(), abs=1e-6)
+        assert math.log(np.trapezoid(integral.detach().numpy(), z[:, 0].numpy())) == pytest.approx(
+            expected.item(), abs=1e-6
+        )
     n = 20_000
     draws = model.elbo(x.repeat(n, 1), torch.Generator().manual_seed(0)).reshape(n, 4)
     deviation = draws.std(0) / n**0.5
@@ -183,7 +211,9 @@ def test_any_other_posterior_falls_short_by_its_divergence_from_the_true_one():
     n = 40_000
     draws = model.elbo(x.repeat(n, 1), torch.Generator().manual_seed(0)).reshape(n, 4)
     assert (gap > 0.05).all()
-    assert ((draws.mean(0) - (marginal.log_prob(x) - gap)).abs() < SIGMAS * draws.std(0) / n**0.5).all()
+    assert (
+        (draws.mean(0) - (marginal.log_prob(x) - gap)).abs() < SIGMAS * draws.std(0) / n**0.5
+    ).all()
 
 
 @pytest.mark.parametrize("output", ["linear", "bernoulli"])
@@ -203,33 +233,56 @@ def test_after_folding_the_bound_is_the_density_of_raw_values():
             parameter.copy_(0.6 * torch.randn(parameter.shape, generator=gen))
     raw = 5 + 3 * torch.randn(6, D)
     mean, scale = raw.mean(0), 0.4
-    outside = restore("vae", json.loads(json.dumps(dataclasses.asdict(model.config))), model.folded(mean, scale))
+    outside = restore(
+        "vae", json.loads(json.dumps(dataclasses.asdict(model.config))), model.folded(mean, scale)
+    )
     inside = model.elbo((raw - mean) * scale, torch.Generator().manual_seed(0))
     outer = outside.elbo(raw, torch.Generator().manual_seed(0))
     torch.testing.assert_close(outer, inside + D * math.log(scale), rtol=1e-5, atol=1e-5)
     again = outside(raw).extras["elbo"]
-    torch.testing.assert_close(again, outside.elbo(raw, step_generator(0, 0, raw.device, POSTERIOR)))
+    torch.testing.assert_close(
+        again, outside.elbo(raw, step_generator(0, 0, raw.device, POSTERIOR))
+    )
     # Against the known density of raw rows: that of N(c, w w^T + s^2 I) moved and stretched.
     tiny, marginal = linear_gaussian(-0.5)
-    folded = restore("vae", dataclasses.asdict(tiny.config), {k: v.float() for k, v in tiny.folded(torch.ones(D), scale).items()})
+    folded = restore(
+        "vae",
+        dataclasses.asdict(tiny.config),
+        {k: v.float() for k, v in tiny.folded(torch.ones(D), scale).items()},
+    )
     x = marginal.sample((3,))
     n = 20_000
-    draws = folded.elbo((x / scale + 1).float().repeat(n, 1), torch.Generator().manual_seed(0)).double().reshape(n, 3)
-    raw_marginal = MultivariateNormal(marginal.mean / scale + 1, marginal.covariance_matrix / scale**2)
+    draws = (
+        folded.elbo((x / scale + 1).float().repeat(n, 1), torch.Generator().manual_seed(0))
+        .double()
+        .reshape(n, 3)
+    )
+    raw_marginal = MultivariateNormal(
+        marginal.mean / scale + 1, marginal.covariance_matrix / scale**2
+    )
     tolerance = SIGMAS * draws.std(0) / n**0.5 + 1e-4  # fp32 weights
     assert ((draws.mean(0) - raw_marginal.log_prob(x / scale + 1)).abs() < tolerance).all()
 
 
 def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
     model, _ = linear_gaussian(-0.5)
-    outside = restore("vae", dataclasses.asdict(model.config), {k: v.float() for k, v in model.folded(torch.ones(D), 0.5).items()})
+    outside = restore(
+        "vae",
+        dataclasses.asdict(model.config),
+        {k: v.float() for k, v in model.folded(torch.ones(D), 0.5).items()},
+    )
     n = 40_000
     x = outside.sample(n, torch.Generator().manual_seed(0)).double()
     w, c = model.layers[0].W_down[:, 0].detach(), model.layers[0].b_down.detach()
     assert x.shape == (n, D)
     assert ((x.mean(0) - (c / 0.5 + 1)).abs() < SIGMAS * 2 * w.abs() / n**0.5 + 1e-5).all()
-    torch.testing.assert_close(torch.cov(x.T), 4 * torch.outer(w, w), rtol=SIGMAS * (2 / n) ** 0.5, atol=1e-5)
-    assert torch.equal(outside.sample(5, torch.Generator().manual_seed(1)), outside.sample(5, torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(
+        torch.cov(x.T), 4 * torch.outer(w, w), rtol=SIGMAS * (2 / n) ** 0.5, atol=1e-5
+    )
+    assert torch.equal(
+        outside.sample(5, torch.Generator().manual_seed(1)),
+        outside.sample(5, torch.Generator().manual_seed(1)),
+    )
     bernoulli = build("vae", D, {"latents": F, "hidden": (), "output": "bernoulli"})
     bernoulli.initialise_from(torch.zeros(2, D), torch.Generator().manual_seed(0))
     shown = bernoulli.sample(100, torch.Generator().manual_seed(0))
@@ -242,20 +295,28 @@ def test_the_spread_starts_at_the_prior_s_and_the_noise_at_the_variance_of_the_d
     model.initialise_from(sample, torch.Generator().manual_seed(0))
     _, log_variance = model.posterior(torch.randn(5, D))
     assert not log_variance.any()
-    assert model.log_noise.exp().item() == pytest.approx((sample - sample.mean(0)).square().mean().item(), rel=1e-5)
+    assert model.log_noise.exp().item() == pytest.approx(
+        (sample - sample.mean(0)).square().mean().item(), rel=1e-5
+    )
     model.initialise_from(torch.ones(5, D), torch.Generator().manual_seed(0))
     assert model.log_noise.isfinite(), "constant data have no variance"
 
 
 def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
-    """A target of the input's own width cannot be told from the input by its shape, but the config knows of it."""
+    """A target of the input's own width cannot be told from the input by its shape, but the config
+    knows of it."""
     model = VAE(VAEConfig(D, latents=F, hidden=(5,), d_out=D))
     model.initialise_from(torch.zeros(2, D), torch.Generator().manual_seed(0))
     tensors = model.folded(torch.zeros(D), 1.0, (torch.full((D,), 100.0), 1.0))
-    outside = restore("vae", dataclasses.asdict(model.config), {name: tensor.clone() for name, tensor in tensors.items()})
+    outside = restore(
+        "vae",
+        dataclasses.asdict(model.config),
+        {name: tensor.clone() for name, tensor in tensors.items()},
+    )
     x = torch.rand(6, D)
     elbo = outside(x).extras.get("elbo")
-    # x is 100 standard deviations from what is reconstructed: a bound near -5000 nats a value is that of the wrong rows.
+    # x is 100 standard deviations from what is reconstructed: a bound near -5000 nats a value is
+    # that of the wrong rows.
     assert elbo is None or elbo.min() > -1000
 
 

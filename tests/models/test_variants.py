@@ -1,4 +1,5 @@
-"""Every sparsity variant: its loss by an independent dense formula in fp64, its gradient by finite differences or by hand."""
+"""Every sparsity variant: its loss by an independent dense formula in fp64, its gradient by finite
+differences or by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def made(name, **more):
 
 def batch_of(x, **more):
     index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0, **more)
+    return ActivationBatch(
+        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0, **more
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -58,33 +61,52 @@ def test_the_total_is_the_weighted_sum_of_the_terms(name):
     torch.testing.assert_close(terms.total, total, rtol=1e-12, atol=0)
 
 
-SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-rates"]  # the others have no true gradient
+# the others have no true gradient
+SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-rates"]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_are_those_of_finite_differences(name):
-    more = {"target_l0": 0} if name == "kl-means" else {}  # with a target its rho follows the latents, and is taken as constant
-    sae, batch = made(name, decoder_norm="free" if name != "matching-pursuit" else "unit", **more), batch_of(rows(9))
+    # with a target its rho follows the latents, and is taken as constant
+    more = {"target_l0": 0} if name == "kl-means" else {}
+    sae, batch = (
+        made(name, decoder_norm="free" if name != "matching-pursuit" else "unit", **more),
+        batch_of(rows(9)),
+    )
     sae.loss(batch, Step(50, 100)).total.backward()
     generator = torch.Generator().manual_seed(3)
     for key, parameter in sae.named_parameters():
         if parameter.grad is None:
-            assert (name, key) in {("archetypal", "W_dec"), ("matching-pursuit", "W_enc"), ("matching-pursuit", "b_enc")}, key
+            assert (name, key) in {
+                ("archetypal", "W_dec"),
+                ("matching-pursuit", "W_enc"),
+                ("matching-pursuit", "b_enc"),
+            }, key
             continue
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         values, old = [], parameter.data.clone()
         for sign in (1, -1):
             parameter.data = old + sign * 1e-6 * direction
-            if name == "gated":  # the second reconstruction holds its decoder constant: its part of the slope is not there
+            # the second reconstruction holds its decoder constant: its part of the slope is not
+            # there
+            if name == "gated":
                 pre = sae.preactivations(batch.x, Step(50, 100))
                 frozen = sae.W_dec.data, sae.b_dec.data
                 if key in ("W_dec", "b_dec"):
-                    values.append((batch.x - pre.decode(sae.activate(pre), *frozen)).square().sum(1).mean().item())
+                    values.append(
+                        (batch.x - pre.decode(sae.activate(pre), *frozen))
+                        .square()
+                        .sum(1)
+                        .mean()
+                        .item()
+                    )
                     continue
             values.append(sae.loss(batch, Step(50, 100)).total.item())
         parameter.data = old
         slope = (values[0] - values[1]) / 2e-6
-        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=2e-4, abs=1e-6), key
+        assert (parameter.grad * direction).sum().item() == pytest.approx(
+            slope, rel=2e-4, abs=1e-6
+        ), key
 
 
 def test_a_jump_passes_the_gradients_of_the_paper():
@@ -95,7 +117,8 @@ def test_a_jump_passes_the_gradients_of_the_paper():
     assert z.tolist() == [0, 0, 1.1, 1.3, 2.0]
     z.sum().backward()
     assert pre.grad.tolist() == [0, 0, 1, 1, 1]
-    # Within [0.75, 1.25]: 0.8, below the threshold, and 1.1, above it. A window on z would not see the first.
+    # Within [0.75, 1.25]: 0.8, below the threshold, and 1.1, above it. A window on z would not see
+    # the first.
     assert theta.grad.tolist() == [0, -2.0, -2.0, 0, 0]
     theta.grad = None
     step = Heaviside.apply(pre, theta, eps, False)
@@ -149,7 +172,9 @@ def test_penalties_are_their_formulas(name, phi):
     with torch.no_grad():
         sae.W_dec *= torch.linspace(0.5, 2.0, F, dtype=torch.float64)[:, None]
     a = (x @ sae.W_enc.T + sae.b_enc).relu() * sae.W_dec.norm(dim=1)
-    assert sae.loss(batch_of(x), Step(75, 100)).terms[name].item() == pytest.approx(phi(a).sum(1).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(75, 100)).terms[name].item() == pytest.approx(
+        phi(a).sum(1).mean().item(), rel=1e-9
+    )
 
 
 def test_p_anneal_keeps_its_price_for_the_rows_on_which_p_falls_and_its_formula_for_others():
@@ -159,9 +184,13 @@ def test_p_anneal_keeps_its_price_for_the_rows_on_which_p_falls_and_its_formula_
     def phi(sizes):  # three quarters of the run: p is half way from 1 to 0.2
         return ((sizes + 1e-3) ** 0.6 - 1e-3**0.6).sum(1).mean()
 
-    assert sae.loss(batch_of(x), Step(75, 100)).terms["lp"].item() == pytest.approx(a.sum(1).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(75, 100)).terms["lp"].item() == pytest.approx(
+        a.sum(1).mean().item(), rel=1e-9
+    )
     factor = a.sum(1).mean() / phi(a)
-    assert sae.loss(batch_of(others), Step(75, 100)).terms["lp"].item() == pytest.approx((factor * phi(b)).item(), rel=1e-9)
+    assert sae.loss(batch_of(others), Step(75, 100)).terms["lp"].item() == pytest.approx(
+        (factor * phi(b)).item(), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["matryoshka-topk", "matryoshka", "hierarchical"])
@@ -176,7 +205,9 @@ def test_the_error_is_the_mean_over_nested_reconstructions(name):
         assert level_of_latents(sae).bincount().tolist() == [3, 3, 6, 12, 24]
         parts = [torch.where(torch.arange(F) < end, z, 0.0) for end in (3, 6, 12, 24, 48)]
     errors = [(part @ sae.W_dec + sae.b_dec - x).square().sum(1).mean() for part in parts]
-    assert sae.loss(batch_of(x), Step(99, 100)).terms["reconstruction"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-9)
+    assert sae.loss(batch_of(x), Step(99, 100)).terms["reconstruction"].item() == pytest.approx(
+        torch.stack(errors).mean().item(), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -186,7 +217,8 @@ def test_a_trained_model_gives_the_code_of_training_in_raw_units(name):
         sae.after_step()
     sae.loss(batch_of(x), Step(99, 100))
     if hasattr(sae, "threshold"):
-        sae.threshold *= 1.0001  # batchtopk's is a value of this very batch, which rounding would put on either side
+        # batchtopk's is a value of this very batch, which rounding would put on either side
+        sae.threshold *= 1.0001
     sae.eval()
     mean, scale = torch.randn(D, dtype=torch.float64), 0.37
     raw = SAE(sae.config, folded=True).double()
@@ -195,7 +227,9 @@ def test_a_trained_model_gives_the_code_of_training_in_raw_units(name):
     same = SAE(sae.config, folded=True).double()
     same.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
     same.eval()
-    torch.testing.assert_close(raw(x / scale + mean).x_hat, same(x).x_hat / scale + mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        raw(x / scale + mean).x_hat, same(x).x_hat / scale + mean, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_gated_code_is_that_of_the_jumprelu_it_is_saved_as():
@@ -242,8 +276,13 @@ def test_info_nce_by_hand():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     b = torch.tensor([[3.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     c = [[1.0, math.sqrt(0.5)], [0.0, math.sqrt(0.5)]]  # cosines
-    rows_ = [-math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(v / 0.5) for v in c[i])) for i in range(2)]
-    columns = [-math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(c[j][i] / 0.5) for j in range(2))) for i in range(2)]
+    rows_ = [
+        -math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(v / 0.5) for v in c[i])) for i in range(2)
+    ]
+    columns = [
+        -math.log(math.exp(c[i][i] / 0.5) / sum(math.exp(c[j][i] / 0.5) for j in range(2)))
+        for i in range(2)
+    ]
     assert info_nce(a, b, 0.5).item() == pytest.approx((sum(rows_) + sum(columns)) / 4)
 
 
@@ -256,7 +295,9 @@ def test_signed_codes_are_active_on_both_sides():
 
 def test_k_falls_to_its_value():
     sae, x = made("topk", k_start=20, k_anneal=0.5), rows()
-    counts = [int(sae.loss(batch_of(x), Step(step, 100)).fired.sum()) / len(x) for step in (0, 25, 50, 99)]
+    counts = [
+        int(sae.loss(batch_of(x), Step(step, 100)).fired.sum()) / len(x) for step in (0, 25, 50, 99)
+    ]
     assert counts[0] > 15 and 8 < counts[1] < 14 and counts[2:] == [K, K]
 
 
@@ -264,12 +305,19 @@ class Asked:
     coef, coef_warmup, target_l0, steered = 1.0, 0.1, 64.0, "coef"
 
 
-@pytest.mark.parametrize("passed,acts", [(1, 1 / 20), (4, 4 / 20), (32, 0.4)])  # 20 steps: a twentieth of the run
-def test_what_latents_must_pass_rises_with_the_error_and_the_steps_since_the_last_look(passed, acts):
+# 20 steps: a twentieth of the run
+@pytest.mark.parametrize("passed,acts", [(1, 1 / 20), (4, 4 / 20), (32, 0.4)])
+def test_what_latents_must_pass_rises_with_the_error_and_the_steps_since_the_last_look(
+    passed, acts
+):
     control = Control(Asked)
     control.observe(64, 200, 400)
-    assert control.observe(64 * math.e**0.5, 200 + passed, 400) == pytest.approx(math.exp(0.5 * acts))
-    assert control.observe(64 * math.e**-0.5, 200 + 2 * passed, 400) == pytest.approx(math.exp(-0.5 * acts))
+    assert control.observe(64 * math.e**0.5, 200 + passed, 400) == pytest.approx(
+        math.exp(0.5 * acts)
+    )
+    assert control.observe(64 * math.e**-0.5, 200 + 2 * passed, 400) == pytest.approx(
+        math.exp(-0.5 * acts)
+    )
 
 
 def test_a_training_batch_counts_as_much_as_held_out_rows_are_more_active():
@@ -288,12 +336,16 @@ def test_a_training_batch_counts_as_much_as_held_out_rows_are_more_active():
 @pytest.mark.parametrize("name", ["l1", "jumprelu"])
 def test_the_l0_is_that_of_held_out_rows_where_training_rows_are_known_by_heart(tmp_path, name):
     store = write_store(tmp_path / "store", 2000, holdout=0.5)
-    held_out = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=16, rows=400 * 256, batch=256).metrics
+    held_out = saekit.train(
+        store, tmp_path / "run", sparsity=name, target_l0=4, expansion=16, rows=400 * 256, batch=256
+    ).metrics
     trained_on = saekit.evaluate([tmp_path / "run"], store, split="train")[0].metrics
     assert held_out["l0"] == pytest.approx(4, rel=0.08) and trained_on["l0"] < 3.6
 
 
-@pytest.mark.parametrize("name,shift", [("l1", 1.5), ("gated", 1.5), ("kl-means", 4.5), ("kl", 0.6)])
+@pytest.mark.parametrize(
+    "name,shift", [("l1", 1.5), ("gated", 1.5), ("kl-means", 4.5), ("kl", 0.6)]
+)
 def test_steering_lowers_all_biases_alike(name, shift):
     sae = made(name)
     before = sae.b_enc.detach().clone()
@@ -320,21 +372,45 @@ def test_the_controller_finds_the_coefficient_of_a_code_that_follows_slowly():
     assert l0 == pytest.approx(64, rel=0.02)
 
 
-STEERED = ["l1", "tanh", "log", "p-anneal", "gated", "jumprelu", "matryoshka-jumprelu", "kl", "kl-means", "kl-rates"]
+STEERED = [
+    "l1",
+    "tanh",
+    "log",
+    "p-anneal",
+    "gated",
+    "jumprelu",
+    "matryoshka-jumprelu",
+    "kl",
+    "kl-means",
+    "kl-rates",
+]
 
 
 @pytest.mark.parametrize("name", STEERED)
 def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
-    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=320 * 256, batch=256).metrics
+    metrics = saekit.train(
+        store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=320 * 256, batch=256
+    ).metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 
-@pytest.mark.parametrize("name,steps", [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)])
+@pytest.mark.parametrize(
+    "name,steps",
+    [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)],
+)
 def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name, steps):
     monkeypatch.setattr(loop, "LOOK_EVERY", {})  # as on a device
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
-    metrics = saekit.train(store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=256 * steps, batch=256).metrics
+    metrics = saekit.train(
+        store,
+        tmp_path / "run",
+        sparsity=name,
+        target_l0=4,
+        expansion=4,
+        rows=256 * steps,
+        batch=256,
+    ).metrics
     assert metrics["l0"] == pytest.approx(4, rel=0.05) and metrics["fvu"] < 0.9
 
 
@@ -349,8 +425,18 @@ def test_options_of_another_variant_are_refused():
 
 def test_a_temporal_transcoder_sees_the_row_before_each_row(tmp_path):
     store = write_store(tmp_path / "in", 2000, layout="sequence")
-    target = write_store(tmp_path / "out", 2000, layout="sequence", hook="layers.9")  # the same rows: the best it can do is copy them
-    options = {"sparsity": "temporal", "latents": 96, "k": 8, "target_store": str(target), "rows": 60_000, "batch": 256}
+    # the same rows: the best it can do is copy them
+    target = write_store(tmp_path / "out", 2000, layout="sequence", hook="layers.9")
+    options = {
+        "sparsity": "temporal",
+        "latents": 96,
+        "k": 8,
+        "target_store": str(target),
+        "rows": 60_000,
+        "batch": 256,
+    }
     result = saekit.train(store, tmp_path / "run", **options)
-    terms = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    terms = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert result.metrics["fvu"] < 0.6 and all(line["contrast"] > 0 for line in terms)

@@ -25,11 +25,19 @@ def numbers(path):
 
 def marks(svg, series):
     """Paths in the colour of a series, filled or not."""
-    return [p for p in ElementTree.fromstring(svg).iter(f"{SVG}path") if f"--series-{series}," in p.get("stroke", "")]
+    return [
+        p
+        for p in ElementTree.fromstring(svg).iter(f"{SVG}path")
+        if f"--series-{series}," in p.get("stroke", "")
+    ]
 
 
 def position_of_tick(svg, label):
-    (found,) = [t for t in ElementTree.fromstring(svg).iter(f"{SVG}text") if t.text == label and t.get("font-weight") is None]
+    (found,) = [
+        t
+        for t in ElementTree.fromstring(svg).iter(f"{SVG}text")
+        if t.text == label and t.get("font-weight") is None
+    ]
     return float(found.get("x")), float(found.get("y"))
 
 
@@ -50,7 +58,9 @@ def test_ticks_are_round_and_within_the_range():
     assert linear_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert linear_ticks(-0.3, 0.31) == pytest.approx([-0.2, 0, 0.2])
     assert linear_ticks(990, 1010) == [990, 995, 1000, 1005, 1010]
-    assert log_ticks(1, 50) == [1, 2, 5, 10, 20, 50] and log_ticks(1, 1e6) == [10.0**p for p in range(7)]
+    assert log_ticks(1, 50) == [1, 2, 5, 10, 20, 50] and log_ticks(1, 1e6) == [
+        10.0**p for p in range(7)
+    ]
     for low, high in [(0, 1e-9), (-7, 3.3), (1e6, 1e6 + 3), (0.1, 0.7)]:
         ticks = linear_ticks(low, high)
         assert 2 <= len(ticks) <= 6 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
@@ -59,7 +69,10 @@ def test_ticks_are_round_and_within_the_range():
 def test_a_tick_shows_the_decimals_that_tell_it_from_the_next():
     assert tick_text(0.15, [0.1, 0.15, 0.2]) == "0.15" and tick_text(0, [0, 0.5, 1]) == "0.0"
     assert tick_text(-0.2, [-0.2, 0, 0.2]) == "−0.2" and tick_text(20_000, [0, 20_000]) == "20,000"
-    assert tick_text(0.01, [0.01, 0.1, 1.0], log=True) == "0.01" and tick_text(5, [1, 2, 5], log=True) == "5"
+    assert (
+        tick_text(0.01, [0.01, 0.1, 1.0], log=True) == "0.01"
+        and tick_text(5, [1, 2, 5], log=True) == "5"
+    )
     assert tick_text(2e-7, [0, 2e-7]) == "2e-07"
 
 
@@ -70,7 +83,8 @@ def test_data_lands_on_its_ticks():
     for i, (x, y) in enumerate([("1", "0.0"), ("10", "0.4"), ("100", "1.0")]):
         assert xy[2 * i] == pytest.approx(position_of_tick(svg, x)[0], abs=0.1)
         if i != 1:
-            assert xy[2 * i + 1] == pytest.approx(position_of_tick(svg, y)[1] - 4, abs=0.1)  # text is set 4 px below its line
+            # text is set 4 px below its line
+            assert xy[2 * i + 1] == pytest.approx(position_of_tick(svg, y)[1] - 4, abs=0.1)
     assert xy[3] == pytest.approx((xy[1] + xy[5]) / 2, abs=0.1)
     assert dots.get("d").count("M") == 3
 
@@ -82,12 +96,19 @@ def test_a_missing_value_breaks_the_line():
 
 
 def test_bars_are_as_high_as_their_counts():
-    svg = histogram({"normal": [4, 0, 2], "anomalous": torch.tensor([0, 1, 8])}, [0, 1, 2, 3], "errors", "squared error")
+    svg = histogram(
+        {"normal": [4, 0, 2], "anomalous": torch.tensor([0, 1, 8])},
+        [0, 1, 2, 3],
+        "errors",
+        "squared error",
+    )
     (bars,) = marks(svg, 0)
     base = numbers(bars.get("d"))[1]
     tops = [float(v) for v in re.findall(r"V([\d.]+)H", bars.get("d"))]
     eight = position_of_tick(svg, "8")[1] - 4
-    assert tops == pytest.approx([base - (base - eight) / 2, base, base - (base - eight) / 4], abs=0.1)
+    assert tops == pytest.approx(
+        [base - (base - eight) / 2, base, base - (base - eight) / 4], abs=0.1
+    )
     assert {"errors", "squared error", "rows", "normal", "anomalous"} <= set(texts(svg))
     assert "normal 6, anomalous 9 rows" in ElementTree.fromstring(svg).get("aria-label")
 
@@ -97,7 +118,9 @@ def test_each_class_has_its_colour_its_legend_and_its_name_among_the_points():
     svg = scatter(points, torch.tensor([0, 0, 0, 10, 10, 10]), "map")
     assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}rect"))) == 2
     assert [marks(svg, i)[0].get("d").count("M") for i in (0, 1)] == [3, 3] and not marks(svg, 2)
-    bold = [t for t in ElementTree.fromstring(svg).iter(f"{SVG}text") if t.get("font-weight") == "700"]
+    bold = [
+        t for t in ElementTree.fromstring(svg).iter(f"{SVG}text") if t.get("font-weight") == "700"
+    ]
     assert [t.text for t in bold] == ["0", "10"]
     # the name stands at the median: on the middle point of three in a row
     assert float(bold[0].get("x")) == pytest.approx(numbers(marks(svg, 0)[0].get("d"))[3], abs=0.1)
@@ -107,30 +130,46 @@ def test_more_than_ten_classes_leave_the_rarest_grey():
     labels = [name for i, name in enumerate("abcdefghijklm") for _ in range(20 - i)]
     svg = scatter(torch.randn(len(labels), 2), labels, "map")
     assert "3 more" in texts(svg) and "k" not in texts(svg) and "j" in texts(svg)
-    (grey,) = [p for p in ElementTree.fromstring(svg).iter(f"{SVG}path") if "color-mix" in p.get("stroke", "")]
+    (grey,) = [
+        p
+        for p in ElementTree.fromstring(svg).iter(f"{SVG}path")
+        if "color-mix" in p.get("stroke", "")
+    ]
     assert grey.get("d").count("M") == 10 + 9 + 8
 
 
 def test_points_without_labels_have_no_legend():
     svg = scatter(torch.randn(20, 2), None, "map")
-    assert not list(ElementTree.fromstring(svg).iter(f"{SVG}rect")) and marks(svg, 0)[0].get("d").count("M") == 20
+    assert (
+        not list(ElementTree.fromstring(svg).iter(f"{SVG}rect"))
+        and marks(svg, 0)[0].get("d").count("M") == 20
+    )
 
 
 def test_arrows_point_up_where_the_second_value_grows_and_keep_their_ratio():
     at = np.array([[0.0, 0], [1, 0], [0, 1], [1, 1]])
     svg = field(at, np.array([[0.0, 2], [1, 0], [0, 0], [0, -1]]), "pull", background=at)
-    arrows = [p for p in ElementTree.fromstring(svg).iter(f"{SVG}path") if p.get("stroke-linecap") == "round" and "l" in p.get("d")]
+    arrows = [
+        p
+        for p in ElementTree.fromstring(svg).iter(f"{SVG}path")
+        if p.get("stroke-linecap") == "round" and "l" in p.get("d")
+    ]
     shafts = [numbers(s) for s in re.findall(r"M[^M]*", arrows[0].get("d"))]
-    shafts = [shafts[i] for i in (0, 3, 6, 7)]  # two strokes of a head follow each shaft but the empty one
+    # two strokes of a head follow each shaft but the empty one
+    shafts = [shafts[i] for i in (0, 3, 6, 7)]
     up, right, none, down = (shaft[2:] for shaft in shafts)
     assert up[0] == 0 and up[1] < 0 and right[0] > 0 and down[1] > 0 and none == [0, 0]
-    assert -up[1] == pytest.approx(2 * right[0], abs=0.2) and right[0] == pytest.approx(down[1], abs=0.1)
+    assert -up[1] == pytest.approx(2 * right[0], abs=0.2) and right[0] == pytest.approx(
+        down[1], abs=0.1
+    )
     assert "first coordinate (longest arrow: 2)" in texts(svg)
 
 
 def test_one_unit_is_as_long_on_both_axes_of_a_field():
     frame = Frame("t", "x", "y", (0.0, 4.0), (0.0, 1.0), equal=True)
-    assert float(frame.x(1.0) - frame.x(0.0)) == pytest.approx(float(frame.y(0.0) - frame.y(1.0)), rel=0.02)
+    assert float(frame.x(1.0) - frame.x(0.0)) == pytest.approx(
+        float(frame.y(0.0) - frame.y(1.0)), rel=0.02
+    )
 
 
 def test_names_cannot_leave_their_place():
@@ -143,8 +182,17 @@ def test_names_cannot_leave_their_place():
     ]
     for svg in charts:
         root = ElementTree.fromstring(svg)
-        assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {"svg", "text", "path", "rect"}
-        assert root.get("role") == "img" and root.get("aria-label").startswith(hostile) and hostile in texts(svg)
+        assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
+            "svg",
+            "text",
+            "path",
+            "rect",
+        }
+        assert (
+            root.get("role") == "img"
+            and root.get("aria-label").startswith(hostile)
+            and hostile in texts(svg)
+        )
 
 
 def test_one_value_alone_can_be_drawn():

@@ -16,7 +16,14 @@ def test_every_pixel_is_a_square_and_gaps_are_clear():
     images = torch.tensor([[[0.0, 1.0]], [[0.5, 2.0]], [[-1.0, 0.2]]])  # three of 1 x 2
     picture = np.asarray(sheet(images, columns=2, zoom=3))
     assert picture.shape == (2 * 3 + GAP, 2 * 6 + GAP, 4)
-    for (row, column), grey in {(0, 0): 0, (0, 3): 255, (2, 5): 255, (0, 6 + GAP): 128, (0, 9 + GAP): 255, (3 + GAP, 0): 0}.items():
+    for (row, column), grey in {
+        (0, 0): 0,
+        (0, 3): 255,
+        (2, 5): 255,
+        (0, 6 + GAP): 128,
+        (0, 9 + GAP): 255,
+        (3 + GAP, 0): 0,
+    }.items():
         assert picture[row, column].tolist() == [grey, grey, grey, 255], (row, column)
     assert picture[3 + GAP, 3].tolist() == [51, 51, 51, 255]
     assert (picture[3 : 3 + GAP, :, 3] == 0).all() and (picture[:, 6 : 6 + GAP, 3] == 0).all()
@@ -53,4 +60,6 @@ def test_the_data_uri_holds_the_picture():
     picture = sheet(torch.rand(2, 3, 3), 2)
     head, body = png_data_uri(picture).split(",")
     assert head == "data:image/png;base64"
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(body)))), np.asarray(picture))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(body)))), np.asarray(picture)
+    )

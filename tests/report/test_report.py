@@ -90,7 +90,16 @@ def numbers(made):
 
 
 def test_the_report_has_a_section_for_all_that_the_data_gives(made):
-    sections = ["Figures", "Reconstructions", "Denoising", "Codes", "Filters", "Variational", "Errors", "Settings"]
+    sections = [
+        "Figures",
+        "Reconstructions",
+        "Denoising",
+        "Codes",
+        "Filters",
+        "Variational",
+        "Errors",
+        "Settings",
+    ]
     assert made[2].sections == sections and made[2].open == []
     for name in ("flat", "sae", "vae", "pca 2", "pca 3", "untrained sae 96, k 3", "raw input"):
         assert name in made[2].text
@@ -104,23 +113,43 @@ def test_equal_inputs_give_equal_bytes(made, digits, runs, tmp_path):
 def test_the_page_asks_for_nothing_else(made):
     links = [value for _, name, value in made[2].attributes if name in ("src", "href")]
     assert links and all(value.startswith(("data:image/png;base64,", "#")) for value in links)
-    assert "url(" not in made[1] and "@import" not in made[1] and not any(name.startswith("on") for _, name, _ in made[2].attributes)
-    policy = next(value for _, name, value in made[2].attributes if name == "content" and "default-src" in value)
-    assert "default-src 'none'" in policy and "script-src" not in policy and made[2].tags.count("script") == 1
+    assert (
+        "url(" not in made[1]
+        and "@import" not in made[1]
+        and not any(name.startswith("on") for _, name, _ in made[2].attributes)
+    )
+    policy = next(
+        value
+        for _, name, value in made[2].attributes
+        if name == "content" and "default-src" in value
+    )
+    assert (
+        "default-src 'none'" in policy
+        and "script-src" not in policy
+        and made[2].tags.count("script") == 1
+    )
     assert not any(name == "style" for _, name, _ in made[2].attributes), "the policy denies them"
 
 
 def test_links_lead_to_sections(made):
     ids = {value for _, name, value in made[2].attributes if name == "id"}
-    assert {value[1:] for tag, name, value in made[2].attributes if tag == "a" and name == "href"} <= ids
+    assert {
+        value[1:] for tag, name, value in made[2].attributes if tag == "a" and name == "href"
+    } <= ids
 
 
 def test_the_numbers_are_the_comparisons(made, numbers):
     comparison = made[0]
-    assert [row["name"] for row in numbers["comparison"]["rows"]] == [row.name for row in comparison.rows]
-    assert [row["metrics"] for row in numbers["comparison"]["rows"]] == [row.metrics for row in comparison.rows]
+    assert [row["name"] for row in numbers["comparison"]["rows"]] == [
+        row.name for row in comparison.rows
+    ]
+    assert [row["metrics"] for row in numbers["comparison"]["rows"]] == [
+        row.metrics for row in comparison.rows
+    ]
     for row in comparison.rows[:-1]:
-        assert f"{row.metrics['fvu']:.4f}" in "".join(next(r for r in made[2].rows if r and r[0] == row.name))
+        assert f"{row.metrics['fvu']:.4f}" in "".join(
+            next(r for r in made[2].rows if r and r[0] == row.name)
+        )
 
 
 def test_the_lowest_fvu_of_each_code_size_is_marked(made):
@@ -141,7 +170,9 @@ def test_errors_of_all_held_out_rows_and_of_every_class(made, numbers, digits, r
     assert found["mean"] == pytest.approx(made[0].rows[0].metrics["mse"], rel=1e-9)
     assert list(found["by_class"]) == sorted(set(labels.tolist()))
     for name, mean in found["by_class"].items():
-        assert mean == pytest.approx(float(errors[torch.from_numpy(labels == name)].mean()), rel=1e-6)
+        assert mean == pytest.approx(
+            float(errors[torch.from_numpy(labels == name)].mean()), rel=1e-6
+        )
 
 
 def test_shuffled_rows_are_the_anomalies(numbers, digits, runs):
@@ -150,10 +181,13 @@ def test_shuffled_rows_are_the_anomalies(numbers, digits, runs):
     shuffled = x.gather(0, order)
     assert torch.equal(shuffled.sort(0).values, x.sort(0).values)  # every feature keeps its values
     with torch.no_grad():
-        scores = [(t - load(runs[0])(t).x_hat).double().square().sum(1).numpy() for t in (x, shuffled)]
+        scores = [
+            (t - load(runs[0])(t).x_hat).double().square().sum(1).numpy() for t in (x, shuffled)
+        ]
     expected = roc_auc_score(np.repeat([0, 1], len(x)), np.concatenate(scores))
     assert numbers["errors"]["flat"]["auroc"] == pytest.approx(expected, abs=1e-9)
-    assert numbers["errors"]["pca 3"]["auroc"] > 0.6  # a subspace of the data, which shuffled rows leave
+    # a subspace of the data, which shuffled rows leave
+    assert numbers["errors"]["pca 3"]["auroc"] > 0.6
 
 
 def test_denoising_is_measured_with_the_runs_own_noise(numbers, digits, runs):
@@ -193,7 +227,9 @@ def test_names_and_labels_are_only_text(tmp_path):
     assert found["comparison"]["rows"][0]["name"] == '<b onclick="x">&amp;' and set(
         found["errors"]['<b onclick="x">&amp;']["by_class"]
     ) == set(labels)
-    assert page.sections == ["Figures", "Codes", "Errors", "Settings"], "rows that are no images have no pictures"
+    assert page.sections == ["Figures", "Codes", "Errors", "Settings"], (
+        "rows that are no images have no pictures"
+    )
 
 
 def test_a_json_block_cannot_end_its_element():
@@ -206,7 +242,14 @@ def test_a_json_block_cannot_end_its_element():
 def test_masks_and_levels_of_a_unet(tmp_path):
     for name, data in (("scenes", "embedded:scenes"), ("masks", "embedded:scene-masks")):
         harvest("raw:pixels", data, tmp_path / name, rows=80, holdout=0.25)
-    options = {"channels": (4,), "latents": 4, "output": "bernoulli", "target_store": str(tmp_path / "masks"), "rows": 64, "batch": 16}
+    options = {
+        "channels": (4,),
+        "latents": 4,
+        "output": "bernoulli",
+        "target_store": str(tmp_path / "masks"),
+        "rows": 64,
+        "batch": 16,
+    }
     run = trained(tmp_path / "scenes", tmp_path / "unet", "unet", **options)
     comparison = compare(run, tmp_path / "scenes", tmp_path / "report")
     page = Reader(open(comparison.report, encoding="utf-8").read())
@@ -215,7 +258,9 @@ def test_masks_and_levels_of_a_unet(tmp_path):
     with torch.no_grad():
         mask = load(run)(side(tmp_path / "scenes", "holdout").float()).x_hat > 0.5
     expected = float((mask & truth).sum() / (mask | truth).sum())
-    assert json.loads(page.json)["segmentation"]["unet"]["pooled"] == pytest.approx(expected, abs=1e-6)
+    assert json.loads(page.json)["segmentation"]["unet"]["pooled"] == pytest.approx(
+        expected, abs=1e-6
+    )
     assert "auroc" not in json.loads(page.json)["errors"]["unet"]
 
 
@@ -245,5 +290,7 @@ def test_a_plane_has_a_vector_field_and_anomalies_a_histogram(tmp_path):
     run = trained(store, tmp_path / "run", "dense", latents=2, hidden=(32,), noise="gaussian:0.2")
     compare([run], store, tmp_path / "report", anomalies=strange)
     html = (tmp_path / "report" / "report.html").read_text()
-    assert "Vector field" in Reader(html).sections and html.count("longest arrow") >= 2, "the run and its controls"
+    assert "Vector field" in Reader(html).sections and html.count("longest arrow") >= 2, (
+        "the run and its controls"
+    )
     assert "run: anomalies" in html and "AUROC, anomalies" in html and "rows of far" in html

@@ -13,7 +13,16 @@ from saekit.store.reader import open_store
 
 def test_negative_activations_count_as_use(tmp_path):
     saekit.harvest("raw:pixels", "embedded:digits", tmp_path / "acts", holdout=0.2)
-    saekit.train(tmp_path / "acts", tmp_path / "run", sparsity="abs-topk", k=5, latents=20, rows=4000, batch=256, normalize="center+scale")
+    saekit.train(
+        tmp_path / "acts",
+        tmp_path / "run",
+        sparsity="abs-topk",
+        k=5,
+        latents=20,
+        rows=4000,
+        batch=256,
+        normalize="center+scale",
+    )
     store = open_store(tmp_path / "acts")
     (run,) = open_runs([tmp_path / "run"], store, None)
     seen = look(run, sample(store, "holdout", 0, False, store.labels("all")))
@@ -21,4 +30,6 @@ def test_negative_activations_count_as_use(tmp_path):
         z = run.model.encode(seen.sample.x)
     z = z if isinstance(z, torch.Tensor) else z.to_dense()
     assert (z < 0).any()
-    torch.testing.assert_close(_use(seen, run.model.W_dec.detach()), (z != 0).double().mean(0), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        _use(seen, run.model.W_dec.detach()), (z != 0).double().mean(0), rtol=0, atol=1e-9
+    )

@@ -1,4 +1,5 @@
-"""Whole examples of a store: padding, masks, order, cursor, labels; and how much of a store is held out."""
+"""Whole examples of a store: padding, masks, order, cursor, labels; and how much of a store is held
+out."""
 
 from __future__ import annotations
 
@@ -19,17 +20,26 @@ LENGTHS = [3, 1, 4, 2, 5, 3, 2, 2]
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Eight contexts of LENGTHS rows, a document each but 2 and 3, which share one; positions begin at 1; three shards."""
+    """Eight contexts of LENGTHS rows, a document each but 2 and 3, which share one; positions begin
+    at 1; three shards."""
     x = make_rows(sum(LENGTHS))
     options = {"shard_bytes": sum(LENGTHS[:4]) * 16 * 4}
-    writer = StoreWriter(tmp_path / "s", make_spec(layout="sequence", dtype="float32"), {}, **options)
+    writer = StoreWriter(
+        tmp_path / "s", make_spec(layout="sequence", dtype="float32"), {}, **options
+    )
     documents, at = [0, 1, 2, 2, 4, 5, 6, 7], 0
     for e, rows in enumerate(LENGTHS):
         label = None if e == 1 else f"label {e}"
-        example = StoredExample(100 + e, documents[e], 0, rows, list(range(rows)), f"ref {e}", label)
+        example = StoredExample(
+            100 + e, documents[e], 0, rows, list(range(rows)), f"ref {e}", label
+        )
         ids = torch.full((2, rows), documents[e])
         ids[1] = 100 + e
-        writer.append(RowBlock(x[at : at + rows], *ids, torch.arange(1, rows + 1, dtype=torch.int32), [example]))
+        writer.append(
+            RowBlock(
+                x[at : at + rows], *ids, torch.arange(1, rows + 1, dtype=torch.int32), [example]
+            )
+        )
         at += rows
     writer.finish()
     opened = open_store(tmp_path / "s")
@@ -41,17 +51,36 @@ def test_short_examples_are_padded_with_zeros_under_a_mask(uneven):
     first, second, third = uneven.batches(3, examples=True)
     x = make_rows(sum(LENGTHS))
     assert first.x.shape == (3, 4, 16) and third.x.shape == (2, 2, 16)
-    assert first.mask.tolist() == [[True, True, True, False], [True, False, False, False], [True] * 4]
-    assert torch.equal(first.x[0, :3], x[0:3]) and torch.equal(first.x[1, 0], x[3]) and torch.equal(first.x[2], x[4:8])
+    assert first.mask.tolist() == [
+        [True, True, True, False],
+        [True, False, False, False],
+        [True] * 4,
+    ]
+    assert (
+        torch.equal(first.x[0, :3], x[0:3])
+        and torch.equal(first.x[1, 0], x[3])
+        and torch.equal(first.x[2], x[4:8])
+    )
     assert not first.x[~first.mask].any()
-    assert torch.equal(second.x[0, :2], x[8:10]) and torch.equal(second.x[1], x[10:15]), "one batch, two shards"
+    assert torch.equal(second.x[0, :2], x[8:10]) and torch.equal(second.x[1], x[10:15]), (
+        "one batch, two shards"
+    )
     assert third.mask is None, "two examples of two rows: nothing is padded"
 
 
 def test_a_batch_of_examples_says_where_each_begins(uneven):
     batch = next(uneven.batches(8, examples=True))
     assert batch.rows.tolist() == [0, 3, 4, 8, 10, 15, 18, 20]
-    assert batch.example_id.tolist() == list(range(100, 108)) and batch.doc_id.tolist() == [0, 1, 2, 2, 4, 5, 6, 7]
+    assert batch.example_id.tolist() == list(range(100, 108)) and batch.doc_id.tolist() == [
+        0,
+        1,
+        2,
+        2,
+        4,
+        5,
+        6,
+        7,
+    ]
     assert batch.position.tolist() == [1] * 8
     assert (batch.doc_id.dtype, batch.example_id.dtype, batch.position.dtype, batch.rows.dtype) == (
         torch.int64, torch.int64, torch.int32, torch.int64,
@@ -60,7 +89,17 @@ def test_a_batch_of_examples_says_where_each_begins(uneven):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_grids_keep_their_rows_in_reading_order(tmp_path, dtype):
-    opened = open_store(write_store(tmp_path / "g", 240, layout="grid", grid=(2, 4), modality="image", context=None, dtype=dtype))
+    opened = open_store(
+        write_store(
+            tmp_path / "g",
+            240,
+            layout="grid",
+            grid=(2, 4),
+            modality="image",
+            context=None,
+            dtype=dtype,
+        )
+    )
     batches = list(opened.batches(7, examples=True))
     assert [len(b.x) for b in batches] == [7, 7, 7, 7, 2] and all(b.mask is None for b in batches)
     x = torch.cat([b.x for b in batches])
@@ -71,12 +110,23 @@ def test_grids_keep_their_rows_in_reading_order(tmp_path, dtype):
 
 def test_examples_are_split_as_documents_are(tmp_path):
     opened = open_store(write_store(tmp_path / "s", 2000, layout="sequence"))
-    sides = {split: [b for b in opened.batches(16, split=split, examples=True)] for split in ("train", "holdout")}
-    rows = {split: sum(b.x.shape[0] * b.x.shape[1] for b in batches) for split, batches in sides.items()}
+    sides = {
+        split: [b for b in opened.batches(16, split=split, examples=True)]
+        for split in ("train", "holdout")
+    }
+    rows = {
+        split: sum(b.x.shape[0] * b.x.shape[1] for b in batches) for split, batches in sides.items()
+    }
     assert rows == {split: len(opened.split(split)) for split in ("train", "holdout")}
-    documents = {split: {int(d) for b in batches for d in b.doc_id} for split, batches in sides.items()}
+    documents = {
+        split: {int(d) for b in batches for d in b.doc_id} for split, batches in sides.items()
+    }
     assert not documents["train"] & documents["holdout"]
-    assert opened.count("train", examples=True) + opened.count("holdout", examples=True) == opened.count(examples=True) == 250
+    assert (
+        opened.count("train", examples=True) + opened.count("holdout", examples=True)
+        == opened.count(examples=True)
+        == 250
+    )
     assert opened.count("holdout", examples=True) == rows["holdout"] // 8
 
 
@@ -89,7 +139,9 @@ def test_a_shuffled_epoch_holds_every_example_once(tmp_path):
     for epoch in (first, second):
         assert torch.equal(epoch.example_id.sort().values, ids)
         assert torch.equal(epoch.x, make_rows(2000).half().view(-1, 8, 16)[epoch.example_id])
-    assert not torch.equal(first.example_id, second.example_id) and not torch.equal(first.example_id, ids)
+    assert not torch.equal(first.example_id, second.example_id) and not torch.equal(
+        first.example_id, ids
+    )
     other = next(opened.batches(n, seed=4, split="train", examples=True))
     assert not torch.equal(first.example_id, other.example_id)
 
@@ -123,18 +175,26 @@ def test_a_flat_store_has_no_examples_to_give(store):
 def test_labels_follow_rows_and_examples(uneven):
     of_examples = [None if e == 1 else f"label {e}" for e in range(8)]
     assert uneven.labels(examples=True) == of_examples
-    assert uneven.labels() == [of_examples[e] for e, rows in enumerate(LENGTHS) for _ in range(rows)]
+    assert uneven.labels() == [
+        of_examples[e] for e, rows in enumerate(LENGTHS) for _ in range(rows)
+    ]
     for split in ("train", "holdout"):
         batches = list(uneven.batches(100, split=split, examples=True))
-        assert uneven.labels(split, examples=True) == [of_examples[int(e) - 100] for b in batches for e in b.example_id]
+        assert uneven.labels(split, examples=True) == [
+            of_examples[int(e) - 100] for b in batches for e in b.example_id
+        ]
         rows = torch.cat([b.example_id for b in uneven.batches(100, split=split)])
         assert uneven.labels(split) == [of_examples[int(e) - 100] for e in rows]
 
 
-# --- the held-out share -----------------------------------------------------------------------------------------------
+# --- the held-out share
+# -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share,total,held", [(0.2, 5000, 1000), (0.05, 5000, 250), (0.07, 100, 7), (0.5, 3, 2), (0.999, 10, 9)])
+@pytest.mark.parametrize(
+    "share,total,held",
+    [(0.2, 5000, 1000), (0.05, 5000, 250), (0.07, 100, 7), (0.5, 3, 2), (0.999, 10, 9)],
+)
 def test_the_held_out_share_of_one_row_documents_is_exact(share, total, held):
     rows = np.arange(total)
     sides = [split_rows(rows, rows, total, 0, split, share) for split in ("holdout", "train")]
@@ -149,10 +209,16 @@ def test_a_store_keeps_its_own_share(tmp_path):
         writer = StoreWriter(tmp_path / name, make_spec(), plan, **options)
         index = torch.arange(1000)
         examples = [StoredExample(i, i, i, 1, None, str(i), None) for i in range(1000)]
-        writer.append(RowBlock(make_rows(1000), index, index, torch.zeros(1000, dtype=torch.int32), examples))
+        writer.append(
+            RowBlock(make_rows(1000), index, index, torch.zeros(1000, dtype=torch.int32), examples)
+        )
         writer.finish()
         opened = open_store(tmp_path / name)
-        sizes[name] = (len(opened.split("train")), len(opened.split("holdout")), opened.manifest.holdout)
+        sizes[name] = (
+            len(opened.split("train")),
+            len(opened.split("holdout")),
+            opened.manifest.holdout,
+        )
     assert sizes == {"default": (950, 50, HOLDOUT_SHARE), "fifth": (800, 200, 0.2)}
     assert "holdout" not in json.loads((tmp_path / "default" / "manifest.json").read_text())["plan"]
 
@@ -162,4 +228,7 @@ def test_membership_of_rows_in_a_side_of_the_split(store):
         ranges = store.split(split)
         inside = ranges.contains(np.arange(2000))
         assert np.flatnonzero(inside).tolist() == ranges.numbers().tolist()
-        assert ranges.numbers().tolist() == torch.cat([b.rows for b in store.batches(300, split=split)]).tolist()
+        assert (
+            ranges.numbers().tolist()
+            == torch.cat([b.rows for b in store.batches(300, split=split)]).tolist()
+        )

@@ -15,7 +15,13 @@ from saekit.store.reader import open_store
 def harvest(tmp_path, x, **options):
     np.save(tmp_path / "x.npy", x)
     said = []
-    saekit.harvest("raw:array", str(tmp_path / "x.npy"), tmp_path / "s", progress=lambda p: said.append(p.message), **options)
+    saekit.harvest(
+        "raw:array",
+        str(tmp_path / "x.npy"),
+        tmp_path / "s",
+        progress=lambda p: said.append(p.message),
+        **options,
+    )
     return open_store(tmp_path / "s"), [line for line in said if line]
 
 
@@ -33,7 +39,11 @@ def test_rounding_is_told_in_units_of_the_spread_whatever_the_shards(tmp_path, m
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3000, 6)) * [1, 1, 5, 1e-3, 2, 0] + [0, 3000, -700, 0, 1e3, 12.3]
     opened = StoreWriter.__init__
-    monkeypatch.setattr(StoreWriter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 3000}))
+    monkeypatch.setattr(
+        StoreWriter,
+        "__init__",
+        lambda self, *a, **k: opened(self, *a, **{**k, "shard_bytes": 3000}),
+    )
     store, said = harvest(tmp_path, x, dtype=dtype, batch=100)
     assert len(store.shards) > 5
     with np.errstate(divide="ignore"):
@@ -46,13 +56,17 @@ def test_rounding_is_told_in_units_of_the_spread_whatever_the_shards(tmp_path, m
         assert not said
     else:
         (line,) = said
-        assert f"{dtype} rounds {store.stats['rounding_dimensions']} of 6 dimensions by more than 5 %" in line
+        assert (
+            f"{dtype} rounds {store.stats['rounding_dimensions']} of 6 dimensions by more than 5 %"
+            in line
+        )
         assert "(dimension 1: " in line and 'dtype="float32" and overwrite=True' in line
 
 
 def test_an_offset_of_3000_costs_what_the_spacing_of_the_dtype_says():
-    """Between 2,048 and 4,096 values of float16 are 2 apart and of bfloat16 16; errors uniform over a step are step / sqrt(12). In
-    bfloat16 the spread is less than a step: all go to 2,992 or 3,008, 8 away."""
+    """Between 2,048 and 4,096 values of float16 are 2 apart and of bfloat16 16; errors uniform over
+    a step are step / sqrt(12). In bfloat16 the spread is less than a step: all go to 2,992 or
+    3,008, 8 away."""
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)) + 3000
     assert rounding_of(x, "float16")["rounding_max"] == pytest.approx(2 / 12**0.5, rel=0.12)
     assert rounding_of(x, "bfloat16")["rounding_max"] == pytest.approx(7.3, rel=0.1)
@@ -67,13 +81,22 @@ def test_values_that_vanish_are_counted(tmp_path):
 
 
 def test_rows_that_come_in_the_stored_dtype_lose_nothing(tmp_path):
-    store, said = harvest(tmp_path, np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    store, said = harvest(
+        tmp_path, np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    )
     assert not said and store.stats.get("rounding_max", 0) < 1e-6
 
 
 @pytest.mark.parametrize(
     "scale,offset,chosen",
-    [(1, 0, "float16"), (1, 100, "float16"), (1, 3000, "float32"), (1e4, 0, "bfloat16"), (1e-8, 0, "bfloat16"), (1e37, 0, "float32")],
+    [
+        (1, 0, "float16"),
+        (1, 100, "float16"),
+        (1, 3000, "float32"),
+        (1e4, 0, "bfloat16"),
+        (1e-8, 0, "bfloat16"),
+        (1e37, 0, "float32"),
+    ],
 )
 def test_auto_takes_the_smallest_dtype_that_costs_little(tmp_path, scale, offset, chosen):
     x = np.random.default_rng(1).normal(size=(500, 5)) * scale + offset
@@ -87,9 +110,20 @@ def test_auto_takes_the_smallest_dtype_that_costs_little(tmp_path, scale, offset
 
 def test_auto_on_a_model_is_the_harvest_of_the_dtype_it_chose(tmp_path):
     for dtype in ("auto", "float16"):
-        saekit.harvest("embedded:digits-vit", "embedded:digits", tmp_path / dtype, hook="blocks.1", rows=640, dtype=dtype, device="cpu")
+        saekit.harvest(
+            "embedded:digits-vit",
+            "embedded:digits",
+            tmp_path / dtype,
+            hook="blocks.1",
+            rows=640,
+            dtype=dtype,
+            device="cpu",
+        )
     auto, plain = open_store(tmp_path / "auto"), open_store(tmp_path / "float16")
-    assert auto.manifest.content == plain.manifest.content and "float16, whose rounding" in auto.stats["dtype_reason"]
+    assert (
+        auto.manifest.content == plain.manifest.content
+        and "float16, whose rounding" in auto.stats["dtype_reason"]
+    )
 
 
 def test_an_overflow_is_told_with_a_dtype_that_holds_the_values(tmp_path):
@@ -103,10 +137,16 @@ def test_an_overflow_is_told_with_a_dtype_that_holds_the_values(tmp_path):
         values[:, 0] *= 10
         np.save(tmp_path / "x.npy", values)
         with pytest.raises(NumericsError, match="overflows float16") as raised:
-            saekit.harvest("raw:array", str(tmp_path / "x.npy"), tmp_path / f"s{offset}", dtype="float16")
+            saekit.harvest(
+                "raw:array", str(tmp_path / "x.npy"), tmp_path / f"s{offset}", dtype="float16"
+            )
         assert raised.value.hint.startswith(hint)
 
 
 def test_a_choice_names_what_speaks_against_the_others():
-    dtype, why = choose_dtype(torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 5000)
-    assert dtype == "float32" and "float16 may overflow" in why and "bfloat16 would cost up to" in why
+    dtype, why = choose_dtype(
+        torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 5000
+    )
+    assert (
+        dtype == "float32" and "float16 may overflow" in why and "bfloat16 would cost up to" in why
+    )

@@ -1,4 +1,5 @@
-"""A command killed before any of its file operations is gone on with, or leaves what was there before."""
+"""A command killed before any of its file operations is gone on with, or leaves what was there
+before."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ def arrays(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(arrays, tmp_path_factory):
-    return Path(saekit.harvest("raw:array", str(arrays / "a.npy"), tmp_path_factory.mktemp("store") / "acts").path)
+    return Path(
+        saekit.harvest(
+            "raw:array", str(arrays / "a.npy"), tmp_path_factory.mktemp("store") / "acts"
+        ).path
+    )
 
 
 def harvest(array: Path, out: Path, **ways) -> None:
@@ -41,11 +46,14 @@ def harvest(array: Path, out: Path, **ways) -> None:
 def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
     """What two runs of the same settings share: how long they took is not part of it."""
     times = re.compile(rb'"(rows_per_s|seconds)": [0-9.e+-]+')
-    return {name: times.sub(b"", data) for name, data in files.items() if not name.startswith("scans/")}
+    return {
+        name: times.sub(b"", data) for name, data in files.items() if not name.startswith("scans/")
+    }
 
 
 def every_kill(folder: Path, begin, check, stride: int = 1) -> int:
-    """Kill `begin` before every `stride`-th operation, each time followed by `check`; returns about how many operations there are."""
+    """Kill `begin` before every `stride`-th operation, each time followed by `check`; returns about
+    how many operations there are."""
     operation = 0
     while killed_before(operation, folder, begin):
         check(operation)
@@ -63,7 +71,9 @@ def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(arrays, tmp_path):
 
     def check(operation: int) -> None:
         harvest(arrays / "a.npy", work / "acts", resume=True)
-        assert content(work) == {f"acts/{name}": data for name, data in expected.items()}, f"killed before operation {operation}"
+        assert content(work) == {f"acts/{name}": data for name, data in expected.items()}, (
+            f"killed before operation {operation}"
+        )
         shutil.rmtree(work)
 
     assert every_kill(work, lambda: harvest(arrays / "a.npy", work / "acts"), check) > 10
@@ -78,10 +88,14 @@ def test_a_training_killed_anywhere_resumes_to_the_same_bytes(store, tmp_path, s
     def check(operation: int) -> None:
         saekit.train(store, work / "run", resume=True, **settings)
         found = without_times(content(work))
-        assert found == {f"run/{name}": data for name, data in expected.items()}, f"killed before operation {operation}"
+        assert found == {f"run/{name}": data for name, data in expected.items()}, (
+            f"killed before operation {operation}"
+        )
         shutil.rmtree(work)
 
-    assert every_kill(work, lambda: saekit.train(store, work / "run", **settings), check, stride) > 5
+    assert (
+        every_kill(work, lambda: saekit.train(store, work / "run", **settings), check, stride) > 5
+    )
 
 
 @SAMPLED_OR_ALL
@@ -111,7 +125,12 @@ def test_an_overwritten_run_is_the_old_or_the_new_one_at_every_moment(store, tmp
         shutil.rmtree(work)
         shutil.copytree(tmp_path / "old", work / "run")
 
-    assert every_kill(work, lambda: saekit.train(store, work / "run", overwrite=True, **new), check, stride) > 30
+    assert (
+        every_kill(
+            work, lambda: saekit.train(store, work / "run", overwrite=True, **new), check, stride
+        )
+        > 30
+    )
     assert seen == {0, 1}
 
 
@@ -125,7 +144,9 @@ def test_several_stores_are_replaced_all_or_none(tmp_path, stride):
     hooks, work = ["blocks.0", "blocks.1"], tmp_path / "work"
 
     def collect(out: Path, rows: int, **ways) -> None:
-        saekit.harvest(live, str(tmp_path / "texts"), out, hook=hooks, rows=rows, ctx=16, batch=4, **ways)
+        saekit.harvest(
+            live, str(tmp_path / "texts"), out, hook=hooks, rows=rows, ctx=16, batch=4, **ways
+        )
 
     folders = [hook.replace("blocks", "transformer.h") for hook in hooks]
     collect(work / "acts", 60)
@@ -171,6 +192,8 @@ def test_a_training_killed_three_times_in_a_row_ends_as_if_it_had_not_been(store
         shutil.rmtree(work)
         kills = rng.integers(4, 30, 3).tolist()
         for at in kills:
-            killed_before(at, work, lambda: saekit.train(store, work / "run", resume=True, **settings))
+            killed_before(
+                at, work, lambda: saekit.train(store, work / "run", resume=True, **settings)
+            )
         saekit.train(store, work / "run", resume=True, **settings)
         assert without_times(content(work)) == expected, f"killed before operations {kills}"

@@ -22,9 +22,15 @@ def all_of(rows, **options):
 
 
 def test_paths_and_stores(tmp_path):
-    path, other = (write_store(tmp_path / name, 200, width=width) for name, width in (("a", 16), ("b", 8)))
+    path, other = (
+        write_store(tmp_path / name, 200, width=width) for name, width in (("a", 16), ("b", 8))
+    )
     store = open_rows(path)
-    assert isinstance(store, Store) and open_rows(str(path)).content == store.content and open_rows(store) is store
+    assert (
+        isinstance(store, Store)
+        and open_rows(str(path)).content == store.content
+        and open_rows(store) is store
+    )
     assert open_rows([path]).path == path
     stack = open_rows([path, Store(other)])
     assert isinstance(stack, StackedStore) and stack.parts == (16, 8) and open_rows(stack) is stack
@@ -47,7 +53,11 @@ def test_paths_and_stores(tmp_path):
 )
 def test_rows_in_memory_are_the_same_whatever_holds_them(rows):
     source = open_rows(rows)
-    assert isinstance(source, ArraySource) and source.spec.dtype == "float32" and torch.equal(all_of(source), X_ND)
+    assert (
+        isinstance(source, ArraySource)
+        and source.spec.dtype == "float32"
+        and torch.equal(all_of(source), X_ND)
+    )
     assert source.content == ArraySource(X_ND, holdout=0.05).content
 
 
@@ -64,10 +74,17 @@ def test_a_tensor_is_neither_copied_nor_changed_and_its_graph_is_dropped():
     assert source.x.data_ptr() == x.data_ptr() and not source.x.requires_grad and x.requires_grad
 
 
-@pytest.mark.parametrize("dtype,kept", [(torch.bfloat16, "bfloat16"), (torch.float16, "float16"), (torch.float64, "float32")])
+@pytest.mark.parametrize(
+    "dtype,kept",
+    [(torch.bfloat16, "bfloat16"), (torch.float16, "float16"), (torch.float64, "float32")],
+)
 def test_types_of_numbers(dtype, kept):
     source = open_rows(X_ND.to(dtype))
-    assert source.spec.dtype == kept and all_of(source).dtype == getattr(torch, kept) and len(source.content) == 64
+    assert (
+        source.spec.dtype == kept
+        and all_of(source).dtype == getattr(torch, kept)
+        and len(source.content) == 64
+    )
 
 
 def test_a_read_only_array_gives_no_warning(recwarn):
@@ -80,10 +97,18 @@ def test_a_read_only_array_gives_no_warning(recwarn):
 
 def test_a_twentieth_is_held_out_and_the_sides_are_apart():
     source = open_rows(X_ND)
-    rows = {split: torch.cat([b.rows for b in source.batches(7, split=split)]).tolist() for split in ("train", "holdout", "all")}
-    assert len(rows["holdout"]) == source.count("holdout") == 5 and len(rows["train"]) == source.count("train") == 95
+    rows = {
+        split: torch.cat([b.rows for b in source.batches(7, split=split)]).tolist()
+        for split in ("train", "holdout", "all")
+    }
+    assert (
+        len(rows["holdout"]) == source.count("holdout") == 5
+        and len(rows["train"]) == source.count("train") == 95
+    )
     assert sorted(rows["train"] + rows["holdout"]) == rows["all"] == list(range(100))
-    shuffled = torch.cat([b.rows for b, _ in zip(source.batches(19, seed=1, split="train"), range(5))]).tolist()
+    shuffled = torch.cat(
+        [b.rows for b, _ in zip(source.batches(19, seed=1, split="train"), range(5))]
+    ).tolist()
     assert sorted(shuffled) == rows["train"] != shuffled
 
 
@@ -95,14 +120,31 @@ def test_at_least_two_rows_are_held_out(n, held_out):
 def test_sequences_are_held_out_whole_and_their_rows_say_where_they_lie():
     x_NTD = torch.randn(40, 6, 3)
     source = open_rows(x_NTD)
-    assert source.spec.layout == "sequence" and source.spec.d_in == 3 and source.spec.shape == (None, 3)
-    assert source.count() == 240 and source.count(examples=True) == 40 and source.count("holdout") == 12
+    assert (
+        source.spec.layout == "sequence"
+        and source.spec.d_in == 3
+        and source.spec.shape == (None, 3)
+    )
+    assert (
+        source.count() == 240
+        and source.count(examples=True) == 40
+        and source.count("holdout") == 12
+    )
     held = next(source.batches(240, split="holdout"))
-    assert torch.equal(held.x, x_NTD[held.example_id, held.position.long()]) and held.position.tolist() == [*range(6)] * 2
+    assert (
+        torch.equal(held.x, x_NTD[held.example_id, held.position.long()])
+        and held.position.tolist() == [*range(6)] * 2
+    )
     whole = next(source.batches(2, split="holdout", examples=True))
-    assert whole.x.shape == (2, 6, 3) and torch.equal(whole.x.flatten(0, 1), held.x) and whole.mask is None
+    assert (
+        whole.x.shape == (2, 6, 3)
+        and torch.equal(whole.x.flatten(0, 1), held.x)
+        and whole.mask is None
+    )
     train = torch.cat([b.example_id for b in source.batches(5, split="train", examples=True)])
-    assert len(train) == source.count("train", examples=True) == 38 and not set(train.tolist()) & set(held.example_id.tolist())
+    assert len(train) == source.count("train", examples=True) == 38 and not set(
+        train.tolist()
+    ) & set(held.example_id.tolist())
 
 
 def test_grids_are_examples():
@@ -136,7 +178,11 @@ def test_content_tells_other_values_shapes_and_types_apart():
         (torch.zeros(4), DataError, r"the rows of shape \(4,\) cannot be rows"),
         (torch.zeros(4, 0), DataError, "cannot be rows"),
         (torch.zeros(3, 4), DataError, "got 3 rows or sequences"),
-        ([torch.zeros(3, 4), torch.zeros(3, 5)], DataError, r"block 1 has shape \(3, 5\), block 0 \(3, 4\)"),
+        (
+            [torch.zeros(3, 4), torch.zeros(3, 5)],
+            DataError,
+            r"block 1 has shape \(3, 5\), block 0 \(3, 4\)",
+        ),
         (np.array([["a"]]), DataError, "the rows is an array of <U1"),
         (torch.zeros(3, 4, dtype=torch.complex64), DataError, "complex"),
     ],

@@ -1,4 +1,5 @@
-"""The order of rows is a contract: the same seed gives the same batches in every version. Digests of row numbers, not of values."""
+"""The order of rows is a contract: the same seed gives the same batches in every version. Digests
+of row numbers, not of values."""
 
 from __future__ import annotations
 
@@ -21,12 +22,17 @@ from saekit.store.stack import StackedStore
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("orders")
-    flat, other = (Store(write_store(folder / name, 2000, width=width)) for name, width in (("a", 16), ("b", 24)))
+    flat, other = (
+        Store(write_store(folder / name, 2000, width=width))
+        for name, width in (("a", 16), ("b", 24))
+    )
     sequence = Store(write_store(folder / "sequence", 1003, layout="sequence", tokens=9))
     grid = {"layout": "grid", "grid": (2, 4), "modality": "image", "context": None}
     return {
         "store": flat,
-        "several windows": Store(write_store(folder / "wide", 70_000, width=4, shard_bytes=200_000)),
+        "several windows": Store(
+            write_store(folder / "wide", 70_000, width=4, shard_bytes=200_000)
+        ),
         "pair": PairedStore(flat, other),
         "stack": StackedStore([flat, other]),
         "sequence": sequence,
@@ -70,5 +76,7 @@ def test_every_source_has_all_members_of_the_protocol(sources):
 
 
 @pytest.mark.parametrize("name,size,seed,start,split,examples,count,expected", ORDERS)
-def test_the_order_of_rows_is_that_of_every_version(sources, name, size, seed, start, split, examples, count, expected):
+def test_the_order_of_rows_is_that_of_every_version(
+    sources, name, size, seed, start, split, examples, count, expected
+):
     assert digest(sources[name].batches(size, seed, start, split, examples), count) == expected

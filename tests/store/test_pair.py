@@ -1,4 +1,5 @@
-"""Two stores as input and target: what makes them row-aligned, and that a model is judged by its target."""
+"""Two stores as input and target: what makes them row-aligned, and that a model is judged by its
+target."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ROWS, E = 1000, 6
 
 
 def mixed(rows, width=made_stores.D, seed=0, original=made_stores.make_rows):
-    """Rows of another hook on the same tokens: bent combinations of the input's, of another size and mean."""
+    """Rows of another hook on the same tokens: bent combinations of the input's, of another size
+    and mean."""
     x = original(rows, made_stores.D, seed)
     W = torch.randn(made_stores.D, width, generator=torch.Generator().manual_seed(5))
     return 40 * torch.tanh(0.05 * (x - 3.0) @ W) - 11.0
@@ -49,7 +51,9 @@ def rows_of(store):
 
 @pytest.mark.parametrize("split", ["train", "holdout", "all"])
 @pytest.mark.parametrize("seed,start", [(None, 0), (None, 17), (3, 0), (3, 1400)])
-def test_a_pair_gives_the_rows_of_one_and_the_targets_of_the_other(given, target_of, split, seed, start):
+def test_a_pair_gives_the_rows_of_one_and_the_targets_of_the_other(
+    given, target_of, split, seed, start
+):
     target = target_of(width=E)
     pair = PairedStore(given, target)
     x, y = rows_of(given), rows_of(target)
@@ -57,7 +61,9 @@ def test_a_pair_gives_the_rows_of_one_and_the_targets_of_the_other(given, target
     for _, batch, expected in zip(range(30), pair.batches(60, seed, start, split), plain):
         assert torch.equal(batch.x, x[batch.rows]) and torch.equal(batch.target, y[batch.rows])
         assert torch.equal(batch.rows, expected.rows)
-    assert pair.count() == ROWS and pair.spec == given.spec and pair.count(split) == given.count(split)
+    assert (
+        pair.count() == ROWS and pair.spec == given.spec and pair.count(split) == given.count(split)
+    )
 
 
 def test_shards_of_another_size_pair_all_the_same(given, target_of):
@@ -72,7 +78,10 @@ def test_shards_of_another_size_pair_all_the_same(given, target_of):
     "options,why",
     [
         ({"rows": ROWS - 8}, r"992 rows instead of 1,000"),
-        ({"tokens": 4}, "its rows come from other documents or positions|other documents are held out"),
+        (
+            {"tokens": 4},
+            "its rows come from other documents or positions|other documents are held out",
+        ),
         ({"layout": "sequence"}, "layout sequence instead of flat"),
     ],
 )
@@ -91,16 +100,25 @@ SHORT = {**SMALL, "rows": 1_500}
 
 
 @pytest.mark.parametrize("width", [E, made_stores.D])
-def test_the_held_out_figures_are_those_of_the_target_in_its_own_units(given, target_of, tmp_path, width):
+def test_the_held_out_figures_are_those_of_the_target_in_its_own_units(
+    given, target_of, tmp_path, width
+):
     target = target_of(width=width)
     result = saekit.train(given.path, tmp_path / "run", target_store=str(target.path), **SMALL)
     model = saekit.load(tmp_path / "run")
-    x, y = (torch.cat([b.x for b in store.batches(500, split="holdout")]).float() for store in (given, target))
+    x, y = (
+        torch.cat([b.x for b in store.batches(500, split="holdout")]).float()
+        for store in (given, target)
+    )
     x_hat = model(x).x_hat
     assert x_hat.shape == y.shape
-    fvu = (x_hat.double() - y.double()).square().sum() / (y.double() - y.double().mean(0)).square().sum()
+    fvu = (x_hat.double() - y.double()).square().sum() / (
+        y.double() - y.double().mean(0)
+    ).square().sum()
     assert result.metrics["fvu"] == pytest.approx(fvu.item(), rel=1e-6)
-    assert result.metrics["mse"] == pytest.approx((x_hat.double() - y.double()).square().sum(1).mean().item(), rel=1e-6)
+    assert result.metrics["mse"] == pytest.approx(
+        (x_hat.double() - y.double()).square().sum(1).mean().item(), rel=1e-6
+    )
     assert result.metrics["fvu"] < 0.4, "the target is a function of the input"
     train = torch.cat([b.x for b in target.batches(500, split="train")]).double()
     torch.testing.assert_close(model.output_mean.double(), train.mean(0), rtol=1e-4, atol=1e-4)
@@ -133,11 +151,17 @@ def test_a_run_with_a_target_resumes_to_the_same_bits(given, target_of, tmp_path
 def test_a_model_without_targets_refuses_one(given, target_of, tmp_path):
     for model in ("pca", "kmeans"):
         with pytest.raises(UsageError, match=f'target_store does not apply to model="{model}"'):
-            saekit.train(given.path, tmp_path / model, model=model, target_store=str(target_of(f"for {model}").path))
+            saekit.train(
+                given.path,
+                tmp_path / model,
+                model=model,
+                target_store=str(target_of(f"for {model}").path),
+            )
 
 
 def damage(store, row):
-    """NaN in a stored row behind the checksum's back, as a faulty writer would leave it; where it lies."""
+    """NaN in a stored row behind the checksum's back, as a faulty writer would leave it; where it
+    lies."""
     from safetensors.torch import load_file, save_file
 
     number = int((row >= store._offsets).sum()) - 1
@@ -154,7 +178,9 @@ def damage(store, row):
 
 @pytest.mark.parametrize("split", ["train", "holdout"])
 @pytest.mark.parametrize("seen_by_the_statistics", [True, False])
-def test_a_bad_row_of_the_target_names_the_target_s_store(given, target_of, tmp_path, split, seen_by_the_statistics, monkeypatch):
+def test_a_bad_row_of_the_target_names_the_target_s_store(
+    given, target_of, tmp_path, split, seen_by_the_statistics, monkeypatch
+):
     import saekit.training.inputs as inputs
 
     target = target_of(width=E, shard_bytes=3_000)
@@ -179,4 +205,8 @@ def test_a_resume_notices_that_the_target_was_harvested_anew(given, target_of, t
 
 def test_batches_are_of_one_pair(given, target_of):
     batch = next(PairedStore(given, target_of(width=E)).batches(8))
-    assert isinstance(batch, ActivationBatch) and batch.x.shape == (8, 16) and batch.target.shape == (8, E)
+    assert (
+        isinstance(batch, ActivationBatch)
+        and batch.x.shape == (8, 16)
+        and batch.target.shape == (8, E)
+    )

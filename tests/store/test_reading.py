@@ -1,4 +1,5 @@
-"""A store or a checkpoint that somebody has changed: refused by name, mended where it can be, never opened where it is no file."""
+"""A store or a checkpoint that somebody has changed: refused by name, mended where it can be, never
+opened where it is no file."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def edited(folder: Path, change, seal: bool = False) -> None:
     (folder / "manifest.json").write_text(json.dumps(data))
 
 
-# -- the manifest --------------------------------------------------------------------------------------------------------
+# -- the manifest
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,15 +67,24 @@ def test_an_edit_of_the_manifest_is_seen_by_its_checksum(store, change):
         (lambda m: m["spec"].update(d_in=0), r"spec\.d_in is 0"),
         (lambda m: m["spec"].update(d_in=10**12), r"spec\.d_in is 1000000000000"),
         (lambda m: m["spec"].update(seed="0"), r"spec\.seed is '0'; it must be a whole number"),
-        (lambda m: m["spec"].update(dtype="float8"), r"spec\.dtype is 'float8'; it must be float16 or bfloat16 or float32"),
+        (
+            lambda m: m["spec"].update(dtype="float8"),
+            r"spec\.dtype is 'float8'; it must be float16 or bfloat16 or float32",
+        ),
         (lambda m: m["spec"].update(layout="hexagons"), r"spec\.layout is 'hexagons'"),
         (lambda m: m["plan"].update(holdout=1.0), r"plan\.holdout is 1\.0"),
-        (lambda m: m["plan"].update(holdout=float("nan")), r"plan\.holdout nan is not a finite number"),
+        (
+            lambda m: m["plan"].update(holdout=float("nan")),
+            r"plan\.holdout nan is not a finite number",
+        ),
         (lambda m: m["shards"][0].update(rows=-1), r"shards\[0\]"),
         (lambda m: m["shards"][0].update(rows=True), r"shards\[0\]\.rows is True"),
         (lambda m: m["shards"].reverse(), r"shards\[0\]\.name"),
         (lambda m: m["shards"].pop(), r"rows is 2000, and its shards hold"),
-        (lambda m: m["stats"].update(std=m["stats"]["std"][1:]), r"stats\.std has 15 values for d_in 16"),
+        (
+            lambda m: m["stats"].update(std=m["stats"]["std"][1:]),
+            r"stats\.std has 15 values for d_in 16",
+        ),
         (lambda m: m["stats"]["mean"].__setitem__(3, "x"), r"stats\.mean\[3\] is 'x'"),
         (lambda m: m.update(complete="false"), r"complete is 'false'"),
         (lambda m: m.pop("plan"), "it has no plan"),
@@ -83,7 +94,8 @@ def test_a_manifest_that_contradicts_itself_is_refused_with_the_field(store, cha
     edited(store.path, change, seal=False)
     edited(store.path, lambda m: m.update(checksum=checksum(m)))
     data = json.loads((store.path / "manifest.json").read_text())
-    if isinstance(data.get("spec"), dict):  # the fingerprint too is that of the changed spec, where there is one
+    # the fingerprint too is that of the changed spec, where there is one
+    if isinstance(data.get("spec"), dict):
         try:
             data["fingerprint"] = ActivationSpec(**data["spec"]).fingerprint
         except (TypeError, ValueError):
@@ -104,7 +116,16 @@ def test_a_store_of_before_there_was_a_checksum_is_read_and_held_to_its_fingerpr
 
 
 @pytest.mark.parametrize(
-    "name", ["../../x.safetensors", "/dev/zero", "..", "", "a\\b.safetensors", "00000.safetensors\x00", "00001.safetensors"]
+    "name",
+    [
+        "../../x.safetensors",
+        "/dev/zero",
+        "..",
+        "",
+        "a\\b.safetensors",
+        "00000.safetensors\x00",
+        "00001.safetensors",
+    ],
 )
 def test_a_shards_name_cannot_leave_its_folder(store, name):
     edited(store.path, lambda m: m["shards"][0].update(name=name), seal=True)
@@ -116,7 +137,9 @@ def test_a_shards_name_cannot_leave_its_folder(store, name):
 def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
     harvest("raw:pixels", "embedded:digits", tmp_path / "s", rows=100)
     path = tmp_path / "s" / "manifest.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1') if content is None else content)
+    path.write_text(
+        path.read_text().replace('"seed": 0', '"seed": 1') if content is None else content
+    )
     with pytest.raises(DataError) as error:
         open_store(tmp_path / "s")
     if content is None:
@@ -129,7 +152,8 @@ def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
     assert len(open_store(tmp_path / "s")) == 100
 
 
-# -- what lies in place of a file ----------------------------------------------------------------------------------------
+# -- what lies in place of a file
+# ----------------------------------------------------------------------------------------
 
 
 def put(path: Path, kind: str) -> None:
@@ -174,7 +198,8 @@ def test_a_shard_that_is_a_link_is_refused_and_the_hint_mends_it(store, tmp_path
     assert len(open_store(tmp_path / "copy")) == 2000
 
 
-# -- shards --------------------------------------------------------------------------------------------------------------
+# -- shards
+# --------------------------------------------------------------------------------------------------
 
 
 def rewritten(store, change) -> None:
@@ -184,7 +209,9 @@ def rewritten(store, change) -> None:
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     manifest = Manifest.read(store.path)
-    manifest.shards[0] = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=sha256_of(path))
+    manifest.shards[0] = replace(
+        manifest.shards[0], bytes=path.stat().st_size, sha256=sha256_of(path)
+    )
     manifest.write(store.path)
 
 
@@ -196,7 +223,10 @@ def rewritten(store, change) -> None:
         (lambda t: t.update(x=t["x"][1:]), "x has the shape"),
         (lambda t: t.update(x=t["x"].float()), "x is F32"),
         (lambda t: t.update(position=t["position"].long()), "position is I64"),
-        (lambda t: t["examples.token_ptr"].__setitem__(1, 10**9), "examples.token_ptr does not divide"),
+        (
+            lambda t: t["examples.token_ptr"].__setitem__(1, 10**9),
+            "examples.token_ptr does not divide",
+        ),
         (lambda t: t["examples.ref_ptr"].__setitem__(0, -1), "examples.ref_ptr does not divide"),
         (lambda t: t["examples.first_row"].__setitem__(2, 10**6), "examples.first_row"),
         (lambda t: t["examples.rows"].__setitem__(0, 2**62), "examples.first_row"),
@@ -225,7 +255,15 @@ def test_resume_writes_a_bad_shard_again_to_the_same_bytes(tmp_path, damage, num
     said = []
 
     def harvested(**options) -> Path:
-        harvest("raw:array", str(tmp_path / "a.npy"), tmp_path / "s", shard_mb=1, batch=100, progress=said.append, **options)
+        harvest(
+            "raw:array",
+            str(tmp_path / "a.npy"),
+            tmp_path / "s",
+            shard_mb=1,
+            batch=100,
+            progress=said.append,
+            **options,
+        )
         return tmp_path / "s"
 
     store = harvested()
@@ -246,10 +284,15 @@ def test_resume_writes_a_bad_shard_again_to_the_same_bytes(tmp_path, damage, num
         assert "resume=True" in error.value.hint
     harvested(resume=True)
     assert {path.name: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
-    assert any(f"{number:05d}.safetensors" in report.message and "again" in report.message for report in said if report.message)
+    assert any(
+        f"{number:05d}.safetensors" in report.message and "again" in report.message
+        for report in said
+        if report.message
+    )
 
 
-# -- checkpoints ---------------------------------------------------------------------------------------------------------
+# -- checkpoints
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +362,10 @@ def test_a_file_of_other_content_is_named(checkpoint, name, content):
 
 def test_weights_that_are_not_those_of_the_config_are_named(checkpoint):
     tensors = load_file(checkpoint / "model.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if name != "b_dec"}, checkpoint / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "b_dec"},
+        checkpoint / "model.safetensors",
+    )
     with pytest.raises(DataError, match="b_dec is missing"):
         load(checkpoint)
     save_file(tensors | {"W_more": tensors["W_dec"].clone()}, checkpoint / "model.safetensors")
@@ -351,7 +397,8 @@ def test_a_path_that_the_system_refuses_is_named(tmp_path, read):
             read(path)
 
 
-# -- what the command line makes of it -----------------------------------------------------------------------------------
+# -- what the command line makes of it
+# -----------------------------------------------------------------------------------
 
 
 def test_a_damaged_store_is_exit_3_in_every_verb(store, checkpoint, tmp_path, capsys):
@@ -368,7 +415,10 @@ def test_a_damaged_store_is_exit_3_in_every_verb(store, checkpoint, tmp_path, ca
     ):
         status = app._status([str(argument) for argument in arguments])
         err = capsys.readouterr().err
-        assert status == 3 and "00001.safetensors is missing" in err and "--resume" in err, (arguments, err)
+        assert status == 3 and "00001.safetensors is missing" in err and "--resume" in err, (
+            arguments,
+            err,
+        )
 
 
 def test_the_tensors_of_a_shard_are_read_as_safetensors_reads_them(store):
@@ -381,14 +431,26 @@ def test_of_two_hooks_one_bad_shard_is_written_again_to_the_same_bytes(tmp_path)
     def harvested(**way) -> None:
         hooks = ["blocks.0", "blocks.1"]
         harvest(
-            "embedded:digits-vit", "embedded:digits", tmp_path / "s", hook=hooks, rows=5000, batch=64, dtype="float32", shard_mb=1, **way
+            "embedded:digits-vit",
+            "embedded:digits",
+            tmp_path / "s",
+            hook=hooks,
+            rows=5000,
+            batch=64,
+            dtype="float32",
+            shard_mb=1,
+            **way,
         )
 
     harvested()
     stores = [tmp_path / "s" / "layers.0", tmp_path / "s" / "layers.1"]
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     shards = sorted(stores[1].glob("shards/*"))
-    assert len(shards) > 1 and all(path in before for store in stores for path in store.glob("shards/*"))
+    assert len(shards) > 1 and all(
+        path in before for store in stores for path in store.glob("shards/*")
+    )
     shards[-1].write_bytes(b"")
     harvested(resume=True)
-    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()
+    } == before

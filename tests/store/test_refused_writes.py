@@ -1,6 +1,8 @@
-"""What the system refuses to write, at any file that a command writes: a user's error with the path, and the old result as it was.
+"""What the system refuses to write, at any file that a command writes: a user's error with the
+path, and the old result as it was.
 
-The limit on the size of files stands for a full disk: writing fails in the middle of a file there, too.
+The limit on the size of files stands for a full disk: writing fails in the middle of a file there,
+too.
 """
 
 from __future__ import annotations
@@ -45,10 +47,14 @@ def made(tmp_path_factory) -> Path:
 
 
 COMMANDS = {
-    "harvest": lambda made, out, **way: harvest("raw:pixels", "embedded:digits", out, rows=400, holdout=0.25, **way),
+    "harvest": lambda made, out, **way: harvest(
+        "raw:pixels", "embedded:digits", out, rows=400, holdout=0.25, **way
+    ),
     "train": lambda made, out, **way: train(made / "st", out, **OPTIONS, **way),
     "pca": lambda made, out, **way: train(made / "st", out, model="pca", latents=4, **way),
-    "sweep": lambda made, out, **way: sweep(made / "st", out, {"k": [2, 4], "latents": 64, "rows": 3000, "batch": 50}, **way),
+    "sweep": lambda made, out, **way: sweep(
+        made / "st", out, {"k": [2, 4], "latents": 64, "rows": 3000, "batch": 50}, **way
+    ),
     "inspect": lambda made, out: inspect(made / "r", made / "st", out),
     "compare": lambda made, out: compare([made / "r"], made / "st", out),
 }
@@ -68,12 +74,19 @@ def test_every_command_names_the_file_that_could_not_be_written(made, whole, tmp
     largest = max(path.stat().st_size for path in expected.rglob("*") if path.is_file())
     if largest <= size:
         pytest.skip(f"its files have at most {largest} bytes")
-    with files_of_at_most(size), pytest.raises(DataError, match=rf"{tmp_path}.*: File too large") as error:
+    with (
+        files_of_at_most(size),
+        pytest.raises(DataError, match=rf"{tmp_path}.*: File too large") as error,
+    ):
         COMMANDS[command](made, tmp_path / "out")
     assert error.value.hint and not list(tmp_path.rglob("*.tmp"))
     begun = (tmp_path / "out").exists() and any((tmp_path / "out").iterdir())
-    COMMANDS[command](made, tmp_path / "out", **{"resume": True} if begun else {})  # nothing stands in the way of the next attempt
-    written, wanted = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in (tmp_path / "out", expected))
+    # nothing stands in the way of the next attempt
+    COMMANDS[command](made, tmp_path / "out", **{"resume": True} if begun else {})
+    written, wanted = (
+        {path.relative_to(folder) for path in folder.rglob("*")}
+        for folder in (tmp_path / "out", expected)
+    )
     assert written == wanted
 
 
@@ -103,14 +116,23 @@ def test_a_path_below_a_file_is_refused(made, tmp_path, command):
 def test_too_many_open_files_are_exit_3(made, tmp_path):
     """In a process of its own, all of whose modules are loaded already."""
     code = (
-        "import resource, sys; from saekit_cli import app; import saekit.training.run; from saekit.store.reader import open_store\n"
-        "app._status(['train', sys.argv[1], sys.argv[2], '--model', 'pca', '--latents', '2', '-q'])\n"
-        "import os; resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, 1000))\n"
-        "sys.exit(app._status(['train', sys.argv[1], sys.argv[3], '--model', 'pca', '--latents', '2', '-q']))"
+        "import resource, sys; from saekit_cli import app; import saekit.training.run; from"
+        " saekit.store.reader import open_store\napp._status(['train', sys.argv[1], sys.argv[2],"
+        " '--model', 'pca', '--latents', '2', '-q'])\nimport os;"
+        " resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1,"
+        " 1000))\nsys.exit(app._status(['train', sys.argv[1], sys.argv[3], '--model', 'pca',"
+        " '--latents', '2', '-q']))"
     )
-    arguments = [sys.executable, "-c", code, *map(str, (made / "st", tmp_path / "a", tmp_path / "b"))]
+    arguments = [
+        sys.executable,
+        "-c",
+        code,
+        *map(str, (made / "st", tmp_path / "a", tmp_path / "b")),
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3 and "Too many open files" in done.stderr and "ulimit -n" in done.stderr, done.stderr
+    assert (
+        done.returncode == 3 and "Too many open files" in done.stderr and "ulimit -n" in done.stderr
+    ), done.stderr
 
 
 def test_a_lock_that_cannot_be_written_is_let_go(tmp_path):

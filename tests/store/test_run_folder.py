@@ -49,7 +49,14 @@ def copy(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["notes.txt", "shards/mine.safetensors", "shards/00400.safetensors", "tokenizer/notes.md", "deep/er/a.npy"]
+    "place",
+    [
+        "notes.txt",
+        "shards/mine.safetensors",
+        "shards/00400.safetensors",
+        "tokenizer/notes.md",
+        "deep/er/a.npy",
+    ],
 )
 def test_a_file_that_a_store_does_not_name_stops_overwriting_it(copy, place, tmp_path):
     np.save(tmp_path / "x.npy", np.eye(8, dtype=np.float32))
@@ -63,7 +70,12 @@ def test_a_file_that_a_store_does_not_name_stops_overwriting_it(copy, place, tmp
 
 
 @pytest.mark.parametrize(
-    "verb, out, place", [("train", "run", "plots/a.png"), ("sweep", "sweep", "k1/notes.txt"), ("sweep", "sweep", "mine/x")]
+    "verb, out, place",
+    [
+        ("train", "run", "plots/a.png"),
+        ("sweep", "sweep", "k1/notes.txt"),
+        ("sweep", "sweep", "mine/x"),
+    ],
 )
 def test_a_file_among_runs_stops_overwriting_them(copy, verb, out, place):
     path = copy / out / place
@@ -72,7 +84,9 @@ def test_a_file_among_runs_stops_overwriting_them(copy, verb, out, place):
     before = content(copy)
     command = {
         "train": lambda: saekit.train(copy / "acts", copy / "run", overwrite=True, **TRAIN),
-        "sweep": lambda: saekit.sweep(copy / "acts", copy / "sweep", {"rows": 200, "k": [2]}, overwrite=True),
+        "sweep": lambda: saekit.sweep(
+            copy / "acts", copy / "sweep", {"rows": 200, "k": [2]}, overwrite=True
+        ),
     }[verb]
     with pytest.raises(DataError, match=place):
         command()
@@ -96,12 +110,24 @@ def test_a_linked_file_or_folder_is_somebody_elses(copy, tmp_path):
     assert (tmp_path / "elsewhere" / "model.safetensors").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("marker", ['{"schema_version": 12, "tool": "another"}', "[1]", "null", "{", '"schema_version spec plan shards"'])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        '{"schema_version": 12, "tool": "another"}',
+        "[1]",
+        "null",
+        "{",
+        '"schema_version spec plan shards"',
+    ],
+)
 def test_another_programs_marker_does_not_make_a_folder_ours(tmp_path, marker):
     for kind in (STORE, RUN, SWEEP, PAGE):
         (tmp_path / kind.marker).write_text(marker)
     for kind in (STORE, RUN, SWEEP, PAGE):
-        with pytest.raises(DataError, match="did not write"), run_folder(tmp_path, kind, resume=False, overwrite=True):
+        with (
+            pytest.raises(DataError, match="did not write"),
+            run_folder(tmp_path, kind, resume=False, overwrite=True),
+        ):
             pass
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -111,7 +137,9 @@ def test_a_link_to_a_folder_is_followed_and_stays_a_link(copy):
     (copy / "dangling").symlink_to("new")
     saekit.train(copy / "acts", copy / "link", overwrite=True, seed=1, **TRAIN)
     saekit.train(copy / "acts", copy / "dangling", **TRAIN)
-    assert (copy / "link").is_symlink() and json.loads((copy / "run" / "run.json").read_text())["seed"] == 1
+    assert (copy / "link").is_symlink() and json.loads((copy / "run" / "run.json").read_text())[
+        "seed"
+    ] == 1
     assert (copy / "dangling").is_symlink() and saekit.load(copy / "new").d_in == 16
 
 
@@ -131,19 +159,27 @@ def test_an_error_leaves_the_old_result_and_nothing_beside_it(copy):
 
 
 def test_both_ways_contradict_each_other(tmp_path):
-    with pytest.raises(UsageError, match="contradict"), run_folder(tmp_path / "x", RUN, resume=True, overwrite=True):
+    with (
+        pytest.raises(UsageError, match="contradict"),
+        run_folder(tmp_path / "x", RUN, resume=True, overwrite=True),
+    ):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(DataError, match="is a file"), run_folder(out, RUN, resume=False, overwrite=False):
+        with (
+            pytest.raises(DataError, match="is a file"),
+            run_folder(out, RUN, resume=False, overwrite=False),
+        ):
             pytest.fail("nothing may begin")
 
 
 def test_two_commands_on_one_folder_are_kept_apart_and_named(copy):
-    with subprocess.Popen([sys.executable, "-c", HOLD, copy / "run"], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, copy / "run"], stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
         for ways in ({"overwrite": True}, {"resume": True}, {}):
             with pytest.raises(DataError, match=f"process {other.pid}"):

@@ -17,7 +17,10 @@ from saekit.store.writer import RowBlock, StoreWriter, other_settings
 
 def collect(store, **options):
     batches = list(store.batches(**options))
-    return {name: torch.cat([getattr(b, name) for b in batches]) for name in ("x", "doc_id", "example_id", "position", "rows")}
+    return {
+        name: torch.cat([getattr(b, name) for b in batches])
+        for name in ("x", "doc_id", "example_id", "position", "rows")
+    }
 
 
 def test_rows_come_back_in_order_with_their_origin(store):
@@ -43,7 +46,9 @@ def test_statistics_equal_those_of_the_stored_rows(store):
     x = make_rows(2000).half().double()
     np.testing.assert_allclose(store.stats["mean"], x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(store.stats["std"], x.std(0, correction=0), rtol=1e-9)
-    assert store.stats["mean_square_norm"] == pytest.approx(float(x.square().sum(1).mean()), rel=1e-12)
+    assert store.stats["mean_square_norm"] == pytest.approx(
+        float(x.square().sum(1).mean()), rel=1e-12
+    )
     assert store.stats["median_norm"] == pytest.approx(float(np.median(x.norm(dim=1))), rel=1e-6)
 
 
@@ -57,7 +62,10 @@ def test_rows_far_above_the_median_norm_are_counted(tmp_path):
 
 
 def test_a_shuffled_epoch_holds_every_training_row_once_and_no_held_out_one(store):
-    train, held = collect(store, batch_size=500, split="train"), collect(store, batch_size=500, split="holdout")
+    train, held = (
+        collect(store, batch_size=500, split="train"),
+        collect(store, batch_size=500, split="holdout"),
+    )
     n = len(store.split("train"))
     shuffled = store.batches(n, seed=3, split="train")
     first, second = next(shuffled), next(shuffled)
@@ -159,19 +167,32 @@ def test_values_that_cannot_be_stored_stop_the_harvest(tmp_path, value, words):
     x[2, 3] = value
     writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1 << 20)
     with pytest.raises(NumericsError, match=words) as error:
-        writer.append(RowBlock(x, torch.arange(4), torch.arange(4) + 70, torch.arange(4, dtype=torch.int32)))
+        writer.append(
+            RowBlock(x, torch.arange(4), torch.arange(4) + 70, torch.arange(4, dtype=torch.int32))
+        )
     assert "example 72, position 2" in str(error.value)
 
 
 def test_an_unfinished_store_says_how_far_it_is(tmp_path):
     writer = StoreWriter(tmp_path / "s", make_spec(), {}, shard_bytes=1)
-    writer.append(RowBlock(torch.ones(4, 16), torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.int32)))
+    writer.append(
+        RowBlock(
+            torch.ones(4, 16), torch.arange(4), torch.arange(4), torch.zeros(4, dtype=torch.int32)
+        )
+    )
     with pytest.raises(DataError, match="not finished: 4 rows"):
         open_store(tmp_path / "s")
 
 
 def test_equal_specs_have_equal_fingerprints_and_unequal_ones_do_not():
     assert make_spec().fingerprint == make_spec().fingerprint
-    changed = [make_spec(hook="blocks.1"), make_spec(seed=1), make_spec(dtype="float32"), make_spec(grid=(2, 2))]
+    changed = [
+        make_spec(hook="blocks.1"),
+        make_spec(seed=1),
+        make_spec(dtype="float32"),
+        make_spec(grid=(2, 2)),
+    ]
     assert len({spec.fingerprint for spec in [make_spec(), *changed]}) == 5
-    assert type(make_spec()).from_json(json.loads(json.dumps(make_spec(grid=(2, 3)).to_json()))) == make_spec(grid=(2, 3))
+    assert type(make_spec()).from_json(
+        json.loads(json.dumps(make_spec(grid=(2, 3)).to_json()))
+    ) == make_spec(grid=(2, 3))

@@ -9,22 +9,47 @@ from saekit.sweeps.grid import members_of, read_grid
 
 
 def test_lists_make_all_combinations_and_tables_grids_of_their_own():
-    members = members_of({"rows": 1000, "seed": [0, 1], "runs": [{"sparsity": "topk", "k": [4, 8]}, {"sparsity": "l1", "target-l0": 4}]})
+    members = members_of(
+        {
+            "rows": 1000,
+            "seed": [0, 1],
+            "runs": [{"sparsity": "topk", "k": [4, 8]}, {"sparsity": "l1", "target-l0": 4}],
+        }
+    )
     assert [m.name for m in members] == [
-        "topk-k4-seed0", "topk-k8-seed0", "topk-k4-seed1", "topk-k8-seed1", "l1-target-l0-4-seed0", "l1-target-l0-4-seed1",
+        "topk-k4-seed0", "topk-k8-seed0", "topk-k4-seed1", "topk-k8-seed1", "l1-target-l0-4-seed0",
+        "l1-target-l0-4-seed1",
     ]  # fmt: skip
-    assert [m.group for m in members] == ["topk-k4", "topk-k8", "topk-k4", "topk-k8", "l1-target-l0-4", "l1-target-l0-4"]
+    assert [m.group for m in members] == [
+        "topk-k4",
+        "topk-k8",
+        "topk-k4",
+        "topk-k8",
+        "l1-target-l0-4",
+        "l1-target-l0-4",
+    ]
     first, last = members[0].config, members[-1].config
-    assert (first.rows, first.seed, first.order_seed, first.options) == (1000, 0, 0, {"sparsity": "topk", "k": 4})
+    assert (first.rows, first.seed, first.order_seed, first.options) == (
+        1000,
+        0,
+        0,
+        {"sparsity": "topk", "k": 4},
+    )
     assert last.options == {"sparsity": "l1", "target_l0": 4} and last.seed == 1
 
 
 def test_values_that_differ_little_have_names_that_differ():
-    assert [m.name for m in members_of({"lr": [0.001, 0.00100000001]})] == ["lr0.001", "lr0.00100000001"]
+    assert [m.name for m in members_of({"lr": [0.001, 0.00100000001]})] == [
+        "lr0.001",
+        "lr0.00100000001",
+    ]
 
 
 def test_other_models_have_their_own_names():
-    assert [m.name for m in members_of({"model": "vae", "seed": [0, 1]})] == ["vae-seed0", "vae-seed1"]
+    assert [m.name for m in members_of({"model": "vae", "seed": [0, 1]})] == [
+        "vae-seed0",
+        "vae-seed1",
+    ]
 
 
 def test_lists_are_read_as_config_files_write_them():

@@ -1,4 +1,5 @@
-"""A sweep on the running model: one forward pass for all members, whose rows are those of a store that holds them."""
+"""A sweep on the running model: one forward pass for all members, whose rows are those of a store
+that holds them."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ def store(tmp_path_factory):
     words = (" ".join(rng.choice(WORDS, rng.integers(5, 31))) for _ in range(60))
     (root / "words.txt").write_text("\n\n".join(words))
     save("llama", root / "llama")
-    saekit.harvest(str(root / "llama"), str(root / "words.txt"), root / "store", hook="blocks.1", ctx=16, holdout=0.2)
+    saekit.harvest(
+        str(root / "llama"),
+        str(root / "words.txt"),
+        root / "store",
+        hook="blocks.1",
+        ctx=16,
+        holdout=0.2,
+    )
     return root / "store"
 
 
@@ -39,7 +47,9 @@ def test_members_learn_from_one_forward_pass(store, tmp_path, monkeypatch):
         sweep(store, tmp_path / "live", GRID | {"rows": 3200}, resume=True)
     stored = sweep(store, tmp_path / "stored", GRID)
     for a, b in zip(live.members, stored.members):
-        assert a.metrics["l0"] == b.metrics["l0"] and a.metrics["fvu"] == pytest.approx(b.metrics["fvu"], rel=0.2)
+        assert a.metrics["l0"] == b.metrics["l0"] and a.metrics["fvu"] == pytest.approx(
+            b.metrics["fvu"], rel=0.2
+        )
         assert a.metrics["fvu"] != b.metrics["fvu"], "the order of live rows is another one"
 
 

@@ -1,4 +1,5 @@
-"""Runs that share a pass get the rows that each would read alone, whoever is fast or slow, and one may leave or stop at any time."""
+"""Runs that share a pass get the rows that each would read alone, whoever is fast or slow, and one
+may leave or stop at any time."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def test_a_run_that_leaves_holds_nobody_up(store, leave_at):
 
 def test_the_hindmost_may_leave_before_the_others_begin(store):
     shared = SharedPass(store, store, 2, 2)
-    late, early = together([lambda: read(shared, 5, start=30), lambda: read(shared, 99, leave_at=5)])
+    late, early = together(
+        [lambda: read(shared, 5, start=30), lambda: read(shared, 99, leave_at=5)]
+    )
     assert len(early) == 5 and all(torch.equal(a, b) for a, b in zip(late, alone(store, 5, 30)))
 
 
@@ -133,5 +136,11 @@ def test_stopping_ends_all_passes(store):
 
 def test_other_rows_are_the_stores(store):
     with SharedPass(store, store, 1, 1).member() as source:
-        assert source.count() == len(store) and source.spec == store.spec and source.count("holdout") == store.count("holdout")
-        assert torch.equal(next(source.batches(10, split="holdout")).x, next(store.batches(10, split="holdout")).x)
+        assert (
+            source.count() == len(store)
+            and source.spec == store.spec
+            and source.count("holdout") == store.count("holdout")
+        )
+        assert torch.equal(
+            next(source.batches(10, split="holdout")).x, next(store.batches(10, split="holdout")).x
+        )

@@ -22,7 +22,13 @@ from saekit.report.pareto import pareto_page
 from saekit.store.files import sha256_of
 from saekit.sweeps.run import plan_sweep, sweep
 
-GRID = {"rows": 20_000, "batch": 256, "expansion": 4, "seed": [0, 1], "runs": [{"k": [2, 4]}, {"sparsity": "l1", "target_l0": 3}]}
+GRID = {
+    "rows": 20_000,
+    "batch": 256,
+    "expansion": 4,
+    "seed": [0, 1],
+    "runs": [{"k": [2, 4]}, {"sparsity": "l1", "target_l0": 3}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +50,33 @@ def members_side_by_side():
 
 
 def test_every_member_is_the_run_that_train_makes(store, swept, tmp_path):
-    names = ["k2-seed0", "k4-seed0", "k2-seed1", "k4-seed1", "l1-target-l0-3-seed0", "l1-target-l0-3-seed1"]
+    names = [
+        "k2-seed0",
+        "k4-seed0",
+        "k2-seed1",
+        "k4-seed1",
+        "l1-target-l0-3-seed0",
+        "l1-target-l0-3-seed1",
+    ]
     assert [m.name for m in swept.members] == names
     with torch_threads(1):
-        for name, options in (("k4-seed1", {"k": 4}), ("l1-target-l0-3-seed1", {"sparsity": "l1", "target_l0": 3})):
-            saekit.train(store, tmp_path / name, rows=20_000, batch=256, expansion=4, seed=1, order_seed=0, **options)
-            own, swept_one = (Path(folder) / name / "model.safetensors" for folder in (tmp_path, swept.path))
+        for name, options in (
+            ("k4-seed1", {"k": 4}),
+            ("l1-target-l0-3-seed1", {"sparsity": "l1", "target_l0": 3}),
+        ):
+            saekit.train(
+                store,
+                tmp_path / name,
+                rows=20_000,
+                batch=256,
+                expansion=4,
+                seed=1,
+                order_seed=0,
+                **options,
+            )
+            own, swept_one = (
+                Path(folder) / name / "model.safetensors" for folder in (tmp_path, swept.path)
+            )
             assert sha256_of(own) == sha256_of(swept_one), name
 
 
@@ -87,22 +114,36 @@ def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path):
         if report.done > 10_000 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # the sweep looks for a signal every 0.2 s; the others wait for this member
+            # the sweep looks for a signal every 0.2 s; the others wait for this member
+            time.sleep(0.5)
 
     with pytest.raises(KeyboardInterrupt):
         sweep(store, tmp_path / "cut", grid, progress=stop)
     resumed = sweep(store, tmp_path / "cut", grid, resume=True)
     for a, b in zip(whole.members, resumed.members):
-        assert sha256_of(Path(a.path) / "model.safetensors") == sha256_of(Path(b.path) / "model.safetensors"), a.name
+        assert sha256_of(Path(a.path) / "model.safetensors") == sha256_of(
+            Path(b.path) / "model.safetensors"
+        ), a.name
     assert torch.get_num_threads() == 2, "as before"
 
 
 def test_a_member_that_diverges_does_not_stop_the_others(store, tmp_path):
-    found = sweep(store, tmp_path / "out", {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [3e-3, 1e6]})
-    assert [m.error is None for m in found.members] == [True, False] and "diverged" in found.members[1].error
+    found = sweep(
+        store,
+        tmp_path / "out",
+        {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [3e-3, 1e6]},
+    )
+    assert [m.error is None for m in found.members] == [
+        True,
+        False,
+    ] and "diverged" in found.members[1].error
     assert [g.name for g in found.groups] == ["lr0.003"]
     with pytest.raises(NumericsError, match="no member"):
-        sweep(store, tmp_path / "none", {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [1e6]})
+        sweep(
+            store,
+            tmp_path / "none",
+            {"rows": 20_000, "batch": 256, "expansion": 2, "k": 2, "lr": [1e6]},
+        )
 
 
 def test_a_setting_of_another_type_is_named(store, tmp_path):
@@ -143,13 +184,33 @@ def test_the_plan_says_what_would_run(store):
 
 def test_a_setting_is_beaten_by_less_error_at_no_more_latents():
     def member(name, fvu, l0):
-        return MemberResult(name, name, "", {"sparsity": "topk"}, {"fvu": fvu, "l0": l0, "dead": 0.0, "dead_train": None})
+        return MemberResult(
+            name,
+            name,
+            "",
+            {"sparsity": "topk"},
+            {"fvu": fvu, "l0": l0, "dead": 0.0, "dead_train": None},
+        )
 
-    groups = groups_of([member("a", 0.3, 8), member("b", 0.2, 16), member("c", 0.25, 16), member("d", 0.2, 20), member("e", 0.1, None)])
+    groups = groups_of(
+        [
+            member("a", 0.3, 8),
+            member("b", 0.2, 16),
+            member("c", 0.25, 16),
+            member("d", 0.2, 20),
+            member("e", 0.1, None),
+        ]
+    )
     assert [group.best for group in groups] == [True, True, False, False, False]
 
 
 def test_names_are_escaped():
-    odd = MemberResult("<b>", "<b>", "", {"sparsity": "topk"}, {"fvu": 0.3, "l0": 8.0, "dead": 0.0, "dead_train": None})
+    odd = MemberResult(
+        "<b>",
+        "<b>",
+        "",
+        {"sparsity": "topk"},
+        {"fvu": 0.3, "l0": 8.0, "dead": 0.0, "dead_train": None},
+    )
     page = pareto_page(make_spec(), groups_of([odd]), [odd])
     assert "<b>" not in page.replace("&lt;b&gt;", "")

@@ -32,7 +32,9 @@ def test_an_sae_takes_eight_epochs_in_batches_of_an_eighth_of_the_rows_at_most(u
     assert (config.batch, config.rows, config.weight_decay) == (batch, rows, 0.0)
 
 
-@pytest.mark.parametrize("model", [name for name, entry in CATALOG.items() if name not in ("sae", "pca", "kmeans")])
+@pytest.mark.parametrize(
+    "model", [name for name, entry in CATALOG.items() if name not in ("sae", "pca", "kmeans")]
+)
 @pytest.mark.parametrize(
     "units,batch,rows",
     [
@@ -48,12 +50,18 @@ def test_an_sae_takes_eight_epochs_in_batches_of_an_eighth_of_the_rows_at_most(u
         (5_000_000, 4096, 40_000_000),  # eight epochs, as an SAE
     ],
 )
-def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(model, units, batch, rows):
+def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(
+    model, units, batch, rows
+):
     built = build(
         model,
         16,
         {},
-        (4, 4, 1) if CATALOG[model].model.takes == "grid" else (None, 16) if CATALOG[model].model.takes == "sequence" else None,
+        (4, 4, 1)
+        if CATALOG[model].model.takes == "grid"
+        else (None, 16)
+        if CATALOG[model].model.takes == "sequence"
+        else None,
     )
     config = resolved(TrainConfig(model), built, units)
     assert (config.batch, config.rows) == (batch, rows)
@@ -61,12 +69,24 @@ def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(model
 
 
 def test_rates_of_saes_fall_with_the_width_beyond_the_measured_one():
-    assert peak_lr(1_000, dense=False) == peak_lr(18_432, dense=False) == peak_lr(2_048, dense=True) == PEAK_LR
+    assert (
+        peak_lr(1_000, dense=False)
+        == peak_lr(18_432, dense=False)
+        == peak_lr(2_048, dense=True)
+        == PEAK_LR
+    )
     assert peak_lr(4 * 18_432, dense=False) == pytest.approx(PEAK_LR / 2)
     assert peak_lr(4 * 2_048, dense=True) == pytest.approx(PEAK_LR / 4)
     wide = {"latents": 4 * 2_048}
-    for options, share in (({"sparsity": "l1"}, 1 / 4), ({"sparsity": "kl"}, 1 / 4), ({"sparsity": "l1", "target_l0": 32}, 1), ({}, 1)):
-        assert resolved(TrainConfig("sae"), build("sae", 16, wide | options), 100).lr == pytest.approx(PEAK_LR * share)
+    for options, share in (
+        ({"sparsity": "l1"}, 1 / 4),
+        ({"sparsity": "kl"}, 1 / 4),
+        ({"sparsity": "l1", "target_l0": 32}, 1),
+        ({}, 1),
+    ):
+        assert resolved(
+            TrainConfig("sae"), build("sae", 16, wide | options), 100
+        ).lr == pytest.approx(PEAK_LR * share)
 
 
 @pytest.mark.parametrize("model", ["sae", "dense", "linear", "vae"])
@@ -74,7 +94,9 @@ def test_what_the_user_sets_stays(model):
     asked = {"batch": 3, "rows": 17, "lr": 0.5, "weight_decay": 0.25}
     config = filled(model, 100_000, **asked)
     assert {name: getattr(config, name) for name in asked} == asked
-    assert filled(model, 100_000, weight_decay=0.0).weight_decay == 0.0, "0 is a choice, not the lack of one"
+    assert filled(model, 100_000, weight_decay=0.0).weight_decay == 0.0, (
+        "0 is a choice, not the lack of one"
+    )
     partly = filled(model, 4_000, batch=128)
     assert partly.batch == 128 and partly.rows == filled(model, 4_000).rows
 
@@ -84,7 +106,13 @@ def test_resolving_is_idempotent_and_leaves_the_rest_alone():
     config = TrainConfig("dense", {"latents": 3}, clip=2.0, seed=5, normalize="scale")
     once = resolved(config, model, 4_000)
     assert resolved(once, model, 99) == once
-    assert (once.clip, once.seed, once.normalize, once.options, once.model) == (2.0, 5, "scale", {"latents": 3}, "dense")
+    assert (once.clip, once.seed, once.normalize, once.options, once.model) == (
+        2.0,
+        5,
+        "scale",
+        {"latents": 3},
+        "dense",
+    )
 
 
 def test_a_decay_is_decoupled_from_the_gradient():

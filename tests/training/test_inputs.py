@@ -24,13 +24,27 @@ def normalizer(*scales_and_widths):
 
 
 def test_hooks_of_equal_scale_each_have_their_own_entry():
-    assert normalizer((0.5, 3), (0.5, 2), (2.0, 1), (0.5, 4)).scales((3, 2, 1, 4)) == [0.5, 0.5, 2.0, 0.5]
+    assert normalizer((0.5, 3), (0.5, 2), (2.0, 1), (0.5, 4)).scales((3, 2, 1, 4)) == [
+        0.5,
+        0.5,
+        2.0,
+        0.5,
+    ]
     assert Normalizer(torch.zeros(3), 0.25).scales() == 0.25
 
 
 def test_a_crosscoder_of_unscaled_hooks_writes_a_scale_for_each(tmp_path):
     x, y = write_store(tmp_path / "x", 400), write_store(tmp_path / "y", 400, width=6)
-    saekit.train(x, tmp_path / "run", stores=(str(y),), normalize="none", k=4, expansion=2, batch=64, rows=128)
+    saekit.train(
+        x,
+        tmp_path / "run",
+        stores=(str(y),),
+        normalize="none",
+        k=4,
+        expansion=2,
+        batch=64,
+        rows=128,
+    )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["input_scale"] == [1.0, 1.0]
 
 
@@ -48,10 +62,15 @@ def damage(path, row):
 
 @pytest.mark.parametrize("bad", ["x", "y", "z"])
 def test_of_stores_side_by_side_the_one_with_the_bad_row_is_named(tmp_path, bad):
-    paths = {name: write_store(tmp_path / name, 200, width=width) for name, width in (("x", 16), ("y", 6), ("z", 8))}
+    paths = {
+        name: write_store(tmp_path / name, 200, width=width)
+        for name, width in (("x", 16), ("y", 6), ("z", 8))
+    }
     damage(paths[bad], 17)
     stack = StackedStore([Store(path) for path in paths.values()])
-    with pytest.raises(NumericsError, match=rf"in the data: {paths[bad]}, shard 00000\.safetensors row 17$"):
+    with pytest.raises(
+        NumericsError, match=rf"in the data: {paths[bad]}, shard 00000\.safetensors row 17$"
+    ):
         for batch in stack.batches(50):
             check_rows(stack, batch)
 

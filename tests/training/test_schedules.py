@@ -1,4 +1,5 @@
-"""How a run's rate rises and falls, what Adam forgets, the average of the weights, and dense products in bf16."""
+"""How a run's rate rises and falls, what Adam forgets, the average of the weights, and dense
+products in bf16."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def recorded(monkeypatch):
     return trainers, weights
 
 
-# -- the rate ---------------------------------------------------------------------------------------------------------------
+# -- the rate
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,22 @@ def test_a_run_uses_the_rates_of_its_schedule(store, tmp_path, shape):
         "linear": [0.5, *[1.0] * 6, 0.75, 0.5, 0.25],
         "cosine": [0.5, *[1.0] * 6, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4],
     }
-    assert [line["lr"] for line in lines(tmp_path / "run")] == pytest.approx([3e-3 * factor for factor in by_hand[shape]])
+    assert [line["lr"] for line in lines(tmp_path / "run")] == pytest.approx(
+        [3e-3 * factor for factor in by_hand[shape]]
+    )
 
 
 def test_every_stage_has_a_rise_and_a_fall_of_its_own(store, tmp_path):
     settings = {"pretrain": "greedy", "schedule": "cosine", "warmup": 0.25, "decay": 0.5}
-    saekit.train(store.path, tmp_path / "run", **DENSE, **settings, rows=64 * 16)  # stages of 4, 4 and 8 steps
-    short, long = [1.0, 1.0, 1.0, 0.5], [0.5, 1.0, 1.0, 1.0, 1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]
-    assert [line["lr"] / 3e-3 for line in lines(tmp_path / "run")] == pytest.approx([*short, *short, *long])
+    # stages of 4, 4 and 8 steps
+    saekit.train(store.path, tmp_path / "run", **DENSE, **settings, rows=64 * 16)
+    short, long = (
+        [1.0, 1.0, 1.0, 0.5],
+        [0.5, 1.0, 1.0, 1.0, 1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4],
+    )
+    assert [line["lr"] / 3e-3 for line in lines(tmp_path / "run")] == pytest.approx(
+        [*short, *short, *long]
+    )
 
 
 def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tmp_path, recorded):
@@ -135,20 +145,32 @@ def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tm
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 2.0)
         optimizer.step()
-        assert optimizer.state[model.weight]["exp_avg_sq"].tolist() == [[1.0, 1.0], [1.0, 1.0]], "(1 - 0.75) 2^2"
+        assert optimizer.state[model.weight]["exp_avg_sq"].tolist() == [
+            [1.0, 1.0],
+            [1.0, 1.0],
+        ], "(1 - 0.75) 2^2"
     saekit.train(store.path, tmp_path / "run", **SMALL, beta2=0.98, rows=128)
     saekit.train(store.path, tmp_path / "default", **SMALL, rows=128)
-    assert [trainer.optimizer.param_groups[0]["betas"] for trainer in recorded[0]] == [(0.9, 0.98), (0.9, 0.999)]
+    assert [trainer.optimizer.param_groups[0]["betas"] for trainer in recorded[0]] == [
+        (0.9, 0.98),
+        (0.9, 0.999),
+    ]
 
 
-# -- the average ------------------------------------------------------------------------------------------------------------
+# -- the average
+# --------------------------------------------------------------------------------------------------
 
 
 def averaged(history, decay):
     """sum_i decay^(t-i) w_i / sum_i decay^(t-i), in fp64."""
-    shares = torch.tensor([decay ** (len(history) - 1 - i) for i in range(len(history))], dtype=torch.float64)
+    shares = torch.tensor(
+        [decay ** (len(history) - 1 - i) for i in range(len(history))], dtype=torch.float64
+    )
     shares /= shares.sum()
-    return {name: sum(share * weights[name].double() for share, weights in zip(shares, history)) for name in history[0]}
+    return {
+        name: sum(share * weights[name].double() for share, weights in zip(shares, history))
+        for name in history[0]
+    }
 
 
 def close(made, expected, tolerance=1e-6):
@@ -165,7 +187,9 @@ def test_an_average_weighs_what_is_a_step_older_by_the_decay():
             model.weight.fill_(value)  # in place, as fused steps do
         average.update(model)
     average.put_into(model)
-    assert model.weight.item() == pytest.approx((0.25 * 8 + 0.5 * 1 + 2) / 1.75) and model.count == 7
+    assert (
+        model.weight.item() == pytest.approx((0.25 * 8 + 0.5 * 1 + 2) / 1.75) and model.count == 7
+    )
     assert set(average.tensors) == {"weight"}, "integers are not averaged"
 
 
@@ -180,7 +204,9 @@ def test_what_does_not_move_is_averaged_to_its_own_bits():
 
 
 def test_the_checkpoint_holds_the_average_with_unit_decoder_rows(store, tmp_path, recorded):
-    result = saekit.train(store.path, tmp_path / "run", **{**SMALL, "lr": 0.03}, ema=0.9, rows=64 * 30)
+    result = saekit.train(
+        store.path, tmp_path / "run", **{**SMALL, "lr": 0.03}, ema=0.9, rows=64 * 30
+    )
     (trainer,), history = recorded
     mean = averaged(history, 0.9)
     norms = mean["W_dec"].norm(dim=1, keepdim=True)
@@ -212,7 +238,10 @@ def test_averaging_leaves_the_run_itself_alone(store, tmp_path, recorded):
         saekit.train(store.path, tmp_path / name, **SMALL, **settings, rows=64 * 12)
         ends.append(dict(recorded[1][-1]))
     assert equal(*ends)
-    plain, average = ([{k: v for k, v in line.items() if k != "rows_per_s"} for line in lines(tmp_path / n)] for n in ("plain", "average"))
+    plain, average = (
+        [{k: v for k, v in line.items() if k != "rows_per_s"} for line in lines(tmp_path / n)]
+        for n in ("plain", "average")
+    )
     assert plain == average
     assert not equal(tensors(tmp_path / "plain"), tensors(tmp_path / "average"))
 
@@ -230,9 +259,26 @@ def test_fused_steps_on_triton_are_averaged(store, tmp_path, recorded, monkeypat
     import saekit.models.sparsity.topk as topk
 
     fused = []
-    monkeypatch.setattr(topk, "fused_sparse_step", lambda *a, original=topk.fused_sparse_step: (fused.append(1), original(*a))[1])
-    settings = {**SMALL, "expansion": 2, "batch": 16, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    saekit.train(store.path, tmp_path / "run", **settings, backend="triton", revive="none", ema=0.7, rows=16 * 3)
+    monkeypatch.setattr(
+        topk,
+        "fused_sparse_step",
+        lambda *a, original=topk.fused_sparse_step: (fused.append(1), original(*a))[1],
+    )
+    settings = {
+        **SMALL,
+        "expansion": 2,
+        "batch": 16,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    saekit.train(
+        store.path,
+        tmp_path / "run",
+        **settings,
+        backend="triton",
+        revive="none",
+        ema=0.7,
+        rows=16 * 3,
+    )
     (trainer,), history = recorded
     assert len(fused) == 3
     mean = averaged(history, 0.7)
@@ -245,7 +291,14 @@ def test_fused_steps_on_triton_are_averaged(store, tmp_path, recorded, monkeypat
     "settings",
     [
         {**SMALL, "ema": 0.9, "schedule": "cosine", "beta2": 0.95},
-        {"sparsity": "jumprelu", "target_l0": 4, "expansion": 4, "batch": 64, "ema": 0.5, "schedule": "constant"},
+        {
+            "sparsity": "jumprelu",
+            "target_l0": 4,
+            "expansion": 4,
+            "batch": 64,
+            "ema": 0.5,
+            "schedule": "constant",
+        },
         {"sparsity": "l1", "target_l0": 4, "expansion": 4, "batch": 64},
         {"sparsity": "kl-means", "target_l0": 4, "expansion": 4, "batch": 64},
         {"sparsity": "kl-rates", "target_l0": 4, "expansion": 4, "batch": 64},
@@ -264,17 +317,22 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, setti
     assert equal(whole[0], broken[0]) and whole[1] == broken[1]
 
 
-def test_a_run_killed_between_its_last_step_and_its_checkpoint_is_finished_by_a_resume(store, tmp_path):
+def test_a_run_killed_between_its_last_step_and_its_checkpoint_is_finished_by_a_resume(
+    store, tmp_path
+):
     settings = {**SMALL, "ema": 0.9, "rows": 640}
     saekit.train(store.path, tmp_path / "run", **settings)
     before = tensors(tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     (tmp_path / "run" / "config.json").unlink()
     saekit.train(store.path, tmp_path / "run", **settings, resume=True)
-    assert equal(before, tensors(tmp_path / "run")), "the state holds the weights of the run, not their average"
+    assert equal(before, tensors(tmp_path / "run")), (
+        "the state holds the weights of the run, not their average"
+    )
 
 
-# -- dense products in bf16 -------------------------------------------------------------------------------------------------
+# -- dense products in bf16
+# -------------------------------------------------------------------------------------------------
 
 
 def test_products_are_rounded_and_everything_else_is_not():
@@ -310,7 +368,11 @@ def rows_of(kind):
     [
         ("linear", {"latents": 4}, "rows"),
         ("dense", {"latents": 4, "hidden": (12,), "sparsity": "l1"}, "rows"),
-        ("dense", {"latents": 4, "hidden": (12, 8), "tied": True, "contractive": 0.1, "sparsity": "kl"}, "rows"),
+        (
+            "dense",
+            {"latents": 4, "hidden": (12, 8), "tied": True, "contractive": 0.1, "sparsity": "kl"},
+            "rows",
+        ),
         ("dense", {"latents": 4, "hidden": (12,), "pretrain": "greedy"}, "rows"),
         ("vae", {"latents": 4, "hidden": (12,)}, "rows"),
         ("conv", {"latents": 4, "channels": (4, 8), "output": "bernoulli"}, "image"),
@@ -330,19 +392,31 @@ def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options,
         net.zero_grad()
         terms = net.loss(ActivationBatch(x, index, index, index), Step(step, 8))
         terms.total.backward()
-        return terms, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        return terms, {
+            name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+        }
 
     steps = (0, 3, 7) if "pretrain" in options else (7,)  # each layer, then all
     for step in steps:
         with products_in_bfloat16(CPU):
             terms, gradients = judged(built, x, step)
-        exact, expected = judged(built.double(), x.double(), step) if model != "vae" else judged(built, x, step)  # whose draws go by dtype
+        # whose draws go by dtype
+        exact, expected = (
+            judged(built.double(), x.double(), step) if model != "vae" else judged(built, x, step)
+        )
         built.float()
         assert terms.total.item() == pytest.approx(exact.total.item(), rel=1e-2)
-        assert {value.dtype for value in (terms.total, *terms.terms.values(), *gradients.values())} == {torch.float32}
+        assert {
+            value.dtype for value in (terms.total, *terms.terms.values(), *gradients.values())
+        } == {torch.float32}
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
-            assert torch.cosine_similarity(gradient.double().flatten(), expected[name].double().flatten(), dim=0) > 0.999, name
+            assert (
+                torch.cosine_similarity(
+                    gradient.double().flatten(), expected[name].double().flatten(), dim=0
+                )
+                > 0.999
+            ), name
 
 
 @pytest.mark.parametrize(
@@ -354,21 +428,28 @@ def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options,
         {"sparsity": "kl-means", "expansion": 4, "coef": 0.5, "batch": 64, "lr": 3e-3},
     ],
 )
-def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(store, tmp_path, settings, recorded):
+def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
+    store, tmp_path, settings, recorded
+):
     results = []
     for precision in ("float32", "bfloat16"):
-        result = saekit.train(store.path, tmp_path / precision, **settings, precision=precision, rows=64 * 200)
+        result = saekit.train(
+            store.path, tmp_path / precision, **settings, precision=precision, rows=64 * 200
+        )
         results.append(result.metrics["fvu"])
         found = lines(tmp_path / precision)
         assert found[-1]["fvu"] < 0.8 * found[0]["fvu"]
     assert results[1] == pytest.approx(results[0], rel=0.03) and results[0] != results[1]
     trainer = recorded[0][-1]
     state, _ = read_train_state(tmp_path / "bfloat16")
-    assert {tensor.dtype for name, tensor in state.items() if name.startswith(("model.", "adam."))} == {torch.float32}
+    assert {
+        tensor.dtype for name, tensor in state.items() if name.startswith(("model.", "adam."))
+    } == {torch.float32}
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
-# -- what is refused, and what is kept --------------------------------------------------------------------------------------
+# -- what is refused, and what is kept
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,11 +465,23 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(store, tmp_
         ({"beta2": 0.0}, "beta2=0 must be above 0"),
         ({"ema": 1.0}, "ema=1 must be above 0 and below 1"),
         ({"ema": float("nan")}, "ema=nan"),
-        ({"precision": "float16"}, 'precision="float16": did you mean bfloat16|precision="float16": choose'),
-        ({"precision": "bfloat16"}, r'precision="bfloat16": the kernels of sparsity="topk" choose their own precision'),
-        ({"precision": "bfloat16", "sparsity": "kl"}, 'the kernels of sparsity="kl" choose their own precision'),
+        (
+            {"precision": "float16"},
+            'precision="float16": did you mean bfloat16|precision="float16": choose',
+        ),
+        (
+            {"precision": "bfloat16"},
+            r'precision="bfloat16": the kernels of sparsity="topk" choose their own precision',
+        ),
+        (
+            {"precision": "bfloat16", "sparsity": "kl"},
+            'the kernels of sparsity="kl" choose their own precision',
+        ),
         ({"precision": "bfloat16", "model": "pca", "latents": 4}, 'model="pca" is fitted in fp64'),
-        ({"ema": 0.9, "model": "kmeans", "latents": 4}, 'ema=0.9: model="kmeans" is fitted in one go'),
+        (
+            {"ema": 0.9, "model": "kmeans", "latents": 4},
+            'ema=0.9: model="kmeans" is fitted in one go',
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(store, tmp_path, settings, words):
@@ -403,12 +496,24 @@ def test_shares_that_sum_to_the_whole_run_are_taken():
 
 
 @pytest.mark.parametrize(
-    "settings,decay", [({**SMALL, "schedule": "cosine"}, 0.95), (DENSE, 0.5), ({**SMALL, "schedule": "constant", "ema": 0.9}, 0.0)]
+    "settings,decay",
+    [
+        ({**SMALL, "schedule": "cosine"}, 0.95),
+        (DENSE, 0.5),
+        ({**SMALL, "schedule": "constant", "ema": 0.9}, 0.0),
+    ],
 )
 def test_the_files_of_a_run_hold_the_values_that_it_used(store, tmp_path, settings, decay):
     saekit.train(store.path, tmp_path / "run", **settings, rows=128)
     shape, ema = settings.get("schedule", "linear"), settings.get("ema")
-    expected = {"schedule": shape, "warmup": 0.05, "decay": decay, "beta2": 0.999, "ema": ema, "precision": "float32"}
+    expected = {
+        "schedule": shape,
+        "warmup": 0.05,
+        "decay": decay,
+        "beta2": 0.999,
+        "ema": ema,
+        "precision": "float32",
+    }
     toml = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     training = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
@@ -421,7 +526,9 @@ def test_a_resume_with_another_value_is_refused(store, tmp_path):
     others = {"schedule": "cosine", "warmup": 0.1, "decay": 0.3, "beta2": 0.9, "ema": 0.9}
     for name, value in others.items():
         with pytest.raises(DataError, match=rf"other settings: .*\b{name} [\w.]+ -> {value}"):
-            saekit.train(store.path, tmp_path / "run", **SMALL, rows=128, **{name: value}, resume=True)
+            saekit.train(
+                store.path, tmp_path / "run", **SMALL, rows=128, **{name: value}, resume=True
+            )
 
 
 @pytest.mark.parametrize("settings", [SMALL, DENSE])
@@ -433,7 +540,11 @@ def test_a_run_from_before_these_could_be_chosen_resumes(store, tmp_path, settin
         del identity[name]
     (tmp_path / "run" / "run.json").write_text(json.dumps(identity))
     (tmp_path / "run" / "model.safetensors").unlink()
-    with pytest.raises(DataError, match=r"other settings: decay [0-9.]+ -> 0\.95, schedule linear -> cosine"):
-        saekit.train(store.path, tmp_path / "run", **settings, rows=128, schedule="cosine", resume=True)
+    with pytest.raises(
+        DataError, match=r"other settings: decay [0-9.]+ -> 0\.95, schedule linear -> cosine"
+    ):
+        saekit.train(
+            store.path, tmp_path / "run", **settings, rows=128, schedule="cosine", resume=True
+        )
     saekit.train(store.path, tmp_path / "run", **settings, rows=128, resume=True)
     assert equal(before, tensors(tmp_path / "run"))

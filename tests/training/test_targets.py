@@ -17,7 +17,8 @@ SETTINGS = {"k": 4, "expansion": 4, "rows": 60_000, "batch": 256}
 
 
 def bent(rows, width=6, seed=0, original=made_stores.make_rows):
-    """What a module might make of the input's rows: another width, size and mean, half of it linear."""
+    """What a module might make of the input's rows: another width, size and mean, half of it
+    linear."""
     x = original(rows, made_stores.D, seed) - 3.0
     W = torch.randn(made_stores.D, width, generator=torch.Generator().manual_seed(5))
     return 5 * torch.relu(x @ W) + 2 * (x @ W) - 11.0
@@ -62,10 +63,15 @@ def test_a_crosscoder_reconstructs_every_hook_from_one_code(stores, tmp_path):
     model = saekit.load(tmp_path / "run")
     both = torch.cat([held_out(x), held_out(y)], 1)
     x_hat = model(both).x_hat
-    assert model.config.parts == (16, 6) and x_hat.shape == both.shape and result.metrics["fvu"] < 0.5
-    for part in (slice(0, 16), slice(16, 22)):  # each hook is scaled by its own size, so neither is drowned
+    assert (
+        model.config.parts == (16, 6) and x_hat.shape == both.shape and result.metrics["fvu"] < 0.5
+    )
+    # each hook is scaled by its own size, so neither is drowned
+    for part in (slice(0, 16), slice(16, 22)):
         target = both[:, part]
-        assert (x_hat[:, part] - target).square().sum() < 0.6 * (target - target.mean(0)).square().sum()
+        assert (x_hat[:, part] - target).square().sum() < 0.6 * (
+            target - target.mean(0)
+        ).square().sum()
 
 
 def test_the_penalty_of_a_crosscoder_sums_the_norms_of_the_hooks(stores, tmp_path):
@@ -81,7 +87,9 @@ def test_stores_side_by_side_must_be_row_aligned(stores, tmp_path):
     with pytest.raises(DataError, match="is not row-aligned"):
         StackedStore([Store(stores[0]), Store(write_store(tmp_path / "short", 1000))])
     with pytest.raises(UsageError, match='stores applies to model="sae" without target_store'):
-        saekit.train(stores[0], tmp_path / "run", stores=(str(stores[1]),), target_store=str(stores[1]))
+        saekit.train(
+            stores[0], tmp_path / "run", stores=(str(stores[1]),), target_store=str(stores[1])
+        )
 
 
 def test_the_row_before_is_that_of_the_same_example(tmp_path):
@@ -99,7 +107,9 @@ def test_a_temporal_run_makes_neighbours_alike(tmp_path):
     store = write_store(tmp_path / "s", 4000, layout="sequence")
     contrast = []
     for weight in (0.0, 1.0):
-        saekit.train(store, tmp_path / f"{weight}", sparsity="temporal", contrast=weight, **SETTINGS)
+        saekit.train(
+            store, tmp_path / f"{weight}", sparsity="temporal", contrast=weight, **SETTINGS
+        )
         lines = (tmp_path / f"{weight}" / "metrics.jsonl").read_text().splitlines()
         contrast.append(float(lines[-1].split('"contrast": ')[1].split(",")[0]))
     assert contrast[1] < contrast[0]

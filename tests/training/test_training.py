@@ -1,4 +1,5 @@
-"""The loop: what it learns, what a checkpoint holds, and that a resumed run has the bits of an unbroken one."""
+"""The loop: what it learns, what a checkpoint holds, and that a resumed run has the bits of an
+unbroken one."""
 
 from __future__ import annotations
 
@@ -40,20 +41,30 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     "options,most",
-    [({"sparsity": "topk", "k": 4}, 0.35), ({"sparsity": "l1", "coef": 0.3}, 0.35), ({"sparsity": "kl", "coef": 0.01}, 0.5)],
+    [
+        ({"sparsity": "topk", "k": 4}, 0.35),
+        ({"sparsity": "l1", "coef": 0.3}, 0.35),
+        ({"sparsity": "kl", "coef": 0.01}, 0.5),
+    ],
 )
 def test_training_explains_the_data(store, tmp_path, options, most):
     result = saekit.train(store.path, tmp_path / "run", **{**SMALL, **options}, rows=60_000)
     untrained = SAE(saekit.load(tmp_path / "run").config)
     assert result.metrics["fvu"] < most
     x = make_rows(200)
-    assert (untrained(x).x_hat - x).square().sum() > 2 * (saekit.load(tmp_path / "run")(x).x_hat - x).square().sum()
+    assert (untrained(x).x_hat - x).square().sum() > 2 * (
+        saekit.load(tmp_path / "run")(x).x_hat - x
+    ).square().sum()
 
 
 def test_pca_goes_through_the_same_door(store, tmp_path):
     result = saekit.train(store.path, tmp_path / "run", model="pca", latents=16)
     assert result.metrics["fvu"] == pytest.approx(0, abs=1e-5)
-    assert result.metrics["l0"] is None and result.step == 1 and result.rows == len(store.split("train"))
+    assert (
+        result.metrics["l0"] is None
+        and result.step == 1
+        and result.rows == len(store.split("train"))
+    )
 
 
 def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_path):
@@ -64,12 +75,28 @@ def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_pat
     fvu = (held - x_hat).square().sum() / (held - held.mean(0)).square().sum()
     assert result.metrics["fvu"] == pytest.approx(fvu.item(), rel=1e-6)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["spec"] == store.spec.to_json() and config["fingerprint"] == store.spec.fingerprint
+    assert (
+        config["spec"] == store.spec.to_json() and config["fingerprint"] == store.spec.fingerprint
+    )
     assert config["backend"]["name"] == "torch" and config["training"]["batch"] == 256
     assert set(sae.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec"}
-    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()} <= {".json", ".jsonl", ".safetensors", ".toml"}
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == result.step and {"loss", "fvu", "l0", "dead", "lr", "rows_per_s"} <= set(lines[0])
+    assert {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()} <= {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".toml",
+    }
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["step"] == result.step and {
+        "loss",
+        "fvu",
+        "l0",
+        "dead",
+        "lr",
+        "rows_per_s",
+    } <= set(lines[0])
 
 
 @pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl"}])
@@ -84,7 +111,10 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, optio
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
 
     def steps(path):
-        return [{k: v for k, v in json.loads(line).items() if k != "rows_per_s"} for line in open(path / "metrics.jsonl")]
+        return [
+            {k: v for k, v in json.loads(line).items() if k != "rows_per_s"}
+            for line in open(path / "metrics.jsonl")
+        ]
 
     assert steps(tmp_path / "whole") == steps(tmp_path / "broken")
 
@@ -92,7 +122,16 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, optio
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(store, tmp_path, monkeypatch):
     def run(out):
-        saekit.train(store.path, tmp_path / out, expansion=4, k=4, batch=64, rows=64 * 300, save_seconds=0.02, resume=True)
+        saekit.train(
+            store.path,
+            tmp_path / out,
+            expansion=4,
+            k=4,
+            batch=64,
+            rows=64 * 300,
+            save_seconds=0.02,
+            resume=True,
+        )
 
     def slow(self, raw, original=Trainer.train_step):
         time.sleep(0.01)
@@ -101,11 +140,15 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(store, tmp_path, mon
     run("whole")
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", slow)
-        killed_after(tmp_path / "broken" / "train_state" / "state.safetensors", 0.2, lambda: run("broken"))
+        killed_after(
+            tmp_path / "broken" / "train_state" / "state.safetensors", 0.2, lambda: run("broken")
+        )
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     run("broken")
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
-    assert sha256_of(tmp_path / "whole/model.safetensors") == sha256_of(tmp_path / "broken/model.safetensors")
+    assert sha256_of(tmp_path / "whole/model.safetensors") == sha256_of(
+        tmp_path / "broken/model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -115,7 +158,8 @@ def test_an_interrupt_saves_the_state_first(store, tmp_path, number, monkeypatch
             os.kill(os.getpid(), number)
         return original(self, raw)
 
-    before = signal.getsignal(signal.SIGINT)  # a shell may start its background jobs with SIGINT ignored
+    # a shell may start its background jobs with SIGINT ignored
+    before = signal.getsignal(signal.SIGINT)
     config = TrainConfig.from_flat({**SMALL, "rows": 10 * 256})
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", interrupted)
@@ -163,7 +207,9 @@ def test_a_bad_row_is_named_by_shard_and_row(store, tmp_path, value):
         saekit.train(store.path, tmp_path / "run", **SMALL)
 
 
-def test_a_bad_row_that_the_statistics_did_not_see_is_named_in_the_loop(store, tmp_path, monkeypatch):
+def test_a_bad_row_that_the_statistics_did_not_see_is_named_in_the_loop(
+    store, tmp_path, monkeypatch
+):
     import saekit.training.inputs as inputs
 
     monkeypatch.setattr(inputs, "STATISTICS_ROWS", 300)
@@ -191,7 +237,9 @@ def test_a_loss_that_diverges_names_step_and_term(store, tmp_path, monkeypatch):
         saekit.train(store.path, tmp_path / "run", **SMALL)
 
 
-@pytest.mark.parametrize("mode,mean_square", [("center+scale", 16.0), ("scale", 16.0), ("none", None)])
+@pytest.mark.parametrize(
+    "mode,mean_square", [("center+scale", 16.0), ("scale", 16.0), ("none", None)]
+)
 def test_inputs_are_normalised_on_training_rows_only(store, mode, mean_square):
     normalize, sample = estimate(store, mode, 0, torch.device("cpu"))
     x = torch.cat([normalize(b).x for b in store.batches(500, split="train")]).double()
@@ -230,7 +278,9 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
     tracker.update(torch.tensor([10, 0]), 10)
     assert tracker.dead().tolist() == [1] and tracker.share() == 0
     assert revive_rows(5_000, 10_000) == 1_000, "a tenth of the run"
-    assert revive_rows(5_000, 10**6) == 5_000 and revive_rows(10**9, 10**10) == 10_000_000, "when it is dead"
+    assert revive_rows(5_000, 10**6) == 5_000 and revive_rows(10**9, 10**10) == 10_000_000, (
+        "when it is dead"
+    )
 
 
 def test_resampling_zeroes_the_moments_of_the_dead_alone():
@@ -261,7 +311,15 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
         shared.append(int((atoms @ atoms.T > 0.999).sum()) - len(dead))
 
     monkeypatch.setattr(SAE, "resample", watched)
-    strong = {"sparsity": "l1", "coef": 60.0, "coef_warmup": 0.0, "batch": 64, "rows": 64 * 200, "expansion": 4, "lr": 0.02}
+    strong = {
+        "sparsity": "l1",
+        "coef": 60.0,
+        "coef_warmup": 0.0,
+        "batch": 64,
+        "rows": 64 * 200,
+        "expansion": 4,
+        "lr": 0.02,
+    }
     saekit.train(opened.path, tmp_path / "run", **strong)
     assert resampled and 0 < max(resampled) <= 32, "at most one latent for every second row"
     assert not any(shared), "each at its own row"
@@ -303,7 +361,9 @@ def test_clipping_bounds_the_gradient(store, tmp_path, monkeypatch):
     original = torch.optim.Adam.step
 
     def recorded(self, *a, **k):
-        norms.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm().item())
+        norms.append(
+            torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm().item()
+        )
         return original(self, *a, **k)
 
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
@@ -316,7 +376,9 @@ def test_resume_never_writes_into_a_folder_that_is_not_a_run(store, tmp_path):
     (tmp_path / "mine" / "config.toml").write_text("precious = true")
     with pytest.raises(DataError, match=r"did not write: config\.toml"):
         saekit.train(store.path, tmp_path / "mine", **SMALL, resume=True)
-    assert (tmp_path / "mine" / "config.toml").read_text() == "precious = true" and len(list((tmp_path / "mine").iterdir())) == 1
+    assert (tmp_path / "mine" / "config.toml").read_text() == "precious = true" and len(
+        list((tmp_path / "mine").iterdir())
+    ) == 1
 
 
 def test_resume_and_overwrite_together_are_refused_and_nothing_is_lost(store, tmp_path):
@@ -332,7 +394,11 @@ def test_a_store_with_the_same_settings_and_other_rows_is_not_the_training_store
     assert open_store(other).spec.fingerprint == store.spec.fingerprint
     with pytest.raises(DataError, match="other settings: content"):
         saekit.train(other, tmp_path / "run", **SMALL, resume=True)
-    assert [e.split for e in saekit.evaluate(tmp_path / "run", other) + saekit.evaluate(tmp_path / "run", store.path)] == ["all", "holdout"]
+    assert [
+        e.split
+        for e in saekit.evaluate(tmp_path / "run", other)
+        + saekit.evaluate(tmp_path / "run", store.path)
+    ] == ["all", "holdout"]
 
 
 def test_dead_in_training_is_not_claimed_for_less_than_an_epoch(store, tmp_path):

@@ -1,4 +1,5 @@
-"""Training on the Triton kernels: the same runs as on the torch path. Interpreted without a GPU, so everything is tiny."""
+"""Training on the Triton kernels: the same runs as on the torch path. Interpreted without a GPU, so
+everything is tiny."""
 
 from __future__ import annotations
 
@@ -33,11 +34,16 @@ def make_sae(sparsity: str, **options) -> SAE:
     return sae.to(DEVICE)
 
 
-def trained(backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options):
+def trained(
+    backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options
+):
     sae = make_sae(sparsity, **options)
     sae.arm = arm
     optimizer = make_adam(sae, 1e-2)
-    terms = [take_step(sae, optimizer, batch(step + 1), at(step, backend, dead), clip) for step in range(steps)]
+    terms = [
+        take_step(sae, optimizer, batch(step + 1), at(step, backend, dead), clip)
+        for step in range(steps)
+    ]
     return sae, optimizer, terms
 
 
@@ -45,7 +51,8 @@ def trained(backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "
     "sparsity,settings",
     [
         ("topk", {"k": 5}),
-        ("topk", {"k": 5, "dead": torch.tensor([3, 7]), "steps": 1}),  # the auxiliary loss: not fused
+        # the auxiliary loss: not fused
+        ("topk", {"k": 5, "dead": torch.tensor([3, 7]), "steps": 1}),
         ("topk", {"k": 5, "clip": 0.5, "steps": 1}),
         ("topk", {"k": 5, "decoder_norm": "free", "steps": 1}),
         ("l1", {"arm": "sparse", "coef": 0.3}),
@@ -62,11 +69,16 @@ def test_a_step_on_triton_is_the_step_on_torch(sparsity, settings):
         torch.testing.assert_close(made.total, expected.total, rtol=tolerance, atol=tolerance)
         assert made.terms.keys() == expected.terms.keys() and made.weights == expected.weights
         assert torch.equal(made.fired, expected.fired) or DEVICE == "cuda"
-        assert not any(value.item() for value in made.metrics.values()), "no row was redone, none lost"
+        assert not any(value.item() for value in made.metrics.values()), (
+            "no row was redone, none lost"
+        )
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
-        # Adam turns a gradient near 0 into a step of either sign; such entries differ by at most the rate.
+        # Adam turns a gradient near 0 into a step of either sign; such entries differ by at most
+        # the rate.
         assert ((a - b).abs() > 10 * tolerance).float().mean() < 0.01, name
-        assert (our_adam.state[a]["exp_avg"] - their_adam.state[b]["exp_avg"]).abs().max() <= 10 * tolerance, name
+        assert (
+            our_adam.state[a]["exp_avg"] - their_adam.state[b]["exp_avg"]
+        ).abs().max() <= 10 * tolerance, name
         assert our_adam.state[a]["step"] == their_adam.state[b]["step"]
 
 
@@ -84,12 +96,14 @@ def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step()
         # A device rounds to bf16, the interpreter cuts off.
         parameters = {"W_enc": sae.W_enc, "W_dec": sae.W_dec}
         return all(
-            torch.allclose(copy.float(), parameters[name].detach(), rtol=2**-7, atol=1e-6) for name, copy in sae.shadows.copies.items()
+            torch.allclose(copy.float(), parameters[name].detach(), rtol=2**-7, atol=1e-6)
+            for name, copy in sae.shadows.copies.items()
         )
 
     take_step(sae, optimizer, batch(1), at(0))
     assert set(sae.shadows.copies) == {"W_enc", "W_dec"} and copies_are_current()
-    take_step(sae, optimizer, batch(2), at(1, dead=torch.tensor([3, 7])))  # the auxiliary loss takes the ordinary step
+    # the auxiliary loss takes the ordinary step
+    take_step(sae, optimizer, batch(2), at(1, dead=torch.tensor([3, 7])))
     assert not sae.shadows.copies
     take_step(sae, optimizer, batch(3), at(2))
     assert copies_are_current() and set(sae.shadows.copies) == {"W_enc", "W_dec"}
@@ -97,7 +111,10 @@ def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step()
 
 def test_fused_steps_apply_only_where_they_can():
     topk, l1, kl = (make_sae(sparsity) for sparsity in ("topk", "l1", "kl"))
-    assert kl.fused_step(batch(1), at(0), None) is None and l1.fused_step(batch(1), at(0), None) is None
+    assert (
+        kl.fused_step(batch(1), at(0), None) is None
+        and l1.fused_step(batch(1), at(0), None) is None
+    )
     assert topk.fused_step(batch(1), at(0, dead=torch.tensor([1])), None) is None
     assert topk.fused_step(batch(1), at(0, "torch"), None) is None
 
@@ -112,12 +129,18 @@ def test_the_arm_follows_the_l0_that_was_seen():
 
 def test_which_backend_runs_is_said_with_its_reason(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert resolve_backend("auto", "cpu").name == "torch" and resolve_backend("auto", "cuda").name == "triton"
+    assert (
+        resolve_backend("auto", "cpu").name == "torch"
+        and resolve_backend("auto", "cuda").name == "triton"
+    )
     assert resolve_backend("triton", "cpu").name == "triton"
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="need a CUDA device, not cpu"):
         resolve_backend("triton", "cpu")
     monkeypatch.setenv("SAEKIT_KERNELS", "torch")
-    assert resolve_backend("auto", "cuda").name == "torch" and "SAEKIT_KERNELS" in resolve_backend("auto", "cuda").reason
+    assert (
+        resolve_backend("auto", "cuda").name == "torch"
+        and "SAEKIT_KERNELS" in resolve_backend("auto", "cuda").reason
+    )
     with pytest.raises(ValueError, match="choose auto, triton, torch"):
         resolve_backend("cuda", "cpu")

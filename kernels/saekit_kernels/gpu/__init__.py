@@ -1,4 +1,6 @@
-"""The Triton path: one file an operation. The torch path beside this folder is the specification of each; docs/kernels.md explains them.
+"""The Triton path: one file an operation. The torch path beside this folder is the specification of
+each; docs/kernels.md explains them.
 
-Importing this package imports triton. Under TRITON_INTERPRET=1, set before that import, every kernel runs on the CPU, slowly.
+Importing this package imports triton. Under TRITON_INTERPRET=1, set before that import, every
+kernel runs on the CPU, slowly.
 """

@@ -2,20 +2,25 @@
 
     TRITON_INTERPRET=0 python -m saekit_kernels.gpu.compile [--json] [--targets 80,90,100]
 
-The interpreter shows none of this: a kernel that spills registers to memory, wants more shared memory than the device has, or whose
-dot product fell back to scalar instructions is correct there and slow (or refused) on a GPU. Each module of this folder lists its
-representative compilations in `cases()`, with the block sizes its launcher picks for those shapes.
+The interpreter shows none of this: a kernel that spills registers to memory, wants more shared
+memory than the device has, or whose dot product fell back to scalar instructions is correct there
+and slow (or refused) on a GPU. Each module of this folder lists its representative compilations in
+`cases()`, with the block sizes its launcher picks for those shapes.
 
 What is read, and why it can be relied on:
-  registers, stack, local   `cuobjdump -res-usage` on the cubin, with the tool that triton brings. ptxas -v reports spills as well, but
-                            triton discards its log when a compilation comes from triton's cache; the cubin is always there. A spill
-                            needs a stack frame, so stack > 0 means a spill or an array that was not kept in registers: neither is
-                            wanted. Where both were read, the bytes of stack were those of ptxas's spill stores.
-  shared                    bytes a block, from triton's metadata: all of it is allocated at launch, and the 1 KB that the cubin of sm_90
-                            and sm_100 shows beside it is the system's. Limits a block: 163 KB on sm_80, 227 KB on sm_90 and sm_100
-                            (CUDA C++ programming guide, "Compute capabilities").
+  registers, stack, local `cuobjdump -res-usage` on the cubin, with the tool that triton brings.
+                            ptxas -v reports spills as well, but triton discards its log when a
+                            compilation comes from triton's cache; the cubin is always there. A
+                            spill needs a stack frame, so stack > 0 means a spill or an array that
+                            was not kept in registers: neither is wanted. Where both were read, the
+                            bytes of stack were those of ptxas's spill stores.
+  shared bytes a block, from triton's metadata: all of it is allocated at launch, and the 1 KB that
+                            the cubin of sm_90 and sm_100 shows beside it is the system's. Limits a
+                            block: 163 KB on sm_80, 227 KB on sm_90 and sm_100 (CUDA C++ programming
+                                guide, "Compute capabilities").
   tensor memory             columns a block on sm_100; 512 exist.
-  instructions              the matrix instructions in the PTX: mma.sync (sm_80 on), wgmma (sm_90), tcgen05 (sm_100).
+  instructions the matrix instructions in the PTX: mma.sync (sm_80 on), wgmma (sm_90), tcgen05
+  (sm_100).
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ TENSOR_MEMORY_COLUMNS = 512
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one case became on one target. Bytes, except registers and stack (bytes a thread) and tensor memory (columns)."""
+    """What one case became on one target. Bytes, except registers and stack (bytes a thread) and
+    tensor memory (columns)."""
 
     module: str
     case: str
@@ -75,45 +81,77 @@ class Compiled:
             return [f"does not compile: {self.error}"]
         found = []
         if self.spills:
-            found.append(f"spills: {self.stack} bytes of stack, {self.local} of local memory a thread")
+            found.append(
+                f"spills: {self.stack} bytes of stack, {self.local} of local memory a thread"
+            )
         if self.shared > SHARED_LIMIT[self.target]:
-            found.append(f"needs {self.shared} bytes of shared memory, the device has {SHARED_LIMIT[self.target]}")
+            found.append(
+                f"needs {self.shared} bytes of shared memory, the device has"
+                f" {SHARED_LIMIT[self.target]}"
+            )
         if self.tensor_memory > TENSOR_MEMORY_COLUMNS:
-            found.append(f"needs {self.tensor_memory} columns of tensor memory, the device has {TENSOR_MEMORY_COLUMNS}")
+            found.append(
+                f"needs {self.tensor_memory} columns of tensor memory, the device has"
+                f" {TENSOR_MEMORY_COLUMNS}"
+            )
         if self.tensor_cores and MATRIX_INSTRUCTION[self.target] not in self.instructions:
-            found.append(f"no {MATRIX_INSTRUCTION[self.target]} in the code, only {', '.join(self.instructions) or 'scalar products'}")
+            found.append(
+                f"no {MATRIX_INSTRUCTION[self.target]} in the code, only"
+                f" {', '.join(self.instructions) or 'scalar products'}"
+            )
         return found
 
 
 def discover() -> dict[str, list[Case]]:
     """Module name -> its cases, for every module of saekit_kernels.gpu that lists some."""
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names if name != "compile"}
+    modules = {
+        name: importlib.import_module(f"{package.__name__}.{name}")
+        for name in names
+        if name != "compile"
+    }
     return {name: module.cases() for name, module in modules.items() if hasattr(module, "cases")}
 
 
 def compile_case(case: Case, target: int, module: str = "") -> Compiled:
     """Build `case` for sm_<target>. A compiler error is returned in `error`, not raised.
 
-    Raises RuntimeError under the interpreter, where kernels are plain Python functions, and ValueError for a target without limits here
-    or a signature that misses an argument of the kernel.
+    Raises RuntimeError under the interpreter, where kernels are plain Python functions, and
+    ValueError for a target without limits here or a signature that misses an argument of the
+    kernel.
     """
     if INTERPRETED:
-        raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1; set it to 0 before triton is imported")
+        raise RuntimeError(
+            "kernels cannot be compiled under TRITON_INTERPRET=1; set it to 0 before triton is"
+            " imported"
+        )
     if target not in SHARED_LIMIT:
         raise ValueError(f"target must be one of {sorted(SHARED_LIMIT)}, got {target}")
     names = case.kernel.arg_names
     if set(names) != set(case.signature) | set(case.constants):
         unlisted = set(names) ^ (set(case.signature) | set(case.constants))
-        raise ValueError(f"{case.name}: signature and constants must name every argument once; check {sorted(unlisted)}")
+        raise ValueError(
+            f"{case.name}: signature and constants must name every argument once; check"
+            f" {sorted(unlisted)}"
+        )
     signature = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in case.aligned]
-    source = ASTSource(case.kernel, signature, dict(case.constants), {(i,): [["tt.divisibility", 16]] for i in aligned})
-    head = Compiled(module, case.name, case.kernel.__name__, target, case.num_warps, case.tensor_cores)
+    aligned = [
+        i for i, name in enumerate(names) if signature[name].startswith("*") or name in case.aligned
+    ]
+    source = ASTSource(
+        case.kernel,
+        signature,
+        dict(case.constants),
+        {(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    head = Compiled(
+        module, case.name, case.kernel.__name__, target, case.num_warps, case.tensor_cores
+    )
     try:
         options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
         built = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    except Exception as error:  # whatever pass of the compiler refused it: the message is the result
+    # whatever pass of the compiler refused it: the message is the result
+    except Exception as error:
         return Compiled(**{**asdict(head), "error": f"{type(error).__name__}: {error}"})
     usage = _resource_usage(built.asm["cubin"])
     return Compiled(
@@ -124,7 +162,9 @@ def compile_case(case: Case, target: int, module: str = "") -> Compiled:
             "local": usage["LOCAL"],
             "shared": built.metadata.shared,
             "tensor_memory": getattr(built.metadata, "tmem_size", 0) or 0,
-            "instructions": tuple(name for name in MATRIX_INSTRUCTION.values() if name in built.asm["ptx"]),
+            "instructions": tuple(
+                name for name in MATRIX_INSTRUCTION.values() if name in built.asm["ptx"]
+            ),
         }
     )
 
@@ -134,7 +174,9 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(
+            [tool, "-res-usage", str(path)], check=True, capture_output=True, text=True
+        ).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     if usage.keys() != {"REG", "STACK", "LOCAL"}:
         raise RuntimeError(f"cuobjdump -res-usage printed nothing that can be read: {text!r}")
@@ -152,17 +194,22 @@ def _compile_numbered(job: tuple[int, int]) -> Compiled:
     return compile_case(case, target, module)
 
 
-def compile_all(targets: tuple[int, ...] = (80, 90, 100), processes: int | None = None) -> list[Compiled]:
-    """Every case of every module, for each target. Kernels do not pickle, so processes are given numbers of cases."""
+def compile_all(
+    targets: tuple[int, ...] = (80, 90, 100), processes: int | None = None
+) -> list[Compiled]:
+    """Every case of every module, for each target. Kernels do not pickle, so processes are given
+    numbers of cases."""
     jobs = [(number, target) for number in range(len(_numbered_cases())) for target in targets]
     processes = processes or min(os.cpu_count() or 1, 8)
-    # fork: the children inherit the imports, which take longer than compiling most kernels; no CUDA context exists here.
+    # fork: the children inherit the imports, which take longer than compiling most kernels; no CUDA
+    # context exists here.
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         return list(pool.map(_compile_numbered, jobs))
 
 
 def markdown(compiled: list[Compiled]) -> str:
-    """One row a case, one column a target: registers, then shared memory in KB, then the matrix instruction; problems are spelt out."""
+    """One row a case, one column a target: registers, then shared memory in KB, then the matrix
+    instruction; problems are spelt out."""
     targets = sorted({c.target for c in compiled})
     rows: dict[tuple[str, str, str], dict[int, Compiled]] = {}
     for c in compiled:
@@ -188,15 +235,33 @@ def _cell(c: Compiled) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time and report what it uses.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a case and target instead of a table")
-    parser.add_argument("--targets", default="80,90,100", help="compute capabilities without the dot (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Compile every Triton kernel ahead of time and report what it uses."
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object a case and target instead of a table",
+    )
+    parser.add_argument(
+        "--targets",
+        default="80,90,100",
+        help="compute capabilities without the dot (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if INTERPRETED:
-        print("TRITON_INTERPRET is set: unset it or set it to 0, since interpreted kernels cannot be compiled", file=sys.stderr)
+        print(
+            "TRITON_INTERPRET is set: unset it or set it to 0, since interpreted kernels cannot be"
+            " compiled",
+            file=sys.stderr,
+        )
         return 2
     compiled = compile_all(tuple(int(t) for t in options.targets.split(",")))
-    print(json.dumps([asdict(c) | {"problems": c.problems()} for c in compiled], indent=1) if options.json else markdown(compiled))
+    print(
+        json.dumps([asdict(c) | {"problems": c.problems()} for c in compiled], indent=1)
+        if options.json
+        else markdown(compiled)
+    )
     return 1 if any(c.problems() for c in compiled) else 0
 
 

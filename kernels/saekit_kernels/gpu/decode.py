@@ -1,11 +1,14 @@
 """Decoder: the row program that reconstructs, compares and differentiates (`decode_mse`).
 
-`decode_mse` is one program a row. It gathers the row's weight vectors into x_hat, compares with x, and walks the same vectors a second
-time for the gradients of the code values, while they are in cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304,
-of the 228 KB that an H100's L1 has (NVIDIA H100 white paper). Dense, the same takes two GEMMs and about five passes over B x F.
+`decode_mse` is one program a row. It gathers the row's weight vectors into x_hat, compares with x,
+and walks the same vectors a second time for the gradients of the code values, while they are in
+cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304, of the 228 KB that an
+H100's L1 has (NVIDIA H100 white paper). Dense, the same takes two GEMMs and about five passes over
+B x F.
 
-d is covered by two power-of-two blocks (`split_width`): 2304 = 2048 + 256, where one block of 4096 would leave 44 % of the lanes idle.
-Loops run to nnz of the row, so wide padding costs nothing. The order of every sum is fixed by the block sizes: same inputs, same bits.
+d is covered by two power-of-two blocks (`split_width`): 2304 = 2048 + 256, where one block of 4096
+would leave 44 % of the lanes idle. Loops run to nnz of the row, so wide padding costs nothing. The
+order of every sum is fixed by the block sizes: same inputs, same bits.
 """
 
 from __future__ import annotations
@@ -18,23 +21,28 @@ from saekit_kernels.codes import SparseCodes
 from saekit_kernels.decode import Decoded
 from saekit_kernels.gpu.runtime import Case, next_power_of_2
 
-ENTRIES = 4  # codes of a row in flight together: one after another, each would wait for the memory alone
+# codes of a row in flight together: one after another, each would wait for the memory alone
+ENTRIES = 4
 
 
 def split_width(d: int, least: int) -> tuple[int, int]:
-    """(head, tail): two powers of two that cover d, head the largest below d. 768 = 512 + 256, 2304 = 2048 + 256, 4096 = 2048 + 2048.
+    """(head, tail): two powers of two that cover d, head the largest below d. 768 = 512 + 256, 2304
+    = 2048 + 256, 4096 = 2048 + 2048.
 
-    `least` is the number of threads: in a narrower block two threads would hold the same element, and where a kernel updates memory in
-    place the second could read what the first has already written.
+    `least` is the number of threads: in a narrower block two threads would hold the same element,
+    and where a kernel updates memory in place the second could read what the first has already
+    written.
     """
     head = max(next_power_of_2(d) // 2, least)
     return head, max(next_power_of_2(d - head), least)
 
 
 def row_warps(d: int, weight_bytes: int, stride: int) -> int:
-    """Warps of a program that holds a row of d: at most 64 bytes of weights a lane and entry, so 768 bf16 columns need one.
+    """Warps of a program that holds a row of d: at most 64 bytes of weights a lane and entry, so
+    768 bf16 columns need one.
 
-    Where width or stride forbid 16-byte loads, every column costs an address; more warps keep those in registers (to about d = 5000).
+    Where width or stride forbid 16-byte loads, every column costs an address; more warps keep those
+    in registers (to about d = 5000).
     """
     if d % 16 or stride % 16:
         weight_bytes = 4
@@ -87,7 +95,8 @@ def _decode_mse_row(
     entry = tl.arange(0, ENTRIES)
     nnz = tl.load(nnz_ptr + row)
 
-    # First pass: x_hat, then the residual in its place. Columns beyond d stay 0 and add nothing to the loss.
+    # First pass: x_hat, then the residual in its place. Columns beyond d stay 0 and add nothing to
+    # the loss.
     e_head = tl.load(b_ptr + head, mask=in_head, other=0.0).to(tl.float32)
     e_tail = tl.load(b_ptr + tail, mask=in_tail, other=0.0).to(tl.float32)
     l1 = tl.zeros((ENTRIES,), tl.float32)
@@ -107,7 +116,8 @@ def _decode_mse_row(
     if PENALTY:
         tl.store(l1_ptr + row, tl.sum(l1, axis=0))
 
-    # Second pass: d mean_b loss_b / d vals[t] = <g, W[idx[t]]>, with the residual still in registers.
+    # Second pass: d mean_b loss_b / d vals[t] = <g, W[idx[t]]>, with the residual still in
+    # registers.
     if NEED_GRAD:
         g_head = e_head * (2.0 * inverse_B)
         g_tail = e_tail * (2.0 * inverse_B)
@@ -119,8 +129,12 @@ def _decode_mse_row(
             j = tl.load(idx_ptr + slot, mask=live, other=0).to(tl.int64)
             v = tl.load(vals_ptr + slot, mask=live, other=0.0)
             W_row = W_ptr + j[:, None] * W_stride
-            w_head = tl.load(W_row + head[None, :], mask=live[:, None] & in_head[None, :], other=0.0).to(tl.float32)
-            w_tail = tl.load(W_row + tail[None, :], mask=live[:, None] & in_tail[None, :], other=0.0).to(tl.float32)
+            w_head = tl.load(
+                W_row + head[None, :], mask=live[:, None] & in_head[None, :], other=0.0
+            ).to(tl.float32)
+            w_tail = tl.load(
+                W_row + tail[None, :], mask=live[:, None] & in_tail[None, :], other=0.0
+            ).to(tl.float32)
             dv = tl.sum(w_head * g_head[None, :], axis=1) + tl.sum(w_tail * g_tail[None, :], axis=1)
             if PENALTY:
                 dv += tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32) * inverse_B
@@ -136,10 +150,12 @@ def decode_mse(
     need_grad: bool = True,
     penalty_F: torch.Tensor | None = None,
 ) -> Decoded:
-    """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_t vals * penalty_F[idx]].
+    """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_t vals *
+    penalty_F[idx]].
 
-    loss_B holds the squared error alone, l1_B the penalty (when there is one), g_BD the gradient with respect to x_hat and dvals_BK
-    the gradient with respect to the code values: 0 on padding and where the value is 0. Raises ValueError when the shapes do not fit.
+    loss_B holds the squared error alone, l1_B the penalty (when there is one), g_BD the gradient
+    with respect to x_hat and dvals_BK the gradient with respect to the code values: 0 on padding
+    and where the value is 0. Raises ValueError when the shapes do not fit.
     """
     B, K = codes.vals.shape
     d = _width(codes, W_FD, b_D)
@@ -155,12 +171,19 @@ def decode_mse(
     g, dvals = (torch.empty(B, d, **like), torch.zeros(B, K, **like)) if need_grad else (None, None)
     W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
     vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
-    penalty = loss if penalty_F is None else penalty_F.contiguous()  # what a switched-off output points at is never touched
+    # what a switched-off output points at is never touched
+    penalty = loss if penalty_F is None else penalty_F.contiguous()
     warps = row_warps(d, W.element_size(), W.stride(0))
     head, tail = split_width(d, 32 * warps)
     _decode_mse_row[(B,)](
         *(vals, idx, nnz, W, W.stride(0), b, x, x.stride(0), penalty),
-        *(loss, residual, residual if g is None else g, loss if dvals is None else dvals, l1.get("l1_B", loss)),
+        *(
+            loss,
+            residual,
+            residual if g is None else g,
+            loss if dvals is None else dvals,
+            l1.get("l1_B", loss),
+        ),
         *(K, d, 1.0 / B, need_grad, penalty_F is not None, head, tail, ENTRIES),
         num_warps=warps,
     )
@@ -186,11 +209,39 @@ def cases() -> list[Case]:
         (4096, "*fp32", True, ("K", "d", "W_stride", "x_stride")),
         (1001, "*bf16", False, ()),
     ):
-        outputs = {f"{name}_ptr": "*fp32" for name in ("penalty", "loss", "residual", "g", "dvals", "l1")}
-        signature = codes | {"W_ptr": weight, "W_stride": "i32", "b_ptr": "*fp32", "x_ptr": weight, "x_stride": "i32"} | outputs | shape
+        outputs = {
+            f"{name}_ptr": "*fp32" for name in ("penalty", "loss", "residual", "g", "dvals", "l1")
+        }
+        signature = (
+            codes
+            | {
+                "W_ptr": weight,
+                "W_stride": "i32",
+                "b_ptr": "*fp32",
+                "x_ptr": weight,
+                "x_stride": "i32",
+            }
+            | outputs
+            | shape
+        )
         warps = row_warps(d, 2 if weight == "*bf16" else 4, d)
         head, tail = split_width(d, 32 * warps)
-        constants = {"NEED_GRAD": True, "PENALTY": penalty, "HEAD": head, "TAIL": tail, "ENTRIES": ENTRIES}
+        constants = {
+            "NEED_GRAD": True,
+            "PENALTY": penalty,
+            "HEAD": head,
+            "TAIL": tail,
+            "ENTRIES": ENTRIES,
+        }
         name = f"decode_mse_{d}_{weight[1:]}"
-        found.append(Case(name, _decode_mse_row, signature | {"inverse_B": "fp32"}, constants, warps, aligned=aligned))
+        found.append(
+            Case(
+                name,
+                _decode_mse_row,
+                signature | {"inverse_B": "fp32"},
+                constants,
+                warps,
+                aligned=aligned,
+            )
+        )
     return found

@@ -1,6 +1,8 @@
-"""The dense arm on a device: library products, and two fused passes over the code instead of a dozen (gpu/penalty.py).
+"""The dense arm on a device: library products, and two fused passes over the code instead of a
+dozen (gpu/penalty.py).
 
-Products take bf16 on a CUDA device, sums are fp32. Rows go in chunks, so that code and code gradient stay bounded for wide dictionaries.
+Products take bf16 on a CUDA device, sums are fp32. Rows go in chunks, so that code and code
+gradient stay bounded for wide dictionaries.
 """
 
 from __future__ import annotations
@@ -14,11 +16,19 @@ from saekit_kernels.operations import low
 DENSE_ROWS = 4096
 
 
-def relu_step(x_BD: torch.Tensor, parameters: Parameters, norm_F: torch.Tensor, pull_F: torch.Tensor, wants_grad: bool) -> DenseStep:
+def relu_step(
+    x_BD: torch.Tensor,
+    parameters: Parameters,
+    norm_F: torch.Tensor,
+    pull_F: torch.Tensor,
+    wants_grad: bool,
+) -> DenseStep:
     """A ReLU code, as saekit_kernels.dense.dense_step."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B, (F, D) = len(x_BD), W_enc.shape
-    made = DenseStep(x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None)
+    made = DenseStep(
+        x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None
+    )
     gradients = [torch.zeros_like(p) for p in parameters]
     W_enc_low, W_dec_low, b_low = low(W_enc), low(W_dec), low(b_enc)
     for start in range(0, B, DENSE_ROWS):
@@ -38,7 +48,9 @@ def relu_step(x_BD: torch.Tensor, parameters: Parameters, norm_F: torch.Tensor, 
     return made
 
 
-def sigmoid_step(x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: float, wants_grad: bool) -> tuple[DenseStep, torch.Tensor]:
+def sigmoid_step(
+    x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: float, wants_grad: bool
+) -> tuple[DenseStep, torch.Tensor]:
     """Sigmoid codes with the KL penalty on their means, as saekit_kernels.dense.sigmoid_step."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B = len(x_BD)

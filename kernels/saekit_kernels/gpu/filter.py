@@ -1,17 +1,21 @@
 """K1: a GEMM whose epilogue keeps only what can still be chosen, and the choice among that.
 
-The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 and reading them again would cost 48 % of the GEMM
-(docs/kernels.md); what is stored instead is a few candidates in a tile, 8 bytes each.
+The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 and reading them
+again would cost 48 % of the GEMM (docs/kernels.md); what is stored instead is a few candidates in a
+tile, 8 bytes each.
 
-- `filter_kernel`: tile (rows, columns) of x W^T + b. An entry whose key passes the row's bound, or whose value passes the column's
-  threshold, goes to one of SLOTS slots that belong to this (row, tile) alone. The decisions of a row are the bits of a word, and the
-  bits below an entry's own count to its slot: no atomics, ascending columns, and far fewer registers than a cumulative sum, which
-  spilled. The count is stored unclipped: an overflowing tile is seen, never silent.
-- `choose_kernel`: one program a row selects among the row's slots (gpu/select.py). It knows whether the choice is right whatever the
-  bound was: nothing lost to a full tile, and k survivors (or a bound that let every positive entry through). If not it flags the row.
+- `filter_kernel`: tile (rows, columns) of x W^T + b. An entry whose key passes the row's bound, or
+  whose value passes the column's threshold, goes to one of SLOTS slots that belong to this (row,
+  tile) alone. The decisions of a row are the bits of a word, and the bits below an entry's own
+  count to its slot: no atomics, ascending columns, and far fewer registers than a cumulative sum,
+  which spilled. The count is stored unclipped: an overflowing tile is seen, never silent.
+- `choose_kernel`: one program a row selects among the row's slots (gpu/select.py). It knows whether
+  the choice is right whatever the bound was: nothing lost to a full tile, and k survivors (or a
+  bound that let every positive entry through). If not it flags the row.
 
-Flagged rows are redone by gpu/redo.py. Keys, ties and NaN are those of gpu/select.py. A candidate is written as one
-int64, key << 32 | column, and read as the pair (column, key) of int32 that it is in memory.
+Flagged rows are redone by gpu/redo.py. Keys, ties and NaN are those of gpu/select.py. A candidate
+is written as one int64, key << 32 | column, and read as the pair (column, key) of int32 that it is
+in memory.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ def popcount(x):
 
 @triton.jit
 def put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS: tl.constexpr):
-    """Write key << 32 | column for the positive keys of 32 columns behind the `used` slots of each row; returns the new `used`, unclipped.
+    """Write key << 32 | column for the positive keys of 32 columns behind the `used` slots of each
+    row; returns the new `used`, unclipped.
 
     The 32 decisions of a row become one word, and an entry's slot the number of bits below its own.
     """
@@ -53,7 +58,8 @@ def put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS: tl.constexpr):
 
 @triton.jit
 def tile_of(pid, B, tiles, BM: tl.constexpr):
-    """(first row, column tile) of a program. Eight row blocks take the same columns before the next columns come: x and W stay in L2."""
+    """(first row, column tile) of a program. Eight row blocks take the same columns before the next
+    columns come: x and W stay in L2."""
     group = pid // (8 * tiles)
     group_rows = tl.minimum(tl.cdiv(B, BM) - group * 8, 8)
     within = pid % (8 * tiles)
@@ -61,8 +67,21 @@ def tile_of(pid, B, tiles, BM: tl.constexpr):
 
 
 @triton.jit
-def passing_keys(pre, rows, cols, b_ptr, bound_ptr, theta_ptr, B, F, bound_stride, theta_stride, BY_ROW: tl.constexpr):
-    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns behind F have pre-activation 0, which no policy keeps."""
+def passing_keys(
+    pre,
+    rows,
+    cols,
+    b_ptr,
+    bound_ptr,
+    theta_ptr,
+    B,
+    F,
+    bound_stride,
+    theta_stride,
+    BY_ROW: tl.constexpr,
+):
+    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns behind F have
+    pre-activation 0, which no policy keeps."""
     pre += tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)[None, :]
     key = positive_key(pre)
     if BY_ROW:
@@ -75,8 +94,10 @@ def passing_keys(pre, rows, cols, b_ptr, bound_ptr, theta_ptr, B, F, bound_strid
 
 @triton.jit
 def filter_kernel(
-    x_ptr, w_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, enabled_ptr, B, F, D, x_stride, w_stride, bound_stride, theta_stride,
-    tiles, BY_ROW: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr
+    x_ptr, w_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, enabled_ptr, B, F, D, x_stride,
+    w_stride, bound_stride, theta_stride,
+    tiles, BY_ROW: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     if tl.load(enabled_ptr) == 0:
         return
@@ -96,9 +117,9 @@ def filter_kernel(
             w = w.to(tl.float32)
         acc = tl.dot(x, w.T, acc, input_precision="ieee")
 
-    # 32 columns after the other: candidates and addresses of the whole tile are 64-bit and would not fit the registers. Each piece goes
-    # on behind the slots of the one before, so the columns of a row ascend. Offsets from the tile's first slot stay below 128 F, so
-    # int32 does.
+    # 32 columns after the other: candidates and addresses of the whole tile are 64-bit and would
+    # not fit the registers. Each piece goes on behind the slots of the one before, so the columns
+    # of a row ascend. Offsets from the tile's first slot stay below 128 F, so int32 does.
     used = tl.zeros((BM,), tl.int32)
     slot_ptr += (row0 * tiles + tile) * SLOTS
     slots_at = tl.arange(0, BM) * (tiles * SLOTS)
@@ -106,23 +127,49 @@ def filter_kernel(
     for h in tl.static_range(2):
         if BN == 64:
             cols = tile * BN + h * 32 + tl.arange(0, 32)
-            key = passing_keys(halves[h], rows, cols, b_ptr, bound_ptr, theta_ptr, B, F, bound_stride, theta_stride, BY_ROW)
+            key = passing_keys(
+                halves[h],
+                rows,
+                cols,
+                b_ptr,
+                bound_ptr,
+                theta_ptr,
+                B,
+                F,
+                bound_stride,
+                theta_stride,
+                BY_ROW,
+            )
             used = put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS)
         else:
             quarters = tl.split(tl.permute(tl.reshape(halves[h], (BM, 2, 32)), (0, 2, 1)))
             for q in tl.static_range(2):
                 cols = tile * BN + h * 64 + q * 32 + tl.arange(0, 32)
-                key = passing_keys(quarters[q], rows, cols, b_ptr, bound_ptr, theta_ptr, B, F, bound_stride, theta_stride, BY_ROW)
+                key = passing_keys(
+                    quarters[q],
+                    rows,
+                    cols,
+                    b_ptr,
+                    bound_ptr,
+                    theta_ptr,
+                    B,
+                    F,
+                    bound_stride,
+                    theta_stride,
+                    BY_ROW,
+                )
                 used = put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS)
     tl.store(count_ptr + rows * tiles + tile, used, mask=rows < B)
 
 
 @triton.jit
 def choose_kernel(
-    slot_ptr, count_ptr, bound_ptr, enabled_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr, flag_ptr, k, bound_stride, tiles,
+    slot_ptr, count_ptr, bound_ptr, enabled_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr,
+    flag_ptr, k, bound_stride, tiles,
     RULE: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr
 ):  # fmt: skip
-    """Select among a row's candidates, or flag the row. total = entries that passed the filter, stored or not."""
+    """Select among a row's candidates, or flag the row. total = entries that passed the filter,
+    stored or not."""
     if tl.load(enabled_ptr) == 0:
         return
     row = tl.program_id(0).to(tl.int64)
@@ -147,27 +194,31 @@ def choose_kernel(
         n = tiles * SLOTS
         to = row * k
         select_row(
-            slot_ptr + row * n * 2, count_ptr + row * tiles, n, k, list_ptr + row * GROUPS, vals_ptr + to, idx_ptr + to, nnz_ptr + row,
+            slot_ptr + row * n * 2, count_ptr + row * tiles, n, k, list_ptr + row * GROUPS,
+            vals_ptr + to, idx_ptr + to, nnz_ptr + row,
             "slots", SLOTS, GROUPS
         )  # fmt: skip
 
 
 def filter_config(x: torch.dtype, w: torch.dtype) -> dict[str, int]:
-    """Tile sizes without register spills on sm_80, sm_90 and sm_100. Low precision fills tensor cores; ieee fp32 runs on plain FMAs."""
+    """Tile sizes without register spills on sm_80, sm_90 and sm_100. Low precision fills tensor
+    cores; ieee fp32 runs on plain FMAs."""
     if x == w and w != torch.float32:
         return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3}
     return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 4, "num_stages": 2}
 
 
 def slots_for(survivors: float, F: int, BN: int) -> int:
-    """Slots of a (row, tile) so that one that expects m = survivors BN / F overflows rarely: Poisson, P(> m + 6 sqrt(m) + 4) < 1e-6."""
+    """Slots of a (row, tile) so that one that expects m = survivors BN / F overflows rarely:
+    Poisson, P(> m + 6 sqrt(m) + 4) < 1e-6."""
     m = survivors * BN / F
     return min(max(next_power_of_2(int(m + 6 * m**0.5 + 4)), 8), BN)
 
 
 def choose_groups(k: int) -> tuple[int, int]:
-    """(GROUPS, num_warps) of the choice. Slots of a tile fill from the front, so only a part of the groups, which are slot numbers
-    modulo GROUPS, gets entries: 16 k of them rather than 4 k. 512 and 2048 compile without spills at these warps, 1024 does not."""
+    """(GROUPS, num_warps) of the choice. Slots of a tile fill from the front, so only a part of the
+    groups, which are slot numbers modulo GROUPS, gets entries: 16 k of them rather than 4 k. 512
+    and 2048 compile without spills at these warps, 1024 does not."""
     return (512, 4) if k <= 32 else (2048, 8) if k <= 128 else (4096, 8)
 
 
@@ -192,14 +243,17 @@ def filter_rows(
 ) -> None:
     """Filter and choose all rows into codes (rows of codes.capacity entries), total_B and flag_B.
 
-    `bound`: keys (int32) for each row or one for all; else `theta`: thresholds for each column or one for all. `survivors`: how many
-    entries of a row are expected to pass, for the size of the slots. Nothing happens where `enabled`, an int32 on the device, is 0.
+    `bound`: keys (int32) for each row or one for all; else `theta`: thresholds for each column or
+    one for all. `survivors`: how many entries of a row are expected to pass, for the size of the
+    slots. Nothing happens where `enabled`, an int32 on the device, is 0.
     """
     B, F, k = len(codes), codes.F, codes.capacity
     config = filter_config(x_BD.dtype, W_FD.dtype)
     slots, tiles = slots_for(survivors, F, config["BN"]), cdiv(F, config["BN"])
     groups, warps = choose_groups(k)
-    enabled = enabled if enabled is not None else torch.ones((), dtype=torch.int32, device=x_BD.device)
+    enabled = (
+        enabled if enabled is not None else torch.ones((), dtype=torch.int32, device=x_BD.device)
+    )
     bound_stride = bound.stride(0) if bound is not None and bound.ndim else 0
     rows = min(chunk_rows(F, slots, config), B)
     slot = torch.empty(rows, tiles * slots, dtype=torch.int64, device=x_BD.device)
@@ -212,42 +266,82 @@ def filter_rows(
         else:
             bound_part = bound[part] if bound.ndim else bound
         filter_kernel[(cdiv(len(x), config["BM"]) * tiles,)](
-            x, W_FD, b_F, bound_part, theta if theta is not None else b_F, slot, count, enabled, len(x), F, x.shape[1], x.stride(0),
-            W_FD.stride(0), bound_stride, theta.stride(0) if theta is not None and theta.ndim else 0, tiles, BY_ROW=bound is not None,
+            x, W_FD, b_F, bound_part, theta if theta is not None else b_F, slot, count, enabled,
+            len(x), F, x.shape[1], x.stride(0),
+            W_FD.stride(0), bound_stride,
+            theta.stride(0) if theta is not None and theta.ndim else 0, tiles,
+            BY_ROW=bound is not None,
             SLOTS=slots, UPCAST=INTERPRETED or x.dtype != W_FD.dtype, **config,
         )  # fmt: skip
         lists = torch.empty(len(x), groups, dtype=torch.int32, device=x.device)
         choose_kernel[(len(x),)](
-            slot.view(torch.int32), count, bound_part, enabled, lists, codes.vals[part], codes.idx[part], codes.nnz[part], total_B[part],
-            flag_B[part], k, bound_stride, tiles, RULE=rule, SLOTS=slots, GROUPS=groups, num_warps=warps,
+            slot.view(torch.int32), count, bound_part, enabled, lists, codes.vals[part],
+            codes.idx[part], codes.nnz[part], total_B[part],
+            flag_B[part], k, bound_stride, tiles, RULE=rule, SLOTS=slots, GROUPS=groups,
+            num_warps=warps,
         )  # fmt: skip
 
 
 def cases() -> list[Case]:
     ints = ["B", "F", "D", "x_stride", "w_stride", "bound_stride", "theta_stride", "tiles", "k"]
 
-    def case(name, kernel, pointers: dict[str, str], constants, num_warps, num_stages=2, tensor_cores=False) -> Case:
+    def case(
+        name,
+        kernel,
+        pointers: dict[str, str],
+        constants,
+        num_warps,
+        num_stages=2,
+        tensor_cores=False,
+    ) -> Case:
         signature = pointers | {a: "i32" for a in ints if a in kernel.arg_names}
         aligned = tuple(a for a in ("F", "D", "x_stride", "w_stride") if a in kernel.arg_names)
-        return Case(name, kernel, signature, constants, num_warps, num_stages, tensor_cores, aligned)
+        return Case(
+            name, kernel, signature, constants, num_warps, num_stages, tensor_cores, aligned
+        )
 
     def filtering(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Case:
         config = filter_config(dtype, dtype)
         blocks = {a: config[a] for a in ("BM", "BN", "BK")}
-        constants = {"BY_ROW": by_row, "SLOTS": slots_for(survivors, F, config["BN"]), "UPCAST": False, **blocks}
-        pointers = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype], "b_ptr": "*fp32", "bound_ptr": "*i32", "theta_ptr": "*fp32"}
+        constants = {
+            "BY_ROW": by_row,
+            "SLOTS": slots_for(survivors, F, config["BN"]),
+            "UPCAST": False,
+            **blocks,
+        }
+        pointers = {
+            "x_ptr": POINTER[dtype],
+            "w_ptr": POINTER[dtype],
+            "b_ptr": "*fp32",
+            "bound_ptr": "*i32",
+            "theta_ptr": "*fp32",
+        }
         pointers |= {"slot_ptr": "*i64", "count_ptr": "*i32", "enabled_ptr": "*i32"}
         name = f"filter {dtype} F={F} by_row={by_row}"
         low = dtype != torch.float32
-        return case(name, filter_kernel, pointers, constants, config["num_warps"], config["num_stages"], low)
+        return case(
+            name, filter_kernel, pointers, constants, config["num_warps"], config["num_stages"], low
+        )
 
     codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32", "total_ptr": "*i32"}
 
     def choosing(F: int, k: int, slots: int, rule: str) -> Case:
         groups, warps = choose_groups(k)
-        pointers = {"slot_ptr": "*i32", "count_ptr": "*i32", "bound_ptr": "*i32", "enabled_ptr": "*i32", "list_ptr": "*i32"}
+        pointers = {
+            "slot_ptr": "*i32",
+            "count_ptr": "*i32",
+            "bound_ptr": "*i32",
+            "enabled_ptr": "*i32",
+            "list_ptr": "*i32",
+        }
         constants = {"RULE": rule, "SLOTS": slots, "GROUPS": groups}
-        return case(f"choose F={F} k={k} {rule}", choose_kernel, pointers | codes | {"flag_ptr": "*i32"}, constants, warps)
+        return case(
+            f"choose F={F} k={k} {rule}",
+            choose_kernel,
+            pointers | codes | {"flag_ptr": "*i32"},
+            constants,
+            warps,
+        )
 
     return [
         filtering(torch.bfloat16, 24576, 288, True),

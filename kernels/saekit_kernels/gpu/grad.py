@@ -1,13 +1,16 @@
 """Weight gradients, feature-major: for every latent, the weighted sum of the rows where it fired.
 
-One program takes one latent and a slice of d, walks the latent's entries in the transposed codes and writes its row of dW once, zeros
-too: no memset, no atomics, one fixed order of every sum. `sparse_weight_grad_dual` makes the gradients of both matrices and of the
-encoder bias in one walk. All latents walk one slice of d before the next: 8192 rows x 256 fp32 columns are 8 MB and stay in the L2.
+One program takes one latent and a slice of d, walks the latent's entries in the transposed codes
+and writes its row of dW once, zeros
+too: no memset, no atomics, one fixed order of every sum. `sparse_weight_grad_dual` makes the
+gradients of both matrices and of the encoder bias in one walk. All latents walk one slice of d
+before the next: 8192 rows x 256 fp32 columns are 8 MB and stay in the L2.
 
-Heavy latents. A latent that fires on half of 8192 rows would be 4096 entries on one program, a serial tail behind all others. Segments
-are cut at fixed offsets into chunks of 256: the latent's own program sums the first, `_chunk_sums` the others, and the own program adds
-their sums in order. How many chunks there are is known to the device alone, so the grid is the most that B*K entries can make and the
-programs without a chunk leave at once: nothing is read back by the host.
+Heavy latents. A latent that fires on half of 8192 rows would be 4096 entries on one program, a
+serial tail behind all others. Segments are cut at fixed offsets into chunks of 256: the latent's
+own program sums the first, `_chunk_sums` the others, and the own program adds their sums in order.
+How many chunks there are is known to the device alone, so the grid is the most that B*K entries can
+make and the programs without a chunk leave at once: nothing is read back by the host.
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ from saekit_kernels.gpu.transpose import check_positions
 ENTRIES = 4
 SLICE = 256
 CHUNK = 256
-MOST_SLOTS = 4096  # with at most max(F, MOST_SLOTS) partial rows, the partial sums never take more memory than dW or 64 MB at d = 4096
+# with at most max(F, MOST_SLOTS) partial rows, the partial sums never take more memory than dW or
+# 64 MB at d = 4096
+MOST_SLOTS = 4096
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Where heavy latents are cut. The chunks of latent j behind its first are the slots first[j] .. first[j+1].
+    """Where heavy latents are cut. The chunks of latent j behind its first are the slots first[j]
+    .. first[j+1].
 
     owner[slot] is j, or F for a slot without a chunk.
     """
@@ -49,14 +55,18 @@ def plan_chunks(codes: SparseCodes) -> Chunks:
     first = torch.zeros(codes.F + 1, dtype=torch.int32, device=ptr.device)
     if slots == 0:
         return Chunks(length, 0, first, first)
-    extra = (ptr.diff() - 1).div_(length, rounding_mode="floor").clamp_(min=0)  # ceil(count / length) - 1
+    # ceil(count / length) - 1
+    extra = (ptr.diff() - 1).div_(length, rounding_mode="floor").clamp_(min=0)
     torch.cumsum(extra, 0, dtype=torch.int32, out=first[1:])
     slot = torch.arange(slots, dtype=torch.int32, device=ptr.device)
-    return Chunks(length, slots, first, torch.searchsorted(first[1:], slot, right=True, out_int32=True))
+    return Chunks(
+        length, slots, first, torch.searchsorted(first[1:], slot, right=True, out_int32=True)
+    )
 
 
 def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
-    """(entries a chunk, most chunks behind first ones). A latent has at most B entries, all latents together at most B*K."""
+    """(entries a chunk, most chunks behind first ones). A latent has at most B entries, all latents
+    together at most B*K."""
     length = CHUNK
     while True:
         slots = min(B * K // length, F * (cdiv(B, length) - 1)) if B else 0
@@ -67,10 +77,12 @@ def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
 
 @triton.jit
 def add_entries(
-    acc1, acc2, sum1, sum2, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+    acc1, acc2, sum1, sum2, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+    rows2_ptr, stride2,
     cols, col_mask, DUAL: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """acc + sum over entries [start, end) of coef * rows[row of the entry, cols], for one or two pairs of (coef, rows).
+    """acc + sum over entries [start, end) of coef * rows[row of the entry, cols], for one or two
+    pairs of (coef, rows).
 
     sum1, sum2 (ENTRIES,) collect the coefficients themselves.
     """
@@ -80,12 +92,16 @@ def add_entries(
         row = (at // K).to(tl.int64)
         mask = live[:, None] & col_mask[None, :]
         c1 = tl.load(coef1_ptr + at, mask=live, other=0.0)
-        r1 = tl.load(rows1_ptr + row[:, None] * stride1 + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        r1 = tl.load(rows1_ptr + row[:, None] * stride1 + cols[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
         acc1 += tl.sum(c1[:, None] * r1, axis=0)
         sum1 += c1
         if DUAL:
             c2 = tl.load(coef2_ptr + at, mask=live, other=0.0)
-            r2 = tl.load(rows2_ptr + row[:, None] * stride2 + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            r2 = tl.load(
+                rows2_ptr + row[:, None] * stride2 + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
             acc2 += tl.sum(c2[:, None] * r2, axis=0)
             sum2 += c2
     return acc1, acc2, sum1, sum2
@@ -93,7 +109,8 @@ def add_entries(
 
 @triton.jit
 def _chunk_sums(
-    ptr_ptr, pos_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+    ptr_ptr, pos_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
+    stride2,
     partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr, K, d, F, length,
     DUAL: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +127,8 @@ def _chunk_sums(
     zeros = tl.zeros((SLICE,), tl.float32)
     none = tl.zeros((ENTRIES,), tl.float32)
     acc1, acc2, sum1, sum2 = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+        rows2_ptr, stride2,
         cols, cols < d, DUAL, ENTRIES,
     )  # fmt: skip
     tl.store(partial1_ptr + slot * d + cols, acc1, mask=cols < d)
@@ -137,12 +155,15 @@ def _latent_sums(
     zeros = tl.zeros((SLICE,), tl.float32)
     none = tl.zeros((ENTRIES,), tl.float32)
     acc1, acc2, sum1, _ = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+        rows2_ptr, stride2,
         cols, col_mask, DUAL, ENTRIES,
     )  # fmt: skip
     total1 = tl.sum(sum1, axis=0)
     if CHUNKED:
-        for slot in range(tl.load(first_ptr + j).to(tl.int64), tl.load(first_ptr + j + 1).to(tl.int64)):
+        for slot in range(
+            tl.load(first_ptr + j).to(tl.int64), tl.load(first_ptr + j + 1).to(tl.int64)
+        ):
             acc1 += tl.load(partial1_ptr + slot * d + cols, mask=col_mask, other=0.0)
             if DUAL:
                 acc2 += tl.load(partial2_ptr + slot * d + cols, mask=col_mask, other=0.0)
@@ -164,8 +185,11 @@ class Partials:
     sum2: torch.Tensor
 
 
-def chunk_partials(codes: SparseCodes, chunks: Chunks, coef1, rows1, coef2=None, rows2=None) -> Partials:
-    """`_chunk_sums` over every slot. Without a second pair its results are those of the first; they are not to be read."""
+def chunk_partials(
+    codes: SparseCodes, chunks: Chunks, coef1, rows1, coef2=None, rows2=None
+) -> Partials:
+    """`_chunk_sums` over every slot. Without a second pair its results are those of the first; they
+    are not to be read."""
     dual, d = rows2 is not None, rows1.shape[1]
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=rows1.device)
     partial1, sum1 = new(chunks.slots, d), new(chunks.slots)
@@ -175,15 +199,41 @@ def chunk_partials(codes: SparseCodes, chunks: Chunks, coef1, rows1, coef2=None,
     if chunks.slots:
         csc = codes.transpose()
         _chunk_sums[(chunks.slots, cdiv(d, SLICE))](
-            *(csc.ptr, csc.pos, chunks.first, chunks.owner, coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
-            *(partial1, partial2, sum1, sum2, codes.capacity, d, codes.F, chunks.length, dual, SLICE, ENTRIES),
+            *(
+                csc.ptr,
+                csc.pos,
+                chunks.first,
+                chunks.owner,
+                coef1,
+                rows1,
+                rows1.stride(0),
+                coef2,
+                rows2,
+                rows2.stride(0),
+            ),
+            *(
+                partial1,
+                partial2,
+                sum1,
+                sum2,
+                codes.capacity,
+                d,
+                codes.F,
+                chunks.length,
+                dual,
+                SLICE,
+                ENTRIES,
+            ),
             num_warps=1,
         )
     return Partials(partial1, partial2, sum1, sum2)
 
 
-def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
-    """dW (F,D) fp32: dW[j] = sum over the entries (b,t) of latent j of coef[b,t] * rows[b]. Latents that did not fire get zeros.
+def sparse_weight_grad(
+    codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor
+) -> torch.Tensor:
+    """dW (F,D) fp32: dW[j] = sum over the entries (b,t) of latent j of coef[b,t] * rows[b]. Latents
+    that did not fire get zeros.
 
     Raises ValueError when the shapes do not fit or B*K is 2^31 or more.
     """
@@ -191,19 +241,31 @@ def sparse_weight_grad(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch
 
 
 def sparse_weight_grad_dual(
-    codes: SparseCodes, coef1_BK: torch.Tensor, rows1_BD: torch.Tensor, coef2_BK: torch.Tensor, rows2_BD: torch.Tensor
+    codes: SparseCodes,
+    coef1_BK: torch.Tensor,
+    rows1_BD: torch.Tensor,
+    coef2_BK: torch.Tensor,
+    rows2_BD: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dW1 (F,D), dW2 (F,D), sum1 (F,)), fp32: two weight gradients over the same codes and the sum of coef1 over each latent.
+    """(dW1 (F,D), dW2 (F,D), sum1 (F,)), fp32: two weight gradients over the same codes and the sum
+    of coef1 over each latent.
 
-    With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises as `sparse_weight_grad`.
+    With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises as
+    `sparse_weight_grad`.
     """
     return _weight_grads(codes, coef1_BK, rows1_BD, coef2_BK, rows2_BD)
 
 
-def check_pair(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair as kernels read it: flat positions need contiguous coefficients, rows need contiguous columns."""
+def check_pair(
+    codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair as kernels read it: flat positions need contiguous coefficients, rows need
+    contiguous columns."""
     if coef_BK.shape != codes.vals.shape:
-        raise ValueError(f"coefficients must have the shape of the codes, {tuple(codes.vals.shape)}, got {tuple(coef_BK.shape)}")
+        raise ValueError(
+            f"coefficients must have the shape of the codes, {tuple(codes.vals.shape)}, got"
+            f" {tuple(coef_BK.shape)}"
+        )
     if rows_BD.ndim != 2 or len(rows_BD) != len(codes):
         raise ValueError(f"rows must have shape ({len(codes)}, D), got {tuple(rows_BD.shape)}")
     return coef_BK.float().contiguous(), unit_stride(rows_BD)
@@ -217,7 +279,9 @@ def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
         coef2, rows2 = check_pair(codes, coef2, rows2)
         if rows2.shape[1] != d:
             raise ValueError(f"both sets of rows must have one width, got {d} and {rows2.shape[1]}")
-    new = lambda *shape: (torch.zeros if codes.vals.numel() == 0 else torch.empty)(shape, dtype=torch.float32, device=rows1.device)
+    new = lambda *shape: (torch.zeros if codes.vals.numel() == 0 else torch.empty)(
+        shape, dtype=torch.float32, device=rows1.device
+    )
     dW1, sum1 = new(codes.F, d), new(codes.F)
     dW2 = new(codes.F, d) if dual else dW1
     if codes.vals.numel() == 0:
@@ -227,8 +291,28 @@ def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
     if not dual:
         coef2, rows2 = coef1, rows1
     _latent_sums[(codes.F, cdiv(d, SLICE))](
-        *(csc.ptr, csc.pos, chunks.first, coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
-        *(partials.rows1, partials.rows2, partials.sum1, dW1, dW2, sum1, codes.capacity, d, chunks.length),
+        *(
+            csc.ptr,
+            csc.pos,
+            chunks.first,
+            coef1,
+            rows1,
+            rows1.stride(0),
+            coef2,
+            rows2,
+            rows2.stride(0),
+        ),
+        *(
+            partials.rows1,
+            partials.rows2,
+            partials.sum1,
+            dW1,
+            dW2,
+            sum1,
+            codes.capacity,
+            d,
+            chunks.length,
+        ),
         *(dual, chunks.slots > 0, SLICE, ENTRIES),
         num_warps=1,
     )
@@ -236,7 +320,14 @@ def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
 
 
 def pair_signature(rows1: str, rows2: str) -> dict[str, str]:
-    pairs = {"coef1_ptr": "*fp32", "rows1_ptr": rows1, "stride1": "i32", "coef2_ptr": "*fp32", "rows2_ptr": rows2, "stride2": "i32"}
+    pairs = {
+        "coef1_ptr": "*fp32",
+        "rows1_ptr": rows1,
+        "stride1": "i32",
+        "coef2_ptr": "*fp32",
+        "rows2_ptr": rows2,
+        "stride2": "i32",
+    }
     return {"ptr_ptr": "*i32", "pos_ptr": "*i32", "first_ptr": "*i32"} | pairs
 
 
@@ -249,8 +340,36 @@ def cases() -> list[Case]:
         blocks = {"DUAL": dual, "SLICE": SLICE, "ENTRIES": ENTRIES}
         name = "dual" if dual else "single"
         pair = pair_signature(dtype, "*fp32")
-        chunk = pair | {"owner_ptr": "*i32"} | pointers("partial1", "partial2", "partial_sum1", "partial_sum2") | sizes
-        found.append(Case(f"grad_chunks_{name}", _chunk_sums, chunk | {"F": "i32", "length": "i32"}, blocks, 1, aligned=aligned))
-        latent = pair | pointers("partial1", "partial2", "partial_sum1", "dW1", "dW2", "sum1") | sizes | {"length": "i32"}
-        found.append(Case(f"grad_latents_{name}", _latent_sums, latent, blocks | {"CHUNKED": True}, 1, aligned=aligned))
+        chunk = (
+            pair
+            | {"owner_ptr": "*i32"}
+            | pointers("partial1", "partial2", "partial_sum1", "partial_sum2")
+            | sizes
+        )
+        found.append(
+            Case(
+                f"grad_chunks_{name}",
+                _chunk_sums,
+                chunk | {"F": "i32", "length": "i32"},
+                blocks,
+                1,
+                aligned=aligned,
+            )
+        )
+        latent = (
+            pair
+            | pointers("partial1", "partial2", "partial_sum1", "dW1", "dW2", "sum1")
+            | sizes
+            | {"length": "i32"}
+        )
+        found.append(
+            Case(
+                f"grad_latents_{name}",
+                _latent_sums,
+                latent,
+                blocks | {"CHUNKED": True},
+                1,
+                aligned=aligned,
+            )
+        )
     return found

@@ -1,12 +1,16 @@
-"""The fused feature step: both weight gradients, projection, Adam, unit rows, low-precision copies and idle counts in one program a latent.
+"""The fused feature step: both weight gradients, projection, Adam, unit rows, low-precision copies
+and idle counts in one program a latent.
 
-The gradients live in registers and never reach memory: 26 bytes a parameter (p, m, v read and written in fp32, one bf16 copy) instead
-of the 38 of gradients and Adam apart; at d = 2304, F = 73,728 and 4.3 TB/s that is 2.05 ms instead of 3.0 (modelled: Adam at B = 4096
-costs more than the encoder GEMM). The program holds whole rows because projection and norm need them, as two power-of-two blocks
-(`split_width`), so 2304 wastes nothing. Both blocks are walked, projected and stepped by the same code.
+The gradients live in registers and never reach memory: 26 bytes a parameter (p, m, v read and
+written in fp32, one bf16 copy) instead of the 38 of gradients and Adam apart; at d = 2304, F =
+73,728 and 4.3 TB/s that is 2.05 ms instead of 3.0 (modelled: Adam at B = 4096 costs more than the
+encoder GEMM). The program holds whole rows because projection and norm need them, as two
+power-of-two blocks (`split_width`), so 2304 wastes nothing. Both blocks are walked, projected and
+stepped by the same code.
 
-Latents with more than 256 entries get the sums of their further chunks from `chunk_partials` (gpu/grad.py), in order, so that one
-latent that fires on every row is no serial tail. The torch path in saekit_kernels/optim.py is the specification.
+Latents with more than 256 entries get the sums of their further chunks from `chunk_partials`
+(gpu/grad.py), in order, so that one latent that fires on every row is no serial tail. The torch
+path in saekit_kernels/optim.py is the specification.
 """
 
 from __future__ import annotations
@@ -17,7 +21,14 @@ import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.decode import split_width
-from saekit_kernels.gpu.grad import ENTRIES, add_entries, check_pair, chunk_partials, pair_signature, plan_chunks
+from saekit_kernels.gpu.grad import (
+    ENTRIES,
+    add_entries,
+    check_pair,
+    chunk_partials,
+    pair_signature,
+    plan_chunks,
+)
 from saekit_kernels.gpu.runtime import Case, next_power_of_2
 from saekit_kernels.gpu.transpose import check_positions
 from saekit_kernels.optim import AdamSettings, FeatureState, check_step
@@ -30,7 +41,8 @@ def step_warps(d: int) -> int:
 
 @triton.jit
 def _adam(p, grad, m_ptr, v_ptr, at, mask, step_size, take1, beta2, take2, root2, eps):
-    """The parameter after one step of Adam; the moments are written. take = 1 - beta, made on the host in double precision."""
+    """The parameter after one step of Adam; the moments are written. take = 1 - beta, made on the
+    host in double precision."""
     m = tl.load(m_ptr + at, mask=mask, other=0.0)
     v = tl.load(v_ptr + at, mask=mask, other=0.0)
     m += take1 * (grad - m)
@@ -68,18 +80,22 @@ def _feature_step(
     none = tl.zeros((ENTRIES,), tl.float32)
     zeros = tl.zeros((HEAD,), tl.float32)
     enc_head, dec_head, sum1, sum2 = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+        rows2_ptr, stride2,
         head, in_head, True, ENTRIES,
     )  # fmt: skip
     zeros = tl.zeros((TAIL,), tl.float32)
     enc_tail, dec_tail, _, _ = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
+        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+        rows2_ptr, stride2,
         tail, in_tail, True, ENTRIES,
     )  # fmt: skip
     db = tl.sum(sum1, axis=0)
     mass = tl.sum(sum2, axis=0)
     if CHUNKED:
-        for slot in range(tl.load(first_ptr + j).to(tl.int64), tl.load(first_ptr + j + 1).to(tl.int64)):
+        for slot in range(
+            tl.load(first_ptr + j).to(tl.int64), tl.load(first_ptr + j + 1).to(tl.int64)
+        ):
             enc_head += tl.load(partial1_ptr + slot * d + head, mask=in_head, other=0.0)
             enc_tail += tl.load(partial1_ptr + slot * d + tail, mask=in_tail, other=0.0)
             dec_head += tl.load(partial2_ptr + slot * d + head, mask=in_head, other=0.0)
@@ -94,8 +110,34 @@ def _feature_step(
     row = j * d
     w_head = tl.load(W_enc_ptr + row + head, mask=in_head, other=0.0)
     w_tail = tl.load(W_enc_ptr + row + tail, mask=in_tail, other=0.0)
-    w_head = _adam(w_head, enc_head, m_enc_ptr, v_enc_ptr, row + head, in_head, step_size, take1, beta2, take2, root2, eps)
-    w_tail = _adam(w_tail, enc_tail, m_enc_ptr, v_enc_ptr, row + tail, in_tail, step_size, take1, beta2, take2, root2, eps)
+    w_head = _adam(
+        w_head,
+        enc_head,
+        m_enc_ptr,
+        v_enc_ptr,
+        row + head,
+        in_head,
+        step_size,
+        take1,
+        beta2,
+        take2,
+        root2,
+        eps,
+    )
+    w_tail = _adam(
+        w_tail,
+        enc_tail,
+        m_enc_ptr,
+        v_enc_ptr,
+        row + tail,
+        in_tail,
+        step_size,
+        take1,
+        beta2,
+        take2,
+        root2,
+        eps,
+    )
     tl.store(W_enc_ptr + row + head, w_head, mask=in_head)
     tl.store(W_enc_ptr + row + tail, w_tail, mask=in_tail)
     if LOW_ENC:
@@ -114,11 +156,38 @@ def _feature_step(
         along = tl.sum(dec_head * w_head, axis=0) + tl.sum(dec_tail * w_tail, axis=0)
         dec_head -= along * w_head
         dec_tail -= along * w_tail
-    w_head = _adam(w_head, dec_head, m_dec_ptr, v_dec_ptr, row + head, in_head, step_size, take1, beta2, take2, root2, eps)
-    w_tail = _adam(w_tail, dec_tail, m_dec_ptr, v_dec_ptr, row + tail, in_tail, step_size, take1, beta2, take2, root2, eps)
+    w_head = _adam(
+        w_head,
+        dec_head,
+        m_dec_ptr,
+        v_dec_ptr,
+        row + head,
+        in_head,
+        step_size,
+        take1,
+        beta2,
+        take2,
+        root2,
+        eps,
+    )
+    w_tail = _adam(
+        w_tail,
+        dec_tail,
+        m_dec_ptr,
+        v_dec_ptr,
+        row + tail,
+        in_tail,
+        step_size,
+        take1,
+        beta2,
+        take2,
+        root2,
+        eps,
+    )
     if UNIT:
         norm = tl.sqrt(tl.sum(w_head * w_head, axis=0) + tl.sum(w_tail * w_tail, axis=0))
-        scale = 1.0 / tl.where(norm < 1e-12, 1e-12, norm)  # a NaN norm stays NaN; tl.maximum would hide it
+        # a NaN norm stays NaN; tl.maximum would hide it
+        scale = 1.0 / tl.where(norm < 1e-12, 1e-12, norm)
         w_head *= scale
         w_tail *= scale
     tl.store(W_dec_ptr + row + head, w_head, mask=in_head)
@@ -154,14 +223,35 @@ def feature_step(
     csc, chunks = codes.transpose(), plan_chunks(codes)
     partials = chunk_partials(codes, chunks, dvals, x, vals, g)
     s, warps = settings, step_warps(d)
-    low_enc, low_dec = (master if low is None else low for master, low in ((state.W_enc, state.W_enc_low), (state.W_dec, state.W_dec_low)))
+    low_enc, low_dec = (
+        master if low is None else low
+        for master, low in ((state.W_enc, state.W_enc_low), (state.W_dec, state.W_dec_low))
+    )
     idle = csc.ptr if state.idle_F is None else state.idle_F
     _feature_step[(codes.F,)](
         *(csc.ptr, csc.pos, chunks.first, dvals, x, x.stride(0), vals, g, g.stride(0)),
         *(partials.rows1, partials.rows2, partials.sum1, partials.sum2),
-        *(state.W_enc, state.m_enc, state.v_enc, state.b_enc, state.m_b, state.v_b, state.W_dec, state.m_dec, state.v_dec),
+        *(
+            state.W_enc,
+            state.m_enc,
+            state.v_enc,
+            state.b_enc,
+            state.m_b,
+            state.v_b,
+            state.W_dec,
+            state.m_dec,
+            state.v_dec,
+        ),
         *(low_enc, low_dec, idle, codes.capacity, d, B, chunks.length),
-        *(s.lr / (1 - s.beta1**s.step), 1 - s.beta1, s.beta2, 1 - s.beta2, (1 - s.beta2**s.step) ** 0.5, s.eps, s.norm_penalty),
+        *(
+            s.lr / (1 - s.beta1**s.step),
+            1 - s.beta1,
+            s.beta2,
+            1 - s.beta2,
+            (1 - s.beta2**s.step) ** 0.5,
+            s.eps,
+            s.norm_penalty,
+        ),
         *(chunks.slots > 0, s.unit_decoder, s.norm_penalty != 0, s.sparse_rows),
         *(state.W_enc_low is not None, state.W_dec_low is not None, state.idle_F is not None),
         *(*split_width(d, 32 * warps), ENTRIES),
@@ -173,14 +263,45 @@ def cases() -> list[Case]:
     pointers = lambda *names: {f"{name}_ptr": "*fp32" for name in names}
     weights = pointers("W_enc", "m_enc", "v_enc", "b_enc", "m_b", "v_b", "W_dec", "m_dec", "v_dec")
     partials = pointers("partial1", "partial2", "partial_sum1", "partial_sum2")
-    extras = {"low_enc_ptr": "*bf16", "low_dec_ptr": "*bf16", "idle_ptr": "*i64", "K": "i32", "d": "i32", "B": "i32", "length": "i32"}
-    scalars = dict.fromkeys(("step_size", "take1", "beta2", "take2", "root2", "eps", "norm_penalty"), "fp32")
+    extras = {
+        "low_enc_ptr": "*bf16",
+        "low_dec_ptr": "*bf16",
+        "idle_ptr": "*i64",
+        "K": "i32",
+        "d": "i32",
+        "B": "i32",
+        "length": "i32",
+    }
+    scalars = dict.fromkeys(
+        ("step_size", "take1", "beta2", "take2", "root2", "eps", "norm_penalty"), "fp32"
+    )
     found = []
-    for d, rows, everything in ((768, "*bf16", False), (2304, "*bf16", True), (4096, "*bf16", True), (4096, "*fp32", True)):
+    for d, rows, everything in (
+        (768, "*bf16", False),
+        (2304, "*bf16", True),
+        (4096, "*bf16", True),
+        (4096, "*fp32", True),
+    ):
         signature = pair_signature(rows, "*fp32") | partials | weights | extras | scalars
         head, tail = split_width(d, 32 * step_warps(d))
         constants = {"CHUNKED": True, "UNIT": True, "PENALTY": everything, "SPARSE": False}
-        constants |= {"LOW_ENC": True, "LOW_DEC": True, "IDLE": everything, "HEAD": head, "TAIL": tail, "ENTRIES": ENTRIES}
+        constants |= {
+            "LOW_ENC": True,
+            "LOW_DEC": True,
+            "IDLE": everything,
+            "HEAD": head,
+            "TAIL": tail,
+            "ENTRIES": ENTRIES,
+        }
         aligned = ("stride1", "stride2", "K", "d", "B", "length")
-        found.append(Case(f"feature_step_{d}_{rows[1:]}", _feature_step, signature, constants, step_warps(d), aligned=aligned))
+        found.append(
+            Case(
+                f"feature_step_{d}_{rows[1:]}",
+                _feature_step,
+                signature,
+                constants,
+                step_warps(d),
+                aligned=aligned,
+            )
+        )
     return found

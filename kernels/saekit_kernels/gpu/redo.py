@@ -1,8 +1,11 @@
-"""The exact repair of rows that a filter could not answer for: however many there are, and without asking the device how many.
+"""The exact repair of rows that a filter could not answer for: however many there are, and without
+asking the device how many.
 
-A small fixed grid: program p takes the flagged rows p, p+P, ... from a list made on the device, computes all F pre-activations of a row
-in fp32 into a scratch row of its own and selects from it (gpu/select.py). It exits at once when nothing is flagged. A row costs one read
-of W, about 1 ms a program at d = 768, F = 24,576 (estimated). Rows with a NaN, which a diverged run has nothing but, need no W at all.
+A small fixed grid: program p takes the flagged rows p, p+P, ... from a list made on the device,
+computes all F pre-activations of a row in fp32 into a scratch row of its own and selects from it
+(gpu/select.py). It exits at once when nothing is flagged. A row costs one read of W, about 1 ms a
+program at d = 768, F = 24,576 (estimated). Rows with a NaN, which a diverged run has nothing but,
+need no W at all.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ REDO_PROGRAMS = 128  # scratch: 128 rows of F fp32, 67 MB at F = 131,072
 
 @triton.jit
 def redo_kernel(
-    x_ptr, w_ptr, b_ptr, theta_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr, F, D, k,
-    x_stride, w_stride, theta_stride, HAS_THETA: tl.constexpr, PROGRAMS: tl.constexpr, GROUPS: tl.constexpr, BF: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, theta_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr,
+    idx_ptr, nnz_ptr, total_ptr, F, D, k,
+    x_stride, w_stride, theta_stride, HAS_THETA: tl.constexpr, PROGRAMS: tl.constexpr,
+    GROUPS: tl.constexpr, BF: tl.constexpr,
     BD: tl.constexpr
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -35,7 +40,9 @@ def redo_kernel(
         for start in range(0, D, GROUPS):
             x = tl.load(x_row + start + lane, mask=start + lane < D, other=0.0).to(tl.float32)
             nans += (x != x).to(tl.int32)
-        if tl.sum(nans) > 0:  # every pre-activation is NaN, so the first k columns are chosen; a diverged run flags every row
+        # every pre-activation is NaN, so the first k columns are chosen; a diverged run flags every
+        # row
+        if tl.sum(nans) > 0:
             for start in range(0, k, GROUPS):
                 tl.store(vals_ptr + to + start + lane, float("nan"), mask=start + lane < k)
                 tl.store(idx_ptr + to + start + lane, start + lane, mask=start + lane < k)
@@ -50,17 +57,27 @@ def redo_kernel(
                     at = start + tl.arange(0, BD)
                     x = tl.load(x_row + at, mask=at < D, other=0.0).to(tl.float32)
                     inside = (cols[:, None] < F) & (at[None, :] < D)
-                    acc += tl.load(w_ptr + cols[:, None] * w_stride + at[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
-                pre = tl.sum(acc, 1) + tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)
+                    acc += (
+                        tl.load(
+                            w_ptr + cols[:, None] * w_stride + at[None, :], mask=inside, other=0.0
+                        ).to(tl.float32)
+                        * x[None, :]
+                    )
+                pre = tl.sum(acc, 1) + tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(
+                    tl.float32
+                )
                 if HAS_THETA:
-                    theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(tl.float32)
+                    theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(
+                        tl.float32
+                    )
                     pre = tl.where(pre <= theta, 0.0, pre)
                 passed += (positive_key(pre) > 0).to(tl.int32)
                 tl.store(scratch + cols, pre, mask=cols < F)
             tl.store(total_ptr + row, tl.sum(passed))
             tl.debug_barrier()  # other threads read the scratch row than those that wrote it
             select_row(
-                scratch, scratch, F, k, list_ptr + program * GROUPS, vals_ptr + to, idx_ptr + to, nnz_ptr + row, "values", 1, GROUPS
+                scratch, scratch, F, k, list_ptr + program * GROUPS, vals_ptr + to, idx_ptr + to,
+                nnz_ptr + row, "values", 1, GROUPS
             )  # fmt: skip
         tl.debug_barrier()  # scratch and list are free again
 
@@ -74,17 +91,21 @@ def redo_rows(
     flag_B: torch.Tensor,
     theta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Redo the flagged rows exactly, in place, their totals too; returns how many, an int32 on the device."""
+    """Redo the flagged rows exactly, in place, their totals too; returns how many, an int32 on the
+    device."""
     B, F, k = len(codes), codes.F, codes.capacity
-    order = torch.argsort(flag_B, descending=True, stable=True)  # the flagged rows first; their number stays on the device
+    # the flagged rows first; their number stays on the device
+    order = torch.argsort(flag_B, descending=True, stable=True)
     flagged = flag_B.sum(dtype=torch.int32)
     programs = min(REDO_PROGRAMS, B)
     groups, _ = groups_for(F, k)
     scratch = torch.empty(programs, F, device=x_BD.device)
     lists = torch.empty(programs, groups, dtype=torch.int32, device=x_BD.device)
     redo_kernel[(programs,)](
-        x_BD, W_FD, b_F, theta if theta is not None else b_F, order, flagged, scratch, lists, codes.vals, codes.idx, codes.nnz, total_B,
-        F, x_BD.shape[1], k, x_BD.stride(0), W_FD.stride(0), theta.stride(0) if theta is not None and theta.ndim else 0,
+        x_BD, W_FD, b_F, theta if theta is not None else b_F, order, flagged, scratch, lists,
+        codes.vals, codes.idx, codes.nnz, total_B,
+        F, x_BD.shape[1], k, x_BD.stride(0), W_FD.stride(0),
+        theta.stride(0) if theta is not None and theta.ndim else 0,
         HAS_THETA=theta is not None, PROGRAMS=programs, GROUPS=groups, BF=64, BD=64, num_warps=8,
     )  # fmt: skip
     return flagged
@@ -92,12 +113,32 @@ def redo_rows(
 
 def cases() -> list[Case]:
     def case(dtype: torch.dtype, F: int, k: int, has_theta: bool) -> Case:
-        signature = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype], "b_ptr": "*fp32", "theta_ptr": "*fp32", "order_ptr": "*i64"}
-        signature |= {"flagged_ptr": "*i32", "scratch_ptr": "*fp32", "list_ptr": "*i32", "vals_ptr": "*fp32", "idx_ptr": "*i32"}
+        signature = {
+            "x_ptr": POINTER[dtype],
+            "w_ptr": POINTER[dtype],
+            "b_ptr": "*fp32",
+            "theta_ptr": "*fp32",
+            "order_ptr": "*i64",
+        }
+        signature |= {
+            "flagged_ptr": "*i32",
+            "scratch_ptr": "*fp32",
+            "list_ptr": "*i32",
+            "vals_ptr": "*fp32",
+            "idx_ptr": "*i32",
+        }
         signature |= {"nnz_ptr": "*i32", "total_ptr": "*i32"}
         signature |= dict.fromkeys(("F", "D", "k", "x_stride", "w_stride", "theta_stride"), "i32")
-        constants = {"HAS_THETA": has_theta, "PROGRAMS": REDO_PROGRAMS, "GROUPS": groups_for(F, k)[0], "BF": 64, "BD": 64}
+        constants = {
+            "HAS_THETA": has_theta,
+            "PROGRAMS": REDO_PROGRAMS,
+            "GROUPS": groups_for(F, k)[0],
+            "BF": 64,
+            "BD": 64,
+        }
         name = f"redo {dtype} F={F} k={k} theta={has_theta}"
-        return Case(name, redo_kernel, signature, constants, 8, aligned=("F", "D", "x_stride", "w_stride"))
+        return Case(
+            name, redo_kernel, signature, constants, 8, aligned=("F", "D", "x_stride", "w_stride")
+        )
 
     return [case(torch.bfloat16, 24576, 32, False), case(torch.float32, 131072, 2048, True)]

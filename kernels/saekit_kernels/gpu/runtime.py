@@ -1,7 +1,9 @@
-"""What every Triton kernel here shares: how it is checked without a device, and what the interpreter cannot do.
+"""What every Triton kernel here shares: how it is checked without a device, and what the
+interpreter cannot do.
 
-Rules that a test holds (tests/kernels/gpu/test_traps.py): offsets are int64 from the program id on, masked loads give `other`, and no
-cumulative sum runs over a comparison (an i1 scan is an exclusive-or on the device).
+Rules that a test holds (tests/kernels/gpu/test_traps.py): offsets are int64 from the program id on,
+masked loads give `other`, and no cumulative sum runs over a comparison (an i1 scan is an
+exclusive-or on the device).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 import triton
 from triton import knobs
 
-# tl.dot of the interpreter multiplies the bit patterns of bf16 operands (triton 3.9): kernels take UPCAST and cast to fp32 first.
+# tl.dot of the interpreter multiplies the bit patterns of bf16 operands (triton 3.9): kernels take
+# UPCAST and cast to fp32 first.
 INTERPRETED: bool = knobs.runtime.interpret
 
 POINTER = {
@@ -29,20 +32,24 @@ POINTER = {
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compile a kernel, as its launcher would for the given shapes: what the compile test builds for each target."""
+    """One way to compile a kernel, as its launcher would for the given shapes: what the compile
+    test builds for each target."""
 
     name: str
     kernel: Any  # a triton JITFunction
-    signature: Mapping[str, str]  # argument -> "*bf16", "i32", "i64", "fp32" ... ; constants are left out
+    # argument -> "*bf16", "i32", "i64", "fp32" ... ; constants are left out
+    signature: Mapping[str, str]
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
     tensor_cores: bool = False  # a matrix kernel: the compiled code must use them
-    aligned: tuple[str, ...] = field(default=())  # arguments divisible by 16; every pointer is taken to be
+    # arguments divisible by 16; every pointer is taken to be
+    aligned: tuple[str, ...] = field(default=())
 
 
 def launchable(*tensors: torch.Tensor) -> bool:
-    """Whether kernels can run on these tensors: all on a CUDA device, or anywhere under the interpreter."""
+    """Whether kernels can run on these tensors: all on a CUDA device, or anywhere under the
+    interpreter."""
     return INTERPRETED or all(t.is_cuda for t in tensors)
 
 

@@ -1,12 +1,15 @@
 """Codes by row -> codes by latent (CSC), without a sort: count, scan, place.
 
-The rows are cut into blocks. `_count` fills a histogram of latents for each block (integer additions, so their order cannot show),
-`_scan` turns the counts of a latent into offsets over the blocks, a cumulative sum over latents gives `ptr`, and `_place` writes the
-entries: one program a block walks its rows in order, so rows ascend inside a latent. The latents of one row are distinct, so the
-lanes of a row never meet; a barrier separates the rows. Equal to the stable sort of codes.py, bit for bit up to ptr[F].
+The rows are cut into blocks. `_count` fills a histogram of latents for each block (integer
+additions, so their order cannot show), `_scan` turns the counts of a latent into offsets over the
+blocks, a cumulative sum over latents gives `ptr`, and `_place` writes the
+entries: one program a block walks its rows in order, so rows ascend inside a latent. The latents of
+one row are distinct, so the lanes of a row never meet; a barrier separates the rows. Equal to the
+stable sort of codes.py, bit for bit up to ptr[F].
 
-At most BLOCKS histograms exist: 25 MB at F = 24,576 and 134 MB at 131,072, where weights and moments take 12.9 GB. A block has at
-least 32 rows, so that small batches do not pay for histograms that are almost empty.
+At most BLOCKS histograms exist: 25 MB at F = 24,576 and 134 MB at 131,072, where weights and
+moments take 12.9 GB. A block has at least 32 rows, so that small batches do not pay for histograms
+that are almost empty.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ SCAN_WARPS = 8
 def check_positions(codes: SparseCodes) -> None:
     """Raises ValueError when flat positions b*K + t do not fit 32 bits."""
     if codes.vals.numel() >= 2**31:
-        raise ValueError(f"codes of {len(codes)} rows x {codes.capacity} entries have 2^31 positions or more; take fewer rows at a time")
+        raise ValueError(
+            f"codes of {len(codes)} rows x {codes.capacity} entries have 2^31 positions or more;"
+            " take fewer rows at a time"
+        )
 
 
 def row_blocks(B: int, F: int) -> tuple[int, int]:
@@ -76,7 +82,11 @@ def _place(idx_ptr, nnz_ptr, ptr_ptr, offset_ptr, pos_ptr, B, K, F, rows, ENTRIE
             live = t < nnz
             j = tl.load(idx_ptr + row * K + t, mask=live, other=0)
             before = tl.load(cursor_ptr + j, mask=live, other=0)
-            tl.store(pos_ptr + tl.load(ptr_ptr + j, mask=live, other=0) + before, (row * K + t).to(tl.int32), mask=live)
+            tl.store(
+                pos_ptr + tl.load(ptr_ptr + j, mask=live, other=0) + before,
+                (row * K + t).to(tl.int32),
+                mask=live,
+            )
             tl.store(cursor_ptr + j, before + 1, mask=live)
         tl.debug_barrier()  # the next row reads the cursors that other lanes have just moved
 
@@ -97,9 +107,13 @@ def transpose_codes(codes: SparseCodes) -> Transpose:
     count = torch.zeros(blocks, F, dtype=torch.int32, device=device)
     total = torch.empty(F, dtype=torch.int32, device=device)
     _count[(B,)](idx, nnz, count, K, F, rows, entries, num_warps=1)
-    _scan[(cdiv(F, SCAN_LATENTS),)](count, total, blocks, F, next_power_of_2(blocks), SCAN_LATENTS, num_warps=SCAN_WARPS)
+    _scan[(cdiv(F, SCAN_LATENTS),)](
+        count, total, blocks, F, next_power_of_2(blocks), SCAN_LATENTS, num_warps=SCAN_WARPS
+    )
     torch.cumsum(total, 0, dtype=torch.int32, out=ptr[1:])
-    _place[(blocks,)](idx, nnz, ptr, count, pos, B, K, F, rows, entries, num_warps=cdiv(entries, 128))
+    _place[(blocks,)](
+        idx, nnz, ptr, count, pos, B, K, F, rows, entries, num_warps=cdiv(entries, 128)
+    )
     return Transpose(ptr, pos)
 
 
@@ -109,11 +123,20 @@ def cases() -> list[Case]:
     for K in (32, 1000):
         sizes, entries = {"K": "i32", "F": "i32", "rows": "i32"}, entry_block(K)
         found += [
-            Case(f"transpose_count_{K}", _count, rows | {"count_ptr": "*i32"} | sizes, {"ENTRIES": entries}, 1, aligned=("F", "rows")),
+            Case(
+                f"transpose_count_{K}",
+                _count,
+                rows | {"count_ptr": "*i32"} | sizes,
+                {"ENTRIES": entries},
+                1,
+                aligned=("F", "rows"),
+            ),
             Case(
                 f"transpose_place_{K}",
                 _place,
-                rows | {"ptr_ptr": "*i32", "offset_ptr": "*i32", "pos_ptr": "*i32", "B": "i32"} | sizes,
+                rows
+                | {"ptr_ptr": "*i32", "offset_ptr": "*i32", "pos_ptr": "*i32", "B": "i32"}
+                | sizes,
                 {"ENTRIES": entries},
                 cdiv(entries, 128),
                 aligned=("B", "F", "rows"),
@@ -121,5 +144,14 @@ def cases() -> list[Case]:
         ]
     scan = {"count_ptr": "*i32", "total_ptr": "*i32", "blocks": "i32", "F": "i32"}
     for blocks in (256, 4):
-        found.append(Case(f"transpose_scan_{blocks}", _scan, scan, {"BLOCKS": blocks, "LATENTS": SCAN_LATENTS}, SCAN_WARPS, aligned=("F",)))
+        found.append(
+            Case(
+                f"transpose_scan_{blocks}",
+                _scan,
+                scan,
+                {"BLOCKS": blocks, "LATENTS": SCAN_LATENTS},
+                SCAN_WARPS,
+                aligned=("F",),
+            )
+        )
     return found

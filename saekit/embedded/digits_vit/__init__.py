@@ -1,6 +1,8 @@
-"""embedded:digits-vit: a small ViT for embedded:digits; `train` makes the three files that lie beside this one.
+"""embedded:digits-vit: a small ViT for embedded:digits; `train` makes the three files that lie
+beside this one.
 
-One pixel is one patch, so that a heat map over patches has the full 8x8 resolution: 64 patches and the class token.
+One pixel is one patch, so that a heat map over patches has the full 8x8 resolution: 64 patches and
+the class token.
 """
 
 from __future__ import annotations

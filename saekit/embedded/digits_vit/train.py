@@ -2,13 +2,14 @@
 
     python -m saekit.embedded.digits_vit.train [--out FOLDER]
 
-Data: embedded:digits, 80 % for training and 20 % held out (stratified, seed 0). Augmentation: shifts by up to one pixel, because
-1,437 images are few for a model without a convolution's bias. Averaged weights (EMA) are what is saved. Without --out the shipped
-files are replaced.
+Data: embedded:digits, 80 % for training and 20 % held out (stratified, seed 0). Augmentation:
+shifts by up to one pixel, because 1,437 images are few for a model without a convolution's bias.
+Averaged weights (EMA) are what is saved. Without --out the shipped files are replaced.
 
-Measured with the command above: 98.9 % held out (356 of 360), the last epoch's, and the same bytes on a second run (torch 2.13.0);
-334 and 353 s on two cores that were shared with other work. The settings were chosen while watching the held-out images, so the
-figure is a little kind; there was no third split.
+Measured with the command above: 98.9 % held out (356 of 360), the last epoch's, and the same bytes
+on a second run (torch 2.13.0); 334 and 353 s on two cores that were shared with other work. The
+settings were chosen while watching the held-out images, so the figure is a little kind; there was
+no third split.
 """
 
 from __future__ import annotations
@@ -38,39 +39,49 @@ EMA = 0.995
 MEAN = STD = 0.5  # of pixels in [0, 1]; preprocessor_config.json repeats them
 
 ARCHITECTURE = dict(
-    image_size=digits.SIZE, patch_size=1, num_channels=1, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+    image_size=digits.SIZE, patch_size=1, num_channels=1, hidden_size=64, num_hidden_layers=4,
+    num_attention_heads=4,
     intermediate_size=256, initializer_range=0.1, num_labels=10,
 )  # fmt: skip
 PREPROCESSOR = dict(
-    image_processor_type="ViTImageProcessor", do_resize=True, size=dict(height=digits.SIZE, width=digits.SIZE), resample=2,
+    image_processor_type="ViTImageProcessor", do_resize=True, size=dict(height=digits.SIZE,
+    width=digits.SIZE), resample=2,
     do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=[MEAN], image_std=[STD],
 )  # fmt: skip
 
 
 def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training pixels (N,1,8,8) and labels (N,), then the held-out ones; normalised as the preprocessor does."""
+    """Training pixels (N,1,8,8) and labels (N,), then the held-out ones; normalised as the
+    preprocessor does."""
     from sklearn.model_selection import train_test_split
 
     pixels, labels = digits.arrays()
     x_B1HW = (torch.from_numpy(pixels).float().div(255).unsqueeze(1) - MEAN) / STD
     y_B = torch.from_numpy(labels)
-    train, held_out = train_test_split(range(len(y_B)), test_size=0.2, stratify=labels, random_state=SEED)
+    train, held_out = train_test_split(
+        range(len(y_B)), test_size=0.2, stratify=labels, random_state=SEED
+    )
     return x_B1HW[train], y_B[train], x_B1HW[held_out], y_B[held_out]
 
 
 def shifted(x_B1HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by -1, 0 or 1 pixels in both directions, empty pixels filled with background."""
+    """Each image moved by -1, 0 or 1 pixels in both directions, empty pixels filled with
+    background."""
     padded = nnf.pad(x_B1HW, (1, 1, 1, 1), value=-MEAN / STD)
     down_B, right_B = torch.randint(0, 3, (2, len(x_B1HW)), generator=generator)
     span = torch.arange(digits.SIZE)
-    rows_BH1, columns_B1W = (down_B[:, None] + span)[:, :, None], (right_B[:, None] + span)[:, None, :]
+    rows_BH1, columns_B1W = (
+        (down_B[:, None] + span)[:, :, None],
+        (right_B[:, None] + span)[:, None, :],
+    )
     return padded[torch.arange(len(x_B1HW))[:, None, None], 0, rows_BH1, columns_B1W].unsqueeze(1)
 
 
 @torch.no_grad()
 def start_embeddings(model: torch.nn.Module) -> None:
-    """Positions start as 2-D sines and cosines, pixels at the same scale. From transformers' noise of 0.02 for both, the model
-    has 84 % held out after 60 epochs: a pixel alone says nothing but its grey, so where it lies must be plain from the start."""
+    """Positions start as 2-D sines and cosines, pixels at the same scale. From transformers' noise
+    of 0.02 for both, the model has 84 % held out after 60 epochs: a pixel alone says nothing but
+    its grey, so where it lies must be plain from the start."""
     torch.nn.init.normal_(model.vit.embeddings.patch_embeddings.projection.weight, std=0.3)
     table_1TD = model.vit.embeddings.position_embeddings
     quarter = table_1TD.shape[-1] // 4
@@ -120,7 +131,11 @@ def train(epochs: int = EPOCHS) -> tuple[torch.nn.Module, float]:
             for mean, new in zip(averaged.parameters(), model.parameters(), strict=True):
                 mean.lerp_(new, 1 - min(EMA, step / (step + 10)))
         if (epoch + 1) % 5 == 0:
-            print(f"epoch {epoch + 1:3d}  loss {loss.item():.3f}  held out {accuracy(averaged, x_held, y_held):.4f}", flush=True)
+            print(
+                f"epoch {epoch + 1:3d}  loss {loss.item():.3f}  held out"
+                f" {accuracy(averaged, x_held, y_held):.4f}",
+                flush=True,
+            )
     return averaged.eval(), accuracy(averaged, x_held, y_held)
 
 
@@ -134,8 +149,13 @@ def main() -> None:
     model, held_out = train(arguments.epochs)
     with quiet_transformers():
         model.save_pretrained(arguments.out)
-    (arguments.out / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2, sort_keys=True) + "\n")
-    print(f"held-out accuracy {held_out:.4f} after {arguments.epochs} epochs, {time.perf_counter() - start:.0f} s")
+    (arguments.out / "preprocessor_config.json").write_text(
+        json.dumps(PREPROCESSOR, indent=2, sort_keys=True) + "\n"
+    )
+    print(
+        f"held-out accuracy {held_out:.4f} after {arguments.epochs} epochs,"
+        f" {time.perf_counter() - start:.0f} s"
+    )
 
 
 if __name__ == "__main__":

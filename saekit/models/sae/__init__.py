@@ -1,4 +1,5 @@
-"""The sparse autoencoder that all variants share (saekit.models.sparsity has what makes them differ)."""
+"""The sparse autoencoder that all variants share (saekit.models.sparsity has what makes them
+differ)."""
 
 from saekit.models.sae.config import SAEConfig
 from saekit.models.sae.module import SAE

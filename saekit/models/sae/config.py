@@ -33,7 +33,8 @@ class SAEConfig:
     skip: bool = False
     """A linear path past the code, W_skip (D_out, D_in), zero at the start: a skip transcoder."""
     revive: str = "aux"
-    """How dead latents come back: aux (they predict what is left), resample (they are pointed at badly reconstructed rows), none."""
+    """How dead latents come back: aux (they predict what is left), resample (they are pointed at
+    badly reconstructed rows), none."""
     aux_coef: float = 1 / 32
     """Weight of the auxiliary loss, in units of the target's variance."""
     aux_k: int = 0
@@ -47,11 +48,16 @@ class SAEConfig:
         """The config with every default filled in. Raises UsageError on values that cannot be."""
         Noise.parse(self.noise)
         if self.latents < 0 or self.latents > MAX_LATENTS:
-            raise UsageError(f"{opt('latents', self.latents)} must be between 1 and {MAX_LATENTS:,}")
+            raise UsageError(
+                f"{opt('latents', self.latents)} must be between 1 and {MAX_LATENTS:,}"
+            )
         if not 0 < self.expansion * self.d_in < MAX_LATENTS:
             raise UsageError(f"{opt('expansion', self.expansion)} must be above 0")
         if self.skip and not self.d_out:
-            raise UsageError(f"{opt('skip', True)} would pass the input itself on", f"give the module's output with {opt('target_store')}")
+            raise UsageError(
+                f"{opt('skip', True)} would pass the input itself on",
+                f"give the module's output with {opt('target_store')}",
+            )
         check_choice("decoder_norm", self.decoder_norm, ("unit", "free"))
         check_choice("revive", self.revive, REVIVALS)
         latents = self.latents or max(round(self.expansion * self.d_in), 1)

@@ -1,7 +1,8 @@
-"""An SAE in the units of training, x~ = (x - mean) * scale, and in those of raw rows: `folded` and `unfolded` undo each other.
+"""An SAE in the units of training, x~ = (x - mean) * scale, and in those of raw rows: `folded` and
+`unfolded` undo each other.
 
-A checkpoint acts on raw rows: mean and scale have moved into its weights. Fine-tuning brings them back out, since learning rates are chosen
-for rows with E||x~||^2 = D.
+A checkpoint acts on raw rows: mean and scale have moved into its weights. Fine-tuning brings them
+back out, since learning rates are chosen for rows with E||x~||^2 = D.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ Scale = torch.Tensor | float
 
 
 @torch.no_grad()
-def folded(sae: SAE, mean_D: torch.Tensor, scale: Scale, target: tuple[torch.Tensor, Scale] | None = None) -> dict[str, torch.Tensor]:
-    """The weights that act on raw x as those of `sae` act on (x - mean) * scale (docs/design.md), and give raw targets.
+def folded(
+    sae: SAE, mean_D: torch.Tensor, scale: Scale, target: tuple[torch.Tensor, Scale] | None = None
+) -> dict[str, torch.Tensor]:
+    """The weights that act on raw x as those of `sae` act on (x - mean) * scale (docs/design.md),
+    and give raw targets.
 
-    Homogeneous codes are expressed in the target's raw units, so that decoder rows keep their norm; sigmoid codes keep their range, and the
-    codes of several hooks, each with a scale of its own, stay in normalized units: the scales move into the weights.
+    Homogeneous codes are expressed in the target's raw units, so that decoder rows keep their norm;
+    sigmoid codes keep their range, and the codes of several hooks, each with a scale of its own,
+    stay in normalized units: the scales move into the weights.
     """
     mean_out, scale_out = (mean_D, scale) if target is None else target
     own = sae.effective()
@@ -44,7 +49,8 @@ def folded(sae: SAE, mean_D: torch.Tensor, scale: Scale, target: tuple[torch.Ten
 
 @torch.no_grad()
 def unfolded(sae: SAE, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-    """The weights that act on (x - mean) * scale as those of `sae` act on raw x. `sae` is folded, and reconstructs its own input."""
+    """The weights that act on (x - mean) * scale as those of `sae` act on raw x. `sae` is folded,
+    and reconstructs its own input."""
     unit = scale if sae.homogeneous else 1.0  # of the code
     W_enc, mean_D = sae.W_enc.detach(), mean_D.to(sae.W_enc.device)
     tensors = {

@@ -1,7 +1,8 @@
-"""The pre-activations of a batch that may become active: a few entries of each row, or all of them where that is cheaper.
+"""The pre-activations of a batch that may become active: a few entries of each row, or all of them
+where that is cheaper.
 
-Both forms answer the same questions, so that a variant's formula is written once. `values` are (B,K), ragged (n,) or (B,F); `of(p_F)` is
-the value of a per-latent quantity at each of them.
+Both forms answer the same questions, so that a variant's formula is written once. `values` are
+(B,K), ragged (n,) or (B,F); `of(p_F)` is the value of a per-latent quantity at each of them.
 """
 
 from __future__ import annotations
@@ -19,18 +20,30 @@ if TYPE_CHECKING:
 
 
 class SparsePre:
-    def __init__(self, codes: Codes, values: torch.Tensor, backend: str, encoded: Encoded | None = None) -> None:
+    def __init__(
+        self, codes: Codes, values: torch.Tensor, backend: str, encoded: Encoded | None = None
+    ) -> None:
         self.codes, self.values, self.backend, self.encoded = codes, values, backend, encoded
         self.rows, self.latents = len(codes), codes.F
 
     def of(self, p_F: torch.Tensor) -> torch.Tensor:
         return p_F[self.codes.idx.long()]
 
-    def decode(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor
+    ) -> torch.Tensor:
         return decode_entries(self.codes, z, W_dec_FD, b_dec_D, self.backend)
 
-    def nested(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, level: torch.Tensor, levels: int) -> torch.Tensor:
-        """(B,levels,D): from the entries up to each level; `level` (F,), or in the shape of values."""
+    def nested(
+        self,
+        z: torch.Tensor,
+        W_dec_FD: torch.Tensor,
+        b_dec_D: torch.Tensor,
+        level: torch.Tensor,
+        levels: int,
+    ) -> torch.Tensor:
+        """(B,levels,D): from the entries up to each level; `level` (F,), or in the shape of
+        values."""
         level = self.of(level) if level.shape == (self.latents,) else level
         return decode_nested(self.codes, z, W_dec_FD, b_dec_D, level, levels)
 
@@ -48,7 +61,11 @@ class SparsePre:
         rows = self.codes.row_of(torch.arange(z.numel(), dtype=torch.int32, device=z.device)).long()
         flat = rows * self.latents + self.codes.idx.flatten().long()
         z = self.codes.without_padding(z).flatten()
-        return z.new_zeros(self.rows * self.latents).index_add(0, flat, z).view(self.rows, self.latents)
+        return (
+            z.new_zeros(self.rows * self.latents)
+            .index_add(0, flat, z)
+            .view(self.rows, self.latents)
+        )
 
     def metrics(self) -> dict[str, torch.Tensor]:
         return {} if self.encoded is None else encoder_metrics(self.encoded)
@@ -62,10 +79,19 @@ class DensePre:
     def of(self, p_F: torch.Tensor) -> torch.Tensor:
         return p_F.expand_as(self.values)
 
-    def decode(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor
+    ) -> torch.Tensor:
         return torch.addmm(b_dec_D, z, W_dec_FD)
 
-    def nested(self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor, level: torch.Tensor, levels: int) -> torch.Tensor:
+    def nested(
+        self,
+        z: torch.Tensor,
+        W_dec_FD: torch.Tensor,
+        b_dec_D: torch.Tensor,
+        level: torch.Tensor,
+        levels: int,
+    ) -> torch.Tensor:
         parts = [torch.where(level == g, z, 0.0) @ W_dec_FD for g in range(levels)]
         return torch.stack(parts, 1).cumsum(1) + b_dec_D
 
@@ -87,14 +113,21 @@ Pre = SparsePre | DensePre
 
 def largest_of_rows(sae: SAE, x_BD: torch.Tensor, k: int, step: Step) -> SparsePre:
     """The k largest positive pre-activations of each row."""
-    encoded = OPERATIONS[step.backend].encode_topk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan)
+    encoded = OPERATIONS[step.backend].encode_topk(
+        x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan
+    )
     return _entries(sae, x_BD, encoded, step)
 
 
-def largest_of_batch(sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor, step: Step) -> tuple[SparsePre, torch.Tensor]:
-    """(the B k largest positive ones of the batch, the smallest of them); `bound`: a guess below that."""
+def largest_of_batch(
+    sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor, step: Step
+) -> tuple[SparsePre, torch.Tensor]:
+    """(the B k largest positive ones of the batch, the smallest of them); `bound`: a guess below
+    that."""
     operations = OPERATIONS[step.backend]
-    encoded, smallest = operations.encode_batchtopk(x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan, bound)
+    encoded, smallest = operations.encode_batchtopk(
+        x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan, bound
+    )
     return _entries(sae, x_BD, encoded, step), smallest
 
 
@@ -104,13 +137,17 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
     most = None if triton else most_active(x_BD, sae.latents)
     if sae.arm == "sparse" if triton else most >= 1:
         bias = sae.b_enc if floor_F is None else sae.b_enc - floor_F.detach()
-        encoded = OPERATIONS[step.backend].encode_relu(x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most)
+        encoded = OPERATIONS[step.backend].encode_relu(
+            x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most
+        )
     if encoded.codes is None:
         return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
     return _entries(sae, x_BD, encoded, step, floor_F)
 
 
-def _entries(sae: SAE, x_BD: torch.Tensor, encoded: Encoded, step: Step, floor_F: torch.Tensor | None = None) -> SparsePre:
+def _entries(
+    sae: SAE, x_BD: torch.Tensor, encoded: Encoded, step: Step, floor_F: torch.Tensor | None = None
+) -> SparsePre:
     values = preactivations(encoded.codes, x_BD, sae.W_enc, sae.b_enc, step.backend)
     if floor_F is not None:
         values = values + floor_F.detach()[encoded.codes.idx.long()]
@@ -119,4 +156,8 @@ def _entries(sae: SAE, x_BD: torch.Tensor, encoded: Encoded, step: Step, floor_F
 
 def encoder_metrics(encoded) -> dict[str, torch.Tensor]:
     """What an encoder (or a Reconstruction) says of itself."""
-    return {name: value for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost)) if value is not None}
+    return {
+        name: value
+        for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost))
+        if value is not None
+    }

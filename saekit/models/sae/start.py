@@ -1,4 +1,5 @@
-"""Where an SAE begins: the encoder's first scale, and how many latents are active in the first step."""
+"""Where an SAE begins: the encoder's first scale, and how many latents are active in the first
+step."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ ROWS = 1024  # of the sample, for quantiles over all its pre-activations
 
 
 def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
-    """Multiply the encoder by the one factor that minimises the first reconstruction error on the sample.
+    """Multiply the encoder by the one factor that minimises the first reconstruction error on the
+    sample.
 
-    The codes are homogeneous in the encoder, so the best factor is <x - b, x_hat - b> / ||x_hat - b||^2. It replaces a magic
-    initial norm, on which half of what separates SAE libraries at equal rates depends (docs/log.md).
+    The codes are homogeneous in the encoder, so the best factor is <x - b, x_hat - b> / ||x_hat -
+    b||^2. It replaces a magic initial norm, on which half of what separates SAE libraries at equal
+    rates depends (docs/log.md).
     """
     factor = best_factor(sae, sample_BD)
     sae.W_enc *= factor
@@ -29,7 +32,11 @@ def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
 def best_factor(sae: SAE, sample_BD: torch.Tensor) -> torch.Tensor:
     shape = sae.decode(sae.first_code(sample_BD)) - sae.b_dec
     if sae.transcodes:  # the code knows nothing of the target yet: it writes little
-        return TRANSCODER_START * sae.unit * (sae.d_out / shape.square().sum(1).mean().clamp_min(1e-12)).sqrt()
+        return (
+            TRANSCODER_START
+            * sae.unit
+            * (sae.d_out / shape.square().sum(1).mean().clamp_min(1e-12)).sqrt()
+        )
     return ((sample_BD - sae.b_dec) * shape).sum() / shape.square().sum().clamp_min(1e-12)
 
 

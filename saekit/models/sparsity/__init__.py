@@ -1,7 +1,9 @@
-"""What makes an SAE's code sparse: each variant is a class (saekit.models.sae says of what it consists) and one line below.
+"""What makes an SAE's code sparse: each variant is a class (saekit.models.sae says of what it
+consists) and one line below.
 
-Shapes: B rows, D d_in, F latents. x is the normalised training input, E||x||^2 = D; the reconstruction term is the mean over rows of the
-sum over D of (x - x_hat)^2. docs/variants.md has formulas, sources and measured rows.
+Shapes: B rows, D d_in, F latents. x is the normalised training input, E||x||^2 = D; the
+reconstruction term is the mean over rows of the sum over D of (x - x_hat)^2. docs/variants.md has
+formulas, sources and measured rows.
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ from saekit.models.sparsity.batchtopk import BatchTopK
 from saekit.models.sparsity.gated import Gated
 from saekit.models.sparsity.jumprelu import JumpReLU
 from saekit.models.sparsity.kl import KL, KLMeans, KLRates
-from saekit.models.sparsity.nested import Hierarchical, Matryoshka, MatryoshkaJumpReLU, MatryoshkaTopK
+from saekit.models.sparsity.nested import (
+    Hierarchical,
+    Matryoshka,
+    MatryoshkaJumpReLU,
+    MatryoshkaTopK,
+)
 from saekit.models.sparsity.penalised import L1, Log, PAnneal, Tanh
 from saekit.models.sparsity.pursuit import MatchingPursuit
 from saekit.models.sparsity.temporal import Temporal

@@ -1,4 +1,5 @@
-"""`abs-topk`: the k pre-activations of a row that are largest in magnitude, with their signs (Zhu et al. 2025, arXiv 2510.00404).
+"""`abs-topk`: the k pre-activations of a row that are largest in magnitude, with their signs (Zhu
+et al. 2025, arXiv 2510.00404).
 
 One latent then stands for a direction and its opposite. A latent is active where it is not 0.
 """
@@ -24,7 +25,9 @@ class AbsTopK(SAE):
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         codes = self._codes(x_BD, k_at(self, step))
-        return SparsePre(codes, preactivations(codes, x_BD, self.W_enc, self.b_enc, step.backend), step.backend)
+        return SparsePre(
+            codes, preactivations(codes, x_BD, self.W_enc, self.b_enc, step.backend), step.backend
+        )
 
     def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values
@@ -37,5 +40,10 @@ class AbsTopK(SAE):
 
     @torch.no_grad()
     def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:
-        parts = [signed_topk(torch.addmm(self.b_enc, x, self.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)]
-        return SparseCodes(*(torch.cat([getattr(p, name) for p in parts]) for name in ("vals", "idx", "nnz")), self.latents)
+        parts = [
+            signed_topk(torch.addmm(self.b_enc, x, self.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)
+        ]
+        return SparseCodes(
+            *(torch.cat([getattr(p, name) for p in parts]) for name in ("vals", "idx", "nnz")),
+            self.latents,
+        )

@@ -1,8 +1,9 @@
-"""`archetypal`: topk whose atoms lie in the convex hull of the data (Fel et al. 2025, arXiv 2502.12892).
+"""`archetypal`: topk whose atoms lie in the convex hull of the data (Fel et al. 2025, arXiv
+2502.12892).
 
-W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D) trained within ||l_j|| <= relax. Atoms
-that are mixtures of rows cannot drift to where there is no data. Decoder rows are free in their norm; the parts are saved as the W_dec that
-they make.
+W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D)
+trained within ||l_j|| <= relax. Atoms that are mixtures of rows cannot drift to where there is no
+data. Decoder rows are free in their norm; the parts are saved as the W_dec that they make.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Archetypal(LargestOfRows):
             self.W_enc.copy_(self.W_dec) if not self.transcodes else None
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        if not self.transcodes:  # else the atoms are mixtures of rows of the target, which `start_at` brings
+        # else the atoms are mixtures of rows of the target, which `start_at` brings
+        if not self.transcodes:
             self.span(sample_BD)
             self.W_enc.copy_(self.W_dec)
             self.b_enc.copy_(-(self.W_enc @ self.b_dec))
@@ -53,8 +55,10 @@ class Archetypal(LargestOfRows):
         super().start_from(sample_BD)
 
     def span(self, rows_BD: torch.Tensor) -> None:
-        """Make W_dec of these rows. They are scaled by 1/sqrt(D), to a norm of about 1, which is all the same to a hull around 0."""
-        rows, generator = rows_BD, torch.Generator().manual_seed(0)  # of the run's sample, which its seed shuffles
+        """Make W_dec of these rows. They are scaled by 1/sqrt(D), to a norm of about 1, which is
+        all the same to a hull around 0."""
+        # of the run's sample, which its seed shuffles
+        rows, generator = rows_BD, torch.Generator().manual_seed(0)
         count = min(self.config.archetypes, len(rows))
         points = rows[torch.randperm(len(rows), generator=generator)[:count]] / self.d_out**0.5
         self.register_buffer("points", points.clone())
@@ -84,10 +88,13 @@ class Archetypal(LargestOfRows):
         return W if self.leave is None else W + self.leave[latents]
 
     def revive(self, dead: torch.Tensor) -> None:
-        """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies most in that direction."""
+        """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies
+        most in that direction."""
         if self.is_folded:
             return
-        nearest = (self.W_dec[dead] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)).argmax(1)
+        nearest = (
+            self.W_dec[dead] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)
+        ).argmax(1)
         self.mixture[dead] = 0.0
         self.mixture[dead, nearest] = 2 * SHARPNESS / SPEED
         if self.leave is not None:

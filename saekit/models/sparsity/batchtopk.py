@@ -1,9 +1,11 @@
-"""`batchtopk`: k active latents a row on average, rows competing within a batch (Bussmann et al. 2024, arXiv 2412.06410).
+"""`batchtopk`: k active latents a row on average, rows competing within a batch (Bussmann et al.
+2024, arXiv 2412.06410).
 
-Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, the long rows take most of these at first, and
-most latents of a wide dictionary never fire; so there k begins at four times its value and falls (docs/log.md). Rows must not depend on
-their company afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU, which is saved as
-`threshold (F,)`, the same for every latent.
+Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, the
+long rows take most of these at first, and most latents of a wide dictionary never fire; so there k
+begins at four times its value and falls (docs/log.md). Rows must not depend on their company
+afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU,
+which is saved as `threshold (F,)`, the same for every latent.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_ba
 from saekit.models.sparsity.topk import TopKConfig, encoder_copy, k_at
 from saekit.types import ActivationBatch, LossTerms, Step
 
-KEPT = 0.9  # of the average, a step: it spans the last ten batches, since the values still grow when a short run ends
-GUESS = 0.7  # of the average: where the search for the next batch's threshold begins; a wrong guess costs time alone
+# of the average, a step: it spans the last ten batches, since the values still grow when a short
+# run ends
+KEPT = 0.9
+# of the average: where the search for the next batch's threshold begins; a wrong guess costs time
+# alone
+GUESS = 0.7
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,19 @@ class LargestOfBatch(SAE):
     thresholded = True
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        pre, smallest = largest_of_batch(self, x_BD, k_at(self, step), GUESS * self.threshold[0], step)
+        pre, smallest = largest_of_batch(
+            self, x_BD, k_at(self, step), GUESS * self.threshold[0], step
+        )
         remember(self, smallest)
         return pre
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """(B,F). Of a trained model ReLU(pre) above the threshold; in training the batch's own largest, as in the loss."""
+        """(B,F). Of a trained model ReLU(pre) above the threshold; in training the batch's own
+        largest, as in the loss."""
         if self.training:
-            return encode_batchtopk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)[0].to_dense()
+            return encode_batchtopk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)[
+                0
+            ].to_dense()
         return super().code_of(x_BD)
 
 
@@ -59,21 +70,38 @@ class BatchTopK(LargestOfBatch):
     sparsity = "batchtopk"
     line = "the B k largest of a batch; a threshold afterwards"
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         if not self.plain(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
         made, smallest = batchtopk_reconstruction(
-            x_BD, *self.weights, k_at(self, step), GUESS * self.threshold[0], self.workspace, step.encoder_plan, step.backend
+            x_BD,
+            *self.weights,
+            k_at(self, step),
+            GUESS * self.threshold[0],
+            self.workspace,
+            step.encoder_plan,
+            step.backend,
         )
         remember(self, smallest)
-        weighted = {"reconstruction": (made.total, 1.0), **aux_terms(self, x_BD, made.residual_BD, step)}
+        weighted = {
+            "reconstruction": (made.total, 1.0),
+            **aux_terms(self, x_BD, made.residual_BD, step),
+        }
         return summed(weighted, made.fired_F, encoder_metrics(made))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
         if dead_predict(self, step):
             return None
         encoded, smallest = OPERATIONS["triton"].encode_batchtopk(
-            x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto", GUESS * self.threshold[0]
+            x_BD,
+            encoder_copy(self),
+            self.b_enc,
+            k_at(self, step),
+            self.workspace,
+            "auto",
+            GUESS * self.threshold[0],
         )
         remember(self, smallest)
         return fused_sparse_step(self, x_BD, encoded, 0.0, adam)
@@ -81,6 +109,9 @@ class BatchTopK(LargestOfBatch):
 
 @torch.no_grad()
 def remember(sae: SAE, smallest: torch.Tensor) -> None:
-    """The average moves towards this batch's smallest kept value; the first batch sets it. Nothing here waits for the device."""
+    """The average moves towards this batch's smallest kept value; the first batch sets it. Nothing
+    here waits for the device."""
     old = sae.threshold
-    sae.threshold.copy_(torch.where(old > 0, KEPT * old + (1 - KEPT) * smallest, smallest.expand_as(old)))
+    sae.threshold.copy_(
+        torch.where(old > 0, KEPT * old + (1 - KEPT) * smallest, smallest.expand_as(old))
+    )

@@ -1,4 +1,5 @@
-"""Codes with trained parameters that say what is active, which a folded model has as one `threshold`."""
+"""Codes with trained parameters that say what is active, which a folded model has as one
+`threshold`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""`gated`: which latents are active and how strong they are, by two encoders that share their directions (Rajamanoharan et al. 2024,
-arXiv 2404.16014).
+"""`gated`: which latents are active and how strong they are, by two encoders that share their
+directions (Rajamanoharan et al. 2024, arXiv 2404.16014).
 
-gate = x W_enc^T + b_enc, magnitude = exp(r) (gate - b_enc) + b_mag, z = magnitude where gate > 0 (and magnitude > 0). The L1 penalty lies
-on ReLU(gate) ||w||, and so does not shrink z; ReLU(gate) learns by a reconstruction of its own through a decoder held constant (eq. 8).
+gate = x W_enc^T + b_enc, magnitude = exp(r) (gate - b_enc) + b_mag, z = magnitude where gate > 0
+(and magnitude > 0). The L1 penalty lies on ReLU(gate) ||w||, and so does not shrink z; ReLU(gate)
+learns by a reconstruction of its own through a decoder held constant (eq. 8).
 
-A trained model is saved as the JumpReLU that it is equal to (appendix E): gate > 0 says that the magnitude is above b_mag - exp(r) b_enc,
-so W_enc, b_enc become exp(r) W_enc, b_mag, with that as `threshold`.
+A trained model is saved as the JumpReLU that it is equal to (appendix E): gate > 0 says that the
+magnitude is above b_mag - exp(r) b_enc, so W_enc, b_enc become exp(r) W_enc, b_mag, with that as
+`threshold`.
 """
 
 from __future__ import annotations
@@ -42,14 +44,22 @@ class Gated(TrainedGate):
         return above(self, x_BD, step)
 
     def activate(self, pre: Pre) -> torch.Tensor:
-        magnitude = pre.of(self.r_mag.exp()) * (pre.values - pre.of(self.b_enc)) + pre.of(self.b_mag)
+        magnitude = pre.of(self.r_mag.exp()) * (pre.values - pre.of(self.b_enc)) + pre.of(
+            self.b_mag
+        )
         return torch.where(pre.values <= 0, 0.0, magnitude).relu()
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
         gate = pre.values.relu() if self.unit == 1.0 else pre.values.relu() / self.unit
-        return {"l1": ((gate * pre.of(self.decoder_norms().detach())).sum() / pre.rows, self.coef(step))}
+        return {
+            "l1": ((gate * pre.of(self.decoder_norms().detach())).sum() / pre.rows, self.coef(step))
+        }
 
-    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+    def reconstruct(
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+    ):
         x_hat, error = super().reconstruct(pre, z, target_BD, past_BD)
         by_gate = pre.decode(pre.values.relu(), self.W_dec.detach(), self.b_dec.detach())
         by_gate = by_gate if past_BD is None else by_gate + past_BD.detach()

@@ -1,14 +1,17 @@
 """`jumprelu`: a threshold for each latent, trained (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
-z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a window of width eps around it (eqs. 11
-and 12):
-d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d theta = -(1 / eps) K(...), K the rectangle on [-1/2, 1/2]. The
-window lies on the *pre-activation*: on z its lower half would be empty. theta is trained as it is, in fp32 (its logarithm under Adam
-moves in steps that are relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept positive.
+z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a
+window of width eps around it (eqs. 11 and 12):
+d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d theta = -(1 / eps)
+K(...), K the rectangle on [-1/2, 1/2]. The window lies on the *pre-activation*: on z its lower half
+would be empty. theta is trained as it is, in fp32 (its logarithm under Adam moves in steps that are
+relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept
+positive.
 
-Penalty: coef (L0 / (aim target_l0) - 1)^2 with the batch's mean L0, or coef L0 without a target. The reconstruction pulls L0 off the
-penalty's minimum, so `aim`, 1 at first, and all thresholds by one factor are steered (control.py). `freq_coef` adds
-sum_j r_j^2 / r_0 of the firing rates r_j, r_0 = 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
+Penalty: coef (L0 / (aim target_l0) - 1)^2 with the batch's mean L0, or coef L0 without a target.
+The reconstruction pulls L0 off the penalty's minimum, so `aim`, 1 at first, and all thresholds by
+one factor are steered (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the firing rates r_j, r_0
+= 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
 """
 
 from __future__ import annotations
@@ -42,8 +45,12 @@ class JumpReLUConfig(PenaltyConfig):
     steered = "aim"
 
     def resolved(self) -> PenaltyConfig:
-        # With a target, a tenth too many costs a two-hundredth of the input's variance. Without, each active latent costs coef.
-        return replace(super().resolved(), coef=(self.d_in / 2 if self.target_l0 else 0.2) if self.coef is None else self.coef)
+        # With a target, a tenth too many costs a two-hundredth of the input's variance. Without,
+        # each active latent costs coef.
+        return replace(
+            super().resolved(),
+            coef=(self.d_in / 2 if self.target_l0 else 0.2) if self.coef is None else self.coef,
+        )
 
 
 class JumpReLU(TrainedGate):
@@ -56,7 +63,8 @@ class JumpReLU(TrainedGate):
         self.slow_theta = nn.Parameter(torch.zeros(self.latents))
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        """One threshold for all, above which `start_l0` latents of the mean row lie; then the scale."""
+        """One threshold for all, above which `start_l0` latents of the mean row lie; then the
+        scale."""
         self.threshold.fill_(level_of(self, sample_BD, self.config.start_l0).clamp_min(0.0))
         scale_encoder_to_fit(self, sample_BD[:4096])
         self.slow_theta.copy_(self.threshold / SPEED)
@@ -71,13 +79,23 @@ class JumpReLU(TrainedGate):
     def activate(self, pre: Pre) -> torch.Tensor:
         return Jump.apply(pre.values, pre.of(self.theta()), self.config.bandwidth * self.unit)
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
         c = self.config
         active = Heaviside.apply(pre.values, pre.of(self.theta()), c.bandwidth * self.unit, False)
         l0 = active.sum() / pre.rows
-        found = {"l0": ((l0 / (c.target_l0 * self.control.aim) - 1).square() if c.target_l0 else l0, self.coef(step))}
+        found = {
+            "l0": (
+                (l0 / (c.target_l0 * self.control.aim) - 1).square() if c.target_l0 else l0,
+                self.coef(step),
+            )
+        }
         if c.freq_coef:
-            found["frequency"] = ((pre.sums(active) / pre.rows).square().sum() / RARE, c.freq_coef * self.unit**2)
+            found["frequency"] = (
+                (pre.sums(active) / pre.rows).square().sum() / RARE,
+                c.freq_coef * self.unit**2,
+            )
         return found
 
     def steer(self, factor: float) -> None:
@@ -115,12 +133,17 @@ class Jump(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dz):
         pre, theta = ctx.saved_tensors
-        dtheta = dz * _window(pre, theta, ctx.eps) * (-theta / ctx.eps) if ctx.needs_input_grad[1] else None
+        dtheta = (
+            dz * _window(pre, theta, ctx.eps) * (-theta / ctx.eps)
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return dz * (pre > theta), dtheta, None
 
 
 class Heaviside(torch.autograd.Function):
-    """1 where pre > theta, with the gradient of eq. 12 by theta and, if `to_pre`, its negative by pre."""
+    """1 where pre > theta, with the gradient of eq. 12 by theta and, if `to_pre`, its negative by
+    pre."""
 
     @staticmethod
     def forward(ctx, pre, theta, eps: float, to_pre: bool):

@@ -1,15 +1,20 @@
-"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho || rho_hat_j) (Ng, "Sparse
-autoencoder", CS294A notes). Three objectives, which differ in what rho_hat is the mean of:
+"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho ||
+rho_hat_j) (Ng, "Sparse autoencoder", CS294A notes). Three objectives, which differ in what rho_hat
+is the mean of:
 
 | `sparsity` | code | rho_hat_j |
 |---|---|---|
 | kl | sigmoid(pre) | mean_b of the code |
 | kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
-| kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate; its gradient is a window's of width eps around 0 (jumprelu.py) |
+| kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate |
 
-With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0 (control.py): a larger weight would pull rare
-latents up as hard as frequent ones down. Means of sigmoids hardly tell how many values are above 0: rho of kl-means is the mean over
-latents of rho_hat_j, taken as constant, which evens them out around where they are, and biases alone are steered.
+The gradient of the firing rate is a window of width eps around 0 (jumprelu.py).
+
+With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0
+(control.py): a larger weight would pull rare latents up as hard as frequent ones down. Means of
+sigmoids hardly tell how many values are above 0: rho of kl-means is the mean over latents of
+rho_hat_j, taken as constant, which evens them out around where they are, and biases alone are
+steered.
 """
 
 from __future__ import annotations
@@ -35,24 +40,34 @@ class KLConfig(PenaltyConfig):
     sparsity: str = "kl"
     decoder_norm: str = "free"
     target_rate: float | None = None
-    """rho, the mean that every latent is pulled to; None: 0.01, with target_l0 target_l0 / latents (which kl-means does not use)."""
+    """rho, the mean that every latent is pulled to; None: 0.01, with target_l0 target_l0 / latents
+    (which kl-means does not use)."""
     revive: str = "none"
 
     default_coef = 0.5
     default_rate = 0.01
     aimed_coef = 10.0
-    """The default with target_l0: a rate that is steered must be held against the reconstruction."""
+    """The default with target_l0: a rate that is steered must be held against the
+    reconstruction."""
     steered = "aim"
 
     def resolved(self) -> PenaltyConfig:
         config = super().resolved()
-        config = replace(config, coef=self.aimed_coef) if self.coef is None and self.target_l0 else config
+        config = (
+            replace(config, coef=self.aimed_coef)
+            if self.coef is None and self.target_l0
+            else config
+        )
         default = self.target_l0 / config.latents if self.target_l0 else self.default_rate
         rate = default if self.target_rate is None else self.target_rate
         if not 0 < rate < 1:
             raise UsageError(f"{opt('target_rate', rate)} must be in (0, 1)")
         if self.target_l0 and rate != default:
-            raise UsageError(f"{opt('target_rate')} and {opt('target_l0')} both say how often latents are active", "drop one of them")
+            raise UsageError(
+                f"{opt('target_rate')} and {opt('target_l0')} both say how often latents are"
+                " active",
+                "drop one of them",
+            )
         return replace(config, target_rate=rate)
 
 
@@ -76,20 +91,28 @@ class KL(SAE):
     def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values.sigmoid()
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
         return {"kl": (kl_of_means(z.mean(0), rate_of(self))[0], self.coef(step))}
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.b_enc, x_BD, self.W_enc.T).sigmoid_()
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         if not self.plain(x_BD, target_BD):
             terms = super().loss_of(x_BD, target_BD, step, batch)
             terms.fired = self.fired(x_BD.detach(), step)
             return terms
         coef, rate = self.coef(step), rate_of(self)
         made = sigmoid_reconstruction(x_BD, *self.weights, coef, rate, self.workspace, step.backend)
-        terms = summed({"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)}, made.fired_F, {})
+        terms = summed(
+            {"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)},
+            made.fired_F,
+            {},
+        )
         terms.total = made.total  # it carries the gradients
         return terms
 
@@ -131,9 +154,12 @@ class KLMeans(Penalised):
     sparse_kernels = False  # codes and gradients are dense: five products
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))  # every entry has its part in the penalty
+        # every entry has its part in the penalty
+        return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
         means = pre.values.sigmoid().mean(0)
         rate = means.detach().mean() if self.config.target_l0 else rate_of(self)
         return {"kl": (kl_of_means(means, rate)[0], self.coef(step))}
@@ -152,11 +178,18 @@ class KLRates(Penalised):
     line = "ReLU codes, KL on firing rates"
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        return above(self, x_BD, step, torch.full_like(self.b_enc, -self.config.bandwidth * self.unit / 2))
+        return above(
+            self, x_BD, step, torch.full_like(self.b_enc, -self.config.bandwidth * self.unit / 2)
+        )
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
-        active = Heaviside.apply(pre.values, torch.zeros_like(pre.values), self.config.bandwidth * self.unit, True)
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
+        active = Heaviside.apply(
+            pre.values, torch.zeros_like(pre.values), self.config.bandwidth * self.unit, True
+        )
         rates = pre.sums(active) / pre.rows
-        # A latent that is silent in a batch fires in less than one row of it: it is pulled up as one that fires in half a row.
+        # A latent that is silent in a batch fires in less than one row of it: it is pulled up as
+        # one that fires in half a row.
         rates = rates + (rates.clamp_min(0.5 / pre.rows) - rates).detach()
         return {"kl": (kl_of_means(rates, rate_of(self))[0], self.coef(step))}

@@ -1,9 +1,10 @@
 """One dictionary good at several sizes: the error is the mean over nested reconstructions.
 
-`matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4, 1/2 of the latents and all of them each
-have to reconstruct (Bussmann et al. 2025, arXiv 2503.17547), so that general features come first and are not split up or absorbed.
-`hierarchical`: the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv 2505.24473), so that one SAE
-serves every k up to its own.
+`matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4,
+1/2 of the latents and all of them each have to reconstruct (Bussmann et al. 2025, arXiv
+2503.17547), so that general features come first and are not split up or absorbed. `hierarchical`:
+the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv
+2505.24473), so that one SAE serves every k up to its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Nesting:
         config = super().resolved()
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
         if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
-            raise UsageError(f"{opt('groups', self.groups)}: shares must rise to 1, and the first must contain a latent")
+            raise UsageError(
+                f"{opt('groups', self.groups)}: shares must rise to 1, and the first must contain a"
+                " latent"
+            )
         return config
 
 
@@ -52,7 +56,9 @@ class MatryoshkaJumpReLUConfig(Nesting, JumpReLUConfig):
 
 def level_of_latents(sae: SAE) -> torch.Tensor:
     """(F,): the group that each latent belongs to."""
-    ends = torch.tensor([round(share * sae.latents) for share in sae.config.groups], device=sae.W_dec.device)
+    ends = torch.tensor(
+        [round(share * sae.latents) for share in sae.config.groups], device=sae.W_dec.device
+    )
     return torch.bucketize(torch.arange(sae.latents, device=sae.W_dec.device), ends, right=True)
 
 
@@ -64,8 +70,14 @@ def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, past_BD: torch
 
 
 class _Nested(SAE):
-    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
-        return mean_error(pre.nested(z, self.W_dec, self.b_dec, level_of_latents(self), len(self.config.groups)), target_BD, past_BD)
+    def reconstruct(
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+    ):
+        return mean_error(
+            pre.nested(z, self.W_dec, self.b_dec, level_of_latents(self), len(self.config.groups)),
+            target_BD,
+            past_BD,
+        )
 
 
 class Matryoshka(_Nested, LargestOfBatch):
@@ -93,9 +105,13 @@ class Hierarchical(LargestOfRows):
     sparsity = "hierarchical"
     line = "topk; the k/8, k/4 and k/2 largest reconstruct too"
 
-    def reconstruct(self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+    def reconstruct(
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+    ):
         k = z.shape[1]
         ends = torch.tensor(sorted({max(k // part, 1) for part in PARTS_OF_K}), device=z.device)
         rank = z.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         level = torch.bucketize(rank, ends, right=True)
-        return mean_error(pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, past_BD)
+        return mean_error(
+            pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, past_BD
+        )

@@ -2,12 +2,13 @@
 
 | `sparsity` | phi(a) | source |
 |---|---|---|
-| l1 | a | Anthropic, "Circuits Updates - April 2024": the norm, lest scale be shifted into the decoder |
-| tanh | tanh(c a) / c | Jermyn et al., "Circuits Updates - February 2024": large values are not shrunk |
+| l1 | a | Anthropic, "Circuits Updates - April 2024" |
+| tanh | tanh(c a) / c | Jermyn et al., "Circuits Updates - February 2024" |
 | log | log(1 + c a) / c | |
 | p-anneal | a^p, p falling from 1 | Karvonen et al. 2024, arXiv 2408.00113: towards counting |
 
-Division by c gives every phi the slope 1 at 0, and so coefficients of one size.
+The decoder norm in a keeps scale from being shifted into the decoder; tanh does not shrink large
+values. Division by c gives every phi the slope 1 at 0, and so coefficients of one size.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ START = 4.0  # times the L0 asked for: where a run begins
 class PenaltyConfig(SAEConfig):
     sparsity: str = "l1"
     coef: float | None = None
-    """Weight of the penalty, in units of the normalised input (E||x||^2 = D); with target_l0 the first one."""
+    """Weight of the penalty, in units of the normalised input (E||x||^2 = D); with target_l0 the
+    first one."""
     coef_warmup: float = 0.1
     """Share of the run over which the coefficient rises linearly from 0."""
     target_l0: float = 0
-    """Active latents a row that the penalty and the biases are steered to (control.py); 0: neither is."""
+    """Active latents a row that the penalty and the biases are steered to (control.py); 0: neither
+    is."""
     start_l0: float = 0
-    """Active latents a row in the first step; 0: 4 times target_l0, without one half of all latents."""
+    """Active latents a row in the first step; 0: 4 times target_l0, without one half of all
+    latents."""
 
     revive: str = "resample"
 
@@ -56,8 +60,15 @@ class PenaltyConfig(SAEConfig):
         if coef < 0:
             raise UsageError(f"{opt('coef', coef)} must not be negative")
         if not 0 <= self.target_l0 < config.latents:
-            raise UsageError(f"{opt('target_l0', self.target_l0)} must be between 0 and the number of latents, {config.latents:,}")
-        start = self.start_l0 or (min(START * self.target_l0, config.latents / 2) if self.target_l0 else config.latents / 2)
+            raise UsageError(
+                f"{opt('target_l0', self.target_l0)} must be between 0 and the number of latents,"
+                f" {config.latents:,}"
+            )
+        start = self.start_l0 or (
+            min(START * self.target_l0, config.latents / 2)
+            if self.target_l0
+            else config.latents / 2
+        )
         return replace(config, coef=coef, start_l0=start)
 
 
@@ -74,14 +85,18 @@ class Penalised(SAE):
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return above(self, x_BD, step)
 
-    def penalties(self, pre: Pre, z: torch.Tensor, step: Step) -> dict[str, tuple[torch.Tensor, float]]:
-        fixed = self.config.decoder_norm == "unit" and not self.config.parts  # norms of 1, whose gradient is projected away
+    def penalties(
+        self, pre: Pre, z: torch.Tensor, step: Step
+    ) -> dict[str, tuple[torch.Tensor, float]]:
+        # norms of 1, whose gradient is projected away
+        fixed = self.config.decoder_norm == "unit" and not self.config.parts
         a = z if fixed else z * pre.of(self.decoder_norms())
         sizes = self.size(a if self.unit == 1.0 else a / self.unit, step)
         return {self.penalty_name: (sizes.sum() / pre.rows, self.coef(step))}
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        """Biases lowered alike, so that `start_l0` latents are active in the mean row; then the scale."""
+        """Biases lowered alike, so that `start_l0` latents are active in the mean row; then the
+        scale."""
         self.b_enc -= level_of(self, sample_BD, self.config.start_l0)
         scale_encoder_to_fit(self, sample_BD[:4096])
 
@@ -94,23 +109,32 @@ class L1(Penalised):
     def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
         return a
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         if not self.plain(x_BD, target_BD) or self.config.parts:
             return super().loss_of(x_BD, target_BD, step, batch)
         coef, unit = self.coef(step) / self.unit, self.config.decoder_norm == "unit"
         arm = self.arm if step.backend == "triton" else "auto"
-        made = relu_reconstruction(x_BD, *self.weights, coef, unit, self.workspace, arm, step.encoder_plan, step.backend)
+        made = relu_reconstruction(
+            x_BD, *self.weights, coef, unit, self.workspace, arm, step.encoder_plan, step.backend
+        )
         aux = aux_terms(self, x_BD, made.residual_BD, step)
         terms = summed(
-            {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux}, made.fired_F, encoder_metrics(made)
+            {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux},
+            made.fired_F,
+            encoder_metrics(made),
         )
-        terms.total = made.total + sum(weight * term for term, weight in aux.values())  # it carries the gradients of the first two
+        # it carries the gradients of the first two
+        terms.total = made.total + sum(weight * term for term, weight in aux.values())
         return terms
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
         if self.arm == "dense" or self.config.parts or dead_predict(self, step):
             return None
-        encoded = OPERATIONS["triton"].encode_relu(x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None)
+        encoded = OPERATIONS["triton"].encode_relu(
+            x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None
+        )
         return fused_sparse_step(self, x_BD, encoded, self.coef(step) / self.unit, adam)
 
 
@@ -165,8 +189,9 @@ class PAnneal(Penalised):
         return 1.0 - (1.0 - c.p_end) * min(max((done - c.p_anneal) / (1.0 - c.p_anneal), 0.0), 1.0)
 
     def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
-        """a^p, times what keeps the penalty of these codes what it was when p was larger (Karvonen et al. 2024, section 3): at each change
-        of p the factor grows by sum a^old / sum a^new. Without it the same codes would cost ever more."""
+        """a^p, times what keeps the penalty of these codes what it was when p was larger (Karvonen
+        et al. 2024, section 3): at each change of p the factor grows by sum a^old / sum a^new.
+        Without it the same codes would cost ever more."""
         p, (old, factor) = self.power(step), self.annealed
         sizes = _power(a, p)
         if p != old:

@@ -1,8 +1,9 @@
-"""`matching-pursuit`: latents are chosen one after another, each for what those before have left (Costa et al. 2025, arXiv 2506.03093;
-Mallat and Zhang 1993).
+"""`matching-pursuit`: latents are chosen one after another, each for what those before have left
+(Costa et al. 2025, arXiv 2506.03093; Mallat and Zhang 1993).
 
-r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_j; atoms have norm 1, and encode and decode alike (W_enc is
-W_dec). A row stops where no product is above `residual_threshold` ||r_0||. Each pass costs an encoder, and runs through its exact filter.
+r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_j; atoms have norm
+1, and encode and decode alike (W_enc is W_dec). A row stops where no product is above
+`residual_threshold` ||r_0||. Each pass costs an encoder, and runs through its exact filter.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PursuitConfig(TopKConfig):
     def resolved(self) -> SAEConfig:
         if self.d_out or self.skip:
             raise UsageError(
-                f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input", f"drop {opt('target_store')} and {opt('skip')}"
+                f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input",
+                f"drop {opt('target_store')} and {opt('skip')}",
             )
         return super().resolved()
 
@@ -47,8 +49,11 @@ class MatchingPursuit(SAE):
         """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
         r, chosen, zero_F = (x_BD - self.b_dec).detach(), [], torch.zeros_like(self.b_enc)
         W, length_B = self.W_dec.detach(), r.norm(dim=1, keepdim=True)
-        # A row whose norm overflows or is not finite does not stop: it ends in values that are not finite, not in a code of nothing.
-        least_B = torch.where(length_B.isfinite(), self.config.residual_threshold * length_B, torch.nan)
+        # A row whose norm overflows or is not finite does not stop: it ends in values that are not
+        # finite, not in a code of nothing.
+        least_B = torch.where(
+            length_B.isfinite(), self.config.residual_threshold * length_B, torch.nan
+        )
         with torch.no_grad():
             for _ in range(k):
                 best = encode_topk(r, W, zero_F, 1, self.workspace, encoder_plan)
@@ -57,30 +62,50 @@ class MatchingPursuit(SAE):
                 chosen.append(torch.where(value == 0, self.latents, best.idx.long()))
         return torch.cat(chosen, 1)
 
-    def unroll(self, x_BD: torch.Tensor, chosen_Bk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values (B,k), what is left (B,D)) of the pursuit along given atoms, differentiable in W_dec and b_dec."""
+    def unroll(
+        self, x_BD: torch.Tensor, chosen_Bk: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values (B,k), what is left (B,D)) of the pursuit along given atoms, differentiable in
+        W_dec and b_dec."""
         r, values = x_BD - self.b_dec, []
-        atoms = nnF.embedding(chosen_Bk.clamp_max(self.latents - 1), self.W_dec) * (chosen_Bk < self.latents)[..., None]
+        atoms = (
+            nnF.embedding(chosen_Bk.clamp_max(self.latents - 1), self.W_dec)
+            * (chosen_Bk < self.latents)[..., None]
+        )
         for atom in atoms.unbind(1):
             value = (r * atom).sum(1, keepdim=True)
             r = r - value * atom
             values.append(value)
         return torch.cat(values, 1), r
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         chosen = self.pursue(x_BD, k_at(self, step), step.encoder_plan)
         _, left = self.unroll(x_BD, chosen)
         x_hat = x_BD - left
-        weighted = {"reconstruction": (squared_error(target_BD, x_hat), 1.0), **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step)}
+        weighted = {
+            "reconstruction": (squared_error(target_BD, x_hat), 1.0),
+            **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
+        }
         # An atom that a row takes twice is active once.
         first = chosen.sort(1).values
-        first = torch.cat([first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])], 1)
-        return summed(weighted, torch.bincount(first.flatten(), minlength=self.latents + 1)[: self.latents], {})
+        first = torch.cat(
+            [first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])],
+            1,
+        )
+        return summed(
+            weighted,
+            torch.bincount(first.flatten(), minlength=self.latents + 1)[: self.latents],
+            {},
+        )
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
         chosen = self.pursue(x_BD, self.config.k)
         values, _ = self.unroll(x_BD, chosen)
-        return values.new_zeros(len(x_BD), self.latents + 1).scatter_add(1, chosen, values)[:, : self.latents]
+        return values.new_zeros(len(x_BD), self.latents + 1).scatter_add(1, chosen, values)[
+            :, : self.latents
+        ]
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
         self.constrain()

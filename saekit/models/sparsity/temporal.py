@@ -1,8 +1,10 @@
-"""`temporal`: topk whose general latents change slowly along a text (Bhalla et al. 2025, arXiv 2511.05541).
+"""`temporal`: topk whose general latents change slowly along a text (Bhalla et al. 2025, arXiv
+2511.05541).
 
-The first `slow_share` of the latents and all of them each reconstruct, as in matryoshka; the codes of the first part, of a token and of the
-token before it, are pulled together against those of other tokens of the batch by InfoNCE, in both directions: the mean over pairs of
--log softmax(s_ii / tau), s the cosines of slow codes.
+The first `slow_share` of the latents and all of them each reconstruct, as in matryoshka; the codes
+of the first part, of a token and of the token before it, are pulled together against those of other
+tokens of the batch by InfoNCE, in both directions: the mean over pairs of -log softmax(s_ii / tau),
+s the cosines of slow codes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class TemporalConfig(TopKConfig):
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
-            raise UsageError(f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0")
+            raise UsageError(
+                f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0"
+            )
         return super().resolved()
 
 
@@ -46,17 +50,27 @@ class Temporal(LargestOfRows):
     line = "topk; general latents alike in adjacent tokens"
     needs_previous = True
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         pre = largest_of_rows(self, x_BD, k_at(self, step), step)
         level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
         nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
         x_hat, error = mean_error(nested, target_BD, self.past(x_BD))
-        weighted = {"reconstruction": (error, 1.0), **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step)}
+        weighted = {
+            "reconstruction": (error, 1.0),
+            **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
+        }
         pairs = batch.has_previous.nonzero()[: self.config.contrast_rows, 0]
         if len(pairs) > 1:
             here, there = (self.slow_code(rows[pairs], step) for rows in (x_BD, batch.previous))
-            weighted["contrast"] = (info_nce(here, there, self.config.temperature), self.config.contrast * self.d_out * self.unit**2)
-        return summed(weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat))
+            weighted["contrast"] = (
+                info_nce(here, there, self.config.temperature),
+                self.config.contrast * self.d_out * self.unit**2,
+            )
+        return summed(
+            weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat)
+        )
 
     def slow(self) -> int:
         """How many latents, the first ones, are to change slowly."""
@@ -68,8 +82,10 @@ class Temporal(LargestOfRows):
 
 
 def info_nce(a_NF: torch.Tensor, b_NF: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Row i of a belongs to row i of b: the mean of the cross-entropies of either side's choice among the other's rows (van den Oord et
-    al. 2018, arXiv 1807.03748)."""
-    cosines = nnF.normalize(a_NF, dim=1, eps=1e-6) @ nnF.normalize(b_NF, dim=1, eps=1e-6).T / temperature
+    """Row i of a belongs to row i of b: the mean of the cross-entropies of either side's choice
+    among the other's rows (van den Oord et al. 2018, arXiv 1807.03748)."""
+    cosines = (
+        nnF.normalize(a_NF, dim=1, eps=1e-6) @ nnF.normalize(b_NF, dim=1, eps=1e-6).T / temperature
+    )
     own = torch.arange(len(cosines), device=cosines.device)
     return (nnF.cross_entropy(cosines, own) + nnF.cross_entropy(cosines.T, own)) / 2

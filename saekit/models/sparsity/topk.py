@@ -1,4 +1,5 @@
-"""`topk`: a fixed number of active latents in every row (Makhzani and Frey 2013, arXiv 1312.5663; Gao et al. 2024, arXiv 2406.04093).
+"""`topk`: a fixed number of active latents in every row (Makhzani and Frey 2013, arXiv 1312.5663;
+Gao et al. 2024, arXiv 2406.04093).
 
 z = the k largest ReLU(pre) of a row. Dead latents predict the residual (dead.py).
 """
@@ -27,8 +28,8 @@ class TopKConfig(SAEConfig):
     k: int = 32
     """Active latents a row (batchtopk: on average)."""
     k_start: int = 0
-    """k at the first step, from where it falls linearly to k; 0: k itself, for batchtopk and matryoshka 4 k where that is a small share of
-    the latents."""
+    """k at the first step, from where it falls linearly to k; 0: k itself, for batchtopk and
+    matryoshka 4 k where that is a small share of the latents."""
     k_anneal: float = 0.1
     """Share of the run over which it falls."""
 
@@ -36,10 +37,17 @@ class TopKConfig(SAEConfig):
 
     def resolved(self) -> SAEConfig:
         config = super().resolved()
-        config = replace(config, k_start=self.k_start or min(self.starts * self.k, max(round(START_SHARE * config.latents), self.k)))
+        config = replace(
+            config,
+            k_start=self.k_start
+            or min(self.starts * self.k, max(round(START_SHARE * config.latents), self.k)),
+        )
         for name, k in (("k", self.k), ("k_start", config.k_start)):
             if not 1 <= k <= config.latents:
-                raise UsageError(f"{opt(name, k)} must be between 1 and the number of latents, {config.latents:,}")
+                raise UsageError(
+                    f"{opt(name, k)} must be between 1 and the number of latents,"
+                    f" {config.latents:,}"
+                )
         return config
 
 
@@ -70,18 +78,33 @@ class TopK(LargestOfRows):
     sparsity = "topk"
     line = "the k largest pre-activations of each row"
 
-    def loss_of(self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch) -> LossTerms:
+    def loss_of(
+        self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
+    ) -> LossTerms:
         if not self.plain(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
         arm = "sparse" if step.backend == "triton" else "auto"
-        made = topk_reconstruction(x_BD, *self.weights, k_at(self, step), self.workspace, arm, step.encoder_plan, step.backend)
-        weighted = {"reconstruction": (made.total, 1.0), **aux_terms(self, x_BD, made.residual_BD, step)}
+        made = topk_reconstruction(
+            x_BD,
+            *self.weights,
+            k_at(self, step),
+            self.workspace,
+            arm,
+            step.encoder_plan,
+            step.backend,
+        )
+        weighted = {
+            "reconstruction": (made.total, 1.0),
+            **aux_terms(self, x_BD, made.residual_BD, step),
+        }
         return summed(weighted, made.fired_F, encoder_metrics(made))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
         if dead_predict(self, step):
             return None
-        encoded = OPERATIONS["triton"].encode_topk(x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto")
+        encoded = OPERATIONS["triton"].encode_topk(
+            x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto"
+        )
         return fused_sparse_step(self, x_BD, encoded, 0.0, adam)
 
 

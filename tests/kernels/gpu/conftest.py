@@ -1,7 +1,9 @@
-"""Without a CUDA device the kernels run in triton's interpreter, which must be chosen before triton is imported.
+"""Without a CUDA device the kernels run in triton's interpreter, which must be chosen before triton
+is imported.
 
-tests/conftest.py makes the same choice earlier, before any test module can import triton; here it is made again for a run that
-collects this folder alone, and checked, because half an interpreter (our kernels interpreted, tl.sum compiled) fails obscurely.
+tests/conftest.py makes the same choice earlier, before any test module can import triton; here it
+is made again for a run that collects this folder alone, and checked, because half an interpreter
+(our kernels interpreted, tl.sum compiled) fails obscurely.
 """
 
 from __future__ import annotations
@@ -18,4 +20,6 @@ from triton import knobs
 from triton.runtime.interpreter import InterpretedFunction
 
 if not torch.cuda.is_available():
-    assert knobs.runtime.interpret and isinstance(tl.sum, InterpretedFunction), "triton was imported before TRITON_INTERPRET was set"
+    assert knobs.runtime.interpret and isinstance(tl.sum, InterpretedFunction), (
+        "triton was imported before TRITON_INTERPRET was set"
+    )

@@ -1,6 +1,8 @@
-"""Every kernel compiles for sm_80, sm_90 and sm_100 without spilling, fits, and uses the matrix units where it should. No device needed.
+"""Every kernel compiles for sm_80, sm_90 and sm_100 without spilling, fits, and uses the matrix
+units where it should. No device needed.
 
-The interpreter is chosen for this process, so kernels are compiled in another one. A minute when triton's cache is empty, then seconds.
+The interpreter is chosen for this process, so kernels are compiled in another one. A minute when
+triton's cache is empty, then seconds.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ TARGETS = (80, 90, 100)
 
 def run(*command: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
     finished = run("-m", "saekit_kernels.gpu.compile", "--json")
-    assert finished.returncode in (0, 1) and finished.stdout.startswith("["), finished.stderr[-3000:]
+    assert finished.returncode in (0, 1) and finished.stdout.startswith("["), finished.stderr[
+        -3000:
+    ]
     return json.loads(finished.stdout)
 
 
@@ -37,12 +43,18 @@ def compiled() -> list[dict]:
 def test_no_kernel_spills_and_every_kernel_fits(compiled, target):
     of_target = [c for c in compiled if c["target"] == target]
     assert len(of_target) == len(compiled) / len(TARGETS) > 0
-    assert {f"{c['module']}.{c['kernel']} ({c['case']})": c["problems"] for c in of_target if c["problems"]} == {}
+    assert {
+        f"{c['module']}.{c['kernel']} ({c['case']})": c["problems"]
+        for c in of_target
+        if c["problems"]
+    } == {}
     assert all(0 < c["registers"] <= 255 for c in of_target)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "instruction"), [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")])
+@pytest.mark.parametrize(
+    ("target", "instruction"), [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")]
+)
 def test_matrix_kernels_use_the_matrix_units_of_the_target(compiled, target, instruction):
     matrix = [c for c in compiled if c["target"] == target and c["tensor_cores"]]
     assert {c["kernel"] for c in matrix} >= {"_sigmoid_encode_kernel", "_sigmoid_dpre_kernel"}
@@ -53,20 +65,35 @@ def jitted(tree: ast.AST) -> list[ast.FunctionDef]:
     return [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if isinstance(node, ast.FunctionDef)
+        and any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
     ]
 
 
 @pytest.mark.slow
 def test_every_kernel_has_a_case(compiled):
-    """A kernel is a @triton.jit function that the host launches, kernel[grid](...), or that no other such function calls."""
-    trees = [ast.parse(path.read_text()) for path in Path(saekit_kernels.gpu.__path__[0]).glob("*.py")]
+    """A kernel is a @triton.jit function that the host launches, kernel[grid](...), or that no
+    other such function calls."""
+    trees = [
+        ast.parse(path.read_text()) for path in Path(saekit_kernels.gpu.__path__[0]).glob("*.py")
+    ]
     functions = {function.name: function for tree in trees for function in jitted(tree)}
-    called = {n.func.id for f in functions.values() for n in ast.walk(f) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    called = {
+        n.func.id
+        for f in functions.values()
+        for n in ast.walk(f)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
     calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    launched = {func.value.id for func in calls if isinstance(func, ast.Subscript) and isinstance(func.value, ast.Name)}
+    launched = {
+        func.value.id
+        for func in calls
+        if isinstance(func, ast.Subscript) and isinstance(func.value, ast.Name)
+    }
     assert len(functions) > 6
-    assert (launched & set(functions)) | (set(functions) - called) == {c["kernel"] for c in compiled}
+    assert (launched & set(functions)) | (set(functions) - called) == {
+        c["kernel"] for c in compiled
+    }
 
 
 DEFECTIVE = '''
@@ -111,7 +138,10 @@ found = {
         Case("broken", broken, {"x_ptr": "*i32", "n": "i32"}, {}),
     )
 }
-print(json.dumps({name: [asdict(c) | {"problems": c.problems()} for c in cs] for name, cs in found.items()}))
+described = {
+    name: [asdict(c) | {"problems": c.problems()} for c in cs] for name, cs in found.items()
+}
+print(json.dumps(described))
 try:
     compile_case(Case("unlisted", add, {"x_ptr": "*fp32"}, {"N": 16}), 90)
 except ValueError as error:
@@ -130,7 +160,10 @@ def defective(tmp_path_factory) -> tuple[dict[str, list[dict]], str]:
 
 
 def test_a_sound_kernel_is_reported_sound(defective):
-    for name, instructions in (("modest", [[], [], []]), ("matrix", [["mma.sync"], ["wgmma.mma_async"], ["tcgen05.mma"]])):
+    for name, instructions in (
+        ("modest", [[], [], []]),
+        ("matrix", [["mma.sync"], ["wgmma.mma_async"], ["tcgen05.mma"]]),
+    ):
         assert [c["problems"] for c in defective[0][name]] == [[], [], []]
         assert [c["instructions"] for c in defective[0][name]] == instructions
 
@@ -148,7 +181,9 @@ def test_missing_matrix_instructions_are_reported(defective):
 
 def test_too_much_shared_memory_is_reported(defective):
     for c, limit in zip(defective[0]["greedy"], (163, 227, 227)):
-        assert c["shared"] > limit * 1024 and any("shared memory" in problem for problem in c["problems"])
+        assert c["shared"] > limit * 1024 and any(
+            "shared memory" in problem for problem in c["problems"]
+        )
 
 
 def test_compiler_errors_are_results_and_unlisted_arguments_are_refused(defective):
@@ -165,8 +200,12 @@ def test_the_interpreter_is_named_as_the_obstacle(capsys):
 
 
 def test_table_names_every_case_and_its_problems():
-    sound = ahead_of_time.Compiled("m", "small", "k", 80, 4, False, registers=40, shared=2048, instructions=("mma.sync",))
+    sound = ahead_of_time.Compiled(
+        "m", "small", "k", 80, 4, False, registers=40, shared=2048, instructions=("mma.sync",)
+    )
     spilling = ahead_of_time.Compiled("m", "small", "k", 90, 4, False, registers=255, stack=8)
     lines = ahead_of_time.markdown([sound, spilling]).splitlines()
     assert lines[0] == "| kernel | case | warps | sm_80 | sm_90 |"
-    assert lines[2].startswith("| m.k | small | 4 | 40 reg, 2.0 KB, mma | 255 reg, 0.0 KB, **spills: 8 bytes of stack")
+    assert lines[2].startswith(
+        "| m.k | small | 4 | 40 reg, 2.0 KB, mma | 255 reg, 0.0 KB, **spills: 8 bytes of stack"
+    )

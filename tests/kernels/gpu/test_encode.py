@@ -1,7 +1,8 @@
 """The encoders against fp64 pre-activations of the same inputs.
 
-Selection runs on fp32 sums, so entries closer to the k-th value than their rounding may go either way: the gap rule. Ordinary inputs must
-pass without a single redone row, or a wrong filter would hide behind the redo; the inputs that break the filter must be redone exactly.
+Selection runs on fp32 sums, so entries closer to the k-th value than their rounding may go either
+way: the gap rule. Ordinary inputs must pass without a single redone row, or a wrong filter would
+hide behind the redo; the inputs that break the filter must be redone exactly.
 """
 
 import pytest
@@ -13,7 +14,8 @@ from saekit_kernels.gpu.encode import encode_batchtopk, encode_relu, encode_thre
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 NAN, INF = float("nan"), float("inf")
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy in the interpreter
+# numpy in the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 
 def make(B, d, F, x_dtype=torch.float32, w_dtype=None, seed=0):
@@ -34,7 +36,8 @@ ENCODERS = [gemm, fused]
 
 
 def dense(x, W, b):
-    """(pre (B,F) fp64 with what the ReLU drops at 0, tolerance (B,F)): the rounding of an fp32 dot product."""
+    """(pre (B,F) fp64 with what the ReLU drops at 0, tolerance (B,F)): the rounding of an fp32 dot
+    product."""
     x, W, b = x.double(), W.double(), b.double()
     pre = x @ W.T + b
     tol = 2.0**-20 * (x.norm(dim=1)[:, None] * W.norm(dim=1) + b.abs())
@@ -49,7 +52,9 @@ def unpack(codes, B, K):
     active = codes.active()
     assert not (vals[active] <= 0).any() and not vals[~active].any() and not idx[~active].any()
     columns = [idx[b, : nnz[b]].long() for b in range(B)]
-    assert all(bool((c.diff() > 0).all()) and (len(c) == 0 or int(c[-1]) < codes.F) for c in columns)
+    assert all(
+        bool((c.diff() > 0).all()) and (len(c) == 0 or int(c[-1]) < codes.F) for c in columns
+    )
     return columns
 
 
@@ -77,17 +82,24 @@ def exact_topk(x, W, b, k):
 def make_integers(B, d, F):
     """Small integers: sums are exact in whatever order, and most values occur many times."""
     torch.manual_seed(1)
-    return tuple(torch.randint(-3, 4, shape, device=device).float() for shape in ((B, d), (F, d), (F,)))
+    return tuple(
+        torch.randint(-3, 4, shape, device=device).float() for shape in ((B, d), (F, d), (F,))
+    )
 
 
 @pytest.fixture
 def few_slots(monkeypatch):
-    """The slots of these small shapes hold a whole tile, which nothing can overflow; with these they hold what ordinary rows need."""
+    """The slots of these small shapes hold a whole tile, which nothing can overflow; with these
+    they hold what ordinary rows need."""
     monkeypatch.setattr(filter, "slots_for", lambda *a: 40)
 
 
 def same(first, second):
-    return torch.equal(first.vals, second.vals) and torch.equal(first.idx, second.idx) and torch.equal(first.nnz, second.nnz)
+    return (
+        torch.equal(first.vals, second.vals)
+        and torch.equal(first.idx, second.idx)
+        and torch.equal(first.nnz, second.nnz)
+    )
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -121,7 +133,9 @@ def test_every_tile_is_taken_once(B, tiles):
     blocks = -(-B // 16)
     out = torch.full((blocks * tiles, 2), -1, device=device)
     tiles_kernel[(blocks * tiles,)](out, B, tiles, BM=16)
-    assert sorted(map(tuple, out.tolist())) == [(16 * r, t) for r in range(blocks) for t in range(tiles)]
+    assert sorted(map(tuple, out.tolist())) == [
+        (16 * r, t) for r in range(blocks) for t in range(tiles)
+    ]
 
 
 def test_more_rows_than_a_block():
@@ -139,7 +153,8 @@ def test_the_sample_decides_the_time_and_not_the_result(monkeypatch):
             sampled.setattr(encode, "SAMPLE_STRIDE", stride)
             codes, redone = fused(x, W, b, 16)
         assert same(codes, first) and redone == 0
-    # A sample that is larger than everything else puts the bound too high: 84 latents pass it where 100 are wanted.
+    # A sample that is larger than everything else puts the bound too high: 84 latents pass it where
+    # 100 are wanted.
     x, W, b = make(3, 48, 1344)
     stride, _ = encode.sample_plan(1344, 100)
     assert 1344 // stride == 84
@@ -155,7 +170,8 @@ def test_fewer_positive_entries_than_k(encoder):
     codes, redone = encoder(x, W, b - 2.0, 32)
     assert 0 < int(codes.nnz.max()) < 32
     expect_topk(codes, x, W, b - 2.0, 32)
-    assert redone == 0  # every positive entry passes the bound, which is then as good as k survivors
+    # every positive entry passes the bound, which is then as good as k survivors
+    assert redone == 0
     codes, redone = encoder(torch.zeros_like(x), W, torch.zeros_like(b), 5)
     assert not codes.nnz.any() and not codes.vals.any() and redone == 0
 
@@ -192,7 +208,9 @@ def test_nan_and_inf_rows_are_redone_and_leave_the_others_alone(encoder, few_slo
     codes, redone = encoder(x, W, b, 6)
     assert redone == (0 if encoder is gemm else 3)
     for row in (0, 3, 4, 6):
-        assert torch.equal(codes.vals[row], clean.vals[row]) and torch.equal(codes.idx[row], clean.idx[row])
+        assert torch.equal(codes.vals[row], clean.vals[row]) and torch.equal(
+            codes.idx[row], clean.idx[row]
+        )
     for row in (1, 2):  # every pre-activation is NaN
         assert codes.idx[row].tolist() == list(range(6)) and bool(codes.vals[row].isnan().all())
     first = (W[:, 0] > 0).nonzero()[:6, 0]  # inf where the weight is positive, -inf elsewhere
@@ -228,7 +246,9 @@ def test_any_strides(encoder):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(encoder, few_slots, monkeypatch):
+def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(
+    encoder, few_slots, monkeypatch
+):
     x, W, b = make(8, 8, 300, torch.bfloat16)
     x[1:7:2] = 0.0
     b[:] = 1.0  # zero rows are all-equal
@@ -241,14 +261,18 @@ def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(e
     monkeypatch.setattr(redo, "REDO_PROGRAMS", 2)
     again, redone = encoder(x, W, b, 4)
     assert redone == (0 if encoder is gemm else 3)
-    assert torch.equal(again.idx, want.idx) and torch.allclose(again.vals, want.vals, rtol=1e-6, atol=0)
+    assert torch.equal(again.idx, want.idx) and torch.allclose(
+        again.vals, want.vals, rtol=1e-6, atol=0
+    )
 
 
 def test_plan_auto(monkeypatch):
     taken = []
     for name in ("topk_fused", "topk_gemm"):
         plan = getattr(encode, name)
-        monkeypatch.setattr(encode, name, lambda *a, name=name, plan=plan: taken.append(name) or plan(*a))
+        monkeypatch.setattr(
+            encode, name, lambda *a, name=name, plan=plan: taken.append(name) or plan(*a)
+        )
     for d, dtype in ((8, torch.bfloat16), (8, torch.float32), (1600, torch.bfloat16)):
         x, W, b = make(1, d, 50, dtype)
         codes, _ = encode_topk(x, W, b, 3)
@@ -281,11 +305,13 @@ def test_arguments():
     assert codes.vals.shape == (0, 5) and threshold == 0 and overflow.shape == (0,)
 
 
-# --- thresholds ------------------------------------------------------------------------------------------------------------------------
+# --- thresholds
+# --------------------------------------------------------------------------------------------------
 
 
 def expect_threshold(codes, overflow, x, W, b, theta, capacity):
-    """Every entry above max(theta, 0), to rounding; rows with more than capacity are flagged and keep true entries."""
+    """Every entry above max(theta, 0), to rounding; rows with more than capacity are flagged and
+    keep true entries."""
     pre, tol = dense(x, W, b)
     floor = theta.double().clamp(min=0).expand(pre.shape[1])
     certain, possible = pre > floor + tol, pre > floor - tol
@@ -319,8 +345,14 @@ def test_relu_and_its_capacity(dtype):
 
 def test_one_threshold_and_one_for_each_column():
     x, W, b = make(4, 33, 500, torch.bfloat16)
-    columns = torch.rand(500, device=device) * 3 - 0.5  # negative ones too: what is not positive is dropped anyway
-    for theta in (columns, torch.stack([columns, columns], 1)[:, 0], torch.tensor(1.3, device=device), torch.tensor(-2.0, device=device)):
+    # negative ones too: what is not positive is dropped anyway
+    columns = torch.rand(500, device=device) * 3 - 0.5
+    for theta in (
+        columns,
+        torch.stack([columns, columns], 1)[:, 0],
+        torch.tensor(1.3, device=device),
+        torch.tensor(-2.0, device=device),
+    ):
         codes, overflow = encode_threshold(x, W, b, theta, 300)
         expect_threshold(codes, overflow, x, W, b, theta, 300)
         assert not overflow.any()
@@ -340,10 +372,13 @@ def test_a_full_tile_is_redone_while_the_row_fits():
     assert not overflow.any() and codes.nnz.tolist() == [40] * 4
     x[2, 3] = NAN  # NaN is active in every column: more than fit
     codes, overflow = encode_threshold(x, W, b, theta, 60)
-    assert overflow.tolist() == [False, False, True, False] and bool(codes.vals[2, : codes.nnz[2]].isnan().all())
+    assert overflow.tolist() == [False, False, True, False] and bool(
+        codes.vals[2, : codes.nnz[2]].isnan().all()
+    )
 
 
-# --- BatchTopK -------------------------------------------------------------------------------------------------------------------------
+# --- BatchTopK
+# --------------------------------------------------------------------------------------------------
 
 
 def expect_batchtopk(result, x, W, b, k, capacity):
@@ -376,7 +411,11 @@ def test_batchtopk_with_any_bound(monkeypatch):
     assert int(result[0].nnz.max()) > 12 > 3 > int(result[0].nnz.min())
     filtered_again = []
     whole = encode.topk_fused
-    monkeypatch.setattr(encode, "topk_fused", lambda *a, enabled=None: filtered_again.append(int(enabled)) or whole(*a, enabled=enabled))
+    monkeypatch.setattr(
+        encode,
+        "topk_fused",
+        lambda *a, enabled=None: filtered_again.append(int(enabled)) or whole(*a, enabled=enabled),
+    )
     for factor in (0.9, 1.0, 1.1, -1.0, NAN):
         again = encode_batchtopk(x, W, b, 8, 60, bound=result[1] * factor)
         expect_batchtopk(again, x, W, b, 8, 60)
@@ -395,7 +434,8 @@ def test_batchtopk_capacity_is_never_silent():
     x[2] *= 20.0
     full, _, overflow = encode_batchtopk(x, W, b, 8, 400)
     assert not overflow.any() and full.nnz[2] == 48  # one row takes all
-    # capacity = what the fullest row needs: nothing is lost, and the result is that of an unlimited one
+    # capacity = what the fullest row needs: nothing is lost, and the result is that of an unlimited
+    # one
     exact, _, overflow = encode_batchtopk(x, W, b, 8, 48)
     assert not overflow.any() and torch.equal(exact.to_dense() > 0, full.to_dense() > 0)
     # One less, and the row is reported and keeps its largest.
@@ -407,30 +447,38 @@ def test_batchtopk_capacity_is_never_silent():
     pre = dense(x, W, b)[0]
     eleven = pre.sort(dim=1, descending=True).values[:, :11]
     last = eleven.flatten().sort(descending=True).values[47]
-    assert overflow.tolist() == (eleven[:, 10] >= last).tolist() and overflow[2] and not overflow.all()
+    assert (
+        overflow.tolist() == (eleven[:, 10] >= last).tolist() and overflow[2] and not overflow.all()
+    )
     assert codes.nnz.tolist() == (eleven >= last).sum(1).clamp(max=10).tolist()
-    assert torch.allclose(threshold.double(), eleven[:, :10][eleven[:, :10] >= last].min(), rtol=1e-5)
+    assert torch.allclose(
+        threshold.double(), eleven[:, :10][eleven[:, :10] >= last].min(), rtol=1e-5
+    )
 
 
 def test_batchtopk_ties_and_scarcity():
     x, W, b = make(4, 8, 50)
     x[:] = 0.0
     b[:] = 1.0
-    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 30)  # flat positions 0 to 19: 20 winners, all in the first row
+    # flat positions 0 to 19: 20 winners, all in the first row
+    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 30)
     assert codes.nnz.tolist() == [20, 0, 0, 0] and codes.idx[0, :20].tolist() == list(range(20))
     assert threshold == 1.0 and not overflow.any()
     codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 5, bound=threshold)
     assert codes.nnz[0] == 5 and overflow[0]
     b[:] = -1.0
     b[3] = 2.0
-    codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 9, bound=torch.tensor(5.0, device=device))
+    codes, threshold, overflow = encode_batchtopk(
+        x, W, b, 5, 9, bound=torch.tensor(5.0, device=device)
+    )
     assert codes.nnz.tolist() == [1] * 4 and threshold == 2.0 and not overflow.any()
     b[3] = -2.0
     codes, threshold, overflow = encode_batchtopk(x, W, b, 5, 9)
     assert not codes.nnz.any() and threshold == 0.0 and not overflow.any()
 
 
-# --- a device --------------------------------------------------------------------------------------------------------------------------
+# --- a device
+# --------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 

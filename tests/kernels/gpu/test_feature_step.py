@@ -1,4 +1,5 @@
-"""Weight gradients and the fused optimiser step against dense fp64 autograd and torch's own optimisers.
+"""Weight gradients and the fused optimiser step against dense fp64 autograd and torch's own
+optimisers.
 
 B rows, D width, F latents, K codes a row.
 """
@@ -12,14 +13,27 @@ import torch
 import torch.nn.functional as nnF
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.decode import decode_mse
-from saekit_kernels.gpu.grad import _chunk_bound, plan_chunks, sparse_weight_grad, sparse_weight_grad_dual
+from saekit_kernels.gpu.grad import (
+    _chunk_bound,
+    plan_chunks,
+    sparse_weight_grad,
+    sparse_weight_grad_dual,
+)
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
-# (B, D, F, K): single everything; widths beside slices of 256; fewer latents than a program walks; latents that never fire.
-SHAPES = [(1, 1, 1, 1), (3, 33, 7, 5), (13, 96, 130, 12), (5, 300, 40, 6), (130, 16, 20, 4), (40, 520, 9, 9)]
+# (B, D, F, K): single everything; widths beside slices of 256; fewer latents than a program walks;
+# latents that never fire.
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 33, 7, 5),
+    (13, 96, 130, 12),
+    (5, 300, 40, 6),
+    (130, 16, 20, 4),
+    (40, 520, 9, 9),
+]
 
 
 def made_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> SparseCodes:
@@ -28,7 +42,9 @@ def made_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> Spa
     keep = torch.arange(K) < nnz[:, None]
     idx = torch.rand(B, F, generator=gen).argsort(1)[:, :K].where(keep, F).sort(1).values
     vals = torch.rand(B, K, generator=gen) + 0.1
-    return SparseCodes((vals * keep).to(device), (idx * keep).int().to(device), nnz.int().to(device), F)
+    return SparseCodes(
+        (vals * keep).to(device), (idx * keep).int().to(device), nnz.int().to(device), F
+    )
 
 
 def dense(codes: SparseCodes, coef: torch.Tensor) -> torch.Tensor:
@@ -44,10 +60,13 @@ def normal(*shape, dtype=torch.float32):
 def close(actual, expected, terms: int):
     assert actual.dtype == torch.float32 and actual.shape == expected.shape
     scale = max(expected.abs().max().item(), 1.0) if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=5e-7 * max(terms, 4) ** 0.5 * scale)
+    torch.testing.assert_close(
+        actual.double(), expected, rtol=0, atol=5e-7 * max(terms, 4) ** 0.5 * scale
+    )
 
 
-# -------------------------------------------------------------------------------------------------------- weight gradients
+# --------------------------------------------------------------------------------------------------
+#  weight gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,8 +81,11 @@ def test_weight_gradients_are_dense_products(B, D, F, K, dtype):
     assert (dW_enc[codes.transpose().counts() == 0] == 0).all()
 
 
-# Counts beside the cuts: 256 entries are one chunk, 257 two, 512 two, 513 three; 0 latents fire in no row.
-@pytest.mark.parametrize("counts", [(256, 257, 0, 512, 513), (600, 0, 1), (1, 300, 300, 300, 2, 600)])
+# Counts beside the cuts: 256 entries are one chunk, 257 two, 512 two, 513 three; 0 latents fire in
+# no row.
+@pytest.mark.parametrize(
+    "counts", [(256, 257, 0, 512, 513), (600, 0, 1), (1, 300, 300, 300, 2, 600)]
+)
 def test_latents_with_more_entries_than_a_chunk(counts):
     B, D, F = 600, 37, len(counts)
     fires = torch.stack([torch.randperm(B) < n for n in counts], 1)
@@ -75,7 +97,10 @@ def test_latents_with_more_entries_than_a_chunk(counts):
     vals = torch.rand(B, F) * (torch.arange(F) < nnz[:, None])
     codes = SparseCodes(vals.to(device), idx.to(device), nnz.to(device), F)
     chunks = plan_chunks(codes)
-    assert chunks.length == 256 and int(chunks.first[-1]) == sum(max(-(-n // 256) - 1, 0) for n in counts) <= chunks.slots
+    assert (
+        chunks.length == 256
+        and int(chunks.first[-1]) == sum(max(-(-n // 256) - 1, 0) for n in counts) <= chunks.slots
+    )
     x, g, dvals = normal(B, D), normal(B, D), normal(B, F)
     dW_enc, dW_dec, db = sparse_weight_grad_dual(codes, dvals, x, codes.vals, g)
     close(dW_enc, dense(codes, dvals).T @ x.double(), B)
@@ -95,7 +120,8 @@ def test_chunk_slots_suffice_for_every_distribution_and_stay_bounded():
                 if B <= length:
                     assert slots == 0
                     continue
-                # As many latents as the entries allow with n of them each, for the n that waste the most of a chunk and the fullest.
+                # As many latents as the entries allow with n of them each, for the n that waste the
+                # most of a chunk and the fullest.
                 for n in {length + 1, 2 * length + 1, B}:
                     latents = min(B * K // n, F) if n <= B else 0
                     assert latents * (-(-n // length) - 1) <= slots
@@ -117,10 +143,18 @@ def test_gradients_of_views_types_and_nothing():
     expected = sparse_weight_grad(codes, dvals.contiguous(), x.contiguous())
     assert torch.equal(sparse_weight_grad(codes, dvals, x), expected)
     assert torch.equal(sparse_weight_grad(codes, dvals, x.T.contiguous().T), expected)
-    for empty in (made_codes(0, 30, 4), SparseCodes(codes.vals[:, :0], codes.idx[:, :0], codes.nnz * 0, 30)):
+    for empty in (
+        made_codes(0, 30, 4),
+        SparseCodes(codes.vals[:, :0], codes.idx[:, :0], codes.nnz * 0, 30),
+    ):
         dW = sparse_weight_grad(empty, empty.vals, x[: len(empty)])
         assert dW.shape == (30, 33) and (dW == 0).all()
-        assert all((t == 0).all() for t in sparse_weight_grad_dual(empty, empty.vals, x[: len(empty)], empty.vals, x[: len(empty)]))
+        assert all(
+            (t == 0).all()
+            for t in sparse_weight_grad_dual(
+                empty, empty.vals, x[: len(empty)], empty.vals, x[: len(empty)]
+            )
+        )
 
 
 def test_gradient_arguments_that_do_not_fit_are_refused():
@@ -132,12 +166,15 @@ def test_gradient_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="one width"):
         sparse_weight_grad_dual(codes, codes.vals, x, codes.vals, x[:, :7])
     one = torch.zeros(1, 1)
-    wide = SparseCodes(one.expand(2**16, 2**15), one.int().expand(2**16, 2**15), one[0].int().expand(2**16), 5)
+    wide = SparseCodes(
+        one.expand(2**16, 2**15), one.int().expand(2**16, 2**15), one[0].int().expand(2**16), 5
+    )
     with pytest.raises(ValueError, match=r"2\^31"):
         sparse_weight_grad(wide, wide.vals, one.expand(2**16, 3))
 
 
-# ------------------------------------------------------------------------------------------------------------------- step
+# --------------------------------------------------------------------------------------------------
+#  step
 
 
 def made_state(D: int, F: int, dtype: torch.dtype, unit: bool) -> FeatureState:
@@ -145,11 +182,21 @@ def made_state(D: int, F: int, dtype: torch.dtype, unit: bool) -> FeatureState:
     W_dec = nnF.normalize(W_dec, dim=1) if unit else W_dec
     W_enc, b_enc, W_dec = (t.to(dtype) for t in (W_enc, b_enc, W_dec))
     zeros = [torch.zeros_like(t) for t in (W_enc, W_enc, b_enc, b_enc, W_dec, W_dec)]
-    return FeatureState(W_enc, b_enc, W_dec, *zeros, W_enc.bfloat16(), W_dec.half(), torch.full((F,), 5, device=device))
+    return FeatureState(
+        W_enc,
+        b_enc,
+        W_dec,
+        *zeros,
+        W_enc.bfloat16(),
+        W_dec.half(),
+        torch.full((F,), 5, device=device),
+    )
 
 
 def copy_of(state: FeatureState) -> FeatureState:
-    return FeatureState(**{name: None if t is None else t.clone() for name, t in vars(state).items()})
+    return FeatureState(
+        **{name: None if t is None else t.clone() for name, t in vars(state).items()}
+    )
 
 
 def on_support(z_BF: torch.Tensor, support: SparseCodes) -> SparseCodes:
@@ -166,12 +213,17 @@ SETTINGS = AdamSettings(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-3, step=1, unit_d
 @pytest.mark.parametrize("coefficient", [0.0, 0.3])
 @pytest.mark.parametrize(("B", "D", "F", "K"), STEP_SHAPES)
 def test_three_steps_are_dense_autograd_with_torch_adam(B, D, F, K, coefficient, unit, backend):
-    """loss = mean_b [sum_d (x_hat - x)^2 + coefficient * sum_j z_j ||w_j||], linear encoder on a given support, new rows in every step."""
+    """loss = mean_b [sum_d (x_hat - x)^2 + coefficient * sum_j z_j ||w_j||], linear encoder on a
+    given support, new rows in every step."""
     dtype = torch.float64 if backend == "torch" else torch.float32
     state, b_dec = made_state(D, F, dtype, unit), normal(D)
-    parameters = [t.double().clone().requires_grad_() for t in (state.W_enc, state.b_enc, state.W_dec)]
+    parameters = [
+        t.double().clone().requires_grad_() for t in (state.W_enc, state.b_enc, state.W_dec)
+    ]
     W_enc, b_enc, W_dec = parameters
-    adam = torch.optim.Adam(parameters, lr=SETTINGS.lr, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps)
+    adam = torch.optim.Adam(
+        parameters, lr=SETTINGS.lr, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps
+    )
     idle = torch.full((F,), 5, device=device)
     for step in range(1, 4):
         support, x = made_codes(B, F, K, seed=step), normal(B, D)
@@ -188,22 +240,30 @@ def test_three_steps_are_dense_autograd_with_torch_adam(B, D, F, K, coefficient,
             W_dec.data = nnF.normalize(W_dec.data, dim=1)
 
         codes = on_support(x.to(dtype) @ state.W_enc.T + state.b_enc, support)
-        g, dvals = loss_gradients(codes, state.W_dec, b_dec.to(dtype), x.to(dtype), coefficient * state.W_dec.norm(dim=1))
+        g, dvals = loss_gradients(
+            codes, state.W_dec, b_dec.to(dtype), x.to(dtype), coefficient * state.W_dec.norm(dim=1)
+        )
         settings = replace(SETTINGS, step=step, unit_decoder=unit, norm_penalty=coefficient / B)
         feature_step(state, codes, dvals, x, g, settings, backend)
 
         idle = torch.where(fires.any(0), 0, idle + B)
         for name, expected in zip(("W_enc", "b_enc", "W_dec"), parameters):
             tolerance = 1e-11 if backend == "torch" else 1e-5
-            torch.testing.assert_close(getattr(state, name).double(), expected.detach(), rtol=0, atol=tolerance)
+            torch.testing.assert_close(
+                getattr(state, name).double(), expected.detach(), rtol=0, atol=tolerance
+            )
         assert torch.equal(state.idle_F, idle)
         assert torch.equal(state.W_dec_low, state.W_dec.half())
-        # triton's interpreter truncates to bf16 where the device rounds: one unit in the last place apart
-        torch.testing.assert_close(state.W_enc_low, state.W_enc.bfloat16(), rtol=2**-7 if device == "cpu" else 0, atol=0)
+        # triton's interpreter truncates to bf16 where the device rounds: one unit in the last place
+        # apart
+        torch.testing.assert_close(
+            state.W_enc_low, state.W_enc.bfloat16(), rtol=2**-7 if device == "cpu" else 0, atol=0
+        )
 
 
 def loss_gradients(codes, W_dec, b_dec, x, norm_F):
-    """(g, dvals) of the loss above for the values of the codes, dense; the support does not change with the values' sign."""
+    """(g, dvals) of the loss above for the values of the codes, dense; the support does not change
+    with the values' sign."""
     z = codes.to_dense()
     g = (z @ W_dec + b_dec - x) * (2 / len(x))
     dz = g @ W_dec.T + norm_F / len(x)
@@ -216,11 +276,18 @@ def test_sparse_rows_are_torch_sparse_adam_and_leave_silent_latents_alone(backen
     B, D, F, K = 9, 33, 40, 3
     dtype = torch.float64 if backend == "torch" else torch.float32
     state = made_state(D, F, dtype, unit)
-    W_enc, W_dec, b_enc = (t.double().clone() for t in (state.W_enc, state.W_dec, state.b_enc[:, None]))
+    W_enc, W_dec, b_enc = (
+        t.double().clone() for t in (state.W_enc, state.W_dec, state.b_enc[:, None])
+    )
     eps = 1e-12  # SparseAdam puts eps before the bias correction: alike only where it is negligible
     sparse_adam = torch.optim.SparseAdam([W_enc, W_dec, b_enc], lr=1e-2, betas=(0.9, 0.99), eps=eps)
     for step in range(1, 4):
-        codes, x, g, dvals = made_codes(B, F, K, seed=step), normal(B, D), normal(B, D), normal(B, K)
+        codes, x, g, dvals = (
+            made_codes(B, F, K, seed=step),
+            normal(B, D),
+            normal(B, D),
+            normal(B, K),
+        )
         hit = dense(codes, torch.ones_like(codes.vals)).any(0).nonzero()[:, 0]
         assert 0 < len(hit) < F
         dW_dec = dense(codes, codes.vals).T @ g.double()
@@ -240,8 +307,14 @@ def test_sparse_rows_are_torch_sparse_adam_and_leave_silent_latents_alone(backen
         for old, new in zip(before.parameters_and_moments, state.parameters_and_moments):
             assert torch.equal(old[silent], new[silent]) and not torch.equal(old[hit], new[hit])
         assert torch.equal(state.idle_F, torch.where(silent, before.idle_F + B, 0))
-        for got, expected in ((state.W_enc, W_enc), (state.W_dec, W_dec), (state.b_enc, b_enc[:, 0])):
-            torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-9 if backend == "torch" else 2e-5)
+        for got, expected in (
+            (state.W_enc, W_enc),
+            (state.W_dec, W_dec),
+            (state.b_enc, b_enc[:, 0]),
+        ):
+            torch.testing.assert_close(
+                got.double(), expected, rtol=0, atol=1e-9 if backend == "torch" else 2e-5
+            )
 
 
 @pytest.mark.parametrize("unit", [True, False])
@@ -251,28 +324,51 @@ def test_a_latent_of_every_row_goes_through_chunks_and_agrees_with_the_torch_pat
     codes.idx[:, 0], codes.idx[:, 1] = 0, 1 + codes.idx[:, 1] % 5
     assert int(plan_chunks(codes).first[-1]) >= 2
     state = made_state(D, F, torch.float32, unit)
-    exact = FeatureState(**{name: t.double() if t.dtype == torch.float32 else t.clone() for name, t in vars(state).items()})
+    exact = FeatureState(
+        **{
+            name: t.double() if t.dtype == torch.float32 else t.clone()
+            for name, t in vars(state).items()
+        }
+    )
     x, g, dvals = normal(B, D), normal(B, D) / B, normal(B, K) / B
     settings = AdamSettings(1e-2, 0.9, 0.99, 1e-3, 2, unit_decoder=unit, norm_penalty=0.1 / B)
     twin = copy_of(state)
     feature_step(state, codes, dvals, x, g, settings, "triton")
     feature_step(twin, codes, dvals, x, g, settings, "triton")
-    feature_step(exact, SparseCodes(codes.vals.double(), codes.idx, codes.nnz, F), dvals.double(), x, g.double(), settings, "torch")
+    feature_step(
+        exact,
+        SparseCodes(codes.vals.double(), codes.idx, codes.nnz, F),
+        dvals.double(),
+        x,
+        g.double(),
+        settings,
+        "torch",
+    )
     for name in vars(state):
         assert torch.equal(getattr(state, name), getattr(twin, name)), name
         torch.testing.assert_close(
-            getattr(state, name).double(), getattr(exact, name).double(), rtol=1e-2 if "low" in name else 0, atol=1e-5
+            getattr(state, name).double(),
+            getattr(exact, name).double(),
+            rtol=1e-2 if "low" in name else 0,
+            atol=1e-5,
         )
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_shadows_and_idle_counts_are_optional(backend):
-    codes, x, g, dvals = made_codes(6, 20, 3), normal(6, 33, dtype=torch.bfloat16), normal(6, 33), normal(6, 3)
+    codes, x, g, dvals = (
+        made_codes(6, 20, 3),
+        normal(6, 33, dtype=torch.bfloat16),
+        normal(6, 33),
+        normal(6, 3),
+    )
     full = made_state(33, 20, torch.float32, True)
     bare = replace(copy_of(full), W_enc_low=None, W_dec_low=None, idle_F=None)
     for state in (full, bare):
         feature_step(state, codes, dvals, x, g, SETTINGS, backend)
-    assert all(torch.equal(a, b) for a, b in zip(full.parameters_and_moments, bare.parameters_and_moments))
+    assert all(
+        torch.equal(a, b) for a, b in zip(full.parameters_and_moments, bare.parameters_and_moments)
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -306,9 +402,19 @@ def test_a_batch_without_codes_coasts_on_its_momentum(backend):
         m.normal_(), v.uniform_()
     before, codes = copy_of(state), made_codes(5, 20, 3)
     codes.nnz.zero_(), codes.vals.zero_(), codes.idx.zero_()
-    feature_step(state, codes, codes.vals, normal(5, 8), normal(5, 8), replace(SETTINGS, step=3, unit_decoder=False), backend)
+    feature_step(
+        state,
+        codes,
+        codes.vals,
+        normal(5, 8),
+        normal(5, 8),
+        replace(SETTINGS, step=3, unit_decoder=False),
+        backend,
+    )
     m, v = before.m_enc.double() * 0.9, before.v_enc.double() * 0.99
-    expected = before.W_enc.double() - 1e-2 / (1 - 0.9**3) * m / (v.sqrt() / (1 - 0.99**3) ** 0.5 + 1e-3)
+    expected = before.W_enc.double() - 1e-2 / (1 - 0.9**3) * m / (
+        v.sqrt() / (1 - 0.99**3) ** 0.5 + 1e-3
+    )
     torch.testing.assert_close(state.W_enc.double(), expected, rtol=0, atol=1e-6)
     assert (state.idle_F == 10).all()
 
@@ -321,7 +427,10 @@ def test_arguments_that_do_not_fit_are_refused():
         ("must have shape", (state, codes, codes.vals, x, g[:, :7])),
         ("shape of the codes", (state, codes, codes.vals[:, :2], x, g)),
         ("latents", (state, replace(codes, F=19), codes.vals, x, g)),
-        ("contiguous", (replace(state, m_enc=state.m_enc.T.contiguous().T), codes, codes.vals, x, g)),
+        (
+            "contiguous",
+            (replace(state, m_enc=state.m_enc.T.contiguous().T), codes, codes.vals, x, g),
+        ),
         ("contiguous", (replace(state, idle_F=state.idle_F[:7]), codes, codes.vals, x, g)),
     ]
     for message, arguments in wrong:
@@ -329,39 +438,66 @@ def test_arguments_that_do_not_fit_are_refused():
             with pytest.raises(ValueError, match=message):
                 feature_step(*arguments, SETTINGS, backend)
     with pytest.raises(ValueError, match="fp32"):
-        feature_step(replace(state, v_dec=state.v_dec.double()), codes, codes.vals, x, g, SETTINGS, "triton")
+        feature_step(
+            replace(state, v_dec=state.v_dec.double()), codes, codes.vals, x, g, SETTINGS, "triton"
+        )
     with pytest.raises(ValueError, match="int64"):
-        feature_step(replace(state, idle_F=state.idle_F.int()), codes, codes.vals, x, g, SETTINGS, "triton")
+        feature_step(
+            replace(state, idle_F=state.idle_F.int()), codes, codes.vals, x, g, SETTINGS, "triton"
+        )
     with pytest.raises(ValueError, match="choose triton, torch"):
         feature_step(state, codes, codes.vals, x, g, SETTINGS, "cuda")
     with pytest.raises(ValueError, match="first step is 1"):
         replace(SETTINGS, step=0)
 
 
-# ----------------------------------------------------------------------------------------------------------- on a device
+# --------------------------------------------------------------------------------------------------
+#  on a device
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("B", "D", "F", "K"), [(8192, 768, 24_576, 32), (8192, 2304, 16_384, 32), (4096, 4096, 16_384, 64)])
+@pytest.mark.parametrize(
+    ("B", "D", "F", "K"),
+    [(8192, 768, 24_576, 32), (8192, 2304, 16_384, 32), (4096, 4096, 16_384, 64)],
+)
 def test_real_sizes_agree_with_the_torch_path_in_fp64(B, D, F, K):
     """A tenth of the codes fall on one latent, so that chunks are used."""
     idx = torch.rand(B, F, device=device).topk(K, dim=1).indices.sort(dim=1).values
     idx[::2, 0] = 0
-    codes = SparseCodes(torch.rand(B, K, device=device), idx.int(), torch.full((B,), K, dtype=torch.int32, device=device), F)
+    codes = SparseCodes(
+        torch.rand(B, K, device=device),
+        idx.int(),
+        torch.full((B,), K, dtype=torch.int32, device=device),
+        F,
+    )
     state, x = made_state(D, F, torch.float32, True), normal(B, D, dtype=torch.bfloat16)
     decoded = decode_mse(codes, state.W_dec, normal(D), x)
     dual = sparse_weight_grad_dual(codes, decoded.dvals_BK, x, codes.vals, decoded.g_BD)
     for latents in (slice(0, 64), slice(F - 64, F)):
-        z, dz = (torch.zeros(B, F, device=device).scatter_(1, idx, t)[:, latents].double() for t in (codes.vals, decoded.dvals_BK))
+        z, dz = (
+            torch.zeros(B, F, device=device).scatter_(1, idx, t)[:, latents].double()
+            for t in (codes.vals, decoded.dvals_BK)
+        )
         for got, expected in zip(dual, (dz.T @ x.double(), z.T @ decoded.g_BD.double(), dz.sum(0))):
-            torch.testing.assert_close(got[latents].double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    exact = FeatureState(**{name: t.double() if t.dtype == torch.float32 else t.clone() for name, t in vars(state).items()})
+            torch.testing.assert_close(
+                got[latents].double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item()
+            )
+    exact = FeatureState(
+        **{
+            name: t.double() if t.dtype == torch.float32 else t.clone()
+            for name, t in vars(state).items()
+        }
+    )
     twin = copy_of(state)
     feature_step(state, codes, decoded.dvals_BK, x, decoded.g_BD, SETTINGS, "triton")
     feature_step(twin, codes, decoded.dvals_BK, x, decoded.g_BD, SETTINGS, "triton")
     double = SparseCodes(codes.vals.double(), codes.idx, codes.nnz, F)
-    feature_step(exact, double, decoded.dvals_BK.double(), x, decoded.g_BD.double(), SETTINGS, "torch")
+    feature_step(
+        exact, double, decoded.dvals_BK.double(), x, decoded.g_BD.double(), SETTINGS, "torch"
+    )
     for name in ("W_enc", "b_enc", "W_dec"):
         assert torch.equal(getattr(state, name), getattr(twin, name))
-        torch.testing.assert_close(getattr(state, name).double(), getattr(exact, name), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            getattr(state, name).double(), getattr(exact, name), rtol=0, atol=2e-5
+        )

@@ -1,4 +1,5 @@
-"""Penalties on dense codes against fp64, by autograd through the plain formulas. B rows, D width, F latents."""
+"""Penalties on dense codes against fp64, by autograd through the plain formulas. B rows, D width, F
+latents."""
 
 from __future__ import annotations
 
@@ -6,12 +7,23 @@ import pytest
 import torch
 from saekit_kernels.gpu import penalty
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # numpy, in the interpreter, on rows with NaN
+# numpy, in the interpreter, on rows with NaN
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 device = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
-# (B, D, F): one row and one latent, no multiple of a tile, several tiles of each size, an exact fit, more row blocks than a group.
-SHAPES = [(1, 1, 1), (3, 33, 7), (64, 96, 130), (65, 130, 257), (130, 16, 40), (128, 64, 128), (150, 48, 144), (577, 3, 70)]
+# (B, D, F): one row and one latent, no multiple of a tile, several tiles of each size, an exact
+# fit, more row blocks than a group.
+SHAPES = [
+    (1, 1, 1),
+    (3, 33, 7),
+    (64, 96, 130),
+    (65, 130, 257),
+    (130, 16, 40),
+    (128, 64, 128),
+    (150, 48, 144),
+    (577, 3, 70),
+]
 UNIT_ROUNDOFF = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -20,34 +32,47 @@ def normal(*shape, dtype=torch.float32, scale=1.0, shift=0.0):
 
 
 def rounding(dtype: torch.dtype, D: int = 1) -> float:
-    """Relative tolerance of a value stored in `dtype` after a sum of D products in fp32. The interpreter truncates to bf16."""
+    """Relative tolerance of a value stored in `dtype` after a sum of D products in fp32. The
+    interpreter truncates to bf16."""
     return UNIT_ROUNDOFF[dtype] * (1 if device == "cuda" else 2) + 4e-7 * max(D, 16) ** 0.5
 
 
 def close(actual, expected, rtol, atol=0.0):
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True)
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True
+    )
 
 
 def kl(mean_F, rho=0.05):
     return (rho * torch.log(rho / mean_F) + (1 - rho) * torch.log((1 - rho) / (1 - mean_F))).sum()
 
 
-# ------------------------------------------------------------------------------------------------------------ KL, sigmoid
+# --------------------------------------------------------------------------------------------------
+#  KL, sigmoid
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("B", "D", "F"), SHAPES)
 def test_sigmoid_encode_gives_codes_and_their_unrounded_means(B, D, F, dtype):
-    x, W, b = normal(B, D, dtype=dtype), normal(F, D, dtype=dtype, scale=D**-0.5), normal(F, shift=-2.0)
+    x, W, b = (
+        normal(B, D, dtype=dtype),
+        normal(F, D, dtype=dtype, scale=D**-0.5),
+        normal(F, shift=-2.0),
+    )
     f, mean = penalty.sigmoid_encode(x, W, b)
     expected = torch.sigmoid(x.double() @ W.double().T + b.double())
     assert f.dtype == dtype and mean.dtype == torch.float32
     close(f, expected, rounding(dtype, D))
-    close(mean, expected.mean(0), 3e-6)  # also when f is bf16: the mean never sees the rounded codes
+    # also when f is bf16: the mean never sees the rounded codes
+    close(mean, expected.mean(0), 3e-6)
 
 
 def test_mean_is_not_the_mean_of_the_rounded_codes():
-    x, W, b = normal(64, 32, dtype=torch.bfloat16), torch.zeros(3, 32, dtype=torch.bfloat16, device=device), normal(3, shift=-4.0)
+    x, W, b = (
+        normal(64, 32, dtype=torch.bfloat16),
+        torch.zeros(3, 32, dtype=torch.bfloat16, device=device),
+        normal(3, shift=-4.0),
+    )
     f, mean = penalty.sigmoid_encode(x, W, b)
     expected = torch.sigmoid(b.double())
     close(mean, expected, 1e-6)
@@ -87,7 +112,8 @@ def test_nan_and_infinite_rows_stay_in_their_rows_and_spoil_the_plain_mean():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("B", "D", "F"), SHAPES)
 def test_sigmoid_dpre_is_the_gradient_of_reconstruction_plus_penalty(B, D, F, dtype, weighted):
-    """The formula is checked on the stored f; that the formula is the gradient is checked by autograd below."""
+    """The formula is checked on the stored f; that the formula is the gradient is checked by
+    autograd below."""
     g, W_dec, c = normal(B, D, dtype=dtype), normal(F, D, dtype=dtype, scale=D**-0.5), normal(F)
     f = torch.rand(B, F).to(device=device, dtype=dtype)
     weight = torch.rand(B).to(device) if weighted else None
@@ -95,10 +121,16 @@ def test_sigmoid_dpre_is_the_gradient_of_reconstruction_plus_penalty(B, D, F, dt
     w = weight.double()[:, None] if weighted else 1.0
     slope = f.double() * (1 - f.double())
     expected = (g.double() @ W_dec.double().T + c.double() * w) * slope
-    scale = (g.double().norm(dim=1)[:, None] * W_dec.double().norm(dim=1) + c.double().abs()) * slope  # what the sum may cancel from
+    # what the sum may cancel from
+    scale = (
+        g.double().norm(dim=1)[:, None] * W_dec.double().norm(dim=1) + c.double().abs()
+    ) * slope
     assert dpre.dtype == dtype and db.dtype == torch.float32
-    assert ((dpre.double() - expected).abs() <= rounding(dtype, D) * expected.abs() + 2e-6 * scale).all()
-    assert ((db.double() - expected.sum(0)).abs() <= 3e-6 * scale.sum(0)).all()  # sums of unrounded values in both types
+    assert (
+        (dpre.double() - expected).abs() <= rounding(dtype, D) * expected.abs() + 2e-6 * scale
+    ).all()
+    # sums of unrounded values in both types
+    assert ((db.double() - expected.sum(0)).abs() <= 3e-6 * scale.sum(0)).all()
 
 
 def test_forward_and_backward_equal_autograd_through_the_whole_objective():
@@ -128,7 +160,9 @@ def test_sigmoid_pull_is_the_penalty_gradient_alone(B, F, dtype, weighted):
     f, c = torch.rand(B, F).to(device=device, dtype=dtype), normal(F)
     weight = (torch.rand(B) > 0.4).float().to(device) if weighted else None
     dpre, db = penalty.sigmoid_pull(f, c, weight)
-    expected = c.double() * f.double() * (1 - f.double()) * (weight.double()[:, None] if weighted else 1.0)
+    expected = (
+        c.double() * f.double() * (1 - f.double()) * (weight.double()[:, None] if weighted else 1.0)
+    )
     close(dpre, expected, rounding(dtype))
     close(db, expected.sum(0), 3e-6)
 
@@ -145,14 +179,26 @@ def test_pull_of_a_row_of_weight_zero_is_zero_even_with_nan():
 def test_strided_operands_give_the_same_bits(dtype):
     B, D, F = 20, 30, 50
     x, W, b, c = normal(B, D, dtype=dtype), normal(F, D, dtype=dtype), normal(F), normal(F)
-    wide_x, tall_W, twice = torch.zeros(B, D + 7, dtype=dtype, device=device), W.T.contiguous().T, c.repeat_interleave(2)
+    wide_x, tall_W, twice = (
+        torch.zeros(B, D + 7, dtype=dtype, device=device),
+        W.T.contiguous().T,
+        c.repeat_interleave(2),
+    )
     wide_x[:, 3 : D + 3] = x
     f, mean = penalty.sigmoid_encode(x, W, b)
     for a, w in ((wide_x[:, 3 : D + 3], W), (x.T.contiguous().T, tall_W)):
         assert all(torch.equal(p, q) for p, q in zip(penalty.sigmoid_encode(a, w, b), (f, mean)))
         for codes in (f.T.contiguous().T, torch.cat([f, f], 1)[:, F:]):
-            assert all(torch.equal(p, q) for p, q in zip(penalty.sigmoid_dpre(a, w, codes, twice[::2]), penalty.sigmoid_dpre(x, W, f, c)))
-            assert all(torch.equal(p, q) for p, q in zip(penalty.sigmoid_pull(codes, twice[::2]), penalty.sigmoid_pull(f, c)))
+            assert all(
+                torch.equal(p, q)
+                for p, q in zip(
+                    penalty.sigmoid_dpre(a, w, codes, twice[::2]), penalty.sigmoid_dpre(x, W, f, c)
+                )
+            )
+            assert all(
+                torch.equal(p, q)
+                for p, q in zip(penalty.sigmoid_pull(codes, twice[::2]), penalty.sigmoid_pull(f, c))
+            )
 
 
 def test_empty_batch_and_no_latent():
@@ -165,7 +211,8 @@ def test_empty_batch_and_no_latent():
     assert f.shape == (3, 0) and mean.shape == (0,)
 
 
-# --------------------------------------------------------------------------------------------------------------- L1, ReLU
+# --------------------------------------------------------------------------------------------------
+#  L1, ReLU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -196,19 +243,30 @@ def test_relu_backward_in_place_equals_autograd(B, F, dtype):
 
 
 def test_relu_keeps_nan_and_infinity_and_counts_them():
-    pre = torch.tensor([[1.0, -2.0, torch.nan, 0.0], [torch.inf, -torch.inf, 3.0, -0.0], [-1.0, -1.0, 0.0, 2.0]], device=device)
+    pre = torch.tensor(
+        [[1.0, -2.0, torch.nan, 0.0], [torch.inf, -torch.inf, 3.0, -0.0], [-1.0, -1.0, 0.0, 2.0]],
+        device=device,
+    )
     z = pre.clone()
     l1, nnz = penalty.relu_forward(z, torch.tensor([1.0, 2.0, 3.0, 4.0], device=device))
-    assert torch.equal(z.nan_to_num(-7.0, 99.0), torch.tensor([[1.0, 0, -7, 0], [99, 0, 3, 0], [0, 0, 0, 2]], device=device))
+    assert torch.equal(
+        z.nan_to_num(-7.0, 99.0),
+        torch.tensor([[1.0, 0, -7, 0], [99, 0, 3, 0], [0, 0, 0, 2]], device=device),
+    )
     assert l1[0].isnan() and l1[1] == torch.inf and l1[2] == 8 and nnz.tolist() == [2, 2, 1]
     dz = torch.full_like(z, 10.0)
     db = penalty.relu_backward(z, dz, torch.tensor([1.0, 2.0, 3.0, 4.0], device=device))
-    assert torch.equal(dz, torch.tensor([[11.0, 0, 13, 0], [11, 0, 13, 0], [0, 0, 0, 14]], device=device))
+    assert torch.equal(
+        dz, torch.tensor([[11.0, 0, 13, 0], [11, 0, 13, 0], [0, 0, 0, 14]], device=device)
+    )
     assert db.tolist() == [22.0, 0.0, 26.0, 14.0]
 
 
 def test_nan_gradient_behind_an_inactive_latent_is_cut():
-    z, dz = torch.tensor([[0.0, 1.0]], device=device), torch.tensor([[torch.nan, torch.nan]], device=device)
+    z, dz = (
+        torch.tensor([[0.0, 1.0]], device=device),
+        torch.tensor([[torch.nan, torch.nan]], device=device),
+    )
     db = penalty.relu_backward(z, dz, torch.zeros(2, device=device))
     assert dz[0, 0] == 0 and db[0] == 0 and dz[0, 1].isnan() and db[1].isnan()
 
@@ -225,7 +283,9 @@ def test_in_place_passes_write_views_and_nothing_beside_them():
     gradients = before.clone()
     db = penalty.relu_backward(store[::2, 5:25].T.contiguous().T, gradients[::2, 5:25], norm[::2])
     expected = torch.where(before[::2, 5:25] > 0, before[::2, 5:25] + norm[::2], 0.0)
-    assert torch.equal(gradients[::2, 5:25], expected) and torch.equal(gradients[rest], before[rest])
+    assert torch.equal(gradients[::2, 5:25], expected) and torch.equal(
+        gradients[rest], before[rest]
+    )
     close(db, expected.double().sum(0), 1e-6, 1e-6)
 
 
@@ -237,13 +297,20 @@ def test_relu_of_empty_batches():
     assert penalty.relu_backward(normal(0, 5), normal(0, 5), normal(5)).tolist() == [0.0] * 5
 
 
-# ------------------------------------------------------------------------------------------------- both: bits and misuse
+# -------------------------------------------------------------------------------------------------
+# both: bits and misuse
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twice_the_same_bits(dtype):
     B, D, F = 140, 20, 150
-    x, W, b, c, weight = normal(B, D, dtype=dtype), normal(F, D, dtype=dtype), normal(F), normal(F), torch.rand(B).to(device)
+    x, W, b, c, weight = (
+        normal(B, D, dtype=dtype),
+        normal(F, D, dtype=dtype),
+        normal(F),
+        normal(F),
+        torch.rand(B).to(device),
+    )
 
     def all_of_them():
         f, mean = penalty.sigmoid_encode(x, W, b, weight)
@@ -251,7 +318,17 @@ def test_twice_the_same_bits(dtype):
         l1, nnz = penalty.relu_forward(z, c)
         dz = f.clone()
         db = penalty.relu_backward(z, dz, c)
-        return f, mean, *penalty.sigmoid_dpre(x, W, f, c, weight), *penalty.sigmoid_pull(f, c), z, l1, nnz, dz, db
+        return (
+            f,
+            mean,
+            *penalty.sigmoid_dpre(x, W, f, c, weight),
+            *penalty.sigmoid_pull(f, c),
+            z,
+            l1,
+            nnz,
+            dz,
+            db,
+        )
 
     assert all(torch.equal(p, q) for p, q in zip(all_of_them(), all_of_them()))
 
@@ -279,12 +356,15 @@ def test_wrong_arguments_are_refused():
             call()
 
 
-# -------------------------------------------------------------------------------------------------------- on a GPU, full size
+# --------------------------------------------------------------------------------------------------
+#  on a GPU, full size
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("B", "D", "F"), [(8192, 768, 24576), (4096, 2304, 73728), (1000, 4096, 9999)])
+@pytest.mark.parametrize(
+    ("B", "D", "F"), [(8192, 768, 24576), (4096, 2304, 73728), (1000, 4096, 9999)]
+)
 def test_full_size_kl_step_in_bf16(B, D, F):
     x, W, b, c = (
         normal(B, D, dtype=torch.bfloat16),
@@ -299,7 +379,11 @@ def test_full_size_kl_step_in_bf16(B, D, F):
         total += torch.sigmoid(pre.double() + b.double()).sum(0)
     close(mean, total / B, 5e-6)
     sample = slice(B - 200, B)
-    close(f[sample], torch.sigmoid(x[sample].double() @ W.double().T + b.double()), rounding(torch.bfloat16, D))
+    close(
+        f[sample],
+        torch.sigmoid(x[sample].double() @ W.double().T + b.double()),
+        rounding(torch.bfloat16, D),
+    )
     dpre, db = penalty.sigmoid_dpre(x, W, f, c)
     codes = f[sample].double()
     expected = (x[sample].double() @ W.double().T + c.double()) * codes * (1 - codes)
@@ -319,7 +403,18 @@ def test_relu_passes_beyond_two_billion_codes():
     z = torch.full((B, F), -1.0, dtype=torch.bfloat16, device=device)
     z[-1, -3:], z[B // 2, 5] = 2.0, 4.0
     l1, nnz = penalty.relu_forward(z, torch.ones(F, device=device))
-    assert l1[-1] == 6 and l1[B // 2] == 4 and l1.sum() == 10 and nnz.sum() == 4 and z[-1, -4:].tolist() == [0, 2, 2, 2]
+    assert (
+        l1[-1] == 6
+        and l1[B // 2] == 4
+        and l1.sum() == 10
+        and nnz.sum() == 4
+        and z[-1, -4:].tolist() == [0, 2, 2, 2]
+    )
     dz = torch.ones_like(z)
     db = penalty.relu_backward(z, dz, torch.ones(F, device=device))
-    assert db[-3:].tolist() == [2, 2, 2] and db.sum() == 8 and dz[-1, -4:].tolist() == [0, 2, 2, 2] and dz[0].sum() == 0
+    assert (
+        db[-3:].tolist() == [2, 2, 2]
+        and db.sum() == 8
+        and dz[-1, -4:].tolist() == [0, 2, 2, 2]
+        and dz[0].sum() == 0
+    )

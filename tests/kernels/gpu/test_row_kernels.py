@@ -1,4 +1,5 @@
-"""Decoder, row program and transpose against dense fp64, worked out here with plain torch. B rows, D width, F latents, K entries a row."""
+"""Decoder, row program and transpose against dense fp64, worked out here with plain torch. B rows,
+D width, F latents, K entries a row."""
 
 from __future__ import annotations
 
@@ -11,15 +12,29 @@ from saekit_kernels.gpu.transpose import BLOCKS, row_blocks, transpose_codes
 device = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
-# (B, D, F, K): single row, width and latent; widths beside powers of two and warps; K of 1, wider than F, not a multiple of the unroll.
-SHAPES = [(1, 1, 1, 1), (3, 33, 7, 5), (13, 96, 130, 32), (5, 300, 40, 6), (4, 768, 130, 9), (2, 1100, 30, 3), (9, 31, 20, 33)]
+# (B, D, F, K): single row, width and latent; widths beside powers of two and warps; K of 1, wider
+# than F, not a multiple of the unroll.
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 33, 7, 5),
+    (13, 96, 130, 32),
+    (5, 300, 40, 6),
+    (4, 768, 130, 9),
+    (2, 1100, 30, 3),
+    (9, 31, 20, 33),
+]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def made_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> SparseCodes:
-    """Random codes of random width: distinct columns, ascending, value 0 at index 0 behind the last."""
+    """Random codes of random width: distinct columns, ascending, value 0 at index 0 behind the
+    last."""
     gen = torch.Generator().manual_seed(seed)
-    vals, idx, nnz = torch.zeros(B, K), torch.zeros(B, K, dtype=torch.int32), torch.zeros(B, dtype=torch.int32)
+    vals, idx, nnz = (
+        torch.zeros(B, K),
+        torch.zeros(B, K, dtype=torch.int32),
+        torch.zeros(B, dtype=torch.int32),
+    )
     for b in range(B):
         n = min(K, F) if full else int(torch.randint(0, min(K, F) + 1, (1,), generator=gen))
         idx[b, :n] = torch.randperm(F, generator=gen)[:n].sort().values.int()
@@ -41,20 +56,35 @@ def normal(*shape, dtype=torch.float32):
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, terms: int):
-    """Sums of `terms` products in fp32, against the same rounded inputs in fp64: the error grows like sqrt(terms) units of roundoff."""
+    """Sums of `terms` products in fp32, against the same rounded inputs in fp64: the error grows
+    like sqrt(terms) units of roundoff."""
     assert actual.dtype == torch.float32 and actual.shape == expected.shape
-    scale = expected.abs().nan_to_num(0, 0, 0).max().clamp_min(1.0).item() if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=5e-7 * max(terms, 4) ** 0.5 * scale, equal_nan=True)
+    scale = (
+        expected.abs().nan_to_num(0, 0, 0).max().clamp_min(1.0).item() if expected.numel() else 1.0
+    )
+    torch.testing.assert_close(
+        actual.double(),
+        expected.double(),
+        rtol=0,
+        atol=5e-7 * max(terms, 4) ** 0.5 * scale,
+        equal_nan=True,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- decoder
+# --------------------------------------------------------------------------------------------------
+#  decoder
 
 
 @pytest.mark.parametrize("priced", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 @pytest.mark.parametrize(("B", "D", "F", "K"), SHAPES)
 def test_row_program_gives_loss_and_every_gradient_of_dense_autograd(B, D, F, K, dtype, priced):
-    codes, W, b, x = made_codes(B, F, K), normal(F, D, dtype=dtype), normal(D), normal(B, D, dtype=dtype)
+    codes, W, b, x = (
+        made_codes(B, F, K),
+        normal(F, D, dtype=dtype),
+        normal(D),
+        normal(B, D, dtype=dtype),
+    )
     penalty = torch.rand(F).to(device) if priced else None
     got = decode_mse(codes, W, b, x, penalty_F=penalty)
 
@@ -92,11 +122,14 @@ def test_a_row_without_codes_is_the_bias():
 
 def test_padding_does_not_read_latent_0():
     codes, W, b, x = made_codes(5, 20, 7), normal(20, 40), normal(40), normal(5, 40)
-    codes.idx[codes.active() & (codes.idx == 0)] = 1  # nobody uses latent 0; a double 1 is no matter to the decoder
+    # nobody uses latent 0; a double 1 is no matter to the decoder
+    codes.idx[codes.active() & (codes.idx == 0)] = 1
     expected = decode_mse(codes, W, b, x)
     W[0] = torch.nan
     got = decode_mse(codes, W, b, x)
-    assert torch.equal(got.residual_BD, expected.residual_BD) and torch.equal(got.dvals_BK, expected.dvals_BK)
+    assert torch.equal(got.residual_BD, expected.residual_BD) and torch.equal(
+        got.dvals_BK, expected.dvals_BK
+    )
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -124,7 +157,12 @@ def test_a_code_of_value_0_gets_no_gradient_and_no_price():
 def test_empty_batch():
     codes, W, b = made_codes(0, 20, 6), normal(20, 33), normal(33)
     got = decode_mse(codes, W, b, normal(0, 33), penalty_F=torch.ones(20, device=device))
-    assert got.loss_B.shape == (0,) and got.residual_BD.shape == (0, 33) and got.l1_B.shape == (0,) and got.g_BD is None
+    assert (
+        got.loss_B.shape == (0,)
+        and got.residual_BD.shape == (0, 33)
+        and got.l1_B.shape == (0,)
+        and got.g_BD is None
+    )
 
 
 def test_views_give_the_bits_of_their_copies():
@@ -132,14 +170,22 @@ def test_views_give_the_bits_of_their_copies():
     wide_W, wide_x = normal(20, 60), normal(12, 60)
     views = [(wide_W[:, 7:47], wide_x[::2, 3:43]), (normal(40, 20).T, normal(40, 6).T)]
     for W, x in views:
-        view, copy = decode_mse(codes, W, b, x), decode_mse(codes, W.contiguous(), b, x.contiguous())
+        view, copy = (
+            decode_mse(codes, W, b, x),
+            decode_mse(codes, W.contiguous(), b, x.contiguous()),
+        )
         assert torch.equal(view.g_BD, copy.g_BD) and torch.equal(view.dvals_BK, copy.dvals_BK)
     strided = SparseCodes(codes.vals.T.contiguous().T, codes.idx.T.contiguous().T, codes.nnz, 20)
     assert torch.equal(decode_mse(strided, W, b, x).dvals_BK, decode_mse(codes, W, b, x).dvals_BK)
 
 
 def test_twice_the_same_bits():
-    codes, W, b, x = made_codes(8, 130, 32), normal(130, 96, dtype=torch.bfloat16), normal(96), normal(8, 96)
+    codes, W, b, x = (
+        made_codes(8, 130, 32),
+        normal(130, 96, dtype=torch.bfloat16),
+        normal(96),
+        normal(8, 96),
+    )
     first, second = decode_mse(codes, W, b, x), decode_mse(codes, W, b, x)
     for name in ("loss_B", "residual_BD", "g_BD", "dvals_BK"):
         assert torch.equal(getattr(first, name), getattr(second, name))
@@ -162,25 +208,43 @@ def test_two_blocks_cover_every_width_and_waste_little():
         head, tail = split_width(d, 32)
         assert head + tail >= d and head & (head - 1) == 0 == tail & (tail - 1)
         assert min(head, tail) >= 32 and (head + tail < 2 * d or d < 64)
-    assert [split_width(d, 32) for d in (768, 2304, 4096)] == [(512, 256), (2048, 256), (2048, 2048)]
+    assert [split_width(d, 32) for d in (768, 2304, 4096)] == [
+        (512, 256),
+        (2048, 256),
+        (2048, 2048),
+    ]
 
 
-# -------------------------------------------------------------------------------------------------------------- transpose
+# --------------------------------------------------------------------------------------------------
+#  transpose
 
 
 def assert_transposed(codes: SparseCodes):
     got, used = transpose_codes(codes), int(codes.nnz.sum())
-    entries = sorted((int(codes.idx[b, t]), b * codes.capacity + t) for b, n in enumerate(codes.nnz.tolist()) for t in range(n))
+    entries = sorted(
+        (int(codes.idx[b, t]), b * codes.capacity + t)
+        for b, n in enumerate(codes.nnz.tolist())
+        for t in range(n)
+    )
     expected = torch.tensor([pos for _, pos in entries], dtype=torch.int32)
     assert torch.equal(got.pos[:used].cpu(), expected)
-    assert torch.equal(got.ptr.cpu(), torch.tensor([sum(j < f for j, _ in entries) for f in range(codes.F + 1)], dtype=torch.int32))
+    assert torch.equal(
+        got.ptr.cpu(),
+        torch.tensor(
+            [sum(j < f for j, _ in entries) for f in range(codes.F + 1)], dtype=torch.int32
+        ),
+    )
     spec = codes.transpose()
     assert torch.equal(got.ptr, spec.ptr) and torch.equal(got.pos[:used], spec.pos[:used])
     assert got.pos.shape == spec.pos.shape and got.pos.dtype == got.ptr.dtype == torch.int32
-    assert ((got.pos >= 0) & (got.pos < max(codes.vals.numel(), 1))).all()  # the padding can be gathered with
+    # the padding can be gathered with
+    assert ((got.pos >= 0) & (got.pos < max(codes.vals.numel(), 1))).all()
 
 
-@pytest.mark.parametrize(("B", "F", "K"), [(1, 1, 1), (3, 7, 5), (64, 130, 32), (130, 1000, 3), (70, 33, 33), (5, 20, 40), (97, 2, 1)])
+@pytest.mark.parametrize(
+    ("B", "F", "K"),
+    [(1, 1, 1), (3, 7, 5), (64, 130, 32), (130, 1000, 3), (70, 33, 33), (5, 20, 40), (97, 2, 1)],
+)
 @pytest.mark.parametrize("full", [False, True])
 def test_transpose_equals_the_stable_sort(B, F, K, full):
     assert_transposed(made_codes(B, F, K, full=full))
@@ -194,7 +258,13 @@ def test_transpose_of_a_latent_in_every_row():
     codes = made_codes(100, 50, 4, full=True)
     codes.idx[:, 0] = 0
     codes.idx[:, 1:] = codes.idx[:, 1:].clamp_min(1).sort(dim=1).values
-    keep = torch.cat([torch.ones(100, 1, dtype=torch.bool, device=device), codes.idx[:, 1:] != codes.idx[:, :-1]], 1).all(1)
+    keep = torch.cat(
+        [
+            torch.ones(100, 1, dtype=torch.bool, device=device),
+            codes.idx[:, 1:] != codes.idx[:, :-1],
+        ],
+        1,
+    ).all(1)
     codes = SparseCodes(codes.vals[keep], codes.idx[keep], codes.nnz[keep], 50)
     assert len(codes) > 64 and (codes.idx == 0).sum() == len(codes)
     assert_transposed(codes)
@@ -205,7 +275,9 @@ def test_transpose_of_nothing():
         codes = made_codes(B, 9, K)
         codes.nnz.zero_()
         got = transpose_codes(codes)
-        assert torch.equal(got.ptr, torch.zeros(10, dtype=torch.int32, device=device)) and got.pos.shape == (B * K,)
+        assert torch.equal(
+            got.ptr, torch.zeros(10, dtype=torch.int32, device=device)
+        ) and got.pos.shape == (B * K,)
 
 
 def test_more_rows_than_blocks_bound_the_histograms():
@@ -220,22 +292,34 @@ def test_more_rows_than_blocks_bound_the_histograms():
 
 
 def test_positions_beyond_32_bits_are_refused():
-    vals, idx, nnz = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    vals, idx, nnz = (
+        torch.zeros(1, 1),
+        torch.zeros(1, 1, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int32),
+    )
     codes = SparseCodes(vals.expand(2**16, 2**15), idx.expand(2**16, 2**15), nnz.expand(2**16), 5)
     with pytest.raises(ValueError, match=r"2\^31"):
         transpose_codes(codes)
 
 
-# ----------------------------------------------------------------------------------------------------------- on a device
+# --------------------------------------------------------------------------------------------------
+#  on a device
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("D", "F", "K"), [(768, 24_576, 32), (2304, 73_728, 64), (4096, 32_768, 256)])
+@pytest.mark.parametrize(
+    ("D", "F", "K"), [(768, 24_576, 32), (2304, 73_728, 64), (4096, 32_768, 256)]
+)
 def test_real_sizes(D, F, K):
     B = 8192
     idx = torch.rand(B, F, device=device).topk(K, dim=1).indices.sort(dim=1).values.int()
-    codes = SparseCodes(torch.rand(B, K, device=device), idx, torch.full((B,), K, dtype=torch.int32, device=device), F)
+    codes = SparseCodes(
+        torch.rand(B, K, device=device),
+        idx,
+        torch.full((B,), K, dtype=torch.int32, device=device),
+        F,
+    )
     codes.nnz[::7] = K // 2
     codes.vals[::7, K // 2 :], codes.idx[::7, K // 2 :] = 0.0, 0
     W, b, x = normal(F, D, dtype=torch.bfloat16), normal(D), normal(B, D, dtype=torch.bfloat16)
@@ -246,7 +330,11 @@ def test_real_sizes(D, F, K):
     dvals = (chosen @ (residual * 2 / B)[:, :, None])[:, :, 0] * codes.active()[rows]
     close(got.residual_BD[rows], residual, K)
     close(got.loss_B[rows], residual.square().sum(1), K * D)
-    torch.testing.assert_close(got.dvals_BK[rows].double(), dvals, rtol=1e-4, atol=1e-5 * dvals.abs().max().item())
-    assert torch.equal(got.dvals_BK, again.dvals_BK) and torch.equal(got.residual_BD, again.residual_BD)
+    torch.testing.assert_close(
+        got.dvals_BK[rows].double(), dvals, rtol=1e-4, atol=1e-5 * dvals.abs().max().item()
+    )
+    assert torch.equal(got.dvals_BK, again.dvals_BK) and torch.equal(
+        got.residual_BD, again.residual_BD
+    )
     mine, spec, used = transpose_codes(codes), codes.transpose(), int(codes.nnz.sum())
     assert torch.equal(mine.ptr, spec.ptr) and torch.equal(mine.pos[:used], spec.pos[:used])

@@ -1,4 +1,5 @@
-"""Exact row selection: compared bit for bit with a stable sort, in every case where a shortcut could go wrong."""
+"""Exact row selection: compared bit for bit with a stable sort, in every case where a shortcut
+could go wrong."""
 
 import pytest
 import torch
@@ -8,16 +9,24 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def expect_exact(pre_BF, k):
-    """Bit equality with: stable descending sort (NaN first), first k, drop what is <= 0, ascending columns, zeros behind."""
+    """Bit equality with: stable descending sort (NaN first), first k, drop what is <= 0, ascending
+    columns, zeros behind."""
     codes = select_topk(pre_BF.to(device), k)
     vals, idx, nnz = codes.vals.cpu(), codes.idx.cpu(), codes.nnz.cpu()
     B, F = pre_BF.shape
-    assert (vals.dtype, idx.dtype, nnz.dtype, codes.F) == (torch.float32, torch.int32, torch.int32, F)
+    assert (vals.dtype, idx.dtype, nnz.dtype, codes.F) == (
+        torch.float32,
+        torch.int32,
+        torch.int32,
+        F,
+    )
     assert vals.shape == idx.shape == (B, k)
     for b in range(B):
         row = pre_BF[b].float()
         nan = row.isnan().nonzero()[:, 0].tolist()
-        rest = [j for j in row.sort(descending=True, stable=True).indices.tolist() if not row[j].isnan()]
+        rest = [
+            j for j in row.sort(descending=True, stable=True).indices.tolist() if not row[j].isnan()
+        ]
         chosen = sorted(j for j in (nan + rest)[:k] if not row[j] <= 0)
         n = len(chosen)
         assert nnz[b] == n
@@ -33,7 +42,10 @@ def _bits(row):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("B", "F", "k"), [(1, 1, 1), (3, 7, 7), (3, 7, 2), (5, 130, 5), (6, 1000, 32), (2, 1000, 1000), (2, 2100, 300)])
+@pytest.mark.parametrize(
+    ("B", "F", "k"),
+    [(1, 1, 1), (3, 7, 7), (3, 7, 2), (5, 130, 5), (6, 1000, 32), (2, 1000, 1000), (2, 2100, 300)],
+)
 def test_equals_a_stable_sort(B, F, k, dtype):
     torch.manual_seed(F + k)
     expect_exact(torch.randn(B, F).to(dtype), k)  # bf16 and fp16 rows of 1000 hold many ties
@@ -48,7 +60,8 @@ def test_rows_of_any_stride():
     expect_exact(torch.randn(1, 130).expand(3, 130), 4)
 
 
-@pytest.mark.parametrize("F", [130, 1500])  # 1500: more equal entries than the list of candidates holds
+# 1500: more equal entries than the list of candidates holds
+@pytest.mark.parametrize("F", [130, 1500])
 def test_ties_go_to_the_smallest_column(F):
     rows = torch.full((4, F), 2.5)
     rows[1] = 0.0
@@ -95,7 +108,8 @@ def test_more_candidates_than_the_list_holds():
     rows[0, 7::groups] += 20.0  # 6 + 6 large ones in two groups
     expect_exact(rows, 8)
     rows = torch.full((1, 6000), -1.0)
-    rows[0, torch.arange(6000) % groups < 6] = torch.rand(36) + 1.0  # fewer groups with a positive entry than k
+    # fewer groups with a positive entry than k
+    rows[0, torch.arange(6000) % groups < 6] = torch.rand(36) + 1.0
     expect_exact(rows, 8)
 
 
@@ -103,7 +117,11 @@ def test_twice_the_same_bits():
     torch.manual_seed(3)
     rows = torch.randn(3, 500).bfloat16().to(device)
     first, second = select_topk(rows, 20), select_topk(rows, 20)
-    assert torch.equal(first.vals, second.vals) and torch.equal(first.idx, second.idx) and torch.equal(first.nnz, second.nnz)
+    assert (
+        torch.equal(first.vals, second.vals)
+        and torch.equal(first.idx, second.idx)
+        and torch.equal(first.nnz, second.nnz)
+    )
 
 
 def test_empty_batch():
@@ -124,10 +142,13 @@ def test_wrong_arguments():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
-@pytest.mark.parametrize(("B", "F", "k"), [(8192, 24576, 32), (1024, 131072, 64), (64, 73728, 5000), (32768, 131072, 1)])
+@pytest.mark.parametrize(
+    ("B", "F", "k"), [(8192, 24576, 32), (1024, 131072, 64), (64, 73728, 5000), (32768, 131072, 1)]
+)
 def test_real_sizes(B, F, k):
     torch.manual_seed(0)
-    rows = torch.randn(B, F, device=device, dtype=torch.bfloat16 if B > 8192 else torch.float32)  # the last: B*F > 2^31
+    # the last: B*F > 2^31
+    rows = torch.randn(B, F, device=device, dtype=torch.bfloat16 if B > 8192 else torch.float32)
     codes = select_topk(rows, k)
     some = torch.randint(0, B, (min(B, 512),), device=device)
     vals, idx = rows[some].float().sort(dim=1, descending=True, stable=True)
