@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Each part may import only what stands in an earlier row; parts of one row do not know each other.
 LAYERS = [
     ["saekit_kernels"],
-    ["saekit.errors", "saekit.typed"],
+    ["saekit.errors", "saekit.typed", "saekit.options"],
     ["saekit.types"],
     ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
