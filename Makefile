@@ -8,7 +8,7 @@ OUT ?= demo
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/words.py
+
+# Pages that are generated from the code; a test fails when one is out of date.
+docs: $(READY)
+	$(BIN)/python docs/api.py
 
 bench: $(READY)
 	$(BIN)/saekit bench train --quick

@@ -1,6 +1,8 @@
 """Train an SAE in a loop of your own: saekit gives the model and its loss, torch does the rest.
 
     python examples/own_loop.py [SPARSITY]
+
+SPARSITY is one of the names in docs/variants.md; by default topk.
 """
 
 from __future__ import annotations
