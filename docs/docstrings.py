@@ -20,12 +20,13 @@ from saekit.options import options_of
 
 CODE_WIDTH, PROSE_WIDTH = 100, 120
 ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \([^)]*\))?: (?P<text>.*)")
-Function = ast.FunctionDef
 
 
-def parsed(owner: Any) -> ast.stmt:
+def parsed(owner: Any) -> ast.FunctionDef | ast.ClassDef:
     """The syntax tree of a function's or class's source."""
-    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(owner)))).body[0]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(owner)))).body[0]
+    assert isinstance(tree, ast.FunctionDef | ast.ClassDef)
+    return tree
 
 
 def code(text: str) -> str:
@@ -35,18 +36,23 @@ def code(text: str) -> str:
 # -- signatures
 
 
-def constructor(cls: type) -> Function | None:
-    """Its own `__init__`; None for a dataclass, whose fields are listed instead."""
-    body = getattr(parsed(cls), "body", ())
-    return next((n for n in body if isinstance(n, Function) and n.name == "__init__"), None)
+def function_of(owner: Any) -> ast.FunctionDef | None:
+    """The function itself, or a class's own `__init__`; None for a dataclass, whose fields are
+    listed instead."""
+    tree = parsed(owner)
+    if isinstance(tree, ast.FunctionDef):
+        return tree
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return next((node for node in functions if node.name == "__init__"), None)
 
 
-def signature(function: Function, name: str) -> str:
+def signature(function: ast.FunctionDef, name: str) -> str:
     """As in the source, without `self`; one parameter per line where one line is too short."""
     bare = _bare(function.args)
     parameters = [_spaced(text) for text in _split(ast.unparse(bare)) if text != "self"]
-    is_constructor = function.name == "__init__" or function.returns is None
-    result = "" if is_constructor else f" -> {ast.unparse(_bare(function.returns))}"
+    result = ""
+    if function.returns is not None and function.name != "__init__":
+        result = f" -> {ast.unparse(_bare(function.returns))}"
     if len(line := f"{name}({', '.join(parameters)}){result}") <= CODE_WIDTH:
         return line
     return f"{name}(\n" + "".join(f"    {text},\n" for text in parameters) + f"){result}"
@@ -87,7 +93,7 @@ def _split(parameters: str) -> list[str]:
 # -- docstrings
 
 
-def described(owner: Any, function: Function | None) -> Iterator[str]:
+def described(owner: Any, function: ast.FunctionDef | None) -> Iterator[str]:
     """The docstring as Markdown, then the documented options that have no entry in it.
 
     `function` is the owner's own tree, or that of its constructor: names of entries are its
@@ -173,7 +179,8 @@ def _text(node: ast.AnnAssign, following: ast.stmt | None, lines: list[str]) -> 
     """The string after a field, or else the comment beside it or above it."""
     if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
         return " ".join(str(following.value.value).split())
-    if "#" in (beside := lines[node.end_lineno - 1][node.end_col_offset :]):
+    beside = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :]
+    if "#" in beside:
         return beside.partition("#")[2].strip()
     above, number = [], node.lineno - 2
     while lines[number].lstrip().startswith("#"):

@@ -463,7 +463,7 @@ def unet() -> None:
     levels = [(104, 62, 84, 2, "32×32×16"), (214, 158, 52, 3, "16×16×32")]
     below = (WIDTH / 2, 248, 30, 5, "8×8×64")
     left = [maps(d, *level) for level in levels]
-    right = [maps(d, WIDTH - x, *rest) for x, *rest in levels]
+    right = [maps(d, WIDTH - x, y, side, n, label) for x, y, side, n, label in levels]
     bottom = maps(d, *below, True)
     for (_, y, *_rest), (_, start), (stop, _) in zip(levels, left, right):
         d.arrow(start + 8, y, stop - 8, y, EDGE, dashed=True)

@@ -29,6 +29,7 @@ def main(model_id: str | None = None, hook: str = "blocks.1") -> torch.Tensor:
     print(f"{result.rows} rows of width {result.x.shape[1]}")
 
     # Every row can be traced to its text. Rows come in the order in which the model saw them.
+    assert result.batches is not None, "the rows are in memory"
     (batch,) = result.batches.values()
     for number, text in enumerate(TEXTS):
         rows = batch.x[batch.doc_id == number]

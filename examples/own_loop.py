@@ -15,7 +15,10 @@ from saekit.models.sparsity import VARIANTS
 from saekit.types import Step
 
 
-def main(sparsity: str = "topk", steps: int = 300) -> float:
+STEPS = 300
+
+
+def main(sparsity: str = "topk") -> float:
     """fvu after training: the fraction of variance unexplained."""
     # Your rows (N,D), centered, with a mean squared norm of D.
     torch.manual_seed(0)
@@ -26,9 +29,9 @@ def main(sparsity: str = "topk", steps: int = 300) -> float:
     sae = VARIANTS[sparsity](d_in=32, latents=128)
     sae.initialise_from(x_ND)
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
-    for step in range(steps):
+    for step in range(STEPS):
         x_BD = x_ND[torch.randint(len(x_ND), (256,))]
-        sae.loss(x_BD, Step(step, steps)).total.backward()
+        sae.loss(x_BD, Step(step, STEPS)).total.backward()
         sae.before_step()  # drops gradients that would only change the norm of a decoder row
         optimizer.step()
         sae.after_step()  # restores constraints: unit decoder rows, thresholds above 0

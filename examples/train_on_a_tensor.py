@@ -33,7 +33,7 @@ def main(out: str | None = None) -> dict[str, float]:
 
     # The model takes raw rows and gives codes (N,F).
     code = sae.model.encode(x_ND[:8])
-    print(f"{code}: row 0 has latents {code[0].nonzero().flatten().tolist()}")
+    print(f"{code}: row 0 has latents {code.to_dense()[0].nonzero().flatten().tolist()}")
     return fvu
 
 
