@@ -14,7 +14,6 @@ import torch
 from saekit.models.sparsity import VARIANTS
 from saekit.types import Step
 
-
 STEPS = 300
 
 
