@@ -1,5 +1,6 @@
 # Names that vulture cannot see a use of, with who uses them. Everything else that `make lint` lists
 # is dead: delete it. Names that only tests use count as used here.
+
 # Python
 _.__getattr__
 _.__dir__

@@ -12,6 +12,7 @@ from saekit.harvesting.run import harvest
 from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
+from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
 from saekit.training.loop import Trainer
 from saekit.training.run import train
@@ -73,3 +74,13 @@ def side(store: Path, split: str) -> torch.Tensor:
 
 def fvu(x: torch.Tensor, x_hat: torch.Tensor) -> float:
     return float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Those of a checkpoint."""
+    return load(path).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -3,10 +3,15 @@ within documents."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from saekit.store.files import sha256_of
+from saekit.store.manifest import checksum
+from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
 from saekit.types import ActivationSpec
@@ -67,3 +72,18 @@ def write_store(
         )
     writer.finish()
     return path
+
+
+def damage(store: Store, row: int, value: float = float("nan")) -> tuple[str, int]:
+    """Put `value` into a stored row and make the checksums agree, as a faulty writer would leave
+    it. Returns the shard's name and the row's number in it."""
+    number = int((row >= store._offsets).sum()) - 1
+    shard, local = store.shards[number], row - int(store._offsets[number])
+    tensors = load_file(shard.path)
+    tensors["x"][local, 3] = value
+    save_file(tensors, shard.path)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["shards"][number]["sha256"] = sha256_of(shard.path)
+    manifest["checksum"] = checksum(manifest)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    return shard.shard.name, local
