@@ -21,15 +21,16 @@ D = 16
 
 def make_spec(**changes) -> ActivationSpec:
     values = {
-        "model": "made-up", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
+        "model": "synthetic", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
         "dtype": "float16", "layout": "flat",
-        "scope": "content", "grid": None, "dataset": "made-up", "context": 8, "seed": 0,
+        "scope": "content", "grid": None, "dataset": "synthetic", "context": 8, "seed": 0,
     }  # fmt: skip
     return ActivationSpec(**{**values, **changes})
 
 
 def make_rows(rows: int, width: int = D, seed: int = 0) -> torch.Tensor:
-    """Sparse combinations of unit directions plus a mean: an SAE can explain them, PCA cannot."""
+    """(rows, width): sparse combinations of unit directions plus a mean, which an SAE can explain
+    and PCA cannot."""
     gen = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(4 * width, width, generator=gen), dim=1)
     codes = torch.rand(rows, 4 * width, generator=gen) * (
