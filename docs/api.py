@@ -127,11 +127,12 @@ def section(name: str, members: tuple[str, ...] = ()) -> Iterator[str]:
     yield f"### {'' if module else 'saekit.'}{attribute}\n"
     yield f"{source_link(owner)}\n"
     if (function := function_of(owner)) is not None:
-        yield code(signature(function, attribute))
+        yield code(signature(owner, function, attribute))
     yield from described(owner, function)
     if inspect.isclass(owner) and dataclasses.is_dataclass(owner):
         yield fields(owner)
-    if config := CONFIGS.get(name):
+    config = CONFIGS.get(name)
+    if config is not None and function is not None and function.args.kwarg is not None:
         yield f"Options (`{config.__name__}`):\n"
         yield fields(config, without=frozenset({"options", "hooks"}))
     for member in members:
@@ -145,7 +146,7 @@ def member_section(owner: type, name: str) -> Iterator[str]:
     function = parsed(getter or member)
     assert isinstance(function, ast.FunctionDef)
     if getter is None:
-        yield code(signature(function, f"{owner.__name__}.{name}"))
+        yield code(signature(getattr(owner, name), function, f"{owner.__name__}.{name}"))
     else:
         yield code(f"{owner.__name__}.{name}: {ast.unparse(function.returns or ast.Pass())}")
     yield from described(getter or member, function)

@@ -46,16 +46,35 @@ def function_of(owner: Any) -> ast.FunctionDef | None:
     return next((node for node in functions if node.name == "__init__"), None)
 
 
-def signature(function: ast.FunctionDef, name: str) -> str:
+def signature(owner: Any, function: ast.FunctionDef, name: str) -> str:
     """As in the source, without `self`; one parameter per line where one line is too short."""
-    bare = _bare(function.args)
-    parameters = [_spaced(text) for text in _split(ast.unparse(bare)) if text != "self"]
+    parameters = [_spaced(text) for text in _split(ast.unparse(_with_values(owner, function)))]
+    parameters = [text for text in parameters if text != "self"]
     result = ""
     if function.returns is not None and function.name != "__init__":
         result = f" -> {ast.unparse(_bare(function.returns))}"
     if len(line := f"{name}({', '.join(parameters)}){result}") <= CODE_WIDTH:
         return line
     return f"{name}(\n" + "".join(f"    {text},\n" for text in parameters) + f"){result}"
+
+
+def _with_values(owner: Any, function: ast.FunctionDef) -> ast.arguments:
+    """The parameters without Annotated, and with values for defaults that are names."""
+    arguments = _bare(function.args)
+    assert isinstance(arguments, ast.arguments)
+    values = {name: p.default for name, p in inspect.signature(owner).parameters.items()}
+    positional = [*arguments.posonlyargs, *arguments.args]
+    for defaults, names in (
+        (arguments.defaults, positional[len(positional) - len(arguments.defaults) :]),
+        (arguments.kw_defaults, arguments.kwonlyargs),
+    ):
+        for number, (default, argument) in enumerate(zip(defaults, names)):
+            value = values.get(argument.arg)
+            if isinstance(default, ast.Attribute | ast.Name) and isinstance(
+                value, int | float | str
+            ):
+                defaults[number] = ast.Constant(value)
+    return arguments
 
 
 def _spaced(parameter: str) -> str:
@@ -94,46 +113,61 @@ def _split(parameters: str) -> list[str]:
 
 
 def described(owner: Any, function: ast.FunctionDef | None) -> Iterator[str]:
-    """The docstring as Markdown, then the documented options that have no entry in it.
+    """The docstring as Markdown. Its entries for parameters and the options that have a text stand
+    in one list, in the order of the signature.
 
-    `function` is the owner's own tree, or that of its constructor: names of entries are its
-    parameters.
+    `function`: the syntax tree of the function, or of a class's constructor.
     """
     text = inspect.getdoc(owner) or ""
     if text.startswith(f"{getattr(owner, '__name__', '')}("):
-        return  # a dataclass without a docstring: Python writes its signature there
-    known = {node.arg for node in ast.walk(function or ast.Pass()) if isinstance(node, ast.arg)}
-    entries: set[str] = set()
-    for lines in re.split(r"\n\s*\n", text) if text else ():
-        yield _block(lines, known, entries)
+        text = ""  # a dataclass without a docstring: Python writes its signature there
+    order = [node.arg for node in ast.walk(function or ast.Pass()) if isinstance(node, ast.arg)]
+    parts = [_block(lines, order) for lines in re.split(r"\n\s*\n", text) if lines]
+    entries = {
+        names: text for part in parts if isinstance(part, dict) for names, text in part.items()
+    }
+    explained = {name for names in entries for name in names}
     documented = options_of(owner) if function and "Annotated[" in ast.unparse(function) else {}
-    texts = {name: option.doc.text for name, option in documented.items() if name not in entries}
-    if texts:
-        yield "\n".join(wrapped(f"- `{name}`: {text}") for name, text in texts.items()) + "\n"
+    entries |= {
+        (name,): option.doc.text for name, option in documented.items() if name not in explained
+    }
+    # In the place of the first list, or after the first paragraph
+    place = next((n for n, part in enumerate(parts) if isinstance(part, dict)), min(len(parts), 1))
+    shown = [part for part in parts if isinstance(part, str)]
+    if entries:
+        items = sorted(entries.items(), key=lambda item: min(map(order.index, item[0])))
+        shown.insert(place, "\n".join(_item(names, text) for names, text in items) + "\n")
+    yield from shown
 
 
-def _block(text: str, known: set[str], entries: set[str]) -> str:
-    """A stretch of lines without an empty one, as paragraph, list or example. Names that it
-    explains are added to `entries`."""
+def _item(names: tuple[str, ...], text: str) -> str:
+    return wrapped(f"- {', '.join(f'`{name}`' for name in names)}: {text}")
+
+
+def _block(text: str, parameters: list[str]) -> str | dict[tuple[str, ...], str]:
+    """A stretch of lines without an empty one, as paragraph or example, or the names that it
+    explains: (x, y) -> text."""
     first, *others = text.splitlines()
-    heading = ""
     if first.startswith((">>>", "    ")):
         return code(textwrap.dedent(text))
+    heading = ""
     if others and all(line.startswith("    ") for line in others) and ":" not in first:
-        heading = "" if first == "Parameters" else f"{first}:\n\n"
-        text = textwrap.dedent("\n".join(others))
-    items = [""]
+        heading, text = first, textwrap.dedent("\n".join(others))
+    entries: dict[tuple[str, ...], str] = {}
+    names: tuple[str, ...] = ()
     for line in text.splitlines():
         entry = ENTRY.fullmatch(line)
-        names = entry["names"].split(", ") if entry else []
-        if entry and (heading or known.intersection(names)):
-            entries.update(names)
-            items.append(f"- {', '.join(f'`{name}`' for name in names)}: {entry['text']}")
+        words = tuple(entry["names"].split(", ")) if entry else ()
+        if entry and (set(words) <= set(parameters) or heading not in ("", "Parameters")):
+            names = words
+            entries[names] = entry["text"]
+        elif names:
+            entries[names] += " " + line.strip()
         else:
-            items[-1] += " " * bool(items[-1]) + line.strip()
-    items = [wrapped(item) for item in items if item]
-    gap = "\n\n" if not heading and not items[0].startswith("- ") else "\n"
-    return heading + items[0] + "".join([gap + "\n".join(items[1:])] * (len(items) > 1)) + "\n"
+            return wrapped(" ".join(text.split())) + "\n"
+    if heading in ("", "Parameters"):
+        return entries
+    return f"{heading}:\n\n" + "\n".join(_item(*entry) for entry in entries.items()) + "\n"
 
 
 def wrapped(item: str) -> str:

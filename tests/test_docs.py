@@ -71,12 +71,19 @@ def test_every_public_name_is_in_the_reference():
     assert names == set(saekit.__all__)
 
 
-def sample(x_BD, *, k: Annotated[int, Doc("Active latents.")] = 3, other: dict[str, int], **more):
+DEFAULT = 3
+
+
+def sample(
+    x_BD, *, k: Annotated[int, Doc("Active latents.")] = DEFAULT, other: dict[str, int], **more
+):
     """One line that is
     wrapped.
 
-    x_BD, other: rows: not columns,
-        in any dtype.
+    Parameters
+        x_BD: rows: not columns,
+            in any dtype.
+        other: more rows.
 
         sample(1)
           + 2
@@ -98,14 +105,15 @@ class Sample:
 
 def test_a_docstring_becomes_markdown():
     function = docstrings.parsed(sample)
-    shown = docstrings.signature(function, "sample")
+    shown = docstrings.signature(sample, function, "sample")
     assert shown == "sample(x_BD, *, k: int = 3, other: dict[str, int], **more)"
     assert list(docstrings.described(sample, function)) == [
         "One line that is wrapped.\n",
-        "- `x_BD`, `other`: rows: not columns, in any dtype.\n",
+        "- `x_BD`: rows: not columns, in any dtype.\n"
+        "- `k`: Active latents.\n"
+        "- `other`: more rows.\n",
         "```python\nsample(1)\n  + 2\n```\n",
         "Raises nothing.\n",
-        "- `k`: Active latents.\n",
     ]
 
 
