@@ -1,46 +1,61 @@
 """Options, declared once: `k: Annotated[int, Doc("Active latents per row.")] = 32`.
 
-A field of a config class or a parameter of a public function carries its type, its default and its
-text. Flags, help, choices, keys of config files and docs/options.md are made from that.
+A field of a config class, or a parameter of a public function, carries its type, its default and
+its text. Flags, their help, choices, keys of config files, docs/options.md and the keyword
+arguments that editors complete are made from that. None means: not set.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from saekit.errors import UsageError, check_choice, opt
+from saekit.typed import MisfitError, as_type
+
+REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class Doc:
-    """What an option means, as metadata of `Annotated`. Only options that users set have one."""
+    """What an option means, as metadata of `Annotated`. A field without one is not an option."""
 
     text: str
-    """One or two sentences: unit, and the default where it depends on something."""
+    """One or two sentences: the unit, and the default where it depends on something."""
     panel: str = ""
     """Heading of the help under which its flag stands; "": that of the command itself."""
     metavar: str | None = None
-    """What help shows for the value; None: the name of its type, or its choices."""
+    """What help shows in place of the value; None: the choices, or the name of the type."""
     flag: str | None = None
     """The flag, where it is not the name: `store` for `stores`, which may be given again."""
     positional: bool = False
     """An argument of the command line rather than a flag."""
+    path: bool = False
+    """May be a path: the command line expands `~`."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a config class or function."""
+    """One option of a config class or a function."""
 
     name: str
-    type: Any
-    """Without None and without Annotated: int, float, str, bool, Literal[...], tuple[int, ...]."""
+    hint: Any
+    """As declared, without the Doc: `int | None`."""
     default: Any
     """`REQUIRED` where there is none."""
     doc: Doc
+
+    @property
+    def type(self) -> Any:
+        """The hint without None: int, float, str, bool, Literal[...], tuple[int, ...]."""
+        return without_none(self.hint)
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -48,41 +63,85 @@ class Option:
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
     @property
+    def item(self) -> Any:
+        """The type of the entries of a tuple, list or sequence; None for any other type."""
+        if get_origin(self.type) in (tuple, list, Sequence):
+            return get_args(self.type)[0]
+        return None
+
+    @property
     def flag(self) -> str:
         """As the command line spells it: `--target-rate`."""
         return "--" + (self.doc.flag or self.name).replace("_", "-")
 
 
-REQUIRED = inspect.Parameter.empty
+Resume = Annotated[bool, Doc("Continue what is in OUT.")]
+Overwrite = Annotated[bool, Doc("Replace what is in OUT.")]
+Device = Annotated[str, Doc("auto | cpu | cuda | cuda:N")]
 
 
+@cache
 def options_of(owner: type | Callable[..., Any]) -> dict[str, Option]:
-    """The documented fields of a dataclass, or parameters of a function, in their order."""
-    hints = typing.get_type_hints(owner, include_extras=True)
+    """The documented fields of a dataclass, or parameters of a function, in their order.
+
+    A subclass that changes only the default of a field (`k: int = 16`) keeps its type and text.
+    """
+    # The nearest class that documents the field; the last ones in the dict are the nearest.
+    sources = reversed(owner.__mro__[:-1]) if isinstance(owner, type) else [owner]
+    documented = {
+        name: (get_args(hint)[0], doc)
+        for source in sources
+        for name, hint in typing.get_type_hints(source, include_extras=True).items()
+        if (doc := _doc(hint)) is not None
+    }
     return {
-        name: Option(name, bare(hints[name]), default, doc)
+        name: Option(name, documented[name][0], default, documented[name][1])
         for name, default in _defaults(owner).items()
-        if (doc := _doc(hints.get(name))) is not None
+        if name in documented
     }
 
 
-def bare(hint: Any) -> Any:
-    """A type without None and Annotated: int for `Annotated[int | None, Doc(...)]`."""
-    if get_origin(hint) is Annotated:
-        return bare(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        others = [each for each in get_args(hint) if each is not type(None)]
-        return bare(others[0]) if len(others) == 1 else Union[tuple(others)]  # noqa: UP007
-    return hint
+def without_none(hint: Any) -> Any:
+    """int for `int | None`."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    others = [kind for kind in get_args(hint) if kind is not type(None)]
+    return others[0] if len(others) == 1 else Union[tuple(others)]  # noqa: UP007
+
+
+def check(config: Any) -> None:
+    """Raise UsageError for an option of a config that is of another type than declared, or none of
+    its choices: callers, config files and grids give anything."""
+    check_values(type(config), {name: getattr(config, name) for name in options_of(type(config))})
+
+
+def check_values(owner: type, values: dict[str, Any]) -> None:
+    """The same for values of some options of `owner`, by name."""
+    options = options_of(owner)
+    for name, value in values.items():
+        choices = options[name].choices
+        if choices and value is not None:
+            check_choice(name, value, choices)
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            continue  # the option's own bounds say what it may be
+        try:
+            as_type(value, options[name].hint, opt(name))
+        except MisfitError as error:
+            hint = "write numbers without quotes and words with quotes"
+            raise UsageError(str(error), hint) from None
 
 
 def _defaults(owner: type | Callable[..., Any]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(owner):
         return {name: each.default for name, each in inspect.signature(owner).parameters.items()}
-    return {
-        field.name: REQUIRED if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(owner)
-    }
+    return {field.name: _default(field) for field in dataclasses.fields(owner)}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return REQUIRED if field.default is dataclasses.MISSING else field.default
 
 
 def _doc(hint: Any) -> Doc | None:

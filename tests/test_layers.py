@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 # Each part may import only what stands in an earlier row; parts of one row do not know each other.
 LAYERS = [
     ["saekit_kernels"],
-    ["saekit.errors", "saekit.typed", "saekit.options"],
-    ["saekit.types"],
+    ["saekit.errors", "saekit.typed"],
+    ["saekit.types", "saekit.options"],
     ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from saekit_kernels import SparseCodes
 from saekit.errors import DataError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
+from saekit.options import Doc
 
 FAR = 100.0  # times the spread
 BATCH = 4096
@@ -21,8 +23,7 @@ BATCH = 4096
 @dataclass(frozen=True)
 class KMeansConfig:
     d_in: int
-    latents: int = 32
-    """Number of centroids."""
+    latents: Annotated[int, Doc("Number of centroids.")] = 32
     seed: int = 0
 
     def __post_init__(self) -> None:

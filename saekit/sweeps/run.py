@@ -34,7 +34,7 @@ from saekit.store.run_folder import RunFolder, run_folder
 from saekit.sweeps.grid import Member, members_of, read_grid
 from saekit.training.fit import by_example
 from saekit.training.loop import deferred_interrupt
-from saekit.training.run import Run, TrainPlan
+from saekit.training.run import TrainPlan, TrainRun
 from saekit.training.shared import SharedPass
 from saekit.types import Progress
 
@@ -114,8 +114,8 @@ class _Sweep:
         self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
 
-    def _run(self, member: Member) -> Run:
-        return Run(self.store, self.out / member.name, member.config)
+    def _run(self, member: Member) -> TrainRun:
+        return TrainRun(self.store, self.out / member.name, member.config)
 
     def _check(self) -> None:
         for name, run in self.runs.items():
@@ -257,7 +257,7 @@ def _one_thread_each(device: torch.device) -> Callable[[], None]:
 class _Together:
     """One progress of all members: rows of all, and the mean fvu."""
 
-    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, Run]) -> None:
+    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, TrainRun]) -> None:
         self.progress, self.lock = progress, threading.Lock()
         self.whole = {name: run.steps * run.config.batch for name, run in runs.items()}
         self.total = sum(self.whole.values())

@@ -529,22 +529,3 @@ def test_a_resume_with_another_value_is_refused(store, tmp_path):
             saekit.train(
                 store.path, tmp_path / "run", **SMALL, rows=128, **{name: value}, resume=True
             )
-
-
-@pytest.mark.parametrize("settings", [SMALL, DENSE])
-def test_a_run_from_before_these_could_be_chosen_resumes(store, tmp_path, settings):
-    saekit.train(store.path, tmp_path / "run", **settings, rows=128)
-    before = tensors(tmp_path / "run")
-    identity = json.loads((tmp_path / "run" / "run.json").read_text())
-    for name in ("schedule", "warmup", "decay", "beta2", "ema", "precision"):
-        del identity[name]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(identity))
-    (tmp_path / "run" / "model.safetensors").unlink()
-    with pytest.raises(
-        DataError, match=r"other settings: decay [0-9.]+ -> 0\.95, schedule linear -> cosine"
-    ):
-        saekit.train(
-            store.path, tmp_path / "run", **settings, rows=128, schedule="cosine", resume=True
-        )
-    saekit.train(store.path, tmp_path / "run", **settings, rows=128, resume=True)
-    assert equal(before, tensors(tmp_path / "run"))
