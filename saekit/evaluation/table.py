@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 from torch import nn
 
 from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.subjects import Subject, open_runs
 from saekit.models.metrics import Figures, RowSums
+from saekit.options import Doc
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.stack import StackedStore
 from saekit.training.fit import holdout_figures
+from saekit.types import Split
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,35 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[str | Path | nn.Module] | str | Path | nn.Module,
-    data: RowsLike,
-    /,
+    checkpoints: Annotated[
+        Sequence[str | Path | nn.Module] | str | Path | nn.Module,
+        Doc("Checkpoint folders to evaluate.", metavar="CKPT...", positional=True),
+    ],
+    store: Annotated[
+        RowsLike,
+        Doc(
+            "Store folder. For a crosscoder, give the stores of its training, in the same order.",
+            metavar="STORE",
+        ),
+    ],
     *,
-    split: str | None = None,
-    rows: int | None = None,
-    target_store: str | Path | None = None,
-    k: Sequence[int] | int | None = None,
+    rows: Annotated[int | None, Doc("Evaluate at most this many rows (default: all).")] = None,
+    split: Annotated[
+        Split | None,
+        Doc("Rows to evaluate on (default: holdout on the store of the training, else all)."),
+    ] = None,
+    target_store: Annotated[
+        str | Path | None,
+        Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
+    ] = None,
+    k: Annotated[
+        Sequence[int] | int | None,
+        Doc(
+            "Active latents per row, one result for each value, such as 8,16,32 (default: the k of"
+            " the training).",
+            metavar="K,...",
+        ),
+    ] = None,
 ) -> list[Evaluation]:
     """Judge checkpoints or models on the same rows, raw activations in.
 
@@ -56,9 +79,9 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        models: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several of
-            either.
-        data: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
+        checkpoints: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several
+            of either.
+        store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
             these rows, all rows for another and for a model, which does not say what it was trained
@@ -72,15 +95,16 @@ def evaluate(
     Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
     (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
     """
-    models = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
+    one = isinstance(checkpoints, (str, Path, nn.Module))
+    models = [checkpoints] if one else list(checkpoints)
     if split is not None:
-        check_choice("split", split, ("holdout", "train", "all"))
+        check_choice("split", split, get_args(Split))
     if rows is not None and rows < 1:
         raise UsageError(f"{opt('rows', rows)} must be at least 1")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
-    source = open_rows(data)
+    source = open_rows(store)
     # every k is known to be possible before the first pass over the rows
     subjects = [
         (at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks
@@ -89,7 +113,7 @@ def evaluate(
 
 
 def _evaluation(
-    run: Subject, source: Rows, split: str | None, rows: int | None, k: int | None
+    run: Subject, source: Rows, split: Split | None, rows: int | None, k: int | None
 ) -> Evaluation:
     trained_here = run.config is not None and run.config["content"] == source.content
     split = split or ("holdout" if trained_here else "all")
@@ -102,7 +126,7 @@ def _evaluation(
     )
 
 
-def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:
+def _figures(run: Subject, split: Split, rows: int | None) -> tuple[Figures, dict[str, Any]]:
     """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is
     what costs."""
     if not isinstance(run.source, StackedStore):

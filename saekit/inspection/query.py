@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -22,6 +23,7 @@ from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import fires
+from saekit.options import Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
@@ -45,13 +47,21 @@ class FeatureRow:
 
 
 def features(
-    checkpoint: str | Path,
-    store: RowsLike,
+    checkpoint: Annotated[str | Path, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    store: Annotated[
+        RowsLike,
+        Doc(
+            "Store folder. For a crosscoder, give the stores of its training, in the same order.",
+            metavar="STORE",
+        ),
+    ],
     *,
-    index: int | None = None,
-    text: str | None = None,
-    image: str | Path | None = None,
-    top: int = 10,
+    index: Annotated[int | None, Doc("Describe this latent.", metavar="LATENT")] = None,
+    text: Annotated[str | None, Doc("Rank the latents that this text activates.")] = None,
+    image: Annotated[
+        str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
+    ] = None,
+    top: Annotated[int, Doc("Latents to print.")] = 10,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
     """Exactly one of index, text, image. Ranked by the size of act. `store`: a path or an open

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from saekit.errors import DataError, SaekitError, UsageError, opt
+from saekit.harvesting.sources import Data
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features, feature_records, select_latents
 from saekit.inspection.relate import hook_shares, off_the_residual_stream, output_tokens
 from saekit.inspection.scan import KEPT_TOP, Scan, cached_scan
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.models.autoencoder import Autoencoder
+from saekit.options import Doc
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.files import write_config, write_json
 from saekit.store.folder_kinds import PAGE
@@ -27,9 +29,6 @@ from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore, check_stores, stores_of, with_stores
 from saekit.training.checkpoints import load
 from saekit.types import ActivationSpec, FeatureRecord, Progress
-
-if TYPE_CHECKING:
-    from saekit.harvesting.sources import Data
 
 LOGITS_AT_ONCE = 256
 CROSSCODER_NOTE = (
@@ -47,14 +46,27 @@ class InspectResult:
 
 
 def inspect(
-    checkpoint: str | Path,
-    store: RowsLike,
-    out: str | Path,
+    checkpoint: Annotated[str | Path, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    store: Annotated[
+        RowsLike,
+        Doc(
+            "Store folder. For a crosscoder, give the stores of its training, in the same order.",
+            metavar="STORE",
+        ),
+    ],
+    out: Annotated[str | Path, Doc("Folder for the page.", metavar="DIR")],
     *,
-    features: str = "top:500",
-    top: int = 20,
-    single_file: bool = False,
-    overwrite: bool = False,
+    features: Annotated[
+        str,
+        Doc(
+            "Latents to show: 0-255,1024 (by number), top:500 (the densest) or all.", metavar="SPEC"
+        ),
+    ] = "top:500",
+    top: Annotated[int, Doc("Top examples per feature.")] = 20,
+    single_file: Annotated[
+        bool, Doc("Put examples and images into index.html instead of files beside it.")
+    ] = False,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     live: nn.Module | None = None,
     data: Data | None = None,
     progress: Callable[[Progress], None] = lambda _: None,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from saekit_kernels import keep_freed_memory
@@ -42,6 +42,7 @@ from saekit.intervention.units import Units
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
+from saekit.options import Doc
 from saekit.store.checkpoint import (
     CONFIG,
     METRICS,
@@ -70,22 +71,56 @@ JUDGED_CONTEXTS = 128
 
 
 def finetune(
-    checkpoint: str | Path,
-    out: str | Path,
+    checkpoint: Annotated[
+        str | Path,
+        Doc("Checkpoint folder of an SAE on text.", metavar="CKPT", positional=True),
+    ],
+    out: Annotated[
+        str | Path, Doc("Folder for the new checkpoint.", metavar="OUT", positional=True)
+    ],
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    store: Annotated[
+        str | Path | None,
+        Doc("Store that CKPT was trained on (default: where it was then).", metavar="STORE"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        Doc("Data to train on (default: the store's, without its held-out documents)."),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        Doc("Replaced rows to train on (default: 5 % of those that CKPT was trained on)."),
+    ] = None,
+    lr: Annotated[
+        float, Doc("Adam's learning rate at the first step; it decays linearly to 0.")
+    ] = FinetuneConfig.lr,
+    batch: Annotated[int, Doc("Contexts per step.", metavar="CONTEXTS")] = FinetuneConfig.batch,
+    seed: Annotated[int, Doc("Seed of the order of the documents.")] = 0,
+    device: Annotated[str, Doc("Device: auto | cpu | cuda | cuda:N.", metavar="DEVICE")] = "auto",
+    save_seconds: float = FinetuneConfig.save_seconds,
+    resume: Annotated[bool, Doc("Continue the run in OUT.")] = False,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Any,
 ) -> FinetuneResult:
     """Fine-tune an SAE of a language model so that the model's predictions survive its
     reconstructions; write a checkpoint folder.
 
-    Options are the fields of FinetuneConfig. `resume` continues a killed run bit for bit. Raises
-    UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError (store,
-    model, data), NumericsError (divergence); KeyboardInterrupt after the state has been saved.
+    `save_seconds`: seconds between two saved states. `resume` continues a killed run bit for bit.
+    Raises UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError
+    (store, model, data), NumericsError (divergence); KeyboardInterrupt after the state has been
+    saved.
     """
-    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(
+    config = FinetuneConfig(
+        store=None if store is None else str(store),
+        data=data,
+        rows=rows,
+        lr=lr,
+        batch=batch,
+        seed=seed,
+        device=device,
+        save_seconds=save_seconds,
+    )
+    return _Finetune(read_checkpoint(checkpoint), Path(out), config).execute(
         resume, overwrite, progress
     )
 

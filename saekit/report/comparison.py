@@ -6,9 +6,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from saekit.evaluation.compare import Comparison, Judged, judge, open_inputs
 from saekit.evaluation.passes import Look, Sample, look, sample
+from saekit.options import Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
@@ -25,17 +27,29 @@ LEAD = (
 
 
 def compare(
-    checkpoints: Sequence[str | Path] | str | Path,
-    store: str | Path,
-    out: str | Path | None = None,
+    runs: Annotated[
+        Sequence[str | Path] | str | Path,
+        Doc("Checkpoint folders to compare.", metavar="RUN...", positional=True),
+    ],
+    store: Annotated[str | Path, Doc("Store folder.", metavar="STORE")],
+    out: Annotated[
+        str | Path | None,
+        Doc("Folder for report.html, one file that opens from disk.", metavar="DIR"),
+    ] = None,
     *,
-    rows: int | None = None,
-    split: Split | None = None,
-    target_store: str | Path | None = None,
-    anomalies: str | Path | None = None,
-    neighbours: int = 5,
-    seed: int = 0,
-    overwrite: bool = False,
+    rows: Annotated[int | None, Doc("Evaluate at most this many rows (default: all).")] = None,
+    split: Annotated[Split | None, Doc("Rows to evaluate on (default: holdout).")] = None,
+    target_store: Annotated[
+        str | Path | None,
+        Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
+    ] = None,
+    anomalies: Annotated[
+        str | Path | None,
+        Doc("Store of rows that the runs should reconstruct badly.", metavar="STORE"),
+    ] = None,
+    neighbours: Annotated[int, Doc("Nearest codes that vote for a row's label.")] = 5,
+    seed: Annotated[int, Doc("Seed of controls, sampled rows and generated samples.")] = 0,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
     """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`,
@@ -50,12 +64,12 @@ def compare(
     same width that the runs should reconstruct badly. Raises UsageError, DataError (widths differ,
     OUT), MissingError, NumericsError.
     """
-    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
-    inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
+    runs = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    inputs = open_inputs(runs, store, rows, split, target_store, anomalies, neighbours, seed)
     if out is None:
         return judge(inputs, progress).comparison
     settings = {
-        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows,
+        "runs": [str(path) for path in runs], "store": str(store), "rows": rows,
         "split": inputs.split,
         "target_store": None if target_store is None else str(target_store),
         "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours,

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, opt
 from saekit.measures.pareto import Group, MemberResult, groups_of
+from saekit.options import Doc
 from saekit.report.pareto import pareto_page
 from saekit.rows import Rows
 from saekit.store.files import write_bytes, write_json
@@ -62,14 +63,26 @@ class SweepPlan:
 
 
 def sweep(
-    store: str | Path,
-    out: str | Path,
-    grid: str | Path | dict[str, Any],
+    store: Annotated[str | Path, Doc("Store folder.", metavar="STORE", positional=True)],
+    out: Annotated[
+        str | Path,
+        Doc("Folder for the checkpoints, the table and the plot.", metavar="OUT", positional=True),
+    ],
+    grid: Annotated[
+        str | Path | dict[str, Any],
+        Doc(
+            "TOML file: options of train by name. A list is swept; [[runs]] tables are grids of"
+            " their own.",
+            metavar="FILE",
+        ),
+    ],
     *,
-    live: bool = False,
-    device: str = "auto",
-    resume: bool = False,
-    overwrite: bool = False,
+    live: Annotated[
+        bool, Doc("Train on rows of the running model, one forward pass for all members.")
+    ] = False,
+    device: Annotated[str, Doc("Device: auto | cpu | cuda | cuda:N.", metavar="DEVICE")] = "auto",
+    resume: Annotated[bool, Doc("Continue the sweep in OUT.")] = False,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SweepResult:
     """Train every member of `grid` (a TOML file, or the same as a dict; saekit.sweeps.grid) on a

@@ -268,7 +268,7 @@ def test_the_number_of_judged_rows_can_be_capped(digits, runs):
 @pytest.mark.parametrize(
     ("wrong", "cause"),
     [
-        ({"checkpoints": []}, "no run"),
+        ({"runs": []}, "no run"),
         ({"split": "test"}, 'split="test"'),
         ({"rows": 0}, "rows=0"),
         ({"neighbours": 0}, "neighbours=0"),
@@ -276,7 +276,7 @@ def test_the_number_of_judged_rows_can_be_capped(digits, runs):
 )
 def test_wrong_usage_is_named(digits, runs, wrong, cause):
     with pytest.raises(UsageError, match=cause):
-        compare(**{"checkpoints": [runs["dense"]], "store": digits, **wrong})
+        compare(**{"runs": [runs["dense"]], "store": digits, **wrong})
 
 
 def test_runs_that_cannot_be_compared_are_named(digits, runs, tmp_path):
