@@ -32,13 +32,14 @@ class Doc:
     panel: str = ""
     """Heading of the help under which its flag stands; "": that of the command itself."""
     metavar: str | None = None
-    """What help shows in place of the value; None: the choices, or the name of the type."""
+    """What help shows in place of the value; None: the choices, or the name of the type. With
+    dots, `STORE...`, the argument or flag may be given again."""
     flag: str | None = None
-    """The flag, where it is not the name: `store` for `stores`, which may be given again."""
+    """The flag, where it is not the name: `store` for `stores`."""
     positional: bool = False
     """An argument of the command line rather than a flag."""
-    path: bool = False
-    """May be a path: the command line expands `~`."""
+    hidden: bool = False
+    """Not in the help."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,25 @@ class Option:
     doc: Doc
 
     @property
-    def type(self) -> Any:
-        """The hint without None: int, float, str, bool, Literal[...], tuple[int, ...]."""
-        return without_none(self.hint)
+    def types(self) -> tuple[Any, ...]:
+        """What a value may be besides None: (int,) for `int | None`."""
+        return tuple(kind for kind in members(self.hint) if kind is not type(None))
 
     @property
     def choices(self) -> tuple[Any, ...]:
         """The values of a Literal; () for any other type."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        return tuple(value for kind in self.types for value in get_args(kind) if _is_literal(kind))
 
     @property
     def item(self) -> Any:
-        """The type of the entries of a tuple, list or sequence; None for any other type."""
-        if get_origin(self.type) in (tuple, list, Sequence):
-            return get_args(self.type)[0]
-        return None
+        """The type of the entries, where a value may be a tuple or sequence; else None."""
+        sequences = [kind for kind in self.types if get_origin(kind) in (tuple, list, Sequence)]
+        return get_args(sequences[0])[0] if sequences else None
+
+    @property
+    def several(self) -> bool:
+        """Whether it is given once for each of its values."""
+        return (self.doc.metavar or "").endswith("...")
 
     @property
     def flag(self) -> str:
@@ -75,9 +80,10 @@ class Option:
         return "--" + (self.doc.flag or self.name).replace("_", "-")
 
 
-Resume = Annotated[bool, Doc("Continue what is in OUT.")]
-Overwrite = Annotated[bool, Doc("Replace what is in OUT.")]
-Device = Annotated[str, Doc("auto | cpu | cuda | cuda:N")]
+COMMON = "Common options"  # panel of what most commands have
+Resume = Annotated[bool, Doc("Continue what is in OUT.", COMMON)]
+Overwrite = Annotated[bool, Doc("Replace what is in OUT.", COMMON)]
+Device = Annotated[str, Doc("auto | cpu | cuda | cuda:N", metavar="DEVICE")]
 
 
 @cache
@@ -101,12 +107,13 @@ def options_of(owner: type | Callable[..., Any]) -> dict[str, Option]:
     }
 
 
-def without_none(hint: Any) -> Any:
-    """int for `int | None`."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    others = [kind for kind in get_args(hint) if kind is not type(None)]
-    return others[0] if len(others) == 1 else Union[tuple(others)]  # noqa: UP007
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; the hint itself where it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_literal(hint: Any) -> bool:
+    return get_origin(hint) is Literal
 
 
 def check(config: Any) -> None:

@@ -109,7 +109,7 @@ def test_a_run_goes_on_under_its_own_config(images, tmp_path, capsys, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_plan_counts_parameters_and_memory(images, capsys, name):
     small, large = (
-        prepare(images, config=TrainConfig.from_flat(options(name) | {"batch": batch}))
+        prepare(images, config=TrainConfig.from_flat(options(name) | {"batch": batch})).plan()
         for batch in (40, 160)
     )
     model_bytes = 16 * small.parameters

@@ -161,7 +161,7 @@ class _Wanted:
                 f"k-means {centroids}{mark}",
                 run,
                 "kmeans",
-                {"latents": centroids, "seed": self.seed},
+                {"latents": centroids},
                 source,
                 whole,
             )
@@ -229,7 +229,7 @@ class _Wanted:
     # ----------------------------------------------------------------------------------------------
 
     def _fitted(self, name: str, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
-        model = build(name, source.spec.d_in, options)
+        model = build(name, source.spec.d_in, options, seed=self.seed)
         fitted = fit(
             model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
         )

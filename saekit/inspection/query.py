@@ -52,7 +52,7 @@ def features(
         RowsLike,
         Doc(
             "Store folder. For a crosscoder, give the stores of its training, in the same order.",
-            metavar="STORE",
+            metavar="STORE...",
         ),
     ],
     *,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from saekit.errors import UsageError, opt
@@ -80,16 +81,20 @@ class TrainConfig:
         Doc("Normalization of the rows (default: center+scale; none for raw data).", DATA),
     ] = None
     target_store: Annotated[
-        str | None,
-        Doc("Row-aligned store to reconstruct in place of STORE (transcoder).", DATA, path=True),
+        str | Path | None,
+        Doc(
+            "Row-aligned store to reconstruct in place of STORE (transcoder).",
+            DATA,
+            metavar="STORE",
+        ),
     ] = None
     stores: Annotated[
-        tuple[str, ...],
+        tuple[str | Path, ...],
         Doc(
             "More row-aligned stores, read side by side with STORE (crosscoder).",
             DATA,
+            metavar="STORE...",
             flag="store",
-            path=True,
         ),
     ] = ()
     seed: Annotated[int, Doc("Seed of initial weights, noise and row order.", RUN)] = 0
@@ -99,17 +104,24 @@ class TrainConfig:
     backend: Annotated[
         Literal["auto", "triton", "torch"], Doc("Implementation of the sparse kernels.", RUN)
     ] = "auto"
-    device: Annotated[str, Doc("auto | cpu | cuda | cuda:N", RUN)] = "auto"
+    device: Annotated[str, Doc("auto | cpu | cuda | cuda:N", RUN, metavar="DEVICE")] = "auto"
     save_seconds: Annotated[
-        float, Doc("Time between saved states, which --resume continues from.", RUN)
+        float, Doc("Seconds between saved states, from which a run can be resumed.", RUN)
     ] = 60.0
     log: Annotated[
         tuple[str, ...],
-        Doc("tensorboard | wandb | trackio; with :NAME it uploads.", RUN, metavar="SINK"),
+        Doc(
+            "tensorboard | wandb | trackio; with :NAME it uploads.",
+            RUN,
+            metavar="SINK...",
+        ),
     ] = ()
 
     def __post_init__(self) -> None:
         check(self)
+        if self.target_store is not None:  # texts, as JSON and TOML have them
+            object.__setattr__(self, "target_store", str(self.target_store))
+        object.__setattr__(self, "stores", tuple(map(str, self.stores)))
         check_options(self.model, self.options)
         check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):

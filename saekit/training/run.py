@@ -221,7 +221,7 @@ class TrainRun:
             if name in asked or option.default is not None:
                 asked = asked | {name: own[name]}
         asked = {name: value for name, value in asked.items() if name != "expansion"}
-        settings = {**self.config.flat(), **asked, "latents": self.model.latents}
+        settings = {**self.config.flat(), **asked, "latents": own["latents"]}
         settings.pop("expansion", None)
         if isinstance(self.store, Store):  # rows in memory cannot be found again
             settings["store"] = str(self.store.path)
