@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import math
 import types
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -94,12 +93,7 @@ def options_of(owner: type | Callable[..., Any]) -> dict[str, Option]:
     """
     # The nearest class that documents the field; the last ones in the dict are the nearest.
     sources = reversed(owner.__mro__[:-1]) if isinstance(owner, type) else [owner]
-    documented = {
-        name: (get_args(hint)[0], doc)
-        for source in sources
-        for name, hint in typing.get_type_hints(source, include_extras=True).items()
-        if (doc := _doc(hint)) is not None
-    }
+    documented = {name: item for source in sources for name, item in _documented(source).items()}
     return {
         name: Option(name, documented[name][0], default, documented[name][1])
         for name, default in _defaults(owner).items()
@@ -137,6 +131,14 @@ def check_values(owner: type, values: dict[str, Any]) -> None:
         except MisfitError as error:
             hint = "write numbers without quotes and words with quotes"
             raise UsageError(str(error), hint) from None
+
+
+@cache
+def _documented(source: type | Callable[..., Any]) -> dict[str, tuple[Any, Doc]]:
+    """(type, text) of each documented annotation of one class or function, by name."""
+    annotations = inspect.get_annotations(source, eval_str=True)
+    docs = {name: _doc(hint) for name, hint in annotations.items()}
+    return {name: (get_args(annotations[name])[0], doc) for name, doc in docs.items() if doc}
 
 
 def _defaults(owner: type | Callable[..., Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
 INTERRUPTED = 130
+INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
     "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
 )
@@ -75,6 +77,9 @@ STATUSES = (
     "Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate,"
     " 130 interrupted."
 )
+
+
+_interrupted = False
 
 
 class Verbs(TyperGroup):
@@ -131,10 +136,19 @@ def main(arguments: list[str] | None = None) -> None:
     take_any_encoding()
     with suppress(ValueError):  # not the main thread: signals are not ours
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
     sys.exit(_status(arguments))
 
 
-def _terminate(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C, remembered: an interrupted import can end in an error of another kind."""
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
     """A scheduler's preemption is as polite as Ctrl-C. A second one ends the process at once,
     should the first get stuck."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -161,11 +175,7 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed(
-            "interrupted; finished shards and the state of a training run are saved",
-            INTERRUPTED_HINT,
-            INTERRUPTED,
-        )
+        return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -183,6 +193,8 @@ def _status(arguments: list[str] | None) -> int:
         told = user_error(error)
         return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
+        if _interrupted:
+            return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
         if _is_out_of_memory(error):
             return _failed(
                 f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}",

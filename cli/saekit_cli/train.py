@@ -135,7 +135,11 @@ def _chosen(arguments: list[str]) -> tuple[str | None, str | None]:
     if "config" in found:
         with suppress(SaekitError):  # said when the file is read for its settings
             found = load_toml(Path(found["config"]).expanduser(), "config file") | found
-    return found.get("model"), found.get("sparsity")
+    model, sparsity = found.get("model"), found.get("sparsity")
+    return (
+        model if isinstance(model, str) else None,
+        sparsity if isinstance(sparsity, str) else None,
+    )
 
 
 def _own_first(options: dict[str, Option], variant: str | None) -> list[str]:
