@@ -162,13 +162,14 @@ def encode_batchtopk(
     workspace = workspace or Workspace()
     if bound > 0:
         above = encode_threshold(x_BD, W_enc_FD, b_enc_F, bound, workspace, plan)
+        assert above is not None  # without `most`
         if len(above.vals) >= B * k:
             row = above.row_of(torch.arange(len(above.idx), device=above.idx.device)).long()
             entries = _largest((row, above.idx.long(), above.vals), B * k)
     if len(entries[0]) == 0:
-        for rows, row, column, vals in _above_by_gemm(
-            x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace
-        ):
+        for piece in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace):
+            assert piece is not None  # without `most`
+            rows, row, column, vals = piece
             # An entry that B*k others exceed cannot come back.
             entries = _largest(_end_to_end([entries, (row + rows.start, column, vals)]), B * k)
     row, column, vals = entries
@@ -217,7 +218,8 @@ def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     pieces = map_chunks(
         lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), threaded
     )
-    return tuple(map(torch.cat, zip(*pieces)))
+    vals, idx = map(torch.cat, zip(*pieces))
+    return vals, idx
 
 
 def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> Entries:

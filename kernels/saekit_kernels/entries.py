@@ -72,7 +72,7 @@ class _Preactivations(torch.autograd.Function):
         return vals.clone()
 
     @staticmethod
-    def backward(ctx, dvals):
+    def backward(ctx, dvals):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x_BD, W_enc_FD), codes = ctx.saved_tensors, ctx.codes
         dvals = codes.without_padding(dvals.contiguous())
         dx = None
@@ -94,7 +94,7 @@ class _Decode(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx, g_BD):
+    def backward(ctx, g_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD), codes = ctx.saved_tensors, ctx.codes
         g_BD, needs = g_BD.contiguous(), ctx.needs_input_grad
         dvalues = None
@@ -132,7 +132,7 @@ class _DecodeNested(torch.autograd.Function):
         return parts.view(len(codes), levels, -1).cumsum(1) + b_dec_D
 
     @staticmethod
-    def backward(ctx, g_BGD):
+    def backward(ctx, g_BGD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD, bag), codes = ctx.saved_tensors, ctx.codes
         # An entry is part of the reconstructions of its own level and of all later ones.
         later = g_BGD.flip(1).cumsum(1).flip(1).reshape(len(codes) * ctx.levels, -1).contiguous()

@@ -312,7 +312,7 @@ class _SparseGradients(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
         W_enc_FD, W_dec_FD, x_BD, dvals_BK, g_BD = ctx.saved_tensors
         codes, dvals, g = ctx.codes, dvals_BK * scale, g_BD * scale
         dW_enc, db_enc, dW_dec = ctx.operations.weight_gradients(codes, dvals, x_BD, g)
@@ -342,7 +342,7 @@ class _ReadyGradients(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = ctx.saved_tensors
         # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights. It is
         # only read on CPUs, where that does not wait for a device.
