@@ -1,11 +1,12 @@
 """The few active latents of each row: the format between encoder, decoder and gradients.
 
-SparseCodes stores rows ELL: column-ascending (value, index) pairs, padded with value 0 at index 0
-behind the last active latent. ELL because a TopK code has exact width and the decoder wants a fixed
-width. RaggedCodes stores rows end to end (CSR), for thresholds: one unusual row of a language model
-can have fifty times the active latents of the mean, and ELL would be as wide as that row.
+SparseCodes stores rows in ELL format: (value, index) pairs with ascending columns, padded with
+value 0 at index 0 after the last active latent. ELL because a TopK code has an exact width and the
+decoder needs a fixed one. RaggedCodes stores rows end to end (CSR), for thresholds: one unusual row
+of a language model can have fifty times as many active latents as the mean, and ELL would be as
+wide as that row.
 
-Both give their transpose (CSC) on demand, because gradients that sum over rows in a fixed order,
+Both compute their transpose (CSC) on demand, because gradients that sum over rows in a fixed order,
 without atomics, need the rows of each latent side by side.
 """
 
@@ -22,8 +23,8 @@ class Transpose:
     """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the
     flattened codes, rows ascending.
 
-    `pos` is as long as the codes' storage, since its used length, ptr[F], is known to the device
-    alone; the rest is padding.
+    `pos` is as long as the codes' storage, since only the device knows its used length, ptr[F]; the
+    rest is padding.
     """
 
     ptr: torch.Tensor  # (F+1,) int32
@@ -38,8 +39,7 @@ class Transpose:
 class SparseCodes:
     """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
 
-    `leading`: the shape of the rows before they were put into one list, B in all; None where they
-    are one list.
+    `leading`: the leading shape of the dense code, (..., F), whose product is B; None for (B,).
     """
 
     vals: torch.Tensor
@@ -60,24 +60,22 @@ class SparseCodes:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the dense code: (B,F), or (*leading, F)."""
+        """The shape of the dense code: (B,F), or (*leading, F)."""
         return torch.Size((*((len(self),) if self.leading is None else self.leading), self.F))
 
     def __getitem__(self, index: Any) -> SparseCodes | torch.Tensor:
-        """As the dense code is indexed, without making it: `codes[rows]` gives the codes of some
+        """Indexes like the dense code, which is not made: `codes[rows]` gives the codes of some
         rows (a slice, a mask or row numbers; a single row is dense), `codes[rows, latents]` the
         values there."""
+        # Index the row numbers, laid out like the leading dimensions, in place of the rows.
         number = torch.arange(len(self), device=self.idx.device)
         number = number if self.leading is None else number.view(self.leading)
         index = index if isinstance(index, tuple) else (index,)
         rows, latents = index[: number.ndim], index[number.ndim :]
         chosen = number[rows]
         if latents:
-            return self._values(
-                chosen,
-                torch.as_tensor(latents[0], device=self.idx.device),
-                any(isinstance(each, slice) for each in rows),
-            )
+            latents = torch.as_tensor(latents[0], device=self.idx.device)
+            return self._values(chosen, latents, any(isinstance(row, slice) for row in rows))
         flat, leading = chosen.flatten(), None if chosen.ndim == 1 else tuple(chosen.shape)
         codes = SparseCodes(
             self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading
@@ -129,9 +127,9 @@ class SparseCodes:
         return values.masked_fill(~self.active(), 0.0)
 
     def transpose(self) -> Transpose:
-        """Made once, by a stable sort: the same codes give the same order, whatever the device."""
+        """Computed once, by a stable sort: the same codes give the same order on any device."""
         if self._transpose is None:
-            # Padding sorts behind every latent, as latent F.
+            # Padding sorts after every latent, as latent F.
             self._transpose = _transpose(
                 torch.where(self.active(), self.idx, self.F).flatten(), self.F
             )
@@ -187,8 +185,8 @@ Codes = SparseCodes | RaggedCodes
 def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
     """Selected pre-activations -> codes: ReLU, drop what is not positive, sort columns.
 
-    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in
-    the ReLU.
+    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing
+    in the ReLU.
     """
     active = ~(vals_BK <= 0)
     key = torch.where(active, idx_BK, F)

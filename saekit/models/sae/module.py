@@ -20,7 +20,7 @@ from saekit_kernels import (
     Workspaces,
     crossover_l0,
     decode,
-    next_arm,
+    next_path,
     preactivations,
 )
 from torch import nn
@@ -227,7 +227,7 @@ class SAE(Autoencoder):
     @property
     def workspace(self) -> Workspace:
         """Buffers of the calling thread."""
-        return self.workspaces.own
+        return self.workspaces.current
 
     @property
     def transcodes(self) -> bool:
@@ -386,7 +386,7 @@ class SAE(Autoencoder):
     def observe(self, l0: float, step: Step) -> None:
         """Choose the arm, with hysteresis, and steer penalty and biases to the L0 that was asked
         for."""
-        self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
+        self.arm = next_path(self.arm, l0, crossover_l0(self.latents))
         self.steer(self.control.observe(l0, step.number, step.total))
 
     def steer(self, factor: float) -> None:
