@@ -19,8 +19,7 @@ from torch import nn
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
 if TYPE_CHECKING:
-    from saekit_kernels import SparseCodes
-
+    from saekit.models.codes import Code
     from saekit.models.sae.fused import Adam
 
 
@@ -78,11 +77,11 @@ class Autoencoder(nn.Module):
     # -- the map
     # ----------------------------------------------------------------------------------------------
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
+    def encode(self, x: torch.Tensor) -> Code:
         """The code (..., F) of x (..., D)."""
         raise NotImplementedError
 
-    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+    def decode(self, code: Code) -> torch.Tensor:
         """x_hat (..., D) of a code (..., F)."""
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ from saekit.errors import UsageError, check_choice, opt
 from saekit.models import outputs, penalties
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
-from saekit.models.metrics import firing_counts
+from saekit.models.codes import firing_counts
 from saekit.models.noise import Noise, step_generator
 from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
