@@ -20,6 +20,7 @@ from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step,
 
 if TYPE_CHECKING:
     from saekit.models.codes import Code
+    from saekit.models.normalizer import Normalizer
     from saekit.models.sae.fused import Adam
 
 
@@ -181,9 +182,10 @@ class Autoencoder(nn.Module):
         return cls(config)
 
     def folded(
-        self, mean_D: torch.Tensor, scale: Any, target: tuple[torch.Tensor, Any] | None = None
+        self, inputs: Normalizer, targets: Normalizer | None = None
     ) -> dict[str, torch.Tensor]:
-        """The tensors that act on raw x as these act on (x - mean) * scale."""
+        """The tensors that act on raw x as these act on normalized x; `targets` normalizes what is
+        reconstructed where that is another store."""
         raise NotImplementedError
 
 

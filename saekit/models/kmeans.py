@@ -14,6 +14,7 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
 from saekit.models.codes import Code, decoded
+from saekit.models.normalizer import Normalizer
 
 FAR = 100.0  # times the spread
 BATCH = 4096
@@ -97,8 +98,10 @@ class KMeans(Autoencoder):
             model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-        return {"centroids": self.centroids / scale + mean_D}
+    def folded(
+        self, inputs: Normalizer, targets: Normalizer | None = None
+    ) -> dict[str, torch.Tensor]:
+        return {"centroids": inputs.invert(self.centroids)}
 
 
 def _origin(x_BD: torch.Tensor) -> torch.Tensor:
