@@ -34,7 +34,8 @@ from toolkits import RATES, SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_pe
 
 from saekit.bench.peers import check_peers
 from saekit.errors import NumericsError
-from saekit.models.metrics import RowSums, firing_counts
+from saekit.models.codes import firing_counts
+from saekit.models.metrics import RowSums
 from saekit.store.reader import Store
 
 MODEL, DATA, HOOK = "embedded:minilm", "embedded:pydocs", "blocks.3"

@@ -2,29 +2,30 @@
 
 SparseCodes stores rows in ELL format: (value, index) pairs with ascending columns, padded with
 value 0 at index 0 after the last active latent. ELL because a TopK code has an exact width and the
-decoder needs a fixed one. RaggedCodes stores rows end to end (CSR), for thresholds: one unusual row
-of a language model can have fifty times as many active latents as the mean, and ELL would be as
-wide as that row.
+decoder wants a fixed width. RaggedCodes stores rows end to end (CSR), for thresholds: an outlier
+row of a language model can have fifty times as many active latents as the mean row, and ELL would
+be as wide as that row.
 
-Both compute their transpose (CSC) on demand, because gradients that sum over rows in a fixed order,
-without atomics, need the rows of each latent side by side.
+Both build their transpose (CSC) on demand: gradients that sum over rows in a fixed order, without
+atomics, need the rows of each latent side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 
 
 @dataclass
 class Transpose:
-    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the
+    """The codes by latent: `pos[ptr[j]:ptr[j+1]]` are the positions of latent j's entries in the
     flattened codes, rows ascending.
 
-    `pos` is as long as the codes' storage, since only the device knows its used length, ptr[F]; the
-    rest is padding.
+    `pos` is as long as the storage of the codes, since only the device knows its used length,
+    ptr[F]; the rest is padding.
     """
 
     ptr: torch.Tensor  # (F+1,) int32
@@ -39,7 +40,9 @@ class Transpose:
 class SparseCodes:
     """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
 
-    `leading`: the leading shape of the dense code, (..., F), whose product is B; None for (B,).
+    Like a dense code, a tensor (..., F), it has `shape`, `view`, `detach`, `to_dense`, indexing and
+    `is_sparse`. `leading`: the dimensions of the dense code before the last, with B as their
+    product; None: (B,).
     """
 
     vals: torch.Tensor
@@ -48,6 +51,9 @@ class SparseCodes:
     F: int
     _transpose: Transpose | None = field(default=None, repr=False, compare=False)
     leading: tuple[int, ...] | None = None
+
+    is_sparse: ClassVar[bool] = True
+    """As torch.Tensor.is_sparse, which is False for a dense code."""
 
     def __len__(self) -> int:
         return self.vals.shape[0]
@@ -60,27 +66,35 @@ class SparseCodes:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the dense code: (B,F), or (*leading, F)."""
+        """That of the dense code: (B,F), or (*leading, F)."""
         return torch.Size((*((len(self),) if self.leading is None else self.leading), self.F))
 
     def __getitem__(self, index: Any) -> SparseCodes | torch.Tensor:
-        """Indexes like the dense code, which is not made: `codes[rows]` gives the codes of some
+        """Indexes like the dense code, without building it: `codes[rows]` gives the codes of some
         rows (a slice, a mask or row numbers; a single row is dense), `codes[rows, latents]` the
         values there."""
-        # Index the row numbers, laid out like the leading dimensions, in place of the rows.
-        number = torch.arange(len(self), device=self.idx.device)
-        number = number if self.leading is None else number.view(self.leading)
+        # Index the row numbers, to see which rows are meant.
+        number = torch.arange(len(self), device=self.idx.device).view(self.shape[:-1])
         index = index if isinstance(index, tuple) else (index,)
         rows, latents = index[: number.ndim], index[number.ndim :]
         chosen = number[rows]
+        # With an index of latents: values. Else the codes of these rows.
         if latents:
-            latents = torch.as_tensor(latents[0], device=self.idx.device)
-            return self._values(chosen, latents, any(isinstance(row, slice) for row in rows))
-        flat, leading = chosen.flatten(), None if chosen.ndim == 1 else tuple(chosen.shape)
-        codes = SparseCodes(
-            self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading
-        )
+            return self._values(
+                chosen,
+                torch.as_tensor(latents[0], device=self.idx.device),
+                any(isinstance(part, slice) for part in rows),
+            )
+        flat = chosen.flatten()
+        codes = SparseCodes(self.vals[flat], self.idx[flat], self.nnz[flat], self.F)
+        codes = codes.view(*chosen.shape, self.F)
         return codes if chosen.ndim else codes.to_dense()
+
+    def view(self, *shape: int) -> SparseCodes:
+        """The same codes in the shape (..., F), as Tensor.view."""
+        *leading, width = shape
+        assert width == self.F and math.prod(leading) == len(self), (shape, self.shape)
+        return replace(self, leading=None if len(leading) == 1 else tuple(leading))
 
     def _values(self, rows: torch.Tensor, latents: torch.Tensor, crossed: bool) -> torch.Tensor:
         """The values at pairs of row and latent, or of every row at every latent."""
@@ -100,10 +114,15 @@ class SparseCodes:
         )
 
     def to_dense(self) -> torch.Tensor:
-        """z (B,F), or (*leading, F). Padding adds 0 to column 0, so it needs no mask."""
+        """z (..., F). Padding adds 0 to column 0, so it needs no mask."""
         dense = self.vals.new_zeros(len(self), self.F)
         dense.scatter_add_(1, self.idx.long(), self.vals)
-        return dense if self.leading is None else dense.view(*self.leading, self.F)
+        return dense.view(self.shape)
+
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, latent, value), each (N,), of the active entries in row-major order."""
+        row, slot = self.active().nonzero(as_tuple=True)
+        return row, self.idx[row, slot].long(), self.vals[row, slot]
 
     def active(self) -> torch.Tensor:
         """(B,K) bool: which entries are codes rather than padding."""
@@ -127,7 +146,7 @@ class SparseCodes:
         return values.masked_fill(~self.active(), 0.0)
 
     def transpose(self) -> Transpose:
-        """Computed once, by a stable sort: the same codes give the same order on any device."""
+        """Built once, by a stable sort: the same codes give the same order on every device."""
         if self._transpose is None:
             # Padding sorts after every latent, as latent F.
             self._transpose = _transpose(
@@ -146,6 +165,8 @@ class RaggedCodes:
     idx: torch.Tensor
     F: int
     _transpose: Transpose | None = field(default=None, repr=False, compare=False)
+
+    is_sparse: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -169,9 +190,14 @@ class RaggedCodes:
 
     def to_dense(self) -> torch.Tensor:
         dense = self.vals.new_zeros(len(self), self.F)
-        row = self.row_of(torch.arange(len(self.idx), device=self.idx.device)).long()
-        dense[row, self.idx.long()] = self.vals
+        row, latent, value = self.entries()
+        dense[row, latent] = value
         return dense
+
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, latent, value), each (N,), in row-major order."""
+        row = self.row_of(torch.arange(len(self.idx), device=self.idx.device))
+        return row.long(), self.idx.long(), self.vals
 
     def transpose(self) -> Transpose:
         if self._transpose is None:
@@ -183,10 +209,10 @@ Codes = SparseCodes | RaggedCodes
 
 
 def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
-    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort columns.
+    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort the columns.
 
-    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing
-    in the ReLU.
+    NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in
+    the ReLU.
     """
     active = ~(vals_BK <= 0)
     key = torch.where(active, idx_BK, F)

@@ -243,7 +243,7 @@ class _Wanted:
         normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
         model = build("sae", source.spec.d_in, options)
         model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
-        tensors = model.folded(normalize.mean_D, normalize.scale)
+        tensors = model.folded(normalize.inputs)
         return self._subject(
             "sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole
         )

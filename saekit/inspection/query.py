@@ -22,7 +22,7 @@ from saekit.inspection.run import open_pair
 from saekit.inspection.scan import Scan, cached_scan
 from saekit.inspection.show import token_texts
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.metrics import fires
+from saekit.models.codes import fires
 from saekit.options import Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store

@@ -25,8 +25,9 @@ from saekit.errors import UsageError, opt
 from saekit.models import outputs, penalties
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
-from saekit.models.metrics import firing_counts
+from saekit.models.codes import firing_counts
 from saekit.models.noise import Noise, step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.options import Doc, check
 from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
@@ -236,15 +237,14 @@ class Classic(Autoencoder):
 
     @torch.no_grad()
     def folded(
-        self, mean_D: torch.Tensor, scale: float, target: tuple[torch.Tensor, float] | None = None
+        self, inputs: Normalizer, targets: Normalizer | None = None
     ) -> dict[str, torch.Tensor]:
-        """The tensors that act on raw rows: mean and scale are kept beside the weights. `target`:
-        mean and scale of another store."""
-        out_mean, out_scale = (mean_D, scale) if target is None else target
-        own = {
-            "input_mean": mean_D,
-            "input_scale": torch.tensor(scale),
-            "output_mean": out_mean,
-            "output_scale": torch.tensor(out_scale),
+        """The tensors that act on raw rows: mean and scale are kept beside the weights."""
+        targets = inputs if targets is None else targets
+        units = {
+            "input_mean": inputs.mean_D,
+            "input_scale": torch.tensor(inputs.scale),
+            "output_mean": targets.mean_D,
+            "output_scale": torch.tensor(targets.scale),
         }
-        return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **own}
+        return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **units}

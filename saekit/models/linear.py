@@ -12,6 +12,7 @@ import torch
 from saekit.errors import UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
+from saekit.models.normalizer import Normalizer
 from saekit.options import Doc
 
 FAR = 100.0  # of the variance, the squared mean
@@ -85,9 +86,11 @@ class PCA(Autoencoder):
         self.mean.copy_(mean + shift)
         self.explained_variance.copy_(values.flip(0)[: self.latents])
 
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
+    def folded(
+        self, inputs: Normalizer, targets: Normalizer | None = None
+    ) -> dict[str, torch.Tensor]:
         return {
             "components": self.components,
-            "mean": self.mean / scale + mean_D,
-            "explained_variance": self.explained_variance / scale**2,
+            "mean": inputs.invert(self.mean),
+            "explained_variance": self.explained_variance / inputs.scale**2,
         }

@@ -10,23 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from saekit_kernels import SparseCodes
 
+from saekit.models.codes import Code, firing_counts, row_count
 from saekit.types import Output
-
-
-def fires(values: torch.Tensor, above: float) -> torch.Tensor:
-    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk,
-    a linear code) says which way a latent points, not whether it does. The one definition for
-    metrics, scan, query and pictures."""
-    return values.abs() > above
-
-
-def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
-    """(F,) int64: in how many rows each latent is active."""
-    if isinstance(code, SparseCodes):
-        return code.transpose().counts()
-    return fires(code, above).sum(0)
 
 
 @dataclass(frozen=True)
@@ -78,9 +64,7 @@ class RowSums:
                 output.extras["elbo"].double().sum()
             )
 
-    def add(
-        self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes
-    ) -> None:
+    def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: Code) -> None:
         x, x_hat = x_BD.double(), x_hat_BD.double()
         if self.shift is None and len(x):
             self.shift = x.mean(0)
@@ -92,7 +76,7 @@ class RowSums:
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
         if self.active_above is not None:
             self.fired = self.fired + firing_counts(code, self.active_above)
-            self.codes += len(code.vals if isinstance(code, SparseCodes) else code)
+            self.codes += row_count(code)
 
     def figures(self) -> Figures:
         n = self.rows

@@ -11,6 +11,7 @@ from saekit.errors import DataError, UsageError
 from saekit.models.catalog import CATALOG, build, check_options, model_options, restore
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.metrics import RowSums
+from saekit.models.normalizer import Normalizer
 
 
 def fitted(x, latents):
@@ -43,7 +44,7 @@ def test_folding_pca():
     mean, scale = raw.mean(0), 0.2
     inside = fitted((raw - mean) * scale, 4)
     outside = PCA(PCAConfig(16, 4)).double()
-    outside.load_state_dict(inside.folded(mean, scale))
+    outside.load_state_dict(inside.folded(Normalizer(mean, scale)))
     torch.testing.assert_close(
         outside(raw).x_hat, inside((raw - mean) * scale).x_hat / scale + mean
     )

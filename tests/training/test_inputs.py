@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.errors import NumericsError
+from saekit.models.normalizer import Normalizer
 from saekit.store.files import sha256_of
 from saekit.store.manifest import checksum
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.training.inputs import Normalizer, check_peaks, check_rows
+from saekit.training.inputs import check_peaks, check_rows
 
 
 def normalizer(*scales_and_widths):

@@ -217,7 +217,11 @@ def test_the_checkpoint_holds_the_average_with_unit_decoder_rows(store, tmp_path
         close(made[name], expected)
     loaded = tensors(tmp_path / "run")
     close(loaded["W_dec"], mean["W_dec"])
-    close(loaded["b_dec"], mean["b_dec"] / trainer.normalize.scale + trainer.normalize.mean_D, 1e-5)
+    close(
+        loaded["b_dec"],
+        mean["b_dec"] / trainer.normalize.inputs.scale + trainer.normalize.inputs.mean_D,
+        1e-5,
+    )
     figures = holdout_figures(saekit.load(tmp_path / "run"), store).scalars()
     assert result.metrics["fvu"] == figures["fvu"], "the figures are those of the average"
 
@@ -229,7 +233,7 @@ def test_trained_thresholds_are_averaged_too(store, tmp_path, recorded):
     theta = SPEED * averaged(history, 0.8)["slow_theta"]
     assert (theta - history[-1]["threshold"]).abs().max() > 1e-4
     close(trainer.model.threshold, theta)
-    close(tensors(tmp_path / "run")["threshold"], theta / trainer.normalize.scale, 1e-5)
+    close(tensors(tmp_path / "run")["threshold"], theta / trainer.normalize.inputs.scale, 1e-5)
 
 
 def test_averaging_leaves_the_run_itself_alone(store, tmp_path, recorded):

@@ -66,14 +66,14 @@ class LargestOfRows(SAE):
     """The code of topk, and the common course of a step."""
 
     config_class = TopKConfig
-    sparse_codes = True
     largest_of_rows = True
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
-        return encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        codes = encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        return self.with_gradient(codes, x_BD)
 
 
 class TopK(LargestOfRows):
