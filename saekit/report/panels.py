@@ -3,6 +3,7 @@ error_panel."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from saekit.evaluation.compare import METRICS, Comparison, Inputs
+from saekit.evaluation.models import EvaluatedModel
 from saekit.evaluation.passes import Look, Sample
 from saekit.measures.codes import map_2d
 from saekit.report.charts import scatter
@@ -154,7 +156,7 @@ def _maps(
 def settings_panel(inputs: Inputs) -> Panel:
     """Every setting of every run; where they differ, in bold."""
     runs, store = inputs.runs, inputs.store
-    columns = {run.name: _settings(run.config, store.content) for run in runs}
+    columns = {run.name: _settings(run, store.content) for run in runs}
     names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
     rows = []
     for name in names:
@@ -174,26 +176,34 @@ def settings_panel(inputs: Inputs) -> Panel:
     )
 
 
-def _settings(config: dict[str, Any], content: str) -> dict[str, str]:
-    own = {
+def _settings(run: EvaluatedModel, content: str) -> dict[str, str]:
+    """Of a model in memory only the options of the model itself are known."""
+    options = {
         name: value
-        for name, value in config["config"].items()
+        for name, value in dataclasses.asdict(run.model.config).items()
         if name not in ("d_in", "d_out", "shape")
     }
+    if run.config is None:
+        settings = {"model": run.kind.split(" ")[0], **options, "trained on": "not known"}
+        return _as_texts(settings)
     training = {
         name: value
-        for name, value in config["training"].items()
-        if name not in ("save_seconds", "model", *own)
+        for name, value in run.config["training"].items()
+        if name not in ("save_seconds", "model", *options)
     }
-    said = {"model": config["model"], **own, **training}
-    said["backend"] = config["backend"]["name"]
-    said["trained on"] = (
+    trained_on = (
         "this store"
-        if config["content"] == content
-        else f"another: {data_name(config['spec']['dataset'])}"
+        if run.config["content"] == content
+        else f"another: {data_name(run.config['spec']['dataset'])}"
     )
-    said |= {f"{name} version": value for name, value in config["versions"].items()}
-    return {name.replace("_", " "): _said(value) for name, value in said.items()}
+    settings = {"model": run.config["model"], **options, **training}
+    settings |= {"backend": run.config["backend"]["name"], "trained on": trained_on}
+    settings |= {f"{name} version": value for name, value in run.config["versions"].items()}
+    return _as_texts(settings)
+
+
+def _as_texts(settings: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): _said(value) for name, value in settings.items()}
 
 
 def _said(value: Any) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +69,7 @@ def reconstructions_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel 
                 rows.append(
                     (
                         "target",
-                        source.name,
+                        Path(source).name,
                         "",
                         _strip(_of(look, look.sample.wanted, spec), "what the model is to give"),
                     )
@@ -97,7 +99,7 @@ def _fvu(look: Look) -> float:
 def denoising_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) -> Panel | None:
     rows, found = [], {}
     for look in looks:
-        noise = Noise.parse((look.subject.config or {}).get("config", {}).get("noise", ""))
+        noise = Noise.parse(getattr(_config(look), "noise", ""))
         if (
             not noise.kind
             or image_shape(spec, look.sample.x.shape[1]) is None
@@ -131,6 +133,11 @@ def denoising_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) -> P
         " the whole sample, peak 1."
     )
     return Panel("Denoising", note(what) + versions(rows), {"denoising": found}) if rows else None
+
+
+def _config(look: Look) -> Any:
+    """The config of a run's model; None of controls, some of which have none."""
+    return look.subject.model.config if look.subject.role == "run" else None
 
 
 def _denoised(look: Look, noise: Noise, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
