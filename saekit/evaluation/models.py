@@ -7,7 +7,6 @@ example, not for a row; `EvaluatedModel.unit` says which.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from saekit.store.stack import check_stores
 from saekit.training.checkpoints import (
     ModelLike,
     check_rows,
+    for_inference,
     kind_of,
     name_of,
     path_or_model,
@@ -163,10 +163,7 @@ def _in_memory(
                 f"give it as {opt('target_store')}",
             )
         source = _paired(rows, name, str(target_store), pairs)
-    weight = next(iter(model.state_dict().values()))
-    if model.training or weight.device.type != "cpu":
-        model = copy.deepcopy(model).cpu().eval()  # the caller's stays as it is
-    return EvaluatedModel(name, kind_of(model), "run", model, source)
+    return EvaluatedModel(name, kind_of(model), "run", for_inference(model), source)
 
 
 def _open_run(

@@ -95,6 +95,14 @@ def name_of(source: str | Autoencoder) -> str:
     return source if isinstance(source, str) else type(source).__name__
 
 
+def for_inference(model: Autoencoder) -> Autoencoder:
+    """The model in eval mode, on the CPU: itself, or a copy where the caller's is not."""
+    weight = next(iter(model.state_dict().values()))
+    if model.training or weight.device.type != "cpu":
+        return copy.deepcopy(model).cpu().eval()
+    return model
+
+
 def catalog_name(model: Autoencoder) -> str:
     """The name that the catalog has for a model; for another one its class."""
     names = (name for name, entry in CATALOG.items() if type(model) is entry.model)
