@@ -91,8 +91,8 @@ def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
     model = for_inference(load(source))
     if model.takes != "rows":
         raise DataError(
-            f"{name_of(source)} is a {catalog_name(model)} model: its code is of whole examples, and"
-            " features are shown on rows",
+            f"{name_of(source)} is a {catalog_name(model)} model: its code is of whole examples,"
+            " and features are shown on rows",
             f"saekit compare {name_of(source)} --store {opened.path}",
         )
     return InspectedModel(name_of(source), model, described, opened)

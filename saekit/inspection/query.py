@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.memory_models import load_model_of
+from saekit.harvesting.models import FromFolder
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.sources import Document, Documents
 from saekit.inspection.opening import InspectedModel, open_pair
@@ -64,6 +67,7 @@ def features(
     ] = None,
     top: Annotated[int, Doc("Latents to print.")] = 10,
     live: nn.Module | None = None,
+    processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
     """The latents that an input activates, ranked by the size of act; or one latent.
@@ -75,7 +79,10 @@ def features(
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image: exactly one of these. image: a file.
         top: rows to return, at most.
-        live: the model itself, for a store that was harvested from a model in memory.
+        live: the model itself, for a store that was harvested from a model in memory. It stays on
+            its device and in its mode.
+        processor: its image processor; None: what lies where the model was loaded from. Texts are
+            read with the store's own tokenizer.
 
     Raises UsageError, DataError, MissingError.
     """
@@ -93,7 +100,8 @@ def features(
             f"give {opt(inspected.store.spec.modality)}",
         )
     scan = inspected.scan(progress)
-    acts = _on_input(inspected, text, image, live)
+    with nullcontext() if live is None else untouched(live, hooks=False):
+        acts = _on_input(inspected, text, image, live, processor)
     strongest = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
     strongest = strongest[fires(acts[strongest], inspected.model.active_above or 0.0)]
     return [_row(j, float(acts[j]), scan, inspected) for j in strongest.tolist()]
@@ -153,7 +161,11 @@ class _Typed(Documents):
 
 @torch.no_grad()
 def _on_input(
-    inspected: InspectedModel, text: str | None, image: str | Path | None, live: nn.Module | None
+    inspected: InspectedModel,
+    text: str | None,
+    image: str | Path | None,
+    live: nn.Module | None,
+    processor: Any,
 ) -> torch.Tensor:
     """(F,): each latent's value of largest size over the input's tokens or patches (in the store's
     scope)."""
@@ -173,7 +185,9 @@ def _on_input(
     of_model: dict[str, list[ActivationSpec]] = {}
     for spec in specs:
         of_model.setdefault(spec.model, []).append(spec)
-    passes = (_hidden_states(of_one, document, live) for of_one in of_model.values())
+    if inspected.store.spec.modality == "text":
+        processor = FromFolder(str(inspected.store.path / "tokenizer"))
+    passes = (_hidden_states(of_one, document, live, processor) for of_one in of_model.values())
 
     # of every latent the value of largest size, with its sign
     largest_F = torch.zeros(inspected.model.latents)
@@ -193,10 +207,10 @@ def _on_input(
 
 
 def _hidden_states(
-    specs: list[ActivationSpec], document: Document, live: nn.Module | None
+    specs: list[ActivationSpec], document: Document, live: nn.Module | None, processor: Any
 ) -> Iterator[dict[str, torch.Tensor]]:
     """For each context of the document the rows (B,D) of each hook of one model."""
-    model = load_model_of(specs[0], given=live)
+    model = load_model_of(specs[0], given=live, processor=processor)
     hooks = list(dict.fromkeys(spec.hook for spec in specs))
     typed = _Typed(specs[0].modality, document)
     for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
