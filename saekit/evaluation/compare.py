@@ -17,7 +17,7 @@ from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
 from saekit.evaluation.passes import codes_of, errors_of, knn_rows, labels_of, some
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
-from saekit.models.metrics import Figures
+from saekit.models.metrics import ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.training.checkpoints import ModelLike
@@ -27,7 +27,7 @@ from saekit.types import Progress, Split
 ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
 # of the controls of a group: the strongest of most data first
 ORDER = ("pca", "kmeans", "sae topk", "ridge")
-METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
+COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Row:
     rows: int
     """Rows judged."""
     metrics: dict[str, float | None]
-    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in
-    nats; auroc: how often a row of the anomalies has the larger error. None where it does not
-    apply."""
+    """COMPARED, by name (saekit.models.metrics). None where one does not apply."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ class _Judge:
         return self._figures[subject.name]
 
     def code_size(self, subject: EvaluatedModel) -> int:
-        l0 = self.figures(subject).l0
+        l0 = self.figures(subject)["l0"]
         return subject.model.latents if l0 is None else max(round(l0), 1)
 
     def rows_of(self, subjects: Sequence[EvaluatedModel]) -> list[Row]:
@@ -217,7 +215,7 @@ class _Judge:
         scalars = self.figures(subject).scalars()
         scalars["knn"] = self._knn(subject.model, subject.examples)
         scalars["auroc"] = self._auroc(subject)
-        metrics = {name: scalars.get(name) for name in METRICS}
+        metrics = {name: scalars.get(name) for name in COMPARED}
         return Row(
             subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of,
             subject.unit,
@@ -228,7 +226,7 @@ class _Judge:
 
     def _raw_input(self) -> Row:
         """The rows themselves as a code: what any model's knn is held against."""
-        metrics = dict.fromkeys(METRICS) | {"knn": self._knn(Itself(), examples=False)}
+        metrics = dict.fromkeys(COMPARED) | {"knn": self._knn(Itself(), examples=False)}
         width = self.store.spec.d_in
         return Row(
             None,

@@ -139,4 +139,4 @@ def _figures(run: EvaluatedModel, split: Split, rows: int | None) -> tuple[Figur
         figures = holdout_figures(run.model, run.source, split, rows)
     finally:
         watching.remove()
-    return figures, {"parts": {name: each.figures().fvu for name, each in sums.items()}}
+    return figures, {"parts": {name: each.figures()["fvu"] for name, each in sums.items()}}

@@ -423,7 +423,7 @@ class _Finetune:
                 f"the held-out documents of {self.store.path} hold no rows", "harvest more rows"
             )
         figures = sums.figures()
-        return {"kl": kl / sums.rows, "fvu": figures.fvu, "l0": figures.l0}, contexts
+        return {"kl": kl / sums.rows, "fvu": figures["fvu"], "l0": figures["l0"]}, contexts
 
     def _write(self, result: FinetuneResult) -> None:
         tensors = {

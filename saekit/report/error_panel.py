@@ -13,6 +13,7 @@ import torch
 
 from saekit.evaluation.passes import Look, errors_of, outputs_of, some
 from saekit.measures.anomaly import auroc, error_histogram, squared_errors
+from saekit.models.metrics import METRICS
 from saekit.report.charts import histogram
 from saekit.report.page import Panel, cell, figure, grid, note, number, table
 from saekit.report.panels import counted
@@ -94,7 +95,7 @@ def _errors_table(
             cell(number(means.get(c), form), "other" if means.get(c) == max(means.values()) else "")
             for c in classes
         ]
-        shown = [cell(number(entry.get(key), ".3f")) for key in columns]
+        shown = [cell(METRICS["auroc"].text(entry.get(key), "–")) for key in columns]
         figures = [*shown, cell(number(entry["mean"], form))]
         rows.append((look.subject.role, [cell(look.subject.name, "left"), *figures, *marks]))
     return table(("", *columns.values(), "mean error", *classes), rows)

@@ -19,6 +19,7 @@ from saekit.evaluation.passes import Look, outputs_of
 from saekit.measures.denoising import psnr
 from saekit.measures.generation import active_units, interpolate, samples, traverse
 from saekit.measures.segmentation import iou
+from saekit.models.metrics import METRICS
 from saekit.models.noise import Noise
 from saekit.models.unet import UNet
 from saekit.models.vae import VAE
@@ -77,7 +78,7 @@ def reconstructions_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel 
         rows.append(
             (
                 look.subject.name,
-                f"fvu {_fvu(look):.3f}",
+                f"fvu {METRICS['fvu'].text(_fvu(look))}",
                 look.subject.role,
                 _strip(shown, f"as {look.subject.name} gives them"),
             )
