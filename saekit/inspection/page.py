@@ -317,7 +317,7 @@ def rounded(value: Any) -> Any:
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:
     """The template with everything but the data filled in: what precedes the data, what follows it,
     and the script element."""
-    style = _asset("explorer.css")
+    style = theme() + _asset("explorer.css")
     script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
     values = {
         "title": html.escape(title),
@@ -344,6 +344,11 @@ def _policy(style: str, script: str, single_file: bool) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def theme() -> str:
+    """Colors and type of every page, as CSS."""
+    return _asset("theme.css")
 
 
 def _asset(name: str) -> str:

@@ -20,7 +20,6 @@ from saekit.inspection.relate import hook_shares
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.show import Thumbnails
 from saekit.options import Doc
-from saekit.store.files import write_config, write_json
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
@@ -100,10 +99,9 @@ def inspect(
     # the page, and the settings that made it
     settings = _settings(inspected, features, top, single_file)
     with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite) as folder:
-        write_json(folder.path / PAGE.marker, {"schema_version": 1, **settings})
-        if inspected.checkpoint is None:  # a config file cannot name it
-            del settings["checkpoint"]
-        write_config(folder.path / "config.toml", settings)
+        # a config file cannot name a model in memory
+        unnamed = ("checkpoint",) if inspected.checkpoint is None else ()
+        folder.begin(settings, {key: settings[key] for key in settings if key not in unnamed})
         page = _write_page(inspected, folder.path, features, top, single_file, live, data, progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 

@@ -57,7 +57,7 @@ from saekit.store.checkpoint import (
     write_checkpoint,
     write_train_state,
 )
-from saekit.store.files import read_json, write_config, write_json
+from saekit.store.files import read_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
 from saekit.store.run_folder import run_folder
@@ -256,9 +256,7 @@ class _Finetune:
                 return self._finished()
             if folder.notice:
                 progress(Progress("finetune", 0, 0, message=folder.notice))
-            if not folder.resuming:
-                write_json(folder.path / RUN, {"schema_version": 1, "finetune": identity})
-            write_config(folder.path / "config.toml", settings)
+            folder.begin({"finetune": identity}, settings)
             return self._tune(progress)
 
     def _tune(self, progress: Callable[[Progress], None]) -> FinetuneResult:

@@ -15,7 +15,7 @@ from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
 from saekit.report.plane import plane_panel
-from saekit.store.files import write_bytes, write_config, write_json
+from saekit.store.files import write_bytes
 from saekit.store.folder_kinds import REPORT
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
@@ -92,8 +92,7 @@ def compare(
         "seed": seed,
     }
     with run_folder(Path(out), REPORT, resume=False, overwrite=overwrite) as folder:
-        write_json(folder.path / REPORT.marker, {"schema_version": 1, **settings})
-        write_config(folder.path / "config.toml", _without_objects(settings, inputs))
+        folder.begin(settings, _without_objects(settings, inputs))
         judged = judge(inputs, progress)
         progress(Progress("report", 0, 1, "pages"))
         write_bytes(folder.path / PAGE, report_page(judged).encode())

@@ -183,11 +183,7 @@ class _Sweep:
         with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
             if folder.notice:
                 progress(Progress("sweep", 0, 0, message=folder.notice))
-            if not folder.resuming:
-                write_json(
-                    folder.path / MARKER,
-                    {"schema_version": 1, "members": [member.name for member in self.members]},
-                )
+            folder.begin({"members": [member.name for member in self.members]})
             results = self._train(rows, folder, _Together(progress, self.runs))
             done = [result for result in results if result.metrics]
             if not done:

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA as SklearnPCA
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import CATALOG, build, check_options, options_of, restore
 from saekit.models.linear import PCA, PCAConfig
-from saekit.models.metrics import RowSums
+from saekit.models.metrics import METRICS, ROW_METRICS, RowSums
 
 
 def fitted(x, latents):
@@ -81,6 +81,13 @@ def test_dense_codes_have_no_sparsity_figures():
     sums.add(torch.eye(2), torch.eye(2), torch.ones(2, 2))
     f = sums.figures()
     assert (f["l0"], f["dead"], f.density) == (None, None, None)
+
+
+def test_a_metric_is_printed_by_its_own_form_and_not_where_it_does_not_apply():
+    texts = {name: METRICS[name].text(0.0123456) for name in ("fvu", "mse", "l0", "dead")}
+    assert texts == {"fvu": "0.0123", "mse": "0.01235", "l0": "0.0", "dead": "1.2%"}
+    assert [METRICS["fvu"].text(value, "–") for value in (None, float("nan"))] == ["–", "–"]
+    assert all(metric.meaning and metric.of is not None for metric in ROW_METRICS)
 
 
 def test_figures_do_not_depend_on_the_batches():
