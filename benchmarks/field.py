@@ -246,8 +246,8 @@ def judged(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
     tail = store.batches(task.batch, task.seed, task.rows - last, "train")
     for at in range(0, last, task.batch):
         fired_F += firing_counts(model.code(next(tail).x[: last - at].float()), 0.0)
-    dead = float((fired_F == 0).double().mean()) if math.isfinite(figures.fvu) else math.nan
-    return {"fve": 1 - figures.fvu, "l0": figures.l0, "dead": dead}
+    dead = float((fired_F == 0).double().mean()) if math.isfinite(figures["fvu"]) else math.nan
+    return {"fve": 1 - figures["fvu"], "l0": figures["l0"], "dead": dead}
 
 
 # -- the command

@@ -227,7 +227,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self._in_parts(
             self._rows(X), lambda model, x_BD: sums.add(x_BD, _reconstruction(model, x_BD), None)
         )
-        return 1 - sums.figures().fvu
+        fvu = sums.figures()["fvu"]
+        assert fvu is not None
+        return 1 - fvu
 
     def score_samples(self, X):
         """Minus the squared error of each row, (n_samples,), units of X squared: the higher, the

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from saekit.errors import DataError, MissingError, UsageError
-from saekit.evaluation.compare import METRICS
+from saekit.evaluation.compare import COMPARED
 from saekit.evaluation.table import evaluate
 from saekit.harvesting.run import harvest
 from saekit.report.comparison import compare
@@ -253,7 +253,7 @@ def test_examples_of_many_lengths_have_controls_on_rows(tmp_path):
 
 
 def test_metrics_are_named_alike_everywhere(comparison):
-    assert all(tuple(r.metrics) == METRICS for r in comparison.rows)
+    assert all(tuple(r.metrics) == COMPARED for r in comparison.rows)
     assert all(
         math.isfinite(v) for r in comparison.rows for v in r.metrics.values() if v is not None
     )

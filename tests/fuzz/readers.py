@@ -25,7 +25,7 @@ from saekit_cli import app
 from saekit.config import read_toml
 from saekit.embedded.dequantise import _convert
 from saekit.embedded.gguf_header import check_gguf
-from saekit.evaluation.subjects import open_runs
+from saekit.evaluation.models import open_runs
 from saekit.harvesting.inputs import check_context
 from saekit.harvesting.models import load_model
 from saekit.harvesting.run import harvest

@@ -107,7 +107,7 @@ def test_figures_count_one_latent_a_row():
     counts = torch.bincount(
         torch.cdist(x.double(), model.centroids.double()).argmin(1), minlength=6
     )
-    assert sums.figures().l0 == pytest.approx(1.0)
+    assert sums.figures()["l0"] == pytest.approx(1.0)
     assert sums.figures().density.tolist() == pytest.approx((counts / len(x)).tolist())
 
 
