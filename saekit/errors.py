@@ -15,9 +15,9 @@ import difflib
 import json
 import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 # An option inside a text: its name, then each value as ASCII JSON. These characters belong to
 # nobody (a private-use plane of Unicode).
@@ -58,7 +58,8 @@ def keyword(name: str, values: list[Any]) -> str:
 def literal(value: Any) -> str:
     """A value of an option as Python source, numbers in short."""
     if isinstance(value, list):
-        return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+        items = cast("list[Any]", value)
+        return f"({', '.join(map(literal, items))}{',' if len(items) == 1 else ''})"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else repr(value)
@@ -66,7 +67,8 @@ def literal(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        items = cast("list[Any] | tuple[Any, ...]", value)
+        return [_plain(item) for item in items]
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):
@@ -137,7 +139,7 @@ class QualityGateError(SaekitError):
 
 
 @contextmanager
-def unreadable(cause: str, hint: str) -> Iterator[None]:
+def unreadable(cause: str, hint: str) -> Generator[None]:
     """Around the reader of a foreign format: whatever it raises on a damaged file becomes a
     DataError `cause: reason`, chained.
 

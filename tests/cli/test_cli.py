@@ -12,14 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from command import saekit
 from made_stores import write_store
 from saekit_cli import app
-
-
-def saekit(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.fixture(scope="module")

@@ -3,24 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from made_runs import digits_store, trained
-from saekit_cli import app
+from command import saekit
+from made_runs import trained
 
 from saekit.models.catalog import CATALOG
 from saekit.models.describe import describe
 from saekit.models.vae import VAEConfig
 from saekit.options import options_of
-
-
-def saekit(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return digits_store(tmp_path_factory.mktemp("digits") / "store")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import tiny
 import torch
-from saekit_cli import app
+from command import saekit as saekit_cli
 from transformers import AutoModelForCausalLM
 
 import saekit
@@ -345,12 +345,6 @@ def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
 
 # --- what is refused
 # --------------------------------------------------------------------------------------------------
-
-
-def saekit_cli(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_the_verb_prints_before_and_after_or_one_json_value(capsys, made, tmp_path):

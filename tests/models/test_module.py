@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from batches import batch_with_previous as batch_of
 from made_stores import make_rows, write_store
 
 import saekit
@@ -20,16 +21,9 @@ from saekit.store.reader import Store
 from saekit.training.dead import DeadTracker, dead_rows, revive_rows
 from saekit.training.inputs import estimate
 from saekit.training.optim import make_adam, schedule
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F = 12, 40
-
-
-def batch_of(x: torch.Tensor) -> ActivationBatch:
-    index = torch.arange(len(x))
-    return ActivationBatch(
-        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0
-    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from batches import batch_of
 from made_runs import break_off
 from made_stores import write_store
 
@@ -23,7 +24,7 @@ from saekit.training.defaults import resolved
 from saekit.training.fit import fit
 from saekit.training.inputs import BatchNormalizer
 from saekit.training.loop import Trainer
-from saekit.types import ActivationBatch, Stage, Step
+from saekit.types import Stage, Step
 
 D, F = 6, 2
 HIDDEN = (5, 4)
@@ -33,11 +34,6 @@ def rows(count=8, width=D, seed=0):
     return torch.rand(
         count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-
-
-def batch_of(x):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int())
 
 
 def filled(pretrain, total=12, **options):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from batches import batch_of
 from made_stores import make_rows
 
 from saekit.errors import UsageError
@@ -19,11 +20,6 @@ from saekit.models.sae.auxiliary import auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16
-
-
-def batch_of(x):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int())
 
 
 def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from saekit.errors import UsageError
@@ -17,7 +18,7 @@ from saekit.models.catalog import build, restore
 from saekit.models.noise import step_generator
 from saekit.models.normalizer import Normalizer
 from saekit.models.vae import POSTERIOR, VAE, VAEConfig
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F = 4, 2
 SIGMAS = 5
@@ -25,11 +26,6 @@ SIGMAS = 5
 
 def rows(count=6, seed=0):
     return torch.rand(count, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def batch_of(x, target=None):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int(), target=target)
 
 
 def filled(**options):

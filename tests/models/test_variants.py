@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from batches import batch_with_previous as batch_of
 from made_stores import make_rows, write_store
 
 import saekit
@@ -22,7 +23,7 @@ from saekit.models.sparsity.jumprelu import Heaviside, Jump
 from saekit.models.sparsity.nested import level_of_latents
 from saekit.models.sparsity.temporal import info_nce
 from saekit.training import loop
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F, K = 12, 48, 4
 
@@ -46,13 +47,6 @@ def made(name, **more):
     sae = build("sae", D, options_for(name, **more))
     sae.initialise_from(rows(400).float(), torch.Generator().manual_seed(0))
     return sae.double()
-
-
-def batch_of(x, **more):
-    index = torch.arange(len(x))
-    return ActivationBatch(
-        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0, **more
-    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

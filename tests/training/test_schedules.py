@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 import torch
-from made_runs import break_off
+from made_runs import break_off, equal, tensors
 from made_stores import make_rows
 
 import saekit
@@ -27,14 +27,6 @@ from saekit.types import ActivationBatch, Step
 CPU = torch.device("cpu")
 SMALL = {"expansion": 4, "k": 4, "batch": 64, "lr": 3e-3}
 DENSE = {"model": "dense", "latents": 4, "hidden": (12,), "batch": 64, "lr": 3e-3}
-
-
-def tensors(path):
-    return saekit.load(path).state_dict()
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def lines(path):

@@ -1,0 +1,189 @@
+"""Signatures, docstrings and fields as Markdown, for docs/api.py.
+
+A docstring is plain text: paragraphs, indented or `>>>` examples, and entries `name: text` for
+parameters, whose further lines may be indented. An option whose type is `Annotated[..., Doc(text)]`
+is listed with that text, a field of a dataclass with the string or the comment beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from saekit.options import options_of
+
+CODE_WIDTH, PROSE_WIDTH = 100, 120
+ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \([^)]*\))?: (?P<text>.*)")
+
+
+def parsed(owner: Any) -> ast.FunctionDef | ast.ClassDef:
+    """The syntax tree of a function's or class's source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(owner)))).body[0]
+    assert isinstance(tree, ast.FunctionDef | ast.ClassDef)
+    return tree
+
+
+def code(text: str) -> str:
+    return f"```python\n{text}\n```\n"
+
+
+# -- signatures
+
+
+def function_of(owner: Any) -> ast.FunctionDef | None:
+    """The function itself, or a class's own `__init__`; None for a dataclass, whose fields are
+    listed instead."""
+    tree = parsed(owner)
+    if isinstance(tree, ast.FunctionDef):
+        return tree
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return next((node for node in functions if node.name == "__init__"), None)
+
+
+def signature(function: ast.FunctionDef, name: str) -> str:
+    """As in the source, without `self`; one parameter per line where one line is too short."""
+    bare = _bare(function.args)
+    parameters = [_spaced(text) for text in _split(ast.unparse(bare)) if text != "self"]
+    result = ""
+    if function.returns is not None and function.name != "__init__":
+        result = f" -> {ast.unparse(_bare(function.returns))}"
+    if len(line := f"{name}({', '.join(parameters)}){result}") <= CODE_WIDTH:
+        return line
+    return f"{name}(\n" + "".join(f"    {text},\n" for text in parameters) + f"){result}"
+
+
+def _spaced(parameter: str) -> str:
+    """`k: int = 32` for `k: int=32`, as ast writes it."""
+    name, colon, rest = parameter.partition(": ")
+    return f"{name}: {rest.replace('=', ' = ', 1)}" if colon else parameter
+
+
+class _Bare(ast.NodeTransformer):
+    """Annotated[X, ...] -> X."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return node
+
+
+def _bare(tree: ast.AST) -> ast.AST:
+    return _Bare().visit(copy.deepcopy(tree))
+
+
+def _split(parameters: str) -> list[str]:
+    """At the commas that are not inside brackets."""
+    parts, depth = [""], 0
+    for character in parameters:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+# -- docstrings
+
+
+def described(owner: Any, function: ast.FunctionDef | None) -> Iterator[str]:
+    """The docstring as Markdown, then the documented options that have no entry in it.
+
+    `function` is the owner's own tree, or that of its constructor: names of entries are its
+    parameters.
+    """
+    text = inspect.getdoc(owner) or ""
+    if text.startswith(f"{getattr(owner, '__name__', '')}("):
+        return  # a dataclass without a docstring: Python writes its signature there
+    known = {node.arg for node in ast.walk(function or ast.Pass()) if isinstance(node, ast.arg)}
+    entries: set[str] = set()
+    for lines in re.split(r"\n\s*\n", text) if text else ():
+        yield _block(lines, known, entries)
+    documented = options_of(owner) if function and "Annotated[" in ast.unparse(function) else {}
+    texts = {name: option.doc.text for name, option in documented.items() if name not in entries}
+    if texts:
+        yield "\n".join(wrapped(f"- `{name}`: {text}") for name, text in texts.items()) + "\n"
+
+
+def _block(text: str, known: set[str], entries: set[str]) -> str:
+    """A stretch of lines without an empty one, as paragraph, list or example. Names that it
+    explains are added to `entries`."""
+    first, *others = text.splitlines()
+    heading = ""
+    if first.startswith((">>>", "    ")):
+        return code(textwrap.dedent(text))
+    if others and all(line.startswith("    ") for line in others) and ":" not in first:
+        heading = "" if first == "Parameters" else f"{first}:\n\n"
+        text = textwrap.dedent("\n".join(others))
+    items = [""]
+    for line in text.splitlines():
+        entry = ENTRY.fullmatch(line)
+        names = entry["names"].split(", ") if entry else []
+        if entry and (heading or known.intersection(names)):
+            entries.update(names)
+            items.append(f"- {', '.join(f'`{name}`' for name in names)}: {entry['text']}")
+        else:
+            items[-1] += " " * bool(items[-1]) + line.strip()
+    items = [wrapped(item) for item in items if item]
+    gap = "\n\n" if not heading and not items[0].startswith("- ") else "\n"
+    return heading + items[0] + "".join([gap + "\n".join(items[1:])] * (len(items) > 1)) + "\n"
+
+
+def wrapped(item: str) -> str:
+    """A paragraph or a list item in lines of the width of prose."""
+    indent = "  " if item.startswith("- ") else ""
+    return textwrap.fill(
+        item,
+        PROSE_WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+# -- fields of dataclasses
+
+
+def fields(cls: type, without: frozenset[str] = frozenset()) -> str:
+    """One item for each public field of a dataclass: name, type, default and text."""
+    tree, lines = parsed(cls), textwrap.dedent(inspect.getsource(cls)).splitlines()
+    documented = options_of(cls) if "Annotated[" in ast.unparse(tree) else {}
+    shown = {field.name: _default(field) for field in dataclasses.fields(cls) if field.init}
+    items = []
+    for node, following in zip(tree.body, [*tree.body[1:], None]):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        name = node.target.id
+        if name in without or name.startswith("_") or name not in shown:
+            continue
+        text = documented[name].doc.text if name in documented else _text(node, following, lines)
+        hint = ast.unparse(_bare(node.annotation))
+        items.append(wrapped(f"- `{name}: {hint}{shown[name]}`" + (f": {text}" if text else "")))
+    return "\n".join(items) + "\n"
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f" = {field.default_factory()!r}"
+    return "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+
+
+def _text(node: ast.AnnAssign, following: ast.stmt | None, lines: list[str]) -> str:
+    """The string after a field, or else the comment beside it or above it."""
+    if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        return " ".join(str(following.value.value).split())
+    beside = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :]
+    if "#" in beside:
+        return beside.partition("#")[2].strip()
+    above, number = [], node.lineno - 2
+    while lines[number].lstrip().startswith("#"):
+        above.insert(0, lines[number].strip("# "))
+        number -= 1
+    return " ".join(above)
