@@ -34,7 +34,8 @@ from toolkits import RATES, SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_pe
 
 from saekit.bench.peers import check_peers
 from saekit.errors import NumericsError
-from saekit.models.metrics import RowSums, firing_counts
+from saekit.models.codes import firing_counts
+from saekit.models.metrics import RowSums
 from saekit.store.reader import Store
 
 MODEL, DATA, HOOK = "embedded:minilm", "embedded:pydocs", "blocks.3"
@@ -256,8 +257,8 @@ def evaluated(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
     tail = store.batches(task.batch, task.seed, task.rows - last, "train")
     for at in range(0, last, task.batch):
         fired_F += firing_counts(model.code(next(tail).x[: last - at].float()), 0.0)
-    dead = float((fired_F == 0).double().mean()) if math.isfinite(figures.fvu) else math.nan
-    return {"fve": 1 - figures.fvu, "l0": figures.l0, "dead": dead}
+    dead = float((fired_F == 0).double().mean()) if math.isfinite(figures["fvu"]) else math.nan
+    return {"fve": 1 - figures["fvu"], "l0": figures["l0"], "dead": dead}
 
 
 # -- the command

@@ -23,7 +23,7 @@ from output import give, parser, reporter, run
 from saekit_cli.screen import figure, table
 
 from saekit.errors import NumericsError
-from saekit.models.catalog import options_of
+from saekit.models.catalog import model_options
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import METRICS
 from saekit.store.reader import Store
@@ -102,7 +102,7 @@ def bench_zoo(
 
 def options_for(name: str, active: float) -> dict[str, Any]:
     """Options that give a variant `active` latents per row; matching pursuit needs none."""
-    options = options_of("sae", name)
+    options = model_options("sae", name)
     if name == "matching-pursuit":
         return {}
     return {"k": int(active)} if "k" in options else {"target_l0": active}

@@ -16,7 +16,7 @@ from saekit.errors import DataError
 from saekit.harvesting.run import harvest
 from saekit.models.catalog import CATALOG
 from saekit.training.config import TrainConfig
-from saekit.training.run import plan_training
+from saekit.training.run import prepare
 
 SMALL = {
     "sae": {"latents": 32, "k": 4}, "kmeans": {"latents": 6}, "pca": {"latents": 4},
@@ -111,7 +111,7 @@ def test_a_run_goes_on_under_its_own_config(images, tmp_path, capsys, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_plan_counts_parameters_and_memory(images, capsys, name):
     small, large = (
-        plan_training(images, TrainConfig.from_flat(options(name) | {"batch": batch}))
+        prepare(images, config=TrainConfig.from_flat(options(name) | {"batch": batch})).plan()
         for batch in (40, 160)
     )
     model_bytes = 16 * small.parameters

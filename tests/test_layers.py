@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # Packages may import only from earlier rows; those of one row do not import each other.
 LAYERS = [
     ["saekit_kernels"],
-    ["saekit.errors", "saekit.typed", "saekit.options"],
-    ["saekit.types"],
+    ["saekit.errors", "saekit.typed"],
+    ["saekit.types", "saekit.options"],
     ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.harvesting", "saekit.training"],

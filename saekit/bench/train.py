@@ -158,7 +158,7 @@ def _look(model: SAE, x: torch.Tensor) -> tuple[float, str]:
             made = relu_reconstruction(x, *model.weights, 0.0)
         else:
             made = sigmoid_reconstruction(x, *model.weights, 0.0, model.config.target_rate)
-    return float(made.fired_F.sum()) / len(x), made.arm
+    return float(made.fired_F.sum()) / len(x), made.path
 
 
 def _copy(model: SAE) -> SAE:

@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
-from saekit.evaluation.passes import codes_of, errors_of, knn_rows, some
-from saekit.evaluation.subjects import Subject, open_anomalies, open_runs
+from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
+from saekit.evaluation.passes import codes_of, errors_of, knn_rows, labels_of, some
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
-from saekit.models.metrics import Figures
-from saekit.store.reader import Store
+from saekit.models.metrics import ROW_METRICS, Figures
+from saekit.rows import Rows
+from saekit.store.opening import RowsLike, open_rows
+from saekit.training.checkpoints import ModelLike
 from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
 ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
 # of the controls of a group: the strongest of most data first
 ORDER = ("pca", "kmeans", "sae topk", "ridge")
-METRICS = ("fvu", "mse", "cosine", "l0", "dead", "knn", "elbo", "auroc")
+COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,7 @@ class Row:
     rows: int
     """Rows judged."""
     metrics: dict[str, float | None]
-    """fvu, mse, cosine, l0, dead (saekit.models.metrics); knn: accuracy of k nearest codes; elbo in
-    nats; auroc: how often a row of the anomalies has the larger error. None where it does not
-    apply."""
+    """COMPARED, by name (saekit.models.metrics). None where one does not apply."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class Comparison:
 class Inputs:
     """What is judged, on what: known to fit each other."""
 
-    runs: list[Subject]
-    store: Store
-    anomalies: Store | None
+    runs: list[EvaluatedModel]
+    store: Rows
+    anomalies: Rows | None
     split: Split
     rows: int | None
     k: int
@@ -90,31 +91,33 @@ class Judged:
     """A comparison, and what its page shows besides."""
 
     comparison: Comparison
-    subjects: list[Subject]
+    subjects: list[EvaluatedModel]
     """The models of its rows, in their order, without the raw input."""
     inputs: Inputs
 
 
 def open_inputs(
-    checkpoints: Sequence[str | Path],
-    store: str | Path,
+    runs: Sequence[ModelLike],
+    store: RowsLike,
     rows: int | None,
     split: Split | None,
     target_store: str | Path | None,
-    anomalies: str | Path | None,
+    anomalies: RowsLike | None,
     k: int,
     seed: int,
 ) -> Inputs:
     """Arguments and errors as saekit.compare has them."""
     split = split or "holdout"
-    check_choice("split", split, ("holdout", "train", "all"))
+    check_choice("split", split, get_args(Split))
     for option, value in (("rows", rows), ("neighbours", k)):
         if value is not None and value < 1:
             raise UsageError(f"{opt(option, value)} must be at least 1")
-    opened = Store(Path(store))
-    runs = open_runs(checkpoints, opened, target_store)
+    opened = open_rows(store)
+    if opened.parts:
+        raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
+    models = open_runs(runs, opened, target_store)
     strange = None if anomalies is None else open_anomalies(anomalies, opened)
-    return Inputs(runs, opened, strange, split, rows, k, seed)
+    return Inputs(models, opened, strange, split, rows, k, seed)
 
 
 def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None) -> Judged:
@@ -136,17 +139,21 @@ def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None)
     return Judged(comparison, subjects, inputs)
 
 
-def _provenance(runs: Sequence[Subject], store: Store) -> list[str]:
-    others = [run.name for run in runs if run.config["content"] != store.content]
-    if not others:
-        return []
-    return [f"Trained on another store, which may hold the rows judged here: {', '.join(others)}."]
+def _provenance(runs: Sequence[EvaluatedModel], store: Rows) -> list[str]:
+    """What is known of runs that may have seen the rows judged here in training."""
+    others = [run.name for run in runs if run.config and run.config["content"] != store.content]
+    unknown = [run.name for run in runs if run.config is None]
+    notes = {
+        "Trained on another store, which may hold the rows judged here": others,
+        "In memory, without a record of the rows of the training": unknown,
+    }
+    return [f"{text}: {', '.join(names)}." for text, names in notes.items() if names]
 
 
-def _grouped(sized: Sequence[Sized], controls: Sequence[Subject]) -> list[Subject]:
+def _grouped(sized: Sequence[Sized], controls: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
     """Runs that keep as many numbers stand together, in the order given; a control behind the first
     group that it belongs to."""
-    groups: dict[tuple, list[Subject]] = {}
+    groups: dict[tuple, list[EvaluatedModel]] = {}
     for each in sized:
         target = each.run.target
         groups.setdefault(
@@ -179,21 +186,21 @@ class _Judge:
         self.reference = 0
         # by name, which open_runs and controls_for keep distinct
         self._figures: dict[str, Figures] = {}
-        labelled = any(label is not None for label in self.store.labels("all", examples=True))
-        self.labels = self.store.labels("all") if labelled else None
+        labeled = any(label is not None for label in labels_of(self.store, examples=True))
+        self.labels = labels_of(self.store) if labeled else None
 
-    def figures(self, subject: Subject) -> Figures:
+    def figures(self, subject: EvaluatedModel) -> Figures:
         if subject.name not in self._figures:
             self._figures[subject.name] = holdout_figures(
                 subject.model, subject.source, self.split, self.limit
             )
         return self._figures[subject.name]
 
-    def code_size(self, subject: Subject) -> int:
-        l0 = self.figures(subject).l0
+    def code_size(self, subject: EvaluatedModel) -> int:
+        l0 = self.figures(subject)["l0"]
         return subject.model.latents if l0 is None else max(round(l0), 1)
 
-    def rows_of(self, subjects: Sequence[Subject]) -> list[Row]:
+    def rows_of(self, subjects: Sequence[EvaluatedModel]) -> list[Row]:
         self.reference = (
             0 if self.labels is None else min(knn_rows(subjects), self.store.count("train"))
         )
@@ -204,11 +211,11 @@ class _Judge:
         self.progress(Progress("compare", len(subjects), len(subjects), "models"))
         return made if self.labels is None else [*made, self._raw_input()]
 
-    def _row(self, subject: Subject) -> Row:
+    def _row(self, subject: EvaluatedModel) -> Row:
         scalars = self.figures(subject).scalars()
         scalars["knn"] = self._knn(subject.model, subject.examples)
         scalars["auroc"] = self._auroc(subject)
-        metrics = {name: scalars.get(name) for name in METRICS}
+        metrics = {name: scalars.get(name) for name in COMPARED}
         return Row(
             subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of,
             subject.unit,
@@ -219,7 +226,7 @@ class _Judge:
 
     def _raw_input(self) -> Row:
         """The rows themselves as a code: what any model's knn is held against."""
-        metrics = dict.fromkeys(METRICS) | {"knn": self._knn(Itself(), examples=False)}
+        metrics = dict.fromkeys(COMPARED) | {"knn": self._knn(Itself(), examples=False)}
         width = self.store.spec.d_in
         return Row(
             None,
@@ -236,7 +243,7 @@ class _Judge:
             metrics,
         )
 
-    def _auroc(self, subject: Subject) -> float | None:
+    def _auroc(self, subject: EvaluatedModel) -> float | None:
         if self.anomalies is None or subject.target is not None:
             return None
         sides = []

@@ -18,18 +18,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
-from torch import nn
 
+from saekit.evaluation.models import EvaluatedModel, WholeExamples
 from saekit.evaluation.passes import some
-from saekit.evaluation.subjects import Subject, WholeExamples
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import build, restore
 from saekit.rows import Adapter, Rows
-from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.fit import fit
 from saekit.training.inputs import estimate
@@ -48,7 +48,7 @@ CPU = torch.device("cpu")
 class Sized:
     """A run and the numbers that its code keeps of a row (or example)."""
 
-    run: Subject
+    run: EvaluatedModel
     code_size: int
 
 
@@ -80,7 +80,7 @@ class FlatExamples(Adapter):
         return dataclasses.replace(batch, x=batch.x.flatten(1))
 
 
-class LinearMap(nn.Module):
+class LinearMap(Autoencoder):
     """Rows -> target rows, x W^T + b. Its code is the input itself."""
 
     takes = "rows"
@@ -101,10 +101,10 @@ class LinearMap(nn.Module):
 
 def controls_for(
     runs: Sequence[Sized],
-    store: Store,
+    store: Rows,
     seed: int,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[list[Subject], list[str]]:
+) -> tuple[list[EvaluatedModel], list[str]]:
     """(controls, notes on what was capped), each distinct setting fitted once; `control_of` names
     all runs that it stands beside."""
     wanted, taken = _Wanted(store, seed), {sized.run.name for sized in runs}
@@ -122,9 +122,9 @@ def controls_for(
 class _Wanted:
     """The distinct settings: key -> (how to make it, names of the runs)."""
 
-    def __init__(self, store: Store, seed: int) -> None:
+    def __init__(self, store: Rows, seed: int) -> None:
         self.store, self.seed = store, seed
-        self.makers: dict[tuple, tuple[Callable[[], Subject], list[str]]] = {}
+        self.makers: dict[tuple, tuple[Callable[[], EvaluatedModel], list[str]]] = {}
         self.notes: list[str] = []
         self._width: int | None = None
 
@@ -132,7 +132,7 @@ class _Wanted:
         run = sized.run
         if run.target is not None:
             key = (
-                f"ridge to {run.target.path.name}" if self._several_targets(run) else "ridge",
+                f"ridge to {Path(run.target.path).name}" if self._several_targets(run) else "ridge",
                 run.target.path,
             )
             self._want(key, run, lambda: _ridge(run.source, self.seed))
@@ -161,7 +161,7 @@ class _Wanted:
                 f"k-means {centroids}{mark}",
                 run,
                 "kmeans",
-                {"latents": centroids, "seed": self.seed},
+                {"latents": centroids},
                 source,
                 whole,
             )
@@ -169,16 +169,16 @@ class _Wanted:
         name = f"untrained sae {options['latents']}, k {options['k']}{mark}"
         self._want((name,), run, lambda: self._untrained(options, source, whole))
 
-    def _several_targets(self, run: Subject) -> bool:
+    def _several_targets(self, run: EvaluatedModel) -> bool:
         return any(key[0].startswith("ridge") and key[1] != run.target.path for key in self.makers)
 
-    def _want(self, key: tuple, run: Subject, make: Callable[[], Subject]) -> None:
+    def _want(self, key: tuple, run: EvaluatedModel, make: Callable[[], EvaluatedModel]) -> None:
         self.makers.setdefault(key, (make, []))[1].append(run.name)
 
     def _fit(
         self,
         name: str,
-        run: Subject,
+        run: EvaluatedModel,
         model: str,
         options: dict[str, Any],
         source: Rows,
@@ -212,7 +212,7 @@ class _Wanted:
             self._width = sizes.pop() if len(sizes) == 1 and max(sizes) <= FLAT_WIDTH else 0
         return self._width
 
-    def _dictionary(self, run: Subject, size: int, width: int) -> dict[str, Any]:
+    def _dictionary(self, run: EvaluatedModel, size: int, width: int) -> dict[str, Any]:
         latents = (
             run.model.latents
             if run.kind.startswith("sae")
@@ -228,8 +228,10 @@ class _Wanted:
     # -- making
     # ----------------------------------------------------------------------------------------------
 
-    def _fitted(self, name: str, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
-        model = build(name, source.spec.d_in, options)
+    def _fitted(
+        self, name: str, options: dict[str, Any], source: Rows, whole: bool
+    ) -> EvaluatedModel:
+        model = build(name, source.spec.d_in, options, seed=self.seed)
         fitted = fit(
             model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
         )
@@ -238,23 +240,23 @@ class _Wanted:
         )
 
     @torch.no_grad()
-    def _untrained(self, options: dict[str, Any], source: Rows, whole: bool) -> Subject:
+    def _untrained(self, options: dict[str, Any], source: Rows, whole: bool) -> EvaluatedModel:
         """As training begins: on rows of mean 0 and scale 1, folded."""
         normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
         model = build("sae", source.spec.d_in, options)
         model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
-        tensors = model.folded(normalize.mean_D, normalize.scale)
+        tensors = model.folded(normalize.inputs)
         return self._subject(
             "sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole
         )
 
-    def _subject(self, kind: str, model: nn.Module, whole: bool) -> Subject:
-        return Subject(
+    def _subject(self, kind: str, model: Autoencoder, whole: bool) -> EvaluatedModel:
+        return EvaluatedModel(
             "", kind, "control", WholeExamples(model).eval() if whole else model, self.store
         )
 
 
-def _ridge(source: Rows, seed: int) -> Subject:
+def _ridge(source: Rows, seed: int) -> EvaluatedModel:
     """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten
     times it."""
     batches = list(some(source, "train", RIDGE_ROWS, seed, examples=False))
@@ -265,4 +267,4 @@ def _ridge(source: Rows, seed: int) -> Subject:
     penalties = len(x) * max(float(x.var(0).mean()), 1e-12) * np.logspace(-6, 1, 8)
     model = RidgeCV(penalties).fit(x, y)
     W, b = model.coef_.reshape(y.shape[1], -1), np.broadcast_to(model.intercept_, y.shape[1]).copy()
-    return Subject("", "ridge", "control", LinearMap(W, b).eval(), source)
+    return EvaluatedModel("", "ridge", "control", LinearMap(W, b).eval(), source)

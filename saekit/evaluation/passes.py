@@ -11,10 +11,11 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import nn
 
-from saekit.evaluation.subjects import Subject
+from saekit.evaluation.models import EvaluatedModel
 from saekit.measures.anomaly import squared_errors
 from saekit.measures.arrays import Codes, as_numbers
 from saekit.rows import Rows
+from saekit.store.reader import Store
 from saekit.training.fit import applied, first_rows
 from saekit.training.inputs import checked
 from saekit.types import ActivationBatch, Output, Split
@@ -41,6 +42,14 @@ def some(
             return
 
 
+def labels_of(source: Rows, examples: bool = False) -> list[str | None]:
+    """The data's own label of every row, or of every example; None where it has none, as rows in
+    memory."""
+    if isinstance(source, Store):
+        return source.labels("all", examples)
+    return [None] * source.count("all", examples)
+
+
 @torch.no_grad()
 def codes_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> tuple[Codes, np.ndarray]:
     """(codes (N,F), their first store rows (N,)). Sparse where most entries are exact zeros by
@@ -58,7 +67,7 @@ def codes_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> tuple[Code
     return joined, np.concatenate(rows)
 
 
-def knn_rows(subjects: Sequence[Subject]) -> int:
+def knn_rows(subjects: Sequence[EvaluatedModel]) -> int:
     """How many rows neighbours are sought among: the same number for all, so that accuracies
     compare."""
     widest = max((s.model.latents for s in subjects if s.model.active_above != 0.0), default=1)
@@ -136,7 +145,7 @@ def errors_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> torch.Ten
 class Look:
     """What a model makes of the sample."""
 
-    subject: Subject
+    subject: EvaluatedModel
     sample: Sample
     x_hat: torch.Tensor
     codes: Codes
@@ -146,5 +155,5 @@ class Look:
         return squared_errors(self.sample.wanted, self.x_hat, self.sample.batch.mask)
 
 
-def look(subject: Subject, seen: Sample) -> Look:
+def look(subject: EvaluatedModel, seen: Sample) -> Look:
     return Look(subject, seen, *outputs_of(subject.model, seen.batch))

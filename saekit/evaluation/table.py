@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Annotated, Any, get_args
 
 from saekit.errors import UsageError, check_choice, opt
-from saekit.evaluation.subjects import Subject, open_runs
+from saekit.evaluation.models import EvaluatedModel, open_runs
 from saekit.models.metrics import Figures, RowSums
+from saekit.options import Doc
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.stack import StackedStore
+from saekit.training.checkpoints import ModelLike, as_list
 from saekit.training.fit import holdout_figures
+from saekit.types import Split
 
 
 @dataclass(frozen=True)
 class Evaluation:
     checkpoint: str
-    """Its folder; of a model that was given itself, its class (with a number, where there are
-    several)."""
+    """Its folder; for a model in memory its class (with a number, where there are several)."""
     model: str
-    """Name of the model, with the sparsity of an SAE: `sae topk`; of a model that was given itself,
-    its class."""
+    """The catalog's name, with the sparsity of an SAE: `sae topk`."""
     params: int
     latents: int
     rows: int
@@ -41,14 +40,34 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[str | Path | nn.Module] | str | Path | nn.Module,
-    data: RowsLike,
-    /,
+    checkpoints: Annotated[
+        Sequence[ModelLike] | ModelLike,
+        Doc("Checkpoint folders to evaluate.", metavar="CKPT...", positional=True),
+    ],
+    store: Annotated[
+        RowsLike,
+        Doc(
+            "Store folder. For a crosscoder, give the stores of its training, in the same order.",
+            metavar="STORE...",
+        ),
+    ],
     *,
-    split: str | None = None,
-    rows: int | None = None,
-    target_store: str | Path | None = None,
-    k: Sequence[int] | int | None = None,
+    rows: Annotated[int | None, Doc("Evaluate at most this many rows (default: all).")] = None,
+    split: Annotated[
+        Split | None,
+        Doc("Rows to evaluate on (default: holdout on the store of the training, else all)."),
+    ] = None,
+    target_store: Annotated[
+        str | Path | None,
+        Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
+    ] = None,
+    k: Annotated[
+        Sequence[int] | int | None,
+        Doc(
+            "Active latents per row, one result for each value, such as 8,16,32 (default: the k of"
+            " the training).",
+        ),
+    ] = None,
 ) -> list[Evaluation]:
     """Judge checkpoints or models on the same rows, raw activations in.
 
@@ -56,9 +75,9 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        models: a checkpoint folder, a model (on any device; `model(x) -> Output`), or several of
-            either.
-        data: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
+        checkpoints: a checkpoint folder, a model (on any device), what `saekit.train` returned, or
+            a list of these.
+        store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
             these rows, all rows for another and for a model, which does not say what it was trained
@@ -72,24 +91,22 @@ def evaluate(
     Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
     (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
     """
-    models = [models] if isinstance(models, (str, Path, nn.Module)) else list(models)
     if split is not None:
-        check_choice("split", split, ("holdout", "train", "all"))
+        check_choice("split", split, get_args(Split))
     if rows is not None and rows < 1:
         raise UsageError(f"{opt('rows', rows)} must be at least 1")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
-    source = open_rows(data)
+    source = open_rows(store)
     # every k is known to be possible before the first pass over the rows
-    subjects = [
-        (at, run.with_k(at)) for run in open_runs(models, source, target_store) for at in ks
-    ]
-    return [_evaluation(subject, source, split, rows, at) for at, subject in subjects]
+    runs = open_runs(as_list(checkpoints), source, target_store)
+    models = [(run.with_k(value), value) for run in runs for value in ks]
+    return [_evaluation(model, source, split, rows, value) for model, value in models]
 
 
 def _evaluation(
-    run: Subject, source: Rows, split: str | None, rows: int | None, k: int | None
+    run: EvaluatedModel, source: Rows, split: Split | None, rows: int | None, k: int | None
 ) -> Evaluation:
     trained_here = run.config is not None and run.config["content"] == source.content
     split = split or ("holdout" if trained_here else "all")
@@ -102,7 +119,7 @@ def _evaluation(
     )
 
 
-def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[str, Any]]:
+def _figures(run: EvaluatedModel, split: Split, rows: int | None) -> tuple[Figures, dict[str, Any]]:
     """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is
     what costs."""
     if not isinstance(run.source, StackedStore):
@@ -121,4 +138,4 @@ def _figures(run: Subject, split: str, rows: int | None) -> tuple[Figures, dict[
         figures = holdout_figures(run.model, run.source, split, rows)
     finally:
         watching.remove()
-    return figures, {"parts": {name: each.figures().fvu for name, each in sums.items()}}
+    return figures, {"parts": {name: each.figures()["fvu"] for name, each in sums.items()}}

@@ -66,16 +66,20 @@ def live_model(
 
 
 def load_model_of(
-    spec: ActivationSpec, device: str | torch.device = "cpu", given: nn.Module | None = None
+    spec: ActivationSpec,
+    device: str | torch.device = "cpu",
+    given: nn.Module | None = None,
+    processor: Any = None,
 ) -> LiveModel:
-    """The model that a store's rows came from, by its spec, or `given`.
+    """The model that a store's rows came from, by its spec, or `given`, with its `processor` as
+    `live_model` takes it.
 
     One that was in memory is loaded from where it had been loaded, and must have the same weights;
     so must a given one. Raises what `load_model` does, and MissingError where the weights are other
     ones.
     """
     from_memory = spec.revision is not None and spec.revision.startswith(REVISION)
-    live = load_model(spec.model, device) if given is None else live_model(given)
+    live = load_model(spec.model, device) if given is None else live_model(given, processor)
     if not from_memory:
         return live
     revision = f"{REVISION}{weights_digest(live.module)}"

@@ -34,6 +34,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
+from saekit.models.metrics import METRICS
 from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
@@ -75,7 +76,7 @@ class PageMeta:
     density: Sequence[float | None]  # None: dense code, density does not apply
     max: Sequence[float]
     sparsity: str | None = None  # "topk k=32"
-    # fvu, mse, cosine, l0, dead ...
+    # those of the training, by name (saekit.models.metrics)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     logit_note: str = "direct path through the unembedding, no final norm"
     # sentences for the "about" panel: what was capped, dropped or not computed
@@ -180,7 +181,7 @@ class _Catalog:
 
     def to_json(self, single_file: bool) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
-        meta = {**named, "metrics": dict(self.meta.metrics), "notes": list(self.meta.notes)}
+        meta = {**named, "metrics": _metrics(self.meta), "notes": list(self.meta.notes)}
         return {
             "schema": SCHEMA,
             "meta": {
@@ -199,6 +200,15 @@ class _Catalog:
             "shards": self.shards,
             "single_file": single_file,
         }
+
+
+def _metrics(meta: PageMeta) -> list[dict[str, str]]:
+    """Those that apply, as the page shows them."""
+    return [
+        {"name": name, "text": METRICS[name].text(value), "meaning": METRICS[name].meaning}
+        for name, value in meta.metrics.items()
+        if name in METRICS and value is not None
+    ]
 
 
 def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
@@ -307,7 +317,7 @@ def rounded(value: Any) -> Any:
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:
     """The template with everything but the data filled in: what precedes the data, what follows it,
     and the script element."""
-    style = _asset("explorer.css")
+    style = theme() + _asset("explorer.css")
     script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
     values = {
         "title": html.escape(title),
@@ -334,6 +344,11 @@ def _policy(style: str, script: str, single_file: bool) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def theme() -> str:
+    """Colors and type of every page, as CSS."""
+    return _asset("theme.css")
 
 
 def _asset(name: str) -> str:

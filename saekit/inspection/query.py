@@ -5,26 +5,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from torch import nn
 
 from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.memory_models import load_model_of
+from saekit.harvesting.models import FromFolder
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.sources import Document, Documents
+from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.records import pick_rows
-from saekit.inspection.run import open_pair
-from saekit.inspection.scan import Scan, cached_scan
+from saekit.inspection.scan import Scan
 from saekit.inspection.show import token_texts
-from saekit.models.autoencoder import Autoencoder
-from saekit.models.metrics import fires
+from saekit.models.codes import fires
+from saekit.options import Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
+from saekit.training.checkpoints import ModelLike
 from saekit.types import ActivationSpec, Progress
 
 TOP_TOKENS = 5
@@ -45,17 +51,38 @@ class FeatureRow:
 
 
 def features(
-    checkpoint: str | Path,
-    store: RowsLike,
+    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    store: Annotated[
+        RowsLike,
+        Doc(
+            "Store folder. For a crosscoder, give the stores of its training, in the same order.",
+            metavar="STORE...",
+        ),
+    ],
     *,
-    index: int | None = None,
-    text: str | None = None,
-    image: str | Path | None = None,
-    top: int = 10,
+    index: Annotated[int | None, Doc("Describe this latent.", metavar="LATENT")] = None,
+    text: Annotated[str | None, Doc("Rank the latents that this text activates.")] = None,
+    image: Annotated[
+        str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
+    ] = None,
+    top: Annotated[int, Doc("Latents to print.")] = 10,
+    live: nn.Module | None = None,
+    processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """Exactly one of index, text, image. Ranked by the size of act. `store`: a path or an open
-    Store. A crosscoder takes the stores of its training, in its order, as a list.
+    """The latents that an input activates, ranked by the size of act; or one latent.
+
+    Parameters
+        checkpoint: a checkpoint folder, a model, or what `saekit.train` returned. Only a folder
+            keeps the scan of the store for the next time.
+        store: a path or an open Store; a crosscoder takes the stores of its training, in the same
+            order, as a list. Rows in memory do not say which token or patch they come from.
+        index, text, image: exactly one of these. image: a file.
+        top: rows to return, at most.
+        live: the model itself, for a store that was harvested from a model in memory. It stays on
+            its device and in its mode.
+        processor: its image processor; None: what lies where the model was loaded from. Texts are
+            read with the store's own tokenizer.
 
     Raises UsageError, DataError, MissingError.
     """
@@ -63,36 +90,42 @@ def features(
         raise UsageError(f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}")
     if top < 1:
         raise UsageError(f"{opt('top', top)} must be at least 1")
-    model, _, opened = open_pair(checkpoint, store)
-    wanted = None if index is not None else ("text" if text is not None else "image")
-    if wanted is not None and wanted != opened.spec.modality:
-        raise DataError(
-            f"{checkpoint} was trained on {opened.spec.modality}, not {wanted}",
-            f"give {opt(opened.spec.modality)}",
-        )
-    if index is not None and not 0 <= index < model.latents:
-        raise DataError(
-            f"feature {index}: this model has {model.latents:,} (0 to {model.latents - 1:,})"
-        )
-    scan = cached_scan(model, Path(checkpoint), opened, progress)
+    inspected = open_pair(checkpoint, store)
     if index is not None:
-        if scan.active[index] == 0:
-            raise DataError(
-                f"feature {index} never fired in {scan.rows:,} rows",
-                "saekit inspect lists the living ones",
-            )
-        return [_row(index, scan.largest(index), scan, opened, model)]
-    acts = _on_input(model, opened, text, image)
-    best = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
-    best = best[fires(acts[best], model.active_above or 0.0)]
-    return [_row(j, float(acts[j]), scan, opened, model) for j in best.tolist()]
+        return [_of_index(inspected, index, progress)]
+    modality = "text" if text is not None else "image"
+    if modality != inspected.store.spec.modality:
+        raise DataError(
+            f"{inspected.name} was trained on {inspected.store.spec.modality}, not {modality}",
+            f"give {opt(inspected.store.spec.modality)}",
+        )
+    scan = inspected.scan(progress)
+    with nullcontext() if live is None else untouched(live, hooks=False):
+        acts = _on_input(inspected, text, image, live, processor)
+    strongest = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
+    strongest = strongest[fires(acts[strongest], inspected.model.active_above or 0.0)]
+    return [_row(j, float(acts[j]), scan, inspected) for j in strongest.tolist()]
 
 
-def _row(
-    j: int, act: float, scan: Scan, store: Store | StackedStore, model: Autoencoder
+def _of_index(
+    inspected: InspectedModel, index: int, progress: Callable[[Progress], None]
 ) -> FeatureRow:
-    density = None if model.active_above is None else float(scan.density[j])
-    return FeatureRow(j, act, float(scan.max[j]), density, None, _typical(scan, store, j))
+    latents = inspected.model.latents
+    if not 0 <= index < latents:
+        raise DataError(f"feature {index}: this model has {latents:,} (0 to {latents - 1:,})")
+    scan = inspected.scan(progress)
+    if scan.active[index] == 0:
+        raise DataError(
+            f"feature {index} never fired in {scan.rows:,} rows",
+            "saekit inspect lists the living ones",
+        )
+    return _row(index, scan.largest(index), scan, inspected)
+
+
+def _row(j: int, act: float, scan: Scan, inspected: InspectedModel) -> FeatureRow:
+    density = None if inspected.model.active_above is None else float(scan.density[j])
+    tokens = _typical(scan, inspected.store, j)
+    return FeatureRow(j, act, float(scan.max[j]), density, None, tokens)
 
 
 def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
@@ -128,55 +161,60 @@ class _Typed(Documents):
 
 @torch.no_grad()
 def _on_input(
-    model: Autoencoder, source: Store | StackedStore, text: str | None, image: str | Path | None
+    inspected: InspectedModel,
+    text: str | None,
+    image: str | Path | None,
+    live: nn.Module | None,
+    processor: Any,
 ) -> torch.Tensor:
     """(F,): each latent's value of largest size over the input's tokens or patches (in the store's
     scope)."""
-    specs = [store.spec for store in stores_of(source)]
-    for spec, store in zip(specs, stores_of(source)):
-        if spec.is_raw:
+    stores = stores_of(inspected.store)
+    for store in stores:
+        if store.spec.is_raw:
             raise DataError(
                 f"{store.path} holds raw data: there is no model to read an input with",
                 f"{opt('index')} with the number of a latent",
             )
-    document = Document(
-        0,
-        "input",
-        text,
-        read_picture(Path(image), remedy="repair the file or give another")
-        if image is not None
-        else None,
-    )
+    remedy = "repair the file or give another"
+    picture = None if image is None else read_picture(Path(image), remedy=remedy)
+    document = Document(0, "input", text, picture)
+
+    # one forward pass per context and model, whatever the number of its hooks
+    specs = [store.spec for store in stores]
     of_model: dict[str, list[ActivationSpec]] = {}
     for spec in specs:
         of_model.setdefault(spec.model, []).append(spec)
-    best = torch.zeros(model.latents)
+    if inspected.store.spec.modality == "text":
+        processor = FromFolder(str(inspected.store.path / "tokenizer"))
+    passes = (_hidden_states(of_one, document, live, processor) for of_one in of_model.values())
+
+    # of every latent the value of largest size, with its sign
+    largest_F = torch.zeros(inspected.model.latents)
     rows = 0
-    # One forward pass a context and model, whatever the number of its hooks.
-    for states in zip(*(_hidden_states(same, document) for same in of_model.values())):
+    for states in zip(*passes):
         by_model = dict(zip(of_model, states))
         x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
         rows += len(x_BD)
-        code = model.encode(x_BD)
-        dense = code.to_dense()
-        for end in (dense.amax(0), dense.amin(0)) if len(dense) else ():
-            best = torch.where(end.abs() > best.abs(), end, best)
+        code_BF = inspected.model.encode(x_BD).to_dense()
+        for end_F in (code_BF.amax(0), code_BF.amin(0)) if len(code_BF) else ():
+            largest_F = torch.where(end_F.abs() > largest_F.abs(), end_F, largest_F)
     if rows == 0:
         raise DataError(
             "the input holds no token in this store's scope", f"give a longer {opt('text')}"
         )
-    return best
+    return largest_F
 
 
 def _hidden_states(
-    specs: list[ActivationSpec], document: Document
+    specs: list[ActivationSpec], document: Document, live: nn.Module | None, processor: Any
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Context after context of the document: the rows (B,D) of each hook of one model."""
-    live, hooks = load_model_of(specs[0]), list(dict.fromkeys(spec.hook for spec in specs))
-    for batch in batches(
-        live, _Typed(specs[0].modality, document), ctx=specs[0].context or 128, batch=1
-    ):
-        with capture(live, hooks, stop=True) as states:
-            live.forward(batch.inputs)
+    """For each context of the document the rows (B,D) of each hook of one model."""
+    model = load_model_of(specs[0], given=live, processor=processor)
+    hooks = list(dict.fromkeys(spec.hook for spec in specs))
+    typed = _Typed(specs[0].modality, document)
+    for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
+        with capture(model, hooks, stop=True) as states:
+            model.forward(batch.inputs)
         chosen = batch.rows_for_scope(specs[0].scope)
-        yield {hook: states[hook][chosen].float() for hook in hooks}
+        yield {hook: states[hook][chosen].float().cpu() for hook in hooks}

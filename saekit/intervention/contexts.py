@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.documents import Document, Documents
+from saekit.harvesting.documents import IN_MEMORY, Document, Documents
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, batches
 from saekit.harvesting.models import LiveModel
-from saekit.harvesting.sources import open_data
+from saekit.harvesting.sources import Data, open_data, open_data_of
 from saekit.store.reader import Store
 
 JUDGED_BATCH = 8  # contexts; fixed, so that every run on a store is judged on the same ones
@@ -51,23 +52,37 @@ class Chosen(Documents):
 
 
 class Contexts:
-    """Batches of `batch` contexts, cut as the store's spec says. Raises what `open_data` does, and
-    DataError when the store's data has changed, so that the ids of its documents mean others."""
+    """Batches of `batch` contexts, cut as the store's spec says.
 
-    def __init__(self, store: Store, live: LiveModel, batch: int, data: str | None = None) -> None:
+    `data`: what to train on, a place or objects; None: the store's own data. A store of texts that
+    were in memory needs these same texts, for its held-out documents. Raises what `open_data` does,
+    and DataError when the store's data has changed, so that the ids of its documents mean others.
+    """
+
+    def __init__(self, store: Store, live: LiveModel, batch: int, data: Data | None = None) -> None:
         self.store, self.live, self.batch = store, live, batch
         held = store.split("holdout").numbers()
         self.held = frozenset(np.unique(store.column("doc_id")[held]).tolist())
-        own = self._open(store.spec.dataset, store.spec.seed)
         known = store.manifest.plan.get("data")
+        if isinstance(data, Iterator):  # it is read once for each pass
+            data = list(data)
+        if store.spec.dataset.endswith(IN_MEMORY):
+            own = open_data_of(store.spec, known, data)
+        else:
+            own = self._open(store.spec.dataset, store.spec.seed)
         if known is not None and own.digest() != known:
             raise DataError(
                 f"{store.spec.dataset} has changed since {store.path} was harvested",
                 "harvest it again",
             )
         self.judged = Chosen(own, self.held, inside=True)
-        self.data = data or store.spec.dataset
-        self.same = data is None or self._open(data, 0).name == own.name
+        self._source = store.spec.dataset if data is None else data
+        chosen = own if data is None else self._open(data, 0)
+        objects = not isinstance(self._source, (str, Path))
+        self.data = chosen.name if objects else str(self._source)
+        self.digest = chosen.digest() if objects else None
+        """Of objects to train on; None where the name of a place says what they are."""
+        self.same = chosen.name == own.name and self.digest in (None, known)
 
     def holdout(self, most: int) -> Iterator[ContextBatch]:
         """About `most` contexts of the held-out documents, or all there are: the same ones whatever
@@ -80,7 +95,7 @@ class Contexts:
         """Endless: pass after pass over the training documents, each in another order where the
         data can be listed."""
         for epoch in count():
-            data = self._open(self.data, seed + epoch)
+            data = self._open(self._source, seed + epoch)
             empty = True
             allowed = Chosen(data, self.held, inside=False) if self.same else data
             for batch in self._permuted(allowed, (seed, epoch), self.batch):
@@ -102,7 +117,10 @@ class Contexts:
         while window := list(islice(stream, SORT_WINDOW)):
             yield from (window[number] for number in rng.permutation(len(window)))
 
-    def _open(self, data: str, seed: int) -> Documents:
-        column = self.store.spec.column if data == self.store.spec.dataset else None
+    def _open(self, data: Data, seed: int) -> Documents:
+        own = self.store.spec.dataset
+        # a table in memory is the store's own where that was in memory
+        same = str(data) == own if isinstance(data, (str, Path)) else own.endswith(IN_MEMORY)
+        column = self.store.spec.column if same else None
         skip_broken = "skipped" in self.store.stats
         return open_data(data, modality="text", column=column, seed=seed, skip_broken=skip_broken)

@@ -20,28 +20,31 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from saekit_kernels import keep_freed_memory
+from torch import nn
 
 from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.harvesting.memory_models import load_model_of
+from saekit.harvesting.models import FromFolder, LiveModel
+from saekit.harvesting.sources import Data
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import Spliced, run_spliced
-from saekit.intervention.subject import check_kind, open_store_of, other_revision
-from saekit.intervention.units import Units
+from saekit.intervention.subject import borrowed, check_kind, open_store_of, other_revision
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
+from saekit.options import Doc
 from saekit.store.checkpoint import (
     CONFIG,
     METRICS,
@@ -53,11 +56,13 @@ from saekit.store.checkpoint import (
     write_checkpoint,
     write_train_state,
 )
-from saekit.store.files import read_json, write_config, write_json
+from saekit.store.files import read_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
 from saekit.store.run_folder import run_folder
+from saekit.training.checkpoints import Trained, name_of, path_or_model
 from saekit.training.fit import holdout_figures
+from saekit.training.inputs import store_normalizer
 from saekit.training.logging import MetricsFile
 from saekit.training.loop import deferred_interrupt
 from saekit.training.optim import adam_tensors, restore_adam
@@ -70,24 +75,80 @@ JUDGED_CONTEXTS = 128
 
 
 def finetune(
-    checkpoint: str | Path,
-    out: str | Path,
+    checkpoint: Annotated[
+        str | Path | Trained,
+        Doc("Checkpoint folder of an SAE on text.", metavar="CKPT", positional=True),
+    ],
+    out: Annotated[
+        str | Path, Doc("Folder for the new checkpoint.", metavar="OUT", positional=True)
+    ],
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    store: Annotated[
+        str | Path | None,
+        Doc("Store that CKPT was trained on (default: where it was then).", metavar="STORE"),
+    ] = None,
+    data: Annotated[
+        Data | None,
+        Doc(
+            "Data to train on (default: the store's, without its held-out documents).",
+            metavar="DATA",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        Doc("Replaced rows to train on (default: 5 % of those that CKPT was trained on)."),
+    ] = None,
+    lr: Annotated[
+        float, Doc("Adam's learning rate at the first step; it decays linearly to 0.")
+    ] = FinetuneConfig.lr,
+    batch: Annotated[int, Doc("Contexts per step.", metavar="CONTEXTS")] = FinetuneConfig.batch,
+    seed: Annotated[int, Doc("Seed of the order of the documents.")] = 0,
+    device: Annotated[str, Doc("Device: auto | cpu | cuda | cuda:N.", metavar="DEVICE")] = "auto",
+    live: nn.Module | None = None,
+    save_seconds: float = FinetuneConfig.save_seconds,
+    resume: Annotated[bool, Doc("Continue the run in OUT.")] = False,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Any,
 ) -> FinetuneResult:
     """Fine-tune an SAE of a language model so that the model's predictions survive its
     reconstructions; write a checkpoint folder.
 
-    Options are the fields of FinetuneConfig. `resume` continues a killed run bit for bit. Raises
-    UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError (store,
-    model, data), NumericsError (divergence); KeyboardInterrupt after the state has been saved.
+    >>> saekit.finetune("runs/topk", "runs/topk-kl", rows=20_000).after["kl"]
+
+    Parameters
+        checkpoint: a checkpoint folder, or what `saekit.train` returned with one.
+        data: a place, as `saekit.harvest` takes it, or an iterable of texts or a datasets.Dataset.
+            A store of texts that were in memory needs these same texts.
+        live: the language model itself, a transformers module; None: it is loaded by the store's
+            name for it. It stays on its device, and afterwards is in the mode that it was in.
+        save_seconds: seconds between two saved states.
+        resume: continue a killed run bit for bit, with the same data.
+
+    Raises UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError
+    (store, model, data), NumericsError (divergence); KeyboardInterrupt after the state has been
+    saved.
     """
-    return _Finetune(read_checkpoint(checkpoint), Path(out), FinetuneConfig(**options)).execute(
-        resume, overwrite, progress
+    source = path_or_model(checkpoint)
+    if not isinstance(source, str):
+        raise UsageError(
+            f"{name_of(source)} is in memory, without a record of what it was trained on",
+            "give the folder of a checkpoint",
+        )
+    place = str(data) if isinstance(data, (str, Path)) else None
+    config = FinetuneConfig(
+        store=None if store is None else str(store),
+        data=place,
+        rows=rows,
+        lr=lr,
+        batch=batch,
+        seed=seed,
+        device=device,
+        save_seconds=save_seconds,
     )
+    described, objects = read_checkpoint(source), data if place is None else None
+    with nullcontext() if live is None else borrowed(live):
+        run = _Finetune(described, Path(out), config, live, objects)
+        return run.execute(resume, overwrite, progress)
 
 
 @dataclass
@@ -103,7 +164,15 @@ class _Done:
 
 
 class _Finetune:
-    def __init__(self, checkpoint: Checkpoint, out: Path, config: FinetuneConfig) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        out: Path,
+        config: FinetuneConfig,
+        live: nn.Module | None = None,
+        objects: Data | None = None,
+    ) -> None:
+        """`objects`: the texts to train on, where they are not a place that the config names."""
         check_kind(checkpoint)
         if out.resolve() == checkpoint.path.resolve():
             raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
@@ -114,8 +183,9 @@ class _Finetune:
             store=str(self.store.path),
             rows=config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1),
         )
-        spec, device = self.store.spec, pick_device(config.device)
-        self.live = load_model_of(spec, device)
+        spec = self.store.spec
+        self.live = self._model(live)
+        device = self.live.device
         if self.live.kind != "causal_lm":
             raise UsageError(
                 f"{spec.model} has no logits to train against",
@@ -131,16 +201,31 @@ class _Finetune:
                 "harvest and train on the model as it was saved with its head"
                 " (AutoModelForCausalLM)",
             )
-        self.contexts = Contexts(self.store, self.live, config.batch, config.data)
-        self.units = Units.of(self.store, device)
+        data = config.data if objects is None else objects
+        self.contexts = Contexts(self.store, self.live, config.batch, data)
+        self.normalizer = store_normalizer(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
         self.sae: SAE = restore(
-            "sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)
+            "sae", checkpoint.config["config"], loaded.unfolded(self.normalizer)
         ).to(device)
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(
             self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True
         )
+
+    def _model(self, live: nn.Module | None) -> LiveModel:
+        """The language model of the store, or the caller's, which stays on its device; texts are
+        read with the store's own tokenizer."""
+        if live is None:
+            return load_model_of(self.store.spec, pick_device(self.config.device))
+        device = next(live.parameters()).device
+        if self.config.device != "auto" and torch.device(self.config.device) != device:
+            raise UsageError(
+                f"{opt('device', self.config.device)}: the model is on {device}",
+                "model.to(device) moves it",
+            )
+        tokenizer = FromFolder(str(self.store.path / "tokenizer"))
+        return load_model_of(self.store.spec, given=live, processor=tokenizer)
 
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
@@ -152,6 +237,8 @@ class _Finetune:
             **settings,
             "content": self.store.manifest.content,
         }
+        if self.contexts.digest is not None:
+            identity |= {"data": self.contexts.data, "data_content": self.contexts.digest}
 
         def differs(_: int, path: Path) -> str:
             before = read_json(path / RUN, "a run").get("finetune")
@@ -169,9 +256,7 @@ class _Finetune:
                 return self._finished()
             if folder.notice:
                 progress(Progress("finetune", 0, 0, message=folder.notice))
-            if not folder.resuming:
-                write_json(folder.path / RUN, {"schema_version": 1, "finetune": identity})
-            write_config(folder.path / "config.toml", settings)
+            folder.begin({"finetune": identity}, settings)
             return self._tune(progress)
 
     def _tune(self, progress: Callable[[Progress], None]) -> FinetuneResult:
@@ -303,7 +388,7 @@ class _Finetune:
         are no accident."""
         empty = 0
         for batch in batches:
-            made = run_spliced(self.live, self.sae, self.units, batch, self.store)
+            made = run_spliced(self.live, self.sae, self.normalizer, batch, self.store)
             empty = 0 if made else empty + 1
             if made:
                 yield made
@@ -336,13 +421,10 @@ class _Finetune:
                 f"the held-out documents of {self.store.path} hold no rows", "harvest more rows"
             )
         figures = sums.figures()
-        return {"kl": kl / sums.rows, "fvu": figures.fvu, "l0": figures.l0}, contexts
+        return {"kl": kl / sums.rows, "fvu": figures["fvu"], "l0": figures["l0"]}, contexts
 
     def _write(self, result: FinetuneResult) -> None:
-        tensors = {
-            name: value.cpu()
-            for name, value in self.sae.folded(self.units.mean_D, self.units.scale).items()
-        }
+        tensors = {name: value.cpu() for name, value in self.sae.folded(self.normalizer).items()}
         old = self.checkpoint.config
         final = restore("sae", old["config"], tensors)
         # no latent was followed here

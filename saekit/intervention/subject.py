@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from saekit.config import recorded
 from saekit.errors import DataError, UsageError, opt
+from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.models import LiveModel
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import Checkpoint
@@ -48,6 +54,20 @@ def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
             f"{opt('store')} with that one",
         )
     return store
+
+
+@contextmanager
+def borrowed(module: nn.Module) -> Iterator[None]:
+    """Within the body a caller's model is in eval mode and its weights need no gradient; afterwards
+    it is as it was."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with untouched(module, hooks=False), torch.enable_grad():
+        module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
 
 def other_revision(live: LiveModel, store: Store) -> str | None:

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FIGURES = ("fvu", "l0", "dead", "dead_train")
+from saekit.models.metrics import METRICS
+
+SWEPT = ("fvu", "l0", "dead", "dead_train")  # metrics of which a group has the mean
+# columns of a table of groups: field -> heading
+COLUMNS = {
+    "l0": "l0",
+    "l0_spread": "±",
+    "fvu": "fvu",
+    "fvu_spread": "±",
+    "dead": "dead",
+    "dead_train": "dead_train",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,13 @@ class Group:
     best: bool
     """No other setting is as good in fvu and l0 and better in one of them."""
 
+    def texts(self, missing: str = "-") -> dict[str, str]:
+        """The cells of its row under COLUMNS, by field."""
+        return {
+            field: METRICS[field.removesuffix("_spread")].text(getattr(self, field), missing)
+            for field in COLUMNS
+        }
+
 
 def groups_of(results: Sequence[MemberResult]) -> list[Group]:
     """Members that came to an end, by group, in the order of the grid."""
@@ -50,14 +68,14 @@ def groups_of(results: Sequence[MemberResult]) -> list[Group]:
 
 
 def _group(name: str, members: Sequence[MemberResult]) -> Group:
+    finished = [member.metrics for member in members if member.metrics is not None]
     values = {
-        figure: [m.metrics[figure] for m in members if m.metrics.get(figure) is not None]
-        for figure in FIGURES
+        metric: [value for metrics in finished if (value := metrics.get(metric)) is not None]
+        for metric in SWEPT
     }
-    mean = {figure: statistics.fmean(found) if found else None for figure, found in values.items()}
+    means = {metric: statistics.fmean(of) if of else None for metric, of in values.items()}
     spread = {
-        figure: statistics.stdev(found) if len(found) > 1 else None
-        for figure, found in values.items()
+        metric: statistics.stdev(of) if len(of) > 1 else None for metric, of in values.items()
     }
     sparsity = (
         members[0].settings.get("sparsity", "topk")
@@ -68,7 +86,7 @@ def _group(name: str, members: Sequence[MemberResult]) -> Group:
         name,
         sparsity,
         len(members),
-        **mean,
+        **means,
         fvu_spread=spread["fvu"],
         l0_spread=spread["l0"],
         best=False,

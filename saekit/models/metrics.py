@@ -1,55 +1,112 @@
-"""The figures that every model is judged by, summed in fp64 over a stream of rows (formulas: DESIGN
-4).
+"""The metrics that every model is judged by: what each is called, what it means, how it is printed,
+and how it is computed (docs/design.md 4).
 
-Pooled sums, not means of batch means, so the batch size does not matter; the variance is around the
-rows' own mean, found in the same pass.
+A new metric of rows is one `Metric` in ROW_METRICS, and a sum in `RowSums` where it needs one: the
+verbs, their tables, the pages of `compare`, `sweep` and `inspect`, and checkpoints read this list.
+Sums are pooled in fp64, not means of batch means, so the batch size does not matter; the variance
+is around the rows' own mean, computed in the same pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from saekit_kernels import SparseCodes
 
+from saekit.models.codes import Code, firing_counts, row_count
 from saekit.types import Output
 
 
-def fires(values: torch.Tensor, above: float) -> torch.Tensor:
-    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk,
-    a linear code) says which way a latent points, not whether it does. The one definition for
-    metrics, scan, query and pictures."""
-    return values.abs() > above
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    """Key in JSON, and heading of its column."""
+    meaning: str
+    """For readers of a table, after the name and a colon."""
+    form: str = ".4f"
+    """Format specification of its values."""
+    of: Callable[[RowSums], float | None] | None = None
+    """Its value on a pass over rows, None where it does not apply to the model; None for a metric
+    that its verb computes."""
+
+    def text(self, value: float | None, missing: str = "-") -> str:
+        """The value as tables show it; `missing` where it does not apply or is not a number."""
+        return missing if value is None or math.isnan(value) else format(value, self.form)
 
 
-def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
-    """(F,) int64: in how many rows each latent is active."""
-    if isinstance(code, SparseCodes):
-        return code.transpose().counts()
-    return fires(code, above).sum(0)
+def _fvu(sums: RowSums) -> float:
+    variance = sums.squares - float((sums.total / sums.rows).square().sum()) * sums.rows
+    return sums.error / variance if variance > 0 else float("nan")
+
+
+def _l0(sums: RowSums) -> float | None:
+    density = sums.density()
+    return None if density is None else float(density.sum())
+
+
+def _dead(sums: RowSums) -> float | None:
+    if sums.active_above is None:
+        return None
+    return float((torch.as_tensor(sums.fired) == 0).double().mean())
+
+
+ROW_METRICS = (
+    Metric(
+        "fvu",
+        "squared error as a share of the rows' variance, 0 is perfect, 1 the mean row",
+        ".4f",
+        _fvu,
+    ),
+    Metric(
+        "mse",
+        "squared error summed over a row's values, mean over rows, in raw units",
+        ".4g",
+        lambda sums: sums.error / sums.rows,
+    ),
+    Metric(
+        "cosine",
+        "between row and reconstruction, mean over rows",
+        ".4f",
+        lambda sums: sums.cosines / sums.rows,
+    ),
+    Metric("l0", "active latents per row", ".1f", _l0),
+    Metric("dead", "share of latents that no row activates", ".1%", _dead),
+)
+"""Of every model; l0 and dead apply to sparse codes."""
+
+OUTPUT_METRICS = (Metric("elbo", "evidence lower bound per row or example, in nats", ".3f"),)
+"""Means of what a model itself says of each row or example, under this name in Output.extras."""
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        *ROW_METRICS,
+        *OUTPUT_METRICS,
+        Metric("dead_train", "share of latents not active in the last training rows", ".1%"),
+        Metric("knn", "share of held-out rows whose nearest codes mostly have their label", ".1%"),
+        Metric("auroc", "how often an anomaly has a larger error than a row", ".3f"),
+        Metric("kl", "divergence of the next token's distribution, in nats", ".4f"),
+    )
+}
+"""Every metric by name."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2; mse = mean over rows of the sum over D, raw
-    units; cosine = mean cos(x, x_hat); l0 = mean active latents a row; density (F,) = share of rows
-    where each is active; dead = share of latents never active. The last three are None for dense
-    codes."""
+    """The metrics of one pass over rows: `figures["fvu"]`."""
 
     rows: int
-    fvu: float
-    mse: float
-    cosine: float
-    l0: float | None
-    dead: float | None
+    values: dict[str, float | None]
     density: torch.Tensor | None
-    others: dict[str, float] = field(default_factory=dict)
-    """Means of what the model itself says of each row: `elbo`, in nats."""
+    """(F,): share of rows where each latent is active; None for dense codes."""
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.values[name]
 
     def scalars(self) -> dict[str, float | None]:
-        return {
-            name: getattr(self, name) for name in ("fvu", "mse", "cosine", "l0", "dead")
-        } | self.others
+        return dict(self.values)
 
 
 class RowSums:
@@ -61,10 +118,10 @@ class RowSums:
         self.error = self.squares = self.cosines = 0.0
         # (D,): sums are of x - shift, lest a mean far from 0 drown the variance
         self.shift: torch.Tensor | None = None
-        self.total: torch.Tensor | float = 0.0
+        self.total: torch.Tensor = torch.zeros(())
         self.fired: torch.Tensor | int = 0
         self.examples = 0
-        self.others: dict[str, float] = {}
+        self.outputs: dict[str, float] = {}
 
     def add_output(self, x: torch.Tensor, output: Output, mask: torch.Tensor | None = None) -> None:
         """One batch of any layout, (B,D), (B,T,D) or (B,H,W,D); `mask` says which positions are
@@ -73,14 +130,13 @@ class RowSums:
         rows = slice(None) if mask is None else mask.flatten()
         self.add(x.reshape(-1, D)[rows], output.x_hat.reshape(-1, D)[rows], output.code)
         self.examples += len(x)
-        if "elbo" in output.extras:
-            self.others["elbo"] = self.others.get("elbo", 0.0) + float(
-                output.extras["elbo"].double().sum()
-            )
+        for metric in OUTPUT_METRICS:
+            if metric.name in output.extras:
+                value = float(output.extras[metric.name].double().sum())
+                self.outputs[metric.name] = self.outputs.get(metric.name, 0.0) + value
 
-    def add(
-        self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes
-    ) -> None:
+    def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: Code) -> None:
+        """One batch of rows; `code` is not read where the code is dense."""
         x, x_hat = x_BD.double(), x_hat_BD.double()
         if self.shift is None and len(x):
             self.shift = x.mean(0)
@@ -92,20 +148,15 @@ class RowSums:
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
         if self.active_above is not None:
             self.fired = self.fired + firing_counts(code, self.active_above)
-            self.codes += len(code.vals if isinstance(code, SparseCodes) else code)
+            self.codes += row_count(code)
+
+    def density(self) -> torch.Tensor | None:
+        """(F,): share of rows where each latent is active; None for a dense code."""
+        if self.active_above is None:
+            return None
+        return torch.as_tensor(self.fired).double() / self.codes
 
     def figures(self) -> Figures:
-        n = self.rows
-        variance = self.squares - float((self.total / n).square().sum()) * n
-        sparse = self.active_above is not None
-        density = self.fired.double() / self.codes if sparse else None
-        return Figures(
-            n,
-            self.error / variance if variance > 0 else float("nan"),
-            self.error / n,
-            self.cosines / n,
-            float(density.sum()) if sparse else None,
-            float((self.fired == 0).double().mean()) if sparse else None,
-            density,
-            {name: total / self.examples for name, total in self.others.items()},
-        )
+        values = {metric.name: metric.of(self) for metric in ROW_METRICS if metric.of is not None}
+        outputs = {name: total / self.examples for name, total in self.outputs.items()}
+        return Figures(self.rows, values | outputs, self.density())

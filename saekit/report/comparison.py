@@ -6,16 +6,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from saekit.evaluation.compare import Comparison, Judged, judge, open_inputs
-from saekit.evaluation.passes import Look, Sample, look, sample
+from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
+from saekit.evaluation.passes import Look, Sample, labels_of, look, sample
+from saekit.options import Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
 from saekit.report.plane import plane_panel
-from saekit.store.files import write_bytes, write_config, write_json
+from saekit.store.files import write_bytes
 from saekit.store.folder_kinds import REPORT
+from saekit.store.opening import RowsLike
+from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
+from saekit.training.checkpoints import ModelLike, as_list, name_of, path_or_model
 from saekit.types import Progress, Split
 
 PAGE = "report.html"
@@ -25,50 +30,84 @@ LEAD = (
 
 
 def compare(
-    checkpoints: Sequence[str | Path] | str | Path,
-    store: str | Path,
-    out: str | Path | None = None,
+    runs: Annotated[
+        Sequence[ModelLike] | ModelLike,
+        Doc("Checkpoint folders to compare.", metavar="RUN...", positional=True),
+    ],
+    store: Annotated[RowsLike, Doc("Store folder.", metavar="STORE")],
+    out: Annotated[
+        str | Path | None,
+        Doc("Folder for report.html, one file that opens from disk.", metavar="DIR"),
+    ] = None,
     *,
-    rows: int | None = None,
-    split: Split | None = None,
-    target_store: str | Path | None = None,
-    anomalies: str | Path | None = None,
-    neighbours: int = 5,
-    seed: int = 0,
-    overwrite: bool = False,
+    rows: Annotated[int | None, Doc("Evaluate at most this many rows (default: all).")] = None,
+    split: Annotated[Split | None, Doc("Rows to evaluate on (default: holdout).")] = None,
+    target_store: Annotated[
+        str | Path | None,
+        Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
+    ] = None,
+    anomalies: Annotated[
+        RowsLike | None,
+        Doc("Store of rows that the runs should reconstruct badly.", metavar="STORE"),
+    ] = None,
+    neighbours: Annotated[int, Doc("Nearest codes that vote for a row's label.")] = 5,
+    seed: Annotated[int, Doc("Seed of controls, sampled rows and generated samples.")] = 0,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
-    """Judge runs and controls (saekit.evaluation.controls) on the same rows of a store; with `out`,
-    write a page that shows them.
+    """Judge runs and controls (saekit.evaluation.controls) on the same rows; with `out`, write a
+    page that shows them.
 
-    `split` None: the held-out rows, which neither controls nor runs of this store have seen. `rows`
-    caps how many are judged (models of whole examples are given whole batches until that many rows
-    are reached). knn: how often the data's own label of a held-out row is that of most of the
-    `neighbours` training rows (of at most 20,000) whose codes are nearest (of examples where a code
-    stands for one); None without labels. Runs that were trained on a target read it from
-    `target_store`, by default from where it lay at training. `anomalies` is a store of rows of the
-    same width that the runs should reconstruct badly. Raises UsageError, DataError (widths differ,
-    OUT), MissingError, NumericsError.
+    >>> saekit.compare([result.model, "runs/a"], x_ND).rows[0].metrics["fvu"]
+
+    Parameters
+        runs: a checkpoint folder, a model, what `saekit.train` returned, or a list of these.
+        store: the path of a store, an open Store, a tensor or array (N,D), (N,T,D) or (N,H,W,D), or
+            an iterable of such blocks.
+        out: the folder of the page; None: nothing is written.
+        rows: the most rows that are judged; models of whole examples are given whole batches until
+            that many rows are reached.
+        split: None: the held-out rows, which neither controls nor runs of this store have seen.
+        target_store: where runs that were trained on a target read it; None: where it was during
+            training.
+        anomalies: rows of the same width that the runs should reconstruct badly, as `store`.
+        neighbours: knn is the share of held-out rows whose label (the data's own) is that of most
+            of so many training rows, of at most 20,000, whose codes are nearest; examples where a
+            code stands for one. None without labels, which only stores have.
+
+    Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
-    checkpoints = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    checkpoints = as_list(runs)
     inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
     if out is None:
         return judge(inputs, progress).comparison
     settings = {
-        "runs": [str(path) for path in checkpoints], "store": str(store), "rows": rows,
+        "runs": [name_of(path_or_model(checkpoint)) for checkpoint in checkpoints],
+        "store": str(inputs.store.path),
+        "rows": rows,
         "split": inputs.split,
         "target_store": None if target_store is None else str(target_store),
-        "anomalies": None if anomalies is None else str(anomalies), "neighbours": neighbours,
+        "anomalies": None if inputs.anomalies is None else str(inputs.anomalies.path),
+        "neighbours": neighbours,
         "seed": seed,
-    }  # fmt: skip
+    }
     with run_folder(Path(out), REPORT, resume=False, overwrite=overwrite) as folder:
-        write_json(folder.path / REPORT.marker, {"schema_version": 1, **settings})
-        write_config(folder.path / "config.toml", settings)
+        folder.begin(settings, _without_objects(settings, inputs))
         judged = judge(inputs, progress)
         progress(Progress("report", 0, 1, "pages"))
         write_bytes(folder.path / PAGE, report_page(judged).encode())
         progress(Progress("report", 1, 1, "pages"))
     return dataclasses.replace(judged.comparison, report=str(Path(out) / PAGE))
+
+
+def _without_objects(settings: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """Without what was in memory: a config file cannot name it."""
+    objects = {
+        "runs": any(run.checkpoint is None for run in inputs.runs),
+        "store": not isinstance(inputs.store, Store),
+        "anomalies": not isinstance(inputs.anomalies, Store),
+    }
+    return {name: value for name, value in settings.items() if not objects.get(name)}
 
 
 def report_page(judged: Judged) -> str:
@@ -104,7 +143,7 @@ def _panels(judged: Judged) -> list[Panel]:
 
 def _looks(judged: Judged) -> tuple[list[Look], Sample | None]:
     """(every model on its sample, the sample of plain rows where one was drawn)."""
-    inputs, labels = judged.inputs, judged.inputs.store.labels("all")
+    inputs, labels = judged.inputs, labels_of(judged.inputs.store)
     samples: dict[tuple, Sample] = {}
     looks = []
     for subject in judged.subjects:
@@ -122,11 +161,11 @@ def _facts(judged: Judged) -> list[tuple[str, str]]:
     runs = sum(row.role == "run" for row in comparison.rows)
     shape = "×".join("T" if n is None else str(n) for n in store.spec.shape)
     side = {"holdout": "held-out rows", "train": "training rows", "all": "rows"}[comparison.split]
-    labels = {label for label in store.labels("all", examples=True) if label is not None}
+    labels = {label for label in labels_of(store, examples=True) if label is not None}
     facts = [
         ("runs", str(runs)),
         (f"{side} judged", f"{comparison.rows[0].rows:,}"),
-        ("rows in the store", f"{len(store):,}"),
+        ("rows in the store", f"{store.count():,}"),
         ("shape", shape),
     ]
     return [*facts, ("classes", str(len(labels)))] if labels else facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ import torch
 
 from saekit.evaluation.passes import Look, errors_of, outputs_of, some
 from saekit.measures.anomaly import auroc, error_histogram, squared_errors
+from saekit.models.metrics import METRICS
 from saekit.report.charts import histogram
 from saekit.report.page import Panel, cell, figure, grid, note, number, table
 from saekit.report.panels import counted
-from saekit.store.reader import Store
+from saekit.rows import Rows
 from saekit.types import ActivationBatch
 
 MOST_CLASSES = 20
 
 
-def errors_panel(looks: Sequence[Look], anomalies: Store | None, seed: int) -> Panel:
+def errors_panel(looks: Sequence[Look], anomalies: Rows | None, seed: int) -> Panel:
     """Each model's errors beside those of shuffled rows and, where there is a store of them, of
     real anomalies."""
     items, found = [], {}
@@ -49,7 +51,7 @@ def errors_panel(looks: Sequence[Look], anomalies: Store | None, seed: int) -> P
         " chance. It is left out for models of a target or of examples that differ in length."
     )
     if anomalies is not None:
-        what += f" Anomalies: rows of {anomalies.path.name}."
+        what += f" Anomalies: rows of {Path(anomalies.path).name}."
     worst = (
         " By class below; a model's worst class stands"
         f" out.{f' The {left} rarest classes are left out.' if left else ''}"
@@ -70,7 +72,7 @@ def _histogram(look: Look, name: str, strange: torch.Tensor) -> str:
     )
 
 
-def _strange_errors(look: Look, anomalies: Store | None, seed: int) -> torch.Tensor | None:
+def _strange_errors(look: Look, anomalies: Rows | None, seed: int) -> torch.Tensor | None:
     if anomalies is None or look.subject.target is not None:
         return None
     batches = some(anomalies, "all", len(look.sample.labels), seed, look.subject.examples)
@@ -93,7 +95,7 @@ def _errors_table(
             cell(number(means.get(c), form), "other" if means.get(c) == max(means.values()) else "")
             for c in classes
         ]
-        shown = [cell(number(entry.get(key), ".3f")) for key in columns]
+        shown = [cell(METRICS["auroc"].text(entry.get(key), "–")) for key in columns]
         figures = [*shown, cell(number(entry["mean"], form))]
         rows.append((look.subject.role, [cell(look.subject.name, "left"), *figures, *marks]))
     return table(("", *columns.values(), "mean error", *classes), rows)

@@ -17,6 +17,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from saekit.inspection.page import theme
 from saekit.report.images import png_data_uri
 
 if TYPE_CHECKING:
@@ -41,11 +42,8 @@ def document(
 ) -> str:
     """The whole file. `numbers` and those of the panels become one JSON value in <script
     type="application/json" id="numbers">."""
-    style = (
-        resources.files("saekit.report")
-        .joinpath("assets", "report.css")
-        .read_text(encoding="utf-8")
-    )
+    report_css = resources.files("saekit.report").joinpath("assets", "report.css")
+    style = theme() + report_css.read_text(encoding="utf-8")
     policy = (
         "default-src 'none'; style-src"
         f" 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; img-src"

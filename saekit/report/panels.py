@@ -3,6 +3,7 @@ error_panel."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -12,31 +13,25 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from saekit.evaluation.compare import METRICS, Comparison, Inputs
+from saekit.evaluation.compare import COMPARED, Comparison, Inputs
+from saekit.evaluation.models import EvaluatedModel
 from saekit.evaluation.passes import Look, Sample
 from saekit.measures.codes import map_2d
+from saekit.models.metrics import METRICS
 from saekit.report.charts import scatter
-from saekit.report.page import Panel, cell, figure, grid, note, notes, number, table
+from saekit.report.page import Panel, cell, figure, grid, note, notes, table
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
 # numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does
 # before t-SNE
 REDUCED = 50
 WIDE = 256
-FORMS = {"mse": ".4g", "l0": ".1f", "dead": ".1%", "knn": ".1%", "elbo": ".2f"}
-MEANINGS = (
-    "code: numbers that the code keeps of a row; fvu: squared error as a share of the rows'"
-    " variance, 0 is perfect, 1 the mean row; mse: squared error summed over a row's values;"
-    " cosine: between row and reconstruction; l0: active latents a row; dead: latents that no row"
-    " activates; –: does not apply. A dot marks the lowest fvu among runs of one code size and"
-    " their controls."
-)
 
 
 def figures_panel(comparison: Comparison) -> Panel:
     shown = [
         name
-        for name in METRICS
+        for name in COMPARED
         if name in ("fvu", "mse") or any(row.metrics[name] is not None for row in comparison.rows)
     ]
     groups: list[list] = []
@@ -52,15 +47,25 @@ def figures_panel(comparison: Comparison) -> Panel:
             kind = f"{row.role}{' opens' if i == 0 and group is not groups[0] else ''}"
             rows.append((kind, [*_identity(row), *(_metric(row, name, best) for name in shown)]))
     header = ("", "model", "parameters", "latents", "code", *shown)
-    units = " or examples" if any(row.unit == "example" for row in comparison.rows) else ""
-    knn = (
-        f" knn: share of held-out rows{units} whose label is that of most of their {comparison.k}"
-        " nearest codes among "
+    body = table(header, rows, left=2) + note(_meanings(comparison, shown))
+    return Panel("Figures", body + notes(comparison.notes))
+
+
+def _meanings(comparison: Comparison, shown: Sequence[str]) -> str:
+    """What the columns are, in a paragraph."""
+    examples = any(row.unit == "example" for row in comparison.rows)
+    columns = {"code": "numbers that the code keeps of a row"}
+    columns |= {name: METRICS[name].meaning for name in shown}
+    if "knn" in shown:
+        columns["knn"] += (
+            f" ({comparison.k} of {comparison.reference_rows:,} training codes;"
+            f" rows{' or examples' if examples else ''})"
+        )
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in columns.items())
+    return (
+        f"{meanings}; –: does not apply. A dot marks the lowest fvu among runs of one code size and"
+        " their controls."
     )
-    meanings = MEANINGS + (
-        f"{knn}{comparison.reference_rows:,} training ones." if "knn" in shown else ""
-    )
-    return Panel("Figures", table(header, rows, left=2) + note(meanings) + notes(comparison.notes))
 
 
 def _identity(row: Any) -> list[str]:
@@ -77,9 +82,9 @@ def _identity(row: Any) -> list[str]:
 def _metric(row: Any, name: str, best: float | None) -> str:
     value = row.metrics[name]
     if name != "fvu":
-        return cell(number(value, FORMS.get(name, ".4f")))
+        return cell(METRICS[name].text(value, "–"))
     return cell(
-        number(value),
+        METRICS[name].text(value, "–"),
         "best" if value is not None and value == best else "",
         "" if value is None else _gauge(value),
     )
@@ -154,7 +159,7 @@ def _maps(
 def settings_panel(inputs: Inputs) -> Panel:
     """Every setting of every run; where they differ, in bold."""
     runs, store = inputs.runs, inputs.store
-    columns = {run.name: _settings(run.config, store.content) for run in runs}
+    columns = {run.name: _settings(run, store.content) for run in runs}
     names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
     rows = []
     for name in names:
@@ -174,26 +179,34 @@ def settings_panel(inputs: Inputs) -> Panel:
     )
 
 
-def _settings(config: dict[str, Any], content: str) -> dict[str, str]:
-    own = {
+def _settings(run: EvaluatedModel, content: str) -> dict[str, str]:
+    """Of a model in memory only the options of the model itself are known."""
+    options = {
         name: value
-        for name, value in config["config"].items()
+        for name, value in dataclasses.asdict(run.model.config).items()
         if name not in ("d_in", "d_out", "shape")
     }
+    if run.config is None:
+        settings = {"model": run.kind.split(" ")[0], **options, "trained on": "not known"}
+        return _as_texts(settings)
     training = {
         name: value
-        for name, value in config["training"].items()
-        if name not in ("save_seconds", "model", *own)
+        for name, value in run.config["training"].items()
+        if name not in ("save_seconds", "model", *options)
     }
-    said = {"model": config["model"], **own, **training}
-    said["backend"] = config["backend"]["name"]
-    said["trained on"] = (
+    trained_on = (
         "this store"
-        if config["content"] == content
-        else f"another: {data_name(config['spec']['dataset'])}"
+        if run.config["content"] == content
+        else f"another: {data_name(run.config['spec']['dataset'])}"
     )
-    said |= {f"{name} version": value for name, value in config["versions"].items()}
-    return {name.replace("_", " "): _said(value) for name, value in said.items()}
+    settings = {"model": run.config["model"], **options, **training}
+    settings |= {"backend": run.config["backend"]["name"], "trained on": trained_on}
+    settings |= {f"{name} version": value for name, value in run.config["versions"].items()}
+    return _as_texts(settings)
+
+
+def _as_texts(settings: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): _said(value) for name, value in settings.items()}
 
 
 def _said(value: Any) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from saekit.measures.pareto import Group, MemberResult
+from saekit.measures.pareto import COLUMNS, Group, MemberResult
+from saekit.models.metrics import METRICS
 from saekit.report.axes import COLOURS, PAPER, Frame, colour, padded
-from saekit.report.page import Panel, cell, document, figure, note, number, table
+from saekit.report.page import Panel, cell, document, figure, note, table
 from saekit.types import ActivationSpec
 
 
@@ -24,7 +25,7 @@ def pareto_page(
         ("", _cells(group))
         for group in sorted(groups, key=lambda g: (g.l0 is None, g.l0 or 0.0, g.fvu))
     ]
-    header = ("setting", "seeds", "l0", "±", "fvu", "±", "dead", "dead_train")
+    header = ("setting", "seeds", *COLUMNS.values())
     panels = [Panel("Error against sparsity", _plot(groups) + table(header, rows))]
     failed = [result for result in results if result.error]
     if failed:
@@ -48,15 +49,14 @@ def pareto_page(
 
 
 def _cells(group: Group) -> list[str]:
+    marked = "fvu" if group.best else None
     return [
         cell(group.name, "left"),
         cell(str(group.seeds)),
-        cell(number(group.l0, ".1f")),
-        cell(number(group.l0_spread, ".1f")),
-        cell(number(group.fvu), "best" if group.best else ""),
-        cell(number(group.fvu_spread)),
-        cell(number(group.dead, ".1%")),
-        cell(number(group.dead_train, ".1%")),
+        *(
+            cell(text, "best" if field == marked else "")
+            for field, text in group.texts("–").items()
+        ),
     ]
 
 
@@ -102,7 +102,10 @@ def _plot(groups: Sequence[Group]) -> str:
             )
         for group in own:
             frame.draw(_point(frame, group, hue))
-    described = "; ".join(f"{g.name}: l0 {g.l0:.1f}, fvu {g.fvu:.4f}" for g in drawn)
+    described = "; ".join(
+        f"{group.name}: l0 {METRICS['l0'].text(group.l0)}, fvu {METRICS['fvu'].text(group.fvu)}"
+        for group in drawn
+    )
     return figure(frame.svg(described), "Bars: one standard deviation over the seeds.")
 
 

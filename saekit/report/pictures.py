@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from saekit.evaluation.passes import Look, outputs_of
 from saekit.measures.denoising import psnr
 from saekit.measures.generation import active_units, interpolate, samples, traverse
 from saekit.measures.segmentation import iou
+from saekit.models.metrics import METRICS
 from saekit.models.noise import Noise
 from saekit.models.unet import UNet
 from saekit.models.vae import VAE
@@ -67,7 +70,7 @@ def reconstructions_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel 
                 rows.append(
                     (
                         "target",
-                        source.name,
+                        Path(source).name,
                         "",
                         _strip(_of(look, look.sample.wanted, spec), "what the model is to give"),
                     )
@@ -75,7 +78,7 @@ def reconstructions_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel 
         rows.append(
             (
                 look.subject.name,
-                f"fvu {_fvu(look):.3f}",
+                f"fvu {METRICS['fvu'].text(_fvu(look))}",
                 look.subject.role,
                 _strip(shown, f"as {look.subject.name} gives them"),
             )
@@ -97,7 +100,7 @@ def _fvu(look: Look) -> float:
 def denoising_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) -> Panel | None:
     rows, found = [], {}
     for look in looks:
-        noise = Noise.parse((look.subject.config or {}).get("config", {}).get("noise", ""))
+        noise = Noise.parse(getattr(_config(look), "noise", ""))
         if (
             not noise.kind
             or image_shape(spec, look.sample.x.shape[1]) is None
@@ -131,6 +134,11 @@ def denoising_panel(looks: Sequence[Look], spec: ActivationSpec, seed: int) -> P
         " the whole sample, peak 1."
     )
     return Panel("Denoising", note(what) + versions(rows), {"denoising": found}) if rows else None
+
+
+def _config(look: Look) -> Any:
+    """The config of a run's model; None of controls, some of which have none."""
+    return look.subject.model.config if look.subject.role == "run" else None
 
 
 def _denoised(look: Look, noise: Noise, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saekit.errors import DataError, NumericsError, UsageError, opt
-from saekit.store.files import TEMPORARY
+from saekit.store.files import TEMPORARY, write_config, write_json
 from saekit.store.folder_kinds import FolderKind
 from saekit.store.lock import IN_FOLDER, locked
 from saekit.store.oserrors import user_error, writing
@@ -32,6 +33,15 @@ class RunFolder:
     path: Path
     """Where to write until the command ends."""
     resuming: bool
+    kind: FolderKind
+
+    def begin(self, marker: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
+        """Write the marker, by which the folder is known and a resume is checked, unless a resumed
+        result has one; and config.toml, the resolved settings by option."""
+        if not self.resuming:
+            write_json(self.path / self.kind.marker, {"schema_version": 1, **marker})
+        if settings is not None:
+            write_config(self.path / "config.toml", settings)
 
     @property
     def notice(self) -> str | None:
@@ -102,7 +112,7 @@ def run_folders(
             path = stage.new if beside else stage.target
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-            folders.append(RunFolder(out, path, going_on if beside else has and resume))
+            folders.append(RunFolder(out, path, going_on if beside else has and resume, kind))
             _sweep(path, kind)
         try:
             try:

@@ -18,23 +18,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from saekit.device import pick_device
-from saekit.errors import DataError, NumericsError, opt
+from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.measures.pareto import Group, MemberResult, groups_of
+from saekit.options import Doc
 from saekit.report.pareto import pareto_page
 from saekit.rows import Rows
 from saekit.store.files import write_bytes, write_json
 from saekit.store.folder_kinds import SWEEP
+from saekit.store.opening import RowsLike, open_rows
 from saekit.store.reader import Store
 from saekit.store.run_folder import RunFolder, run_folder
 from saekit.sweeps.grid import Member, members_of, read_grid
 from saekit.training.fit import by_example
 from saekit.training.loop import deferred_interrupt
-from saekit.training.run import Run, TrainPlan
+from saekit.training.run import TrainPlan, TrainRun
 from saekit.training.shared import SharedPass
 from saekit.types import Progress
 
@@ -62,47 +64,70 @@ class SweepPlan:
 
 
 def sweep(
-    store: str | Path,
-    out: str | Path,
-    grid: str | Path | dict[str, Any],
+    store: Annotated[RowsLike, Doc("Store folder.", metavar="STORE", positional=True)],
+    out: Annotated[
+        str | Path,
+        Doc("Folder for the checkpoints, the table and the plot.", metavar="OUT", positional=True),
+    ],
+    grid: Annotated[
+        str | Path | dict[str, Any],
+        Doc(
+            "TOML file: options of train by name. A list is swept; [[runs]] tables are grids of"
+            " their own.",
+            metavar="FILE",
+        ),
+    ],
     *,
-    live: bool = False,
-    device: str = "auto",
-    resume: bool = False,
-    overwrite: bool = False,
+    live: Annotated[
+        bool, Doc("Train on rows of the running model, one forward pass for all members.")
+    ] = False,
+    device: Annotated[str, Doc("Device: auto | cpu | cuda | cuda:N.", metavar="DEVICE")] = "auto",
+    resume: Annotated[bool, Doc("Continue the sweep in OUT.")] = False,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SweepResult:
-    """Train every member of `grid` (a TOML file, or the same as a dict; saekit.sweeps.grid) on a
-    store, all over one pass of its rows.
+    """Train every member of a grid on the same rows, all over one pass of them.
 
-    Writes OUT/NAME for each member, as `train` would, OUT/sweep.json and OUT/pareto.html. `live`:
-    the training rows come from the store's model, which runs once for all members; the store gives
-    statistics and held-out rows. A member that diverges is noted and the others go on. `resume`
-    continues a killed sweep, each member bit for bit; members that are done stay.
+    >>> saekit.sweep("acts/text", "runs/sweep", {"k": [16, 32, 64], "seed": [0, 1]}).page
 
-    Raises UsageError, DataError, MissingError, BackendError; NumericsError when no member finished;
-    KeyboardInterrupt after all states have been saved.
+    Writes OUT/NAME for each member, as `train` would, OUT/sweep.json and OUT/pareto.html.
+
+    Parameters
+        store: the path of a store, an open Store, a tensor or array (N,D), or an iterable of such
+            blocks.
+        grid: a TOML file, or the same as a dict (saekit.sweeps.grid).
+        live: the training rows come from the store's model, which runs once for all members; the
+            store gives statistics and held-out rows.
+        resume: continue a killed sweep, each member bit for bit; finished members stay.
+
+    A member that diverges is noted and the others go on. Raises UsageError, DataError,
+    MissingError, BackendError; NumericsError when no member finished; KeyboardInterrupt after all
+    states have been saved.
     """
     return _Sweep(store, out, grid, live, device).execute(resume, overwrite, progress)
 
 
 def plan_sweep(
-    store: str | Path, grid: str | Path | dict[str, Any], device: str = "auto"
+    store: RowsLike, grid: str | Path | dict[str, Any], device: str = "auto"
 ) -> SweepPlan:
-    """The plan alone; nothing is written."""
+    """Only the plan of `sweep`; nothing is written."""
     return _Sweep(store, "-", grid, False, device).plan()
 
 
 class _Sweep:
     def __init__(
         self,
-        store: str | Path,
+        store: RowsLike,
         out: str | Path,
         grid: str | Path | dict[str, Any],
         live: bool,
         device: str,
     ) -> None:
-        self.store, self.out, self.live = Store(Path(store)), Path(out), live
+        self.store, self.out, self.live = open_rows(store), Path(out), live
+        if self.store.parts:
+            raise UsageError("a sweep trains on one store", "saekit.train trains crosscoders")
+        if live and not isinstance(self.store, Store):
+            raise UsageError(f"{opt('live')} needs a store: rows in memory have no model")
         self.device = pick_device(device)
         self.members = (
             members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
@@ -114,8 +139,8 @@ class _Sweep:
         self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
 
-    def _run(self, member: Member) -> Run:
-        return Run(self.store, self.out / member.name, member.config)
+    def _run(self, member: Member) -> TrainRun:
+        return TrainRun(self.store, self.out / member.name, member.config)
 
     def _check(self) -> None:
         for name, run in self.runs.items():
@@ -154,11 +179,7 @@ class _Sweep:
         with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
             if folder.notice:
                 progress(Progress("sweep", 0, 0, message=folder.notice))
-            if not folder.resuming:
-                write_json(
-                    folder.path / MARKER,
-                    {"schema_version": 1, "members": [member.name for member in self.members]},
-                )
+            folder.begin({"members": [member.name for member in self.members]})
             results = self._train(rows, folder, _Together(progress, self.runs))
             done = [result for result in results if result.metrics]
             if not done:
@@ -181,6 +202,7 @@ class _Sweep:
     def _live_rows(self, progress: Callable[[Progress], None]) -> Rows:
         from saekit.harvesting.live import LiveSource
 
+        assert isinstance(self.store, Store)
         source = LiveSource(self.store, device=str(self.device))
         for note in source.live.notes:
             progress(Progress("sweep", 0, 0, message=note))
@@ -257,7 +279,7 @@ def _one_thread_each(device: torch.device) -> Callable[[], None]:
 class _Together:
     """One progress of all members: rows of all, and the mean fvu."""
 
-    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, Run]) -> None:
+    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, TrainRun]) -> None:
         self.progress, self.lock = progress, threading.Lock()
         self.whole = {name: run.steps * run.config.batch for name, run in runs.items()}
         self.total = sum(self.whole.values())

@@ -1,8 +1,8 @@
-"""Checkpoint folder -> model: as it was trained, with a smaller k, or the first groups of its
-latents alone.
+"""Checkpoint folder -> model: as it was trained, with a smaller k, or only the first groups of its
+latents.
 
-Both come from the same tensors without training: a code of the k largest values of a row is cut
-shorter, a dictionary trained in nested groups ends at one of them.
+The last two come from the same tensors without training: a code of the k largest values of a row is
+cut shorter, a dictionary trained in nested groups ends after one of them.
 """
 
 from __future__ import annotations
@@ -10,44 +10,135 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import nn
-
-from saekit.errors import UsageError, opt
-from saekit.models.catalog import restore
+from saekit.errors import DataError, UsageError, opt
+from saekit.models.autoencoder import Autoencoder
+from saekit.models.catalog import CATALOG, restore
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.nested import Nesting
+from saekit.rows import Rows
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 
-if TYPE_CHECKING:
-    from saekit.models.autoencoder import Autoencoder
+
+class Trained(Protocol):
+    """What `saekit.train` returns."""
+
+    @property
+    def path(self) -> str | None:
+        """The checkpoint folder; None where nothing was written."""
+
+    @property
+    def model(self) -> Autoencoder: ...
 
 
-def load(path: str | Path, *, k: int | None = None, latents: int | None = None) -> Autoencoder:
+ModelLike = str | Path | Autoencoder | Trained
+
+
+def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = None) -> Autoencoder:
     """The trained model of a checkpoint folder: a torch module in eval mode, on the CPU, that takes
     raw activations.
 
     `model.encode(x_BD)`, `model.decode(code)`, `model(x_BD) -> Output`; SAEs have W_enc (F,D),
-    b_enc (F,), W_dec (F,D), b_dec (D,). `k`, at most that of the training: the code is the k
-    largest values of a row (topk and what shares its code, abs-topk); hierarchical (Balagansky et
-    al. 2025, arXiv 2505.24473) is trained to be good at such. `latents`, the end of one of a
-    matryoshka's groups: the first so many latents alone (Bussmann et al. 2025, arXiv 2503.17547). A
-    k is then that of these latents: matryoshka-topk has more of them active in a row than in
-    training, where all latents competed. Raises MissingError when there is nothing at `path`,
-    DataError when it is no finished checkpoint, UsageError for a k or latents that the model does
-    not have.
+    b_enc (F,), W_dec (F,D), b_dec (D,).
+
+    Parameters
+        checkpoint: a folder; or a model in memory or what `saekit.train` returned, to cut with k or
+            latents. Without these a model in memory is returned as it is.
+        k: at most that of the training: the code keeps the k largest values of a row (topk and the
+            variants that share its code, abs-topk). hierarchical (Balagansky et al. 2025, arXiv
+            2505.24473) is trained to be good at each k.
+        latents: the end of one of a matryoshka's groups: only the first so many latents (Bussmann
+            et al. 2025, arXiv 2503.17547). k then counts these latents: a matryoshka-topk has more
+            of them active per row than in training, where all latents competed.
+
+    Raises MissingError when there is nothing at the path, DataError when it is not a finished
+    checkpoint, UsageError for a k or latents that the model does not have.
     """
-    checkpoint = read_checkpoint(path)
-    if latents is not None:
-        checkpoint = first_latents(checkpoint, latents)
-    model = restore(checkpoint.config["model"], checkpoint.config["config"], checkpoint.tensors)
-    return model if k is None else with_k(model, k, str(path))
+    source = path_or_model(checkpoint)
+    if isinstance(source, Autoencoder) and latents is None:
+        model = source
+    else:
+        described = read_checkpoint(source) if isinstance(source, str) else _described(source)
+        if latents is not None:
+            described = first_latents(described, latents)
+        model = restore(described.config["model"], described.config["config"], described.tensors)
+    return model if k is None else with_k(model, k, name_of(source))
 
 
-def with_k(model: nn.Module, k: int, name: str) -> nn.Module:
+def path_or_model(checkpoint: ModelLike) -> str | Autoencoder:
+    """The path of a checkpoint, which says more than its model, or a model in memory."""
+    if isinstance(checkpoint, Autoencoder):
+        return checkpoint
+    if isinstance(checkpoint, (str, Path)):
+        return str(checkpoint)
+    if not hasattr(checkpoint, "path"):
+        raise UsageError(
+            f"{type(checkpoint).__name__} is not a checkpoint",
+            "give a checkpoint folder, a model or what saekit.train returned",
+        )
+    return checkpoint.model if checkpoint.path is None else checkpoint.path
+
+
+def as_list(checkpoints: Iterable[ModelLike] | ModelLike) -> list[ModelLike]:
+    """One checkpoint or model, or several, as a list."""
+    if isinstance(checkpoints, Iterable) and not isinstance(checkpoints, str):
+        return list(checkpoints)
+    return [checkpoints]
+
+
+def name_of(source: str | Autoencoder) -> str:
+    """What messages call it: the path, or the model's class."""
+    return source if isinstance(source, str) else type(source).__name__
+
+
+def for_inference(model: Autoencoder) -> Autoencoder:
+    """The model in eval mode, on the CPU: itself, or a copy where the caller's is not."""
+    weight = next(iter(model.state_dict().values()))
+    if model.training or weight.device.type != "cpu":
+        return copy.deepcopy(model).cpu().eval()
+    return model
+
+
+def catalog_name(model: Autoencoder) -> str:
+    """The name that the catalog has for a model; for another one its class."""
+    names = (name for name, entry in CATALOG.items() if type(model) is entry.model)
+    return "sae" if isinstance(model, SAE) else next(names, type(model).__name__)
+
+
+def kind_of(model: Autoencoder) -> str:
+    """The catalog's name, with the sparsity of an SAE: `sae topk`."""
+    name = catalog_name(model)
+    return f"{name} {model.config.sparsity}" if isinstance(model, SAE) else name
+
+
+def check_rows(model: Autoencoder, rows: Rows) -> None:
+    """Raise DataError where a model in memory cannot take these rows: their width, the stores of a
+    crosscoder or the shape of an example differ. A checkpoint folder says more
+    (saekit.store.stack.check_stores)."""
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if model.d_in != rows.spec.d_in:
+        raise DataError(
+            f"{name} takes {model.d_in} values per row, {rows.path} holds {rows.spec.d_in}"
+        )
+    parts = tuple(getattr(config, "parts", ()))
+    if rows.parts and rows.parts != parts:
+        raise DataError(
+            f"{name} takes rows of {parts or (model.d_in,)} values, the stores hold {rows.parts}",
+            "give the stores of the training, in the same order",
+        )
+    shape = getattr(config, "shape", None)
+    if model.takes != "rows" and shape is not None and tuple(shape) != rows.spec.shape:
+        raise DataError(
+            f"{name} takes examples of shape {tuple(shape)}, those of {rows.path} have"
+            f" {rows.spec.shape}"
+        )
+
+
+def with_k(model: Autoencoder, k: int, name: str) -> Autoencoder:
     """The same weights, not copied, with a code of the k largest values of a row; `name` says in
     errors which model it is."""
     if not (isinstance(model, SAE) and model.largest_of_rows):
@@ -64,10 +155,10 @@ def with_k(model: nn.Module, k: int, name: str) -> nn.Module:
 
 
 def first_latents(checkpoint: Checkpoint, latents: int) -> Checkpoint:
-    """The same of the first `latents` of a matryoshka alone. Raises UsageError where no group ends
-    there."""
+    """A checkpoint of only the first `latents` of a matryoshka. Raises UsageError where no group
+    ends there."""
     config = checkpoint.config["config"]
-    ends = _ends(checkpoint)
+    ends = _group_ends(checkpoint)
     if latents not in ends:
         raise UsageError(
             f"latents={latents}: no group of {checkpoint.path} ends there",
@@ -75,22 +166,29 @@ def first_latents(checkpoint: Checkpoint, latents: int) -> Checkpoint:
         )
     # rounded up: 1 / 49 * 49 is below 1, and a first group of one latent would seem to hold none
     groups = [math.nextafter(end / latents, 1.0) for end in ends if end <= latents]
-    most = {"k": latents, "k_start": latents, "target_l0": latents - 1}
-    capped = {name: min(config[name], bound) for name, bound in most.items() if name in config}
+    bounds = {"k": latents, "k_start": latents, "target_l0": latents - 1}
+    capped = {name: min(config[name], bound) for name, bound in bounds.items() if name in config}
     tensors = {
         name: tensor[:latents] if name in SAE.by_latent else tensor
         for name, tensor in checkpoint.tensors.items()
     }
-    inner = config | capped | {"latents": latents, "groups": groups}
+    smaller = config | capped | {"latents": latents, "groups": groups}
     return dataclasses.replace(
-        checkpoint, config=checkpoint.config | {"config": inner}, tensors=tensors
+        checkpoint, config=checkpoint.config | {"config": smaller}, tensors=tensors
     )
 
 
-def _ends(checkpoint: Checkpoint) -> list[int]:
-    """Of the groups of a matryoshka, in latents."""
+def _described(model: Autoencoder) -> Checkpoint:
+    """As much of a model in memory as a checkpoint folder says of its model."""
+    config = {"model": catalog_name(model), "config": dataclasses.asdict(model.config)}
+    return Checkpoint(Path(type(model).__name__), config, model.state_dict())
+
+
+def _group_ends(checkpoint: Checkpoint) -> list[int]:
+    """Latents up to the end of each group of a matryoshka."""
     config: dict[str, Any] = checkpoint.config["config"]
-    variant = VARIANTS.get(config.get("sparsity")) if checkpoint.config["model"] == "sae" else None
+    sparsity = config.get("sparsity") if checkpoint.config["model"] == "sae" else None
+    variant = None if sparsity is None else VARIANTS.get(sparsity)
     if variant is None or not issubclass(variant.config_class, Nesting):
         kinds = [
             kind for kind, variant in VARIANTS.items() if issubclass(variant.config_class, Nesting)

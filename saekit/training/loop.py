@@ -16,12 +16,13 @@ import torch
 
 from saekit.errors import BackendError, NumericsError, opt
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.normalizer import Normalizer
 from saekit.rows import Rows
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
 from saekit.training.dead import RESAMPLED, DeadTracker, dead_rows, resampling_steps, revive_rows
-from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
+from saekit.training.inputs import BatchNormalizer, check_peaks, peaks, scale_from
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import (
     adam_tensors,
@@ -54,7 +55,7 @@ class Trainer:
         self,
         model: Autoencoder,
         store: Rows,
-        normalize: Normalizer,
+        normalize: BatchNormalizer,
         config: TrainConfig,
         total: int,
         out: Path | None,
@@ -81,7 +82,7 @@ class Trainer:
         self.average = None if config.ema is None else Average(config.ema)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         n = store.count("train", examples)
-        device = normalize.mean_D.device
+        device = normalize.inputs.mean_D.device
         self.dead = None
         if model.active_above is not None:
             self.dead = DeadTracker(
@@ -123,13 +124,14 @@ class Trainer:
         tensors = {
             f"model.{name}": value.detach() for name, value in self.model.state_dict().items()
         }
-        tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
-        tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
+        inputs, targets = self.normalize.inputs, self.normalize.targets
+        tensors |= {"mean": inputs.mean_D, "generator": self.generator.get_state()}
+        tensors["scale"] = torch.as_tensor(inputs.scale, dtype=torch.float64)
         if self.dead is not None:
             tensors["idle"] = self.dead.idle
-        if self.normalize.target is not None:
-            tensors["target_mean"] = self.normalize.target[0]
-            tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
+        if targets is not None:
+            tensors["target_mean"] = targets.mean_D
+            tensors["target_scale"] = torch.as_tensor(targets.scale, dtype=torch.float64)
         return tensors
 
     def restore(self) -> None:
@@ -167,15 +169,15 @@ class Trainer:
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         restore_adam(self.optimizer, self.names, tensors)
         self.generator.set_state(tensors["generator"])
-        device = self.normalize.mean_D.device
-        target = (
-            (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device))
-            if "target_mean" in tensors
-            else None
-        )
-        self.normalize = Normalizer(
-            tensors["mean"].to(device), scale_from(tensors["scale"], device), target
-        )
+        device = self.normalize.inputs.mean_D.device
+        units = {
+            prefix: Normalizer(
+                tensors[f"{prefix}mean"].to(device), scale_from(tensors[f"{prefix}scale"], device)
+            )
+            for prefix in ("", "target_")
+            if f"{prefix}mean" in tensors
+        }
+        self.normalize = BatchNormalizer(units[""], units.get("target_"))
         if self.average is not None:
             averaged = {n[8:]: t.to(device) for n, t in tensors.items() if n.startswith("average.")}
             self.average.restore(state["averaged"], averaged)

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from saekit.errors import DataError, MissingError, UsageError
-from saekit.evaluation.compare import METRICS
+from saekit.evaluation.compare import COMPARED
 from saekit.evaluation.table import evaluate
 from saekit.harvesting.run import harvest
 from saekit.report.comparison import compare
@@ -248,7 +248,7 @@ def test_examples_of_many_lengths_have_controls_on_rows(tmp_path):
 
 
 def test_metrics_are_named_alike_everywhere(comparison):
-    assert all(tuple(r.metrics) == METRICS for r in comparison.rows)
+    assert all(tuple(r.metrics) == COMPARED for r in comparison.rows)
     assert all(
         math.isfinite(v) for r in comparison.rows for v in r.metrics.values() if v is not None
     )
@@ -263,7 +263,7 @@ def test_the_number_of_judged_rows_can_be_capped(digits, runs):
 @pytest.mark.parametrize(
     ("wrong", "cause"),
     [
-        ({"checkpoints": []}, "no run"),
+        ({"runs": []}, "no run"),
         ({"split": "test"}, 'split="test"'),
         ({"rows": 0}, "rows=0"),
         ({"neighbours": 0}, "neighbours=0"),
@@ -271,7 +271,7 @@ def test_the_number_of_judged_rows_can_be_capped(digits, runs):
 )
 def test_wrong_usage_is_named(digits, runs, wrong, cause):
     with pytest.raises(UsageError, match=cause):
-        compare(**{"checkpoints": [runs["dense"]], "store": digits, **wrong})
+        compare(**{"runs": [runs["dense"]], "store": digits, **wrong})
 
 
 def test_runs_that_cannot_be_compared_are_named(digits, runs, tmp_path):

@@ -7,26 +7,30 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import scipy.stats
 import tiny
 import torch
 from command import saekit as saekit_cli
+from transformers import AutoModelForCausalLM
 
 import saekit
 import saekit.intervention.finetune as finetuning
-from saekit.errors import DataError, UsageError
+from saekit.embedded.silence import quiet_transformers
+from saekit.errors import DataError, MissingError, UsageError
 from saekit.harvesting.models import load_model
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import divergence, run_spliced
-from saekit.intervention.units import Units
 from saekit.models.catalog import restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import read_train_state
 from saekit.store.reader import open_store
 from saekit.training.fit import holdout_figures
+from saekit.training.inputs import store_normalizer
 
 F, D, K = 24, 16, 3
 CTX = 16  # of the store in conftest.py
@@ -102,21 +106,21 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
             weight.copy_(torch.randn(weight.shape) / 4)
         if raw.thresholded:
             raw.threshold.fill_(0.1)
-    units = Units.of(store, torch.device("cpu"))
+    normalizer = store_normalizer(store, torch.device("cpu"))
     x = next(store.batches(len(store))).x.float()
-    inside = units.of_training(x)
+    inside = normalizer.apply(x)
     assert (
         inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3)
         and inside.mean(0).abs().max() < 1e-3
     )
-    torch.testing.assert_close(units.raw(inside), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalizer.invert(inside), x, rtol=1e-5, atol=1e-5)
     options = dataclasses.asdict(raw.config)
-    trained = restore("sae", options, raw.unfolded(units.mean_D, units.scale))
+    trained = restore("sae", options, raw.unfolded(normalizer))
     with torch.no_grad():
         torch.testing.assert_close(
-            units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4
+            normalizer.invert(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4
         )
-    again = restore("sae", options, trained.folded(units.mean_D, units.scale))
+    again = restore("sae", options, trained.folded(normalizer))
     for name, tensor in raw.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -135,9 +139,9 @@ def test_a_step_keeps_decoder_rows_at_norm_one_and_moves_across_them():
 
 def test_the_spliced_pass_equals_one_with_the_reconstruction_written_into_the_residual_stream(made):
     store, live = open_store(made.store), load_model(made.model)
-    sae, units = saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0)
+    sae, normalizer = saekit.load(made.run), Normalizer(torch.zeros(tiny.WIDTH), 1.0)
     batch = next(Contexts(store, live, 4).holdout(4))
-    run = run_spliced(live, sae, units, batch, store)
+    run = run_spliced(live, sae, normalizer, batch, store)
     content = batch.rows_for_scope("content")
     decoder = live.module.model
     with torch.no_grad():
@@ -213,7 +217,7 @@ def test_the_divergence_on_held_out_documents_falls_and_the_checkpoint_is_an_ord
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
     (row,) = saekit.evaluate(tmp_path / "tuned", made.store)
     assert row.split == "holdout" and row.metrics["fvu"] == pytest.approx(
-        holdout_figures(sae, store).fvu
+        holdout_figures(sae, store)["fvu"]
     )
     # The same held-out rows, once from the store and once from the running model.
     assert row.metrics["fvu"] == pytest.approx(result.after["fvu"], rel=1e-3)
@@ -314,9 +318,9 @@ def test_other_codes_are_tuned_too(made, tmp_path, sparsity):
     result = saekit.finetune(tmp_path / "run", tmp_path / "tuned", rows=2000, lr=1e-3)
     assert result.after["kl"] < result.before["kl"]
     raw = holdout_figures(saekit.load(tmp_path / "tuned"), open_store(made.store))
-    assert raw.fvu == pytest.approx(result.after["fvu"], rel=1e-2) and raw.l0 == pytest.approx(
-        result.after["l0"], rel=1e-2
-    )
+    assert raw["fvu"] == pytest.approx(result.after["fvu"], rel=1e-2) and raw[
+        "l0"
+    ] == pytest.approx(result.after["l0"], rel=1e-2)
 
 
 def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
@@ -333,7 +337,7 @@ def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
     store, live = open_store(tmp_path / "s"), load_model(made.model)
     batch = next(Contexts(store, live, 4).holdout(4))
     run = run_spliced(
-        live, saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0), batch, store
+        live, saekit.load(made.run), Normalizer(torch.zeros(tiny.WIDTH), 1.0), batch, store
     )
     assert 0 < len(run.x_BD) < int(batch.rows_for_scope("content").sum())
     assert run.x_BD.norm(dim=1).max() <= store.manifest.norm_limit
@@ -487,3 +491,68 @@ def test_data_that_has_changed_since_is_refused(made, words, tmp_path):
     words(tmp_path / "w.txt", documents=20, seed=8)
     with pytest.raises(DataError, match=r"w.txt has changed since"):
         saekit.finetune(tmp_path / "run", tmp_path / "out")
+
+
+# --- objects
+# --------------------------------------------------------------------------------------------------
+
+
+def same_weights(a, b) -> bool:
+    a, b = (saekit.load(folder).state_dict() for folder in (a, b))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def live_model_of(made):
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(made.model).train()
+
+
+def test_a_live_model_is_tuned_against_as_one_from_a_folder_and_stays_as_it_was(made, tmp_path):
+    saekit.finetune(made.run, tmp_path / "by_path", rows=300)
+    model = live_model_of(made)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    result = saekit.finetune(Path(made.run), tmp_path / "live", rows=300, live=model)
+    assert same_weights(tmp_path / "by_path", tmp_path / "live") and result.rows >= 300
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(UsageError, match="the model is on cpu"):
+        saekit.finetune(made.run, tmp_path / "cuda", live=model, device="cuda:0")
+
+
+def test_texts_in_memory_are_tuned_on_as_their_file(made, tmp_path):
+    texts, model = Path(made.text).read_text().split("\n\n"), live_model_of(made)
+    tokenizer = tiny.tokenizer()
+    options = {"hook": "blocks.1", "ctx": CTX, "batch": 8, "dtype": "float32", "holdout": 0.2}
+    saekit.harvest(model, texts, tmp_path / "store", tokenizer=tokenizer, **options)
+    settings = {"latents": 64, "k": 4, "batch": 128, "rows": 12_800}
+    trained = saekit.train(tmp_path / "store", tmp_path / "run", **settings)
+    saekit.finetune(made.run, tmp_path / "by_path", rows=300)
+    given = {"rows": 300, "live": model}
+    saekit.finetune(trained, tmp_path / "objects", data=iter(texts), **given)
+    assert same_weights(tmp_path / "by_path", tmp_path / "objects")
+    # a resume is of the same texts
+    again = saekit.finetune(trained, tmp_path / "objects", data=texts, resume=True, **given)
+    assert again.rows >= 300
+    with pytest.raises(DataError, match="not what the store was harvested from"):
+        saekit.finetune(trained, tmp_path / "objects", data=texts[::-1], resume=True, **given)
+
+
+def test_what_is_missing_of_a_store_from_memory_is_named(made, tmp_path):
+    texts, model = Path(made.text).read_text().split("\n\n"), live_model_of(made)
+    options = {"hook": "blocks.1", "ctx": CTX, "batch": 8, "dtype": "float32", "holdout": 0.2}
+    saekit.harvest(model, texts, tmp_path / "store", tokenizer=tiny.tokenizer(), **options)
+    run = saekit.train(tmp_path / "store", tmp_path / "run", latents=32, k=4, batch=64, rows=640)
+    with pytest.raises(MissingError, match="60 texts in memory"):
+        saekit.finetune(run, tmp_path / "out", live=model)
+    with pytest.raises(DataError, match="not what the store was harvested from"):
+        saekit.finetune(run, tmp_path / "out", live=model, data=texts[1:])
+    with pytest.raises(UsageError, match="without a record of what it was trained on"):
+        saekit.finetune(run.model, tmp_path / "out")
+    other = ["the cat sat on a mat"] * 30
+    tuned = saekit.finetune(made.run, tmp_path / "tuned", data=other, rows=100)
+    assert tuned.rows >= 100
+    about = json.loads((tmp_path / "tuned" / "config.json").read_text())["finetuned"]
+    assert about["data"] == "30 texts in memory"
+    with pytest.raises(DataError, match="with other settings: data_content"):
+        other[0] = "home"
+        saekit.finetune(made.run, tmp_path / "tuned", data=other, rows=100, resume=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.errors import DataError
-from saekit.inspection.run import unembedding
+from saekit.inspection.output_head import unembedding
 from saekit.store.reader import Store
 
 

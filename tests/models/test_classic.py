@@ -16,6 +16,7 @@ from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.classic import ACTIVE_ABOVE, DEFAULT_COEF
 from saekit.models.noise import Noise, step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.types import Step
 
 B, D, F, E = 6, 5, 3, 4  # E: width of a target from another store
@@ -258,7 +259,9 @@ def test_a_folded_model_takes_and_gives_raw_units(name, options, other):
     tensors = {
         key: value.clone()
         for key, value in (
-            model.folded(mean, scale, target) if other else model.folded(mean, scale)
+            model.folded(Normalizer(mean, scale), Normalizer(*target))
+            if other
+            else model.folded(Normalizer(mean, scale))
         ).items()
     }
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -276,7 +279,7 @@ def test_folding_leaves_the_training_model_alone():
     model = trained_like("dense", {})
     x = torch.randn(3, D)
     before = model(x).x_hat
-    model.folded(torch.ones(D), 3.0)
+    model.folded(Normalizer(torch.ones(D), 3.0))
     assert torch.equal(model(x).x_hat, before) and model.input_scale == 1
 
 

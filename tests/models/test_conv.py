@@ -12,6 +12,7 @@ from torch import nn
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.conv import Conv, ConvConfig, doubling
+from saekit.models.normalizer import Normalizer
 from saekit.types import Step
 
 
@@ -128,7 +129,9 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     mean, scale = torch.linspace(4, 6, d_in, dtype=torch.float64), 0.25
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
     saved = restore(
-        "conv", config, {name: tensor.float() for name, tensor in model.folded(mean, scale).items()}
+        "conv",
+        config,
+        {name: tensor.float() for name, tensor in model.folded(Normalizer(mean, scale)).items()},
     )
     assert saved.config == model.config
     inside = model((raw - mean) * scale)

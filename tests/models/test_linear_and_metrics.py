@@ -8,9 +8,10 @@ from saekit_kernels import from_dense
 from sklearn.decomposition import PCA as SklearnPCA
 
 from saekit.errors import DataError, UsageError
-from saekit.models.catalog import CATALOG, build, check_options, options_of, restore
+from saekit.models.catalog import CATALOG, build, check_options, model_options, restore
 from saekit.models.linear import PCA, PCAConfig
-from saekit.models.metrics import RowSums
+from saekit.models.metrics import METRICS, ROW_METRICS, RowSums
+from saekit.models.normalizer import Normalizer
 
 
 def fitted(x, latents):
@@ -43,7 +44,7 @@ def test_folding_pca():
     mean, scale = raw.mean(0), 0.2
     inside = fitted((raw - mean) * scale, 4)
     outside = PCA(PCAConfig(16, 4)).double()
-    outside.load_state_dict(inside.folded(mean, scale))
+    outside.load_state_dict(inside.folded(Normalizer(mean, scale)))
     torch.testing.assert_close(
         outside(raw).x_hat, inside((raw - mean) * scale).x_hat / scale + mean
     )
@@ -64,23 +65,30 @@ def test_figures_by_hand():
         sums.add(x[i : i + 1], x_hat[i : i + 1], from_dense(z[i : i + 1]))
     f = sums.figures()
     # errors 1 + 1; variance around (2, 2): (1 + 4) + (1 + 4)
-    assert f.fvu == pytest.approx(2 / 10) and f.mse == pytest.approx(1.0)
-    assert f.cosine == pytest.approx((1 / 2**0.5 + (9 + 12) / (5 * 18**0.5)) / 2)
-    assert f.l0 == pytest.approx(1.5) and f.dead == pytest.approx(1 / 3)
+    assert f["fvu"] == pytest.approx(2 / 10) and f["mse"] == pytest.approx(1.0)
+    assert f["cosine"] == pytest.approx((1 / 2**0.5 + (9 + 12) / (5 * 18**0.5)) / 2)
+    assert f["l0"] == pytest.approx(1.5) and f["dead"] == pytest.approx(1 / 3)
     assert f.density.tolist() == [1.0, 0.5, 0.0] and f.rows == 2
 
 
 def test_a_sigmoid_code_is_active_above_one_half():
     sums = RowSums(active_above=0.5)
     sums.add(torch.eye(2), torch.eye(2), torch.tensor([[0.4, 0.6], [0.5, 0.9]]))
-    assert sums.figures().l0 == 1.0 and sums.figures().dead == 0.5
+    assert sums.figures()["l0"] == 1.0 and sums.figures()["dead"] == 0.5
 
 
 def test_dense_codes_have_no_sparsity_figures():
     sums = RowSums(active_above=None)
     sums.add(torch.eye(2), torch.eye(2), torch.ones(2, 2))
     f = sums.figures()
-    assert (f.l0, f.dead, f.density) == (None, None, None)
+    assert (f["l0"], f["dead"], f.density) == (None, None, None)
+
+
+def test_a_metric_is_printed_by_its_own_form_and_not_where_it_does_not_apply():
+    texts = {name: METRICS[name].text(0.0123456) for name in ("fvu", "mse", "l0", "dead")}
+    assert texts == {"fvu": "0.0123", "mse": "0.01235", "l0": "0.0", "dead": "1.2%"}
+    assert [METRICS["fvu"].text(value, "–") for value in (None, float("nan"))] == ["–", "–"]
+    assert all(metric.meaning and metric.of is not None for metric in ROW_METRICS)
 
 
 def test_figures_do_not_depend_on_the_batches():
@@ -98,7 +106,7 @@ def test_figures_do_not_depend_on_the_batches():
 def test_every_model_of_the_catalog_can_be_built_and_describes_its_options(name):
     model = build(name, 48, {}, shape=(4, 4, 3))
     assert model.d_in == 48 and model.strategy in ("gradient", "closed_form")
-    assert options_of(name) and CATALOG[name].line
+    assert model_options(name) and CATALOG[name].line
 
 
 def test_an_option_of_another_model_is_refused():

@@ -113,7 +113,7 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
         tracker.update(terms.fired, batch)
 
     trained = saekit.load(tmp_path / "run").state_dict()
-    for name, tensor in sae.folded(normalize.mean_D, normalize.scale).items():
+    for name, tensor in sae.folded(normalize.inputs).items():
         assert torch.equal(tensor, trained[name]), name
 
 

@@ -15,13 +15,14 @@ import saekit
 from saekit.models.catalog import build
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import Noise, step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.models.pretraining import SAMPLES, layer_stages, machine
 from saekit.models.rbm import RBM
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit
-from saekit.training.inputs import Normalizer
+from saekit.training.inputs import BatchNormalizer
 from saekit.training.loop import Trainer
 from saekit.types import Stage, Step
 
@@ -206,7 +207,13 @@ def trainer_of(model, total, batch=16, seed=0, **options):
     )
     sample = rows(64, seed=9).float()
     return Trainer(
-        model, source_of(sample), Normalizer(torch.zeros(D), 1.0), config, total, None, sample
+        model,
+        source_of(sample),
+        BatchNormalizer(Normalizer(torch.zeros(D), 1.0)),
+        config,
+        total,
+        None,
+        sample,
     ), sample
 
 
@@ -303,7 +310,13 @@ def test_greedy_pretraining_lowers_the_first_error_of_the_whole():
                 {"model": "dense", "batch": 32, "lr": 1e-2, "weight_decay": 0.0}
             )
             trainer = Trainer(
-                model, source_of(x), Normalizer(torch.zeros(D), 1.0), config, 600, None, x
+                model,
+                source_of(x),
+                BatchNormalizer(Normalizer(torch.zeros(D), 1.0)),
+                config,
+                600,
+                None,
+                x,
             )
             batches = trainer.store.batches(32, 0)
             for _ in range(300):

@@ -11,6 +11,7 @@ from torch import nn
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.recurrent import Recurrent, RecurrentConfig
 from saekit.types import Step
 
@@ -236,7 +237,7 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     saved = restore(
         "recurrent",
         config,
-        {name: tensor.float() for name, tensor in model.folded(mean, scale).items()},
+        {name: tensor.float() for name, tensor in model.folded(Normalizer(mean, scale)).items()},
     )
     assert saved.config == model.config and saved.steps == model.steps
     mask = torch.arange(6) < torch.tensor([[6], [2]]) if d_in == 3 else None

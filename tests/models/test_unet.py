@@ -9,6 +9,7 @@ from batches import batch_of, expect_gradients
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.unet import UNet, UNetConfig
 from saekit.types import Step
 
@@ -188,7 +189,10 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     saved = restore(
         "unet",
         config,
-        {name: tensor.float() for name, tensor in model.folded(mean, scale, target).items()},
+        {
+            name: tensor.float()
+            for name, tensor in model.folded(Normalizer(mean, scale), Normalizer(*target)).items()
+        },
     )
     assert saved.config == model.config and saved.latents == model.latents
     expected = model((raw - mean) * scale).x_hat / 2.0 + target[0]

@@ -237,7 +237,7 @@ def test_figures_are_exact_far_from_the_origin():
         for part in (mean + noise).split(700):
             sums.add(part, part + 0.1, torch.zeros(len(part), 1))
         variance = (noise - noise.mean(0)).square().sum().item()
-        assert sums.figures().fvu == pytest.approx(5000 * 8 * 0.01 / variance, rel=1e-6)
+        assert sums.figures()["fvu"] == pytest.approx(5000 * 8 * 0.01 / variance, rel=1e-6)
 
 
 def test_raw_values_of_a_large_scale_are_remarked_on(tmp_path):

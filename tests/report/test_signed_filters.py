@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import saekit
+from saekit.evaluation.models import open_runs
 from saekit.evaluation.passes import look, sample
-from saekit.evaluation.subjects import open_runs
 from saekit.report.pictures import _use
 from saekit.store.reader import open_store
 

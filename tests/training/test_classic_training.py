@@ -368,6 +368,6 @@ def test_figures_of_part_of_the_rows_are_those_of_the_first_ones(raw, tmp_path):
     figures = holdout_figures(model, raw, "train", rows=100)
     x = next(raw.batches(100, split="train")).x.double()
     error = (model(x.float()).x_hat.double() - x).square().sum()
-    assert figures.rows == 100 and figures.fvu == pytest.approx(
+    assert figures.rows == 100 and figures["fvu"] == pytest.approx(
         (error / (x - x.mean(0)).square().sum()).item(), rel=1e-6
     )

@@ -10,9 +10,10 @@ from made_stores import damage, make_spec, write_store
 
 import saekit
 from saekit.errors import NumericsError
+from saekit.models.normalizer import Normalizer
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.training.inputs import Normalizer, check_peaks, check_rows
+from saekit.training.inputs import check_peaks, check_rows
 
 
 def normalizer(*scales_and_widths):

@@ -223,7 +223,7 @@ def test_inputs_are_normalised_on_training_rows_only(store, mode, mean_square):
     else:
         torch.testing.assert_close(x, raw)
     expected = raw.mean(0) if mode == "center+scale" else torch.zeros(16).double()
-    torch.testing.assert_close(normalize.mean_D.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(normalize.inputs.mean_D.double(), expected, rtol=1e-5, atol=1e-6)
     assert sample.shape[1] == 16
 
 

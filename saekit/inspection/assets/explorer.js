@@ -74,18 +74,11 @@ async function copyLink() {
 
 // --- header, panels, theme ------------------------------------------------------------------------------------------
 
-const METRIC_NAMES = { fvu: "FVU", mse: "MSE", cosine: "cosine", l0: "L0", dead: "dead" };
-const SHARES = new Set(["dead", "dead_train"]);
-
-function metricText(name, value) {
-  return SHARES.has(name) ? percent(value, 3) : figure(value, 3);
-}
-
 function drawHeader() {
   const { metrics, title } = catalog.meta;
   byId("title").title = title;
-  byId("metrics").replaceChildren(...Object.keys(METRIC_NAMES).filter((name) => typeof metrics[name] === "number").map((name) =>
-    el("div", {}, el("dt", {}, METRIC_NAMES[name]), el("dd", {}, metricText(name, metrics[name])))));
+  byId("metrics").replaceChildren(...metrics.filter(({ name }) => name !== "dead_train").map(({ name, text, meaning }) =>
+    el("div", { title: meaning }, el("dt", {}, name), el("dd", {}, text))));
 }
 
 function drawAbout() {
@@ -93,7 +86,7 @@ function drawAbout() {
   const facts = [["Model", meta.model], ["Hook", meta.hook], ["Data", meta.dataset], ["Checkpoint", meta.checkpoint],
     ["Width", count(meta.d_in)], ["Latents", count(meta.latents)], ["Sparsity", meta.sparsity], ["Rows scanned", count(meta.rows)],
     ["With a page", count(catalog.records.length)],
-    ...Object.entries(meta.metrics).map(([name, value]) => [METRIC_NAMES[name] ?? name, metricText(name, value)])];
+    ...meta.metrics.map(({ name, text }) => [name, text])];
   byId("about-facts").replaceChildren(...facts.filter(([, value]) => value !== null).map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   byId("about-notes").replaceChildren(...meta.notes.map((note) => el("p", { class: "note" }, note)),

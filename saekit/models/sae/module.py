@@ -19,8 +19,7 @@ from saekit_kernels import (
     Workspace,
     Workspaces,
     crossover_l0,
-    decode,
-    next_arm,
+    next_path,
     preactivations,
 )
 from torch import nn
@@ -34,6 +33,7 @@ from saekit.models.base import (
     remove_parallel_,
     unit_rows_,
 )
+from saekit.models.codes import Code, decoded
 from saekit.models.noise import Noise, step_generator
 from saekit.models.sae.auxiliary import aux_terms
 from saekit.models.sae.config import SAEConfig
@@ -82,8 +82,6 @@ class SAE(Autoencoder):
     into biases."""
     thresholded: ClassVar[bool] = False
     """A trained model's code is pre where pre > threshold, saved with the weights."""
-    sparse_codes: ClassVar[bool] = False
-    """Whether `encode` gives SparseCodes; a dense tensor otherwise."""
     largest_of_rows: ClassVar[bool] = False
     """The code is the k largest values of a row, and can be cut to fewer without training."""
     constrained_decoder: ClassVar[bool] = False
@@ -163,29 +161,29 @@ class SAE(Autoencoder):
     # -- the map
     # ----------------------------------------------------------------------------------------------
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
+    def encode(self, x: torch.Tensor) -> Code:
         """The code of x (..., D), in any float dtype, computed in that of the weights: SparseCodes
         of all rows in one list where the class says `sparse_codes`, else a tensor; `to_dense()` of
         either is (..., F). Differentiable in x and the weights; which latents are active is
         constant. A row with NaN has a code with NaN. Several threads may encode at once. Raises
         DataError for another width, dtype or device."""
-        rows_BD, leading = as_rows(x, self.d_in, self.W_enc), x.shape[:-1]
-        code = self.code_of(rows_BD)
-        if not self.sparse_codes:
-            return code if x.ndim == 2 else code.view(*leading, self.latents)
-        if torch.is_grad_enabled() and (
-            rows_BD.requires_grad or self.W_enc.requires_grad or self.b_enc.requires_grad
-        ):
-            code = dataclasses.replace(
-                code, vals=preactivations(code, rows_BD, self.W_enc, self.b_enc)
-            )
-        return code if x.ndim == 2 else dataclasses.replace(code, leading=tuple(leading))
+        code = self.code_of(as_rows(x, self.d_in, self.W_enc))
+        return code.view(*x.shape[:-1], self.latents)
 
-    def code_of(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes:
+    def with_gradient(self, codes: SparseCodes, x_BD: torch.Tensor) -> SparseCodes:
+        """Codes that a kernel selected, with values that are differentiable where that is asked
+        for."""
+        wanted = any(tensor.requires_grad for tensor in (x_BD, self.W_enc, self.b_enc))
+        if not (wanted and torch.is_grad_enabled()):
+            return codes
+        vals = preactivations(codes, x_BD, self.W_enc, self.b_enc)
+        return dataclasses.replace(codes, vals=vals)
+
+    def code_of(self, x_BD: torch.Tensor) -> Code:
         """The code of rows: (B,F), or SparseCodes."""
         return self.thresholded_code(x_BD)
 
-    def first_code(self, x_BD: torch.Tensor) -> torch.Tensor | SparseCodes:
+    def first_code(self, x_BD: torch.Tensor) -> Code:
         """The code by which the encoder's first scale is chosen (start.py)."""
         return self.code_of(x_BD)
 
@@ -195,16 +193,10 @@ class SAE(Autoencoder):
         # NaN stays NaN
         return torch.where(pre <= self.threshold, 0.0, pre) if self.thresholded else pre.relu_()
 
-    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+    def decode(self, code: Code) -> torch.Tensor:
         """x_hat (..., D_out) of what `encode` gives, or of any code (..., F), without what a skip
         adds."""
-        if isinstance(code, SparseCodes):
-            x_hat = decode(code, self.decoder(), self.b_dec)
-            return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_out)
-        x_hat = torch.addmm(
-            self.b_dec, as_rows(code, self.latents, self.W_dec, "the code"), self.decoder()
-        )
-        return x_hat if code.ndim == 2 else x_hat.view(*code.shape[:-1], self.d_out)
+        return decoded(code, self.decoder(), self.b_dec)
 
     def decoder(self) -> torch.Tensor:
         """W_dec (F,D_out), differentiable in what is trained of it."""
@@ -227,7 +219,7 @@ class SAE(Autoencoder):
     @property
     def workspace(self) -> Workspace:
         """Buffers of the calling thread."""
-        return self.workspaces.own
+        return self.workspaces.current
 
     @property
     def transcodes(self) -> bool:
@@ -386,7 +378,7 @@ class SAE(Autoencoder):
     def observe(self, l0: float, step: Step) -> None:
         """Choose the arm, with hysteresis, and steer penalty and biases to the L0 that was asked
         for."""
-        self.arm = next_arm(self.arm, l0, crossover_l0(self.latents))
+        self.arm = next_path(self.arm, l0, crossover_l0(self.latents))
         self.steer(self.control.observe(l0, step.number, step.total))
 
     def steer(self, factor: float) -> None:

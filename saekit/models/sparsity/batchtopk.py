@@ -36,7 +36,6 @@ GUESS = 0.7
 class BatchTopKConfig(TopKConfig):
     sparsity: str = "batchtopk"
     k_anneal: float = 0.3
-    """Share of the run over which k falls."""
 
     starts = 4
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from saekit_kernels import sigmoid_reconstruction
@@ -32,6 +33,7 @@ from saekit.models.sae.losses import summed
 from saekit.models.sae.preactivations import DensePre, Pre, above
 from saekit.models.sparsity.jumprelu import Heaviside
 from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
@@ -39,9 +41,13 @@ from saekit.types import ActivationBatch, LossTerms, Step
 class KLConfig(PenaltyConfig):
     sparsity: str = "kl"
     decoder_norm: str = "free"
-    target_rate: float | None = None
-    """rho, the mean that every latent is pulled to; None: 0.01, with target_l0 target_l0 / latents
-    (which kl-means does not use)."""
+    target_rate: Annotated[
+        float | None,
+        Doc(
+            "Mean activation that every latent is pulled to (default 0.01; with a target L0, that"
+            " divided by the number of latents)."
+        ),
+    ] = None
     revive: str = "none"
 
     default_coef = 0.5
@@ -168,8 +174,10 @@ class KLMeans(Penalised):
 @dataclass(frozen=True)
 class KLRatesConfig(SparseKLConfig):
     sparsity: str = "kl-rates"
-    bandwidth: float = 0.5
-    """eps: width of the window through which firing rates learn."""
+    bandwidth: Annotated[
+        float,
+        Doc("Width of the window through which firing rates learn, in units of normalized input."),
+    ] = 0.5
 
 
 class KLRates(Penalised):

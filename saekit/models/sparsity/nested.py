@@ -10,6 +10,7 @@ the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 20
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -19,14 +20,17 @@ from saekit.models.sae.preactivations import Pre
 from saekit.models.sparsity.batchtopk import BatchTopKConfig, LargestOfBatch
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
+from saekit.options import Doc
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True)
 class Nesting:
-    groups: tuple[float, ...] = SHARES
-    """Nested parts of the dictionary, as shares of its latents, rising to 1."""
+    groups: Annotated[
+        tuple[float, ...],
+        Doc("Nested parts of the dictionary, as shares of its latents, rising to 1."),
+    ] = SHARES
 
     def resolved(self) -> SAEConfig:
         config = super().resolved()

@@ -10,6 +10,7 @@ s the cosines of slow codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as nnF
@@ -21,20 +22,17 @@ from saekit.models.sae.losses import own_error, summed
 from saekit.models.sae.preactivations import largest_of_rows
 from saekit.models.sparsity.nested import mean_error
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig, k_at
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
 @dataclass(frozen=True)
 class TemporalConfig(TopKConfig):
     sparsity: str = "temporal"
-    slow_share: float = 0.2
-    """The part of the latents that is to change slowly."""
-    contrast: float = 0.1
-    """Weight of InfoNCE, in units of the input's variance."""
-    temperature: float = 0.1
-    """tau."""
-    contrast_rows: int = 1024
-    """Pairs of a batch that take part."""
+    slow_share: Annotated[float, Doc("Share of the latents that should change slowly.")] = 0.2
+    contrast: Annotated[float, Doc("Weight of InfoNCE, in units of the input's variance.")] = 0.1
+    temperature: Annotated[float, Doc("Temperature of InfoNCE.")] = 0.1
+    contrast_rows: Annotated[int, Doc("Pairs per batch in InfoNCE.")] = 1024
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:

@@ -7,6 +7,7 @@ z = the k largest ReLU(pre) of a row. Dead latents predict the residual (dead.py
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
@@ -18,6 +19,7 @@ from saekit.models.sae.auxiliary import aux_terms, dead_predict
 from saekit.models.sae.fused import Adam, fused_sparse_step
 from saekit.models.sae.losses import summed
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_rows
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins at most here
@@ -25,13 +27,15 @@ START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins 
 
 @dataclass(frozen=True)
 class TopKConfig(SAEConfig):
-    k: int = 32
-    """Active latents a row (batchtopk: on average)."""
-    k_start: int = 0
-    """k at the first step, from where it falls linearly to k; 0: k itself, for batchtopk and
-    matryoshka 4 k where that is a small share of the latents."""
-    k_anneal: float = 0.1
-    """Share of the run over which it falls."""
+    k: Annotated[int, Doc("Active latents per row (batchtopk: on average).")] = 32
+    k_start: Annotated[
+        int | None,
+        Doc(
+            "k at the first step; it then falls linearly to k (default: k; batchtopk and"
+            " matryoshka 4 k, where that is a small share of the latents)."
+        ),
+    ] = None
+    k_anneal: Annotated[float, Doc("Share of the steps over which k falls from its start.")] = 0.1
 
     starts = 1  # times k
 
@@ -62,14 +66,14 @@ class LargestOfRows(SAE):
     """The code of topk, and the common course of a step."""
 
     config_class = TopKConfig
-    sparse_codes = True
     largest_of_rows = True
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
-        return encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        codes = encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        return self.with_gradient(codes, x_BD)
 
 
 class TopK(LargestOfRows):

@@ -430,7 +430,7 @@ def test_arguments_that_do_not_fit_are_refused():
         )
     with pytest.raises(ValueError, match="choose triton, torch"):
         feature_step(state, codes, codes.vals, x, g, SETTINGS, "cuda")
-    with pytest.raises(ValueError, match="first step is 1"):
+    with pytest.raises(ValueError, match="step counts from 1"):
         replace(SETTINGS, step=0)
 
 

@@ -1,0 +1,113 @@
+"""What inspect and features look at: a model and a store, known to fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saekit.errors import DataError, opt
+from saekit.inspection.scan import Scan, cached_scan, scan_store
+from saekit.models.autoencoder import Autoencoder
+from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.store.opening import RowsLike, open_stores
+from saekit.store.reader import Store
+from saekit.store.stack import StackedStore, check_stores, stores_of
+from saekit.training.checkpoints import (
+    ModelLike,
+    catalog_name,
+    check_rows,
+    for_inference,
+    load,
+    name_of,
+    path_or_model,
+)
+from saekit.types import Progress
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    name: str
+    """The path of the checkpoint; of a model in memory its class."""
+    model: Autoencoder
+    """Takes raw rows, in eval mode, on the CPU."""
+    checkpoint: Checkpoint | None
+    """None: a model in memory."""
+    store: Store | StackedStore
+
+    def scan(self, progress: Callable[[Progress], None]) -> Scan:
+        """One pass over the store, kept beside a checkpoint for the next time."""
+        if self.checkpoint is None:
+            return scan_store(self.model, self.store, progress)
+        return cached_scan(self.model, self.checkpoint.path, self.store, progress)
+
+    def recorded(self, *keys: str) -> Any:
+        """An entry of the checkpoint's config.json; None where there is none."""
+        entry: Any = {} if self.checkpoint is None else self.checkpoint.config
+        for key in keys:
+            entry = entry.get(key, {})
+        return entry or None
+
+    def even_directions(self) -> torch.Tensor:
+        """The decoder (F,D) of a crosscoder in the units of training, in which the rows of all
+        hooks have the same size: in raw units a late block, whose rows are ten times as long as an
+        early one's, would have ten times the decoder norm for that reason only."""
+        scales = self._scales()
+        if len(set(scales)) == 1:  # written once where all are equal
+            scales = scales[:1] * len(self.store.parts)
+        if len(scales) != len(self.store.parts):
+            raise DataError(
+                f"{self.name}: input_scale holds {len(scales)} values for"
+                f" {len(self.store.parts)} hooks"
+            )
+        return self.model.W_dec * torch.tensor(scales).repeat_interleave(
+            torch.tensor(self.store.parts)
+        )
+
+    def _scales(self) -> list[float]:
+        """Of each hook: as training recorded them, else by the statistics of the stores."""
+        if self.checkpoint is not None:
+            scales = self.checkpoint.config["input_scale"]
+            return list(scales) if isinstance(scales, (list, tuple)) else [scales]
+        return [
+            (store.spec.d_in / sum(std**2 for std in store.stats["std"])) ** 0.5
+            for store in stores_of(self.store)
+        ]
+
+
+def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
+    """Model and store, known to fit: the same width, hidden states of the same modality. Raises
+    UsageError (rows in memory), DataError, MissingError."""
+    source = path_or_model(checkpoint)
+    if isinstance(source, str):
+        described = read_checkpoint(source)
+        opened = open_stores(store)
+        _check_checkpoint(source, described, opened)
+    else:
+        described, opened = None, open_stores(store)
+        check_rows(source, opened)
+    model = for_inference(load(source))
+    if model.takes != "rows":
+        raise DataError(
+            f"{name_of(source)} is a {catalog_name(model)} model: its code is of whole examples,"
+            " and features are shown on rows",
+            f"saekit compare {name_of(source)} --store {opened.path}",
+        )
+    return InspectedModel(name_of(source), model, described, opened)
+
+
+def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedStore) -> None:
+    check_stores(path, checkpoint.config, store)
+    trained_on, spec = checkpoint.config["spec"], store.spec
+    if trained_on["d_in"] != spec.d_in:
+        raise DataError(
+            f"{path} takes {trained_on['d_in']} values per row ({trained_on['model']},"
+            f" {trained_on['hook']}), {store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
+            f"{opt('store')} with the store that it was trained on, or one of the same hook",
+        )
+    if trained_on["modality"] != spec.modality:
+        raise DataError(
+            f"{path} was trained on {trained_on['modality']}, {store.path} holds {spec.modality}"
+        )

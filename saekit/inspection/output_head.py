@@ -1,0 +1,86 @@
+"""The output tokens of the language model that a store came from: what the logit lens reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from saekit.errors import SaekitError
+from saekit.inspection.opening import InspectedModel
+from saekit.inspection.relate import off_the_residual_stream, output_tokens
+from saekit.inspection.show import token_texts
+from saekit.store.reader import Store
+from saekit.types import ActivationSpec, FeatureRecord
+
+LATENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output tokens of a language model: W_U (N,D), and the token id of each of its rows."""
+
+    W_U_ND: torch.Tensor
+    ids: list[int]
+
+
+def output_head(
+    inspected: InspectedModel, store: Store, live: nn.Module | None
+) -> tuple[Head | None, str]:
+    """As `unembedding`. A transcoder's directions are of its target, not of what it reads."""
+    target = inspected.recorded("training", "target_store")
+    if target is None and getattr(inspected.model.config, "d_out", 0):
+        return None, "a transcoder in memory does not say which hook it writes to"
+    try:
+        written = store.spec if target is None else Store(Path(target)).spec
+    except SaekitError as error:
+        return None, f"the target store cannot be read: {error}"
+    return unembedding(store, written, live)
+
+
+def unembedding(
+    store: Store, written: ActivationSpec | None = None, live: nn.Module | None = None
+) -> tuple[Head | None, str]:
+    """(the head of the language model that the store came from, '') or (None, why directions at
+    `written` have no output tokens). `live`: the model itself, where it was in memory."""
+    from saekit.harvesting.memory_models import load_model_of
+
+    spec = written or store.spec
+    if spec.is_raw or spec.model != store.spec.model:
+        return (
+            None,
+            f"the decoder writes to {spec.hook} of {spec.model}, not to the model of {store.path}",
+        )
+    try:
+        model = load_model_of(spec, given=live)
+    except SaekitError as error:
+        return None, str(error)
+    head = model.output_head
+    if head is None:
+        return None, f"{spec.model} has no output tokens"
+    if head.weight.shape[1] != spec.d_in:
+        return None, f"{spec.hook} is {spec.d_in} wide, the residual stream {head.weight.shape[1]}"
+    if why := off_the_residual_stream(model, spec.hook):
+        return None, why
+    # Heads are padded to round numbers: rows that are not a token of the vocabulary were never
+    # trained.
+    ids = [i for i in token_texts(store).ids() if 0 <= i < len(head.weight)]
+    return Head(head.weight.detach().float().cpu()[ids], ids), ""
+
+
+def with_logits(
+    records: Iterable[FeatureRecord], W_dec_FD: torch.Tensor, head: Head, store: Store
+) -> Iterator[FeatureRecord]:
+    """The same records, each with the output tokens that its decoder row raises and lowers most."""
+    texts = token_texts(store)
+    records = iter(records)
+    while chunk := list(islice(records, LATENTS_AT_ONCE)):
+        latents = torch.tensor([record.index for record in chunk])
+        tokens = output_tokens(W_dec_FD, latents, head.W_U_ND, lambda i: texts.alone(head.ids[i]))
+        for record, logits in zip(chunk, tokens):
+            record.logits = logits
+            yield record
