@@ -14,8 +14,12 @@ _._n_features_out
 _.preserves_dtype
 # wandb
 _._get_username
-# click
+# typer, click
 _.default_map
+_.list_commands
+_.format_commands
+_.format_options
+_.format_epilog
 # tokenizers, transformers
 _.pre_tokenizer
 _.post_processor

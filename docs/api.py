@@ -149,7 +149,7 @@ def member_section(owner: type, name: str) -> Iterator[str]:
         yield code(signature(getattr(owner, name), function, f"{owner.__name__}.{name}"))
     else:
         yield code(f"{owner.__name__}.{name}: {ast.unparse(function.returns or ast.Pass())}")
-    yield from described(getter or member, function)
+    yield from described(getter or getattr(owner, name), function)
 
 
 def source_link(owner: Any) -> str:

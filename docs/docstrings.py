@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from saekit.options import options_of
+from saekit.options import Option, options_of
 
 CODE_WIDTH, PROSE_WIDTH = 100, 120
 ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \([^)]*\))?: (?P<text>.*)")
@@ -27,6 +27,15 @@ def parsed(owner: Any) -> ast.FunctionDef | ast.ClassDef:
     tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(owner)))).body[0]
     assert isinstance(tree, ast.FunctionDef | ast.ClassDef)
     return tree
+
+
+def documented(owner: Any) -> dict[str, Option]:
+    """The options among its parameters or fields: those with a `Doc`."""
+    try:
+        return options_of(owner)
+    except NameError:  # of a type that only type checkers import: such functions have no options
+        assert "Doc(" not in ast.unparse(parsed(owner)), owner
+        return {}
 
 
 def code(text: str) -> str:
@@ -60,7 +69,7 @@ def signature(owner: Any, function: ast.FunctionDef, name: str) -> str:
 
 def _with_values(owner: Any, function: ast.FunctionDef) -> ast.arguments:
     """The parameters without Annotated, and with values for defaults that are names."""
-    arguments = _bare(function.args)
+    arguments, options = _bare(function.args), documented(owner)
     assert isinstance(arguments, ast.arguments)
     values = {name: p.default for name, p in inspect.signature(owner).parameters.items()}
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -69,6 +78,9 @@ def _with_values(owner: Any, function: ast.FunctionDef) -> ast.arguments:
         (arguments.kw_defaults, arguments.kwonlyargs),
     ):
         for number, (default, argument) in enumerate(zip(defaults, names)):
+            if isinstance(argument.annotation, ast.Name) and argument.arg in options:
+                hint = inspect.formatannotation(options[argument.arg].hint)
+                argument.annotation = ast.parse(hint, mode="eval").body
             value = values.get(argument.arg)
             if isinstance(default, ast.Attribute | ast.Name) and isinstance(
                 value, int | float | str
@@ -127,10 +139,8 @@ def described(owner: Any, function: ast.FunctionDef | None) -> Iterator[str]:
         names: text for part in parts if isinstance(part, dict) for names, text in part.items()
     }
     explained = {name for names in entries for name in names}
-    documented = options_of(owner) if function and "Annotated[" in ast.unparse(function) else {}
-    entries |= {
-        (name,): option.doc.text for name, option in documented.items() if name not in explained
-    }
+    options = documented(owner) if function else {}
+    entries |= {(name,): o.doc.text for name, o in options.items() if name not in explained}
     # In the place of the first list, or after the first paragraph
     place = next((n for n, part in enumerate(parts) if isinstance(part, dict)), min(len(parts), 1))
     shown = [part for part in parts if isinstance(part, str)]
@@ -188,7 +198,7 @@ def wrapped(item: str) -> str:
 def fields(cls: type, without: frozenset[str] = frozenset()) -> str:
     """One item for each public field of a dataclass: name, type, default and text."""
     tree, lines = parsed(cls), textwrap.dedent(inspect.getsource(cls)).splitlines()
-    documented = options_of(cls) if "Annotated[" in ast.unparse(tree) else {}
+    options = documented(cls)
     shown = {field.name: _default(field) for field in dataclasses.fields(cls) if field.init}
     items = []
     for node, following in zip(tree.body, [*tree.body[1:], None]):
@@ -197,7 +207,7 @@ def fields(cls: type, without: frozenset[str] = frozenset()) -> str:
         name = node.target.id
         if name in without or name.startswith("_") or name not in shown:
             continue
-        text = documented[name].doc.text if name in documented else _text(node, following, lines)
+        text = options[name].doc.text if name in options else _text(node, following, lines)
         hint = ast.unparse(_bare(node.annotation))
         items.append(wrapped(f"- `{name}: {hint}{shown[name]}`" + (f": {text}" if text else "")))
     return "\n".join(items) + "\n"

@@ -72,10 +72,16 @@ def test_every_public_name_is_in_the_reference():
 
 
 DEFAULT = 3
+Count = Annotated[int, Doc("Active latents.")]
 
 
 def sample(
-    x_BD, *, k: Annotated[int, Doc("Active latents.")] = DEFAULT, other: dict[str, int], **more
+    x_BD,
+    *,
+    k: Annotated[int, Doc("Active latents.")] = DEFAULT,
+    n: Count = 0,
+    other: dict[str, int],
+    **more,
 ):
     """One line that is
     wrapped.
@@ -106,11 +112,12 @@ class Sample:
 def test_a_docstring_becomes_markdown():
     function = docstrings.parsed(sample)
     shown = docstrings.signature(sample, function, "sample")
-    assert shown == "sample(x_BD, *, k: int = 3, other: dict[str, int], **more)"
+    assert shown == "sample(x_BD, *, k: int = 3, n: int = 0, other: dict[str, int], **more)"
     assert list(docstrings.described(sample, function)) == [
         "One line that is wrapped.\n",
         "- `x_BD`: rows: not columns, in any dtype.\n"
         "- `k`: Active latents.\n"
+        "- `n`: Active latents.\n"
         "- `other`: more rows.\n",
         "```python\nsample(1)\n  + 2\n```\n",
         "Raises nothing.\n",
