@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from saekit.models.sae import SAE
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.batchtopk import remember
 from saekit.models.sparsity.nested import PARTS_OF_K
@@ -46,7 +46,7 @@ def dense_variant(variant: type[SAE]) -> type[SAE]:
                 "reconstruction": (error, 1.0),
                 **aux_terms(self, x_BD, (parts[-1] - target_BD).detach(), step),
             }
-            return summed(weighted, z.detach().count_nonzero(0), {})
+            return loss_terms(weighted, z.detach().count_nonzero(0), {})
 
     return Dense
 

@@ -171,7 +171,7 @@ def _saekit_step(
     model: SAE, x: torch.Tensor, backend: str, plan: str = "auto"
 ) -> Callable[[], object]:
     twin = _copy(model)
-    twin.arm = "sparse"
+    twin.path = "sparse"
     optimizer = make_adam(twin, RATE)
     index = torch.arange(len(x), device=x.device)
     batch = ActivationBatch(x, index, index, index)

@@ -4,6 +4,7 @@ owner."""
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -86,6 +87,29 @@ def test_a_compiled_model_gives_the_same(name):
     sae, x = VARIANTS[name](d_in=D, latents=F).eval(), make_rows(20, D)
     compiled = torch.compile(sae, backend="eager")
     torch.testing.assert_close(compiled(x).x_hat, sae(x).x_hat)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "jumprelu",  # one graph
+        # Selecting k latents has shapes that depend on the data: a dozen graphs, 45 s to compile.
+        pytest.param("topk", marks=pytest.mark.slow),
+    ],
+)
+def test_inductor_gives_the_same_reconstruction_and_gradients(name):
+    sae, x = VARIANTS[name](d_in=D, latents=F).eval(), make_rows(20, D)
+    compiled = torch.compile(sae, backend="inductor")
+    results = []
+    for model in (sae, compiled):
+        sae.zero_grad()
+        rows = x.clone().requires_grad_(True)
+        x_hat = model(rows).x_hat
+        x_hat.square().sum().backward()
+        results.append((x_hat.detach(), rows.grad, sae.W_enc.grad, sae.W_dec.grad))
+    for by_inductor, eager in zip(*reversed(results)):
+        torch.testing.assert_close(by_inductor, eager)
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "jumprelu", "l1"])

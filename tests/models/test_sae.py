@@ -16,7 +16,7 @@ from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
-from saekit.models.sae.auxiliary import auxk_loss
+from saekit.models.sae.dead import auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16

@@ -90,19 +90,19 @@ class Archetypal(LargestOfRows):
         W = (SPEED * self.mixture[latents]).softmax(1) @ self.points
         return W if self.leave is None else W + self.leave[latents]
 
-    def revive(self, dead: torch.Tensor) -> None:
+    def reset_latents(self, latents: torch.Tensor) -> None:
         """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies
         most in that direction."""
         if self.is_folded:
             return
         nearest = (
-            self.W_dec[dead] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)
+            self.W_dec[latents] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)
         ).argmax(1)
-        self.mixture[dead] = 0.0
-        self.mixture[dead, nearest] = 2 * SHARPNESS / SPEED
+        self.mixture[latents] = 0.0
+        self.mixture[latents, nearest] = 2 * SHARPNESS / SPEED
         if self.leave is not None:
-            self.leave[dead] = 0.0
-        self.W_dec[dead] = self.decoder_rows(dead)
+            self.leave[latents] = 0.0
+        self.W_dec[latents] = self.decoder_rows(latents)
 
     def constrain(self) -> None:
         if self.is_folded:

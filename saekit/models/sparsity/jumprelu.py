@@ -114,9 +114,9 @@ class JumpReLU(TrainedGate):
             self.slow_theta.clamp_min_(0.0)
             self.threshold.copy_(self.theta())
 
-    def revive(self, dead: torch.Tensor) -> None:
-        self.slow_theta[dead] = 0.0
-        self.threshold[dead] = 0.0
+    def reset_latents(self, latents: torch.Tensor) -> None:
+        self.slow_theta[latents] = 0.0
+        self.threshold[latents] = 0.0
 
 
 def _window(pre: torch.Tensor, theta: torch.Tensor, eps: float) -> torch.Tensor:

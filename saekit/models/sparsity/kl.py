@@ -29,7 +29,7 @@ from saekit_kernels.dense import kl_of_means
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import DensePre, Pre, above
 from saekit.models.sparsity.jumprelu import Heaviside
 from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
@@ -108,13 +108,13 @@ class KL(SAE):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD):
+        if not self.is_autoencoder(x_BD, target_BD):
             terms = super().loss_of(x_BD, target_BD, step, batch)
             terms.fired = self.fired(x_BD.detach(), step)
             return terms
         coef, rate = self.coef(step), rate_of(self)
         made = sigmoid_reconstruction(x_BD, *self.weights, coef, rate, self.workspace, step.backend)
-        terms = summed(
+        terms = loss_terms(
             {"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)},
             made.fired_F,
             {},

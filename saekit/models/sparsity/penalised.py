@@ -22,9 +22,9 @@ from saekit_kernels.operations import OPERATIONS
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, above, encoder_metrics
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.topk import encoder_copy
@@ -116,15 +116,15 @@ class L1(Penalised):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD) or self.config.parts:
+        if not self.is_autoencoder(x_BD, target_BD) or self.config.parts:
             return super().loss_of(x_BD, target_BD, step, batch)
         coef, unit = self.coef(step) / self.unit, self.config.decoder_norm == "unit"
-        arm = self.arm if step.backend == "triton" else "auto"
+        path = self.path if step.backend == "triton" else "auto"
         made = relu_reconstruction(
-            x_BD, *self.weights, coef, unit, self.workspace, arm, step.encoder_plan, step.backend
+            x_BD, *self.weights, coef, unit, self.workspace, path, step.encoder_plan, step.backend
         )
         aux = aux_terms(self, x_BD, made.residual_BD, step)
-        terms = summed(
+        terms = loss_terms(
             {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux},
             made.fired_F,
             encoder_metrics(made),
@@ -134,7 +134,7 @@ class L1(Penalised):
         return terms
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
-        if self.arm == "dense" or self.config.parts or dead_predict(self, step):
+        if self.path == "dense" or self.config.parts or has_aux_term(self, step):
             return None
         encoded = OPERATIONS["triton"].encode_relu(
             x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None
@@ -205,11 +205,11 @@ class PAnneal(Penalised):
             self.annealed = (p, factor)
         return sizes if p == 1.0 else factor * sizes
 
-    def own_state(self) -> dict[str, float]:
+    def variant_state(self) -> dict[str, float]:
         power, factor = self.annealed
         return {"power": power, "factor": float(factor)}
 
-    def restore_own(self, state: dict[str, float]) -> None:
+    def restore_variant(self, state: dict[str, float]) -> None:
         self.annealed = (state.get("power", 1.0), state.get("factor", 1.0))
 
 

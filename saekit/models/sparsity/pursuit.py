@@ -17,8 +17,8 @@ from saekit_kernels import encode_topk
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import squared_error, summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms, squared_error
 from saekit.models.sparsity.topk import TopKConfig, k_at
 from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
@@ -99,7 +99,7 @@ class MatchingPursuit(SAE):
             [first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])],
             1,
         )
-        return summed(
+        return loss_terms(
             weighted,
             torch.bincount(first.flatten(), minlength=self.latents + 1)[: self.latents],
             {},

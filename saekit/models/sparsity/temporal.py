@@ -17,8 +17,8 @@ import torch.nn.functional as nnF
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAEConfig
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import own_error, summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms, with_squared_error
 from saekit.models.sae.preactivations import largest_of_rows
 from saekit.models.sparsity.nested import mean_error
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig, k_at
@@ -54,7 +54,7 @@ class Temporal(LargestOfRows):
         pre = largest_of_rows(self, x_BD, k_at(self, step), step)
         level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
         nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
-        x_hat, error = mean_error(nested, target_BD, self.past(x_BD))
+        x_hat, error = mean_error(nested, target_BD, self.skip(x_BD))
         weighted = {
             "reconstruction": (error, 1.0),
             **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
@@ -66,8 +66,10 @@ class Temporal(LargestOfRows):
                 info_nce(here, there, self.config.temperature),
                 self.config.contrast * self.d_out * self.unit**2,
             )
-        return summed(
-            weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat)
+        return loss_terms(
+            weighted,
+            pre.fired(pre.values.detach()),
+            with_squared_error(pre.metrics(), target_BD, x_hat),
         )
 
     def slow(self) -> int:

@@ -15,9 +15,9 @@ from saekit_kernels.operations import OPERATIONS
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_rows
 from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
@@ -85,15 +85,15 @@ class TopK(LargestOfRows):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD):
+        if not self.is_autoencoder(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
-        arm = "sparse" if step.backend == "triton" else "auto"
+        path = "sparse" if step.backend == "triton" else "auto"
         made = topk_reconstruction(
             x_BD,
             *self.weights,
             k_at(self, step),
             self.workspace,
-            arm,
+            path,
             step.encoder_plan,
             step.backend,
         )
@@ -101,10 +101,10 @@ class TopK(LargestOfRows):
             "reconstruction": (made.total, 1.0),
             **aux_terms(self, x_BD, made.residual_BD, step),
         }
-        return summed(weighted, made.fired_F, encoder_metrics(made))
+        return loss_terms(weighted, made.fired_F, encoder_metrics(made))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
-        if dead_predict(self, step):
+        if has_aux_term(self, step):
             return None
         encoded = OPERATIONS["triton"].encode_topk(
             x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto"
