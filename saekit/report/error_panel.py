@@ -14,7 +14,7 @@ import torch
 from saekit.evaluation.passes import SampleOutput, chosen_batches, errors_of, outputs_of
 from saekit.measures.anomaly import auroc, error_histogram, squared_errors
 from saekit.models.metrics import METRICS
-from saekit.report.charts import histogram
+from saekit.report.charts import histogram, in_order
 from saekit.report.page import Panel, cell, figure, grid, note, number, table
 from saekit.report.panels import counted
 from saekit.rows import Rows
@@ -130,17 +130,12 @@ def _shuffled_errors(output: SampleOutput, seed: int) -> torch.Tensor | None:
 
 
 def _classes(labels: Sequence[str | None]) -> tuple[list[str], int]:
-    """(labels of the sample, numbers in their order before words, at most MOST_CLASSES; how many
-    rarer ones are dropped)."""
+    """(labels of the sample, at most MOST_CLASSES; how many rarer ones are dropped)."""
     counts = Counter(label for label in labels if label is not None)
     if len(counts) < 2:
         return [], 0
-    kept = [name for name, _ in counts.most_common(MOST_CLASSES)]
-    words = sorted(name for name in kept if not name.isdecimal())
-    numbers = sorted(
-        (name for name in kept if name.isdecimal()), key=lambda name: (int(name), name)
-    )
-    return numbers + words, len(counts) - len(kept)
+    kept = in_order(name for name, _ in counts.most_common(MOST_CLASSES))
+    return kept, len(counts) - len(kept)
 
 
 def _class_means(output: SampleOutput, classes: Sequence[str]) -> dict[str, float]:
