@@ -1,2 +1,2 @@
-"""Runs and the controls beside them, judged on the rows of a store: data in, data out.
-saekit.report draws it."""
+"""Runs and their controls, evaluated on the same rows: data in, data out. saekit.report draws
+them."""

@@ -1,4 +1,4 @@
-"""Runs beside each other and beside the controls that they have to beat: the figures of the verb
+"""Runs next to each other and to the controls that they have to beat: the figures of the verb
 `compare`, as data.
 
 saekit.report.comparison writes the page.
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
-from saekit.evaluation.passes import codes_of, errors_of, knn_rows, labels_of, some
+from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_rows, labels_of
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
@@ -24,8 +27,8 @@ from saekit.training.checkpoints import ModelLike
 from saekit.training.fit import holdout_figures
 from saekit.types import Progress, Split
 
-ANOMALY_ROWS = 20_000  # of either side, unless `rows` says otherwise
-# of the controls of a group: the strongest of most data first
+ANOMALY_ROWS = 20_000  # of rows and of anomalies, unless `rows` says otherwise
+# controls of a group in the table: the strongest on most data first
 ORDER = ("pca", "kmeans", "sae topk", "ridge")
 COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
 
@@ -39,18 +42,18 @@ class Row:
     role: str
     """run | control"""
     control_of: tuple[str, ...]
-    """Names of the runs that a control stands beside."""
+    """Names of the runs that a control is compared with."""
     unit: str
-    """What one code stands for: row | example."""
+    """What one code encodes: row | example."""
     target: str | None
-    """The store whose rows were to be given; None: the input itself."""
+    """The store whose rows the model reconstructs; None: the input itself."""
     params: int
     latents: int
     code_size: int
-    """Numbers that the code keeps of a row or example: the latents of a dense code, the rounded l0
+    """Numbers that the code keeps per row or example: the latents of a dense code, the rounded l0
     (at least 1) of a sparse one."""
     rows: int
-    """Rows judged."""
+    """Rows evaluated."""
     metrics: dict[str, float | None]
     """COMPARED, by name (saekit.models.metrics). None where one does not apply."""
 
@@ -59,13 +62,13 @@ class Row:
 class Comparison:
     store: str
     split: str
-    """Which rows were judged: holdout | train | all. knn is on held-out rows always."""
+    """Which rows were evaluated: holdout | train | all. knn always uses held-out rows."""
     rows: list[Row]
-    """Runs of equal code size together, their controls behind them; `raw input`, which has no
-    model, last."""
+    """Runs of equal code size together, followed by their controls; last `raw input`, which has no
+    model."""
     k: int
     reference_rows: int
-    """Training rows among which neighbours were sought."""
+    """Training rows among which neighbors were searched."""
     seed: int
     notes: list[str]
     """What was capped, and which runs saw other data."""
@@ -75,7 +78,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is judged, on what: known to fit each other."""
+    """What is evaluated, and on which rows; both are known to fit."""
 
     runs: list[EvaluatedModel]
     store: Rows
@@ -88,10 +91,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison, and what its page shows besides."""
+    """A comparison, and what its page shows in addition."""
 
     comparison: Comparison
-    subjects: list[EvaluatedModel]
+    models: list[EvaluatedModel]
     """The models of its rows, in their order, without the raw input."""
     inputs: Inputs
 
@@ -106,18 +109,18 @@ def open_inputs(
     k: int,
     seed: int,
 ) -> Inputs:
-    """Arguments and errors as saekit.compare has them."""
+    """Arguments and errors are those of saekit.compare."""
     split = split or "holdout"
     check_choice("split", split, get_args(Split))
     for option, value in (("rows", rows), ("neighbours", k)):
         if value is not None and value < 1:
             raise UsageError(f"{opt(option, value)} must be at least 1")
-    opened = open_rows(store)
-    if opened.parts:
+    source = open_rows(store)
+    if source.parts:
         raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
-    models = open_runs(runs, opened, target_store)
-    strange = None if anomalies is None else open_anomalies(anomalies, opened)
-    return Inputs(models, opened, strange, split, rows, k, seed)
+    models = open_runs(runs, source, target_store)
+    anomalous = None if anomalies is None else open_anomalies(anomalies, source)
+    return Inputs(models, source, anomalous, split, rows, k, seed)
 
 
 def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None) -> Judged:
@@ -129,41 +132,44 @@ def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None)
     judging = _Judge(inputs, progress)
     sized = [Sized(run, judging.code_size(run)) for run in inputs.runs]
     controls, notes = controls_for(sized, inputs.store, inputs.seed, progress)
-    subjects = _grouped(sized, controls)
-    rows = judging.rows_of(subjects)
-    notes = _provenance(inputs.runs, inputs.store) + notes
-    path = str(inputs.store.path)
+    models = _grouped(sized, controls)
     comparison = Comparison(
-        path, inputs.split, rows, inputs.k, judging.reference, inputs.seed, notes, None
+        store=str(inputs.store.path),
+        split=inputs.split,
+        rows=judging.rows_of(models),
+        k=inputs.k,
+        reference_rows=judging.reference_rows,
+        seed=inputs.seed,
+        notes=_provenance(inputs.runs, inputs.store) + notes,
+        report=None,
     )
-    return Judged(comparison, subjects, inputs)
+    return Judged(comparison, models, inputs)
 
 
 def _provenance(runs: Sequence[EvaluatedModel], store: Rows) -> list[str]:
-    """What is known of runs that may have seen the rows judged here in training."""
+    """Which runs may have seen the evaluated rows in training."""
     others = [run.name for run in runs if run.config and run.config["content"] != store.content]
     unknown = [run.name for run in runs if run.config is None]
     notes = {
-        "Trained on another store, which may hold the rows judged here": others,
+        "Trained on another store, which may hold the rows evaluated here": others,
         "In memory, without a record of the rows of the training": unknown,
     }
     return [f"{text}: {', '.join(names)}." for text, names in notes.items() if names]
 
 
 def _grouped(sized: Sequence[Sized], controls: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
-    """Runs that keep as many numbers stand together, in the order given; a control behind the first
+    """Runs that keep equally many numbers together, in the order given; a control after the first
     group that it belongs to."""
     groups: dict[tuple, list[EvaluatedModel]] = {}
-    for each in sized:
-        target = each.run.target
-        groups.setdefault(
-            (each.run.examples, None if target is None else target.path, each.code_size), []
-        ).append(each.run)
+    for run, code_size in ((entry.run, entry.code_size) for entry in sized):
+        target = None if run.target is None else run.target.path
+        groups.setdefault((run.examples, target, code_size), []).append(run)
+    controls = sorted(controls, key=lambda control: ORDER.index(control.kind))
     ordered, placed = [], set()
     for group in groups.values():
         names = {run.name for run in group}
         ordered += group
-        for control in sorted(controls, key=lambda control: ORDER.index(control.kind)):
+        for control in controls:
             if names & set(control.control_of) and control.name not in placed:
                 placed.add(control.name)
                 ordered.append(control)
@@ -171,107 +177,113 @@ def _grouped(sized: Sequence[Sized], controls: Sequence[EvaluatedModel]) -> list
 
 
 class _Judge:
-    """The figures of every subject on the same rows."""
+    """The figures of every model on the same rows."""
 
     def __init__(self, inputs: Inputs, progress: Callable[[Progress], None]) -> None:
-        self.store, self.split, self.limit, self.progress = (
-            inputs.store,
-            inputs.split,
-            inputs.rows,
-            progress,
-        )
-        self.k, self.seed, self.anomalies = inputs.k, inputs.seed, inputs.anomalies
-        if self.store.count(self.split) == 0:
-            raise DataError(f"{self.store.path} has no {self.split} rows", opt("split", "all"))
-        self.reference = 0
+        self.inputs, self.store, self.progress = inputs, inputs.store, progress
+        if self.store.count(inputs.split) == 0:
+            raise DataError(f"{self.store.path} has no {inputs.split} rows", opt("split", "all"))
+        self.reference_rows = 0
         # by name, which open_runs and controls_for keep distinct
         self._figures: dict[str, Figures] = {}
         labeled = any(label is not None for label in labels_of(self.store, examples=True))
         self.labels = labels_of(self.store) if labeled else None
 
-    def figures(self, subject: EvaluatedModel) -> Figures:
-        if subject.name not in self._figures:
-            self._figures[subject.name] = holdout_figures(
-                subject.model, subject.source, self.split, self.limit
+    def figures(self, evaluated: EvaluatedModel) -> Figures:
+        if evaluated.name not in self._figures:
+            self._figures[evaluated.name] = holdout_figures(
+                evaluated.model, evaluated.source, self.inputs.split, self.inputs.rows
             )
-        return self._figures[subject.name]
+        return self._figures[evaluated.name]
 
-    def code_size(self, subject: EvaluatedModel) -> int:
-        l0 = self.figures(subject)["l0"]
-        return subject.model.latents if l0 is None else max(round(l0), 1)
+    def code_size(self, evaluated: EvaluatedModel) -> int:
+        l0 = self.figures(evaluated)["l0"]
+        return evaluated.model.latents if l0 is None else max(round(l0), 1)
 
-    def rows_of(self, subjects: Sequence[EvaluatedModel]) -> list[Row]:
-        self.reference = (
-            0 if self.labels is None else min(knn_rows(subjects), self.store.count("train"))
-        )
-        made = []
-        for done, subject in enumerate(subjects):
-            self.progress(Progress("compare", done, len(subjects), "models"))
-            made.append(self._row(subject))
-        self.progress(Progress("compare", len(subjects), len(subjects), "models"))
-        return made if self.labels is None else [*made, self._raw_input()]
+    def rows_of(self, models: Sequence[EvaluatedModel]) -> list[Row]:
+        if self.labels is not None:
+            self.reference_rows = min(knn_rows(models), self.store.count("train"))
+        rows = []
+        for done, evaluated in enumerate(models):
+            self.progress(Progress("compare", done, len(models), "models"))
+            rows.append(self._row(evaluated))
+        self.progress(Progress("compare", len(models), len(models), "models"))
+        return rows if self.labels is None else [*rows, self._raw_input()]
 
-    def _row(self, subject: EvaluatedModel) -> Row:
-        scalars = self.figures(subject).scalars()
-        scalars["knn"] = self._knn(subject.model, subject.examples)
-        scalars["auroc"] = self._auroc(subject)
-        metrics = {name: scalars.get(name) for name in COMPARED}
+    def _row(self, evaluated: EvaluatedModel) -> Row:
+        figures = self.figures(evaluated)
+        metrics = figures.scalars()
+        metrics["knn"] = self._knn(evaluated.model, evaluated.examples)
+        metrics["auroc"] = self._auroc(evaluated)
         return Row(
-            subject.checkpoint, subject.name, subject.kind, subject.role, subject.control_of,
-            subject.unit,
-            None if subject.target is None else str(subject.target.path), subject.parameters,
-            subject.model.latents,
-            self.code_size(subject), self.figures(subject).rows, metrics,
-        )  # fmt: skip
+            checkpoint=evaluated.checkpoint,
+            name=evaluated.name,
+            model=evaluated.kind,
+            role=evaluated.role,
+            control_of=evaluated.control_of,
+            unit=evaluated.unit,
+            target=None if evaluated.target is None else str(evaluated.target.path),
+            params=evaluated.parameters,
+            latents=evaluated.model.latents,
+            code_size=self.code_size(evaluated),
+            rows=figures.rows,
+            metrics={name: metrics.get(name) for name in COMPARED},
+        )
 
     def _raw_input(self) -> Row:
-        """The rows themselves as a code: what any model's knn is held against."""
-        metrics = dict.fromkeys(COMPARED) | {"knn": self._knn(Itself(), examples=False)}
+        """The rows themselves as a code: the baseline of every model's knn."""
         width = self.store.spec.d_in
         return Row(
-            None,
-            "raw input",
-            "none",
-            "control",
-            (),
-            "row",
-            None,
-            0,
-            width,
-            width,
-            self._judged(False),
-            metrics,
+            checkpoint=None,
+            name="raw input",
+            model="none",
+            role="control",
+            control_of=(),
+            unit="row",
+            target=None,
+            params=0,
+            latents=width,
+            code_size=width,
+            rows=self._knn_queries(False),
+            metrics=dict.fromkeys(COMPARED) | {"knn": self._knn(Itself(), examples=False)},
         )
 
-    def _auroc(self, subject: EvaluatedModel) -> float | None:
-        if self.anomalies is None or subject.target is not None:
+    def _auroc(self, evaluated: EvaluatedModel) -> float | None:
+        if self.inputs.anomalies is None or evaluated.target is not None:
             return None
-        sides = []
-        for source, split in ((subject.source, self.split), (self.anomalies, "all")):
-            count = self.limit or ANOMALY_ROWS
-            sides.append(
-                errors_of(subject.model, some(source, split, count, self.seed, subject.examples))
-            )
-        return auroc(*sides)
+        count = self.inputs.rows or ANOMALY_ROWS
 
-    def _knn(self, model, examples: bool) -> float | None:
-        if self.labels is None:
+        def errors(source: Rows, split: Split) -> torch.Tensor:
+            batches = chosen_batches(source, split, count, self.inputs.seed, evaluated.examples)
+            return errors_of(evaluated.model, batches)
+
+        return auroc(
+            errors(evaluated.source, self.inputs.split), errors(self.inputs.anomalies, "all")
+        )
+
+    def _knn(self, model: Autoencoder, examples: bool) -> float | None:
+        labels = self.labels
+        if labels is None:
             return None
-        sides = []
-        for split, count in (("train", self.reference), ("holdout", self._judged(examples))):
-            codes, rows = codes_of(model, some(self.store, split, count, self.seed, examples))
-            sides.append((codes, [self.labels[row] for row in rows.tolist()]))
-        return neighbours(*sides, self.k)
 
-    def _judged(self, examples: bool) -> int:
-        there = self.store.count("holdout", examples)
-        return min(there, self.limit or there, max(self.reference, 1))
+        def codes(split: Split, count: int):
+            batches = chosen_batches(self.store, split, count, self.inputs.seed, examples)
+            codes, rows = codes_of(model, batches)
+            return codes, [labels[row] for row in rows.tolist()]
+
+        reference = codes("train", self.reference_rows)
+        return neighbours(reference, codes("holdout", self._knn_queries(examples)), self.inputs.k)
+
+    def _knn_queries(self, examples: bool) -> int:
+        """How many held-out rows, or examples, vote for their label."""
+        available = self.store.count("holdout", examples)
+        return min(available, self.inputs.rows or available, max(self.reference_rows, 1))
 
 
-class Itself:
+class Itself(Autoencoder):
     """Rows as their own code."""
 
     active_above = None
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -1,16 +1,15 @@
-"""What a run has to beat: models of the same code size that took no search, fitted on the store's
-training rows.
+"""What a run has to beat: simple models of the same code size, fitted on the store's training rows.
 
-| control | what it keeps of a row | why |
+| control | what its code keeps of a row | why |
 |---|---|---|
 | pca | code-size numbers, linear | the best linear code of that size |
-| k-means | which of as many centroids as the run has latents | a code that only looks up |
+| k-means | the nearest of as many centroids as the run has latents | a code that only looks up |
 | untrained sae | code-size latents of a random dictionary | what sparsity gives without learning |
-| ridge | all of the input, linear map to the target | runs with a target store: the linear floor |
+| ridge | the whole input, linear map to the target | runs with a target store: the linear floor |
 
 Caps are part of a control's name or notes, never silent. A model of whole examples is compared with
-PCA and the others on whole examples, one flat row each, where all have the same size of at most
-FLAT_WIDTH values; otherwise on single rows, with as many numbers an example.
+PCA and the others on whole examples as flat rows, where all examples have the same size of at most
+FLAT_WIDTH values; otherwise on single rows, with the same number of values per example.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
+from torch import nn
 
 from saekit.evaluation.models import EvaluatedModel, WholeExamples
-from saekit.evaluation.passes import some
+from saekit.evaluation.passes import chosen_batches
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import build, restore
 from saekit.rows import Adapter, Rows
@@ -35,7 +35,7 @@ from saekit.training.fit import fit
 from saekit.training.inputs import estimate
 from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
 
-MOST_CENTROIDS, ROWS_A_CENTROID = 1024, 4
+MOST_CENTROIDS, ROWS_PER_CENTROID = 1024, 4
 # an untrained SAE is 32 times as wide as its input, if its decoder stays within 256 MB
 EXPANSION, SAE_NUMBERS = 32, 2**26
 FLAT_WIDTH = 4096  # PCA takes the covariance of the flat examples: 128 MB in fp64
@@ -46,14 +46,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sized:
-    """A run and the numbers that its code keeps of a row (or example)."""
+    """A run, and how many numbers its code keeps per row (or example)."""
 
     run: EvaluatedModel
     code_size: int
 
 
 class FlatExamples(Adapter):
-    """A store of equally large examples as rows: one flat row each."""
+    """A store of equally large examples, each as one flat row."""
 
     def __init__(self, store: Rows, width: int) -> None:
         super().__init__(store)
@@ -76,8 +76,8 @@ class FlatExamples(Adapter):
     ) -> Iterator[ActivationBatch]:
         return super().batches(batch_size, seed, start, split, examples=True)
 
-    def combine(self, batch: ActivationBatch) -> ActivationBatch:
-        return dataclasses.replace(batch, x=batch.x.flatten(1))
+    def combine(self, *batches: ActivationBatch) -> ActivationBatch:
+        return dataclasses.replace(batches[0], x=batches[0].x.flatten(1))
 
 
 class LinearMap(Autoencoder):
@@ -88,12 +88,11 @@ class LinearMap(Autoencoder):
 
     def __init__(self, W: np.ndarray, b: np.ndarray) -> None:
         super().__init__()
-        self.register_buffer("W", torch.from_numpy(W).float())
-        self.register_buffer("b", torch.from_numpy(b).float())
-        self.latents = self.W.shape[1]
+        self.W, self.b = (nn.Buffer(torch.from_numpy(array).float()) for array in (W, b))
+        self.latents = W.shape[1]
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return x_BD
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
     def forward(self, x: torch.Tensor) -> Output:
         return Output(x @ self.W.T + self.b, x)
@@ -106,21 +105,21 @@ def controls_for(
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[list[EvaluatedModel], list[str]]:
     """(controls, notes on what was capped), each distinct setting fitted once; `control_of` names
-    all runs that it stands beside."""
-    wanted, taken = _Wanted(store, seed), {sized.run.name for sized in runs}
+    all runs that it is compared with."""
+    planned, taken = _Planned(store, seed), {sized.run.name for sized in runs}
     for sized in runs:
-        wanted.add(sized)
-    found = []
-    for done, (key, (make, names)) in enumerate(wanted.makers.items()):
-        progress(Progress("controls", done, len(wanted.makers), "models"))
+        planned.add(sized)
+    controls = []
+    for done, (key, (make, names)) in enumerate(planned.makers.items()):
+        progress(Progress("controls", done, len(planned.makers), "models"))
         name = f"{key[0]} (control)" if key[0] in taken else key[0]
-        found.append(dataclasses.replace(make(), name=name, control_of=tuple(names)))
-    progress(Progress("controls", len(found), len(found), "models"))
-    return found, list(dict.fromkeys(wanted.notes))
+        controls.append(dataclasses.replace(make(), name=name, control_of=tuple(names)))
+    progress(Progress("controls", len(controls), len(controls), "models"))
+    return controls, list(dict.fromkeys(planned.notes))
 
 
-class _Wanted:
-    """The distinct settings: key -> (how to make it, names of the runs)."""
+class _Planned:
+    """The distinct settings: key -> (function that fits the control, names of the runs)."""
 
     def __init__(self, store: Rows, seed: int) -> None:
         self.store, self.seed = store, seed
@@ -131,11 +130,9 @@ class _Wanted:
     def add(self, sized: Sized) -> None:
         run = sized.run
         if run.target is not None:
-            key = (
-                f"ridge to {Path(run.target.path).name}" if self._several_targets(run) else "ridge",
-                run.target.path,
-            )
-            self._want(key, run, lambda: _ridge(run.source, self.seed))
+            path = run.target.path
+            name = f"ridge to {Path(path).name}" if self._several_targets(path) else "ridge"
+            self._plan((name, path), run, lambda: _ridge(run.source, self.seed))
             return
         source, whole, size = self._unit(sized)
         n, width = source.count("train"), source.spec.d_in
@@ -149,12 +146,12 @@ class _Wanted:
                 )
             self._fit(f"pca {components}{mark}", run, "pca", {"latents": components}, source, whole)
         if run.kind != "kmeans":
-            centroids = max(min(run.model.latents, MOST_CENTROIDS, n // ROWS_A_CENTROID), 1)
+            centroids = max(min(run.model.latents, MOST_CENTROIDS, n // ROWS_PER_CENTROID), 1)
             if centroids < run.model.latents:
                 self.notes.append(
                     f"k-means has {centroids:,} centroids, {run.name} {run.model.latents:,}"
                     f" latents: there are at most {MOST_CENTROIDS:,}, and at least"
-                    f" {ROWS_A_CENTROID} of the {n:,} training {run.unit if whole else 'row'}s to"
+                    f" {ROWS_PER_CENTROID} of the {n:,} training {run.unit if whole else 'row'}s to"
                     " each."
                 )
             self._fit(
@@ -167,12 +164,12 @@ class _Wanted:
             )
         options = self._dictionary(run, size, width)
         name = f"untrained sae {options['latents']}, k {options['k']}{mark}"
-        self._want((name,), run, lambda: self._untrained(options, source, whole))
+        self._plan((name,), run, lambda: self._untrained(options, source, whole))
 
-    def _several_targets(self, run: EvaluatedModel) -> bool:
-        return any(key[0].startswith("ridge") and key[1] != run.target.path for key in self.makers)
+    def _several_targets(self, path: str | Path) -> bool:
+        return any(key[0].startswith("ridge") and key[1] != path for key in self.makers)
 
-    def _want(self, key: tuple, run: EvaluatedModel, make: Callable[[], EvaluatedModel]) -> None:
+    def _plan(self, key: tuple, run: EvaluatedModel, make: Callable[[], EvaluatedModel]) -> None:
         self.makers.setdefault(key, (make, []))[1].append(run.name)
 
     def _fit(
@@ -184,10 +181,10 @@ class _Wanted:
         source: Rows,
         whole: bool,
     ) -> None:
-        self._want((name,), run, lambda: self._fitted(model, options, source, whole))
+        self._plan((name,), run, lambda: self._fitted(model, options, source, whole))
 
     def _unit(self, sized: Sized) -> tuple[Rows, bool, int]:
-        """(what to fit on, whether that is whole examples, numbers to keep of each)."""
+        """(rows to fit on, whether these are whole examples, numbers to keep per row)."""
         run, store = sized.run, self.store
         if not run.examples:
             return store, False, sized.code_size
@@ -206,7 +203,8 @@ class _Wanted:
         if self._width is None:
             sizes = set()
             for batch in self.store.batches(256, split="all", examples=True):
-                sizes |= {batch.x[0].numel(), 0 if batch.mask is not None else batch.x[0].numel()}
+                size = batch.x[0].numel()
+                sizes |= {size, size if batch.mask is None else 0}
                 if len(sizes) > 1 or max(sizes) > FLAT_WIDTH:
                     break
             self._width = sizes.pop() if len(sizes) == 1 and max(sizes) <= FLAT_WIDTH else 0
@@ -235,7 +233,7 @@ class _Wanted:
         fitted = fit(
             model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
         )
-        return self._subject(
+        return self._control(
             name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole
         )
 
@@ -246,20 +244,20 @@ class _Wanted:
         model = build("sae", source.spec.d_in, options)
         model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
         tensors = model.folded(normalize.inputs)
-        return self._subject(
+        return self._control(
             "sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole
         )
 
-    def _subject(self, kind: str, model: Autoencoder, whole: bool) -> EvaluatedModel:
+    def _control(self, kind: str, model: Autoencoder, whole: bool) -> EvaluatedModel:
         return EvaluatedModel(
             "", kind, "control", WholeExamples(model).eval() if whole else model, self.store
         )
 
 
 def _ridge(source: Rows, seed: int) -> EvaluatedModel:
-    """The penalty is chosen by leave-one-out error, from a millionth of the input's variance to ten
-    times it."""
-    batches = list(some(source, "train", RIDGE_ROWS, seed, examples=False))
+    """The penalty is chosen by leave-one-out error, between a millionth of the input's variance and
+    ten times that variance."""
+    batches = list(chosen_batches(source, "train", RIDGE_ROWS, seed, examples=False))
     x, y = (
         np.concatenate([t.double().numpy() for t in column])
         for column in ([b.x for b in batches], [b.target for b in batches])

@@ -1,8 +1,8 @@
-"""What evaluate and compare judge: a trained run or a control, with the rows that it is given.
+"""What evaluate and compare evaluate: a trained run or a control, and the rows that it reads.
 
-A run that was trained to give another store's rows (`target_store`) reads pairs. Models that take
-whole examples get them where the store has such a layout, so a code of theirs stands for an
-example, not for a row; `EvaluatedModel.unit` says which.
+A run that was trained to reconstruct another store's rows (`target_store`) reads pairs. Models that
+take whole examples get them where the store has such a layout, so that their code encodes an
+example rather than a row; `EvaluatedModel.unit` says which.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EvaluatedModel:
 
     @property
     def examples(self) -> bool:
-        """Whether a code stands for a whole example."""
+        """Whether a code encodes a whole example."""
         return by_example(self.model, self.source)
 
     @property
@@ -79,10 +79,10 @@ class EvaluatedModel:
 
 
 class WholeExamples(Autoencoder):
-    """A model of rows, given examples (B, ...) as one flat row each: what makes PCA comparable with
-    a model of whole examples."""
+    """A model of rows that gets examples (B, ...) as flat rows: what makes PCA comparable with a
+    model of whole examples."""
 
-    takes = "grid"  # anything but rows: it is fed examples, of whichever layout
+    takes = "grid"  # not "rows": it gets examples of any layout
 
     def __init__(self, of_rows: Autoencoder) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def open_runs(
 
 
 def open_anomalies(anomalies: RowsLike, rows: Rows) -> Rows:
-    """Rows that the runs can be given. Raises DataError where width or layout differ."""
+    """Rows that the runs can read. Raises DataError where width or layout differ."""
     other = open_rows(anomalies)
     for name in ("d_in", "layout", "shape"):
         wanted, actual = getattr(rows.spec, name), getattr(other.spec, name)
@@ -222,5 +222,5 @@ def _open_target(path: str, where: str) -> Store:
     except MissingError as error:
         raise MissingError(
             f"{path} was trained on a target: {error.cause}",
-            f"{opt('target_store')} with the folder where it lies now",
+            f"{opt('target_store')} with the folder where it is now",
         ) from None

@@ -1,44 +1,45 @@
-"""Passes of a model over chosen rows of a store: its outputs, its codes and its errors."""
+"""Passes of a model over chosen rows: its outputs, its codes and its errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
-from torch import nn
 
 from saekit.evaluation.models import EvaluatedModel
 from saekit.measures.anomaly import squared_errors
 from saekit.measures.arrays import Codes, as_numbers
+from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
 from saekit.store.reader import Store
 from saekit.training.fit import applied, first_rows
 from saekit.training.inputs import checked
-from saekit.types import ActivationBatch, Output, Split
+from saekit.types import ActivationBatch, Split
 
 KNN_ROWS = 20_000
-DENSE_NUMBERS = 2**27  # of dense codes held at once: 512 MB
-# of the rows that a report shows; 32 MB of input, and as much for each model's output
+DENSE_NUMBERS = 2**27  # of dense codes in memory at once: 512 MB
+# of the rows that a report shows: 32 MB of input, and as much for each model's output
 SAMPLE_ROWS, SAMPLE_NUMBERS = 2_000, 2**23
+PIECE = 256  # rows or examples per forward pass
 
 
-def some(
+def chosen_batches(
     source: Rows, split: Split, count: int, seed: int, examples: bool
 ) -> Iterator[ActivationBatch]:
-    """At most `count` rows or examples of one side: all in store order, or as many drawn by `seed`.
-    Raises NumericsError (NaN, inf)."""
+    """At most `count` rows or examples of one split: all in store order, or as many drawn by
+    `seed`. Raises NumericsError (NaN, inf)."""
     total = source.count(split, examples)
-    left = min(count, total)
-    size = min(256 if examples else 4096, left)
+    missing = min(count, total)
+    size = min(PIECE if examples else 4096, missing)
     order = None if count >= total else seed
     for batch in checked(source, source.batches(size, order, split=split, examples=examples)):
-        yield first_rows(batch, left)
-        left -= len(batch.x)
-        if left <= 0:
+        yield first_rows(batch, missing)
+        missing -= len(batch.x)
+        if missing <= 0:
             return
 
 
@@ -51,32 +52,27 @@ def labels_of(source: Rows, examples: bool = False) -> list[str | None]:
 
 
 @torch.no_grad()
-def codes_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> tuple[Codes, np.ndarray]:
+def codes_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> tuple[Codes, np.ndarray]:
     """(codes (N,F), their first store rows (N,)). Sparse where most entries are exact zeros by
     construction."""
-    parts, rows = [], []
+    codes, rows = [], []
     for batch in batches:
-        code = (
-            model.encode(batch.x.float())
-            if batch.mask is None
-            else model.encode(batch.x.float(), batch.mask)
-        )
-        parts.append(as_numbers(code, model.active_above))
+        inputs = (batch.x.float(),) if batch.mask is None else (batch.x.float(), batch.mask)
+        codes.append(as_numbers(model.encode(*inputs), model.active_above))
         rows.append(batch.rows.numpy())
-    joined = vstack(parts, "csr") if isinstance(parts[0], csr_matrix) else np.concatenate(parts)
-    return joined, np.concatenate(rows)
+    return _joined(codes), np.concatenate(rows)
 
 
-def knn_rows(subjects: Sequence[EvaluatedModel]) -> int:
-    """How many rows neighbours are sought among: the same number for all, so that accuracies
+def knn_rows(models: Sequence[EvaluatedModel]) -> int:
+    """Among how many rows neighbors are searched: the same number for all, so that accuracies
     compare."""
-    widest = max((s.model.latents for s in subjects if s.model.active_above != 0.0), default=1)
-    return max(min(KNN_ROWS, DENSE_NUMBERS // widest), 1)
+    dense = (evaluated.model.latents for evaluated in models if evaluated.model.active_above != 0.0)
+    return max(min(KNN_ROWS, DENSE_NUMBERS // max(dense, default=1)), 1)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows or examples of one side that a report shows, the same for every model of their
+    """Rows or examples of one split that a report shows, the same for every model of their
     source."""
 
     batch: ActivationBatch
@@ -87,8 +83,8 @@ class Sample:
         return self.batch.x.float()
 
     @property
-    def wanted(self) -> torch.Tensor:
-        """What a model is to give: x, or the target."""
+    def target(self) -> torch.Tensor:
+        """What a model is to reconstruct: x, or the rows of the target store."""
         return self.x if self.batch.target is None else self.batch.target.float()
 
 
@@ -101,59 +97,52 @@ def sample(
     count = max(min(SAMPLE_ROWS, SAMPLE_NUMBERS // math.prod(probe.x.shape[1:])), 1)
     total = source.count(split, examples)
     order = None if count >= total else seed
-    batch = first_rows(
-        next(
-            iter(
-                checked(
-                    source, source.batches(min(count, total), order, split=split, examples=examples)
-                )
-            )
-        ),
-        count,
-    )
+    batches = source.batches(min(count, total), order, split=split, examples=examples)
+    batch = first_rows(next(iter(checked(source, batches))), count)
     return Sample(batch, [labels[row] for row in batch.rows.tolist()])
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, batch: ActivationBatch) -> tuple[torch.Tensor, Codes]:
-    """(x_hat in the shape of what is wanted, codes (N,F)), in pieces of 256."""
+def outputs_of(model: Autoencoder, batch: ActivationBatch) -> tuple[torch.Tensor, Codes]:
+    """(x_hat in the shape of the target, codes (N,F)), PIECE rows at a time."""
     x_hats, codes = [], []
-    for at in range(0, len(batch.x), 256):
-        piece = {
-            name: None if value is None else value[at : at + 256]
-            for name, value in vars(batch).items()
+    for start in range(0, len(batch.x), PIECE):
+        columns = {
+            name: None if column is None else column[start : start + PIECE]
+            for name, column in vars(batch).items()
         }
-        output: Output = applied(model, ActivationBatch(**piece))
+        output = applied(model, ActivationBatch(**columns))
         x_hats.append(output.x_hat)
         codes.append(as_numbers(output.code, model.active_above))
-    return torch.cat(x_hats), vstack(codes, "csr") if isinstance(
-        codes[0], csr_matrix
-    ) else np.concatenate(codes)
+    return torch.cat(x_hats), _joined(codes)
 
 
-def errors_of(model: nn.Module, batches: Iterator[ActivationBatch]) -> torch.Tensor:
+def _joined(codes: list[Codes]) -> Codes:
+    return vstack(codes, "csr") if isinstance(codes[0], csr_matrix) else np.concatenate(codes)
+
+
+def errors_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> torch.Tensor:
     """(N,): the squared error of each row or example of a pass."""
-    return torch.cat(
-        [
-            squared_errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask)
-            for batch in batches
-        ]
-    )
+    errors = [
+        squared_errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask)
+        for batch in batches
+    ]
+    return torch.cat(errors)
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleOutput:
     """What a model makes of the sample."""
 
-    subject: EvaluatedModel
+    evaluated: EvaluatedModel
     sample: Sample
     x_hat: torch.Tensor
     codes: Codes
 
     @property
     def errors(self) -> torch.Tensor:
-        return squared_errors(self.sample.wanted, self.x_hat, self.sample.batch.mask)
+        return squared_errors(self.sample.target, self.x_hat, self.sample.batch.mask)
 
 
-def look(subject: EvaluatedModel, seen: Sample) -> Look:
-    return Look(subject, seen, *outputs_of(subject.model, seen.batch))
+def output_on(evaluated: EvaluatedModel, shown: Sample) -> SampleOutput:
+    return SampleOutput(evaluated, shown, *outputs_of(evaluated.model, shown.batch))

@@ -31,12 +31,11 @@ class Evaluation:
     split: str
     """Which rows: holdout | train | all."""
     metrics: dict[str, Any]
-    """fvu, mse, cosine, l0, dead on these rows; dead_train as training left it (null where it does
-    not apply). A crosscoder has `parts`
-    besides: {hook: fvu of that hook's values alone}, in the order of the stores (where a hook is
-    read twice, its model or folder is named too)."""
+    """Those of saekit.models.metrics on these rows; dead_train as training recorded it (null where
+    it does not apply). A crosscoder also has `parts`: {hook: fvu of only that hook's values}, in
+    the order of the stores (where a hook is read twice, with the name of its model or folder)."""
     k: int | None = None
-    """The k that was asked for; None: as the model was trained."""
+    """Active latents per row, where evaluate was called with k; None: as the model was trained."""
 
 
 def evaluate(
@@ -69,7 +68,7 @@ def evaluate(
         ),
     ] = None,
 ) -> list[Evaluation]:
-    """Judge checkpoints or models on the same rows, raw activations in.
+    """Evaluate checkpoints or models on the same rows of raw activations.
 
     >>> saekit.evaluate("runs/a", "acts/text")[0].metrics["fvu"]
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
@@ -80,16 +79,17 @@ def evaluate(
         store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
-            these rows, all rows for another and for a model, which does not say what it was trained
-            on.
-        rows: judge at most so many.
-        target_store: where the target of a model that gives another store's rows is read; None:
-            where it lay at training.
-        k: judge every model with codes of so many values, one Evaluation for each model and k
-            (saekit.load says which models can).
+            these rows, all rows for other checkpoints and for models in memory, which do not record
+            the rows of their training.
+        rows: evaluate at most so many.
+        target_store: the target of models that reconstruct another store's rows; None: where it was
+            during training.
+        k: evaluate every model with codes of so many values, one Evaluation for each model and k
+            (saekit.load says for which models).
 
     Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
-    (widths or shapes differ, more or fewer stores than a run reads, another order), MissingError.
+    (widths or shapes differ; other stores than a crosscoder was trained on, or in another order),
+    MissingError.
     """
     if split is not None:
         check_choice("split", split, get_args(Split))
@@ -120,22 +120,21 @@ def _evaluation(
 
 
 def _figures(run: EvaluatedModel, split: Split, rows: int | None) -> tuple[Figures, dict[str, Any]]:
-    """The figures, and of a crosscoder `parts`, summed while the same pass goes by: encoding is
-    what costs."""
+    """The figures, and `parts` of a crosscoder, summed during the same pass: encoding is the
+    expensive part."""
     if not isinstance(run.source, StackedStore):
         return holdout_figures(run.model, run.source, split, rows), {}
     widths = run.source.parts
     sums = {name: RowSums(None) for name in run.source.names}
 
     def add(_model, inputs, output) -> None:
-        for each, x_Bd, x_hat_Bd in zip(
-            sums.values(), inputs[0].split(widths, 1), output.x_hat.split(widths, 1)
-        ):
-            each.add(x_Bd, x_hat_Bd, None)
+        by_hook = zip(sums.values(), inputs[0].split(widths, 1), output.x_hat.split(widths, 1))
+        for of_hook, x_Bd, x_hat_Bd in by_hook:
+            of_hook.add(x_Bd, x_hat_Bd, output.code)
 
-    watching = run.model.register_forward_hook(add)
+    handle = run.model.register_forward_hook(add)
     try:
         figures = holdout_figures(run.model, run.source, split, rows)
     finally:
-        watching.remove()
-    return figures, {"parts": {name: each.figures()["fvu"] for name, each in sums.items()}}
+        handle.remove()
+    return figures, {"parts": {name: of_hook.figures()["fvu"] for name, of_hook in sums.items()}}

@@ -1,2 +1,2 @@
-"""Figures as pure functions of rows, codes, labels and errors: no store is read, no run is opened,
-nothing is drawn."""
+"""Measures as pure functions of rows, codes, labels and errors: they read no store, open no run and
+draw nothing."""

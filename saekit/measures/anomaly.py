@@ -1,9 +1,8 @@
-"""Is a row that the model reconstructs badly one it was not made for? Areas under the ROC curve of
-reconstruction errors.
+"""Does a model reconstruct anomalies badly? Areas under the ROC curve of reconstruction errors.
 
-A figure here says little without PCA's beside it: on 5,000 images of MNIST, 4,000 to fit and 1,000
-to test, the residual of PCA with 30 components reaches 0.951 in the mean over the ten classes taken
-as normal (worst 0.867, the 8).
+Such a value says little without that of PCA: on 5,000 images of MNIST, 4,000 to fit and 1,000 to
+test, the residual of PCA with 30 components reaches 0.951 on average over the ten classes taken as
+normal (worst 0.867, the 8).
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from saekit.errors import DataError
 from saekit.measures.arrays import Labels, Rows, classes, matrix
 
 Score = Callable[[torch.Tensor], Rows]
-"""(N, ...) rows -> (N,) scores, higher for stranger rows."""
+"""(N, ...) rows -> (N,) scores, higher for more anomalous rows."""
 
 
 @dataclass(frozen=True)
 class OneClass:
     by_class: dict[str | int, float]
-    """AUROC with that class as the normal one."""
+    """Class -> AUROC with that class as the normal one."""
 
     @property
     def mean(self) -> float:
@@ -38,21 +37,18 @@ class OneClass:
 
 
 def squared_errors(
-    wanted: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None
+    target: torch.Tensor, x_hat: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(N,): squared error of each row or example, summed over its values; padding does not
-    count."""
-    squares = (wanted - x_hat).double().square()
+    """(N,): squared error of each row or example, summed over its values, without padding."""
+    squares = (target - x_hat).double().square()
     return (squares if mask is None else squares * mask[..., None]).flatten(1).sum(1)
 
 
 def auroc(normal_errors: Rows, anomalous_errors: Rows) -> float:
-    """Probability that an anomalous row has the larger error than a normal one, ties counted half.
+    """Probability that an anomalous row has a larger error than a normal one; ties count half.
     Raises DataError, NumericsError."""
-    normal, anomalous = (
-        _errors(normal_errors, "normal errors"),
-        _errors(anomalous_errors, "anomalous errors"),
-    )
+    normal = _errors(normal_errors, "normal errors")
+    anomalous = _errors(anomalous_errors, "anomalous errors")
     truth = np.concatenate([np.zeros(len(normal)), np.ones(len(anomalous))])
     return float(roc_auc_score(truth, np.concatenate([normal, anomalous])))
 
@@ -64,7 +60,7 @@ def one_class(
     x_test: torch.Tensor,
     labels_test: Labels,
 ) -> OneClass:
-    """Each class in turn is normal: `fit` sees its training rows alone, and the test rows of all
+    """Each class in turn is normal: `fit` sees only its training rows, and the test rows of all
     other classes are anomalies.
 
     x and x_test are (N, ...) and (M, ...); fit(x of one class) gives the score function. Raises
@@ -99,8 +95,8 @@ def error_histogram(
     }
 
 
-def _errors(values: Rows, what: str) -> np.ndarray:
-    errors = matrix(values, what)
+def _errors(values: Rows, name: str) -> np.ndarray:
+    errors = matrix(values, name)
     if errors.shape[1] != 1:
-        raise DataError(f"{what}: {errors.shape[1]} values per row; expected one")
+        raise DataError(f"{name}: {errors.shape[1]} values per row; expected one")
     return errors[:, 0]

@@ -1,10 +1,10 @@
-"""An autoencoder's encoder as the start of a classifier: what learning without labels is worth
-where labels are few.
+"""An autoencoder's encoder as the start of a classifier: how much learning without labels helps
+where there are few labels.
 
-Three accuracies with the same labelled rows and the same head: the encoder as it is (a probe of its
-code), fine-tuned with the head, and a fresh encoder of the same shape trained on the labels alone.
-Tuning starts from a head fitted to the codes as they are, so that a random head does not spoil the
-encoder first (Kumar et al. 2022, arXiv 2202.10054).
+Three accuracies with the same labeled rows and the same head: the encoder as it is (a probe of its
+code), fine-tuned with the head, and a fresh encoder of the same shape trained only on the labels.
+Fine-tuning starts from a head that was fitted to the codes as they are, so that a random head does
+not spoil the encoder first (Kumar et al. 2022, arXiv 2202.10054).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from saekit.measures.arrays import Labels, classes
-from saekit.measures.codes import draw_labelled, few_labels
+from saekit.measures.codes import draw_labeled, few_labels
+from saekit.models.autoencoder import Autoencoder
 
 STEPS, LR, DECAY = 200, 1e-3, 1e-2  # full-batch AdamW: a few hundred rows
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Held-out accuracy with `per_class` labels a class, one entry a seed (draw of the labels, and
-    of the fresh weights)."""
+    """Held-out accuracy with `per_class` labels per class, one value per seed (of the draw of the
+    labels and of the fresh weights)."""
 
     per_class: int
     frozen: tuple[float, ...]
@@ -35,7 +36,7 @@ class Classifier:
 
 
 def as_classifier(
-    model: nn.Module,
+    model: Autoencoder,
     x_ND: torch.Tensor,
     labels: Labels,
     x_test_MD: torch.Tensor,
@@ -43,9 +44,10 @@ def as_classifier(
     per_class: int = 10,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> Classifier:
-    """`model` has a dense, differentiable code and takes raw rows; it is not changed. All rows of x
-    standardise the code; `per_class` of each class are used with their labels. Raises UsageError,
-    DataError (a class with too few rows)."""
+    """`model` has a dense, differentiable code and takes raw rows; it is not changed. The code is
+    standardized by all rows of x; `per_class` rows of each class are used with their labels. Raises
+    UsageError, DataError (a class with too few rows)."""
+    # the encoder as it is
     y = classes(labels, len(x_ND), "training rows")
     y_test = classes(test_labels, len(x_test_MD), "held-out rows")
     names = np.unique(y)
@@ -54,46 +56,55 @@ def as_classifier(
         probes = few_labels(
             model.encode(x_ND), y, model.encode(x_test_MD), y_test, (per_class,), seeds
         )
+
+    # fine-tuned, and from fresh weights
     tuned, scratch = [], []
     for seed in seeds:
-        drawn = torch.from_numpy(draw_labelled(y, per_class, seed))
+        drawn = torch.from_numpy(draw_labeled(y, per_class, seed))
         fresh = copy.deepcopy(model)
         fresh.initialise_from(x_ND[:1024], torch.Generator().manual_seed(seed))
-        for start, found in ((copy.deepcopy(model), tuned), (fresh, scratch)):
+        for start, accuracies in ((copy.deepcopy(model), tuned), (fresh, scratch)):
             network = _with_head(start, x_ND, drawn, target[drawn])
             _fit(network, x_ND[drawn], target[drawn])
             with torch.no_grad():
-                found.append(float((names[network(x_test_MD).argmax(1).numpy()] == y_test).mean()))
+                predicted = names[network(x_test_MD).argmax(1).numpy()]
+            accuracies.append(float((predicted == y_test).mean()))
     return Classifier(per_class, probes[0].accuracies, tuple(tuned), tuple(scratch))
 
 
 class _Coded(nn.Module):
-    """A model's code, standardised by constants."""
+    """A model's code, standardized by constants."""
 
-    def __init__(self, model: nn.Module, x_ND: torch.Tensor) -> None:
+    def __init__(self, model: Autoencoder, x_ND: torch.Tensor) -> None:
         super().__init__()
         self.model = model
         with torch.no_grad():
-            z = model.encode(x_ND)
-        self.register_buffer("mean", z.mean(0))
-        spread = z.std(0)
-        self.register_buffer("scale", torch.where(spread > 0, 1 / spread, 1.0))
+            z_NF = _dense_code(model, x_ND)
+        spread = z_NF.std(0)
+        self.mean = nn.Buffer(z_NF.mean(0))
+        self.scale = nn.Buffer(torch.where(spread > 0, 1 / spread, 1.0))
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
-        return (self.model.encode(x_ND) - self.mean) * self.scale
+        return (_dense_code(self.model, x_ND) - self.mean) * self.scale
+
+
+def _dense_code(model: Autoencoder, x_ND: torch.Tensor) -> torch.Tensor:
+    code = model.encode(x_ND)
+    assert isinstance(code, torch.Tensor), "a dense code"
+    return code
 
 
 def _with_head(
-    model: nn.Module, x_ND: torch.Tensor, drawn: torch.Tensor, target_N: torch.Tensor
+    model: Autoencoder, x_ND: torch.Tensor, drawn: torch.Tensor, target_N: torch.Tensor
 ) -> nn.Module:
-    """The model with a logistic regression of its codes on top, one output a class."""
+    """The model with a logistic regression of its codes on top, one output per class."""
     coded = _Coded(model, x_ND)
     with torch.no_grad():
         probe = LogisticRegression(max_iter=1000).fit(coded(x_ND[drawn]).numpy(), target_N.numpy())
     weight, bias = torch.from_numpy(probe.coef_).float(), torch.from_numpy(probe.intercept_).float()
     if len(probe.classes_) == 2:  # one row for two classes: the odds of the second
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
-    head = nn.Linear(*reversed(weight.shape))
+    head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

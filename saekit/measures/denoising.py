@@ -1,10 +1,9 @@
-"""What denoising teaches: PSNR, and the score of the data's density that the best denoiser carries
-within it.
+"""Measures of denoising: PSNR, and the score of the data's density that a denoiser estimates.
 
 For x = clean + sigma * noise the posterior mean of clean is x + sigma^2 * grad log p_sigma(x),
 p_sigma being the density of x (Tweedie; Vincent 2011, Alain and Bengio 2014, arXiv 1211.4246). So a
-trained denoiser's pull, (g(f(x)) - x) / sigma^2, estimates that gradient. A mixture of Gaussians
-has both sides in closed form, which makes it the test bench. Shapes: B rows, D width, M components.
+trained denoiser's step, (g(f(x)) - x) / sigma^2, estimates that gradient. A mixture of Gaussians
+has both sides in closed form, which makes it the test case. Shapes: B rows, D width, M components.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class GaussianMixture:
         return self.std**2 + sigma**2
 
     def _square_distance(self, x_BD: torch.Tensor) -> torch.Tensor:
-        # not cdist: for many rows it expands the square, which cancels where x is near a mean
+        # not cdist: for many rows it expands the square, which cancels where x is close to a mean
         return (x_BD[:, None] - self.means_MD).square().sum(2)
 
     def _responsibility(self, x_BD: torch.Tensor, sigma: float) -> torch.Tensor:

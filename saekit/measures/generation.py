@@ -1,5 +1,5 @@
-"""What a decoder makes of codes that no row gave: draws from the prior, paths between codes, one
-latent turned at a time."""
+"""What a decoder makes of codes that do not come from rows: draws from the prior, paths between
+codes, one latent varied at a time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def samples(
     generator: torch.Generator,
     device: str | torch.device | None = None,
 ) -> torch.Tensor:
-    """(count, ...): decoded draws from the prior N(0, I). Drawn where the generator is, so that the
-    device does not change them."""
+    """(count, ...): decoded draws from the prior N(0, I). They are drawn on the generator's device,
+    so that the model's device does not change them."""
     z_BF = torch.randn(count, latents, generator=generator, device=generator.device)
     return decode(z_BF if device is None else z_BF.to(device))
 
@@ -48,12 +48,12 @@ def traverse(
 
 
 def active_units(means_BF: torch.Tensor, threshold: float = 0.01) -> torch.Tensor:
-    """Indices of the latents that the encoder uses, most varied first; their number is the figure
-    to report.
+    """Indices of the latents that the encoder uses, most varied first; their number is what papers
+    report.
 
     Active: the variance over the data (population, divided by B) of the latent's posterior mean is
     above the threshold (Burda, Grosse and Salakhutdinov 2015, arXiv 1509.00519, section 5). An
-    unused latent keeps the prior's mean for every row.
+    unused latent has the prior's mean for every row.
     """
     variance_F = means_BF.double().var(0, correction=0)
     order = variance_F.argsort(descending=True, stable=True)

@@ -1,5 +1,5 @@
-"""Runs that differ by the seed alone, taken together: means and spread of their figures, and which
-settings no other one beats."""
+"""Runs that differ only by the seed, as groups: means and spread of their metrics, and the settings
+that no other setting beats."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MemberResult:
     path: str
     settings: dict[str, Any]
     metrics: dict[str, float | None] | None
-    """As `train` gives them; None: the run failed."""
+    """Those of `train`; None: the run failed."""
     error: str | None = None
 
 
@@ -40,12 +40,12 @@ class Group:
     sparsity: str
     seeds: int
     fvu: float
-    """Means over the seeds."""
+    """fvu, l0, dead and dead_train are means over the seeds."""
     l0: float | None
     dead: float | None
     dead_train: float | None
     fvu_spread: float | None
-    """Standard deviations over the seeds; None for one."""
+    """Standard deviations over the seeds, also l0_spread; None for one seed."""
     l0_spread: float | None
     best: bool
     """No other setting is as good in fvu and l0 and better in one of them."""
@@ -59,7 +59,7 @@ class Group:
 
 
 def groups_of(results: Sequence[MemberResult]) -> list[Group]:
-    """Members that came to an end, by group, in the order of the grid."""
+    """Finished members, by group, in the order of the grid."""
     names = list(dict.fromkeys(result.group for result in results))
     groups = [
         _group(name, [result for result in results if result.group == name]) for name in names

@@ -12,10 +12,10 @@ from saekit.errors import DataError
 @dataclass(frozen=True)
 class IoU:
     pooled: float
-    """Pixels in both masks over pixels in either, counted over all images: large objects weigh
+    """Pixels in both masks over pixels in either, counted over all images: large objects count
     more."""
     mean: float
-    """The same ratio within each image, averaged: every image weighs alike."""
+    """The mean of the same ratio of each image: every image counts the same."""
     images: int
 
 
@@ -23,8 +23,8 @@ def iou(prediction: torch.Tensor, mask: torch.Tensor, threshold: float = 0.5) ->
     """Intersection over union of the pixels above `threshold` in the prediction and in the mask,
     both (N, ...).
 
-    An image with neither predicted nor true pixels is a full match: 1. Raises DataError when the
-    shapes differ or there is no image.
+    An image with neither predicted nor true pixels counts as a full match, 1. Raises DataError when
+    the shapes differ or there is no image.
     """
     if prediction.shape != mask.shape or len(mask) == 0:
         raise DataError(

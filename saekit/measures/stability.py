@@ -1,10 +1,10 @@
-"""Do two runs find the same dictionary? Their atoms are paired one to one so that the cosines sum
-to the most, and the mean is taken.
+"""Do two runs find the same dictionary? The mean cosine of their atoms, matched one to one so that
+the cosines have the largest sum.
 
-Fel et al. 2025 (Archetypal SAE, arXiv 2502.12892) judge dictionaries of several seeds so. The mean
-says little alone: runs that begin alike end alike (Brzozowski and Chung 2026, arXiv 2606.02061),
-and rows that are not centred have large cosines with each other. Compare it with that of the
-dictionaries before training; benchmarks/bench_stability.py does.
+Fel et al. 2025 (Archetypal SAE, arXiv 2502.12892) compare dictionaries of several seeds this way.
+The mean says little by itself: runs with similar starts have similar results (Brzozowski and Chung
+2026, arXiv 2606.02061), and rows that are not centered have large cosines with each other. Compare
+it with that of the dictionaries before training, as benchmarks/bench_stability.py does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def stability(W_FD: Rows, V_FD: Rows) -> float:
     """
     if len(W_FD) != len(V_FD):
         raise DataError(
-            f"dictionaries of {len(W_FD):,} and {len(V_FD):,} atoms have no common stability",
+            f"dictionaries of {len(W_FD):,} and {len(V_FD):,} atoms cannot be compared",
             "matched() pairs the smaller one",
         )
     return float(matched(W_FD, V_FD)[1].mean())
@@ -43,7 +43,7 @@ def matched(W_FD: Rows, V_GD: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """
     W, V = _unit_rows(W_FD, "first dictionary"), _unit_rows(V_GD, "second dictionary")
     if W.shape[1] != V.shape[1]:
-        raise DataError(f"atoms of {W.shape[1]} and of {V.shape[1]} values have no cosines")
+        raise DataError(f"atoms of {W.shape[1]} and of {V.shape[1]} values cannot be compared")
     cosines_FG = W @ V.T
     rows, columns = linear_sum_assignment(cosines_FG, maximize=True)
     return torch.from_numpy(np.stack([rows, columns], 1).astype(np.int64)), torch.from_numpy(
@@ -51,7 +51,7 @@ def matched(W_FD: Rows, V_GD: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def _unit_rows(W: Rows, what: str) -> np.ndarray:
-    W = matrix(W, what).astype(np.float64)
+def _unit_rows(W: Rows, name: str) -> np.ndarray:
+    W = matrix(W, name).astype(np.float64)
     norms = np.linalg.norm(W, axis=1, keepdims=True)
     return W / np.where(norms > 0, norms, 1.0)

@@ -1,10 +1,9 @@
 """The frame of a chart as SVG text: title, two axes with round ticks, a legend, and the map from
 data to pixels.
 
-Only presentation attributes, no <style> and no ids, so that many charts can stand in one page under
-any content policy. Ink is currentColor; a colour is a CSS variable with a default that has a
-contrast above 3 to 1 on white and near black alike. A page may set --series-0 ... --series-9 and
---paper.
+Only presentation attributes, no <style> and no ids, so that one page can hold many charts under any
+content policy. Ink is currentColor; a color is a CSS variable with a default that has a contrast
+above 3 to 1 on both white and near black. A page may set --series-0 ... --series-9 and --paper.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import numpy as np
 
 from saekit.errors import DataError
 
-# Searched for the largest least distance in OKLab (0.17) among the colours of that contrast; the
+# By a search for the largest minimum distance in OKLab (0.17) among colors of that contrast; the
 # first ones suit a few series.
-COLOURS = (
+COLORS = (
     "#4878f8",
     "#b83800",
     "#00a830",
@@ -51,10 +50,10 @@ class Frame:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     legend: Sequence[tuple[str, str]] = ()
-    """(name, colour) of every series; none: no legend."""
+    """(name, color) of every series; empty: no legend."""
     log_x: bool = False
     equal: bool = False
-    """One unit is as long on both axes: what directions need."""
+    """One unit is equally long on both axes, as directions need."""
     width: int = 640
     height: int = 400
     marks: list[str] = field(default_factory=list)
@@ -69,10 +68,10 @@ class Frame:
         self.right = self.width - (36 + round(LETTER * longest) if self.legend else 16)
         self.bottom = self.height - BOTTOM
         if self.equal:
-            self._equalise()
+            self._equalize()
         self.x_ticks = log_ticks(*self.x_range) if self.log_x else linear_ticks(*self.x_range)
 
-    def _equalise(self) -> None:
+    def _equalize(self) -> None:
         (x0, x1), (y0, y1) = self.x_range, self.y_range
         unit = min((self.right - self.left) / (x1 - x0), (self.bottom - TOP) / (y1 - y0))
         self.right, self.bottom = round(self.left + unit * (x1 - x0)), round(TOP + unit * (y1 - y0))
@@ -92,8 +91,7 @@ class Frame:
         self.marks.append(mark)
 
     def svg(self, description: str) -> str:
-        """The whole picture; `description` follows the title in the label that screen readers
-        speak."""
+        """The whole picture; `description` follows the title in the label for screen readers."""
         parts = [
             (
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"'
@@ -131,7 +129,7 @@ class Frame:
                 )
             )
         out.append(line(self.left, self.bottom, self.right, self.bottom, 0.5))
-        # lying, above its axis: read without turning the head
+        # horizontal, above its axis, so that it reads without turning the head
         out.append(text(16, TOP - 16, self.y_label, soft))
         out.append(
             text(
@@ -145,11 +143,11 @@ class Frame:
 
     def _legend(self) -> list[str]:
         out = []
-        for i, (name, colour) in enumerate(self.legend):
+        for i, (name, color) in enumerate(self.legend):
             y = TOP + 8 + 19 * i
             out.append(
                 f'<rect x="{self.right + 14}" y="{y - 5}" width="10" height="10" rx="2"'
-                f' fill="{colour}"/>'
+                f' fill="{color}"/>'
             )
             out.append(text(self.right + 30, y + 4, shortened(name)))
         return out
@@ -168,9 +166,9 @@ def line(x0: float, y0: float, x1: float, y1: float, opacity: float) -> str:
     )
 
 
-def colour(series: int) -> str:
-    assert 0 <= series < len(COLOURS)
-    return f"var(--series-{series}, {COLOURS[series]})"
+def color(series: int) -> str:
+    assert 0 <= series < len(COLORS)
+    return f"var(--series-{series}, {COLORS[series]})"
 
 
 def shortened(name: str) -> str:
@@ -201,16 +199,16 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten in the range; the powers alone where the range spans more
-    than three."""
+    """1, 2 and 5 times the powers of ten in the range; only the powers where it spans more than
+    three."""
     steps = (1, 2, 5) if high / low <= 1e3 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [t for p in powers for s in steps if low <= (t := s * 10.0**p) <= high]
 
 
 def tick_text(tick: float, ticks: Sequence[float], log: bool = False) -> str:
-    """As many decimals as the step between ticks needs, thousands apart; powers of ten where that
-    grows long."""
+    """As many decimals as the step between ticks needs, with thousands separators; in scientific
+    form where that would be long."""
     step = tick if log or len(ticks) < 2 else ticks[1] - ticks[0]
     if max(map(abs, ticks)) >= 1e7 or 0 < abs(step) < 1e-4:
         return f"{tick:g}"
@@ -219,7 +217,7 @@ def tick_text(tick: float, ticks: Sequence[float], log: bool = False) -> str:
 
 
 def _widened(ends: tuple[float, float], log: bool = False) -> tuple[float, float]:
-    """The range, opened where it is a single value."""
+    """The range, widened where it is a single value."""
     low, high = ends
     if high > low:
         return low, high

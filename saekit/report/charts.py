@@ -1,25 +1,25 @@
 """Charts as SVG text: scatter, histogram, lines, vector field. Data in, one string out;
 saekit.report.axes draws the frame.
 
-Not matplotlib: these few charts take no 50 MB, follow the page's light or dark colours, and stay
-sharp. Each holds at most ten colours, the most that can be told apart; text is escaped, since names
-come from data.
+Not matplotlib: these few charts need no 50 MB of dependencies, follow the page's light or dark
+colors, and stay sharp. Each has at most ten colors, as many as can be told apart; text is escaped,
+since names come from data.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.report.axes import COLOURS, PAPER, Frame, colour, extent, padded, text
+from saekit.report.axes import COLORS, PAPER, Frame, color, extent, padded, text
 
 Values = Sequence[float] | torch.Tensor | np.ndarray
 
-# the classes that got no colour of their own
+# classes without a color of their own
 OTHERS = "color-mix(in srgb, currentColor 30%, transparent)"
 SHORT = 4  # letters of a name that fits among the points
 
@@ -31,16 +31,16 @@ def scatter(
     x_label: str = "first direction",
     y_label: str = "second direction",
 ) -> str:
-    """Points (N,2), coloured by label. Names of up to four letters stand at the median of their
-    points too, so that the legend is not needed to tell digits apart.
+    """Points (N,2), colored by label. Names of up to four letters are also written at the
+    median of their points, so that digits can be read without the legend.
 
-    Beyond ten labels the ten most frequent keep a colour and the rest is grey. Labels None: one
-    colour, no legend. Raises DataError.
+    Beyond ten labels the ten most frequent keep a color and the others are gray. Labels None: one
+    color, no legend. Raises DataError.
     """
     points = _points(points)
     names = _names(labels, len(points))
     shown = _most_frequent(names)
-    legend = [(name, colour(i)) for i, name in enumerate(shown)]
+    legend = [(name, color(i)) for i, name in enumerate(shown)]
     rest = len(set(names)) - len(shown)
     if rest:
         legend.append((f"{rest} more", OTHERS))
@@ -91,7 +91,7 @@ def histogram(
         steps = "".join(f"V{top:.1f}H{right:.1f}" for top, right in zip(y, x[1:]))
         path = f"M{x[0]:.1f} {base}{steps}V{base}"
         frame.draw(
-            f'<path d="{path}" fill="{colour(i)}" fill-opacity="0.35" stroke="{colour(i)}"'
+            f'<path d="{path}" fill="{color(i)}" fill-opacity="0.35" stroke="{color(i)}"'
             ' stroke-width="1.5"/>'
         )
     totals = ", ".join(f"{name} {values.sum():,.0f}" for name, values in series.items())
@@ -131,9 +131,9 @@ def lines(
             if finite[j]
         )
         frame.draw(
-            f'<path d="{path}" stroke="{colour(i)}" stroke-width="2" stroke-linejoin="round"/>'
+            f'<path d="{path}" stroke="{color(i)}" stroke-width="2" stroke-linejoin="round"/>'
         )
-        frame.draw(_dots(frame, np.stack([xs[finite], ys[finite]], 1), colour(i), 6, 1))
+        frame.draw(_dots(frame, np.stack([xs[finite], ys[finite]], 1), color(i), 6, 1))
     return frame.svg(f"{y_label} by {x_label} of {', '.join(drawn)}.")
 
 
@@ -145,16 +145,16 @@ def field(
     x_label: str = "first coordinate",
     y_label: str = "second coordinate",
 ) -> str:
-    """Arrows (N,2) at points (N,2) over `background` points, with one unit as long on both axes.
+    """Arrows (N,2) at points (N,2) over `background` points; one unit is equally long on both axes.
 
-    Lengths are to one scale, chosen so that the longest arrow spans a cell of the grid; the axis
-    says how long that is. Raises DataError.
+    All lengths have one scale, chosen so that the longest arrow spans a cell of the grid; the axis
+    says how long it is. Raises DataError.
     """
     points, vectors = _points(points), _points(vectors)
     if len(points) != len(vectors):
         raise DataError(f"{title}: {len(vectors)} vectors at {len(points)} points")
-    behind = np.empty((0, 2)) if background is None else _points(background)
-    everything = np.concatenate([points, behind])
+    dots = np.empty((0, 2)) if background is None else _points(background)
+    everything = np.concatenate([points, dots])
     longest = float(np.linalg.norm(vectors, axis=1).max())
     x_range, y_range = (padded(*extent(everything[:, i], title)) for i in (0, 1))
     frame = Frame(
@@ -166,8 +166,8 @@ def field(
         equal=True,
         height=560,
     )
-    if len(behind):
-        frame.draw(_dots(frame, behind, colour(0), 4, 0.8))
+    if len(dots):
+        frame.draw(_dots(frame, dots, color(0), 4, 0.8))
     start = np.stack([frame.x(points[:, 0]), frame.y(points[:, 1])], 1)
     # as if on an even grid over their own extent: the side of one cell
     cell = np.sqrt(np.prod(np.ptp(start, axis=0)) / max(len(points) - 1, 1)) or 20.0
@@ -177,7 +177,7 @@ def field(
         ' stroke-linecap="round"/>'
     )
     return frame.svg(
-        f"{len(points):,} arrows over {len(behind):,} points; the longest is {longest:.3g} long."
+        f"{len(points):,} arrows over {len(dots):,} points; the longest is {longest:.3g} long."
     )
 
 
@@ -198,7 +198,7 @@ def _arrows(start: np.ndarray, shift: np.ndarray) -> str:
 
 
 def _dots(frame: Frame, points: np.ndarray, hue: str, width: float, opacity: float) -> str:
-    """All points as one path of round caps: a fifth of the text that as many circles take."""
+    """All points as one path of round caps: a fifth of the text of as many circles."""
     path = "".join(
         f"M{x:.1f} {y:.1f}h0" for x, y in zip(frame.x(points[:, 0]), frame.y(points[:, 1]))
     )
@@ -209,28 +209,29 @@ def _dots(frame: Frame, points: np.ndarray, hue: str, width: float, opacity: flo
 
 
 def _legend(series: Mapping[str, object], title: str) -> list[tuple[str, str]]:
-    if not 0 < len(series) <= len(COLOURS):
-        raise DataError(f"{title}: {len(series)} series; a chart tells 1 to {len(COLOURS)} apart")
-    return [(name, colour(i)) for i, name in enumerate(series)]
+    if not 0 < len(series) <= len(COLORS):
+        raise DataError(f"{title}: {len(series)} series; a chart tells 1 to {len(COLORS)} apart")
+    return [(name, color(i)) for i, name in enumerate(series)]
 
 
 def _names(labels: Sequence | None, rows: int) -> list[str]:
     if labels is None:
         return [""] * rows
-    names = [
-        str(label)
-        for label in (labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else labels)
-    ]
+    plain = labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else labels
+    names = [str(label) for label in plain]
     if len(names) != rows:
         raise DataError(f"{len(names)} labels for {rows} points")
     return names
 
 
 def _most_frequent(names: list[str]) -> list[str]:
-    """At most ten, numbers in their order before words in theirs."""
-    kept = [name for name, _ in Counter(sorted(names)).most_common(len(COLOURS))]
+    return in_order(name for name, _ in Counter(sorted(names)).most_common(len(COLORS)))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Labels that are numbers in their order, then words in theirs."""
     return sorted(
-        kept, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+        names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
     )
 
 
@@ -240,14 +241,9 @@ def _vector(values: Values) -> np.ndarray:
 
 
 def _points(values: Values) -> np.ndarray:
-    points = np.asarray(
-        values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64
-    )
-    if (
-        points.ndim != 2
-        or points.shape[1] != 2
-        or len(points) == 0
-        or not np.isfinite(points).all()
-    ):
-        raise DataError(f"points of shape {points.shape}: (N,2) finite numbers are wanted")
+    values = values.detach().cpu() if isinstance(values, torch.Tensor) else values
+    points = np.asarray(values, np.float64)
+    pairs = points.ndim == 2 and points.shape[1] == 2 and len(points) > 0
+    if not pairs or not np.isfinite(points).all():
+        raise DataError(f"points of shape {points.shape}: expected (N,2) finite numbers")
     return points

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
-from saekit.evaluation.passes import Look, Sample, labels_of, look, sample
+from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
 from saekit.options import Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
@@ -25,7 +25,7 @@ from saekit.types import Progress, Split
 
 PAGE = "report.html"
 LEAD = (
-    "Trained autoencoders beside the simple models that they have to beat, judged on the same rows."
+    "Trained autoencoders and the simple models that they have to beat, evaluated on the same rows."
 )
 
 
@@ -55,7 +55,7 @@ def compare(
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
-    """Judge runs and controls (saekit.evaluation.controls) on the same rows; with `out`, write a
+    """Evaluate runs and controls (saekit.evaluation.controls) on the same rows; with `out`, write a
     page that shows them.
 
     >>> saekit.compare([result.model, "runs/a"], x_ND).rows[0].metrics["fvu"]
@@ -65,8 +65,8 @@ def compare(
         store: the path of a store, an open Store, a tensor or array (N,D), (N,T,D) or (N,H,W,D), or
             an iterable of such blocks.
         out: the folder of the page; None: nothing is written.
-        rows: the most rows that are judged; models of whole examples are given whole batches until
-            that many rows are reached.
+        rows: evaluate at most so many; models of whole examples are given whole batches until that
+            many rows are reached.
         split: None: the held-out rows, which neither controls nor runs of this store have seen.
         target_store: where runs that were trained on a target read it; None: where it was during
             training.
@@ -113,7 +113,7 @@ def _without_objects(settings: dict[str, Any], inputs: Inputs) -> dict[str, Any]
 def report_page(judged: Judged) -> str:
     """The page, one HTML file. Equal inputs give equal bytes.
 
-    Pictures and errors are of a sample of the judged rows (saekit.evaluation.passes.sample), the
+    Pictures and errors are of a sample of the evaluated rows (saekit.evaluation.passes.sample), the
     same for every model of one source.
     """
     spec = judged.inputs.store.spec
@@ -123,37 +123,38 @@ def report_page(judged: Judged) -> str:
 
 
 def _panels(judged: Judged) -> list[Panel]:
-    looks, flat = _looks(judged)
+    outputs, flat = _sample_outputs(judged)
     spec, seed = judged.inputs.store.spec, judged.inputs.seed
-    found = [
+    sections = [
         panels.figures_panel(judged.comparison),
-        pictures.reconstructions_panel(looks, spec),
-        pictures.masks_panel(looks, spec),
-        pictures.denoising_panel(looks, spec, seed),
-        panels.codes_panel(looks, flat, seed),
-        plane_panel(looks, spec),
-        pictures.filters_panel(looks, spec),
-        pictures.variational_panel(looks, spec, seed),
-        pictures.levels_panel(looks, spec),
-        errors_panel(looks, judged.inputs.anomalies, seed),
+        pictures.reconstructions_panel(outputs, spec),
+        pictures.masks_panel(outputs, spec),
+        pictures.denoising_panel(outputs, spec, seed),
+        panels.codes_panel(outputs, flat, seed),
+        plane_panel(outputs, spec),
+        pictures.filters_panel(outputs, spec),
+        pictures.variational_panel(outputs, spec, seed),
+        pictures.levels_panel(outputs, spec),
+        errors_panel(outputs, judged.inputs.anomalies, seed),
         panels.settings_panel(judged.inputs),
     ]
-    return [panel for panel in found if panel is not None]
+    return [section for section in sections if section is not None]
 
 
-def _looks(judged: Judged) -> tuple[list[Look], Sample | None]:
+def _sample_outputs(judged: Judged) -> tuple[list[SampleOutput], Sample | None]:
     """(every model on its sample, the sample of plain rows where one was drawn)."""
     inputs, labels = judged.inputs, labels_of(judged.inputs.store)
     samples: dict[tuple, Sample] = {}
-    looks = []
-    for subject in judged.subjects:
-        key = (subject.examples, None if subject.target is None else subject.target.path)
+    outputs = []
+    for evaluated in judged.models:
+        target = None if evaluated.target is None else evaluated.target.path
+        key = (evaluated.examples, target)
         if key not in samples:
             samples[key] = sample(
-                subject.source, inputs.split, inputs.seed, subject.examples, labels
+                evaluated.source, inputs.split, inputs.seed, evaluated.examples, labels
             )
-        looks.append(look(subject, samples[key]))
-    return looks, next((s for (examples, _), s in samples.items() if not examples), None)
+        outputs.append(output_on(evaluated, samples[key]))
+    return outputs, next((s for (examples, _), s in samples.items() if not examples), None)
 
 
 def _facts(judged: Judged) -> list[tuple[str, str]]:
@@ -164,7 +165,7 @@ def _facts(judged: Judged) -> list[tuple[str, str]]:
     labels = {label for label in labels_of(store, examples=True) if label is not None}
     facts = [
         ("runs", str(runs)),
-        (f"{side} judged", f"{comparison.rows[0].rows:,}"),
+        (f"{side} evaluated", f"{comparison.rows[0].rows:,}"),
         ("rows in the store", f"{store.count():,}"),
         ("shape", shape),
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GAP = 4  # pixels between images
 CAPTION = 12  # pixels of a caption's letters
-# contrast above 4 to 1 on white and on near black alike, since the page behind is not known
+# contrast above 4 to 1 on white and on near black, since the background is not known
 INK = (122, 122, 122, 255)
 
 
@@ -31,7 +31,7 @@ def sheet(
     """Images (N,H,W) or (N,H,W,C), C 1 or 3, in [0,1], as one RGBA picture, row by row; values
     outside are clipped.
 
-    A caption stands below its image; cells grow to hold the widest. Raises DataError, NumericsError
+    A caption is below its image; cells are as wide as the widest. Raises DataError, NumericsError
     (NaN, inf).
     """
     from PIL import Image, ImageDraw

@@ -1,8 +1,8 @@
-"""The page around a report: one HTML file that opens from disk and asks for nothing else.
+"""The page of a report: one HTML file that opens from disk and loads nothing else.
 
-No script runs: the content security policy admits the page's own style by hash, pictures that stand
-in it, and denies the rest. What comes from names and labels is escaped here, or by
-saekit.report.axes for what stands in charts. No clock: equal inputs give equal bytes.
+No script runs: the content security policy allows the page's own style by hash and pictures inside
+the file, and denies everything else. Names and labels are escaped here, in charts by
+saekit.report.axes. No clock: equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """A section of the page and the numbers in it, which the JSON block repeats in full."""
+    """A section of the page, and its numbers, which the JSON block has in full."""
 
     title: str
     html: str
@@ -40,15 +40,12 @@ def document(
     panels: Sequence[Panel],
     numbers: dict[str, Any],
 ) -> str:
-    """The whole file. `numbers` and those of the panels become one JSON value in <script
+    """The whole file. `numbers` and those of the panels are one JSON value in <script
     type="application/json" id="numbers">."""
     report_css = resources.files("saekit.report").joinpath("assets", "report.css")
     style = theme() + report_css.read_text(encoding="utf-8")
-    policy = (
-        "default-src 'none'; style-src"
-        f" 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; img-src"
-        " data:"
-    )
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:"
     links = "".join(f'<li><a href="#{_anchor(p.title)}">{escape(p.title)}</a></li>' for p in panels)
     terms = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts
@@ -87,7 +84,7 @@ def document(
 
 
 def json_block(value: Any) -> str:
-    """JSON that cannot end its script element, whatever a string in it holds; numbers that are not
+    """JSON that cannot end its script element, whatever its strings contain; numbers that are not
     finite are null."""
     text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -106,11 +103,8 @@ def note(text: str) -> str:
 
 
 def notes(texts: Sequence[str]) -> str:
-    return (
-        f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
-        if texts
-        else ""
-    )
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="note">{items}</ul>' if items else ""
 
 
 def picture(image: Image.Image, alt: str) -> str:
@@ -121,7 +115,7 @@ def picture(image: Image.Image, alt: str) -> str:
 
 
 def figure(content: str, caption: str = "") -> str:
-    """`content` is a picture or a chart, ready."""
+    """`content` is the HTML of a picture or a chart."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{content}{below}</figure>"
 
@@ -135,8 +129,7 @@ def pictures(items: Sequence[str]) -> str:
 
 
 def versions(rows: Sequence[tuple[str, str, str, str]]) -> str:
-    """Rows of pictures, their names beside them: (name, small print, class of the name,
-    picture)."""
+    """Rows of pictures with their names: (name, small print, class of the name, picture)."""
     cells = []
     for name, small, kind, content in rows:
         below = f"<small>{escape(small)}</small>" if small else ""
@@ -145,12 +138,10 @@ def versions(rows: Sequence[tuple[str, str, str, str]]) -> str:
 
 
 def cell(text: str, kind: str = "", extra: str = "") -> str:
-    """One <td>; `extra` is ready HTML behind the text."""
-    inside = (
-        f'<span class="{kind}">{escape(text)}</span>'
-        if kind in ("best", "other", "same")
-        else escape(text)
-    )
+    """One <td>; `extra` is HTML after the text."""
+    inside = escape(text)
+    if kind in ("best", "other", "same"):
+        inside = f'<span class="{kind}">{inside}</span>'
     opening = '<td class="left">' if kind == "left" else "<td>"
     return f"{opening}{inside}{extra}</td>"
 
@@ -158,15 +149,13 @@ def cell(text: str, kind: str = "", extra: str = "") -> str:
 def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left: int = 1) -> str:
     """rows: (class of the row, its cells as `cell` makes them); the first `left` headings are
     left-aligned."""
-    heads = "".join(
+    headings = "".join(
         f'<th scope="col"{" class=left" if i < left else ""}>{escape(name)}</th>'
         for i, name in enumerate(header)
     )
+    head = f"<thead><tr>{headings}</tr></thead>"
     body = "".join(f'<tr class="{kind}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return (
-        "<div"
-        f' class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def number(value: float | None, form: str = ".4f") -> str:

@@ -15,17 +15,15 @@ from threadpoolctl import threadpool_limits
 
 from saekit.evaluation.compare import COMPARED, Comparison, Inputs
 from saekit.evaluation.models import EvaluatedModel
-from saekit.evaluation.passes import Look, Sample
+from saekit.evaluation.passes import Sample, SampleOutput
 from saekit.measures.codes import map_2d
 from saekit.models.metrics import METRICS
 from saekit.report.charts import scatter
 from saekit.report.page import Panel, cell, figure, grid, note, notes, table
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
-# numbers that wide codes are brought down to by PCA before they are drawn, as van der Maaten does
-# before t-SNE
+WIDE = 256  # latents; wider codes are reduced by PCA first, as van der Maaten does before t-SNE
 REDUCED = 50
-WIDE = 256
 
 
 def figures_panel(comparison: Comparison) -> Panel:
@@ -97,62 +95,62 @@ def _gauge(share: float) -> str:
     )
 
 
-def codes_panel(looks: Sequence[Look], raw: Sample | None, seed: int) -> Panel | None:
-    """Runs only; k-means has no code to draw. `raw` (flat rows) is drawn as well, to see what the
-    data shows by itself."""
+def codes_panel(outputs: Sequence[SampleOutput], raw: Sample | None, seed: int) -> Panel | None:
+    """Maps of the codes of runs; k-means has no code to draw. `raw` (flat rows) is drawn as well,
+    to see what the data shows by itself."""
     items = []
-    for look in looks:
-        if look.subject.role == "run" and look.subject.kind != "kmeans":
-            items += _maps(look.subject.name, look.codes, look.sample.labels, seed)
+    for output in outputs:
+        if output.evaluated.role == "run" and output.evaluated.kind != "kmeans":
+            items += _maps(output.evaluated.name, output.codes, output.sample.labels, seed)
     if not items:
         return None
     if raw is not None:
         items += _maps("raw input", raw.x.flatten(1).numpy(), raw.labels, seed)
-    labels = any(label is not None for label in looks[0].sample.labels)
-    what = (
-        f"Codes of {counted(looks, MAP_ROWS)} that were judged, at most {TSNE_ROWS:,} for t-SNE."
-        " PCA keeps the distances along the two widest directions of the code. t-SNE keeps"
-        " neighbours only: sizes of its clusters and gaps between them mean nothing. Codes of more"
-        f" than {WIDE} latents are brought down to {REDUCED} numbers by PCA before."
-        + (" Colour is the data's own label, unseen in training." if labels else "")
+    labels = any(label is not None for label in outputs[0].sample.labels)
+    text = (
+        f"Codes of {counted(outputs, MAP_ROWS)}, at most {TSNE_ROWS:,} for t-SNE."
+        " PCA keeps the distances along the two widest directions of the code. t-SNE keeps only"
+        " neighbors: sizes of its clusters and gaps between them mean nothing. Codes of more than"
+        f" {WIDE} latents are reduced to {REDUCED} numbers by PCA first."
+        + (" Color is the data's own label, which training did not see." if labels else "")
     )
-    return Panel("Codes", note(what) + grid(items))
+    return Panel("Codes", note(text) + grid(items))
 
 
-def counted(looks: Sequence[Look], most: int = 1 << 30) -> str:
+def counted(outputs: Sequence[SampleOutput], most: int = 1 << 30) -> str:
     """'360 rows', or '80 examples and 1,920 rows' where models differ in what they take."""
-    counts = {f"{look.subject.unit}s": min(len(look.sample.labels), most) for look in looks}
+    counts = {
+        f"{output.evaluated.unit}s": min(len(output.sample.labels), most) for output in outputs
+    }
     return " and ".join(f"{count:,} {unit}" for unit, count in counts.items())
 
 
 def _maps(
     name: str, codes: np.ndarray | csr_matrix, labels: Sequence[str | None], seed: int
 ) -> list[str]:
-    z_NF = np.asarray(
-        codes[:MAP_ROWS].todense() if isinstance(codes, csr_matrix) else codes[:MAP_ROWS]
-    )
+    """One chart of a code of two values, else one of each method."""
+    z_NF = codes[:MAP_ROWS].toarray() if isinstance(codes, csr_matrix) else codes[:MAP_ROWS]
     z_NF = z_NF[:, z_NF.any(0)]  # latents that no row activates only cost time
-    drawn = (
-        None
-        if all(label is None for label in labels)
-        else [label or "no label" for label in labels]
-    )
     if z_NF.shape[1] < 2 or len(z_NF) < 3:
         return []
-    if codes.shape[1] == 2:
-        axes = ("first value", "second value")
-        return [figure(scatter(z_NF, drawn and drawn[: len(z_NF)], f"{name} as it is", *axes))]
+
+    def drawn(points: np.ndarray, title: str, *axes: str) -> str:
+        names = [label or "no label" for label in labels[: len(points)]]
+        unlabeled = all(label is None for label in labels)
+        return figure(scatter(points, None if unlabeled else names, title, *axes))
+
+    if np.shape(codes)[1] == 2:
+        return [drawn(z_NF, f"{name} as it is", "first value", "second value")]
     if z_NF.shape[1] > WIDE:
         z_NF = PCA(
             min(REDUCED, len(z_NF)), svd_solver="randomized", random_state=seed
         ).fit_transform(z_NF)
     items = []
     for method, title, count in (("pca", "PCA", MAP_ROWS), ("tsne", "t-SNE", TSNE_ROWS)):
-        # so few points gain nothing by threads, which lose much time where the machine has other
-        # work
+        # so few points do not gain from threads, which cost much time on a busy machine
         with threadpool_limits(1):
             points = map_2d(z_NF[:count], method, seed)
-        items.append(figure(scatter(points, drawn and drawn[: len(points)], f"{name}: {title}")))
+        items.append(drawn(points, f"{name}: {title}"))
     return items
 
 
@@ -166,10 +164,10 @@ def settings_panel(inputs: Inputs) -> Panel:
         values = [columns[run.name].get(name, "–") for run in runs]
         kind = "other" if len(set(values) - {"–"}) > 1 else "same"
         rows.append(("", [cell(name, "left"), *(cell(value, kind) for value in values)]))
-    what = "Settings that differ between the runs are in bold; – where a model has no such setting."
-    written = f"saekit {version('saekit')}, torch {version('torch')} judged them."
+    text = "Settings that differ between the runs are in bold; – where a model has no such setting."
+    versions = f"saekit {version('saekit')}, torch {version('torch')} evaluated them."
     body = note(
-        f"{what} {written} Store: {store.spec.model}, {store.spec.hook}, of"
+        f"{text} {versions} Store: {store.spec.model}, {store.spec.hook}, of"
         f" {data_name(store.spec.dataset)}."
     ) + table(("", *columns), rows)
     return Panel(
@@ -206,23 +204,19 @@ def _settings(run: EvaluatedModel, content: str) -> dict[str, str]:
 
 
 def _as_texts(settings: dict[str, Any]) -> dict[str, str]:
-    return {name.replace("_", " "): _said(value) for name, value in settings.items()}
+    return {name.replace("_", " "): _text(value) for name, value in settings.items()}
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None or value == "":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
-    return (
-        f"{value:g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def data_name(dataset: str) -> str:

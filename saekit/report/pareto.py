@@ -12,7 +12,7 @@ import numpy as np
 
 from saekit.measures.pareto import COLUMNS, Group, MemberResult
 from saekit.models.metrics import METRICS
-from saekit.report.axes import COLOURS, PAPER, Frame, colour, padded
+from saekit.report.axes import COLORS, PAPER, Frame, color, padded
 from saekit.report.page import Panel, cell, document, figure, note, table
 from saekit.types import ActivationSpec
 
@@ -41,8 +41,8 @@ def pareto_page(
         ("hook", spec.hook),
     ]
     lead = (
-        "Held-out rows. Down and left is better; of ringed settings no other is as good in both and"
-        " better in one."
+        "Held-out rows. Down and left is better; no other setting is as good as a ringed one in"
+        " both and better in one of them."
     )
     numbers = {"groups": [dataclasses.asdict(group) for group in groups]}
     return document(f"Sweep · {spec.model} · {spec.hook}", lead, facts, panels, numbers)
@@ -70,38 +70,42 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _plot(groups: Sequence[Group]) -> str:
     """A point for each setting with an l0 above 0, with bars of one standard deviation; settings of
-    one sparsity have one colour."""
+    one sparsity have one color."""
+    # what is drawn, and in which ranges
     drawn = [group for group in groups if group.l0 and math.isfinite(group.fvu)]
     if not drawn:
         return note("None of these has a number of active latents, so there is nothing to plot.")
     kinds = list(dict.fromkeys(group.sparsity for group in drawn))
-    hues = {kind: colour(i) if i < len(COLOURS) else "currentColor" for i, kind in enumerate(kinds)}
-    low, high = min(group.l0 for group in drawn), max(group.l0 for group in drawn)
+    hues = {kind: color(i) if i < len(COLORS) else "currentColor" for i, kind in enumerate(kinds)}
+    l0s = [group.l0 for group in drawn if group.l0]
+    low, high = min(l0s), max(l0s)
     y_range = padded(
         min(g.fvu - (g.fvu_spread or 0) for g in drawn),
         max(g.fvu + (g.fvu_spread or 0) for g in drawn),
     )
     frame = Frame(
         "FVU against L0",
-        "active latents a row (L0)",
+        "active latents per row (L0)",
         "fvu",
         (low / 1.15, high * 1.15),
         y_range,
         list(hues.items()),
         log_x=True,
     )
+    # a line through the settings of each sparsity, and their points
     for kind, hue in hues.items():
-        own = sorted(
-            (group for group in drawn if group.sparsity == kind), key=lambda group: group.l0
+        members = sorted(
+            (group for group in drawn if group.sparsity == kind), key=lambda group: group.l0 or 0.0
         )
-        if len(own) > 1:
-            points = " ".join(f"{frame.x(g.l0):.1f},{frame.y(g.fvu):.1f}" for g in own)
+        if len(members) > 1:
+            points = " ".join(f"{frame.x(g.l0 or 0.0):.1f},{frame.y(g.fvu):.1f}" for g in members)
             frame.draw(
                 f'<polyline points="{points}" stroke="{hue}" stroke-opacity="0.5"'
                 ' stroke-width="1.5"/>'
             )
-        for group in own:
+        for group in members:
             frame.draw(_point(frame, group, hue))
+    # in words, for screen readers
     described = "; ".join(
         f"{group.name}: l0 {METRICS['l0'].text(group.l0)}, fvu {METRICS['fvu'].text(group.fvu)}"
         for group in drawn
@@ -110,7 +114,7 @@ def _plot(groups: Sequence[Group]) -> str:
 
 
 def _point(frame: Frame, group: Group, hue: str) -> str:
-    x, y = float(frame.x(group.l0)), float(frame.y(group.fvu))
+    x, y = float(frame.x(group.l0 or 0.0)), float(frame.y(group.fvu))
     bars = ""
     if group.fvu_spread:
         top, bottom = (

@@ -8,33 +8,33 @@ from collections.abc import Sequence
 
 import torch
 
-from saekit.evaluation.passes import Look
+from saekit.evaluation.passes import SampleOutput
 from saekit.measures.denoising import vector_field
 from saekit.report.charts import field
 from saekit.report.page import Panel, figure, grid, note
 from saekit.types import ActivationSpec
 
 SIDE = 20  # arrows along each axis
-POINTS = 500  # of the data, behind them
+POINTS = 500  # of the data, drawn under the arrows
 
 
 @torch.no_grad()
-def plane_panel(looks: Sequence[Look], spec: ActivationSpec) -> Panel | None:
+def plane_panel(outputs: Sequence[SampleOutput], spec: ActivationSpec) -> Panel | None:
     """None where rows are not points of a plane."""
     if spec.d_in != 2 or spec.layout != "flat":
         return None
     items = []
-    for look in looks:
-        if look.subject.target is not None:
+    for output in outputs:
+        if output.evaluated.target is not None:
             continue
-        x = look.sample.x
+        x = output.sample.x
         low, high = (tuple(values.tolist()) for values in (x.min(0).values, x.max(0).values))
         points, vectors = vector_field(
-            lambda p, model=look.subject.model: model(p).x_hat, low, high, SIDE
+            lambda p, model=output.evaluated.model: model(p).x_hat, low, high, SIDE
         )
-        items.append(figure(field(points, vectors, look.subject.name, x[:POINTS])))
-    what = (
-        "Dots are judged rows; an arrow is g(f(x)) - x: where reconstruction moves that point. All"
+        items.append(figure(field(points, vectors, output.evaluated.name, x[:POINTS])))
+    text = (
+        "Dots are rows; an arrow is g(f(x)) - x: where reconstruction moves that point. All"
         " arrows of a chart have one scale."
     )
-    return Panel("Vector field", note(what) + grid(items))
+    return Panel("Vector field", note(text) + grid(items))

@@ -182,7 +182,9 @@ def test_rows_without_a_label_are_left_out_of_knn(tmp_path):
 def test_a_run_of_another_store_is_judged_and_named(digits, runs, tmp_path):
     other = digits_store(tmp_path / "other", rows=200)
     found = compare(runs["dense"], other)
-    assert found.notes[0] == "Trained on another store, which may hold the rows judged here: dense."
+    assert (
+        found.notes[0] == "Trained on another store, which may hold the rows evaluated here: dense."
+    )
     assert found.rows[0].rows == len(Store(other).split("holdout")) and found.split == "holdout"
 
 

@@ -58,5 +58,5 @@ def test_tuning_moves_the_encoder_and_beats_its_frozen_random_code():
 
 def test_too_few_rows_of_a_class_are_refused():
     x, y = spots(40, 4)
-    with pytest.raises(DataError, match="100 are wanted"):
+    with pytest.raises(DataError, match="fewer than 100"):
         as_classifier(Product(), x, y, x, y, per_class=100)

@@ -95,7 +95,7 @@ def test_few_labels_report_each_draw_and_their_spread(digits):
 
 
 def test_a_class_with_too_few_rows_is_named():
-    with pytest.raises(DataError, match="class b has 2 training rows, 5 are wanted"):
+    with pytest.raises(DataError, match="class b has 2 training rows, fewer than 5"):
         few_labels(
             torch.randn(12, 2),
             list("aaaaaaaaaabb"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saekit.errors import DataError
-from saekit.report.axes import COLOURS, Frame, linear_ticks, log_ticks, tick_text
+from saekit.report.axes import COLORS, Frame, linear_ticks, log_ticks, tick_text
 from saekit.report.charts import field, histogram, lines, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -24,7 +24,7 @@ def numbers(path):
 
 
 def marks(svg, series):
-    """Paths in the colour of a series, filled or not."""
+    """Paths in the color of a series, filled or not."""
     return [
         p
         for p in ElementTree.fromstring(svg).iter(f"{SVG}path")
@@ -41,17 +41,17 @@ def position_of_tick(svg, label):
     return float(found.get("x")), float(found.get("y"))
 
 
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("paper", ["#fcfbf9", "#131417"])
 def test_every_colour_can_be_seen_on_light_and_on_dark_paper(paper):
-    for colour in COLOURS:
-        low, high = sorted((luminance(colour), luminance(paper)))
-        assert (high + 0.05) / (low + 0.05) >= 3, colour
+    for color in COLORS:
+        low, high = sorted((luminance(color), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 3, color
 
 
 def test_ticks_are_round_and_within_the_range():

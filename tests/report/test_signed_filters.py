@@ -6,7 +6,7 @@ import torch
 
 import saekit
 from saekit.evaluation.models import open_runs
-from saekit.evaluation.passes import look, sample
+from saekit.evaluation.passes import output_on, sample
 from saekit.report.pictures import _use
 from saekit.store.reader import open_store
 
@@ -25,7 +25,7 @@ def test_negative_activations_count_as_use(tmp_path):
     )
     store = open_store(tmp_path / "acts")
     (run,) = open_runs([tmp_path / "run"], store, None)
-    seen = look(run, sample(store, "holdout", 0, False, store.labels("all")))
+    seen = output_on(run, sample(store, "holdout", 0, False, store.labels("all")))
     with torch.no_grad():
         z = run.model.encode(seen.sample.x)
     z = z if isinstance(z, torch.Tensor) else z.to_dense()
