@@ -41,6 +41,7 @@ lint: $(LINTERS)
 
 # Pages that are generated from the code; a test fails when one is out of date.
 docs: $(READY)
+	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
 
 bench: $(READY)

@@ -14,12 +14,14 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from saekit.errors import UsageError, check_choice, opt
 from saekit.typed import MisfitError, as_type
 
 REQUIRED = inspect.Parameter.empty
+VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,36 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 def _is_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal
+
+
+def keywords(
+    *owners: type, without: tuple[str, ...] = (), more: dict[str, Any] | None = None
+) -> Callable[[F], F]:
+    """A decorator for a function with `**options` that become fields of `owners`: help() and
+    inspect.signature show the fields as keyword arguments, with their defaults. `without`: fields
+    that the function sets itself. `more`: further names, with their types; None is their default,
+    and means that of whatever takes them."""
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        named = [
+            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+        ]
+        fields = {
+            name: (option.default, option.hint)
+            for owner in owners
+            for name, option in options_of(owner).items()
+            if name not in (*without, *signature.parameters)
+        }
+        fields |= {name: (None, hint) for name, hint in (more or {}).items()}
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hint)
+            for name, (value, hint) in fields.items()
+        ]
+        vars(function)["__signature__"] = signature.replace(parameters=[*named, *options])
+        return function
+
+    return shown
 
 
 def check(config: Any) -> None:

@@ -7,7 +7,6 @@ no list of exceptions afterwards.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import numbers
 import types
 import typing
@@ -137,36 +136,3 @@ def _short(value: Any) -> str:
     except ValueError:  # an integer with more digits than Python prints
         return "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def takes_options(config: type, *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator for a function whose `**options` become the dataclass `config`: help() and
-    inspect.signature show its fields, with their defaults, as keyword arguments of the function.
-    `without`: fields that the function sets itself."""
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-        named = [
-            parameter
-            for parameter in signature.parameters.values()
-            if parameter.kind is not parameter.VAR_KEYWORD
-        ]
-        fields = [
-            field
-            for field in dataclasses.fields(config)
-            if field.name not in (*without, *signature.parameters)
-        ]
-        options = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=field.type,
-            )
-            for field in fields
-        ]
-        shown = signature.replace(parameters=[*named, *options])
-        function.__signature__ = shown  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-        return function
-
-    return decorate

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import api
 import docstrings
+import options
 import pytest
 
 import saekit
@@ -57,6 +58,14 @@ def test_every_path_of_the_design_exists():
     named = sorted(set(PATHS.findall(text)))
     assert len(named) > 80
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+# -- what is generated from the options
+
+
+@pytest.mark.parametrize("path", options.outputs(), ids=lambda path: path.name)
+def test_what_is_generated_from_the_options_is_up_to_date(path):
+    assert path.read_text() == options.outputs()[path], f"{path.name} is out of date: make docs"
 
 
 # -- docs/api.md

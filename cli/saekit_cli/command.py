@@ -75,16 +75,22 @@ class Command(TyperCommand):
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
+def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
+    """All options of a verb: the library's, then those that only the command line has."""
+    library = verb.takes(arguments) if hasattr(verb, "takes") else {}
+    own = options_of(verb.run)
+    return {name: option for name, option in library.items() if name not in own} | own
+
+
 def build(verb: Verb, arguments: list[str]) -> Command:
     """The command of a verb, to be run with `arguments`, which may change what it takes."""
-    library = verb.takes(arguments) if hasattr(verb, "takes") else {}
-    own = {name: option for name, option in options_of(verb.run).items() if name not in library}
+    every = options(verb, arguments)
+    own = options_of(verb.run)
+    library = {name: option for name, option in every.items() if name not in own}
 
     def callback(context: typer.Context, **raw: Any) -> None:
         values = {
-            name: _value({**library, **own}[name], value)
-            for name, value in raw.items()
-            if value is not None
+            name: _value(every[name], value) for name, value in raw.items() if value is not None
         }
         from_file = {
             name
@@ -94,7 +100,7 @@ def build(verb: Verb, arguments: list[str]) -> Command:
         given = Given({name: values[name] for name in library if name in values}, from_file)
         verb.run(given, **{name: values[name] for name in own if name in values})
 
-    parameters = [_parameter(option) for option in (*library.values(), *own.values())]
+    parameters = [_parameter(option) for option in every.values()]
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     vars(callback)["__signature__"] = inspect.Signature([context, *parameters])
     callback.__annotations__ = {}
@@ -118,13 +124,12 @@ def _parameter(option: Option) -> inspect.Parameter:
     """An option as typer takes it. All are None until the user sets them: defaults are the
     library's."""
     doc, kind = option.doc, _kind(option)
-    metavar = (doc.metavar or "").removesuffix("...") or None
     if doc.positional:
         info = typer.Argument(metavar=doc.metavar or option.name.upper(), help=doc.text)
     else:
         info = typer.Option(
             *_spelling(option),
-            metavar=metavar or "|".join(option.choices) or ITEMS.get(option.item),
+            metavar=metavar(option),
             help=doc.text + _default(option),
             show_default=False,
             rich_help_panel=doc.panel or None,
@@ -137,6 +142,18 @@ def _parameter(option: Option) -> inspect.Parameter:
         inspect.Parameter.KEYWORD_ONLY,
         default=REQUIRED if option.default is REQUIRED else None,
         annotation=Annotated[kind if option.default is REQUIRED else kind | None, info],
+    )
+
+
+def metavar(option: Option) -> str:
+    """What help shows in place of a flag's value."""
+    if option.doc.metavar:
+        return option.doc.metavar.removesuffix("...")
+    kind = next((kind for kind in (int, float) if option.types == (kind,)), str)
+    return (
+        "|".join(option.choices)
+        or ITEMS.get(option.item)
+        or {int: "N", float: "X"}.get(kind, "TEXT")
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from saekit.errors import UsageError, did_you_mean, opt
 from saekit.options import Device, Doc, check
 from saekit.store.split import HOLDOUT_SHARE
-from saekit.types import ActivationBatch, Layout, Scope
+from saekit.types import ActivationBatch
 
 if TYPE_CHECKING:
     import torch
@@ -132,28 +132,6 @@ class HarvestConfig:
                 f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf",
                 f"drop {opt('vocabulary')}",
             )
-
-
-class HarvestOptions(TypedDict, total=False):
-    """The keyword arguments of `harvest` for editors and type checkers. HarvestConfig has their
-    defaults and says what they mean."""
-
-    rows: int | None
-    scope: Scope
-    layout: Layout
-    ctx: int
-    batch: int
-    dtype: str | None
-    shard_mb: int
-    max_norm: float | None
-    column: str | None
-    pack: bool
-    seed: int
-    holdout: float
-    vocabulary: int
-    device: str
-    skip_broken: bool
-    trust_remote_code: bool
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from saekit.harvesting.base import Harvest, Writer
 from saekit.harvesting.config import (
     AUTO,
     HarvestConfig,
-    HarvestOptions,
     HarvestPlan,
     HarvestResult,
     is_raw,
@@ -39,22 +38,22 @@ from saekit.harvesting.inputs import (
     check_context,
     check_scope,
 )
+from saekit.harvesting.keywords import HarvestKeywords
 from saekit.harvesting.memory_models import live_model, processor_digest, saved_files
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
 from saekit.harvesting.selfcheck import SelfCheck, check_images, check_texts, pieces
 from saekit.harvesting.sources import Data, Documents, open_data
-from saekit.options import Doc, Overwrite, Resume
+from saekit.options import Doc, Overwrite, Resume, keywords
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock
-from saekit.typed import takes_options
 from saekit.types import ActivationSpec, Progress
 
 CALIBRATION_ROWS = 4096  # max_norm: rows whose median norm is the reference
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
 
 
-@takes_options(HarvestConfig, without=("hooks",))
+@keywords(HarvestConfig)
 def harvest(
     model: str | LiveModel | nn.Module,
     data: Data,
@@ -73,7 +72,7 @@ def harvest(
     resume: Resume = False,
     overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Unpack[HarvestOptions],
+    **options: Unpack[HarvestKeywords],
 ) -> HarvestResult:
     """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with
     `out` None.
@@ -140,14 +139,14 @@ def plan_harvest(
     out: str | Path,
     *,
     hook: str | Sequence[str] = (),
-    **options: Unpack[HarvestOptions],
+    **options: Unpack[HarvestKeywords],
 ) -> HarvestPlan:
     """What a harvest would write. Loads the model and writes nothing; arguments and errors are
     those of `harvest`."""
     return _harvest_of(model, data, out, _config(hook, options)).plan()
 
 
-def _config(hook: str | Sequence[str], options: HarvestOptions) -> HarvestConfig:
+def _config(hook: str | Sequence[str], options: HarvestKeywords) -> HarvestConfig:
     return HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
 
 

@@ -76,6 +76,13 @@ def model_options(name: str, sparsity: str | None = None) -> dict[str, Option]:
     return {key: option for key, option in options_of(config).items() if key not in refused}
 
 
+def every_option() -> dict[str, Any]:
+    """The options of all models: name -> type of the first model that has it."""
+    owners = [model_options("sae", variant) for variant in VARIANTS]
+    owners += [model_options(name) for name in CATALOG if name != "sae"]
+    return {name: option.hint for owner in reversed(owners) for name, option in owner.items()}
+
+
 def check_options(name: str, options: dict[str, Any]) -> None:
     """Raise UsageError when an option is not one of the model's, or has a value of another type."""
     sparsity = options.get("sparsity") if name == "sae" else None

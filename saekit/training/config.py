@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from saekit.errors import UsageError, opt
 from saekit.models.catalog import check_options
-from saekit.options import Doc, check
+from saekit.options import Doc, check, options_of
 from saekit.training.optim import BETA2, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
 
@@ -178,12 +178,17 @@ class TrainConfig:
         return cls().with_options(options)
 
     def with_options(self, options: dict[str, Any]) -> TrainConfig:
-        """The same with other values of some fields or options of the model, by name. Raises
-        UsageError."""
-        own = {field.name for field in dataclasses.fields(self)} - {"options"}
-        changes = {name: value for name, value in options.items() if name in own}
-        model = {name: value for name, value in options.items() if name not in own}
-        kept = dict(self.options)
+        """The same with other values of some fields or options of the model, by name; None is the
+        default. Raises UsageError."""
+        own = options_of(type(self))
+        changes = {
+            name: own[name].default if value is None else value
+            for name, value in options.items()
+            if name in own
+        }
+        unset = {name for name, value in options.items() if value is None}
+        model = {name: options[name] for name in options if name not in {*own, *unset}}
+        kept = {name: value for name, value in self.options.items() if name not in unset}
         if model.keys() & SIZES:  # both say how many latents there are: the later one counts
             kept = {name: value for name, value in kept.items() if name not in SIZES}
         return dataclasses.replace(self, **changes, options={**kept, **model})

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import model_options, restore
-from saekit.options import Overwrite, Resume
+from saekit.models.catalog import every_option, model_options, restore
+from saekit.options import Overwrite, Resume, keywords
 from saekit.rows import Rows
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
 from saekit.store.files import read_json, write_config, write_json
@@ -29,6 +29,7 @@ from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolve
 from saekit.training.fit import Estimate, fit, holdout_figures
+from saekit.training.keywords import TrainKeywords
 from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
 
@@ -73,6 +74,7 @@ class TrainPlan:
     backend: str
 
 
+@keywords(TrainConfig, more=every_option())
 def train(
     rows: RowsLike,
     /,
@@ -82,7 +84,7 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Any,
+    **options: Unpack[TrainKeywords],
 ) -> TrainResult:
     """Train one autoencoder on rows; with `out`, write a checkpoint folder. The model acts on raw
     rows.
