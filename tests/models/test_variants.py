@@ -395,7 +395,7 @@ def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)],
 )
 def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name, steps):
-    monkeypatch.setattr(loop, "LOOK_EVERY", {})  # as on a device
+    monkeypatch.setattr(loop, "POLL_EVERY", {})  # as on a device
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
     metrics = saekit.train(
         store,
