@@ -1,4 +1,4 @@
-"""Small runs on small raw stores: seconds on one core, and real ones."""
+"""Small real runs on small raw stores: seconds on one core."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from saekit.training.loop import Trainer
 from saekit.training.run import train
 
 
-def digits_store(path: Path, rows: int = 400) -> Path:
-    """Images of 8x8 pixels with their labels, 100 of 400 held out."""
-    harvest("raw:pixels", "embedded:digits", path, rows=rows, holdout=0.25)
+def digits_store(path: Path, rows: int | None = 400, holdout: float = 0.25) -> Path:
+    """Images of 8x8 pixels with their labels, by default 400, of which 100 are held out. `rows`
+    None: all 1,797."""
+    harvest("raw:pixels", "embedded:digits", path, rows=rows, holdout=holdout)
     return path
 
 
 def rows_store(
     path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25
 ) -> Path:
-    """Flat rows, every one a document of its own."""
+    """Flat rows; every row is a document."""
     spec = make_spec(
         model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None
     )
@@ -52,8 +53,7 @@ class Killed(Exception):
 
 
 def break_off(store: Path, out: Path, config: TrainConfig, step: int) -> None:
-    """Train so many steps, save and end there, as a run does that is killed right after it
-    saved."""
+    """Train `step` steps, save and stop, like a run that is killed right after it saved."""
 
     def dies(self, raw, original=Trainer.train_step):
         if self.step == step:

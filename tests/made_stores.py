@@ -16,10 +16,19 @@ D = 16
 
 def make_spec(**changes) -> ActivationSpec:
     values = {
-        "model": "made-up", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
-        "dtype": "float16", "layout": "flat",
-        "scope": "content", "grid": None, "dataset": "made-up", "context": 8, "seed": 0,
-    }  # fmt: skip
+        "model": "synthetic",
+        "revision": None,
+        "hook": "blocks.0",
+        "modality": "text",
+        "d_in": D,
+        "dtype": "float16",
+        "layout": "flat",
+        "scope": "content",
+        "grid": None,
+        "dataset": "synthetic",
+        "context": 8,
+        "seed": 0,
+    }
     return ActivationSpec(**{**values, **changes})
 
 

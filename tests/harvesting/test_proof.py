@@ -89,15 +89,15 @@ def test_a_part_that_a_block_has_not_is_refused_with_the_nearest_block_that_has_
     [
         (
             ("XLMModel", "XLMConfig", XLM),
-            "no list of modules of which each is given what the one before it gave",
+            "no list of modules in which each takes the output of the previous one",
         ),
         (
             ("XLMModel", "XLMConfig", dict(XLM, n_layers=1)),
-            "of several lists of one module none can be told",
+            "several lists of one module, and any of them may be its blocks",
         ),
         (
             ("FlaubertModel", "FlaubertConfig", XLM),
-            "no list of modules of which each is given what the one before it gave",
+            "no list of modules in which each takes the output of the previous one",
         ),
         (
             ("AlbertModel", "AlbertConfig", dict(fam.TEXT, embedding_size=12)),
@@ -141,7 +141,7 @@ def test_a_convolution_between_two_blocks_takes_the_first_ones_alias():
     with pytest.raises(
         DataError,
         match=(
-            r"blocks.0 is not the residual stream of .*: what it gives is not what block 1 is given"
+            r"blocks.0 is not the residual stream of .*: its output is not the input of block 1"
         ),
     ):
         resolve_hook(model, "blocks.0")
@@ -170,7 +170,7 @@ def test_a_truncated_model_keeps_the_blocks_that_run():
         ("llama", "model.rotary_emb", r"gives a tensor \(1, 5, 8\) for 2 inputs of 5 tokens"),
         ("gpt_neox", "gpt_neox.rotary_emb", "for 2 inputs of 5 tokens"),
         ("gpt2", "transformer.wpe", r"gives a tensor \(1, 5, 32\)"),
-        ("bert", "embeddings.token_type_embeddings", "whatever the tokens are"),
+        ("bert", "embeddings.token_type_embeddings", "the same vectors for all tokens"),
         ("bert", "pooler.dense", r"gives a tensor \(2, 32\)"),
         ("llama", "model", "gives BaseModelOutputWithPast"),
         ("llama", "model.layers", "did not run in this forward pass"),
@@ -297,7 +297,7 @@ def test_a_model_that_exchanges_its_modules_is_put_back_and_not_harvested(tmp_pa
 
     BigBirdModel(BigBirdConfig(**fam.TEXT)).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
-    with pytest.raises(DataError, match="exchanges its own modules where an input is short"):
+    with pytest.raises(DataError, match="replaces its own modules when an input is short"):
         loaded.probe(["blocks.0"])
     assert loaded.module.attention_type == "block_sparse"
     assert (

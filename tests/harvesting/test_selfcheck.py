@@ -114,14 +114,14 @@ def test_what_was_shown_is_said_stored_and_returned_and_ordinary_batches_stay(li
     hooks = ["blocks.0.attn", "blocks.1", "blocks.1.mlp"]
     result, said = harvested(live("llama"), docs, tmp_path / "s", hook=hooks, batch=6)
     assert said[0].startswith(
-        "self-check: the same input twice: equal bits; alone as padded in a batch; blocks.0.attn,"
-        " blocks.1.mlp add up"
+        "self-check: the same input twice: equal bits; by itself as padded in a batch;"
+        " blocks.0.attn, blocks.1.mlp add up"
     )
     assert result.self_check == {
         "repeat": "equal bits",
-        "hooks": "each alone as together",
+        "hooks": "each by itself as together",
         "sums": "blocks.0.attn, blocks.1.mlp",
-        "batch": "alone as padded in a batch",
+        "batch": "by itself as padded in a batch",
     }
     for path in result.stores.values():
         stored = manifest(Path(path))
@@ -168,7 +168,10 @@ def test_the_check_of_images_runs_one_image_more_than_the_harvest(live, photos, 
         images.clear()
         many = ["blocks.0", "blocks.0.attn", "blocks.0.mlp", "blocks.1", "blocks.1.mlp"]
         result, _ = harvested(loaded, photos, tmp_path / "five", hook=many, batch=4)
-        assert images == [4, 1, 1, 1] and result.self_check["hooks"] == "the last alone as together"
+        assert (
+            images == [4, 1, 1, 1]
+            and result.self_check["hooks"] == "the last by itself as together"
+        )
     finally:
         with_hook.remove()
     last = [*several.stores.values()][-1]
