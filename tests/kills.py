@@ -1,5 +1,5 @@
-"""Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a
-preemption can leave behind."""
+"""Kill a command before any of its file operations, or at any moment, like kill -9, a crash or a
+preemption."""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
 
 
 def test_each_half_of_a_vae_shapes_the_code(images, tmp_path):
-    """Reconstruction alone spreads the codes, the KL alone puts every row at the prior's mean, both
-    stay within the prior."""
+    """With only the reconstruction the codes spread, with only the KL every row is at the prior's
+    mean, with both they stay within the prior."""
     spread = {}
     for name, weights in (
         ("reconstruction", {"beta": 0.0}),

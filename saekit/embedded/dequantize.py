@@ -100,8 +100,7 @@ def _list_contents(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files are as they were written, by size and time or, if the time differs, by
-    content."""
+    """Whether all files are as they were written, by size and time, or else by content."""
     try:
         contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
         for name, (size, mtime_ns, sha256) in contents.items():

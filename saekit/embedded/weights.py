@@ -210,10 +210,10 @@ def _shape(size: Any) -> str:
 
 
 def _hint(missing: list[str], unexpected: list[str], unknown: list[str]) -> str:
-    wanted = set(missing)
+    missing_names = set(missing)
     for key in unexpected:
         for prefix in (key[: at + 1] for at, letter in enumerate(key) if letter == "."):
-            if key.removeprefix(prefix) in wanted:
+            if key.removeprefix(prefix) in missing_names:
                 return (
                     f"the names in the file start with {prefix!r}, the prefix of a wrapper: save"
                     " the model inside the wrapper"

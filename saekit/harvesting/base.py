@@ -1,5 +1,4 @@
-"""What every harvest does, with or without a model: plan, open or resume the stores, fill them,
-report."""
+"""The steps of all harvests, with or without a model: plan, open stores, fill, report."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Images for a vision model: its processor, and its layout of class token, registers and
-patches."""
+"""Images for a vision model: its processor, and the layout of its tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from saekit.harvesting.blocks import tower_path
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """The layout of an image model's tokens: [class token] [registers] patches, row-major over the
-    grid."""
+    """The layout of an image model's tokens: [class token] [registers] patches, row-major."""
 
     has_cls: bool
     registers: int

@@ -1,5 +1,4 @@
-"""Check the layout of an image model's tokens: which tokens change with which pixels, at the first
-block."""
+"""Check the layout of an image model's tokens: which tokens depend on which pixels."""
 
 from __future__ import annotations
 

@@ -93,8 +93,7 @@ class LiveSource(Adapter):
         )
 
     def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:
-        """(rows, order of those to use now). The rows are overwritten when the next pair is
-        requested."""
+        """(rows, order of those to use now). The next pair overwrites the rows."""
         if seed is None:
             for rows in self._epoch():
                 yield rows, torch.arange(len(rows["x"]))
@@ -166,8 +165,7 @@ class LiveSource(Adapter):
 
 
 def _harvest_of(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
-    """The harvest that would write `store` without a limit of rows. It only reads; its OUT is never
-    opened."""
+    """The harvest that would write `store` without a limit of rows. It never opens OUT."""
     spec, plan = store.spec, store.manifest.plan
     if spec.is_raw:
         raise DataError(

@@ -1,5 +1,4 @@
-"""MODEL to an argument of from_pretrained: an embedded model, a local folder, a .gguf file or a hub
-id."""
+"""MODEL (embedded name, local folder, .gguf file or hub id) to an argument of from_pretrained."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ def _nearest_model(path: Path) -> str:
 
 
 def _folder_revision(path: Path) -> str:
-    """Digest of configuration and weights: another fine-tune saved in the same folder is another
-    model."""
+    """Digest of configuration and weights: another fine-tune there is another model."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and (

@@ -170,8 +170,7 @@ def as_image(value: Any, name: str) -> Image:
 
 
 class DatasetTable(Table):
-    """A datasets.Dataset, possibly selected, shuffled or mapped. Images stay undecoded, for our own
-    reader."""
+    """A datasets.Dataset, possibly selected, shuffled or mapped. Images are decoded by us."""
 
     kind = "dataset"
 

@@ -1,5 +1,4 @@
-"""Which module of a block outputs what attention and MLP add to the residual stream, proven by
-sums.
+"""Which module of a block outputs what attention and MLP add to the residual stream: proof.
 
 A record of one forward pass through a block holds the input and output of every module inside.
 `located` starts from modules with suggestive names, goes on to the modules that process their
@@ -109,8 +108,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Part:
-    """The module that a part's alias means. `path` None: none, for `reason`; `near` can be hooked
-    instead."""
+    """The module that a part's alias means. `path` None: none (`reason`), or instead `near`."""
 
     path: str | None
     # the module of `:in`: the part itself, also when the output is that of a norm or scale after it

@@ -26,12 +26,11 @@ _CONVERTED = frozenset(
 # A picture with more pixels, and more pixels per byte, than this is blank or an attack; as RGB it
 # would take over a GB.
 _MANY_PIXELS, _PIXELS_PER_BYTE = 1 << 26, 100
-_SKIP = f"remove or repair the file, or go on without broken files with {opt('skip_broken', True)}"
+_SKIP = f"remove or repair the file, or skip broken files with {opt('skip_broken', True)}"
 
 
 def read_picture(source: Path | bytes, name: str | None = None, remedy: str = _SKIP) -> Image:
-    """The picture in a file or in bytes. `name` is its name in errors (for bytes), `remedy` their
-    hint.
+    """The picture in a file or in bytes. `name` (for bytes) and the hint `remedy` are for errors.
 
     Raises DataError when it cannot be read, has more pixels than PIL allows (178,956,970) or values
     that do not fit 8 bits, MissingError when there is no such file.

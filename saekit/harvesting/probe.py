@@ -101,8 +101,7 @@ def noise_images(channels: int) -> list[Any]:
 
 
 def run(live: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    """live.forward; any error becomes a DataError, since this is the first time that this model
-    runs."""
+    """live.forward; any error becomes a DataError: it is the first pass of this model."""
     try:
         return live.forward(inputs)
     except SaekitError:

@@ -32,8 +32,7 @@ KINDS = {"raw:pixels": Pixels, "raw:array": Array, "raw:tfidf": TfIdf}
 
 
 class RawHarvest(Harvest):
-    """Raw data into one store. A batch is `batch` examples in visiting order, dropped ones
-    included."""
+    """Raw data into one store. A batch is `batch` examples in visiting order, also dropped ones."""
 
     dtype = "float32"
 

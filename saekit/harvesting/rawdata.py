@@ -70,8 +70,7 @@ class RawData(ABC):
 
 
 class Pixels(RawData):
-    """Rows are images: (H,W,C) flattened, pixels / 255. Modes L and RGB are kept, others become
-    RGB."""
+    """Rows are images: (H,W,C) flattened, pixels / 255. Modes other than L become RGB."""
 
     hook, modality = "pixels", "image"
 
@@ -207,8 +206,8 @@ class Array(RawData):
                 )
                 if not self._skip_broken:
                     hint = (
-                        f"repair or remove it, then {opt('overwrite', True)}; or go on without such"
-                        f" entries with {opt('skip_broken', True)}"
+                        f"repair or remove it, then {opt('overwrite', True)}; or skip such entries"
+                        f" with {opt('skip_broken', True)}"
                     )
                     raise NumericsError(f"{place} of {self._path} holds NaN or inf", hint)
                 skipped.append(f"entry {index}")

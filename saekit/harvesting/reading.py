@@ -110,7 +110,11 @@ def reading_error(what: str, name: str, where: str, error: BaseException) -> Sae
             f"{error.filename or name} may not be read: {first_line(error)}",
             f"chmod -R u+rX {where}",
         )
-    # Any other error.
+    return _cannot_load(what, name, local, error)
+
+
+def _cannot_load(what: str, name: str, local: Path | None, error: BaseException) -> DataError:
+    """For any other error."""
     of = "" if what == "model" else f"the {what} of "
     hint = (
         "saekit reads text decoders, text encoders and vision transformers that transformers knows"

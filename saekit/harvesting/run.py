@@ -378,8 +378,7 @@ class ModelHarvest(Harvest):
                 break
 
     def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
-        """All batches of the data from number `start` on, with hook -> hidden states (B,T,D) on the
-        CPU."""
+        """Batches of the data from number `start` on, with hook -> states (B,T,D) on the CPU."""
         stream = self._batches(start)
         if start == 0 and self._ahead is not None:
             stream, self._ahead, self._first = chain(self._first, self._ahead), None, []

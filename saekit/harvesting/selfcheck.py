@@ -109,8 +109,7 @@ def check_images(
 
 
 def pieces(rows: Sequence[list[int]]) -> list[dict[str, torch.Tensor]]:
-    """Two short single inputs from the contexts in `rows`, lists of token ids; the shorter one
-    first."""
+    """Two short single inputs from the contexts in `rows`, lists of token ids; shorter first."""
     contexts = sorted(rows, key=len)
     long = contexts[-1][:LONG]
     other = next((ids for ids in reversed(contexts[:-1]) if ids), [])
@@ -284,8 +283,7 @@ def difference(x_BTD: torch.Tensor, y_BTD: torch.Tensor) -> float:
     """The largest relative difference of a row. Rows with a norm below 1e-3 of the median count as
     if they had that norm.
 
-    Rows with NaN or inf on both sides do not differ: the store refuses them, and says where they
-    are.
+    Rows with NaN or inf on both sides do not differ: the store refuses them, with their place.
     """
     both = x_BTD.isfinite().all(-1) & y_BTD.isfinite().all(-1)
     if not torch.equal(both, y_BTD.isfinite().all(-1)):

@@ -260,9 +260,9 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def _need_modality(name: str, holds: Modality, wanted: Modality) -> None:
-    if holds != wanted:
-        other = "embedded:pydocs" if wanted == "text" else "embedded:digits"
+def _need_modality(name: str, holds: Modality, needed: Modality) -> None:
+    if holds != needed:
+        other = "embedded:pydocs" if needed == "text" else "embedded:digits"
         raise DataError(
-            f"{name} holds {holds}s, not {wanted}s", f"give {wanted} data, such as {other}"
+            f"{name} holds {holds}s, not {needed}s", f"give {needed} data, such as {other}"
         )

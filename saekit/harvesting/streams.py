@@ -95,7 +95,7 @@ class StreamedDocuments(Documents):
         """A null is an empty text, which has no rows."""
         if value is None:
             return ""
-        hint = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
+        hint = f"repair or remove it, or skip broken rows with {opt('skip_broken', True)}"
         if isinstance(value, (list, dict, bytes)):
             raise DataError(
                 f"row {index} of {self.name} holds a {type(value).__name__} in column"
@@ -127,7 +127,7 @@ class StreamedDocuments(Documents):
             return read_picture(_downloaded(path, where), where)
         raise DataError(
             f"{where} cannot be read as an image: it is null",
-            f"remove the row, or go on without it with {opt('skip_broken', True)}",
+            f"remove the row, or skip it with {opt('skip_broken', True)}",
         )
 
     def _label(self, value: Any) -> str | None:

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 PEEK = 1000  # rows from which columns and their types are determined
 _LONGEST_FIELD = 64 << 20  # characters of one csv field; a longer one lacks a closing quote
 _BATCH = 64  # rows of a parquet file per read
-_FIX = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
+_FIX = f"repair or remove it, or skip broken rows with {opt('skip_broken', True)}"
 
 
 class Table(ABC):

@@ -21,8 +21,7 @@ from saekit.harvesting.parts import Call, Part, Record, Value, located, version_
 
 
 def stream_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The meaning of `:in`: the module's first argument, or hidden_states if it is called by
-    keyword."""
+    """The meaning of `:in`: the module's first argument, or its keyword hidden_states."""
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
 
 

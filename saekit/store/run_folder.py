@@ -168,8 +168,7 @@ def _check_path(out: Path, target: Path) -> None:
 
 
 def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
-    """Whether `target` holds a result of this kind. Raises DataError when it must not be
-    overwritten."""
+    """Whether `target` holds a result of this kind. Raises DataError if it must stay."""
     if not target.is_dir() or not any(_counts(path) for path in target.iterdir()):
         return False
     if kind.read_marker(target) is None:

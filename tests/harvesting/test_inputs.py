@@ -197,8 +197,7 @@ def test_packing_needs_an_end_of_text_token(live):
         list(batches(live("llama", eos=None), Listed(["a"]), ctx=8, batch=1, pack=True))
 
 
-# --- images
-# --------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def pictures(count, size=(16, 16)):

@@ -1,5 +1,5 @@
-"""Hooks that are proven, refused or copied, on models where names alone would mislead; and that the
-proof leaves no trace."""
+"""Hooks that are proven, refused or copied, on models whose module names would mislead; and that
+the proof leaves no trace."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def ids(length: int = 8) -> torch.Tensor:
     return torch.randint(3, fam.VOCAB, (2, length), generator=torch.Generator().manual_seed(2))
 
 
-# --- blocks by their chain
-# --------------------------------------------------------------------------------------------------
+# -- blocks by their chain -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,8 +159,7 @@ def test_a_truncated_model_keeps_the_blocks_that_run():
     ], "the cache knows the structure"
 
 
-# --- modules that give no hidden states
-# -----------------------------------------------------------------------------------------
+# -- modules that give no hidden states ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,8 +225,7 @@ def test_a_module_that_runs_several_times_in_a_pass_is_refused():
             albert(input_ids=ids())
 
 
-# --- tensors that stay what they were
-# -------------------------------------------------------------------------------------------
+# -- tensors that stay what they were --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -262,8 +259,7 @@ def test_the_input_of_a_part_is_its_own_where_a_norm_gives_its_output(name, attn
     assert resolve_hook(model, "blocks.1.attn:in") == f"model.layers.1.{attn}:in"
 
 
-# --- the user's model
-# --------------------------------------------------------------------------------------------------
+# -- the user's model ------------------------------------------------------------------------------
 
 
 def test_the_proof_changes_nothing_of_the_users_model():

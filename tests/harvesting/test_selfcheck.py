@@ -87,17 +87,17 @@ def manifest(path: Path) -> dict:
 @pytest.mark.parametrize("name", MIXING)
 def test_where_padding_reaches_rows_none_is_used(name, docs, tmp_path):
     model = saved(name, tmp_path / "model")
-    _, alone = harvested(model, docs, tmp_path / "alone", batch=1, scope="all")
+    _, single_said = harvested(model, docs, tmp_path / "single", batch=1, scope="all")
     result, said = harvested(model, docs, tmp_path / "many", batch=6, scope="all")
-    one, many = rows(tmp_path / "alone"), rows(tmp_path / "many")
+    one, many = rows(tmp_path / "single"), rows(tmp_path / "many")
     assert one.keys() == many.keys() and len(one) == result.rows
     assert max(float((many[key] - x).norm() / x.norm()) for key, x in one.items()) < 1e-5
-    assert "without padding" in said[0] and "padding" not in alone[0]
+    assert "without padding" in said[0] and "padding" not in single_said[0]
     assert (
         manifest(tmp_path / "many")["plan"]["padding"] == "none"
         and "without padding" in result.self_check["batch"]
     )
-    assert "padding" not in manifest(tmp_path / "alone")["plan"]
+    assert "padding" not in manifest(tmp_path / "single")["plan"]
 
 
 def test_live_rows_of_a_store_without_padding_are_its_own(docs, tmp_path):
@@ -144,7 +144,9 @@ def test_one_image_alone_is_compared_with_the_first_batch(live, photos, tmp_path
     assert said[0].startswith(
         "self-check: one image as many; blocks.1.attn add up (largest difference "
     )
-    single, _ = harvested(live("dinov2"), photos, tmp_path / "alone", hook="blocks.1.attn", batch=1)
+    single, _ = harvested(
+        live("dinov2"), photos, tmp_path / "single", hook="blocks.1.attn", batch=1
+    )
     assert single.self_check == {"repeat": "equal within rounding", "sums": "blocks.1.attn"}
 
 

@@ -23,8 +23,8 @@ ROWS, E = 1000, 6
 
 
 def mixed(rows, width=made_stores.D, seed=0, original=made_stores.make_rows):
-    """Rows of another hook on the same tokens: bent combinations of the input's, of another size
-    and mean."""
+    """Rows of another hook on the same tokens: nonlinear combinations of the input's, with another
+    scale and mean."""
     x = original(rows, made_stores.D, seed)
     W = torch.randn(made_stores.D, width, generator=torch.Generator().manual_seed(5))
     return 40 * torch.tanh(0.05 * (x - 3.0) @ W) - 11.0
@@ -160,8 +160,8 @@ def test_a_model_without_targets_refuses_one(given, target_of, tmp_path):
 
 
 def damage(store, row):
-    """NaN in a stored row behind the checksum's back, as a faulty writer would leave it; where it
-    lies."""
+    """Write NaN into a stored row and update the checksum, like a faulty writer; returns its
+    place."""
     from safetensors.torch import load_file, save_file
 
     number = int((row >= store._offsets).sum()) - 1

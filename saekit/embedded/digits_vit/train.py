@@ -78,8 +78,7 @@ def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shifted(x_B1HW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by -1, 0 or 1 pixels in both directions, empty pixels filled with
-    background."""
+    """Each image moved by -1, 0 or 1 pixels in both directions, the rest is background."""
     padded = nnf.pad(x_B1HW, (1, 1, 1, 1), value=-MEAN / STD)
     down_B, right_B = torch.randint(0, 3, (2, len(x_B1HW)), generator=generator)
     span = torch.arange(digits.SIZE)

@@ -65,8 +65,7 @@ def close(actual, expected, terms: int):
     )
 
 
-# --------------------------------------------------------------------------------------------------
-#  weight gradients
+# -- weight gradients ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -173,8 +172,7 @@ def test_gradient_arguments_that_do_not_fit_are_refused():
         sparse_weight_grad(wide, wide.vals, one.expand(2**16, 3))
 
 
-# --------------------------------------------------------------------------------------------------
-#  step
+# -- step ------------------------------------------------------------------------------------------
 
 
 def made_state(D: int, F: int, dtype: torch.dtype, unit: bool) -> FeatureState:
@@ -451,8 +449,7 @@ def test_arguments_that_do_not_fit_are_refused():
         replace(SETTINGS, step=0)
 
 
-# --------------------------------------------------------------------------------------------------
-#  on a device
+# -- on a device -----------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

@@ -1,5 +1,5 @@
 """Decoder, row program and transpose against dense fp64, worked out here with plain torch. B rows,
-D width, F latents, K entries a row."""
+D width, F latents, K entries per row."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def made_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> SparseCodes:
-    """Random codes of random width: distinct columns, ascending, value 0 at index 0 behind the
-    last."""
+    """Random codes of random width: distinct columns, ascending, then value 0 at index 0."""
     gen = torch.Generator().manual_seed(seed)
     vals, idx, nnz = (
         torch.zeros(B, K),
@@ -71,8 +70,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, terms: int):
     )
 
 
-# --------------------------------------------------------------------------------------------------
-#  decoder
+# -- decoder ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("priced", [False, True])
@@ -122,7 +120,7 @@ def test_a_row_without_codes_is_the_bias():
 
 def test_padding_does_not_read_latent_0():
     codes, W, b, x = made_codes(5, 20, 7), normal(20, 40), normal(40), normal(5, 40)
-    # nobody uses latent 0; a double 1 is no matter to the decoder
+    # latent 0 is not used; the decoder does not mind a double 1
     codes.idx[codes.active() & (codes.idx == 0)] = 1
     expected = decode_mse(codes, W, b, x)
     W[0] = torch.nan
@@ -215,8 +213,7 @@ def test_two_blocks_cover_every_width_and_waste_little():
     ]
 
 
-# --------------------------------------------------------------------------------------------------
-#  transpose
+# -- transpose -------------------------------------------------------------------------------------
 
 
 def assert_transposed(codes: SparseCodes):
@@ -302,8 +299,7 @@ def test_positions_beyond_32_bits_are_refused():
         transpose_codes(codes)
 
 
-# --------------------------------------------------------------------------------------------------
-#  on a device
+# -- on a device -----------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
