@@ -80,7 +80,7 @@ def run_folders(
     """
     if resume and overwrite:
         raise UsageError(
-            f"{opt('resume')} and {opt('overwrite')} exclude each other", "give one of them"
+            f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them"
         )
     targets = []
     for out in outs:

@@ -1,4 +1,4 @@
-"""A store or a checkpoint that somebody has changed: refused by name, repaired if possible, never
+"""A store or a checkpoint that was changed: refused by name, repaired if possible, never
 opened when it is not a file."""
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
     assert len(open_store(tmp_path / "s")) == 100
 
 
-# -- what lies in place of a file ------------------------------------------------------------------
+# -- other things than a file ---------------------------------------------------------------------
 
 
 def put(path: Path, kind: str) -> None:

@@ -80,7 +80,7 @@ def exact_topk(x, W, b, k):
 
 
 def make_integers(B, d, F):
-    """Small integers: sums are exact in whatever order, and most values occur many times."""
+    """Small integers: sums are exact in any order, and most values occur many times."""
     torch.manual_seed(1)
     return tuple(
         torch.randint(-3, 4, shape, device=device).float() for shape in ((B, d), (F, d), (F,))
