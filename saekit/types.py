@@ -89,8 +89,7 @@ class ActivationSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "spec") -> ActivationSpec:
-        """Raises MisfitError (a ValueError) for fields that are missing, unknown or out of
-        range."""
+        """Raises MisfitError (a ValueError) for missing, unknown or wrong fields."""
         spec = build(cls, data, where)
         for name, value, least in (
             ("d_in", spec.d_in, 1),
@@ -221,8 +220,7 @@ class Example:
 
 @dataclass
 class FeatureRecord:
-    """All that is known about one latent. Pure data: page, CLI, explanation and interop read only
-    this."""
+    """All that is known about one latent. Pure data: page, CLI, explanation and interop read it."""
 
     index: int
     density: float | None  # share of scanned rows where the latent is active

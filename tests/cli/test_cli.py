@@ -312,7 +312,7 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
         (
             ["train", "ACTS", "OUT", "--resume", "--overwrite", *map(str, SMALL)],
             2,
-            "exclude each other",
+            "contradict",
             "one of them",
         ),
         (

@@ -22,8 +22,7 @@ from saekit.harvesting.raw import KINDS
 from saekit.harvesting.run import plan_harvest
 from saekit.store.reader import open_store
 
-# --- rows, shares, plans
-# --------------------------------------------------------------------------------------------------
+# -- rows, shares, plans ---------------------------------------------------------------------------
 
 
 def test_exactly_the_rows_asked_for_and_the_share_held_out(tmp_path):
@@ -69,8 +68,7 @@ def test_no_model_library_is_loaded():
     assert done.stdout.split() == ["False", "False"]
 
 
-# --- kills
-# --------------------------------------------------------------------------------------------------
+# -- kills -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -156,8 +154,7 @@ def test_a_resume_with_other_settings_names_them(tmp_path):
         )
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,8 +246,7 @@ def test_wrong_requests_leave_nothing_behind(
     assert not (tmp_path / "s").exists()
 
 
-# --- the command line
-# --------------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 
 def test_raw_data_from_the_command_line(capsys, tmp_path):

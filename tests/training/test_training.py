@@ -357,7 +357,7 @@ def test_resume_never_writes_into_a_folder_that_is_not_a_run(store, tmp_path):
 
 def test_resume_and_overwrite_together_are_refused_and_nothing_is_lost(store, tmp_path):
     saekit.train(store.path, tmp_path / "run", **SMALL)
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="contradict"):
         saekit.train(store.path, tmp_path / "run", **SMALL, resume=True, overwrite=True)
     assert saekit.load(tmp_path / "run").latents == 64
 
