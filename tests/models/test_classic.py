@@ -64,17 +64,22 @@ def combinations():
 
 def written_out(model, x, target, options, step):
     """Every term by its formula, from the weights alone."""
-    code, bend = CODES[options["sparsity"]], torch.tanh if "hidden" in options else None
+    code, activation_function = (
+        CODES[options["sparsity"]],
+        torch.tanh if "hidden" in options else None,
+    )
     first, last = model.layers[0], model.layers[-1]
 
     def encode(x_BD):
         h = x_BD @ first.W_up.T + first.b_up
-        return code(h if bend is None else bend(h) @ last.W_up.T + last.b_up)
+        return code(
+            h if activation_function is None else activation_function(h) @ last.W_up.T + last.b_up
+        )
 
     noise = Noise.parse(options["noise"])
     z = encode(noise(x, step_generator(5, step, x.device)))
     W_code, W_out = (layer.W_up.T if options["tied"] else layer.W_down for layer in (last, first))
-    h = z if bend is None else bend(z @ W_code.T + last.b_down)
+    h = z if activation_function is None else activation_function(z @ W_code.T + last.b_down)
     a = h @ W_out.T + first.b_down
     p = a.sigmoid()
     losses = {

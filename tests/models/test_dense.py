@@ -72,7 +72,7 @@ def test_the_code_bends_as_its_sparsity_asks(sparsity, code):
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 4), (9, 6, 4)])
 def test_a_deep_stack_is_the_plain_composition_of_its_layers(activation, hidden):
     model = filled(Dense(DenseConfig(5, latents=3, hidden=hidden, activation=activation)).double())
-    bend = (
+    activation_function = (
         getattr(torch, activation)
         if activation in ("relu", "sigmoid", "tanh")
         else getattr(functional, activation)
@@ -82,12 +82,12 @@ def test_a_deep_stack_is_the_plain_composition_of_its_layers(activation, hidden)
     assert widths == list(zip((5, *hidden), (*hidden, 3)))
     h = x
     for layer in model.layers[:-1]:
-        h = bend(h @ layer.W_up.T + layer.b_up)
+        h = activation_function(h @ layer.W_up.T + layer.b_up)
     z = h @ model.layers[-1].W_up.T + model.layers[-1].b_up
     torch.testing.assert_close(model.encode(x), z)
     h = z
     for layer in reversed(model.layers[1:]):
-        h = bend(h @ layer.W_down.T + layer.b_down)
+        h = activation_function(h @ layer.W_down.T + layer.b_down)
     torch.testing.assert_close(
         model.decode(z), h @ model.layers[0].W_down.T + model.layers[0].b_down
     )

@@ -92,12 +92,12 @@ def test_the_decoder_reads_each_part_of_the_code_where_the_encoder_put_it():
     coarse = model.maps(x)["down1"]
     alone = torch.zeros_like(code)
     alone[:, 202:] = coarse.flatten(1)
-    maps = model.bend(
+    maps = model.activation(
         model.up[1](
             torch.cat([model.enlarge[1](torch.zeros(2, 5, 1, 2, dtype=torch.float64)), coarse], 1)
         )
     )
-    maps = model.bend(
+    maps = model.activation(
         model.up[0](
             torch.cat([model.enlarge[0](maps), torch.zeros(2, 4, 6, 8, dtype=torch.float64)], 1)
         )

@@ -59,7 +59,6 @@ def recorded(monkeypatch):
 
 
 # -- the rate
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,6 @@ def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tm
 
 
 # -- the average
-# --------------------------------------------------------------------------------------------------
 
 
 def averaged(history, decay):
@@ -336,7 +334,6 @@ def test_a_run_killed_between_its_last_step_and_its_checkpoint_is_finished_by_a_
 
 
 # -- dense products in bf16
-# -------------------------------------------------------------------------------------------------
 
 
 def test_products_are_rounded_and_everything_else_is_not():
@@ -453,7 +450,6 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
 
 
 # -- what is refused, and what is kept
-# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
