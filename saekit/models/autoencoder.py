@@ -172,7 +172,7 @@ class Autoencoder(nn.Module):
         """Restore what `run_state` returned. Raises MisfitError."""
 
     def batch_bytes(self, batch: int) -> int:
-        """About how many bytes a step on so many rows or examples keeps for the backward pass."""
+        """An estimate of the bytes kept for the backward pass, on `batch` rows or examples."""
         return 0
 
     # -- saving

@@ -52,7 +52,7 @@ def test_code_and_reconstruction_of_known_weights():
     set_(model.layers[1], W_up=[[3.0, -1.0]], b_up=[1.0], W_down=[[1.0], [-2.0]], b_down=[0.0, 5.0])
     x = torch.tensor([[1.0, 1.0], [-4.0, 0.0]], dtype=torch.float64)
     # Row 0: up (3.5, -0.5) -> (3.5, 0); code 3 * 3.5 + 1 = 11.5; down (11.5, -23 + 5) -> (11.5, 0);
-    # out (23.1, 11.7). Row 1: up (-3.5, 3.5) -> (0, 3.5); code -3.5 + 1 = -2.5, not bent; down
+    # out (23.1, 11.7). Row 1: up (-3.5, 3.5) -> (0, 3.5); code -3.5 + 1 = -2.5, linear; down
     # (-2.5, 10) -> (0, 10); out (0.1, -9.8).
     output = model(x)
     torch.testing.assert_close(output.code, torch.tensor([[11.5], [-2.5]], dtype=torch.float64))

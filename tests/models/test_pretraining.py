@@ -94,7 +94,7 @@ def test_stages_partition_the_steps_however_short_the_run(layers, share):
 
 @pytest.mark.parametrize("pretrain", ["greedy", "rbm"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_stage_moves_its_layer_alone(pretrain, tied):
+def test_a_stage_moves_only_its_layer(pretrain, tied):
     for layer in range(3):
         model = filled(pretrain, tied=tied)
         model.loss(batch_of(rows()), Step(2 * layer, 12)).total.backward()

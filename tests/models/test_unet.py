@@ -187,7 +187,7 @@ def test_without_skips_it_learns_as_an_autoencoder():
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(skips):
+def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalized_ones(skips):
     model = make(skips=skips, d_out=2)
     raw = 5 + 3 * torch.randn(4, 6, 8, 3, dtype=torch.float64)
     mean, scale, target = (

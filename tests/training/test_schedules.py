@@ -81,7 +81,7 @@ def test_a_cosine_is_at_half_its_height_half_way_and_near_0_at_the_end():
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
-def test_shares_of_0_leave_the_peak_rate_alone(shape):
+def test_shares_of_0_do_not_change_the_peak_rate(shape):
     assert [schedule(step, 7, 0.0, shape, 0.0) for step in range(7)] == [1.0] * 7
 
 
@@ -137,7 +137,7 @@ def test_every_stage_has_a_rise_and_a_fall_of_its_own(store, tmp_path):
     )
 
 
-def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tmp_path, recorded):
+def test_adam_forgets_squared_gradients_at_the_given_rate(store, tmp_path, recorded):
     for decay in (0.0, 0.1):
         model = torch.nn.Linear(2, 2)
         optimizer = make_adam(model, 0.1, decay, beta2=0.75)
@@ -234,7 +234,7 @@ def test_trained_thresholds_are_averaged_too(store, tmp_path, recorded):
     close(tensors(tmp_path / "run")["threshold"], theta / trainer.normalize.inputs.scale, 1e-5)
 
 
-def test_averaging_leaves_the_run_itself_alone(store, tmp_path, recorded):
+def test_averaging_does_not_change_the_run_itself(store, tmp_path, recorded):
     ends = []
     for name, settings in (("plain", {}), ("average", {"ema": 0.95})):
         saekit.train(store.path, tmp_path / name, **SMALL, **settings, rows=64 * 12)
@@ -343,7 +343,7 @@ def test_products_are_rounded_and_everything_else_is_not():
     assert product.dtype == torch.float32
     torch.testing.assert_close(product, (x.bfloat16() @ W.bfloat16().T).float(), rtol=0, atol=0)
     assert torch.equal(exponential, x.exp()) and not torch.equal(product, x @ W.T)
-    assert torch.equal(x @ W.T, torch.nn.functional.linear(x, W)), "nothing is left behind"
+    assert torch.equal(x @ W.T, torch.nn.functional.linear(x, W)), "the mode ends with the block"
 
 
 def test_a_product_under_no_grad_does_not_take_the_gradient_of_the_next():
