@@ -1,5 +1,5 @@
-"""Corruption of the input: its statistics, what it does not change, and that it depends only on seed
-and step."""
+"""Corruption of the input: its statistics, what it does not change, and that it depends only on
+seed and step."""
 
 from __future__ import annotations
 
