@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,7 +263,7 @@ class Progress:
     done: int
     total: int
     unit: str = "rows"
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | None] = field(default_factory=dict)
     message: str | None = None  # a line for the user, shown once; names options as Python does
     # the same with its options marked (saekit.errors.opt), for other front ends
     raw_message: str | None = field(init=False, default=None)
