@@ -1,4 +1,4 @@
-"""What inspect and features look at: a model and a store, known to fit each other."""
+"""What inspect and features read: a model and a store that fit each other."""
 
 from __future__ import annotations
 
