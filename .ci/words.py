@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = re.compile(r"^```.*?^```|^    .*?$|`[^`]+`", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"^```.*?^```|^    .*?$|`[^`]+`|\]\([^)\s]+\)", re.DOTALL | re.MULTILINE)
 CODE_TOKENS = {
     tokenize.COMMENT,
     tokenize.STRING,
@@ -21,8 +21,8 @@ CODE_TOKENS = {
 
 
 def _blank(code: re.Match[str]) -> str:
-    """A code span as one word of no letters, a block as spaces; as long as before, with its line
-    ends."""
+    """A code span as one word of no letters, a block or the target of a link as spaces; as long as
+    before, with its line ends."""
     is_span = code.group().startswith("`") and not code.group().startswith("```")
     return re.sub(r"[^\n]", "·" if is_span else " ", code.group())
 

@@ -1,12 +1,10 @@
-"""What harvesting costs beside the bare forward pass that it cannot do without, interleaved in one
-run.
+"""How fast a harvest is, compared with the bare forward pass; both are interleaved in one run.
 
-    python benchmarks/bench_harvest.py [--model embedded:smollm2-135m --data embedded:pydocs --hook
-    blocks.9 --rows 12000 --rounds 3]
+    python benchmarks/bench_harvest.py [--rows 12000 --rounds 3]
 
-`bare` runs the model's blocks up to the hooked one on the same batches, made beforehand, and drops
-the result. `harvest` is the verb: reading and tokenising the documents, the forward pass, float16,
-statistics, checksums, shards on disk. Prints one JSON object.
+`bare` runs the model's blocks up to the hooked one on the same batches, prepared in advance, and
+drops the result. `harvest` is the whole verb: reading and tokenizing the documents, the forward
+pass, float16, statistics, checksums, shards on disk. Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast the shuffled loader gives batches, from page cache.
+"""How fast the shuffled loader is when the store is in the page cache.
 
     python benchmarks/bench_loader.py [--rows 400000 --d 768 --batch 4096]
 

@@ -1,23 +1,22 @@
-"""Do runs of several seeds find the same dictionary, and is that the variant's doing or that of a
+"""Do runs with different seeds find the same dictionary, and is that due to the variant or to a
 common start?
 
-    python benchmarks/bench_stability.py STORE [--latents 512 --seeds 4 --rows 60000 --k 32
-    --archetypes 1024 --relax 0]
+    python benchmarks/bench_stability.py STORE [--latents 512 --seeds 4 --rows 60000 --k 32]
 
-Fel et al. 2025 (arXiv 2502.12892) report archetypal SAEs to be the stable ones; Brzozowski and
-Chung 2026 (arXiv 2606.02061) that their runs began with the same dictionary. So each kind is
-trained from starts of its own and from one common start:
+Fel et al. 2025 (arXiv 2502.12892) report that archetypal SAEs are the stable ones; Brzozowski and
+Chung 2026 (arXiv 2606.02061) that those runs began with the same dictionary. So both variants are
+trained from a different start per seed and from a common start:
 
-    topk                       random directions of the run's seed
-    topk, one start            the same directions for every seed
-    archetypal as `saekit train` does it: rows of the run's own sample, which the seed draws
-    archetypal, one hull       the same rows for every seed, atoms beginning near other ones of them
-    archetypal, one start the same rows, and the same first mixtures: the paper's practice, whose
-    rows are k-means centroids
+    topk                   random directions, drawn by the seed
+    topk, one start        the same random directions for every seed
+    archetypal             as `saekit train` does it: the seed draws the rows that atoms mix
+    archetypal, one hull   the same rows for every seed, with atoms that start near different ones
+    archetypal, one start  the same rows and the same first mixtures, as in the paper, whose rows
+                           are k-means centroids
 
-The order of the training rows is the seed's in each. Prints one JSON object: fvu held out and the
-stability of the decoders (saekit.measures.stability), over all pairs of seeds, before training and
-after, each as mean, least and most.
+The seed always decides the order of the training rows. Prints one JSON object: held-out fvu, and
+the stability of the decoders (saekit.measures.stability) over all pairs of seeds, before and after
+training, each as mean, least and most.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def watched(
     before=lambda sae: None,
     rows: torch.Tensor | None = None,
 ) -> type[SAE]:
-    """The variant, whose first decoder goes to `firsts`. `before` changes its weights at the start;
-    `rows` (N,D) are an archetypal's in place of the run's sample."""
+    """The variant, which appends its first decoder to `firsts`. `before` changes its first weights;
+    `rows` (N,D) replace the sample of an archetypal run."""
 
     class Watched(kind):
         def start_from(self, sample_BD: torch.Tensor) -> None:
@@ -66,15 +65,17 @@ def watched(
 
 
 def one_start(sae: SAE) -> None:
+    """The same first weights for every seed."""
     sae.W_dec.copy_(random_unit_rows(sae.latents, sae.d_in, generator(0)))
     sae.W_enc.copy_(sae.W_dec)
     sae.b_enc.copy_(-(sae.W_enc @ sae.b_dec))
 
 
 def starts(hull_ND: torch.Tensor):
-    """name -> (sparsity, the variant of a seed, told where its first decoder goes)."""
+    """name -> (sparsity, function of a seed and a list for first decoders that gives the
+    variant)."""
 
-    def own_order(seed: int) -> torch.Tensor:
+    def shuffled(seed: int) -> torch.Tensor:
         return hull_ND[torch.randperm(len(hull_ND), generator=generator(seed))]
 
     return {
@@ -83,7 +84,7 @@ def starts(hull_ND: torch.Tensor):
         "archetypal": ("archetypal", lambda seed, firsts: watched(Archetypal, firsts)),
         "archetypal, one hull": (
             "archetypal",
-            lambda seed, firsts: watched(Archetypal, firsts, rows=own_order(seed)),
+            lambda seed, firsts: watched(Archetypal, firsts, rows=shuffled(seed)),
         ),
         "archetypal, one start": (
             "archetypal",
@@ -95,16 +96,16 @@ def starts(hull_ND: torch.Tensor):
 def trained(
     store: str, sparsity: str, variant, **options
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """(fvu, first decoder, last decoder); `variant` makes the class, given a list for first
+    """(fvu, first decoder, last decoder). `variant` gives the class for a list of first
     decoders."""
     firsts: list[torch.Tensor] = []
-    usual, VARIANTS[sparsity] = VARIANTS[sparsity], variant(firsts)
+    original, VARIANTS[sparsity] = VARIANTS[sparsity], variant(firsts)
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = saekit.train(store, Path(folder) / "run", sparsity=sparsity, **options)
             return result.metrics["fvu"], firsts[-1], saekit.load(result.path).W_dec
     finally:
-        VARIANTS[sparsity] = usual
+        VARIANTS[sparsity] = original
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -126,19 +127,26 @@ def main() -> None:
     parser.add_argument("--archetypes", type=int, default=1024)
     parser.add_argument("--relax", type=float, default=0.0)
     a = parser.parse_args()
-    assert a.seeds > 1, "stability is that of a pair"
+    assert a.seeds > 1, "stability needs at least two seeds"
     common = {"latents": a.latents, "k": a.k, "rows": a.rows, "batch": a.batch}
-    own = {"topk": {}, "archetypal": {"archetypes": a.archetypes, "relax": a.relax}}
+    variant_options = {"topk": {}, "archetypal": {"archetypes": a.archetypes, "relax": a.relax}}
     _, sample = estimate(Store(Path(a.store)), "center+scale", 0, torch.device("cpu"))
     runs = []
     for name, (sparsity, variant) in starts(sample[: a.archetypes]).items():
-        done = [
-            trained(a.store, sparsity, partial(variant, seed), seed=seed, **common, **own[sparsity])
+        results = [
+            trained(
+                a.store,
+                sparsity,
+                partial(variant, seed),
+                seed=seed,
+                **common,
+                **variant_options[sparsity],
+            )
             for seed in range(a.seeds)
         ]
-        fvu, first, last = zip(*done)
+        fvu, first, last = zip(*results)
         before, after = (
-            [stability(W, V) for W, V in combinations(each, 2)] for each in (first, last)
+            [stability(W, V) for W, V in combinations(decoders, 2)] for decoders in (first, last)
         )
         runs.append(
             {

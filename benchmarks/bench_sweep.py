@@ -1,12 +1,11 @@
-"""What a sweep saves, and whether members of one shape should be one stacked computation.
+"""How much time a sweep saves, and whether its members should be one stacked computation.
 
-    python benchmarks/bench_sweep.py STORE [--latents 2048 --batch 1024 --rows 100000 --members 4
-    --rounds 2]
+    python benchmarks/bench_sweep.py STORE [--latents 2048 --rows 100000 --members 4 --rounds 2]
 
-First part: `members` TopK runs that differ by the seed, one after the other by `train` on all
-cores, against one sweep; interleaved, wall time from start to checkpoint, ratio sweep / runs.
-Second part, on one thread: milliseconds a member and step by the kernels, one member after the
-other, against all members in one stacked dense computation (baddbmm, autograd, one fused Adam).
+First part: `members` TopK runs that differ only in the seed, one after the other with `train` on
+all cores, against one sweep; interleaved, wall time from start to checkpoint, ratio sweep / runs.
+Second part, on one thread: milliseconds per member and step, one member after the other with the
+kernels, against all members in one stacked dense computation (baddbmm, autograd, one fused Adam).
 Prints one JSON object.
 """
 
@@ -18,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,19 +34,20 @@ STACKED = ((576, 2048, 1024), (576, 2048, 256), (384, 1024, 256), (64, 2048, 102
 STEPS, ROUNDS = 4, 4
 
 
-def whole(store: str, a: argparse.Namespace) -> dict:
+def whole_runs(store: str, a: argparse.Namespace) -> dict:
+    """Seconds of separate runs and of one sweep."""
     options = {"latents": a.latents, "batch": a.batch, "rows": a.rows, "k": K, "order_seed": 0}
-    found = {"runs": [], "sweep": []}
+    times = {"runs": [], "sweep": []}
     for _ in range(a.rounds):
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             for seed in range(a.members):
                 saekit.train(store, Path(folder) / str(seed), seed=seed, **options)
-            found["runs"].append(time.monotonic() - began)
+            times["runs"].append(time.monotonic() - began)
             began = time.monotonic()
             saekit.sweep(store, Path(folder) / "sweep", {**options, "seed": list(range(a.members))})
-            found["sweep"].append(time.monotonic() - began)
-    seconds = {name: round(statistics.median(values), 2) for name, values in found.items()}
+            times["sweep"].append(time.monotonic() - began)
+    seconds = {name: round(statistics.median(values), 2) for name, values in times.items()}
     shape = f"{Store(Path(store)).spec.d_in}x{a.latents}x{a.batch}"
     ratio = round(seconds["sweep"] / seconds["runs"], 3)
     return {
@@ -60,6 +61,7 @@ def whole(store: str, a: argparse.Namespace) -> dict:
 
 
 def stacked(D: int, F: int, B: int, members: int) -> dict:
+    """Milliseconds per member and step, in turn and stacked."""
     rows = [torch.randn(B, D, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     index, saes = torch.arange(B), []
     for seed in range(members):
@@ -115,10 +117,10 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     a = parser.parse_args()
-    found = {"sweep": whole(a.store, a)}
+    result: dict[str, Any] = {"sweep": whole_runs(a.store, a)}
     torch.set_num_threads(1)
-    found["stacked"] = [stacked(*shape, a.members) for shape in STACKED]
-    print(json.dumps(found, indent=1))
+    result["stacked"] = [stacked(*shape, a.members) for shape in STACKED]
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What classic.py trains: one line a model, on data that ships in wheels and on hidden states of an
-embedded transformer."""
+"""What classic.py trains: one line per model, on data that ships in wheels and on hidden states of
+an embedded transformer."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ DATA: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model on some data. `task` says what is measured besides the reconstruction (classic.py,
-    TASKS)."""
+    """A model on some data. `task` is a key of TASKS or TRAINING_TASKS in classic.py: what is
+    measured besides the reconstruction."""
 
     data: str
     name: str
@@ -40,9 +40,9 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     task: str = "reconstruct"
     seeded: bool = True  # False: closed form, the same for every seed
-    noise: str = ""  # for task denoise, where the model's own options do not say
-    rows: int | None = None  # for task map: how many
-    epochs: int | None = None  # None: what the model's defaults are (saekit.training.defaults)
+    noise: str = ""  # for task denoise, unless the model has a noise option
+    rows: int | None = None  # for task map: the number of rows
+    epochs: int | None = None  # None: the model's default (saekit.training.defaults)
 
 
 BERNOULLI = {"output": "bernoulli"}

@@ -1,9 +1,9 @@
-"""Every classic model on data that needs no network, several seeds, beside PCA.
+"""Every classic model on data that needs no network access, with several seeds, next to PCA.
 
     python benchmarks/classic.py [--quick] [--csv FILE] [--json] [--quiet]
 
-Models of this size do not fill two cores, so cases run side by side, one thread each; the seconds
-in the table are those of one thread.
+Models of this size do not fill two cores, so several cases run at once, on one thread each; seconds
+in the table are seconds of one thread.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from saekit.training.run import train
 
 SEEDS = 3
 QUICK_EPOCHS = 12
-COPY = "copy"  # no model: the input as the answer
+COPY = "copy"  # not a model: the answer is the input
 NOISE_SEED = 1234
-FIGURES = {  # name -> its form in the table
+FIGURES = {  # name -> its format in the table
     "sse": ".2f", "fvu": ".4f", "knn": ".3f", "elbo": ".1f", "psnr_in": ".2f", "psnr": ".2f",
     "auroc": ".3f",
     "auroc_worst": ".3f", "iou": ".3f", "trust": ".3f", "frozen": ".3f", "tuned": ".3f",
@@ -68,24 +68,24 @@ class ClassicResult:
     task: str
     seeds: int
     epochs: int | None
-    """None: the recipe's own (saekit.training.defaults)."""
+    """None: the model's default (saekit.training.defaults)."""
     seconds: float
     figures: dict[str, float]
     """sse per row or image, fvu, knn (5 neighbours), elbo (nats), psnr_in, psnr (dB), auroc,
-    auroc_worst, iou, trust (trustworthiness); frozen, tuned and scratch (accuracies with few
-    labels): those that apply."""
+    auroc_worst, iou, trust (trustworthiness), frozen, tuned and scratch (accuracies with few
+    labels), where they apply."""
     spread: dict[str, float | None]
 
     def flat(self) -> dict[str, Any]:
-        """One line of a table: figures by name, their spreads as `<name>_spread`."""
-        own = {
+        """A row of a table: figures by name, their spreads as `<name>_spread`."""
+        row = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in ("figures", "spread")
         }
         for name in FIGURES:
-            own |= {name: self.figures.get(name), f"{name}_spread": self.spread.get(name)}
-        return own
+            row |= {name: self.figures.get(name), f"{name}_spread": self.spread.get(name)}
+        return row
 
 
 def bench_classic(
@@ -94,14 +94,14 @@ def bench_classic(
     cases: list[Case] | None = None,
     seeds: int | None = None,
 ) -> list[ClassicResult]:
-    """Harvest, train and judge every case. Raises MissingError where a data set's package is not
-    installed."""
+    """Harvest, train and evaluate every case. Raises MissingError when the package of a data set is
+    not installed."""
     cases = CASES if cases is None else cases
     seeds = seeds or (1 if quick else SEEDS)
     epochs = QUICK_EPOCHS if quick else None
     with tempfile.TemporaryDirectory(prefix="saekit-classic-") as folder:
         _harvest(Path(folder), cases, progress)
-        found: dict[int, list[dict[str, float]]] = {id(case): [] for case in cases}
+        runs: dict[int, list[dict[str, float]]] = {id(case): [] for case in cases}
         jobs = [(case, seed) for case in cases for seed in range(seeds if case.seeded else 1)]
         workers = max(os.cpu_count() or 1, 1)
         with ProcessPoolExecutor(
@@ -114,10 +114,10 @@ def bench_classic(
             for done, future in enumerate(as_completed(running), 1):
                 case, seed = running[future]
                 figures = future.result()
-                found[id(case)].append(figures)
+                runs[id(case)].append(figures)
                 text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 progress(f"{done}/{len(jobs)}  {case.data}  {case.name}  seed {seed}  {text}")
-    return [_summary(case, found[id(case)], _epochs(case, epochs)) for case in cases]
+    return [_summary(case, runs[id(case)], _epochs(case, epochs)) for case in cases]
 
 
 def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -> None:
@@ -132,36 +132,36 @@ def _harvest(folder: Path, cases: list[Case], progress: Callable[[str], None]) -
 
 
 def _epochs(case: Case, most: int | None) -> int | None:
-    """A case's own, not above `most`; None: what the model's defaults are."""
+    """Epochs of a case, at most `most`; None: the model's default."""
     return min(case.epochs or most, most) if most else case.epochs
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
-    """A worker whose parent was killed would train on, unseen."""
+def _end_with(parent: int) -> None:
+    """End this worker with its parent, which may have been killed; it would train on otherwise."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _summary(case: Case, found: list[dict[str, float]], epochs: int | None) -> ClassicResult:
-    names = [name for name in found[0] if name != "seconds"]
-    mean = {name: statistics.fmean(each[name] for each in found) for name in names}
+def _summary(case: Case, runs: list[dict[str, float]], epochs: int | None) -> ClassicResult:
+    names = [name for name in runs[0] if name != "seconds"]
+    mean = {name: statistics.fmean(run[name] for run in runs) for name in names}
     spread = {
-        name: statistics.stdev(each[name] for each in found) if len(found) > 1 else None
+        name: statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None
         for name in names
     }
-    seconds = statistics.fmean(each["seconds"] for each in found)
+    seconds = statistics.fmean(run["seconds"] for run in runs)
     return ClassicResult(
         case.data,
         case.name,
         case.model,
         case.task,
-        len(found),
+        len(runs),
         epochs,
         round(seconds, 1),
         mean,
@@ -176,8 +176,8 @@ def _summary(case: Case, found: list[dict[str, float]], epochs: int | None) -> C
 def run_case(case: Case, seed: int, folder: str, epochs: int | None) -> dict[str, float]:
     """The figures of one model with one seed, `seconds` among them."""
     store = Store(Path(folder) / case.data)
-    if case.task in ALONE:
-        return ALONE[case.task](case, seed, store, epochs)
+    if case.task in TRAINING_TASKS:
+        return TRAINING_TASKS[case.task](case, seed, store, epochs)
     if case.model == COPY:
         return {"seconds": 0.0, **TASKS[case.task](None, store, case, folder, seed)}
     options = dict(case.options)
@@ -239,8 +239,8 @@ def _segment(model: Any, store: Store, case: Case, folder: str, seed: int) -> di
 
 
 def _classify(model: Any, store: Store, case: Case, folder: str, seed: int) -> dict[str, float]:
-    """Accuracy with 10 labels a class (saekit.measures.classifier); a code without weights to tune
-    has a probe alone."""
+    """Accuracy with 10 labels per class (saekit.measures.classifier); of a closed-form model, whose
+    weights cannot be tuned, only that of a probe."""
     draws = tuple(range(3 * seed, 3 * seed + 3))
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     if model.strategy == "closed_form":
@@ -251,8 +251,10 @@ def _classify(model: Any, store: Store, case: Case, folder: str, seed: int) -> d
                 )[0].mean
             )
         }
-    found = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS, draws)
-    return {name: statistics.fmean(getattr(found, name)) for name in ("frozen", "tuned", "scratch")}
+    result = as_classifier(model, x, labels, x_test, labels_test, PER_CLASS, draws)
+    return {
+        name: statistics.fmean(getattr(result, name)) for name in ("frozen", "tuned", "scratch")
+    }
 
 
 TASKS: dict[str, Callable[[Any, Store, Case, str, int], dict[str, float]]] = {
@@ -266,7 +268,7 @@ TASKS: dict[str, Callable[[Any, Store, Case, str, int], dict[str, float]]] = {
 
 def _one_class(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, float]:
     """AUROC of the reconstruction error with each class in turn as the normal one: the mean, and
-    the worst class."""
+    that of the worst class."""
     (x, labels), (x_test, labels_test) = rows_of(store, "train"), rows_of(store, "holdout")
     seconds = 0.0
 
@@ -278,13 +280,13 @@ def _one_class(case: Case, seed: int, store: Store, epochs: int | None) -> dict[
             (torch.as_tensor(rows) - model(torch.as_tensor(rows)).x_hat).square().sum(1).numpy()
         )
 
-    found = one_class(fitted, x, labels, x_test, labels_test)
-    return {"seconds": seconds, "auroc": found.mean, "auroc_worst": found.worst[1]}
+    result = one_class(fitted, x, labels, x_test, labels_test)
+    return {"seconds": seconds, "auroc": result.mean, "auroc_worst": result.worst[1]}
 
 
 def _map(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, float]:
-    """Two numbers for each of `rows` rows, as a map is made: all rows are seen. Neighbours are
-    judged between two halves of the map."""
+    """A map of `rows` rows in two dimensions, trained on all of them. knn looks up the neighbors of
+    one half of the rows in the other half."""
     x, labels = rows_of(store, "train")
     x, labels = x[: case.rows], labels[: case.rows]
     began = time.monotonic()
@@ -297,8 +299,8 @@ def _map(case: Case, seed: int, store: Store, epochs: int | None) -> dict[str, f
     return {"seconds": seconds, "knn": knn, "trust": trustworthiness(x, codes)}
 
 
-# tasks that train by themselves, on part of the rows
-ALONE = {"one_class": _one_class, "map": _map}
+# tasks that train models themselves, on part of the rows
+TRAINING_TASKS = {"one_class": _one_class, "map": _map}
 
 
 def fit_rows(
@@ -311,12 +313,12 @@ def fit_rows(
         case.model, case.options, seed=seed, rows=None if epochs is None else epochs * len(x_BD)
     )
     config = resolved(config, model, len(x_BD))
-    done = fit(model, source, config, max(config.rows // config.batch, 1), pick_device("cpu"))
-    return restore(case.model, dataclasses.asdict(model.config), done.tensors), done.seconds
+    fitted = fit(model, source, config, max(config.rows // config.batch, 1), pick_device("cpu"))
+    return restore(case.model, dataclasses.asdict(model.config), fitted.tensors), fitted.seconds
 
 
 def rows_of(store: Store, split: str) -> tuple[torch.Tensor, list[str | None]]:
-    """(x (N,D) fp32, labels) of one side of a flat store."""
+    """(x (N,D) fp32, labels) of one side of the held-out split of a flat store."""
     x = torch.cat([batch.x.float() for batch in store.batches(8192, split=split)])
     return x, store.labels(split)
 

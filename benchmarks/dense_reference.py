@@ -1,8 +1,8 @@
-"""The topk family once more, by dense autograd: every pre-activation, a mask, whole products. What
-sparse training is measured against.
+"""The topk family by dense autograd: all pre-activations, a mask, full products. Sparse training is
+measured against it.
 
-`dense(name)` puts such a loss in the place of a variant's for as long as it lasts; start,
-optimiser, auxiliary loss and rows are the run's own, so that two runs differ by the step alone.
+Within `dense(name)` a variant has such a loss; start, optimizer, auxiliary loss and rows stay as
+they are, so that two runs differ only in how a step is computed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from saekit.models.sae import SAE
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.batchtopk import remember
 from saekit.models.sparsity.nested import PARTS_OF_K
@@ -26,7 +26,7 @@ IN_BATCH = ("batchtopk", "matryoshka")
 
 
 def dense_variant(variant: type[SAE]) -> type[SAE]:
-    """The same with a dense loss."""
+    """The same variant with a dense loss."""
 
     class Dense(variant):
         def loss_of(
@@ -46,14 +46,14 @@ def dense_variant(variant: type[SAE]) -> type[SAE]:
                 "reconstruction": (error, 1.0),
                 **aux_terms(self, x_BD, (parts[-1] - target_BD).detach(), step),
             }
-            return summed(weighted, z.detach().count_nonzero(0), {})
+            return loss_terms(weighted, z.detach().count_nonzero(0), {})
 
     return Dense
 
 
 def dense_code(name: str, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-    """z (B,F): the k largest of each row or, of the batch, B k; signed for abs-topk, else through a
-    ReLU."""
+    """z (B,F): the k largest of each row, or the B k largest of the batch; signed for abs-topk,
+    after a ReLU otherwise."""
     size = pre_BF.detach().abs() if name == "abs-topk" else pre_BF.detach()
     if name in IN_BATCH:
         least = size.flatten().topk(k * len(size), sorted=False).values.min()
@@ -64,7 +64,7 @@ def dense_code(name: str, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def nested_codes(name: str, z_BF: torch.Tensor, k: int, sae: SAE) -> list[torch.Tensor]:
-    """The codes that each have to reconstruct, the whole one last."""
+    """All codes that have to reconstruct the row, the whole code last."""
     if name.startswith("matryoshka"):
         first = torch.arange(sae.latents, device=z_BF.device)
         return [
@@ -81,10 +81,10 @@ def nested_codes(name: str, z_BF: torch.Tensor, k: int, sae: SAE) -> list[torch.
 
 @contextmanager
 def dense(name: str) -> Iterator[None]:
-    """Autoencoders of this sparsity that are made meanwhile train by the dense step."""
-    own = VARIANTS[name]
-    VARIANTS[name] = dense_variant(own)
+    """SAEs of this sparsity that are built inside train with the dense step."""
+    original = VARIANTS[name]
+    VARIANTS[name] = dense_variant(original)
     try:
         yield
     finally:
-        VARIANTS[name] = own
+        VARIANTS[name] = original

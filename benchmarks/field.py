@@ -4,14 +4,14 @@ rows in the same order.
     python benchmarks/field.py [--quick] [--against sae-lens --against eai-sparsify] [--csv FILE]
     [--json] [--quiet]
 
-The data (hidden states after block 3 of MiniLM on Python's documentation), latents, k, rows a step
-and rows in all are the same; all else is the toolkit's own (toolkits.py), saekit's defaults among
-them. The judge is one too: FVE on the held-out rows, and as dead whatever latent the finished model
-does not use on the last 50,000 rows that it was trained on. A toolkit stands by the setting and
-rate of highest FVE among those that leave at most 2 % dead.
+The data (hidden states after block 3 of MiniLM on Python's documentation), latents, k, batch size
+and number of rows are the same; everything else is the toolkit's choice (toolkits.py) or saekit's
+default. All are evaluated in the same way: FVE on the held-out rows, and as dead every latent that
+the trained model does not use on the last 50,000 rows of its training. A toolkit is represented by
+the setting and rate of highest FVE among those with at most 2 % dead.
 
-Every run has a process of its own, so that one library's settings of torch do not reach another;
-one run at a time, so that their rows/s compare.
+Every run has its own process, so that one library's settings of torch do not affect another; they
+run one at a time, so that their rows/s compare.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from toolkits import RATES, SCALED, SETTINGS, SHIPPED, PeerModel, Task, train_pe
 
 from saekit.bench.peers import check_peers
 from saekit.errors import NumericsError
-from saekit.models.metrics import RowSums, firing_counts
+from saekit.models.codes import firing_counts
+from saekit.models.metrics import RowSums
 from saekit.store.reader import Store
 
 MODEL, DATA, HOOK = "embedded:minilm", "embedded:pydocs", "blocks.3"
@@ -42,16 +43,16 @@ HARVESTED = 211_000  # all but a twentieth of them are for training: 200,000
 ROWS, QUICK_ROWS, DEAD_ROWS = 200_000, 50_000, 50_000
 SEEDS = 3
 MOST_DEAD = 0.02
-OWN = "saekit"
-# What `saekit train` is told besides, and its rates. In a run of 200 steps Adam still feels the
-# squared gradients of the first ones.
-OWN_SETTINGS = {
+SAEKIT = "saekit"
+# Further options of `saekit train`, and learning rates. In a run of 200 steps Adam still remembers
+# the squared gradients of the first ones.
+SAEKIT_SETTINGS = {
     SHIPPED: ({}, RATES),
     SCALED: ({"beta2": 0.99, "decay": 0.3, "clip": 1.0}, (3e-3, 5e-3, 6e-3)),
 }
 
 
-class Arm(NamedTuple):
+class Candidate(NamedTuple):
     library: str
     setting: str
     lr: float
@@ -59,7 +60,7 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class FieldResult:
-    """One arm: means over the seeds, NaN where a run diverged."""
+    """A candidate's means over the seeds, NaN where a run diverged."""
 
     library: str
     version: str
@@ -80,7 +81,7 @@ class FieldResult:
     l0: float
     rows_per_s: float
     best: bool = False
-    """The library's highest FVE among arms whose mean `dead` is at most MOST_DEAD."""
+    """The library's highest FVE among candidates whose mean `dead` is at most MOST_DEAD."""
 
 
 def bench_field(
@@ -90,17 +91,19 @@ def bench_field(
     store: Path | None = None,
     rates: list[float] | None = None,
 ) -> list[FieldResult]:
-    """A line for each arm: saekit and the toolkits of `against` in each of their settings at each
-    of its rates. `best` marks at most one of a library.
+    """One result per candidate: saekit and the toolkits of `against` in all their settings and
+    rates. `best` marks at most one per library.
 
-    quick: one seed, 50,000 rows. `store`: a harvested one in place of a new one; `rates`: of the
-    arms, those with these rates. Raises UsageError, MissingError (a toolkit, or the package of the
-    hidden states' model).
+    quick: one seed, 50,000 rows. `store`: an existing store; None: harvest one. `rates`: only
+    candidates with these learning rates. Raises UsageError, MissingError (a toolkit, or the package
+    with the model).
     """
     from saekit.harvesting.run import harvest
 
-    arms = [
-        arm for arm in arms_of(check_peers(against, SETTINGS)) if rates is None or arm.lr in rates
+    candidates = [
+        candidate
+        for candidate in candidates_of(check_peers(against, SETTINGS))
+        if rates is None or candidate.lr in rates
     ]
     seeds, rows = (1, QUICK_ROWS) if quick else (SEEDS, ROWS)
     with tempfile.TemporaryDirectory(prefix="saekit-field-") as folder:
@@ -108,77 +111,82 @@ def bench_field(
         if store is None:
             harvested = harvest(MODEL, DATA, path, hook=HOOK, rows=HARVESTED, device="cpu")
             progress(f"{harvested.rows:,} rows of {MODEL} {HOOK} on {DATA}")
-        return compare_arms(path, arms, rows, seeds, progress)
+        return compare_candidates(path, candidates, rows, seeds, progress)
 
 
-def arms_of(against: tuple[str, ...]) -> list[Arm]:
-    """Saekit's and theirs, turn about: a slower hour of the machine meets all of them."""
+def candidates_of(against: tuple[str, ...]) -> list[Candidate]:
+    """Those of all libraries in turn, so that a slow hour of the machine affects all of them."""
     columns = [
-        [Arm(OWN, setting, lr) for setting, (_, rates) in OWN_SETTINGS.items() for lr in rates]
+        [
+            Candidate(SAEKIT, setting, lr)
+            for setting, (_, rates) in SAEKIT_SETTINGS.items()
+            for lr in rates
+        ]
     ]
     for name in against:
         columns.append(
             [
-                Arm(name, setting, lr)
-                for setting, each in SETTINGS[name].items()
-                for lr in each.rates
+                Candidate(name, setting, lr)
+                for setting, choices in SETTINGS[name].items()
+                for lr in choices.rates
             ]
         )
     longest = max(map(len, columns))
     return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
 
-def compare_arms(
+def compare_candidates(
     path: str,
-    arms: list[Arm],
+    candidates: list[Candidate],
     rows: int,
     seeds: int,
     progress: Callable[[str], None],
     **options: Any,
 ) -> list[FieldResult]:
-    """The arms on a store of hidden states; `options` are Task's latents, k and batch."""
+    """The results of candidates on a store of hidden states; `options` are latents, k and batch of
+    Task."""
     steps = max(rows // options.get("batch", Task.batch), 1)
-    found: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in arms}
+    runs: dict[Candidate, list[dict[str, float]]] = {candidate: [] for candidate in candidates}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for seed in range(seeds):
-            for arm in arms:
-                task = Task(arm.lr, seed, steps, **options)
-                figures = pool.submit(run_arm, arm, path, task).result()
-                found[arm].append(figures)
-                text = (
-                    f"fve {figures['fve']:.4f}  dead {figures['dead']:.2%} "
-                    f" {figures['rows_per_s']:,.0f} rows/s"
+            for candidate in candidates:
+                task = Task(candidate.lr, seed, steps, **options)
+                figures = pool.submit(run_candidate, candidate, path, task).result()
+                runs[candidate].append(figures)
+                progress(
+                    f"{candidate.library} {candidate.setting}  lr {candidate.lr:g}  seed {seed}"
+                    f"  fve {figures['fve']:.4f}  dead {figures['dead']:.2%}"
+                    f"  {figures['rows_per_s']:,.0f} rows/s"
                 )
-                progress(f"{arm.library} {arm.setting}  lr {arm.lr:g}  seed {seed}  {text}")
-    return with_best([_summary(arm, task.rows, found[arm]) for arm in arms])
+    return with_best([_summary(candidate, task.rows, runs[candidate]) for candidate in candidates])
 
 
 def with_best(results: list[FieldResult], most_dead: float = MOST_DEAD) -> list[FieldResult]:
-    """The results with `best` set on each library's highest FVE among arms with at most `most_dead`
-    dead, if it has such an arm."""
+    """The results with `best` set on each library's highest FVE among candidates with at most
+    `most_dead` dead latents, if there is one."""
     best: dict[str, FieldResult] = {}
     for result in results:
         known = best.get(result.library)
-        # NaN fails both comparisons, so a diverged arm is never chosen.
+        # NaN fails both comparisons, so a diverged run is never chosen.
         if result.dead <= most_dead and result.fve > (-math.inf if known is None else known.fve):
             best[result.library] = result
     return [replace(result, best=result is best.get(result.library)) for result in results]
 
 
-def _summary(arm: Arm, rows: int, found: list[dict[str, float]]) -> FieldResult:
-    mean = {figure: statistics.fmean(each[figure] for each in found) for figure in found[0]}
-    spread = statistics.stdev(each["fve"] for each in found) if len(found) > 1 else None
+def _summary(candidate: Candidate, rows: int, runs: list[dict[str, float]]) -> FieldResult:
+    mean = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
+    spread = statistics.stdev(run["fve"] for run in runs) if len(runs) > 1 else None
     return FieldResult(
-        arm.library,
-        version(arm.library),
-        arm.setting,
-        arm.lr,
-        len(found),
+        candidate.library,
+        version(candidate.library),
+        candidate.setting,
+        candidate.lr,
+        len(runs),
         rows,
         mean["fve"],
         spread,
         mean["dead"],
-        max(each["dead"] for each in found),
+        max(run["dead"] for run in runs),
         mean["l0"],
         round(mean["rows_per_s"], 1),
     )
@@ -188,23 +196,27 @@ def _summary(arm: Arm, rows: int, found: list[dict[str, float]]) -> FieldResult:
 # --------------------------------------------------------------------------------------------------
 
 
-def run_arm(arm: Arm, path: str, task: Task) -> dict[str, float]:
+def run_candidate(candidate: Candidate, path: str, task: Task) -> dict[str, float]:
     """fve, l0, dead and rows_per_s of one toolkit on a store of hidden states; NaN where the run
     diverged."""
     store = Store(Path(path))
     try:
-        if arm.library == OWN:
-            model, rate = _train_own(store, task, arm.setting)
+        if candidate.library == SAEKIT:
+            model, rate = _train_saekit(store, task, candidate.setting)
         else:
             model, rate = train_peer(
-                arm.library, arm.setting, rows_in_order(store, task), store.spec.d_in, task
+                candidate.library,
+                candidate.setting,
+                rows_in_order(store, task),
+                store.spec.d_in,
+                task,
             )
     except NumericsError:
         return dict.fromkeys(("fve", "l0", "dead", "rows_per_s"), math.nan)
-    return judged(model, store, task) | {"rows_per_s": rate}
+    return evaluated(model, store, task) | {"rows_per_s": rate}
 
 
-def _train_own(store: Store, task: Task, setting: str = SHIPPED) -> tuple[PeerModel, float]:
+def _train_saekit(store: Store, task: Task, setting: str = SHIPPED) -> tuple[PeerModel, float]:
     from saekit.training.checkpoints import load
     from saekit.training.run import train
 
@@ -218,21 +230,21 @@ def _train_own(store: Store, task: Task, setting: str = SHIPPED) -> tuple[PeerMo
             "batch": task.batch,
             "seed": task.seed,
         }
-        options |= OWN_SETTINGS[setting][0]
+        options |= SAEKIT_SETTINGS[setting][0]
         result = train(store.path, out, rows=task.rows, device="cpu", save_seconds=1e9, **options)
         model = load(out)
     return PeerModel(model.encode, model.decode), result.rows_per_s
 
 
 def rows_in_order(store: Store, task: Task) -> Iterator[torch.Tensor]:
-    """The training rows as `saekit.train` sees them with this seed, fp32, not normalised:
-    (batch,D), without end."""
+    """The training rows in the order of `saekit.train` with this seed, fp32, not normalized:
+    (batch,D), endless."""
     for batch in store.batches(task.batch, task.seed, split="train"):
         yield batch.x.float()
 
 
 @torch.no_grad()
-def judged(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
+def evaluated(model: PeerModel, store: Store, task: Task) -> dict[str, float]:
     """fve and l0 on the held-out rows, dead on the last rows of the training order."""
     sums = RowSums(0.0)
     for batch in store.batches(4096, split="holdout"):
@@ -259,11 +271,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--against",
         action="append",
         default=[],
-        help=f"peer to train too: {' | '.join(SETTINGS)}; may be given again",
+        help=f"other toolkit to train: {' | '.join(SETTINGS)}; may be given several times",
     )
-    flags.add_argument("--store", type=Path, help="a harvested store in place of a new one")
+    flags.add_argument("--store", type=Path, help="an existing store, instead of a new one")
     flags.add_argument(
-        "--rates", type=float, nargs="+", help="only the arms with these learning rates"
+        "--rates", type=float, nargs="+", help="only candidates with these learning rates"
     )
     asked = flags.parse_args(arguments)
     results = bench_field(
@@ -282,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         results,
         [asdict(r) for r in results],
         asked,
-        "* the best of a library with at most 2 % dead",
+        "* the best of each library with at most 2 % dead",
         text,
     )
 

@@ -1,4 +1,4 @@
-"""What the scripts of quality share: their flags, how they end, and results as CSV, as JSON or as a
+"""What zoo.py, classic.py and field.py share: flags, exit status, and results as CSV, JSON or a
 table."""
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from saekit.device import pick_device
 from saekit.errors import SaekitError
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """One with the flags that all of them have; `doc` is the script's docstring."""
-    flags = argparse.ArgumentParser(description=doc.split("\n")[0], allow_abbrev=False)
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """With the flags that all of them have; `doc` is the script's docstring."""
+    description = (doc or "").partition("\n")[0]
+    flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
     flags.add_argument(
         "--quick", action="store_true", help="fewer rows, epochs and seeds: minutes on two cores"
     )
@@ -27,7 +28,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "--csv",
         type=Path,
         metavar="FILE",
-        help="write the results here, with machine, versions, commit and date",
+        help="write the results to FILE, with machine, versions, commit and date",
     )
     flags.add_argument(
         "--json", action="store_true", help="print one JSON list in place of the table"
@@ -44,8 +45,8 @@ def reporter(quiet: bool) -> Callable[[str], None]:
 def give(
     results: list, flat: list[dict[str, Any]], asked: argparse.Namespace, note: str, text: str
 ) -> None:
-    """The results as a CSV file where asked, then as JSON or as a table under a line that says
-    where they were measured."""
+    """Write the CSV file, if one was asked for; print JSON, or a table under a line that says where
+    it was measured."""
     about = machine(pick_device("cpu"))
     if asked.csv is not None:
         write_csv(asked.csv, flat, about)
@@ -56,7 +57,7 @@ def give(
 
 
 def run(main: Callable[[], None]) -> None:
-    """`main`, and the exit status of `saekit` where it fails by the user's mistake."""
+    """Call `main`; a user's mistake ends with the message and exit status of `saekit`."""
     try:
         main()
     except SaekitError as error:

@@ -1,11 +1,9 @@
-"""TopK autoencoders trained as other toolkits train them, where they are installed (extra `peers`),
-for benchmarks/field.py.
+"""TopK SAEs trained as other toolkits train them (extra `peers`), for benchmarks/field.py.
 
-Each toolkit has two settings. `shipped` is what it does when told only width, k, rate, rows and
-seed. That is not always what its authors would do with a run of 200 steps: some of their defaults
-count steps by the thousand, and an auxiliary loss that waits for 1,000 silent steps, or a warm-up
-of 1,000, never comes to an end. `scaled` makes them shares of the run: no toolkit is judged by a
-switch left off.
+Each toolkit has two settings. `shipped` is what it does when given only width, k, learning rate,
+rows and seed. Its authors might choose otherwise for a run of 200 steps: some of their defaults
+count thousands of steps, so that an auxiliary loss for latents silent for 1,000 steps never starts
+and a warm-up of 1,000 steps never ends. `scaled` makes these numbers shares of the run.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 
 @dataclass(frozen=True)
 class Task:
-    """What every toolkit is asked for."""
+    """The run that every toolkit is given."""
 
     lr: float
     seed: int
@@ -45,8 +43,8 @@ class Task:
 
 @dataclass(frozen=True)
 class PeerModel:
-    """A trained autoencoder on raw rows: the code of x (B,D) as (B,F) or SparseCodes, active above
-    0, and what such a code stands for."""
+    """A trained autoencoder of raw rows. `code` gives the code of x (B,D) as a tensor (B,F) or
+    SparseCodes, active above 0; `decode` its reconstruction (B,D)."""
 
     code: Callable[[torch.Tensor], torch.Tensor | SparseCodes]
     decode: Callable[[Any], torch.Tensor]
@@ -62,7 +60,7 @@ class Setting:
 
 
 def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bool) -> PeerModel:
-    """SAELens' own SAETrainer on its TopKTrainingSAE.
+    """SAELens' SAETrainer on its TopKTrainingSAE.
 
     Its choices: raw rows (normalize_activations "none"), decoder rows of norm 0.1 with the encoder
     their transpose and b_dec at 0, codes rescaled by decoder norms that are free, squared error
@@ -89,7 +87,7 @@ def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bo
         total_training_samples=task.rows,
         train_batch_size_samples=task.batch,
         lr=task.lr,
-        # what its runner sets where the user does not; a constant rate has no use for it
+        # the default of its runner; a constant rate does not use it
         lr_end=task.lr / 10,
         **{name: max(round(share * task.steps), 1) for name, share in shares.items()},
     )
@@ -100,15 +98,15 @@ def _sae_lens(batches: Iterator[torch.Tensor], d_in: int, task: Task, scaled: bo
 
 
 def _sparsify(batches: Iterator[torch.Tensor], d_in: int, task: Task, adam: bool) -> PeerModel:
-    """EleutherAI's SparseCoder, stepped as its Trainer does; that one takes tokens and a model, not
-    rows.
+    """EleutherAI's SparseCoder, with the steps of its Trainer, which takes a model and tokens
+    rather than rows.
 
-    Its choices: raw rows, the encoder as nn.Linear begins it and the decoder its unit rows, b_dec
-    at the mean of the first batch, the batch's own fvu as the loss, no auxiliary loss (auxk_alpha
-    0), unit decoder rows and no gradient along them. The optimiser it ships is sign descent under
-    the schedule-free wrapper with momentum 0.95, whose averaged weights are the result. It also
-    offers Adam, with a linear decay to 0 over the whole run behind a warm-up of 1,000 steps; here
-    of a twentieth of the run.
+    Its choices: raw rows, the encoder as nn.Linear initializes it and the decoder its unit rows,
+    b_dec at the mean of the first batch, the fvu of the batch as the loss, no auxiliary loss
+    (auxk_alpha 0), unit decoder rows and no gradient along them. Its default optimizer is sign
+    descent in the schedule-free wrapper with momentum 0.95, whose averaged weights are the result.
+    It also offers Adam, with a warm-up of 1,000 steps (here a twentieth of the run) and a linear
+    decay to 0 over the rest.
     """
     if not torch.cuda.is_available():
         # its kernels need a GPU; it then uses embedding_bag
@@ -132,7 +130,7 @@ def _sparsify(batches: Iterator[torch.Tensor], d_in: int, task: Task, adam: bool
         if schedule is not None:
             schedule.step()
     if not adam:
-        optimizer.eval()  # from the point where gradients are taken to the average
+        optimizer.eval()  # swaps the weights for their average
 
     def code(x_BD: torch.Tensor) -> torch.Tensor:
         acts_BK, latents_BK, pre_BF = coder.encode(x_BD)
@@ -155,8 +153,8 @@ def _adam(
 ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
     optimizer = torch.optim.Adam(coder.parameters(), lr=task.lr)
     warmup = max(round(WARMUP_SHARE * task.steps), 1)
-    # The rule of transformers' get_linear_schedule_with_warmup, which its Trainer calls: the first
-    # step has rate 0.
+    # As transformers' get_linear_schedule_with_warmup, which its Trainer calls: rate 0 at the first
+    # step.
     factor = lambda step: (
         step / warmup if step < warmup else (task.steps - step) / max(task.steps - warmup, 1)
     )
@@ -169,7 +167,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         SCALED: Setting(RATES, functools.partial(_sae_lens, scaled=True)),
     },
     "eai-sparsify": {
-        # Its own rate at this width is 5e-3 / sqrt(3,072 / 2^14) = 1.15e-2.
+        # Its default rate at this width is 5e-3 / sqrt(3,072 / 2^14) = 1.15e-2.
         SHIPPED: Setting((3e-3, 6e-3, 1.15e-2), functools.partial(_sparsify, adam=False)),
         SCALED: Setting(RATES, functools.partial(_sparsify, adam=True)),
     },
@@ -180,8 +178,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 def train_peer(
     name: str, setting: str, batches: Iterator[torch.Tensor], d_in: int, task: Task
 ) -> tuple[PeerModel, float]:
-    """(model, rows/s) of a toolkit on raw fp32 rows (B,D). Making the model and its optimiser is
-    not timed, loading rows is."""
+    """(model, rows/s) of a toolkit on raw fp32 rows (B,D). The time includes loading rows, not
+    building the model and its optimizer."""
     began = 0.0
 
     def timed() -> Iterator[torch.Tensor]:

@@ -3,9 +3,9 @@ latents.
 
     python benchmarks/zoo.py [--quick] [--csv FILE] [--json] [--quiet]
 
-SmolLM2-135M behind block 9 on Python's documentation, k or target L0 of 32. Each trains alone; the
-store is harvested once. Those of the topk family train a second time by dense autograd
-(dense_reference.py), from the same start on the same rows.
+SmolLM2-135M after block 9 on Python's documentation, with k or target L0 of 32. The store is
+harvested once and the variants train one after the other. Those of the topk family train a second
+time by dense autograd (dense_reference.py), from the same start on the same rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from output import give, parser, reporter, run
 from saekit_cli.screen import figure, table
 
 from saekit.errors import NumericsError
-from saekit.models.catalog import options_of
+from saekit.models.catalog import model_options
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import METRICS
 from saekit.store.reader import Store
@@ -32,9 +32,8 @@ from saekit.training.run import train
 MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
 ACTIVE = 32
 FULL_DENSE = ("topk", "batchtopk")
-# Latents are counted as dead over one of the epochs; a controller of L0 wants a hundred steps.
-# Documents have an L0 of their own: held-out twentieths of the rows differ by a seventh in it
-# (docs/log.md).
+# Dead latents are counted over one epoch; the controller of L0 needs a hundred steps. L0 depends on
+# the documents: with a twentieth of the rows held out it varies by a seventh (docs/log.md).
 HOLDOUT = 0.25
 FULL = {"rows": 240_000, "latents": 32 * 576, "batch": 2048, "epochs": 2}
 QUICK = {"rows": 40_000, "latents": 2048, "batch": 512, "epochs": 2}
@@ -46,14 +45,14 @@ class ZooResult:
     latents: int
     rows: int
     fvu: float | None
-    """On held-out rows, as l0 and dead; None: the run diverged."""
+    """On held-out rows, like l0 and dead; None: the run diverged."""
     l0: float | None
     dead: float | None
     dead_train: float | None
     """Share of latents silent over the last epoch of training."""
     rows_per_s: float | None
     fvu_dense: float | None = None
-    """Of the dense reference; None: not of the topk family, or not trained so."""
+    """Of the dense reference; None: it was not trained."""
     fvu_ratio: float | None = None
     """fvu / fvu_dense."""
     l0_train: float | None = None
@@ -69,11 +68,11 @@ def bench_zoo(
     size: dict[str, int] | None = None,
     active: float = ACTIVE,
 ) -> list[ZooResult]:
-    """One result a variant. `store`: a harvested one with layout sequence, in place of a new one;
-    `names`: some of the variants.
+    """One result per variant in `names`. `store`: an existing store with layout sequence; None:
+    harvest one.
 
-    `referenced`: those with a dense reference besides; None: quick all that have one, else
-    FULL_DENSE, since a dense step takes several times as long.
+    `referenced`: variants to train with the dense reference too. None: all that have one, or
+    FULL_DENSE without `quick`, since a dense step takes several times as long.
     """
     size = size or (QUICK if quick else FULL)
     with tempfile.TemporaryDirectory(prefix="saekit-zoo-") as folder:
@@ -81,10 +80,10 @@ def bench_zoo(
             from saekit.harvesting.run import harvest
 
             store = Path(folder) / "store"
-            found = harvest(
+            harvested = harvest(
                 MODEL, DATA, store, hook=HOOK, rows=size["rows"], layout="sequence", holdout=HOLDOUT
             )
-            progress(f"{found.rows:,} rows of {MODEL} {HOOK}")
+            progress(f"{harvested.rows:,} rows of {MODEL} {HOOK}")
         results = []
         for name in names:
             result = _trained(name, store, Path(folder) / name, size, active)
@@ -102,11 +101,11 @@ def bench_zoo(
 
 
 def options_for(name: str, active: float) -> dict[str, Any]:
-    """The options by which a variant comes to `active` latents a row; a pursuit has its own."""
-    taken = options_of("sae", name)
+    """Options that give a variant `active` latents per row; matching pursuit needs none."""
+    options = model_options("sae", name)
     if name == "matching-pursuit":
         return {}
-    return {"k": int(active)} if "k" in taken else {"target_l0": active}
+    return {"k": int(active)} if "k" in options else {"target_l0": active}
 
 
 def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: float) -> ZooResult:
@@ -139,7 +138,7 @@ def _last_l0(out: Path) -> float:
 def main(arguments: list[str] | None = None) -> None:
     flags = parser(__doc__)
     flags.add_argument(
-        "--store", type=Path, help="a harvested store with layout sequence in place of a new one"
+        "--store", type=Path, help="an existing store with layout sequence, instead of a new one"
     )
     flags.add_argument(
         "--names",

@@ -1,10 +1,10 @@
-"""The pictures of the models in docs/models.md: `python docs/draw_shapes.py` writes
+"""The pictures of models in docs/models.md: `python docs/draw_shapes.py` writes
 docs/img/model-*.svg.
 
-One language for all. A bar is a layer, its height the logarithm of its width, so that 784 and 30
-fit one picture and each halving takes the same step. Blue is data and hidden layers, orange the
-code, the pale wedge between two bars a full matrix of weights. A page shows an SVG in <img> without
-its own colours, so every picture brings a white ground and reads on dark pages too.
+All pictures use the same signs. A bar is a layer; its height is the logarithm of its width, so that
+784 and 30 fit into one picture and every halving is the same step. Data and hidden layers are blue,
+the code is orange, and a pale wedge between two bars is a full weight matrix. An SVG in <img> does
+not inherit the colors of its page, so every picture has a white background, also on dark pages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 OUT = Path(__file__).parent / "img"
 INK, SOFT, LINE, BLUE, EDGE = "#2b3644", "#5c6b7d", "#8a99ab", "#c8d9ee", "#4a76a8"
 CODE, CODE_EDGE, WEDGE, NOISE = "#f3a35c", "#b8621b", "#edf1f6", "#b03a5b"
-STEP, BAR = 15.0, 20.0  # pixels of height a doubling of the width, and of a bar's breadth
-WIDTH, MIDDLE = 760, 116  # of the picture; height at which bars are centred
+STEP, BAR = 15.0, 20.0  # pixels: height per doubling of the width, and breadth of a bar
+WIDTH, MIDDLE = 760, 116  # of the picture; height at which bars are centered
 HEAD = (
     '<marker id="{0}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
     ' orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" fill="{1}"/></marker>'
@@ -30,11 +30,11 @@ def height(width: int) -> float:
 
 
 class Drawing:
-    """Elements of one picture, back to front; wedges lie behind everything."""
+    """Elements of one picture, back to front; wedges are drawn first."""
 
     def __init__(self, name: str, about: str, tall: int = 232) -> None:
         self.name, self.about, self.tall = name, about, tall
-        self.behind: list[str] = []
+        self.wedges: list[str] = []
         self.front: list[str] = []
 
     def text(
@@ -42,14 +42,14 @@ class Drawing:
         x: float,
         y: float,
         words: str,
-        colour: str = INK,
+        color: str = INK,
         size: int = 14,
         anchor: str = "middle",
         bold: bool = False,
     ) -> None:
         weight = ' font-weight="600"' if bold else ""
         self.front.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}"'
+            f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" font-size="{size}"'
             f' text-anchor="{anchor}"{weight}>{words}</text>'
         )
 
@@ -75,23 +75,21 @@ class Drawing:
     def path(
         self,
         d: str,
-        colour: str = LINE,
+        color: str = LINE,
         dashed: bool = False,
         arrow: str = "end",
         wide: float = 1.4,
     ) -> None:
-        ends = {"end": f' marker-end="url(#{self.mark(colour)})"', "both": "", "": ""}[arrow]
+        ends = {"end": f' marker-end="url(#{self.mark(color)})"', "both": "", "": ""}[arrow]
         if arrow == "both":
-            ends = (
-                f' marker-start="url(#{self.mark(colour)})" marker-end="url(#{self.mark(colour)})"'
-            )
+            ends = f' marker-start="url(#{self.mark(color)})" marker-end="url(#{self.mark(color)})"'
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         self.front.append(
-            f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{wide}"{dash}{ends}/>'
+            f'<path d="{d}" fill="none" stroke="{color}" stroke-width="{wide}"{dash}{ends}/>'
         )
 
-    def arrow(self, x0: float, y0: float, x1: float, y1: float, colour: str = SOFT, **how) -> None:
-        self.path(f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}", colour, **how)
+    def arrow(self, x0: float, y0: float, x1: float, y1: float, color: str = SOFT, **how) -> None:
+        self.path(f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}", color, **how)
 
     def wedge(self, x0: float, h0: float, x1: float, h1: float, y: float = MIDDLE) -> None:
         """The weights between two bars of heights h0 and h1."""
@@ -99,13 +97,13 @@ class Drawing:
             f"{x0:.1f},{y - h0 / 2:.1f} {x1:.1f},{y - h1 / 2:.1f} {x1:.1f},{y + h1 / 2:.1f}"
             f" {x0:.1f},{y + h0 / 2:.1f}"
         )
-        self.behind.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
+        self.wedges.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
 
     def bar(
         self, x: float, width: int, name: str, sub: str = "", code: bool = False, y: float = MIDDLE
     ) -> None:
-        """A layer of `width` units, x its left edge; name and size stand below the tallest bar, in
-        one line for all."""
+        """A layer of `width` units with left edge x. Names and sizes of all layers stand on one
+        line, below the tallest bar."""
         h = height(width)
         self.box(x, y - h / 2, BAR, h, *((CODE, CODE_EDGE) if code else (BLUE, EDGE)))
         self.text(x + BAR / 2, self.tall - 28, name, CODE_EDGE if code else INK, bold=code)
@@ -124,20 +122,19 @@ class Drawing:
                 round_=0,
             )
 
-    def mark(self, colour: str) -> str:
-        return "head" + colour[1:]
+    def mark(self, color: str) -> str:
+        return "head" + color[1:]
 
     def save(self) -> None:
         heads = "".join(
-            HEAD.format(self.mark(colour), colour)
-            for colour in (SOFT, LINE, NOISE, CODE_EDGE, EDGE)
+            HEAD.format(self.mark(color), color) for color in (SOFT, LINE, NOISE, CODE_EDGE, EDGE)
         )
         OUT.joinpath(f"model-{self.name}.svg").write_text(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.tall}"'
             f' width="{WIDTH}" height="{self.tall}" role="img" font-family="Helvetica, Arial,'
             f' sans-serif">\n<title>{self.about}</title>\n<defs>{heads}</defs>\n<rect x="0.5"'
             f' y="0.5" width="{WIDTH - 1}" height="{self.tall - 1}" rx="8" fill="#ffffff"'
-            ' stroke="#d5dbe3"/>\n' + "\n".join([*self.behind, *self.front]) + "\n</svg>\n"
+            ' stroke="#d5dbe3"/>\n' + "\n".join([*self.wedges, *self.front]) + "\n</svg>\n"
         )
 
 
@@ -153,7 +150,7 @@ def stack(
     right: float = WIDTH - 80,
     names: dict[int, str] | None = None,
 ) -> list:
-    """Bars at even steps from left to right, the one at index `code` orange. Returns their left
+    """Evenly spaced bars from left to right, the one at index `code` orange. Returns their left
     edges."""
     step = (right - left) / (len(widths) - 1)
     xs = [left + i * step for i in range(len(widths))]
@@ -169,7 +166,7 @@ def stack(
 
 
 def between(xs: list, i: int) -> float:
-    """The middle of the gap behind bar i."""
+    """The middle of the gap after bar i."""
     return (xs[i] + BAR + xs[i + 1]) / 2
 
 
@@ -244,7 +241,7 @@ def denoising() -> None:
     )
     d.tall = 262
     xs = stack(d, [784, 784, 512, 30, 512, 784], 3, 60, 660, {1: "noisy x"})
-    d.behind.pop(0)  # noise is no matrix
+    d.wedges.pop(0)  # noise is not a matrix
     h, rng = height(784), random.Random(3)
     for _ in range(46):
         d.dot(
@@ -330,7 +327,7 @@ def vae() -> None:
             f"280,{MIDDLE - height(256) / 2:.1f} 348,{y - small / 2:.1f} 348,{y + small / 2:.1f}"
             f" 280,{MIDDLE + height(256) / 2:.1f}"
         )
-        d.behind.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
+        d.wedges.append(f'<polygon points="{corners}" fill="{WEDGE}"/>')
         d.arrow(370, y, 414, MIDDLE + (-16 if y < MIDDLE else 16))
     d.box(418, MIDDLE - small / 2, BAR, small, CODE, CODE_EDGE)
     d.wedge(438, small, 500, height(256))
@@ -414,7 +411,7 @@ def pretraining() -> None:
 def maps(
     d: Drawing, x: float, y: float, side: float, sheets: int, label: str, code: bool = False
 ) -> tuple[float, float]:
-    """Feature maps as squares behind each other, centred at (x, y); returns their left and right
+    """Feature maps as a stack of squares, centered at (x, y). Returns their left and right
     edges."""
     fill, edge = (CODE, CODE_EDGE) if code else (BLUE, EDGE)
     shift = 4
@@ -463,7 +460,7 @@ def unet() -> None:
     levels = [(104, 62, 84, 2, "32×32×16"), (214, 158, 52, 3, "16×16×32")]
     below = (WIDTH / 2, 248, 30, 5, "8×8×64")
     left = [maps(d, *level) for level in levels]
-    right = [maps(d, WIDTH - x, *rest) for x, *rest in levels]
+    right = [maps(d, WIDTH - x, y, side, n, label) for x, y, side, n, label in levels]
     bottom = maps(d, *below, True)
     for (_, y, *_rest), (_, start), (stop, _) in zip(levels, left, right):
         d.arrow(start + 8, y, stop - 8, y, EDGE, dashed=True)

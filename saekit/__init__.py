@@ -27,7 +27,7 @@ _PUBLIC = {
     "Estimator": "saekit.estimator",
     "SaekitError": "saekit.errors",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError

@@ -7,17 +7,17 @@ import torch
 from saekit.errors import BackendError, UsageError, opt
 
 
-def pick_device(asked: str) -> torch.device:
-    """`auto` is CUDA where torch sees it. Raises UsageError for what is no device, BackendError for
-    one that is not there."""
-    if asked == "auto":
+def pick_device(name: str) -> torch.device:
+    """The torch device of that name; `auto` is CUDA if torch finds a device. Raises UsageError for
+    an unknown name, BackendError for CUDA without a device."""
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"{opt('device', asked)}: choose auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"{opt('device', name)}: choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(
-            f"{opt('device', asked)}: torch sees no CUDA device", opt("device", "cpu")
+            f"{opt('device', name)}: torch sees no CUDA device", opt("device", "cpu")
         )
     return device

@@ -1,12 +1,12 @@
-"""What a user can get wrong, and the exit status that says so.
+"""Errors for users, and their exit status.
 
-One exception class carries the cause, the next step and the exit status; the subclasses only fix
-the status (DESIGN: command line). The library raises them; the CLI prints `error <cause>` and `try
+One exception class carries the cause, the next step and the exit status; the subclasses only set
+the status (docs/design.md). The library raises them; the CLI prints `error <cause>` and `try
 <hint>` and exits. Programmers' mistakes are asserts.
 
-A text names an option with `opt("k", 32)`, which a caller reads in the caller's language: Python
-here (`k=32`), flags on the command line (`--k 32`), the estimator's parameters there. `spelled` is
-the one place that does it.
+A text names an option with `opt("k", 32)`, which every caller reads in its own language: Python
+here (`k=32`), flags on the command line (`--k 32`), parameters in the estimator. `spelled` does the
+translation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import difflib
 import json
 import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-# An option inside a text: its name, then each value as ASCII JSON. These characters belong to
-# nobody (a private-use plane of Unicode).
+# An option inside a text: its name, then its values as ASCII JSON, between characters of a
+# private-use plane of Unicode.
 _BEGIN, _VALUE, _END = "\U000f5ae0", "\U000f5ae1", "\U000f5ae2"
 _MARK = re.compile(f"{_BEGIN}(\\w+)((?:{_VALUE}[^{_BEGIN}{_VALUE}{_END}]*)*){_END}")
-# (name of an option, its values, of which there may be none) -> how a front end writes it
+# (name of an option, its values, possibly none) -> how a front end writes it
 Style = Callable[[str, list[Any]], str]
 
 
@@ -31,9 +31,9 @@ def opt(name: str, *values: Any) -> str:
     """The option `name`, set to a value or to any of several, for use inside the text of an error,
     hint or message.
 
-    `name` is the Python parameter. Values are numbers, booleans, None, texts, or sequences of
-    these; anything else is taken as its text. A name that no parameter can have, from a user's
-    file, stands as it is.
+    `name` is the Python parameter. Values are numbers, booleans, None, strings, or sequences of
+    these; anything else is converted to a string. A name that cannot be a parameter, from a user's
+    file, is returned as it is.
     """
     if not name.isidentifier():
         return name
@@ -51,14 +51,15 @@ def spelled(text: str, style: Style | None = None) -> str:
 
 
 def keyword(name: str, values: list[Any]) -> str:
-    """As in a Python call: `k`, `k=32`, `schedule="linear" or "cosine"`."""
+    """In the style of a Python call: `k`, `k=32`, `schedule="linear" or "cosine"`."""
     return f"{name}={' or '.join(map(literal, values))}" if values else name
 
 
 def literal(value: Any) -> str:
-    """A value of an option as Python source, numbers in short."""
+    """A value of an option as Python source, with short numbers."""
     if isinstance(value, list):
-        return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+        items = cast("list[Any]", value)
+        return f"({', '.join(map(literal, items))}{',' if len(items) == 1 else ''})"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else repr(value)
@@ -66,7 +67,8 @@ def literal(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        items = cast("list[Any] | tuple[Any, ...]", value)
+        return [_plain(item) for item in items]
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):
@@ -76,11 +78,11 @@ def _plain(value: Any) -> Any:
 
 class SaekitError(Exception):
     """A user-facing failure. `str(error)` is the cause; `hint` is the next step to try (may be
-    empty). Both read as Python.
+    empty). Both write options as Python.
 
-    `option` is the name of the option that is wrong: the one that the cause begins with unless told
-    otherwise, or None. `cause` and `remedy` are the two texts with their options still marked, for
-    an error that wraps this one.
+    `option` is the name of the option that is wrong, by default the one that the cause begins with,
+    or None. `cause` and `remedy` are the two texts with their options still marked, for an error
+    that wraps this one.
     """
 
     exit_status = 1
@@ -101,25 +103,25 @@ class SaekitError(Exception):
 
 
 class UsageError(SaekitError):
-    """Wrong by the command line alone."""
+    """Wrong arguments, whatever the data."""
 
     exit_status = 2
 
 
 class DataError(SaekitError):
-    """A bad config file, input or data, known once these are read."""
+    """A bad config file, input or data."""
 
     exit_status = 3
 
 
 class MissingError(SaekitError):
-    """A model, dataset, file or network connection is not there."""
+    """A model, dataset, file or network connection is missing."""
 
     exit_status = 4
 
 
 class BackendError(SaekitError):
-    """The hardware or the kernel backend cannot do what was asked."""
+    """The hardware or the kernel backend cannot do what was requested."""
 
     exit_status = 5
 
@@ -131,17 +133,17 @@ class NumericsError(SaekitError):
 
 
 class QualityGateError(SaekitError):
-    """A figure missed the bound that the user set."""
+    """A metric missed the bound that the user set."""
 
     exit_status = 7
 
 
 @contextmanager
-def unreadable(cause: str, hint: str) -> Iterator[None]:
-    """Around the reader of a foreign format: whatever it raises on a damaged file becomes a
-    DataError `cause: reason`, chained.
+def unreadable(cause: str, hint: str) -> Generator[None]:
+    """Around the reader of a foreign format: any error on a damaged file becomes a DataError
+    `cause: reason`, chained.
 
-    Such readers (PIL, NumPy, pyarrow, gguf) raise nearly every class there is, so this names none.
+    Such readers (PIL, NumPy, pyarrow, gguf) raise errors of nearly every class, so all are caught.
     """
     try:
         yield
@@ -151,19 +153,19 @@ def unreadable(cause: str, hint: str) -> Iterator[None]:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         if isinstance(error, MemoryError):
-            reason = "it needs more memory than there is"
+            reason = "not enough memory"
         raise DataError(f"{cause}: {reason}", hint) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'did you mean kl? ' for a near miss of a known name, else ''."""
+    """'did you mean kl? ' when `word` is close to a known name, else ''."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]}? " if near else ""
 
 
 def check_choice(option: str, value: object, known: Iterable[str]) -> None:
-    """Raise UsageError unless `value`, which the caller gave for `option`, is one of `known`. Files
-    give anything for a word."""
+    """Raise UsageError unless `value`, given for `option`, is one of `known`. A value from a file
+    may have any type."""
     known = list(known)
     if value not in known:
         guess = did_you_mean(value, known) if isinstance(value, str) else ""

@@ -30,13 +30,12 @@ from torch import nn
 
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, keyword, literal, opt
-from saekit.models.catalog import CATALOG, build, options_of, restore
+from saekit.models.catalog import CATALOG, model_options, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
-from saekit.training.defaults import memory_normalize, resolved
+from saekit.training.defaults import resolve
 from saekit.training.fit import fit
-from saekit.training.run import pick_backend
 from saekit.types import Progress
 
 ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of what lies between input and output
@@ -126,35 +125,26 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     def _train(self, x_ND: torch.Tensor) -> None:
         n, d_in = x_ND.shape
-        device = pick_device(self.device)
         config = self._config(n, d_in)
-        source = ArraySource(x_ND, shape=self._shape(d_in))
-        model = build(self.model, d_in, config.options, source.spec.shape)
-        config = resolved(config, model, n)
-        if model.strategy != "closed_form" and config.batch > n:
-            raise DataError(
-                f"{opt('batch', config.batch)} is above the {n:,} rows of X",
-                opt("batch", max(n // 4, 1)),
-            )
+        run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in)))
         history: list[dict[str, float]] = []
-        backend = pick_backend(model, config.backend, device).name
         fitted = fit(
-            model,
-            source,
-            config,
-            max(config.rows // config.batch, 1),
-            device,
-            backend,
+            run.model,
+            run.rows,
+            run.config,
+            run.steps,
+            run.device,
+            run.backend.name,
             progress=lambda p: history.append(_untimed(p)),
         )
-        self._restored = (self.model, dataclasses.asdict(model.config))
+        self._restored = (self.model, dataclasses.asdict(run.model.config))
         self.model_ = restore(*self._restored, fitted.tensors)
-        self.n_iter_, self.history_, self._seed = fitted.steps, history, config.seed
+        self.n_iter_, self.history_, self._seed = fitted.steps, history, run.config.seed
         if self.model == "pca":
             self._total_variance = float(x_ND.numpy().var(axis=0, dtype=np.float64).sum())
 
     def _config(self, n: int, d_in: int) -> TrainConfig:
-        known = options_of(self.model)
+        known = model_options(self.model)
         options = dict(self.options or {})
         if "latents" in options:
             raise UsageError(
@@ -163,12 +153,10 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             )
         latents = self.latents
         if latents is None and self.model in ("pca", "kmeans"):
-            latents = min(known["latents"], d_in if self.model == "pca" else n)
+            latents = min(known["latents"].default, d_in if self.model == "pca" else n)
         if latents is not None:
             options["latents"] = latents
         seed = self._drawn_seed()
-        if "seed" in known:
-            options.setdefault("seed", seed)
         if self.epochs is not None and not self.epochs > 0:
             raise UsageError(f"{opt('epochs', self.epochs)} must be above 0")
         return TrainConfig(
@@ -178,7 +166,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             batch=self.batch,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            normalize=self.normalize or memory_normalize(options),
+            normalize=self.normalize,
             seed=seed,
             device=self.device,
         )

@@ -1,13 +1,14 @@
 """What training, evaluation and scans read: one protocol, one shuffler, one batcher.
 
-A source of rows says how many it has and how some of them are read. Order, batches and the cursor
-that a resume needs come from here, so they are the same for every source:
+A source of rows knows how many rows it has and how to read some of them. Order, batches and the
+cursor for a resume come from here, so they are the same for every source:
 
 - `pieces`: one pass in order, or endless epochs, shuffled on two levels. Blocks of rows are
-  permuted, a window of blocks is loaded, and the rows within it are permuted: reads stay near
+  permuted, a window of blocks is loaded, and the rows within it are permuted: reads stay nearly
   sequential and memory is one window. With a single block of all rows this is a plain permutation
   (`indices`).
-- `cut`: batches of one size from any stream of windows; a running model's shuffle buffer is one.
+- `cut`: batches of one size from any stream of windows, such as the shuffle buffer of a running
+  model.
 
 The order is a function of (seed, epoch) only, so a row cursor continues a pass exactly.
 """
@@ -33,25 +34,30 @@ class Rows(Protocol):
 
     @property
     def path(self) -> Path | str:
-        """The folder of a store; otherwise what messages call the rows."""
+        """The folder of a store, or a name for messages."""
+        ...
 
     @property
     def spec(self) -> ActivationSpec: ...
 
     @property
     def content(self) -> str:
-        """Digest of the rows: what a resume and a held-out figure must agree on."""
+        """Digest of the rows, which must be the same for a resume or a comparison."""
+        ...
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Widths of several hooks side by side in a row; () for one hook."""
+        ...
 
     @property
     def target(self) -> Rows | None:
-        """The rows that batches carry as `target`, to be reconstructed; None: x itself."""
+        """The rows that batches have as `target`, to be reconstructed; None: x itself."""
+        ...
 
     def count(self, split: Split = "all", examples: bool = False) -> int:
-        """Rows, or whole examples, of one side of the held-out split."""
+        """The number of rows, or whole examples, on one side of the held-out split."""
+        ...
 
     def batches(
         self,
@@ -65,20 +71,30 @@ class Rows(Protocol):
 
         seed None: one pass in order, the last batch may be smaller. Otherwise endless, epoch after
         epoch, every batch full. examples=True (layout sequence or grid): batch_size and start count
-        whole examples, x is (B,T,D) with a mask where lengths differ, or (B,H,W,D).
+        whole examples, x is (B,T,D) with a mask if lengths differ, or (B,H,W,D).
         """
+        ...
 
     def take(self, index: np.ndarray) -> ActivationBatch:
-        """The rows of the given numbers (N,) int64, ascending."""
+        """The rows with the given numbers (N,) int64, ascending."""
+        ...
 
     def locate(self, row: int) -> str:
-        """Where a row lies, for messages: 'acts, shard 00002.safetensors row 17'."""
+        """Where a row is, for messages: 'acts, shard 00002.safetensors row 17'."""
+        ...
+
+
+def same_rows(*batches: ActivationBatch) -> bool:
+    """Whether all batches hold the same rows of their sources."""
+    rows = [batch.rows for batch in batches if batch.rows is not None]
+    return len(rows) == len(batches) and all(torch.equal(rows[0], other) for other in rows)
 
 
 class Adapter:
-    """Rows made of those of other sources, which are read in step and combined batch by batch.
+    """Rows made from those of other sources, which are read in step and combined batch by batch.
 
-    A subclass overrides `combine` and what else differs; all other members are the first source's.
+    A subclass overrides `combine` and whatever else differs; all other members are those of the
+    first source.
     """
 
     def __init__(self, *sources: Rows) -> None:
@@ -108,7 +124,7 @@ class Adapter:
         return self.sources[0].count(split, examples)
 
     def combine(self, *batches: ActivationBatch) -> ActivationBatch:
-        """One batch of each source, of the same rows -> the batch that is handed on."""
+        """One batch per source, of the same rows -> the combined batch."""
         return batches[0]
 
     def batches(
@@ -141,8 +157,8 @@ def pieces(
     block: int | None = None,
     window: int = 1,
 ) -> Iterator[Columns]:
-    """`size` of n rows at a time, from the start-th on; `load` reads the given spans, one after
-    another.
+    """`size` of n rows at a time, from row `start` of the pass on; `load` reads the given spans,
+    one after another.
 
     seed None: one pass in order. Otherwise endless: blocks of `block` rows (None: of all rows) are
     permuted, and the rows of `window` blocks at a time are loaded and permuted.
@@ -156,7 +172,7 @@ def pieces(
 
 
 def indices(n: int, size: int, seed: int | None, start: int) -> Iterator[np.ndarray]:
-    """The same of the numbers 0..n-1 themselves, for rows that can be read one by one."""
+    """The same for the numbers 0..n-1 themselves, for rows that can be read one by one."""
     for columns in pieces(n, lambda spans: {"index": torch.arange(*spans[0])}, size, seed, start):
         yield columns["index"].numpy()
 
@@ -164,16 +180,15 @@ def indices(n: int, size: int, seed: int | None, start: int) -> Iterator[np.ndar
 def _shuffled(
     n: int, seed: int, start: int, block: int, window: int
 ) -> Iterator[tuple[list[Span], torch.Tensor]]:
-    """(spans of a window, order of its rows that are still to come) from row `start` on,
-    endless."""
+    """(spans of a window, order of its remaining rows) from row `start` on, endless."""
     epoch, skip = divmod(start, n)
     while True:
         rng = np.random.Generator(np.random.PCG64([seed, epoch]))
         blocks = rng.permutation(-(-n // block))
         for w in range(0, len(blocks), window):
             spans = [(b * block, min((b + 1) * block, n)) for b in blocks[w : w + window].tolist()]
-            # Drawn even when the window is skipped: the order of later windows must not depend on
-            # the cursor.
+            # Drawn even if the window is skipped: the order of later windows must not depend on the
+            # cursor.
             order = rng.permutation(sum(last - first for first, last in spans))
             if skip >= len(order):
                 skip -= len(order)
@@ -186,10 +201,9 @@ def _shuffled(
 def cut(
     windows: Iterable[tuple[Columns, torch.Tensor]], size: int, start: int = 0
 ) -> Iterator[Columns]:
-    """`size` rows at a time of a stream of (rows, order in which they leave), from the start-th on.
+    """`size` rows at a time from a stream of (rows, their order), from the start-th row on.
 
-    Rows are copied before the next window is asked for. Only where the stream ends may a piece be
-    smaller.
+    Rows are copied before the next window is requested. Only the last piece may be smaller.
     """
     pending: list[Columns] = []
     missing = size

@@ -1,14 +1,12 @@
-"""Values from a file or a caller, of the types that a dataclass declares: what fits is returned,
-what does not is named.
+"""Check values from a file or a caller against the types that a dataclass declares.
 
-JSON, TOML and keyword arguments carry anything. Whoever reads them checks here once, and needs no
-list of exceptions afterwards.
+JSON, TOML and keyword arguments may hold anything. Code that reads them checks here once, and needs
+no list of exceptions afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import numbers
 import types
 import typing
@@ -26,12 +24,12 @@ _NAMES = {
 
 
 class MisfitError(ValueError):
-    """A value is not of the type asked for; the message names it and says what would be."""
+    """A value does not have the expected type; the message names the value and the type."""
 
 
 def as_type(value: Any, hint: Any, where: str) -> Any:
-    """`value` as `hint` has it: lists become tuples, whole numbers floats, where asked for. Raises
-    MisfitError, naming `where`."""
+    """`value` as the type `hint`: lists become tuples and whole numbers floats if necessary. Raises
+    MisfitError, with `where` in its message."""
     if hint is Any:
         return value
     origin, arguments = get_origin(hint), get_args(hint)
@@ -57,29 +55,30 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
         )
         return {key: as_type(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if hint is float:
-        # numpy's numbers too
+        # numbers.Real: NumPy's too
         _need(isinstance(value, numbers.Real) and not isinstance(value, bool), value, hint, where)
-        if not abs(value) < 1e300:  # nan too
+        if not abs(float(value)) < 1e300:  # False for NaN
             raise MisfitError(f"{where} {_short(value)} is not a finite number")
         return float(value)
     if hint is int:
         fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        _need(fits and -INT64 <= value < INT64, value, hint, where)
+        _need(fits and -INT64 <= int(value) < INT64, value, hint, where)
         return int(value)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     _need(isinstance(value, hint), value, hint, where)
     return value
 
 
 def build(cls: type[T], data: Any, where: str) -> T:
-    """The dataclass `cls` from a mapping of its fields. Raises MisfitError for a field that is
-    missing, unknown or of another type."""
+    """An instance of the dataclass `cls` from a mapping of its fields. Raises MisfitError for a
+    field that is missing, unknown or of another type."""
+    assert dataclasses.is_dataclass(cls)
     _need(isinstance(data, dict), data, dict, where)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := data.keys() - fields.keys():
-        raise MisfitError(f"{where} has a field {min(map(str, unknown))!r}, which is not known")
+        raise MisfitError(f"{where} has an unknown field {min(map(str, unknown))!r}")
     required = [
         n
         for n, f in fields.items()
@@ -114,14 +113,15 @@ def _as_tuple(value: Any, arguments: tuple, hint: Any, where: str) -> tuple:
 
 def _need(fits: bool, value: Any, hint: Any, where: str) -> None:
     if not fits:
-        raise MisfitError(f"{where} is {_short(value)}; it must be {_said(hint)}")
+        raise MisfitError(f"{where} is {_short(value)}; it must be {_described(hint)}")
 
 
-def _said(hint: Any) -> str:
+def _described(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_said(argument) for argument in get_args(hint))
+        return " or ".join(_described(argument) for argument in get_args(hint))
     if get_origin(hint) in (tuple, list):
-        return "a list of " + _said(get_args(hint)[0]).removeprefix("a ").removeprefix("an ") + "s"
+        item = _described(get_args(hint)[0])
+        return "a list of " + item.removeprefix("a ").removeprefix("an ") + "s"
     return _NAMES.get(
         get_origin(hint) or hint,
         "an object" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint)),
@@ -133,36 +133,6 @@ def _short(value: Any) -> str:
         return f"{_NAMES[dict if isinstance(value, dict) else list]} of {len(value)}"
     try:
         text = repr(value)
-    except ValueError:  # whole numbers of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         return "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def takes_options(config: type, *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator for a function with `**options` that become `config`, a dataclass: help() and
-    inspect.signature show its fields, with their defaults, as keyword arguments of the function.
-    `without`: fields that the function fills itself."""
-
-    def shown(function: F) -> F:
-        signature = inspect.signature(function)
-        named = [
-            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
-        ]
-        fields = [
-            field
-            for field in dataclasses.fields(config)
-            if field.name not in (*without, *signature.parameters)
-        ]
-        options = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=field.type,
-            )
-            for field in fields
-        ]
-        function.__signature__ = signature.replace(parameters=[*named, *options])
-        return function
-
-    return shown

@@ -1,11 +1,11 @@
-"""The data types that every part of saekit shares. Shapes, in name suffixes throughout the project:
+"""The data types that all parts of saekit share. Shapes, in name suffixes throughout the project:
 
 B rows of a batch, T tokens of a context, H W patch grid, D model width (d_in), F latents, K code
 capacity, V vocabulary.
 
 A *row* is one stored hidden-state vector. An *example* is one model input (a context of tokens, or
-an image); a *document* holds examples (for images the two are the same). Every row can be traced to
-its token or patch.
+an image); a *document* consists of examples (for images the two are the same). Every row can be
+traced to its token or patch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from saekit_kernels import SparseCodes
 
 SPEC_SCHEMA = 1
-LARGEST_SIZE = 2**32  # of anything that a spec counts
+LARGEST_SIZE = 2**32  # of any count in a spec
 
 Layout = Literal["flat", "sequence", "grid"]
 Scope = Literal["content", "cls", "all"]
@@ -32,7 +32,7 @@ Split = Literal["train", "holdout", "all"]
 Strategy = Literal["gradient", "closed_form", "layerwise", "adversarial"]
 Takes = Literal["rows", "grid", "sequence"]
 
-# Positions of rows that are no patch of an image: the class token, then registers, counted down
+# Positions of rows that are not patches of an image: the class token, and registers, counted down
 # from here.
 CLS_POSITION = -1
 FIRST_REGISTER_POSITION = -2
@@ -44,7 +44,7 @@ class ActivationSpec:
     fingerprints."""
 
     model: str
-    # hub commit or content hash of the weights' location; None when it is not known
+    # hub commit, or hash of the content of the weights; None when it is not known
     revision: str | None
     hook: str  # canonical module path, `:in` for a module's input
     modality: str  # text | image
@@ -73,11 +73,12 @@ class ActivationSpec:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of one example as models see it: (D,) or, where a flat row is an image, (H,W,C); (H,W,D)
-        for a grid; (T,D) for a sequence, T None when lengths differ."""
+        """The shape of one example as models see it: (D,), or (H,W,C) for a flat row that is an
+        image; (H,W,D) for a grid; (T,D) for a sequence, with T None."""
         if self.layout == "sequence":
             return (None, self.d_in)
         if self.layout == "grid":
+            assert self.grid is not None
             return (*self.grid, self.d_in)
         if self.is_raw and self.grid:
             return (*self.grid, self.d_in // (self.grid[0] * self.grid[1]))
@@ -131,15 +132,15 @@ class ActivationBatch:
     # (B,) int64: row numbers in the store, so that a bad value can name its shard and row
     rows: torch.Tensor | None = None
     target: torch.Tensor | None = None  # what to reconstruct, from another store; None: x itself
-    # (B,D): the row before each row in its example, for models that ask for it
+    # (B,D): the row before each row in its example, for models that need it
     previous: torch.Tensor | None = None
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
 
 
 @dataclass
 class Output:
-    """A forward pass: x_hat in the shape of x, the code, and whatever else the model computed on
-    the way."""
+    """A forward pass: x_hat in the shape of x, the code, and other values that the model computed
+    on the way."""
 
     x_hat: torch.Tensor
     code: torch.Tensor | SparseCodes
@@ -148,8 +149,8 @@ class Output:
 
 @dataclass
 class LossTerms:
-    """`total` equals the sum of terms[name] * weights[name]; it alone has to be differentiable.
-    `metrics` are plain figures that are not part of the loss."""
+    """`total` equals the sum of terms[name] * weights[name]; only it has to be differentiable.
+    `metrics` are not part of the loss."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]  # before weighting, scalars
@@ -171,20 +172,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Step:
-    """What the loss of a model is told about the run: how far it is, and how to compute."""
+    """What the loss of a model knows about the run: its progress, and how to compute."""
 
     number: int = 0
     """Steps done before this one."""
     total: int = 0
-    """Steps of the whole run, which schedules of the loss are shares of; 0: not known."""
+    """Steps of the whole run; schedules of the loss are fractions of it. 0: not known."""
     seed: int = 0
-    """Of noise and samples."""
+    """Seed of noise and samples."""
     dead: torch.Tensor | None = None
-    """(n,) int64: latents to revive, longest idle first; None where there are none."""
+    """(n,) int64: dead latents, longest idle first; None when there are none."""
     backend: str = "torch"
     """torch | triton: what the sparse kernels run on."""
     encoder_plan: str = "auto"
-    """filter | gemm | auto: how the torch path encodes; all of them give the same codes."""
+    """filter | gemm | auto: how the torch backend encodes; all give the same codes."""
 
     def longest_dead(self, most: int) -> torch.Tensor | None:
         """Indices of at most `most` dead latents, or None when none is dead."""
@@ -196,15 +197,15 @@ FIRST = Step()
 
 @dataclass
 class Example:
-    """One place where a latent fired, with its surroundings.
+    """One row where a latent fired, with its surroundings.
 
     Text: `tokens` and `values` (same length) are a window of the context around `tokens[centre]`.
-    Image: `values` are the latent on all patches, row-major over `grid`; `image` is the key of a
-    thumbnail.
+    Image: `values` are the latent's activations on all patches, row-major over `grid`; `image` is
+    the key of a thumbnail.
     """
 
     group: Literal["top", "interval"]
-    act: float  # the latent's activation at the row that was picked, with its sign
+    act: float  # the latent's activation at this row, with its sign
     doc_id: int
     example_id: int
     position: int
@@ -215,20 +216,20 @@ class Example:
     centre: int | None = None
     grid: tuple[int, int] | None = None
     image: str | None = None
-    label: str | None = None  # the data's own label
+    label: str | None = None  # from the data
 
 
 @dataclass
 class FeatureRecord:
-    """All that is known of one latent. Pure data: page, CLI, explanation and interop read only
+    """All that is known about one latent. Pure data: page, CLI, explanation and interop read only
     this."""
 
     index: int
     density: float | None  # share of scanned rows where the latent is active
     active_rows: int
-    max: float  # the largest size, |value|
-    # {"edges": [n + 1], "counts": [n]}: of the values, up to 100 bins from 0 to max; from the
-    # smallest value where some are negative
+    max: float  # the largest |value|
+    # {"edges": [n + 1], "counts": [n]} of the values: up to 100 bins from 0, or from the smallest
+    # value if some are negative, to max
     histogram: dict[str, list[float]]
     examples: list[Example]
     # {"index", "cosine"}: nearest decoder rows
@@ -237,9 +238,9 @@ class FeatureRecord:
     # {"top", "bottom"}: [{"token", "value"}], direct path only
     logits: dict[str, list[dict[str, Any]]] | None = None
     label: str | None = None
-    # of a crosscoder: each hook's share of the decoder norms, which sum to 1
+    # crosscoders only: every hook's share of the decoder norms, which sum to 1
     hook_shares: dict[str, float] | None = None
-    # [{"low", "high", "rows"}] x 5: sizes from 0 to max, and the rows that have them
+    # [{"low", "high", "rows"}] x 5: intervals of |value| from 0 to max, and the rows in them
     bands: list[dict[str, float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -256,8 +257,8 @@ class FeatureRecord:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report to the caller's callback; the CLI draws it. `figures` holds what the phase measures
-    (loss, fvu, rows_per_s...)."""
+    """A report to the caller's callback; the CLI displays it. `figures` holds what the phase
+    measures (loss, fvu, rows_per_s...)."""
 
     phase: str  # harvest | train | scan ...
     done: int

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ if not torch.cuda.is_available():
 
         interpreted.patch_once()
 
+from made_runs import digits_store
 from made_stores import write_store
 from torch_threads import torch_threads
 
@@ -30,6 +32,12 @@ from saekit.store.reader import Store, open_store
 @pytest.fixture
 def store(tmp_path) -> Store:
     return open_store(write_store(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A store of 400 images of 8x8 pixels with their labels, 100 of them held out."""
+    return digits_store(tmp_path_factory.mktemp("digits") / "store")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 """Kill a command before each of its file operations, or at any moment: what kill -9, a crash or a
-preemption can leave behind."""
+preemption can leave."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ OPERATIONS = {
 
 
 def killed_before(operation: int, folder: Path, command: Callable[[], object]) -> bool:
-    """Run `command` in a process of its own that is killed before its n-th file operation under
-    `folder`; whether it came so far."""
+    """Run `command` in its own process, which is killed before its n-th file operation under
+    `folder`. Returns whether it got that far."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -60,7 +60,7 @@ def killed_before(operation: int, folder: Path, command: Callable[[], object]) -
 
 
 def killed_after(file: Path, seconds: float, command: Callable[[], object]) -> None:
-    """Run `command` in its own process and kill it `seconds` after `file` appears: this can be in
+    """Run `command` in its own process and kill it `seconds` after `file` appears, which may be in
     the middle of an operation."""
     child = os.fork()
     if child == 0:

@@ -11,7 +11,7 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁riv
 
 
 def write(path: Path, seed: int = 0, blocks: int = 1, without: str = "") -> Path:
-    """`without`: a tensor that is left out; blocks after the first take their weights from
+    """`without`: the name of a tensor to drop. Weights of blocks after the first are drawn by
     `seed`."""
     import gguf
 

@@ -1,4 +1,4 @@
-"""Small runs on small raw stores: seconds on one core, and real ones."""
+"""Small but real runs on small raw stores, which take seconds on one core."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from saekit.harvesting.run import harvest
 from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
+from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
 from saekit.training.loop import Trainer
 from saekit.training.run import train
@@ -26,7 +27,7 @@ def digits_store(path: Path, rows: int = 400) -> Path:
 def rows_store(
     path: Path, x_ND: torch.Tensor, labels: list[str | None], holdout: float = 0.25
 ) -> Path:
-    """Flat rows, every one a document of its own."""
+    """A store of flat rows, each its own document."""
     spec = make_spec(
         model="raw:array", hook="rows", d_in=x_ND.shape[1], dtype="float32", context=None
     )
@@ -52,8 +53,7 @@ class Killed(Exception):
 
 
 def break_off(store: Path, out: Path, config: TrainConfig, step: int) -> None:
-    """Train so many steps, save and end there, as a run does that is killed right after it
-    saved."""
+    """Train until `step`, save and end, like a run that is killed right after saving."""
 
     def dies(self, raw, original=Trainer.train_step):
         if self.step == step:
@@ -67,9 +67,19 @@ def break_off(store: Path, out: Path, config: TrainConfig, step: int) -> None:
 
 
 def side(store: Path, split: str) -> torch.Tensor:
-    """(N,D) fp64: all rows of one side."""
+    """(N,D) fp64: all rows of one side of the held-out split."""
     return torch.cat([batch.x for batch in Store(store).batches(4096, split=split)]).double()
 
 
 def fvu(x: torch.Tensor, x_hat: torch.Tensor) -> float:
     return float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Those of a checkpoint."""
+    return load(path).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -3,10 +3,15 @@ within documents."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from saekit.store.files import sha256_of
+from saekit.store.manifest import checksum
+from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock, StoreWriter
 from saekit.types import ActivationSpec
@@ -16,15 +21,16 @@ D = 16
 
 def make_spec(**changes) -> ActivationSpec:
     values = {
-        "model": "made-up", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
+        "model": "synthetic", "revision": None, "hook": "blocks.0", "modality": "text", "d_in": D,
         "dtype": "float16", "layout": "flat",
-        "scope": "content", "grid": None, "dataset": "made-up", "context": 8, "seed": 0,
+        "scope": "content", "grid": None, "dataset": "synthetic", "context": 8, "seed": 0,
     }  # fmt: skip
     return ActivationSpec(**{**values, **changes})
 
 
 def make_rows(rows: int, width: int = D, seed: int = 0) -> torch.Tensor:
-    """Sparse combinations of unit directions plus a mean: an SAE can explain them, PCA cannot."""
+    """(rows, width): sparse combinations of unit directions plus a mean, which an SAE can explain
+    and PCA cannot."""
     gen = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(4 * width, width, generator=gen), dim=1)
     codes = torch.rand(rows, 4 * width, generator=gen) * (
@@ -67,3 +73,18 @@ def write_store(
         )
     writer.finish()
     return path
+
+
+def damage(store: Store, row: int, value: float = float("nan")) -> tuple[str, int]:
+    """Put `value` into a stored row and make the checksums agree, as a faulty writer would leave
+    it. Returns the shard's name and the row's number in it."""
+    number = int((row >= store._offsets).sum()) - 1
+    shard, local = store.shards[number], row - int(store._offsets[number])
+    tensors = load_file(shard.path)
+    tensors["x"][local, 3] = value
+    save_file(tensors, shard.path)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["shards"][number]["sha256"] = sha256_of(shard.path)
+    manifest["checksum"] = checksum(manifest)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    return shard.shard.name, local

@@ -1,14 +1,22 @@
-"""What the documentation promises about files: links and paths exist, and the word list finds what
-it should."""
+"""What the documentation promises: links and paths exist, docs/api.md is what the code says, the
+word list finds what it should."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import api
+import docstrings
+import options
 import pytest
+
+import saekit
+from saekit.options import Doc
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -50,6 +58,92 @@ def test_every_path_of_the_design_exists():
     named = sorted(set(PATHS.findall(text)))
     assert len(named) > 80
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+# -- what is generated from the options
+
+
+@pytest.mark.parametrize("path", options.outputs(), ids=lambda path: path.name)
+def test_what_is_generated_from_the_options_is_up_to_date(path):
+    assert path.read_text() == options.outputs()[path], f"{path.name} is out of date: make docs"
+
+
+# -- docs/api.md
+
+
+def test_the_reference_is_what_the_code_says():
+    assert api.PAGE.read_text() == api.page(), "docs/api.md is out of date: make docs"
+
+
+def test_every_public_name_is_in_the_reference():
+    names = {name for members in api.JOBS.values() for name in members if ":" not in name}
+    assert names == set(saekit.__all__)
+
+
+DEFAULT = 3
+Count = Annotated[int, Doc("Active latents.")]
+
+
+def sample(
+    x_BD,
+    *,
+    k: Annotated[int, Doc("Active latents.")] = DEFAULT,
+    n: Count = 0,
+    other: dict[str, int],
+    **more,
+):
+    """One line that is
+    wrapped.
+
+    Parameters
+        x_BD: rows: not columns,
+            in any dtype.
+        other: more rows.
+
+        sample(1)
+          + 2
+
+    Raises nothing.
+    """
+
+
+@dataclass
+class Sample:
+    # of the rows
+    width: int
+    count: int = 4  # how many
+    k: Annotated[int | None, Doc("Active latents.")] = None
+    last: tuple[int, ...] = ()
+    """A text
+    of two lines."""
+
+
+def test_a_docstring_becomes_markdown():
+    function = docstrings.parsed(sample)
+    shown = docstrings.signature(sample, function, "sample")
+    assert shown == "sample(x_BD, *, k: int = 3, n: int = 0, other: dict[str, int], **more)"
+    assert list(docstrings.described(sample, function)) == [
+        "One line that is wrapped.\n",
+        "- `x_BD`: rows: not columns, in any dtype.\n"
+        "- `k`: Active latents.\n"
+        "- `n`: Active latents.\n"
+        "- `other`: more rows.\n",
+        "```python\nsample(1)\n  + 2\n```\n",
+        "Raises nothing.\n",
+    ]
+
+
+def test_fields_are_listed_with_their_texts():
+    assert docstrings.fields(Sample).splitlines() == [
+        "- `width: int`: of the rows",
+        "- `count: int = 4`: how many",
+        "- `k: int | None = None`: Active latents.",
+        "- `last: tuple[int, ...] = ()`: A text of two lines.",
+    ]
+    assert "width" not in docstrings.fields(Sample, without=frozenset({"width"}))
+
+
+# -- the word list
 
 
 def found(text: str, is_code: bool = False) -> list[tuple[int, str]]:

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 from made_stores import write_store
 from saekit_cli import flags
-from saekit_cli.app import _status, app
+from saekit_cli.app import VERBS, _status
+from saekit_cli.command import build
 
 import saekit
 from saekit.bench import run_suite
@@ -68,9 +68,9 @@ def train():
         (opt("target_store", Path("acts/b")), 'target_store="acts/b"', "--target-store acts/b",
         None),
         (opt("stores", ["a", "b"]), 'stores=("a", "b")', "--store a --store b", None),
-        (opt("bandwidth", 0.3), "bandwidth=0.3", "--set bandwidth=0.3",
+        (opt("bandwidth", 0.3), "bandwidth=0.3", "--bandwidth 0.3",
         'options={"bandwidth": 0.3}'),
-        (opt("bandwidth"), "bandwidth", "--set bandwidth", 'options["bandwidth"]'),
+        (opt("bandwidth"), "bandwidth", "--bandwidth", 'options["bandwidth"]'),
         (opt("store"), "store", "STORE", None),  # an argument of train
     ],
 )  # fmt: skip
@@ -147,10 +147,11 @@ def test_a_hint_works_in_python_when_it_is_typed():
             "error  --k 0 must be between 1 and the number of latents, 64",
         ),
         (["--latents", "0", "--model", "pca"], "error  --latents 0: pca takes"),
-        (["--set", "bandwidth=0.3"], "error  --set bandwidth=0.3: give NAME=VALUE"),
+        (["--set", "bandwidth"], "error  --set bandwidth: give NAME=VALUE"),
+        (["--bandwidth", "0.3"], "error  --bandwidth does not apply to --sparsity topk"),
         (
-            ["--sparsity", "matryoshka", "--set", "groups=0.5,0.4"],
-            "error  --set groups=0.5,0.4: shares must rise to 1",
+            ["--sparsity", "matryoshka", "--groups", "0.5,0.4"],
+            "error  --groups 0.5,0.4: shares must rise to 1",
         ),
         (
             ["--target-store", "acts", "--store", "acts"],
@@ -242,13 +243,8 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
         python |= set(inspect.signature(public).parameters)
     names = named_options()
     assert len(names) > 50 and names <= python
-    command_line = {
-        p.name for command in typer.main.get_command(app).commands.values() for p in command.params
-    }
-    assert names - command_line <= of_models | {
-        "epochs",
-        "method",
-    }, "these would be offered as --set NAME"
+    command_line = {p.name for verb in VERBS.values() for p in build(verb, []).params}
+    assert names - command_line <= {"epochs", "method"}, "of the estimator and of Store.sample"
 
 
 def test_a_name_from_a_file_that_is_no_parameter_is_shown_as_it_is():

@@ -390,7 +390,10 @@ def test_data_are_left_as_they_are_and_may_be_read_only(name, digits, recwarn):
         ),
         ({"options": {"noise": "snow:1"}}, r'^options={"noise": "snow"}: choose'),
         ({"epochs": 0}, "^epochs=0 must be above 0"),
-        ({"batch": 2000}, "^batch=2000 is above the 1,347 rows of X; try batch=336$"),
+        (
+            {"batch": 2000},
+            "^batch=2000 is above the 1,347 training rows of the array; try batch=336$",
+        ),
         ({"batch": -1}, "^batch=-1 must be above 0"),
         ({"lr": -1.0}, "^lr=-1 must be above 0"),
         ({"weight_decay": -1.0}, "^weight_decay=-1 must not be negative"),

@@ -1,4 +1,4 @@
-"""Every model of the catalog through every door: what is common to all is tested on all."""
+"""What holds for all models of the catalog: evaluate, inspect, resume, dry runs, refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saekit.errors import DataError
 from saekit.harvesting.run import harvest
 from saekit.models.catalog import CATALOG
 from saekit.training.config import TrainConfig
-from saekit.training.run import plan_training
+from saekit.training.run import prepare
 
 SMALL = {
     "sae": {"latents": 32, "k": 4}, "kmeans": {"latents": 6}, "pca": {"latents": 4},
@@ -52,20 +52,22 @@ def saekit_exit(*arguments):
     return exit_.value.code
 
 
-def test_no_model_is_left_out():
+def test_every_model_has_a_small_size():
     assert set(SMALL) == set(CATALOG)
 
 
 @pytest.mark.parametrize(("name", "more"), VARIANTS, ids=lambda value: str(value))
 def test_evaluate_gives_the_figures_of_the_run(images, tmp_path, name, more):
     result = saekit.train(images, tmp_path / "run", **options(name, **more))
-    (judged,) = saekit.evaluate(tmp_path / "run", images)
+    (evaluation,) = saekit.evaluate(tmp_path / "run", images)
     assert (
-        judged.split == "holdout"
-        and judged.metrics["fvu"] == result.metrics["fvu"]
+        evaluation.split == "holdout"
+        and evaluation.metrics["fvu"] == result.metrics["fvu"]
         and math.isfinite(result.metrics["fvu"])
     )
-    assert (judged.metrics["l0"] is None) == (saekit.load(tmp_path / "run").active_above is None)
+    assert (evaluation.metrics["l0"] is None) == (
+        saekit.load(tmp_path / "run").active_above is None
+    )
 
 
 @pytest.mark.parametrize(("name", "more"), VARIANTS, ids=lambda value: str(value))
@@ -109,7 +111,7 @@ def test_a_run_goes_on_under_its_own_config(images, tmp_path, capsys, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_plan_counts_parameters_and_memory(images, capsys, name):
     small, large = (
-        plan_training(images, TrainConfig.from_flat(options(name) | {"batch": batch}))
+        prepare(images, config=TrainConfig.from_flat(options(name) | {"batch": batch})).plan()
         for batch in (40, 160)
     )
     model_bytes = 16 * small.parameters
@@ -129,7 +131,7 @@ def test_examples_of_another_shape_are_refused(images, tmp_path):
         saekit.evaluate(tmp_path / "run", flat)
 
 
-def test_a_run_with_a_target_is_judged_on_the_target(tmp_path):
+def test_a_run_with_a_target_is_evaluated_on_the_target(tmp_path):
     x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
     store = rows_store(tmp_path / "x", x, [None] * 400)
     for name, target in (("same width", x.flip(1) * 3 + 1), ("narrow", x[:, :2] - x[:, 2:4])):
@@ -139,21 +141,21 @@ def test_a_run_with_a_target_is_judged_on_the_target(tmp_path):
             store, run, model="linear", latents=6, target_store=str(other), rows=30_000, batch=100
         )
         assert result.metrics["fvu"] < 0.02, name
-        (judged,) = saekit.evaluate(run, store)
-        assert judged.metrics["fvu"] == result.metrics["fvu"]
+        (evaluation,) = saekit.evaluate(run, store)
+        assert evaluation.metrics["fvu"] == result.metrics["fvu"]
         other.rename(tmp_path / f"moved {name}")
         (moved,) = saekit.evaluate(run, store, target_store=tmp_path / f"moved {name}")
-        assert moved.metrics == judged.metrics
+        assert moved.metrics == evaluation.metrics
 
 
 def test_kmeans_does_not_mind_sorted_rows(tmp_path):
-    centres = 10 * torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    centers = 10 * torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(12_000, 5, generator=torch.Generator().manual_seed(2))
-    x = centres.repeat_interleave(1000, 0) + noise
+    x = centers.repeat_interleave(1000, 0) + noise
     store = rows_store(tmp_path / "sorted", x, [None] * len(x), holdout=0.05)
-    found = saekit.train(store, tmp_path / "run", model="kmeans", latents=12)
-    assert found.metrics["mse"] < 4 * 5, (
-        "near the 5 of a row around its own centre, not one centre for two"
+    result = saekit.train(store, tmp_path / "run", model="kmeans", latents=12)
+    assert result.metrics["mse"] < 4 * 5, (
+        "near 5, the squared distance of a row to its center; two clusters per center give more"
     )
 
 
@@ -165,8 +167,8 @@ def test_rows_that_do_not_vary_are_not_called_divergence(tmp_path):
 
 
 def test_each_half_of_a_vae_shapes_the_code(images, tmp_path):
-    """Reconstruction alone spreads the codes, the KL alone puts every row at the prior's mean, both
-    stay within the prior."""
+    """The reconstruction term by itself spreads the codes, the KL by itself puts all rows at the
+    prior's mean; with both, codes stay within the prior."""
     spread = {}
     for name, weights in (
         ("reconstruction", {"beta": 0.0}),

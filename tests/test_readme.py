@@ -1,7 +1,7 @@
-"""Every block of README.md, as it stands there, from top to bottom in one folder.
+"""Every code block of README.md runs, from top to bottom in one folder.
 
-The blocks need what they name: a small random CLIP (twelve blocks, class token, center crop) stands
-in for the hub's, in a cache of the hub's form, and `photos` is a folder of a few pictures.
+A small random CLIP (twelve blocks, class token, center crop) in a hub cache replaces the one from
+the hub, and `photos` is a folder of random pictures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Code that comes with a model runs only where the user asked for it by flag."""
+"""Code that comes with a model runs only if the user asked for it with a flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shuffler and the batcher that all sources of rows share, on plain numbers."""
+"""The shuffler and the batcher that all sources of rows share, tested on row numbers."""
 
 from __future__ import annotations
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import traceback
 from contextlib import suppress
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from saekit import __version__
-from saekit.errors import SaekitError
+from saekit.errors import SaekitError, UsageError, did_you_mean
 from saekit_cli import (
     bench,
     compare,
@@ -33,11 +36,15 @@ from saekit_cli import (
     sweep,
     train,
 )
+from saekit_cli.command import Verb, build
 from saekit_cli.flags import flag, speak_for
-from saekit_cli.paths import expanded
 from saekit_cli.screen import take_any_encoding
 
+if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
+
 INTERRUPTED = 130
+INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
     "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
 )
@@ -46,35 +53,68 @@ MEMORY_HINT = (
     " smaller one"
 )
 
+VERBS: dict[str, Verb] = {
+    verb.NAME: verb
+    for verb in (
+        demo,
+        harvest,
+        train,
+        sweep,
+        finetune,
+        evaluate,
+        compare,
+        inspect,
+        features,
+        models,
+        bench,
+    )
+}
+HELP = (
+    "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"
+    " features mean."
+)
+STATUSES = (
+    "Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate,"
+    " 130 interrupted."
+)
+
+
+_interrupted = False
+
+
+class Verbs(TyperGroup):
+    """All verbs, each built from its module when it is run."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(VERBS)
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        lines = [(name, " ".join((verb.run.__doc__ or "").split())) for name, verb in VERBS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(lines)
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, *rest = args
+        if name in VERBS:
+            speak_for(name)
+            self.commands[name] = build(VERBS[name], rest)
+        elif not name.startswith("-"):
+            near = did_you_mean(name, VERBS)
+            raise UsageError(f"{name} is not a command", f"{near}saekit --help lists them")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="saekit",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help=(
-        "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"
-        " features mean."
-    ),
-    epilog=(
-        "Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality"
-        " gate, 130 interrupted."
-    ),
+    help=HELP,
+    epilog=STATUSES,
+    context_settings={"max_content_width": shutil.get_terminal_size().columns},
 )
-for command in (
-    demo,
-    harvest,
-    train,
-    sweep,
-    finetune,
-    evaluate,
-    compare,
-    inspect,
-    features,
-    models,
-    bench,
-):
-    app.command(command.NAME, epilog=command.EXAMPLES)(expanded(command.run))
 
 
 def _version(asked: bool) -> None:
@@ -85,14 +125,10 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
-) -> None:
-    """Cache a transformer's hidden states, train sparse autoencoders on them, read what the
-    features mean."""
-    speak_for(context.invoked_subcommand)
+) -> None: ...
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,10 +136,19 @@ def main(arguments: list[str] | None = None) -> None:
     take_any_encoding()
     with suppress(ValueError):  # not the main thread: signals are not ours
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
     sys.exit(_status(arguments))
 
 
-def _terminate(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C, remembered: an interrupted import can end in an error of another kind."""
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
     """A scheduler's preemption is as polite as Ctrl-C. A second one ends the process at once,
     should the first get stuck."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -130,11 +175,7 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed(
-            "interrupted; finished shards and the state of a training run are saved",
-            INTERRUPTED_HINT,
-            INTERRUPTED,
-        )
+        return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -152,6 +193,8 @@ def _status(arguments: list[str] | None) -> int:
         told = user_error(error)
         return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
+        if _interrupted:
+            return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
         if _is_out_of_memory(error):
             return _failed(
                 f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}",

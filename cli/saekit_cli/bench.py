@@ -2,40 +2,43 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from saekit_cli.options import Json, Quiet
+from saekit.options import Device, Doc
+from saekit_cli.command import Given
 from saekit_cli.screen import figure, message, print_json, table
+from saekit_cli.settings import Json, Quiet
 
 if TYPE_CHECKING:
     from saekit.bench.timing import Measurement
 
 NAME = "bench"
-EXAMPLES = """Examples:
-saekit bench train --quick |
-saekit bench train --against eai-sparsify |
-saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv"""
+EXAMPLES = [
+    "saekit bench train --quick",
+    "saekit bench train --against eai-sparsify",
+    "saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv",
+]
 
 
 def run(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="kernels | train")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rounds: minutes on two cores.")
-    ] = False,
+    given: Given,
+    suite: Annotated[
+        Literal["kernels", "train"], Doc("kernels | train", metavar="SUITE", positional=True)
+    ],
+    quick: Annotated[bool, Doc("Fewer rounds: minutes on two cores.")] = False,
     shapes: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DxFxB", help="Width x latents x rows; may be given again."),
-    ] = None,
-    k: Annotated[int, typer.Option(help="Active latents per row.")] = 32,
+        tuple[str, ...], Doc("Width x latents x rows; may be given again.", metavar="DxFxB...")
+    ] = (),
+    k: Annotated[int, Doc("Active latents per row.")] = 32,
     against: Annotated[
-        list[str] | None, typer.Option(help="Peer to run too: eai-sparsify (train).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N")] = "auto",
+        tuple[str, ...], Doc("Peer to run too: eai-sparsify (train).", metavar="PEER...")
+    ] = (),
+    device: Device = "auto",
     csv: Annotated[
-        Path | None,
-        typer.Option(help="Write the measurements here, with machine, versions, commit and date."),
+        str | Path | None,
+        Doc("Write the measurements here, with machine, versions, commit and date."),
     ] = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -47,9 +50,9 @@ def run(
 
     where = pick_device(device)
     report = (lambda _: None) if quiet else (lambda text: message("bench", text))
-    results = run_suite(suite, shapes or [], k, against or [], quick, where, report)
+    results = run_suite(suite, list(shapes), k, list(against), quick, where, report)
     if csv is not None:
-        write_csv(csv, [dataclasses.asdict(m) for m in results], machine(where))
+        write_csv(Path(csv), [dataclasses.asdict(m) for m in results], machine(where))
     if json_:
         print_json(results)
         return

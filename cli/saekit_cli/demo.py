@@ -12,11 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from saekit_cli.options import Quiet
+from saekit.options import Doc
+from saekit_cli.command import Given
 from saekit_cli.screen import Reporter, figure, message, table
+from saekit_cli.settings import Quiet
 
 NAME = "demo"
-EXAMPLES = "Example: saekit demo --out demo"
+EXAMPLES = ["saekit demo --out demo"]
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,17 @@ IMAGE = Part(
 
 
 def run(
-    out: Annotated[Path, typer.Option(help="Folder for stores, checkpoints and pages.")] = Path(
-        "demo"
-    ),
-    text: Annotated[
-        bool,
-        typer.Option("--text/--no-text", help="SmolLM2-135M-Instruct on Python's documentation."),
-    ] = True,
-    image: Annotated[
-        bool, typer.Option("--image/--no-image", help="A vision transformer on handwritten digits.")
-    ] = True,
+    given: Given,
+    out: Annotated[str | Path, Doc("Folder for stores, checkpoints and pages.")] = "demo",
+    text: Annotated[bool, Doc("SmolLM2-135M-Instruct on Python's documentation.")] = True,
+    image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Harvest, train and inspect a language model and a vision transformer."""
     began = time.monotonic()
     rows, pages = [], []
     for part in [p for p, wanted in ((TEXT, text), (IMAGE, image)) if wanted]:
-        page, figures = _run_part(part, out / part.name, quiet)
+        page, figures = _run_part(part, Path(out) / part.name, quiet)
         pages.append(page)
         rows += figures
     header = (

@@ -1,8 +1,7 @@
 """The options of the library's texts as flags of the command line: `k=32` is `--k 32`, `skip=True`
 is `--skip`, a list `--hidden 512,128`.
 
-How a flag is spelled is asked of the commands themselves. A name that none of them has is an option
-of a model (saekit.models.catalog), which `--set NAME=VALUE` sets.
+How a flag is spelled is asked of the commands themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import typer
+from saekit_cli.command import build
 
 _running: str | None = None  # the command, whose names come before those of the others
 
@@ -23,9 +22,10 @@ def speak_for(command: str | None) -> None:
 
 def flag(name: str, values: list[Any]) -> str:
     """The style of the command line, for saekit.errors.spelled."""
-    parameter = _parameters(_running).get(name)
+    parameter = _parameter(name)
     if parameter is None:
-        return f"--set {name}={_either(values)}" if values else f"--set {name}"
+        word = "--" + name.replace("_", "-")
+        return f"{word} {_either(values)}" if values else word
     if parameter.param_type_name == "argument":
         word = (parameter.metavar or name.upper()).rstrip(".")
     else:
@@ -38,13 +38,22 @@ def flag(name: str, values: list[Any]) -> str:
     return f"{word} {_either(values)}" if values else word
 
 
-@cache
-def _parameters(command: str | None) -> dict[str, Any]:
-    from saekit_cli.app import app
+def _parameter(name: str) -> Any:
+    """The parameter of the running command, or else of any other; None where there is none."""
+    from saekit_cli.app import VERBS
 
-    commands = typer.main.get_command(app).commands
-    order = sorted(commands.values(), key=lambda each: each.name == command)
-    return {parameter.name: parameter for each in order for parameter in each.params}
+    running = [_running] if _running in VERBS else []
+    for verb in (*running, *(verb for verb in VERBS if verb != _running)):
+        if name in (parameters := _parameters(verb)):
+            return parameters[name]
+    return None
+
+
+@cache
+def _parameters(verb: str) -> dict[str, Any]:
+    from saekit_cli.app import VERBS
+
+    return {parameter.name: parameter for parameter in build(VERBS[verb], []).params}
 
 
 def _either(values: list[Any]) -> str:

@@ -1,22 +1,32 @@
 from __future__ import annotations
 
+import shutil
 import textwrap
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saekit_cli.options import Json
+from saekit.options import Doc
+from saekit_cli.command import Given
 from saekit_cli.screen import print_json, table
+from saekit_cli.settings import Json
+
+if TYPE_CHECKING:
+    from saekit.models.describe import OptionCard
 
 NAME = "models"
-EXAMPLES = "Examples: saekit models | saekit models vae"
-WIDTH = 100
+EXAMPLES = ["saekit models", "saekit models vae", "saekit models jumprelu"]
 
 
 def run(
+    given: Given,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A model: what it computes, and its options."),
+        Doc(
+            "A model, or a variant of sae: what it computes, and its options.",
+            metavar="[NAME]",
+            positional=True,
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -24,11 +34,10 @@ def run(
     from saekit.models.describe import describe, lines
 
     if name is None:
-        found = lines()
-        if json_:
-            print_json(found)
-        else:
-            typer.echo(table(("model", ""), list(found.items()), left=(0, 1)))
+        every = lines()
+        print_json(every) if json_ else typer.echo(
+            table(("model", ""), list(every.items()), left=(0, 1))
+        )
         return
     card = describe(name)
     if json_:
@@ -38,30 +47,14 @@ def run(
     typer.echo(_options(card.options))
 
 
-def _options(options: list[Any]) -> str:
-    """Flags of `saekit train`; what only the library takes stands below by its name there."""
-    from saekit_cli.train import MODEL_FLAGS
-
-    flags = [o for o in options if o.name in MODEL_FLAGS]
-    others = [o for o in options if o.name not in MODEL_FLAGS]
-    parts = []
-    for header, names, some in (
-        ("option", [o.flag for o in flags], flags),
-        ("in Python", [o.name for o in others], others),
-    ):
-        if some:
-            rows = [
-                row
-                for name, o in zip(names, some)
-                for row in _rows(name, _default(o.default), o.text)
-            ]
-            parts.append(table((header, "default", ""), rows, left=(0, 1, 2)))
-    return "\n\n".join(parts)
-
-
-def _rows(name: str, default: str, text: str) -> list[tuple[str, str, str]]:
-    first, *rest = textwrap.wrap(text, WIDTH) or [""]
-    return [(name, default, first), *(("", "", line) for line in rest)]
+def _options(options: list[OptionCard]) -> str:
+    flags, defaults = [o.flag for o in options], [_default(o.default) for o in options]
+    width = shutil.get_terminal_size().columns - max(map(len, flags)) - max(map(len, defaults)) - 4
+    rows = []
+    for option, default in zip(options, defaults):
+        first, *rest = textwrap.wrap(option.text, max(width, 40)) or [""]
+        rows += [(option.flag, default, first), *(("", "", line) for line in rest)]
+    return table(("option", "default", ""), rows, left=(0, 1, 2))
 
 
 def _default(value: Any) -> str:
@@ -69,4 +62,4 @@ def _default(value: Any) -> str:
         return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "-" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

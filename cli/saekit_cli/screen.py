@@ -87,7 +87,7 @@ def _columns() -> int:
 
 
 class Reporter:
-    """A callback for the library. One phase at a time; `close()` ends the line."""
+    """A callback for the library. One phase at a time; leaving its `with` block ends the line."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -124,6 +124,12 @@ class Reporter:
             self.open_line = True
         else:
             typer.echo(text, err=True)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self.open_line:

@@ -2,13 +2,13 @@
 codes.py.
 
 encode_topk -> SparseCodes -> decode / decode_mse -> sparse_weight_grad; topk_reconstruction is the
-whole step as one scalar. Errors are ValueError (wrong arguments) and RuntimeError (this device
-cannot do it).
+whole step as one scalar. Errors are ValueError (wrong arguments) and RuntimeError (not possible on
+this device).
 """
 
 from saekit_kernels.codes import Codes, RaggedCodes, SparseCodes, Transpose, from_dense
 from saekit_kernels.cost import crossover_l0, floor_ms
-from saekit_kernels.crossover import most_active, next_arm
+from saekit_kernels.crossover import most_active, next_path
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
@@ -53,7 +53,7 @@ __all__ = [
     "from_dense",
     "keep_freed_memory",
     "most_active",
-    "next_arm",
+    "next_path",
     "preactivations",
     "relu_reconstruction",
     "resolve_backend",

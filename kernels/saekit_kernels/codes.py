@@ -1,29 +1,31 @@
 """The few active latents of each row: the format between encoder, decoder and gradients.
 
-SparseCodes stores rows ELL: column-ascending (value, index) pairs, padded with value 0 at index 0
-behind the last active latent. ELL because a TopK code has exact width and the decoder wants a fixed
-width. RaggedCodes stores rows end to end (CSR), for thresholds: one unusual row of a language model
-can have fifty times the active latents of the mean, and ELL would be as wide as that row.
+SparseCodes stores rows in ELL format: (value, index) pairs with ascending columns, padded with
+value 0 at index 0 after the last active latent. ELL because a TopK code has an exact width and the
+decoder wants a fixed width. RaggedCodes stores rows end to end (CSR), for thresholds: an outlier
+row of a language model can have fifty times as many active latents as the mean row, and ELL would
+be as wide as that row.
 
-Both give their transpose (CSC) on demand, because gradients that sum over rows in a fixed order,
-without atomics, need the rows of each latent side by side.
+Both build their transpose (CSC) on demand: gradients that sum over rows in a fixed order, without
+atomics, need the rows of each latent side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 
 
 @dataclass
 class Transpose:
-    """The codes by latent. Slots `pos[ptr[j]:ptr[j+1]]` are latent j's entries as positions in the
+    """The codes by latent: `pos[ptr[j]:ptr[j+1]]` are the positions of latent j's entries in the
     flattened codes, rows ascending.
 
-    `pos` is as long as the codes' storage, since its used length, ptr[F], is known to the device
-    alone; the rest is padding.
+    `pos` is as long as the storage of the codes, since only the device knows its used length,
+    ptr[F]; the rest is padding.
     """
 
     ptr: torch.Tensor  # (F+1,) int32
@@ -38,8 +40,9 @@ class Transpose:
 class SparseCodes:
     """vals (B,K) fp32 (fp64 for fp64 input), idx (B,K) int32, nnz (B,) int32; F latents.
 
-    `leading`: the shape of the rows before they were put into one list, B in all; None where they
-    are one list.
+    Like a dense code, a tensor (..., F), it has `shape`, `view`, `detach`, `to_dense`, indexing and
+    `is_sparse`. `leading`: the dimensions of the dense code before the last, with B as their
+    product; None: (B,).
     """
 
     vals: torch.Tensor
@@ -48,6 +51,9 @@ class SparseCodes:
     F: int
     _transpose: Transpose | None = field(default=None, repr=False, compare=False)
     leading: tuple[int, ...] | None = None
+
+    is_sparse: ClassVar[bool] = True
+    """As torch.Tensor.is_sparse, which is False for a dense code."""
 
     def __len__(self) -> int:
         return self.vals.shape[0]
@@ -64,25 +70,31 @@ class SparseCodes:
         return torch.Size((*((len(self),) if self.leading is None else self.leading), self.F))
 
     def __getitem__(self, index: Any) -> SparseCodes | torch.Tensor:
-        """As the dense code is indexed, without making it: `codes[rows]` gives the codes of some
+        """Indexes like the dense code, without building it: `codes[rows]` gives the codes of some
         rows (a slice, a mask or row numbers; a single row is dense), `codes[rows, latents]` the
         values there."""
-        number = torch.arange(len(self), device=self.idx.device)
-        number = number if self.leading is None else number.view(self.leading)
+        # Index the row numbers, to see which rows are meant.
+        number = torch.arange(len(self), device=self.idx.device).view(self.shape[:-1])
         index = index if isinstance(index, tuple) else (index,)
         rows, latents = index[: number.ndim], index[number.ndim :]
         chosen = number[rows]
+        # With an index of latents: values. Else the codes of these rows.
         if latents:
             return self._values(
                 chosen,
                 torch.as_tensor(latents[0], device=self.idx.device),
-                any(isinstance(each, slice) for each in rows),
+                any(isinstance(part, slice) for part in rows),
             )
-        flat, leading = chosen.flatten(), None if chosen.ndim == 1 else tuple(chosen.shape)
-        codes = SparseCodes(
-            self.vals[flat], self.idx[flat], self.nnz[flat], self.F, leading=leading
-        )
+        flat = chosen.flatten()
+        codes = SparseCodes(self.vals[flat], self.idx[flat], self.nnz[flat], self.F)
+        codes = codes.view(*chosen.shape, self.F)
         return codes if chosen.ndim else codes.to_dense()
+
+    def view(self, *shape: int) -> SparseCodes:
+        """The same codes in the shape (..., F), as Tensor.view."""
+        *leading, width = shape
+        assert width == self.F and math.prod(leading) == len(self), (shape, self.shape)
+        return replace(self, leading=None if len(leading) == 1 else tuple(leading))
 
     def _values(self, rows: torch.Tensor, latents: torch.Tensor, crossed: bool) -> torch.Tensor:
         """The values at pairs of row and latent, or of every row at every latent."""
@@ -102,10 +114,15 @@ class SparseCodes:
         )
 
     def to_dense(self) -> torch.Tensor:
-        """z (B,F), or (*leading, F). Padding adds 0 to column 0, so it needs no mask."""
+        """z (..., F). Padding adds 0 to column 0, so it needs no mask."""
         dense = self.vals.new_zeros(len(self), self.F)
         dense.scatter_add_(1, self.idx.long(), self.vals)
-        return dense if self.leading is None else dense.view(*self.leading, self.F)
+        return dense.view(self.shape)
+
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, latent, value), each (N,), of the active entries in row-major order."""
+        row, slot = self.active().nonzero(as_tuple=True)
+        return row, self.idx[row, slot].long(), self.vals[row, slot]
 
     def active(self) -> torch.Tensor:
         """(B,K) bool: which entries are codes rather than padding."""
@@ -129,9 +146,9 @@ class SparseCodes:
         return values.masked_fill(~self.active(), 0.0)
 
     def transpose(self) -> Transpose:
-        """Made once, by a stable sort: the same codes give the same order, whatever the device."""
+        """Built once, by a stable sort: the same codes give the same order on every device."""
         if self._transpose is None:
-            # Padding sorts behind every latent, as latent F.
+            # Padding sorts after every latent, as latent F.
             self._transpose = _transpose(
                 torch.where(self.active(), self.idx, self.F).flatten(), self.F
             )
@@ -148,6 +165,8 @@ class RaggedCodes:
     idx: torch.Tensor
     F: int
     _transpose: Transpose | None = field(default=None, repr=False, compare=False)
+
+    is_sparse: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -171,9 +190,14 @@ class RaggedCodes:
 
     def to_dense(self) -> torch.Tensor:
         dense = self.vals.new_zeros(len(self), self.F)
-        row = self.row_of(torch.arange(len(self.idx), device=self.idx.device)).long()
-        dense[row, self.idx.long()] = self.vals
+        row, latent, value = self.entries()
+        dense[row, latent] = value
         return dense
+
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, latent, value), each (N,), in row-major order."""
+        row = self.row_of(torch.arange(len(self.idx), device=self.idx.device))
+        return row.long(), self.idx.long(), self.vals
 
     def transpose(self) -> Transpose:
         if self._transpose is None:
@@ -185,7 +209,7 @@ Codes = SparseCodes | RaggedCodes
 
 
 def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
-    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort columns.
+    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort the columns.
 
     NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in
     the ReLU.

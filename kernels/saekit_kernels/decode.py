@@ -1,8 +1,8 @@
 """Decoder: codes -> reconstruction, and the row program that also yields loss and gradients.
 
 x_hat_b = sum_t vals[b,t] W_dec[idx[b,t]] + b_dec is an embedding bag; the gradient of a code value
-is one dot product for each stored entry, <g_b, W_dec[j]>, a sampled dense-dense product. Neither
-touches B x F.
+is one dot product per stored entry, <g_b, W_dec[j]>, a sampled dense-dense product. Neither touches
+B x F.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from saekit_kernels.sparse import csr_products
 
 @dataclass
 class Decoded:
-    """loss_B = sum over D of (x_hat - x)^2; residual_BD = x_hat - x. With gradients of mean_b
-    loss_b: g_BD, and dvals in the shape of the code values. l1_B: sum of penalty * value over a
-    row, when a penalty was given."""
+    """loss_B = sum over D of (x_hat - x)^2; residual_BD = x_hat - x. g_BD and dvals_BK (in the
+    shape of the code values) are gradients of mean_b loss_b, when requested. l1_B: sum of penalty *
+    value over a row, when a penalty was given."""
 
     loss_B: torch.Tensor
     residual_BD: torch.Tensor
@@ -58,20 +58,20 @@ def decode_mse(
     with respect to x_hat (g) and to the code values (dvals)."""
     residual = decode(codes, W_dec_FD, b_dec_D).sub_(x_BD)
     decoded = Decoded(residual.square().sum(1), residual)
-    price = None if penalty_F is None else penalty_F[codes.idx]
-    if price is not None:
-        decoded.l1_B = codes.row_sum(codes.without_padding(codes.vals * price))
+    penalty = None if penalty_F is None else penalty_F[codes.idx]
+    if penalty is not None:
+        decoded.l1_B = codes.row_sum(codes.without_padding(codes.vals * penalty))
     if need_grad and len(codes):
         decoded.g_BD = residual * (2.0 / len(codes))
         decoded.dvals_BK = sampled_products(codes, decoded.g_BD, W_dec_FD)
-        if price is not None:
-            decoded.dvals_BK += codes.without_padding(price / len(codes))
+        if penalty is not None:
+            decoded.dvals_BK += codes.without_padding(penalty / len(codes))
     return decoded
 
 
 def sampled_products(codes: Codes, g_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of vals: <g_b, W[j]> for every entry (b, j), 0 on padding."""
-    # the number of entries is known to the device alone: by row, padding included
+    # Only the device knows the number of entries: by row, padding included.
     if g_BD.device.type != "cpu":
         products = csr_products(codes.offsets(), codes.idx.flatten(), g_BD, W_FD)
         return codes.without_padding(products.view_as(codes.vals))

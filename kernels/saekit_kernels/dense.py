@@ -1,7 +1,7 @@
-"""The dense arm: the plain mathematics of a step, in chunks of rows, gradients made beside the
-loss.
+"""The dense path: the plain mathematics of a step, in chunks of rows, with the gradients computed
+beside the loss.
 
-Five matrix products are left as they are; everything of size B x F lives in two reused buffers, and
+The five matrix products stay as they are; everything of size B x F lives in two reused buffers, and
 masks and penalties cost one pass each.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 from saekit_kernels.workspace import Workspace
 
-DENSE_ROWS = 1024  # rows in a chunk
+DENSE_ROWS = 1024  # rows per chunk
 MIN_RATE = 1e-6  # mean activations are kept this far from 0 and 1 before a logarithm
 
 # W_enc (F,D), b_enc (F,), W_dec (F,D), b_dec (D,)
@@ -25,7 +25,7 @@ Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 @dataclass
 class DenseStep:
     residual_BD: torch.Tensor  # x_hat - x
-    mass_F: torch.Tensor  # column sums of the code; zeros where there is no penalty
+    mass_F: torch.Tensor  # column sums of the code; zeros without a penalty
     fired_F: torch.Tensor
     gradients: list[torch.Tensor] | None  # of the parameters
 
@@ -42,7 +42,7 @@ def dense_step(
     place; `pull_F` is added to the gradient of every active entry."""
     W_enc, b_enc, W_dec, b_dec = parameters
     (B, D), F = x_BD.shape, len(W_enc)
-    made = DenseStep(
+    step = DenseStep(
         x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None
     )
     gradients = [torch.empty_like(p) for p in parameters]
@@ -52,11 +52,13 @@ def dense_step(
             workspace.get(name, (min(DENSE_ROWS, B), F), x)[: len(x)]
             for name in ("code", "code gradient")
         )
+        # Forward: code, firing counts, reconstruction error.
         z, fired = activate(torch.addmm(b_enc, x, W_enc.T, out=code))
-        made.fired_F += fired
+        step.fired_F += fired
         if pull_F is not None:
-            made.mass_F += z.sum(0)
-        e = torch.addmm(b_dec, z, W_dec, out=made.residual_BD[start : start + DENSE_ROWS]).sub_(x)
+            step.mass_F += z.sum(0)
+        e = torch.addmm(b_dec, z, W_dec, out=step.residual_BD[start : start + DENSE_ROWS]).sub_(x)
+        # Backward: the gradient of the code, then the parameters' share of this chunk.
         if wants_grad:
             g = e * (2.0 / B)
             dz = (
@@ -67,8 +69,8 @@ def dense_step(
             # dz where z > 0, else 0; a NaN code passes its gradient on.
             torch.ops.aten.threshold_backward.grad_input(dz, z, 0.0, grad_input=dz)
             _accumulate(gradients, x, z, dz, g, first=start == 0)
-    made.gradients = gradients if wants_grad else None
-    return made
+    step.gradients = gradients if wants_grad else None
+    return step
 
 
 def sigmoid_step(
@@ -78,10 +80,10 @@ def sigmoid_step(
     rate: float,
     workspace: Workspace,
     wants_grad: bool,
-):
-    """(DenseStep, kl) of sigmoid codes with the penalty coef * sum_j KL(rate || mean_b f_bj). The
-    code is kept whole: the penalty's gradient needs the means over all rows first. Fired means f >
-    0.5."""
+) -> tuple[DenseStep, torch.Tensor]:
+    """(step, kl) of sigmoid codes with the penalty coef * sum_j KL(rate || mean_b f_bj). The code
+    is kept whole: the penalty's gradient needs the means over all rows first. A latent counts as
+    fired when f > 0.5."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B, F = len(x_BD), len(W_enc)
     f_BF = torch.addmm(
@@ -91,28 +93,32 @@ def sigmoid_step(
     kl, pull_F = kl_of_means(mass_F / B, rate)
     pull_F = coef / B * pull_F
     residual = torch.addmm(b_dec, f_BF, W_dec).sub_(x_BD)
-    made = DenseStep(residual, mass_F, (f_BF > 0.5).sum(0), None)
+    step = DenseStep(residual, mass_F, (f_BF > 0.5).sum(0), None)
     if wants_grad:
-        made.gradients = [torch.empty_like(p) for p in parameters]
+        step.gradients = [torch.empty_like(p) for p in parameters]
         for start in range(0, B, DENSE_ROWS):
             rows = slice(start, start + DENSE_ROWS)
             f, g = f_BF[rows], residual[rows] * (2.0 / B)
             df = workspace.get("code gradient", (min(DENSE_ROWS, B), F), f)[: len(f)]
             torch.addmm(pull_F, g, W_dec.T, out=df)
             torch.ops.aten.sigmoid_backward.grad_input(df, f, grad_input=df)
-            _accumulate(made.gradients, x_BD[rows], f, df, g, first=start == 0)
-    return made, kl
+            _accumulate(step.gradients, x_BD[rows], f, df, g, first=start == 0)
+    return step, kl
 
 
 def kl_of_means(
     mean_F: torch.Tensor, rate: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum_j KL(rate || mean_j) of Bernoulli rates, its derivative by each mean). Means are clamped
-    to [MIN_RATE, 1 - MIN_RATE], where the derivative is 0 (Ng, "Sparse autoencoder", CS294A
-    notes)."""
+    """(sum_j KL(rate || mean_j) of Bernoulli rates, its derivative with respect to each mean).
+    Means are clamped to [MIN_RATE, 1 - MIN_RATE]; the derivative is 0 outside (Ng, "Sparse
+    autoencoder", CS294A notes)."""
     rho = mean_F.clamp(MIN_RATE, 1 - MIN_RATE)
-    of = torch if torch.is_tensor(rate) else math  # nothing here waits for the device
-    kl = (rate * (of.log(rate) - rho.log()) + (1 - rate) * (of.log1p(-rate) - (-rho).log1p())).sum()
+    # A tensor's logarithm stays on its device: nothing here waits for it.
+    if isinstance(rate, torch.Tensor):
+        log_rate, log_rest = rate.log(), (-rate).log1p()
+    else:
+        log_rate, log_rest = math.log(rate), math.log1p(-rate)
+    kl = (rate * (log_rate - rho.log()) + (1 - rate) * (log_rest - (-rho).log1p())).sum()
     inside = (mean_F >= MIN_RATE) & (mean_F <= 1 - MIN_RATE)
     return kl, torch.where(inside, (1 - rate) / (1 - rho) - rate / rho, 0.0)
 

@@ -1,16 +1,17 @@
 """Encoder and selection: rows x -> SparseCodes, by three rules: the k largest, everything above a
 threshold, the B*k largest of a batch.
 
-Two plans give the same selected sets. `gemm` makes the pre-activations of a chunk of rows in fp32
-and selects. `filter` (filter.py) finds the latents that can matter with a bf16 product and scores
-those in fp32; it is chosen where the CPU multiplies bf16 natively and the matrices are large.
-Values of the two differ in the order of their sums, in the last bits. Nothing of size B x F
-outlives a call.
+Two plans give the same selected sets. `gemm` computes the pre-activations of a chunk of rows in
+fp32 and selects. `filter` (filter.py) finds the latents that can matter with a bf16 product and
+scores those in fp32; it is chosen where the CPU multiplies bf16 natively and the matrices are
+large. The values of the two plans differ in the last bits, since their sums run in different
+orders. Nothing of size B x F outlives a call.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 
@@ -23,17 +24,19 @@ from saekit_kernels.sparse import row_products
 from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
-# a buffer of 38 MB a thread at F = 18,432; 256 to 4096 measured within 10 % of one another
+Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # row, column, value: one of each
+
+# A buffer of 38 MB per thread at F = 18,432; 256 to 4096 rows measured within 10 % of one another.
 CHUNK_ROWS = 512
-# rows whose survivors are scored together: the weights are read once for all of them
+# Rows whose survivors are scored together: the weights are read once for all of them.
 SCORED_ROWS = 1024
-LEAST_THREADED = 1 << 34  # multiplications from which chunks go on threads of their own
-CROWDED = 512  # survivors a row, on average, above which fp32 products with all of W cost less
+LEAST_THREADED = 1 << 34  # multiplications from which each chunk gets its own thread
+CROWDED = 512  # mean survivors per row above which fp32 products with all of W cost less
 
 
 def as_given(function):
     """Without gradients, and without autocast, which would change precisions in this thread
-    alone."""
+    only."""
 
     @functools.wraps(function)
     def run(x_BD, *arguments, **options):
@@ -53,7 +56,7 @@ def check_plan(plan: str) -> None:
 
 
 def encoder_plan(x_BD: torch.Tensor, W_enc_FD: torch.Tensor) -> str:
-    """filter | gemm: how these would be encoded."""
+    """filter | gemm: the plan that `auto` takes for these."""
     large = x_BD.numel() * W_enc_FD.shape[0] >= LEAST_PRODUCT
     if (
         x_BD.device.type == "cpu"
@@ -74,11 +77,11 @@ def encode_topk(
     workspace: Workspace | None = None,
     plan: str = "auto",
 ) -> SparseCodes:
-    """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. No
-    autograd.
+    """The k largest ReLU(x W_enc^T + b_enc) of each row; exact, ties to the smallest column. Not
+    differentiable.
 
-    `plan` filter needs 64 k latents and takes gemm below. Raises ValueError when k is not in [1,
-    F]. Rows with fewer than k positive pre-activations have nnz < k.
+    `plan` filter needs at least 64 k latents and becomes gemm below that. Rows with fewer than k
+    positive pre-activations have nnz < k. Raises ValueError when k is not in [1, F].
     """
     F = W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -90,9 +93,9 @@ def encode_topk(
     check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
     if plan == "filter" and F // FILTER_GROUP >= 2 * k:
-        found = _topk_by_filter(x_BD, W_enc_FD, b_enc_F, k, workspace)
-        if found is not None:
-            return from_selected(*found, F)
+        selected = _topk_by_filter(x_BD, W_enc_FD, b_enc_F, k, workspace)
+        if selected is not None:
+            return from_selected(*selected, F)
     return from_selected(*_topk_by_gemm(x_BD, W_enc_FD, b_enc_F, k, workspace), F)
 
 
@@ -107,9 +110,9 @@ def encode_threshold(
     most: float | None = None,
 ) -> RaggedCodes | None:
     """Every positive pre-activation above its threshold: a ReLU with 0, a JumpReLU with one
-    threshold a latent (F,), BatchTopK inference with one scalar. NaN counts as active. None when
-    the first rows have more than `most` active latents on average: dense work is then cheaper, and
-    little was lost. No autograd."""
+    threshold per latent (F,), BatchTopK inference with one scalar. NaN counts as active. Returns
+    None when the first rows have more than `most` active latents on average: dense work is then
+    cheaper, and little was lost. Not differentiable."""
     F = W_enc_FD.shape[0]
     x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
     if len(x_BD) == 0:
@@ -120,15 +123,15 @@ def encode_threshold(
     workspace = workspace or Workspace()
     check_plan(plan)
     plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
-    find, kept = _above_by_filter if plan == "filter" else _above_by_gemm, []
+    find, pieces = _above_by_filter if plan == "filter" else _above_by_gemm, []
     for piece in find(x_BD, W_enc_FD, b_enc_F, threshold_F, workspace, most):
         if piece is None:
             return None
         rows, row, column, vals = piece
         if rows.start == 0 and most is not None and len(vals) > most * rows.stop:
             return None
-        kept.append((row + rows.start, column, vals))
-    return from_entries(*map(torch.cat, zip(*kept)), len(x_BD), F)
+        pieces.append((row + rows.start, column, vals))
+    return from_entries(*_end_to_end(pieces), len(x_BD), F)
 
 
 @as_given
@@ -143,11 +146,11 @@ def encode_batchtopk(
 ) -> tuple[RaggedCodes, torch.Tensor]:
     """(codes, threshold): the B*k largest positive pre-activations of the whole batch (ties to the
     smallest row, then column), and the smallest of them, 0-d (0 when none is positive). Bussmann et
-    al. 2024, arXiv 2412.06410. No autograd.
+    al. 2024, arXiv 2412.06410. Not differentiable.
 
-    `bound` is a guess below the threshold, such as a part of the last step's: where B*k entries lie
-    above it, they are all that is looked at. A wrong guess costs time alone. Raises ValueError when
-    k is not in [1, F].
+    `bound` is a guess below the threshold, such as a fraction of the last step's: when B*k entries
+    lie above it, only those are considered. A wrong guess only costs time. Raises ValueError when k
+    is not in [1, F].
     """
     (B, _), F = x_BD.shape, W_enc_FD.shape[0]
     if not 1 <= k <= F:
@@ -159,25 +162,29 @@ def encode_batchtopk(
     workspace = workspace or Workspace()
     if bound > 0:
         above = encode_threshold(x_BD, W_enc_FD, b_enc_F, bound, workspace, plan)
+        assert above is not None  # without `most`
         if len(above.vals) >= B * k:
             row = above.row_of(torch.arange(len(above.idx), device=above.idx.device)).long()
             entries = _largest((row, above.idx.long(), above.vals), B * k)
     if len(entries[0]) == 0:
-        for rows, row, column, vals in _above_by_gemm(
-            x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace
-        ):
-            # What B*k entries surpass cannot come back.
-            entries = _largest(
-                tuple(map(torch.cat, zip(entries, (row + rows.start, column, vals)))), B * k
-            )
+        for piece in _above_by_gemm(x_BD, W_enc_FD, b_enc_F, x_BD.new_zeros(F), workspace):
+            assert piece is not None  # without `most`
+            rows, row, column, vals = piece
+            # An entry that B*k others exceed cannot come back.
+            entries = _largest(_end_to_end([entries, (row + rows.start, column, vals)]), B * k)
     row, column, vals = entries
     threshold = vals.min() if len(vals) else vals.new_zeros(())
     return from_entries(row, column, vals, B, F), threshold
 
 
-def _no_entries(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _no_entries(x_BD: torch.Tensor) -> Entries:
     empty = torch.zeros(0, dtype=torch.int64, device=x_BD.device)
     return empty, empty, x_BD.new_zeros(0)
+
+
+def _end_to_end(pieces: Iterable[Entries]) -> Entries:
+    row, column, vals = map(torch.cat, zip(*pieces))
+    return row, column, vals
 
 
 def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
@@ -185,12 +192,11 @@ def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
     return SparseCodes(empty, empty.to(torch.int32), empty.new_zeros(0, dtype=torch.int32), F)
 
 
-# -- fp32 products
-# --------------------------------------------------------------------------------------------------
+# -- fp32 products ---------------------------------------------------------------------------------
 
 
 class _Product:
-    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer a
+    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer per
     thread."""
 
     def __init__(self, x_BD, W_FD, b_F, workspace: Workspace) -> None:
@@ -198,7 +204,7 @@ class _Product:
         self.F = len(W_FD)
 
     def __call__(self, rows: slice, slot: int) -> torch.Tensor:
-        """(C,padded F): the columns behind F stay -inf and are never selected while k <= F."""
+        """(C,padded F): the columns after F stay -inf and are never selected while k <= F."""
         x = self.x_BD[rows]
         shape = (min(CHUNK_ROWS, len(self.x_BD)), -(-self.F // GROUP) * GROUP)
         pre = self.workspace.get(f"pre {slot}", shape, x)[: len(x)]
@@ -212,19 +218,18 @@ def _topk_by_gemm(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     pieces = map_chunks(
         lambda rows, slot: topk_rows(product(rows, slot), k), spans(len(x_BD), CHUNK_ROWS), threaded
     )
-    return tuple(map(torch.cat, zip(*pieces)))
+    vals, idx = map(torch.cat, zip(*pieces))
+    return vals, idx
 
 
-def _positive(
-    pre_BF: torch.Tensor, threshold: torch.Tensor | float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _positive(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> Entries:
     row, column = positions(~(pre_BF <= threshold))
     return row, column, pre_BF[row, column]
 
 
 def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: float | None = None):
-    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk; None,
-    and no more, when the first chunk has more than `most` of them a row."""
+    """(rows, row in the chunk, column, value) of what is above its threshold, chunk by chunk; only
+    None when the first chunk has more than `most` of them per row."""
     product, threaded = _Product(x_BD, W_FD, b_F, workspace), threads_pay(x_BD, W_FD)
     limit = torch.nn.functional.pad(threshold_F, (0, -len(W_FD) % GROUP))
     first = slice(0, min(CHUNK_ROWS, len(x_BD)))
@@ -240,7 +245,7 @@ def _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: flo
     )
 
 
-def _largest(entries, count: int):
+def _largest(entries: Entries, count: int) -> Entries:
     """The `count` largest of (row, column, value) entries in row-major order, ties to the first."""
     row, column, vals = entries
     if len(vals) <= count:
@@ -249,8 +254,7 @@ def _largest(entries, count: int):
     return row[keep], column[keep], vals[keep]
 
 
-# -- bf16 products, fp32 scores
-# -----------------------------------------------------------------------------------------
+# -- bf16 products, fp32 scores --------------------------------------------------------------------
 
 
 def _scored(row, column, x_CD, W_FD, b_F) -> torch.Tensor:
@@ -259,14 +263,14 @@ def _scored(row, column, x_CD, W_FD, b_F) -> torch.Tensor:
 
 
 def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
-    """(vals (B,k), idx (B,k)) or None when the weights are not finite."""
+    """(vals (B,k), idx (B,k)), or None when the weights are not finite."""
     bf16 = Filter(x_BD, W_FD, b_F, workspace)
     if not bf16.usable:
         return None
     vals, idx = x_BD.new_empty(len(x_BD), k), x_BD.new_empty(len(x_BD), k, dtype=torch.int64)
 
     def select(rows: slice, slot: int) -> torch.Tensor:
-        """Fill in these rows; the numbers of those that are crowded, left to fp32."""
+        """Fill in these rows; returns the numbers of the crowded ones, which are left to fp32."""
         row, column, crowded = _search(rows, lambda part: bf16.largest(part, slot, k))
         count = torch.bincount(row, minlength=rows.stop - rows.start)
         vals[rows], idx[rows] = _topk_of_entries(
@@ -287,7 +291,8 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
 
 def _topk_of_entries(row, column, values, count, k: int):
-    """The k largest entries of each row; rows with fewer are filled with -inf, which is no code."""
+    """The k largest entries of each row; rows with fewer are filled with -inf, which no code
+    holds."""
     width = -(-(max(int(count.max()), k) + 1) // GROUP) * GROUP
     slot = row * width + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     table = values.new_full((len(count) * width,), -torch.inf)
@@ -299,7 +304,7 @@ def _topk_of_entries(row, column, values, count, k: int):
 
 
 def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: float | None = None):
-    """The same; what is not finite goes through fp32."""
+    """As _above_by_gemm, through the filter; what is not finite goes through fp32."""
     bf16 = Filter(x_BD, W_FD, b_F, workspace, threshold_F)
     if not bf16.usable or not bf16.finite_B.all():
         yield from _above_by_gemm(x_BD, W_FD, b_F, threshold_F, workspace, most)
@@ -329,10 +334,10 @@ def _above_by_filter(x_BD, W_FD, b_F, threshold_F, workspace: Workspace, most: f
 
 
 def _search(rows: slice, find) -> tuple[torch.Tensor, ...]:
-    """What `find` gives for FILTER_ROWS rows at a time, end to end: first of all row numbers, which
-    are made to count from rows.start."""
-    found = []
+    """The results of `find` for FILTER_ROWS rows at a time, end to end. The first result is row
+    numbers, which are shifted to count from rows.start."""
+    pieces = []
     for part in spans(rows.stop, FILTER_ROWS, rows.start):
         row, *others = find(part)
-        found.append((row + (part.start - rows.start), *others))
-    return tuple(map(torch.cat, zip(*found)))
+        pieces.append((row + (part.start - rows.start), *others))
+    return tuple(map(torch.cat, zip(*pieces)))

@@ -1,10 +1,11 @@
 """Sparse codes by autograd: pre-activations and decoder as differentiable functions of the few
 active entries.
 
-What lies between them is the caller's, elementwise in the entries (a gate, a penalty, a threshold
-with a straight-through gradient), so a new kind of code needs no backward pass of its own and still
-costs what is active, not B x F. loss.py has the same step in one piece for the codes that need
-nothing in between. Values have the shape of `codes.vals`; gradients on padding are ignored.
+The caller computes what lies between them, elementwise in the entries (a gate, a penalty, a
+threshold with a straight-through gradient), so a new kind of code needs no backward pass of its own
+and its cost still grows with the active entries, not with B x F. loss.py has the same step in one
+piece for the codes that need nothing in between. Values have the shape of `codes.vals`; gradients
+on padding are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from saekit_kernels.decode import decode
 from saekit_kernels.operations import OPERATIONS, Operations
 from saekit_kernels.sparse import csr_products
 
-# entries whose rows are gathered at a time, where there is no sampled product
+# Entries whose rows are gathered at a time on devices without a sampled product.
 PRODUCT_ROWS = 1 << 16
 
 
@@ -30,7 +31,7 @@ def preactivations(
     b_enc_F: torch.Tensor,
     backend: str = "torch",
 ) -> torch.Tensor:
-    """The values of `codes`, which an encoder made of these x, W and b, differentiable in all
+    """The values of `codes`, which an encoder computed from these x, W and b, differentiable in all
     three; the choice of entries is constant."""
     return _Preactivations.apply(x_BD, W_enc_FD, b_enc_F, codes.vals, codes, OPERATIONS[backend])
 
@@ -55,11 +56,10 @@ def decode_nested(
     level: torch.Tensor,
     levels: int,
 ) -> torch.Tensor:
-    """(B,levels,D): x_hat from the entries up to each level; `level` gives that of every entry, in
-    the shape of values, from 0.
+    """(B,levels,D): x_hat from the entries up to each level. `level` is the level of every entry,
+    from 0, in the shape of values.
 
-    One pass over the entries, whatever the number of levels: the partial sums of a row are added
-    up.
+    One pass over the entries for any number of levels: the partial sums of a row are accumulated.
     """
     return _DecodeNested.apply(values, W_dec_FD, b_dec_D, codes, level.flatten().long(), levels)
 
@@ -72,7 +72,7 @@ class _Preactivations(torch.autograd.Function):
         return vals.clone()
 
     @staticmethod
-    def backward(ctx, dvals):
+    def backward(ctx, dvals):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x_BD, W_enc_FD), codes = ctx.saved_tensors, ctx.codes
         dvals = codes.without_padding(dvals.contiguous())
         dx = None
@@ -94,7 +94,7 @@ class _Decode(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx, g_BD):
+    def backward(ctx, g_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD), codes = ctx.saved_tensors, ctx.codes
         g_BD, needs = g_BD.contiguous(), ctx.needs_input_grad
         dvalues = None
@@ -132,9 +132,9 @@ class _DecodeNested(torch.autograd.Function):
         return parts.view(len(codes), levels, -1).cumsum(1) + b_dec_D
 
     @staticmethod
-    def backward(ctx, g_BGD):
+    def backward(ctx, g_BGD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD, bag), codes = ctx.saved_tensors, ctx.codes
-        # An entry is in the reconstructions of its own level and of all behind it.
+        # An entry is part of the reconstructions of its own level and of all later ones.
         later = g_BGD.flip(1).cumsum(1).flip(1).reshape(len(codes) * ctx.levels, -1).contiguous()
         dvalues = _products(codes, bag, later, W_dec_FD) if ctx.needs_input_grad[0] else None
         dW = None
@@ -155,7 +155,7 @@ class _DecodeNested(torch.autograd.Function):
 
 def _products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of the values: <A[row], W[j]> for every entry, 0 on padding."""
-    if A.device.type == "cpu":  # by latent, so that W, the large matrix, is read in order
+    if A.device.type == "cpu":  # by latent, so that the large matrix, W, is read in order
         transpose = codes.transpose()
         pos = transpose.pos[: int(transpose.ptr[-1])].long()
         products = csr_products(transpose.ptr, row[pos], W_FD, A.to(W_FD.dtype))
@@ -170,8 +170,8 @@ def _products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tens
 
 
 def signed_topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
-    """The k entries of each row that are largest in magnitude, with their signs; ties to no order
-    that could be relied upon."""
+    """The k entries of each row that are largest in magnitude, with their signs. The order among
+    ties is undefined."""
     idx = pre_BF.abs().topk(k, dim=1, sorted=False).indices.sort(1).values
     nnz = torch.full((len(pre_BF),), k, dtype=torch.int32, device=pre_BF.device)
     return SparseCodes(pre_BF.gather(1, idx), idx.to(torch.int32), nnz, pre_BF.shape[1])

@@ -1,8 +1,8 @@
-"""Weight gradients: for every latent, the sum of the rows where it fired, weighted.
+"""Weight gradients: for every latent, the weighted sum of the rows where it fired.
 
 dW_dec[j] = sum_b z_bj g_b and dW_enc[j] = sum_b dz_bj x_b are embedding bags over the transposed
-codes, one bag a latent: each output row is written once, in a fixed order, so the same inputs give
-the same bits.
+codes, one bag per latent: each output row is written once, in a fixed order, so the same inputs
+give the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def sparse_weight_grad(codes: Codes, coef_BK: torch.Tensor, rows_BD: torch.Tenso
     transpose = codes.transpose()
     if len(transpose.pos) == 0:
         return rows_BD.new_zeros(codes.F, rows_BD.shape[1])
-    # padding sorts last: torch adds what lies behind ptr[F] to the last bag
+    # Padding sorts last; torch adds entries after ptr[F], whose weight is 0, to the last bag.
     row_of_entry = codes.row_of(transpose.pos)
     weights = coef_BK.flatten()[transpose.pos].to(rows_BD.dtype)
     return nnF.embedding_bag(

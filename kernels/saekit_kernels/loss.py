@@ -1,11 +1,11 @@
-"""The whole training step of a sparse code as one differentiable scalar, by whichever of two arms
-is cheaper.
+"""The whole training step of a sparse code as one differentiable scalar, by the faster of two
+paths.
 
-The *sparse* arm never makes the dense code: encode (exact, with the selection), decode and compare,
-one dot product for each active entry, and two gathers for the weight gradients. Its cost beyond the
-encoder grows with the number of active latents. The *dense* arm is the plain mathematics
-(dense.py). crossover.py says from which L0 on the dense arm is the faster one; both give the same
-loss and gradients up to rounding.
+The *sparse* path never makes the dense code: encode (exact, with the selection), decode and
+compare, one dot product per active entry, and two gathers for the weight gradients. Its cost beyond
+the encoder grows with the number of active latents. The *dense* path is the plain mathematics
+(dense.py). crossover.py says from which L0 on the dense path is faster; both give the same loss and
+gradients up to rounding.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from saekit_kernels.operations import OPERATIONS, Encoded, Operations
 from saekit_kernels.select import topk_rows
 from saekit_kernels.workspace import Workspace
 
-LEAST_NORM = 1e-30  # of a decoder row, before a division by it
+LEAST_NORM = 1e-30  # a decoder norm is raised to this before dividing by it
 
 
 @dataclass
 class Reconstruction:
-    """`total` is differentiable in the four parameters; everything else is constant."""
+    """One training step. `total` is differentiable in the four parameters; the rest is constant."""
 
     total: torch.Tensor  # reconstruction + coef * penalty
     reconstruction: torch.Tensor  # mean_b sum_d (x_hat - x)^2
-    penalty: torch.Tensor  # before its coefficient; 0 where there is none
+    penalty: torch.Tensor  # before its coefficient; 0 without a penalty
     residual_BD: torch.Tensor  # x_hat - x
     fired_F: torch.Tensor  # in how many rows each latent is active
-    arm: str  # sparse | dense
-    # rows that a fast encoder left to the exact one (a count on the device)
+    path: str  # sparse | dense
+    # number of rows that a fast encoder left to the exact one; on the device
     redone: torch.Tensor | None = None
-    # rows with more active latents than fit: not 0 means not exact (a count on the device)
+    # number of rows with more active latents than fit: the step is not exact; on the device
     lost: torch.Tensor | None = None
 
 
@@ -50,24 +50,24 @@ def topk_reconstruction(
     b_dec_D: torch.Tensor,
     k: int,
     workspace: Workspace | None = None,
-    arm: str = "auto",
+    path: str = "auto",
     plan: str = "auto",
     backend: str = "torch",
 ) -> Reconstruction:
     """mean_b sum_d (x_hat - x)^2 with x_hat from the k largest ReLU(x W_enc^T + b_enc) of each row.
 
     Equal to dense autograd through relu, top-k, scatter and two matrix products
-    (saekit_kernels.reference), with the selection taken as constant. `arm` is sparse | dense |
-    auto, `plan` the torch path's encoder (encode.py), `backend` torch | triton (the dense arm is
-    torch's on both). Raises ValueError for an empty batch, for k outside [1, F] and for unknown
-    names.
+    (saekit_kernels.reference), with the selection taken as constant. `path` is sparse | dense |
+    auto, `plan` the encoder of the torch backend (encode.py), `backend` torch | triton (both use
+    torch on the dense path). Raises ValueError for an empty batch, for k outside [1, F] and for
+    unknown names.
     """
     parameters, workspace = _begin(
-        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm
+        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, path
     )
-    if arm == "auto":
-        arm = "sparse" if k <= most_active(x_BD, len(W_enc_FD)) else "dense"
-    if arm == "sparse":
+    if path == "auto":
+        path = "sparse" if k <= most_active(x_BD, len(W_enc_FD)) else "dense"
+    if path == "sparse":
         operations = OPERATIONS[backend]
         encoded = operations.encode_topk(x_BD, W_enc_FD, b_enc_F, k, workspace, plan)
         return _sparse(x_BD, parameters, encoded, None, True, operations)
@@ -81,10 +81,10 @@ def topk_reconstruction(
         return pre_BF.zero_().scatter_(1, idx, vals), fired_F
 
     _refuse_gradient_of_rows(x_BD)
-    made = dense_step(
+    step = dense_step(
         x_BD, _constant(parameters), keep_topk, None, workspace, _wants_grad(parameters)
     )
-    return _from_dense(made, parameters, 0.0, None)
+    return _from_dense(step, parameters, 0.0, None)
 
 
 def batchtopk_reconstruction(
@@ -99,11 +99,11 @@ def batchtopk_reconstruction(
     plan: str = "auto",
     backend: str = "torch",
 ) -> tuple[Reconstruction, torch.Tensor]:
-    """(the same with the B k largest ReLU(pre) of the whole batch, the smallest of them): Bussmann
+    """(the step with the B k largest ReLU(pre) of the whole batch, the smallest of them): Bussmann
     et al. 2024, arXiv 2412.06410.
 
-    `bound` (0-d) is a guess below that smallest value, 0 for none (encode_batchtopk). Sparse work
-    whatever k. Raises ValueError for an empty batch, for k outside [1, F] and for unknown names.
+    `bound` (0-d) is a guess below that smallest value, 0 for none (encode_batchtopk). Always on the
+    sparse path. Raises ValueError for an empty batch, for k outside [1, F] and for unknown names.
     """
     parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
     operations = OPERATIONS[backend]
@@ -122,46 +122,48 @@ def relu_reconstruction(
     coef: float,
     unit_decoder: bool = False,
     workspace: Workspace | None = None,
-    arm: str = "auto",
+    path: str = "auto",
     plan: str = "auto",
     backend: str = "torch",
 ) -> Reconstruction:
-    """The same with z = ReLU(x W_enc^T + b_enc) and the penalty mean_b sum_j z_bj ||w_j||, w_j the
+    """The step with z = ReLU(x W_enc^T + b_enc) and the penalty mean_b sum_j z_bj ||w_j||, w_j the
     rows of W_dec.
 
-    `unit_decoder`: the caller keeps the rows at norm 1, so that the penalty's gradient with respect
-    to W_dec, which is parallel to each row, is left out. With `arm` auto the torch path looks at
-    the first rows and chooses; the Triton path, which would have to wait for the device, takes the
-    dense arm. Raises ValueError for an empty batch.
+    `unit_decoder`: the caller keeps the rows at norm 1, so the penalty's gradient with respect to
+    W_dec, which is parallel to each row, is dropped. With `path` auto the torch backend decides by
+    the first rows; the Triton backend, which would have to wait for the device, takes the dense
+    path. Raises ValueError for an empty batch.
     """
     parameters, workspace = _begin(
-        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm
+        x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, path
     )
+    # Sparse path: when chosen, or when few latents of the first rows are active.
     operations, encoded = OPERATIONS[backend], Encoded(None)
-    if arm == "sparse" or (arm == "auto" and backend == "torch"):
-        most = most_active(x_BD, len(W_enc_FD)) if arm == "auto" else None
+    if path == "sparse" or (path == "auto" and backend == "torch"):
+        most = most_active(x_BD, len(W_enc_FD)) if path == "auto" else None
         if most is None or most >= 1:
             encoded = operations.encode_relu(x_BD, W_enc_FD, b_enc_F, workspace, plan, most)
     if encoded.codes is not None:
         return _sparse(x_BD, parameters, encoded, coef, unit_decoder, operations)
+    # Dense path.
     _refuse_gradient_of_rows(x_BD)
     norm_F = torch.linalg.vector_norm(W_dec_FD.detach(), dim=1)
     pull_F = coef / len(x_BD) * norm_F
     if backend == "triton":
         from saekit_kernels.gpu.dense import relu_step
 
-        made = relu_step(x_BD, _constant(parameters), norm_F, pull_F, _wants_grad(parameters))
+        step = relu_step(x_BD, _constant(parameters), norm_F, pull_F, _wants_grad(parameters))
     else:
-        made = dense_step(
+        step = dense_step(
             x_BD, _constant(parameters), _keep_positive, pull_F, workspace, _wants_grad(parameters)
         )
-    penalty = l1_of_mass(made.mass_F, norm_F, len(x_BD))
-    if made.gradients is not None and coef and not unit_decoder:
-        made.gradients[2].addcmul_(
+    penalty = l1_of_mass(step.mass_F, norm_F, len(x_BD))
+    if step.gradients is not None and coef and not unit_decoder:
+        step.gradients[2].addcmul_(
             W_dec_FD.detach(),
-            (coef / len(x_BD) * made.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None],
+            (coef / len(x_BD) * step.mass_F / norm_F.clamp_min(LEAST_NORM))[:, None],
         )
-    return _from_dense(made, parameters, coef, penalty)
+    return _from_dense(step, parameters, coef, penalty)
 
 
 def sigmoid_reconstruction(
@@ -175,33 +177,35 @@ def sigmoid_reconstruction(
     workspace: Workspace | None = None,
     backend: str = "torch",
 ) -> Reconstruction:
-    """The same with f = sigmoid(x W_enc^T + b_enc) and the penalty sum_j KL(rate || mean_b f_bj);
-    `fired` counts f > 0.5.
+    """The step with f = sigmoid(x W_enc^T + b_enc) and the penalty sum_j KL(rate || mean_b f_bj);
+    `fired_F` counts f > 0.5.
 
-    The penalty's gradient is dense in B x F, so there is only a dense arm. Raises ValueError for an
-    empty batch and for a rate outside (0, 1).
+    The penalty's gradient is dense in B x F, so there is only a dense path. Raises ValueError for
+    an empty batch and for a rate outside (0, 1).
     """
     parameters, workspace = _begin(x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend)
     if not 0 < rate < 1:
         raise ValueError(f"rate must lie in (0, 1), got {rate}")
     if backend == "triton":
-        from saekit_kernels.gpu.dense import sigmoid_step as step
+        from saekit_kernels.gpu import dense as gpu
 
-        made, kl = step(x_BD, _constant(parameters), coef, rate, _wants_grad(parameters))
+        step, kl = gpu.sigmoid_step(
+            x_BD, _constant(parameters), coef, rate, _wants_grad(parameters)
+        )
     else:
-        made, kl = sigmoid_step(
+        step, kl = sigmoid_step(
             x_BD, _constant(parameters), coef, rate, workspace, _wants_grad(parameters)
         )
-    return _from_dense(made, parameters, coef, kl)
+    return _from_dense(step, parameters, coef, kl)
 
 
 def _begin(
-    x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, arm="auto"
+    x_BD, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, workspace, backend, path="auto"
 ) -> tuple[Parameters, Workspace]:
     if backend not in OPERATIONS:
         raise ValueError(f"backend {backend}: choose {', '.join(OPERATIONS)}")
-    if arm not in ("auto", "sparse", "dense"):
-        raise ValueError(f"arm {arm}: choose auto, sparse, dense")
+    if path not in ("auto", "sparse", "dense"):
+        raise ValueError(f"path {path}: choose auto, sparse, dense")
     if len(x_BD) == 0:
         raise ValueError("the mean over an empty batch is not defined")
     return (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D), workspace or Workspace()
@@ -213,7 +217,8 @@ def _refuse_gradient_of_rows(x_BD: torch.Tensor) -> None:
 
 
 def _constant(parameters: Parameters) -> Parameters:
-    return tuple(p.detach() for p in parameters)
+    W_enc, b_enc, W_dec, b_dec = (p.detach() for p in parameters)
+    return W_enc, b_enc, W_dec, b_dec
 
 
 def _wants_grad(parameters: Parameters) -> bool:
@@ -225,20 +230,20 @@ def _keep_positive(pre_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _count_positive(z_BF: torch.Tensor) -> torch.Tensor:
-    """(F,) of a code that is nowhere negative: sums of signs, three times as fast as counting
-    booleans (exact below 2^24 rows)."""
+    """(F,) counts for a code without negative values: sums of signs, three times as fast as
+    counting booleans (exact below 2^24 rows)."""
     return z_BF.sign().sum(0).long()
 
 
 def _from_dense(
-    made: DenseStep, parameters: Parameters, coef: float, penalty: torch.Tensor | None
+    step: DenseStep, parameters: Parameters, coef: float, penalty: torch.Tensor | None
 ) -> Reconstruction:
-    reconstruction = made.residual_BD.square().sum(1).mean()
+    reconstruction = step.residual_BD.square().sum(1).mean()
     penalty = torch.zeros_like(reconstruction) if penalty is None else penalty
     total = reconstruction + coef * penalty
-    if made.gradients is not None:
-        total = _ReadyGradients.apply(*parameters, total, *made.gradients)
-    return Reconstruction(total, reconstruction, penalty, made.residual_BD, made.fired_F, "dense")
+    if step.gradients is not None:
+        total = _ReadyGradients.apply(*parameters, total, *step.gradients)
+    return Reconstruction(total, reconstruction, penalty, step.residual_BD, step.fired_F, "dense")
 
 
 def _sparse(
@@ -251,14 +256,16 @@ def _sparse(
 ) -> Reconstruction:
     """`coef` None: a code without a penalty."""
     codes, (_, _, W_dec, b_dec), B = encoded.codes, _constant(parameters), len(x_BD)
+    assert codes is not None
     wants_grad = _wants_grad(parameters)
-    norm_F = None if coef is None else torch.linalg.vector_norm(W_dec, dim=1)
-    decoded = operations.decode_mse(
-        codes, W_dec, b_dec, x_BD.detach(), wants_grad, coef * norm_F if coef else None
-    )
+    # Decode and compare, with the gradients of the code values.
+    norm_F = torch.linalg.vector_norm(W_dec, dim=1) if coef is not None else None
+    penalty_F = coef * norm_F if coef and norm_F is not None else None
+    decoded = operations.decode_mse(codes, W_dec, b_dec, x_BD.detach(), wants_grad, penalty_F)
     reconstruction = decoded.loss_B.mean()
+    # The penalty, and its gradient with respect to the decoder.
     penalty, total, pull_F = torch.zeros_like(reconstruction), reconstruction, None
-    if coef is not None:
+    if coef is not None and norm_F is not None:
         mass_F = operations.column_sum(codes, codes.vals)
         penalty = l1_of_mass(mass_F, norm_F, B)
         total = reconstruction + coef * penalty
@@ -283,8 +290,7 @@ def _sparse(
 
 class _SparseGradients(torch.autograd.Function):
     """The identity on the total. Its gradients are linear in two small tensors, dvals and g, so the
-    scale that the backward pass brings goes into those, and nothing of the size of the weights is
-    saved or scaled."""
+    incoming gradient scales those, and nothing of the size of the weights is saved or scaled."""
 
     @staticmethod
     def forward(
@@ -306,7 +312,7 @@ class _SparseGradients(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
         W_enc_FD, W_dec_FD, x_BD, dvals_BK, g_BD = ctx.saved_tensors
         codes, dvals, g = ctx.codes, dvals_BK * scale, g_BD * scale
         dW_enc, db_enc, dW_dec = ctx.operations.weight_gradients(codes, dvals, x_BD, g)
@@ -317,27 +323,29 @@ class _SparseGradients(torch.autograd.Function):
 
 
 def _through_codes(codes: Codes, dvals_BK: torch.Tensor, W_enc_FD: torch.Tensor) -> torch.Tensor:
-    """(B,D): sum over the entries of a row of dvals * W_enc[j], what the codes pass back to x."""
+    """(B,D): sum over the entries of a row of dvals * W_enc[j], the gradient of x through the
+    codes."""
     return decode(
         dataclasses.replace(codes, vals=dvals_BK), W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1])
     )
 
 
 class _ReadyGradients(torch.autograd.Function):
-    """The identity on the total, with gradients that were made beside it and are only scaled."""
+    """The identity on the total, with gradients that were computed beside it and are only
+    scaled."""
 
     @staticmethod
     def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, total, *gradients):
-        # Saved tensors are let go after a backward pass: a gradient that somebody still holds would
-        # be copied when it is stored.
+        # Saved tensors are released after the backward pass: autograd would copy a gradient that
+        # is still referenced when it stores it.
         ctx.save_for_backward(*gradients)
         return total.clone()
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = ctx.saved_tensors
-        # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights; read
-        # where that costs nothing.
+        # A scale of exactly 1 (backward() of a plain sum) skips four passes over the weights. It is
+        # only read on CPUs, where that does not wait for a device.
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return *gradients, *(None,) * 5
         return *(gradient * scale for gradient in gradients), *(None,) * 5

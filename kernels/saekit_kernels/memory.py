@@ -1,8 +1,8 @@
 """Keep freed memory in the process on Linux CPUs.
 
-glibc gives every block above 32 MB back to the system when it is freed. A training step frees and
-takes gradients and codes of that size, so each step faults all their pages in again: 190 of 680 ms
-at d=576, F=18,432, B=4096 (two cores, glibc 2.36).
+glibc returns every block above 32 MB to the system when it is freed. A training step frees and
+allocates gradients and codes of that size, so each step faults all their pages in again: 190 of 680
+ms at d=576, F=18,432, B=4096 (two cores, glibc 2.36).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Ask glibc, once, to serve blocks below 2 GiB from the heap and not to shrink it. False where
-    that cannot be asked.
+    """Tell glibc, once, to serve blocks below 2 GiB from the heap and not to shrink it. False where
+    that is not possible.
 
     Called when a training run or a scan begins, not on import: it is a setting of the whole
     process, which then returns memory to the system only when it ends.

@@ -1,7 +1,6 @@
-"""What a sparse training step is made of, by backend: the same operations from the torch path and
-from the Triton path.
+"""The operations of a sparse training step, by backend: the same interface for torch and Triton.
 
-On a CUDA device the Triton path multiplies in bf16 (parameters stay fp32, sums are fp32), as the
+On a CUDA device the Triton backend multiplies in bf16 (parameters stay fp32, sums are fp32), as the
 dense step under autocast does; under the interpreter it keeps the precision of its inputs.
 """
 
@@ -19,14 +18,14 @@ from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_top
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.workspace import Workspace
 
-ROW_CAPACITY = 8  # times k: what a row of a batch-wide selection may take
+ROW_CAPACITY = 8  # times k: the most codes of a row in a batch-wide selection
 
 
 class Encoded(NamedTuple):
-    codes: Codes | None  # None: too many active latents for sparse work to pay
-    # rows that the fast path left to the exact one; on the device
+    codes: Codes | None  # None: too many active latents for the sparse path to be faster
+    # number of rows that the fast encoder left to the exact one; on the device
     redone: torch.Tensor | None = None
-    # rows that had more active latents than fit: the step is not exact; on the device
+    # number of rows with more active latents than fit: the step is not exact; on the device
     lost: torch.Tensor | None = None
 
 
@@ -43,6 +42,7 @@ class Operations(Protocol):
         self, x_BD, W_enc_FD, b_enc_F, k: int, workspace: Workspace, plan: str, bound: torch.Tensor
     ) -> tuple[Encoded, torch.Tensor]:
         """(codes, smallest value kept)."""
+        ...
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad: bool, penalty_F) -> Decoded: ...
 
@@ -50,9 +50,11 @@ class Operations(Protocol):
         self, codes, dvals_BK, x_BD, g_BD
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dW_enc, db_enc, dW_dec)."""
+        ...
 
     def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
-        """(F,D): for every latent the sum of its entries' coef * row."""
+        """(F,D): for every latent, the sum of coef * row over its entries."""
+        ...
 
     def column_sum(self, codes, coef_BK) -> torch.Tensor: ...
 
@@ -76,10 +78,8 @@ class TorchOperations:
         return decode_mse(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
 
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
-        dW_enc, db_enc = (
-            sparse_weight_grad(codes, dvals_BK, x_BD),
-            sparse_column_sum(codes, dvals_BK),
-        )
+        dW_enc = sparse_weight_grad(codes, dvals_BK, x_BD)
+        db_enc = sparse_column_sum(codes, dvals_BK)
         return dW_enc, db_enc, sparse_weight_grad(codes, codes.vals, g_BD)
 
     def weight_gradient(self, codes, coef_BK, rows_BD) -> torch.Tensor:
@@ -90,8 +90,8 @@ class TorchOperations:
 
 
 class TritonOperations:
-    """Importing happens on first use: triton takes a second to load, and its interpreter has to be
-    asked for before that."""
+    """Imports on first use: triton takes a second to load, and its interpreter must be chosen
+    before that."""
 
     def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan) -> Encoded:
         from saekit_kernels.gpu.encode import encode_topk as encode
@@ -139,7 +139,7 @@ class TritonOperations:
 
 
 def low(tensor: torch.Tensor) -> torch.Tensor:
-    """bf16 on a CUDA device, as it is elsewhere."""
+    """Detached; fp32 becomes bf16 on a CUDA device."""
     tensor = tensor.detach()
     return tensor.bfloat16() if tensor.is_cuda and tensor.dtype == torch.float32 else tensor
 

@@ -1,9 +1,9 @@
-"""One optimiser step of encoder and decoder, from the codes: gradients, projection, Adam, unit
+"""One optimizer step of encoder and decoder, from the codes: gradients, projection, Adam, unit
 rows, low-precision copies.
 
-`torch.optim.Adam` (Kingma and Ba 2015, without weight decay) on the gradients that sparse codes
-leave. Written as one operation because on a device the two gradients need never exist: Adam alone
-moves 26 bytes a parameter, with gradients in memory it is 38. The torch path below is the
+`torch.optim.Adam` (Kingma and Ba 2015, without weight decay) on the gradients of sparse codes.
+Written as one operation because on a device the two gradients need never exist: Adam by itself
+moves 26 bytes per parameter, with gradients in memory it is 38. The torch backend below is the
 specification of the fused kernel (saekit_kernels.gpu.optim) and runs on any device and in fp64.
 """
 
@@ -20,11 +20,11 @@ from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 
 @dataclass
 class FeatureState:
-    """What belongs to the latents: parameters, Adam's moments, copies for the matrix units, and how
+    """The state of the latents: parameters, Adam's moments, copies for the matrix units, and how
     long each latent has been silent.
 
-    Matrices are (F,D) and contiguous, vectors (F,); fp32 on a device, any precision on the torch
-    path. The step writes all of them.
+    Matrices are (F,D) and contiguous, vectors (F,); fp32 with Triton, any precision with torch. The
+    step writes all of them.
     """
 
     W_enc: torch.Tensor
@@ -60,9 +60,9 @@ class AdamSettings:
     """`step` counts from 1. `norm_penalty` p adds p * sum_bj vals_bj ||w_j|| to the loss: for a
     mean over rows, p = coefficient / B.
 
-    `sparse_rows`: only latents that fired step, as in torch.optim.SparseAdam; the moments of the
-    others keep still. It changes training: a latent that falls silent stops at once instead of
-    coasting on its momentum.
+    `sparse_rows`: only latents that fired take a step, as in torch.optim.SparseAdam; the moments of
+    the others do not change. This changes training: a latent that falls silent stops at once
+    instead of coasting on its momentum.
     """
 
     lr: float
@@ -76,7 +76,7 @@ class AdamSettings:
 
     def __post_init__(self) -> None:
         if self.step < 1:
-            raise ValueError(f"the first step is 1, got {self.step}")
+            raise ValueError(f"step counts from 1, got {self.step}")
 
 
 def check_step(
@@ -86,10 +86,11 @@ def check_step(
     x_BD: torch.Tensor,
     g_BD: torch.Tensor,
 ) -> None:
-    """Raises ValueError when a shape does not fit or what is written in place is not contiguous."""
+    """Raises ValueError when a shape does not fit or a tensor written in place is not
+    contiguous."""
     F, d = state.W_enc.shape
     if codes.F != F:
-        raise ValueError(f"codes of {codes.F} latents for weights of {F}")
+        raise ValueError(f"the codes have {codes.F} latents, the weights {F}")
     if dvals_BK.shape != codes.vals.shape:
         raise ValueError(
             f"dvals must have the shape of the codes, {tuple(codes.vals.shape)}, got"
@@ -117,7 +118,7 @@ def feature_step(
     settings: AdamSettings,
     backend: str = "torch",
 ) -> None:
-    """One step of W_enc, b_enc and W_dec, in place. A batch without rows changes nothing.
+    """One step of W_enc, b_enc and W_dec, in place. An empty batch changes nothing.
 
     dW_enc = sum dvals x, db_enc = sum dvals, dW_dec = sum vals g + p (sum vals) w / ||w||; the part
     of dW_dec along the row is dropped when rows are kept at unit norm. Raises ValueError for shapes
@@ -133,10 +134,12 @@ def feature_step(
     if len(codes) == 0:
         return None
     with torch.no_grad():
+        # Gradients.
         fired = codes.transpose().counts() > 0
         x = x_BD.to(state.W_enc.dtype)
         dW_enc, db_enc = sparse_weight_grad(codes, dvals_BK, x), sparse_column_sum(codes, dvals_BK)
         dW_dec = decoder_gradient(state.W_dec, codes, g_BD, settings)
+        # Adam, then the decoder's rows back to unit norm.
         steps = fired if settings.sparse_rows else torch.ones_like(fired)
         _adam(state.W_enc, dW_enc, state.m_enc, state.v_enc, steps, settings)
         _adam(state.b_enc, db_enc, state.m_b, state.v_b, steps, settings)
@@ -145,6 +148,7 @@ def feature_step(
             state.W_dec.copy_(
                 torch.where(steps[:, None], nnF.normalize(state.W_dec, dim=1), state.W_dec)
             )
+        # Low-precision copies and idle counts.
         if state.W_enc_low is not None:
             state.W_enc_low.copy_(state.W_enc)
         if state.W_dec_low is not None:
@@ -157,10 +161,10 @@ def feature_step(
 def decoder_gradient(
     W_dec_FD: torch.Tensor, codes: SparseCodes, g_BD: torch.Tensor, settings: AdamSettings
 ) -> torch.Tensor:
-    """sum vals g, with the norm penalty and the projection that `settings` asks for."""
+    """sum vals g, with the norm penalty and the projection that `settings` select."""
     dW = sparse_weight_grad(codes, codes.vals, g_BD.to(W_dec_FD.dtype))
     if settings.norm_penalty:
-        # normalize(0) is 0, which is also the subgradient that autograd takes for the norm at 0.
+        # normalize(0) is 0, which is also the subgradient that autograd uses for the norm at 0.
         mass_F = sparse_column_sum(codes, codes.vals)
         dW += (settings.norm_penalty * mass_F)[:, None] * nnF.normalize(W_dec_FD, dim=1, eps=1e-30)
     if settings.unit_decoder:
@@ -176,7 +180,7 @@ def _adam(
     steps_F: torch.Tensor,
     s: AdamSettings,
 ) -> None:
-    """As torch.optim.Adam, for the rows that step."""
+    """As torch.optim.Adam, for the rows in `steps_F`."""
     steps = steps_F if p.ndim == 1 else steps_F[:, None]
     m.copy_(torch.where(steps, m + (1 - s.beta1) * (grad - m), m))
     v.copy_(torch.where(steps, s.beta2 * v + (1 - s.beta2) * grad.square(), v))

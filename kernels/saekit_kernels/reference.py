@@ -12,7 +12,7 @@ def encode_topk_dense(
     """z (B,F): the k largest pre-activations of each row (ties to the smallest column) through a
     ReLU, zeros elsewhere.
 
-    Without `stable` ties are broken as torch.topk does it, which takes a fraction of the time.
+    Without `stable`, ties are broken as torch.topk does, which takes a fraction of the time.
     """
     pre = x_BD @ W_enc_FD.T + b_enc_F
     if not stable:

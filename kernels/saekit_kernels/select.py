@@ -1,20 +1,20 @@
 """Exact top-k of each row, ties to the smallest column.
 
-The k largest entries of a row lie in the k groups with the largest maxima (a group outside them has
-k entries at least as large elsewhere), so one pass for the maxima and a top-k over k*8 candidates
-replace a top-k over F. Taking k+1 shows whether the k-th value is tied; such rows (all-equal,
-duplicated latents) are redone by a stable sort.
+The k largest entries of a row lie in the k groups with the largest maxima (for any other group,
+there are k entries elsewhere that are at least as large), so one pass for the maxima and a top-k
+over k*8 candidates replace a top-k over F. Taking k+1 shows whether the k-th value is tied; rows
+with a tie (all-equal rows, duplicated latents) are redone by a stable sort.
 """
 
 from __future__ import annotations
 
 import torch
 
-# columns a group, F/GROUP apart, so that the maximum runs over contiguous reads; docs/kernels.md
-# has the grid
+# Columns per group, F/GROUP apart, so that the maximum reads contiguous memory; docs/kernels.md has
+# the measurements.
 GROUP = 8
-GROUPS = (GROUP, 4)  # the first that leaves enough groups
-LEAST_GROUPS = 2.5  # groups for each one selected, below which the shortcut does not pay
+GROUPS = (GROUP, 4)  # the first that gives enough groups is used
+LEAST_GROUPS = 2.5  # groups per selected one below which the shortcut is slower
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,8 +33,8 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
         else _topk_by_groups(pre_BF, take, group)
     )
     if take > k:
-        # The smallest of the k+1 makes room for the last; where another equals it, the choice was
-        # arbitrary.
+        # Overwrite the smallest of the k+1 with the last one. Where another entry equals it, the
+        # choice was arbitrary.
         least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(
             1, keepdim=True
         )
@@ -44,6 +44,7 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
         for chosen in (vals, idx):
             chosen.scatter_(1, at, chosen[:, k:].clone())
         vals, idx = vals[:, :k], idx[:, :k]
+        # Redo tied rows by a stable sort.
         if len(tied):
             redo_vals, redo_idx = pre_BF[tied].sort(dim=1, descending=True, stable=True)
             vals[tied], idx[tied] = redo_vals[:, :k], redo_idx[:, :k]

@@ -1,4 +1,4 @@
-"""Dot products at chosen places of a matrix product."""
+"""Dot products at selected positions of a matrix product."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def row_products(
     row: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor
 ) -> torch.Tensor:
     """(n,): <A[row], W[column]> for n entries in any order."""
-    # W is the large matrix: walked in order it is read once, by rows of A it would be read once for
-    # every entry (2.4 times the time).
+    # W is the large matrix: in its own order it is read once, by rows of A it would be read once
+    # per entry (2.4 times the time).
     column, order = torch.sort(column.to(torch.int32), stable=True)
     ptr = torch.searchsorted(
         column, torch.arange(len(W_FD) + 1, dtype=torch.int32, device=column.device), out_int32=True
@@ -24,7 +24,7 @@ def row_products(
 def csr_products(
     ptr: torch.Tensor, column: torch.Tensor, A_BD: torch.Tensor, W_FD: torch.Tensor
 ) -> torch.Tensor:
-    """(n,): <A[b], W[column]> for the entries ptr[b]:ptr[b+1] of each row b; a sampled dense-dense
+    """(n,): <A[b], W[column]> for the entries ptr[b]:ptr[b+1] of every row b; a sampled dense-dense
     product."""
     zeros = A_BD.new_zeros(len(column))
     shape = (len(A_BD), len(W_FD))
@@ -34,10 +34,10 @@ def csr_products(
     return torch.sparse.sampled_addmm(pattern, A_BD, W_FD.T, beta=0.0).values()
 
 
-def _hear_the_warning() -> None:
-    """torch says once in a process that CSR tensors are in beta; only sampled_addmm is used, and
-    the tests compare it with the dense product. Heard on import: changing the filters of `warnings`
-    is not safe while other threads run."""
+def _trigger_beta_warning() -> None:
+    """torch warns once per process that CSR tensors are in beta; only sampled_addmm is used, and
+    the tests compare it with the dense product. Triggered, and ignored, on import: changing the
+    filters of `warnings` is not safe while other threads run."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         torch.sparse_csr_tensor(
@@ -49,4 +49,4 @@ def _hear_the_warning() -> None:
         )
 
 
-_hear_the_warning()
+_trigger_beta_warning()

@@ -1,11 +1,11 @@
-"""Chunks of rows on several threads, each thread running its operations alone.
+"""Chunks of rows on several threads, with single-threaded operations in each.
 
 A chunk goes through some forty operations. With every operation split over all cores, each ends in
 a barrier; on a machine that does anything else at the same time those barriers dominate
-(docs/kernels.md), and what cannot be split leaves cores idle. One chunk a thread needs a single
-barrier, at the end. That pays for long chunks alone: OpenMP's own workers still spin for some
-milliseconds after the last split operation, on the cores that the chunks want. Results do not
-depend on which thread made them.
+(docs/kernels.md), and what cannot be split leaves cores idle. One chunk per thread needs a single
+barrier, at the end. That is faster only for long chunks: OpenMP's own workers still spin for some
+milliseconds after the last split operation, on the cores that the chunks need. Results do not
+depend on which thread computed them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _inside = threading.local()
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Workers whose operations use one thread. torch keeps that setting for each thread, and one
-    for threads to come, put back here."""
+    """Workers whose operations use one thread. torch keeps that setting per thread, and one for
+    future threads, which is restored here."""
     with _lock:
         if threads not in _pools:
             ready = threading.Barrier(threads + 1)
 
             def start() -> None:
-                # a thread's first parallel operation would else set its number anew
+                # Otherwise the thread's first parallel operation would reset its number of threads.
                 torch.get_num_threads()
                 torch.set_num_threads(1)
                 _inside.worker = True
@@ -61,12 +61,12 @@ os.register_at_fork(after_in_child=_after_fork)
 def map_chunks(
     work: Callable[[slice, int], T], chunks: Sequence[slice], threaded: bool = True
 ) -> list[T]:
-    """[work(chunk, slot) ...] in order. `slot` < torch.get_num_threads() is the calling worker's
-    number, for buffers of its own.
+    """[work(chunk, slot) ...] in order. `slot` < torch.get_num_threads() is the worker's number,
+    for buffers of its own.
 
-    Without `threaded`, or when the caller is a worker itself, chunks are worked off in turn, each
-    operation split over all cores. When one fails, no other is begun, and the error is raised after
-    all workers have stopped.
+    Without `threaded`, or when the caller is a worker itself, chunks run one after another, with
+    each operation split over all cores. When one fails, no other is started, and the error is
+    raised after all workers have stopped.
     """
     threads = (
         min(torch.get_num_threads(), len(chunks))

@@ -12,15 +12,15 @@ import torch
 
 
 class Workspaces:
-    """A Workspace for each thread: two that encode with one model must not write the same buffers.
-    A copy of a model starts with none."""
+    """A Workspace per thread: two threads that encode with one model must not write the same
+    buffers. A copy of a model starts with none."""
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
 
     @property
-    def own(self) -> Workspace:
-        """The calling thread's."""
+    def current(self) -> Workspace:
+        """The calling thread's workspace."""
         if not hasattr(self._of_thread, "workspace"):
             self._of_thread.workspace = Workspace()
         return self._of_thread.workspace
@@ -30,7 +30,7 @@ class Workspaces:
 
 
 class Workspace:
-    """Reused buffers, one for each name, of one thread and what it waits for."""
+    """Reused buffers, one per name, for one thread and the workers it waits for."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -44,16 +44,21 @@ class Workspace:
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """A buffer of `shape` with the dtype and device of `like`; `fill` is written when the
-        buffer is made, not later."""
+        buffer is allocated, not later."""
         dtype = dtype or like.dtype
-        have = self._buffers.get(name)
-        # A buffer made under inference_mode cannot be written outside it.
-        stale = have is None or (have.is_inference() and not torch.is_inference_mode_enabled())
-        if stale or have.shape != shape or have.dtype != dtype or have.device != like.device:
-            have = (
+        buffer = self._buffers.get(name)
+        if (
+            buffer is None
+            or buffer.shape != shape
+            or buffer.dtype != dtype
+            or buffer.device != like.device
+            # A buffer made under inference_mode cannot be written outside it.
+            or (buffer.is_inference() and not torch.is_inference_mode_enabled())
+        ):
+            buffer = (
                 like.new_empty(shape, dtype=dtype)
                 if fill is None
                 else like.new_full(shape, fill, dtype=dtype)
             )
-            self._buffers[name] = have
-        return have
+            self._buffers[name] = buffer
+        return buffer

@@ -156,7 +156,7 @@ def _path(model: SAE, x: torch.Tensor) -> tuple[float, str]:
             step = relu_reconstruction(x, *model.weights, 0.0)
         else:
             step = sigmoid_reconstruction(x, *model.weights, 0.0, model.config.target_rate)
-    return float(step.fired_F.sum()) / len(x), step.arm
+    return float(step.fired_F.sum()) / len(x), step.path
 
 
 def _copy(model: SAE) -> SAE:
@@ -169,7 +169,7 @@ def _saekit_step(
     model: SAE, x: torch.Tensor, backend: str, plan: str = "auto"
 ) -> Callable[[], object]:
     twin = _copy(model)
-    twin.arm = "sparse"
+    twin.path = "sparse"
     optimizer = make_adam(twin, RATE)
     index = torch.arange(len(x), device=x.device)
     batch = ActivationBatch(x, index, index, index)

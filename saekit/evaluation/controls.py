@@ -158,7 +158,7 @@ class _Planned:
                 f"k-means {centroids}{mark}",
                 run,
                 "kmeans",
-                {"latents": centroids, "seed": self.seed},
+                {"latents": centroids},
                 source,
                 whole,
             )
@@ -229,7 +229,7 @@ class _Planned:
     def _fitted(
         self, name: str, options: dict[str, Any], source: Rows, whole: bool
     ) -> EvaluatedModel:
-        model = build(name, source.spec.d_in, options)
+        model = build(name, source.spec.d_in, options, seed=self.seed)
         fitted = fit(
             model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
         )
@@ -243,7 +243,7 @@ class _Planned:
         normalize, rows_SD = estimate(source, "center+scale", self.seed, CPU)
         model = build("sae", source.spec.d_in, options)
         model.initialise_from(rows_SD, torch.Generator().manual_seed(self.seed))
-        tensors = model.folded(normalize.mean_D, normalize.scale)
+        tensors = model.folded(normalize.inputs)
         return self._control(
             "sae topk", restore("sae", dataclasses.asdict(model.config), tensors), whole
         )

@@ -47,7 +47,7 @@ def evaluate(
         RowsLike,
         Doc(
             "Store folder. For a crosscoder, give the stores of its training, in the same order.",
-            metavar="STORE",
+            metavar="STORE...",
         ),
     ],
     *,
@@ -65,7 +65,6 @@ def evaluate(
         Doc(
             "Active latents per row, one result for each value, such as 8,16,32 (default: the k of"
             " the training).",
-            metavar="K,...",
         ),
     ] = None,
 ) -> list[Evaluation]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from saekit.errors import UsageError, check_choice, did_you_mean, opt
+from saekit.errors import UsageError, did_you_mean, opt
+from saekit.options import Device, Doc, check
 from saekit.store.split import HOLDOUT_SHARE
-from saekit.store.writer import DTYPES
-from saekit.types import ActivationBatch, Layout, Scope
+from saekit.types import ActivationBatch
 
 if TYPE_CHECKING:
     import torch
 
 RAW = "raw:"
+INPUT, ROWS = "Input", "Rows"  # panels of the help
 AUTO = "auto"  # dtype
 # data that is stored as it is, in the place of a MODEL
 RAW_KINDS = ("raw:pixels", "raw:array", "raw:tfidf")
@@ -36,41 +37,54 @@ def check_raw_kind(model: str) -> None:
 
 @dataclass(frozen=True)
 class HarvestConfig:
+    """The settings of a harvest."""
+
     hooks: tuple[str, ...] = ()
-    rows: int | None = None
-    """Stored vectors wanted, in every layout; None: all that the data gives."""
-    scope: Scope = "content"
-    layout: Layout = "flat"
-    ctx: int = 128
-    """Tokens a context, special tokens included."""
-    batch: int = 32
-    """Contexts or images a forward pass."""
-    dtype: str | None = None
-    """float16, bfloat16 or float32; None: float16 for hidden states, float32 for raw data; auto:
-    the smallest that costs less than 5 % of any dimension's spread, by the first rows."""
-    shard_mb: int = 256
-    max_norm: float | None = None
-    """Drop rows whose norm is above this multiple of the median norm of the first rows."""
-    column: str | None = None
-    pack: bool = False
-    seed: int = 0
-    """Order of the documents, and which are held out."""
-    holdout: float = HOLDOUT_SHARE
-    """Share of the rows that is kept from training."""
-    vocabulary: int = 2000
-    """Words of raw:tfidf: one column each."""
-    device: str = "auto"
-    skip_broken: bool = False
-    """Leave out and count inputs that cannot be read; else the first one is an error."""
-    trust_remote_code: bool = False
-    """Let Python code that comes with the model run. It is not written to a store, so that nothing
-    that reads one runs such code."""
+    rows: Annotated[int | None, Doc("Vectors to store, in every layout (default: all).")] = None
+    scope: Annotated[
+        Literal["content", "cls", "all"],
+        Doc("Positions: text without special tokens or patches; the class token; all.", ROWS),
+    ] = "content"
+    layout: Annotated[
+        Literal["flat", "sequence", "grid"],
+        Doc("How rows lie in the store: single, whole contexts, or images of patches.", ROWS),
+    ] = "flat"
+    ctx: Annotated[int, Doc("Tokens per context, including special tokens.", INPUT)] = 128
+    batch: Annotated[int, Doc("Contexts or images per forward pass.", INPUT)] = 32
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32", "auto"] | None,
+        Doc(
+            "Stored dtype (default: float16, raw data float32). auto: the smallest that costs less"
+            " than 5 % of any dimension's spread.",
+            ROWS,
+        ),
+    ] = None
+    shard_mb: Annotated[
+        int,
+        Doc("Size of a shard: what a kill can lose; memory grows to about twice it.", ROWS),
+    ] = 256
+    max_norm: Annotated[
+        float | None, Doc("Drop rows above this multiple of the median norm.", ROWS)
+    ] = None
+    column: Annotated[str | None, Doc("Column of a table that holds the text or image.", INPUT)] = (
+        None
+    )
+    pack: Annotated[bool, Doc("Fill contexts across documents.", INPUT)] = False
+    seed: Annotated[int, Doc("Seed of the order of the documents and of the held-out part.")] = 0
+    holdout: Annotated[
+        float, Doc("Share of the rows kept from training, in whole documents.", ROWS)
+    ] = HOLDOUT_SHARE
+    vocabulary: Annotated[int, Doc("Most frequent words that raw:tfidf counts.", INPUT)] = 2000
+    skip_broken: Annotated[
+        bool, Doc("Skip and count inputs that cannot be read; else the first is an error.", INPUT)
+    ] = False
+    device: Device = "auto"
+    trust_remote_code: Annotated[
+        bool, Doc("Run Python code that comes with MODEL; never stored in a config file.")
+    ] = False
 
     def __post_init__(self) -> None:
-        check_choice("scope", self.scope, ("content", "cls", "all"))
-        check_choice("layout", self.layout, ("flat", "sequence", "grid"))
-        if self.dtype:
-            check_choice("dtype", self.dtype, (*DTYPES, AUTO))
+        check(self)
         for name in ("rows", "ctx", "batch", "shard_mb", "vocabulary"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -118,28 +132,6 @@ class HarvestConfig:
                 f"{opt('vocabulary')} with {model}: it counts the words of raw:tfidf",
                 f"drop {opt('vocabulary')}",
             )
-
-
-class HarvestOptions(TypedDict, total=False):
-    """The keyword arguments of `harvest` for editors and type checkers. HarvestConfig has their
-    defaults and says what they mean."""
-
-    rows: int | None
-    scope: Scope
-    layout: Layout
-    ctx: int
-    batch: int
-    dtype: str | None
-    shard_mb: int
-    max_norm: float | None
-    column: str | None
-    pack: bool
-    seed: int
-    holdout: float
-    vocabulary: int
-    device: str
-    skip_broken: bool
-    trust_remote_code: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ from saekit.harvesting.base import Harvest, Writer
 from saekit.harvesting.config import (
     AUTO,
     HarvestConfig,
-    HarvestOptions,
     HarvestPlan,
     HarvestResult,
     is_raw,
@@ -39,33 +38,41 @@ from saekit.harvesting.inputs import (
     check_context,
     check_scope,
 )
+from saekit.harvesting.keywords import HarvestKeywords
 from saekit.harvesting.memory_models import live_model, processor_digest, saved_files
 from saekit.harvesting.models import LiveModel, load_model
 from saekit.harvesting.raw import RawHarvest
 from saekit.harvesting.selfcheck import SelfCheck, check_images, check_texts, pieces
 from saekit.harvesting.sources import Data, Documents, open_data
+from saekit.options import Doc, Overwrite, Resume, keywords
 from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock
-from saekit.typed import takes_options
 from saekit.types import ActivationSpec, Progress
 
 CALIBRATION_ROWS = 4096  # max_norm: rows whose median norm is the reference
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
 
 
-@takes_options(HarvestConfig, without=("hooks",))
+@keywords(HarvestConfig)
 def harvest(
     model: str | LiveModel | nn.Module,
     data: Data,
     out: str | Path | None = None,
     *,
-    hook: str | Sequence[str] = (),
+    hook: Annotated[
+        str | Sequence[str],
+        Doc(
+            "blocks.9, blocks.9.mlp, blocks.9.attn or a module path; suffix :in for its input. May"
+            " be given again.",
+            metavar="HOOK...",
+        ),
+    ] = (),
     tokenizer: Any = None,
     processor: Any = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Unpack[HarvestOptions],
+    **options: Unpack[HarvestKeywords],
 ) -> HarvestResult:
     """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with
     `out` None.
@@ -100,7 +107,7 @@ def harvest(
         result = saekit.harvest(model, ["The cat sat.", "A dog ran far away."], hook="blocks.9")
         result.x.shape  # (rows, 576), float16
     """
-    config = HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
+    config = _config(hook, options)
     if out is None:
         _check_in_memory(config, resume or overwrite)
     if tokenizer is not None and processor is not None:
@@ -127,10 +134,20 @@ def harvest(
 
 
 def plan_harvest(
-    model: str | LiveModel, data: Data, out: str | Path, config: HarvestConfig
+    model: str | LiveModel,
+    data: Data,
+    out: str | Path,
+    *,
+    hook: str | Sequence[str] = (),
+    **options: Unpack[HarvestKeywords],
 ) -> HarvestPlan:
-    """The plan alone; loads the model, writes nothing."""
-    return _harvest_of(model, data, out, config).plan()
+    """What a harvest would write. Loads the model and writes nothing; arguments and errors are
+    those of `harvest`."""
+    return _harvest_of(model, data, out, _config(hook, options)).plan()
+
+
+def _config(hook: str | Sequence[str], options: HarvestKeywords) -> HarvestConfig:
+    return HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
 
 
 def _check_in_memory(config: HarvestConfig, asked_of_folder: bool) -> None:

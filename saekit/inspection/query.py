@@ -25,7 +25,7 @@ from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.records import pick_rows
 from saekit.inspection.scan import Scan
 from saekit.inspection.show import token_texts
-from saekit.models.metrics import fires
+from saekit.models.codes import fires
 from saekit.options import Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
@@ -56,7 +56,7 @@ def features(
         RowsLike,
         Doc(
             "Store folder. For a crosscoder, give the stores of its training, in the same order.",
-            metavar="STORE",
+            metavar="STORE...",
         ),
     ],
     *,

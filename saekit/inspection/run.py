@@ -51,7 +51,7 @@ def inspect(
         RowsLike,
         Doc(
             "Store folder. For a crosscoder, give the stores of its training, in the same order.",
-            metavar="STORE",
+            metavar="STORE...",
         ),
     ],
     out: Annotated[str | Path, Doc("Folder for the page.", metavar="DIR")],

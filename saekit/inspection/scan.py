@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import SparseCodes, keep_freed_memory
+from saekit_kernels import keep_freed_memory
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from saekit.errors import SaekitError
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.metrics import fires
+from saekit.models.codes import Code, entries
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
@@ -61,12 +61,9 @@ class Triples:
         )
 
 
-def active_entries(code: torch.Tensor | SparseCodes, above: float, first_row: int) -> Triples:
-    if isinstance(code, SparseCodes):
-        row, slot = (code.active() & fires(code.vals, above)).nonzero(as_tuple=True)
-        return Triples(row + first_row, code.idx[row, slot].long(), code.vals[row, slot].float())
-    row, latent = fires(code, above).nonzero(as_tuple=True)
-    return Triples(row + first_row, latent, code[row, latent].float())
+def active_entries(code: Code, above: float, first_row: int) -> Triples:
+    row, latent, value = entries(code, above)
+    return Triples(row + first_row, latent, value.float())
 
 
 class Ranked:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from saekit_kernels import SparseCodes
 
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.codes import Code
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 
@@ -81,9 +81,7 @@ def _values_at(
     return values
 
 
-def _entries(
-    code: torch.Tensor | SparseCodes, row: torch.Tensor, latent: torch.Tensor
-) -> torch.Tensor:
+def _entries(code: Code, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """code[row, latent], without a dense copy of a sparse code."""
     pieces = [code[r, j].float() for r, j in zip(row.split(1 << 18), latent.split(1 << 18))]
     return torch.cat(pieces) if pieces else torch.zeros(0)

@@ -41,7 +41,6 @@ from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import Spliced, run_spliced
 from saekit.intervention.subject import borrowed, check_kind, open_store_of, other_revision
-from saekit.intervention.units import Units
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
@@ -63,6 +62,7 @@ from saekit.store.manifest import differences
 from saekit.store.run_folder import run_folder
 from saekit.training.checkpoints import Trained, name_of, path_or_model
 from saekit.training.fit import holdout_figures
+from saekit.training.inputs import store_normalizer
 from saekit.training.logging import MetricsFile
 from saekit.training.loop import deferred_interrupt
 from saekit.training.optim import adam_tensors, restore_adam
@@ -196,10 +196,10 @@ class _Finetune:
             )
         data = config.data if objects is None else objects
         self.contexts = Contexts(self.store, self.live, config.batch, data)
-        self.units = Units.of(self.store, device)
+        self.normalizer = store_normalizer(self.store, device)
         loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
         self.sae: SAE = restore(
-            "sae", checkpoint.config["config"], loaded.unfolded(self.units.mean_D, self.units.scale)
+            "sae", checkpoint.config["config"], loaded.unfolded(self.normalizer)
         ).to(device)
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(
@@ -376,7 +376,7 @@ class _Finetune:
         error."""
         empty = 0
         for batch in batches:
-            spliced = run_spliced(self.live, self.sae, self.units, batch, self.store)
+            spliced = run_spliced(self.live, self.sae, self.normalizer, batch, self.store)
             empty = 0 if spliced else empty + 1
             if spliced:
                 yield spliced
@@ -412,10 +412,7 @@ class _Finetune:
         return {"kl": kl / sums.rows, "fvu": figures["fvu"], "l0": figures["l0"]}, contexts
 
     def _write(self, result: FinetuneResult) -> None:
-        tensors = {
-            name: value.cpu()
-            for name, value in self.sae.folded(self.units.mean_D, self.units.scale).items()
-        }
+        tensors = {name: value.cpu() for name, value in self.sae.folded(self.normalizer).items()}
         old = self.checkpoint.config
         final = restore("sae", old["config"], tensors)
         # no latent was followed here

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nnF
-from saekit_kernels import SparseCodes
 
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import ContextBatch
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.run import within_norm
 from saekit.intervention.splice import splice
-from saekit.intervention.units import Units
+from saekit.models.codes import Code
+from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
 from saekit.store.reader import Store
 
@@ -29,18 +29,19 @@ class Spliced:
 
     x_BD: torch.Tensor  # the rows that were replaced, in units of training
     x_hat_BD: torch.Tensor
-    code: torch.Tensor | SparseCodes
+    code: Code
     kl: torch.Tensor
     """Mean over these rows of KL(p || p_spliced) at their positions, in nats."""
 
 
 def run_spliced(
-    live: LiveModel, sae: SAE, units: Units, batch: ContextBatch, store: Store
+    live: LiveModel, sae: SAE, normalizer: Normalizer, batch: ContextBatch, store: Store
 ) -> Spliced | None:
     """Two forward passes; in the second, x_hat replaces the rows of this batch that would be in
     `store`.
 
-    `sae` is in `units`. The graph starts at the hook. None when there is no such row.
+    `sae` takes rows that `normalizer` has been applied to. The graph starts at the hook. None when
+    there is no such row.
     """
     # the model as it is
     hook, limit = store.spec.hook, store.manifest.norm_limit
@@ -55,11 +56,11 @@ def run_spliced(
         return None
     log_p_NV = _log_probabilities(logits_BTV[mask_BT])
     del logits_BTV  # it is the largest tensor here, and the second pass makes another
-    x_BD = units.of_training(states[hook][mask_BT].to(sae.W_enc.dtype))
+    x_BD = normalizer.apply(states[hook][mask_BT].to(sae.W_enc.dtype))
     output = sae(x_BD)
 
     # the model with these rows
-    with splice(live, hook, lambda _: units.raw(output.x_hat), mask_BT):
+    with splice(live, hook, lambda _: normalizer.invert(output.x_hat), mask_BT):
         spliced_BTV = live.forward(batch.inputs).logits
     kl = divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT]))
     return Spliced(x_BD, output.x_hat, output.code, kl)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from saekit_kernels import RaggedCodes, SparseCodes
+from saekit_kernels import RaggedCodes
 from scipy.sparse import csr_matrix
 
 from saekit.errors import DataError, NumericsError
+from saekit.models.codes import Code, entries
 
-Rows = torch.Tensor | np.ndarray | SparseCodes | RaggedCodes
+Rows = np.ndarray | Code | RaggedCodes
 Codes = np.ndarray | csr_matrix
 Labels = Sequence[str] | Sequence[int] | torch.Tensor | np.ndarray
 
@@ -25,12 +26,10 @@ Labels = Sequence[str] | Sequence[int] | torch.Tensor | np.ndarray
 def matrix(values: Rows | csr_matrix, name: str) -> np.ndarray:
     """(N, F) float32 or float64, trailing axes flattened; `name` is for errors. Raises DataError
     (no rows), NumericsError (NaN or inf)."""
-    if isinstance(values, (SparseCodes, RaggedCodes)):
-        values = values.to_dense()
-    elif isinstance(values, csr_matrix):
+    if isinstance(values, csr_matrix):
         values = values.toarray()
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
+    if not isinstance(values, np.ndarray):
+        values = values.to_dense().detach().cpu()
         # numpy has no bfloat16, and distances in half precision lose the nearest neighbors
         values = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
     values = np.asarray(values)
@@ -63,13 +62,11 @@ def classes(labels: Labels, rows: int, name: str) -> np.ndarray:
     return labels.astype(str) if labels.dtype == object else labels
 
 
-def as_numbers(code: torch.Tensor | SparseCodes | RaggedCodes, active_above: float | None) -> Codes:
-    """(B,F): a matrix; sparse for sparse codes and for codes that are active above 0."""
-    if isinstance(code, SparseCodes):
-        row, column = code.active().nonzero(as_tuple=True)
-        values = code.vals[row, column].float().numpy()
-        return csr_matrix(
-            (values, (row.numpy(), code.idx[row, column].numpy())), shape=(len(code.vals), code.F)
-        )
-    dense = (code.to_dense() if isinstance(code, RaggedCodes) else code).float().flatten(1).numpy()
+def as_numbers(code: Code | RaggedCodes, active_above: float | None) -> Codes:
+    """(B,F): a matrix, sparse for sparse codes and for rectified ones."""
+    if code.is_sparse:
+        row, latent, value = entries(code)
+        at = (row.numpy(), latent.numpy())
+        return csr_matrix((value.float().numpy(), at), shape=(len(code), code.shape[-1]))
+    dense = code.to_dense().float().flatten(1).numpy()
     return csr_matrix(dense) if active_above == 0.0 else dense

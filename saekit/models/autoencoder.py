@@ -19,8 +19,8 @@ from torch import nn
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
 if TYPE_CHECKING:
-    from saekit_kernels import SparseCodes
-
+    from saekit.models.codes import Code
+    from saekit.models.normalizer import Normalizer
     from saekit.models.sae.fused import Adam
 
 
@@ -78,11 +78,11 @@ class Autoencoder(nn.Module):
     # -- the map
     # ----------------------------------------------------------------------------------------------
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor | SparseCodes:
+    def encode(self, x: torch.Tensor) -> Code:
         """The code (..., F) of x (..., D)."""
         raise NotImplementedError
 
-    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
+    def decode(self, code: Code) -> torch.Tensor:
         """x_hat (..., D) of a code (..., F)."""
         raise NotImplementedError
 
@@ -182,9 +182,10 @@ class Autoencoder(nn.Module):
         return cls(config)
 
     def folded(
-        self, mean_D: torch.Tensor, scale: Any, target: tuple[torch.Tensor, Any] | None = None
+        self, inputs: Normalizer, targets: Normalizer | None = None
     ) -> dict[str, torch.Tensor]:
-        """The tensors that act on raw x as these act on (x - mean) * scale."""
+        """The tensors that act on raw x as these act on normalized x; `targets` normalizes what is
+        reconstructed where that is another store."""
         raise NotImplementedError
 
 

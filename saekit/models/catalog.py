@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice, opt
@@ -22,6 +21,7 @@ from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
 from saekit.models.unet import UNet, UNetConfig
 from saekit.models.vae import VAE, VAEConfig
+from saekit.options import Option, check_values, options_of
 
 
 class Entry(NamedTuple):
@@ -57,78 +57,60 @@ CATALOG: dict[str, Entry] = {
     ),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
 }
-# What `saekit train` has flags for; an SAE's other options are set by name (`--set`).
-SAE_FLAGS = (
-    "latents",
-    "sparsity",
-    "noise",
-    "decoder_norm",
-    "revive",
-    "skip",
-    "k",
-    "coef",
-    "target_l0",
-    "target_rate",
-)
-FROM_DATA = ("d_in", "d_out", "shape", "parts")  # fields of a config that no option sets
 
 
-def config_of(name: str, options: dict[str, Any]) -> type:
-    """The config class of a model; that of an SAE goes by its sparsity."""
+def config_of(name: str, sparsity: str | None = None) -> type:
+    """The config class of a model; that of an SAE goes by its sparsity. Raises UsageError."""
     check_choice("model", name, CATALOG)
     if name != "sae":
         return CATALOG[name].config
-    chosen = options.get("sparsity", SAEConfig.sparsity)
+    chosen = SAEConfig.sparsity if sparsity is None else sparsity
     check_choice("sparsity", chosen, VARIANTS)
     return VARIANTS[chosen].config_class
 
 
-def options_of(name: str, sparsity: str | None = None) -> dict[str, Any]:
-    """The options that a model takes, with their defaults (widths and shapes come from the
-    data)."""
-    config = config_of(name, {} if sparsity is None else {"sparsity": sparsity})
-    # what a model inherits and refuses is none of its options
-    left_out = (*FROM_DATA, *getattr(config, "without", ()))
-    return {f.name: f.default for f in dataclasses.fields(config) if f.name not in left_out}
+def model_options(name: str, sparsity: str | None = None) -> dict[str, Option]:
+    """The options that a model takes. `sparsity` selects the variant of an SAE."""
+    config = config_of(name, sparsity)
+    refused = getattr(config, "without", ())  # inherited, but of no use to this model
+    return {key: option for key, option in options_of(config).items() if key not in refused}
+
+
+def every_option() -> dict[str, Any]:
+    """The options of all models: name -> type of the first model that has it."""
+    owners = [model_options("sae", variant) for variant in VARIANTS]
+    owners += [model_options(name) for name in CATALOG if name != "sae"]
+    return {name: option.hint for owner in reversed(owners) for name, option in owner.items()}
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
     """Raise UsageError when an option is not one of the model's, or has a value of another type."""
-    sparsity = options.get("sparsity", SAEConfig.sparsity) if name == "sae" else None
-    known = options_of(name, sparsity)
-    hints = typing.get_type_hints(config_of(name, options))
-    for key, value in options.items():
-        if key in known:
-            try:
-                typed.as_type(value, hints[key], opt(key))
-            except typed.MisfitError as error:
-                if isinstance(value, float) and not math.isfinite(value):
-                    # the option's own check says what it may be; `build` refuses what has none
-                    continue
-                raise UsageError(
-                    str(error), "write numbers without quotes and words with quotes"
-                ) from None
-            continue
-        takes = (
-            [other for other, variant in VARIANTS.items() if key in options_of("sae", other)]
-            if name == "sae"
-            else []
-        )
-        if takes:  # an option of one sparsity is not silently ignored by another
-            raise UsageError(
-                f"{opt(key)} does not apply to {opt('sparsity', sparsity)}",
-                f"{opt('sparsity', *takes)}, or drop {opt(key)}",
-            )
-        raise UsageError(
-            f"{opt(key)} does not apply to {opt('model', name)}, which takes"
-            f" {', '.join(map(opt, known))}"
-        )
+    sparsity = options.get("sparsity") if name == "sae" else None
+    known = model_options(name, sparsity)
+    for key in options:
+        if key not in known:
+            raise _unknown(name, key, known, sparsity)
+    if name == "sae" and None not in (options.get("expansion"), options.get("latents")):
+        both = f"{opt('expansion')} and {opt('latents')}"
+        raise UsageError(f"{both} both set the number of latents", "give one of them")
+    check_values(config_of(name, sparsity), options)
 
 
-def flags_of(name: str, sparsity: str | None) -> tuple[str, ...]:
-    """The options of a model that a config file repeats: those that say what it is."""
-    own = options_of(name, sparsity if name == "sae" else None)
-    return tuple(key for key in own if key != "seed" and (name != "sae" or key in SAE_FLAGS))
+def _unknown(name: str, key: str, known: Iterable[str], sparsity: str | None) -> UsageError:
+    """The error for an option that a model does not take, with the variants that do."""
+    takes = [
+        variant for variant in VARIANTS if name == "sae" and key in model_options(name, variant)
+    ]
+    if takes:
+        chosen = SAEConfig.sparsity if sparsity is None else sparsity
+        return UsageError(
+            f"{opt(key)} does not apply to {opt('sparsity', chosen)}",
+            f"{opt('sparsity', *takes)}, or drop {opt(key)}",
+        )
+    takes_these = ", ".join(map(opt, known))
+    return UsageError(
+        f"{opt(key)} does not apply to {opt('model', name)}, which takes {takes_these}"
+    )
 
 
 def build(
@@ -138,17 +120,20 @@ def build(
     shape: tuple[int | None, ...] | None = None,
     d_out: int = 0,
     parts: tuple[int, ...] = (),
-) -> nn.Module:
-    """A new model with unset weights. `shape` is that of one example (ActivationSpec.shape),
-    `d_out` the width of the target's rows where that is another store, `parts` the widths of
-    several hooks side by side in a row. Raises UsageError on wrong options, DataError when the
-    model does not take such examples."""
+    seed: int = 0,
+) -> Autoencoder:
+    """A new model. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the
+    target's rows where that is another store, `parts` the widths of several hooks side by side in
+    a row, `seed` that of the run. Raises UsageError on wrong options, DataError when the model does
+    not take such examples."""
     check_options(name, options)
-    config = config_of(name, options)
+    config = config_of(name, options.get("sparsity") if name == "sae" else None)
     fields = {f.name for f in dataclasses.fields(config)}
     data: dict[str, Any] = {"d_in": d_in}
     if "shape" in fields:
         data["shape"] = shape or (d_in,)
+    if "seed" in fields:
+        data["seed"] = seed
     if d_out:
         if "d_out" not in fields:
             raise UsageError(f"{opt('target_store')} does not apply to {opt('model', name)}")
@@ -162,14 +147,15 @@ def build(
     return model
 
 
-def restore(name: str, config: dict[str, Any], tensors: dict) -> nn.Module:
+def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
     """The model of a checkpoint. Raises DataError when config and tensors do not fit it."""
     if name not in CATALOG:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
         if name == "sae":
             typed.as_type(config.get("sparsity"), str, "config.sparsity")
-        settings = typed.build(config_of(name, config), config, "config")
+        kind = config_of(name, config.get("sparsity") if name == "sae" else None)
+        settings = typed.build(kind, config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size
             model = CATALOG[name].model.for_weights(settings)

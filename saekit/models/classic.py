@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from saekit.errors import UsageError, check_choice, opt
+from saekit.errors import UsageError, opt
 from saekit.models import outputs, penalties
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
-from saekit.models.metrics import firing_counts
+from saekit.models.codes import firing_counts
 from saekit.models.noise import Noise, step_generator
+from saekit.models.normalizer import Normalizer
+from saekit.options import Doc, check
 from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
+HiddenActivation = Literal["relu", "sigmoid", "tanh", "silu", "gelu"]
 ACTIVATIONS = {
     "linear": lambda a: a,
     "relu": torch.relu,
@@ -43,29 +47,34 @@ DEFAULT_COEF = {"none": 0.0, "l1": 0.1, "kl": 0.5}
 
 @dataclass(frozen=True)
 class ClassicConfig:
-    """Options of every classic model. d_in, d_out and shape come from the data."""
+    """Options of every classic model. Fields without a Doc come from the data."""
 
     d_in: int
-    latents: int = 32
-    """Size of the code."""
-    output: str = "linear"
-    """linear | sigmoid | bernoulli (saekit.models.outputs)"""
-    noise: str = ""
-    """KIND:LEVEL on the input: gaussian | masking | salt-pepper; '': none."""
-    sparsity: str = "none"
-    """none | l1 | kl: the SAE's penalties on this code."""
-    coef: float | None = None
-    """Weight of the l1 or kl penalty; None: DEFAULT_COEF."""
-    target_rate: float = 0.01
-    """Mean activation that kl pulls every latent to."""
+    latents: Annotated[int, Doc("Size of the code.")] = 32
+    output: Annotated[
+        Literal["linear", "sigmoid", "bernoulli"],
+        Doc("Output activation function and its loss: squared error, or cross-entropy."),
+    ] = "linear"
+    noise: Annotated[
+        str | None,
+        Doc(
+            "Noise on the input, such as gaussian:0.3; masking, salt-pepper.", metavar="KIND:LEVEL"
+        ),
+    ] = None
+    sparsity: Annotated[
+        Literal["none", "l1", "kl"], Doc("Penalty on the code, as for a sparse autoencoder.")
+    ] = "none"
+    coef: Annotated[
+        float | None, Doc("Weight of that penalty (default: 0.1 for l1, 0.5 for kl).")
+    ] = None
+    target_rate: Annotated[float, Doc("Mean activation that kl pulls every latent to.")] = 0.01
     d_out: int = 0
     """Width of a row of the target; 0: d_in."""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.latents < 1:
             raise UsageError(f"{opt('latents', self.latents)} must be at least 1")
-        check_choice("output", self.output, outputs.OUTPUTS)
-        check_choice("sparsity", self.sparsity, CODE_OF_SPARSITY)
         Noise.parse(self.noise)
         if not 0 < self.target_rate < 1:
             raise UsageError(f"{opt('target_rate', self.target_rate)} must be in (0, 1)")
@@ -228,15 +237,14 @@ class Classic(Autoencoder):
 
     @torch.no_grad()
     def folded(
-        self, mean_D: torch.Tensor, scale: float, target: tuple[torch.Tensor, float] | None = None
+        self, inputs: Normalizer, targets: Normalizer | None = None
     ) -> dict[str, torch.Tensor]:
-        """The tensors that act on raw rows: mean and scale are kept beside the weights. `target`:
-        mean and scale of another store."""
-        out_mean, out_scale = (mean_D, scale) if target is None else target
-        own = {
-            "input_mean": mean_D,
-            "input_scale": torch.tensor(scale),
-            "output_mean": out_mean,
-            "output_scale": torch.tensor(out_scale),
+        """The tensors that act on raw rows: mean and scale are kept beside the weights."""
+        targets = inputs if targets is None else targets
+        units = {
+            "input_mean": inputs.mean_D,
+            "input_scale": torch.tensor(inputs.scale),
+            "output_mean": targets.mean_D,
+            "output_scale": torch.tensor(targets.scale),
         }
-        return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **own}
+        return {**{name: tensor.detach() for name, tensor in self.state_dict().items()}, **units}

@@ -17,15 +17,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from saekit.errors import DataError, UsageError, check_choice, opt
-from saekit.models.classic import ACTIVATIONS, Classic, ClassicConfig
+from saekit.errors import DataError, UsageError, opt
+from saekit.models.classic import ACTIVATIONS, Classic, ClassicConfig, HiddenActivation
+from saekit.options import Doc
 from saekit.types import Takes
 
 UP_KERNEL = 4
@@ -35,10 +36,12 @@ UP_KERNEL = 4
 class ConvConfig(ClassicConfig):
     shape: tuple[int, ...] = ()
     """(H,W,C) of one example; d_in is C for a grid, H*W*C for flat rows."""
-    channels: tuple[int, ...] = (16, 32)
-    """Of the maps on the way down; every entry halves both sides."""
-    activation: str = "gelu"
-    """Behind every convolution: relu | sigmoid | tanh | silu | gelu."""
+    channels: Annotated[
+        tuple[int, ...], Doc("Channels of each level; every level halves height and width.")
+    ] = (16, 32)
+    activation: Annotated[HiddenActivation, Doc("Activation function after every convolution.")] = (
+        "gelu"
+    )
 
     model: ClassVar[str] = "conv"
 
@@ -46,9 +49,6 @@ class ConvConfig(ClassicConfig):
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "channels", tuple(self.channels))
-        check_choice(
-            "activation", self.activation, [name for name in ACTIVATIONS if name != "linear"]
-        )
         if not self.channels or any(count < 1 for count in self.channels):
             raise UsageError(
                 f"{opt('channels', self.channels)}: at least one number, each at least 1",

@@ -9,25 +9,33 @@ what pretraining works on (saekit.models.pretraining).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from saekit.errors import UsageError, check_choice, opt
+from saekit.errors import UsageError, opt
 from saekit.models import penalties
 from saekit.models.autoencoder import as_batch
-from saekit.models.classic import ACTIVATIONS, CODE_OF_SPARSITY, Classic, ClassicConfig
-from saekit.models.pretraining import KINDS, enter_layer, layer_loss, layer_stages, small_weights_
+from saekit.models.classic import (
+    ACTIVATIONS,
+    CODE_OF_SPARSITY,
+    Classic,
+    ClassicConfig,
+    HiddenActivation,
+)
+from saekit.models.pretraining import enter_layer, layer_loss, layer_stages, small_weights_
+from saekit.options import Doc
 from saekit.types import FIRST, ActivationBatch, LossTerms, Stage, Step
 
 
 @dataclass(frozen=True)
 class LinearConfig(ClassicConfig):
-    tied: bool = False
-    """The decoder is the encoder's transpose."""
-    contractive: float = 0.0
-    """Weight of mean_b ||J||_F^2, J the Jacobian of the encoder."""
+    tied: Annotated[bool, Doc("The decoder is the encoder's transpose.")] = False
+    contractive: Annotated[float, Doc("Weight of the squared norm of the encoder's Jacobian.")] = (
+        0.0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,25 +50,25 @@ class LinearConfig(ClassicConfig):
 
 @dataclass(frozen=True)
 class DenseConfig(LinearConfig):
-    hidden: tuple[int, ...] = (256,)
-    """Widths of the layers between input and code, from the input up."""
-    activation: str = "gelu"
-    """Of the hidden layers: relu | sigmoid | tanh | silu | gelu."""
-    pretrain: str = ""
-    """greedy | rbm: layers are trained one after another first; '': not."""
-    pretrain_share: float = 0.5
-    """Share of the steps that pretraining takes, the same for every layer."""
+    hidden: Annotated[
+        tuple[int, ...], Doc("Widths of the layers between input and code, from the input up.")
+    ] = (256,)
+    activation: Annotated[HiddenActivation, Doc("Activation function of the hidden layers.")] = (
+        "gelu"
+    )
+    pretrain: Annotated[
+        Literal["greedy", "rbm"] | None,
+        Doc("Pretrain one layer at a time, as autoencoders or restricted Boltzmann machines."),
+    ] = None
+    pretrain_share: Annotated[
+        float, Doc("Share of the steps for pretraining, the same for every layer.")
+    ] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if any(width < 1 for width in self.hidden):
             raise UsageError(f"{opt('hidden', self.hidden)}: widths must be at least 1")
-        check_choice(
-            "activation", self.activation, [name for name in ACTIVATIONS if name != "linear"]
-        )
-        if self.pretrain:
-            check_choice("pretrain", self.pretrain, KINDS)
         if not 0 < self.pretrain_share < 1:
             raise UsageError(f"{opt('pretrain_share', self.pretrain_share)} must be in (0, 1)")
         if self.pretrain == "rbm" and self.activation != "sigmoid" and self.hidden:

@@ -1,27 +1,20 @@
-"""What a model of the catalog is and takes, read from its own source: the verb `models`.
-
-The text of an option is the string under its field, which no runtime keeps; so the source of the
-config class, and of those that it inherits from, is parsed.
-"""
+"""What a model of the catalog is and which options it takes: the verb `models`."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import inspect
 import sys
-import textwrap
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from saekit.errors import UsageError, did_you_mean
-from saekit.models.catalog import CATALOG, config_of, options_of
+from saekit.models.catalog import CATALOG, model_options
 from saekit.models.sparsity import VARIANTS
+from saekit.options import Option
 
 
 @dataclass(frozen=True)
-class Option:
+class OptionCard:
     name: str
     """As the library takes it: `target_rate`."""
     flag: str
@@ -36,27 +29,27 @@ class Card:
     line: str
     about: str
     """The docstring of the model's module: what it computes, and where that comes from."""
-    options: list[Option]
+    options: list[OptionCard]
 
 
 def describe(name: str) -> Card:
-    """Raises UsageError for a model that there is not."""
-    if name not in CATALOG:
-        raise UsageError(
-            f"{name} is not a model", f"{did_you_mean(name, CATALOG)}choose {', '.join(CATALOG)}"
-        )
-    entry = CATALOG[name]
-    texts = field_texts(config_of(name, {}))
-    options = [
-        Option(key, "--" + key.replace("_", "-"), _plain(default), texts.get(key, ""))
-        for key, default in options_of(name).items()
-    ]
-    about = inspect.cleandoc(sys.modules[entry.model.__module__].__doc__ or "")
+    """The card of a model of the catalog, or of a variant of the sparse autoencoder.
+
+    Raises UsageError for an unknown name.
+    """
+    if name not in CATALOG and name not in VARIANTS:
+        near = did_you_mean(name, [*CATALOG, *VARIANTS])
+        raise UsageError(f"{name} is not a model", f"{near}choose {', '.join(CATALOG)}")
+    if name in CATALOG:
+        model, line, options = CATALOG[name].model, CATALOG[name].line, model_options(name)
+    else:
+        model, line = VARIANTS[name], f"sparse autoencoder: {VARIANTS[name].line}"
+        options = model_options("sae", name)
+    about = inspect.cleandoc(sys.modules[model.__module__].__doc__ or "")
     if name == "sae":
-        about += "\n\n" + "\n".join(
-            f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items()
-        )
-    return Card(name, entry.line, about, options)
+        kinds = [f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items()]
+        about += "\n\n" + "\n".join(kinds)
+    return Card(name, line, about, [_card(option) for option in options.values()])
 
 
 def lines() -> dict[str, str]:
@@ -64,30 +57,6 @@ def lines() -> dict[str, str]:
     return {name: entry.line for name, entry in CATALOG.items()}
 
 
-def field_texts(config: type) -> dict[str, str]:
-    """field -> the string under it, a class's own before those that it inherits."""
-    found: dict[str, str] = {}
-    for cls in config.__mro__:
-        if dataclasses.is_dataclass(cls):
-            for name, text in _own_texts(cls).items():
-                found.setdefault(name, text)
-    return found
-
-
-def _own_texts(cls: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    found = {}
-    for field, below in pairwise(body):
-        if not (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-        ):
-            continue
-        if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-            found[field.target.id] = " ".join(below.value.value.split())
-    return found
-
-
-def _plain(default: Any) -> Any:
-    return list(default) if isinstance(default, tuple) else default
+def _card(option: Option) -> OptionCard:
+    default = list(option.default) if isinstance(option.default, tuple) else option.default
+    return OptionCard(option.name, option.flag, default, option.doc.text)

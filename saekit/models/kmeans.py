@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from saekit_kernels import SparseCodes
 from saekit.errors import DataError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
+from saekit.models.codes import Code, decoded
+from saekit.models.normalizer import Normalizer
+from saekit.options import Doc
 
 FAR = 100.0  # times the spread
 BATCH = 4096
@@ -21,8 +25,7 @@ BATCH = 4096
 @dataclass(frozen=True)
 class KMeansConfig:
     d_in: int
-    latents: int = 32
-    """Number of centroids."""
+    latents: Annotated[int, Doc("Number of centroids.")] = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,10 +53,7 @@ class KMeans(Autoencoder):
     def encode(self, x: torch.Tensor) -> SparseCodes:
         """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for
         a row that is not finite. Raises DataError for another width, dtype or device."""
-        x_BD, leading = (
-            as_rows(x, self.d_in, self.centroids),
-            None if x.ndim == 2 else tuple(x.shape[:-1]),
-        )
+        x_BD = as_rows(x, self.d_in, self.centroids)
         # far from the origin the products that cdist takes would cancel
         centre = self.centroids.mean(0)
         nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
@@ -63,16 +63,13 @@ class KMeans(Autoencoder):
             torch.ones_like(nearest, dtype=x_BD.dtype),
             torch.nan,
         )
-        return SparseCodes(values, nearest.int(), nnz, self.latents, leading=leading)
+        code = SparseCodes(values, nearest.int(), nnz, self.latents)
+        return code.view(*x.shape[:-1], self.latents)
 
-    def decode(self, code: torch.Tensor | SparseCodes) -> torch.Tensor:
-        """x_hat (..., D) of what `encode` gives, or of any code (..., F). Raises DataError as
+    def decode(self, code: Code) -> torch.Tensor:
+        """x_hat (..., D) of what `encode` returns, or of any code (..., F). Raises DataError as
         `encode`."""
-        if not isinstance(code, SparseCodes):
-            x_hat = as_rows(code, self.latents, self.centroids, "the code") @ self.centroids
-            return x_hat.view(*code.shape[:-1], self.d_in)
-        x_hat = code.vals * self.centroids[code.idx[:, 0].long()]
-        return x_hat if code.leading is None else x_hat.view(*code.leading, self.d_in)
+        return decoded(code, self.centroids, self.centroids.new_zeros(self.d_in))
 
     @torch.no_grad()
     def fit(self, batches: Iterator[torch.Tensor]) -> None:
@@ -102,8 +99,10 @@ class KMeans(Autoencoder):
             model.partial_fit(x) if fitted else model.fit(x)
         self.centroids.copy_(torch.from_numpy(model.cluster_centers_) + origin_D)
 
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-        return {"centroids": self.centroids / scale + mean_D}
+    def folded(
+        self, inputs: Normalizer, targets: Normalizer | None = None
+    ) -> dict[str, torch.Tensor]:
+        return {"centroids": inputs.invert(self.centroids)}
 
 
 def _origin(x_BD: torch.Tensor) -> torch.Tensor:

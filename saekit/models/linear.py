@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from saekit.errors import UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
+from saekit.models.normalizer import Normalizer
+from saekit.options import Doc
 
 FAR = 100.0  # of the variance, the squared mean
 
@@ -18,9 +21,10 @@ FAR = 100.0  # of the variance, the squared mean
 @dataclass(frozen=True)
 class PCAConfig:
     d_in: int
-    latents: int = 32
-    """Number of components; 32 matches the default k of a TopK SAE, so that both keep as many
-    numbers a row."""
+    latents: Annotated[
+        int,
+        Doc("Number of components; 32 is the default k of a TopK SAE: as many numbers per row."),
+    ] = 32
 
 
 class PCA(Autoencoder):
@@ -82,9 +86,11 @@ class PCA(Autoencoder):
         self.mean.copy_(mean + shift)
         self.explained_variance.copy_(values.flip(0)[: self.latents])
 
-    def folded(self, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
+    def folded(
+        self, inputs: Normalizer, targets: Normalizer | None = None
+    ) -> dict[str, torch.Tensor]:
         return {
             "components": self.components,
-            "mean": self.mean / scale + mean_D,
-            "explained_variance": self.explained_variance / scale**2,
+            "mean": inputs.invert(self.mean),
+            "explained_variance": self.explained_variance / inputs.scale**2,
         }

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from saekit_kernels import SparseCodes
 
+from saekit.models.codes import Code, firing_counts, row_count
 from saekit.types import Output
 
 
@@ -93,20 +93,6 @@ METRICS = {
 """Every metric by name."""
 
 
-def fires(values: torch.Tensor, above: float) -> torch.Tensor:
-    """Bool: which entries of a code are active. By size, since the sign of a signed code (abs-topk,
-    a linear code) says which way a latent points, not whether it does. The one definition for
-    metrics, scan, query and pictures."""
-    return values.abs() > above
-
-
-def firing_counts(code: torch.Tensor | SparseCodes, above: float) -> torch.Tensor:
-    """(F,) int64: in how many rows each latent is active."""
-    if isinstance(code, SparseCodes):
-        return code.transpose().counts()
-    return fires(code, above).sum(0)
-
-
 @dataclass(frozen=True)
 class Figures:
     """The metrics of one pass over rows: `figures["fvu"]`."""
@@ -149,9 +135,7 @@ class RowSums:
                 value = float(output.extras[metric.name].double().sum())
                 self.outputs[metric.name] = self.outputs.get(metric.name, 0.0) + value
 
-    def add(
-        self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: torch.Tensor | SparseCodes
-    ) -> None:
+    def add(self, x_BD: torch.Tensor, x_hat_BD: torch.Tensor, code: Code) -> None:
         """One batch of rows; `code` is not read where the code is dense."""
         x, x_hat = x_BD.double(), x_hat_BD.double()
         if self.shift is None and len(x):
@@ -164,7 +148,7 @@ class RowSums:
         self.cosines += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum())
         if self.active_above is not None:
             self.fired = self.fired + firing_counts(code, self.active_above)
-            self.codes += len(code.vals if isinstance(code, SparseCodes) else code)
+            self.codes += row_count(code)
 
     def density(self) -> torch.Tensor | None:
         """(F,): share of rows where each latent is active; None for a dense code."""

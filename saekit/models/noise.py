@@ -48,15 +48,15 @@ KINDS: dict[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]]
 
 @dataclass(frozen=True)
 class Noise:
-    """`KIND:LEVEL`, such as masking:0.3; '' or 'none' leaves the input alone."""
+    """`KIND:LEVEL`, such as masking:0.3; None or 'none': no noise."""
 
     kind: str = ""
     level: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Noise:
+    def parse(cls, text: str | None) -> Noise:
         """Raises UsageError for an unknown kind or a level that the kind cannot have."""
-        if text in ("", "none"):
+        if text in (None, "", "none"):
             return cls()
         kind, _, level = text.partition(":")
         check_choice("noise", kind, KINDS)

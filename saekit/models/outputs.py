@@ -16,8 +16,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from saekit.errors import DataError, opt
 
-OUTPUTS = ("linear", "sigmoid", "bernoulli")
-
 
 def activate(output: str, a: torch.Tensor) -> torch.Tensor:
     return a if output == "linear" else a.sigmoid()

@@ -22,7 +22,6 @@ from saekit.types import LossTerms, Stage, Step
 if TYPE_CHECKING:
     from saekit.models.dense import Dense
 
-KINDS = ("greedy", "rbm")
 CHAIN = 1  # rounds of contrastive divergence
 SMALL = 0.01  # standard deviation of an RBM's first weights (Hinton 2010, section 8)
 RAREST = 1e-3  # a visible unit starts with at least this mean

@@ -15,17 +15,19 @@ Shapes: B sequences, T steps, D width of a step, F latents, L layers, S state of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from saekit.errors import DataError, UsageError, check_choice, opt
+from saekit.errors import DataError, UsageError, opt
 from saekit.models import outputs
 from saekit.models.autoencoder import as_batch
 from saekit.models.base import as_rows
 from saekit.models.classic import Classic, ClassicConfig
 from saekit.models.noise import step_generator
+from saekit.options import Doc
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Step, Takes
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -36,17 +38,13 @@ class RecurrentConfig(ClassicConfig):
     shape: tuple[int | None, ...] = ()
     """(T,D) of one sequence, T None where lengths differ and d_in D; or (H,W,C) of flat rows, d_in
     H*W*C."""
-    cell: str = "gru"
-    """gru | lstm"""
-    width: int = 128
-    """Size of the state."""
-    layers: int = 1
-    """Cells on top of each other, in reader and writer alike."""
+    cell: Annotated[Literal["gru", "lstm"], Doc("Kind of recurrent cell.")] = "gru"
+    width: Annotated[int, Doc("Size of the hidden state.")] = 128
+    layers: Annotated[int, Doc("Stacked layers, in encoder and decoder alike.")] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "shape", tuple(self.shape))
-        check_choice("cell", self.cell, CELLS)
         for option, value in (("width", self.width), ("layers", self.layers)):
             if value < 1:
                 raise UsageError(f"{opt(option, value)} must be at least 1")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -28,14 +28,13 @@ from torch.nn.functional import avg_pool2d
 
 from saekit.errors import UsageError, opt
 from saekit.models.conv import ConvConfig, Spatial, doubling
+from saekit.options import Doc
 
 
 @dataclass(frozen=True)
 class UNetConfig(ConvConfig):
-    latents: int = 64
-    """Maps of the bottleneck."""
-    skips: bool = True
-    """Hand the maps of every level across; without, the bottleneck is all that the decoder sees."""
+    latents: Annotated[int, Doc("Maps of the bottleneck.")] = 64
+    skips: Annotated[bool, Doc("Skip connections around the bottleneck, one per level.")] = True
 
     model: ClassVar[str] = "unet"
 

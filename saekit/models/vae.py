@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from saekit.models import outputs, penalties
 from saekit.models.base import as_rows
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import step_generator
+from saekit.options import Doc
 from saekit.types import Output, Step
 
 POSTERIOR = 2  # stream of random numbers within a step
@@ -44,12 +45,12 @@ class VAEConfig(DenseConfig):
         "pretrain_share",
     )
     hidden: tuple[int, ...] = (512, 256)
-    output: str = "linear"
-    """linear | sigmoid: Gaussian likelihood; bernoulli"""
-    beta: float = 1.0
-    """Weight of KL(q(z|x) || N(0, I)); 0 leaves the reconstruction alone."""
-    likelihood_weight: float = 1.0
-    """Weight of -log p(x|z); 0 leaves the KL alone."""
+    output: Annotated[
+        Literal["linear", "sigmoid", "bernoulli"],
+        Doc("Output activation function and likelihood: Gaussian, Gaussian, Bernoulli."),
+    ] = "linear"
+    beta: Annotated[float, Doc("Weight of the KL divergence from N(0, I).")] = 1.0
+    likelihood_weight: Annotated[float, Doc("Weight of the reconstruction's likelihood.")] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,2 +1,2 @@
-"""What lies on disk: activation stores (manifest, writer, reader) and checkpoints. docs/formats.md
+"""Files on disk: activation stores (manifest, writer, reader) and checkpoints. docs/formats.md
 describes every file."""

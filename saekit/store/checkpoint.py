@@ -1,6 +1,6 @@
-"""A checkpoint folder: config.json, model.safetensors, metrics.jsonl, train_state/. Files only;
-what the tensors mean is the model's business. No pickle: `.pt` and `.bin` files are refused by
-name."""
+"""A checkpoint folder: config.json, model.safetensors, metrics.jsonl, train_state/. Only files are
+handled here; the models know what the tensors mean. No pickle: `.pt` and `.bin` files are refused
+by name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def write_checkpoint(path: Path, config: dict[str, Any], tensors: dict[str, torc
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Raises MissingError when nothing is there, DataError when it is no finished checkpoint."""
+    """Raises MissingError when nothing is there, DataError when it is not a finished
+    checkpoint."""
     with reading(Path(path)):
         return _read(Path(path))
 
@@ -62,7 +63,7 @@ def _read(path: Path) -> Checkpoint:
         )
     if not (path / CONFIG).exists() and (path / RUN.marker).exists():
         if (writer := holder(path)) is not None:
-            raise DataError(f"{path} is being written by {writer}", "wait until it ends")
+            raise DataError(f"{path} is being written by {writer}", "wait until it finishes")
         raise DataError(
             f"{path} holds a training run that did not finish",
             f"train it again with {opt('resume', True)}",
@@ -105,7 +106,7 @@ def _check_config(config: dict[str, Any]) -> None:
         as_type(config.get(name), hint, name)
     spec = ActivationSpec.from_json(config["spec"])
     if config.get("fingerprint") != spec.fingerprint:
-        raise MisfitError("its fingerprint is not that of its spec")
+        raise MisfitError("its fingerprint does not match its spec")
     result, training = config["result"], config["training"]
     for name, value in as_type(result.get("metrics"), dict[str, Any], "result.metrics").items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -126,7 +127,7 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def write_train_state(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """All that a resume needs, in one file, so that it is replaced as a whole."""
+    """All that a resume needs, in one file, so that it is replaced atomically."""
     (path / STATE).parent.mkdir(exist_ok=True)
     write_tensors(
         path / STATE, {n: t.contiguous() for n, t in tensors.items()}, {"state": json.dumps(state)}
@@ -152,7 +153,7 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def damaged_state(path: Path, error: Exception) -> DataError:
-    """For a train state in the run's folder `path` that cannot be gone on with."""
+    """For a train state, in the run's folder `path`, that training cannot resume from."""
     return DataError(
-        f"{path / STATE} is damaged: {error}", f"{opt('overwrite', True)} to train anew"
+        f"{path / STATE} is damaged: {error}", f"{opt('overwrite', True)} to train from scratch"
     )

@@ -1,8 +1,8 @@
 """Files that are either whole or absent: written under a temporary name, fsynced, renamed.
 
-A temporary name is `NAME.<process>-<random>.tmp`: two processes never share one, and what a killed
-process left is told apart from the files of anyone else, so that the next command that locks the
-folder removes it (saekit.store.run_folder).
+A temporary name is `NAME.<process>-<random>.tmp`: two processes never share one, and the remains of
+a killed process can be distinguished from other files, so that the next command that locks the
+folder removes them (saekit.store.run_folder).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from saekit.config import to_toml
 from saekit.errors import DataError
 from saekit.store.oserrors import writing
 
-LARGEST_JSON = 1 << 28  # bytes: a manifest of a million shards has less
+LARGEST_JSON = 1 << 28  # bytes: a manifest of a million shards is smaller
 TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write, file or folder, which takes the place of `path` when the body ends; after an
-    error nothing is left of it."""
+    """A path to write a file or folder to, which replaces `path` when the body ends. After an error
+    it is removed."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
@@ -58,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """As all of saekit's JSON files are written: equal values give equal bytes."""
+    """The format of all of saekit's JSON files: equal values give equal bytes."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -73,9 +73,9 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
     with writing(path):
         try:
             temporary.mkdir()
-            # save_file writes under a random name of its own first: inside our folder, so that a
-            # kill leaves nothing under a name that is not known. Its files are readable by their
-            # owner only; ours as the umask has it.
+            # save_file first writes under a random name: inside our folder, so that after a kill
+            # nothing remains under a name that we do not know. It creates files that only their
+            # owner can read; ours follow the umask.
             whole = temporary / path.name
             whole.touch()
             mode = whole.stat().st_mode & 0o777
@@ -90,7 +90,7 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder, on disk."""
+    """fsync the names in a folder."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -104,39 +104,40 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in the file, or DataError naming `what` it should have been."""
+    """The object in the file. Raises DataError; `what` describes the folder it belongs to."""
     if not path.exists():
         raise DataError(f"{path.parent} is not {what}: {path.name} is missing")
     need_regular(path)
-    # overwrite=True would refuse: without this file nothing tells that the folder is ours.
-    again = (
-        f"take the file from a copy, or remove {path.parent} and run the command that wrote it"
-        " again"
-    )
     if path.stat().st_size > LARGEST_JSON:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}", again)
+        cause = f"{path} has {path.stat().st_size:,} bytes, too many for {what}"
+        raise DataError(cause, _restore(path.parent))
     try:
         value = json.loads(path.read_bytes().decode())
-    # JSON errors, other encodings, numbers of too many digits, too many brackets
+    # JSON errors, other encodings, numbers with too many digits, too many brackets
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {str(error) or type(error).__name__}", again) from None
+        cause = f"{path} is damaged: {str(error) or type(error).__name__}"
+        raise DataError(cause, _restore(path.parent)) from None
     if not isinstance(value, dict):
-        raise DataError(
-            f"{path} is damaged: it holds a {type(value).__name__}, not an object", again
-        )
+        cause = f"{path} is damaged: it holds a {type(value).__name__}, not an object"
+        raise DataError(cause, _restore(path.parent))
     return value
 
 
+def _restore(folder: Path) -> str:
+    """A hint for a damaged file. Overwriting would be refused: without this file, nothing shows
+    that the folder is ours."""
+    return (
+        f"restore the file from a copy, or remove {folder} and run the command that wrote it again"
+    )
+
+
 def check_schema(folder: Path, data: dict[str, Any], reads: int) -> None:
-    """Raise DataError where `data`, read from a file of `folder`, is of a later schema version than
-    `reads`, or says none."""
+    """Raise DataError when `data`, read from a file of `folder`, has no schema version, or a later
+    one than `reads`."""
     version = data.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-        raise DataError(
-            f"{folder} is damaged: its schema_version is {str(version)[:20]}",
-            f"take the file from a copy, or remove {folder} and run the command that wrote it"
-            " again",
-        )
+        cause = f"{folder} is damaged: its schema_version is {str(version)[:20]}"
+        raise DataError(cause, _restore(folder))
     if version > reads:
         raise DataError(
             f"{folder} was written by a later saekit (schema {version}, this one reads {reads})",
@@ -145,8 +146,7 @@ def check_schema(folder: Path, data: dict[str, Any], reads: int) -> None:
 
 
 def need_regular(path: Path) -> None:
-    """Raise DataError for a device, FIFO, socket or folder, which opening might never come back
-    from."""
+    """Raise DataError for a device, FIFO, socket or folder: opening it might never return."""
     if not path.is_file():
         raise DataError(
             f"{path} is not a regular file", "remove it, and restore the file that was there"
@@ -154,5 +154,5 @@ def need_regular(path: Path) -> None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of all files below `path`; 0 when there is none."""
-    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    """Bytes of all files below `path`; 0 when there are none."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

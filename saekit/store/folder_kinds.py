@@ -1,8 +1,8 @@
 """The folders that saekit writes, and which files in them are its own: nothing else in them is ever
 removed.
 
-A folder is told by its marker, a JSON file with certain keys that is written first. What else
-belongs to it is known by name, or listed in the marker.
+A folder is recognized by its marker, a JSON file with certain keys that is written first. Its other
+files are known by name, or listed in the marker.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _TOKENIZER = (
 
 @dataclass(frozen=True)
 class FolderKind:
-    """`keys`: sets of keys of which a marker holds one, so that another program's file of the same
-    name is none."""
+    """One kind of output folder. `keys`: a marker has all keys of one of these sets, so that
+    another program's file of the same name is not mistaken for one."""
 
     verb: str
-    done: str  # "trained": what happened to such a folder, in messages
+    done: str  # participle for messages: "trained"
     marker: str
     keys: tuple[frozenset[str], ...]
-    files: re.Pattern[str]  # whole paths relative to the folder, with /
+    files: re.Pattern[str]  # of whole paths relative to the folder, with /
     listed: Callable[[dict[str, Any]], set[str]] = lambda marker: set()
-    """More files, by what the marker says."""
+    """More files, from the content of the marker."""
     resumable: bool = True
     members: FolderKind | None = None
-    """Of folders in it that are whole outputs themselves."""
+    """The kind of the folders inside it that are whole outputs themselves."""
 
     def read_marker(self, folder: Path) -> dict[str, Any] | None:
-        """None where the folder is not of this kind."""
+        """None when the folder is not of this kind."""
         try:
             marker = json.loads((folder / self.marker).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -53,22 +53,20 @@ class FolderKind:
         return marker if ours else None
 
     def sort(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """(own files, all others), absolute. A symbolic link in the folder is somebody's. Empty
+        """(own files, all others), absolute. A symbolic link in the folder is not ours. Empty
         folders are in neither."""
         marker = self.read_marker(folder)
         listed = {self.marker} if marker is None else {self.marker} | _names(self.listed, marker)
         own, others = [], []
         for parent, folders, names in os.walk(folder):
+            # Members sort their own files; the walk does not enter them, nor links.
             links = [name for name in folders if Path(parent, name).is_symlink()]
-            members = (
-                []
-                if self.members is None
-                else [n for n in folders if self.members.read_marker(Path(parent, n)) is not None]
-            )
+            members = [name for name in folders if self._is_member(Path(parent, name))]
             for name in members:
-                of_member = self.members.sort(Path(parent, name))
-                own += of_member[0]
-                others += of_member[1]
+                assert self.members is not None
+                member_own, member_others = self.members.sort(Path(parent, name))
+                own += member_own
+                others += member_others
             folders[:] = [name for name in folders if name not in (*links, *members)]
             for name in (*names, *links):
                 path = Path(parent, name)
@@ -79,26 +77,30 @@ class FolderKind:
                 (own if known and may_be else others).append(path)
         return own, others
 
+    def _is_member(self, folder: Path) -> bool:
+        return self.members is not None and self.members.read_marker(folder) is not None
+
     def _is_own(self, relative: str, listed: set[str]) -> bool:
-        """Also what a killed process left half written: a file under a temporary name, or files in
-        a folder of such a name."""
+        """Also true for the half-written files of a killed process: a file under a temporary name,
+        or files in a folder of such a name."""
         parts = relative.split("/")
-        at = next((i for i, part in enumerate(parts) if TEMPORARY.fullmatch(part)), None)
-        if at is not None:
-            relative = "/".join([*parts[:at], TEMPORARY.fullmatch(parts[at])["name"]])
+        for at, part in enumerate(parts):
+            if temporary := TEMPORARY.fullmatch(part):
+                relative = "/".join([*parts[:at], temporary["name"]])
+                break
         return relative in listed or self.files.fullmatch(relative) is not None
 
 
 def _names(listed: Callable[[dict[str, Any]], set[str]], marker: dict[str, Any]) -> set[str]:
     try:
         return {name for name in listed(marker) if isinstance(name, str)}
-    except (KeyError, TypeError, AttributeError):  # a marker that somebody has edited names nothing
+    except (KeyError, TypeError, AttributeError):  # a marker that was edited lists nothing
         return set()
 
 
 def _of_store(manifest: dict[str, Any]) -> set[str]:
-    """What the manifest names, and while more shards come, those that a kill kept it from
-    naming."""
+    """The files that the manifest lists and, until it is complete, later shards: a kill may have
+    prevented it from listing one."""
     names = [shard["name"] for shard in manifest["shards"]]
     more = (
         []

@@ -1,9 +1,9 @@
-"""The health report of a store: what its rows are like, and what its dtype cost.
+"""The health report of a store: statistics of its rows, and the rounding error of its dtype.
 
-Rounding is told per dimension, as the root mean square error of the stored values in units of the
-dimension's own spread: a value of 3,000 with a spread of 1 is stored to the nearest 2 in float16
-and the nearest 16 in bfloat16. Moments of the rows before rounding are kept about a pivot near
-their mean, where sums of squares lose nothing.
+Rounding is reported per dimension, as the root mean square error of the stored values relative to
+the standard deviation of the dimension: a value of 3,000 with a standard deviation of 1 is stored
+to the nearest 2 in float16 and the nearest 16 in bfloat16. Moments of the rows before rounding are
+taken about a pivot near their mean, where sums of squares lose no precision.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 STATISTICS_CHUNK = 1024
 _CHUNK = 256
 HIGH_NORM = 10.0  # rows whose norm is above this multiple of the median are counted
-ROUNDING_LIMIT = 0.05  # of a dimension's spread; and of all values, for those that became 0
-PROBE_ROWS = 4096  # of dtype "auto"
-_HEADROOM = 16  # later rows may be larger than those of the probe
+ROUNDING_LIMIT = 0.05  # of a dimension's spread; for values that became 0, of all values
+PROBE_ROWS = 4096  # rows from which dtype "auto" is chosen
+_HEADROOM = 16  # later rows may be this many times larger than those of the probe
 
 
 class Rounding:
-    """What is lost between rows and their stored form, summed per dimension."""
+    """The difference between rows and their stored form, summed per dimension."""
 
     def __init__(self, width: int) -> None:
         self.rows = self.vanished = self.values = 0
@@ -36,18 +36,18 @@ class Rounding:
         self.sums = torch.zeros(3, width, dtype=torch.float64)
 
     def add(self, x_RD: torch.Tensor, stored_RD: torch.Tensor) -> None:
-        """(R,D) as they came and as they are stored. Rows that came in the stored dtype lost
-        nothing, and are not counted."""
+        """(R,D) before and after storing. Rows that already had the stored dtype lost nothing, and
+        are not counted."""
         if not len(x_RD) or x_RD.dtype == stored_RD.dtype:
             return
         wide = torch.float64 if x_RD.dtype == torch.float64 else torch.float32
         if self.pivot is None:
             self.pivot = x_RD[:STATISTICS_CHUNK].to(wide).mean(0)
         pivot = self.pivot.to(wide)
-        # One buffer that stays in cache: half the time of a new one for each term.
+        # One buffer that stays in cache: half the time of a new buffer per term.
         for x, stored in zip(x_RD.split(_CHUNK), stored_RD.split(_CHUNK)):
             x, work = x.to(wide), stored.to(wide, copy=True)
-            # rounding makes zeros and unmakes none
+            # rounding creates zeros and never removes one
             self.vanished += int(x.count_nonzero()) - int(work.count_nonzero())
             self.sums[0] += work.sub_(x).square_().sum(0)
             self.sums[1] += torch.sub(x, pivot, out=work).sum(0)
@@ -56,8 +56,8 @@ class Rounding:
         self.values += x_RD.numel()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """As a shard keeps them."""
-        assert self.pivot is not None, "rows were added"
+        """The sums as a shard stores them."""
+        assert self.pivot is not None, "no rows were added"
         counts = torch.tensor([self.rows, self.vanished, self.values], dtype=torch.int64)
         return {
             "rounding.sums": self.sums,
@@ -67,8 +67,9 @@ class Rounding:
 
 
 def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shards' `Rounding.tensors`, as NumPy arrays, as figures: rounding (D), its largest,
-    dimensions above the limit, underflow."""
+    """Statistics from the shards' `Rounding.tensors` as NumPy arrays: rounding (D), its maximum,
+    the number of dimensions above the limit, the share of values that became 0."""
+    # Sums over the shards; their moments move to the pivot of the first shard.
     rows = sum(int(part["rounding.counts"][0]) for part in parts)
     error = sum(part["rounding.sums"][0] for part in parts) / rows
     pivot = parts[0]["rounding.pivot"]
@@ -79,8 +80,9 @@ def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         second = (
             second + part["rounding.sums"][2] + 2 * shift * part["rounding.sums"][1] + n * shift**2
         )
+    # Error relative to the spread. In a constant dimension all rows have the same error, which
+    # counts as none.
     spread = np.sqrt(np.maximum(second / rows - (first / rows) ** 2, 0))
-    # A dimension that is constant has nothing to lose but its value, which every row loses alike.
     rounding = np.divide(np.sqrt(error), spread, out=np.zeros_like(spread), where=spread > 0)
     vanished, values = (sum(int(part["rounding.counts"][i]) for part in parts) for i in (1, 2))
     return {
@@ -92,7 +94,7 @@ def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rounding_of(x_RD: torch.Tensor, dtype: str) -> dict[str, Any]:
-    """The same figures for rows that would be stored in `dtype`."""
+    """The same statistics for rows that would be stored in `dtype`."""
     rounding = Rounding(x_RD.shape[1])
     x_RD = x_RD.to(torch.float64) if x_RD.dtype == DTYPES[dtype] else x_RD
     rounding.add(x_RD, x_RD.to(DTYPES[dtype]))
@@ -100,8 +102,8 @@ def rounding_of(x_RD: torch.Tensor, dtype: str) -> dict[str, Any]:
 
 
 def choose_dtype(x_RD: torch.Tensor) -> tuple[str, str]:
-    """(dtype, why): the first of float16, bfloat16 and float32 that holds these rows at a cost
-    below the limit, with room for larger ones."""
+    """(dtype, reason): the first of float16, bfloat16 and float32 that holds these rows with a
+    rounding error below the limit, with room for larger ones."""
     largest = float(x_RD.abs().max())
     against = []
     for dtype in ("float16", "bfloat16"):
@@ -122,18 +124,17 @@ def choose_dtype(x_RD: torch.Tensor) -> tuple[str, str]:
 
 
 def remarks(stats: dict[str, Any], spec: ActivationSpec) -> list[str]:
-    """Lines for the user on what the dtype cost, where it is much."""
+    """Lines for the user on the rounding error of the dtype, when it is large."""
     if (
         stats.get("rounding_max", 0.0) <= ROUNDING_LIMIT
         and stats.get("underflow_share", 0.0) <= ROUNDING_LIMIT
     ):
         return []
     count, worst = stats["rounding_dimensions"], int(np.argmax(stats["rounding"]))
-    what = (
+    line = (
         f"{spec.dtype} rounds {count:,} of {spec.d_in:,} dimensions by more than 5 % of their"
-        " spread"
+        f" spread (dimension {worst}: {_share(stats['rounding_max'])})"
     )
-    line = f"{what} (dimension {worst}: {_share(stats['rounding_max'])})"
     if stats["underflow_share"] > ROUNDING_LIMIT:
         line += f", and {stats['underflow_share']:.0%} of the values became 0"
     if spec.dtype == "float32":
@@ -143,7 +144,7 @@ def remarks(stats: dict[str, Any], spec: ActivationSpec) -> list[str]:
 
 
 def overflow_hint(x_RD: torch.Tensor, dtype: str) -> str:
-    """What to store rows in that `dtype` does not hold."""
+    """What to do about rows with values that overflow `dtype`."""
     if dtype == "float32" or float(x_RD.abs().max()) > torch.finfo(torch.float32).max:
         return "scale the values down first"
     finite = torch.isfinite(x_RD).all(1)
@@ -161,25 +162,26 @@ def _share(value: float) -> str:
 
 
 def health_report(path: Any, manifest: Any) -> dict[str, Any]:
-    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, the rows far above the
-    median norm, and what the dtype cost."""
+    """Per-dimension mean and std, the mean square norm, ||mean||/||std||, the number of rows far
+    above the median norm, and the rounding error of the dtype."""
     from saekit.store.shards import ShardFile
 
-    total, squares, norms, roundings = 0.0, 0.0, [], []
+    # Sums over the shards.
+    width = manifest.spec.d_in
+    total, squares, norms, roundings = np.zeros(width), np.zeros(width), [], []
     for shard in manifest.shards:
         arrays = ShardFile(path, shard).arrays
         total, squares = total + arrays["sum"], squares + arrays["sum_of_squares"]
         norms.append(arrays["norm"])
         roundings.append({name: arrays[name] for name in arrays if name.startswith("rounding.")})
+    # Statistics. Shards of earlier versions, and shards whose rows had the stored dtype already,
+    # have no rounding error.
     n, norm = manifest.rows, np.concatenate(norms)
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     median = float(np.median(norm))
-    # Neither shards of earlier versions nor those whose rows came in the stored dtype say what was
-    # rounded.
-    told = [rounding for rounding in roundings if rounding]
-    rounding = summed(told) if told else {}
-    return rounding | {
+    roundings = [rounding for rounding in roundings if rounding]
+    return (summed(roundings) if roundings else {}) | {
         "mean": mean.tolist(),
         "std": std.tolist(),
         "mean_square_norm": float(squares.sum() / n),

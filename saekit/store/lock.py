@@ -1,8 +1,8 @@
-"""One command writes a folder at a time: flock on a file beside the folder, which the system lets
-go when its holder dies.
+"""One command writes a folder at a time: flock on a file beside the folder, which the system
+releases when its holder dies.
 
-The file holds who has it, for the refusal. It lies beside the folder rather than in it, because
-`overwrite` exchanges the folder itself; inside only where the parent cannot be written.
+The file names its holder, for error messages. It is beside the folder rather than in it, because
+`overwrite` exchanges the folder itself; it is inside only when the parent cannot be written.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from saekit.errors import DataError
 from saekit.store.oserrors import writing
 from saekit.typed import as_type
 
-IN_FOLDER = ".lock"  # its name where it lies in the folder itself
+IN_FOLDER = ".lock"  # the name of the file inside the folder
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` (absolute, resolved). Raises DataError, naming process and command,
-    where another command has it."""
+    """Hold the lock of `folder` (absolute, resolved). Raises DataError, with process and command,
+    when another command has it."""
     path = _path(folder)
     with writing(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,17 +39,17 @@ def locked(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
-        # before it is let go: whoever opens the name now makes a new file
+        # Before releasing it: another process that opens the name now creates a new file.
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def holder(folder: Path) -> str | None:
-    """'process 123 (saekit train ...)' of the command that is writing `folder`, None when there is
+    """'process 123 (saekit train ...)': the command that is writing `folder`; None when there is
     none."""
     path = _path(Path(os.path.realpath(folder)))
     try:
-        # a FIFO of that name would wait for a writer
+        # O_NONBLOCK: a FIFO of that name would wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
@@ -74,18 +74,18 @@ def _acquire(path: Path, folder: Path) -> int:
             os.close(descriptor)
             raise DataError(
                 f"{folder} is being written by {name}",
-                "wait until it ends, stop it, or choose another OUT",
+                "wait until it finishes, stop it, or choose another OUT",
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise DataError(
-                f"{path.parent} has no file locks ({error.strerror}): saekit could not tell whether"
-                " another command writes there",
+                f"{path.parent} does not support file locks ({error.strerror}), so saekit cannot"
+                " tell whether another command is writing there",
                 "choose an OUT on a file system with locks",
             ) from None
         if _is_still(path, descriptor):
             return descriptor
-        os.close(descriptor)  # its holder removed it between our opening and our locking
+        os.close(descriptor)  # its holder removed it after we opened it and before we locked it
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -108,10 +108,10 @@ def _path(folder: Path) -> Path:
 
 def _named(descriptor: int) -> str:
     try:
-        holds = as_type(json.loads(os.pread(descriptor, 10_000, 0)), dict[str, Any], "lock")
+        lock = as_type(json.loads(os.pread(descriptor, 10_000, 0)), dict[str, Any], "lock")
         return (
-            f"process {as_type(holds.get('pid'), int, 'pid')}"
-            f" ({as_type(holds.get('command'), str, 'command')})"
+            f"process {as_type(lock.get('pid'), int, 'pid')}"
+            f" ({as_type(lock.get('command'), str, 'command')})"
         )
     except (ValueError, RecursionError, OSError):
         return "another process"  # which has not written its name yet

@@ -1,5 +1,5 @@
-"""manifest.json: what a store holds and how far it is written. No clock and no path in it: equal
-stores have equal bytes."""
+"""manifest.json: what a store holds and how much of it is written. It contains neither times nor
+paths: equal stores have equal bytes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from saekit.typed import MisfitError, as_type, build
 from saekit.types import ActivationSpec, canonical_json
 
 SCHEMA = 1
-REPORTED = ("skipped", "dtype_reason")  # keys of stats that are known while rows still come
+REPORTED = ("skipped", "dtype_reason")  # keys of stats that are known before the harvest ends
 NAME = "manifest.json"
 DTYPES = Literal["float16", "bfloat16", "float32"]  # of stored rows
 
 
 @dataclass
 class Shard:
-    """A finished file of rows. `batches` is the harvest cursor behind it: how many model batches it
+    """A finished file of rows. `batches` is the harvest cursor after it: how many model batches it
     and its predecessors hold."""
 
     name: str
@@ -36,31 +36,30 @@ class Shard:
     sha256: str
     batches: int
     examples: int
-    dropped: int  # rows left out by max_norm
+    dropped: int  # rows dropped by max_norm
     done: bool = True
 
 
 @dataclass
 class Manifest:
     spec: ActivationSpec
-    # what must agree for a resume beside the spec: rows asked, batch, shard size, digest of the
-    # data
+    # must agree for a resume, besides the spec: requested rows, batch, shard size, data digest
     plan: dict[str, Any]
     shards: list[Shard] = field(default_factory=list)
-    filled: bool = False  # no more rows come; what is left is the report
+    filled: bool = False  # all rows are written; only the report is missing
     complete: bool = False
     # rows with a larger norm are dropped (max_norm times the median of the first rows)
     norm_limit: float | None = None
     stats: dict[str, Any] | None = None  # the health report, once complete
-    # files beside the shards, config.toml and the manifest: the tokenizer's
+    # files besides the shards, config.toml and the manifest: those of the tokenizer
     extras: list[str] = field(default_factory=list)
-    # what was shown on the first contexts; absent for raw data and in older stores
+    # results of the self-check on the first contexts; absent for raw data and in older stores
     self_check: dict[str, str] | None = None
 
     @property
     def content(self) -> str:
-        """sha256 over the shards' own: equal exactly when the stored bytes are, which the
-        fingerprint of the settings is not."""
+        """sha256 over the shards' sha256: equal exactly when the stored bytes are equal, unlike the
+        fingerprint of the settings."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @property
@@ -69,12 +68,13 @@ class Manifest:
 
     @property
     def holdout(self) -> float:
-        """The share of rows that is held out. The plan names it only where it is not the default,
-        as in stores older than the choice."""
+        """The share of rows that is held out. The plan lists it only when it is not the default;
+        stores older than the option do not list it."""
         return self.plan.get("holdout", HOLDOUT_SHARE)
 
     def truncated_at(self, bad_shard: int) -> Manifest:
-        """As it was before shard number `bad_shard` was written: a harvest goes on from there."""
+        """The manifest as it was before shard number `bad_shard` was written: a harvest continues
+        from there."""
         kept = {name: value for name, value in (self.stats or {}).items() if name in REPORTED}
         return dataclasses.replace(
             self, shards=self.shards[:bad_shard], filled=False, complete=False, stats=kept or None
@@ -89,7 +89,8 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises DataError when there is no store here, or one of a later version."""
+        """Raises MissingError when there is no folder here, DataError when it is not a store, is
+        damaged or has a later version."""
         with reading(folder):
             return cls._read(folder)
 
@@ -97,8 +98,8 @@ class Manifest:
     def _read(cls, folder: Path) -> Manifest:
         settle(folder, STORE)
         if not folder.is_dir():
-            what = "it is a file" if folder.exists() else "there is no such folder"
-            raise MissingError(f"{folder} is not a store: {what}", _nearby(folder.parent))
+            reason = "it is a file" if folder.exists() else "there is no such folder"
+            raise MissingError(f"{folder} is not a store: {reason}", _nearby(folder.parent))
         if not (folder / NAME).exists():
             raise DataError(f"{folder} is not a store: {NAME} is missing", _nearby(folder))
         data = read_json(folder / NAME, "a store")
@@ -106,24 +107,24 @@ class Manifest:
         try:
             return _checked(data)
         except MisfitError as error:
-            hint = f"harvest it again with {opt('overwrite', True)}, or take the file from a copy"
+            hint = f"harvest it again with {opt('overwrite', True)}, or restore it from a copy"
             raise DataError(f"{folder / NAME} is damaged: {error}", hint) from None
 
 
 def checksum(data: dict[str, Any]) -> str:
-    """sha256 of a manifest's other keys: an edit that looks harmless decides what is held out and
-    trained on."""
+    """sha256 of a manifest's other keys: a seemingly harmless edit could change which rows are held
+    out."""
     return hashlib.sha256(
         canonical_json({key: value for key, value in data.items() if key != "checksum"}).encode()
     ).hexdigest()
 
 
 def _checked(data: dict[str, Any]) -> Manifest:
-    """The manifest of a parsed file. Raises MisfitError for anything that saekit did not write so;
-    stores of before there was a checksum are held to what their keys say of each other."""
+    """The manifest of a parsed file. Raises MisfitError for anything that saekit would not write;
+    in stores older than the checksum, the keys must at least be consistent."""
     if "checksum" in data and data["checksum"] != checksum(data):
         raise MisfitError(
-            "its checksum is not that of its content: it was edited, or only half of it was copied"
+            "its checksum does not match its content: it was edited, or only partly copied"
         )
     names = [field.name for field in dataclasses.fields(Manifest)]
     missing = [name for name in names if name not in data and name not in ("extras", "self_check")]
@@ -132,13 +133,12 @@ def _checked(data: dict[str, Any]) -> Manifest:
     spec = ActivationSpec.from_json(data["spec"])
     as_type(spec.dtype, DTYPES, "spec.dtype")
     if data.get("fingerprint") != spec.fingerprint:
-        raise MisfitError("its fingerprint is not that of its spec")
-    own = {name: data[name] for name in names if name in data and name != "spec"}
-    manifest = build(Manifest, {"spec": data["spec"], **own}, "manifest")
+        raise MisfitError("its fingerprint does not match its spec")
+    manifest = build(Manifest, {name: data[name] for name in names if name in data}, "manifest")
     manifest.spec = spec
     _check_shards(manifest.shards)
     if data.get("rows") != manifest.rows:
-        raise MisfitError(f"rows is {data.get('rows')}, and its shards hold {manifest.rows:,}")
+        raise MisfitError(f"rows is {data.get('rows')}, but its shards hold {manifest.rows:,}")
     if not 0 < as_type(manifest.holdout, float, "plan.holdout") < 1:
         raise MisfitError(f"plan.holdout is {manifest.holdout}; it must be between 0 and 1")
     if manifest.complete:
@@ -159,13 +159,13 @@ def _check_shards(shards: list[Shard]) -> None:
                 f"shards[{n}] has a negative count, or fewer batches than the one before it"
             )
         if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
-            raise MisfitError(f"shards[{n}].sha256 is not one")
+            raise MisfitError(f"shards[{n}].sha256 is not a sha256")
         batches = shard.batches
 
 
 def _check_stats(manifest: Manifest) -> None:
     if manifest.stats is None or manifest.rows == 0:
-        raise MisfitError("it is complete and has no rows, or no stats")
+        raise MisfitError("it is complete but has no rows, or no stats")
     for name in ("mean", "std"):
         values = as_type(manifest.stats.get(name), list[float], f"stats.{name}")
         if len(values) != manifest.spec.d_in:
@@ -179,7 +179,7 @@ def _check_stats(manifest: Manifest) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """'batch 32 -> 64, seed 0 -> 1': the settings that forbid a resume."""
+    """'batch 32 -> 64, seed 0 -> 1': the settings that prevent a resume."""
     keys = sorted(old.keys() | new.keys())
     return ", ".join(
         f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)
@@ -187,11 +187,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _nearby(folder: Path) -> str:
-    if not folder.is_dir():
-        return "give the folder that `saekit harvest` wrote"
-    found = sorted(path.parent for path in folder.glob(f"*/{NAME}"))[:3]
-    return (
-        "did you mean " + " or ".join(map(str, found))
-        if found
-        else "give the folder that `saekit harvest` wrote"
-    )
+    stores = sorted(path.parent for path in folder.glob(f"*/{NAME}"))[:3] if folder.is_dir() else []
+    if stores:
+        return "did you mean " + " or ".join(map(str, stores))
+    return "give the folder that `saekit harvest` wrote"

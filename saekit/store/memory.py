@@ -1,4 +1,4 @@
-"""Rows in memory: what training and evaluation need of a store, without a folder."""
+"""Rows in memory, for training and evaluation without a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.rows import Rows, indices
+from saekit.rows import indices
 from saekit.store.split import split_rows
 from saekit.types import ActivationBatch, ActivationSpec, Split
 
@@ -20,9 +20,9 @@ HASHED_AT_ONCE = 65_536  # rows, so that the copy of a strided array stays small
 class ArraySource:
     """Rows (N,D), whole sequences (N,T,D) or grids (N,H,W,D) in memory; nothing is copied.
 
-    A row, sequence or grid is a document of its own. `holdout` is the share of rows that is held
-    out, by the rule of a store; 0: all rows are training rows. `shape` is that of a flat row as an
-    image, (H,W,C), where it is one; `target`, like `x`, what to reconstruct.
+    Every row, sequence or grid is a document. `holdout` is the share of rows that is held out, by
+    the rule of a store; 0: all rows are training rows. `shape` is (H,W,C) of a flat row that is an
+    image. `target`, in the shape of `x`, is what to reconstruct.
     """
 
     path = "the array"
@@ -39,7 +39,7 @@ class ArraySource:
         whole = torch.as_tensor(x)
         self.inner = tuple(whole.shape[1:-1])  # of one example, without D: () | (T,) | (H,W)
         self.x = whole.reshape(-1, whole.shape[-1])
-        self.target: Rows | None = None if target is None else ArraySource(target, holdout=holdout)
+        self.target = None if target is None else ArraySource(target, holdout=holdout)
         self.holdout = holdout
         grid = self.inner if len(self.inner) == 2 else None
         self.spec = ActivationSpec(
@@ -63,14 +63,18 @@ class ArraySource:
         """Rows of one example."""
         return int(np.prod(self.inner))
 
-    @cached_property
+    @property
     def content(self) -> str:
-        """sha256 of shape, dtype and values; computed when it is first asked for."""
+        """sha256 of shape, dtype and values; computed on first use."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(
             repr((tuple(self.x.shape), self.inner, self.spec.dtype, self.holdout)).encode()
         )
         for part in self.x.split(HASHED_AT_ONCE):
-            digest.update(part.contiguous().view(torch.uint8).numpy())
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -93,7 +97,7 @@ class ArraySource:
             return whole if examples else np.arange(len(self.x))
         if len(whole) < 2:
             raise DataError(
-                f"{self.path} has one example: none can be held out", "give at least two"
+                f"{self.path} has only one example, so none can be held out", "give at least two"
             )
         rows = split_rows(
             whole * self.size, whole, len(self.x), self.spec.seed, split, self.holdout
@@ -120,7 +124,7 @@ class ArraySource:
         return ActivationBatch(self.x[rows], example, example, position, rows=rows, target=target)
 
     def _whole(self, numbers: np.ndarray) -> ActivationBatch:
-        """Whole examples; where they come from is that of their first rows."""
+        """Whole examples; their origin is that of their first rows."""
         example = torch.from_numpy(numbers)
         x = self.x.view(-1, *self.inner, self.spec.d_in)[example]
         target = (

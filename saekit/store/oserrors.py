@@ -1,5 +1,5 @@
-"""What the system refuses, in the user's words: a full disk, a folder without permission, a name
-too long."""
+"""Errors of the operating system in the user's words: a full disk, a folder without permission, a
+name that is too long."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from saekit.errors import DataError, opt
 
 _HINTS = {
     errno.ENOSPC: (
-        f"free some space or choose an OUT on another disk; then {opt('resume', True)}, where there"
-        " is that option"
+        f"free some space or choose an OUT on another disk; then {opt('resume', True)}, if the"
+        " command has that option"
     ),
     errno.EDQUOT: (
-        f"free some of your quota or choose an OUT on another disk; then {opt('resume', True)},"
-        " where there is that option"
+        f"free some of your quota or choose an OUT on another disk; then {opt('resume', True)}, if"
+        " the command has that option"
     ),
-    errno.EROFS: "choose an OUT on a file system that can be written",
+    errno.EROFS: "choose an OUT on a writable file system",
     errno.EACCES: "choose another OUT, or change the permissions of the folder",
     errno.EPERM: "choose another OUT, or change the permissions of the folder",
     errno.ENAMETOOLONG: "choose an OUT with a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
     errno.ENFILE: "close other programs: the system has no file handles left",
     errno.EFBIG: (
-        f"{opt('shard_mb')} with a smaller number, or another file system: this one has a limit for"
-        " the size of a file"
+        f"a smaller {opt('shard_mb')}, or another file system: this one limits the size of a file"
     ),
     errno.EIO: "check the disk: it reports a read or write error",
 }
 
 
 def user_error(error: OSError, path: Path | str | None = None) -> DataError:
-    """The DataError for what the system said of `path` (else of the file that the error names)."""
+    """The DataError for a system error about `path`, or by default the file that the error
+    names."""
     number = error.errno if error.errno is not None else errno.EIO
     subject = str(path or error.filename or "the file")
     return DataError(
@@ -48,7 +48,7 @@ def user_error(error: OSError, path: Path | str | None = None) -> DataError:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise DataError where the system refuses to read `path`, or a file below it."""
+    """Raise DataError when the system refuses to read `path` or a file below it."""
     _need_path(path)
     try:
         yield
@@ -66,8 +66,8 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise DataError where the system refuses to write `path`. safetensors tells a full disk by
-    its text alone."""
+    """Raise DataError when the system refuses to write `path`. safetensors reports a full disk only
+    in the text of its error."""
     _need_path(path)
     try:
         yield
@@ -85,4 +85,5 @@ def writing(path: Path) -> Iterator[None]:
 
 def _need_path(path: Path | str) -> None:
     if "\0" in str(path):
-        raise DataError(f"{str(path)!r} is not a path: it holds a NUL character", "check the path")
+        cause = f"{str(path)!r} is not a path: it contains a NUL character"
+        raise DataError(cause, "check the path")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 
 from saekit.errors import DataError, opt
-from saekit.rows import Adapter, Rows
+from saekit.rows import Adapter, Rows, same_rows
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch
 
 
 def check_aligned(store: Store, other: Store) -> None:
     """Raise DataError unless row i of both comes from the same token, patch or image."""
-    why = _difference(store, other)
-    if why:
-        cause = f"{other.path} is not row-aligned with {store.path}: {why}"
+    if difference := _difference(store, other):
         raise DataError(
-            cause,
+            f"{other.path} is not row-aligned with {store.path}: {difference}",
             f"harvest both from the same examples with the same {opt('rows')}, {opt('seed')} and"
             f" {opt('holdout')}",
         )
@@ -41,8 +38,8 @@ def _difference(a: Store, b: Store) -> str:
 
 
 class PairedStore(Adapter):
-    """The first store's rows, their batches with `target`: the second's rows. Raises DataError
-    where the two are not row-aligned."""
+    """The first store's rows, with the second's as `target` of the batches. Raises DataError when
+    the two are not row-aligned."""
 
     def __init__(self, store: Store, target: Store) -> None:
         check_aligned(store, target)
@@ -52,6 +49,7 @@ class PairedStore(Adapter):
     def target(self) -> Rows:
         return self.sources[1]
 
-    def combine(self, batch: ActivationBatch, target: ActivationBatch) -> ActivationBatch:
-        assert torch.equal(batch.rows, target.rows)
+    def combine(self, *batches: ActivationBatch) -> ActivationBatch:
+        assert same_rows(*batches)
+        batch, target = batches
         return dataclasses.replace(batch, target=target.x)

@@ -1,5 +1,5 @@
-"""A store as Rows: which rows a split has, and how stretches of them are read from the shards'
-memory maps.
+"""A store as Rows: which rows a split has, and how spans of them are read from the shards' memory
+maps.
 
 Order and batches come from saekit.rows; whole examples are read by saekit.store.examples.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +45,15 @@ class Store:
             hint = (
                 f"harvest it again with {opt('resume', True)}"
                 if writer is None
-                else f"wait for {writer}, which is writing it"
+                else f"wait until {writer} has written it"
             )
             raise DataError(f"{path} is not finished: {self.manifest.rows:,} rows so far", hint)
         self.shards = [ShardFile(path, shard, self.spec) for shard in self.manifest.shards]
         self._offsets = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._splits: dict[Split, RowRanges] = {}
 
-    parts: tuple[int, ...] = ()  # what stores side by side have (saekit.store.stack)
-    target = None  # what a pair of stores has (saekit.store.pair)
+    parts: tuple[int, ...] = ()  # only stores side by side have parts (saekit.store.stack)
+    target = None  # only a pair of stores has a target (saekit.store.pair)
 
     @property
     def origin(self) -> Store:
@@ -61,7 +62,7 @@ class Store:
 
     @property
     def content(self) -> str:
-        """sha256 of the rows' shards: equal for equal content."""
+        """sha256 of the shards: equal for equal rows."""
         return self.manifest.content
 
     @property
@@ -69,9 +70,10 @@ class Store:
         return self.manifest.spec
 
     @property
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         """The health report of the harvest: mean and std (D), mean_square_norm, median_norm,
         high_norm_rows ..."""
+        assert self.manifest.stats is not None  # as in every complete manifest
         return self.manifest.stats
 
     def __len__(self) -> int:
@@ -94,16 +96,16 @@ class Store:
         return Examples(self.shards, self._offsets)
 
     def count(self, split: Split = "all", examples: bool = False) -> int:
-        """How many rows, or examples (contexts, images), one side of the held-out split has."""
+        """The number of rows, or examples (contexts, images), on one side of the held-out split."""
         ranges = self.split(split)
         return len(self._examples.of(ranges)) if examples else len(ranges)
 
     def labels(self, split: Split = "all", examples: bool = False) -> list[str | None]:
-        """The data's own label of each row, or of each example, in store order; None where it has
-        none."""
-        ranges, every = self.split(split), self._examples.labels()
+        """The label, from the data, of each row or of each example, in store order; None where it
+        has none."""
+        ranges, labels = self.split(split), self._examples.labels()
         numbers = self._examples.of(ranges) if examples else self._examples.at(ranges.numbers())
-        return [every[number] for number in numbers.tolist()]
+        return [labels[number] for number in numbers.tolist()]
 
     def batches(
         self,
@@ -141,7 +143,7 @@ class Store:
             yield ActivationBatch(**columns)
 
     def _load(self, spans: list[Span], ranges: RowRanges) -> Columns:
-        """The given stretches of the split, one after another, copied out of the memory maps."""
+        """The given spans of the split, one after another, copied from the memory maps."""
         total = sum(last - first for first, last in spans)
         buffers = {name: self._empty(name, total) for name in _COLUMNS}
         rows = np.empty(total, np.int64)
@@ -177,7 +179,7 @@ class Store:
                 start = end
 
     def take(self, index: np.ndarray) -> ActivationBatch:
-        """The given rows (N,) of the store, ascending: x (N,D) and where each comes from."""
+        """The given rows (N,) of the store, ascending: x (N,D) and their origin."""
         arrays = {name: self._empty(name, len(index)) for name in _COLUMNS}
         for s, shard in enumerate(self.shards):
             lo, hi = np.searchsorted(index, self._offsets[s : s + 2])
@@ -191,7 +193,7 @@ class Store:
         return np.concatenate([shard.arrays[name] for shard in self.shards])
 
     def locate(self, row: int) -> str:
-        """'acts, shard 00002.safetensors row 17': where a row of the store lies."""
+        """'acts, shard 00002.safetensors row 17': where a row of the store is."""
         shard = int(np.searchsorted(self._offsets, row, side="right")) - 1
         return (
             f"{self.path}, shard {self.shards[shard].shard.name} row"
@@ -204,7 +206,7 @@ class Store:
         shard, local = self.shards[s], row - int(self._offsets[s])
         firsts, counts = shard.arrays["examples.first_row"], shard.arrays["examples.rows"]
         index = int(np.searchsorted(firsts, local, side="right")) - 1
-        # an example all of whose rows were dropped shares its first row with its successor
+        # An example whose rows were all dropped has the same first row as the next one.
         while counts[index] == 0:
             index -= 1
         example = shard.example(index)

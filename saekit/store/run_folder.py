@@ -1,9 +1,9 @@
-"""The folder that a command writes: locked, known as ours, and never without a whole result once it
-had one.
+"""The folder that a command writes: locked, known to be ours, and once it has a complete result,
+never without one.
 
-A new or resumed result is written in OUT itself, where it can be watched. With `overwrite` the old
-one stays in OUT until the new one is whole (saekit.store.swap); a command that cannot be resumed
-writes beside OUT always, so that OUT is whole or absent.
+A new or resumed result is written to OUT itself, where it can be watched. With `overwrite` the old
+result stays in OUT until the new one is complete (saekit.store.swap). A command that cannot be
+resumed always writes beside OUT, so that OUT is complete or absent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESUME, OVERWRITE = opt("resume", True), opt("overwrite", True)
 @dataclass(frozen=True)
 class RunFolder:
     out: Path
-    """As the user gave it."""
+    """The path that the user gave."""
     path: Path
     """Where to write until the command ends."""
     resuming: bool
@@ -45,10 +45,10 @@ class RunFolder:
 
     @property
     def notice(self) -> str | None:
-        """For the user, where OUT keeps an older result until this one is whole."""
+        """A line for the user when OUT keeps an older result until this one is complete."""
         staged = self.path != Path(os.path.realpath(self.out))
         return (
-            f"{self.out} keeps the old result until the new one is whole"
+            f"{self.out} keeps the old result until the new one is complete"
             if staged and self.out.exists()
             else None
         )
@@ -77,49 +77,52 @@ def run_folders(
     overwrite: bool,
     differs: Differs = lambda n, path: "",
 ) -> Iterator[list[RunFolder]]:
-    """Lock the folders and say where to write; when the body ends without an error, all results are
-    in their places.
+    """Lock the folders and say where to write. When the body ends without an error, all results are
+    in place.
 
-    `differs(n, path)` compares the n-th command's settings with those that began the result in
-    `path`: '' or what is different. A resume goes on with the result that was to replace OUT's, if
-    there is one of these settings, else with OUT's.
+    `differs(n, path)` compares the settings for the n-th folder with those of the result in `path`:
+    '', or what is different. A resume continues the unfinished result that was to replace OUT's, if
+    there is one with the same settings, else OUT's.
 
-    Raises UsageError when both ways are asked for; DataError when another command writes there,
-    when a folder holds what this kind of command did not write, a result and neither way was asked
-    for, or a result of other settings; and where the body meets an OSError.
+    Raises UsageError for both `resume` and `overwrite`. Raises DataError when another command
+    writes there, when a folder holds other files, a result (without `resume` and `overwrite`) or a
+    result of other settings (with `resume`), and for an OSError of the body.
     """
     if resume and overwrite:
         raise UsageError(
-            f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them"
+            f"{opt('resume')} and {opt('overwrite')} exclude each other", "give one of them"
         )
     targets = []
     for out in outs:
         with writing(out):
             targets.append(Path(os.path.realpath(out)))
     with ExitStack() as stack:
+        # Lock all folders, and finish exchanges that were interrupted.
         for out, target in zip(outs, targets):
-            with writing(out):  # a name that is too long, a path that is denied
+            with writing(out):  # a name that is too long, missing permission
                 _check_path(out, target)
             stack.enter_context(locked(target))
             finish(Stage(target), kind)
+        # Decide where to write, and make the folders.
         has_result = [
             _inspected(out, target, kind, resume, overwrite) for out, target in zip(outs, targets)
         ]
         stages = [Stage(target) for target in targets]
-        beside, going_on = _choose(outs, stages, has_result, kind, resume, overwrite, differs)
+        beside, continues = _choose(outs, stages, has_result, kind, resume, overwrite, differs)
         folders = []
         for out, stage, has in zip(outs, stages, has_result):
             path = stage.new if beside else stage.target
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-            folders.append(RunFolder(out, path, going_on if beside else has and resume, kind))
+            folders.append(RunFolder(out, path, continues if beside else has and resume, kind))
             _sweep(path, kind)
+        # The command; then new results take the place of old ones.
         try:
             try:
                 yield folders
             except OSError as error:  # of a write, or of a file that the command reads
                 raise user_error(error, None if error.filename else outs[0]) from error
-        except NumericsError:  # the same command diverges again: nothing to go on from
+        except NumericsError:  # the same command would diverge again: nothing to resume
             if beside:
                 _discard(stages, kind)
             raise
@@ -140,10 +143,10 @@ def _choose(
     overwrite: bool,
     differs: Differs,
 ) -> tuple[bool, bool]:
-    """(whether to write beside OUT, whether what lies there is gone on with)."""
+    """(whether to write beside OUT, whether to continue the result there)."""
     if resume and kind.resumable:
-        begun = [kind.read_marker(stage.new) is not None for stage in stages]
-        if all(begun) and not any(differs(n, stage.new) for n, stage in enumerate(stages)):
+        started = [kind.read_marker(stage.new) is not None for stage in stages]
+        if all(started) and not any(differs(n, stage.new) for n, stage in enumerate(stages)):
             return True, True
         for n, (out, stage, has) in enumerate(zip(outs, stages, has_result)):
             if has and (changed := differs(n, stage.target)):
@@ -163,7 +166,9 @@ def _check_path(out: Path, target: Path) -> None:
         raise DataError(f"{out} is a file, not a folder", "choose another OUT")
     above = next(parent for parent in target.parents if parent.exists())
     if not above.is_dir():
-        raise DataError(f"{above} is a file: there can be no folder {out}", "choose another OUT")
+        raise DataError(
+            f"{above} is a file, so the folder {out} cannot be created", "choose another OUT"
+        )
     folder = target if target.exists() else above
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(
@@ -173,12 +178,12 @@ def _check_path(out: Path, target: Path) -> None:
 
 
 def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
-    """Whether `target` holds a result of this kind. Raises DataError for what may not be written
-    over."""
-    if not target.is_dir() or not any(_counts(each) for each in target.iterdir()):
+    """Whether `target` holds a result of this kind. Raises DataError when it must not be
+    overwritten."""
+    if not target.is_dir() or not any(_counts(path) for path in target.iterdir()):
         return False
     if kind.read_marker(target) is None:
-        names = sorted(each.name for each in target.iterdir() if _counts(each))
+        names = sorted(path.name for path in target.iterdir() if _counts(path))
         if resume or overwrite:
             raise foreign(out, [out / name for name in names], kind)
         raise DataError(f"{out} exists and is not empty", "choose another OUT")
@@ -197,19 +202,19 @@ def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrit
 
 
 def _counts(path: Path) -> bool:
-    """Whether a folder that holds this is not empty: locks, and what a kill left before the marker
-    was written, do not count."""
+    """Whether a folder with this file counts as not empty: locks do not count, nor do the remains
+    of a command that was killed before it wrote the marker."""
     return path.name != IN_FOLDER and TEMPORARY.fullmatch(path.name) is None
 
 
 def _check_beside(stage: Stage) -> None:
-    """Raise DataError where a folder cannot be written beside OUT and take its place."""
+    """Raise DataError when a folder cannot be written beside OUT and take its place."""
     target, parent = stage.target, stage.target.parent
     if not target.exists():
         return
     here = Path.cwd()
     if here == target or target in here.parents:
-        cause = f"{target} is the current directory or holds it, and would be replaced"
+        cause = f"{target} is the current directory or contains it, and would be replaced"
         raise DataError(cause, f"cd {parent}, and give OUT as {target.name}")
     if os.path.ismount(target):
         raise DataError(
@@ -217,7 +222,7 @@ def _check_beside(stage: Stage) -> None:
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise DataError(
-            f"the new result is written beside the old one, and {parent} cannot be written",
+            f"the new result is written beside the old one, but {parent} is not writable",
             "choose another OUT",
         )
 
@@ -228,7 +233,7 @@ def _discard(stages: list[Stage], kind: FolderKind) -> None:
 
 
 def _sweep(folder: Path, kind: FolderKind) -> None:
-    """Remove what killed commands left half written. The folder is locked: nobody is writing it."""
+    """Remove the half-written files of killed commands. The folder is locked: nobody writes it."""
     own, _ = kind.sort(folder)
     for path in own:
         if any(TEMPORARY.fullmatch(part) for part in path.relative_to(folder).parts):

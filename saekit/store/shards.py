@@ -1,7 +1,7 @@
-"""One shard file: the tensors of a stretch of rows, written at once, read through a memory map.
+"""One shard file: the tensors of consecutive rows, written at once, read through a memory map.
 
-Reading goes around the safetensors reader because rows are gathered from the map in place: the
-header gives offsets, numpy maps.
+Reading bypasses the safetensors reader because rows are gathered directly from the memory map: the
+header gives the offsets, numpy maps the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saekit.store.oserrors import reading
 from saekit.store.shard_layout import check_examples, checked_header, header_bytes, is_own_file
 from saekit.types import ActivationSpec
 
-# numpy has no bfloat16; 16-bit floats travel as int16 and are viewed as what they are in torch.
+# numpy has no bfloat16: 16-bit floats are int16 in numpy and are viewed as floats in torch.
 _NUMPY = {
     "F16": np.int16,
     "BF16": np.int16,
@@ -32,15 +32,15 @@ _NUMPY = {
     "I32": np.int32,
     "U8": np.uint8,
 }
-# Files whose checksum this process has seen to be right: (path, bytes, mtime, sha256). A file that
-# changes is verified again.
+# Files whose checksum this process has verified: (path, bytes, mtime, sha256). A file that changes
+# is verified again.
 _VERIFIED: set[tuple[str, int, int, str]] = set()
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
 class StoredExample:
-    """One model input: where its rows lie in the shard, and what shows it again."""
+    """One model input: its rows in the shard, and its tokens, or a reference to its image."""
 
     id: int
     doc_id: int
@@ -84,9 +84,8 @@ def example_tensors(examples: Sequence[StoredExample]) -> dict[str, torch.Tensor
 
 
 class ShardFile:
-    """A shard opened for reading. Its size is checked at once, its sha256 and what it holds when it
-    is first read from; with `spec`, width and dtype as well. Raises DataError, whose hint mends
-    it."""
+    """A shard opened for reading. Its size is checked at once, its sha256 and content on the first
+    read; with `spec`, width and dtype as well. Raises DataError, with a hint to repair it."""
 
     def __init__(self, folder: Path, shard: Shard, spec: ActivationSpec | None = None) -> None:
         self.path = folder / "shards" / shard.name
@@ -100,7 +99,7 @@ class ShardFile:
         if not is_own_file(self.path):
             raise DataError(
                 f"shard {self.path} is not a regular file",
-                "put the file itself there: cp -rL copies a folder so",
+                "put the file itself there: `cp -rL` copies files instead of links",
             )
         size = self.path.stat().st_size
         if size != self.shard.bytes:
@@ -112,19 +111,20 @@ class ShardFile:
         version = (str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, self.shard.sha256)
         if version in _VERIFIED:
             return
-        found = sha256_of(self.path)
-        if found != self.shard.sha256:
+        digest = sha256_of(self.path)
+        if digest != self.shard.sha256:
             raise self._broken(
-                f"is damaged: sha256 {found[:12]}, the manifest says {self.shard.sha256[:12]}"
+                f"is damaged: its sha256 is {digest[:12]}, not {self.shard.sha256[:12]} as in the"
+                " manifest"
             )
         _VERIFIED.add(version)
 
-    def _broken(self, how: str) -> DataError:
+    def _broken(self, problem: str) -> DataError:
         hint = (
-            f"run the same harvest with {opt('resume', True)}, which writes it again from there on,"
-            " or take the file from a copy"
+            f"run the same harvest with {opt('resume', True)}, which writes the store again from"
+            " there on, or restore the file from a copy"
         )
-        return DataError(f"shard {self.path} {how}", hint)
+        return DataError(f"shard {self.path} {problem}", hint)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -134,11 +134,11 @@ class ShardFile:
             with reading(self.path):
                 self.verify()
                 return self._mapped()
-        # a value that does not fit, JSON that is none
+        # a value that does not fit, or invalid JSON
         except (ValueError, RecursionError) as error:
             hint = (
-                f"harvest it again with {opt('overwrite', True)}: its checksum is right, so it was"
-                " written like this"
+                f"harvest it again with {opt('overwrite', True)}: its checksum is correct, so it"
+                " was written like this"
             )
             raise DataError(f"shard {self.path} is not one of saekit's: {error}", hint) from None
 

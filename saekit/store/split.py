@@ -1,7 +1,7 @@
-"""Which rows are held out: whole documents, chosen by a hash of document and seed, so that every
-run on a store agrees.
+"""Which rows are held out: whole documents, chosen by a hash of document and seed, so that all runs
+on a store agree.
 
-Seed and share are the store's own, not the training run's: runs with different seeds are compared
+Seed and share belong to the store, not to the training run: runs with different seeds are compared
 on the same rows.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from saekit.errors import DataError
 from saekit.types import Split
 
-HOLDOUT_SHARE = 0.05  # of the rows, unless the harvest says otherwise
+HOLDOUT_SHARE = 0.05  # of the rows, by default
 
 
 class RowRanges:
@@ -23,14 +23,14 @@ class RowRanges:
 
     def __init__(self, starts: np.ndarray, stops: np.ndarray) -> None:
         self.starts = starts
-        # position behind each range, in the set's own numbering
+        # position after each range, in the numbering of the set
         self.ends = np.cumsum(stops - starts)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def slices(self, first: int, last: int) -> list[tuple[int, int]]:
-        """The store's row ranges that hold the set's positions [first, last)."""
+        """The store's row ranges for the set's positions [first, last)."""
         pieces = []
         i = int(np.searchsorted(self.ends, first, side="right"))
         while first < last:
@@ -56,7 +56,7 @@ class RowRanges:
 
 
 def document_runs(doc_ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(first row, document) of every stretch of rows of one document, over the shards in order."""
+    """(first row, document) of every run of rows of one document, over the shards in order."""
     firsts, docs, offset = [], [], 0
     for ids in doc_ids:
         starts = (
@@ -89,21 +89,22 @@ def split_rows(
     documents, which = np.unique(doc, return_inverse=True)
     if len(documents) < 2:
         raise DataError(
-            "the store holds one document: none can be held out", "harvest at least two documents"
+            "the store holds only one document, so none can be held out",
+            "harvest at least two documents",
         )
     rows = np.bincount(which, weights=stops - first)
     order = np.argsort(_hash(documents, seed), kind="stable")
     reached = np.cumsum(rows[order])
-    # 0.07 * 100 is above 7 in floating point; as a fraction it is 7.
+    # A fraction, since 0.07 * 100 is above 7 in floating point.
     count = int(np.searchsorted(reached, math.ceil(Fraction(str(share)) * total))) + 1
-    held = np.zeros(len(documents), bool)
-    held[order[: min(count, len(documents) - 1)]] = True
-    chosen = held[which] if split == "holdout" else ~held[which]
+    held_out = np.zeros(len(documents), bool)
+    held_out[order[: min(count, len(documents) - 1)]] = True
+    chosen = held_out[which] if split == "holdout" else ~held_out[which]
     return RowRanges(first[chosen], stops[chosen])
 
 
 def _hash(values: np.ndarray, seed: int) -> np.ndarray:
-    """splitmix64 (Steele, Lea, Flood 2014) of document and seed."""
+    """splitmix64 (Steele, Lea, Flood 2014) of document and seed, uint64."""
     with np.errstate(over="ignore"):
         z = (
             values.astype(np.uint64)

@@ -1,8 +1,8 @@
-"""Row-aligned stores side by side as one source: what a crosscoder reads. A row is the rows of all
-hooks, one after another.
+"""Row-aligned stores side by side as one source, for a crosscoder. A row is the concatenation of
+the rows of all hooks.
 
-A crosscoder's weights know a hook by its place in the row alone, so the stores come in the order of
-training. `check_stores` finds what can be told from the files: how many there are, their widths,
+A crosscoder's weights identify a hook only by its position in the row, so the stores must come in
+the order of training. `check_stores` checks what the files show: how many there are, their widths,
 and whether they are the known ones in another order.
 """
 
@@ -18,21 +18,21 @@ import torch
 
 from saekit.config import recorded
 from saekit.errors import DataError, opt
-from saekit.rows import Adapter, Rows
+from saekit.rows import Adapter, Rows, same_rows
 from saekit.store.pair import check_aligned
 from saekit.store.reader import Store
 from saekit.types import ActivationBatch, ActivationSpec
 
 
 class StackedStore(Adapter):
-    """`parts` are the widths. Raises DataError where rows of the stores come from other places, or
-    where two stores hold the same."""
+    """`parts` are the widths. Raises DataError when the stores are not row-aligned, or when two
+    stores hold the same rows."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
         seen: dict[str, Store] = {}
         for store in stores:
             check_aligned(stores[0], store)
-            # The same bytes under two hooks, too: `blocks.3` is `blocks.4:in`. Half of such a
+            # Also the same bytes under two hooks: `blocks.3` is `blocks.4:in`. Half of such a
             # crosscoder would be a copy.
             if twin := seen.get(store.content):
                 raise DataError(
@@ -40,11 +40,12 @@ class StackedStore(Adapter):
                 )
             seen[store.content] = store
         super().__init__(*stores)
+        self.stores = tuple(stores)
 
     @property
     def origin(self) -> Store:
-        """The store that says where a row comes from: the first, as it is the same for all."""
-        return self.sources[0]
+        """The store that says where a row comes from: the first, since all have the same origin."""
+        return self.stores[0]
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -58,85 +59,83 @@ class StackedStore(Adapter):
 
     @property
     def names(self) -> list[str]:
-        """One for each part: its hook; where two models are read at the same hook, model and hook;
-        else the folder."""
+        """A name per part: its hook; model and hook when two models have the same hook; else the
+        folder."""
         hooks = [store.spec.hook for store in self.sources]
         models = [f"{store.spec.model} {store.spec.hook}" for store in self.sources]
-        unlike = [names for names in (hooks, models) if len(set(names)) == len(names)]
-        return unlike[0] if unlike else [str(store.path) for store in self.sources]
+        unique = [names for names in (hooks, models) if len(set(names)) == len(names)]
+        return unique[0] if unique else [str(store.path) for store in self.sources]
 
     def combine(self, *batches: ActivationBatch) -> ActivationBatch:
         """x fp32, the parts side by side."""
-        assert all(torch.equal(batch.rows, batches[0].rows) for batch in batches)
+        assert same_rows(*batches)
         return dataclasses.replace(
             batches[0], x=torch.cat([batch.x.float() for batch in batches], -1)
         )
 
     def locate(self, row: int) -> str:
-        """Of the stores the one whose part of the row is not finite; else the last."""
+        """Names the store whose part of the row is not finite, else the last one."""
         index = np.array([row])
         bad = (store for store in self.sources[:-1] if not store.take(index).x.isfinite().all())
         return next(bad, self.sources[-1]).locate(row)
 
 
 def stores_of(source: Rows) -> list[Rows]:
-    """The stores side by side; of all other rows themselves."""
+    """The stores that are side by side in `source`; [source] for other rows."""
     return list(source.sources) if isinstance(source, StackedStore) else [source]
 
 
 def check_stores(
     checkpoint: str | Path, config: dict[str, Any], source: Rows, command: str = ""
 ) -> None:
-    """Raise DataError unless a run reads as many stores as `source` has, in a crosscoder each of
-    the width of its part, in the order of training. `config` is config.json of the run, `command`
-    the shell command that takes these stores, where that is not the caller's."""
+    """Raise DataError unless `source` has as many stores as the run was trained on; for a
+    crosscoder, with the widths of its parts and in the order of training. `config` is config.json
+    of the run; `command` is the shell command that takes these stores, if it is not the caller."""
     stores, parts, spec = stores_of(source), config["config"].get("parts") or (), config["spec"]
+    # A model of one hook.
     if not parts:
         if len(stores) > 1:
-            cause = (
-                f"{checkpoint} reads the rows of one store ({spec['model']}, {spec['hook']}), and"
-                f" {len(stores)} are given"
-            )
             raise DataError(
-                cause,
+                f"{checkpoint} reads the rows of one store ({spec['model']}, {spec['hook']}), and"
+                f" {len(stores)} are given",
                 f"give one {opt('store')}; several are for crosscoders, which are trained with"
                 f" {opt('stores')}",
             )
         return
+    # A crosscoder: number, widths and order of the stores.
     hooks, hint = spec["hook"].split("+"), _as_trained(Path(checkpoint), config, command)
     if len(stores) != len(parts):
-        given = "one is given" if len(stores) == 1 else f"{len(stores)} are given"
+        count = "one is given" if len(stores) == 1 else f"{len(stores)} are given"
         raise DataError(
             f"{checkpoint} is a crosscoder, which reads {len(parts)} stores ({', '.join(hooks)}),"
-            f" and {given}",
+            f" and {count}",
             hint,
         )
     for place, (store, width, hook) in enumerate(zip(stores, parts, hooks), 1):
         if store.spec.d_in != width:
-            held = (
-                f"{store.path}, given as number {place}, holds {store.spec.d_in}"
-                f" ({store.spec.model}, {store.spec.hook})"
-            )
             raise DataError(
-                f"{checkpoint} takes {width} values per row of {hook} as part {place}; {held}", hint
+                f"{checkpoint} takes {width} values per row of {hook} as part {place};"
+                f" {store.path}, given as number {place}, has {store.spec.d_in}"
+                f" ({store.spec.model}, {store.spec.hook})",
+                hint,
             )
     if _permuted(stores, hooks, config["content"]):
-        given = ", ".join(str(store.path) for store in stores)
+        paths = ", ".join(str(store.path) for store in stores)
         raise DataError(
-            f"{checkpoint} was trained on these stores in another order than {given}", hint
+            f"{checkpoint} was trained on these stores in another order than {paths}", hint
         )
 
 
 def _permuted(stores: list[Rows], hooks: list[str], first_content: str) -> bool:
     """Whether the hooks are those of training in another order, or the first store of training
-    stands further back."""
-    given = [store.spec.hook for store in stores]
+    comes later."""
+    actual = [store.spec.hook for store in stores]
     contents = [store.content for store in stores]
-    return (given != hooks and sorted(given) == sorted(hooks)) or first_content in contents[1:]
+    return (actual != hooks and sorted(actual) == sorted(hooks)) or first_content in contents[1:]
 
 
 def _as_trained(checkpoint: Path, config: dict[str, Any], command: str) -> str:
-    """The stores of training, in order. The first one's folder stands in config.toml alone, which a
+    """The stores of training, in order. The folder of the first is only in config.toml, which a
     copied checkpoint may lack."""
     first = recorded(checkpoint, "store") or "STORE"
     paths = (first, *config["training"].get("stores", ()))
@@ -144,7 +143,7 @@ def _as_trained(checkpoint: Path, config: dict[str, Any], command: str) -> str:
 
 
 def with_stores(command: str, paths: Iterable[str]) -> str:
-    """A shell command that takes these stores."""
+    """A shell command with these stores added."""
     for path in paths:
         command = f"{command} --store {path}"
     return command

@@ -1,10 +1,10 @@
-"""A new result takes the place of an old one: both whole, or, with several folders, all of them.
+"""A new result takes the place of an old one atomically, for several folders all or none.
 
-The new result of OUT is written in a folder beside it, `.OUT.new/OUT`. When it is whole,
-`.OUT.new/commit` is written, which names all folders that change places and their inodes; from then
-on whoever looks (`settle`) finishes what a kill cut short. The exchange itself is one system call
+The new result of OUT is written in a folder beside it, `.OUT.new/OUT`. When it is complete,
+`.OUT.new/commit` is written, which lists all folders to exchange and their inodes; from then on
+every reader (`settle`) finishes what a kill interrupted. The exchange itself is one system call
 (renameat2 with RENAME_EXCHANGE), so that there is a result at OUT at every moment; on file systems
-without it two renames, and `settle` again.
+without it there are two renames, and `settle` again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the new result of `target` (resolved) is written, and where the old one lies until it
-    is removed."""
+    """Where the new result of `target` (resolved) is written, and where the old one is until it is
+    removed."""
 
     target: Path
 
@@ -39,7 +39,7 @@ class Stage:
 
     @property
     def new(self) -> Path:
-        return self.folder / self.target.name  # the same name: loggers call a run by it
+        return self.folder / self.target.name  # the same name, since loggers name a run after it
 
     @property
     def old(self) -> Path:
@@ -50,26 +50,25 @@ class Stage:
         return self.folder / "commit"
 
     def discard(self, kind: FolderKind) -> None:
-        """Remove what an earlier command left. Raises DataError where anything there is not its
-        own."""
+        """Remove the remains of an earlier command. Raises DataError when there are other files."""
         for path in (self.new, self.old):
             remove(path, kind)
         if self.folder.is_dir():
             self.commit.unlink(missing_ok=True)
-            for left in self.folder.glob("commit.*.tmp"):
-                left.unlink()
+            for temporary in self.folder.glob("commit.*.tmp"):
+                temporary.unlink()
             self.folder.rmdir()
 
 
 def remove(folder: Path, kind: FolderKind) -> None:
-    """Remove a folder of ours file by file. Raises DataError, before anything is removed, where it
+    """Remove a folder of ours file by file. Raises DataError, before anything is removed, when it
     holds other files."""
     if not folder.is_dir():
         return
     own, others = kind.sort(folder)
     if others:
         raise foreign(folder, others, kind)
-    # last: as long as there is anything, the folder is known as ours
+    # The marker last: until then, the folder is known to be ours.
     own.sort(key=lambda path: path.name == kind.marker)
     for path in own:
         path.unlink()
@@ -82,27 +81,27 @@ def foreign(folder: Path, others: list[Path], kind: FolderKind) -> DataError:
     more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
     return DataError(
         f"{folder} holds files that `saekit {kind.verb}` did not write: {names}{more}",
-        "move them away, or choose another OUT",
+        "move them elsewhere, or choose another OUT",
     )
 
 
 def exchange_all(stages: list[Stage], kind: FolderKind) -> None:
-    """Put every new result in its place and remove the old ones. Locks are held by the caller."""
-    # before the first of them moves: somebody may have put files there meanwhile
+    """Put every new result in place and remove the old ones. The caller holds the locks."""
+    # Before the first exchange: somebody may have put files there in the meantime.
     for stage in stages:
         if stage.target.is_dir():
             _, others = kind.sort(stage.target)
             if others:
                 raise foreign(stage.target, others, kind)
-    pairs = [[str(stage.target), os.stat(stage.new).st_ino] for stage in stages]
+    pairs = [(str(stage.target), os.stat(stage.new).st_ino) for stage in stages]
     for stage in stages:
         write_json(stage.commit, {"schema_version": 1, "pairs": pairs})
     _finish(pairs, kind)
 
 
 def settle(target: Path, kind: FolderKind) -> None:
-    """Finish an exchange that was cut short, if there is one. For readers too; what may not be
-    finished is left as it is."""
+    """Finish an exchange that was interrupted, if there is one. Also for readers: if they lack the
+    permission, nothing changes."""
     stage = Stage(Path(os.path.realpath(target)))
     if not stage.commit.exists():
         return
@@ -122,18 +121,18 @@ def finish(stage: Stage, kind: FolderKind) -> None:
         )
     except MisfitError as error:
         raise _damaged(stage, str(error)) from None
-    # all hooks of a harvest lie side by side
+    # All hooks of a harvest are in one folder.
     if any(Path(name).parent != stage.target.parent for name, _ in pairs):
-        raise _damaged(stage, f"it names folders outside of {stage.target.parent}")
+        raise _damaged(stage, f"it lists folders outside {stage.target.parent}")
     _finish(pairs, kind)
 
 
-def _damaged(stage: Stage, how: str) -> DataError:
+def _damaged(stage: Stage, problem: str) -> DataError:
     hint = (
         f"{stage.target} is the old result, {stage.new} the new one: keep one of them, and remove"
         f" {stage.folder}"
     )
-    return DataError(f"{stage.commit} is damaged: {how}", hint)
+    return DataError(f"{stage.commit} is damaged: {problem}", hint)
 
 
 def _finish(pairs: Sequence[tuple[str, int]], kind: FolderKind) -> None:

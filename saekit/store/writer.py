@@ -1,6 +1,6 @@
 """Rows -> shards. A shard ends at the end of a model batch, so that the batch count is the cursor
-from which a killed harvest goes on, and the rest of the store comes out with the same bytes as if
-nothing had happened."""
+from which a killed harvest continues, and the rest of the store has the same bytes as without the
+kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saekit.types import ActivationSpec
 
 @dataclass
 class RowBlock:
-    """The stored rows of one model batch, whole examples in order. Examples' first_row counts
+    """The stored rows of one model batch, whole examples in order. first_row of the examples counts
     within the block."""
 
     x: torch.Tensor  # (R,D)
@@ -36,11 +36,11 @@ class RowBlock:
 
 
 class StoreWriter:
-    """Opened in an empty folder, or on a store that was interrupted: then `batches_done` says how
-    many model batches to skip.
+    """Writes a new store, or continues an interrupted one: then `batches_done` says how many model
+    batches to skip.
 
-    Whether the folder may be written, and whether an interrupted store has the same settings, was
-    seen before (saekit.store.run_folder). `extras`: content of files beside the shards, by name.
+    saekit.store.run_folder has checked that the folder may be written, and that an interrupted
+    store has the same settings. `extras`: content of files beside the shards, by name.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class StoreWriter:
         overwrite: bool = False,
         extras: Mapping[str, bytes] | None = None,
     ) -> None:
-        """`overwrite`: a store that lies at `path` is removed first. Raises DataError for files
-        there that are not a store's."""
+        """`overwrite`: a store at `path` is removed first. Raises DataError for files there that do
+        not belong to a store."""
         if overwrite:
             remove(path, STORE)
         self.path, self.spec, self.shard_bytes = path, spec, shard_bytes
         self._blocks: list[RowBlock] = []
         self._pending_rows = 0
         self._rounding = Rounding(spec.d_in)
-        # what the health report holds besides the rows' own, as of now
+        # what the health report holds besides statistics of the rows, as of now
         self.report: Callable[[], dict[str, Any]] = dict
         self.repaired = ""
-        """Which shard of an interrupted store could not be gone on with; '' where all could."""
+        """Which shard of an interrupted store was damaged; '' when all were intact."""
         extras = extras or {}
         self.manifest = (
             self._resumed(plan) if resume else Manifest(spec, plan, extras=sorted(extras))
@@ -73,7 +73,7 @@ class StoreWriter:
         self.batches = self.batches_done
         if not resume:
             path.mkdir(parents=True, exist_ok=True)
-            # first of all: it marks the folder as a store, and names the files that come
+            # First: it marks the folder as a store, and lists the files to come.
             self.manifest.write(path)
         for name, content in extras.items():
             _write_once(path / name, content)
@@ -92,24 +92,24 @@ class StoreWriter:
         return sum(s.dropped for s in self.manifest.shards) + sum(b.dropped for b in self._blocks)
 
     def _resumed(self, plan: dict[str, Any]) -> Manifest:
-        """What lies there, up to the first shard that is missing or damaged: rows do not depend on
-        what comes after them."""
-        have = Manifest.read(self.path)
-        if not have.shards:
-            # nothing is stored yet that could be mixed: a broken input was removed
-            have.plan = {**have.plan, "data": plan.get("data")}
-        for number, shard in enumerate(have.shards):
+        """The existing store up to the first shard that is missing or damaged: rows do not depend
+        on later ones."""
+        manifest = Manifest.read(self.path)
+        if not manifest.shards:
+            # No rows are stored yet that could be mixed with others: a broken input was removed.
+            manifest.plan = {**manifest.plan, "data": plan.get("data")}
+        for number, shard in enumerate(manifest.shards):
             try:
                 ShardFile(self.path, shard).verify()
             except DataError as error:
                 self.repaired = f"{error.cause}; its rows and those after it are harvested again"
-                have = have.truncated_at(number)
-                have.write(self.path)
+                manifest = manifest.truncated_at(number)
+                manifest.write(self.path)
                 break
-        return have
+        return manifest
 
     def set_norm_limit(self, limit: float) -> None:
-        """Fixed once, from the first rows; kept in the manifest so that a resumed harvest drops the
+        """Set once, from the first rows; stored in the manifest so that a resumed harvest drops the
         same rows."""
         self.manifest.norm_limit = limit
 
@@ -126,7 +126,7 @@ class StoreWriter:
             self.close_shard()
 
     def close_shard(self) -> None:
-        """Write what is pending as one shard, then the manifest that lists it."""
+        """Write the pending rows as one shard, then the manifest that lists it."""
         if not self._blocks:
             return
         name = f"{len(self.manifest.shards):05d}.safetensors"
@@ -144,7 +144,7 @@ class StoreWriter:
             sum(block.dropped for block in self._blocks),
         )
         self.manifest.shards.append(shard)
-        # a harvest killed before its last report goes on from this one
+        # A harvest that is killed before its last report continues from this one.
         self.manifest.stats = self.report() or None
         self.manifest.write(self.path)
         self._blocks, self._pending_rows, self._rounding = [], 0, Rounding(self.spec.d_in)
@@ -163,7 +163,7 @@ class StoreWriter:
         tensors = {
             name: torch.cat([getattr(block, name) for block in self._blocks]) for name in columns
         }
-        # In pieces whose fp64 copies stay in cache: a third of the time of one large copy.
+        # In chunks whose fp64 copies stay in cache: a third of the time of one large copy.
         sums = torch.zeros(2, self.spec.d_in, dtype=torch.float64)
         norms = []
         for x in tensors["x"].split(STATISTICS_CHUNK):
@@ -187,8 +187,8 @@ class StoreWriter:
         self.close_shard()
         if self.manifest.rows == 0:
             raise DataError(
-                "no row was stored: the data holds nothing in this scope",
-                f"another {opt('scope')} or other data",
+                "no row was stored: the data has no tokens or patches in this scope",
+                f"choose another {opt('scope')} or other data",
             )
         self.manifest.stats = (
             health_report(self.path, self.manifest) | (self.manifest.stats or {}) | self.report()
@@ -201,7 +201,7 @@ class StoreWriter:
 def in_dtype(block: RowBlock, spec: ActivationSpec) -> torch.Tensor:
     """x (R,D) in the dtype of `spec`. Raises NumericsError when a value is not finite there."""
     stored = block.x.to(DTYPES[spec.dtype])
-    # A sum is finite only where all values are; looking at each one takes five times as long.
+    # A sum is finite only if all values are; testing every value takes five times as long.
     finite = bool(torch.isfinite(stored.sum(dtype=torch.float32)))
     bad = [] if finite else (~torch.isfinite(stored).all(1)).nonzero()[:, 0]
     if len(bad):
@@ -213,26 +213,25 @@ def in_dtype(block: RowBlock, spec: ActivationSpec) -> torch.Tensor:
             )
         raise NumericsError(
             f"the model's hidden state at {spec.hook} is NaN or inf ({where})",
-            f"another {opt('hook')}",
+            f"choose another {opt('hook')}",
         )
     return stored
 
 
 def other_settings(path: Path, spec: ActivationSpec, plan: dict[str, Any]) -> str:
-    """In what the store at `path` was begun otherwise than by these; '' where a harvest of these
-    can go on with it."""
-    have = Manifest.read(path)
-    unsaid = {"holdout": HOLDOUT_SHARE}
-    if not have.shards:
-        # no row of older data is there to be mixed with
-        plan = {**plan, "data": have.plan.get("data")}
-    before, now = (
-        {**unsaid, **s.to_json(), **p} for s, p in ((have.spec, have.plan), (spec, plan))
-    )
-    for settings in (before, now):
-        # a digest: no setting of the user's
+    """How these settings differ from those of the store at `path`; '' when a harvest with these can
+    continue it."""
+    manifest = Manifest.read(path)
+    if not manifest.shards:
+        # There are no rows of older data to be mixed with.
+        plan = {**plan, "data": manifest.plan.get("data")}
+    defaults = {"holdout": HOLDOUT_SHARE}
+    old = {**defaults, **manifest.spec.to_json(), **manifest.plan}
+    new = {**defaults, **spec.to_json(), **plan}
+    for settings in (old, new):
+        # a digest, not an option of the user
         settings["the data's content"] = settings.pop("data", None)
-    return differences(before, now)
+    return differences(old, new)
 
 
 def _write_once(path: Path, content: bytes) -> None:

@@ -32,10 +32,9 @@ from saekit.store.opening import RowsLike, open_rows
 from saekit.store.reader import Store
 from saekit.store.run_folder import RunFolder, run_folder
 from saekit.sweeps.grid import Member, members_of, read_grid
-from saekit.training.defaults import memory_normalize
 from saekit.training.fit import by_example
 from saekit.training.loop import deferred_interrupt
-from saekit.training.run import Run, TrainPlan
+from saekit.training.run import TrainPlan, TrainRun
 from saekit.training.shared import SharedPass
 from saekit.types import Progress
 
@@ -140,11 +139,8 @@ class _Sweep:
         self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
 
-    def _run(self, member: Member) -> Run:
-        config = member.config
-        if config.normalize is None and not isinstance(self.store, Store):
-            config = dataclasses.replace(config, normalize=memory_normalize(config.options))
-        return Run(self.store, self.out / member.name, config)
+    def _run(self, member: Member) -> TrainRun:
+        return TrainRun(self.store, self.out / member.name, member.config)
 
     def _check(self) -> None:
         for name, run in self.runs.items():
@@ -283,7 +279,7 @@ def _one_thread_each(device: torch.device) -> Callable[[], None]:
 class _Together:
     """One progress of all members: rows of all, and the mean fvu."""
 
-    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, Run]) -> None:
+    def __init__(self, progress: Callable[[Progress], None], runs: dict[str, TrainRun]) -> None:
         self.progress, self.lock = progress, threading.Lock()
         self.whole = {name: run.steps * (run.config.batch or 0) for name, run in runs.items()}
         self.total = sum(self.whole.values())

@@ -5,75 +5,123 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from saekit.errors import UsageError, check_choice, opt
+from saekit.errors import UsageError, opt
 from saekit.models.catalog import check_options
-from saekit.training.optim import BETA2, PRECISIONS, SCHEDULES, WARMUP_SHARE
+from saekit.options import Doc, check, options_of
+from saekit.training.optim import BETA2, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
-from saekit.typed import MisfitError, as_type
 
-NORMALIZE = ("center+scale", "scale", "none")
+SIZES = {"expansion", "latents"}
+TRAINING, DATA, RUN = "Training", "Data", "Run"  # panels of the help
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    model: str = "sae"
+    """The settings of a run, and in `options` those of its model, by name.
+
+    What is None is chosen by saekit.training.defaults, from model and data.
+    """
+
+    model: Annotated[
+        str, Doc("What to train; `saekit models` lists the models.", metavar="NAME")
+    ] = "sae"
     options: dict[str, Any] = field(default_factory=dict)
     """The model's own options: expansion, sparsity, k ..."""
-    rows: int | None = None
-    """Rows (for models that take whole examples: examples) to train on, counted with repetition;
-    None: saekit.training.defaults."""
-    batch: int | None = None
-    """Rows or examples a step; None: saekit.training.defaults."""
-    lr: float | None = None
-    """Peak learning rate of Adam; None: saekit.training.defaults."""
-    schedule: str = "linear"
-    """constant | linear | cosine: how the rate falls at the end (saekit.training.optim); with
-    stages, at the end of each."""
-    warmup: float = WARMUP_SHARE
-    """Share of the steps over which the rate rises."""
-    decay: float | None = None
-    """Share of the steps over which it falls; None: the model's recipe, or 0.2; for cosine all
-    behind the warm-up."""
-    beta2: float = BETA2
-    """Of Adam: how slowly it forgets squared gradients."""
-    weight_decay: float | None = None
-    """Decoupled decay of all parameters (AdamW), times the learning rate a step; None:
-    saekit.training.defaults."""
-    clip: float | None = None
-    """Largest norm of the gradient; None: no clipping."""
-    ema: float | None = None
-    """Share that an exponential average of the weights keeps a step: the checkpoint holds that
-    average; None: the last weights."""
-    precision: str = "float32"
-    """float32 | bfloat16: of dense products, for models whose step does not go through
-    saekit_kernels."""
-    normalize: str | None = None
-    """center+scale | scale | none; None: center+scale for hidden states, none for raw data."""
-    target_store: str | None = None
-    """Store whose row-aligned rows are to be reconstructed; None: the input itself."""
-    stores: tuple[str, ...] = ()
-    """More row-aligned stores, read side by side with the first: a crosscoder."""
-    seed: int = 0
-    """Of the first weights, of noise and samples and, unless order_seed is given, of the order of
-    the rows."""
-    order_seed: int | None = None
-    """Of the order of the rows; None: seed. Runs of one order can share a pass (saekit.sweeps)."""
-    backend: str = "auto"
-    device: str = "auto"
-    save_seconds: float = 60.0
-    """Time between train states; saving does not change the run."""
-    log: tuple[str, ...] = ()
-    """Sinks of the metrics besides metrics.jsonl (saekit.training.sinks); they do not change the
-    run."""
+    rows: Annotated[
+        int | None,
+        Doc(
+            "Rows to train on, with repetition (default: 8 epochs, classic models 60). For models"
+            " of grids and sequences: examples.",
+            TRAINING,
+        ),
+    ] = None
+    batch: Annotated[
+        int | None, Doc("Rows per step (default 4,096; fewer on small stores).", TRAINING)
+    ] = None
+    lr: Annotated[
+        float | None, Doc("Peak learning rate of Adam (default: docs/training.md).", TRAINING)
+    ] = None
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Doc("How the learning rate falls at the end, with stages at the end of each.", TRAINING),
+    ] = "linear"
+    warmup: Annotated[float, Doc("Share of the steps with a rising learning rate.", TRAINING)] = (
+        WARMUP_SHARE
+    )
+    decay: Annotated[
+        float | None,
+        Doc(
+            "Share of the steps with a falling learning rate (default 0.2, classic models 0.5;"
+            " cosine: everything after the warm-up).",
+            TRAINING,
+        ),
+    ] = None
+    beta2: Annotated[float, Doc("Adam's decay of squared gradients.", TRAINING)] = BETA2
+    weight_decay: Annotated[
+        float | None,
+        Doc("Decoupled weight decay (AdamW; default 0, classic models 0.01).", TRAINING),
+    ] = None
+    clip: Annotated[
+        float | None, Doc("Clip the gradient norm at this value (default: no clipping).", TRAINING)
+    ] = None
+    ema: Annotated[
+        float | None,
+        Doc("Save an exponential average of the weights with this decay, such as 0.99.", TRAINING),
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Doc("Precision of dense products, for models without kernels of their own.", TRAINING),
+    ] = "float32"
+    normalize: Annotated[
+        Literal["center+scale", "scale", "none"] | None,
+        Doc("Normalization of the rows (default: center+scale; none for raw data).", DATA),
+    ] = None
+    target_store: Annotated[
+        str | Path | None,
+        Doc(
+            "Row-aligned store to reconstruct in place of STORE (transcoder).",
+            DATA,
+            metavar="STORE",
+        ),
+    ] = None
+    stores: Annotated[
+        tuple[str | Path, ...],
+        Doc(
+            "More row-aligned stores, read side by side with STORE (crosscoder).",
+            DATA,
+            metavar="STORE...",
+            flag="store",
+        ),
+    ] = ()
+    seed: Annotated[int, Doc("Seed of initial weights, noise and row order.", RUN)] = 0
+    order_seed: Annotated[
+        int | None, Doc("Seed of the row order only (default: the seed above).", RUN)
+    ] = None
+    backend: Annotated[
+        Literal["auto", "triton", "torch"], Doc("Implementation of the sparse kernels.", RUN)
+    ] = "auto"
+    device: Annotated[str, Doc("auto | cpu | cuda | cuda:N", RUN, metavar="DEVICE")] = "auto"
+    save_seconds: Annotated[
+        float, Doc("Seconds between saved states, from which a run can be resumed.", RUN)
+    ] = 60.0
+    log: Annotated[
+        tuple[str, ...],
+        Doc(
+            "tensorboard | wandb | trackio; with :NAME it uploads.",
+            RUN,
+            metavar="SINK...",
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if self.normalize is not None:
-            check_choice("normalize", self.normalize, NORMALIZE)
+        check(self)
+        if self.target_store is not None:  # texts, as JSON and TOML have them
+            object.__setattr__(self, "target_store", str(self.target_store))
+        object.__setattr__(self, "stores", tuple(map(str, self.stores)))
         check_options(self.model, self.options)
         check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):
@@ -87,7 +135,6 @@ class TrainConfig:
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"{opt('weight_decay', self.weight_decay)} must not be negative")
         self._check_schedule()
-        check_choice("precision", self.precision, PRECISIONS)
         for option, value in (("beta2", self.beta2), ("ema", self.ema)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"{opt(option, value)} must be above 0 and below 1")
@@ -100,21 +147,7 @@ class TrainConfig:
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{opt(option, value)} must be above 0")
 
-    def _check_types(self) -> None:
-        """Config and grid files, and callers, give anything."""
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                continue  # what bounds the option says so
-            try:
-                as_type(value, hint, opt(name))
-            except MisfitError as error:
-                raise UsageError(
-                    str(error), "write numbers without quotes and words with quotes"
-                ) from None
-
     def _check_schedule(self) -> None:
-        check_choice("schedule", self.schedule, SCHEDULES)
         for option, value in (("warmup", self.warmup), ("decay", self.decay)):
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(
@@ -142,20 +175,23 @@ class TrainConfig:
     def from_flat(cls, options: dict[str, Any]) -> TrainConfig:
         """From one flat dict, as flags and config files give it: names that are not the run's own
         are the model's."""
-        run_fields = {f.name for f in dataclasses.fields(cls)} - {"options"}
-        settings = {name: value for name, value in options.items() if name in run_fields}
-        return cls(
-            **settings,
-            options={name: value for name, value in options.items() if name not in run_fields},
-        )
+        return cls().with_options(options)
 
     def with_options(self, options: dict[str, Any]) -> TrainConfig:
-        """The same with other values of some fields or options of the model, by name. Raises
-        UsageError."""
-        run_fields = {f.name for f in dataclasses.fields(self)} - {"options"}
-        changes = {name: value for name, value in options.items() if name in run_fields}
-        model_options = {name: value for name, value in options.items() if name not in run_fields}
-        return dataclasses.replace(self, **changes, options={**self.options, **model_options})
+        """The same with other values of some fields or options of the model, by name; None is the
+        default. Raises UsageError."""
+        own = options_of(type(self))
+        changes = {
+            name: own[name].default if value is None else value
+            for name, value in options.items()
+            if name in own
+        }
+        unset = {name for name, value in options.items() if value is None}
+        model = {name: options[name] for name in options if name not in {*own, *unset}}
+        kept = {name: value for name, value in self.options.items() if name not in unset}
+        if model.keys() & SIZES:  # both say how many latents there are: the later one counts
+            kept = {name: value for name, value in kept.items() if name not in SIZES}
+        return dataclasses.replace(self, **changes, options={**kept, **model})
 
     def flat(self) -> dict[str, Any]:
         """The inverse of from_flat, without what is not set: fit for a config file."""

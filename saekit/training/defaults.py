@@ -1,21 +1,85 @@
-"""What a run does where the user left it open: rows per step, rows in all, learning rate, weight
-decay. Chosen once, stored with it."""
+"""What a run does where the user left it open, chosen once from model and data and stored with it.
+
+`resolve` is the one place where options meet data: `train`, `sweep`, the estimator and a dry run
+all start from its answer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+from saekit_kernels import Backend, resolve_backend
+
+from saekit.device import pick_device
+from saekit.errors import BackendError, DataError, UsageError, opt
+from saekit.models.autoencoder import Autoencoder
+from saekit.models.catalog import build
+from saekit.models.sae import SAE
+from saekit.rows import Rows
+from saekit.store.pair import PairedStore
+from saekit.store.previous import WithPrevious
+from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
 from saekit.training.config import TrainConfig
+from saekit.training.fit import training_units
+from saekit.training.optim import decay_share
 
-if TYPE_CHECKING:
-    from saekit.models.autoencoder import Autoencoder
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run with nothing left open."""
+
+    model: Autoencoder
+    """Untrained."""
+    rows: Rows
+    """What it reads: the rows given, with their target or beside those of more stores."""
+    config: TrainConfig
+    units: int
+    """Training rows, or whole examples for models that take these."""
+    steps: int
+    device: torch.device
+    backend: Backend
+
+
+def resolve(config: TrainConfig, rows: Rows) -> Resolved:
+    """Model, defaults, device and kernels of a run of `config` on `rows`.
+
+    Raises UsageError for options that do not go together, DataError where the rows do not suit
+    the model or are too few for a batch, BackendError for a device or backend that is not there.
+    """
+    if config.normalize is None and not isinstance(rows, Store):
+        config = dataclasses.replace(config, normalize=memory_normalize(config.options))
+    device = pick_device(config.device)
+    source, d_out = _with_target(rows, config)
+    spec = source.spec
+    model = build(
+        config.model, spec.d_in, config.options, spec.shape, d_out, source.parts, config.seed
+    )
+    if model.needs_previous:
+        source = WithPrevious(source)
+    backend = pick_backend(model, config.backend, device)
+    _check_applies(model, config)
+    units = training_units(model, source)
+    config = resolved(config, model, units)
+    assert config.batch is not None and config.rows is not None
+    if model.strategy != "closed_form" and config.batch > units:
+        kind = "rows" if units == rows.count("train") else "examples"
+        raise DataError(
+            f"{opt('batch', config.batch)} is above the {units:,} training {kind} of {rows.path}",
+            opt("batch", max(units // 4, 1)),
+        )
+    steps = max(config.rows // config.batch, 1)
+    return Resolved(model, source, config, units, steps, device, backend)
 
 
 def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig:
-    """The config with batch, rows, lr and weight decay filled in; `units` is the number of training
-    rows (or whole examples)."""
+    """The config with batch, rows, rates and shares filled in, for `units` training rows (or whole
+    examples)."""
     recipe = model.recipe(units)
     return dataclasses.replace(
         config,
@@ -23,6 +87,7 @@ def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig
         rows=config.rows or recipe.rows,
         lr=config.lr or recipe.lr,
         weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
+        decay=decay_share(config, model),
     )
 
 
@@ -30,3 +95,57 @@ def memory_normalize(options: Mapping[str, Any]) -> str:
     """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1,
     except where the model's output is bounded, which gives values in [0, 1]."""
     return "center+scale" if options.get("output", "linear") == "linear" else "none"
+
+
+def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
+    """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises
+    UsageError, BackendError."""
+    if not isinstance(model, SAE):
+        if asked == "triton":
+            raise UsageError(
+                f"{opt('backend', asked)}: this model has no sparse code", f"drop {opt('backend')}"
+            )
+        return Backend("torch", "the model has no sparse code")
+    try:
+        return resolve_backend(asked, device.type)
+    except ValueError as error:  # of the variable that stands in for auto
+        raise UsageError(str(error), option="backend") from None
+    except RuntimeError as error:
+        raise BackendError(f"{opt('backend', asked)}: {error}", opt("backend", "torch")) from None
+
+
+def _with_target(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
+    """(the rows with their target, or side by side with those of more stores; the target's width,
+    0 without one)."""
+    if config.target_store is None and not config.stores:
+        return rows, 0
+    if not isinstance(rows, Store):
+        option = opt("stores" if config.stores else "target_store")
+        raise UsageError(
+            f"{option}: rows in memory cannot be aligned with those of a store",
+            "give the path of a store",
+        )
+    if config.stores:
+        return StackedStore([rows, *(Store(Path(path)) for path in config.stores)]), 0
+    assert config.target_store is not None
+    target = Store(Path(config.target_store))
+    return PairedStore(rows, target), target.spec.d_in
+
+
+def _check_applies(model: Autoencoder, config: TrainConfig) -> None:
+    """Raise UsageError where ema or precision would do nothing, or harm."""
+    closed = model.strategy == "closed_form"
+    if closed and config.ema is not None:
+        raise UsageError(
+            f"{opt('ema', config.ema)}: {opt('model', config.model)} is fitted in one go, there are"
+            " no steps to average",
+            f"drop {opt('ema')}",
+        )
+    if config.precision == "float32":
+        return
+    why = f"{opt('model', config.model)} is fitted in fp64" if closed else ""
+    if model.sparse_kernels:
+        variant = opt("sparsity", model.config.sparsity)
+        why = f"the kernels of {variant} choose their own precision (docs/kernels.md)"
+    if why:
+        raise UsageError(f"{opt('precision', config.precision)}: {why}", f"drop {opt('precision')}")

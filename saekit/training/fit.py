@@ -14,15 +14,16 @@ from saekit_kernels import keep_freed_memory
 
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import Figures, RowSums
+from saekit.models.normalizer import Normalizer
 from saekit.rows import Rows
 from saekit.training.config import TrainConfig
-from saekit.training.inputs import Normalizer, checked, estimate, target_normalizer
+from saekit.training.inputs import BatchNormalizer, checked, estimate, estimate_target
 from saekit.training.loop import Trainer
 from saekit.training.sinks import Sink
 from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
 
 # (mode, seed, device) -> (normalizer, sample)
-Estimate = Callable[[str, int, torch.device], tuple[Normalizer, torch.Tensor]]
+Estimate = Callable[[str, int, torch.device], tuple[BatchNormalizer, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def fit(
         model.fit(normalize(batch).x for batch in batches)
         rows = source.count("train")
         return Fitted(
-            _folded(model, normalize), normalize, 1, rows, rows, time.monotonic() - began, {}
+            _folded(model, normalize), normalize.inputs, 1, rows, rows, time.monotonic() - began, {}
         )
     target_sample = sample
     if source.target is not None:
-        normalize, target_sample = target_normalizer(
+        normalize, target_sample = estimate_target(
             normalize, source, _mode(config, source.target.spec), config.order
         )
     model.initialise_from(sample.cpu(), torch.Generator().manual_seed(config.seed))
@@ -122,7 +123,7 @@ def fit(
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
     return Fitted(
         _folded(model, trainer.normalize),
-        trainer.normalize,
+        trainer.normalize.inputs,
         steps,
         steps * config.batch,
         done,
@@ -152,13 +153,9 @@ def first_rows(batch: ActivationBatch, n: int) -> ActivationBatch:
     )
 
 
-def _folded(model: Autoencoder, normalize: Normalizer) -> dict[str, torch.Tensor]:
-    arguments = (normalize.mean_D, normalize.scale)
-    if normalize.target is not None:
-        arguments = (*arguments, normalize.target)
-    return {
-        name: tensor.detach().cpu().clone() for name, tensor in model.folded(*arguments).items()
-    }
+def _folded(model: Autoencoder, normalize: BatchNormalizer) -> dict[str, torch.Tensor]:
+    tensors = model.folded(normalize.inputs, normalize.targets)
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def holdout_figures(

@@ -1,37 +1,41 @@
-"""From stored rows to training inputs: x~ = (x - mean) * scale with E||x~||^2 = D, estimated on
-training rows only."""
+"""From stored batches to training batches: normalized rows, by statistics of training rows only,
+and a check that every row is finite."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from saekit.errors import NumericsError, opt
+from saekit.models.normalizer import Normalizer, Scale
 from saekit.rows import Rows
-from saekit.types import ActivationBatch
+from saekit.store.reader import Store
+from saekit.types import ActivationBatch, Split
 
 STATISTICS_ROWS = 262_144
-# root mean square of a raw dimension, beyond which a run says so
+# A run warns when the root mean square of a raw dimension is outside of these.
 LARGE_VALUES, SMALL_VALUES = 5.0, 1e-3
 SAMPLE_ROWS = 16_384  # for the geometric median and the first scale of the encoder
 
 
 @dataclass(frozen=True)
 class Spread:
+    """Moments of what a run reconstructs, after normalization."""
+
     mean_D: torch.Tensor
     variance: float
     """Mean of ||x - mean||^2."""
     raw: bool = False
-    """Whether neither mean nor scale were taken out."""
+    """Whether the rows are not normalized."""
 
     @property
     def advice(self) -> str | None:
-        """For rows that are trained on as they are, and are far from the size that rates and first
-        weights are chosen for."""
+        """A warning about rows that are not normalized, and whose size is far from the one that
+        learning rates and first weights are chosen for; else None."""
         D = len(self.mean_D)
         size = (float(self.mean_D.square().sum()) + self.variance) / D
         if not self.raw or SMALL_VALUES**2 <= size <= LARGE_VALUES**2:
@@ -44,143 +48,136 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Normalizer:
-    mean_D: torch.Tensor
-    scale: float | torch.Tensor
-    """One for all, or (D,) where a row holds several hooks, each with its own."""
-    target: tuple[torch.Tensor, float | torch.Tensor] | None = None
-    """Mean and scale of the target's rows, where that is another store."""
-    spread: Spread | None = None
-    """Of what is to be reconstructed, normalised; None in a run that goes on from a state."""
+class BatchNormalizer:
+    """Stored batches -> training batches, fp32, on the device of the mean."""
 
-    def scales(self, parts: Sequence[int] = ()) -> float | list[float]:
-        """The scale, or those of the hooks side by side, one for each of the widths `parts`, for a
-        file."""
-        if not torch.is_tensor(self.scale):
-            return self.scale
-        return [float(part[0]) for part in self.scale.split(list(parts))]
+    inputs: Normalizer
+    targets: Normalizer | None = None
+    """Of the target's rows, where that is another store."""
+    spread: Spread | None = None
+    """Of what is reconstructed, normalized; None in a run that goes on from a state."""
 
     def __call__(self, batch: ActivationBatch) -> ActivationBatch:
-        """The batch with x and target normalised, fp32, on the device of the mean. Padding is zero
-        again."""
-        device = self.mean_D.device
-        mask = None if batch.mask is None else batch.mask.to(device)
-        x = _normalised(batch.x, self.mean_D, self.scale, mask)
-        target = None if batch.target is None else _normalised(batch.target, *self.target, mask)
-        previous = (
-            None
-            if batch.previous is None
-            else _normalised(batch.previous, self.mean_D, self.scale, None)
-        )
+        """x, previous rows and target normalized; padding is zero again."""
+        mask = None if batch.mask is None else batch.mask.to(self.inputs.mean_D.device)
+        x = _normalized(batch.x, self.inputs, mask)
+        target, previous = batch.target, batch.previous
+        if target is not None:
+            assert self.targets is not None, "the run has no target"
+            target = _normalized(target, self.targets, mask)
+        if previous is not None:
+            previous = _normalized(previous, self.inputs)
         return dataclasses.replace(batch, x=x, mask=mask, target=target, previous=previous)
 
 
-def _normalised(
-    x: torch.Tensor, mean_D: torch.Tensor, scale: float | torch.Tensor, mask: torch.Tensor | None
+def _normalized(
+    x: torch.Tensor, normalizer: Normalizer, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
+    device = normalizer.mean_D.device
     # from pinned memory the copy does not wait for the work in flight
-    if mean_D.device.type == "cuda":
-        x = x.pin_memory().to(mean_D.device, non_blocking=True)
-    x = x.to(mean_D.device, torch.float32, copy=True).sub_(mean_D).mul_(scale)
+    if device.type == "cuda":
+        x = x.pin_memory().to(device, non_blocking=True)
+    x = normalizer.apply_(x.to(device, torch.float32, copy=True))
     return x if mask is None else x.mul_(mask[..., None])
-
-
-def target_normalizer(
-    normalize: Normalizer, source: Rows, mode: str, seed: int
-) -> tuple[Normalizer, torch.Tensor]:
-    """The same with the target's mean and scale, estimated as those of x, and a sample (S,D_out) of
-    normalised rows of the target."""
-    batches = (
-        dataclasses.replace(batch, x=batch.target, target=None)
-        for batch in source.batches(*_order(source, seed))
-    )
-    mean, scale, sample, spread = _statistics(source.target, batches, mode)
-    device = normalize.mean_D.device
-    target = Normalizer(mean.float().to(device), _on(scale, device))
-    made = dataclasses.replace(normalize, target=(target.mean_D, target.scale), spread=spread)
-    return made, torch.cat([target(batch).x for batch in sample])
 
 
 def estimate(
     source: Rows, mode: str, seed: int, device: torch.device
-) -> tuple[Normalizer, torch.Tensor]:
-    """(normalizer, sample (S,D) of normalised training rows), from the first shuffled training
-    rows, at most STATISTICS_ROWS.
-
-    Raises NumericsError, naming shard and row, when one of them is not finite.
+) -> tuple[BatchNormalizer, torch.Tensor]:
+    """(normalizer, sample (S,D) of normalized training rows), from the first shuffled training
+    rows, at most STATISTICS_ROWS. Raises NumericsError, naming shard and row, for one that is not
+    finite.
     """
-    mean, scale, sample, spread = _statistics(source, source.batches(*_order(source, seed)), mode)
-    normalizer = Normalizer(mean.float().to(device), _on(scale, device), spread=spread)
-    return normalizer, torch.cat([normalizer(batch).x for batch in sample])
+    batches = source.batches(*_order(source, seed))
+    inputs, sample, spread = _statistics(source, batches, mode)
+    inputs = inputs.to(device)
+    rows_SD = torch.cat([_normalized(x, inputs) for x in sample])
+    return BatchNormalizer(inputs, spread=spread), rows_SD
 
 
-def _on(scale: float | torch.Tensor, device: torch.device) -> float | torch.Tensor:
-    return scale.to(device, torch.float32) if torch.is_tensor(scale) else scale
+def estimate_target(
+    normalize: BatchNormalizer, source: Rows, mode: str, seed: int
+) -> tuple[BatchNormalizer, torch.Tensor]:
+    """The same with a normalizer of the target, estimated as that of x, and a sample (S,D_out) of
+    normalized rows of the target."""
+    assert source.target is not None
+    batches = (
+        dataclasses.replace(batch, x=batch.target, target=None)
+        for batch in source.batches(*_order(source, seed))
+    )
+    targets, sample, spread = _statistics(source.target, batches, mode)
+    targets = targets.to(normalize.inputs.mean_D.device)
+    rows_SD = torch.cat([_normalized(x, targets) for x in sample])
+    return dataclasses.replace(normalize, targets=targets, spread=spread), rows_SD
 
 
-def scale_from(saved: torch.Tensor, device: torch.device) -> float | torch.Tensor:
+def store_normalizer(store: Store, device: torch.device) -> Normalizer:
+    """From the statistics of a whole store; the training rows that `estimate` reads are a sample of
+    these."""
+    mean_D, std_D = (
+        torch.tensor(store.stats[name], dtype=torch.float64) for name in ("mean", "std")
+    )
+    return Normalizer.from_moments(mean_D, std_D.square()).to(device)
+
+
+def scale_from(saved: torch.Tensor, device: torch.device) -> Scale:
     """The scale of a Normalizer as a train state holds it, in fp64."""
-    return _on(saved, device) if saved.ndim else saved.item()
+    return saved.to(device, torch.float32) if saved.ndim else saved.item()
 
 
-def _order(source: Rows, seed: int) -> tuple:
+def _order(source: Rows, seed: int) -> tuple[int, int, int, Split]:
     """Arguments of `batches`: shuffled training rows, whatever the layout."""
     return min(8192, STATISTICS_ROWS, source.count("train")), seed, 0, "train"
 
 
-def _statistics(store: Rows, batches: Iterator[ActivationBatch], mode: str):
-    """(mean (D,) fp64, scale (a float, or (D,) with one value for each of the store's parts), the
-    first batches, the Spread of what is scaled). Sums are of x - shift, the first batch's mean,
-    lest a mean far from 0 drown the variance."""
-    n = store.count("train")
-    left = min(STATISTICS_ROWS, n)
-    total, squares, seen, sample, shift = 0.0, 0.0, 0, [], None  # squares (D,)
+def _statistics(
+    store: Rows, batches: Iterable[ActivationBatch], mode: str
+) -> tuple[Normalizer, list[torch.Tensor], Spread]:
+    """(normalizer in fp64 on the CPU, with a scale for each of the store's parts; the first raw
+    rows, in batches; the Spread of what is scaled).
+
+    Sums are of x - shift, the first batch's mean: a mean far from 0 would drown the variance.
+    """
+    needed = min(STATISTICS_ROWS, store.count("train"))
+    D = store.spec.d_in
+    sums_D, squares_D = torch.zeros(2, D, dtype=torch.float64)
+    shift_D: torch.Tensor | None = None
+    sample: list[torch.Tensor] = []
+    rows = 0
+    # One pass: sums, and the first rows as the sample.
     for batch in batches:
         check_rows(store, batch)
-        batch = ActivationBatch(
-            batch.x[: left - seen].float(),
-            batch.doc_id,
-            batch.example_id,
-            batch.position,
-            rows=batch.rows,
-        )
-        x = batch.x.double()
-        shift = x.mean(0) if shift is None else shift
-        x = x - shift
-        total, squares, seen = total + x.sum(0), squares + x.square().sum(0), seen + len(x)
-        if seen <= max(SAMPLE_ROWS, len(x)):
-            sample.append(batch)
-        if seen >= left:
+        raw = batch.x[: needed - rows].float()
+        x = raw.double()
+        shift_D = x.mean(0) if shift_D is None else shift_D
+        x = x - shift_D
+        sums_D, squares_D, rows = sums_D + x.sum(0), squares_D + x.square().sum(0), rows + len(x)
+        if rows <= max(SAMPLE_ROWS, len(x)):
+            sample.append(raw)
+        if rows >= needed:
             break
-    true_mean = shift + total / seen
-    variance_D = squares / seen - (total / seen).square()
+    assert shift_D is not None, "there are no training rows"
+    # What is subtracted, and the mean squares of what is scaled.
+    true_mean_D = shift_D + sums_D / rows
+    variance_D = squares_D / rows - (sums_D / rows).square()
     centered = mode == "center+scale"
-    mean = true_mean if centered else torch.zeros_like(total)
-    # mean squares of what is scaled
-    left_D = variance_D if centered else variance_D + true_mean.square()
-    widths = store.parts or (len(mean),)
-    scales = [
-        (width / float(part.sum())) ** 0.5 if mode != "none" and part.sum() > 0 else 1.0
-        for width, part in zip(widths, left_D.split(widths))
-    ]
-    scale = (
-        scales[0]
-        if len(scales) == 1
-        else torch.tensor(scales).repeat_interleave(torch.tensor(widths))
+    mean_D = true_mean_D if centered else torch.zeros_like(sums_D)
+    square_D = variance_D if centered else variance_D + true_mean_D.square()
+    if mode == "none":
+        square_D = torch.ones_like(square_D)  # a scale of 1
+    normalizer = Normalizer.from_moments(mean_D, square_D, store.parts)
+    # The moments of normalized rows.
+    if centered and all(part.sum() > 0 for part in square_D.split(list(store.parts or (D,)))):
+        return normalizer, sample, Spread(torch.zeros_like(mean_D), float(D))
+    scale = torch.as_tensor(normalizer.scale, dtype=torch.float64)
+    spread = Spread(
+        (true_mean_D - mean_D) * scale, float((variance_D * scale.square()).sum()), mode == "none"
     )
-    if centered and all(part.sum() > 0 for part in left_D.split(widths)):
-        spread = Spread(torch.zeros_like(mean), float(len(mean)))
-    else:
-        spread = Spread(
-            (true_mean - mean) * scale,
-            float((variance_D * torch.as_tensor(scale, dtype=torch.float64).square()).sum()),
-            mode == "none",
-        )
-    return mean, scale, sample, spread
+    return normalizer, sample, spread
 
 
 def checked(store: Rows, batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
-    """The same batches, each looked through for NaN and inf."""
+    """The same batches, each checked for NaN and inf."""
     for batch in batches:
         check_rows(store, batch)
         yield batch
@@ -192,23 +189,24 @@ def check_rows(store: Rows, batch: ActivationBatch) -> None:
 
 
 def peaks(batch: ActivationBatch) -> list[torch.Tensor]:
-    """(B,) of x and, where there is one, of the target: the largest magnitude in each row or
+    """(B,) for x and, where there is one, for the target: the largest magnitude in each row or
     example, NaN and inf included."""
     values = [batch.x] if batch.target is None else [batch.x, batch.target]
     return [torch.linalg.vector_norm(x.float().flatten(1), torch.inf, dim=1) for x in values]
 
 
-def check_peaks(store: Rows, rows: torch.Tensor | None, found: list[torch.Tensor]) -> None:
-    """The same, of rows known by number and `peaks`; rows None: those of a running model, which no
-    shard holds."""
-    for source, peak_B in zip((store, store.target), found):
+def check_peaks(store: Rows, rows: torch.Tensor | None, row_peaks: Iterable[torch.Tensor]) -> None:
+    """The same for rows known by their numbers and `peaks`. Rows None: they come from a running
+    model, and no shard holds them."""
+    for source, peak_B in zip((store, store.target), row_peaks):
+        assert source is not None
         bad = (~peak_B.isfinite()).nonzero()[:, 0]
         if len(bad) and rows is None:
             raise NumericsError(
                 f"NaN or inf in the data: {source.spec.model} at {source.spec.hook}",
                 f"harvest another {opt('hook')}",
             )
-        if len(bad):
+        if len(bad) and rows is not None:
             stored = isinstance(source.path, Path)
             hint = (
                 f"harvest that store again with {opt('overwrite', True)}"

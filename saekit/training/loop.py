@@ -1,60 +1,54 @@
-"""The gradient loop: one for every model. It knows an `Autoencoder`, a source of rows, and what a
-resume needs."""
+"""The gradient loop: one for every model. It knows an `Autoencoder` and a source of rows."""
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from saekit.errors import BackendError, NumericsError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
-from saekit.training.dead import RESAMPLED, DeadTracker, dead_rows, resampling_steps, revive_rows
-from saekit.training.inputs import Normalizer, check_peaks, peaks, scale_from
-from saekit.training.logging import MetricsFile
-from saekit.training.optim import (
-    adam_tensors,
-    decay_share,
-    make_adam,
-    need_like,
-    products_in_bfloat16,
-    reset_moments,
-    restore_adam,
-    schedule,
+from saekit.training.dead import (
+    DeadTracker,
+    dead_rows,
+    resample,
+    resampling_steps,
+    revive_rows,
 )
+from saekit.training.divergence import PendingLosses
+from saekit.training.inputs import BatchNormalizer
+from saekit.training.logging import MetricsFile
+from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
 from saekit.training.sinks import Sink
+from saekit.training.state import restore_state, state_of
 from saekit.training.step import apply_gradients, take_step
-from saekit.typed import as_type
 from saekit.types import ActivationBatch, LossTerms, Progress, Stage, Step
 
 LOGS = 200  # lines of metrics in a run
-# Steps between looks at the device: whether losses were finite and which latents are dead. Reading
-# either makes the host wait for all work in flight, which costs nothing on a CPU.
-LOOK_EVERY = {"cpu": 1}
-LOOK_EVERY_ON_DEVICE = 32
-LOOKS = 200  # in a run at least, as L0 is steered then
-COMPARISONS = 20  # in a run: how often a model that steers its L0 is shown a batch of held-out rows
+# Steps between polls of the device: were losses finite, and which latents are dead? Reading either
+# makes the host wait for all work in flight, which costs nothing on a CPU.
+POLL_EVERY = {"cpu": 1}
+POLL_EVERY_ON_DEVICE = 32
+POLLS = 200  # in a run, at least: L0 is controlled at each of them
+COMPARISONS = 20  # in a run: how often a model that controls its L0 is shown held-out rows
 
 
 class Trainer:
-    """A run in progress. `step` counts finished steps; the rows used so far are step * batch."""
+    """A run in progress. `step` counts finished steps; step * batch rows were used so far."""
 
     def __init__(
         self,
         model: Autoencoder,
         store: Rows,
-        normalize: Normalizer,
+        normalize: BatchNormalizer,
         config: TrainConfig,
         total: int,
         out: Path | None,
@@ -62,236 +56,158 @@ class Trainer:
         examples: bool = False,
         backend: str = "torch",
     ) -> None:
-        """`out` None: no state and no metrics are written. `sample`: normalised rows, for models
-        that look at some between stages. `examples`: the model takes whole examples, and a batch
-        counts these."""
-        self.model, self.store, self.normalize, self.config, self.total, self.out = (
-            model,
-            store,
-            normalize,
-            config,
-            total,
-            out,
-        )
+        """`config` is resolved (saekit.training.defaults). `out` None: no state and no metrics are
+        written. `sample`: normalized rows, for models that use some between stages. `examples`: the
+        model takes whole examples, and a batch counts these."""
+        assert config.batch is not None and config.lr is not None, "the config is not resolved"
+        self.model, self.store, self.normalize, self.config = model, store, normalize, config
+        self.total, self.out = total, out
+        self.batch, self.lr = config.batch, config.lr
         self.sample, self.examples, self.backend = sample, examples, backend
         self.step = 0
-        self.dead_order: torch.Tensor | None = None  # latents to revive, longest idle first
+        # optimizer, average of the weights, random numbers
         self.names = [name for name, _ in model.named_parameters()]
-        self.optimizer = make_adam(model, config.lr, config.weight_decay or 0.0, config.beta2)
+        self.optimizer = make_adam(model, self.lr, config.weight_decay or 0.0, config.beta2)
         self.average = None if config.ema is None else Average(config.ema)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
-        n = store.count("train", examples)
-        device = normalize.mean_D.device
-        self.dead = None
-        if model.active_above is not None:
-            self.dead = DeadTracker(
-                model.latents, dead_rows(n), revive_rows(n, total * config.batch), device
-            )
-        self.resample_at = resampling_steps(total) if model.resamples else set()
         self.stages = model.stages(total)
         self.decay = decay_share(config, model)
-        self.look_every = LOOK_EVERY.get(
-            device.type, min(LOOK_EVERY_ON_DEVICE, max(total // LOOKS, 1))
-        )
+        # dead latents
+        rows = store.count("train", examples)
+        device = normalize.inputs.mean_D.device
+        self.dead: DeadTracker | None = None
+        self.dead_order: torch.Tensor | None = None
+        """Latents to revive, those idle for longest first."""
+        if model.active_above is not None:
+            revive = revive_rows(rows, total * self.batch)
+            self.dead = DeadTracker(model.latents, dead_rows(rows), revive, device)
+        self.resample_at = resampling_steps(total) if model.resamples else set()
+        # how often the device is polled, and held-out rows are compared
+        by_length = min(POLL_EVERY_ON_DEVICE, max(total // POLLS, 1))
+        self.poll_every = POLL_EVERY.get(device.type, by_length)
         compares = model.compares and store.count("holdout") > 0
         self.comparisons = min(COMPARISONS, total) if compares else 0
         self.held_out: Iterator[ActivationBatch] | None = None
-        # Steps whose loss has not been looked at: number, rows in the store, their peaks, and the
-        # terms.
-        self.unseen: list[
-            tuple[int, torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]
-        ] = []
-
-    # -- state
-    # ----------------------------------------------------------------------------------------------
+        self.pending = PendingLosses()
 
     def save(self) -> None:
-        if self.out is None:
-            return
-        tensors = self._tensors() | adam_tensors(self.optimizer, self.names)
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
-        if self.dead_order is not None:
-            tensors["dead_order"] = self.dead_order
-        state = {"step": self.step, "model": self.model.run_state()}
-        if self.average is not None:
-            state["averaged"] = self.average.count
-        write_train_state(self.out, tensors, state)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """What a state holds of one shape from the first step to the last."""
-        tensors = {
-            f"model.{name}": value.detach() for name, value in self.model.state_dict().items()
-        }
-        tensors |= {"mean": self.normalize.mean_D, "generator": self.generator.get_state()}
-        tensors["scale"] = torch.as_tensor(self.normalize.scale, dtype=torch.float64)
-        if self.dead is not None:
-            tensors["idle"] = self.dead.idle
-        if self.normalize.target is not None:
-            tensors["target_mean"] = self.normalize.target[0]
-            tensors["target_scale"] = torch.as_tensor(self.normalize.target[1], dtype=torch.float64)
-        return tensors
+        if self.out is not None:
+            write_train_state(self.out, *state_of(self))
 
     def restore(self) -> None:
-        """Continue from the last saved state, if there is one."""
-        saved = None if self.out is None else read_train_state(self.out)
-        if saved is None:
+        """Continue from the last saved state, if there is one. Raises DataError for a damaged
+        one."""
+        if self.out is None or (saved := read_train_state(self.out)) is None:
             return
         try:
-            self._continue_from(*saved)
+            restore_state(self, *saved)
         except (RuntimeError, ValueError) as error:
             raise damaged_state(self.out, error) from error
 
-    def _continue_from(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        self.step = as_type(state.get("step"), int, "step")
-        if not 0 <= self.step <= self.total:
-            raise ValueError(f"step is {self.step} of {self.total}")
-        need_like(tensors, self._tensors())
-        if self.average is not None and as_type(state.get("averaged"), int, "averaged"):
-            floats = {
-                name: value
-                for name, value in self.model.state_dict().items()
-                if value.is_floating_point()
-            }
-            need_like(tensors, {f"average.{name}": value for name, value in floats.items()})
-        if "dead_order" in tensors:
-            order, latents = tensors["dead_order"], torch.arange(self.model.latents)
-            if (
-                order.dtype != torch.int64
-                or order.dim() != 1
-                or not torch.isin(order, latents).all()
-            ):
-                raise ValueError("dead_order names latents that there are not")
-        if known := as_type(state.get("model"), dict[str, Any], "model"):
-            self.model.continue_from(known)
-        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        restore_adam(self.optimizer, self.names, tensors)
-        self.generator.set_state(tensors["generator"])
-        device = self.normalize.mean_D.device
-        target = (
-            (tensors["target_mean"].to(device), scale_from(tensors["target_scale"], device))
-            if "target_mean" in tensors
-            else None
-        )
-        self.normalize = Normalizer(
-            tensors["mean"].to(device), scale_from(tensors["scale"], device), target
-        )
-        if self.average is not None:
-            averaged = {n[8:]: t.to(device) for n, t in tensors.items() if n.startswith("average.")}
-            self.average.restore(state["averaged"], averaged)
-        if self.dead is not None:
-            self.dead.idle.copy_(tensors["idle"])
-            self.dead_order = tensors.get("dead_order", self.dead.dead()).to(device)
-
     # -- the loop
-    # ----------------------------------------------------------------------------------------------
 
     def run(
         self,
         progress: Callable[[Progress], None],
         sinks: Callable[[int], list[Sink]] = lambda _: [],
     ) -> float:
-        """Train to the end; the seconds spent in steps. On SIGINT or SIGTERM the state is saved and
-        KeyboardInterrupt raised."""
+        """Train to the end; returns the seconds spent in steps. On SIGINT or SIGTERM the state is
+        saved and KeyboardInterrupt raised."""
         metrics = None if self.out is None else MetricsFile(self.out / "metrics.jsonl", self.step)
-        opened = [] if metrics is None else [metrics, *sinks(self.step)]
+        outputs = [] if metrics is None else [metrics, *sinks(self.step)]
 
         def save() -> None:
+            self.pending.check(self.store)
             if metrics is not None:
                 metrics.sync()
             self.save()
 
-        every = max(self.total // LOGS, 1)
+        log_every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
         batches = self.store.batches(
-            self.config.batch,
-            self.config.order,
-            self.step * self.config.batch,
-            "train",
-            self.examples,
+            self.batch, self.config.order, self.step * self.batch, "train", self.examples
         )
         with ExitStack() as closing, deferred_interrupt() as interrupted:
-            for sink in opened:  # closed last, when a second SIGINT can end a wait for the network
-                closing.callback(sink.close)
+            # closed last, when a second SIGINT can end a wait for the network
+            for output in outputs:
+                closing.callback(output.close)
             for raw in batches:
                 if self.step >= self.total or interrupted():
                     break
                 batch, terms = self.train_step(raw)
                 now = time.monotonic()
-                if self.step % every == 0 or self.step == self.total:
-                    rate = (self.step - logged) * self.config.batch / max(now - last_log, 1e-9)
+                # a line of metrics
+                if self.step % log_every == 0 or self.step == self.total:
+                    rate = (self.step - logged) * self.batch / max(now - last_log, 1e-9)
                     figures = self.figures(batch, terms) | {"rows_per_s": round(rate, 1)}
-                    for sink in opened:
-                        sink.write(figures)
-                    rows = self.step * self.config.batch
-                    progress(
-                        Progress("train", rows, self.total * self.config.batch, figures=figures)
-                    )
+                    for output in outputs:
+                        output.write(figures)
+                    rows, all_rows = self.step * self.batch, self.total * self.batch
+                    progress(Progress("train", rows, all_rows, figures=figures))
                     last_log, logged = now, self.step
+                # a state; saving takes at most a twentieth of the time, however large it is
                 if now - last_save >= save_every:
-                    self._check()
                     save()
                     last_save = time.monotonic()
-                    # Saving never takes more than a twentieth of the time, however large the state.
                     save_every = max(save_every, 20 * (last_save - now))
-            self._check()
             save()
             seconds = time.monotonic() - began  # waiting for an upload is not training
-        if interrupted() or self.step < self.total:  # a source of rows without end was stopped
+        if interrupted() or self.step < self.total:  # an endless source of rows was stopped
             raise KeyboardInterrupt
         return seconds
 
     @property
     def at(self) -> Step:
-        """What the model is told of the coming step."""
+        """What the model is told about the coming step."""
         return Step(self.step, self.total, self.config.seed, self.dead_order, self.backend)
 
     def train_step(self, raw: ActivationBatch) -> tuple[ActivationBatch, LossTerms]:
+        """One step on a stored batch, and what follows it: (the normalized batch, its loss)."""
+        # loss and update
         batch, stage = self.normalize(raw), self._stage()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * self._factor(stage)
+            group["lr"] = self.lr * self._factor(stage)
         terms = self._take_step(batch)
         self.step += 1
-        values = {"total": terms.total, **terms.terms, **terms.metrics}
-        self.unseen.append(
-            (
-                self.step,
-                raw.rows,
-                peaks(batch),
-                {name: value.detach() for name, value in values.items()},
-            )
-        )
-        looks = self.step % self.look_every == 0
-        if looks:
-            self._check()
-        if self.dead is not None and terms.fired is not None:  # a stage of pretraining has no code
-            self.dead.update(terms.fired, len(batch.x))
-            resamples = self.step in self.resample_at
-            if looks or resamples:
-                self.dead_order = self.dead.dead()
-            if looks and self._compares():
-                self._compare()
-            if looks:
-                self.model.observe(float(self.dead.l0), self.at)
-            if resamples and len(self.dead_order):
-                self._resample(batch)
-        if self.average is not None:  # last, since steering and resampling change weights too
+        # what only a poll of the device tells: NaN, dead latents, L0
+        self.pending.add(self.step, batch, terms)
+        polls = self.step % self.poll_every == 0
+        if polls:
+            self.pending.check(self.store)
+        if self.dead is not None and terms.fired is not None:  # pretraining stages have no code
+            self._follow_latents(self.dead, terms.fired, batch, polls)
+        # last, since control and resampling change weights too
+        if self.average is not None:
             self.average.update(self.model)
         return batch, terms
 
-    def _compares(self) -> bool:
-        return self._compared(self.step) > self._compared(self.step - self.look_every)
+    def _follow_latents(
+        self, dead: DeadTracker, fired_F: torch.Tensor, batch: ActivationBatch, polls: bool
+    ) -> None:
+        """Count idle latents; at a poll tell the model of L0 and show it held-out rows; resample
+        dead latents when it is time."""
+        dead.update(fired_F, len(batch.x))
+        resamples = self.step in self.resample_at
+        if polls or resamples:
+            self.dead_order = dead.dead()
+        if polls and self._comparisons(self.step) > self._comparisons(self.step - self.poll_every):
+            self._compare()
+        if polls:
+            self.model.observe(float(dead.l0), self.at)
+        if resamples and self.dead_order is not None and len(self.dead_order):
+            resample(self.model, dead, self.optimizer, batch, self.generator, self.at)
+            self.dead_order = dead.dead()
 
-    def _compared(self, step: int) -> int:
-        """How many comparisons there are in so many steps."""
+    def _comparisons(self, step: int) -> int:
+        """How many comparisons with held-out rows there are in so many steps."""
         return step * self.comparisons // self.total
 
     def _compare(self) -> None:
         if self.held_out is None:
-            start = (self._compared(self.step) - 1) * self.config.batch
-            self.held_out = self.store.batches(
-                self.config.batch, self.config.order, start, "holdout"
+            start = (self._comparisons(self.step) - 1) * self.batch
+            self.held_out = iter(
+                self.store.batches(self.batch, self.config.order, start, "holdout")
             )
         self.model.compare(self.normalize(next(self.held_out)).x, self.at)
 
@@ -308,15 +224,15 @@ class Trainer:
     def _take_step(self, batch: ActivationBatch) -> LossTerms:
         if self.config.precision == "float32":
             return take_step(self.model, self.optimizer, batch, self.at, self.config.clip)
-        # not the backward pass: a product's gradient knows its precision
+        # without the backward pass: a product's gradient has the precision of the product
         with products_in_bfloat16(batch.x.device):
             terms = self.model.loss(batch, self.at)
         apply_gradients(self.model, self.optimizer, terms, self.config.clip)
         return terms
 
     def _stage(self) -> Stage:
-        """The stage of the coming step. Entering one tells the model and forgets the moments and
-        the average, which belong to another loss."""
+        """The stage of the coming step. At its first step the model is told, and the moments and
+        the average, which belong to another loss, are reset."""
         stage = next(stage for stage in self.stages if stage.start <= self.step < stage.stop)
         if self.step == stage.start and self.average is not None:
             self.average.restart()
@@ -325,55 +241,30 @@ class Trainer:
             self.optimizer.state.clear()
         return stage
 
-    def _resample(self, batch: ActivationBatch) -> None:
-        latents = self.dead_order[: max(round(RESAMPLED * len(batch.x)), 1)]
-        self.model.resample(latents, batch, self.generator, self.at)
-        reset_moments(self.optimizer, latents, self.model.latents, self.model.by_output)
-        self.dead.idle[latents] = 0
-        self.dead_order = self.dead.dead()
-
-    def _check(self) -> None:
-        """Raise for the first step since the last look whose loss was not finite (bad data, or a
-        run that diverged) or not exact."""
-        seen, self.unseen = self.unseen, []
-        hint = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
-        for step, rows, found, values in seen:
-            if not math.isfinite(values["total"].item()):
-                check_peaks(self.store, rows, found)
-                bad = [
-                    f"{name} is {value.item()}"
-                    for name, value in values.items()
-                    if not math.isfinite(value.item())
-                ]
-                raise NumericsError(f"the loss diverged at step {step}: {bad[-1]}", hint)
-            if values.get("lost_rows", 0) > 0:
-                lost = int(values["lost_rows"])
-                raise BackendError(
-                    f"step {step}: {lost} rows had more active latents than the sparse kernels"
-                    " hold",
-                    opt("backend", "torch"),
-                )
+    # -- figures
 
     def dead_share(self) -> float | None:
-        """Share of dead latents; None while fewer rows have been seen than a latent may be silent
-        for."""
-        # pretraining has no code to look at
-        seen = (self.step - self.stages[-1].start) * self.config.batch
-        return self.dead.share() if seen >= self.dead.threshold else None
+        """Share of dead latents; None until as many rows were seen as make a latent dead, and for
+        dense codes."""
+        # pretraining has no code
+        seen = (self.step - self.stages[-1].start) * self.batch
+        return self.dead.share() if self.dead is not None and seen >= self.dead.threshold else None
 
-    def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float]:
-        """What a line of metrics.jsonl holds; fvu is that of this batch."""
-        figures = {
+    def figures(self, batch: ActivationBatch, terms: LossTerms) -> dict[str, float | None]:
+        """The values of a line of metrics.jsonl; fvu is that of this batch."""
+        figures: dict[str, float | None] = {
             "step": self.step,
-            "rows": self.step * self.config.batch,
+            "rows": self.step * self.batch,
             "loss": terms.total.item(),
         }
-        figures |= {name: value.item() for name, value in (terms.terms | terms.metrics).items()}
-        error = figures.get("squared_error", figures.get("reconstruction"))
-        if error is not None:  # a stage of pretraining reconstructs something else
+        values = {name: value.item() for name, value in (terms.terms | terms.metrics).items()}
+        figures |= values
+        # fvu; a pretraining stage reconstructs something else than rows
+        error = values.get("squared_error", values.get("reconstruction"))
+        if error is not None:
             x = batch.x if batch.target is None else batch.target
-            # a mean far from 0
-            x = (x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]).double()
+            x = x.reshape(-1, x.shape[-1]) if batch.mask is None else x[batch.mask]
+            x = x.double()  # the mean may be far from 0
             figures["fvu"] = error / max((x - x.mean(0)).square().sum(1).mean().item(), 1e-12)
         if self.dead is not None:
             figures |= {"l0": float(self.dead.l0), "dead": self.dead_share()}
@@ -382,8 +273,8 @@ class Trainer:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in mid-step could not
-    be resumed bit for bit."""
+    """Let a step finish before SIGINT or SIGTERM takes effect: a state saved in the middle of a
+    step could not be resumed bit for bit. Yields a function that tells whether a signal came."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from saekit.training.config import TrainConfig
 
 WARMUP_SHARE, DECAY_SHARE, BETA2 = 0.05, 0.2, 0.999
-PRECISIONS = ("float32", "bfloat16")
 
 # The factor on the peak rate by what is left of the fall, from 1 (it begins) down to one step.
 SCHEDULES: dict[str, Callable[[float], float]] = {

@@ -9,32 +9,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
-from saekit_kernels import Backend, resolve_backend
-
-from saekit.device import pick_device
-from saekit.errors import BackendError, DataError, NumericsError, UsageError, check_choice, opt
+from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import build, flags_of, options_of, restore
-from saekit.models.sae import SAE
+from saekit.models.catalog import every_option, model_options, restore
+from saekit.options import Overwrite, Resume, keywords
 from saekit.rows import Rows
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
 from saekit.store.files import read_json, write_config, write_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
 from saekit.store.opening import RowsLike, open_rows
-from saekit.store.pair import PairedStore
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore
 from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
-from saekit.training.defaults import memory_normalize, resolved
-from saekit.training.fit import Estimate, fit, holdout_figures, training_units
-from saekit.training.optim import BETA2, WARMUP_SHARE, decay_share
+from saekit.training.defaults import resolve
+from saekit.training.fit import Estimate, fit, holdout_figures
+from saekit.training.keywords import TrainKeywords
 from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
 
@@ -79,16 +74,17 @@ class TrainPlan:
     backend: str
 
 
+@keywords(TrainConfig, more=every_option())
 def train(
     rows: RowsLike,
     /,
     out: str | Path | None = None,
     *,
     config: TrainConfig | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
-    **options: Any,
+    **options: Unpack[TrainKeywords],
 ) -> TrainResult:
     """Train one autoencoder on rows; with `out`, write a checkpoint folder. The model acts on raw
     rows.
@@ -118,56 +114,32 @@ def train(
     is an `out`.
     """
     config = (config or TrainConfig()).with_options(options)
+    return prepare(rows, out, config).execute(resume, overwrite, progress)
+
+
+def prepare(
+    rows: RowsLike, out: str | Path | None = None, config: TrainConfig | None = None
+) -> TrainRun:
+    """A run that has not begun: its `plan()` says what it would do, `execute()` does it. `rows`,
+    `out`, `config` and what is raised: as for `train`."""
+    config = config or TrainConfig()
     source = open_rows(rows)
-    # a run records the first store, and the others as an option
-    if isinstance(source, StackedStore):
+    if isinstance(source, StackedStore):  # a run records the first store, the others as an option
         source, *others = source.sources
-        config = dataclasses.replace(
-            config, stores=(*(str(store.path) for store in others), *config.stores)
-        )
-    if not isinstance(source, Store) and config.normalize is None:
-        config = dataclasses.replace(config, normalize=memory_normalize(config.options))
-    return Run(source, None if out is None else Path(out), config).execute(
-        resume, overwrite, progress
-    )
+        stores = (*(str(store.path) for store in others), *config.stores)
+        config = dataclasses.replace(config, stores=stores)
+    return TrainRun(source, None if out is None else Path(out), config)
 
 
-def plan_training(store: str | Path, config: TrainConfig) -> TrainPlan:
-    """The plan alone; nothing is written."""
-    return Run(Store(Path(store)), Path("-"), config).plan()
-
-
-class Run:
+class TrainRun:
     """One training run: rows, model and resolved config; `out` None: nothing is written."""
 
     def __init__(self, store: Rows, out: Path | None, config: TrainConfig) -> None:
         self.store, self.out, self.live = store, out, False
-        self.device = pick_device(config.device)
-        self.source, d_out = _source(store, config)
+        resolved = resolve(config, store)
+        self.model, self.source, self.config = resolved.model, resolved.rows, resolved.config
+        self.device, self.backend, self.steps = resolved.device, resolved.backend, resolved.steps
         self._estimated: Estimate | None = None
-        # The seed of the run is that of a model that keeps one of its own.
-        options = config.options | (
-            {"seed": config.seed}
-            if config.model != "sae" and "seed" in options_of(config.model)
-            else {}
-        )
-        spec = self.source.spec
-        self.model = build(config.model, spec.d_in, options, spec.shape, d_out, self.source.parts)
-        if self.model.needs_previous:
-            self.source = WithPrevious(self.source)
-        self.backend = pick_backend(self.model, config.backend, self.device)
-        self.units = training_units(self.model, self.source)
-        check_strategy(self.model, config)
-        config = resolved(config, self.model, self.units)
-        self.config = dataclasses.replace(config, decay=decay_share(config, self.model))
-        if self.model.strategy != "closed_form" and self.config.batch > self.units:
-            what = "rows" if self.units == store.count("train") else "examples"
-            cause = (
-                f"{opt('batch', self.config.batch)} is above the {self.units:,} training {what} of"
-                f" {store.path}"
-            )
-            raise DataError(cause, opt("batch", max(self.units // 4, 1)))
-        self.steps = max(self.config.rows // self.config.batch, 1)
 
     def read_from(self, source: Rows, live: bool, estimated: Estimate) -> None:
         """Another source of the same store's rows, which other runs read too
@@ -204,15 +176,19 @@ class Run:
         )
 
     def execute(
-        self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
+        self,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
     ) -> TrainResult:
+        """Train, and write the checkpoint. Errors as for `train`."""
         if self.out is None:
             self._check_unwritten(resume, overwrite)
             return self._train(None, progress)
         identity = self._identity()
 
         def differs(_: int, path: Path) -> str:
-            return differences(self._before_choice() | read_json(path / RUN, "a run"), identity)
+            return differences(read_json(path / RUN, "a run"), identity)
 
         with run_folder(
             self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs
@@ -240,29 +216,17 @@ class Run:
             )
 
     def _settings(self) -> dict[str, Any]:
-        """Every flag as it was resolved, defaults too: the file means the same when a default
-        changes."""
-        own = dataclasses.asdict(self.model.config)
-        own |= {
-            name: ",".join(map(str, value))
-            for name, value in own.items()
-            if isinstance(value, tuple)
-        }
-        flags = {
-            name: own[name]
-            for name in flags_of(self.config.model, own.get("sparsity"))
-            if name in own
-        }
-        settings = {**self.config.flat(), **flags}
+        """Every option as it was resolved, defaults too: the file means the same when a default
+        changes. What follows from other options is not repeated, so that these can be changed."""
+        asked, own = self.config.options, dataclasses.asdict(self.model.config)
+        for name, option in model_options(self.config.model, own.get("sparsity")).items():
+            if name in asked or option.default is not None:
+                asked = asked | {name: own[name]}
+        asked = {name: value for name, value in asked.items() if name != "expansion"}
+        settings = {**self.config.flat(), **asked, "latents": own["latents"]}
+        settings.pop("expansion", None)
         if isinstance(self.store, Store):  # rows in memory cannot be found again
             settings["store"] = str(self.store.path)
-        others = [name for name in self.config.options if name not in flags and name != "expansion"]
-        if others:
-            settings["set"] = [f"{name}={own[name]}" for name in others]
-        for name in others:
-            del settings[name]
-        settings.pop("save_seconds")
-        settings.pop("expansion", None)  # latents says it
         return settings
 
     def _identity(self) -> dict[str, Any]:
@@ -288,18 +252,6 @@ class Run:
         if self.live:
             content["live"] = True
         return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
-
-    def _before_choice(self) -> dict[str, Any]:
-        """What a run did while it could not be chosen: run.json of such a run is silent about it.
-        What was not done at all is None, as is what is missing."""
-        decay = decay_share(TrainConfig(), self.model)
-        return {
-            "schedule": "linear",
-            "warmup": WARMUP_SHARE,
-            "decay": decay,
-            "beta2": BETA2,
-            "precision": "float32",
-        }
 
     def _train(self, path: Path | None, progress: Callable[[Progress], None]) -> TrainResult:
         def sinks(resumed_step: int) -> list[Sink]:
@@ -363,59 +315,3 @@ class Run:
             "versions": {name: version(name) for name in ("saekit", "torch")},
         }
         write_checkpoint(path, description, tensors)
-
-
-def _source(rows: Rows, config: TrainConfig) -> tuple[Rows, int]:
-    """(the rows of a run, with a target or side by side with those of more stores; the target's
-    width, 0 without one)."""
-    if config.target_store is None and not config.stores:
-        return rows, 0
-    if not isinstance(rows, Store):
-        option = opt("stores" if config.stores else "target_store")
-        raise UsageError(
-            f"{option}: rows in memory cannot be aligned with those of a store",
-            "give the path of a store",
-        )
-    if config.stores:
-        return StackedStore([rows, *(Store(Path(path)) for path in config.stores)]), 0
-    target = Store(Path(config.target_store))
-    return PairedStore(rows, target), target.spec.d_in
-
-
-def check_strategy(model: torch.nn.Module, config: TrainConfig) -> None:
-    """Raise UsageError where ema or precision would do nothing, or harm."""
-    closed = model.strategy == "closed_form"
-    if closed and config.ema is not None:
-        cause = (
-            f"{opt('ema', config.ema)}: {opt('model', config.model)} is fitted in one go, there are"
-            " no steps to average"
-        )
-        raise UsageError(cause, f"drop {opt('ema')}")
-    if config.precision == "float32":
-        return
-    why = f"{opt('model', config.model)} is fitted in fp64" if closed else ""
-    if model.sparse_kernels:
-        why = (
-            f"the kernels of {opt('sparsity', model.config.sparsity)} choose their own precision"
-            " (docs/kernels.md)"
-        )
-    if why:
-        raise UsageError(f"{opt('precision', config.precision)}: {why}", f"drop {opt('precision')}")
-
-
-def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:
-    """Kernels are for sparse codes: a model without a fused step runs on plain torch. Raises
-    UsageError, BackendError."""
-    if not isinstance(model, SAE):
-        if asked == "triton":
-            raise UsageError(
-                f"{opt('backend', asked)}: this model has no sparse code", f"drop {opt('backend')}"
-            )
-        return Backend("torch", "the model has no sparse code")
-    check_choice("backend", asked, ("auto", "triton", "torch"))
-    try:
-        return resolve_backend(asked, device.type)
-    except ValueError as error:  # of the variable that stands in for auto
-        raise UsageError(str(error), option="backend") from None
-    except RuntimeError as error:
-        raise BackendError(f"{opt('backend', asked)}: {error}", opt("backend", "torch")) from None

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 
 from saekit.rows import Adapter, Rows
-from saekit.training.inputs import Normalizer, estimate
+from saekit.training.inputs import BatchNormalizer, estimate
 from saekit.types import ActivationBatch, Split
 
 AHEAD = 4
@@ -42,7 +42,7 @@ class SharedPass:
         self._batches: Iterator[ActivationBatch] | None = None
         self._order: tuple[int, int] | None = None
         self._reading, self._stopped = False, False
-        self._estimates: dict[tuple[str, int], tuple[Normalizer, torch.Tensor]] = {}
+        self._estimates: dict[tuple[str, int], tuple[BatchNormalizer, torch.Tensor]] = {}
         self._estimating = threading.Lock()
         self._error: BaseException | None = None
 
@@ -58,7 +58,7 @@ class SharedPass:
 
     def estimated(
         self, mode: str, seed: int, device: torch.device
-    ) -> tuple[Normalizer, torch.Tensor]:
+    ) -> tuple[BatchNormalizer, torch.Tensor]:
         """saekit.training.inputs.estimate on the store's rows, once for all runs that ask for the
         same."""
         with self._estimating:

@@ -11,13 +11,13 @@ import pytest
 import toolkits
 import torch
 from field import (
-    OWN,
-    Arm,
+    SAEKIT,
+    Candidate,
     FieldResult,
-    _train_own,
-    arms_of,
-    compare_arms,
-    judged,
+    _train_saekit,
+    candidates_of,
+    compare_candidates,
+    evaluated,
     main,
     rows_in_order,
     with_best,
@@ -59,7 +59,7 @@ def test_fve_is_of_the_held_out_rows_and_dead_of_the_last_rows_trained_on(store,
     # latents are the inputs above it: about half of them never are in these rows
     cut = last.max(0).values.sort().values[D // 2]
     wide = lambda x: torch.nn.functional.pad((x - cut).relu(), (0, TASK.latents - D))
-    found = judged(PeerModel(wide, lambda code: code[:, :D] + 3.0), store, TASK)
+    found = evaluated(PeerModel(wide, lambda code: code[:, :D] + 3.0), store, TASK)
     x = torch.cat([batch.x.double() for batch in store.batches(4096, split="holdout")])
     x_hat = (x.float() - cut).relu().double() + 3.0
     assert found["fve"] == pytest.approx(
@@ -72,17 +72,17 @@ def test_fve_is_of_the_held_out_rows_and_dead_of_the_last_rows_trained_on(store,
     assert found["dead"] == pytest.approx(1 - alive / TASK.latents)
 
 
-def test_a_model_that_has_diverged_is_judged_as_nan(store):
+def test_a_model_that_has_diverged_is_evaluated_as_nan(store):
     nowhere = PeerModel(
         lambda x: x.new_zeros(len(x), TASK.latents),
         lambda code: torch.full((len(code), D), math.nan),
     )
-    found = judged(nowhere, store, TASK)
+    found = evaluated(nowhere, store, TASK)
     assert math.isnan(found["fve"]) and math.isnan(found["dead"])
 
 
-def test_saekit_is_trained_as_by_its_own_verb_and_judged_as_by_it(store, tmp_path):
-    model, rate = _train_own(store, TASK)
+def test_saekit_is_trained_as_by_its_own_verb_and_evaluated_as_by_it(store, tmp_path):
+    model, rate = _train_saekit(store, TASK)
     options = {
         "sparsity": "topk",
         "latents": 64,
@@ -95,7 +95,7 @@ def test_saekit_is_trained_as_by_its_own_verb_and_judged_as_by_it(store, tmp_pat
     expected = train(store.path, tmp_path / "run", rows=TASK.rows, **options)
     x = next(rows_in_order(store, TASK))
     assert torch.equal(model.reconstruct(x), load(tmp_path / "run")(x).x_hat) and rate > 0
-    found = judged(model, store, TASK)
+    found = evaluated(model, store, TASK)
     assert found["fve"] == pytest.approx(1 - expected.metrics["fvu"]) and found[
         "l0"
     ] == pytest.approx(expected.metrics["l0"])
@@ -105,7 +105,7 @@ def test_saekit_is_trained_as_by_its_own_verb_and_judged_as_by_it(store, tmp_pat
 # --------------------------------------------------------------------------------------------------
 
 
-def test_the_best_arm_has_the_highest_fve_among_those_with_few_dead():
+def test_the_best_candidate_has_the_highest_fve_among_those_with_few_dead():
     results = [
         result("a", 0.80, 0.00),
         result("a", 0.84, 0.02),
@@ -129,11 +129,11 @@ def test_the_best_arm_has_the_highest_fve_among_those_with_few_dead():
 
 
 def test_libraries_take_turns():
-    arms = arms_of(("sae-lens", "eai-sparsify"))
-    assert [arm.library for arm in arms[:6]] == ["saekit", "sae-lens", "eai-sparsify"] * 2
-    assert len(arms) == len(set(arms)) == 6 + 6 + 6
-    assert {arm.setting for arm in arms if arm.library == "sae-lens"} == {SHIPPED, SCALED}
-    assert [arm.library for arm in arms_of(())] == [OWN] * 6
+    candidates = candidates_of(("sae-lens", "eai-sparsify"))
+    assert [c.library for c in candidates[:6]] == ["saekit", "sae-lens", "eai-sparsify"] * 2
+    assert len(candidates) == len(set(candidates)) == 6 + 6 + 6
+    assert {c.setting for c in candidates if c.library == "sae-lens"} == {SHIPPED, SCALED}
+    assert [c.library for c in candidates_of(())] == [SAEKIT] * 6
 
 
 def test_a_toolkit_that_is_unknown_or_not_installed_is_refused(monkeypatch):
@@ -214,7 +214,7 @@ def test_sparsify_gives_the_weights_of_its_own_trainer(store, setting, tmp_path,
 def test_peers_learn_the_rows_with_k_active_latents(store, name, setting):
     pytest.importorskip(PEERS[name].module)
     model, _ = train_peer(name, setting, rows_in_order(store, TASK), D, TASK)
-    found = judged(model, store, TASK)
+    found = evaluated(model, store, TASK)
     assert 0.2 < found["fve"] < 1 and found["l0"] <= 4 + 1e-9 and 0 <= found["dead"] < 1
     x = next(rows_in_order(store, TASK))
     assert model.code(x).shape == (128, 64) and model.reconstruct(x).shape == x.shape
@@ -223,8 +223,8 @@ def test_peers_learn_the_rows_with_k_active_latents(store, name, setting):
 
 
 def test_scaled_settings_of_sae_lens_are_shares_of_the_run(store, monkeypatch):
-    """With a window of a tenth of 40 steps its auxiliary loss acts on latents that as shipped it
-    leaves alone for 1,000 steps."""
+    """With a window of 4 of 40 steps, its auxiliary loss acts on latents that the shipped setting
+    ignores for 1,000 steps."""
     trainer = pytest.importorskip("sae_lens.training.sae_trainer")
     made = []
     fit = trainer.SAETrainer.fit
@@ -250,13 +250,15 @@ def test_scaled_settings_of_sae_lens_are_shares_of_the_run(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_comparison_gives_a_line_for_each_arm_with_means_over_seeds(path):
+def test_a_comparison_gives_a_line_for_each_candidate_with_means_over_seeds(path):
     said = []
-    arms = [Arm(OWN, SHIPPED, lr) for lr in (1e-3, 1e-2)]
-    results = compare_arms(str(path), arms, TASK.rows, 2, said.append, latents=64, k=4, batch=128)
+    candidates = [Candidate(SAEKIT, SHIPPED, lr) for lr in (1e-3, 1e-2)]
+    results = compare_candidates(
+        str(path), candidates, TASK.rows, 2, said.append, latents=64, k=4, batch=128
+    )
     assert [(each.library, each.lr, each.seeds, each.rows) for each in results] == [
-        (OWN, 1e-3, 2, 5120),
-        (OWN, 1e-2, 2, 5120),
+        (SAEKIT, 1e-3, 2, 5120),
+        (SAEKIT, 1e-2, 2, 5120),
     ]
     assert all(
         each.fve_spread > 0
@@ -278,13 +280,13 @@ def test_the_steps_before_training_are_not_timed(monkeypatch):
             next(batches)
         return PeerModel(lambda x: x, lambda code: code)
 
-    monkeypatch.setitem(SETTINGS, "made-up", {SHIPPED: toolkits.Setting((1e-3,), slow_start)})
-    _, rate = train_peer("made-up", SHIPPED, iter([torch.zeros(2, 2)] * TASK.steps), 2, TASK)
+    monkeypatch.setitem(SETTINGS, "synthetic", {SHIPPED: toolkits.Setting((1e-3,), slow_start)})
+    _, rate = train_peer("synthetic", SHIPPED, iter([torch.zeros(2, 2)] * TASK.steps), 2, TASK)
     assert rate > TASK.rows / 0.25
 
 
-@pytest.mark.slow  # a process of its own for the arm
-def test_the_command_gives_a_line_for_each_arm(path, tmp_path, capsys):
+@pytest.mark.slow  # a process of its own for the candidate
+def test_the_command_gives_a_line_for_each_candidate(path, tmp_path, capsys):
     main(
         [
             "--quick",
@@ -305,6 +307,6 @@ def test_the_command_gives_a_line_for_each_arm(path, tmp_path, capsys):
         result["lr"],
         result["seeds"],
         result["rows"],
-    ) == (OWN, SHIPPED, 1e-3, 1, 48 * 1024)
+    ) == (SAEKIT, SHIPPED, 1e-3, 1, 48 * 1024)
     (row,) = csv.DictReader((tmp_path / "f.csv").open())
     assert float(row["fve"]) == result["fve"] and "saekit shipped  lr 0.001  seed 0" in err

@@ -12,14 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from command import saekit
 from made_stores import write_store
 from saekit_cli import app
-
-
-def saekit(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +204,7 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
     "arguments,status,cause,hint",
     [
         (["train"], 2, "Missing argument 'STORE'", "saekit train --help"),
-        (["trian"], 2, "No such command 'trian'", "saekit --help"),
+        (["trian"], 2, "trian is not a command", "did you mean train?"),
         (
             ["train", "ACTS", "OUT", "--sparsty", "l1"],
             2,
@@ -406,7 +401,7 @@ def test_errors_say_cause_and_next_step(
 def test_a_bug_is_reported_in_one_line(capsys, acts, tmp_path, monkeypatch):
     import saekit.training.run as training
 
-    monkeypatch.setattr(training, "train", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(training, "prepare", lambda *a, **k: 1 / 0)
     status, _, err = saekit(capsys, "train", acts, tmp_path / "r", *SMALL, "-q")
     assert status == 1 and "bug in saekit: ZeroDivisionError" in err and "SAEKIT_DEBUG=1" in err
 

@@ -3,23 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from made_runs import digits_store, trained
-from saekit_cli import app
+from command import saekit
+from made_runs import trained
 
 from saekit.models.catalog import CATALOG
-from saekit.models.describe import describe, field_texts
+from saekit.models.describe import describe
 from saekit.models.vae import VAEConfig
-
-
-def saekit(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return digits_store(tmp_path_factory.mktemp("digits") / "store")
+from saekit.options import options_of
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +146,13 @@ def test_a_model_is_explained_with_its_options(capsys):
     line = next(line for line in out.splitlines() if line.startswith("--hidden"))
     assert line.split()[1] == "512,256" and "Widths of the layers between input and code" in line
     assert next(line for line in out.splitlines() if line.startswith("--beta")).split()[1] == "1"
-    out = saekit(capsys, "models", "sae")[1]
-    assert "--aux-coef" not in out and "\naux_coef " in out.split("in Python")[1], (
-        "the command line has no such flag"
-    )
+    out = saekit(capsys, "models", "jumprelu")[1]
+    assert "\n--bandwidth " in out and "\n--aux-coef " in out and "\n--k " not in out
 
 
 def test_an_option_keeps_the_text_of_the_class_that_says_it_last():
-    texts = field_texts(VAEConfig)
-    assert texts["output"] == "linear | sigmoid: Gaussian likelihood; bernoulli"  # VAEConfig's own
+    texts = {name: option.doc.text for name, option in options_of(VAEConfig).items()}
+    assert texts["output"].endswith("Gaussian, Gaussian, Bernoulli.")  # VAEConfig's own
     assert texts["tied"] == "The decoder is the encoder's transpose."  # from two classes up
     assert texts["latents"] == "Size of the code."
     assert "d_in" not in texts

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import saekit as cli
 from saekit_cli import app
 
 import saekit
 from saekit.store.reader import Store
-
-
-def cli(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_what_the_system_says_has_its_status(
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(training, "train", fails)
+    monkeypatch.setattr(training, "prepare", fails)
     assert app._status(["train", str(acts), str(tmp_path / "r"), "--k", "4", "-q"]) == status
     lines = capsys.readouterr().err.strip().splitlines()
     assert words in lines[0] and lines[0].startswith("error  ") and lines[-1].startswith("try    ")

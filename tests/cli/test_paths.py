@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from made_stores import write_store
 from saekit_cli import app
-from saekit_cli.paths import expand
+from saekit_cli.settings import expand
 
 import saekit
+from saekit.options import options_of
+from saekit.training.config import TrainConfig
 
 
 def status_of(*arguments) -> int:
@@ -34,8 +36,10 @@ def test_an_error_is_told_on_a_latin_terminal():
 
 def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert expand(["~/a", "b~", "~"]) == [f"{tmp_path}/a", "b~", str(tmp_path)]
-    assert expand(Path("~/a")) == tmp_path / "a" and expand(None) is None
+    options = options_of(TrainConfig)
+    for text, path in (("~/a", f"{tmp_path}/a"), ("b~", "b~"), ("~", str(tmp_path))):
+        assert expand(text, options["stores"]) == expand(text, options["target_store"]) == path
+        assert expand(text, options["model"]) == text
     write_store(tmp_path / "acts", 400)
     (tmp_path / "run.toml").write_text('latents = 16\nmodel = "pca"\n')
     assert status_of("train", "~/acts", "~/run", "--config", "~/run.toml", "-q") == 0

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from saekit_cli import screen
-from saekit_cli.options import whole_numbers
+from saekit_cli.command import number_list
 
 from saekit.errors import SaekitError, UsageError
 from saekit.inspection.records import check_features
@@ -51,12 +51,12 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch, encoding):
     "text", ["٣", "8,²", "8,,16", "8,", "", " ", "1_0", "8;16", "0x8", "-8", "8.0", "１"]
 )
 def test_numbers_of_k_are_ascii_digits_with_commas(text):
-    with pytest.raises(UsageError, match="--k"):
-        whole_numbers("--k", text, "8,16,32")
+    with pytest.raises(UsageError, match=r"^k="):
+        number_list("k", text)
 
 
 def test_numbers_with_blanks_around_them_are_read():
-    assert whole_numbers("--k", "8, 16 ,32", "8") == (8, 16, 32)
+    assert number_list("k", "8, 16 ,32") == (8, 16, 32)
     assert check_features(" 4 , 7-9", 100) == [4, 7, 8, 9]
 
 

@@ -20,11 +20,6 @@ from saekit.training.checkpoints import load
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return digits_store(tmp_path_factory.mktemp("digits") / "store")
-
-
-@pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     settings = {

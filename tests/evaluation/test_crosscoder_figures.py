@@ -71,10 +71,10 @@ def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
     _, x, y = made
     assert "parts" not in saekit.evaluate(plain, [x])[0].metrics
     with pytest.raises(
-        DataError, match=r"reads the rows of one store \(made-up, blocks.0\), and 2 are given"
+        DataError, match=r"reads the rows of one store \(synthetic, blocks.0\), and 2 are given"
     ):
         saekit.evaluate(plain, [x, y])
-    with pytest.raises(UsageError, match="there are no rows"):
+    with pytest.raises(UsageError, match="the iterable of rows is empty"):
         saekit.evaluate(plain, [])
 
 
@@ -110,8 +110,8 @@ def test_a_part_of_the_wrong_width_is_named(made, tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, holds 7"
-            r" \(made-up, blocks.1"
+            r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, has 7"
+            r" \(synthetic, blocks.1"
         ),
     ):
         saekit.evaluate(run, [x, wrong])
@@ -133,7 +133,7 @@ def test_stores_of_equal_width_in_another_order_are_refused(tmp_path):
     with pytest.raises(DataError, match="in another order"):
         saekit.evaluate(tmp_path / "models", [z, x])
     assert set(saekit.evaluate(tmp_path / "models", [x, z])[0].metrics["parts"]) == {
-        "made-up blocks.0",
+        "synthetic blocks.0",
         "another blocks.0",
     }
 
@@ -166,7 +166,10 @@ def test_names_of_the_parts_tell_them_apart(made, tmp_path):
         [Store(x), Store(bent_store(tmp_path / str(len(spec)), **spec))]
     )
     assert stack().names == ["blocks.0", "blocks.1"]
-    assert stack(hook="blocks.0", model="another").names == ["made-up blocks.0", "another blocks.0"]
+    assert stack(hook="blocks.0", model="another").names == [
+        "synthetic blocks.0",
+        "another blocks.0",
+    ]
     assert stack(hook="blocks.0").names == [str(x), str(tmp_path / "1")]
 
 

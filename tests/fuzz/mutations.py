@@ -12,10 +12,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable
 from typing import Any
-
-Mutate = Callable[[bytes, random.Random], bytes]
 
 VALUES = [
     None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**53, 2**63, -(2**63), 10**30, 10**400,

@@ -42,7 +42,7 @@ from saekit.training.checkpoints import load
 from saekit.training.config import TrainConfig
 from saekit.training.logging import MetricsFile
 from saekit.training.loop import Trainer
-from saekit.training.run import Run, train
+from saekit.training.run import TrainRun, train
 from saekit.types import canonical_json
 
 ROWS = 96
@@ -180,7 +180,7 @@ def _of_run(name: str, file: str, mutate) -> Reader:
 def _killed_run(folder: Path) -> Path:
     """A run of four steps that ended after two, with its state."""
     store = _store_of(folder, dtype="float32")
-    run = Run(open_store(store), folder / "run", _config("topk"))
+    run = TrainRun(open_store(store), folder / "run", _config("topk"))
 
     def dies(self, raw, original=Trainer.train_step):
         if self.step == 2:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import runpy
-import typing
 from pathlib import Path
 
 import datasets
@@ -18,7 +16,7 @@ from PIL import Image
 
 import saekit
 from saekit.errors import DataError, MissingError, UsageError
-from saekit.harvesting.config import HarvestConfig, HarvestOptions
+from saekit.harvesting.config import HarvestConfig
 from saekit.harvesting.images import image_processor
 from saekit.harvesting.memory_data import as_image
 from saekit.harvesting.memory_models import load_model_of, weights_digest
@@ -393,17 +391,6 @@ def test_raw_pixels_and_words_take_objects_too(tmp_path, pixels_NHWC):
 
 # --- the signature
 # --------------------------------------------------------------------------------------------------
-
-
-def test_the_options_for_type_checkers_are_the_fields_of_the_config():
-    fields = {
-        field.name: field.type
-        for field in dataclasses.fields(HarvestConfig)
-        if field.name != "hooks"
-    }
-    options = {name: hint.__forward_arg__ for name, hint in HarvestOptions.__annotations__.items()}
-    assert options == fields
-    assert typing.get_type_hints(HarvestOptions)
 
 
 def test_help_shows_the_options_with_their_defaults():

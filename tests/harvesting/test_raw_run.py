@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import saekit as command
 from kills import killed_after
 from rawfiles import array, contents, pictures, texts
-from saekit_cli import app
 
 import saekit
 from saekit.errors import DataError, MissingError, UsageError
@@ -251,12 +251,6 @@ def test_wrong_requests_leave_nothing_behind(
 
 # --- the command line
 # --------------------------------------------------------------------------------------------------
-
-
-def command(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_raw_data_from_the_command_line(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""Crosscoders on small data: two made-up stores of unlike width, and two tiny random language
+"""Crosscoders on small data: two synthetic stores of different width, and two tiny random language
 models that read the same words."""
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import tiny
 import torch
-from saekit_cli import app
+from command import saekit as saekit_cli
 from transformers import AutoModelForCausalLM
 
 import saekit
@@ -24,12 +24,13 @@ from saekit.harvesting.models import load_model
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import divergence, run_spliced
-from saekit.intervention.units import Units
 from saekit.models.catalog import restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import read_train_state
 from saekit.store.reader import open_store
 from saekit.training.fit import holdout_figures
+from saekit.training.inputs import store_normalizer
 
 F, D, K = 24, 16, 3
 CTX = 16  # of the store in conftest.py
@@ -105,21 +106,21 @@ def test_units_of_training_and_back_are_the_same_sae(made, sparsity):
             weight.copy_(torch.randn(weight.shape) / 4)
         if raw.thresholded:
             raw.threshold.fill_(0.1)
-    units = Units.of(store, torch.device("cpu"))
+    normalizer = store_normalizer(store, torch.device("cpu"))
     x = next(store.batches(len(store))).x.float()
-    inside = units.of_training(x)
+    inside = normalizer.apply(x)
     assert (
         inside.square().sum(1).mean().item() == pytest.approx(tiny.WIDTH, rel=1e-3)
         and inside.mean(0).abs().max() < 1e-3
     )
-    torch.testing.assert_close(units.raw(inside), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalizer.invert(inside), x, rtol=1e-5, atol=1e-5)
     options = dataclasses.asdict(raw.config)
-    trained = restore("sae", options, raw.unfolded(units.mean_D, units.scale))
+    trained = restore("sae", options, raw.unfolded(normalizer))
     with torch.no_grad():
         torch.testing.assert_close(
-            units.raw(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4
+            normalizer.invert(trained(inside).x_hat), raw(x).x_hat, rtol=1e-3, atol=1e-4
         )
-    again = restore("sae", options, trained.folded(units.mean_D, units.scale))
+    again = restore("sae", options, trained.folded(normalizer))
     for name, tensor in raw.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -138,9 +139,9 @@ def test_a_step_keeps_decoder_rows_at_norm_one_and_moves_across_them():
 
 def test_the_spliced_pass_equals_one_with_the_reconstruction_written_into_the_residual_stream(made):
     store, live = open_store(made.store), load_model(made.model)
-    sae, units = saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0)
+    sae, normalizer = saekit.load(made.run), Normalizer(torch.zeros(tiny.WIDTH), 1.0)
     batch = next(Contexts(store, live, 4).holdout(4))
-    run = run_spliced(live, sae, units, batch, store)
+    run = run_spliced(live, sae, normalizer, batch, store)
     content = batch.rows_for_scope("content")
     decoder = live.module.model
     with torch.no_grad():
@@ -338,7 +339,7 @@ def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
     store, live = open_store(tmp_path / "s"), load_model(made.model)
     batch = next(Contexts(store, live, 4).holdout(4))
     run = run_spliced(
-        live, saekit.load(made.run), Units(torch.zeros(tiny.WIDTH), 1.0), batch, store
+        live, saekit.load(made.run), Normalizer(torch.zeros(tiny.WIDTH), 1.0), batch, store
     )
     assert 0 < len(run.x_BD) < int(batch.rows_for_scope("content").sum())
     assert run.x_BD.norm(dim=1).max() <= store.manifest.norm_limit
@@ -346,12 +347,6 @@ def test_rows_beyond_the_norm_limit_stay_as_they_are(made, tmp_path):
 
 # --- what is refused
 # --------------------------------------------------------------------------------------------------
-
-
-def saekit_cli(capsys, *arguments) -> tuple[int, str, str]:
-    status = app._status([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_the_verb_prints_before_and_after_or_one_json_value(capsys, made, tmp_path):

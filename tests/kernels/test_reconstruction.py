@@ -1,4 +1,4 @@
-"""The training step, by either arm, against dense autograd, over the shapes that break kernels."""
+"""The training step, by either path, against dense autograd, over the shapes that break kernels."""
 
 import math
 
@@ -9,7 +9,7 @@ from saekit_kernels import (
     encode_threshold,
     encode_topk,
     most_active,
-    next_arm,
+    next_path,
     relu_reconstruction,
     sigmoid_reconstruction,
     topk_reconstruction,
@@ -44,7 +44,7 @@ SHAPES = [
 ]
 
 
-ARMS = ["sparse", "dense"]
+PATHS = ["sparse", "dense"]
 
 
 def assert_gradients_agree(ours, dense, tolerance=1e-6):
@@ -54,15 +54,15 @@ def assert_gradients_agree(ours, dense, tolerance=1e-6):
         assert (got.grad - expected.grad).norm() / scale <= tolerance
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("B,D,F,k", SHAPES)
-def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, arm):
+def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, path):
     x, ours, dense = (
         rows(B, D, torch.float64),
         parameters(D, F, torch.float64),
         parameters(D, F, torch.float64),
     )
-    made = topk_reconstruction(x, *ours, k, arm=arm)
+    made = topk_reconstruction(x, *ours, k, path=path)
     reference, z = topk_reconstruction_dense(x, *dense, k)
     made.total.backward()
     reference.backward()
@@ -70,20 +70,20 @@ def test_topk_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, k, a
     torch.testing.assert_close(
         made.residual_BD, (z @ dense[2] + dense[3] - x).detach(), rtol=0, atol=1e-12
     )
-    assert torch.equal(made.fired_F, (z > 0).sum(0)) and made.arm == arm
+    assert torch.equal(made.fired_F, (z > 0).sum(0)) and made.path == path
     assert_gradients_agree(ours, dense, 1e-12)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("coef", [0.0, 0.7])
 @pytest.mark.parametrize("B,D,F", [(1, 1, 1), (3, 33, 7), (130, 33, 130), (37, 96, 1000)])
-def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef, arm):
+def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef, path):
     x, ours, dense = (
         rows(B, D, torch.float64),
         parameters(D, F, torch.float64),
         parameters(D, F, torch.float64),
     )
-    made = relu_reconstruction(x, *ours, coef, arm=arm)
+    made = relu_reconstruction(x, *ours, coef, path=path)
     reconstruction, l1, z = relu_reconstruction_dense(x, *dense)
     made.total.backward()
     (reconstruction + coef * l1).backward()
@@ -95,8 +95,8 @@ def test_relu_loss_and_every_gradient_equal_dense_autograd_in_fp64(B, D, F, coef
     assert_gradients_agree(ours, dense, 1e-12)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_with_a_unit_decoder_only_the_parallel_part_of_its_gradient_is_left_out(arm):
+@pytest.mark.parametrize("path", PATHS)
+def test_with_a_unit_decoder_only_the_parallel_part_of_its_gradient_is_left_out(path):
     def perpendicular(W):
         along = (W.grad * W.detach()).sum(1, keepdim=True)
         return W.grad - along * W.detach()
@@ -108,7 +108,7 @@ def test_with_a_unit_decoder_only_the_parallel_part_of_its_gradient_is_left_out(
     )
     for W in (ours[2], dense[2]):
         W.data /= W.data.norm(dim=1, keepdim=True)
-    relu_reconstruction(x, *ours, 0.5, unit_decoder=True, arm=arm).total.backward()
+    relu_reconstruction(x, *ours, 0.5, unit_decoder=True, path=path).total.backward()
     reconstruction, l1, _ = relu_reconstruction_dense(x, *dense)
     (reconstruction + 0.5 * l1).backward()
     torch.testing.assert_close(perpendicular(ours[2]), perpendicular(dense[2]), rtol=0, atol=1e-12)
@@ -121,35 +121,35 @@ def test_gradcheck_of_the_sparse_step_rows_included(step):
 
     def total(x, *values):
         if step == "topk":
-            return topk_reconstruction(x, *values, 3, arm="sparse").total
-        return relu_reconstruction(x, *values, 0.3, arm="sparse").total
+            return topk_reconstruction(x, *values, 3, path="sparse").total
+        return relu_reconstruction(x, *values, 0.3, path="sparse").total
 
     assert torch.autograd.gradcheck(total, (x, *values), eps=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_gradients_scale_with_the_loss(arm):
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_scale_with_the_loss(path):
     x, once, thrice = (
         rows(16, 8, torch.float64),
         parameters(8, 64, torch.float64),
         parameters(8, 64, torch.float64),
     )
-    relu_reconstruction(x, *once, 0.2, arm=arm).total.backward()
-    (3 * relu_reconstruction(x, *thrice, 0.2, arm=arm).total).backward()
+    relu_reconstruction(x, *once, 0.2, path=path).total.backward()
+    (3 * relu_reconstruction(x, *thrice, 0.2, path=path).total).backward()
     for a, b in zip(once, thrice):
         torch.testing.assert_close(b.grad, 3 * a.grad)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_the_same_inputs_give_the_same_bits(arm):
+@pytest.mark.parametrize("path", PATHS)
+def test_the_same_inputs_give_the_same_bits(path):
     x, first, second = (
         rows(300, 48, torch.float32),
         parameters(48, 1024, torch.float32),
         parameters(48, 1024, torch.float32),
     )
     for values in (first, second):
-        topk_reconstruction(x, *values, 16, arm=arm).total.backward()
-        relu_reconstruction(x, *values, 0.1, arm=arm).total.backward()
+        topk_reconstruction(x, *values, 16, path=path).total.backward()
+        relu_reconstruction(x, *values, 0.1, path=path).total.backward()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(first, second))
 
 
@@ -165,13 +165,13 @@ def test_the_filter_gives_the_gradients_of_the_fp32_encoder():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_rows_with_too_many_active_latents_take_the_dense_arm():
+def test_rows_with_too_many_active_latents_take_the_dense_path():
     x, (W_enc, b_enc, W_dec, b_dec) = (
         rows(600, 32, torch.float32),
         parameters(32, 4000, torch.float32),
     )
-    assert relu_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 0.1).arm == "dense"
-    assert relu_reconstruction(x, W_enc, b_enc - 3.0, W_dec, b_dec, 0.1).arm == "sparse"
+    assert relu_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 0.1).path == "dense"
+    assert relu_reconstruction(x, W_enc, b_enc - 3.0, W_dec, b_dec, 0.1).path == "sparse"
 
 
 def test_no_gradient_is_made_where_none_is_wanted():
@@ -183,20 +183,20 @@ def test_no_gradient_is_made_where_none_is_wanted():
 
 def test_the_mean_over_an_empty_batch_is_refused():
     values = parameters(6, 40, torch.float32)
-    for arm in ARMS:
+    for path in PATHS:
         with pytest.raises(ValueError, match="empty batch"):
-            topk_reconstruction(torch.empty(0, 6), *values, 8, arm=arm)
+            topk_reconstruction(torch.empty(0, 6), *values, 8, path=path)
         with pytest.raises(ValueError, match="empty batch"):
-            relu_reconstruction(torch.empty(0, 6), *values, 0.1, arm=arm)
+            relu_reconstruction(torch.empty(0, 6), *values, 0.1, path=path)
 
 
-@pytest.mark.parametrize("arm", ["sparse", "dense"])
-def test_rows_without_active_latents_reconstruct_to_the_bias_and_give_no_code_gradient(arm):
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_rows_without_active_latents_reconstruct_to_the_bias_and_give_no_code_gradient(path):
     W_enc, b_enc, W_dec, b_dec = parameters(6, 40, torch.float64)
     with torch.no_grad():
         b_enc.fill_(-1e6)
     x = rows(3, 6, torch.float64)
-    made = topk_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 8, arm=arm)
+    made = topk_reconstruction(x, W_enc, b_enc, W_dec, b_dec, 8, path=path)
     made.total.backward()
     assert made.fired_F.sum() == 0
     torch.testing.assert_close(made.residual_BD, b_dec - x)
@@ -243,13 +243,13 @@ def test_the_crossover_grows_with_the_latents_and_vanishes_for_small_steps():
     assert most_active(torch.empty(1024, 64), 512) == 0
 
 
-def test_arms_change_with_hysteresis():
-    assert [next_arm("dense", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "dense", "dense"]
-    assert [next_arm("sparse", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "sparse", "dense"]
+def test_paths_change_with_hysteresis():
+    assert [next_path("dense", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "dense", "dense"]
+    assert [next_path("sparse", l0, 100) for l0 in (60, 80, 95)] == ["sparse", "sparse", "dense"]
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_a_decoder_row_of_zeros_gets_the_gradient_of_autograd(arm):
+@pytest.mark.parametrize("path", PATHS)
+def test_a_decoder_row_of_zeros_gets_the_gradient_of_autograd(path):
     x, ours, dense = (
         rows(30, 6, torch.float64),
         parameters(6, 50, torch.float64),
@@ -257,15 +257,15 @@ def test_a_decoder_row_of_zeros_gets_the_gradient_of_autograd(arm):
     )
     for values in (ours, dense):
         values[2].data[4] = 0
-    relu_reconstruction(x, *ours, 0.5, arm=arm).total.backward()
+    relu_reconstruction(x, *ours, 0.5, path=path).total.backward()
     reconstruction, l1, _ = relu_reconstruction_dense(x, *dense)
     (reconstruction + 0.5 * l1).backward()
     assert_gradients_agree(ours, dense, 1e-12)
 
 
-def test_both_arms_report_the_penalty_even_at_coefficient_zero():
+def test_both_paths_report_the_penalty_even_at_coefficient_zero():
     x, values = rows(30, 6, torch.float64), parameters(6, 50, torch.float64)
-    sparse, dense = (relu_reconstruction(x, *values, 0.0, arm=arm) for arm in ARMS)
+    sparse, dense = (relu_reconstruction(x, *values, 0.0, path=path) for path in PATHS)
     assert sparse.penalty > 0
     torch.testing.assert_close(sparse.penalty, dense.penalty)
     torch.testing.assert_close(sparse.total, sparse.reconstruction)
@@ -274,8 +274,8 @@ def test_both_arms_report_the_penalty_even_at_coefficient_zero():
 def test_what_cannot_be_had_is_refused():
     x, values = rows(30, 6, torch.float64), parameters(6, 50, torch.float64)
     with pytest.raises(ValueError, match="no gradient to x"):
-        relu_reconstruction(x.clone().requires_grad_(), *values, 0.1, arm="dense")
-    for wrong, match in (({"arm": "spars"}, "arm spars"), ({"backend": "cuda"}, "backend cuda")):
+        relu_reconstruction(x.clone().requires_grad_(), *values, 0.1, path="dense")
+    for wrong, match in (({"path": "spars"}, "path spars"), ({"backend": "cuda"}, "backend cuda")):
         with pytest.raises(ValueError, match=match):
             topk_reconstruction(x, *values, 4, **wrong)
 

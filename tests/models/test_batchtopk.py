@@ -8,6 +8,7 @@ from made_stores import make_rows, write_store
 
 import saekit
 from saekit.models.catalog import build
+from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
 from saekit.models.sparsity.batchtopk import KEPT
 from saekit.store.reader import open_store
@@ -53,7 +54,7 @@ def test_folding_keeps_the_code_of_raw_rows():
     sae.eval()
     mean, scale = torch.randn(16), 0.37
     raw = SAE(sae.config, folded=True)
-    raw.load_state_dict(sae.folded(mean, scale))
+    raw.load_state_dict(sae.folded(Normalizer(mean, scale)))
     raw.eval()
     z, z_raw = sae.encode(x), raw.encode(x / scale + mean)
     same = (z > 0) == (z_raw > 0)  # but for values at the threshold

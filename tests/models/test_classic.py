@@ -9,13 +9,15 @@ import json
 
 import pytest
 import torch
+from batches import batch_of
 from torch.autograd.functional import jacobian
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.classic import ACTIVE_ABOVE, DEFAULT_COEF
 from saekit.models.noise import Noise, step_generator
-from saekit.types import ActivationBatch, Step
+from saekit.models.normalizer import Normalizer
+from saekit.types import Step
 
 B, D, F, E = 6, 5, 3, 4  # E: width of a target from another store
 NOISES = ("", "gaussian:0.3", "masking:0.3", "salt-pepper:0.2")
@@ -28,11 +30,6 @@ def rows(count=B, width=D, seed=0):
     return torch.rand(
         count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-
-
-def batch_of(x, target=None):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int(), target=target)
 
 
 def made(name, seed=0, **options):
@@ -196,10 +193,10 @@ def test_a_target_is_what_is_reconstructed(name, output):
     x, target = rows(), rows(width=E, seed=1)
     model = made(name, d_out=E, output=output)
     assert model(x).x_hat.shape == (B, E)
-    with_target = model.loss(batch_of(x, target))
+    with_target = model.loss(batch_of(x, target=target))
     expected = (model(x).x_hat - target).square().sum(1).mean()
     if name == "vae":
-        other = model.loss(batch_of(x, 1 - target))
+        other = model.loss(batch_of(x, target=1 - target))
         assert torch.equal(with_target.terms["kl"], other.terms["kl"])
         assert with_target.terms["reconstruction"] != other.terms["reconstruction"]
         return
@@ -215,13 +212,13 @@ def test_a_target_of_the_same_width_is_not_mixed_up_with_the_input():
     x, target = rows(), rows(seed=1)
     model = made("dense")
     expected = (model(x).x_hat - target).square().sum(1).mean()
-    torch.testing.assert_close(model.loss(batch_of(x, target)).total, expected)
+    torch.testing.assert_close(model.loss(batch_of(x, target=target)).total, expected)
 
 
 def test_data_that_the_output_cannot_reach_are_refused_and_a_target_is_what_counts():
     with pytest.raises(DataError, match='output="bernoulli" gives values in'):
         made("dense", output="bernoulli").loss(batch_of(rows() - 0.5))
-    made("dense", output="bernoulli").loss(batch_of(rows() - 0.5, rows(seed=1)))
+    made("dense", output="bernoulli").loss(batch_of(rows() - 0.5, target=rows(seed=1)))
 
 
 FOLDED = [
@@ -262,7 +259,9 @@ def test_a_folded_model_takes_and_gives_raw_units(name, options, other):
     tensors = {
         key: value.clone()
         for key, value in (
-            model.folded(mean, scale, target) if other else model.folded(mean, scale)
+            model.folded(Normalizer(mean, scale), Normalizer(*target))
+            if other
+            else model.folded(Normalizer(mean, scale))
         ).items()
     }
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -280,7 +279,7 @@ def test_folding_leaves_the_training_model_alone():
     model = trained_like("dense", {})
     x = torch.randn(3, D)
     before = model(x).x_hat
-    model.folded(torch.ones(D), 3.0)
+    model.folded(Normalizer(torch.ones(D), 3.0))
     assert torch.equal(model(x).x_hat, before) and model.input_scale == 1
 
 

@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+from batches import batch_of, expect_gradients
 from sklearn.decomposition import PCA
 from torch import nn
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.conv import Conv, ConvConfig, doubling
-from saekit.types import ActivationBatch, Step
+from saekit.models.normalizer import Normalizer
+from saekit.types import Step
 
 
 def make(seed=0, **changes) -> Conv:
@@ -21,11 +23,6 @@ def make(seed=0, **changes) -> Conv:
     )
     model.initialise_from(torch.empty(0), torch.Generator().manual_seed(seed))
     return model.double()
-
-
-def batch_of(x, target=None) -> ActivationBatch:
-    ids = torch.arange(len(x))
-    return ActivationBatch(x, ids, ids, ids.int(), target=target)
 
 
 def blobs(count, side=8, seed=0):
@@ -96,13 +93,7 @@ def test_first_weights_keep_the_variance_on_the_way_up():
 def test_the_gradient_reaches_every_parameter(changes):
     model = make(**changes)
     x = torch.rand(9, 6, 8, 3, dtype=torch.float64)
-    terms = model.loss(batch_of(x if model.d_in == 3 else x.flatten(1)))
-    terms.total.backward()
-    assert terms.total.item() == pytest.approx(
-        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
-    )
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    expect_gradients(model, model.loss(batch_of(x if model.d_in == 3 else x.flatten(1))))
 
 
 def test_the_loss_of_grids_is_a_mean_over_patches_and_of_flat_rows_over_images():
@@ -126,7 +117,7 @@ def test_targets_of_another_width():
     assert flat(x).x_hat.shape == (3, 144)
     assert grid(x.view(3, 6, 8, 1)).x_hat.shape == (3, 6, 8, 3)
     expected = (flat(x).x_hat - target).square().sum(1).mean().item()
-    assert flat.loss(batch_of(x, target)).total.item() == pytest.approx(expected)
+    assert flat.loss(batch_of(x, target=target)).total.item() == pytest.approx(expected)
     with pytest.raises(DataError, match="width 50 in the target store are not images of 6x8"):
         make(d_in=48, shape=(6, 8, 1), d_out=50)
 
@@ -138,7 +129,9 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     mean, scale = torch.linspace(4, 6, d_in, dtype=torch.float64), 0.25
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
     saved = restore(
-        "conv", config, {name: tensor.float() for name, tensor in model.folded(mean, scale).items()}
+        "conv",
+        config,
+        {name: tensor.float() for name, tensor in model.folded(Normalizer(mean, scale)).items()},
     )
     assert saved.config == model.config
     inside = model((raw - mean) * scale)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from torch.autograd.functional import jacobian
 from torch.nn import functional
 
@@ -18,12 +19,6 @@ from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit
-from saekit.types import ActivationBatch
-
-
-def batch_of(x):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int())
 
 
 def filled(model, seed=0):

@@ -16,6 +16,7 @@ from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.kmeans import BATCH, KMeans, KMeansConfig
 from saekit.models.metrics import RowSums
+from saekit.models.normalizer import Normalizer
 
 
 def blobs(rows=1200, centres=6, width=5, seed=0):
@@ -114,7 +115,9 @@ def test_folding_gives_raw_centroids():
     raw = 7 + blobs()
     mean, scale = raw.mean(0), 0.2
     inside = fitted((raw - mean) * scale, 6)
-    outside = restore("kmeans", dataclasses.asdict(inside.config), inside.folded(mean, scale))
+    outside = restore(
+        "kmeans", dataclasses.asdict(inside.config), inside.folded(Normalizer(mean, scale))
+    )
     expected = inside((raw - mean) * scale)
     assert torch.equal(outside.encode(raw).idx, expected.code.idx)
     torch.testing.assert_close(

@@ -8,9 +8,10 @@ from saekit_kernels import from_dense
 from sklearn.decomposition import PCA as SklearnPCA
 
 from saekit.errors import DataError, UsageError
-from saekit.models.catalog import CATALOG, build, check_options, options_of, restore
+from saekit.models.catalog import CATALOG, build, check_options, model_options, restore
 from saekit.models.linear import PCA, PCAConfig
 from saekit.models.metrics import METRICS, ROW_METRICS, RowSums
+from saekit.models.normalizer import Normalizer
 
 
 def fitted(x, latents):
@@ -43,7 +44,7 @@ def test_folding_pca():
     mean, scale = raw.mean(0), 0.2
     inside = fitted((raw - mean) * scale, 4)
     outside = PCA(PCAConfig(16, 4)).double()
-    outside.load_state_dict(inside.folded(mean, scale))
+    outside.load_state_dict(inside.folded(Normalizer(mean, scale)))
     torch.testing.assert_close(
         outside(raw).x_hat, inside((raw - mean) * scale).x_hat / scale + mean
     )
@@ -105,7 +106,7 @@ def test_figures_do_not_depend_on_the_batches():
 def test_every_model_of_the_catalog_can_be_built_and_describes_its_options(name):
     model = build(name, 48, {}, shape=(4, 4, 3))
     assert model.d_in == 48 and model.strategy in ("gradient", "closed_form")
-    assert options_of(name) and CATALOG[name].line
+    assert model_options(name) and CATALOG[name].line
 
 
 def test_an_option_of_another_model_is_refused():

@@ -4,9 +4,11 @@ owner."""
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
+from batches import batch_with_previous as batch_of
 from made_stores import make_rows, write_store
 
 import saekit
@@ -20,16 +22,9 @@ from saekit.store.reader import Store
 from saekit.training.dead import DeadTracker, dead_rows, revive_rows
 from saekit.training.inputs import estimate
 from saekit.training.optim import make_adam, schedule
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F = 12, 40
-
-
-def batch_of(x: torch.Tensor) -> ActivationBatch:
-    index = torch.arange(len(x))
-    return ActivationBatch(
-        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0
-    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -94,6 +89,29 @@ def test_a_compiled_model_gives_the_same(name):
     torch.testing.assert_close(compiled(x).x_hat, sae(x).x_hat)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "jumprelu",  # one graph
+        # Selecting k latents has shapes that depend on the data: a dozen graphs, 45 s to compile.
+        pytest.param("topk", marks=pytest.mark.slow),
+    ],
+)
+def test_inductor_gives_the_same_reconstruction_and_gradients(name):
+    sae, x = VARIANTS[name](d_in=D, latents=F).eval(), make_rows(20, D)
+    compiled = torch.compile(sae, backend="inductor")
+    results = []
+    for model in (sae, compiled):
+        sae.zero_grad()
+        rows = x.clone().requires_grad_(True)
+        x_hat = model(rows).x_hat
+        x_hat.square().sum().backward()
+        results.append((x_hat.detach(), rows.grad, sae.W_enc.grad, sae.W_dec.grad))
+    for by_inductor, eager in zip(*reversed(results)):
+        torch.testing.assert_close(by_inductor, eager)
+
+
 @pytest.mark.parametrize("sparsity", ["topk", "jumprelu", "l1"])
 def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity):
     path, batch, steps, lr = write_store(tmp_path / "store", 2000), 128, 40, 3e-3
@@ -119,7 +137,7 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
         tracker.update(terms.fired, batch)
 
     trained = saekit.load(tmp_path / "run").state_dict()
-    for name, tensor in sae.folded(normalize.mean_D, normalize.scale).items():
+    for name, tensor in sae.folded(normalize.inputs).items():
         assert torch.equal(tensor, trained[name]), name
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from saekit.errors import DataError
-from saekit.models.outputs import OUTPUTS, activate, check_range, pointwise_loss, summed_loss
+from saekit.models.outputs import activate, check_range, pointwise_loss, summed_loss
+
+OUTPUTS = ("linear", "sigmoid", "bernoulli")
 
 
 def sigmoid(a):

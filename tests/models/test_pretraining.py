@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from batches import batch_of
 from made_runs import break_off
 from made_stores import write_store
 
@@ -14,15 +15,16 @@ import saekit
 from saekit.models.catalog import build
 from saekit.models.dense import Dense, DenseConfig
 from saekit.models.noise import Noise, step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.models.pretraining import SAMPLES, layer_stages, machine
 from saekit.models.rbm import RBM
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolved
 from saekit.training.fit import fit
-from saekit.training.inputs import Normalizer
+from saekit.training.inputs import BatchNormalizer
 from saekit.training.loop import Trainer
-from saekit.types import ActivationBatch, Stage, Step
+from saekit.types import Stage, Step
 
 D, F = 6, 2
 HIDDEN = (5, 4)
@@ -32,11 +34,6 @@ def rows(count=8, width=D, seed=0):
     return torch.rand(
         count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-
-
-def batch_of(x):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int())
 
 
 def filled(pretrain, total=12, **options):
@@ -210,7 +207,13 @@ def trainer_of(model, total, batch=16, seed=0, **options):
     )
     sample = rows(64, seed=9).float()
     return Trainer(
-        model, source_of(sample), Normalizer(torch.zeros(D), 1.0), config, total, None, sample
+        model,
+        source_of(sample),
+        BatchNormalizer(Normalizer(torch.zeros(D), 1.0)),
+        config,
+        total,
+        None,
+        sample,
     ), sample
 
 
@@ -307,7 +310,13 @@ def test_greedy_pretraining_lowers_the_first_error_of_the_whole():
                 {"model": "dense", "batch": 32, "lr": 1e-2, "weight_decay": 0.0}
             )
             trainer = Trainer(
-                model, source_of(x), Normalizer(torch.zeros(D), 1.0), config, 600, None, x
+                model,
+                source_of(x),
+                BatchNormalizer(Normalizer(torch.zeros(D), 1.0)),
+                config,
+                600,
+                None,
+                x,
             )
             batches = trainer.store.batches(32, 0)
             for _ in range(300):

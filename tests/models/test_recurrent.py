@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+from batches import batch_of, expect_gradients
 from sklearn.decomposition import PCA
 from torch import nn
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.recurrent import Recurrent, RecurrentConfig
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 
 def make(**changes) -> Recurrent:
@@ -21,11 +23,6 @@ def make(**changes) -> Recurrent:
     )
     model.initialise_from(torch.empty(0), torch.Generator().manual_seed(0))
     return model.double()
-
-
-def batch_of(x, mask=None, target=None) -> ActivationBatch:
-    ids = torch.arange(len(x))
-    return ActivationBatch(x, ids, ids, ids.int(), mask=mask, target=target)
 
 
 def sequences(lengths, T, padding=0.0):
@@ -80,7 +77,7 @@ def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
     found = []
     for T, padding in ((6, 0.0), (9, 0.0), (9, 50.0)):
         model, (x, mask) = make(**changes), sequences([6, 3, 1, 4], T, padding)
-        terms = model.loss(batch_of(x, mask))
+        terms = model.loss(batch_of(x, mask=mask))
         terms.total.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append((model.encode(x, mask), terms.total, terms.metrics["squared_error"], gradient))
@@ -96,7 +93,7 @@ def test_a_batch_of_lengths_is_the_mean_over_all_steps_of_the_sequences_alone():
         (model(x[b : b + 1, :length]).x_hat - x[b : b + 1, :length]).square().sum()
         for b, length in enumerate(lengths)
     ]
-    assert model.loss(batch_of(x, mask)).total.item() == pytest.approx(sum(alone).item() / 10)
+    assert model.loss(batch_of(x, mask=mask)).total.item() == pytest.approx(sum(alone).item() / 10)
 
 
 def test_without_a_mask_all_steps_are_valid():
@@ -104,7 +101,7 @@ def test_without_a_mask_all_steps_are_valid():
     all_valid = torch.ones(2, 5, dtype=torch.bool)
     assert torch.equal(model.encode(x), model.encode(x, all_valid))
     assert model.loss(batch_of(x)).total.item() == pytest.approx(
-        model.loss(batch_of(x, all_valid)).total.item()
+        model.loss(batch_of(x, mask=all_valid)).total.item()
     )
 
 
@@ -120,13 +117,7 @@ def test_without_a_mask_all_steps_are_valid():
 )
 def test_the_gradient_reaches_every_parameter(changes):
     model, (x, mask) = make(**changes), sequences([6, 3, 1, 4], 6)
-    terms = model.loss(batch_of(x, mask))
-    terms.total.backward()
-    assert terms.total.item() == pytest.approx(
-        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
-    )
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    expect_gradients(model, model.loss(batch_of(x, mask=mask)))
 
 
 def test_images_are_read_a_row_of_pixels_a_step():
@@ -162,7 +153,8 @@ def test_l1_weighs_a_latent_by_all_weights_that_leave_it():
     ]
     expected = sum((model.encode(x, mask)[:, i] * leaving[i]).mean() for i in range(4)).item()
     assert (
-        model.loss(batch_of(x, mask)).terms["l1"].item() == pytest.approx(expected) and expected > 0
+        model.loss(batch_of(x, mask=mask)).terms["l1"].item() == pytest.approx(expected)
+        and expected > 0
     )
 
 
@@ -170,10 +162,10 @@ def test_noise_is_a_function_of_step_and_not_on_the_target():
     x, mask = sequences([6, 3], 6)
     model = make(noise="masking:0.5")
     first, again, later = (
-        model.loss(batch_of(x, mask), Step(step)).total.item() for step in (3, 3, 4)
+        model.loss(batch_of(x, mask=mask), Step(step)).total.item() for step in (3, 3, 4)
     )
     assert first == again != later
-    blank = batch_of(torch.zeros_like(x), mask, target=x)  # masking leaves zeros as they are
+    blank = batch_of(torch.zeros_like(x), mask=mask, target=x)  # masking leaves zeros as they are
     assert model.loss(blank, Step(3)).total.item() == make().loss(blank, Step(3)).total.item()
 
 
@@ -181,7 +173,7 @@ def test_targets_of_another_width():
     model, (x, mask) = make(d_out=2), sequences([4, 2], 4)
     target = torch.randn(2, 4, 2, dtype=torch.float64)
     error = (model(x, mask).x_hat - target).square().sum(2)
-    assert model.loss(batch_of(x, mask, target)).total.item() == pytest.approx(
+    assert model.loss(batch_of(x, mask=mask, target=target)).total.item() == pytest.approx(
         error[mask].mean().item()
     )
     assert make(d_in=60, shape=(5, 4, 3), d_out=20)(
@@ -245,7 +237,7 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     saved = restore(
         "recurrent",
         config,
-        {name: tensor.float() for name, tensor in model.folded(mean, scale).items()},
+        {name: tensor.float() for name, tensor in model.folded(Normalizer(mean, scale)).items()},
     )
     assert saved.config == model.config and saved.steps == model.steps
     mask = torch.arange(6) < torch.tensor([[6], [2]]) if d_in == 3 else None

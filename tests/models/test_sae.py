@@ -7,22 +7,19 @@ import math
 
 import pytest
 import torch
+from batches import batch_of
 from made_stores import make_rows
 
 from saekit.errors import UsageError
 from saekit.models.base import geometric_median, remove_parallel_
 from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
-from saekit.models.sae.auxiliary import auxk_loss
+from saekit.models.sae.dead import auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16
-
-
-def batch_of(x):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int())
 
 
 def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
@@ -181,7 +178,7 @@ def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised
     raw = make_rows(100, D).double() * 7
     mean, scale = raw.mean(0), 0.03
     folded = SAE(sae.config, folded=True).double()
-    folded.load_state_dict(sae.folded(mean, scale))
+    folded.load_state_dict(sae.folded(Normalizer(mean, scale)))
     inside, outside = sae((raw - mean) * scale), folded(raw)
     torch.testing.assert_close(outside.x_hat, inside.x_hat / scale + mean)
     homogeneous = sparsity != "kl"

@@ -5,11 +5,13 @@ import json
 
 import pytest
 import torch
+from batches import batch_of, expect_gradients
 
 from saekit.errors import DataError, UsageError
 from saekit.models.catalog import build, restore
+from saekit.models.normalizer import Normalizer
 from saekit.models.unet import UNet, UNetConfig
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 
 def make(**changes) -> UNet:
@@ -21,18 +23,13 @@ def make(**changes) -> UNet:
     return model.double()
 
 
-def batch_of(x, target=None) -> ActivationBatch:
-    ids = torch.arange(len(x))
-    return ActivationBatch(x, ids, ids, ids.int(), target=target)
-
-
 def overfit(model, x, target, steps) -> torch.Tensor:
     """x_hat after `steps` of Adam on one batch."""
     model.initialise_from(x, torch.Generator().manual_seed(0))
     adam = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(steps):
         adam.zero_grad()
-        model.loss(batch_of(x, target), Step(step)).total.backward()
+        model.loss(batch_of(x, target=target), Step(step)).total.backward()
         adam.step()
     with torch.no_grad():
         return model(x).x_hat
@@ -116,13 +113,7 @@ def test_the_decoder_reads_each_part_of_the_code_where_the_encoder_put_it():
 )
 def test_the_gradient_reaches_every_parameter(changes):
     model, x = make(**changes), torch.rand(9, 6, 8, 3, dtype=torch.float64)
-    terms = model.loss(batch_of(x))
-    terms.total.backward()
-    assert terms.total.item() == pytest.approx(
-        sum(terms.weights[name] * term.item() for name, term in terms.terms.items())
-    )
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    expect_gradients(model, model.loss(batch_of(x)))
 
 
 def test_l1_weighs_every_place_of_a_bottleneck_map_alike():
@@ -198,7 +189,10 @@ def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_
     saved = restore(
         "unet",
         config,
-        {name: tensor.float() for name, tensor in model.folded(mean, scale, target).items()},
+        {
+            name: tensor.float()
+            for name, tensor in model.folded(Normalizer(mean, scale), Normalizer(*target)).items()
+        },
     )
     assert saved.config == model.config and saved.latents == model.latents
     expected = model((raw - mean) * scale).x_hat / 2.0 + target[0]

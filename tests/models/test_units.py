@@ -163,7 +163,7 @@ def test_p_annealing_keeps_the_price_of_the_same_codes():
         for step in (100, 220, 300, 399)
     ]
     assert prices == pytest.approx([prices[0]] * 4, rel=1e-5)
-    power, factor = sae.own_state().values()
+    power, factor = sae.variant_state().values()
     pre = (x @ sae.W_enc.T + sae.b_enc).relu() / sae.unit
     assert factor == pytest.approx(
         float(pre.sum() / ((pre + SMALLEST) ** power - SMALLEST**power).sum()), rel=1e-4

@@ -10,13 +10,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from saekit.errors import UsageError
 from saekit.models.catalog import build, restore
 from saekit.models.noise import step_generator
+from saekit.models.normalizer import Normalizer
 from saekit.models.vae import POSTERIOR, VAE, VAEConfig
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F = 4, 2
 SIGMAS = 5
@@ -24,11 +26,6 @@ SIGMAS = 5
 
 def rows(count=6, seed=0):
     return torch.rand(count, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def batch_of(x, target=None):
-    index = torch.arange(len(x))
-    return ActivationBatch(x, index, index, index.int(), target=target)
 
 
 def filled(**options):
@@ -234,7 +231,9 @@ def test_after_folding_the_bound_is_the_density_of_raw_values():
     raw = 5 + 3 * torch.randn(6, D)
     mean, scale = raw.mean(0), 0.4
     outside = restore(
-        "vae", json.loads(json.dumps(dataclasses.asdict(model.config))), model.folded(mean, scale)
+        "vae",
+        json.loads(json.dumps(dataclasses.asdict(model.config))),
+        model.folded(Normalizer(mean, scale)),
     )
     inside = model.elbo((raw - mean) * scale, torch.Generator().manual_seed(0))
     outer = outside.elbo(raw, torch.Generator().manual_seed(0))
@@ -248,7 +247,7 @@ def test_after_folding_the_bound_is_the_density_of_raw_values():
     folded = restore(
         "vae",
         dataclasses.asdict(tiny.config),
-        {k: v.float() for k, v in tiny.folded(torch.ones(D), scale).items()},
+        {k: v.float() for k, v in tiny.folded(Normalizer(torch.ones(D), scale)).items()},
     )
     x = marginal.sample((3,))
     n = 20_000
@@ -269,7 +268,7 @@ def test_samples_are_decoded_draws_from_the_prior_in_raw_units():
     outside = restore(
         "vae",
         dataclasses.asdict(model.config),
-        {k: v.float() for k, v in model.folded(torch.ones(D), 0.5).items()},
+        {k: v.float() for k, v in model.folded(Normalizer(torch.ones(D), 0.5)).items()},
     )
     n = 40_000
     x = outside.sample(n, torch.Generator().manual_seed(0)).double()
@@ -307,7 +306,9 @@ def test_the_bound_of_a_model_with_a_target_is_that_of_the_target_or_none():
     knows of it."""
     model = VAE(VAEConfig(D, latents=F, hidden=(5,), d_out=D))
     model.initialise_from(torch.zeros(2, D), torch.Generator().manual_seed(0))
-    tensors = model.folded(torch.zeros(D), 1.0, (torch.full((D,), 100.0), 1.0))
+    tensors = model.folded(
+        Normalizer(torch.zeros(D), 1.0), Normalizer(torch.full((D,), 100.0), 1.0)
+    )
     outside = restore(
         "vae",
         dataclasses.asdict(model.config),

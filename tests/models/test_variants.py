@@ -8,11 +8,13 @@ import math
 
 import pytest
 import torch
+from batches import batch_with_previous as batch_of
 from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import UsageError
 from saekit.models.catalog import build
+from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
 from saekit.models.sae.control import Control
 from saekit.models.sparsity import VARIANTS
@@ -21,7 +23,7 @@ from saekit.models.sparsity.jumprelu import Heaviside, Jump
 from saekit.models.sparsity.nested import level_of_latents
 from saekit.models.sparsity.temporal import info_nce
 from saekit.training import loop
-from saekit.types import ActivationBatch, Step
+from saekit.types import Step
 
 D, F, K = 12, 48, 4
 
@@ -45,13 +47,6 @@ def made(name, **more):
     sae = build("sae", D, options_for(name, **more))
     sae.initialise_from(rows(400).float(), torch.Generator().manual_seed(0))
     return sae.double()
-
-
-def batch_of(x, **more):
-    index = torch.arange(len(x))
-    return ActivationBatch(
-        x, index, index, index.int(), previous=x.roll(1, 0), has_previous=index > 0, **more
-    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -222,10 +217,10 @@ def test_a_trained_model_gives_the_code_of_training_in_raw_units(name):
     sae.eval()
     mean, scale = torch.randn(D, dtype=torch.float64), 0.37
     raw = SAE(sae.config, folded=True).double()
-    raw.load_state_dict(sae.folded(mean, scale))
+    raw.load_state_dict(sae.folded(Normalizer(mean, scale)))
     raw.eval()
     same = SAE(sae.config, folded=True).double()
-    same.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
+    same.load_state_dict(sae.folded(Normalizer(torch.zeros(D, dtype=torch.float64), 1.0)))
     same.eval()
     torch.testing.assert_close(
         raw(x / scale + mean).x_hat, same(x).x_hat / scale + mean, rtol=1e-6, atol=1e-6
@@ -240,7 +235,7 @@ def test_a_gated_code_is_that_of_the_jumprelu_it_is_saved_as():
     gate = x @ sae.W_enc.T + sae.b_enc
     z = torch.where(gate > 0, (gate - sae.b_enc) * sae.r_mag.exp() + sae.b_mag, 0.0).relu()
     saved = SAE(sae.config, folded=True).double()
-    saved.load_state_dict(sae.folded(torch.zeros(D, dtype=torch.float64), 1.0))
+    saved.load_state_dict(sae.folded(Normalizer(torch.zeros(D, dtype=torch.float64), 1.0)))
     torch.testing.assert_close(saved.encode(x), z)
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from made_runs import digits_store, rows_store, side, trained
+from made_runs import rows_store, side, trained
 from made_stores import make_rows
 from sklearn.metrics import roc_auc_score
 
@@ -59,11 +59,6 @@ class Reader(HTMLParser):
         elif "td" in self.open:
             self.rows[-1][-1] += data
         self.text += data
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return digits_store(tmp_path_factory.mktemp("digits") / "store")
 
 
 @pytest.fixture(scope="module")

@@ -171,13 +171,13 @@ def test_content_tells_other_values_shapes_and_types_apart():
 @pytest.mark.parametrize(
     "rows,error,words",
     [
-        (3, UsageError, "rows cannot be read from int"),
-        ({"x": X_ND}, UsageError, "rows cannot be read from dict"),
+        (3, UsageError, "cannot read rows from int"),
+        ({"x": X_ND}, UsageError, "cannot read rows from dict"),
         ([], UsageError, "there are no rows"),
         ([[1.0, 2.0]], UsageError, "block 0 is of type list"),
         (torch.zeros(4), DataError, r"the rows of shape \(4,\) cannot be rows"),
         (torch.zeros(4, 0), DataError, "cannot be rows"),
-        (torch.zeros(3, 4), DataError, "got 3 rows or sequences"),
+        (torch.zeros(3, 4), DataError, "3 rows or sequences are too few"),
         (
             [torch.zeros(3, 4), torch.zeros(3, 5)],
             DataError,

@@ -3,18 +3,15 @@ target."""
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import made_stores
 import pytest
 import torch
-from made_stores import write_store
+from made_stores import damage, write_store
 
 import saekit
 from saekit.errors import DataError, NumericsError, UsageError
-from saekit.store.files import sha256_of
-from saekit.store.manifest import checksum
 from saekit.store.pair import PairedStore
 from saekit.store.reader import open_store
 from saekit.types import ActivationBatch
@@ -157,23 +154,6 @@ def test_a_model_without_targets_refuses_one(given, target_of, tmp_path):
                 model=model,
                 target_store=str(target_of(f"for {model}").path),
             )
-
-
-def damage(store, row):
-    """NaN in a stored row behind the checksum's back, as a faulty writer would leave it; where it
-    lies."""
-    from safetensors.torch import load_file, save_file
-
-    number = int((row >= store._offsets).sum()) - 1
-    shard, local = store.shards[number], row - int(store._offsets[number])
-    content = load_file(shard.path)
-    content["x"][local, 3] = float("nan")
-    save_file(content, shard.path)
-    manifest = json.loads((store.path / "manifest.json").read_text())
-    manifest["shards"][number]["sha256"] = sha256_of(shard.path)
-    manifest["checksum"] = checksum(manifest)
-    (store.path / "manifest.json").write_text(json.dumps(manifest))
-    return shard.shard.name, local
 
 
 @pytest.mark.parametrize("split", ["train", "holdout"])

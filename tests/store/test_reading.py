@@ -80,7 +80,7 @@ def test_an_edit_of_the_manifest_is_seen_by_its_checksum(store, change):
         (lambda m: m["shards"][0].update(rows=-1), r"shards\[0\]"),
         (lambda m: m["shards"][0].update(rows=True), r"shards\[0\]\.rows is True"),
         (lambda m: m["shards"].reverse(), r"shards\[0\]\.name"),
-        (lambda m: m["shards"].pop(), r"rows is 2000, and its shards hold"),
+        (lambda m: m["shards"].pop(), r"rows is 2000, but its shards hold"),
         (
             lambda m: m["stats"].update(std=m["stats"]["std"][1:]),
             r"stats\.std has 15 values for d_in 16",
@@ -219,8 +219,8 @@ def rewritten(store, change) -> None:
     "change,words",
     [
         (lambda t: t.pop("doc_id"), "it has no tensor doc_id"),
-        (lambda t: t.update(x=t["x"][:, :-1]), r"x has the shape \[\d+, 15\]"),
-        (lambda t: t.update(x=t["x"][1:]), "x has the shape"),
+        (lambda t: t.update(x=t["x"][:, :-1]), r"x has shape \[\d+, 15\]"),
+        (lambda t: t.update(x=t["x"][1:]), "x has shape"),
         (lambda t: t.update(x=t["x"].float()), "x is F32"),
         (lambda t: t.update(position=t["position"].long()), "position is I64"),
         (

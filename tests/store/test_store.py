@@ -125,7 +125,7 @@ def test_a_flipped_byte_is_found_and_the_shard_named(store):
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"00001\.safetensors is damaged: sha256"):
+    with pytest.raises(DataError, match=r"00001\.safetensors is damaged: its sha256"):
         list(open_store(store.path).batches(100))
 
 

@@ -10,7 +10,7 @@ import made_stores
 import numpy as np
 import pytest
 import torch
-from made_runs import break_off
+from made_runs import break_off, equal, tensors
 from made_stores import write_store
 from saekit_cli import app
 from sklearn.decomposition import PCA as SklearnPCA
@@ -25,14 +25,6 @@ from saekit.training.defaults import resolved
 from saekit.training.fit import fit, holdout_figures
 
 SMALL = {"model": "dense", "hidden": (24,), "latents": 6, "batch": 64}
-
-
-def tensors(path):
-    return saekit.load(path).state_dict()
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def steps_of(path):

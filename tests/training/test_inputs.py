@@ -6,16 +6,14 @@ import json
 
 import pytest
 import torch
-from made_stores import make_spec, write_store
-from safetensors.torch import load_file, save_file
+from made_stores import damage, make_spec, write_store
 
 import saekit
 from saekit.errors import NumericsError
-from saekit.store.files import sha256_of
-from saekit.store.manifest import checksum
+from saekit.models.normalizer import Normalizer
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.training.inputs import Normalizer, check_peaks, check_rows
+from saekit.training.inputs import check_peaks, check_rows
 
 
 def normalizer(*scales_and_widths):
@@ -48,25 +46,13 @@ def test_a_crosscoder_of_unscaled_hooks_writes_a_scale_for_each(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["input_scale"] == [1.0, 1.0]
 
 
-def damage(path, row):
-    """A NaN in a stored row, with a checksum that agrees."""
-    shard = next(path.rglob("00000.safetensors"))
-    content = load_file(shard)
-    content["x"][row, 3] = float("nan")
-    save_file(content, shard)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["shards"][0]["sha256"] = sha256_of(shard)
-    manifest["checksum"] = checksum(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize("bad", ["x", "y", "z"])
 def test_of_stores_side_by_side_the_one_with_the_bad_row_is_named(tmp_path, bad):
     paths = {
         name: write_store(tmp_path / name, 200, width=width)
         for name, width in (("x", 16), ("y", 6), ("z", 8))
     }
-    damage(paths[bad], 17)
+    damage(Store(paths[bad]), 17)
     stack = StackedStore([Store(path) for path in paths.values()])
     with pytest.raises(
         NumericsError, match=rf"in the data: {paths[bad]}, shard 00000\.safetensors row 17$"

@@ -38,7 +38,7 @@ def trained(
     backend: str, sparsity: str, steps: int = 2, dead=None, arm: str = "dense", clip=None, **options
 ):
     sae = make_sae(sparsity, **options)
-    sae.arm = arm
+    sae.path = arm
     optimizer = make_adam(sae, 1e-2)
     terms = [
         take_step(sae, optimizer, batch(step + 1), at(step, backend, dead), clip)
@@ -122,9 +122,9 @@ def test_fused_steps_apply_only_where_they_can():
 def test_the_arm_follows_the_l0_that_was_seen():
     sae = make_sae("l1")
     sae.observe(0.1, at(1))
-    assert sae.arm == "sparse"
+    assert sae.path == "sparse"
     sae.observe(float(F), at(2))
-    assert sae.arm == "dense"
+    assert sae.path == "dense"
 
 
 def test_which_backend_runs_is_said_with_its_reason(monkeypatch):

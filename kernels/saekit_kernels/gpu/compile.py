@@ -2,25 +2,26 @@
 
     TRITON_INTERPRET=0 python -m saekit_kernels.gpu.compile [--json] [--targets 80,90,100]
 
-The interpreter shows none of this: a kernel that spills registers to memory, wants more shared
+The interpreter shows none of this: a kernel that spills registers to memory, needs more shared
 memory than the device has, or whose dot product fell back to scalar instructions is correct there
 and slow (or refused) on a GPU. Each module of this folder lists its representative compilations in
-`cases()`, with the block sizes its launcher picks for those shapes.
+`cases()`, with the block sizes that its launcher chooses for those shapes.
 
-What is read, and why it can be relied on:
-  registers, stack, local `cuobjdump -res-usage` on the cubin, with the tool that triton brings.
-                            ptxas -v reports spills as well, but triton discards its log when a
-                            compilation comes from triton's cache; the cubin is always there. A
-                            spill needs a stack frame, so stack > 0 means a spill or an array that
-                            was not kept in registers: neither is wanted. Where both were read, the
-                            bytes of stack were those of ptxas's spill stores.
-  shared bytes a block, from triton's metadata: all of it is allocated at launch, and the 1 KB that
-                            the cubin of sm_90 and sm_100 shows beside it is the system's. Limits a
-                            block: 163 KB on sm_80, 227 KB on sm_90 and sm_100 (CUDA C++ programming
-                                guide, "Compute capabilities").
-  tensor memory             columns a block on sm_100; 512 exist.
-  instructions the matrix instructions in the PTX: mma.sync (sm_80 on), wgmma (sm_90), tcgen05
-  (sm_100).
+What is read, and why it is reliable:
+  registers, stack, local
+      `cuobjdump -res-usage` on the cubin, with the tool that triton ships. ptxas -v reports spills
+      as well, but triton discards its log when a compilation comes from triton's cache; the cubin
+      is always there. A spill needs a stack frame, so stack > 0 means a spill or an array that was
+      not kept in registers: neither is acceptable. Where both were read, the bytes of stack were
+      those of ptxas's spill stores.
+  shared
+      Bytes per block, from triton's metadata: all of it is allocated at launch, and the additional
+      1 KB in the cubin of sm_90 and sm_100 is the system's. Limits per block: 163 KB on sm_80, 227
+      KB on sm_90 and sm_100 (CUDA C++ programming guide, "Compute capabilities").
+  tensor memory
+      Columns per block on sm_100; 512 exist.
+  instructions
+      The matrix instructions in the PTX: mma.sync (from sm_80), wgmma (sm_90), tcgen05 (sm_100).
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -54,8 +56,8 @@ TENSOR_MEMORY_COLUMNS = 512
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one case became on one target. Bytes, except registers and stack (bytes a thread) and
-    tensor memory (columns)."""
+    """The result of one case on one target. Stack and local are bytes per thread, shared is bytes
+    per block, tensor_memory columns per block."""
 
     module: str
     case: str
@@ -76,34 +78,34 @@ class Compiled:
         return self.stack > 0 or self.local > 0
 
     def problems(self) -> list[str]:
-        """Reasons not to launch this kernel on this target; empty when all is well."""
+        """Reasons not to launch this kernel on this target; empty if there are none."""
         if self.error is not None:
             return [f"does not compile: {self.error}"]
-        found = []
+        problems = []
         if self.spills:
-            found.append(
-                f"spills: {self.stack} bytes of stack, {self.local} of local memory a thread"
+            problems.append(
+                f"spills: {self.stack} bytes of stack, {self.local} of local memory per thread"
             )
         if self.shared > SHARED_LIMIT[self.target]:
-            found.append(
+            problems.append(
                 f"needs {self.shared} bytes of shared memory, the device has"
                 f" {SHARED_LIMIT[self.target]}"
             )
         if self.tensor_memory > TENSOR_MEMORY_COLUMNS:
-            found.append(
+            problems.append(
                 f"needs {self.tensor_memory} columns of tensor memory, the device has"
                 f" {TENSOR_MEMORY_COLUMNS}"
             )
         if self.tensor_cores and MATRIX_INSTRUCTION[self.target] not in self.instructions:
-            found.append(
+            problems.append(
                 f"no {MATRIX_INSTRUCTION[self.target]} in the code, only"
                 f" {', '.join(self.instructions) or 'scalar products'}"
             )
-        return found
+        return problems
 
 
 def discover() -> dict[str, list[Case]]:
-    """Module name -> its cases, for every module of saekit_kernels.gpu that lists some."""
+    """Module name -> its cases, for every module of saekit_kernels.gpu that has some."""
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
     modules = {
         name: importlib.import_module(f"{package.__name__}.{name}")
@@ -117,8 +119,8 @@ def compile_case(case: Case, target: int, module: str = "") -> Compiled:
     """Build `case` for sm_<target>. A compiler error is returned in `error`, not raised.
 
     Raises RuntimeError under the interpreter, where kernels are plain Python functions, and
-    ValueError for a target without limits here or a signature that misses an argument of the
-    kernel.
+    ValueError for a target whose limits are not known here or a signature without an argument of
+    the kernel.
     """
     if INTERPRETED:
         raise RuntimeError(
@@ -127,6 +129,7 @@ def compile_case(case: Case, target: int, module: str = "") -> Compiled:
         )
     if target not in SHARED_LIMIT:
         raise ValueError(f"target must be one of {sorted(SHARED_LIMIT)}, got {target}")
+    # The signature, with the alignment that the launcher would find.
     names = case.kernel.arg_names
     if set(names) != set(case.signature) | set(case.constants):
         unlisted = set(names) ^ (set(case.signature) | set(case.constants))
@@ -144,28 +147,27 @@ def compile_case(case: Case, target: int, module: str = "") -> Compiled:
         dict(case.constants),
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    head = Compiled(
+    compiled = Compiled(
         module, case.name, case.kernel.__name__, target, case.num_warps, case.tensor_cores
     )
+    # Compile.
     try:
         options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
         built = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    # whatever pass of the compiler refused it: the message is the result
-    except Exception as error:
-        return Compiled(**{**asdict(head), "error": f"{type(error).__name__}: {error}"})
+    except Exception as error:  # any pass of the compiler: the message is the result
+        return replace(compiled, error=f"{type(error).__name__}: {error}")
+    # Read what the assembler made of it.
     usage = _resource_usage(built.asm["cubin"])
-    return Compiled(
-        **{
-            **asdict(head),
-            "registers": usage["REG"],
-            "stack": usage["STACK"],
-            "local": usage["LOCAL"],
-            "shared": built.metadata.shared,
-            "tensor_memory": getattr(built.metadata, "tmem_size", 0) or 0,
-            "instructions": tuple(
-                name for name in MATRIX_INSTRUCTION.values() if name in built.asm["ptx"]
-            ),
-        }
+    return replace(
+        compiled,
+        registers=usage["REG"],
+        stack=usage["STACK"],
+        local=usage["LOCAL"],
+        shared=built.metadata.shared,
+        tensor_memory=getattr(built.metadata, "tmem_size", 0) or 0,
+        instructions=tuple(
+            name for name in MATRIX_INSTRUCTION.values() if name in built.asm["ptx"]
+        ),
     )
 
 
@@ -173,13 +175,13 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        tool = triton.knobs.nvidia.cuobjdump.path
+        tool = knobs.nvidia.cuobjdump.path
         text = subprocess.run(
             [tool, "-res-usage", str(path)], check=True, capture_output=True, text=True
         ).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     if usage.keys() != {"REG", "STACK", "LOCAL"}:
-        raise RuntimeError(f"cuobjdump -res-usage printed nothing that can be read: {text!r}")
+        raise RuntimeError(f"cannot read the output of cuobjdump -res-usage: {text!r}")
     return usage
 
 
@@ -197,19 +199,19 @@ def _compile_numbered(job: tuple[int, int]) -> Compiled:
 def compile_all(
     targets: tuple[int, ...] = (80, 90, 100), processes: int | None = None
 ) -> list[Compiled]:
-    """Every case of every module, for each target. Kernels do not pickle, so processes are given
+    """Every case of every module, for each target. Kernels do not pickle, so processes get the
     numbers of cases."""
     jobs = [(number, target) for number in range(len(_numbered_cases())) for target in targets]
     processes = processes or min(os.cpu_count() or 1, 8)
-    # fork: the children inherit the imports, which take longer than compiling most kernels; no CUDA
-    # context exists here.
+    # fork: the children inherit the imports, which take longer than compiling most kernels. There
+    # is no CUDA context here.
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         return list(pool.map(_compile_numbered, jobs))
 
 
 def markdown(compiled: list[Compiled]) -> str:
-    """One row a case, one column a target: registers, then shared memory in KB, then the matrix
-    instruction; problems are spelt out."""
+    """One row per case, one column per target: registers, shared memory in KB, the matrix
+    instruction, and any problems in words."""
     targets = sorted({c.target for c in compiled})
     rows: dict[tuple[str, str, str], dict[int, Compiled]] = {}
     for c in compiled:
@@ -241,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object a case and target instead of a table",
+        help="print one JSON object per case and target instead of a table",
     )
     parser.add_argument(
         "--targets",

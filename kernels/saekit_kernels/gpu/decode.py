@@ -1,27 +1,28 @@
 """Decoder: the row program that reconstructs, compares and differentiates (`decode_mse`).
 
-`decode_mse` is one program a row. It gathers the row's weight vectors into x_hat, compares with x,
-and walks the same vectors a second time for the gradients of the code values, while they are in
-cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304, of the 228 KB that an
-H100's L1 has (NVIDIA H100 white paper). Dense, the same takes two GEMMs and about five passes over
-B x F.
+`decode_mse` uses one program per row. It gathers the row's weight vectors into x_hat, compares with
+x, and reads the same vectors a second time for the gradients of the code values, while they are in
+cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304, of the 228 KB of L1 on an
+H100 (NVIDIA H100 white paper). The dense equivalent takes two GEMMs and about five passes over B x
+F.
 
-d is covered by two power-of-two blocks (`split_width`): 2304 = 2048 + 256, where one block of 4096
-would leave 44 % of the lanes idle. Loops run to nnz of the row, so wide padding costs nothing. The
-order of every sum is fixed by the block sizes: same inputs, same bits.
+Two power-of-two blocks cover d (`split_width`): 2304 = 2048 + 256, where one block of 4096 would
+leave 44 % of the lanes idle. Loops run to nnz of the row, so wide padding costs nothing. The block
+sizes fix the order of every sum: same inputs, same bits.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.decode import Decoded
-from saekit_kernels.gpu.runtime import Case, next_power_of_2
+from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, unit_stride
 
-# codes of a row in flight together: one after another, each would wait for the memory alone
+# Codes of a row that are loaded together: one by one, each would wait for the memory by itself.
 ENTRIES = 4
 
 
@@ -38,23 +39,18 @@ def split_width(d: int, least: int) -> tuple[int, int]:
 
 
 def row_warps(d: int, weight_bytes: int, stride: int) -> int:
-    """Warps of a program that holds a row of d: at most 64 bytes of weights a lane and entry, so
+    """Warps of a program that holds a row of d: at most 64 bytes of weights per lane and entry, so
     768 bf16 columns need one.
 
-    Where width or stride forbid 16-byte loads, every column costs an address; more warps keep those
-    in registers (to about d = 5000).
+    Where width or stride prevent 16-byte loads, every column needs its own address; more warps keep
+    those in registers (up to about d = 5000).
     """
     if d % 16 or stride % 16:
         weight_bytes = 4
     return min(max(next_power_of_2(d) * weight_bytes // 2048, 1), 16)
 
 
-def unit_stride(rows: torch.Tensor) -> torch.Tensor:
-    """The rows as kernels read them: any distance between rows, none between columns."""
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-@triton.jit
+@jit
 def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
     """acc + sum_e v[e] W[j[e], cols]"""
     mask = live[:, None] & col_mask[None, :]
@@ -62,7 +58,7 @@ def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
     return acc + tl.sum(v[:, None] * w, axis=0)
 
 
-@triton.jit
+@jit
 def _decode_mse_row(
     vals_ptr,
     idx_ptr,
@@ -95,7 +91,7 @@ def _decode_mse_row(
     entry = tl.arange(0, ENTRIES)
     nnz = tl.load(nnz_ptr + row)
 
-    # First pass: x_hat, then the residual in its place. Columns beyond d stay 0 and add nothing to
+    # First pass: x_hat, which then becomes the residual. Columns after d stay 0 and add nothing to
     # the loss.
     e_head = tl.load(b_ptr + head, mask=in_head, other=0.0).to(tl.float32)
     e_tail = tl.load(b_ptr + tail, mask=in_tail, other=0.0).to(tl.float32)
@@ -138,7 +134,7 @@ def _decode_mse_row(
             dv = tl.sum(w_head * g_head[None, :], axis=1) + tl.sum(w_tail * g_tail[None, :], axis=1)
             if PENALTY:
                 dv += tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32) * inverse_B
-            # A code of exactly 0 is one that the ReLU closed: no gradient. NaN is not 0 and passes.
+            # A code of exactly 0 was cut off by the ReLU: no gradient. NaN is not 0 and passes.
             tl.store(dvals_ptr + slot, tl.where(v == 0.0, 0.0, dv), mask=live)
 
 
@@ -153,41 +149,38 @@ def decode_mse(
     """Reconstruct, compare and differentiate mean_b [sum_d (x_hat - x)^2 + sum_t vals *
     penalty_F[idx]].
 
-    loss_B holds the squared error alone, l1_B the penalty (when there is one), g_BD the gradient
-    with respect to x_hat and dvals_BK the gradient with respect to the code values: 0 on padding
-    and where the value is 0. Raises ValueError when the shapes do not fit.
+    loss_B holds the squared error without the penalty, l1_B the penalty (when there is one), g_BD
+    the gradient with respect to x_hat and dvals_BK the gradient with respect to the code values: 0
+    on padding and where the value is 0. Raises ValueError when the shapes do not fit.
     """
+    # Check.
     B, K = codes.vals.shape
     d = _width(codes, W_FD, b_D)
     if x_BD.shape != (B, d):
         raise ValueError(f"x must have shape ({B}, {d}), got {tuple(x_BD.shape)}")
     if penalty_F is not None and penalty_F.shape != (codes.F,):
         raise ValueError(f"penalty must have shape ({codes.F},), got {tuple(penalty_F.shape)}")
-    like = dict(dtype=torch.float32, device=x_BD.device)
+    # Outputs.
+    like: dict[str, Any] = dict(dtype=torch.float32, device=x_BD.device)
     loss, residual = torch.empty(B, **like), torch.empty(B, d, **like)
-    l1 = {} if penalty_F is None else {"l1_B": torch.empty(B, **like)}
+    l1 = None if penalty_F is None else torch.empty(B, **like)
     if B == 0:
-        return Decoded(loss, residual, **l1)
+        return Decoded(loss, residual, l1_B=l1)
     g, dvals = (torch.empty(B, d, **like), torch.zeros(B, K, **like)) if need_grad else (None, None)
+    # Inputs as the kernel reads them. It never touches the pointer of a disabled output.
     W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
     vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
-    # what a switched-off output points at is never touched
     penalty = loss if penalty_F is None else penalty_F.contiguous()
     warps = row_warps(d, W.element_size(), W.stride(0))
     head, tail = split_width(d, 32 * warps)
     _decode_mse_row[(B,)](
         *(vals, idx, nnz, W, W.stride(0), b, x, x.stride(0), penalty),
-        *(
-            loss,
-            residual,
-            residual if g is None else g,
-            loss if dvals is None else dvals,
-            l1.get("l1_B", loss),
-        ),
-        *(K, d, 1.0 / B, need_grad, penalty_F is not None, head, tail, ENTRIES),
+        *(loss, residual, residual if g is None else g, loss if dvals is None else dvals),
+        *(loss if l1 is None else l1, K, d, 1.0 / B, need_grad, penalty_F is not None),
+        *(head, tail, ENTRIES),
         num_warps=warps,
     )
-    return Decoded(loss, residual, g, dvals, **l1)
+    return Decoded(loss, residual, g, dvals, l1)
 
 
 def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
@@ -201,7 +194,7 @@ def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
 def cases() -> list[Case]:
     codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
     shape = {"K": "i32", "d": "i32"}
-    found = []
+    listed = []
     for d, weight, penalty, aligned in (
         (768, "*bf16", False, ("K", "d", "W_stride", "x_stride")),
         (2304, "*bf16", True, ("K", "d", "W_stride", "x_stride")),
@@ -234,14 +227,6 @@ def cases() -> list[Case]:
             "ENTRIES": ENTRIES,
         }
         name = f"decode_mse_{d}_{weight[1:]}"
-        found.append(
-            Case(
-                name,
-                _decode_mse_row,
-                signature | {"inverse_B": "fp32"},
-                constants,
-                warps,
-                aligned=aligned,
-            )
-        )
-    return found
+        signature |= {"inverse_B": "fp32"}
+        listed.append(Case(name, _decode_mse_row, signature, constants, warps, aligned=aligned))
+    return listed

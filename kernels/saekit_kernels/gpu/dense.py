@@ -1,4 +1,4 @@
-"""The dense arm on a device: library products, and two fused passes over the code instead of a
+"""The dense path on a device: library products, and two fused passes over the code instead of a
 dozen (gpu/penalty.py).
 
 Products take bf16 on a CUDA device, sums are fp32. Rows go in chunks, so that code and code
@@ -23,10 +23,10 @@ def relu_step(
     pull_F: torch.Tensor,
     wants_grad: bool,
 ) -> DenseStep:
-    """A ReLU code, as saekit_kernels.dense.dense_step."""
+    """One step of a ReLU code, as saekit_kernels.dense.dense_step."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B, (F, D) = len(x_BD), W_enc.shape
-    made = DenseStep(
+    step = DenseStep(
         x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None
     )
     gradients = [torch.zeros_like(p) for p in parameters]
@@ -36,35 +36,36 @@ def relu_step(
         x = low(x_BD[rows])
         z = torch.addmm(b_low, x, W_enc_low.T)
         relu_forward(z, norm_F)
-        made.fired_F += (z > 0).sum(0)
-        made.mass_F += z.sum(0, dtype=torch.float32)
-        made.residual_BD[rows] = torch.mm(z, W_dec_low).float() + b_dec - x_BD[rows]
+        step.fired_F += (z > 0).sum(0)
+        step.mass_F += z.sum(0, dtype=torch.float32)
+        step.residual_BD[rows] = torch.mm(z, W_dec_low).float() + b_dec - x_BD[rows]
         if wants_grad:
-            g = made.residual_BD[rows] * (2.0 / B)
+            g = step.residual_BD[rows] * (2.0 / B)
             dz = torch.mm(low(g), W_dec_low.T)
             gradients[1] += relu_backward(z, dz, pull_F)
             _add_products(gradients, x, z, dz, g)
-    made.gradients = gradients if wants_grad else None
-    return made
+    step.gradients = gradients if wants_grad else None
+    return step
 
 
 def sigmoid_step(
     x_BD: torch.Tensor, parameters: Parameters, coef: float, rate: float, wants_grad: bool
 ) -> tuple[DenseStep, torch.Tensor]:
-    """Sigmoid codes with the KL penalty on their means, as saekit_kernels.dense.sigmoid_step."""
+    """(step, kl) of sigmoid codes with the KL penalty on their means, as
+    saekit_kernels.dense.sigmoid_step."""
     W_enc, b_enc, W_dec, b_dec = parameters
     B = len(x_BD)
     x, W_dec_low = low(x_BD), low(W_dec)
     f_BF, mean_F = sigmoid_encode(x, low(W_enc), b_enc)
     kl, derivative_F = kl_of_means(mean_F, rate)
     residual = torch.mm(f_BF, W_dec_low).float() + b_dec - x_BD
-    made = DenseStep(residual, mean_F * B, (f_BF > 0.5).sum(0), None)
+    step = DenseStep(residual, mean_F * B, (f_BF > 0.5).sum(0), None)
     if wants_grad:
-        made.gradients = [torch.zeros_like(p) for p in parameters]
+        step.gradients = [torch.zeros_like(p) for p in parameters]
         g = residual * (2.0 / B)
-        dpre, made.gradients[1] = sigmoid_dpre(low(g), W_dec_low, f_BF, coef / B * derivative_F)
-        _add_products(made.gradients, x, f_BF, dpre, g)
-    return made, kl
+        dpre, step.gradients[1] = sigmoid_dpre(low(g), W_dec_low, f_BF, coef / B * derivative_F)
+        _add_products(step.gradients, x, f_BF, dpre, g)
+    return step, kl
 
 
 def _add_products(gradients: list[torch.Tensor], x, z, dpre, g) -> None:

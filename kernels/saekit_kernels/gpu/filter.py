@@ -1,39 +1,38 @@
-"""K1: a GEMM whose epilogue keeps only what can still be chosen, and the choice among that.
+"""K1: a GEMM whose epilogue keeps only the candidates, and a second kernel that chooses among them.
 
 The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 and reading them
-again would cost 48 % of the GEMM (docs/kernels.md); what is stored instead is a few candidates in a
-tile, 8 bytes each.
+again would cost 48 % of the GEMM (docs/kernels.md); instead, a few candidates per tile are stored,
+8 bytes each.
 
 - `filter_kernel`: tile (rows, columns) of x W^T + b. An entry whose key passes the row's bound, or
-  whose value passes the column's threshold, goes to one of SLOTS slots that belong to this (row,
-  tile) alone. The decisions of a row are the bits of a word, and the bits below an entry's own
-  count to its slot: no atomics, ascending columns, and far fewer registers than a cumulative sum,
-  which spilled. The count is stored unclipped: an overflowing tile is seen, never silent.
-- `choose_kernel`: one program a row selects among the row's slots (gpu/select.py). It knows whether
-  the choice is right whatever the bound was: nothing lost to a full tile, and k survivors (or a
-  bound that let every positive entry through). If not it flags the row.
+  whose value passes the column's threshold, goes to one of the SLOTS slots of this (row, tile). The
+  decisions of a row are the bits of a word, and the number of bits below an entry's own is its
+  slot: no atomics, ascending columns, and far fewer registers than a cumulative sum, which spilled.
+  The count is stored unclipped, so that an overflowing tile is noticed.
+- `choose_kernel`: one program per row selects among the row's slots (gpu/select.py). It knows
+  whether the choice is correct for any bound: no entry was lost to a full tile, and there are k
+  survivors (or the bound let every positive entry through). If not, it flags the row.
 
 Flagged rows are redone by gpu/redo.py. Keys, ties and NaN are those of gpu/select.py. A candidate
-is written as one int64, key << 32 | column, and read as the pair (column, key) of int32 that it is
-in memory.
+is written as one int64, key << 32 | column, and read as two int32, (column, key), which is its
+layout in memory.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, next_power_of_2
+from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, jit, next_power_of_2
 from saekit_kernels.gpu.select import positive_key, select_row
 
-CANDIDATE_BYTES = 1 << 28  # 256 MB of slots at a time; more rows go in chunks
+CANDIDATE_BYTES = 1 << 28  # 256 MB of slots at a time; more rows are split into chunks
 
 
-@triton.jit
+@jit
 def popcount(x):
-    """Bits set in an int32. In this form LLVM knows it as one instruction."""
+    """Bits set in an int32. LLVM compiles this form to one instruction."""
     x = x.to(tl.uint32)
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
@@ -41,32 +40,33 @@ def popcount(x):
     return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
-@triton.jit
+@jit
 def put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS: tl.constexpr):
-    """Write key << 32 | column for the positive keys of 32 columns behind the `used` slots of each
+    """Write key << 32 | column for the positive keys of 32 columns, after the `used` slots of each
     row; returns the new `used`, unclipped.
 
-    The 32 decisions of a row become one word, and an entry's slot the number of bits below its own.
+    The 32 decisions of a row become one word; an entry's slot is the number of bits below its own.
     """
     bit = tl.full((32,), 1, tl.int32) << tl.arange(0, 32)
     hits = tl.sum(tl.where(key > 0, bit[None, :], 0), 1)
-    slot = used[:, None] + popcount(hits[:, None] & (bit - 1)[None, :])
+    below = hits[:, None] & (bit - 1)[None, :]  # pyright: ignore[reportArgumentType]
+    slot = used[:, None] + popcount(below)
     packed = (key.to(tl.int64) << 32) | cols[None, :]
     tl.store(slot_ptr + (slots_at[:, None] + slot), packed, mask=(key > 0) & (slot < SLOTS))
     return used + popcount(hits)
 
 
-@triton.jit
+@jit
 def tile_of(pid, B, tiles, BM: tl.constexpr):
-    """(first row, column tile) of a program. Eight row blocks take the same columns before the next
-    columns come: x and W stay in L2."""
+    """(first row, column tile) of a program. Eight row blocks share a column tile before the next
+    one: x and W stay in L2."""
     group = pid // (8 * tiles)
     group_rows = tl.minimum(tl.cdiv(B, BM) - group * 8, 8)
     within = pid % (8 * tiles)
     return (group * 8 + within % group_rows) * BM, within // group_rows
 
 
-@triton.jit
+@jit
 def passing_keys(
     pre,
     rows,
@@ -80,7 +80,7 @@ def passing_keys(
     theta_stride,
     BY_ROW: tl.constexpr,
 ):
-    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns behind F have
+    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns after F have
     pre-activation 0, which no policy keeps."""
     pre += tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)[None, :]
     key = positive_key(pre)
@@ -92,7 +92,7 @@ def passing_keys(
     return tl.where(keep & (rows[:, None] < B), key, 0)
 
 
-@triton.jit
+@jit
 def filter_kernel(
     x_ptr, w_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, enabled_ptr, B, F, D, x_stride,
     w_stride, bound_stride, theta_stride,
@@ -117,14 +117,14 @@ def filter_kernel(
             w = w.to(tl.float32)
         acc = tl.dot(x, w.T, acc, input_precision="ieee")
 
-    # 32 columns after the other: candidates and addresses of the whole tile are 64-bit and would
-    # not fit the registers. Each piece goes on behind the slots of the one before, so the columns
-    # of a row ascend. Offsets from the tile's first slot stay below 128 F, so int32 does.
+    # 32 columns at a time: candidates and addresses of the whole tile are 64-bit and would not fit
+    # the registers. Each piece continues after the slots of the previous one, so the columns of a
+    # row ascend. Offsets from the tile's first slot stay below 128 F, so int32 is enough.
     used = tl.zeros((BM,), tl.int32)
     slot_ptr += (row0 * tiles + tile) * SLOTS
     slots_at = tl.arange(0, BM) * (tiles * SLOTS)
     halves = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
-    for h in tl.static_range(2):
+    for h in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
         if BN == 64:
             cols = tile * BN + h * 32 + tl.arange(0, 32)
             key = passing_keys(
@@ -143,7 +143,7 @@ def filter_kernel(
             used = put_in_slots(key, cols, used, slot_ptr, slots_at, SLOTS)
         else:
             quarters = tl.split(tl.permute(tl.reshape(halves[h], (BM, 2, 32)), (0, 2, 1)))
-            for q in tl.static_range(2):
+            for q in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
                 cols = tile * BN + h * 64 + q * 32 + tl.arange(0, 32)
                 key = passing_keys(
                     quarters[q],
@@ -162,13 +162,13 @@ def filter_kernel(
     tl.store(count_ptr + rows * tiles + tile, used, mask=rows < B)
 
 
-@triton.jit
+@jit
 def choose_kernel(
     slot_ptr, count_ptr, bound_ptr, enabled_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr,
     flag_ptr, k, bound_stride, tiles,
     RULE: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr
 ):  # fmt: skip
-    """Select among a row's candidates, or flag the row. total = entries that passed the filter,
+    """Select among a row's candidates, or flag the row. total: entries that passed the filter,
     stored or not."""
     if tl.load(enabled_ptr) == 0:
         return
@@ -189,7 +189,7 @@ def choose_kernel(
     else:  # "clip": more than k survivors are reported, so their loss needs no repair
         failed = lost & (total <= k)
     tl.store(total_ptr + row, total)
-    tl.store(flag_ptr + row, failed.to(tl.int32))
+    tl.store(flag_ptr + row, tl.cast(failed, tl.int32))
     if failed == 0:
         n = tiles * SLOTS
         to = row * k
@@ -209,23 +209,23 @@ def filter_config(x: torch.dtype, w: torch.dtype) -> dict[str, int]:
 
 
 def slots_for(survivors: float, F: int, BN: int) -> int:
-    """Slots of a (row, tile) so that one that expects m = survivors BN / F overflows rarely:
+    """Slots of a (row, tile), so that it rarely overflows when m = survivors BN / F are expected:
     Poisson, P(> m + 6 sqrt(m) + 4) < 1e-6."""
     m = survivors * BN / F
     return min(max(next_power_of_2(int(m + 6 * m**0.5 + 4)), 8), BN)
 
 
 def choose_groups(k: int) -> tuple[int, int]:
-    """(GROUPS, num_warps) of the choice. Slots of a tile fill from the front, so only a part of the
-    groups, which are slot numbers modulo GROUPS, gets entries: 16 k of them rather than 4 k. 512
+    """(GROUPS, num_warps) of the choice. The slots of a tile fill from the front, so only some of
+    the groups, which are slot numbers modulo GROUPS, get entries: 16 k groups rather than 4 k. 512
     and 2048 compile without spills at these warps, 1024 does not."""
     return (512, 4) if k <= 32 else (2048, 8) if k <= 128 else (4096, 8)
 
 
 def chunk_rows(F: int, slots: int, config: dict[str, int]) -> int:
-    """Rows of a launch, so that the slots take CANDIDATE_BYTES."""
-    a_row = cdiv(F, config["BN"]) * slots * 8
-    return max(CANDIDATE_BYTES // a_row // config["BM"], 1) * config["BM"]
+    """Rows per launch, so that the slots take CANDIDATE_BYTES."""
+    row_bytes = cdiv(F, config["BN"]) * slots * 8
+    return max(CANDIDATE_BYTES // row_bytes // config["BM"], 1) * config["BM"]
 
 
 def filter_rows(
@@ -243,14 +243,15 @@ def filter_rows(
 ) -> None:
     """Filter and choose all rows into codes (rows of codes.capacity entries), total_B and flag_B.
 
-    `bound`: keys (int32) for each row or one for all; else `theta`: thresholds for each column or
-    one for all. `survivors`: how many entries of a row are expected to pass, for the size of the
-    slots. Nothing happens where `enabled`, an int32 on the device, is 0.
+    `bound`: keys (int32), one per row or one for all; else `theta`: thresholds, one per column or
+    one for all. `survivors`: how many entries of a row are expected to pass, which sets the number
+    of slots. Does nothing when `enabled`, an int32 on the device, is 0.
     """
     B, F, k = len(codes), codes.F, codes.capacity
     config = filter_config(x_BD.dtype, W_FD.dtype)
     slots, tiles = slots_for(survivors, F, config["BN"]), cdiv(F, config["BN"])
     groups, warps = choose_groups(k)
+    # Inputs that may be absent, and buffers for the candidates of one chunk.
     enabled = (
         enabled if enabled is not None else torch.ones((), dtype=torch.int32, device=x_BD.device)
     )
@@ -262,7 +263,7 @@ def filter_rows(
         part = slice(start, min(start + rows, B))
         x = x_BD[part]
         if bound is None:
-            bound_part = flag_B  # a pointer that is not read
+            bound_part = flag_B  # not read
         else:
             bound_part = bound[part] if bound.ndim else bound
         filter_kernel[(cdiv(len(x), config["BM"]) * tiles,)](

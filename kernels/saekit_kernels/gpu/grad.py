@@ -1,16 +1,16 @@
 """Weight gradients, feature-major: for every latent, the weighted sum of the rows where it fired.
 
-One program takes one latent and a slice of d, walks the latent's entries in the transposed codes
-and writes its row of dW once, zeros
-too: no memset, no atomics, one fixed order of every sum. `sparse_weight_grad_dual` makes the
-gradients of both matrices and of the encoder bias in one walk. All latents walk one slice of d
-before the next: 8192 rows x 256 fp32 columns are 8 MB and stay in the L2.
+One program takes one latent and a slice of d, goes through the latent's entries in the transposed
+codes and writes its row of dW once, zeros too: no memset, no atomics, one fixed order of every sum.
+`sparse_weight_grad_dual` computes the gradients of both matrices and of the encoder bias in one
+pass. All latents process one slice of d before the next: 8192 rows x 256 fp32 columns are 8 MB and
+stay in L2.
 
-Heavy latents. A latent that fires on half of 8192 rows would be 4096 entries on one program, a
-serial tail behind all others. Segments are cut at fixed offsets into chunks of 256: the latent's
-own program sums the first, `_chunk_sums` the others, and the own program adds their sums in order.
-How many chunks there are is known to the device alone, so the grid is the most that B*K entries can
-make and the programs without a chunk leave at once: nothing is read back by the host.
+Heavy latents. A latent that fires on half of 8192 rows would be 4096 entries in one program, a
+serial tail after all others. Entries are cut at fixed offsets into chunks of 256: the latent's
+program sums the first chunk, `_chunk_sums` the others, and the latent's program adds their sums in
+order. Only the device knows how many chunks there are, so the grid is the most that B*K entries can
+need, and programs without a chunk return at once: the host reads nothing back.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.decode import unit_stride
-from saekit_kernels.gpu.runtime import Case, cdiv
+from saekit_kernels.gpu.runtime import Case, cdiv, jit, unit_stride
 from saekit_kernels.gpu.transpose import check_positions
 
 ENTRIES = 4
 SLICE = 256
 CHUNK = 256
-# with at most max(F, MOST_SLOTS) partial rows, the partial sums never take more memory than dW or
-# 64 MB at d = 4096
+# With at most max(F, MOST_SLOTS) partial rows, the partial sums never take more memory than dW, or
+# 64 MB at d = 4096.
 MOST_SLOTS = 4096
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Where heavy latents are cut. The chunks of latent j behind its first are the slots first[j]
-    .. first[j+1].
+    """Where heavy latents are cut. The chunks of latent j after its first one are the slots
+    first[j] .. first[j+1].
 
     owner[slot] is j, or F for a slot without a chunk.
     """
@@ -49,7 +47,7 @@ class Chunks:
 
 
 def plan_chunks(codes: SparseCodes) -> Chunks:
-    """By device operations alone: shapes depend on B, K and F, never on what fired."""
+    """By device operations only: shapes depend on B, K and F, never on which latents fired."""
     ptr = codes.transpose().ptr
     length, slots = _chunk_bound(len(codes), codes.capacity, codes.F)
     first = torch.zeros(codes.F + 1, dtype=torch.int32, device=ptr.device)
@@ -65,8 +63,8 @@ def plan_chunks(codes: SparseCodes) -> Chunks:
 
 
 def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
-    """(entries a chunk, most chunks behind first ones). A latent has at most B entries, all latents
-    together at most B*K."""
+    """(entries per chunk, the most chunks besides first ones). A latent has at most B entries, all
+    latents together at most B*K."""
     length = CHUNK
     while True:
         slots = min(B * K // length, F * (cdiv(B, length) - 1)) if B else 0
@@ -75,7 +73,7 @@ def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
         length *= 2
 
 
-@triton.jit
+@jit
 def add_entries(
     acc1, acc2, sum1, sum2, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
     rows2_ptr, stride2,
@@ -84,7 +82,7 @@ def add_entries(
     """acc + sum over entries [start, end) of coef * rows[row of the entry, cols], for one or two
     pairs of (coef, rows).
 
-    sum1, sum2 (ENTRIES,) collect the coefficients themselves.
+    sum1, sum2 (ENTRIES,) are sums of the coefficients themselves.
     """
     for e in range(start, end, ENTRIES):
         live = e + tl.arange(0, ENTRIES) < end
@@ -107,7 +105,7 @@ def add_entries(
     return acc1, acc2, sum1, sum2
 
 
-@triton.jit
+@jit
 def _chunk_sums(
     ptr_ptr, pos_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
     stride2,
@@ -140,7 +138,7 @@ def _chunk_sums(
             tl.store(partial_sum2_ptr + slot, tl.sum(sum2, axis=0))
 
 
-@triton.jit
+@jit
 def _latent_sums(
     ptr_ptr, pos_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
     partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
@@ -177,7 +175,7 @@ def _latent_sums(
 
 @dataclass(frozen=True)
 class Partials:
-    """The sums of the chunks behind first ones: rows (slots, D), coefficients (slots,)."""
+    """The sums of the chunks besides first ones: rows (slots, D), coefficients (slots,)."""
 
     rows1: torch.Tensor
     rows2: torch.Tensor
@@ -185,45 +183,26 @@ class Partials:
     sum2: torch.Tensor
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # coefficients (B,K), rows (B,D)
+
+
 def chunk_partials(
-    codes: SparseCodes, chunks: Chunks, coef1, rows1, coef2=None, rows2=None
+    codes: SparseCodes, chunks: Chunks, first: Pair, second: Pair | None
 ) -> Partials:
-    """`_chunk_sums` over every slot. Without a second pair its results are those of the first; they
-    are not to be read."""
-    dual, d = rows2 is not None, rows1.shape[1]
+    """`_chunk_sums` over every slot. Without a second pair, rows2 and sum2 are those of the first;
+    they must not be read."""
+    (coef1, rows1), (coef2, rows2) = first, second or first
+    dual, d = second is not None, rows1.shape[1]
     new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=rows1.device)
     partial1, sum1 = new(chunks.slots, d), new(chunks.slots)
     partial2, sum2 = (new(chunks.slots, d), new(chunks.slots)) if dual else (partial1, sum1)
-    if not dual:
-        coef2, rows2 = coef1, rows1
     if chunks.slots:
         csc = codes.transpose()
         _chunk_sums[(chunks.slots, cdiv(d, SLICE))](
-            *(
-                csc.ptr,
-                csc.pos,
-                chunks.first,
-                chunks.owner,
-                coef1,
-                rows1,
-                rows1.stride(0),
-                coef2,
-                rows2,
-                rows2.stride(0),
-            ),
-            *(
-                partial1,
-                partial2,
-                sum1,
-                sum2,
-                codes.capacity,
-                d,
-                codes.F,
-                chunks.length,
-                dual,
-                SLICE,
-                ENTRIES,
-            ),
+            *(csc.ptr, csc.pos, chunks.first, chunks.owner),
+            *(coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
+            *(partial1, partial2, sum1, sum2, codes.capacity, d, codes.F, chunks.length),
+            *(dual, SLICE, ENTRIES),
             num_warps=1,
         )
     return Partials(partial1, partial2, sum1, sum2)
@@ -237,7 +216,7 @@ def sparse_weight_grad(
 
     Raises ValueError when the shapes do not fit or B*K is 2^31 or more.
     """
-    return _weight_grads(codes, coef_BK, rows_BD)[0]
+    return _weight_grads(codes, (coef_BK, rows_BD), None)[0]
 
 
 def sparse_weight_grad_dual(
@@ -250,17 +229,15 @@ def sparse_weight_grad_dual(
     """(dW1 (F,D), dW2 (F,D), sum1 (F,)), fp32: two weight gradients over the same codes and the sum
     of coef1 over each latent.
 
-    With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises as
+    With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises like
     `sparse_weight_grad`.
     """
-    return _weight_grads(codes, coef1_BK, rows1_BD, coef2_BK, rows2_BD)
+    return _weight_grads(codes, (coef1_BK, rows1_BD), (coef2_BK, rows2_BD))
 
 
-def check_pair(
-    codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair as kernels read it: flat positions need contiguous coefficients, rows need
-    contiguous columns."""
+def check_pair(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> Pair:
+    """The pair as kernels read it: contiguous coefficients for flat positions, rows with unit
+    column stride."""
     if coef_BK.shape != codes.vals.shape:
         raise ValueError(
             f"coefficients must have the shape of the codes, {tuple(codes.vals.shape)}, got"
@@ -271,14 +248,18 @@ def check_pair(
     return coef_BK.float().contiguous(), unit_stride(rows_BD)
 
 
-def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
+def _weight_grads(
+    codes: SparseCodes, first: Pair, second: Pair | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # Check. Without a second pair, the kernel gets the first one again and does not read it.
     check_positions(codes)
-    dual, d = rows2 is not None, rows1.shape[1]
-    coef1, rows1 = check_pair(codes, coef1, rows1)
-    if dual:
-        coef2, rows2 = check_pair(codes, coef2, rows2)
-        if rows2.shape[1] != d:
-            raise ValueError(f"both sets of rows must have one width, got {d} and {rows2.shape[1]}")
+    first = check_pair(codes, *first)
+    second = None if second is None else check_pair(codes, *second)
+    (coef1, rows1), (coef2, rows2) = first, second or first
+    dual, d = second is not None, rows1.shape[1]
+    if rows2.shape[1] != d:
+        raise ValueError(f"both sets of rows must have one width, got {d} and {rows2.shape[1]}")
+    # Outputs: the kernel writes every element, unless there are no entries.
     new = lambda *shape: (torch.zeros if codes.vals.numel() == 0 else torch.empty)(
         shape, dtype=torch.float32, device=rows1.device
     )
@@ -286,34 +267,14 @@ def _weight_grads(codes, coef1, rows1, coef2=None, rows2=None):
     dW2 = new(codes.F, d) if dual else dW1
     if codes.vals.numel() == 0:
         return dW1, dW2, sum1
+    # Further chunks of heavy latents, then every latent.
     chunks, csc = plan_chunks(codes), codes.transpose()
-    partials = chunk_partials(codes, chunks, coef1, rows1, coef2, rows2)
-    if not dual:
-        coef2, rows2 = coef1, rows1
+    partials = chunk_partials(codes, chunks, first, second)
     _latent_sums[(codes.F, cdiv(d, SLICE))](
-        *(
-            csc.ptr,
-            csc.pos,
-            chunks.first,
-            coef1,
-            rows1,
-            rows1.stride(0),
-            coef2,
-            rows2,
-            rows2.stride(0),
-        ),
-        *(
-            partials.rows1,
-            partials.rows2,
-            partials.sum1,
-            dW1,
-            dW2,
-            sum1,
-            codes.capacity,
-            d,
-            chunks.length,
-        ),
-        *(dual, chunks.slots > 0, SLICE, ENTRIES),
+        *(csc.ptr, csc.pos, chunks.first),
+        *(coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
+        *(partials.rows1, partials.rows2, partials.sum1, dW1, dW2, sum1),
+        *(codes.capacity, d, chunks.length, dual, chunks.slots > 0, SLICE, ENTRIES),
         num_warps=1,
     )
     return dW1, dW2, sum1
@@ -335,7 +296,7 @@ def cases() -> list[Case]:
     pointers = lambda *names: {f"{name}_ptr": "*fp32" for name in names}
     sizes = {"K": "i32", "d": "i32"}
     aligned = ("stride1", "stride2", "K", "d", "length")
-    found = []
+    listed = []
     for dtype, dual in (("*fp32", False), ("*bf16", True)):
         blocks = {"DUAL": dual, "SLICE": SLICE, "ENTRIES": ENTRIES}
         name = "dual" if dual else "single"
@@ -346,30 +307,16 @@ def cases() -> list[Case]:
             | pointers("partial1", "partial2", "partial_sum1", "partial_sum2")
             | sizes
         )
-        found.append(
-            Case(
-                f"grad_chunks_{name}",
-                _chunk_sums,
-                chunk | {"F": "i32", "length": "i32"},
-                blocks,
-                1,
-                aligned=aligned,
-            )
-        )
+        chunk |= {"F": "i32", "length": "i32"}
+        listed.append(Case(f"grad_chunks_{name}", _chunk_sums, chunk, blocks, 1, aligned=aligned))
         latent = (
             pair
             | pointers("partial1", "partial2", "partial_sum1", "dW1", "dW2", "sum1")
             | sizes
             | {"length": "i32"}
         )
-        found.append(
-            Case(
-                f"grad_latents_{name}",
-                _latent_sums,
-                latent,
-                blocks | {"CHUNKED": True},
-                1,
-                aligned=aligned,
-            )
+        blocks = blocks | {"CHUNKED": True}
+        listed.append(
+            Case(f"grad_latents_{name}", _latent_sums, latent, blocks, 1, aligned=aligned)
         )
-    return found
+    return listed

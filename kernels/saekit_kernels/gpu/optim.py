@@ -1,22 +1,21 @@
 """The fused feature step: both weight gradients, projection, Adam, unit rows, low-precision copies
-and idle counts in one program a latent.
+and idle counts in one program per latent.
 
-The gradients live in registers and never reach memory: 26 bytes a parameter (p, m, v read and
-written in fp32, one bf16 copy) instead of the 38 of gradients and Adam apart; at d = 2304, F =
-73,728 and 4.3 TB/s that is 2.05 ms instead of 3.0 (modelled: Adam at B = 4096 costs more than the
+The gradients live in registers and never reach memory: 26 bytes per parameter (p, m, v read and
+written in fp32, one bf16 copy) instead of 38 with gradients and Adam separate; at d = 2304, F =
+73,728 and 4.3 TB/s that is 2.05 ms instead of 3.0 (modeled: Adam at B = 4096 costs more than the
 encoder GEMM). The program holds whole rows because projection and norm need them, as two
-power-of-two blocks (`split_width`), so 2304 wastes nothing. Both blocks are walked, projected and
-stepped by the same code.
+power-of-two blocks (`split_width`), so 2304 wastes nothing. Both blocks are summed, projected and
+updated by the same code.
 
-Latents with more than 256 entries get the sums of their further chunks from `chunk_partials`
-(gpu/grad.py), in order, so that one latent that fires on every row is no serial tail. The torch
-path in saekit_kernels/optim.py is the specification.
+Latents with more than 256 entries get the sums of their other chunks from `chunk_partials`
+(gpu/grad.py), in order, so that one latent that fires on every row does not become a serial tail.
+The torch backend in saekit_kernels/optim.py is the specification.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
@@ -29,20 +28,20 @@ from saekit_kernels.gpu.grad import (
     pair_signature,
     plan_chunks,
 )
-from saekit_kernels.gpu.runtime import Case, next_power_of_2
+from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2
 from saekit_kernels.gpu.transpose import check_positions
 from saekit_kernels.optim import AdamSettings, FeatureState, check_step
 
 
 def step_warps(d: int) -> int:
-    """At most 16 columns a lane: two gradients, and the moments beside them in the epilogue."""
+    """At most 16 columns per lane: two gradients, and the moments beside them in the epilogue."""
     return min(max(next_power_of_2(d) // 512, 1), 16)
 
 
-@triton.jit
+@jit
 def _adam(p, grad, m_ptr, v_ptr, at, mask, step_size, take1, beta2, take2, root2, eps):
-    """The parameter after one step of Adam; the moments are written. take = 1 - beta, made on the
-    host in double precision."""
+    """The parameter after one step of Adam; the moments are written. take = 1 - beta, computed on
+    the host in double precision."""
     m = tl.load(m_ptr + at, mask=mask, other=0.0)
     v = tl.load(v_ptr + at, mask=mask, other=0.0)
     m += take1 * (grad - m)
@@ -52,7 +51,7 @@ def _adam(p, grad, m_ptr, v_ptr, at, mask, step_size, take1, beta2, take2, root2
     return p - step_size * (m / (tl.sqrt(v) / root2 + eps))
 
 
-@triton.jit
+@jit
 def _feature_step(
     ptr_ptr, pos_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
     partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr,
@@ -103,7 +102,7 @@ def _feature_step(
             db += tl.load(partial_sum1_ptr + slot)
             mass += tl.load(partial_sum2_ptr + slot)
 
-    # Encoder: one scalar, two blocks.
+    # Encoder: the bias, then the two blocks of the row.
     b = tl.load(b_enc_ptr + j)
     b = _adam(b, db, m_b_ptr, v_b_ptr, j, count >= 0, step_size, take1, beta2, take2, root2, eps)
     tl.store(b_enc_ptr + j, b)
@@ -144,7 +143,7 @@ def _feature_step(
         tl.store(low_enc_ptr + row + head, w_head, mask=in_head)
         tl.store(low_enc_ptr + row + tail, w_tail, mask=in_tail)
 
-    # Decoder: penalty and projection see the row as it was, the norm is restored after the step.
+    # Decoder: penalty and projection use the row before the step, the norm is restored after it.
     w_head = tl.load(W_dec_ptr + row + head, mask=in_head, other=0.0)
     w_tail = tl.load(W_dec_ptr + row + tail, mask=in_tail, other=0.0)
     if PENALTY:
@@ -186,7 +185,7 @@ def _feature_step(
     )
     if UNIT:
         norm = tl.sqrt(tl.sum(w_head * w_head, axis=0) + tl.sum(w_tail * w_tail, axis=0))
-        # a NaN norm stays NaN; tl.maximum would hide it
+        # A NaN norm stays NaN; tl.maximum would hide it.
         scale = 1.0 / tl.where(norm < 1e-12, 1e-12, norm)
         w_head *= scale
         w_tail *= scale
@@ -209,19 +208,22 @@ def feature_step(
 
     Raises ValueError for other dtypes, shapes that do not fit, or B*K of 2^31 or more.
     """
+    # Check.
     check_positions(codes)
     check_step(state, codes, dvals_BK, x_BD, g_BD)
     if any(t.dtype != torch.float32 for t in state.parameters_and_moments):
-        raise ValueError("the fused step wants fp32 parameters and moments")
+        raise ValueError("the fused step needs fp32 parameters and moments")
     if state.idle_F is not None and state.idle_F.dtype != torch.int64:
         raise ValueError(f"idle_F must be int64, got {state.idle_F.dtype}")
     B, d = x_BD.shape
     if B == 0:
         return
+    # Further chunks of heavy latents.
     dvals, x = check_pair(codes, dvals_BK, x_BD)
     vals, g = check_pair(codes, codes.vals, g_BD)
     csc, chunks = codes.transpose(), plan_chunks(codes)
-    partials = chunk_partials(codes, chunks, dvals, x, vals, g)
+    partials = chunk_partials(codes, chunks, (dvals, x), (vals, g))
+    # The step. Missing copies and counts get another pointer, which is not written.
     s, warps = settings, step_warps(d)
     low_enc, low_dec = (
         master if low is None else low
@@ -231,27 +233,11 @@ def feature_step(
     _feature_step[(codes.F,)](
         *(csc.ptr, csc.pos, chunks.first, dvals, x, x.stride(0), vals, g, g.stride(0)),
         *(partials.rows1, partials.rows2, partials.sum1, partials.sum2),
-        *(
-            state.W_enc,
-            state.m_enc,
-            state.v_enc,
-            state.b_enc,
-            state.m_b,
-            state.v_b,
-            state.W_dec,
-            state.m_dec,
-            state.v_dec,
-        ),
+        *(state.W_enc, state.m_enc, state.v_enc, state.b_enc, state.m_b, state.v_b),
+        *(state.W_dec, state.m_dec, state.v_dec),
         *(low_enc, low_dec, idle, codes.capacity, d, B, chunks.length),
-        *(
-            s.lr / (1 - s.beta1**s.step),
-            1 - s.beta1,
-            s.beta2,
-            1 - s.beta2,
-            (1 - s.beta2**s.step) ** 0.5,
-            s.eps,
-            s.norm_penalty,
-        ),
+        *(s.lr / (1 - s.beta1**s.step), 1 - s.beta1, s.beta2, 1 - s.beta2),
+        *((1 - s.beta2**s.step) ** 0.5, s.eps, s.norm_penalty),
         *(chunks.slots > 0, s.unit_decoder, s.norm_penalty != 0, s.sparse_rows),
         *(state.W_enc_low is not None, state.W_dec_low is not None, state.idle_F is not None),
         *(*split_width(d, 32 * warps), ENTRIES),
@@ -275,7 +261,7 @@ def cases() -> list[Case]:
     scalars = dict.fromkeys(
         ("step_size", "take1", "beta2", "take2", "root2", "eps", "norm_penalty"), "fp32"
     )
-    found = []
+    listed = []
     for d, rows, everything in (
         (768, "*bf16", False),
         (2304, "*bf16", True),
@@ -294,14 +280,8 @@ def cases() -> list[Case]:
             "ENTRIES": ENTRIES,
         }
         aligned = ("stride1", "stride2", "K", "d", "B", "length")
-        found.append(
-            Case(
-                f"feature_step_{d}_{rows[1:]}",
-                _feature_step,
-                signature,
-                constants,
-                step_warps(d),
-                aligned=aligned,
-            )
+        name = f"feature_step_{d}_{rows[1:]}"
+        listed.append(
+            Case(name, _feature_step, signature, constants, step_warps(d), aligned=aligned)
         )
-    return found
+    return listed

@@ -1,26 +1,28 @@
 """Penalties on dense codes: KL on mean sigmoid activations (encoder and its gradient), ReLU with L1
 and its gradient.
 
-Both penalties have a gradient at every one of the B x F codes, so nothing can be skipped; what is
-saved is passes over B x F, each 184/d of the encoder GEMM in bf16 (a quarter of it at d = 768, a
-twentieth at d = 4096; 790 TFLOP/s and 4.3 TB/s on an H200).
+Both penalties have a gradient at every one of the B x F codes, so nothing can be skipped. These
+kernels save passes over B x F, each 184/d of the encoder GEMM in bf16 (a quarter of it at d = 768,
+a twentieth at d = 4096; 790 TFLOP/s and 4.3 TB/s on an H200).
 
-    sigmoid_encode f = sigmoid(x W^T + b) and mean_b f in the epilogue of the GEMM: one write of B x
-    F, no read sigmoid_dpre (g W_dec^T + c) f (1 - f) and its column sums in the epilogue of the
-    GEMM: one read and one write sigmoid_pull c f (1 - f) alone, when the reconstruction reads other
-        codes: one read and one write
-    relu_forward ReLU in place, with the L1 norm and the number of active latents of each row: one
-    read and one write relu_backward its gradient, in place on dz, with column sums: two reads and
-    one write
+    sigmoid_encode  f = sigmoid(x W^T + b) and mean_b f in the epilogue of the GEMM: one write of
+                    B x F, no read
+    sigmoid_dpre    (g W_dec^T + c) f (1 - f) and its column sums in the epilogue of the GEMM: one
+                    read and one write
+    sigmoid_pull    only c f (1 - f), when the reconstruction reads other codes: one read and one
+                    write
+    relu_forward    ReLU in place, with the L1 norm and the number of active latents of each row:
+                    one read and one write
+    relu_backward   its gradient, in place on dz, with column sums: two reads and one write
 
-c_j = d penalty / d f_bj, the same in every row. The means that the penalty needs are taken from the
-fp32 accumulators, before f is rounded to bf16: at a target rate of 0.01 the rounding of single
-codes would be a relative error of 2^-8 each. In bf16 a code above 1 - 2^-9 is stored as 1 and its
-gradient f (1 - f) is 0, as in any bf16 sigmoid.
+c_j = d penalty / d f_bj, the same in every row. The means for the penalty are computed from the
+fp32 accumulators, before f is rounded to bf16: at a target rate of 0.01 rounding would be a
+relative error of 2^-8 per code. In bf16 a code above 1 - 2^-9 is stored as 1 and its gradient f (1
+- f) is 0, as in any bf16 sigmoid.
 
-Column sums are made in two steps, sums of a block of rows and then the sum of those in order: no
-atomics, so the same inputs give the same bits. Rows of weight 0 (padding) count neither in means
-nor in the pull of the penalty, even if they hold NaN.
+Column sums are computed in two steps, sums over blocks of rows and then the sum of those in order:
+no atomics, so the same inputs give the same bits. Rows of weight 0 (padding) count neither in the
+means nor in the gradient of the penalty, even if they hold NaN.
 
 Legend: B rows, D model width, F latents, R blocks of rows; M and N rows and latents of a tile.
 """
@@ -30,26 +32,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 
-from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, launchable
+from saekit_kernels.gpu.runtime import (
+    INTERPRETED,
+    POINTER,
+    Case,
+    cdiv,
+    jit,
+    launchable,
+    unit_stride,
+)
 
-# GEMM tiles walk 8 row blocks before the next column block, so that both operands are found in L2
+# GEMM tiles take 8 row blocks before the next column block, so that both operands stay in L2.
 GROUP_ROWS = 8
-# rows of one partial column sum in the element-wise passes: partials are 3 % of the traffic of a
-# bf16 pass
+# Rows of one partial column sum in the element-wise passes: partials are 3 % of the traffic of a
+# bf16 pass.
 SUM_ROWS = 128
 
 
-# --------------------------------------------------------------------------------------------------
-#  kernels
+# -- kernels ---------------------------------------------------------------------------------------
 
 
-@triton.jit
+@jit
 def _tile_of_program(B, F, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
     """(row block, column block) of this program: GROUP row blocks share a column block before the
-    next column block comes."""
+    next one."""
     program = tl.program_id(0).to(tl.int64)
     row_blocks = tl.cdiv(B, BLOCK_M)
     column_blocks = tl.cdiv(F, BLOCK_N)
@@ -59,7 +67,7 @@ def _tile_of_program(B, F, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: 
     return group * GROUP + inside % height, inside // height
 
 
-@triton.jit
+@jit
 def _product_tile(
     a_ptr, a_stride, w_ptr, w_stride, rows_M, cols_N, B, F, D,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
@@ -79,7 +87,7 @@ def _product_tile(
     return acc_MN
 
 
-@triton.jit
+@jit
 def _sigmoid_encode_kernel(
     x_ptr, x_stride, w_ptr, w_stride, b_ptr, weight_ptr, f_ptr, partial_ptr, B, F, D,
     WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -106,7 +114,7 @@ def _sigmoid_encode_kernel(
     tl.store(partial_ptr + row_block * F + cols_N, tl.sum(counted_MN, axis=0), mask=cols_N < F)
 
 
-@triton.jit
+@jit
 def _sigmoid_dpre_kernel(
     g_ptr, g_stride, w_ptr, w_stride, f_ptr, f_stride, c_ptr, weight_ptr, dpre_ptr, partial_ptr, B,
     F, D,
@@ -126,8 +134,8 @@ def _sigmoid_dpre_kernel(
             * tl.load(weight_ptr + rows_M, mask=rows_M < B, other=0.0).to(tl.float32)[:, None]
         )
     tile = (rows_M < B)[:, None] & (cols_N < F)[None, :]
-    # other=0 makes the gradient of rows and columns outside exactly 0, so that they drop out of the
-    # sums.
+    # other=0 makes the gradient of rows and columns outside exactly 0, so that they do not count in
+    # the sums.
     f_MN = tl.load(f_ptr + rows_M[:, None] * f_stride + cols_N[None, :], mask=tile, other=0.0).to(
         tl.float32
     )
@@ -140,7 +148,7 @@ def _sigmoid_dpre_kernel(
     tl.store(partial_ptr + row_block * F + cols_N, tl.sum(dpre_MN, axis=0), mask=cols_N < F)
 
 
-@triton.jit
+@jit
 def _sigmoid_pull_kernel(
     f_ptr, f_stride, c_ptr, weight_ptr, dpre_ptr, partial_ptr, B, F,
     WEIGHTED: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -170,12 +178,12 @@ def _sigmoid_pull_kernel(
     tl.store(partial_ptr + row_block * F + cols_N, tl.sum(sum_SN, axis=0), mask=cols_N < F)
 
 
-@triton.jit
+@jit
 def _relu_forward_kernel(
     pre_ptr, stride, norm_ptr, l1_ptr, nnz_ptr, B, F, ROWS: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """ROWS whole rows a program, so that row sums need no second step; several rows share each load
-    of the norms."""
+    """ROWS whole rows per program, so that row sums need no second step; several rows share each
+    load of the norms."""
     rows_M = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     l1_MN = tl.zeros((ROWS, BLOCK_N), tl.float32)
     active_MN = tl.zeros((ROWS, BLOCK_N), tl.int32)
@@ -183,10 +191,9 @@ def _relu_forward_kernel(
         cols_N = start + tl.arange(0, BLOCK_N)
         tile = (rows_M < B)[:, None] & (cols_N < F)[None, :]
         ptrs = pre_ptr + rows_M[:, None] * stride + cols_N[None, :]
-        # the interpreter compares bf16 by its bits
+        # fp32, because the interpreter compares bf16 by its bits.
         pre_MN = tl.load(ptrs, mask=tile, other=0.0).to(tl.float32)
-        # Written so that NaN stays: NaN <= 0 is false. What lies outside was read as 0 and is not
-        # active.
+        # NaN stays, since NaN <= 0 is false. Entries outside were read as 0 and are not active.
         z_MN = tl.where(pre_MN <= 0.0, 0.0, pre_MN)
         tl.store(ptrs, z_MN.to(pre_ptr.dtype.element_ty), mask=tile)
         norm_N = tl.load(norm_ptr + cols_N, mask=cols_N < F, other=0.0).to(tl.float32)
@@ -196,7 +203,7 @@ def _relu_forward_kernel(
     tl.store(nnz_ptr + rows_M, tl.sum(active_MN, axis=1), mask=rows_M < B)
 
 
-@triton.jit
+@jit
 def _relu_backward_kernel(
     z_ptr,
     z_stride,
@@ -230,7 +237,7 @@ def _relu_backward_kernel(
     tl.store(partial_ptr + row_block * F + cols_N, tl.sum(sum_SN, axis=0), mask=cols_N < F)
 
 
-@triton.jit
+@jit
 def _sum_partials_kernel(partial_ptr, total_ptr, R, F, STEP: tl.constexpr, BLOCK_N: tl.constexpr):
     """total_F = sum over R of partial_RF, always in the same order; STEP running sums, so that the
     error grows with R / STEP."""
@@ -243,17 +250,16 @@ def _sum_partials_kernel(partial_ptr, total_ptr, R, F, STEP: tl.constexpr, BLOCK
     tl.store(total_ptr + cols_N, tl.sum(sum_SN, axis=0), mask=cols_N < F)
 
 
-# --------------------------------------------------------------------------------------------------
-#  launchers
+# -- launchers -------------------------------------------------------------------------------------
 
 
 def _product_config(dtype: torch.dtype, D: int, F: int) -> dict[str, int]:
     """Tile of the GEMMs. 128 x 128 in bf16 lets two blocks share an SM of sm_90; 128 x 256 spills
     in the epilogue.
 
-    Widths that are no multiple of 16 forbid vector loads, whose addresses and masks then take the
-    registers of a large tile. fp32 products run on scalar units, where a large tile would only cost
-    registers. Chosen by shape alone: strides do not change the bits.
+    Widths that are not multiples of 16 prevent vector loads; their addresses and masks then take
+    the registers of a large tile. fp32 products run on scalar units, where a large tile would only
+    cost registers. Depends on shapes only: strides do not change the bits.
     """
     if dtype == torch.float32:
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 16, "num_warps": 8, "num_stages": 3}
@@ -276,8 +282,8 @@ def sigmoid_encode(
     """(f_BF in the dtype of x, mean_F fp32): f = sigmoid(x W^T + b) and mean_j = sum_b w_b f_bj /
     sum_b w_b, from unrounded f.
 
-    x is fp32 or bf16; W is brought to the dtype of x. Without weights every row counts once. The
-    mean over no row is NaN. Raises ValueError for shapes or types that do not fit.
+    x is fp32 or bf16; W is cast to the dtype of x. Without weights every row counts once. The mean
+    over zero rows is NaN. Raises ValueError for shapes or dtypes that do not fit.
     """
     (B, D), F = x_BD.shape, W_FD.shape[0]
     _check(
@@ -289,7 +295,7 @@ def sigmoid_encode(
     if B == 0 or F == 0:
         return f_BF, x_BD.new_full((F,), torch.nan, dtype=torch.float32)
     config = _product_config(x_BD.dtype, D, F)
-    x_BD, W_FD = _rows(x_BD), _rows(W_FD.to(x_BD.dtype))
+    x_BD, W_FD = unit_stride(x_BD), unit_stride(W_FD.to(x_BD.dtype))
     partial_RF = x_BD.new_empty(cdiv(B, config["BLOCK_M"]), F, dtype=torch.float32)
     _sigmoid_encode_kernel[_product_grid(B, F, config)](
         x_BD, x_BD.stride(0), W_FD, W_FD.stride(0), b_F.contiguous(), _contiguous(row_weight_B),
@@ -326,7 +332,8 @@ def sigmoid_dpre(
     if B == 0 or F == 0:
         return dpre_BF, f_BF.new_zeros(F, dtype=torch.float32)
     config = _product_config(f_BF.dtype, D, F)
-    g_BD, W_dec_FD, f_BF = _rows(g_BD.to(f_BF.dtype)), _rows(W_dec_FD.to(f_BF.dtype)), _rows(f_BF)
+    g_BD, W_dec_FD = unit_stride(g_BD.to(f_BF.dtype)), unit_stride(W_dec_FD.to(f_BF.dtype))
+    f_BF = unit_stride(f_BF)
     partial_RF = f_BF.new_empty(cdiv(B, config["BLOCK_M"]), F, dtype=torch.float32)
     _sigmoid_dpre_kernel[_product_grid(B, F, config)](
         g_BD, g_BD.stride(0), W_dec_FD, W_dec_FD.stride(0), f_BF, f_BF.stride(0), c_F.contiguous(),
@@ -339,14 +346,14 @@ def sigmoid_dpre(
 def sigmoid_pull(
     f_BF: torch.Tensor, c_F: torch.Tensor, row_weight_B: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dpre_BF in the dtype of f, db_F fp32): dpre = c_j w_b f (1 - f), the gradient of the penalty
-    alone, and its sum over rows."""
+    """(dpre_BF in the dtype of f, db_F fp32): dpre = c_j w_b f (1 - f), the gradient of only the
+    penalty, and its sum over rows."""
     B, F = f_BF.shape
     _check("sigmoid_pull", {"c": (c_F, (F,)), "row_weight": (row_weight_B, (B,))}, f_BF)
     dpre_BF = f_BF.new_empty(B, F)
     if B == 0 or F == 0:
         return dpre_BF, f_BF.new_zeros(F, dtype=torch.float32)
-    f_BF = _rows(f_BF)
+    f_BF = unit_stride(f_BF)
     partial_RF = f_BF.new_empty(cdiv(B, SUM_ROWS), F, dtype=torch.float32)
     _sigmoid_pull_kernel[(len(partial_RF), cdiv(F, _PASS["BLOCK_N"]))](
         f_BF, f_BF.stride(0), c_F.contiguous(), _contiguous(row_weight_B), dpre_BF, partial_RF, B,
@@ -385,7 +392,7 @@ def relu_backward(z_BF: torch.Tensor, dz_BF: torch.Tensor, pull_F: torch.Tensor)
     _check_written("dz", dz_BF)
     if B == 0 or F == 0:
         return z_BF.new_zeros(F, dtype=torch.float32)
-    z_BF = _rows(z_BF)
+    z_BF = unit_stride(z_BF)
     partial_RF = z_BF.new_empty(cdiv(B, SUM_ROWS), F, dtype=torch.float32)
     _relu_backward_kernel[(len(partial_RF), cdiv(F, _PASS["BLOCK_N"]))](
         z_BF, z_BF.stride(0), dz_BF, dz_BF.stride(0), pull_F.contiguous(), partial_RF, B, F, **_PASS
@@ -404,11 +411,6 @@ def _sum_partials(partial_RF: torch.Tensor) -> torch.Tensor:
 
 def _product_grid(B: int, F: int, config: dict[str, int]) -> tuple[int]:
     return (cdiv(B, config["BLOCK_M"]) * cdiv(F, config["BLOCK_N"]),)
-
-
-def _rows(t: torch.Tensor) -> torch.Tensor:
-    """`t` with unit column stride; the kernels take any row stride."""
-    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def _contiguous(t: torch.Tensor | None) -> torch.Tensor | None:
@@ -447,13 +449,12 @@ def _check_written(label: str, t: torch.Tensor) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------------
-#  compile-time cases
+# -- compile-time cases ----------------------------------------------------------------------------
 
 
 def cases() -> list[Case]:
     fp32 = POINTER[torch.float32]
-    found = []
+    listed = []
     for label, dtype, D, F, weighted in (
         ("d=768 F=24576 bf16", torch.bfloat16, 768, 24576, False),
         ("d=4096 F=131072 bf16 weighted", torch.bfloat16, 4096, 131072, True),
@@ -502,7 +503,7 @@ def cases() -> list[Case]:
             if D % 16 == 0 and F % 16 == 0
             else ()
         )
-        found += [
+        listed += [
             Case(
                 label, _sigmoid_encode_kernel, encode | sizes, constants, aligned=aligned, **options
             ),
@@ -527,17 +528,11 @@ def cases() -> list[Case]:
             "pull_ptr": fp32,
             "partial_ptr": fp32,
         } | sizes
-        found.append(_pass_case(label, _relu_forward_kernel, forward, _RELU_ROWS))
-        found.append(_pass_case(label, _relu_backward_kernel, backward, _PASS))
-    found.append(
-        _pass_case(
-            "F=24576",
-            _sum_partials_kernel,
-            {"partial_ptr": fp32, "total_ptr": fp32, "R": "i32", "F": "i32"},
-            _SUM,
-        )
-    )
-    return found
+        listed.append(_pass_case(label, _relu_forward_kernel, forward, _RELU_ROWS))
+        listed.append(_pass_case(label, _relu_backward_kernel, backward, _PASS))
+    partials = {"partial_ptr": fp32, "total_ptr": fp32, "R": "i32", "F": "i32"}
+    listed.append(_pass_case("F=24576", _sum_partials_kernel, partials, _SUM))
+    return listed
 
 
 def _pass_case(label: str, kernel: Any, signature: dict[str, str], config: dict[str, Any]) -> Case:

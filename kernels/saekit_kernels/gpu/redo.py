@@ -1,27 +1,26 @@
-"""The exact repair of rows that a filter could not answer for: however many there are, and without
-asking the device how many.
+"""The exact repair of rows that a filter could not decide: any number of them, without asking the
+device how many.
 
 A small fixed grid: program p takes the flagged rows p, p+P, ... from a list made on the device,
-computes all F pre-activations of a row in fp32 into a scratch row of its own and selects from it
-(gpu/select.py). It exits at once when nothing is flagged. A row costs one read of W, about 1 ms a
-program at d = 768, F = 24,576 (estimated). Rows with a NaN, which a diverged run has nothing but,
-need no W at all.
+computes all F pre-activations of a row in fp32 into its scratch row and selects from it
+(gpu/select.py). It exits at once when no row is flagged. A row costs one read of W, about 1 ms per
+program at d = 768, F = 24,576 (estimated). Rows with a NaN, the only rows of a diverged run, need
+no W at all.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.runtime import POINTER, Case
+from saekit_kernels.gpu.runtime import POINTER, Case, jit
 from saekit_kernels.gpu.select import groups_for, positive_key, select_row
 
 REDO_PROGRAMS = 128  # scratch: 128 rows of F fp32, 67 MB at F = 131,072
 
 
-@triton.jit
+@jit
 def redo_kernel(
     x_ptr, w_ptr, b_ptr, theta_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr,
     idx_ptr, nnz_ptr, total_ptr, F, D, k,
@@ -40,9 +39,9 @@ def redo_kernel(
         for start in range(0, D, GROUPS):
             x = tl.load(x_row + start + lane, mask=start + lane < D, other=0.0).to(tl.float32)
             nans += (x != x).to(tl.int32)
-        # every pre-activation is NaN, so the first k columns are chosen; a diverged run flags every
-        # row
-        if tl.sum(nans) > 0:
+        # With a NaN in x, every pre-activation is NaN and the first k columns are chosen. In a
+        # diverged run every row is flagged.
+        if tl.sum(nans) > 0:  # pyright: ignore[reportOperatorIssue]
             for start in range(0, k, GROUPS):
                 tl.store(vals_ptr + to + start + lane, float("nan"), mask=start + lane < k)
                 tl.store(idx_ptr + to + start + lane, start + lane, mask=start + lane < k)
@@ -74,12 +73,12 @@ def redo_kernel(
                 passed += (positive_key(pre) > 0).to(tl.int32)
                 tl.store(scratch + cols, pre, mask=cols < F)
             tl.store(total_ptr + row, tl.sum(passed))
-            tl.debug_barrier()  # other threads read the scratch row than those that wrote it
+            tl.debug_barrier()  # threads read parts of the scratch row that others wrote
             select_row(
                 scratch, scratch, F, k, list_ptr + program * GROUPS, vals_ptr + to, idx_ptr + to,
                 nnz_ptr + row, "values", 1, GROUPS
             )  # fmt: skip
-        tl.debug_barrier()  # scratch and list are free again
+        tl.debug_barrier()  # scratch and list may be overwritten now
 
 
 def redo_rows(
@@ -91,10 +90,10 @@ def redo_rows(
     flag_B: torch.Tensor,
     theta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Redo the flagged rows exactly, in place, their totals too; returns how many, an int32 on the
+    """Redo the flagged rows and their totals exactly, in place; returns how many, an int32 on the
     device."""
     B, F, k = len(codes), codes.F, codes.capacity
-    # the flagged rows first; their number stays on the device
+    # The flagged rows first; their number stays on the device.
     order = torch.argsort(flag_B, descending=True, stable=True)
     flagged = flag_B.sum(dtype=torch.int32)
     programs = min(REDO_PROGRAMS, B)

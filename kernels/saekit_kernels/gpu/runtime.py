@@ -1,5 +1,5 @@
-"""What every Triton kernel here shares: how it is checked without a device, and what the
-interpreter cannot do.
+"""What the Triton kernels share: how they are checked without a device, and what the interpreter
+cannot do.
 
 Rules that a test holds (tests/kernels/gpu/test_traps.py): offsets are int64 from the program id on,
 masked loads give `other`, and no cumulative sum runs over a comparison (an i1 scan is an
@@ -8,7 +8,7 @@ exclusive-or on the device).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,13 @@ import torch
 import triton
 from triton import knobs
 
-# tl.dot of the interpreter multiplies the bit patterns of bf16 operands (triton 3.9): kernels take
+# The interpreter's tl.dot multiplies the bit patterns of bf16 operands (triton 3.9): kernels take
 # UPCAST and cast to fp32 first.
 INTERPRETED: bool = knobs.runtime.interpret
+
+# triton.jit for type checkers too: its own type allows tl.constexpr parameters to be passed only
+# tl.constexpr objects, and knows neither num_warps nor num_stages.
+jit: Callable[[Callable], Any] = triton.jit
 
 POINTER = {
     torch.float32: "*fp32",
@@ -32,18 +36,18 @@ POINTER = {
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compile a kernel, as its launcher would for the given shapes: what the compile
-    test builds for each target."""
+    """One way to compile a kernel, as its launcher would for the given shapes: the compile test
+    builds it for each target."""
 
     name: str
     kernel: Any  # a triton JITFunction
-    # argument -> "*bf16", "i32", "i64", "fp32" ... ; constants are left out
+    # argument -> "*bf16", "i32", "i64", "fp32" ...; without the constants
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
     tensor_cores: bool = False  # a matrix kernel: the compiled code must use them
-    # arguments divisible by 16; every pointer is taken to be
+    # arguments divisible by 16; every pointer is assumed to be
     aligned: tuple[str, ...] = field(default=())
 
 
@@ -51,6 +55,11 @@ def launchable(*tensors: torch.Tensor) -> bool:
     """Whether kernels can run on these tensors: all on a CUDA device, or anywhere under the
     interpreter."""
     return INTERPRETED or all(t.is_cuda for t in tensors)
+
+
+def unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` as kernels read them: any row stride, unit column stride."""
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
 
 
 def next_power_of_2(n: int) -> int:

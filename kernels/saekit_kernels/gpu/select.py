@@ -1,48 +1,47 @@
-"""Exact top-k of each row of a dense matrix (plan B), and the device functions that every selecting
-kernel shares.
+"""Exact top-k of each row of a dense matrix (plan B), and the device functions that all selecting
+kernels share.
 
 Only positive entries and NaN can become codes, so a value is compared by its *key*: its bits as an
 int32 when it is positive (order preserving), INT_MAX for NaN (largest, and active), 0 for
 everything that the ReLU drops (zero, -0.0, negatives, -inf). Taking the k largest keys above 0 is
 then the same as top-k followed by ReLU, and ties go to the smallest column.
 
-One program a row:
-1. group maxima: column c belongs to group c mod GROUPS, so one elementwise maximum a tile; the k-th
-   largest of the GROUPS maxima bounds the k-th value from below (they are k different entries). For
-   columns in no order GROUPS >= 4k leaves at most -ln(3/4) GROUPS = 1.15 k entries above it, for k
-   = 32 and GROUPS = 1024: 32.5.
+One program per row:
+1. group maxima: column c belongs to group c mod GROUPS, so there is one elementwise maximum per
+   tile; the k-th largest of the GROUPS maxima bounds the k-th value from below (they are k
+   different entries). For columns in random order GROUPS >= 4k leaves at most -ln(3/4) GROUPS =
+   1.15 k entries above it; for k = 32 and GROUPS = 1024: 32.5.
 2. filter: columns at or above the bound go to a list in memory, in column order (the row comes from
    L2 this time: one read from HBM).
 3. the exact k-th key of the list by bitwise bisection (31 counts over registers; tl.sort and
    tl.topk cost far more in the interpreter and do not break ties by column), then compaction in
    column order.
-A list that is too short (all-equal rows, k > GROUPS) makes step 3 run over the row itself, 31 reads
-of it: slow, exact. Nothing here was timed on a device.
+When the list overflows (all-equal rows, k > GROUPS), step 3 runs over the row itself, with 31 reads
+of it: slow, but exact. Nothing here was timed on a device.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.runtime import POINTER, Case, next_power_of_2
+from saekit_kernels.gpu.runtime import POINTER, Case, jit, next_power_of_2, unit_stride
 
-# the bound needs no exactness: 12 of 23 mantissa bits, and 20 counts instead of 31
+# The bound need not be exact: 12 of 23 mantissa bits, and 20 counts instead of 31.
 BOUND_LOWEST_BIT = tl.constexpr(11)
 
 
-@triton.jit
+@jit
 def positive_key(v):
-    """fp32 -> int32 in the order of the values: positives by their bits, NaN on top, the rest 0.
-    Integer work only, so that no flush-to-zero or fast-math setting can touch it."""
+    """fp32 -> int32 in the order of the values: positives by their bits, NaN largest, the rest 0.
+    Integer operations only, so that no flush-to-zero or fast-math setting affects it."""
     bits = v.to(tl.int32, bitcast=True)
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return tl.where(is_nan, 0x7FFFFFFF, tl.maximum(bits, 0))
 
 
-@triton.jit
+@jit
 def kth_key(keys, k, LOWEST_BIT: tl.constexpr):
     """The largest T, a multiple of 2^LOWEST_BIT, with at least k keys >= T; 0 when fewer than k are
     positive."""
@@ -55,11 +54,11 @@ def kth_key(keys, k, LOWEST_BIT: tl.constexpr):
     return kth
 
 
-@triton.jit
+@jit
 def keys_at(row_ptr, aux_ptr, at, n, KIND: tl.constexpr, SLOTS: tl.constexpr):
-    """Keys of the entries `at` of one row of n entries, 0 behind its end.
+    """Keys of the entries `at` of one row of n entries, 0 after its end.
 
-    KIND "values": the row holds values; "biased": values, to which the bias at aux is added;
+    KIND "values": the row holds values; "biased": values, to which the bias in aux is added;
     "slots": pairs (column, key) in tiles of SLOTS slots, of which the first aux[tile] are written
     (more than SLOTS means that the tile overflowed).
     """
@@ -73,7 +72,7 @@ def keys_at(row_ptr, aux_ptr, at, n, KIND: tl.constexpr, SLOTS: tl.constexpr):
         return positive_key(v)
 
 
-@triton.jit
+@jit
 def columns_at(row_ptr, at, chosen, KIND: tl.constexpr):
     if KIND == "slots":
         return tl.load(row_ptr + 2 * at, mask=chosen, other=0)
@@ -81,7 +80,7 @@ def columns_at(row_ptr, at, chosen, KIND: tl.constexpr):
         return at
 
 
-@triton.jit
+@jit
 def group_bound(
     row_ptr, aux_ptr, n, k, KIND: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr
 ):
@@ -94,12 +93,12 @@ def group_bound(
     return kth_key(best, k, BOUND_LOWEST_BIT)
 
 
-@triton.jit
+@jit
 def kth_key_in_memory(
     row_ptr, aux_ptr, n, k, KIND: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr
 ):
-    """kth_key of a row that no list holds: one read of the row for each of the 31 bits. Also the
-    number of keys above the result."""
+    """(kth_key, number of keys above it) of a row whose list overflowed: one read of the row for
+    each of the 31 bits."""
     lane = tl.arange(0, GROUPS)
     kth = tl.full((), 0, tl.int32)
     bit = tl.full((), 1 << 30, tl.int32)
@@ -117,24 +116,24 @@ def kth_key_in_memory(
     return kth, tl.sum(count)
 
 
-@triton.jit
+@jit
 def emit(row_ptr, at, key, kth, room, written, vals_ptr, idx_ptr, KIND: tl.constexpr):
-    """Append the chosen of some entries in column order: those above kth, and the first `room` of
-    those equal to it.
+    """Append chosen entries in column order: those above kth, and the first `room` of those equal
+    to it.
 
-    Returns the room left and the number written so far.
+    Returns the remaining room and the number written so far.
     """
     tied = ((key == kth) & (key > 0)).to(tl.int32)
     chosen = (key > kth) | ((tied > 0) & (tl.cumsum(tied, 0) <= room))
     chosen_i = chosen.to(tl.int32)
     to = written + tl.cumsum(chosen_i, 0) - chosen_i
-    # a key is the value's bits; INT_MAX is a NaN
+    # A key is the value's bits; INT_MAX is a NaN.
     tl.store(vals_ptr + to, key.to(tl.float32, bitcast=True), mask=chosen)
     tl.store(idx_ptr + to, columns_at(row_ptr, at, chosen, KIND), mask=chosen)
     return room - tl.sum(tied), written + tl.sum(chosen_i)
 
 
-@triton.jit
+@jit
 def select_row(
     row_ptr,
     aux_ptr,
@@ -149,20 +148,22 @@ def select_row(
     GROUPS: tl.constexpr,
 ):
     """The k largest positive entries of one row -> vals (k), idx (k), nnz (1). `list_ptr`: GROUPS
-    int32 of this row's own."""
+    int32, for this row only."""
     lane = tl.arange(0, GROUPS)
     bound = tl.maximum(group_bound(row_ptr, aux_ptr, n, k, KIND, SLOTS, GROUPS), 1)
-    found = tl.full((), 0, tl.int32)
+    # List the columns that reach the bound.
+    listed = tl.full((), 0, tl.int32)
     for start in range(0, n, GROUPS):
         keep = (keys_at(row_ptr, aux_ptr, start + lane, n, KIND, SLOTS) >= bound).to(tl.int32)
-        to = found + tl.cumsum(keep, 0) - keep
+        to = listed + tl.cumsum(keep, 0) - keep
         tl.store(list_ptr + to, start + lane, mask=(keep > 0) & (to < GROUPS))
-        found += tl.sum(keep)
-    tl.debug_barrier()  # the list was written by other threads than those that read it
+        listed += tl.sum(keep)
+    tl.debug_barrier()  # threads read parts of the list that others wrote
+    # Choose from the list, or from the whole row when the list overflowed.
     written = tl.full((), 0, tl.int32)
-    if found <= GROUPS:
-        at = tl.load(list_ptr + lane, mask=lane < found, other=0)
-        key = tl.where(lane < found, keys_at(row_ptr, aux_ptr, at, n, KIND, SLOTS), 0)
+    if listed <= GROUPS:
+        at = tl.load(list_ptr + lane, mask=lane < listed, other=0)
+        key = tl.where(lane < listed, keys_at(row_ptr, aux_ptr, at, n, KIND, SLOTS), 0)
         kth = kth_key(key, k, 0)
         room = k - tl.sum((key > kth).to(tl.int32))
         _, written = emit(row_ptr, at, key, kth, room, written, vals_ptr, idx_ptr, KIND)
@@ -173,14 +174,15 @@ def select_row(
             at = start + lane
             key = keys_at(row_ptr, aux_ptr, at, n, KIND, SLOTS)
             room, written = emit(row_ptr, at, key, kth, room, written, vals_ptr, idx_ptr, KIND)
+    # Padding.
     for start in range(0, k, GROUPS):
-        behind = (start + lane >= written) & (start + lane < k)
-        tl.store(vals_ptr + start + lane, 0.0, mask=behind)
-        tl.store(idx_ptr + start + lane, 0, mask=behind)
+        padding = (start + lane >= written) & (start + lane < k)
+        tl.store(vals_ptr + start + lane, 0.0, mask=padding)
+        tl.store(idx_ptr + start + lane, 0, mask=padding)
     tl.store(nnz_ptr, written)
 
 
-@triton.jit
+@jit
 def select_kernel(
     pre_ptr,
     b_ptr,
@@ -212,7 +214,7 @@ def select_kernel(
 
 
 def groups_for(n: int, k: int) -> tuple[int, int]:
-    """(GROUPS, num_warps) for rows of n entries: 8 to 16 keys a thread."""
+    """(GROUPS, num_warps) for rows of n entries: 8 to 16 keys per thread."""
     groups = min(max(next_power_of_2(4 * k), 1024), 4096, max(next_power_of_2(n), 32))
     return groups, 4 if groups <= 1024 else 8
 
@@ -224,11 +226,6 @@ def check_k(name: str, k: int, F: int, B: int) -> None:
         raise ValueError(
             f"{B} rows of {k} entries: B*{name} must stay below 2^31; encode fewer rows at a time"
         )
-
-
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """Kernels take any row stride, but neighbours in a row must be neighbours in memory."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def new_codes(B: int, K: int, F: int, device: torch.device) -> SparseCodes:
@@ -244,8 +241,8 @@ def new_codes(B: int, K: int, F: int, device: torch.device) -> SparseCodes:
 def select_into(
     codes: SparseCodes, start: int, pre_BF: torch.Tensor, b_F: torch.Tensor | None = None
 ) -> None:
-    """Rows `start` ... of the codes from their pre-activations, without the bias if one is
-    given."""
+    """Fill the rows of `codes` from `start` on from their pre-activations, to which the bias `b_F`
+    is added if there is one."""
     rows, F = pre_BF.shape
     if rows == 0:
         return
@@ -269,13 +266,13 @@ def select_topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
     """
     if pre_BF.ndim != 2 or pre_BF.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
-            f"a matrix of fp32, bf16 or fp16 was expected, got {pre_BF.dtype} of shape"
+            f"expected a matrix of fp32, bf16 or fp16, got {pre_BF.dtype} of shape"
             f" {tuple(pre_BF.shape)}"
         )
     B, F = pre_BF.shape
     check_k("k", k, F, B)
     codes = new_codes(B, k, F, pre_BF.device)
-    select_into(codes, 0, rows_of(pre_BF.detach()))
+    select_into(codes, 0, unit_stride(pre_BF.detach()))
     return codes
 
 

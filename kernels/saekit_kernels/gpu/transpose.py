@@ -1,11 +1,11 @@
 """Codes by row -> codes by latent (CSC), without a sort: count, scan, place.
 
-The rows are cut into blocks. `_count` fills a histogram of latents for each block (integer
-additions, so their order cannot show), `_scan` turns the counts of a latent into offsets over the
-blocks, a cumulative sum over latents gives `ptr`, and `_place` writes the
-entries: one program a block walks its rows in order, so rows ascend inside a latent. The latents of
-one row are distinct, so the lanes of a row never meet; a barrier separates the rows. Equal to the
-stable sort of codes.py, bit for bit up to ptr[F].
+The rows are cut into blocks. `_count` fills a histogram of latents per block (integer additions, so
+their order does not matter), `_scan` turns the counts of a latent into offsets over the blocks, a
+cumulative sum over latents gives `ptr`, and `_place` writes the entries: one program per block goes
+through its rows in order, so rows ascend inside a latent. The latents of one row are distinct, so
+its lanes never write the same address; a barrier separates the rows. Equal to the stable sort of
+codes.py, bit for bit up to ptr[F].
 
 At most BLOCKS histograms exist: 25 MB at F = 24,576 and 134 MB at 131,072, where weights and
 moments take 12.9 GB. A block has at least 32 rows, so that small batches do not pay for histograms
@@ -15,15 +15,14 @@ that are almost empty.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes, Transpose
-from saekit_kernels.gpu.runtime import Case, cdiv, next_power_of_2
+from saekit_kernels.gpu.runtime import Case, cdiv, jit, next_power_of_2
 
 BLOCKS = 256
 LEAST_ROWS = 32
-HISTOGRAM_INTS = 2**26  # 256 MB: beyond F = 262,144 the blocks become fewer instead
+HISTOGRAM_INTS = 2**26  # 256 MB: beyond F = 262,144 there are fewer blocks instead
 SCAN_LATENTS = 32
 SCAN_WARPS = 8
 
@@ -33,12 +32,12 @@ def check_positions(codes: SparseCodes) -> None:
     if codes.vals.numel() >= 2**31:
         raise ValueError(
             f"codes of {len(codes)} rows x {codes.capacity} entries have 2^31 positions or more;"
-            " take fewer rows at a time"
+            " pass fewer rows at a time"
         )
 
 
 def row_blocks(B: int, F: int) -> tuple[int, int]:
-    """(number of blocks, rows a block)."""
+    """(number of blocks, rows per block)."""
     blocks = min(BLOCKS, max(HISTOGRAM_INTS // max(F, 1), 1), cdiv(B, LEAST_ROWS))
     rows = cdiv(B, blocks)
     return cdiv(B, rows), rows
@@ -48,7 +47,7 @@ def entry_block(K: int) -> int:
     return min(max(next_power_of_2(K), 32), 512)
 
 
-@triton.jit
+@jit
 def _count(idx_ptr, nnz_ptr, count_ptr, K, F, rows, ENTRIES: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     histogram_ptr = count_ptr + (row // rows) * F
@@ -59,7 +58,7 @@ def _count(idx_ptr, nnz_ptr, count_ptr, K, F, rows, ENTRIES: tl.constexpr):
         tl.atomic_add(histogram_ptr + j, 1, mask=t < nnz, sem="relaxed")
 
 
-@triton.jit
+@jit
 def _scan(count_ptr, total_ptr, blocks, F, BLOCKS: tl.constexpr, LATENTS: tl.constexpr):
     """In place: count[r, j] -> the sum of count[:r, j]; total[j] = the sum over all blocks."""
     j = tl.program_id(0).to(tl.int64) * LATENTS + tl.arange(0, LATENTS)
@@ -71,7 +70,7 @@ def _scan(count_ptr, total_ptr, blocks, F, BLOCKS: tl.constexpr, LATENTS: tl.con
     tl.store(total_ptr + j, tl.sum(count, axis=0), mask=j < F)
 
 
-@triton.jit
+@jit
 def _place(idx_ptr, nnz_ptr, ptr_ptr, offset_ptr, pos_ptr, B, K, F, rows, ENTRIES: tl.constexpr):
     block = tl.program_id(0).to(tl.int64)
     cursor_ptr = offset_ptr + block * F
@@ -88,11 +87,11 @@ def _place(idx_ptr, nnz_ptr, ptr_ptr, offset_ptr, pos_ptr, B, K, F, rows, ENTRIE
                 mask=live,
             )
             tl.store(cursor_ptr + j, before + 1, mask=live)
-        tl.debug_barrier()  # the next row reads the cursors that other lanes have just moved
+        tl.debug_barrier()  # the next row reads the cursors that other lanes just moved
 
 
 def transpose_codes(codes: SparseCodes) -> Transpose:
-    """ptr (F+1,) and pos (B*K,) int32, as SparseCodes.transpose up to ptr[F]; behind it pos is 0.
+    """ptr (F+1,) and pos (B*K,) int32, as SparseCodes.transpose up to ptr[F]; pos is 0 after that.
 
     Raises ValueError when B*K is 2^31 or more.
     """
@@ -119,10 +118,10 @@ def transpose_codes(codes: SparseCodes) -> Transpose:
 
 def cases() -> list[Case]:
     rows = {"idx_ptr": "*i32", "nnz_ptr": "*i32"}
-    found = []
+    listed = []
     for K in (32, 1000):
         sizes, entries = {"K": "i32", "F": "i32", "rows": "i32"}, entry_block(K)
-        found += [
+        listed += [
             Case(
                 f"transpose_count_{K}",
                 _count,
@@ -144,14 +143,6 @@ def cases() -> list[Case]:
         ]
     scan = {"count_ptr": "*i32", "total_ptr": "*i32", "blocks": "i32", "F": "i32"}
     for blocks in (256, 4):
-        found.append(
-            Case(
-                f"transpose_scan_{blocks}",
-                _scan,
-                scan,
-                {"BLOCKS": blocks, "LATENTS": SCAN_LATENTS},
-                SCAN_WARPS,
-                aligned=("F",),
-            )
-        )
-    return found
+        name, constants = f"transpose_scan_{blocks}", {"BLOCKS": blocks, "LATENTS": SCAN_LATENTS}
+        listed.append(Case(name, _scan, scan, constants, SCAN_WARPS, aligned=("F",)))
+    return listed

@@ -3,62 +3,81 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-from saekit.errors import UsageError, check_choice, opt
+from saekit.errors import UsageError, opt
 from saekit.models.noise import Noise
+from saekit.options import Doc, check
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
-REVIVALS = ("aux", "resample", "none")
 
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """The options of every SAE; a variant's own come with its subclass."""
+    """The options of every SAE. Fields without a Doc come from the data."""
 
     d_in: int
     d_out: int = 0
     """Width of a target from another store; 0: the input itself is reconstructed."""
     parts: tuple[int, ...] = ()
     """Widths of several hooks side by side in a row (crosscoder); (): one hook."""
-    latents: int = 0
-    """Number of latents F; 0: expansion * d_in."""
-    expansion: float = 32
-    """Latents as a multiple of the width."""
-    sparsity: str = "topk"
-    """What makes the code sparse: docs/variants.md has the formulas."""
-    noise: str = ""
-    """KIND:LEVEL on the input: gaussian | masking | salt-pepper (saekit.models.noise); '': none."""
-    decoder_norm: str = "unit"
-    """unit | free"""
-    skip: bool = False
-    """A linear path past the code, W_skip (D_out, D_in), zero at the start: a skip transcoder."""
-    revive: str = "aux"
-    """How dead latents come back: aux (they predict what is left), resample (they are pointed at
-    badly reconstructed rows), none."""
-    aux_coef: float = 1 / 32
-    """Weight of the auxiliary loss, in units of the target's variance."""
-    aux_k: int = 0
-    """Dead latents that predict the residual of a row; 0: d_in / 2."""
-    aux_candidates: int = 2048
-    """Dead latents that compete, the longest idle first."""
-    aux_rows: int = 512
-    """Rows of a batch in the auxiliary loss."""
+    sparsity: Annotated[
+        str, Doc("What makes the code sparse: docs/variants.md has the formulas.", metavar="NAME")
+    ] = "topk"
+    expansion: Annotated[
+        float | None, Doc("Latents as a multiple of the width of the rows (default 32).")
+    ] = None
+    latents: Annotated[int | None, Doc("Number of latents, in place of the expansion.")] = None
+    noise: Annotated[
+        str | None,
+        Doc(
+            "Noise on the input, such as gaussian:0.1; masking, salt-pepper.", metavar="KIND:LEVEL"
+        ),
+    ] = None
+    decoder_norm: Annotated[
+        Literal["unit", "free"], Doc("Norm of the decoder vectors: held at 1, or learned.")
+    ] = "unit"
+    skip: Annotated[
+        bool,
+        Doc("With a target store: a linear skip connection past the code (skip transcoder)."),
+    ] = False
+    revive: Annotated[
+        Literal["aux", "resample", "none"],
+        Doc(
+            "How dead latents are brought back: aux (they predict the residual), resample (they"
+            " are pointed at badly reconstructed rows)."
+        ),
+    ] = "aux"
+    aux_coef: Annotated[
+        float, Doc("Weight of the auxiliary loss, in units of the target's variance.")
+    ] = 1 / 32
+    aux_k: Annotated[
+        int | None,
+        Doc("Dead latents that predict the residual of a row (default: half the width)."),
+    ] = None
+    aux_candidates: Annotated[
+        int, Doc("Dead latents that compete to predict it, the longest idle first.")
+    ] = 2048
+    aux_rows: Annotated[int, Doc("Rows per batch that the auxiliary loss uses.")] = 512
 
     def resolved(self) -> SAEConfig:
         """The config with every default filled in. Raises UsageError on values that cannot be."""
+        check(self)
         Noise.parse(self.noise)
-        if self.latents < 0 or self.latents > MAX_LATENTS:
+        if self.latents is not None and not 1 <= self.latents <= MAX_LATENTS:
             raise UsageError(
                 f"{opt('latents', self.latents)} must be between 1 and {MAX_LATENTS:,}"
             )
-        if not 0 < self.expansion * self.d_in < MAX_LATENTS:
-            raise UsageError(f"{opt('expansion', self.expansion)} must be above 0")
+        expansion = EXPANSION if self.expansion is None else self.expansion
+        if not 0 < expansion * self.d_in < MAX_LATENTS:
+            raise UsageError(f"{opt('expansion', expansion)} must be above 0")
         if self.skip and not self.d_out:
             raise UsageError(
                 f"{opt('skip', True)} would pass the input itself on",
                 f"give the module's output with {opt('target_store')}",
             )
-        check_choice("decoder_norm", self.decoder_norm, ("unit", "free"))
-        check_choice("revive", self.revive, REVIVALS)
-        latents = self.latents or max(round(self.expansion * self.d_in), 1)
+        latents = self.latents or max(round(expansion * self.d_in), 1)
         return replace(self, latents=latents, expansion=latents / self.d_in)
+
+
+EXPANSION = 32  # the default, where neither expansion nor latents is given

@@ -1,8 +1,8 @@
-"""An SAE in the units of training, x~ = (x - mean) * scale, and in those of raw rows: `folded` and
+"""An SAE in the units of training, x~ = (x - mean) * scale, and in raw units: `folded` and
 `unfolded` undo each other.
 
-A checkpoint acts on raw rows: mean and scale have moved into its weights. Fine-tuning brings them
-back out, since learning rates are chosen for rows with E||x~||^2 = D.
+A checkpoint acts on raw rows: mean and scale have moved into its weights. Fine-tuning takes them
+out again (saekit.models.normalizer says why).
 """
 
 from __future__ import annotations
@@ -11,48 +11,53 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saekit.models.normalizer import Normalizer
+
 if TYPE_CHECKING:
     from saekit.models.sae.module import SAE
-
-Scale = torch.Tensor | float
 
 
 @torch.no_grad()
 def folded(
-    sae: SAE, mean_D: torch.Tensor, scale: Scale, target: tuple[torch.Tensor, Scale] | None = None
+    sae: SAE, inputs: Normalizer, targets: Normalizer | None = None
 ) -> dict[str, torch.Tensor]:
-    """The weights that act on raw x as those of `sae` act on (x - mean) * scale (docs/design.md),
-    and give raw targets.
+    """The weights that act on raw x as those of `sae` act on normalized x, and reconstruct raw
+    targets (`targets`: of another store; None: x itself).
 
-    Homogeneous codes are expressed in the target's raw units, so that decoder rows keep their norm;
-    sigmoid codes keep their range, and the codes of several hooks, each with a scale of its own,
-    stay in normalized units: the scales move into the weights.
+    Homogeneous codes are expressed in the target's raw units, so that decoder rows keep their norm.
+    Sigmoid codes keep their range, and the codes of several hooks, each with its own scale, stay in
+    normalized units: there the scales move into the weights.
     """
-    mean_out, scale_out = (mean_D, scale) if target is None else target
-    own = sae.effective()
-    uniform = not torch.is_tensor(scale) and not torch.is_tensor(scale_out)
-    unit = scale_out if sae.homogeneous and uniform else 1.0  # of the code
-    W_enc = own["W_enc"] * (scale / unit)
+    mean_D, scale = inputs.mean_D, inputs.scale
+    targets = inputs if targets is None else targets
+    weights = sae.effective()
+    # the unit of the code, in which W_enc, b_enc and thresholds are divided
+    one_scale = not any(isinstance(s, torch.Tensor) for s in (scale, targets.scale))
+    unit = targets.scale if sae.homogeneous and one_scale else 1.0
+    # encoder and decoder
+    W_enc = weights["W_enc"] * (scale / unit)
     tensors = {
         "W_enc": W_enc,
-        "b_enc": own["b_enc"] / unit - W_enc @ mean_D,
-        "W_dec": own["W_dec"] / (scale_out / unit),
-        "b_dec": own["b_dec"] / scale_out + mean_out,
+        "b_enc": weights["b_enc"] / unit - W_enc @ mean_D,
+        "W_dec": weights["W_dec"] / (targets.scale / unit),
+        "b_dec": targets.invert(weights["b_dec"]),
     }
-    if "threshold" in own:
-        tensors["threshold"] = own["threshold"] / unit
+    if "threshold" in weights:
+        tensors["threshold"] = weights["threshold"] / unit
+    # the skip from raw x to the raw target
     if sae.W_skip is not None:
-        tensors["W_skip"] = sae.W_skip * scale / torch.as_tensor(scale_out).reshape(-1, 1)
+        tensors["W_skip"] = sae.W_skip * scale / torch.as_tensor(targets.scale).reshape(-1, 1)
         tensors["b_dec"] = tensors["b_dec"] - tensors["W_skip"] @ mean_D
     return tensors
 
 
 @torch.no_grad()
-def unfolded(sae: SAE, mean_D: torch.Tensor, scale: float) -> dict[str, torch.Tensor]:
-    """The weights that act on (x - mean) * scale as those of `sae` act on raw x. `sae` is folded,
-    and reconstructs its own input."""
+def unfolded(sae: SAE, inputs: Normalizer) -> dict[str, torch.Tensor]:
+    """The weights that act on normalized x as those of `sae` act on raw x. `sae` is folded, and
+    reconstructs its own input; `inputs` has one scale."""
+    scale = inputs.scale
     unit = scale if sae.homogeneous else 1.0  # of the code
-    W_enc, mean_D = sae.W_enc.detach(), mean_D.to(sae.W_enc.device)
+    W_enc, mean_D = sae.W_enc.detach(), inputs.mean_D.to(sae.W_enc.device)
     tensors = {
         "W_enc": W_enc * (unit / scale),
         "b_enc": (sae.b_enc.detach() + W_enc @ mean_D) * unit,

@@ -135,7 +135,7 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
     """All pre-activations above `floor` (0): as entries where few are, else the whole matrix."""
     encoded, triton = Encoded(None), step.backend == "triton"
     most = None if triton else most_active(x_BD, sae.latents)
-    if sae.arm == "sparse" if triton else most >= 1:
+    if sae.path == "sparse" if triton else most >= 1:
         bias = sae.b_enc if floor_F is None else sae.b_enc - floor_F.detach()
         encoded = OPERATIONS[step.backend].encode_relu(
             x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most

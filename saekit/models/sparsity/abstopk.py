@@ -33,10 +33,7 @@ class AbsTopK(SAE):
         return pre.values
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
-        codes = self._codes(x_BD, self.config.k)
-        if torch.is_grad_enabled():
-            codes.vals = preactivations(codes, x_BD, self.W_enc, self.b_enc)
-        return codes.to_dense()
+        return self.with_gradient(self._codes(x_BD, self.config.k), x_BD).to_dense()
 
     @torch.no_grad()
     def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:

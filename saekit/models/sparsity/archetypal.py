@@ -9,12 +9,14 @@ data. Decoder rows are free in their norm; the parts are saved as the W_dec that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from saekit.models.base import random_unit_rows
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
+from saekit.options import Doc
 
 SHARPNESS = 6.0  # of the first mixtures: each atom starts near one row
 SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the same steps
@@ -24,10 +26,11 @@ SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the
 class ArchetypalConfig(TopKConfig):
     sparsity: str = "archetypal"
     decoder_norm: str = "free"
-    archetypes: int = 1024
-    """N: rows that span the hull."""
-    relax: float = 0.0
-    """How far an atom may leave the hull, in units of the normalised input; 0: not at all."""
+    archetypes: Annotated[int, Doc("Rows that span the hull (N).")] = 1024
+    relax: Annotated[
+        float,
+        Doc("How far an atom may leave the hull, in units of the normalized input; 0: not at all."),
+    ] = 0.0
 
 
 class Archetypal(LargestOfRows):
@@ -87,19 +90,19 @@ class Archetypal(LargestOfRows):
         W = (SPEED * self.mixture[latents]).softmax(1) @ self.points
         return W if self.leave is None else W + self.leave[latents]
 
-    def revive(self, dead: torch.Tensor) -> None:
+    def reset_latents(self, latents: torch.Tensor) -> None:
         """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies
         most in that direction."""
         if self.is_folded:
             return
         nearest = (
-            self.W_dec[dead] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)
+            self.W_dec[latents] @ self.points.T / self.points.norm(dim=1).clamp_min(1e-12)
         ).argmax(1)
-        self.mixture[dead] = 0.0
-        self.mixture[dead, nearest] = 2 * SHARPNESS / SPEED
+        self.mixture[latents] = 0.0
+        self.mixture[latents, nearest] = 2 * SHARPNESS / SPEED
         if self.leave is not None:
-            self.leave[dead] = 0.0
-        self.W_dec[dead] = self.decoder_rows(dead)
+            self.leave[latents] = 0.0
+        self.W_dec[latents] = self.decoder_rows(latents)
 
     def constrain(self) -> None:
         if self.is_folded:

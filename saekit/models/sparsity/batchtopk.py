@@ -17,9 +17,9 @@ from saekit_kernels import batchtopk_reconstruction, encode_batchtopk
 from saekit_kernels.operations import OPERATIONS
 
 from saekit.models.sae import SAE
-from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_batch
 from saekit.models.sparsity.topk import TopKConfig, encoder_copy, k_at
 from saekit.types import ActivationBatch, LossTerms, Step
@@ -36,7 +36,6 @@ GUESS = 0.7
 class BatchTopKConfig(TopKConfig):
     sparsity: str = "batchtopk"
     k_anneal: float = 0.3
-    """Share of the run over which k falls."""
 
     starts = 4
 
@@ -73,7 +72,7 @@ class BatchTopK(LargestOfBatch):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD):
+        if not self.is_autoencoder(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
         made, smallest = batchtopk_reconstruction(
             x_BD,
@@ -89,10 +88,10 @@ class BatchTopK(LargestOfBatch):
             "reconstruction": (made.total, 1.0),
             **aux_terms(self, x_BD, made.residual_BD, step),
         }
-        return summed(weighted, made.fired_F, encoder_metrics(made))
+        return loss_terms(weighted, made.fired_F, encoder_metrics(made))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
-        if dead_predict(self, step):
+        if has_aux_term(self, step):
             return None
         encoded, smallest = OPERATIONS["triton"].encode_batchtopk(
             x_BD,

@@ -58,17 +58,17 @@ class Gated(TrainedGate):
         }
 
     def reconstruct(
-        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
     ):
-        x_hat, error = super().reconstruct(pre, z, target_BD, past_BD)
+        x_hat, error = super().reconstruct(pre, z, target_BD, skip_BD)
         by_gate = pre.decode(pre.values.relu(), self.W_dec.detach(), self.b_dec.detach())
-        by_gate = by_gate if past_BD is None else by_gate + past_BD.detach()
+        by_gate = by_gate if skip_BD is None else by_gate + skip_BD.detach()
         return x_hat, error + squared_error(target_BD, by_gate)
 
     def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
         pre = self.preactivations(x_BD, step)
         x_hat = pre.decode(self.activate(pre), self.W_dec, self.b_dec)
-        return x_hat if self.W_skip is None else x_hat + self.past(x_BD)
+        return x_hat if self.W_skip is None else x_hat + self.skip(x_BD)
 
     def effective(self) -> dict[str, torch.Tensor]:
         if self.is_folded:
@@ -82,6 +82,6 @@ class Gated(TrainedGate):
             "threshold": (self.b_mag - scale * self.b_enc).detach().clamp_min(0.0),
         }
 
-    def revive(self, dead: torch.Tensor) -> None:
-        self.r_mag[dead] = 0.0
-        self.b_mag[dead] = self.b_enc[dead]
+    def reset_latents(self, latents: torch.Tensor) -> None:
+        self.r_mag[latents] = 0.0
+        self.b_mag[latents] = self.b_enc[latents]

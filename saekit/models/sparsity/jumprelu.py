@@ -17,6 +17,7 @@ one factor are steered (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the f
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from saekit.models.sae.preactivations import Pre, above
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.gate import TrainedGate
 from saekit.models.sparsity.penalised import PenaltyConfig
+from saekit.options import Doc
 from saekit.types import Step
 
 RARE = 0.01  # r_0
@@ -35,10 +37,11 @@ SPEED = 10.0  # thresholds move by units, weights by hundredths; Adam gives both
 @dataclass(frozen=True)
 class JumpReLUConfig(PenaltyConfig):
     sparsity: str = "jumprelu"
-    bandwidth: float = 0.5
-    """eps: width of the window through which thresholds learn, in units of the normalised input."""
-    freq_coef: float = 0.0
-    """Weight of the penalty on latents that fire often."""
+    bandwidth: Annotated[
+        float,
+        Doc("Width of the window through which thresholds learn, in units of normalized input."),
+    ] = 0.5
+    freq_coef: Annotated[float, Doc("Weight of the penalty on latents that fire often.")] = 0.0
 
     revive: str = "aux"
 
@@ -111,9 +114,9 @@ class JumpReLU(TrainedGate):
             self.slow_theta.clamp_min_(0.0)
             self.threshold.copy_(self.theta())
 
-    def revive(self, dead: torch.Tensor) -> None:
-        self.slow_theta[dead] = 0.0
-        self.threshold[dead] = 0.0
+    def reset_latents(self, latents: torch.Tensor) -> None:
+        self.slow_theta[latents] = 0.0
+        self.threshold[latents] = 0.0
 
 
 def _window(pre: torch.Tensor, theta: torch.Tensor, eps: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from saekit_kernels import sigmoid_reconstruction
@@ -28,10 +29,11 @@ from saekit_kernels.dense import kl_of_means
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import DensePre, Pre, above
 from saekit.models.sparsity.jumprelu import Heaviside
 from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
@@ -39,9 +41,13 @@ from saekit.types import ActivationBatch, LossTerms, Step
 class KLConfig(PenaltyConfig):
     sparsity: str = "kl"
     decoder_norm: str = "free"
-    target_rate: float | None = None
-    """rho, the mean that every latent is pulled to; None: 0.01, with target_l0 target_l0 / latents
-    (which kl-means does not use)."""
+    target_rate: Annotated[
+        float | None,
+        Doc(
+            "Mean activation that every latent is pulled to (default 0.01; with a target L0, that"
+            " divided by the number of latents)."
+        ),
+    ] = None
     revive: str = "none"
 
     default_coef = 0.5
@@ -102,13 +108,13 @@ class KL(SAE):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD):
+        if not self.is_autoencoder(x_BD, target_BD):
             terms = super().loss_of(x_BD, target_BD, step, batch)
             terms.fired = self.fired(x_BD.detach(), step)
             return terms
         coef, rate = self.coef(step), rate_of(self)
         made = sigmoid_reconstruction(x_BD, *self.weights, coef, rate, self.workspace, step.backend)
-        terms = summed(
+        terms = loss_terms(
             {"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)},
             made.fired_F,
             {},
@@ -168,8 +174,10 @@ class KLMeans(Penalised):
 @dataclass(frozen=True)
 class KLRatesConfig(SparseKLConfig):
     sparsity: str = "kl-rates"
-    bandwidth: float = 0.5
-    """eps: width of the window through which firing rates learn."""
+    bandwidth: Annotated[
+        float,
+        Doc("Width of the window through which firing rates learn, in units of normalized input."),
+    ] = 0.5
 
 
 class KLRates(Penalised):

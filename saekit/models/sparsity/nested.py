@@ -10,6 +10,7 @@ the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 20
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -19,14 +20,17 @@ from saekit.models.sae.preactivations import Pre
 from saekit.models.sparsity.batchtopk import BatchTopKConfig, LargestOfBatch
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
+from saekit.options import Doc
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True)
 class Nesting:
-    groups: tuple[float, ...] = SHARES
-    """Nested parts of the dictionary, as shares of its latents, rising to 1."""
+    groups: Annotated[
+        tuple[float, ...],
+        Doc("Nested parts of the dictionary, as shares of its latents, rising to 1."),
+    ] = SHARES
 
     def resolved(self) -> SAEConfig:
         config = super().resolved()
@@ -62,21 +66,21 @@ def level_of_latents(sae: SAE) -> torch.Tensor:
     return torch.bucketize(torch.arange(sae.latents, device=sae.W_dec.device), ends, right=True)
 
 
-def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None):
+def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None):
     """(the last reconstruction, the mean over all of them of mean_b sum_d (target - x_hat)^2)."""
-    nested_BGD = nested_BGD if past_BD is None else nested_BGD + past_BD[:, None]
+    nested_BGD = nested_BGD if skip_BD is None else nested_BGD + skip_BD[:, None]
     error = (nested_BGD - target_BD[:, None]).square().sum(2).mean()
     return nested_BGD[:, -1], error
 
 
 class _Nested(SAE):
     def reconstruct(
-        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
     ):
         return mean_error(
             pre.nested(z, self.W_dec, self.b_dec, level_of_latents(self), len(self.config.groups)),
             target_BD,
-            past_BD,
+            skip_BD,
         )
 
 
@@ -106,12 +110,12 @@ class Hierarchical(LargestOfRows):
     line = "topk; the k/8, k/4 and k/2 largest reconstruct too"
 
     def reconstruct(
-        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, past_BD: torch.Tensor | None
+        self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
     ):
         k = z.shape[1]
         ends = torch.tensor(sorted({max(k // part, 1) for part in PARTS_OF_K}), device=z.device)
         rank = z.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         level = torch.bucketize(rank, ends, right=True)
         return mean_error(
-            pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, past_BD
+            pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, skip_BD
         )

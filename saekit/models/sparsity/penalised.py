@@ -14,7 +14,7 @@ values. Division by c gives every phi the slope 1 at 0, and so coefficients of o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from saekit_kernels import relu_reconstruction
@@ -22,12 +22,13 @@ from saekit_kernels.operations import OPERATIONS
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, above, encoder_metrics
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.topk import encoder_copy
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 SMALLEST = 1e-3  # added to a before a power below 1, whose slope at 0 would be infinite
@@ -37,17 +38,21 @@ START = 4.0  # times the L0 asked for: where a run begins
 @dataclass(frozen=True)
 class PenaltyConfig(SAEConfig):
     sparsity: str = "l1"
-    coef: float | None = None
-    """Weight of the penalty, in units of the normalised input (E||x||^2 = D); with target_l0 the
-    first one."""
-    coef_warmup: float = 0.1
-    """Share of the run over which the coefficient rises linearly from 0."""
-    target_l0: float = 0
-    """Active latents a row that the penalty and the biases are steered to (control.py); 0: neither
-    is."""
-    start_l0: float = 0
-    """Active latents a row in the first step; 0: 4 times target_l0, without one half of all
-    latents."""
+    coef: Annotated[
+        float | None,
+        Doc("Weight of the penalty, in units of normalized input; with a target L0 the first one."),
+    ] = None
+    coef_warmup: Annotated[
+        float, Doc("Share of the steps over which the weight rises linearly from 0.")
+    ] = 0.1
+    target_l0: Annotated[
+        float | None,
+        Doc("Mean L0 on held-out rows that a controller holds by adjusting penalty and biases."),
+    ] = None
+    start_l0: Annotated[
+        float | None,
+        Doc("L0 of the first step (default: 4 times the target, or half of all latents)."),
+    ] = None
 
     revive: str = "resample"
 
@@ -59,15 +64,14 @@ class PenaltyConfig(SAEConfig):
         coef = self.default_coef if self.coef is None else self.coef
         if coef < 0:
             raise UsageError(f"{opt('coef', coef)} must not be negative")
-        if not 0 <= self.target_l0 < config.latents:
+        target = self.target_l0 or 0
+        if not 0 <= target < config.latents:
             raise UsageError(
-                f"{opt('target_l0', self.target_l0)} must be between 0 and the number of latents,"
+                f"{opt('target_l0', target)} must be between 0 and the number of latents,"
                 f" {config.latents:,}"
             )
         start = self.start_l0 or (
-            min(START * self.target_l0, config.latents / 2)
-            if self.target_l0
-            else config.latents / 2
+            min(START * target, config.latents / 2) if target else config.latents / 2
         )
         return replace(config, coef=coef, start_l0=start)
 
@@ -112,15 +116,15 @@ class L1(Penalised):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD) or self.config.parts:
+        if not self.is_autoencoder(x_BD, target_BD) or self.config.parts:
             return super().loss_of(x_BD, target_BD, step, batch)
         coef, unit = self.coef(step) / self.unit, self.config.decoder_norm == "unit"
-        arm = self.arm if step.backend == "triton" else "auto"
+        path = self.path if step.backend == "triton" else "auto"
         made = relu_reconstruction(
-            x_BD, *self.weights, coef, unit, self.workspace, arm, step.encoder_plan, step.backend
+            x_BD, *self.weights, coef, unit, self.workspace, path, step.encoder_plan, step.backend
         )
         aux = aux_terms(self, x_BD, made.residual_BD, step)
-        terms = summed(
+        terms = loss_terms(
             {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux},
             made.fired_F,
             encoder_metrics(made),
@@ -130,7 +134,7 @@ class L1(Penalised):
         return terms
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
-        if self.arm == "dense" or self.config.parts or dead_predict(self, step):
+        if self.path == "dense" or self.config.parts or has_aux_term(self, step):
             return None
         encoded = OPERATIONS["triton"].encode_relu(
             x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None
@@ -141,8 +145,7 @@ class L1(Penalised):
 @dataclass(frozen=True)
 class ScaledConfig(PenaltyConfig):
     sparsity: str = "tanh"
-    penalty_scale: float = 4.0
-    """c: from a of about 1/c on, more of it costs little."""
+    penalty_scale: Annotated[float, Doc("c: activations above about 1/c cost little more.")] = 4.0
 
 
 class Tanh(Penalised):
@@ -170,10 +173,11 @@ class Log(Penalised):
 @dataclass(frozen=True)
 class PAnnealConfig(PenaltyConfig):
     sparsity: str = "p-anneal"
-    p_end: float = 0.2
-    """The power at the end of the run."""
-    p_anneal: float = 0.5
-    """Share of the run, its first part, over which p stays 1; it then falls linearly to p_end."""
+    p_end: Annotated[float, Doc("The power p at the end of the run.")] = 0.2
+    p_anneal: Annotated[
+        float,
+        Doc("Share of the steps, the first ones, in which p stays 1; it then falls linearly."),
+    ] = 0.5
 
 
 class PAnneal(Penalised):
@@ -201,11 +205,11 @@ class PAnneal(Penalised):
             self.annealed = (p, factor)
         return sizes if p == 1.0 else factor * sizes
 
-    def own_state(self) -> dict[str, float]:
+    def variant_state(self) -> dict[str, float]:
         power, factor = self.annealed
         return {"power": power, "factor": float(factor)}
 
-    def restore_own(self, state: dict[str, float]) -> None:
+    def restore_variant(self, state: dict[str, float]) -> None:
         self.annealed = (state.get("power", 1.0), state.get("factor", 1.0))
 
 

@@ -9,6 +9,7 @@ r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as nnF
@@ -16,19 +17,23 @@ from saekit_kernels import encode_topk
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import squared_error, summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms, squared_error
 from saekit.models.sparsity.topk import TopKConfig, k_at
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
 @dataclass(frozen=True)
 class PursuitConfig(TopKConfig):
     sparsity: str = "matching-pursuit"
-    k: int = 16
-    """Atoms a row, at most; each costs a pass of the encoder."""
-    residual_threshold: float = 1e-2
-    """Products below it, relative to the norm of x - b_dec, end a row's pursuit."""
+    k: Annotated[int, Doc("Atoms per row, at most; each costs a pass of the encoder.")] = 16
+    residual_threshold: Annotated[
+        float,
+        Doc(
+            "Largest product, relative to the norm of x - b_dec, below which a row's pursuit ends."
+        ),
+    ] = 1e-2
 
     def resolved(self) -> SAEConfig:
         if self.d_out or self.skip:
@@ -94,7 +99,7 @@ class MatchingPursuit(SAE):
             [first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])],
             1,
         )
-        return summed(
+        return loss_terms(
             weighted,
             torch.bincount(first.flatten(), minlength=self.latents + 1)[: self.latents],
             {},

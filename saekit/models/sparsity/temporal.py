@@ -10,31 +10,29 @@ s the cosines of slow codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as nnF
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAEConfig
-from saekit.models.sae.auxiliary import aux_terms
-from saekit.models.sae.losses import own_error, summed
+from saekit.models.sae.dead import aux_terms
+from saekit.models.sae.losses import loss_terms, with_squared_error
 from saekit.models.sae.preactivations import largest_of_rows
 from saekit.models.sparsity.nested import mean_error
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig, k_at
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
 @dataclass(frozen=True)
 class TemporalConfig(TopKConfig):
     sparsity: str = "temporal"
-    slow_share: float = 0.2
-    """The part of the latents that is to change slowly."""
-    contrast: float = 0.1
-    """Weight of InfoNCE, in units of the input's variance."""
-    temperature: float = 0.1
-    """tau."""
-    contrast_rows: int = 1024
-    """Pairs of a batch that take part."""
+    slow_share: Annotated[float, Doc("Share of the latents that should change slowly.")] = 0.2
+    contrast: Annotated[float, Doc("Weight of InfoNCE, in units of the input's variance.")] = 0.1
+    temperature: Annotated[float, Doc("Temperature of InfoNCE.")] = 0.1
+    contrast_rows: Annotated[int, Doc("Pairs per batch in InfoNCE.")] = 1024
 
     def resolved(self) -> SAEConfig:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
@@ -56,7 +54,7 @@ class Temporal(LargestOfRows):
         pre = largest_of_rows(self, x_BD, k_at(self, step), step)
         level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
         nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
-        x_hat, error = mean_error(nested, target_BD, self.past(x_BD))
+        x_hat, error = mean_error(nested, target_BD, self.skip(x_BD))
         weighted = {
             "reconstruction": (error, 1.0),
             **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
@@ -68,8 +66,10 @@ class Temporal(LargestOfRows):
                 info_nce(here, there, self.config.temperature),
                 self.config.contrast * self.d_out * self.unit**2,
             )
-        return summed(
-            weighted, pre.fired(pre.values.detach()), pre.metrics() | own_error(target_BD, x_hat)
+        return loss_terms(
+            weighted,
+            pre.fired(pre.values.detach()),
+            with_squared_error(pre.metrics(), target_BD, x_hat),
         )
 
     def slow(self) -> int:

@@ -7,6 +7,7 @@ z = the k largest ReLU(pre) of a row. Dead latents predict the residual (dead.py
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
@@ -14,10 +15,11 @@ from saekit_kernels.operations import OPERATIONS
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
-from saekit.models.sae.auxiliary import aux_terms, dead_predict
+from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.losses import summed
+from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_rows
+from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins at most here
@@ -25,13 +27,15 @@ START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins 
 
 @dataclass(frozen=True)
 class TopKConfig(SAEConfig):
-    k: int = 32
-    """Active latents a row (batchtopk: on average)."""
-    k_start: int = 0
-    """k at the first step, from where it falls linearly to k; 0: k itself, for batchtopk and
-    matryoshka 4 k where that is a small share of the latents."""
-    k_anneal: float = 0.1
-    """Share of the run over which it falls."""
+    k: Annotated[int, Doc("Active latents per row (batchtopk: on average).")] = 32
+    k_start: Annotated[
+        int | None,
+        Doc(
+            "k at the first step; it then falls linearly to k (default: k; batchtopk and"
+            " matryoshka 4 k, where that is a small share of the latents)."
+        ),
+    ] = None
+    k_anneal: Annotated[float, Doc("Share of the steps over which k falls from its start.")] = 0.1
 
     starts = 1  # times k
 
@@ -62,14 +66,14 @@ class LargestOfRows(SAE):
     """The code of topk, and the common course of a step."""
 
     config_class = TopKConfig
-    sparse_codes = True
     largest_of_rows = True
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
-        return encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        codes = encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        return self.with_gradient(codes, x_BD)
 
 
 class TopK(LargestOfRows):
@@ -81,15 +85,15 @@ class TopK(LargestOfRows):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        if not self.plain(x_BD, target_BD):
+        if not self.is_autoencoder(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
-        arm = "sparse" if step.backend == "triton" else "auto"
+        path = "sparse" if step.backend == "triton" else "auto"
         made = topk_reconstruction(
             x_BD,
             *self.weights,
             k_at(self, step),
             self.workspace,
-            arm,
+            path,
             step.encoder_plan,
             step.backend,
         )
@@ -97,10 +101,10 @@ class TopK(LargestOfRows):
             "reconstruction": (made.total, 1.0),
             **aux_terms(self, x_BD, made.residual_BD, step),
         }
-        return summed(weighted, made.fired_F, encoder_metrics(made))
+        return loss_terms(weighted, made.fired_F, encoder_metrics(made))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
-        if dead_predict(self, step):
+        if has_aux_term(self, step):
             return None
         encoded = OPERATIONS["triton"].encode_topk(
             x_BD, encoder_copy(self), self.b_enc, k_at(self, step), self.workspace, "auto"

@@ -66,13 +66,13 @@ def jitted(tree: ast.AST) -> list[ast.FunctionDef]:
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
-        and any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and any(ast.unparse(d) in ("jit", "triton.jit") for d in node.decorator_list)
     ]
 
 
 @pytest.mark.slow
 def test_every_kernel_has_a_case(compiled):
-    """A kernel is a @triton.jit function that the host launches, kernel[grid](...), or that no
+    """A kernel is a @jit function that the host launches, kernel[grid](...), or that no
     other such function calls."""
     trees = [
         ast.parse(path.read_text()) for path in Path(saekit_kernels.gpu.__path__[0]).glob("*.py")

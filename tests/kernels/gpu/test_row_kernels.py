@@ -8,8 +8,8 @@ import torch
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.decode import decode_mse, split_width
 from saekit_kernels.gpu.transpose import BLOCKS, row_blocks, transpose_codes
+from sparse_rows import close, dense, device, normal, random_codes
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
 # (B, D, F, K): single row, width and latent; widths beside powers of two and warps; K of 1, wider
@@ -26,51 +26,6 @@ SHAPES = [
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def made_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> SparseCodes:
-    """Random codes of random width: distinct columns, ascending, value 0 at index 0 behind the
-    last."""
-    gen = torch.Generator().manual_seed(seed)
-    vals, idx, nnz = (
-        torch.zeros(B, K),
-        torch.zeros(B, K, dtype=torch.int32),
-        torch.zeros(B, dtype=torch.int32),
-    )
-    for b in range(B):
-        n = min(K, F) if full else int(torch.randint(0, min(K, F) + 1, (1,), generator=gen))
-        idx[b, :n] = torch.randperm(F, generator=gen)[:n].sort().values.int()
-        vals[b, :n] = torch.rand(n, generator=gen) + 0.1
-        nnz[b] = n
-    return SparseCodes(vals.to(device), idx.to(device), nnz.to(device), F)
-
-
-def dense(codes: SparseCodes, coef: torch.Tensor) -> torch.Tensor:
-    """(B,F) fp64, entry by entry."""
-    z = torch.zeros(len(codes), codes.F, dtype=torch.float64)
-    for b, n in enumerate(codes.nnz.tolist()):
-        z[b, codes.idx[b, :n].long().cpu()] = coef[b, :n].double().cpu()
-    return z.to(device)
-
-
-def normal(*shape, dtype=torch.float32):
-    return torch.randn(*shape).to(device=device, dtype=dtype)
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, terms: int):
-    """Sums of `terms` products in fp32, against the same rounded inputs in fp64: the error grows
-    like sqrt(terms) units of roundoff."""
-    assert actual.dtype == torch.float32 and actual.shape == expected.shape
-    scale = (
-        expected.abs().nan_to_num(0, 0, 0).max().clamp_min(1.0).item() if expected.numel() else 1.0
-    )
-    torch.testing.assert_close(
-        actual.double(),
-        expected.double(),
-        rtol=0,
-        atol=5e-7 * max(terms, 4) ** 0.5 * scale,
-        equal_nan=True,
-    )
-
-
 # --------------------------------------------------------------------------------------------------
 #  decoder
 
@@ -80,7 +35,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, terms: int):
 @pytest.mark.parametrize(("B", "D", "F", "K"), SHAPES)
 def test_row_program_gives_loss_and_every_gradient_of_dense_autograd(B, D, F, K, dtype, priced):
     codes, W, b, x = (
-        made_codes(B, F, K),
+        random_codes(B, F, K),
         normal(F, D, dtype=dtype),
         normal(D),
         normal(B, D, dtype=dtype),
@@ -106,14 +61,14 @@ def test_row_program_gives_loss_and_every_gradient_of_dense_autograd(B, D, F, K,
 
 
 def test_without_gradients_loss_and_residual_are_the_same_bits():
-    codes, W, b, x = made_codes(6, 30, 7), normal(30, 50), normal(50), normal(6, 50)
+    codes, W, b, x = random_codes(6, 30, 7), normal(30, 50), normal(50), normal(6, 50)
     full, bare = decode_mse(codes, W, b, x), decode_mse(codes, W, b, x, need_grad=False)
     assert bare.g_BD is None and bare.dvals_BK is None
     assert torch.equal(full.loss_B, bare.loss_B) and torch.equal(full.residual_BD, bare.residual_BD)
 
 
 def test_a_row_without_codes_is_the_bias():
-    codes, W, b, x = made_codes(3, 20, 4, full=True), normal(20, 40), normal(40), normal(3, 40)
+    codes, W, b, x = random_codes(3, 20, 4, full=True), normal(20, 40), normal(40), normal(3, 40)
     codes.nnz[1], codes.vals[1], codes.idx[1] = 0, 0.0, 0
     got = decode_mse(codes, W, b, x)
     assert torch.equal(got.residual_BD[1], b - x[1])
@@ -121,7 +76,7 @@ def test_a_row_without_codes_is_the_bias():
 
 
 def test_padding_does_not_read_latent_0():
-    codes, W, b, x = made_codes(5, 20, 7), normal(20, 40), normal(40), normal(5, 40)
+    codes, W, b, x = random_codes(5, 20, 7), normal(20, 40), normal(40), normal(5, 40)
     # nobody uses latent 0; a double 1 is no matter to the decoder
     codes.idx[codes.active() & (codes.idx == 0)] = 1
     expected = decode_mse(codes, W, b, x)
@@ -134,7 +89,7 @@ def test_padding_does_not_read_latent_0():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_broken_row_of_x_or_of_codes_breaks_that_row_alone(bad):
-    codes, W, b, x = made_codes(5, 20, 6, full=True), normal(20, 33), normal(33), normal(5, 33)
+    codes, W, b, x = random_codes(5, 20, 6, full=True), normal(20, 33), normal(33), normal(5, 33)
     clean = decode_mse(codes, W, b, x)
     x[1, 7], codes.vals[3, 2] = bad, bad
     got = decode_mse(codes, W, b, x)
@@ -146,7 +101,7 @@ def test_a_broken_row_of_x_or_of_codes_breaks_that_row_alone(bad):
 
 
 def test_a_code_of_value_0_gets_no_gradient_and_no_price():
-    codes, W, b, x = made_codes(4, 20, 6, full=True), normal(20, 33), normal(33), normal(4, 33)
+    codes, W, b, x = random_codes(4, 20, 6, full=True), normal(20, 33), normal(33), normal(4, 33)
     codes.vals[2, 1] = 0.0
     penalty = torch.ones(20, device=device)
     got = decode_mse(codes, W, b, x, penalty_F=penalty)
@@ -155,7 +110,7 @@ def test_a_code_of_value_0_gets_no_gradient_and_no_price():
 
 
 def test_empty_batch():
-    codes, W, b = made_codes(0, 20, 6), normal(20, 33), normal(33)
+    codes, W, b = random_codes(0, 20, 6), normal(20, 33), normal(33)
     got = decode_mse(codes, W, b, normal(0, 33), penalty_F=torch.ones(20, device=device))
     assert (
         got.loss_B.shape == (0,)
@@ -166,7 +121,7 @@ def test_empty_batch():
 
 
 def test_views_give_the_bits_of_their_copies():
-    codes, b = made_codes(6, 20, 5), normal(40)
+    codes, b = random_codes(6, 20, 5), normal(40)
     wide_W, wide_x = normal(20, 60), normal(12, 60)
     views = [(wide_W[:, 7:47], wide_x[::2, 3:43]), (normal(40, 20).T, normal(40, 6).T)]
     for W, x in views:
@@ -181,7 +136,7 @@ def test_views_give_the_bits_of_their_copies():
 
 def test_twice_the_same_bits():
     codes, W, b, x = (
-        made_codes(8, 130, 32),
+        random_codes(8, 130, 32),
         normal(130, 96, dtype=torch.bfloat16),
         normal(96),
         normal(8, 96),
@@ -192,7 +147,7 @@ def test_twice_the_same_bits():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    codes, W, b, x = made_codes(4, 20, 5), normal(20, 8), normal(8), normal(4, 8)
+    codes, W, b, x = random_codes(4, 20, 5), normal(20, 8), normal(8), normal(4, 8)
     for call in (
         lambda: decode_mse(codes, W[:19], b, x),
         lambda: decode_mse(codes, W, b[:7], x),
@@ -247,15 +202,15 @@ def assert_transposed(codes: SparseCodes):
 )
 @pytest.mark.parametrize("full", [False, True])
 def test_transpose_equals_the_stable_sort(B, F, K, full):
-    assert_transposed(made_codes(B, F, K, full=full))
+    assert_transposed(random_codes(B, F, K, full=full))
 
 
 def test_transpose_of_rows_wider_than_one_block_of_entries():
-    assert_transposed(made_codes(34, 700, 650))
+    assert_transposed(random_codes(34, 700, 650))
 
 
 def test_transpose_of_a_latent_in_every_row():
-    codes = made_codes(100, 50, 4, full=True)
+    codes = random_codes(100, 50, 4, full=True)
     codes.idx[:, 0] = 0
     codes.idx[:, 1:] = codes.idx[:, 1:].clamp_min(1).sort(dim=1).values
     keep = torch.cat(
@@ -272,7 +227,7 @@ def test_transpose_of_a_latent_in_every_row():
 
 def test_transpose_of_nothing():
     for B, K in ((0, 5), (7, 5), (40, 1)):
-        codes = made_codes(B, 9, K)
+        codes = random_codes(B, 9, K)
         codes.nnz.zero_()
         got = transpose_codes(codes)
         assert torch.equal(
@@ -286,7 +241,7 @@ def test_more_rows_than_blocks_bound_the_histograms():
             blocks, rows = row_blocks(B, F)
             assert 1 <= blocks <= BLOCKS and (blocks - 1) * rows < B <= blocks * rows
             assert blocks * F * 4 <= 2**28 or blocks == 1
-    codes = made_codes(300, 12, 3)
+    codes = random_codes(300, 12, 3)
     assert row_blocks(300, 12)[0] > 1
     assert_transposed(codes)
 

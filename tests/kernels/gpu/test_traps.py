@@ -39,7 +39,7 @@ NEVER_WIDE = {"load", "arange", "program_id", "num_programs", "dot"}
 
 
 class Kernel:
-    """One @triton.jit function: what its names are bound to, and questions about expressions.
+    """One @jit function: what its names are bound to, and questions about expressions.
     `module` holds the kernels of its file."""
 
     def __init__(self, function: ast.FunctionDef, module: dict[str, Kernel]) -> None:
@@ -233,7 +233,7 @@ def tl_name(func: ast.expr) -> str | None:
 
 def is_kernel(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and any(
-        "triton.jit" in ast.unparse(d) for d in node.decorator_list
+        ast.unparse(d) in ("jit", "triton.jit") for d in node.decorator_list
     )
 
 

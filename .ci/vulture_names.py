@@ -1,0 +1,53 @@
+# Names that vulture cannot see a use of, with who uses them. Everything else that `make lint` lists
+# is dead: delete it. Names that only tests use count as used here.
+
+# Python
+_.__getattr__
+_.__dir__
+_.__signature__
+_.__class__
+
+# torch calls it for repr
+_.extra_repr
+# scikit-learn
+_._n_features_out
+_.preserves_dtype
+# wandb
+_._get_username
+# typer, click
+_.default_map
+_.list_commands
+_.format_commands
+_.format_options
+_.format_epilog
+# tokenizers, transformers
+_.pre_tokenizer
+_.post_processor
+_.pad_token
+_.rms_norm_eps
+_.dummy_inputs
+# html.parser
+_.handle_starttag
+_.handle_endtag
+_.handle_startendtag
+_.handle_data
+# pytest, by the name of a parameter
+_.pytestmark
+_.one_thread
+_.two_threads
+_.few_slots
+_.small_chunks
+_.members_side_by_side
+two_threads
+few_slots
+small_chunks
+
+# Keys of JSON files and output, written by dataclasses.asdict
+_.schema_version
+_.logit_note
+_.gb_per_s
+_.tflop_per_s
+_.peak_mb
+
+# Callers of the first interface
+_.initialise

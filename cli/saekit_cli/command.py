@@ -1,0 +1,205 @@
+"""A verb's module as a command: its flags come from the options that the library declares.
+
+A module has NAME, EXAMPLES (lines that can be pasted), `takes(arguments)`, the library's options
+(saekit.options), and `run(given, ...)`, whose own documented parameters are flags too: what only
+the command line has. `given` holds the library's options that the user set, by name. A verb is
+built when it is run, so that `saekit --help` imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+import typer
+from typer.core import TyperCommand
+
+from saekit.errors import UsageError, opt
+from saekit.options import COMMON, REQUIRED, Option, options_of
+from saekit_cli.settings import expand, read_settings
+
+if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
+
+WIDEST = 28  # flags beyond it have a line of their own
+SHORT = {"quiet": "-q"}
+ITEMS = {int: "N,...", float: "X,..."}
+
+
+class Verb(Protocol):
+    """The module of a verb."""
+
+    NAME: str
+    EXAMPLES: list[str]
+    takes: Callable[[list[str]], dict[str, Option]]
+    run: Callable[..., None]
+
+
+class Given(dict[str, Any]):
+    """The library's options that the user set, by flags or in the config file."""
+
+    def __init__(self, values: dict[str, Any], from_file: set[str]) -> None:
+        super().__init__(values)
+        self.from_file = from_file
+        """The names of those that the config file set."""
+
+
+class Command(TyperCommand):
+    """Help as wide as the terminal, flags under their topics, examples on lines of their own."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(param, "rich_help_panel", None) or "Options"
+                if param.param_type_name == "argument":
+                    panel = "Arguments"
+                elif param.name == "help":
+                    panel = COMMON
+                panels.setdefault(panel, []).append(record)
+        panels[COMMON] = panels.pop(COMMON)
+        records = [record for panel in panels.values() for record in panel]
+        width = min(max(len(name) for name, _ in records), WIDEST)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):  # all of one width, so that the texts align
+                    formatter.write_dl([(n.ljust(width), text) for n, text in records], width)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
+    """All options of a verb: the library's, then those that only the command line has."""
+    library = verb.takes(arguments) if hasattr(verb, "takes") else {}
+    own = options_of(verb.run)
+    return {name: option for name, option in library.items() if name not in own} | own
+
+
+def build(verb: Verb, arguments: list[str]) -> Command:
+    """The command of a verb, to be run with `arguments`, which may change what it takes."""
+    every = options(verb, arguments)
+    own = options_of(verb.run)
+    library = {name: option for name, option in every.items() if name not in own}
+
+    def callback(context: typer.Context, **raw: Any) -> None:
+        values = {
+            name: _value(every[name], value) for name, value in raw.items() if value is not None
+        }
+        from_file = {
+            name
+            for name in values.keys() & library.keys()
+            if _source(context, name) == "DEFAULT_MAP"
+        }
+        given = Given({name: values[name] for name in library if name in values}, from_file)
+        verb.run(given, **{name: values[name] for name in own if name in values})
+
+    parameters = [_parameter(option) for option in every.values()]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    vars(callback)["__signature__"] = inspect.Signature([context, *parameters])
+    callback.__annotations__ = {}
+    callback.__doc__ = verb.run.__doc__
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(
+        verb.NAME,
+        cls=Command,
+        epilog="\n".join(verb.EXAMPLES),
+        context_settings={"max_content_width": shutil.get_terminal_size().columns},
+    )(callback)
+    return cast(Command, typer.main.get_command(single))
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return source.name if source is not None else None
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """An option as typer takes it. All are None until the user sets them: defaults are the
+    library's."""
+    doc, kind = option.doc, _kind(option)
+    if doc.positional:
+        info = typer.Argument(metavar=doc.metavar or option.name.upper(), help=doc.text)
+    else:
+        info = typer.Option(
+            *_spelling(option),
+            metavar=metavar(option),
+            help=doc.text + _default(option),
+            show_default=False,
+            rich_help_panel=doc.panel or None,
+            hidden=doc.hidden,
+            is_eager=option.name == "config",
+            callback=read_settings if option.name == "config" else None,
+        )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=REQUIRED if option.default is REQUIRED else None,
+        annotation=Annotated[kind if option.default is REQUIRED else kind | None, info],
+    )
+
+
+def metavar(option: Option) -> str:
+    """What help shows in place of a flag's value."""
+    if option.doc.metavar:
+        return option.doc.metavar.removesuffix("...")
+    kind = next((kind for kind in (int, float) if option.types == (kind,)), str)
+    return (
+        "|".join(option.choices)
+        or ITEMS.get(option.item)
+        or {int: "N", float: "X"}.get(kind, "TEXT")
+    )
+
+
+def _kind(option: Option) -> Any:
+    """What typer reads: lists of numbers are one text with commas, choices are checked later."""
+    if option.several:
+        return list[str]
+    for kind in (bool, int, float):
+        if option.types == (kind,):
+            return kind
+    return str
+
+
+def _spelling(option: Option) -> list[str]:
+    if option.types == (bool,) and option.default is not False:
+        return [f"{option.flag}/--no-{option.flag.removeprefix('--')}"]
+    return [option.flag, *([SHORT[option.name]] if option.name in SHORT else [])]
+
+
+def _default(option: Option) -> str:
+    """What help says after the text. A default that depends on something stands in the text."""
+    default = option.default
+    if default is None or default is False or default is REQUIRED or default in ((), ""):
+        return ""
+    if default is True:
+        return " [default: on]"
+    values = default if isinstance(default, tuple) else (default,)
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return f" [default: {','.join(shown)}]"
+
+
+def _value(option: Option, raw: Any) -> Any:
+    """What the user wrote as the library takes it. Raises UsageError."""
+    if option.several:
+        return tuple(expand(text, option) for text in raw)
+    if option.item in ITEMS and isinstance(raw, str):
+        return number_list(option.name, raw, option.item)
+    return expand(raw, option)
+
+
+def number_list(name: str, text: str, kind: type[int] | type[float] = int) -> tuple[Any, ...]:
+    """'512,128' as numbers. Raises UsageError; int() itself reads 1_0 and digits of other scripts,
+    too."""
+    pattern = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]*)?(e-?[0-9]{1,3})?|\.[0-9]+"
+    parts = [part.strip(" ") for part in text.split(",")]
+    if not all(re.fullmatch(pattern, part) for part in parts):
+        example = [512, 128] if kind is int else [0.25, 0.5, 1]
+        raise UsageError(f"{opt(name, text)}: give numbers with commas", opt(name, example))
+    return tuple(map(kind, parts))

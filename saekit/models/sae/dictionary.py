@@ -1,0 +1,194 @@
+"""The weights of a sparse autoencoder and the map that they compute: encode, decode, fold.
+
+    pre = x W_enc^T + b_enc,   z = sparsity(pre),   x_hat = z W_dec + b_dec
+
+Encoder and decoder are both stored (F,D), one latent per row, so that the vectors of single latents
+are contiguous. With another store as the target it is a transcoder: x_hat stands for the output of
+a module whose input is x, and `skip` adds x W_skip^T. With several hooks side by side in a row
+(`parts`) it is a crosscoder. What makes the code sparse is a subclass (saekit.models.sparsity), and
+how it trains is saekit.models.sae.module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from saekit_kernels import SparseCodes, Workspace, Workspaces, preactivations
+from torch import nn
+
+from saekit.errors import UsageError
+from saekit.models.autoencoder import Autoencoder
+from saekit.models.base import as_rows, unit_rows_
+from saekit.models.codes import Code, decoded
+from saekit.models.sae.config import SAEConfig
+from saekit.models.sae.fold import folded, unfolded
+from saekit.types import Output
+
+
+class Dictionary(Autoencoder):
+    """W_enc (F,D), b_enc (F,), W_dec (F,D_out), b_dec (D_out,), and the map that they compute."""
+
+    config: Any  # a config_class
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    threshold: torch.Tensor
+    """(F,), where the class says `thresholded`."""
+
+    sparsity: ClassVar[str] = ""
+    """Its name among the variants."""
+    config_class: ClassVar[type[SAEConfig]] = SAEConfig
+    line: ClassVar[str] = ""
+    """What it is, in one line, for lists."""
+    active_above: float = 0.0
+    homogeneous: ClassVar[bool] = True
+    """encode(c x) = c encode(x) for c > 0, with the threshold scaled too, so that the input's scale
+    folds into the biases."""
+    thresholded: ClassVar[bool] = False
+    """A trained model's code is pre where pre > threshold; the threshold is saved."""
+    largest_of_rows: ClassVar[bool] = False
+    """The code is the k largest values of a row, and can be cut to fewer without training."""
+    constrained_decoder: ClassVar[bool] = False
+    """W_dec is computed from parameters that a checkpoint does not hold."""
+    by_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec", "threshold")
+    """Tensors of a checkpoint with one row per latent."""
+    in_code_units: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "threshold")
+    """Tensors that scale with the code."""
+
+    def __init__(
+        self, config: SAEConfig | None = None, *, folded: bool = False, **options: Any
+    ) -> None:
+        """Options are the fields of `config_class`. folded=True: the tensors will be those of a
+        checkpoint, without what only training has. Raises UsageError for invalid options."""
+        super().__init__()
+        # the config, resolved
+        config = (
+            self.config_class(**options)
+            if config is None
+            else dataclasses.replace(config, **options)
+        )
+        if not isinstance(config, self.config_class):
+            raise UsageError(
+                f"{type(self).__name__} takes {self.config_class.__name__}, not"
+                f" {type(config).__name__}"
+            )
+        self.config = dataclasses.replace(
+            config, sparsity=self.sparsity or config.sparsity
+        ).resolved()
+        self.d_in, self.latents = self.config.d_in, self.config.latents
+        self.d_out = self.config.d_out or self.d_in
+        self.is_folded = folded
+        # the tensors
+        self.W_enc = nn.Parameter(torch.empty(self.latents, self.d_in))
+        self.b_enc = nn.Parameter(torch.zeros(self.latents))
+        self.W_dec = nn.Parameter(torch.empty(self.latents, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if self.config.skip else None
+        if self.thresholded:
+            self.register_buffer("threshold", torch.zeros(self.latents))
+        # random directions, until `initialise_from`
+        with torch.no_grad():
+            unit_rows_(self.W_dec.normal_())
+            if self.transcodes:
+                unit_rows_(self.W_enc.normal_())
+            else:
+                self.W_enc.copy_(self.W_dec)
+        self.workspaces = Workspaces()
+
+    def extra_repr(self) -> str:
+        k = f", k={self.config.k}" if hasattr(self.config, "k") else ""
+        out = f" -> {self.d_out}" if self.transcodes else ""
+        return f"{self.d_in} -> {self.latents}{out}{k}" + (", folded" if self.is_folded else "")
+
+    @property
+    def workspace(self) -> Workspace:
+        """Buffers of the calling thread."""
+        return self.workspaces.current
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether the target is another store."""
+        return self.config.d_out > 0
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
+        return self.W_enc, self.b_enc, self.W_dec, self.b_dec
+
+    # -- the map
+
+    def encode(self, x: torch.Tensor) -> Code:
+        """The code (..., F) of x (..., D), in any float dtype, computed in that of the weights. Its
+        form, a tensor or SparseCodes, depends on the variant; both have the same interface
+        (saekit.models.codes), and `to_dense()` is a tensor. Differentiable in x and the weights;
+        which latents are active is constant. A row with NaN has a code with NaN. Several threads
+        may encode at once. Raises DataError for another width, dtype or device."""
+        code = self.code_of(as_rows(x, self.d_in, self.W_enc))
+        return code.view(*x.shape[:-1], self.latents)
+
+    def code_of(self, x_BD: torch.Tensor) -> Code:
+        """The code (B,F) of rows."""
+        return self.thresholded_code(x_BD)
+
+    def thresholded_code(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """(B,F): pre where it is above the threshold; ReLU(pre) if there is no threshold."""
+        pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
+        # NaN stays NaN
+        return torch.where(pre <= self.threshold, 0.0, pre) if self.thresholded else pre.relu_()
+
+    def with_gradient(self, codes: SparseCodes, x_BD: torch.Tensor) -> SparseCodes:
+        """Codes that a kernel selected, with values that are differentiable in x and the weights
+        where autograd needs them."""
+        needed = any(tensor.requires_grad for tensor in (x_BD, self.W_enc, self.b_enc))
+        if not (needed and torch.is_grad_enabled()):
+            return codes
+        vals = preactivations(codes, x_BD, self.W_enc, self.b_enc)
+        return dataclasses.replace(codes, vals=vals)
+
+    def decode(self, code: Code) -> torch.Tensor:
+        """x_hat (..., D_out) of what `encode` returns, or of any code (..., F), without the skip.
+        Raises DataError for a dense code of another width, dtype or device."""
+        return decoded(code, self.decoder(), self.b_dec)
+
+    def decoder(self) -> torch.Tensor:
+        """W_dec (F,D_out), differentiable in the parameters that it is computed from."""
+        return self.W_dec
+
+    def decoder_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """The rows of `decoder` for the given latents."""
+        return self.W_dec[latents]
+
+    def skip(self, x: torch.Tensor) -> torch.Tensor | None:
+        """(..., D_out): x W_skip^T; None without a skip."""
+        return None if self.W_skip is None else x.to(self.W_skip.dtype) @ self.W_skip.T
+
+    def forward(self, x: torch.Tensor) -> Output:
+        """x_hat (..., D_out) and the code of x (..., D)."""
+        code, skip = self.encode(x), self.skip(x)
+        x_hat = self.decode(code)
+        return Output(x_hat if skip is None else x_hat + skip, code)
+
+    def decoder_norms(self) -> torch.Tensor:
+        """(F,): ||w_j||, which weighs a penalty; in a crosscoder summed over the hooks (Lindsey et
+        al. 2024, "Sparse Crosscoders")."""
+        parts = self.W_dec.split(self.config.parts or self.d_out, dim=1)
+        norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
+        return sum(norms[1:], norms[0])
+
+    # -- saving
+
+    @classmethod
+    def for_weights(cls, config: SAEConfig) -> Dictionary:
+        return cls(config, folded=True)
+
+    def effective(self) -> dict[str, torch.Tensor]:
+        """W_enc, b_enc, W_dec, b_dec (and threshold) with which a folded model computes the trained
+        code."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        tensors = {name: getattr(self, name).detach() for name in names}
+        return tensors | ({"threshold": self.threshold} if self.thresholded else {})
+
+    folded = folded
+    unfolded = unfolded
