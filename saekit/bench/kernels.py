@@ -30,11 +30,13 @@ from saekit_kernels import (
 )
 from saekit_kernels.cost import OPERATIONS as COSTS
 from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense
+from torch import nn
 
 from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
 from saekit.bench.timing import Measurement, interleaved
 
 Calls = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
+Weights = tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]
 L0 = 64.0  # of the thresholded code
 COEF, RATE = 0.7, 0.01
 
@@ -124,8 +126,14 @@ class _Problem:
     def dense_code(self) -> torch.Tensor:
         return self.codes.to_dense()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [torch.nn.Parameter(t.clone()) for t in self.thresholded]
+    def parameters(self) -> Weights:
+        W_enc, b_enc, W_dec, b_dec = (nn.Parameter(t.clone()) for t in self.thresholded)
+        return W_enc, b_enc, W_dec, b_dec
+
+    def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(with respect to the code's values (B,K), to x_hat (B,D))."""
+        assert self.decoded.dvals_BK is not None and self.decoded.g_BD is not None
+        return self.decoded.dvals_BK, self.decoded.g_BD
 
 
 def _encode_topk(p: _Problem) -> Calls:
@@ -206,17 +214,18 @@ def _decode_mse(p: _Problem) -> Calls:
 
 def _weight_grad(p: _Problem) -> Calls:
     """Both weight gradients."""
-    z, dz, g = p.dense_code(), p.dense_code(), p.decoded.g_BD
+    z, dz = p.dense_code(), p.dense_code()
+    dvals, g = p.gradients()
     calls: Calls = {("dense", "torch"): lambda: (dz.T @ p.x, z.T @ g)}
     calls["saekit", "torch"] = lambda: (
-        sparse_weight_grad(p.codes, p.decoded.dvals_BK, p.x),
+        sparse_weight_grad(p.codes, dvals, p.x),
         sparse_weight_grad(p.codes, p.codes.vals, g),
     )
     if p.on_gpu:
         from saekit_kernels.gpu.grad import sparse_weight_grad_dual
 
         calls["saekit", "triton"] = lambda: sparse_weight_grad_dual(
-            p.codes, p.decoded.dvals_BK, p.x, p.codes.vals, g
+            p.codes, dvals, p.x, p.codes.vals, g
         )
     return calls
 
@@ -238,13 +247,12 @@ def _feature_step(p: _Problem) -> Calls:
     """Weight gradients, projection, Adam, unit norm."""
 
     def state() -> FeatureState:
-        parameters = [p.W.clone(), p.b.clone(), p.W_dec.clone()]
-        return FeatureState(
-            *parameters, *(torch.zeros_like(t) for t in parameters for _ in range(2))
-        )
+        weights = (p.W.clone(), p.b.clone(), p.W_dec.clone())
+        W, W2, b, b2, V, V2 = (torch.zeros_like(t) for t in weights for _ in range(2))
+        return FeatureState(*weights, W, W2, b, b2, V, V2)
 
     settings = AdamSettings(1e-5, 0.9, 0.999, 1e-8, 1, True)
-    dvals, g = p.decoded.dvals_BK, p.decoded.g_BD
+    dvals, g = p.gradients()
     z, dz = p.dense_code(), p.dense_code()
     weights = [torch.nn.Parameter(t.clone()) for t in (p.W, p.b, p.W_dec)]
     adam = torch.optim.Adam(weights, lr=1e-5, fused=True)
@@ -252,7 +260,8 @@ def _feature_step(p: _Problem) -> Calls:
     def dense() -> None:
         weights[0].grad, weights[1].grad, weights[2].grad = dz.T @ p.x, dz.sum(0), z.T @ g
         W = weights[2].data
-        weights[2].grad.sub_((weights[2].grad * W).sum(1, keepdim=True) * W)
+        gradient = weights[2].grad
+        gradient.sub_((gradient * W).sum(1, keepdim=True) * W)
         adam.step()
         W.div_(W.norm(dim=1, keepdim=True))
 
@@ -267,49 +276,49 @@ def _feature_step(p: _Problem) -> Calls:
 
 def _relu_step(p: _Problem) -> Calls:
     """Loss and gradients of ReLU + L1 on the dense path, for codes with many active latents."""
-    return _step_calls(
-        p,
-        lambda weights: _l1_loss(p.x, *weights),
-        lambda parameters, backend: relu_reconstruction(
-            p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend
-        ),
-    )
+
+    def dense(weights: Weights) -> torch.Tensor:
+        error, l1, _ = relu_reconstruction_dense(p.x, *weights)
+        return error + COEF * l1
+
+    def ours(weights: Weights, backend: str) -> torch.Tensor:
+        return relu_reconstruction(
+            p.x, *weights, COEF, True, p.workspace, "dense", backend=backend
+        ).total
+
+    return _step_calls(p, dense, ours)
 
 
 def _sigmoid_step(p: _Problem) -> Calls:
     """Loss and gradients of sigmoid codes with the KL penalty."""
-    return _step_calls(
-        p,
-        lambda weights: _kl_loss(p.x, *weights),
-        lambda parameters, backend: sigmoid_reconstruction(
-            p.x, *parameters, COEF, RATE, p.workspace, backend
-        ),
-    )
+
+    def dense(weights: Weights) -> torch.Tensor:
+        error, kl, _ = sigmoid_reconstruction_dense(p.x, *weights, RATE)
+        return error + COEF * kl
+
+    def ours(weights: Weights, backend: str) -> torch.Tensor:
+        return sigmoid_reconstruction(p.x, *weights, COEF, RATE, p.workspace, backend).total
+
+    return _step_calls(p, dense, ours)
 
 
-def _step_calls(p: _Problem, dense_loss: Callable, ours: Callable) -> Calls:
-    def run(parameters, make) -> None:
-        for parameter in parameters:
+def _step_calls(
+    p: _Problem,
+    dense: Callable[[Weights], torch.Tensor],
+    ours: Callable[[Weights, str], torch.Tensor],
+) -> Calls:
+    """Each loss with its gradients."""
+    weights = p.parameters()
+
+    def run(loss: Callable[[Weights], torch.Tensor]) -> None:
+        for parameter in weights:
             parameter.grad = None
-        make(parameters).backward()
+        loss(weights).backward()
 
-    parameters = p.parameters()
-    calls: Calls = {("dense", "torch"): lambda: run(parameters, dense_loss)}
+    calls: Calls = {("dense", "torch"): lambda: run(dense)}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
-        calls["saekit", backend] = lambda backend=backend: run(
-            parameters, lambda q: ours(q, backend).total
-        )
+        calls["saekit", backend] = lambda backend=backend: run(lambda w: ours(w, backend))
     return calls
-
-
-def _l1_loss(x, *weights) -> torch.Tensor:
-    error, l1, _ = relu_reconstruction_dense(x, *weights)
-    return error + COEF * l1
-
-
-def _kl_loss(x, *weights) -> torch.Tensor:
-    error, kl, _ = sigmoid_reconstruction_dense(x, *weights, RATE)
-    return error + COEF * kl
 
 
 OPERATIONS: dict[str, Callable[[_Problem], Calls]] = {

@@ -65,5 +65,6 @@ def sae_for(
         sample = x_BD[:512].cpu()
         with torch.no_grad():
             pre = torch.addmm(model.b_enc, sample, model.W_enc.T).flatten()
-            model.b_enc -= pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
+            threshold = pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
+            model.b_enc.sub_(threshold)
     return model.to(x_BD.device)

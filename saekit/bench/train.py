@@ -207,7 +207,8 @@ def _dense_step(
     sparsity, coef = model.config.sparsity, model.control.coef
     rate = getattr(model.config, "target_rate", 0.0)
 
-    def loss(*weights) -> torch.Tensor:
+    def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
+        weights = (W_enc, b_enc, W_dec, b_dec)
         if sparsity == "topk":
             return topk_reconstruction_dense(x, *weights, k, stable=False)[0]
         if sparsity == "l1":
@@ -225,6 +226,7 @@ def _dense_step(
             value = loss(*parameters)
         value.backward()
         if unit:
+            assert W_dec.grad is not None
             W_dec.grad.sub_((W_dec.grad * W_dec.data).sum(1, keepdim=True) * W_dec.data)
         optimizer.step()
         if unit:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
 from saekit.training.checkpoints import ModelLike
 from saekit.types import ActivationSpec, Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TOP_TOKENS = 5
 
@@ -147,8 +150,9 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
 class _Typed(Documents):
     """The one document that the user typed in."""
 
-    def __init__(self, modality: str, document: Document) -> None:
-        self.name, self.modality, self._document = "input", modality, document
+    def __init__(self, document: Document) -> None:
+        self.modality = "text" if document.image is None else "image"
+        self.name, self._document = "input", document
 
     def documents(self, start: int = 0):
         yield from [self._document][start:]
@@ -156,7 +160,8 @@ class _Typed(Documents):
     def digest(self) -> None:
         return None
 
-    def image(self, ref: str):
+    def image(self, ref: str) -> Image:
+        assert self._document.image is not None
         return self._document.image
 
 
@@ -187,7 +192,7 @@ def _on_input(
     for spec in specs:
         of_model.setdefault(spec.model, []).append(spec)
     if inspected.store.spec.modality == "text":
-        processor = FromFolder(str(inspected.store.path / "tokenizer"))
+        processor = FromFolder(str(Path(inspected.store.path) / "tokenizer"))
     passes = (_hidden_states(hooks, document, live, processor) for hooks in of_model.values())
 
     # of every latent the value of largest size, with its sign
@@ -213,7 +218,7 @@ def _hidden_states(
     """For each context of the document the rows (B,D) of each hook of one model."""
     model = load_model_of(specs[0], given=live, processor=processor)
     hooks = list(dict.fromkeys(spec.hook for spec in specs))
-    typed = _Typed(specs[0].modality, document)
+    typed = _Typed(document)
     for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
         with capture(model, hooks, stop=True) as states:
             model.forward(batch.inputs)

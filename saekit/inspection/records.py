@@ -136,8 +136,9 @@ def feature_records(
     latents at a time."""
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
-    loses_text = isinstance(texts, TokenTexts) and texts.loses_text()
-    written = WrittenTexts(store, texts, data) if loses_text else None
+    written = None
+    if isinstance(texts, TokenTexts) and texts.loses_text():
+        written = WrittenTexts(store, texts, data)
     read = None if texts is None else written.of if written else _reader(texts)
 
     fault = ""

@@ -83,5 +83,9 @@ def _values_at(
 
 def _entries(code: Code, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """code[row, latent], without a dense copy of a sparse code."""
-    pieces = [code[r, j].float() for r, j in zip(row.split(1 << 18), latent.split(1 << 18))]
+    pieces = []
+    for r, j in zip(row.split(1 << 18), latent.split(1 << 18)):
+        values = code[r, j]
+        assert isinstance(values, torch.Tensor), "entries, not rows"
+        pieces.append(values.float())
     return torch.cat(pieces) if pieces else torch.zeros(0)

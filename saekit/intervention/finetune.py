@@ -197,10 +197,12 @@ class _Finetune:
         data = config.data if objects is None else objects
         self.contexts = Contexts(self.store, self.live, config.batch, data)
         self.normalizer = store_normalizer(self.store, device)
-        loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
-        self.sae: SAE = restore(
-            "sae", checkpoint.config["config"], loaded.unfolded(self.normalizer)
-        ).to(device)
+        settings = checkpoint.config["config"]
+        raw = restore("sae", settings, checkpoint.tensors).to(device)
+        assert isinstance(raw, SAE)
+        sae = restore("sae", settings, raw.unfolded(self.normalizer)).to(device)
+        assert isinstance(sae, SAE)
+        self.sae: SAE = sae
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(
             self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True
