@@ -108,7 +108,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.batch = batch
         self.lr = lr
         self.weight_decay = weight_decay
-        self.normalize = normalize
+        self.normalize: Literal["center+scale", "scale", "none"] | None = normalize
         self.image_shape = image_shape
         self.random_state = random_state
         self.device = device
