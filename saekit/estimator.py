@@ -1,14 +1,14 @@
 """Every model as a scikit-learn estimator: arrays in, arrays out, no folders.
 
-A thin coat over the parts that `train` is made of: ArraySource gives rows, saekit.training.fit
-trains, catalog.restore gives the module that takes raw rows. What is added here is what
-scikit-learn asks for: parameters that are only stored, validation, dense codes, pickles.
+A thin layer over the parts of `train`: ArraySource gives rows, saekit.training.fit trains,
+catalog.restore gives the module that takes raw rows. This file adds what scikit-learn requires:
+parameters that are only stored, validation, dense codes, pickles.
 
-Refusals of the core name its options; here they name parameters of the constructor, and are raised
-as ValueError, which is what scikit-learn's own tools expect.
+Errors of the core name its options; here they name parameters of the constructor, and are raised as
+ValueError, as scikit-learn's own tools expect.
 
-There is no partial_fit: a rate that falls over the run, stages of pretraining and the mean of all
-rows need to know the whole beforehand.
+There is no partial_fit: a learning rate that falls over the run, stages of pretraining and the mean
+of all rows need to know all of X beforehand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
 
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, keyword, literal, opt
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import CATALOG, model_options, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
@@ -38,7 +38,7 @@ from saekit.training.defaults import resolve
 from saekit.training.fit import fit
 from saekit.types import Progress
 
-ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of what lies between input and output
+ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of hidden layers
 # options of training whose parameter has another name
 RENAMED = {"seed": "random_state", "rows": "epochs"}
 
@@ -62,11 +62,11 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         epochs, batch, lr, weight_decay: as in saekit.training.config; None:
             saekit.training.defaults. pca and kmeans use none of them.
         normalize: "center+scale" | "scale" | "none": one mean row and one factor for the whole of
-            X. None: center+scale, whatever X holds, since the default rates suit values around 0 of
-            size 1; none where options["output"] is sigmoid or bernoulli, which give [0, 1].
+            X. None: center+scale, since the default learning rates suit values around 0 of size 1;
+            none where options["output"] is sigmoid or bernoulli, which give [0, 1].
         image_shape: (H, W, C) of a row, with H * W * C = n_features, for models that take images;
             the others do not use it.
-        random_state: an int gives the same bits again; None or a RandomState draw a seed.
+        random_state: the same int gives the same bits; None or a RandomState draw a seed.
         device: "auto" | "cpu" | "cuda" ...; "auto" is CUDA where torch sees it.
 
     Attributes, after fit
@@ -75,12 +75,12 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         history_: list of dicts with step, loss and fvu (of that batch), at most 400; empty for pca
             and kmeans.
         components_ (F, n_features): rows of the decoder in units of X, for models whose decoder has
-        one layer (pca, linear, sae). mean_ (n_features,), explained_variance_ratio_ (F,): pca
-        alone.
+        one layer (pca, linear, sae). mean_ (n_features,), explained_variance_ratio_ (F,): only
+        pca.
 
     X is (n_samples, n_features), an array, DataFrame or torch tensor; tensors give tensors on their
     device, everything else NumPy arrays. Computation and results are float32; float64 is accepted
-    and rounded. `transform` gives dense codes, of sparse models too.
+    and rounded. `transform` gives dense codes, also for sparse models.
 
     Raises ValueError for options or data that do not fit, TypeError for sparse matrices,
     NumericsError for a run that diverged and BackendError for a device that is not there.
@@ -96,7 +96,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         batch: int | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
-        normalize: str | None = None,
+        normalize: Literal["center+scale", "scale", "none"] | None = None,
         image_shape: tuple[int, int, int] | None = None,
         random_state: int | np.random.RandomState | None = 0,
         device: str = "auto",
@@ -108,7 +108,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.batch = batch
         self.lr = lr
         self.weight_decay = weight_decay
-        self.normalize = normalize
+        self.normalize: Literal["center+scale", "scale", "none"] | None = normalize
         self.image_shape = image_shape
         self.random_state = random_state
         self.device = device
@@ -117,9 +117,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
-        """Train on all rows of X; `y` is not looked at."""
+        """Train on all rows of X; `y` is ignored."""
         x_ND = self._rows(X, reset=True)
-        with _own_words():
+        with _as_value_errors():
             self._train(x_ND)
         return self
 
@@ -180,7 +180,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         if self.image_shape is None:
             if "shape" in {field.name for field in dataclasses.fields(CATALOG[self.model].config)}:
                 raise DataError(
-                    f"{self.model} takes images, and X has rows without sides",
+                    f"{self.model} takes images, and rows of X have no image shape",
                     "image_shape=(H, W, C)",
                 )
             return None
@@ -199,7 +199,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def inverse_transform(self, Z):
         """Rows (n_samples, n_features) from codes (n_samples, F). Codes of kmeans are one-hot."""
         check_is_fitted(self)
-        z_NF = _tensor(check_array(_array(Z), dtype=np.float32, input_name="Z"))
+        z: Any = check_array(_array(Z), dtype="float32", input_name="Z")
+        z_NF = _tensor(z)
         if z_NF.shape[1] != self.model_.latents:
             raise ValueError(
                 f"Z has {z_NF.shape[1]} columns, and the codes of this {self._restored[0]} have"
@@ -210,41 +211,40 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             and not ((z_NF == 1).sum(1).eq(1) & (z_NF != 0).sum(1).eq(1)).all()
         ):
             raise ValueError("codes of kmeans hold a single 1 in every row")
-        return _like(Z, self._in_parts(z_NF, _decoded))
+        return _like(Z, torch.cat(list(self._in_parts(z_NF, _decoded))))
 
     def reconstruct(self, X):
         """What the decoder makes of the codes of X, in the shape and units of X."""
         return self._mapped(X, _reconstruction)
 
-    # -- judging
+    # -- evaluation
     # ----------------------------------------------------------------------------------------------
 
     def score(self, X, y=None) -> float:
         """Explained variance 1 - FVU of X around its own mean, summed over rows and features in
         fp64; nan where X does not vary."""
         check_is_fitted(self)
-        sums = RowSums(None)
-        self._in_parts(
-            self._rows(X), lambda model, x_BD: sums.add(x_BD, _reconstruction(model, x_BD), None)
-        )
+        sums, x_ND = RowSums(None), self._rows(X)
+        x_hats = self._in_parts(x_ND, _reconstruction)
+        for x_BD, x_hat_BD in zip(x_ND.split(ROWS_AT_ONCE), x_hats):
+            sums.add(x_BD, x_hat_BD, x_BD)  # a dense code, which is not read
         fvu = sums.figures()["fvu"]
         assert fvu is not None
         return 1 - fvu
 
     def score_samples(self, X):
-        """Minus the squared error of each row, (n_samples,), units of X squared: the higher, the
-        more like the training data."""
-        return self._mapped(
-            X,
-            lambda model, x_BD: (
-                -(x_BD - _reconstruction(model, x_BD)).double().square().sum(1).float()
-            ),
-        )
+        """Minus the squared error of each row, (n_samples,), units of X squared: higher for rows
+        that are more like the training data."""
+
+        def score(model: Any, x_BD: torch.Tensor) -> torch.Tensor:
+            return -(x_BD - _reconstruction(model, x_BD)).double().square().sum(1).float()
+
+        return self._mapped(X, score)
 
     @available_if(lambda self: self.model == "vae")
     def elbo_samples(self, X):
-        """Lower bound on log p(x) of each row, (n_samples,), nats, from one draw of the code a row;
-        the draws follow from the seed."""
+        """Lower bound on log p(x) of each row, (n_samples,), nats, from one draw of the code per
+        row; the seed decides the draws."""
         check_is_fitted(self)
         generator = torch.Generator(pick_device(self.device)).manual_seed(self._seed)
         return self._mapped(X, lambda model, x_BD: model.elbo(x_BD, generator))
@@ -273,25 +273,24 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def _rows(self, X, reset: bool = False) -> torch.Tensor:
-        """(N,D) fp32 on the CPU. One row alone has no variance to learn."""
-        return _tensor(
-            validate_data(
-                self, _array(X), reset=reset, dtype=np.float32, ensure_min_samples=2 if reset else 1
-            )
-        )
+        """(N,D) fp32 on the CPU. A single row has no variance to learn from."""
+        least, array = 2 if reset else 1, _array(X)
+        x: Any = validate_data(self, array, reset=reset, dtype=np.float32, ensure_min_samples=least)
+        return _tensor(x)
 
-    def _mapped(self, X, what: Callable[[nn.Module, torch.Tensor], torch.Tensor]):
+    def _mapped(self, X, function: Callable[[Any, torch.Tensor], torch.Tensor]):
         check_is_fitted(self)
-        return _like(X, self._in_parts(self._rows(X), what))
+        return _like(X, torch.cat(list(self._in_parts(self._rows(X), function))))
 
     @torch.no_grad()
     def _in_parts(
-        self, rows: torch.Tensor, what: Callable[[nn.Module, torch.Tensor], torch.Tensor | None]
-    ) -> torch.Tensor | None:
+        self, rows: torch.Tensor, function: Callable[[Any, torch.Tensor], torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """function(model, rows), on the CPU, for ROWS_AT_ONCE rows at a time."""
         device = pick_device(self.device)
         model = self.model_.to(device)
-        parts = [what(model, part.to(device)) for part in rows.split(ROWS_AT_ONCE)]
-        return None if parts[0] is None else torch.cat([part.cpu() for part in parts])
+        for part in rows.split(ROWS_AT_ONCE):
+            yield function(model, part.to(device)).cpu()
 
     # -- what scikit-learn asks of an estimator
     # -----------------------------------------------------------------------------
@@ -306,9 +305,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tensors on the CPU in place of the module, as a checkpoint has them: a pickle from a GPU
-        opens where there is none."""
-        state = dict(super().__getstate__())
+        """Tensors on the CPU instead of the module, as in a checkpoint, so that a pickle from a GPU
+        opens without one."""
+        state: dict[str, Any] = {**super().__getstate__()}  # pyright: ignore[reportGeneralTypeIssues]
         if "model_" in state:
             state["model_"] = {
                 name: tensor.cpu() for name, tensor in state["model_"].state_dict().items()
@@ -317,20 +316,21 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "model_" in state:
-            state = {**state, "model_": restore(*state["_restored"], state["model_"])}
+            name, config = state["_restored"]
+            state = {**state, "model_": restore(name, config, state["model_"])}
         super().__setstate__(state)
 
 
 def _untimed(progress: Progress) -> dict[str, float]:
-    """Without the figure that differs from run to run."""
+    """The metrics without the one that differs between runs."""
     return {name: value for name, value in progress.figures.items() if name != "rows_per_s"}
 
 
-def _reconstruction(model: nn.Module, x_BD: torch.Tensor) -> torch.Tensor:
+def _reconstruction(model: Autoencoder, x_BD: torch.Tensor) -> torch.Tensor:
     return model.decode(model.encode(x_BD))
 
 
-def _decoded(model: nn.Module, z_BF: torch.Tensor) -> torch.Tensor:
+def _decoded(model: Autoencoder, z_BF: torch.Tensor) -> torch.Tensor:
     return model.decode(from_dense(z_BF) if isinstance(model, CATALOG["kmeans"].model) else z_BF)
 
 
@@ -338,17 +338,15 @@ def _dense(code: torch.Tensor | SparseCodes) -> torch.Tensor:
     return code.to_dense()
 
 
-def _array(X):
-    """Tensors as arrays, on which scikit-learn's validation works; NumPy knows no bfloat16."""
-    return (
-        X.detach().cpu().to(torch.promote_types(X.dtype, torch.float32)).numpy()
-        if isinstance(X, torch.Tensor)
-        else X
-    )
+def _array(X) -> Any:
+    """Tensors as arrays, for scikit-learn's validation; NumPy has no bfloat16."""
+    if isinstance(X, torch.Tensor):
+        return X.detach().cpu().to(torch.promote_types(X.dtype, torch.float32)).numpy()
+    return X
 
 
 def _tensor(x: np.ndarray) -> torch.Tensor:
-    """torch warns of memory that must not be written to, such as joblib's memory maps."""
+    """A copy of read-only memory, such as joblib's memory maps, about which torch warns."""
     return torch.from_numpy(np.ascontiguousarray(x) if x.flags.writeable else x.copy())
 
 
@@ -357,9 +355,9 @@ def _like(X, result: torch.Tensor):
 
 
 @contextmanager
-def _own_words() -> Iterator[None]:
-    """A refusal of parameters or data as ValueError, with parameters of the estimator in place of
-    the core's options."""
+def _as_value_errors() -> Iterator[None]:
+    """Errors in parameters or data become ValueError, and name parameters of the estimator instead
+    of the core's options."""
     try:
         yield
     except (UsageError, DataError) as error:
@@ -368,12 +366,10 @@ def _own_words() -> Iterator[None]:
 
 
 def _parameter(name: str, values: list[Any]) -> str:
-    """`latents=16`, and for what has no parameter `options={"k": 8}`, or `options["k"]` without a
-    value."""
+    """`latents=16`; for options that are not parameters `options={"k": 8}`, or `options["k"]`
+    without a value."""
     name = RENAMED.get(name, name)
     if name in Estimator._get_param_names():
         return keyword(name, values)
-    return (
-        " or ".join(f"options={{{literal(name)}: {literal(value)}}}" for value in values)
-        or f"options[{literal(name)}]"
-    )
+    settings = [f"options={{{literal(name)}: {literal(value)}}}" for value in values]
+    return " or ".join(settings) or f"options[{literal(name)}]"

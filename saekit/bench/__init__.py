@@ -1,5 +1,5 @@
-"""How fast this machine is. Every claim is a ratio of arms that were interleaved in one run;
-figures are medians, with the 20th and 80th percentile beside them."""
+"""How fast this machine is. Every claim is a ratio of implementations that were interleaved in one
+run; times are medians, with the 20th and 80th percentile."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """`saekit bench kernels`: each operation of a step against dense torch on the same inputs,
 interleaved.
 
-On a CPU the torch path is measured (and its encoder by both plans), on a GPU the Triton kernels in
-bf16 beside it. `of_floor` is the median over the encoder product's on a CPU, over the cost model's
-floor on a GPU that the model knows.
+On a CPU it measures the torch path (its encoder with both plans), on a GPU also the Triton kernels
+in bf16. `of_floor` is the median over that of the encoder product on a CPU, over the cost model's
+floor on a GPU that the cost model knows.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from saekit_kernels import (
 )
 from saekit_kernels.cost import OPERATIONS as COSTS
 from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstruction_dense
+from torch import nn
 
 from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
 from saekit.bench.timing import Measurement, interleaved
 
-Arms = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
+Calls = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
+Weights = tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]
 L0 = 64.0  # of the thresholded code
 COEF, RATE = 0.7, 0.01
 
@@ -51,20 +53,15 @@ def bench_kernels(
     keep_freed_memory()
     rounds = (3 if quick else 9) if device.type == "cpu" else (20 if quick else 100)
     results = []
-    default = (
-        (QUICK_ON_CPU if quick else ON_CPU)
-        if device.type == "cpu"
-        else ON_GPU[:1]
-        if quick
-        else ON_GPU
-    )
+    if device.type == "cpu":
+        default = QUICK_ON_CPU if quick else ON_CPU
+    else:
+        default = ON_GPU[:1] if quick else ON_GPU
     for shape in shapes or default:
         problem = _Problem(shape, k, device)
-        product = (
-            interleaved({"product": problem.product}, rounds, device)["product"][0]
-            if device.type == "cpu"
-            else None
-        )
+        product = None
+        if device.type == "cpu":
+            product = interleaved({"product": problem.product}, rounds, device)["product"][0]
         for op in OPERATIONS:
             progress(f"{op} {shape}")
             results += _compare(op, OPERATIONS[op](problem), problem, rounds, product)
@@ -72,34 +69,27 @@ def bench_kernels(
 
 
 def _compare(
-    op: str, arms: Arms, problem: _Problem, rounds: int, product: float | None
+    op: str, calls: Calls, problem: _Problem, rounds: int, product: float | None
 ) -> list[Measurement]:
-    timings = interleaved(arms, rounds, problem.device)
+    timings = interleaved(calls, rounds, problem.device)
     dense = next((ms[0] for (mode, _), ms in timings.items() if mode == "dense"), None)
     shape, thresholded = problem.shape, op in ("encode_relu", "relu_step")
     floor = product
     if problem.device.type == "cuda":
-        name = torch.cuda.get_device_name(problem.device)
-        floor = (
-            floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name)
-            if op in COSTED
-            else None
-        )
+        name, floor = torch.cuda.get_device_name(problem.device), None
+        if op in COSTED:
+            floor = floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name)
     results = []
     for (mode, backend), ms in timings.items():
         row = Measurement(op, mode, backend, str(shape), problem.dtype_of(backend), *ms)
-        row.ratio, row.of_floor = (
-            round(dense / ms[0], 2) if dense else None,
-            round(ms[0] / floor, 2) if floor else None,
-        )
+        row.ratio = round(dense / ms[0], 2) if dense else None
+        row.of_floor = round(ms[0] / floor, 2) if floor else None
         row.rows_per_s = round(1e3 * shape.B / ms[0])
         row.k, row.l0 = (None, L0) if thresholded else (problem.k, None)
         if op in COSTED and mode.startswith("saekit"):
             work = COSTS[COSTED[op]](shape.B, shape.D, shape.F, problem.k)
-            row.tflop_per_s, row.gb_per_s = (
-                round(work.flops / ms[0] / 1e9, 3),
-                round(work.bytes / ms[0] / 1e6, 1),
-            )
+            row.tflop_per_s = round(work.flops / ms[0] / 1e9, 3)
+            row.gb_per_s = round(work.bytes / ms[0] / 1e6, 1)
         results.append(row)
     return results
 
@@ -136,49 +126,55 @@ class _Problem:
     def dense_code(self) -> torch.Tensor:
         return self.codes.to_dense()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [torch.nn.Parameter(t.clone()) for t in self.thresholded]
+    def parameters(self) -> Weights:
+        W_enc, b_enc, W_dec, b_dec = (nn.Parameter(t.clone()) for t in self.thresholded)
+        return W_enc, b_enc, W_dec, b_dec
+
+    def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(with respect to the code's values (B,K), to x_hat (B,D))."""
+        assert self.decoded.dvals_BK is not None and self.decoded.g_BD is not None
+        return self.decoded.dvals_BK, self.decoded.g_BD
 
 
-def _encode_topk(p: _Problem) -> Arms:
-    arms: Arms = {
+def _encode_topk(p: _Problem) -> Calls:
+    calls: Calls = {
         ("dense", "torch"): lambda: torch.relu(torch.addmm(p.b, p.x, p.W.T)).topk(
             p.k, dim=1, sorted=False
         )
     }
     plans = ["filter", "gemm"] if encoder_plan(p.x, p.W) == "filter" else ["gemm"]
     for plan in plans:
-        arms[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(
+        calls[f"saekit {plan}", "torch"] = lambda plan=plan: encode_topk(
             p.x, p.W, p.b, p.k, p.workspace, plan
         )
     if p.on_gpu:
         from saekit_kernels.gpu.encode import encode_topk as encode
 
-        arms["dense bf16", "triton"] = lambda: torch.relu(
+        calls["dense bf16", "triton"] = lambda: torch.relu(
             torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)
         ).topk(p.k, dim=1, sorted=False)
         for plan in ("fused", "gemm"):
-            arms[f"saekit {plan}", "triton"] = lambda plan=plan: encode(
+            calls[f"saekit {plan}", "triton"] = lambda plan=plan: encode(
                 p.x_low, p.W_low, p.b, p.k, plan=plan
             )
-    return arms
+    return calls
 
 
-def _encode_relu(p: _Problem) -> Arms:
+def _encode_relu(p: _Problem) -> Calls:
     W, b = p.thresholded[:2]
-    arms: Arms = {("dense", "torch"): lambda: torch.relu(torch.addmm(b, p.x, W.T))}
-    arms["saekit", "torch"] = lambda: encode_threshold(p.x, W, b, 0.0, p.workspace)
+    calls: Calls = {("dense", "torch"): lambda: torch.relu(torch.addmm(b, p.x, W.T))}
+    calls["saekit", "torch"] = lambda: encode_threshold(p.x, W, b, 0.0, p.workspace)
     if p.on_gpu:
         from saekit_kernels.gpu.encode import encode_relu
 
         W_low = W.bfloat16()
-        arms["saekit", "triton"] = lambda: encode_relu(p.x_low, W_low, b, round(8 * L0))
-    return arms
+        calls["saekit", "triton"] = lambda: encode_relu(p.x_low, W_low, b, round(8 * L0))
+    return calls
 
 
-def _select(p: _Problem) -> Arms:
+def _select(p: _Problem) -> Calls:
     pre = torch.addmm(p.b, p.x, p.W.T)
-    arms: Arms = {
+    calls: Calls = {
         ("dense", "torch"): lambda: pre.topk(p.k, dim=1, sorted=False),
         ("saekit", "torch"): lambda: topk_rows(pre, p.k),
     }
@@ -186,18 +182,18 @@ def _select(p: _Problem) -> Arms:
         from saekit_kernels.gpu.select import select_topk
 
         low = pre.bfloat16()
-        arms["saekit", "triton"] = lambda: select_topk(low, p.k)
-    return arms
+        calls["saekit", "triton"] = lambda: select_topk(low, p.k)
+    return calls
 
 
-def _decode(p: _Problem) -> Arms:
+def _decode(p: _Problem) -> Calls:
     z = p.dense_code()
-    arms: Arms = {("dense", "torch"): lambda: torch.addmm(p.b_dec, z, p.W_dec)}
-    arms["saekit", "torch"] = lambda: decode(p.codes, p.W_dec, p.b_dec)
-    return arms
+    calls: Calls = {("dense", "torch"): lambda: torch.addmm(p.b_dec, z, p.W_dec)}
+    calls["saekit", "torch"] = lambda: decode(p.codes, p.W_dec, p.b_dec)
+    return calls
 
 
-def _decode_mse(p: _Problem) -> Arms:
+def _decode_mse(p: _Problem) -> Calls:
     z = p.dense_code()
 
     def dense() -> torch.Tensor:
@@ -205,58 +201,58 @@ def _decode_mse(p: _Problem) -> Arms:
         residual.square().sum(1)
         return torch.where(z > 0, (2 / p.shape.B * residual) @ p.W_dec.T, 0.0)
 
-    arms: Arms = {
+    calls: Calls = {
         ("dense", "torch"): dense,
         ("saekit", "torch"): lambda: decode_mse(p.codes, p.W_dec, p.b_dec, p.x),
     }
     if p.on_gpu:
         from saekit_kernels.gpu.decode import decode_mse as on_gpu
 
-        arms["saekit", "triton"] = lambda: on_gpu(p.codes, p.W_dec_low, p.b_dec, p.x)
-    return arms
+        calls["saekit", "triton"] = lambda: on_gpu(p.codes, p.W_dec_low, p.b_dec, p.x)
+    return calls
 
 
-def _weight_grad(p: _Problem) -> Arms:
+def _weight_grad(p: _Problem) -> Calls:
     """Both weight gradients."""
-    z, dz, g = p.dense_code(), p.dense_code(), p.decoded.g_BD
-    arms: Arms = {("dense", "torch"): lambda: (dz.T @ p.x, z.T @ g)}
-    arms["saekit", "torch"] = lambda: (
-        sparse_weight_grad(p.codes, p.decoded.dvals_BK, p.x),
+    z, dz = p.dense_code(), p.dense_code()
+    dvals, g = p.gradients()
+    calls: Calls = {("dense", "torch"): lambda: (dz.T @ p.x, z.T @ g)}
+    calls["saekit", "torch"] = lambda: (
+        sparse_weight_grad(p.codes, dvals, p.x),
         sparse_weight_grad(p.codes, p.codes.vals, g),
     )
     if p.on_gpu:
         from saekit_kernels.gpu.grad import sparse_weight_grad_dual
 
-        arms["saekit", "triton"] = lambda: sparse_weight_grad_dual(
-            p.codes, p.decoded.dvals_BK, p.x, p.codes.vals, g
+        calls["saekit", "triton"] = lambda: sparse_weight_grad_dual(
+            p.codes, dvals, p.x, p.codes.vals, g
         )
-    return arms
+    return calls
 
 
-def _transpose(p: _Problem) -> Arms:
+def _transpose(p: _Problem) -> Calls:
     def by_sorting() -> object:
         p.codes._transpose = None
         return p.codes.transpose()
 
-    arms: Arms = {("saekit", "torch"): by_sorting}
+    calls: Calls = {("saekit", "torch"): by_sorting}
     if p.on_gpu:
         from saekit_kernels.gpu.transpose import transpose_codes
 
-        arms["saekit", "triton"] = lambda: transpose_codes(p.codes)
-    return arms
+        calls["saekit", "triton"] = lambda: transpose_codes(p.codes)
+    return calls
 
 
-def _feature_step(p: _Problem) -> Arms:
+def _feature_step(p: _Problem) -> Calls:
     """Weight gradients, projection, Adam, unit norm."""
 
     def state() -> FeatureState:
-        parameters = [p.W.clone(), p.b.clone(), p.W_dec.clone()]
-        return FeatureState(
-            *parameters, *(torch.zeros_like(t) for t in parameters for _ in range(2))
-        )
+        weights = (p.W.clone(), p.b.clone(), p.W_dec.clone())
+        W, W2, b, b2, V, V2 = (torch.zeros_like(t) for t in weights for _ in range(2))
+        return FeatureState(*weights, W, W2, b, b2, V, V2)
 
     settings = AdamSettings(1e-5, 0.9, 0.999, 1e-8, 1, True)
-    dvals, g = p.decoded.dvals_BK, p.decoded.g_BD
+    dvals, g = p.gradients()
     z, dz = p.dense_code(), p.dense_code()
     weights = [torch.nn.Parameter(t.clone()) for t in (p.W, p.b, p.W_dec)]
     adam = torch.optim.Adam(weights, lr=1e-5, fused=True)
@@ -264,67 +260,68 @@ def _feature_step(p: _Problem) -> Arms:
     def dense() -> None:
         weights[0].grad, weights[1].grad, weights[2].grad = dz.T @ p.x, dz.sum(0), z.T @ g
         W = weights[2].data
-        weights[2].grad.sub_((weights[2].grad * W).sum(1, keepdim=True) * W)
+        gradient = weights[2].grad
+        gradient.sub_((gradient * W).sum(1, keepdim=True) * W)
         adam.step()
         W.div_(W.norm(dim=1, keepdim=True))
 
-    arms: Arms = {("dense", "torch"): dense}
+    calls: Calls = {("dense", "torch"): dense}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
-        own = state()
-        arms["saekit", backend] = lambda own=own, backend=backend: feature_step(
-            own, p.codes, dvals, p.x, g, settings, backend
+        features = state()
+        calls["saekit", backend] = lambda features=features, backend=backend: feature_step(
+            features, p.codes, dvals, p.x, g, settings, backend
         )
-    return arms
+    return calls
 
 
-def _relu_step(p: _Problem) -> Arms:
-    """Loss and gradients of ReLU + L1, dense arms: what runs while many latents are active."""
-    return _step_arms(
-        p,
-        lambda weights: _l1_loss(p.x, *weights),
-        lambda parameters, backend: relu_reconstruction(
-            p.x, *parameters, COEF, True, p.workspace, "dense", backend=backend
-        ),
-    )
+def _relu_step(p: _Problem) -> Calls:
+    """Loss and gradients of ReLU + L1 on the dense path, for codes with many active latents."""
+
+    def dense(weights: Weights) -> torch.Tensor:
+        error, l1, _ = relu_reconstruction_dense(p.x, *weights)
+        return error + COEF * l1
+
+    def ours(weights: Weights, backend: str) -> torch.Tensor:
+        return relu_reconstruction(
+            p.x, *weights, COEF, True, p.workspace, "dense", backend=backend
+        ).total
+
+    return _step_calls(p, dense, ours)
 
 
-def _sigmoid_step(p: _Problem) -> Arms:
+def _sigmoid_step(p: _Problem) -> Calls:
     """Loss and gradients of sigmoid codes with the KL penalty."""
-    return _step_arms(
-        p,
-        lambda weights: _kl_loss(p.x, *weights),
-        lambda parameters, backend: sigmoid_reconstruction(
-            p.x, *parameters, COEF, RATE, p.workspace, backend
-        ),
-    )
+
+    def dense(weights: Weights) -> torch.Tensor:
+        error, kl, _ = sigmoid_reconstruction_dense(p.x, *weights, RATE)
+        return error + COEF * kl
+
+    def ours(weights: Weights, backend: str) -> torch.Tensor:
+        return sigmoid_reconstruction(p.x, *weights, COEF, RATE, p.workspace, backend).total
+
+    return _step_calls(p, dense, ours)
 
 
-def _step_arms(p: _Problem, dense_loss: Callable, ours: Callable) -> Arms:
-    def run(parameters, make) -> None:
-        for parameter in parameters:
+def _step_calls(
+    p: _Problem,
+    dense: Callable[[Weights], torch.Tensor],
+    ours: Callable[[Weights, str], torch.Tensor],
+) -> Calls:
+    """Each loss with its gradients."""
+    weights = p.parameters()
+
+    def run(loss: Callable[[Weights], torch.Tensor]) -> None:
+        for parameter in weights:
             parameter.grad = None
-        make(parameters).backward()
+        loss(weights).backward()
 
-    parameters = p.parameters()
-    arms: Arms = {("dense", "torch"): lambda: run(parameters, dense_loss)}
+    calls: Calls = {("dense", "torch"): lambda: run(dense)}
     for backend in ("torch", "triton") if p.on_gpu else ("torch",):
-        arms["saekit", backend] = lambda backend=backend: run(
-            parameters, lambda q: ours(q, backend).total
-        )
-    return arms
+        calls["saekit", backend] = lambda backend=backend: run(lambda w: ours(w, backend))
+    return calls
 
 
-def _l1_loss(x, *weights) -> torch.Tensor:
-    error, l1, _ = relu_reconstruction_dense(x, *weights)
-    return error + COEF * l1
-
-
-def _kl_loss(x, *weights) -> torch.Tensor:
-    error, kl, _ = sigmoid_reconstruction_dense(x, *weights, RATE)
-    return error + COEF * kl
-
-
-OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {
+OPERATIONS: dict[str, Callable[[_Problem], Calls]] = {
     "encode_topk": _encode_topk,
     "encode_relu": _encode_relu,
     "select": _select,
@@ -336,7 +333,7 @@ OPERATIONS: dict[str, Callable[[_Problem], Arms]] = {
     "relu_step": _relu_step,
     "sigmoid_step": _sigmoid_step,
 }
-# of cost.py
+# operation -> its name in the cost model
 COSTED = {"encode_topk": "encode"} | {
     op: op for op in ("select", "decode_mse", "weight_grad", "feature_step")
 }

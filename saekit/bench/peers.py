@@ -20,9 +20,9 @@ from saekit.models.sae import SAE
 @dataclass(frozen=True)
 class Peer:
     module: str
-    """What its package is imported as."""
+    """Name under which its package is imported."""
     step: Callable[[SAE, torch.Tensor, int, float], Callable[[], object]] | None
-    """(model to begin from, x (B,D), k, learning rate) -> one call that trains a step; None: bench
+    """(model to start from, x (B,D), k, learning rate) -> a call that trains one step; None: bench
     train does not time it."""
 
 
@@ -40,16 +40,14 @@ def check_peers(names: list[str], known: Iterable[str]) -> tuple[str, ...]:
 
 
 def _sparsify(model: SAE, x_BD: torch.Tensor, k: int, lr: float) -> Callable[[], object]:
-    """A TopK step as EleutherAI's trainer does it, with fused Adam, decoder projection and unit
-    norm."""
+    """A TopK step as in EleutherAI's trainer, with fused Adam, decoder projection and unit norm."""
     if not x_BD.is_cuda:
         # its kernels need a GPU; it then uses embedding_bag
         os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
-    coder = SparseCoder(
-        model.d_in, SparseCoderConfig(num_latents=model.latents, k=k), device=x_BD.device
-    )
+    config = SparseCoderConfig(num_latents=model.latents, k=k)
+    coder = SparseCoder(model.d_in, config, device=x_BD.device)
     with torch.no_grad():
         coder.encoder.weight.copy_(model.W_enc)
         coder.W_dec.copy_(model.W_dec)

@@ -30,20 +30,21 @@ def parse_shapes(texts: list[str]) -> list[Shape]:
     """DxFxB ... Raises UsageError."""
     shapes = []
     for text in texts:
-        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-        if not found or 0 in (numbers := tuple(map(int, found.groups()))):
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+        D, F, B = map(int, match.groups()) if match else (0, 0, 0)
+        if 0 in (D, F, B):
             raise UsageError(
                 f"{opt('shapes', text)}: write width x latents x rows",
                 opt("shapes", "576x18432x4096"),
             )
-        shapes.append(Shape(*numbers))
+        shapes.append(Shape(D, F, B))
     return shapes
 
 
 def hidden_rows(B: int, D: int, seed: int = 0) -> torch.Tensor:
-    """(B,D), E||x||^2 = D, on the CPU: rows with what makes hidden states hard. Two dimensions hold
-    a quarter of the norm and one row in forty is four times as large, as after block 9 of
-    SmolLM2-135M (docs/kernels.md)."""
+    """(B,D), E||x||^2 = D, on the CPU: rows as hard as hidden states. Two dimensions hold a quarter
+    of the norm and one row in forty is four times as large, as after block 9 of SmolLM2-135M
+    (docs/kernels.md)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(B, D, generator=generator)
     x[:, :2] *= (D / 8) ** 0.5
@@ -54,14 +55,16 @@ def hidden_rows(B: int, D: int, seed: int = 0) -> torch.Tensor:
 def sae_for(
     shape: Shape, x_BD: torch.Tensor, sparsity: str, k: int, l0: float | None = None, seed: int = 0
 ) -> SAE:
-    """An initialised SAE on the device of x; with `l0`, its encoder bias is lowered until so many
+    """An initialized SAE on the device of x; with `l0`, its encoder bias is lowered until so many
     latents are active on average."""
     options = {"latents": shape.F, "sparsity": sparsity} | ({"k": k} if sparsity == "topk" else {})
     model = build("sae", shape.D, options)
+    assert isinstance(model, SAE)
     model.initialise_from(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
     if l0 is not None:
         sample = x_BD[:512].cpu()
         with torch.no_grad():
             pre = torch.addmm(model.b_enc, sample, model.W_enc.T).flatten()
-            model.b_enc -= pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
+            threshold = pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
+            model.b_enc.sub_(threshold)
     return model.to(x_BD.device)

@@ -1,4 +1,4 @@
-"""Interleaved timing, and what a row of results holds."""
+"""Interleaved timing, and the rows of results."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import datetime
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Name = TypeVar("Name")
 
 
 @dataclass
 class Measurement:
-    """One arm of one comparison."""
+    """One implementation in one comparison."""
 
     op: str
     mode: str  # which implementation: dense, saekit, ...
@@ -30,8 +32,8 @@ class Measurement:
     ms_p80: float
     ratio: float | None = None  # times faster than dense torch in the same run
     rows_per_s: float | None = None
-    # times the floor: on a CPU the encoder product (for a step with fused Adam), else the cost
-    # model
+    # times the floor: the encoder product on a CPU (with fused Adam for a step), else that of the
+    # cost model
     of_floor: float | None = None
     k: int | None = None
     l0: float | None = None
@@ -42,44 +44,43 @@ class Measurement:
 
 
 def interleaved(
-    arms: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, tuple[float, float, float]]:
-    """(median, p20, p80) in ms of each arm, one call of each a round, after one uncounted round."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
+    calls: Mapping[Name, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Name, tuple[float, float, float]]:
+    """(median, p20, p80) in ms, calling each once per round, after one uncounted round."""
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     for counted in range(rounds + 1):
-        for name, arm in arms.items():
-            took = _once(arm, device)
+        for name, call in calls.items():
+            ms = _once(call, device)
             if counted:
-                times[name].append(took)
+                times[name].append(ms)
     return {name: _quantiles(values) for name, values in times.items()}
 
 
-def _once(arm: Callable[[], object], device: torch.device) -> float:
+def _once(call: Callable[[], object], device: torch.device) -> float:
+    """ms"""
     if device.type != "cuda":
-        began = time.perf_counter()
-        arm()
-        return 1e3 * (time.perf_counter() - began)
+        started = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - started)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
-    arm()
+    call()
     end.record()
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end)
 
 
 def _quantiles(values: list[float]) -> tuple[float, float, float]:
-    at = torch.tensor(values).quantile(torch.tensor([0.5, 0.2, 0.8]))
-    return tuple(round(float(value), 3) for value in at)
+    median, p20, p80 = torch.tensor(values).quantile(torch.tensor([0.5, 0.2, 0.8])).tolist()
+    return round(median, 3), round(p20, 3), round(p80, 3)
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Where and with what a run was made: processor, versions, commit, date."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_processor()}, {torch.get_num_threads()} threads"
-    )
+    """Where and with what a run was measured: processor, versions, commit, date."""
+    name = f"{_processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
         "device": name,
         "torch": torch.__version__,
@@ -91,7 +92,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], where: dict[str, str]) -> None:
-    """One line a measurement, the machine on each. All rows have the same keys."""
+    """One line per measurement, each with the machine. All rows have the same keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *where])
@@ -117,15 +118,8 @@ def _processor() -> str:
 
 def _commit() -> str:
     try:
-        command = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty",
-            "--exclude=*",
-        ]
+        folder = str(Path(__file__).parent)
+        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,11 +1,11 @@
 """`saekit bench train`: whole training steps (loss, gradients, projection, Adam, unit norm; no
 loading), saekit against dense torch.
 
-Arms: `dense` is plain torch (saekit_kernels.reference: ReLU, topk, scatter, two products; autograd,
-fused Adam, unit norm), on a GPU in bf16 autocast, there also compiled; `floor` is the encoder
-product and fused Adam on both weight matrices; `saekit` is the step of `saekit train`, and `saekit
-fp32` the same without the bf16 filter where that is the default. Peers run where they are installed
-and asked for.
+`dense` is plain torch (saekit_kernels.reference: ReLU, topk, scatter, two products; autograd, fused
+Adam, unit norm), on a GPU in bf16 autocast and also compiled; `floor` is the encoder product and
+fused Adam on both weight matrices; `saekit` is the step of `saekit train`, and `saekit fp32` the
+same without the bf16 filter where that is the default. Peers run on request, where they are
+installed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from saekit.training.optim import make_adam
 from saekit.training.step import take_step
 from saekit.types import ActivationBatch, Step
 
-RATE = 1e-5  # small, so that the L0 of an arm stays what it was made to be
+RATE = 1e-5  # small, so that L0 stays what it was made to be
 SMALL = [Shape(64, 512, 1024), Shape(64, 2048, 4096), Shape(384, 768, 1024), Shape(384, 3072, 1024)]
 
 
@@ -65,7 +65,8 @@ def bench_train(
     results = []
     for case in _cases(shapes, k, quick, device.type):
         active = f"k {case.k}" if case.sparsity == "topk" else ""
-        active = f"L0 {case.l0:g}" if case.l0 else active
+        if case.l0:
+            active = f"L0 {case.l0:g}"
         progress(f"{case.sparsity} {case.shape} {active}".rstrip())
         peers = against if case.sparsity == "topk" else ()
         results += _compare(case, peers, rounds if case.shape not in SMALL else 5 * rounds, device)
@@ -99,22 +100,22 @@ def _compare(
     x = hidden_rows(shape.B, shape.D).to(device)
     model = sae_for(shape, x, sparsity, k, case.l0)
     backend = resolve_backend("auto", device.type).name
-    arms = {
+    calls = {
         "dense": _dense_step(model, x, k),
         "floor": _floor_step(model, x),
         "saekit": _saekit_step(model, x, backend),
     }
     if sparsity != "kl" and encoder_plan(x, model.W_enc) == "filter":
-        arms["saekit fp32"] = _saekit_step(model, x, backend, "gemm")
+        calls["saekit fp32"] = _saekit_step(model, x, backend, "gemm")
     if device.type == "cuda":
-        arms["dense compiled"] = _dense_step(model, x, k, compiled=True)
+        calls["dense compiled"] = _dense_step(model, x, k, compiled=True)
     for peer in against:
-        arms[peer] = STEPS[peer](model, x, k, RATE)
-    active, arm = _look(model, x)
-    timings = interleaved(arms, rounds, device)
-    peaks = (
-        {name: _peak_mb(arm, device) for name, arm in arms.items()} if device.type == "cuda" else {}
-    )
+        calls[peer] = STEPS[peer](model, x, k, RATE)
+    l0, path = _path(model, x)
+    timings = interleaved(calls, rounds, device)
+    peaks = {}
+    if device.type == "cuda":
+        peaks = {name: _peak_mb(call, device) for name, call in calls.items()}
     dense, floor = timings["dense"][0], timings["floor"][0]
     results = []
     for name, ms in timings.items():
@@ -127,38 +128,35 @@ def _compare(
             "float32",
             *ms,
         )
-        row.ratio, row.of_floor, row.rows_per_s = (
-            round(dense / ms[0], 2),
-            round(ms[0] / floor, 2),
-            round(1e3 * shape.B / ms[0]),
-        )
-        row.k, row.l0 = k if sparsity == "topk" else None, round(active, 1)
-        row.note = f"{arm} arm" if ours and row.backend == "torch" else ""
+        row.ratio, row.of_floor = round(dense / ms[0], 2), round(ms[0] / floor, 2)
+        row.rows_per_s = round(1e3 * shape.B / ms[0])
+        row.k, row.l0 = k if sparsity == "topk" else None, round(l0, 1)
+        row.note = f"{path} path" if ours and row.backend == "torch" else ""
         row.peak_mb = peaks.get(name)
         results.append(row)
     return results
 
 
-def _peak_mb(arm: Callable[[], object], device: torch.device) -> float:
-    """Device memory that one call needs at its fullest, beyond what the arms hold all the time."""
+def _peak_mb(call: Callable[[], object], device: torch.device) -> float:
+    """Peak device memory of one call, beyond what all implementations hold all the time."""
     torch.cuda.synchronize(device)
-    held = torch.cuda.memory_allocated(device)
+    constant = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    arm()
+    call()
     torch.cuda.synchronize(device)
-    return round((torch.cuda.max_memory_allocated(device) - held) / 1e6, 1)
+    return round((torch.cuda.max_memory_allocated(device) - constant) / 1e6, 1)
 
 
-def _look(model: SAE, x: torch.Tensor) -> tuple[float, str]:
-    """(L0, the arm that the torch path takes)."""
+def _path(model: SAE, x: torch.Tensor) -> tuple[float, str]:
+    """(L0, sparse or dense: the path that the torch backend takes)."""
     with torch.no_grad():
         if model.config.sparsity == "topk":
-            made = topk_reconstruction(x, *model.weights, model.config.k)
+            step = topk_reconstruction(x, *model.weights, model.config.k)
         elif model.config.sparsity == "l1":
-            made = relu_reconstruction(x, *model.weights, 0.0)
+            step = relu_reconstruction(x, *model.weights, 0.0)
         else:
-            made = sigmoid_reconstruction(x, *model.weights, 0.0, model.config.target_rate)
-    return float(made.fired_F.sum()) / len(x), made.path
+            step = sigmoid_reconstruction(x, *model.weights, 0.0, model.config.target_rate)
+    return float(step.fired_F.sum()) / len(x), step.path
 
 
 def _copy(model: SAE) -> SAE:
@@ -182,8 +180,8 @@ def _saekit_step(
 
 
 def _floor_step(model: SAE, x: torch.Tensor) -> Callable[[], object]:
-    """The least that an exact fp32 step could do: one encoder product, and Adam on gradients that
-    are there already."""
+    """The least that an exact fp32 step could do: one encoder product, and Adam on existing
+    gradients."""
     twin = _copy(model)
     optimizer = make_adam(twin, RATE)
     for parameter in twin.parameters():
@@ -206,13 +204,11 @@ def _dense_step(
     ]
     W_dec, unit = parameters[2], model.config.decoder_norm == "unit"
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    sparsity, coef, rate = (
-        model.config.sparsity,
-        model.control.coef,
-        getattr(model.config, "target_rate", None),
-    )
+    sparsity, coef = model.config.sparsity, model.control.coef
+    rate = getattr(model.config, "target_rate", 0.0)
 
-    def loss(*weights) -> torch.Tensor:
+    def loss(W_enc, b_enc, W_dec, b_dec) -> torch.Tensor:
+        weights = (W_enc, b_enc, W_dec, b_dec)
         if sparsity == "topk":
             return topk_reconstruction_dense(x, *weights, k, stable=False)[0]
         if sparsity == "l1":
@@ -230,6 +226,7 @@ def _dense_step(
             value = loss(*parameters)
         value.backward()
         if unit:
+            assert W_dec.grad is not None
             W_dec.grad.sub_((W_dec.grad * W_dec.data).sum(1, keepdim=True) * W_dec.data)
         optimizer.step()
         if unit:

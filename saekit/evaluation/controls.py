@@ -257,12 +257,14 @@ class _Planned:
 def _ridge(source: Rows, seed: int) -> EvaluatedModel:
     """The penalty is chosen by leave-one-out error, between a millionth of the input's variance and
     ten times that variance."""
-    batches = list(chosen_batches(source, "train", RIDGE_ROWS, seed, examples=False))
-    x, y = (
-        np.concatenate([t.double().numpy() for t in column])
-        for column in ([b.x for b in batches], [b.target for b in batches])
-    )
+    inputs, targets = [], []
+    for batch in chosen_batches(source, "train", RIDGE_ROWS, seed, examples=False):
+        assert batch.target is not None
+        inputs.append(batch.x.double().numpy())
+        targets.append(batch.target.double().numpy())
+    x, y = np.concatenate(inputs), np.concatenate(targets)
     penalties = len(x) * max(float(x.var(0).mean()), 1e-12) * np.logspace(-6, 1, 8)
     model = RidgeCV(penalties).fit(x, y)
-    W, b = model.coef_.reshape(y.shape[1], -1), np.broadcast_to(model.intercept_, y.shape[1]).copy()
+    W = np.asarray(model.coef_).reshape(y.shape[1], -1)
+    b = np.broadcast_to(model.intercept_, y.shape[1]).copy()
     return EvaluatedModel("", "ridge", "control", LinearMap(W, b).eval(), source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ def codes_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> tuple[Co
     for batch in batches:
         inputs = (batch.x.float(),) if batch.mask is None else (batch.x.float(), batch.mask)
         codes.append(as_numbers(model.encode(*inputs), model.active_above))
+        assert batch.rows is not None
         rows.append(batch.rows.numpy())
     return _joined(codes), np.concatenate(rows)
 
@@ -99,6 +101,7 @@ def sample(
     order = None if count >= total else seed
     batches = source.batches(min(count, total), order, split=split, examples=examples)
     batch = first_rows(next(iter(checked(source, batches))), count)
+    assert batch.rows is not None
     return Sample(batch, [labels[row] for row in batch.rows.tolist()])
 
 
@@ -107,7 +110,7 @@ def outputs_of(model: Autoencoder, batch: ActivationBatch) -> tuple[torch.Tensor
     """(x_hat in the shape of the target, codes (N,F)), PIECE rows at a time."""
     x_hats, codes = [], []
     for start in range(0, len(batch.x), PIECE):
-        columns = {
+        columns: dict[str, Any] = {
             name: None if column is None else column[start : start + PIECE]
             for name, column in vars(batch).items()
         }
@@ -118,7 +121,9 @@ def outputs_of(model: Autoencoder, batch: ActivationBatch) -> tuple[torch.Tensor
 
 
 def _joined(codes: list[Codes]) -> Codes:
-    return vstack(codes, "csr") if isinstance(codes[0], csr_matrix) else np.concatenate(codes)
+    if isinstance(codes[0], csr_matrix):
+        return csr_matrix(vstack(codes, "csr"))
+    return np.concatenate([code for code in codes if isinstance(code, np.ndarray)])
 
 
 def errors_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> torch.Tensor:

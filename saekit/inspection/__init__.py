@@ -1,2 +1,2 @@
-"""Features -> FeatureRecords -> a page: the scan, what it relates, and the explorer that shows
+"""Features -> FeatureRecords -> a page: the scan, relations between latents, and the explorer of
 it."""

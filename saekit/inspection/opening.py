@@ -1,4 +1,4 @@
-"""What inspect and features look at: a model and a store, known to fit each other."""
+"""What inspect and features read: a model and a store that fit each other."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ class InspectedModel:
                 f"{self.name}: input_scale holds {len(scales)} values for"
                 f" {len(self.store.parts)} hooks"
             )
-        return self.model.W_dec * torch.tensor(scales).repeat_interleave(
-            torch.tensor(self.store.parts)
-        )
+        W_dec_FD = self.directions()
+        assert W_dec_FD is not None, "a crosscoder"
+        return W_dec_FD * torch.tensor(scales).repeat_interleave(torch.tensor(self.store.parts))
+
+    def directions(self) -> torch.Tensor | None:
+        """The decoder (F,D); None for a deep decoder, whose latents have no directions."""
+        return getattr(self.model, "W_dec", None)
 
     def _scales(self) -> list[float]:
         """Of each hook: as training recorded them, else by the statistics of the stores."""
@@ -74,6 +78,7 @@ class InspectedModel:
         return [
             (store.spec.d_in / sum(std**2 for std in store.stats["std"])) ** 0.5
             for store in stores_of(self.store)
+            if isinstance(store, Store)
         ]
 
 

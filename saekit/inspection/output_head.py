@@ -59,17 +59,17 @@ def unembedding(
         model = load_model_of(spec, given=live)
     except SaekitError as error:
         return None, str(error)
-    head = model.output_head
-    if head is None:
+    weight: torch.Tensor | None = getattr(model.output_head, "weight", None)
+    if weight is None:
         return None, f"{spec.model} has no output tokens"
-    if head.weight.shape[1] != spec.d_in:
-        return None, f"{spec.hook} is {spec.d_in} wide, the residual stream {head.weight.shape[1]}"
+    if weight.shape[1] != spec.d_in:
+        return None, f"{spec.hook} is {spec.d_in} wide, the residual stream {weight.shape[1]}"
     if why := off_the_residual_stream(model, spec.hook):
         return None, why
     # Heads are padded to round numbers: rows that are not a token of the vocabulary were never
     # trained.
-    ids = [i for i in token_texts(store).ids() if 0 <= i < len(head.weight)]
-    return Head(head.weight.detach().float().cpu()[ids], ids), ""
+    ids = [i for i in token_texts(store).ids() if 0 <= i < len(weight)]
+    return Head(weight.detach().float().cpu()[ids], ids), ""
 
 
 def with_logits(

@@ -1,20 +1,19 @@
 """FeatureRecords -> a page that opens from disk.
 
-What a browser permits on file:// decides the form. `fetch` of a neighbouring file fails there, but
-`<script src>` of one works: so records travel as `shards/NNN.js`, sixteen to a file, each a single
-call of one loader function with gzipped JSON in base64, loaded when a feature in it is opened.
-Style sheet and script stand in index.html itself and are admitted by their hash, and the content
-security policy denies everything else: the page cannot reach a network, whatever a token or label
-says.
+The form follows from what a browser allows on file://. `fetch` of another file fails there, but
+`<script src>` works: so records are in `shards/NNN.js`, sixteen per file, each a single call of a
+loader function with gzipped JSON in base64, loaded when one of its features is opened. Style sheet
+and script are in index.html itself and allowed by their hash, and the content security policy
+denies everything else: the page cannot reach a network, whatever a token or label says.
 
     OUT/index.html      the page, with the list of all latents
     OUT/shards/NNN.js   records, rounded to 4 significant digits
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
-    OUT/features.jsonl one FeatureRecord.to_json() a line, at full precision: every number on the
-    page is one of these, rounded
+    OUT/features.jsonl  one FeatureRecord.to_json() per line, at full precision: every number on the
+                        page is one of these, rounded
 
-`single_file` puts shards and images into index.html. Records are streamed: what is kept of one is
-its line in the list.
+`single_file` puts shards and images into index.html. Records are streamed: only the line of each in
+the list is kept.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
 SCHEMA = 1
-# about 30 kB a shard for text: one feature opens at once, and its neighbours are there already
+# about 30 kB per shard for text: a feature opens at once, and the next ones are already loaded
 SHARD_RECORDS = 16
 PREVIEW_TOKENS = 6
 PREVIEW_LABELS = 4
 PREVIEW_CHARACTERS = 32
 
-# In this order they make one script. Files by what they do; the browser sees one closure.
+# In this order they are one script; the browser sees one closure.
 SCRIPTS = (
     "format.js",
     "data.js",
@@ -61,8 +60,8 @@ SAFE_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 @dataclass(frozen=True)
 class PageMeta:
-    """What the page says about the run as a whole. `density` and `max` are indexed by latent and
-    cover all of them."""
+    """What the page says about the run as a whole. `density` and `max` have a value for every
+    latent."""
 
     title: str  # "SmolLM2-135M · blocks.9 · topk k=32"
     modality: str  # text | image
@@ -85,7 +84,7 @@ class PageMeta:
 
 @dataclass(frozen=True)
 class PageResult:
-    """Where the page lies, how many features have one, and the bytes of all files written."""
+    """The path of the page, how many features it has, and the bytes of all files written."""
 
     index_html: Path
     features: int
@@ -100,11 +99,11 @@ def write_page(
     *,
     single_file: bool = False,
 ) -> PageResult:
-    """Write the explorer into `out` (created if need be) and say what was written.
+    """Write the explorer into `out`, which is created where it is missing.
 
     `records` may be a generator of any length. `images` maps `Example.image` to an encoded
-    thumbnail (PNG, WebP or JPEG), and is asked only for keys that occur, once each. index.html and
-    features.jsonl appear under their names only when complete.
+    thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. index.html and
+    features.jsonl have their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
     dictionary or given twice, a key that is not a file name, bytes that are not an image, a list of
@@ -145,8 +144,7 @@ def write_page(
 
 
 class _Catalog:
-    """The list on the left: all latents by number, and for those with a record what a row of the
-    list shows."""
+    """The list on the left: all latents by number, and what a row shows of those with a record."""
 
     def __init__(self, meta: PageMeta) -> None:
         self.meta = meta
@@ -212,20 +210,20 @@ def _metrics(meta: PageMeta) -> list[dict[str, str]]:
 
 
 def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
-    """The tokens at which the latent fires hardest, each once (whatever its case and spacing),
-    strongest first."""
+    """The tokens on which the latent fires most strongly, strongest first, each once (whatever its
+    case and spacing)."""
     seen: dict[str, str] = {}
     for example in examples:
         if example["tokens"]:
             at = example["centre"] or 0
-            # The others of a character of several tokens are empty: it stands at the first.
+            # only the first of several tokens of one character has a text
             token = next((token for token in reversed(example["tokens"][: at + 1]) if token), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
 
 
 class _Pictures:
-    """Writes every thumbnail once, and replaces the key in an example by the file's name."""
+    """Writes every thumbnail once, and replaces the key in an example with the file's name."""
 
     def __init__(self, images: Mapping[str, bytes], site: _Folder | _Inline) -> None:
         self.images, self.site = images, site
@@ -256,7 +254,7 @@ def _suffix(key: str, content: bytes) -> str:
 
 
 class _Folder:
-    """Shards and images as files beside index.html."""
+    """Shards and images as files next to index.html."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.bytes = out, 0
@@ -278,10 +276,10 @@ class _Folder:
 
 
 class _Inline:
-    """Shards and images as inert blocks within index.html. Base64 cannot end a script element,
-    whatever it encodes."""
+    """Shards and images as inert blocks in index.html. Base64 cannot end a script element, whatever
+    it encodes."""
 
-    bytes = 0  # nothing beside the page itself
+    bytes = 0  # of other files than the page
 
     def __init__(self, page: IO[str]) -> None:
         self.page = page
@@ -315,8 +313,8 @@ def rounded(value: Any) -> Any:
 
 
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:
-    """The template with everything but the data filled in: what precedes the data, what follows it,
-    and the script element."""
+    """The template with everything but the data: what is before the data, what is after it, and the
+    script element."""
     style = theme() + _asset("explorer.css")
     script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
     values = {
@@ -324,21 +322,20 @@ def _document(title: str, single_file: bool) -> tuple[str, str, str]:
         "policy": _policy(style, script, single_file),
         "style": style,
     }
-    # One pass: a value that happens to hold {{name}} is left as it is.
-    filled = re.sub(
-        r"\{\{(title|policy|style)\}\}", lambda found: values[found[1]], _asset("explorer.html")
-    )
+    # one pass, so that a value that contains {{name}} stays as it is
+    names = r"\{\{(title|policy|style)\}\}"
+    filled = re.sub(names, lambda match: values[match[1]], _asset("explorer.html"))
     head, tail = filled.split("{{data}}\n")
     return head, tail, f"<script>{script}</script>\n"
 
 
 def _policy(style: str, script: str, single_file: bool) -> str:
-    """Deny by default; admit the page's own style and script by hash, and files beside it (`file:`
+    """Deny by default; allow the page's own style and script by hash, and files next to it (`file:`
     on disk, 'self' on a host)."""
-    beside = "" if single_file else " 'self' file:"
+    files = "" if single_file else " 'self' file:"
     return (
-        f"default-src 'none'; script-src {_hash(script)}{beside}; style-src {_hash(style)}; "
-        f"img-src data:{beside}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {_hash(script)}{files}; style-src {_hash(style)}; "
+        f"img-src data:{files}; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -359,6 +356,6 @@ def _check(meta: PageMeta) -> None:
     if meta.modality not in ("text", "image"):
         raise ValueError(f"modality {meta.modality!r} is neither text nor image")
     for name in ("density", "max"):
-        found = len(getattr(meta, name))
-        if found != meta.latents:
-            raise ValueError(f"{name} holds {found} values for {meta.latents} latents")
+        length = len(getattr(meta, name))
+        if length != meta.latents:
+            raise ValueError(f"{name} holds {length} values for {meta.latents} latents")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import nn
@@ -33,14 +33,17 @@ from saekit.store.stack import StackedStore, stores_of
 from saekit.training.checkpoints import ModelLike
 from saekit.types import ActivationSpec, Progress
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 TOP_TOKENS = 5
 
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """act is the value of largest size on the input, with its sign (for an index query: on the
-    store), max the largest size on the store; tokens are what fires the latent most in the store,
-    the data's labels for images."""
+    """act is the value of largest size on the input, with its sign (for an index: on the store),
+    max the largest size on the store; tokens are those on which the latent fires most in the store,
+    for images the data's labels."""
 
     index: int
     act: float
@@ -117,7 +120,7 @@ def _of_index(
     if scan.active[index] == 0:
         raise DataError(
             f"feature {index} never fired in {scan.rows:,} rows",
-            "saekit inspect lists the living ones",
+            "saekit inspect lists those that fire",
         )
     return _row(index, scan.largest(index), scan, inspected)
 
@@ -129,25 +132,27 @@ def _row(j: int, act: float, scan: Scan, inspected: InspectedModel) -> FeatureRo
 
 
 def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
-    """The commonest tokens (labels, for images) among the latent's strongest rows."""
+    """The most common tokens (for images, labels) among the latent's strongest rows."""
     rows = [pick.row for pick in pick_rows(scan, store, latent, 20) if pick.interval is None]
-    found: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     texts = token_texts(store) if store.spec.modality == "text" and not store.spec.is_raw else None
     for row in rows:
         example, _ = store.origin.example_at(row)
         if texts is not None:
             at = int(store.origin.positions(row, 1)[0])
-            found[texts(example.tokens)[at] or texts.alone(example.tokens[at])] += 1
+            tokens = example.tokens or ()
+            names[texts(tokens)[at] or texts.alone(tokens[at])] += 1
         elif example.label is not None:
-            found[example.label] += 1
-    return [name for name, _ in found.most_common(TOP_TOKENS)]
+            names[example.label] += 1
+    return [name for name, _ in names.most_common(TOP_TOKENS)]
 
 
 class _Typed(Documents):
     """The one document that the user typed in."""
 
-    def __init__(self, modality: str, document: Document) -> None:
-        self.name, self.modality, self._document = "input", modality, document
+    def __init__(self, document: Document) -> None:
+        self.modality = "text" if document.image is None else "image"
+        self.name, self._document = "input", document
 
     def documents(self, start: int = 0):
         yield from [self._document][start:]
@@ -155,7 +160,8 @@ class _Typed(Documents):
     def digest(self) -> None:
         return None
 
-    def image(self, ref: str):
+    def image(self, ref: str) -> Image:
+        assert self._document.image is not None
         return self._document.image
 
 
@@ -186,8 +192,8 @@ def _on_input(
     for spec in specs:
         of_model.setdefault(spec.model, []).append(spec)
     if inspected.store.spec.modality == "text":
-        processor = FromFolder(str(inspected.store.path / "tokenizer"))
-    passes = (_hidden_states(of_one, document, live, processor) for of_one in of_model.values())
+        processor = FromFolder(str(Path(inspected.store.path) / "tokenizer"))
+    passes = (_hidden_states(hooks, document, live, processor) for hooks in of_model.values())
 
     # of every latent the value of largest size, with its sign
     largest_F = torch.zeros(inspected.model.latents)
@@ -212,7 +218,7 @@ def _hidden_states(
     """For each context of the document the rows (B,D) of each hook of one model."""
     model = load_model_of(specs[0], given=live, processor=processor)
     hooks = list(dict.fromkeys(spec.hook for spec in specs))
-    typed = _Typed(specs[0].modality, document)
+    typed = _Typed(document)
     for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
         with capture(model, hooks, stop=True) as states:
             model.forward(batch.inputs)

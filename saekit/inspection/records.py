@@ -1,5 +1,5 @@
-"""Scan + windows -> FeatureRecords: which rows are shown for a latent, and everything that is said
-about it."""
+"""Scan + windows -> FeatureRecords: the rows that show a latent, and all that the page says about
+it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from saekit.inspection.windows import Windows, read_windows
 from saekit.inspection.written import WrittenTexts
 from saekit.models.autoencoder import Autoencoder
 from saekit.store.reader import Store
+from saekit.store.shards import StoredExample
 from saekit.store.stack import StackedStore
 from saekit.types import Example, FeatureRecord, Progress
+
+Read = Callable[[StoredExample], list[str]]
+"""An example -> the text of each of its tokens."""
 
 EXAMPLES_EACH_BAND = 5
 LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
@@ -43,10 +47,10 @@ def check_features(spec: str, latents: int) -> list[int] | None:
         return None
     chosen: list[int] = []
     for part in spec.split(","):
-        # ASCII digits alone: int() also takes other scripts' and underscores, and a superscript
-        # passes isdigit().
-        found = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        # only ASCII digits: int() also takes those of other scripts and underscores, and a
+        # superscript passes isdigit()
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise UsageError(
                 f"{opt('features', spec[:80])}: write 0-255,1024 or top:500 or all",
@@ -60,8 +64,8 @@ def check_features(spec: str, latents: int) -> list[int] | None:
 
 
 def select_latents(spec: str, scan: Scan) -> torch.Tensor:
-    """SPEC -> indices: those named, `top:500` the densest living latents, `all` every living one.
-    Raises as check_features."""
+    """SPEC -> indices: those named, `top:500` the densest latents, `all` every latent that fires.
+    Raises what check_features raises."""
     named = check_features(spec, len(scan.active))
     if named is not None:
         return torch.tensor(named)
@@ -73,8 +77,8 @@ def select_latents(spec: str, scan: Scan) -> torch.Tensor:
 
 
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
-    """The strongest rows, one a document as far as documents go, then rows from each band of sizes.
-    Of a dense code the strongest of either sign, half and half where there are as many."""
+    """The strongest rows, as far as possible of different documents, then rows from each band of
+    sizes. Of a dense code the strongest of either sign, half of each where there are enough."""
     chosen = _strongest(scan, store, latent, top)
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
@@ -106,7 +110,7 @@ def _strongest(
 def _thinned(
     store: Store | StackedStore, rows: list[int], values: list[float]
 ) -> list[tuple[int, float]]:
-    """(row, value) in the order of ranking, but the first of each document before the others."""
+    """(row, value) in the order of the ranking, with the first of each document before others."""
     strongest = [(row, value) for row, value in zip(rows, values) if row >= 0]
     documents = store.origin.documents_of([row for row, _ in strongest])
     fresh = [documents.index(d) == i for i, d in enumerate(documents)]
@@ -126,48 +130,47 @@ def feature_records(
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
 ) -> Iterator[FeatureRecord]:
-    """Records of `latents`, in that order, without logits and hook shares. Neighbours are those of
-    `directions_FD`, by default of the model's decoder rows. `data`: the texts themselves, where the
-    store's were in memory. Streams: windows are read for LATENTS_AT_ONCE latents at a time."""
+    """Records of `latents`, in that order, without logits and hook shares. Neighbors are those of
+    `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the texts
+    themselves, where the store's were in memory. Streams: windows are read for LATENTS_AT_ONCE
+    latents at a time."""
+    # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
-    written = (
-        WrittenTexts(store, texts, data)
-        if isinstance(texts, TokenTexts) and texts.loses_text()
-        else None
-    )
-    read = (
-        None
-        if texts is None
-        else (lambda example: texts(example.tokens))
-        if written is None
-        else written.of
-    )
+    written = None
+    if isinstance(texts, TokenTexts) and texts.loses_text():
+        written = WrittenTexts(store, texts, data)
+    read = None if texts is None else written.of if written else _reader(texts)
+
     fault = ""
     alive = scan.active > 0
-    for some in latents.split(LATENTS_AT_ONCE):
-        # None for a deep decoder, in which a latent has no direction
-        W_dec = model.W_dec if directions_FD is None else directions_FD
-        neighbours = [[] for _ in some] if W_dec is None else decoder_neighbours(W_dec, some, alive)
-        picks = [pick_rows(scan, store, j, top) for j in some.tolist()]
-        rows = np.array([pick.row for of_one in picks for pick in of_one], dtype=np.int64)
-        owner = np.repeat(some.numpy(), [len(of_one) for of_one in picks])
+    for chunk in latents.split(LATENTS_AT_ONCE):
+        # the nearest decoder rows, and the rows that show each latent, with their windows
+        neighbours = [[] for _ in chunk]
+        if directions_FD is not None:
+            neighbours = decoder_neighbours(directions_FD, chunk, alive)
+        picks = [pick_rows(scan, store, j, top) for j in chunk.tolist()]
+        rows = np.array([pick.row for of_latent in picks for pick in of_latent], dtype=np.int64)
+        owner = np.repeat(chunk.numpy(), [len(of_latent) for of_latent in picks])
         windows = read_windows(model, store, rows, owner)
+
+        # the documents of these rows, where tokens do not keep the text
         if written is not None:
             written.gather(store.origin.documents_of(rows.tolist()))
             if written.fault and not fault:
                 fault = written.fault
-                told = (
+                message = (
                     "texts are put together from tokens, so spaces and capitals may differ from"
                     f" what was written: {fault}"
                 )
-                progress(Progress("page", 0, len(latents), "features", message=told))
+                progress(Progress("page", 0, len(latents), "features", message=message))
+
         at = 0
-        for j, of_one, near in zip(some.tolist(), picks, neighbours):
+        for j, of_latent, nearest in zip(chunk.tolist(), picks, neighbours):
             examples = [
                 _example(store, pick, windows, at + i, read, thumbnails)
-                for i, pick in enumerate(of_one)
+                for i, pick in enumerate(of_latent)
             ]
-            at += len(of_one)
+            at += len(of_latent)
             yield FeatureRecord(
                 index=j,
                 density=None if model.active_above is None else float(scan.density[j]),
@@ -176,8 +179,12 @@ def feature_records(
                 histogram=scan.histogram.of(j),
                 bands=scan.histogram.bands(j),
                 examples=examples,
-                neighbours=near,
+                neighbours=nearest,
             )
+
+
+def _reader(texts: TokenTexts) -> Read:
+    return lambda example: texts(example.tokens or ())
 
 
 def _example(
@@ -185,9 +192,10 @@ def _example(
     pick: Pick,
     windows: Windows,
     i: int,
-    read,
+    read: Read | None,
     thumbnails: Thumbnails | None,
 ) -> Example:
+    """Window i. `read` is given for text, `thumbnails` for images."""
     example, _ = store.origin.example_at(pick.row)
     start, stop = int(windows.start[i]), int(windows.stop[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
@@ -204,8 +212,8 @@ def _example(
         "label": example.label,
     }
     if read is not None:
-        # Positions index the context's tokens; tokens of the window that were not stored (special
-        # ones) show no activation.
+        # positions index the context's tokens; tokens of the window that were not stored (special
+        # ones) have no activation
         lo, hi = int(positions[0]), int(positions[-1]) + 1
         shown = np.zeros(hi - lo, np.float32)
         shown[positions - lo] = values
@@ -213,6 +221,7 @@ def _example(
             **common, values=shown.tolist(), tokens=read(example)[lo:hi], centre=position - lo
         )
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
+    assert grid is not None and thumbnails is not None, "a store of images"
     shown = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0
     shown[positions[patches]] = values[patches]

@@ -18,27 +18,26 @@ CHUNK = 512
 def decoder_neighbours(
     W_dec_FD: torch.Tensor, latents: torch.Tensor, alive_F: torch.Tensor, count: int = 8
 ) -> list[list[dict]]:
-    """For each of `latents` the nearest other living decoder rows: [{"index", "cosine"}], by
-    falling cosine."""
+    """For each of `latents` the nearest other decoder rows of latents that fire: [{"index",
+    "cosine"}], in descending order of cosine."""
     unit_FD = torch.nn.functional.normalize(W_dec_FD, dim=1)
-    found = []
-    for some in latents.split(CHUNK):
-        cosine = unit_FD[some] @ unit_FD.T
+    neighbours = []
+    for chunk in latents.split(CHUNK):
+        cosine = unit_FD[chunk] @ unit_FD.T
         cosine[:, ~alive_F] = -torch.inf
-        cosine[torch.arange(len(some)), some] = -torch.inf
-        best = cosine.topk(min(count, cosine.shape[1]), dim=1)
-        for indices, values in zip(best.indices.tolist(), best.values.tolist()):
-            found.append(
-                [{"index": j, "cosine": c} for j, c in zip(indices, values) if c > -torch.inf]
-            )
-    return found
+        cosine[torch.arange(len(chunk)), chunk] = -torch.inf
+        nearest = cosine.topk(min(count, cosine.shape[1]), dim=1)
+        for indices, cosines in zip(nearest.indices.tolist(), nearest.values.tolist()):
+            known = [(j, c) for j, c in zip(indices, cosines) if c > -torch.inf]
+            neighbours.append([{"index": j, "cosine": c} for j, c in known])
+    return neighbours
 
 
 @torch.no_grad()
 def hook_shares(W_dec_FD: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
     """(F,P): each hook's share of a crosscoder's decoder norm, ||w_j^p|| / sum over q of ||w_j^q||
-    (Lindsey et al. 2024, "Sparse Crosscoders"), to be read in units in which the hooks are of one
-    size. 0 everywhere for a latent without a decoder row."""
+    (Lindsey et al. 2024, "Sparse Crosscoders"), for weights in units in which all hooks have the
+    same size. 0 everywhere for a latent without a decoder row."""
     norms_FP = torch.stack([part.norm(dim=1) for part in W_dec_FD.split(list(parts), dim=1)], 1)
     return norms_FP / norms_FP.sum(1, keepdim=True).clamp_min(torch.finfo(norms_FP.dtype).tiny)
 
@@ -47,9 +46,9 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
     """Why a direction at `hook` is not one of the residual stream, which the output head reads; ''
     where it is.
 
-    It is at a block's input and output, and at what attention and MLP add (the aliases that
-    list_hooks gives). What a module inside a block reads, behind a norm, or gives to the next one,
-    is in a basis of its own, even where it has the same width.
+    It is one at a block's input and output, and at what attention and MLP add (the aliases of
+    list_hooks). What a module inside a block reads after a norm, or passes to the next module, is
+    in another basis, even where it has the same width.
     """
     try:
         live.probe([hook])
@@ -61,33 +60,29 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
             return ""
     except SaekitError as error:
         return str(error)
-    return (
-        f"{hook} is inside a block, where vectors are not added to the residual stream as they are"
-    )
+    return f"{hook} is inside a block, where vectors are not added to the residual stream unchanged"
 
 
 @torch.no_grad()
 def output_tokens(
     W_dec_FD: torch.Tensor, latents: torch.Tensor, W_U_VD: torch.Tensor, token: Any, count: int = 10
 ) -> list[dict[str, list[dict]]]:
-    """Logit lens: the tokens that each decoder row raises and lowers most by the direct path, w_j
+    """Logit lens: the tokens that each decoder row raises and lowers most on the direct path, w_j
     W_U^T, without the final norm.
 
-    At most `count`, or all. `token` maps a row of W_U to its text. Returns {"top", "bottom"}:
-    [{"token", "value"}] for each of `latents`.
+    At most `count`. `token` maps a row of W_U to its text. Returns {"top", "bottom"}: [{"token",
+    "value"}] for each of `latents`.
     """
-    found, count = [], min(count, len(W_U_VD))
-    for some in latents.split(CHUNK):
-        logits = W_dec_FD[some] @ W_U_VD.T
-        high, low = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
-        for hi, hv, li, lv in zip(
-            high.indices.tolist(), high.values.tolist(), low.indices.tolist(), low.values.tolist()
-        ):
-            pairs = {"top": zip(hi, hv), "bottom": zip(li, lv)}
-            found.append(
-                {
-                    side: [{"token": token(i), "value": v} for i, v in items]
-                    for side, items in pairs.items()
-                }
-            )
-    return found
+    records, count = [], min(count, len(W_U_VD))
+    for chunk in latents.split(CHUNK):
+        logits = W_dec_FD[chunk] @ W_U_VD.T
+        ends = {"top": logits.topk(count, dim=1), "bottom": logits.topk(count, 1, largest=False)}
+        texts = {
+            side: [
+                [{"token": token(i), "value": value} for i, value in zip(indices, values)]
+                for indices, values in zip(end.indices.tolist(), end.values.tolist())
+            ]
+            for side, end in ends.items()
+        }
+        records += [{side: texts[side][n] for side in texts} for n in range(len(chunk))]
+    return records

@@ -155,17 +155,17 @@ def _write_page(
         message(thumbnails.note)
 
     # examples and nearest decoder rows, a chunk of latents at a time
-    crosscoder = isinstance(store, StackedStore)
-    directions_FD = inspected.even_directions() if crosscoder else model.W_dec
+    stacked = isinstance(store, StackedStore)
+    directions_FD = inspected.even_directions() if stacked else inspected.directions()
     records: Iterable[FeatureRecord] = feature_records(
         model, store, scan, chosen, top, thumbnails, directions_FD, progress, data
     )
 
     # what the decoder writes to
-    if crosscoder:
-        records, note = _with_hook_shares(records, directions_FD, store), CROSSCODER_NOTE
-    elif directions_FD is None:
+    if directions_FD is None:
         note = NO_DIRECTIONS_NOTE
+    elif isinstance(store, StackedStore):
+        records, note = _with_hook_shares(records, directions_FD, store), CROSSCODER_NOTE
     elif store.spec.modality == "text":
         head, note = output_head(inspected, store, live)
         if head is not None:

@@ -1,12 +1,12 @@
 """One streaming pass over a store: for every latent its count, size, histogram, strongest rows and
 a sample of weaker ones.
 
-Memory is a fixed number of entries a latent, whatever the store's size. Rows are encoded in chunks;
-each chunk becomes (row, latent, value) triples of active entries, which are merged into the state.
-Values, histograms and top rows are exact.
+Memory is a fixed number of entries per latent, whatever the store's size. Rows are encoded in
+chunks; each chunk becomes (row, latent, value) triples of active entries, which are merged into the
+state. Values, histograms and top rows are exact.
 
-Codes may be signed. Rows are ranked and counted by size, |value|, and keep their sign. Of a dense
-code, in which every row has a value at every latent, both ends are ranked, each for itself.
+Codes may be signed. Rows are ranked and counted by size, |value|, and keep their sign. In a dense
+code every row has a value at every latent, and both ends are ranked separately.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from saekit.types import Progress
 
 SCAN_SCHEMA = 2
 CHUNK_ROWS = 8192
-# of size, over a range that doubles when a larger one comes; between half of them and all lie below
-# the maximum
+# of sizes, over a range that doubles for a larger one; at least half of them are below the maximum
 BINS = 100
-# of about equal width, from 0 to the maximum; they begin and end where bins do, so that their rows
-# are counted exactly
+# of about equal width, from 0 to the maximum, with ends at those of bins, so that their rows are
+# counted exactly
 BANDS = 5
 # rows of different examples; twice what a page shows, so that examples of one document can be
 # thinned
@@ -53,6 +52,13 @@ class Triples:
 
     def at(self, which: torch.Tensor) -> Triples:
         return Triples(self.row[which], self.latent[which], self.value[which])
+
+    def followed_by(self, later: Triples) -> Triples:
+        return Triples(
+            torch.cat([self.row, later.row]),
+            torch.cat([self.latent, later.latent]),
+            torch.cat([self.value, later.value]),
+        )
 
 
 def active_entries(code: Code, above: float, first_row: int) -> Triples:
@@ -99,7 +105,7 @@ class Ranked:
 
 class Histogram:
     """Equal-width counts of sizes over (0, range], of negative and positive values apart:
-    (F,2,BINS). When a larger size comes the range doubles and neighbouring bins are added:
+    (F,2,BINS). When a larger size comes the range doubles and adjacent bins are added:
     exact."""
 
     def __init__(self, latents: int) -> None:
@@ -158,11 +164,11 @@ def _used(counts: list[int]) -> int:
 
 
 class Scan:
-    """What one pass leaves behind. `active` (F,) int64 rows in which each latent is active, `max`
-    (F,) the size of its largest value.
+    """The result of one pass. `active` (F,) int64: rows in which each latent is active; `max` (F,):
+    the size of its largest value.
 
-    `top` ranks the values that a latent is shown by, by size; of a dense code (`dense`) those above
-    0, and `bottom` those below.
+    `top` ranks the values that show a latent, by size; for a dense code (`dense`) those above 0,
+    and `bottom` those below.
     """
 
     def __init__(self, latents: int, dense: bool = False) -> None:
@@ -186,31 +192,29 @@ class Scan:
 
     def add(self, t: Triples, example: torch.Tensor, generator: torch.Generator) -> None:
         """Merge a chunk; example (N,) is the example id of each entry."""
+        # the strongest rows
         self._add_top(t, example)
         if len(t.row) == 0:
             return
+
+        # counts and sizes
         latents = len(self.active)
         self.active += torch.bincount(t.latent, minlength=latents)
         chunk_max = torch.zeros(latents).scatter_reduce_(0, t.latent, t.value.abs(), "amax")
         self.max = torch.maximum(self.max, chunk_max)
         self.histogram.add(t, chunk_max)
-        # Weighted reservoir (Efraimidis and Spirakis 2006): weight value^2, so that the rare strong
-        # activations, which fill the upper bands, are well represented beside the many weak ones.
+
+        # a weighted reservoir (Efraimidis and Spirakis 2006) with weight value^2, so that the rare
+        # strong activations, which fill the upper bands, are well represented
         uniform = torch.rand(len(t.row), generator=generator).clamp_min(1e-9)
         self.sample.merge(t, uniform.log() / t.value.double().square().clamp_min(1e-12).float())
 
     def _add_top(self, t: Triples, example: torch.Tensor) -> None:
-        """The strongest entry of each example joins the ranking. The last example may go on in the
-        next chunk and waits for it."""
+        """Rank the strongest entry of each example. The last example may continue in the next chunk
+        and waits for it."""
         if self._open is not None:
             before, its_example = self._open
-            t = Triples(
-                *(
-                    torch.cat([getattr(before, f), getattr(t, f)])
-                    for f in ("row", "latent", "value")
-                )
-            )
-            example = torch.cat([its_example, example])
+            t, example = before.followed_by(t), torch.cat([its_example, example])
         if len(example) == 0:
             return
         best = _best_of_each_example(t, example, self.dense)
@@ -227,7 +231,7 @@ class Scan:
         self.top.merge(t, t.value.abs())
 
     def close(self) -> None:
-        """No more chunks come: what waited joins the ranking."""
+        """There are no more chunks: rank what waited."""
         if self._open is not None:
             self._rank(self._open[0])
             self._open = None
@@ -241,11 +245,11 @@ class Scan:
 
     @classmethod
     def read(cls, path: Path, latents: int, rows: int, dense: bool = False) -> Scan | None:
-        """A saved scan of so many rows, or None when there is none that fits or it is damaged: it
-        is a cache, and is made again."""
+        """A saved scan of so many rows; None where there is none that fits, or it is damaged: a
+        scan is a cache, and is computed again."""
         try:
             tensors = load(path.read_bytes())  # not mapped: the file may be replaced meanwhile
-            schema, found = int(tensors.pop("schema")), int(tensors.pop("rows"))
+            schema, scanned = int(tensors.pop("schema")), int(tensors.pop("rows"))
         except (
             OSError,
             SafetensorError,
@@ -262,7 +266,7 @@ class Scan:
             value.shape == known[name].shape and value.dtype == known[name].dtype
             for name, value in tensors.items()
         )
-        if schema != SCAN_SCHEMA or found != rows or not alike:
+        if schema != SCAN_SCHEMA or scanned != rows or not alike:
             return None
         scan.rows = rows
         for name, value in tensors.items():
@@ -271,7 +275,7 @@ class Scan:
         return scan if scan._holds() else None
 
     def _holds(self) -> bool:
-        """Whether the figures can be those of one pass."""
+        """Whether the values can be those of one pass."""
         ranked = (self.top, self.bottom, self.sample)
         return bool(
             all(
@@ -301,8 +305,8 @@ class Scan:
 
 
 def _best_of_each_example(t: Triples, example: torch.Tensor, by_sign: bool) -> torch.Tensor:
-    """Positions of the strongest entry of every (latent, example) pair, of either sign apart where
-    asked: ten hits in one context are one example."""
+    """Positions of the strongest entry of every (latent, example) pair, with `by_sign` of either
+    sign: ten hits in one context are one example."""
     order = torch.argsort(t.value.abs(), descending=True, stable=True)
     _, local = torch.unique(example, return_inverse=True)
     pair = t.latent * (int(local.max()) + 1) + local
@@ -329,6 +333,7 @@ def scan_store(
     generator = torch.Generator().manual_seed(0)
     above = 0.0 if model.active_above is None else model.active_above
     for batch in store.batches(CHUNK_ROWS):
+        assert batch.rows is not None
         first = int(batch.rows[0])
         entries = active_entries(model.encode(batch.x.float()), above, first)
         scan.rows += len(batch.x)
@@ -344,9 +349,9 @@ def cached_scan(
     store: Store | StackedStore,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Scan:
-    """The scan kept beside the checkpoint, made when it is missing or damaged. A checkpoint that
-    cannot be written to is scanned each time, and a message says so."""
-    content = "-".join(each.content[:16] for each in stores_of(store))
+    """The scan in the checkpoint folder, computed where it is missing or damaged. Where the folder
+    cannot be written, every call scans, and a message says so."""
+    content = "-".join(part.content[:16] for part in stores_of(store))
     path = checkpoint / "scans" / f"{content}.safetensors"
     scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
     if scan is None:
@@ -354,12 +359,6 @@ def cached_scan(
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:
-            progress(
-                Progress(
-                    "scan",
-                    scan.rows,
-                    store.count(),
-                    message=f"the scan is not kept for the next time: {error}",
-                )
-            )
+            message = f"the scan is not kept for the next time: {error}"
+            progress(Progress("scan", scan.rows, store.count(), message=message))
     return scan

@@ -1,5 +1,5 @@
-"""From a stored row back to what a person can look at: the tokens of a context, the picture of an
-image as the model saw it."""
+"""From a stored row back to something that a person can read: the tokens of a context, an image as
+the model saw it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ THUMBNAIL = 224
 class Thumbnails:
     """Encoded images by key (a hash of the pixels), made once however many latents show them.
 
-    The page lays the patches of a model over them, so they are drawn from what the image processor
-    gives the model: resized, cropped and padded as it does. Where there is no processor any more
-    they are the whole images, and `note` says so.
+    The page draws the patches of the model over them, so they are what the image processor passes
+    to the model: resized, cropped and padded. Where the processor is not available they are the
+    whole images, and `note` says so.
     """
 
     def __init__(self, store: Store | StackedStore, data: Any = None) -> None:
@@ -47,8 +47,8 @@ class Thumbnails:
                 self._view = ModelView(store.spec.model, store.spec.grid)
             except SaekitError as error:
                 self.note = (
-                    "Pictures are shown whole; the model may have seen a part of them, elsewhere"
-                    f" under the heat map: {error}."
+                    "Pictures are shown whole; the model may have seen only a part of them, so heat"
+                    f" maps may be misplaced: {error}."
                 )
 
     def key(self, ref: str) -> str:
@@ -66,8 +66,8 @@ class Thumbnails:
 
 
 class ModelView:
-    """Pictures as a model sees them: the pixels that its image processor gives, without the
-    normalization. Raises MissingError."""
+    """Pictures as a model sees them: the pixels of its image processor, without the normalization.
+    Raises MissingError."""
 
     def __init__(self, model: str, grid: tuple[int, int] | None) -> None:
         self._processor, self._channels, self._patch = _processor_of(model)
@@ -76,9 +76,8 @@ class ModelView:
     def __call__(self, image: Image) -> Image:
         from PIL import Image as pillow
 
-        pixels_Chw = prepared(
-            [image.convert("L" if self._channels == 1 else "RGB")], self._processor
-        )[0].float()
+        image = image.convert("L" if self._channels == 1 else "RGB")
+        pixels_Chw = prepared([image], self._processor)[0].float()
         settings = self._processor
         if getattr(settings, "do_normalize", False):
             mean, std = (
@@ -86,13 +85,10 @@ class ModelView:
                 for value in (settings.image_mean, settings.image_std)
             )
             pixels_Chw = pixels_Chw * std + mean
-        factor = (
-            getattr(settings, "rescale_factor", 1 / 255)
-            if getattr(settings, "do_rescale", True)
-            else 1
-        )
+        rescaled = getattr(settings, "do_rescale", True)
+        factor = getattr(settings, "rescale_factor", 1 / 255) if rescaled else 1
         pixels_Chw = pixels_Chw / (factor * 255)
-        # pixels behind the last whole patch are not seen
+        # the model does not see pixels after the last whole patch
         if self._grid is not None and self._patch is not None:
             pixels_Chw = pixels_Chw[
                 :, : self._grid[0] * self._patch[0], : self._grid[1] * self._patch[1]
@@ -120,12 +116,10 @@ def _processor_of(model: str) -> tuple[Any, int, tuple[int, int] | None]:
         processor, _ = image_processor(where)
     if processor is None:
         raise MissingError(
-            f"{model} has no image processor", "put preprocessor_config.json beside its weights"
+            f"{model} has no image processor", "put preprocessor_config.json next to its weights"
         )
     config = getattr(config, "vision_config", config)
     patch = getattr(config, "patch_size", None)
-    return (
-        processor,
-        getattr(config, "num_channels", 3),
-        (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None,
-    )
+    if isinstance(patch, int):
+        patch = (patch, patch)
+    return processor, getattr(config, "num_channels", 3), (patch[0], patch[1]) if patch else None

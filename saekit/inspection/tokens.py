@@ -1,18 +1,18 @@
-"""Tokens as they stand in a text.
+"""Tokens as they appear in a text.
 
-A store keeps token ids. What a person reads is put together from all of a context's tokens, because
-a token alone does not say where spaces
-are: a WordPiece vocabulary marks what does not begin a word (`##ing`), SentencePiece what does
-(`▁the`), and a character of a byte-level vocabulary may take several tokens. In order:
+A store keeps token ids. Readable text is put together from all tokens of a context, because a
+single token does not say where spaces are: a WordPiece vocabulary marks what does not begin a word
+(`##ing`), SentencePiece what does (`▁the`), and a character of a byte-level vocabulary may take
+several tokens. In this order:
 
-1. bytes: of a byte-level vocabulary every token is some bytes of the text;
+1. bytes: every token of a byte-level vocabulary is some bytes of the text;
 2. offsets: the decoded text goes through the tokenizer again; where the same ids come back, its
-   offsets say which token is what;
-3. growth: what the decoded text gains with each token, where neither can be had (a context may
+   offsets locate each token;
+3. growth: what the decoded text gains with each token, where neither is possible (a context may
    begin inside a word).
 
-A character of several tokens stands at the first of them, the others are '', so that the joined
-tokens are the text.
+The first of several tokens of one character has the character and the others are '', so that the
+joined tokens are the text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from saekit.errors import DataError
@@ -29,7 +30,7 @@ from saekit.store.stack import StackedStore
 
 CONTEXTS_KEPT = 4096
 TAIL = 8  # tokens before one, on which its text may depend
-_UNKNOWN = "\ufffd"  # what decoding gives for bytes that are no character
+_UNKNOWN = "\ufffd"  # what decoding gives for bytes that are not a character
 
 
 class TokenTexts:
@@ -55,7 +56,7 @@ class TokenTexts:
         return list(self._context(tuple(ids)))
 
     def alone(self, index: int) -> str:
-        """A token by itself, as in a list of tokens: bytes that are no character are written
+        """A token by itself, as in a list of tokens: bytes that are not a character are written
         \\xE6."""
         return self._alone(index)
 
@@ -64,8 +65,8 @@ class TokenTexts:
         return sorted(set(self._tokenizer.get_vocab().values()))
 
     def loses_text(self) -> bool:
-        """Whether tokens may not say what was written: neither bytes nor a mark tell where spaces
-        were."""
+        """Whether tokens may differ from what was written: neither bytes nor a mark tell where
+        spaces were."""
         return not self._of_bytes and not any(
             str(piece).startswith("▁") for piece in self._tokenizer.get_vocab()
         )
@@ -79,8 +80,7 @@ class TokenTexts:
             encoded = self._tokenizer(
                 text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
-        # a tokenizer without an unknown token fails on what it does not know, with an exception of
-        # its own
+        # a tokenizer without an unknown token raises its own exception for what it does not know
         except Exception:
             return None
         return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
@@ -124,18 +124,19 @@ class TokenTexts:
 
     def _context_texts(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         texts: list[str] = []
-        for special, some in groupby(
-            ids, key=lambda index: index in self._special or self._piece(index) is None
-        ):
-            run = list(some)
-            texts += [self.alone(index) for index in run] if special else self._ordinary(run)
+        special = lambda index: index in self._special or self._piece(index) is None
+        for is_special, group in groupby(ids, key=special):
+            run = list(group)
+            texts += [self.alone(index) for index in run] if is_special else self._ordinary(run)
         return tuple(texts)
 
     def _ordinary(self, ids: list[int]) -> list[str]:
-        pieces = [self._piece(index) for index in ids]
+        """Texts of tokens that are not special and have a piece."""
+        pieces = [self._piece(index) or "" for index in ids]
         raw = [self._bytes(index, piece) for index, piece in zip(ids, pieces)]
-        if None not in raw:
-            return list(characters(raw))
+        known = [token for token in raw if token is not None]
+        if len(known) == len(raw):
+            return list(characters(known))
         texts = self._by_offsets(ids) or self._by_growth(ids, raw)
         if pieces[0].startswith("▁") and texts[0][:1] not in (" ", ""):
             texts[0] = " " + texts[0]
@@ -150,31 +151,27 @@ class TokenTexts:
 
     def _by_growth(self, ids: list[int], raw: list[bytes | None]) -> list[str]:
         texts: list[str] = []
-        for is_bytes, some in groupby(range(len(ids)), key=lambda at: raw[at] is not None):
-            places = list(some)
-            texts += (
-                characters([raw[at] for at in places])
-                if is_bytes
-                else [self._gain(ids, at) for at in places]
-            )
+        for is_bytes, group in groupby(range(len(ids)), key=lambda at: raw[at] is not None):
+            places = list(group)
+            if is_bytes:
+                texts += characters([token for at in places if (token := raw[at]) is not None])
+            else:
+                texts += [self._gain(ids, at) for at in places]
         return texts
 
     def _gain(self, ids: list[int], at: int) -> str:
         if at == 0:
             text = self._decode(ids[:1])
-            prefix = getattr(
-                getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None),
-                "continuing_subword_prefix",
-                None,
-            )
+            backend = getattr(self._tokenizer, "backend_tokenizer", None)
+            prefix = getattr(getattr(backend, "model", None), "continuing_subword_prefix", None)
             return text.removeprefix(prefix) if prefix and text != prefix else text
         tail = ids[max(at - TAIL, 0) : at]
         before, after = self._decode(tail), self._decode([*tail, ids[at]])
         if after.startswith(before):
             gain = after[len(before) :]
-        # what came before has changed: a character is whole now, or a space was taken away in front
-        # of a mark
         else:
+            # what came before has changed: a character is complete now, or a space before a
+            # punctuation mark is gone
             same = next(
                 (i for i, (a, b) in enumerate(zip(before, after)) if a != b),
                 min(len(before), len(after)),
@@ -184,7 +181,7 @@ class TokenTexts:
 
 
 def cut(text: str, ends: list[int]) -> list[str]:
-    """The text in as many parts as there are ends; what lies between two tokens goes to the later
+    """The text in as many parts as there are ends; what is between two tokens belongs to the later
     one."""
     parts, start = [], 0
     for end in ends:
@@ -196,8 +193,8 @@ def cut(text: str, ends: list[int]) -> list[str]:
 
 
 def characters(tokens: list[bytes]) -> Iterator[str]:
-    """One string for each token's bytes. A character goes to the token of its first byte; bytes of
-    none are written \\xE6."""
+    """One string for each token's bytes. A character belongs to the token of its first byte; bytes
+    that are not a character are written \\xE6."""
     whole = b"".join(tokens)
     owner = [i for i, token in enumerate(tokens) for _ in token]
     texts = [""] * len(tokens)
@@ -247,7 +244,7 @@ def _decoders(backend: Any) -> set[str]:
     if decoder is None:
         return set()
     state = json.loads(decoder.__getstate__())
-    return {each["type"] for each in (state, *state.get("decoders", ()))}
+    return {part["type"] for part in (state, *state.get("decoders", ()))}
 
 
 def token_texts(store: Store | StackedStore) -> TokenTexts:
@@ -256,7 +253,7 @@ def token_texts(store: Store | StackedStore) -> TokenTexts:
 
     from saekit.harvesting.reading import model_reading
 
-    folder = store.path / "tokenizer"
+    folder = Path(store.path) / "tokenizer"
     if not folder.is_dir():
         raise DataError(
             f"{store.path} has no tokenizer folder, so its tokens cannot be shown",

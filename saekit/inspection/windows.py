@@ -1,8 +1,7 @@
-"""The surroundings of picked rows: which rows a window shows, and the value of a latent on each of
-them.
+"""The surroundings of picked rows: the rows of each window, and the value of a latent on each row.
 
-Only the contexts that end up on a page are encoded a second time, so the cost follows the page, not
-the store.
+Only the contexts on a page are encoded a second time, so the cost depends on the page, not on the
+store.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class Windows:
 
 def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]:
     """First and last-plus-one store row of every example that has rows, ascending."""
-    first, rows, offset = [], [], 0
+    firsts, counts, offset = [], [], 0
     for shard in store.origin.shards:
-        counts = np.asarray(shard.arrays["examples.rows"])
-        first.append(np.asarray(shard.arrays["examples.first_row"])[counts > 0] + offset)
-        rows.append(counts[counts > 0])
+        rows = np.asarray(shard.arrays["examples.rows"])
+        firsts.append(np.asarray(shard.arrays["examples.first_row"])[rows > 0] + offset)
+        counts.append(rows[rows > 0])
         offset += len(shard)
-    firsts = np.concatenate(first)
-    return firsts, firsts + np.concatenate(rows)
+    first = np.concatenate(firsts)
+    return first, first + np.concatenate(counts)
 
 
 def read_windows(
@@ -58,7 +57,7 @@ def read_windows(
             np.minimum(stop, row + TOKENS_EACH_SIDE + 1),
         )
     ptr = np.concatenate([[0], np.cumsum(stop - start)])
-    # Every (row, latent) pair that some window shows, flat: pair p belongs to window owner[p].
+    # every (row, latent) pair of a window, flat: pair p belongs to window owner[p]
     owner = np.repeat(np.arange(len(row)), stop - start)
     pair_row = np.arange(ptr[-1]) - ptr[owner] + start[owner]
     return Windows(start, stop, ptr, _values_at(model, store, pair_row, latent[owner]))
@@ -83,6 +82,10 @@ def _values_at(
 
 
 def _entries(code: Code, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """code[row, latent] without making a sparse code dense."""
-    pieces = [code[r, j].float() for r, j in zip(row.split(1 << 18), latent.split(1 << 18))]
+    """code[row, latent], without a dense copy of a sparse code."""
+    pieces = []
+    for r, j in zip(row.split(1 << 18), latent.split(1 << 18)):
+        values = code[r, j]
+        assert isinstance(values, torch.Tensor), "entries, not rows"
+        pieces.append(values.float())
     return torch.cat(pieces) if pieces else torch.zeros(0)

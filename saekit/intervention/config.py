@@ -20,7 +20,7 @@ class FinetuneConfig:
     lr: float = 3e-4
     """Adam's rate at the first step, in the units of training; it falls linearly to 0."""
     batch: int = 4
-    """Contexts a step."""
+    """Contexts per step."""
     seed: int = 0
     """Order of the documents."""
     device: str = "auto"

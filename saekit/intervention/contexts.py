@@ -1,8 +1,8 @@
-"""The contexts that an intervention is trained and judged on: the documents of a store's data, kept
-apart as the store keeps them.
+"""The contexts for training and evaluating an intervention: documents of a store's data, with its
+split.
 
-Which documents are held out depends on how many rows each gave, so only the store can tell. Its
-other documents, and those that it never reached, are for training.
+Which documents are held out depends on their numbers of rows, so only the store can tell. Its other
+documents, and those that it never reached, are for training.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Chosen(Documents):
         return islice(self._chosen(), start, None)
 
     def _chosen(self) -> Iterator[Document]:
-        left = len(self._ids)
+        missing = len(self._ids)
         for document in self._data.documents():
             known = document.id in self._ids
-            left -= known
+            missing -= known
             if known == self._inside:
                 yield document
-            if self._inside and left == 0:
+            if self._inside and missing == 0:
                 return  # the rest of a stream may be long
 
     def digest(self) -> str | None:
@@ -61,8 +61,8 @@ class Contexts:
 
     def __init__(self, store: Store, live: LiveModel, batch: int, data: Data | None = None) -> None:
         self.store, self.live, self.batch = store, live, batch
-        held = store.split("holdout").numbers()
-        self.held = frozenset(np.unique(store.column("doc_id")[held]).tolist())
+        held_out = store.split("holdout").numbers()
+        self.held_out = frozenset(np.unique(store.column("doc_id")[held_out]).tolist())
         known = store.manifest.plan.get("data")
         if isinstance(data, Iterator):  # it is read once for each pass
             data = list(data)
@@ -75,7 +75,7 @@ class Contexts:
                 f"{store.spec.dataset} has changed since {store.path} was harvested",
                 "harvest it again",
             )
-        self.judged = Chosen(own, self.held, inside=True)
+        self.judged = Chosen(own, self.held_out, inside=True)
         self._source = store.spec.dataset if data is None else data
         chosen = own if data is None else self._open(data, 0)
         objects = not isinstance(self._source, (str, Path))
@@ -85,19 +85,19 @@ class Contexts:
         self.same = chosen.name == own.name and self.digest in (None, known)
 
     def holdout(self, most: int) -> Iterator[ContextBatch]:
-        """About `most` contexts of the held-out documents, or all there are: the same ones whatever
-        the run's batch and seed."""
+        """About `most` contexts of the held-out documents, or all of them: the same ones for every
+        batch size and seed."""
         return islice(
             self._permuted(self.judged, (0, 0), JUDGED_BATCH), max(most // JUDGED_BATCH, 1)
         )
 
     def train(self, seed: int) -> Iterator[ContextBatch]:
-        """Endless: pass after pass over the training documents, each in another order where the
-        data can be listed."""
+        """Endless passes over the training documents, each in another order where the data can be
+        listed."""
         for epoch in count():
             data = self._open(self._source, seed + epoch)
             empty = True
-            allowed = Chosen(data, self.held, inside=False) if self.same else data
+            allowed = Chosen(data, self.held_out, inside=False) if self.same else data
             for batch in self._permuted(allowed, (seed, epoch), self.batch):
                 empty = False
                 yield batch
@@ -110,9 +110,10 @@ class Contexts:
     def _permuted(
         self, data: Documents, seed: tuple[int, int], batch: int
     ) -> Iterator[ContextBatch]:
-        """Batches come sorted by length within a window: permuted there, a short run sees short and
-        long ones at every rate, and what is taken from the front is a fair sample."""
+        """Batches are sorted by length within a window, and permuted here, so that a short run sees
+        short and long contexts at every learning rate, and the first ones are a fair sample."""
         spec, rng = self.store.spec, np.random.Generator(np.random.PCG64(seed))
+        assert spec.context is not None, "a store of text"
         stream = batches(self.live, data, ctx=spec.context, batch=batch, pack=spec.pack)
         while window := list(islice(stream, SORT_WINDOW)):
             yield from (window[number] for number in rng.permutation(len(window)))

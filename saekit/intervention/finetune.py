@@ -1,17 +1,17 @@
-"""A short training of a finished SAE against the model's own output: the verb `finetune`.
+"""A short training of a finished SAE on the model's own output: the verb `finetune`.
 
 Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need"
-(arXiv 2503.17272): an SAE trained on squared errors, then on few rows of
+(arXiv 2503.17272): an SAE trained on squared errors, then on few rows with
 
-    loss = (MSE + a KL) / 2,   a = MSE / KL of the same batch, held constant,
+    loss = (MSE + a KL) / 2,   a = MSE / KL of the same batch, a constant,
 
-so that both terms have one size and the gradient's scale stays that of the first training. KL is
+so that both terms have the same size and the gradient keeps the scale of the first training. KL is
 the mean over the replaced positions of KL(p || p_spliced) of the next token; MSE is in units of the
-rows' variance. Two forward passes of the model a step, and a backward pass of the part behind the
-hook.
+rows' variance. A step takes two forward passes of the model, and a backward pass of the part after
+the hook.
 
-The penalty of a code that had one (l1, jumprelu, kl ...) is no part of this: how many latents are
-active is then free to move, and stands in the result before and after.
+The penalty of a code (l1, jumprelu, kl ...) does not apply here: the number of active latents can
+change, and the result has it before and after.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def finetune(
 
 @dataclass
 class _Done:
-    """What a run has behind it; with weights and moments all that a resume needs."""
+    """The progress of a run; with weights and moments, all that a resume needs."""
 
     before: dict[str, float | None]
     contexts: int
@@ -178,11 +178,8 @@ class _Finetune:
             raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
         self.checkpoint, self.out, self.folder = checkpoint, out, out
         self.store = open_store_of(checkpoint, config.store)
-        self.config = dataclasses.replace(
-            config,
-            store=str(self.store.path),
-            rows=config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1),
-        )
+        self.rows = config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1)
+        self.config = dataclasses.replace(config, store=str(self.store.path), rows=self.rows)
         spec = self.store.spec
         self.live = self._model(live)
         device = self.live.device
@@ -192,22 +189,20 @@ class _Finetune:
                 "fine-tune an SAE of a language model with a head",
             )
         if not self.live.has_head:
-            cause = (
-                f"the file of {spec.model} holds no output head: there are no logits to train"
-                " against"
-            )
             raise DataError(
-                cause,
+                f"the file of {spec.model} has no output head, so there are no logits to train on",
                 "harvest and train on the model as it was saved with its head"
                 " (AutoModelForCausalLM)",
             )
         data = config.data if objects is None else objects
         self.contexts = Contexts(self.store, self.live, config.batch, data)
         self.normalizer = store_normalizer(self.store, device)
-        loaded: SAE = restore("sae", checkpoint.config["config"], checkpoint.tensors).to(device)
-        self.sae: SAE = restore(
-            "sae", checkpoint.config["config"], loaded.unfolded(self.normalizer)
-        ).to(device)
+        settings = checkpoint.config["config"]
+        raw = restore("sae", settings, checkpoint.tensors).to(device)
+        assert isinstance(raw, SAE)
+        sae = restore("sae", settings, raw.unfolded(self.normalizer)).to(device)
+        assert isinstance(sae, SAE)
+        self.sae: SAE = sae
         self.names = [name for name, _ in self.sae.named_parameters()]
         self.optimizer = torch.optim.Adam(
             self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True
@@ -264,7 +259,7 @@ class _Finetune:
             progress(Progress("finetune", 0, 0, message=note))
         keep_freed_memory()
         done = self._restored() or _Done(*self._judge(progress))
-        if done.rows < self.config.rows:
+        if done.rows < self.rows:
             self._train(done, progress)
         rate = round(done.rows / max(done.seconds, 1e-9), 1)
         self.sae.requires_grad_(False)
@@ -286,15 +281,12 @@ class _Finetune:
     # ----------------------------------------------------------------------------------------------
 
     def _finished(self) -> FinetuneResult:
-        told = read_checkpoint(self.folder).config.get("finetuned")
-        names = [field.name for field in dataclasses.fields(FinetuneResult) if field.name != "path"]
+        recorded = read_checkpoint(self.folder).config.get("finetuned")
+        names = {field.name for field in dataclasses.fields(FinetuneResult)} - {"path"}
         try:
-            own = {
-                name: value
-                for name, value in as_type(told, dict[str, Any], "finetuned").items()
-                if name in names
-            }
-            return build(FinetuneResult, {"path": str(self.out), **own}, "finetuned")
+            entries = as_type(recorded, dict[str, Any], "finetuned")
+            result = {name: value for name, value in entries.items() if name in names}
+            return build(FinetuneResult, {"path": str(self.out), **result}, "finetuned")
         except MisfitError as error:
             raise DataError(
                 f"{self.folder / CONFIG} is damaged: {error}",
@@ -310,7 +302,7 @@ class _Finetune:
         )
 
     def _restored(self) -> _Done | None:
-        """The state that a killed run left, if it came so far as to leave one."""
+        """The state that a killed run saved, if it saved one."""
         saved = read_train_state(self.folder)
         if saved is None:
             return None
@@ -329,34 +321,36 @@ class _Finetune:
 
     def _train(self, done: _Done, progress: Callable[[Progress], None]) -> None:
         """To the end. On SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised."""
-        c, sae, optimizer = self.config, self.sae, self.optimizer
+        c, sae, optimizer, rows = self.config, self.sae, self.optimizer, self.rows
 
-        def drawn() -> Iterator:
+        def batches() -> Iterator:
             for batch in islice(self.contexts.train(c.seed), done.drawn, None):
                 done.drawn += 1
                 yield batch
 
         saved = time.monotonic()
-        began = saved - done.seconds
+        started = saved - done.seconds
         with (
             closing(MetricsFile(self.folder / METRICS, done.steps)) as metrics,
             deferred_interrupt() as interrupted,
         ):
-            for made in self._runs(drawn()):
-                lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - done.rows / c.rows)
-                # training units: E||x||^2 = D
-                mse = (made.x_BD - made.x_hat_BD).square().sum(1).mean() / sae.d_in
-                loss = balanced(mse, made.kl)
+            for spliced in self._runs(batches()):
+                # one step; in units of training, E||x||^2 = D
+                lr = optimizer.param_groups[0]["lr"] = c.lr * (1.0 - done.rows / rows)
+                mse = (spliced.x_BD - spliced.x_hat_BD).square().sum(1).mean() / sae.d_in
+                loss = balanced(mse, spliced.kl)
                 optimizer.zero_grad()
                 loss.backward()
                 take_step(sae, optimizer)
-                done.rows, done.steps = done.rows + len(made.x_BD), done.steps + 1
+                done.rows, done.steps = done.rows + len(spliced.x_BD), done.steps + 1
+
+                # its metrics
                 figures = {
                     "step": done.steps,
                     "rows": done.rows,
                     "loss": loss.item(),
                     "mse": mse.item(),
-                    "kl": made.kl.item(),
+                    "kl": spliced.kl.item(),
                     "lr": lr,
                 }
                 if not math.isfinite(figures["loss"]):
@@ -365,17 +359,13 @@ class _Finetune:
                         f"{opt('overwrite', True)} with a lower {opt('lr')}",
                     )
                 metrics.write(figures)
-                progress(
-                    Progress(
-                        "finetune",
-                        min(done.rows, c.rows),
-                        c.rows,
-                        figures={"loss": figures["loss"]},
-                    )
-                )
-                ended, now = done.rows >= c.rows or interrupted(), time.monotonic()
+                loss_figure = {"loss": figures["loss"]}
+                progress(Progress("finetune", min(done.rows, rows), rows, figures=loss_figure))
+
+                # the state, now and then and at the end
+                ended, now = done.rows >= rows or interrupted(), time.monotonic()
                 if ended or now - saved >= c.save_seconds:
-                    done.seconds = now - began
+                    done.seconds = now - started
                     self._save(done)
                     saved = now
                 if ended:
@@ -384,14 +374,14 @@ class _Finetune:
             raise KeyboardInterrupt
 
     def _runs(self, batches: Iterator) -> Iterator[Spliced]:
-        """Batches without a row in the store's scope are passed over; a hundred of them in a row
-        are no accident."""
+        """Skips batches without a row in the store's scope; a hundred of them in succession are an
+        error."""
         empty = 0
         for batch in batches:
-            made = run_spliced(self.live, self.sae, self.normalizer, batch, self.store)
-            empty = 0 if made else empty + 1
-            if made:
-                yield made
+            spliced = run_spliced(self.live, self.sae, self.normalizer, batch, self.store)
+            empty = 0 if spliced else empty + 1
+            if spliced:
+                yield spliced
             elif empty == 100:
                 raise DataError(
                     f"{self.contexts.data} holds no rows in the store's scope",
@@ -412,9 +402,9 @@ class _Finetune:
                 yield batch
 
         with torch.no_grad():
-            for made in self._runs(counted()):
-                sums.add(made.x_BD, made.x_hat_BD, made.code)
-                kl += made.kl.item() * len(made.x_BD)
+            for spliced in self._runs(counted()):
+                sums.add(spliced.x_BD, spliced.x_hat_BD, spliced.code)
+                kl += spliced.kl.item() * len(spliced.x_BD)
                 progress(Progress("judge", contexts, 0, unit="contexts"))
         if not sums.rows:
             raise DataError(

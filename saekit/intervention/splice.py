@@ -1,8 +1,8 @@
 """Run a model with the hidden state at a hook replaced by a function of it.
 
-The counterpart of `saekit.harvesting.hooks.capture`, with the same hook names: what `capture`
-reads, `splice` writes. Gradients reach what the function uses, through the part of the model behind
-the hook alone: the part before it has nothing to differentiate, and records nothing.
+The counterpart of `saekit.harvesting.hooks.capture`, with the same hook names: `capture` reads what
+`splice` writes. Gradients reach what the function uses through the part of the model after the
+hook; the part before it has nothing to differentiate and records no graph.
 """
 
 from __future__ import annotations
@@ -28,36 +28,39 @@ def splice(
     change: Change | None = None,
     mask_BT: torch.Tensor | None = None,
 ) -> Iterator[None]:
-    """Within the body, every forward pass of `model` runs on with changed states at a hook, or at
-    several.
+    """Within the body, every forward pass of `model` uses changed states at a hook, or at several.
 
-    model: any transformers module, or a LiveModel. Hooks are named as for `capture`: `blocks.9` is
-    the residual stream after block 9.
-    change: a function of the rows x (N,D) of the chosen positions, in order, that returns what
-        stands in their place, (N,D), in any float dtype; or an autoencoder such as `saekit.load`
-        gives, whose reconstruction stands there. A module is given x in its own dtype.
-    hook: the hook that `change` is for, or a mapping of hooks to changes.
-    mask_BT: bool; the positions that are changed, all others keep their bits. None: all positions,
-    of inputs of any length.
+    Parameters
+        model: any transformers module, or a LiveModel.
+        hook: the hook that `change` applies to, named as for `capture` (`blocks.9` is the residual
+            stream after block 9); or a mapping of hooks to changes.
+        change: a function of the rows x (N,D) of the chosen positions, in order, that returns their
+            replacements (N,D) in any float dtype; or an autoencoder such as `saekit.load` returns,
+            which replaces them with its reconstruction. A module gets x in its own dtype.
+        mask_BT: bool, the positions that are changed; all others keep their bits. None: all
+            positions, of inputs of any length.
 
-    Gradients flow through the changed states, to x and to what `change` uses.
+    Gradients flow through the changed states to x and to what `change` uses.
 
         sae = saekit.load("runs/sae")
         with torch.inference_mode(), saekit.splice(model, "blocks.9", sae):
-            loss = model(**inputs, labels=inputs["input_ids"]).loss # what the model predicts from
-            the reconstruction
+            loss = model(**inputs, labels=inputs["input_ids"]).loss  # from the reconstruction
         with saekit.splice(model, {"blocks.3": lambda x: 0 * x, "blocks.9": sae}):
             ...
 
-    Raises DataError for an unknown hook or an alias that is not what it says on this model, one
-    that gives no states (B,T,D), one that runs several times in a pass, one that did not run, and a
-    change that returns another shape.
+    Raises DataError for a hook that is unknown, an alias that does not apply to this model, a hook
+    that has no states (B,T,D), runs several times in a pass or did not run, and for a change that
+    returns another shape.
     """
-    if isinstance(hook, str) == (change is None):
+    if isinstance(hook, str) and change is not None:
+        changes = {hook: change}
+    elif isinstance(hook, Mapping) and change is None:
+        changes = hook
+    else:
         raise TypeError("splice takes a hook and a change, or a mapping of hooks to changes")
     with ExitStack() as stack:
-        for name, one in {hook: change}.items() if isinstance(hook, str) else hook.items():
-            stack.enter_context(_splice_one(model, name, one, mask_BT))
+        for name, at_hook in changes.items():
+            stack.enter_context(_splice_one(model, name, at_hook, mask_BT))
         yield
 
 
@@ -74,7 +77,7 @@ def _splice_one(
     def changed(value: Any) -> Any:
         nonlocal ran
         ran = True
-        # the state comes first: attention weights and the like stay
+        # the state comes first; attention weights and the like stay
         if isinstance(value, tuple | list) and value:
             return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
@@ -97,7 +100,7 @@ def _splice_one(
     else:
         handle = hooked.register_forward_hook(lambda _module, _args, output: changed(output))
     try:
-        # it sees the states as changed, so that their sums still hold
+        # it sees the changed states, so that their sums still hold
         with proof(module, {hook: canonical}) as proving:
             yield
             if ran:
@@ -114,19 +117,19 @@ def _replaced(
     if mask_BT is None:
         return _changed(state_BTD.flatten(0, 1), change).view_as(state_BTD)
     rows = _changed(state_BTD[mask_BT], change)
-    state_BTD = state_BTD.clone()  # the model's own tensor may be in use elsewhere, as the residual
+    state_BTD = state_BTD.clone()  # the residual stream may use the model's own tensor elsewhere
     state_BTD[mask_BT] = rows
     return state_BTD
 
 
 def _changed(x_ND: torch.Tensor, change: Change) -> torch.Tensor:
-    """What stands in place of x, in its dtype."""
+    """The replacement of x, in its dtype."""
     weight = next(change.parameters(), None) if isinstance(change, nn.Module) else None
     changed = change(x_ND if weight is None else x_ND.to(weight.dtype))
     rows = changed.x_hat if isinstance(changed, Output) else changed
     if rows.shape != x_ND.shape:
         raise DataError(
-            f"rows {tuple(x_ND.shape)} were to be changed, and {tuple(rows.shape)} came back",
-            "give a row for each row",
+            f"the change returned {tuple(rows.shape)} for rows of shape {tuple(x_ND.shape)}",
+            "return a row for each row",
         )
     return rows.to(x_ND.dtype)

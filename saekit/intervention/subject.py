@@ -1,4 +1,4 @@
-"""Which checkpoints can be fine-tuned, and the store that one was trained on."""
+"""Which checkpoints can be fine-tuned, their store, and a model that a caller lends."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def check_kind(checkpoint: Checkpoint) -> None:
         )
 
 
-def open_store_of(checkpoint: Checkpoint, given: str | None) -> Store:
-    """The store of the run, found by what training wrote beside it. Its content must be the same:
-    it says what is held out."""
-    where = given or recorded(checkpoint.path, "store")
+def open_store_of(checkpoint: Checkpoint, path: str | None) -> Store:
+    """The store of the run: `path`, or as the run's config.toml records it. Its content must be the
+    same, since it decides which documents are held out."""
+    where = path or recorded(checkpoint.path, "store")
     if where is None:
         raise UsageError(
             f"{checkpoint.path} does not say which store it was trained on",
-            f"give it with {opt('store')}",
+            f"give it as {opt('store')}",
         )
     store = Store(Path(where))
     if store.manifest.content != checkpoint.config["content"]:
@@ -71,9 +71,8 @@ def borrowed(module: nn.Module) -> Iterator[None]:
 
 
 def other_revision(live: LiveModel, store: Store) -> str | None:
+    """A message where the store was harvested at another revision of the model."""
     then, now = store.spec.revision, live.revision
-    return (
-        f"{live.name} is at {now}, the store was harvested at {then}"
-        if then and now and then != now
-        else None
-    )
+    if then and now and then != now:
+        return f"{live.name} is at {now}, the store was harvested at {then}"
+    return None

@@ -28,7 +28,7 @@ def matrix(values: Rows | csr_matrix, name: str) -> np.ndarray:
     (no rows), NumericsError (NaN or inf)."""
     if isinstance(values, csr_matrix):
         values = values.toarray()
-    if not isinstance(values, np.ndarray):
+    elif not isinstance(values, np.ndarray):
         values = values.to_dense().detach().cpu()
         # numpy has no bfloat16, and distances in half precision lose the nearest neighbors
         values = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
@@ -63,8 +63,8 @@ def classes(labels: Labels, rows: int, name: str) -> np.ndarray:
 
 
 def as_numbers(code: Code | RaggedCodes, active_above: float | None) -> Codes:
-    """(B,F): a matrix, sparse for sparse codes and for rectified ones."""
-    if code.is_sparse:
+    """(B,F): a matrix; sparse for sparse codes and for codes that are active above 0."""
+    if not isinstance(code, RaggedCodes) and code.is_sparse:
         row, latent, value = entries(code)
         at = (row.numpy(), latent.numpy())
         return csr_matrix((value.float().numpy(), at), shape=(len(code), code.shape[-1]))

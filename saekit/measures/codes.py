@@ -127,10 +127,10 @@ def draw_labeled(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     if per_class < 1:
         raise UsageError(f"per_class {per_class} must be at least 1")
     if counts[rarest] < per_class:
-        cause = (
-            f"class {names[rarest]} has {counts[rarest]} training rows, per_class is {per_class}"
+        raise DataError(
+            f"class {names[rarest]} has {counts[rarest]} training rows, fewer than {per_class}",
+            f"per_class up to {counts[rarest]}",
         )
-        raise DataError(cause, f"per_class up to {counts[rarest]}")
     rng = np.random.default_rng(seed)
     return np.concatenate(
         [rng.permutation(np.flatnonzero(labels == name))[:per_class] for name in names]

@@ -82,11 +82,15 @@ def _group(name: str, members: Sequence[MemberResult]) -> Group:
         if members[0].settings.get("model", "sae") == "sae"
         else members[0].settings["model"]
     )
+    assert means["fvu"] is not None, "finished members have one"
     return Group(
         name,
         sparsity,
         len(members),
-        **means,
+        fvu=means["fvu"],
+        l0=means["l0"],
+        dead=means["dead"],
+        dead_train=means["dead_train"],
         fvu_spread=spread["fvu"],
         l0_spread=spread["l0"],
         best=False,
@@ -96,10 +100,8 @@ def _group(name: str, members: Sequence[MemberResult]) -> Group:
 def _unbeaten(group: Group, groups: Sequence[Group]) -> bool:
     if group.l0 is None:
         return False
-    others = [other for other in groups if other is not group and other.l0 is not None]
+    others = [(g.l0, g.fvu) for g in groups if g is not group and g.l0 is not None]
     return not any(
-        other.l0 <= group.l0
-        and other.fvu <= group.fvu
-        and (other.l0 < group.l0 or other.fvu < group.fvu)
-        for other in others
+        l0 <= group.l0 and fvu <= group.fvu and (l0 < group.l0 or fvu < group.fvu)
+        for l0, fvu in others
     )

@@ -82,7 +82,7 @@ def _rgb(images: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8).repeat(3 // x.shape[-1], axis=-1)
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(CAPTION)

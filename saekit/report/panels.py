@@ -130,6 +130,7 @@ def _maps(
 ) -> list[str]:
     """One chart of a code of two values, else one of each method."""
     z_NF = codes[:MAP_ROWS].toarray() if isinstance(codes, csr_matrix) else codes[:MAP_ROWS]
+    latents = z_NF.shape[1]
     z_NF = z_NF[:, z_NF.any(0)]  # latents that no row activates only cost time
     if z_NF.shape[1] < 2 or len(z_NF) < 3:
         return []
@@ -139,7 +140,7 @@ def _maps(
         unlabeled = all(label is None for label in labels)
         return figure(scatter(points, None if unlabeled else names, title, *axes))
 
-    if np.shape(codes)[1] == 2:
+    if latents == 2:
         return [drawn(z_NF, f"{name} as it is", "first value", "second value")]
     if z_NF.shape[1] > WIDE:
         z_NF = PCA(

@@ -187,7 +187,7 @@ def _use(output: SampleOutput, W_FD: torch.Tensor) -> torch.Tensor:
     if above is not None:
         # saekit.models.metrics.fires, of a matrix or a sparse one
         active = np.asarray((abs(codes) > above).sum(0), np.float64).reshape(-1)
-        return torch.from_numpy(active) / np.shape(codes)[0]
+        return torch.from_numpy(active) / len(output.sample.labels)
     return torch.from_numpy(np.asarray(codes, np.float64).var(0)) * W_FD.double().square().sum(1)
 
 

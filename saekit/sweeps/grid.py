@@ -1,8 +1,8 @@
 """sweep.toml -> the settings of every member.
 
 Settings are options of training, by name. A list means one member for each value, several lists all
-combinations; what stands above the first table holds for all members, each [[runs]] table is a grid
-of its own:
+combinations. Settings above the first table apply to all members; each [[runs]] table is a separate
+grid:
 
     rows = 400_000
     seed = [0, 1, 2]
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from saekit.training.config import TrainConfig
 
 RUNS = "runs"
 LARGEST = 10_000  # members
-# of a single run, or of the sweep
+# options of a single run, or of the whole sweep
 NOT_SWEPT = ("target_store", "stores", "log", "device", "save_seconds")
 WHOLE = ("groups", "hidden", "channels")  # options whose one value is a list
 
@@ -38,7 +39,7 @@ WHOLE = ("groups", "hidden", "channels")  # options whose one value is a list
 @dataclass(frozen=True)
 class Member:
     name: str
-    """A folder: what tells it from the others, `topk-k16-seed0`."""
+    """Its folder, named by the settings that differ between members: `topk-k16-seed0`."""
     group: str
     """The same without the seed."""
     config: TrainConfig
@@ -63,38 +64,40 @@ def members_of(settings: dict[str, Any], device: str = "auto") -> list[Member]:
     ):
         raise DataError(f"{RUNS} is a list of tables", f"start each with [[{RUNS}]]")
     common = {name: value for name, value in settings.items() if name != RUNS}
-    asked = sum(
-        math.prod(
-            len(v) if isinstance(v, list) and n not in WHOLE else 1 for n, v in (common | t).items()
-        )
-        for t in tables
-    )
-    if asked > LARGEST:
+
+    # every combination, as long as there are not too many
+    size = sum(_size(common | table) for table in tables)
+    if size > LARGEST:
         raise DataError(
-            f"the grid has {asked:,} members", f"a sweep holds all in memory: at most {LARGEST:,}"
+            f"the grid has {size:,} members", f"a sweep holds all in memory: at most {LARGEST:,}"
         )
-    found = [chosen for table in tables for chosen in _combinations(common | table)]
-    varying = [
-        name
-        for name in dict.fromkeys(key for each in found for key in each)
-        if len({repr(each.get(name)) for each in found}) > 1
-    ]
-    members = []
-    for chosen in found:
-        config = _config(chosen, device)
-        telling = {
-            name: chosen[name]
-            for name in (*(n for n in varying if n != "seed"), "seed")
-            if name in chosen and name in varying
-        }
-        kind = config.options.get("sparsity", "topk") if config.model == "sae" else config.model
-        group = _name({name: value for name, value in telling.items() if name != "seed"}) or kind
-        name = f"{group}-seed{config.seed}" if "seed" in telling else group
-        members.append(Member(name, group, config))
-    twice = {m.name for m in members if sum(other.name == m.name for other in members) > 1}
-    if twice:
-        raise DataError(f"{min(twice)} appears twice", "give each member once")
+    combinations = [chosen for table in tables for chosen in _combinations(common | table)]
+
+    # a name for each, of the settings in which they differ
+    names = dict.fromkeys(name for chosen in combinations for name in chosen)
+    varying = [n for n in names if len({repr(chosen.get(n)) for chosen in combinations}) > 1]
+    members = [_member(chosen, varying, device) for chosen in combinations]
+    repeated = [name for name, count in Counter(m.name for m in members).items() if count > 1]
+    if repeated:
+        raise DataError(f"{min(repeated)} appears twice", "give each member once")
     return members
+
+
+def _size(settings: dict[str, Any]) -> int:
+    """Combinations of one table."""
+    return math.prod(
+        len(value) if isinstance(value, list) and name not in WHOLE else 1
+        for name, value in settings.items()
+    )
+
+
+def _member(chosen: dict[str, Any], varying: list[str], device: str) -> Member:
+    config = _config(chosen, device)
+    kind = config.options.get("sparsity", "topk") if config.model == "sae" else config.model
+    telling = {n: chosen[n] for n in varying if n in chosen and n != "seed"}
+    group = _name(telling) or kind
+    seeded = "seed" in chosen and "seed" in varying
+    return Member(f"{group}-seed{config.seed}" if seeded else group, group, config)
 
 
 def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def _combinations(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def _values(name: str, value: Any) -> list[Any]:
     if name in WHOLE:  # a list of lists sweeps it
         nested = isinstance(value, list) and bool(value) and isinstance(value[0], (list, str))
-        return [_whole(name, each) for each in (value if nested else [value])]
+        return [_whole(name, part) for part in (value if nested else [value])]
     if not isinstance(value, list):
         return [value]
     if not value:
@@ -116,32 +119,26 @@ def _values(name: str, value: Any) -> list[Any]:
 
 def _whole(name: str, value: Any) -> tuple[float, ...]:
     """An option that is a list itself, also as config.toml writes it: '0.25,1'."""
-    parts = (
-        value.split(",")
-        if isinstance(value, str)
-        else value
-        if isinstance(value, list)
-        else [value]
-    )
+    parts = value.split(",") if isinstance(value, str) else value
     try:
-        return tuple(float(part) if name == "groups" else int(part) for part in parts)
+        numbers = parts if isinstance(parts, list) else [parts]
+        return tuple(float(part) if name == "groups" else int(part) for part in numbers)
     except (TypeError, ValueError):
         raise DataError(f"{name} = {value} is not a list of numbers") from None
 
 
 def _config(chosen: dict[str, Any], device: str) -> TrainConfig:
-    bad = [name for name in chosen if name in NOT_SWEPT]
-    if bad:
+    if refused := [name for name in chosen if name in NOT_SWEPT]:
         raise DataError(
-            f"{bad[0]} is not for a grid",
+            f"{refused[0]} is not for a grid",
             f"a sweep trains on one store; {opt('device')} is an option of the sweep",
         )
-    # One order of rows for all members, whatever their seed: that is what lets them share a pass.
+    # one order of rows for all members, whatever their seed, so that they can share a pass
     return TrainConfig.from_flat({"order_seed": 0} | chosen | {"device": device})
 
 
 def _name(telling: dict[str, Any]) -> str:
-    """topk-k16-seed0: values of words alone, numbers with their names."""
+    """topk-k16: words without the names of their options, numbers with them."""
     parts = [
         str(value) if isinstance(value, str) else _named(name.replace("_", "-"), _text(value))
         for name, value in telling.items()
@@ -150,18 +147,14 @@ def _name(telling: dict[str, Any]) -> str:
 
 
 def _named(name: str, value: str) -> str:
-    """k16, but target-l0-16: a name that ends in a digit would run into its value."""
+    """k16, but target-l0-16, since the name ends in a digit."""
     return f"{name}-{value}" if name[-1].isdigit() else name + value
 
 
 def _text(value: Any) -> str:
-    return (
-        "+".join(map(_text, value))
-        if isinstance(value, tuple)
-        else _short(value)
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return "+".join(map(_text, value))
+    return _short(value) if isinstance(value, float) else str(value)
 
 
 def _short(value: float) -> str:

@@ -1,12 +1,11 @@
 """grid -> many checkpoints and one table: the verb `sweep`.
 
-Every member is an ordinary run in a folder of its own, with the bits that `saekit train --config
-OUT/NAME/config.toml` would give it on one
-thread: the same loop, state and resume. What they share is the reading of rows (or, live, the
-model's forward pass), the statistics of the store, and the cores: on a CPU as many members compute
-at a time as torch has threads, each on one, which wastes less than one member after the other on
-all of them. One stacked computation for members of one shape was measured and is slower wherever
-sparse kernels help (docs/sweeps.md).
+Every member is an ordinary run in its own folder, with the bits of `saekit train --config
+OUT/NAME/config.toml` on one thread: the same loop, state and resume. Members share the reading of
+rows (or, live, the model's forward pass), the statistics of the store, and the cores: on a CPU as
+many members compute at a time as torch has threads, each on one thread, which wastes less than
+training one after the other on all threads. Stacking members of one shape into one computation was
+measured, and is slower wherever sparse kernels help (docs/sweeps.md).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
@@ -27,7 +26,6 @@ from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.measures.pareto import Group, MemberResult, groups_of
 from saekit.options import Doc
 from saekit.report.pareto import pareto_page
-from saekit.rows import Rows
 from saekit.store.files import write_bytes, write_json
 from saekit.store.folder_kinds import SWEEP
 from saekit.store.opening import RowsLike, open_rows
@@ -40,6 +38,9 @@ from saekit.training.run import TrainPlan, TrainRun
 from saekit.training.shared import SharedPass
 from saekit.types import Progress
 
+if TYPE_CHECKING:
+    from saekit.harvesting.live import LiveSource
+
 MARKER, PAGE = SWEEP.marker, "pareto.html"
 REPORT_SECONDS = 1.0
 
@@ -50,7 +51,7 @@ class SweepResult:
     seconds: float
     members: list[MemberResult]
     groups: list[Group]
-    """Members that differ by the seed alone, with means and spread; the best trade-offs are
+    """Members that differ only by the seed, with means and spread; the best trade-offs are
     marked."""
     page: str
 
@@ -133,9 +134,8 @@ class _Sweep:
             members_of(grid, device) if isinstance(grid, dict) else read_grid(Path(grid), device)
         )
         self.hint = ""  # of the last member that failed
-        self.workers = (
-            min(torch.get_num_threads(), len(self.members)) if self.device.type == "cpu" else 1
-        )
+        on_cpu = self.device.type == "cpu"
+        self.workers = min(torch.get_num_threads(), len(self.members)) if on_cpu else 1
         self.runs = {member.name: self._run(member) for member in self.members}
         self._check()
 
@@ -154,16 +154,17 @@ class _Sweep:
                     f"{name}: {opt('live')} gives rows one by one, and"
                     f" {run.config.options['sparsity']} needs the row before each row"
                 )
-        for what in ("batch", "order_seed"):
-            found = {
-                run.config.order if what == "order_seed" else run.config.batch
-                for run in self.runs.values()
-            }
-            if len(found) > 1:
-                values = ", ".join(map(str, sorted(found)))
+        configs = [run.config for run in self.runs.values()]
+        shared = {
+            "batch": {config.batch or 0 for config in configs},
+            "order_seed": {config.order for config in configs},
+        }
+        for name, values in shared.items():
+            if len(values) > 1:
                 raise DataError(
-                    f"members of a sweep share their rows, and so {what}: {values}",
-                    f"give {what} one value for all",
+                    f"members of a sweep share their rows, and so {name}:"
+                    f" {', '.join(map(str, sorted(values)))}",
+                    f"give {name} one value for all",
                 )
 
     def plan(self) -> SweepPlan:
@@ -173,22 +174,24 @@ class _Sweep:
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
     ) -> SweepResult:
-        began = time.monotonic()
+        started = time.monotonic()
         # before anything is overwritten: the model may be gone
-        rows = self._live_rows(progress) if self.live else self.store
+        live = self._live_rows(progress) if self.live else None
         with run_folder(self.out, SWEEP, resume=resume, overwrite=overwrite) as folder:
             if folder.notice:
                 progress(Progress("sweep", 0, 0, message=folder.notice))
             folder.begin({"members": [member.name for member in self.members]})
-            results = self._train(rows, folder, _Together(progress, self.runs))
-            done = [result for result in results if result.metrics]
-            if not done:
+            results = self._train(live, folder, _Together(progress, self.runs))
+
+            # the table and the page of those that finished
+            finished = [result for result in results if result.metrics]
+            if not finished:
                 raise NumericsError(f"no member finished: {results[0].error}", self.hint)
-            groups = groups_of(done)
+            groups = groups_of(finished)
             write_bytes(folder.path / PAGE, pareto_page(self.store.spec, groups, results).encode())
             result = SweepResult(
                 str(self.out),
-                round(time.monotonic() - began, 3),
+                round(time.monotonic() - started, 3),
                 results,
                 groups,
                 str(self.out / PAGE),
@@ -199,35 +202,31 @@ class _Sweep:
             )
             return result
 
-    def _live_rows(self, progress: Callable[[Progress], None]) -> Rows:
+    def _live_rows(self, progress: Callable[[Progress], None]) -> LiveSource:
         from saekit.harvesting.live import LiveSource
 
         assert isinstance(self.store, Store)
         source = LiveSource(self.store, device=str(self.device))
-        for note in source.live.notes:
-            progress(Progress("sweep", 0, 0, message=note))
-        progress(
-            Progress(
-                "sweep",
-                0,
-                0,
-                message=(
-                    f"the first {source.buffer_rows:,} rows are computed before training begins"
-                ),
-            )
-        )
+        first = f"the first {source.buffer_rows:,} rows are computed before training begins"
+        for message in (*source.live.notes, first):
+            progress(Progress("sweep", 0, 0, message=message))
         return source
 
-    def _train(self, rows: Rows, folder: RunFolder, together: _Together) -> list[MemberResult]:
-        threads = torch.get_num_threads()
-        shared = SharedPass(
-            self.store, rows, len(self.members), self.workers, threads if self.live else 0
-        )
-        if self.live:  # the model may compute for long before its next batch
-            rows.stopped = lambda: shared.stopped
-        pool = ThreadPoolExecutor(len(self.members), "saekit-sweep", _one_thread_each(self.device))
-        # Members set these flags each for itself, but they are the process's: so they are the same
-        # before the first and after the last.
+    def _train(
+        self, live: LiveSource | None, folder: RunFolder, together: _Together
+    ) -> list[MemberResult]:
+        # one reader of rows for all members
+        threads, members = torch.get_num_threads(), len(self.members)
+        if live is None:
+            shared = SharedPass(self.store, self.store, members, self.workers)
+        else:
+            shared = SharedPass(self.store, live, members, self.workers, threads)
+            # the model may compute for long before its next batch
+            live.stopped = lambda: shared.stopped
+
+        # a thread per member, until all end or one fails; each member sets these flags, which are
+        # those of the process, so they are the same before the first and after the last
+        pool = ThreadPoolExecutor(members, "saekit-sweep", _one_thread_each(self.device))
         flags = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
@@ -241,12 +240,13 @@ class _Sweep:
                 done, pending = wait(pending, timeout=0.2)
                 if interrupted() or any(future.exception() for future in done):
                     shared.stop()
-        torch.set_num_threads(threads)  # also for threads to come
+        torch.set_num_threads(threads)  # also for later threads
+
+        # an error counts more than the interrupts that it caused
         errors = [error for future in futures if (error := future.exception())]
-        if errors:  # what went wrong, rather than the interrupts that followed from it
-            raise next(
-                (error for error in errors if not isinstance(error, KeyboardInterrupt)), errors[0]
-            )
+        if errors:
+            causes = (error for error in errors if not isinstance(error, KeyboardInterrupt))
+            raise next(causes, errors[0])
         return [future.result() for future in futures]
 
     def _member(
@@ -269,7 +269,7 @@ class _Sweep:
 def _one_thread_each(device: torch.device) -> Callable[[], None]:
     def start() -> None:
         if device.type == "cpu":
-            # a thread's first parallel operation would else set its number anew
+            # otherwise a thread's first parallel operation sets the number again
             torch.get_num_threads()
             torch.set_num_threads(1)
 
@@ -281,27 +281,27 @@ class _Together:
 
     def __init__(self, progress: Callable[[Progress], None], runs: dict[str, TrainRun]) -> None:
         self.progress, self.lock = progress, threading.Lock()
-        self.whole = {name: run.steps * run.config.batch for name, run in runs.items()}
+        self.whole = {name: run.steps * (run.config.batch or 0) for name, run in runs.items()}
         self.total = sum(self.whole.values())
         self.rows = dict.fromkeys(runs, 0)
         self.fvu: dict[str, float] = {}
-        self.said = 0.0
+        self.reported = 0.0  # when, on the clock of time.monotonic
 
     def finished(self, name: str) -> None:
-        """Also one that was done before."""
+        """Also for a member that a resumed sweep finds finished."""
         with self.lock:
             self.rows[name] = self.whole[name]
 
     def of(self, name: str) -> Callable[[Progress], None]:
-        def heard(report: Progress) -> None:
+        def report(progress: Progress) -> None:
             with self.lock:
-                self.rows[name] = report.done
-                if "fvu" in report.figures:
-                    self.fvu[name] = report.figures["fvu"]
+                self.rows[name] = progress.done
+                if "fvu" in progress.figures:
+                    self.fvu[name] = progress.figures["fvu"]
                 now, done = time.monotonic(), sum(self.rows.values())
-                if now - self.said >= REPORT_SECONDS or done == self.total:
-                    self.said = now
+                if now - self.reported >= REPORT_SECONDS or done == self.total:
+                    self.reported = now
                     figures = {"fvu": sum(self.fvu.values()) / len(self.fvu)} if self.fvu else {}
                     self.progress(Progress("sweep", done, self.total, figures=figures))
 
-        return heard
+        return report

@@ -198,7 +198,9 @@ def test_documents_that_the_store_never_reached_are_for_training(made, tmp_path)
     stream = contexts.train(0)
     trained = {int(d) for _ in range(60) for d in next(stream).doc_id}
     assert (
-        len(reached) < 60 and trained == set(range(60)) - contexts.held and contexts.held < reached
+        len(reached) < 60
+        and trained == set(range(60)) - contexts.held_out
+        and contexts.held_out < reached
     )
 
 

@@ -1,4 +1,4 @@
-"""A model whose file holds no output head: hidden states are read, and nothing uses logits of a
+"""A model whose file has no output head: hidden states are read, and nothing uses logits of a
 head that is not there."""
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def test_harvest_goes_on_and_finetune_and_page_know_no_logits(made, words, tmp_p
     W_U_VD, why = unembedding(Store(tmp_path / "store"))
     assert W_U_VD is None and "no output tokens" in why
     saekit.train(tmp_path / "store", tmp_path / "run", latents=64, k=4, batch=128, rows=1280)
-    with pytest.raises(DataError, match="holds no output head") as raised:
+    with pytest.raises(DataError, match="has no output head") as raised:
         saekit.finetune(tmp_path / "run", tmp_path / "tuned")
     assert raised.value.hint and not (tmp_path / "tuned").exists()

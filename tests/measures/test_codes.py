@@ -186,7 +186,7 @@ def test_what_cannot_be_judged_is_refused_with_its_place():
         few_labels(z, y[:5], z, y)
     with pytest.raises(DataError, match="only one class"):
         few_labels(z, [1] * 6, z, y)
-    with pytest.raises(DataError, match="2 latents to train on, 1 to judge"):
+    with pytest.raises(DataError, match="2 latents to train on, 1 to evaluate"):
         knn_accuracy(z, y, z[:, :1], y)
     with pytest.raises(UsageError, match="k = 7 neighbors"):
         knn_accuracy(z, y, z, y, k=7)

@@ -16,6 +16,7 @@ from made_stores import make_spec, write_store
 from torch_threads import torch_threads
 
 import saekit
+import saekit.sweeps.run as sweeping
 from saekit.errors import DataError, NumericsError, UsageError
 from saekit.measures.pareto import MemberResult, groups_of
 from saekit.report.pareto import pareto_page
@@ -105,7 +106,9 @@ def test_a_sweep_that_is_done_is_not_done_again(store, swept):
         sweep(store, swept.path, GRID)
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path):
+def test_a_sweep_goes_on_where_it_was_stopped(store, swept, tmp_path, monkeypatch):
+    # every report, since a fast machine is done before the second one
+    monkeypatch.setattr(sweeping, "REPORT_SECONDS", 0.0)
     grid = GRID | {"rows": 30_000}
     whole = sweep(store, tmp_path / "whole", grid)
     seen = threading.Event()
