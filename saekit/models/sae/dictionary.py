@@ -106,7 +106,7 @@ class Dictionary(Autoencoder):
     @property
     def workspace(self) -> Workspace:
         """Buffers of the calling thread."""
-        return self.workspaces.own
+        return self.workspaces.current
 
     @property
     def transcodes(self) -> bool:
