@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from typing import TypeGuard
 
 import numpy as np
@@ -17,7 +18,7 @@ from saekit.store.reader import Store
 from saekit.store.split import HOLDOUT_SHARE
 from saekit.store.stack import StackedStore
 
-RowsLike = str | Path | Rows | torch.Tensor | np.ndarray | Iterable
+RowsLike = str | Path | Rows | torch.Tensor | np.ndarray | Iterable[Any]
 # rows or sequences; a single held-out row has no variance, so fvu would be undefined
 LEAST, LEAST_HELD_OUT = 4, 2
 KEPT = (torch.float32, torch.float16, torch.bfloat16)  # other dtypes become float32
