@@ -1,1 +1,1 @@
-"""The `saekit` command: one thin file a verb. Each parses, calls the library, prints."""
+"""The `saekit` command: one thin file per verb. Each parses, calls the library, prints."""

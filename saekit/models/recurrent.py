@@ -15,6 +15,7 @@ Shapes: B sequences, T steps, D width of a step, F latents, L layers, S state of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -48,7 +49,7 @@ class RecurrentConfig(ClassicConfig):
         for option, value in (("width", self.width), ("layers", self.layers)):
             if value < 1:
                 raise UsageError(f"{opt(option, value)} must be at least 1")
-        if self.is_image and self.d_out % self.shape[0]:
+        if self.is_image and self.d_out % (self.shape[0] or 1):
             raise DataError(
                 f"rows of width {self.d_out} in the target store are not images of {self.shape[0]}"
                 " rows of pixels"
@@ -62,7 +63,7 @@ class RecurrentConfig(ClassicConfig):
     @property
     def is_image(self) -> bool:
         """Whether examples are flat rows (B,H*W*C), not (B,T,D)."""
-        return len(self.shape) == 3 and self.d_in == self.shape[0] * self.shape[1] * self.shape[2]
+        return len(self.shape) == 3 and self.d_in == math.prod(side or 0 for side in self.shape)
 
 
 class Recurrent(Classic):

@@ -44,7 +44,7 @@ def row(comparison, name):
 
 
 def neighbours(digits, encode, k=5):
-    """scikit-learn alone on the codes of both sides."""
+    """Only scikit-learn on the codes of both sides."""
     store, x_train, x = (
         Store(digits),
         side(digits, "train").float(),

@@ -1,4 +1,4 @@
-"""A trained SAE with another k, or the first groups of its latents alone."""
+"""A trained SAE with another k, or only the first groups of its latents."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _whole_store(folder: Path) -> Store:
 
 
 def _sealed_shard(path: Path) -> None:
-    """Give the manifest the size and digest of the shard as it is now: what is checked behind these
+    """Give the manifest the size and digest of the shard as it is now: what is checked after these
     is reached."""
     folder = path.parent.parent
     manifest = Manifest.read(folder)

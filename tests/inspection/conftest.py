@@ -130,7 +130,7 @@ class Browser:
         took."""
         self.problems.clear()
         self.requests.clear()
-        # a change of the hash alone would load nothing
+        # only a change of the hash would load nothing
         self.call("Page.navigate", url="about:blank")
         started = time.perf_counter()
         self.call("Page.navigate", url=url)

@@ -144,7 +144,7 @@ def test_a_scan_is_kept_for_these_stores_together(tmp_path):
     assert len(seen) == first > 0, "nothing is scanned again"
     other = write_store(tmp_path / "other", width=6, hook="blocks.1")
     scan = cached_scan(model, run, open_stores([x, other]), seen.append)
-    assert len(seen) == 2 * first, "the first store alone does not make a scan"
+    assert len(seen) == 2 * first, "the first store by itself does not make a scan"
     z = model.encode(rows_of(x, other)).to_dense()
     assert torch.equal(scan.active, (z > 0).sum(0))
 

@@ -41,7 +41,7 @@ DOUBLED = {**SQUARE, "rescale_factor": 2 / 255}
 
 def saved_model(folder, settings):
     """A ViT of one block that hands its patch embedding on: attention and MLP add nothing, so a row
-    is a function of its patch alone."""
+    is a function only of its patch."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)

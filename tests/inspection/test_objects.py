@@ -51,7 +51,7 @@ def test_features_of_a_model_in_memory_are_those_of_its_folder(made):
     for query in ({"text": "the cat ran", "live": model}, {"index": 3}):
         by_path = saekit.features(Path(result.path), store, **query)
         assert saekit.features(result.model, store, **query) == by_path != []
-    # as the rows of that text alone have them
+    # as the rows of only that text have them
     options = {"hook": "blocks.1", "ctx": 16, "batch": 4, "dtype": "float32"}
     alone = saekit.harvest(model, ["the cat ran"], tokenizer=tiny.tokenizer(), **options)
     expected = result.model.encode(alone.x).to_dense().amax(0)

@@ -35,7 +35,7 @@ def letters(tmp_path_factory):
     )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        model.lm_head.weight[6:] *= 50  # rows that are no token would win every ranking
+        model.lm_head.weight[6:] *= 50  # rows without a token would win every ranking
     model.save_pretrained(folder / "model")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", unk_token="<unk>"

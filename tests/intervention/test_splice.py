@@ -153,7 +153,7 @@ def test_several_hooks_are_changed_in_one_pass_as_one_inside_the_other():
         nested = logits(model)
     with saekit.splice(model, {"blocks.0": double, "blocks.2": shift}):
         assert torch.equal(logits(model), nested)
-    assert not torch.equal(logits(model), nested), "nothing stays behind"
+    assert not torch.equal(logits(model), nested), "nothing stays on the model"
     with (
         pytest.raises(DataError, match=r"blocks\.7"),
         saekit.splice(model, {"blocks.0": double, "blocks.7": shift}),

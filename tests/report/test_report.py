@@ -207,7 +207,7 @@ def test_settings_that_differ_are_set_apart(made):
     cells = {row[0]: [cell for cell in row[1:] if cell] for row in made[2].rows if row}
     assert cells["latents"] == ["other2", "other96", "other3"]
     assert cells["seed"] == ["same0", "same0", "same0"]
-    assert cells["beta"] == ["same–", "same–", "same1"], "one run alone has it"
+    assert cells["beta"] == ["same–", "same–", "same1"], "only one run has it"
 
 
 def test_names_and_labels_are_only_text(tmp_path):
@@ -223,7 +223,7 @@ def test_names_and_labels_are_only_text(tmp_path):
         found["errors"]['<b onclick="x">&amp;']["by_class"]
     ) == set(labels)
     assert page.sections == ["Figures", "Codes", "Errors", "Settings"], (
-        "rows that are no images have no pictures"
+        "rows other than images have no pictures"
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from saekit.errors import UsageError, opt
 from saekit.models.noise import Noise
 from saekit.options import Doc, check
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
+EXPANSION = 32  # where neither expansion nor latents is given
+DecoderNorm = Literal["unit", "free"]
+Revival = Literal["aux", "resample", "none"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class SAEConfig:
         ),
     ] = None
     decoder_norm: Annotated[
-        Literal["unit", "free"], Doc("Norm of the decoder vectors: held at 1, or learned.")
+        DecoderNorm, Doc("Norm of the decoder vectors: held at 1, or learned.")
     ] = "unit"
     skip: Annotated[
         bool,
         Doc("With a target store: a linear skip connection past the code (skip transcoder)."),
     ] = False
     revive: Annotated[
-        Literal["aux", "resample", "none"],
+        Revival,
         Doc(
             "How dead latents are brought back: aux (they predict the residual), resample (they"
             " are pointed at badly reconstructed rows)."
@@ -60,7 +63,7 @@ class SAEConfig:
     ] = 2048
     aux_rows: Annotated[int, Doc("Rows per batch that the auxiliary loss uses.")] = 512
 
-    def resolved(self) -> SAEConfig:
+    def resolved(self) -> Self:
         """The config with every default filled in. Raises UsageError on values that cannot be."""
         check(self)
         Noise.parse(self.noise)
@@ -79,5 +82,8 @@ class SAEConfig:
         latents = self.latents or max(round(expansion * self.d_in), 1)
         return replace(self, latents=latents, expansion=latents / self.d_in)
 
-
-EXPANSION = 32  # the default, where neither expansion nor latents is given
+    @property
+    def n_latents(self) -> int:
+        """F of a resolved config."""
+        assert self.latents is not None
+        return self.latents

@@ -16,12 +16,13 @@ r_j, r_0 = 0.01, which penalizes latents that fire often (the form of llamascopi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from torch import nn
 
 from saekit.models.sae import SAE
+from saekit.models.sae.config import Revival
 from saekit.models.sae.preactivations import Pre, above
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
 from saekit.models.sparsity.gate import TrainedGate
@@ -44,11 +45,11 @@ class JumpReLUConfig(PenaltyConfig):
     ] = 0.5
     freq_coef: Annotated[float, Doc("Weight of the penalty on latents that fire often.")] = 0.0
 
-    revive: str = "aux"
+    revive: Revival = "aux"
 
     steered = "aim"
 
-    def resolved(self) -> PenaltyConfig:
+    def resolved(self) -> Self:
         # With a target, a tenth too many costs a two-hundredth of the input's variance. Without,
         # each active latent costs coef.
         return replace(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from saekit_kernels import sigmoid_reconstruction
@@ -29,6 +29,7 @@ from saekit_kernels.dense import kl_of_means
 from saekit.errors import UsageError, opt
 from saekit.models.codes import firing_counts
 from saekit.models.sae import SAE
+from saekit.models.sae.config import DecoderNorm, Revival
 from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import DensePre, Pre, above
 from saekit.models.sparsity.jumprelu import Heaviside
@@ -40,7 +41,7 @@ from saekit.types import ActivationBatch, LossTerms, Step
 @dataclass(frozen=True)
 class KLConfig(PenaltyConfig):
     sparsity: str = "kl"
-    decoder_norm: str = "free"
+    decoder_norm: DecoderNorm = "free"
     target_rate: Annotated[
         float | None,
         Doc(
@@ -48,7 +49,7 @@ class KLConfig(PenaltyConfig):
             " divided by the number of latents)."
         ),
     ] = None
-    revive: str = "none"
+    revive: Revival = "none"
 
     default_coef = 0.5
     default_rate = 0.01
@@ -57,14 +58,14 @@ class KLConfig(PenaltyConfig):
     reconstruction."""
     steered = "aim"
 
-    def resolved(self) -> PenaltyConfig:
+    def resolved(self) -> Self:
         config = super().resolved()
         config = (
             replace(config, coef=self.aimed_coef)
             if self.coef is None and self.target_l0
             else config
         )
-        default = self.target_l0 / config.latents if self.target_l0 else self.default_rate
+        default = self.target_l0 / config.n_latents if self.target_l0 else self.default_rate
         rate = default if self.target_rate is None else self.target_rate
         if not 0 < rate < 1:
             raise UsageError(f"{opt('target_rate', rate)} must be in (0, 1)")
@@ -142,8 +143,8 @@ class KL(SAE):
 
 @dataclass(frozen=True)
 class SparseKLConfig(KLConfig):
-    decoder_norm: str = "unit"
-    revive: str = "aux"
+    decoder_norm: DecoderNorm = "unit"
+    revive: Revival = "aux"
 
     default_coef = 10.0
 

@@ -10,12 +10,12 @@ one SAE serves every k up to its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 
 from saekit.errors import UsageError, opt
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae import SAE
 from saekit.models.sae.preactivations import Pre
 from saekit.models.sparsity.batchtopk import BatchTopKConfig, LargestOfBatch
 from saekit.models.sparsity.jumprelu import JumpReLU, JumpReLUConfig
@@ -32,10 +32,11 @@ class Nesting:
         Doc("Nested parts of the dictionary, as shares of its latents, rising to 1."),
     ] = SHARES
 
-    def resolved(self) -> SAEConfig:
-        config = super().resolved()
+    def resolved(self) -> Self:
+        # of the config beside it, which is the next class
+        config = super().resolved()  # pyright: ignore[reportAttributeAccessIssue]
         rising = all(a < b for a, b in zip((0.0, *self.groups), self.groups))
-        if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.latents < 1:
+        if not rising or self.groups[-1] != 1.0 or self.groups[0] * config.n_latents < 1:
             raise UsageError(
                 f"{opt('groups', self.groups)}: shares must rise to 1, and the first must contain a"
                 " latent"

@@ -15,7 +15,7 @@ coefficients are of similar size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from saekit_kernels import relu_reconstruction
@@ -23,6 +23,7 @@ from saekit_kernels.operations import OPERATIONS
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae.config import Revival
 from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
 from saekit.models.sae.losses import loss_terms
@@ -55,24 +56,24 @@ class PenaltyConfig(SAEConfig):
         Doc("L0 of the first step (default: 4 times the target, or half of all latents)."),
     ] = None
 
-    revive: str = "resample"
+    revive: Revival = "resample"
 
     default_coef = 2.0  # chosen by a measured grid (docs/log.md)
     steered = "coef"  # with a target_l0; control.py
 
-    def resolved(self) -> SAEConfig:
+    def resolved(self) -> Self:
         config = super().resolved()
         coef = self.default_coef if self.coef is None else self.coef
         if coef < 0:
             raise UsageError(f"{opt('coef', coef)} must not be negative")
         target = self.target_l0 or 0
-        if not 0 <= target < config.latents:
+        if not 0 <= target < config.n_latents:
             raise UsageError(
                 f"{opt('target_l0', target)} must be between 0 and the number of latents,"
-                f" {config.latents:,}"
+                f" {config.n_latents:,}"
             )
         start = self.start_l0 or (
-            min(START * target, config.latents / 2) if target else config.latents / 2
+            min(START * target, config.n_latents / 2) if target else config.n_latents / 2
         )
         return replace(config, coef=coef, start_l0=start)
 

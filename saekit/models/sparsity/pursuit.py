@@ -9,14 +9,14 @@ and are used to encode and to decode (W_enc is W_dec). A row stops when no produ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as nnF
 from saekit_kernels import encode_topk
 
 from saekit.errors import UsageError, opt
-from saekit.models.sae import SAE, SAEConfig
+from saekit.models.sae import SAE
 from saekit.models.sae.dead import aux_terms
 from saekit.models.sae.losses import loss_terms, squared_error
 from saekit.models.sparsity.topk import TopKConfig, k_at
@@ -35,7 +35,7 @@ class PursuitConfig(TopKConfig):
         ),
     ] = 1e-2
 
-    def resolved(self) -> SAEConfig:
+    def resolved(self) -> Self:
         if self.d_out or self.skip:
             raise UsageError(
                 f"{opt('sparsity', 'matching-pursuit')} reconstructs its own input",

@@ -10,13 +10,12 @@ cosines of slow codes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as nnF
 
 from saekit.errors import UsageError, opt
-from saekit.models.sae import SAEConfig
 from saekit.models.sae.dead import aux_terms
 from saekit.models.sae.losses import loss_terms, with_squared_error
 from saekit.models.sae.preactivations import largest_of_rows
@@ -34,7 +33,7 @@ class TemporalConfig(TopKConfig):
     temperature: Annotated[float, Doc("Temperature of InfoNCE.")] = 0.1
     contrast_rows: Annotated[int, Doc("Pairs per batch in InfoNCE.")] = 1024
 
-    def resolved(self) -> SAEConfig:
+    def resolved(self) -> Self:
         if not 0 < self.slow_share < 1 or self.temperature <= 0:
             raise UsageError(
                 f"{opt('slow_share')} must be between 0 and 1, {opt('temperature')} above 0"

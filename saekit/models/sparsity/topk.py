@@ -7,7 +7,7 @@ z = the k largest ReLU(pre) of a row. Dead latents predict the residual (dead.py
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from saekit_kernels import SparseCodes, encode_topk, topk_reconstruction
@@ -39,20 +39,17 @@ class TopKConfig(SAEConfig):
 
     starts = 1  # times k
 
-    def resolved(self) -> SAEConfig:
+    def resolved(self) -> Self:
         config = super().resolved()
-        config = replace(
-            config,
-            k_start=self.k_start
-            or min(self.starts * self.k, max(round(START_SHARE * config.latents), self.k)),
-        )
-        for name, k in (("k", self.k), ("k_start", config.k_start)):
-            if not 1 <= k <= config.latents:
+        most = max(round(START_SHARE * config.n_latents), self.k)
+        k_start = self.k_start or min(self.starts * self.k, most)
+        for name, k in (("k", self.k), ("k_start", k_start)):
+            if not 1 <= k <= config.n_latents:
                 raise UsageError(
                     f"{opt(name, k)} must be between 1 and the number of latents,"
-                    f" {config.latents:,}"
+                    f" {config.n_latents:,}"
                 )
-        return config
+        return replace(config, k_start=k_start)
 
 
 def k_at(sae: SAE, step: Step) -> int:

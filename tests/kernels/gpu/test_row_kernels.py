@@ -77,7 +77,7 @@ def test_a_row_without_codes_is_the_bias():
 
 def test_padding_does_not_read_latent_0():
     codes, W, b, x = random_codes(5, 20, 7), normal(20, 40), normal(40), normal(5, 40)
-    # nobody uses latent 0; a double 1 is no matter to the decoder
+    # nobody uses latent 0; a double 1 does not matter to the decoder
     codes.idx[codes.active() & (codes.idx == 0)] = 1
     expected = decode_mse(codes, W, b, x)
     W[0] = torch.nan
