@@ -1,5 +1,5 @@
-"""Runs that share a pass get the rows that each would read by itself, whichever is fast or slow, and
-one may leave or stop at any time."""
+"""Runs that share a pass get the rows that each would read by itself, whichever is fast or slow,
+and one may leave or stop at any time."""
 
 from __future__ import annotations
 
