@@ -6,6 +6,7 @@ _.__getattr__
 _.__dir__
 _.__signature__
 _.__class__
+_.__annotations__
 
 # torch calls it for repr
 _.extra_repr

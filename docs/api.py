@@ -27,7 +27,10 @@ INTRO = """\
 What is called `saekit.NAME` here is imported from `saekit`; everything else comes from the file
 under its heading. Shapes are name suffixes: B rows of a batch, N rows of data, T tokens, D width of
 the hidden state, F latents. Terms are explained in [glossary.md](glossary.md), the conventions in
-[design.md](design.md). [examples/](../examples) has programs that use this interface.
+[design.md](design.md), the options of every model in [options.md](options.md).
+[examples/](../examples) has programs that use this interface.
+
+`progress`, which all long functions take, is called with a `Progress` from time to time.
 """
 # heading -> public names of saekit, or `module:Class`, each with the members that a caller uses
 JOBS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -103,7 +103,7 @@ class SaekitError(Exception):
 
 
 class UsageError(SaekitError):
-    """Wrong arguments, whatever the data."""
+    """Wrong arguments, for any data."""
 
     exit_status = 2
 

@@ -142,10 +142,11 @@ def keywords(
     return shown
 
 
-def check(config: Any) -> None:
+def check(config: object) -> None:
     """Raise UsageError for an option of a config that is of another type than declared, or none of
     its choices: callers, config files and grids give anything."""
-    check_values(type(config), {name: getattr(config, name) for name in options_of(type(config))})
+    owner = type(config)
+    check_values(owner, {name: getattr(config, name) for name in options_of(owner)})
 
 
 def check_values(owner: type, values: dict[str, Any]) -> None:
@@ -173,15 +174,17 @@ def _documented(source: type | Callable[..., Any]) -> dict[str, tuple[Any, Doc]]
     return {name: (get_args(annotations[name])[0], doc) for name, doc in docs.items() if doc}
 
 
-def _defaults(owner: type | Callable[..., Any]) -> dict[str, Any]:
+def _defaults(owner: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(owner):
-        return {name: each.default for name, each in inspect.signature(owner).parameters.items()}
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(owner).parameters.items()
+        }
     return {field.name: _default(field) for field in dataclasses.fields(owner)}
 
 
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """REQUIRED for a field without a default, and for one that is made anew each time."""
     return REQUIRED if field.default is dataclasses.MISSING else field.default
 
 

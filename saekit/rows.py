@@ -7,8 +7,7 @@ cursor for a resume come from here, so they are the same for every source:
   permuted, a window of blocks is loaded, and the rows within it are permuted: reads stay nearly
   sequential and memory is one window. With a single block of all rows this is a plain permutation
   (`indices`).
-- `cut`: batches of one size from any stream of windows, such as the shuffle buffer of a running
-  model.
+- `cut`: batches of one size from any stream of windows, such as a shuffle buffer.
 
 The order is a function of (seed, epoch) only, so a row cursor continues a pass exactly.
 """
@@ -29,8 +28,7 @@ Span = tuple[int, int]  # first row and the row after the last
 
 
 class Rows(Protocol):
-    """Rows that can be read in batches by a cursor: a Store, rows in memory, or an Adapter of
-    these."""
+    """Rows that can be read in batches by a cursor: a Store, rows in memory, or an Adapter."""
 
     @property
     def path(self) -> Path | str:

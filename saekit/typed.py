@@ -57,7 +57,8 @@ def as_type(value: Any, hint: Any, where: str) -> Any:
     if hint is float:
         # numbers.Real: NumPy's too
         _need(isinstance(value, numbers.Real) and not isinstance(value, bool), value, hint, where)
-        if not abs(float(value)) < 1e300:  # False for NaN
+        size: Any = abs(value)
+        if not size < 1e300:  # also for NaN
             raise MisfitError(f"{where} {_short(value)} is not a finite number")
         return float(value)
     if hint is int:

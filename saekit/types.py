@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,8 +90,7 @@ class ActivationSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "spec") -> ActivationSpec:
-        """Raises MisfitError (a ValueError) for fields that are missing, unknown or out of
-        range."""
+        """Raises MisfitError (a ValueError) for missing, unknown or wrong fields."""
         spec = build(cls, data, where)
         for name, value, least in (
             ("d_in", spec.d_in, 1),
@@ -221,8 +221,7 @@ class Example:
 
 @dataclass
 class FeatureRecord:
-    """All that is known about one latent. Pure data: page, CLI, explanation and interop read only
-    this."""
+    """All that is known about one latent. Pure data: page, CLI, explanation and interop read it."""
 
     index: int
     density: float | None  # share of scanned rows where the latent is active
@@ -264,7 +263,7 @@ class Progress:
     done: int
     total: int
     unit: str = "rows"
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | None] = field(default_factory=dict)
     message: str | None = None  # a line for the user, shown once; names options as Python does
     # the same with its options marked (saekit.errors.opt), for other front ends
     raw_message: str | None = field(init=False, default=None)

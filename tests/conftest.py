@@ -47,7 +47,7 @@ def _seed():
 
 @pytest.fixture
 def one_thread():
-    """Sums of one order, whatever process makes them."""
+    """Sums in one order, in any process."""
     with torch_threads(1):
         yield
 

@@ -18,9 +18,10 @@ from saekit.training.loop import Trainer
 from saekit.training.run import train
 
 
-def digits_store(path: Path, rows: int = 400) -> Path:
-    """Images of 8x8 pixels with their labels, 100 of 400 held out."""
-    harvest("raw:pixels", "embedded:digits", path, rows=rows, holdout=0.25)
+def digits_store(path: Path, rows: int | None = 400, holdout: float = 0.25) -> Path:
+    """Images of 8x8 pixels with their labels, by default 400, of which 100 are held out. `rows`
+    None: all 1,797."""
+    harvest("raw:pixels", "embedded:digits", path, rows=rows, holdout=holdout)
     return path
 
 

@@ -80,6 +80,17 @@ def test_every_public_name_is_in_the_reference():
     assert names == set(saekit.__all__)
 
 
+@pytest.mark.parametrize("name", sorted(set(saekit.__all__) - {"SaekitError", "open_store"}))
+def test_every_parameter_of_a_public_function_is_explained(name):
+    """In the docstring or with the option; `progress`, which all long verbs have, on the page."""
+    owner = getattr(saekit, name)
+    function = docstrings.function_of(owner)
+    items = "".join(docstrings.described(owner, function)).splitlines()
+    explained = {word for item in items for word in re.findall(r"`(\w+)`", item.partition(": ")[0])}
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    assert {argument.arg for argument in arguments} - {"self", "progress"} <= explained
+
+
 DEFAULT = 3
 Count = Annotated[int, Doc("Active latents.")]
 

@@ -169,12 +169,11 @@ def test_the_command_line_speaks_flags(arguments, said, tmp_path, capsys):
     )
 
 
-# -- the sources
-# --------------------------------------------------------------------------------------------------
+# -- the sources -----------------------------------------------------------------------------------
 
 
 def texts(path: Path):
-    """(line, text) of every string that is no docstring; what an f-string fills in is `{}`."""
+    """(line, text) of every string that is not a docstring; the fields of an f-string are `{}`."""
     tree = ast.parse(path.read_text())
     inside = {
         id(part)

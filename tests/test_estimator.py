@@ -89,8 +89,7 @@ def test_the_example_of_the_docstring():
     assert doctest.testmod(saekit.estimator) == (0, 4)
 
 
-# -- agreement with scikit-learn, and with values by hand
-# -----------------------------------------------------------------------
+# -- agreement with scikit-learn, and with values by hand ------------------------------------------
 
 
 def test_pca_equals_scikit_learns(digits):
@@ -167,8 +166,7 @@ def test_the_evidence_bound_against_torchs_distributions(digits):
     assert not hasattr(small("dense"), "elbo_samples")
 
 
-# -- use
-# --------------------------------------------------------------------------------------------------
+# -- use -------------------------------------------------------------------------------------------
 
 
 def test_codes_in_a_pipeline_separate_the_digits(digits):
@@ -307,8 +305,7 @@ def test_a_model_of_images_is_told_their_sides(name, digits):
         Estimator(name).fit(train)
 
 
-# -- copies
-# --------------------------------------------------------------------------------------------------
+# -- copies ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -359,8 +356,7 @@ def test_data_are_left_as_they_are_and_may_be_read_only(name, digits, recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
-# -- refusals
-# --------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

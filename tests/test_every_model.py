@@ -7,13 +7,12 @@ import math
 
 import pytest
 import torch
-from made_runs import rows_store
+from made_runs import digits_store, rows_store
 from made_stores import write_store
 from saekit_cli.app import main
 
 import saekit
 from saekit.errors import DataError
-from saekit.harvesting.run import harvest
 from saekit.models.catalog import CATALOG
 from saekit.training.config import TrainConfig
 from saekit.training.run import prepare
@@ -36,9 +35,7 @@ VARIANTS = [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images") / "store"
-    harvest("raw:pixels", "embedded:digits", path, rows=200, holdout=0.2)
-    return path
+    return digits_store(tmp_path_factory.mktemp("images") / "store", rows=200, holdout=0.2)
 
 
 def options(name, **more):

@@ -67,7 +67,7 @@ def test_from_pretrained_is_reached_by_no_other_way():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model whose config class lies beside it and writes a file when it is imported."""
+    """A model whose config class is in its folder and writes a file when it is imported."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(

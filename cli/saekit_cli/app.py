@@ -53,22 +53,14 @@ MEMORY_HINT = (
     " smaller one"
 )
 
-VERBS: dict[str, Verb] = {
-    verb.NAME: verb
-    for verb in (
-        demo,
-        harvest,
-        train,
-        sweep,
-        finetune,
-        evaluate,
-        compare,
-        inspect,
-        features,
-        models,
-        bench,
-    )
-}
+
+def _by_name(*verbs: Verb) -> dict[str, Verb]:
+    return {verb.NAME: verb for verb in verbs}
+
+
+VERBS = _by_name(
+    demo, harvest, train, sweep, finetune, evaluate, compare, inspect, features, models, bench
+)
 HELP = (
     "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"
     " features mean."
@@ -211,8 +203,8 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for the GPU's memory alone; what the CPU and libraries on the
-    GPU lack is a RuntimeError."""
+    """torch has a class of its own only for the GPU's memory; CPU memory and libraries on the GPU
+    raise a RuntimeError."""
     texts = (
         "can't allocate memory",
         "not enough memory",

@@ -1,9 +1,9 @@
 """A verb's module as a command: its flags come from the options that the library declares.
 
-A module has NAME, EXAMPLES (lines that can be pasted), `takes(arguments)`, the library's options
-(saekit.options), and `run(given, ...)`, whose own documented parameters are flags too: what only
-the command line has. `given` holds the library's options that the user set, by name. A verb is
-built when it is run, so that `saekit --help` imports nothing heavy.
+A module has NAME, EXAMPLES (lines that can be pasted), `run(given, ...)`, and where the library
+declares options (saekit.options) `takes(arguments)`, which returns them. `given` holds those that
+the user set, by name. The documented parameters of `run` itself are flags that only the command
+line has. A verb is built when it is run, so that `saekit --help` imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ ITEMS = {int: "N,...", float: "X,..."}
 class Verb(Protocol):
     """The module of a verb."""
 
-    NAME: str
-    EXAMPLES: list[str]
-    takes: Callable[[list[str]], dict[str, Option]]
+    @property
+    def NAME(self) -> str: ...
+
+    @property
+    def EXAMPLES(self) -> list[str]: ...
+
     run: Callable[..., None]
 
 
@@ -77,7 +80,8 @@ class Command(TyperCommand):
 
 def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
     """All options of a verb: the library's, then those that only the command line has."""
-    library = verb.takes(arguments) if hasattr(verb, "takes") else {}
+    takes: Callable[[list[str]], dict[str, Option]] | None = getattr(verb, "takes", None)
+    library = {} if takes is None else takes(arguments)
     own = options_of(verb.run)
     return {name: option for name, option in library.items() if name not in own} | own
 
@@ -103,7 +107,6 @@ def build(verb: Verb, arguments: list[str]) -> Command:
     parameters = [_parameter(option) for option in every.values()]
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     vars(callback)["__signature__"] = inspect.Signature([context, *parameters])
-    callback.__annotations__ = {}
     callback.__doc__ = verb.run.__doc__
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(

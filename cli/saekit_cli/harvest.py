@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def takes(arguments: list[str]) -> dict[str, Option]:
 def run(
     given: Given,
     model: Annotated[
-        str | Path,
+        str,
         Doc(
             "Hub id, folder, .gguf file, embedded:NAME; raw:pixels | raw:array | raw:tfidf.",
             metavar="MODEL",
@@ -71,9 +72,10 @@ def run(
     """Store a model's hidden states on some data."""
     if list_hooks:
         _list_hooks(
-            str(model), given.get("device", "auto"), given.get("trust_remote_code", False), json_
+            model, given.get("device", "auto"), given.get("trust_remote_code", False), json_
         )
         return
+    model = os.path.expanduser(model)  # a name that is not a path never begins with ~
     if not data or not out:
         raise UsageError("harvest takes MODEL DATA OUT", "saekit harvest --help")
     from saekit.harvesting.run import harvest, plan_harvest

@@ -4,6 +4,7 @@ on stdout."""
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ def take_any_encoding() -> None:
     """What stdout and stderr cannot encode is written as \\xNN or \\uNNNN: a locale must not end a
     command whose work is done."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -38,7 +39,7 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -77,7 +78,7 @@ def size(count: float) -> str:
 
 
 def _columns() -> int:
-    """Of the terminal behind stderr, where the bar is drawn."""
+    """Of the terminal of stderr, where the bar is drawn."""
     try:
         return (
             os.get_terminal_size(sys.stderr.fileno()).columns or shutil.get_terminal_size().columns
@@ -98,7 +99,7 @@ class Reporter:
         self.open_line = False
 
     def __call__(self, p: Progress) -> None:
-        if p.message:
+        if p.raw_message:
             self.close()
             message("note", spelled(p.raw_message, flag))
             return

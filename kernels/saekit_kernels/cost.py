@@ -50,8 +50,7 @@ def device_of(name: str) -> Device | None:
 
 @dataclass(frozen=True)
 class Work:
-    """The least work of an operation: FLOPs of matrix products, bytes between device memory and the
-    chip."""
+    """The least work of an operation: FLOPs of matrix products, bytes to and from device memory."""
 
     flops: float
     bytes: float
@@ -82,8 +81,7 @@ def weight_grad(B: int, D: int, F: int, k: int) -> Work:
 
 
 def feature_step(B: int, D: int, F: int, k: int) -> Work:
-    """Both weight gradients and Adam of both matrices in one pass: two gathers, no stored
-    gradient."""
+    """Both weight gradients and Adam of both matrices in one pass: two gathers, no gradients."""
     return Work(4 * B * k * D, 2 * (BF16 * B * k * D + 12 * B * k) + ADAM_FUSED_BYTES * 2 * F * D)
 
 

@@ -75,8 +75,7 @@ def sampled_products(codes: Codes, g_BD: torch.Tensor, W_FD: torch.Tensor) -> to
     if g_BD.device.type != "cpu":
         products = csr_products(codes.offsets(), codes.idx.flatten(), g_BD, W_FD)
         return codes.without_padding(products.view_as(codes.vals))
-    # By latent, so that W is read in order; the transpose is needed for the weight gradients
-    # anyway.
+    # By latent, so that W is read in order; the weight gradients need the transpose too.
     transpose = codes.transpose()
     pos = transpose.pos[: int(transpose.ptr[-1])]
     products = csr_products(transpose.ptr, codes.row_of(pos), W_FD, g_BD)

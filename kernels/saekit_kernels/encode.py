@@ -35,8 +35,7 @@ CROWDED = 512  # mean survivors per row above which fp32 products with all of W 
 
 
 def as_given(function):
-    """Without gradients, and without autocast, which would change precisions in this thread
-    only."""
+    """Without gradients, and without autocast, which acts only on this thread."""
 
     @functools.wraps(function)
     def run(x_BD, *arguments, **options):
@@ -196,8 +195,7 @@ def _no_rows(x_BD: torch.Tensor, k: int, F: int) -> SparseCodes:
 
 
 class _Product:
-    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in one reused buffer per
-    thread."""
+    """Pre-activations in fp32 (or the dtype of x), chunk by chunk, in a buffer per thread."""
 
     def __init__(self, x_BD, W_FD, b_F, workspace: Workspace) -> None:
         self.x_BD, self.W_FD, self.b_F, self.workspace = x_BD, W_FD, b_F, workspace
@@ -291,8 +289,7 @@ def _topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
 
 
 def _topk_of_entries(row, column, values, count, k: int):
-    """The k largest entries of each row; rows with fewer are filled with -inf, which no code
-    holds."""
+    """The k largest entries of each row; rows with fewer are filled with -inf (never a code)."""
     width = -(-(max(int(count.max()), k) + 1) // GROUP) * GROUP
     slot = row * width + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     table = values.new_full((len(count) * width,), -torch.inf)

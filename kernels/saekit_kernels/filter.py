@@ -44,8 +44,7 @@ LEAST_PRODUCT = 1 << 31
 
 @functools.cache
 def fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively; without that, bf16 products are slower than fp32
-    ones."""
+    """Whether this CPU multiplies bf16 natively; otherwise fp32 products are faster."""
     support = (
         getattr(torch.cpu, name, None)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -65,8 +64,7 @@ class Filter:
         workspace: Workspace,
         threshold_F: torch.Tensor | None = None,
     ) -> None:
-        """`threshold_F` is subtracted from the biases: what is positive is then above its
-        threshold."""
+        """`threshold_F` is subtracted from the biases: positive means above its threshold."""
         (B, D), F = x_BD.shape, W_FD.shape[0]
         self.workspace, self.F = workspace, F
         self.width = -(-F // GROUP) * GROUP
@@ -125,8 +123,7 @@ class Filter:
         return padded.view(GROUP, -1).amax(0)
 
     def above(self, rows: slice, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(row, column), rows counted from rows.start: every latent that may be positive, and a few
-        others."""
+        """(row, column), rows counted from rows.start: all latents that may be positive."""
         low = self.product(rows, slot)
         return self.survivors(low, rows, self.shift.expand(len(low)))
 

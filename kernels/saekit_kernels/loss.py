@@ -1,5 +1,4 @@
-"""The whole training step of a sparse code as one differentiable scalar, by the faster of two
-paths.
+"""The whole training step of a sparse code as one differentiable scalar, on the faster path.
 
 The *sparse* path never makes the dense code: encode (exact, with the selection), decode and
 compare, one dot product per active entry, and two gathers for the weight gradients. Its cost beyond
@@ -323,16 +322,14 @@ class _SparseGradients(torch.autograd.Function):
 
 
 def _through_codes(codes: Codes, dvals_BK: torch.Tensor, W_enc_FD: torch.Tensor) -> torch.Tensor:
-    """(B,D): sum over the entries of a row of dvals * W_enc[j], the gradient of x through the
-    codes."""
+    """(B,D): sum over the entries of a row of dvals * W_enc[j], the gradient of x by the codes."""
     return decode(
         dataclasses.replace(codes, vals=dvals_BK), W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1])
     )
 
 
 class _ReadyGradients(torch.autograd.Function):
-    """The identity on the total, with gradients that were computed beside it and are only
-    scaled."""
+    """The identity on the total, with gradients that are ready and only scaled."""
 
     @staticmethod
     def forward(ctx, W_enc_FD, b_enc_F, W_dec_FD, b_dec_D, total, *gradients):

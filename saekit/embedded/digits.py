@@ -1,4 +1,4 @@
-"""embedded:digits: scikit-learn's 1,797 handwritten digits as images, 8x8 grey pixels, with their
+"""embedded:digits: scikit-learn's 1,797 handwritten digits as images, 8x8 gray pixels, with their
 labels.
 
 Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), its test part.
@@ -8,7 +8,7 @@ Ink is stored as 0..16 and scaled to 0..255, so that 255 is full ink.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     pixels = np.rint(bunch.images * (255 / FULL_INK)).astype(np.uint8)
     return pixels, bunch.target.astype(np.int64)
 

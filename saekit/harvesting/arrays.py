@@ -1,19 +1,19 @@
-"""Array files, .npy and .npz, read strictly: what the header states is held against the file before
-memory is taken. No pickle."""
+"""Array files, .npy and .npz, read strictly: the header is checked against the file before memory
+is allocated. No pickle."""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from saekit.errors import DataError, MissingError, unreadable
 from saekit.harvesting.documents import refuse_pointer
 
-# A zip member grows by up to 1032 times. Above these two, a file of some MB is more likely an
-# attack than data.
+# A zip member can grow by up to 1032 times. Above both of these, a file of a few MB is more likely
+# an attack than data.
 _LARGEST_BOMB, _LARGEST_RATIO = 1 << 29, 200
 _LONGEST_HEADER = 10_000
 
@@ -51,11 +51,11 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if {"data", "shape", "format"} <= members.keys():
-            dense = (
+            hint = (
                 f"numpy.save('x.npy', scipy.sparse.load_npz('{path.name}').toarray()) makes it"
                 " dense"
             )
-            raise DataError(f"{path} holds a sparse matrix of SciPy, which is not supported", dense)
+            raise DataError(f"{path} holds a sparse matrix of SciPy, which is not supported", hint)
         if "x" not in members:
             raise DataError(
                 f"{path} has no array x; it holds {', '.join(members) or 'none'}",
@@ -70,11 +70,11 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 info.file_size > _LARGEST_BOMB
                 and info.file_size > _LARGEST_RATIO * info.compress_size
             ):
-                cause = (
+                raise DataError(
                     f"{path}: array {name} grows from {info.compress_size:,} to {info.file_size:,}"
-                    " bytes"
+                    " bytes",
+                    "save it uncompressed, with numpy.save",
                 )
-                raise DataError(cause, "save it unpacked, with numpy.save")
             with archive.open(info) as file:
                 _check_header(path, file, info.file_size)
             with archive.open(info) as file:
@@ -82,8 +82,8 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return arrays["x"], arrays.get("y")
 
 
-def _check_header(path: Path, file: BinaryIO, size: int) -> None:
-    """The values that the header states must fill the rest of the `size` bytes exactly."""
+def _check_header(path: Path, file: IO[bytes], size: int) -> None:
+    """The values that the header declares must fill the rest of the `size` bytes exactly."""
     form = np.lib.format
     version = form.read_magic(file)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -106,13 +106,13 @@ def _check_header(path: Path, file: BinaryIO, size: int) -> None:
                 "save it with numpy.save",
             )
         values *= length
-    stated, there = values * dtype.itemsize, size - file.tell()
-    if stated != there:
-        cause = (
-            f"{path} cannot be read as an array: {stated:,} bytes of values are stated, {there:,}"
-            " are there"
+    declared, actual = values * dtype.itemsize, size - file.tell()
+    if declared != actual:
+        raise DataError(
+            f"{path} cannot be read as an array: its header declares {declared:,} bytes of values,"
+            f" but it has {actual:,}",
+            "save it again with numpy.save",
         )
-        raise DataError(cause, "save it again with numpy.save")
 
 
 def _check(path: Path, x: np.ndarray, y: np.ndarray | None) -> None:

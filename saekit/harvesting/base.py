@@ -1,5 +1,4 @@
-"""What every harvest does, whatever the rows come from: plan, open or resume the stores, fill them,
-report."""
+"""The steps of all harvests, with or without a model: plan, open stores, fill, report."""
 
 from __future__ import annotations
 
@@ -30,13 +29,13 @@ Writer = StoreWriter | MemoryWriter
 
 
 class Harvest(ABC):
-    """One call of the verb. A subclass knows the data when it is made, so that wrong requests do
-    not touch OUT."""
+    """One call of `harvest`. A subclass opens the data when it is constructed, so that wrong
+    requests do not touch OUT."""
 
-    dtype: ClassVar[str]  # of the rows, unless asked otherwise
-    widths: dict[str, int]  # hook -> d_in, a store each
+    dtype: ClassVar[str]  # default of the rows
+    widths: dict[str, int]  # hook -> d_in, one store per hook
     notes: Sequence[str] = ()  # what the user should know before it begins
-    dtype_reason: str | None = None  # why dtype "auto" chose what it chose
+    dtype_reason: str | None = None  # the reason for the choice of dtype "auto"
 
     def __init__(self, out: Path | None, config: HarvestConfig) -> None:
         """`out` None: the rows stay in memory."""
@@ -48,7 +47,7 @@ class Harvest(ABC):
 
     @abstractmethod
     def digest(self) -> str | None:
-        """Of the data, which must be the same on a resume."""
+        """A digest of the data, which must be the same on a resume."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -56,15 +55,15 @@ class Harvest(ABC):
 
     @abstractmethod
     def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
-        """Append batches behind those that the writers have, until the rows asked for are there or
-        the data ends."""
+        """Append batches after those that the writers have, until there are enough rows or the data
+        ends."""
 
     def skipped(self) -> Sequence[str]:
-        """Names of the broken inputs that were left out (skip_broken)."""
+        """Names of the broken inputs that were skipped (skip_broken)."""
         return ()
 
     def _choose_dtype(self, parts: Iterable[Any]) -> None:
-        """dtype "auto": by the first rows (R,D), as the model or the data gives them."""
+        """dtype "auto": by the first rows (R,D) of the model or the data."""
         rows, count = [], 0
         for x_RD in parts:
             rows.append(x_RD if isinstance(x_RD, torch.Tensor) else torch.tensor(x_RD))
@@ -73,15 +72,15 @@ class Harvest(ABC):
                 break
         if not count:
             raise DataError(
-                f"{opt('dtype', 'auto')}: the data gives no row to choose by",
-                f"another {opt('scope')} or other data",
+                f"{opt('dtype', 'auto')}: the data has no rows to choose by",
+                f"choose another {opt('scope')} or other data",
             )
         dtype, self.dtype_reason = choose_dtype(torch.cat(rows)[:PROBE_ROWS])
         self.config = dataclasses.replace(self.config, dtype=dtype)
         self.notes = (*self.notes, f"{opt('dtype', 'auto')}: {self.dtype_reason}")
 
     def _report(self) -> dict[str, Any]:
-        """What the stores' health report holds besides the rows' own."""
+        """What the stores' health report holds besides statistics of the rows."""
         skipped = list(self.skipped())
         report: dict[str, Any] = (
             {"skipped": {"count": len(skipped), "first": skipped[:NAMED]}} if skipped else {}
@@ -89,15 +88,15 @@ class Harvest(ABC):
         return report | ({"dtype_reason": self.dtype_reason} if self.dtype_reason else {})
 
     def rows_expected(self) -> int | None:
-        """Rows that will be stored, None when that is not known before."""
+        """The number of rows that will be stored; None when it is not known in advance."""
         return self.config.rows
 
     def own_plan(self) -> dict[str, Any]:
-        """What must agree for a resume beside what every harvest has."""
+        """What must agree for a resume, besides what all harvests have."""
         return {}
 
     def extras(self) -> dict[str, bytes]:
-        """Files beside the shards that show the rows again: content by name."""
+        """Files beside the shards that are needed to show the rows: content by name."""
         return {}
 
     def plan(self) -> HarvestPlan:
@@ -105,37 +104,45 @@ class Harvest(ABC):
         if rows is not None:
             size = (
                 sum(rows * width for width in self.widths.values())
-                * DTYPES[self.config.dtype].itemsize
+                * DTYPES[self.stored_dtype].itemsize
             )
         shards = (
             None
             if size is None
             else max(-(-size // (self.config.shard_mb << 20)), len(self.widths))
         )
-        folder = self.out.absolute()
+        folder = self._root.absolute()
         with writing(folder):
             while not folder.exists():
                 folder = folder.parent
             return HarvestPlan(self.widths, rows, size, shards, shutil.disk_usage(folder).free)
 
+    @property
+    def _root(self) -> Path:
+        assert self.out is not None, "rows in memory have no folder"
+        return self.out
+
     def folder(self, hook: str) -> Path:
-        return self.out if len(self.widths) == 1 else self.out / hook.replace(":", "-")
+        return self._root if len(self.widths) == 1 else self._root / hook.replace(":", "-")
 
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
     ) -> HarvestResult:
         if self.out is None:
             return self._keep_all(progress)
+        # Refuse what does not fit on the disk.
         plan = self.plan()
-        have = sum(folder_bytes(self.folder(hook)) for hook in self.widths) if resume else 0
-        if plan.bytes is not None and plan.bytes > plan.disk_free + have:
+        written = sum(folder_bytes(self.folder(hook)) for hook in self.widths) if resume else 0
+        if plan.bytes is not None and plan.bytes > plan.disk_free + written:
+            assert plan.rows is not None
             fit = plan.disk_free // (plan.bytes // plan.rows)
-            cause = (
-                f"{plan.bytes / 1e9:.1f} GB are needed and {plan.disk_free / 1e9:.1f} GB are free"
-                f" at {self.out}"
+            raise DataError(
+                f"{plan.bytes / 1e9:.1f} GB are needed, but only {plan.disk_free / 1e9:.1f} GB are"
+                f" free at {self.out}",
+                f"{opt('rows', fit)} would fit, or choose another OUT",
             )
-            raise DataError(cause, f"{opt('rows', fit)} would fit, or another OUT")
-        self._say_notes(progress)
+        # Lock the folders and fill the stores.
+        self._report_notes(progress)
         outs, store_plan = [self.folder(hook) for hook in self.widths], self._store_plan()
 
         def differs(n: int, path: Path) -> str:
@@ -149,30 +156,24 @@ class Harvest(ABC):
                     progress(Progress("harvest", 0, 0, message=folder.notice))
             return self._fill_all(folders, store_plan, progress)
 
-    def _say_notes(self, progress: Callable[[Progress], None]) -> None:
+    def _report_notes(self, progress: Callable[[Progress], None]) -> None:
         for note in self.notes:
             progress(Progress("harvest", 0, 0, message=note))
 
-    def _say_skipped(self, progress: Callable[[Progress], None]) -> None:
+    def _report_skipped(self, progress: Callable[[Progress], None]) -> None:
         if skipped := self.skipped():
-            progress(
-                Progress(
-                    "harvest",
-                    0,
-                    0,
-                    message=f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})",
-                )
-            )
+            message = f"broken inputs left out: {len(skipped):,} ({some_of(skipped)})"
+            progress(Progress("harvest", 0, 0, message=message))
 
     def _keep_all(self, progress: Callable[[Progress], None]) -> HarvestResult:
         """The rows in memory, without a folder."""
-        self._say_notes(progress)
-        began = time.monotonic()
+        self._report_notes(progress)
+        started = time.monotonic()
         writers = {hook: MemoryWriter(self.spec(hook)) for hook in self.widths}
         self.fill(writers, progress)
-        self._say_skipped(progress)
+        self._report_skipped(progress)
         batches = {hook: writer.finish() for hook, writer in writers.items()}
-        return self._result(writers, time.monotonic() - began, 0, batches)
+        return self._result(writers, time.monotonic() - started, 0, batches)
 
     def _fill_all(
         self,
@@ -180,7 +181,7 @@ class Harvest(ABC):
         store_plan: dict[str, Any],
         progress: Callable[[Progress], None],
     ) -> HarvestResult:
-        began = time.monotonic()
+        started = time.monotonic()
         writers = self._open(folders, store_plan)
         for writer in writers.values():
             if writer.repaired:
@@ -190,12 +191,12 @@ class Harvest(ABC):
         if not all(writer.manifest.complete for writer in writers.values()):
             if not all(writer.manifest.filled for writer in writers.values()):
                 self.fill(writers, progress)
-            self._say_skipped(progress)
+            self._report_skipped(progress)
             for writer in writers.values():
-                manifest = writer.finish()
-                for remark in remarks(manifest.stats, writer.spec):
+                stats = writer.finish().stats
+                for remark in remarks(stats or {}, writer.spec):
                     progress(Progress("harvest", 0, 0, message=remark))
-        return self._result(writers, time.monotonic() - began, rows_before)
+        return self._result(writers, time.monotonic() - started, rows_before)
 
     def _result(
         self,
@@ -217,10 +218,15 @@ class Harvest(ABC):
             skipped=(
                 len(self.skipped())
                 if self.out is None
-                else first.manifest.stats.get("skipped", {}).get("count", 0)
+                else (first.manifest.stats or {}).get("skipped", {}).get("count", 0)
             ),
             batches=batches,
         )
+
+    @property
+    def stored_dtype(self) -> str:
+        assert self.config.dtype is not None  # since the constructor
+        return self.config.dtype
 
     def _store_plan(self) -> dict[str, Any]:
         c = self.config
@@ -234,7 +240,7 @@ class Harvest(ABC):
         return plan | self._chosen_holdout()
 
     def _chosen_holdout(self) -> dict[str, float]:
-        """Absent in stores of before there was a choice."""
+        """Absent in stores older than the option."""
         return {} if self.config.holdout == HOLDOUT_SHARE else {"holdout": self.config.holdout}
 
     def _open(self, folders: list[RunFolder], plan: dict[str, Any]) -> dict[str, StoreWriter]:

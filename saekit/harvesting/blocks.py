@@ -1,5 +1,5 @@
-"""The blocks of a model and what is in them: what is kept of the pass that has shown it
-(`saekit.harvesting.trace`), and what can be said before any pass, by structure."""
+"""The blocks of a model and their parts: the result of the pass that showed them
+(`saekit.harvesting.trace`), and a guess by structure before any pass."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from saekit.harvesting.parts import Part, has_module
 
 @dataclass
 class Anatomy:
-    """What a pass has shown. Paths are those of the whole module."""
+    """What a pass has shown. Paths are relative to the whole module."""
 
     tower: str
     blocks: str | None = None  # path of the list of blocks
     proven: bool = False  # False: nothing has run yet, and `blocks` is a guess from structure
-    why: str = ""  # where there are no blocks, or nothing could be run: the reason
-    near: str | None = None  # some module that gave hidden states, for where there are no blocks
+    why: str = ""  # why there are no blocks, or nothing could be run
+    near: str | None = None  # a module that returned hidden states, when there are no blocks
     count: int = 0
-    bad_blocks: dict[int, str] = field(default_factory=dict)  # block -> why it is none
+    bad_blocks: dict[int, str] = field(default_factory=dict)  # block -> why it is not one
     parts: dict[int, dict[str, Part]] = field(default_factory=dict)
-    # module -> how often it ran, of the modules of the tower
+    # module of the tower -> how often it ran
     runs: Counter[str] = field(default_factory=Counter)
     # modules whose output the model changes in place
     written_later: set[str] = field(default_factory=set)
@@ -37,8 +37,8 @@ class Anatomy:
 
 
 def tower_path(module: nn.Module) -> str:
-    """The part of `module` whose blocks `blocks.N` means: the image tower of a dual model, the
-    encoder of an encoder-decoder, else '' (the whole)."""
+    """The part of `module` that `blocks.N` refers to: the image tower of a dual model, the encoder
+    of an encoder-decoder, else '' (the whole)."""
     children = dict(module.named_children())
     if "vision_model" in children and "text_model" in children:
         return "vision_model"
@@ -51,9 +51,9 @@ def tower_path(module: nn.Module) -> str:
 
 
 def guessed_blocks(module: nn.Module, root: nn.Module) -> str | None:
-    """Path in `root` of what looks like the list of blocks: the outermost list of modules of one
-    class whose length is the config's number of layers, else the longest. It saves a second pass
-    where it is right, and is all that is known before a module has run."""
+    """Path in `root` of the likely list of blocks: the outermost list of modules of one class whose
+    length is the config's number of layers, else the longest. A correct guess saves a second pass;
+    before a module has run, there is nothing better."""
     lists = [
         (path, blocks)
         for path, blocks in deep_lists(root)
@@ -69,7 +69,7 @@ def guessed_blocks(module: nn.Module, root: nn.Module) -> str | None:
 
 
 def deep_lists(root: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Lists of modules that have parts: a plain Linear or Dropout in a list is no block."""
+    """Lists of modules that have submodules: a plain Linear or Dropout in a list is not a block."""
     for path, module in root.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             elements = list(module)

@@ -1,5 +1,5 @@
-"""What is wrong with a file of a model folder: a git-lfs pointer, half of a download, JSON that is
-none. Looked at after a failure only."""
+"""What is wrong with a file of a model folder: a git-lfs pointer, an incomplete download, invalid
+JSON. Only checked after a failure."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _READ = {
         "config.json",
     ),
     "image processor": ("preprocessor_config.json", "processor_config.json", "config.json"),
-}  # the files of a folder that transformers reads for each
+}  # the files that transformers reads, as patterns
 _LEAST = 8  # bytes of a safetensors file: the length of its header
 
 
 def first_line(error: BaseException) -> str:
-    """Of a message that only begins there ("Validation error for field 'hidden_size':") two
-    lines."""
+    """The first line of a message; the first two if the first ends with a colon ("Validation error
+    for field 'hidden_size':")."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
 
 
 def damage(folder: Path, what: str) -> tuple[str, str] | None:
-    """(what is wrong with a file that transformers reads for `what`, the next step), None when
-    nothing is seen."""
+    """(what is wrong with a file that transformers reads for `what`, the next step); None when
+    nothing is found."""
     again = "copy or download that file again"
     for file in sorted(
-        each for each in folder.iterdir() if each.is_file() and _is_read(each, what)
+        file for file in folder.iterdir() if file.is_file() and _is_read(file, what)
     ):
         try:
             with file.open("rb") as opened:
@@ -63,7 +63,7 @@ def _is_read(file: Path, what: str) -> bool:
 
 
 def _too_short(file: Path, size: int) -> str | None:
-    """Half of a download: the header says where the tensors end."""
+    """An incomplete download: the header says where the tensors end."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(_LEAST), "little")
         if length > size - _LEAST:

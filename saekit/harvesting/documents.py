@@ -1,4 +1,4 @@
-"""What harvesting reads, whatever it comes from: documents, each a text or an image."""
+"""What harvesting reads from any source: documents, which are texts or images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 _POINTER = b"version https://git-lfs.github.com/spec/"
-# how the names of data and of models end that came as objects: nothing can be opened by them
+# The end of the names of data and models that were objects: they cannot be opened by name.
 IN_MEMORY = " in memory"
-NAMED = 3  # inputs that a message names before it only counts
+NAMED = 3  # inputs that a message names; the others are counted
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text or an image. `id` is its index in the source; an image's `name` is what
-    `Documents.image` opens again."""
+    """A text or an image. `id` is its index in the source; `Documents.image` opens an image by its
+    `name`."""
 
     id: int
     name: str
@@ -35,28 +35,27 @@ class Document:
 
 
 class Documents(ABC):
-    """`name` is what a store's spec records, and what `open_data` takes to open the same data
-    again."""
+    """`name` is recorded in a store's spec; `open_data` opens the same data by it."""
 
     name: str
     modality: Modality
-    column: str | None = None  # of a table: the one that is read
+    column: str | None = None  # the column of a table that is read
     notes: tuple[str, ...] = ()  # what the user should know before it is read
-    # broken inputs that the last pass left out so far, where it was opened with skip_broken
+    # broken inputs that the last pass has skipped so far (skip_broken)
     skipped: Sequence[str] = ()
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Documents from the start-th in visiting order on. Those before are not opened, unless
-        broken ones are skipped: only opening tells which count."""
+        """Documents from the start-th in visiting order on. Earlier ones are not opened, unless
+        broken ones are skipped: only opening shows which count."""
 
     @abstractmethod
     def digest(self) -> str | None:
-        """A digest of the content (16 hex digits), None where only the hub could tell."""
+        """A digest of the content (16 hex digits); None when the content is on the hub."""
 
     @abstractmethod
     def image(self, ref: str) -> Image:
-        """The image that a Document's name stands for."""
+        """The image of the Document with the name `ref`."""
 
 
 def need_images(data: Documents) -> None:
@@ -71,7 +70,7 @@ def digest_of(parts: Sequence[str]) -> str:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise DataError where git left a file of three lines in place of the data."""
+    """Raise DataError for a pointer file of git-lfs."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise DataError(

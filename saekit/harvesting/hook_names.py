@@ -1,22 +1,22 @@
-"""Where in a model hidden states are read.
+"""The names of hooks: where in a model hidden states are read.
 
-A hook is named in one of two ways, both with an optional `:in` for the module's input instead of
+A hook has one of two kinds of names, both with an optional `:in` for the module's input instead of
 its output:
 
 - an alias, the same on every model: `blocks.9` (the residual stream after block 9, counted from 0),
   `blocks.9.attn` and `blocks.9.mlp` (what attention and MLP add to it, before the residual sum;
-  with `:in`, what they read);
+  with `:in`, their input);
 - a module path of the loaded model (`model.layers.9.mlp.down_proj`).
 
-`resolve_hook` turns either into the canonical module path, which is what a store keeps. Aliases are
-not believed from names: a tiny forward pass shows that a block is given what the one before it
-gave, and that block input + attn + mlp = block output (`saekit.harvesting.trace`,
-`saekit.harvesting.parts`). What cannot be shown is refused with the reason and a module path that
-can be read. A module that does not say what it takes as input cannot be run by us: then the first
+`resolve_hook` turns either into the canonical module path, which a store records. Aliases do not
+rely on module names: a tiny forward pass proves that every block takes the output of the previous
+one, and that block input + attn + mlp = block output (`saekit.harvesting.trace`,
+`saekit.harvesting.parts`). An alias that cannot be proven is refused, with the reason and a module
+path to use instead. We cannot run a module that does not say what input it takes: then the first
 pass inside `capture` is the proof (`saekit.harvesting.hooks`).
 
 In a model with an image and a text tower (CLIP, SigLIP) `blocks` are those of the image tower; the
-other has its module paths.
+text tower can be read by module paths.
 """
 
 from __future__ import annotations
@@ -55,31 +55,30 @@ def block_count(module: nn.Module) -> int:
 
 
 def resolve_hook(module: nn.Module, hook: str, name: str | None = None) -> str:
-    """The canonical path of `hook` ('model.layers.9', with ':in' where asked). `name` is the
+    """The canonical path of `hook` ('model.layers.9', with ':in' if `hook` has it). `name` is the
     model's name in messages.
 
-    Paths of the bare model (`h.9`, as AutoModel has them) are understood on the model with a head
-    (`transformer.h.9`), and the other way round. Raises DataError, with the range of blocks, when
-    there is no such module, and with the reason when an alias is not what it says on this model.
+    Paths of the bare model (`h.9`, as in AutoModel) are understood on the model with a head
+    (`transformer.h.9`), and vice versa. Raises DataError, with the range of blocks, when there is
+    no such module, and with the reason when an alias does not hold on this model.
     """
     module = plain(module)
     name = name or model_name(module)
     path, at_input = split_input(hook)
     if is_alias(module, path):
-        found = _alias_path(module, path, name, at_input)
+        canonical = _alias_path(module, path, name, at_input)
     else:
-        found = next(
-            (each for each in _spellings(module, path) if each and has_module(module, each)), None
-        )
-    if found is None:
+        spellings = (spelling for spelling in _spellings(module, path) if spelling)
+        canonical = next((path for path in spellings if has_module(module, path)), None)
+    if canonical is None:
         raise _unknown(module, path, name)
-    return found + INPUT_SUFFIX * at_input
+    return canonical + INPUT_SUFFIX * at_input
 
 
 def is_alias(module: nn.Module, path: str) -> bool:
-    """blocks.N..., unless the model itself calls a module so. Where its list of blocks is called
-    `blocks`, .attn and .mlp are aliases
-    still: they mean what is added, which need not be what a module of that name gives."""
+    """blocks.N..., unless it is the name of a module of the model. In a model whose list of blocks
+    is called `blocks`, .attn and .mlp are still aliases: they mean what is added, which need not be
+    the output of a module of that name."""
     match = _ALIAS.match(path)
     if not match:
         return False
@@ -89,7 +88,7 @@ def is_alias(module: nn.Module, path: str) -> bool:
 
 
 def list_hooks(module: nn.Module) -> list[HookRow]:
-    """Every alias that a forward pass has proven with its canonical path, block by block (:in may
+    """Every alias that a forward pass has proven, with its canonical path, block by block (:in may
     follow any of them).
 
     Raises DataError, with the reason, for a model that has none.
@@ -100,13 +99,12 @@ def list_hooks(module: nn.Module) -> list[HookRow]:
     for index in anatomy.good_blocks() if anatomy.proven else ():
         rows.append(HookRow(f"blocks.{index}", anatomy.block_path(index)))
         for part in NAMES:
-            found = anatomy.parts.get(index, {}).get(part)
-            if found and found.path:
-                rows.append(
-                    HookRow(f"blocks.{index}.{part}", f"{anatomy.block_path(index)}.{found.path}")
-                )
+            proven = anatomy.parts.get(index, {}).get(part)
+            if proven and proven.path:
+                path = f"{anatomy.block_path(index)}.{proven.path}"
+                rows.append(HookRow(f"blocks.{index}.{part}", path))
     if not rows:
-        why = anatomy.why or "none of its blocks is given what the one before it gave"
+        why = anatomy.why or "none of its blocks takes the output of the previous one"
         raise DataError(f"{model_name(module)} has no hooks to list: {why}", _another(anatomy))
     return rows
 
@@ -117,8 +115,9 @@ def model_name(module: nn.Module) -> str:
 
 def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str | None:
     """'blocks.N[.attn|.mlp|.path inside the block]' -> module path, None when there is none. Raises
-    DataError for what is disproven."""
+    DataError for an alias that does not hold."""
     match = _ALIAS.match(alias)
+    assert match is not None
     index, inside = int(match[1]), match[2]
     anatomy = anatomy_of(module)
     if anatomy.blocks is None:
@@ -128,6 +127,7 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
         )
     if index >= anatomy.count:
         return None
+    # The block itself.
     block = module.get_submodule(anatomy.block_path(index))
     if inside is None:
         if index in anatomy.bad_blocks and not at_input:
@@ -137,15 +137,19 @@ def _alias_path(module: nn.Module, alias: str, name: str, at_input: bool) -> str
                 f"{opt('hook', path)} takes that module's output as it is",
             )
         return anatomy.block_path(index)
+    # A module inside it, or what attention or MLP add.
     if inside not in NAMES:
         return f"{anatomy.block_path(index)}.{inside}" if has_module(block, inside) else None
     if not anatomy.proven:
-        found = guessed_part(block, inside)
-        return f"{anatomy.block_path(index)}.{found}" if found else None
+        guess = guessed_part(block, inside)
+        return f"{anatomy.block_path(index)}.{guess}" if guess else None
     part = anatomy.parts.get(index, {}).get(inside)
     if part is None:
-        what = f"block {index} ({type(block).__name__}) has no module of that name"
-        part = Part(None, reason=f"{what} that adds to the residual stream")
+        reason = (
+            f"block {index} ({type(block).__name__}) has no module of that name that adds to the"
+            " residual stream"
+        )
+        part = Part(None, reason=reason)
     if part.path is None:
         raise _refused(module, alias, index, part, name)
     return f"{anatomy.block_path(index)}.{part.reads if at_input else part.path}"
@@ -180,18 +184,18 @@ def _unknown(module: nn.Module, path: str, name: str) -> DataError:
     anatomy = anatomy_of(module)
     blocks, count = anatomy.blocks, anatomy.count
     if blocks is None:
-        near = did_you_mean(path, [each for each, _ in module.named_modules() if each])
+        guess = did_you_mean(path, [name for name, _ in module.named_modules() if name])
         return DataError(
             f"{path} is not a module of {name} ({type(module).__name__}: {anatomy.why})",
-            near + _another(anatomy),
+            guess + _another(anatomy),
         )
     match = re.match(r"(.+)\.(\d+)(\.|$)", path)
     stem = match[1] if match and blocks in _spellings(module, match[1]) else "blocks"
     span = f"{count} blocks, {stem}.0 to {stem}.{count - 1}"
-    wanted = min(int(match[2]), count - 1) if match else count - 1
+    nearest = min(int(match[2]), count - 1) if match else count - 1
     return DataError(
         f"{path} is not a module of {name} ({span})",
-        f"{opt('hook', f'{stem}.{wanted}')}, or {listing}",
+        f"{opt('hook', f'{stem}.{nearest}')}, or {listing}",
     )
 
 

@@ -1,6 +1,6 @@
 """Reading the hidden states at a model's hooks.
 
-How hooks are named is told in `saekit.harvesting.hook_names`, whose functions are public from here.
+`saekit.harvesting.hook_names` explains the names of hooks; its functions are also exported here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,20 @@ from saekit.harvesting.hook_names import (
 from saekit.harvesting.parts import has_module
 from saekit.harvesting.trace import Trace, stream_input, stream_output
 
-__all__ = ["HookRow", "block_count", "block_hint", "block_list", "capture", "check_runs_once",
-"is_alias", "list_hooks", "model_name",
-           "proof", "resolve_hook", "split_input"]  # fmt: skip
+__all__ = [
+    "HookRow",
+    "block_count",
+    "block_hint",
+    "block_list",
+    "capture",
+    "check_runs_once",
+    "is_alias",
+    "list_hooks",
+    "model_name",
+    "proof",
+    "resolve_hook",
+    "split_input",
+]
 
 
 class _Stop(BaseException):
@@ -46,56 +57,56 @@ def capture(
     """Hidden states of the last forward pass run inside: a mapping from each name in `hooks`, as
     given, to a tensor (B,T,D).
 
-    model: any transformers module, or a LiveModel; a module of your own too, whose first pass
-    inside proves the aliases.
+    model: any transformers module, or a LiveModel; also your own module, whose first pass inside
+        proves the aliases.
     hooks: one or several. `blocks.9` is the residual stream after block 9, counted from 0; also
         `blocks.9.mlp`, `blocks.9.attn`, `:in` for an input, or a module path such as
         `model.layers.9`.
     stop: True ends the pass, and with it the `with` body, as soon as every hook has fired, so that
-        nothing past the last hooked block is run: make the forward call the last statement of the
+        nothing after the last hooked block is run: make the forward call the last statement of the
         body.
 
-    Tensors are on the model's device and in its dtype, copied, so that what the model writes later
-    does not change them; with gradients they are the model's own, attached to the graph. A module
-    that returns a tuple gives its first entry.
+    Tensors are on the model's device and in its dtype. They are copies, so that later in-place
+    writes of the model do not change them; with gradients they are the model's own tensors,
+    attached to the graph. For a module that returns a tuple, its first entry is captured.
 
         model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
         with torch.inference_mode(), saekit.capture(model, ["blocks.9"], stop=True) as states:
             model(**inputs)
         x_BTD = states["blocks.9"]
 
-    Raises DataError for an unknown hook or an alias that is not what it says on this model, for an
-    output that is no tensor (B,T,D), for a module that runs several times in one pass, and with
+    Raises DataError for an unknown hook or an alias that does not hold on this model, for an output
+    that is not a tensor (B,T,D), for a module that runs several times in one pass, and with
     stop=True when a hook never fired.
     """
     module = model if isinstance(model, nn.Module) else model.module
     names = [hooks] if isinstance(hooks, str) else list(hooks)
-    wanted = {name: resolve_hook(module, name) for name in names}
-    for path in wanted.values():
+    paths = {name: resolve_hook(module, name) for name in names}
+    for path in paths.values():
         check_runs_once(module, path)
     anatomy = anatomy_of(module)
-    # torch.compile traces the hooks: no module in them
+    # torch.compile traces the hooks, so they must not reference the module.
     written_later, hint = anatomy.written_later, block_hint(module)
     states: dict[str, torch.Tensor] = {}
     ended = _Stop()
 
     with ExitStack() as stack:
         finished = (lambda: _raise(ended)) if stop else (lambda: None)
-        proving = stack.enter_context(proof(module, wanted, finished))
+        proving = stack.enter_context(proof(module, paths, finished))
         passes = stack.enter_context(_passes(module, states.clear))
 
         def store(name: str, value: Any) -> None:
             if passes.inside and name in states:
-                raise _repeated(wanted[name], hint)
+                raise _repeated(paths[name], hint)
             states[name] = _hidden_state(
-                value, wanted[name], hint, copy=split_input(wanted[name])[0] in written_later
+                value, paths[name], hint, copy=split_input(paths[name])[0] in written_later
             )
             if proving.pending:
-                proving.read.add(wanted[name])
-            if stop and not proving.pending and len(states) == len(wanted):
+                proving.read.add(paths[name])
+            if stop and not proving.pending and len(states) == len(paths):
                 raise ended
 
-        for name, path in wanted.items():
+        for name, path in paths.items():
             stack.callback(_attach(module, path, name, store).remove)
         try:
             yield states
@@ -107,8 +118,8 @@ def capture(
 
 
 def check_runs_once(module: nn.Module, path: str) -> None:
-    """Raise DataError where the tiny pass ran the module of a canonical path several times: which
-    of its states is meant?"""
+    """Raise DataError when the tiny pass ran the module of a canonical path several times, so that
+    its states are ambiguous."""
     anatomy = anatomy_of(module)
     runs = anatomy.runs[split_input(path)[0]]
     if runs > 1:
@@ -116,9 +127,7 @@ def check_runs_once(module: nn.Module, path: str) -> None:
 
 
 def _repeated(path: str, hint: str, times: str = "more than once") -> DataError:
-    return DataError(
-        f"{path} runs {times} in one forward pass: its states cannot be told apart", hint
-    )
+    return DataError(f"{path} runs {times} in one forward pass, so its states are ambiguous", hint)
 
 
 def _raise(error: BaseException) -> None:
@@ -126,14 +135,14 @@ def _raise(error: BaseException) -> None:
 
 
 class _Passes:
-    """Whether a forward pass of the whole model runs at this moment."""
+    """`inside` > 0: a forward pass of the whole model is running."""
 
     inside = 0
 
 
 @contextmanager
 def _passes(module: nn.Module, begin: Callable[[], None]) -> Iterator[_Passes]:
-    """`begin` is called as each pass starts, whichever of model, bare model and tower is called."""
+    """`begin` is called when a pass starts, by a call of the model, the bare model or the tower."""
     passes = _Passes()
 
     def enter(*_: Any) -> None:
@@ -161,12 +170,11 @@ def _passes(module: nn.Module, begin: Callable[[], None]) -> Iterator[_Passes]:
             handle.remove()
 
 
-# --- proof on the owner's own pass
-# ----------------------------------------------------------------------------------------------
+# -- proof by the owner's pass ---------------------------------------------------------------------
 
 
 class _Proving:
-    """`pending`: aliases are still to be proven by the pass that runs now."""
+    """`pending`: the pass that is running has yet to prove the aliases."""
 
     def __init__(self, pending: bool) -> None:
         self.pending = pending
@@ -175,33 +183,31 @@ class _Proving:
 
 @contextmanager
 def proof(
-    module: nn.Module, wanted: dict[str, str], finished: Callable[[], None] = lambda: None
+    module: nn.Module, paths: dict[str, str], finished: Callable[[], None] = lambda: None
 ) -> Iterator[_Proving]:
-    """Where the module could not be run before, the first pass inside proves the aliases in
-    `wanted` (name -> canonical path).
+    """If the module could not be run before, the first pass inside proves the aliases in `paths`
+    (name -> canonical path).
 
-    Raises DataError at the end of that pass for an alias that is not what it says; else calls
-    `finished`.
+    Raises DataError at the end of that pass for an alias that does not hold; else calls `finished`.
     """
     module = plain(module)
     anatomy = anatomy_of(module)
-    aliases = {
-        name: path for name, path in wanted.items() if is_alias(module, split_input(name)[0])
-    }
+    aliases = {name: path for name, path in paths.items() if is_alias(module, split_input(name)[0])}
     proving = _Proving(pending=not anatomy.proven and bool(aliases))
     if not proving.pending:
         yield proving
         return
-    tower = anatomy.tower
-    guess = anatomy.blocks.removeprefix(f"{tower}.") if tower else anatomy.blocks
-    trace = Trace(module, tower, guess)
+    # Watch the pass.
+    tower, blocks = anatomy.tower, anatomy.blocks
+    trace = Trace(module, tower, blocks.removeprefix(f"{tower}.") if blocks and tower else blocks)
     handles: list[Any] = []
 
     def leave(*_: Any) -> None:
+        """At its end, compare the aliases with what it showed."""
         for handle in handles:
             handle.remove()
         shown = trace.anatomy()
-        # the guess was wrong: the parts of the right blocks come with the next pass
+        # The guess was wrong: the next pass shows the parts of the actual blocks.
         if shown.blocks and shown.blocks != anatomy.blocks:
             shown.proven = False
         keep(module, shown)
@@ -225,11 +231,11 @@ def proof(
     if proving.pending and (
         unproven := [path for path in aliases.values() if path in proving.read]
     ):
-        cause = (
+        raise DataError(
             f"{', '.join(aliases)} could not be proven: the model itself was not run from beginning"
-            " to end"
+            " to end",
+            f"{opt('hook', unproven[0])} takes that module's output as it is",
         )
-        raise DataError(cause, f"{opt('hook', unproven[0])} takes that module's output as it is")
 
 
 def _attach(
@@ -247,13 +253,13 @@ def _attach(
 
 
 def _hidden_state(value: Any, path: str, hint: str, copy: bool) -> torch.Tensor:
-    """`copy` also where the tensor carries a gradient, which a copy passes on."""
+    """`copy`: also when the tensor requires a gradient, which flows through the copy."""
     value = stream_output(value)
     if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
         return value.clone() if copy or not value.requires_grad else value
-    what = (
+    kind = (
         f"a tensor {tuple(value.shape)} of {value.dtype}"
         if isinstance(value, torch.Tensor)
         else type(value).__name__
     )
-    raise DataError(f"{path} gives {what}, not hidden states of shape (batch, tokens, width)", hint)
+    raise DataError(f"{path} gives {kind}, not hidden states of shape (batch, tokens, width)", hint)

@@ -1,5 +1,4 @@
-"""Images for a vision model: its processor, and which of its tokens are class token, registers and
-patches."""
+"""Images for a vision model: its processor, and the layout of its tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +16,14 @@ from saekit.harvesting.blocks import tower_path
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """How an image model lays out its tokens: [class token] [registers] patches, row-major over the
-    grid."""
+    """The layout of an image model's tokens: [class token] [registers] patches, row-major."""
 
     has_cls: bool
     registers: int
     grid: tuple[int, int]
-    size: tuple[int, int]  # pixels (h, w) that the image processor gives
+    size: tuple[int, int]  # pixels (h, w) after the image processor
     channels: int
-    model_size: tuple[int, int] | None = None  # pixels that the model's config names
+    model_size: tuple[int, int] | None = None  # pixels in the model's config
 
     @property
     def count(self) -> int:
@@ -36,31 +34,29 @@ class ImageTokens:
         return f"{int(self.has_cls)} class, {self.registers} register, {rows}x{columns} patch"
 
     def size_conflict(self, name: str) -> tuple[str, str] | None:
-        """(why a forward pass may fail, the next step); None when sizes agree. Models that
-        interpolate their positions take others too."""
-        if self.model_size in (None, self.size):
+        """(why a forward pass may fail, the next step); None when the sizes agree. Models that
+        interpolate their positions accept other sizes too."""
+        if self.model_size is None or self.model_size == self.size:
             return None
         (h, w), (height, width) = self.size, self.model_size
         return (
             f"the image processor of {name} gives {h}x{w} pixels, the model takes {height}x{width}",
-            (
-                'set "size" (and "crop_size", where it has one) in its preprocessor_config.json to'
-                f' {{"height": {height}, "width": {width}}}'
-            ),
+            'set "size" (and "crop_size", if it has one) in its preprocessor_config.json to'
+            f' {{"height": {height}, "width": {width}}}',
         )
 
 
-_LARGEST = 8192  # pixels a side
-# modules behind the last block, whose parameters are no tokens of the sequence (AIMv2's cls_token)
+_LARGEST = 8192  # pixels per side
+# Modules after the last block, whose parameters are not tokens of the sequence (AIMv2's cls_token).
 _POOLING = ("head", "pooler")
 
 
 def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """(processor, notes). Without torchvision AutoImageProcessor may refuse (5.17 for every model,
-    5.23 DINOv3); then the processor's PIL edition is taken, or, where there is none, ViT's, which
-    knows the same settings (size, mean, std). Raises what transformers does."""
+    """(processor, notes). Without torchvision AutoImageProcessor may refuse (transformers 5.17 for
+    every model, 5.23 for DINOv3); then the processor's PIL version is used, or, if there is none,
+    ViT's, which has the same settings (size, mean, std). Raises the errors of transformers."""
     from transformers import AutoImageProcessor
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     try:
         return AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code), ()
@@ -71,6 +67,7 @@ def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, t
 
 
 def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
+    """(processor, notes): the PIL version of the image processor in `where`."""
     import transformers
 
     settings, _ = transformers.ViTImageProcessorPil.get_image_processor_dict(where)
@@ -85,26 +82,25 @@ def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
     if not hasattr(transformers, named):
         raise ValueError(f"{named} is not an image processor that transformers knows")
     note = (
-        "torchvision is not installed: images are resized by PIL, which rounds to 8 bits where"
-        f" {named} does not"
+        "torchvision is not installed: images are resized by PIL, which rounds to 8 bits, unlike"
+        f" {named}"
     )
-    return transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False), (
-        note,
-    )
+    processor = transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False)
+    return processor, (note,)
 
 
 def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
-    """From the tower's own parameters and config, with the image size that the processor really
-    gives."""
+    """From the parameters and config of the tower, and the actual output size of the processor."""
     tower = module.get_submodule(tower_path(module))
-    config = tower.config
+    config: Any = tower.config
     masked = getattr(config, "mask_ratio", 0)
     if masked and _takes_noise(tower):
         raise DataError(
-            f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so that"
-            " its rows have no fixed places",
+            f"{name} drops {masked:.0%} of the patches of an image at random (mask_ratio), so its"
+            " rows have no fixed positions",
             'set "mask_ratio": 0.0 in its config.json: every patch is then read, in order',
         )
+    # Token parameters and image size.
     tokens = {
         path.rsplit(".", 1)[-1]
         for path, _ in tower.named_parameters()
@@ -121,15 +117,15 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
         )
     rows, columns = _pair(patch)
     if height < rows or width < columns:
-        cause = (
+        raise DataError(
             f"the image processor of {name} gives {height}x{width} pixels, less than one patch of"
-            f" {rows}x{columns}"
+            f" {rows}x{columns}",
+            'check "size" and "crop_size" in its preprocessor_config.json',
         )
-        raise DataError(cause, 'look at "size" and "crop_size" in its preprocessor_config.json')
     size = getattr(config, "image_size", None)
     return ImageTokens(
         has_cls=bool(tokens & {"cls_token", "class_embedding"}),
-        # DeiT's distillation token is, like a register, a learnt token that is no patch.
+        # DeiT's distillation token is, like a register, a learned token that is not a patch.
         registers=getattr(config, "num_register_tokens", 0) * ("register_tokens" in tokens)
         + ("distillation_token" in tokens),
         grid=(height // rows, width // columns),
@@ -140,14 +136,16 @@ def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:
 
 
 def _check_request(processor: Any, name: str) -> None:
-    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before any size is
-    seen."""
+    """A side of 100,000 pixels in a few bytes of JSON would fill the memory before we could check
+    the result."""
     for setting in ("size", "crop_size"):
-        asked = getattr(processor, setting, None)
-        sides = [side for side in dict(asked).values() if isinstance(side, int)] if asked else []
+        size = getattr(processor, setting, None)
+        sides = [side for side in dict(size).values() if isinstance(side, int)] if size else []
         if max(sides, default=0) > _LARGEST:
-            cause = f"the image processor of {name} asks for {max(sides)} pixels a side ({setting})"
-            raise DataError(cause, f"at most {_LARGEST} are read: fix its preprocessor_config.json")
+            raise DataError(
+                f"the image processor of {name} asks for {max(sides)} pixels per side ({setting})",
+                f"at most {_LARGEST} are supported: fix its preprocessor_config.json",
+            )
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -161,18 +159,13 @@ def _takes_noise(tower: nn.Module) -> bool:
 def ordered_noise(
     tower: nn.Module, tokens: ImageTokens, inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """ViT-MAE shuffles patches by the order of a noise, even where it drops none; rising numbers
-    keep each at its place."""
+    """Inputs for ViT-MAE, which shuffles patches by the order of a noise, even when it drops none:
+    rising numbers keep every patch at its place."""
     if not _takes_noise(tower) or "noise" in inputs:
         return {}
     pixels_BChw, patches = inputs["pixel_values"], tokens.grid[0] * tokens.grid[1]
-    return {
-        "noise": (
-            torch.arange(patches, dtype=torch.float32, device=pixels_BChw.device).expand(
-                len(pixels_BChw), -1
-            )
-        )
-    }
+    order = torch.arange(patches, dtype=torch.float32, device=pixels_BChw.device)
+    return {"noise": order.expand(len(pixels_BChw), -1)}
 
 
 def blank_image(channels: int) -> Any:
@@ -182,8 +175,8 @@ def blank_image(channels: int) -> Any:
 
 
 def prepared(images: list[Any], processor: Any) -> torch.Tensor:
-    """pixel_values (B,C,h,w) of PIL images, through the model's own image processor. DataError when
-    it fails or sizes differ after it."""
+    """pixel_values (B,C,h,w) of PIL images, through the model's image processor. Raises DataError
+    when it fails or its outputs differ in size."""
     try:
         with quiet_transformers():
             pixels = torch.as_tensor(processor(images=images, return_tensors="pt")["pixel_values"])
@@ -206,6 +199,6 @@ def prepared(images: list[Any], processor: Any) -> torch.Tensor:
             f"the image processor ({type(processor).__name__}) gives pixel_values of shape"
             f" {tuple(pixels.shape)}, not images of one size",
             "choose a ViT, CLIP, SigLIP or DINO model; models that cut an image into a varying"
-            " number of patches are not read",
+            " number of patches are not supported",
         )
     return pixels

@@ -1,7 +1,7 @@
-"""Documents to model batches, and what every position of a batch is.
+"""Documents to model batches, and what every position of a batch holds.
 
-Which examples share a batch depends on (data, seed, ctx, batch) alone: the run loop skips n batches
-without a forward pass and goes on with the same later ones. A document's contexts never mix with
+Which examples share a batch depends only on (data, seed, ctx, batch): a resumed run skips n batches
+without a forward pass and continues with the same later ones. A document's contexts never mix with
 another's unless `pack` is set.
 
 Contexts of a window of 32 batches are sorted by length before they are cut into batches: documents
@@ -52,15 +52,15 @@ class ContextBatch:
     padding included."""
 
     inputs: dict[str, Tensor]  # input_ids, attention_mask (B,T) int64 | pixel_values (B,C,h,w)
-    # (B,) int64, a running number in the order in which the source gives examples
+    # (B,) int64, a running number in the order of the source
     example_id: Tensor
-    doc_id_BT: Tensor  # int64; one document a row unless packed; padding repeats the last one
+    doc_id_BT: Tensor  # int64; one document per row unless packed; padding repeats the last one
     kind_BT: Tensor  # int8, PositionKind
     # int32: index into token_ids, or row-major patch index; image CLS -1, registers -2, -3, ...
     position_BT: Tensor
     # per example, special tokens included, padding not; empty lists for images
     token_ids: list[list[int]]
-    refs: list[str]  # document name, or what `Documents.image` opens
+    refs: list[str]  # document names; `Documents.image` opens an image by its name
     labels: list[str | None]
     grid: tuple[int, int] | None = None
 
@@ -69,11 +69,11 @@ class ContextBatch:
 
     @property
     def doc_id(self) -> Tensor:
-        """(B,) int64: the document of each example, the first one where packed."""
+        """(B,) int64: the document of each example; the first one if packed."""
         return self.doc_id_BT[:, 0]
 
     def rows_for_scope(self, scope: Scope) -> Tensor:
-        """bool (B,T): content is neither special token nor padding, cls the class token alone, all
+        """bool (B,T): content is neither special token nor padding, cls only the class token, all
         everything but padding."""
         if scope == "content":
             return self.kind_BT == PositionKind.CONTENT
@@ -92,13 +92,13 @@ def batches(
     start_batch: int = 0,
     padded: bool = True,
 ) -> Iterator[ContextBatch]:
-    """The stream of batches of `data` for `live`, from batch number `start_batch` on. Order is that
-    of data (its seed is there).
+    """The stream of batches of `data` for `live`, from batch number `start_batch` on, in the order
+    of `data` (which has the seed).
 
-    ctx is the number of tokens of a context, special tokens included; images ignore it and pack.
-    Skipping costs tokenising for text, nothing for images. padded=False puts contexts of one length
-    into a batch. Raises UsageError for a ctx without room for a token, DataError for one that the
-    model cannot take.
+    ctx is the number of tokens in a context, special tokens included; images ignore it and pack.
+    Skipping costs tokenization for text, nothing for images. padded=False puts contexts of one
+    length into a batch. Raises UsageError for a ctx without room for a token, DataError for one
+    that is too long for the model.
     """
     if live.modality == "image":
         return image_batches(live, data, batch=batch, start_batch=start_batch)
@@ -121,8 +121,7 @@ def check_scope(live: LiveModel, scope: Scope) -> None:
         )
 
 
-# --- text
-# --------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -156,18 +155,18 @@ def text_batches(
 
 
 def _padding(live: LiveModel) -> int:
-    """Padding is masked, so its id need not be the tokenizer's: one that was added without an
-    embedding of its own is read as 0."""
+    """The id of padding. It is masked, so it need not be the tokenizer's: 0 replaces a pad token
+    that was added without an embedding."""
     pad, tokens = live.tokenizer.pad_token_id or 0, embedded_tokens(live)
     return pad if tokens is None or pad < tokens else 0
 
 
 def _tokenized(live: LiveModel, data: Documents) -> Iterator[tuple[Document, list[int]]]:
-    """Raises DataError for a text that the tokenizer cannot read, and for a token that the model
-    has no embedding of."""
+    """Raises DataError for a text that the tokenizer cannot read, and for a token without an
+    embedding in the model."""
     documents, tokens = data.documents(), embedded_tokens(live)
-    while some := list(islice(documents, _TOKENIZE_AT_ONCE)):
-        for document, ids in zip(some, _token_ids(live, some), strict=True):
+    while group := list(islice(documents, _TOKENIZE_AT_ONCE)):
+        for document, ids in zip(group, _token_ids(live, group), strict=True):
             if tokens is not None and ids and max(ids) >= tokens:
                 _refuse_token(live, document, max(ids), tokens)
             yield document, ids
@@ -186,12 +185,10 @@ def _token_ids(live: LiveModel, documents: list[Document]) -> list[list[int]]:
             if len(documents) == 1
             else f"{documents[0].name} to {documents[-1].name}"
         )
-        cause = (
-            f"the tokenizer of {live.name} fails on {names}: {type(error).__name__}:"
-            f" {first_line(error)}"
-        )
         raise DataError(
-            cause, "take that text out, or give the model the tokenizer that it was trained with"
+            f"the tokenizer of {live.name} fails on {names}: {type(error).__name__}:"
+            f" {first_line(error)}",
+            "remove that text, or use the tokenizer that the model was trained with",
         ) from error
 
 
@@ -200,7 +197,7 @@ def _refuse_token(live: LiveModel, document: Document, token: int, tokens: int) 
     raise DataError(
         f"{document.name} holds token {token} ({text!r}), and {live.name} has embeddings of tokens"
         f" 0 to {tokens - 1} only",
-        "use the tokenizer that the model was trained with, or take that token out of the text",
+        "use the tokenizer that the model was trained with, or remove that token from the text",
     )
 
 
@@ -219,8 +216,9 @@ def _packed(
     tokenized: Iterator[tuple[Document, list[int]]], frame: Frame, room: int
 ) -> Iterator[_Context]:
     number, ids, owners, first = 0, [], [], None
-    for document, own in tokenized:
-        for token in (*own, frame.separator):
+    assert frame.separator is not None, "check_context has refused a tokenizer without one"
+    for document, document_ids in tokenized:
+        for token in (*document_ids, frame.separator):
             first = first or document
             ids.append(token)
             owners.append(document.id)
@@ -247,14 +245,12 @@ def _context(
 def _grouped(contexts: Iterator[_Context], batch: int, padded: bool) -> Iterator[list[_Context]]:
     while window := list(islice(contexts, SORT_WINDOW * batch)):
         window.sort(key=lambda context: len(context.ids))
-        lengths = (
-            [window]
-            if padded
-            else [list(same) for _, same in groupby(window, key=lambda context: len(context.ids))]
-        )
-        for same in lengths:
-            for start in range(0, len(same), batch):
-                yield same[start : start + batch]
+        groups = [window]
+        if not padded:  # a group per length
+            groups = [list(group) for _, group in groupby(window, key=lambda c: len(c.ids))]
+        for group in groups:
+            for start in range(0, len(group), batch):
+                yield group[start : start + batch]
 
 
 def _text_batch(group: list[_Context], pad: int) -> ContextBatch:
@@ -282,8 +278,7 @@ def _text_batch(group: list[_Context], pad: int) -> ContextBatch:
     )
 
 
-# --- images
-# --------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def image_batches(
@@ -300,14 +295,18 @@ def image_batches(
 def _image_batch(live: LiveModel, group: list[Document], number: int) -> ContextBatch:
     layout = live.image_tokens
     assert layout is not None, "an image model has an image layout"
+    # Pixels, through the model's processor.
     mode = "L" if layout.channels == 1 else "RGB"
-    pixels_BChw = prepared([document.image.convert(mode) for document in group], live.processor)
+    images = [document.image for document in group if document.image is not None]
+    assert len(images) == len(group), "an image document has an image"
+    pixels_BChw = prepared([image.convert(mode) for image in images], live.processor)
     if tuple(pixels_BChw.shape[-2:]) != layout.size:
         raise DataError(
             f"image {group[0].name} is prepared to {tuple(pixels_BChw.shape[-2:])} pixels, not the"
             f" {layout.size} of {live.name}",
             "the image processor must resize to one size; crop or resize the images first",
         )
+    # The layout, the same for all images.
     kinds = [PositionKind.CLS] * layout.has_cls + [PositionKind.REGISTER] * layout.registers
     positions = [CLS_POSITION] * layout.has_cls + [
         FIRST_REGISTER_POSITION - i for i in range(layout.registers)

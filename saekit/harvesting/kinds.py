@@ -15,9 +15,10 @@ Kind = Literal["causal_lm", "text_encoder", "vision"]
 
 
 def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
-    """By what the config says: an image size makes a vision model; of the text models those with
+    """The kind, by the config: a model with an image size is a vision model; text models with
     masked-language or encoder-decoder pretraining are encoders, unless they were saved as a causal
-    model. `architecture` is the class of a model in memory, whose config does not name it."""
+    model. `architecture` is the class of a model in memory, which its config may lack. Raises
+    DataError for other kinds."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -25,11 +26,10 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
         MODEL_MAPPING_NAMES,
     )
 
-    kind, architecture = (
-        config.model_type,
-        architecture or (getattr(config, "architectures", None) or [""])[0],
-    )
+    kind = config.model_type
+    saved_as: str = architecture or (getattr(config, "architectures", None) or [""])[0]
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # Text and images in one sequence: refused, with a way to save the text model.
     if (
         not causal
         and hasattr(config, "text_config")
@@ -45,13 +45,13 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
             f"T.from_pretrained('{name}').save_pretrained('text-model')\", then saekit harvest"
             " text-model ...",
         )
+    # Vision, then text.
     if hasattr(config, "vision_config"):
         return "causal_lm" if causal else "vision"
     if hasattr(config, "image_size") or hasattr(config, "patch_size"):
         return "vision"
     if causal and (
-        architecture.endswith(("ForCausalLM", "LMHeadModel"))
-        or getattr(config, "is_decoder", False)
+        saved_as.endswith(("ForCausalLM", "LMHeadModel")) or getattr(config, "is_decoder", False)
     ):
         return "causal_lm"
     if config.is_encoder_decoder or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -67,17 +67,18 @@ def kind_of(config: Any, name: str, architecture: str | None = None) -> Kind:
 
 
 def check_input(module: nn.Module, kind: Kind, name: str) -> None:
-    """Models of sound or video pass for text encoders by their config; what their forward pass
-    takes tells them apart."""
+    """Raise DataError when the forward pass takes other inputs: by their config, models of sound or
+    video look like text encoders."""
     tower = module.get_submodule(tower_path(module))
     takes = inspect.signature(tower.forward).parameters
-    given = "pixel_values" if kind == "vision" else "input_ids"
-    needed = [
-        each
-        for each, one in takes.items()
-        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+    expected = "pixel_values" if kind == "vision" else "input_ids"
+    required = [
+        name
+        for name, parameter in takes.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
-    if given not in takes or set(needed) - {given}:
+    if expected not in takes or set(required) - {expected}:
         raise DataError(
             f"{name} ({type(module).__name__}) takes neither text nor images of one size:"
             f" {', '.join(list(takes)[:3])}, ...",

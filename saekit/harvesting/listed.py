@@ -1,5 +1,5 @@
-"""Documents that can be listed: known by number before any is opened, visited in an order that the
-seed decides."""
+"""Documents that can be listed: known by number before any is opened, visited in an order that
+depends on the seed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _no_label(index: int) -> str | None:
 
 @dataclass
 class Listing:
-    """`names` in source order; `load(index)` gives the text or the image, DataError where it is
-    broken."""
+    """`names` in source order; `load(index)` returns the text or the image, or raises DataError
+    when it is broken."""
 
     name: str
     names: Sequence[str]
@@ -85,8 +85,8 @@ class ListedDocuments(Documents):
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """0..count-1 in an order that depends on the seed alone: by hash, so that no library's
-    generator can change it."""
+    """0..count-1 in an order that depends only on the seed: by hash, so that no change of a
+    library's random generator affects it."""
     return sorted(
         range(count),
         key=lambda index: hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest(),

@@ -1,15 +1,15 @@
-"""Training rows straight from the running model, with no copy of them on disk.
+"""Training rows directly from the running model, without a copy on disk.
 
-A small store stays the yardstick: it says which model, data and hook, gives the held-out rows and
-the statistics. The rows to train on come from a harvest that is not written down: the same batches
-in the same order, so that a row which the store also holds has the same bits on the same machine.
-Documents that the store holds out are run with their batch and thrown away; documents behind the
-last stored one are training data. What the store costs in disk, live rows cost in time: every epoch
-and every resume runs the model.
+A small store remains the reference: it defines model, data and hook, and has the held-out rows and
+the statistics. The rows to train on come from a harvest that is not written to disk: the same
+batches in the same order, so that a row that is also in the store has the same bits on the same
+machine. Documents that the store holds out are run with their batch and discarded; documents after
+the last stored one are training data. Instead of disk space, live rows cost time: every epoch and
+every resume runs the model.
 
-Rows leave through a shuffle buffer. It is filled, a random half of its slots is emptied in random
-order, and these slots are filled again; so a row waits a few fillings, and neighbours in a context
-end up tens of thousands of rows apart. The first row comes when the buffer is full.
+Rows pass through a shuffle buffer. It is filled, a random half of its slots is emptied in random
+order, and these slots are filled again; so a row stays for a few fillings, and neighbors in a
+context end up tens of thousands of rows apart. The first row comes when the buffer is full.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BUFFER_ROWS = 65_536  # as many as Store shuffles at once: 75 MB of 576 fp16 val
 
 
 class LiveSource(Adapter):
-    """The store's rows on every side but "train"; training rows are hidden states of the model, as
-    the store's harvest would go on.
+    """The store's rows for all splits but "train"; training rows are hidden states of the model, as
+    if the store's harvest continued.
 
-    `live` saves loading the model again. A store of several hooks' harvest with max_norm dropped
-    what was too long at any of them; here only the store's own hook is looked at.
+    `live` avoids loading the model again. A harvest of several hooks with max_norm drops rows that
+    are too long at any hook; here only the store's own hook counts.
 
     Raises DataError for a store of raw data, and when model or data are no longer those of the
-    store (the held-out documents are known by number); MissingError when one of them is not there.
+    store (the held-out documents are known by number); MissingError when one of them is missing.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class LiveSource(Adapter):
         )
         super().__init__(store)
         self.store, self.buffer_rows = store, buffer_rows
-        # asked between two forward passes; KeyboardInterrupt where it says so
+        # called between forward passes; True raises KeyboardInterrupt
         self.stopped: Callable[[], bool] = lambda: False
-        self._harvest = _harvest_behind(store, live, device)
+        self._harvest = _harvest_of(store, live, device)
         self.live = self._harvest.live
         first_rows = store.split("holdout").starts.tolist()  # of each held-out document
         self._held_out = torch.tensor(store.documents_of(first_rows)).unique()
@@ -73,13 +73,13 @@ class LiveSource(Adapter):
         split: Split = "all",
         examples: bool = False,
     ) -> Iterator[ActivationBatch]:
-        """As `Store.batches`. Of split "train": rows of the running model, x (B,D) in the store's
+        """As `Store.batches`. For split "train": rows of the running model, x (B,D) in the store's
         dtype, `rows` None.
 
-        The order is a function of (seed, epoch) alone, so `start`, in rows, continues exactly; the
+        The order is a function of only (seed, epoch), so `start`, in rows, continues exactly; the
         rows before it are computed again, which costs their forward passes. seed None: one pass in
-        the order of the data. Raises DataError for examples=True and where shuffled data gives no
-        row at all, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
+        the order of the data. Raises DataError for examples=True and for shuffled data without any
+        row, NumericsError (model, hook, place) for NaN, inf or an overflow of the dtype.
         """
         if split != "train":
             return super().batches(batch_size, seed, start, split, examples)
@@ -93,8 +93,7 @@ class LiveSource(Adapter):
         )
 
     def _windows(self, seed: int | None) -> Iterator[tuple[Columns, torch.Tensor]]:
-        """(rows, order in which some of them leave). They are overwritten when the next is asked
-        for."""
+        """(rows, order of those to use now). The next pair overwrites the rows."""
         if seed is None:
             for rows in self._epoch():
                 yield rows, torch.arange(len(rows["x"]))
@@ -118,13 +117,13 @@ class LiveSource(Adapter):
                     yield buffer, free
         filled = torch.ones(n, dtype=torch.bool)
         filled[free] = False
-        left = filled.nonzero()[:, 0]
-        if not len(left):  # half of the slots stay filled when the others are emptied
+        remaining = filled.nonzero()[:, 0]
+        if not len(remaining):  # otherwise at least half of the slots are still filled
             raise DataError(
                 f"{self.spec.dataset} gives no row to train on",
                 "the data has changed since it was harvested",
             )
-        yield buffer, left[torch.from_numpy(rng.permutation(len(left)))]
+        yield buffer, remaining[torch.from_numpy(rng.permutation(len(remaining)))]
 
     def _empty(self, rows: int) -> Columns:
         kinds = {"doc_id": torch.int64, "example_id": torch.int64, "position": torch.int32}
@@ -145,8 +144,8 @@ class LiveSource(Adapter):
             yield rows
 
     def _check(self, x_ND: torch.Tensor, rows: Columns) -> None:
-        """Here and not behind the loss: no shard keeps these rows, so only now is it known where a
-        bad one comes from."""
+        """Raise NumericsError for a row that is not finite. Here and not after the loss: no shard
+        has these rows, so their origin is only known now."""
         bad = (~rows["x"].isfinite().all(1)).nonzero()[:, 0]
         if not len(bad):
             return
@@ -165,37 +164,38 @@ class LiveSource(Adapter):
         )
 
 
-def _harvest_behind(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
-    """The harvest that would write `store` without a limit of rows. It reads only; its OUT is never
-    opened."""
+def _harvest_of(store: Store, live: LiveModel | None, device: str) -> ModelHarvest:
+    """The harvest that would write `store` without a limit of rows. It never opens OUT."""
     spec, plan = store.spec, store.manifest.plan
     if spec.is_raw:
         raise DataError(
             f"{store.path} holds {spec.model}, the data itself: there is no model to run",
             f"drop {opt('live')}",
         )
-    same = {
+    # The same settings.
+    settings = {
         name: getattr(spec, name)
         for name in ("scope", "layout", "dtype", "max_norm", "column", "pack", "seed")
     }
-    same["skip_broken"] = "skipped" in store.stats
     config = HarvestConfig(
         hooks=(spec.hook,),
         ctx=spec.context or HarvestConfig.ctx,
         batch=plan["batch"],
         device=device,
-        **same,
+        skip_broken="skipped" in store.stats,
+        **settings,
     )
     harvest = ModelHarvest(
         live or load_model_of(spec, pick_device(device)), spec.dataset, store.path, config
     )
     harvest.padded = plan.get("padding") != "none"
-    # Stores of earlier versions name no column that was not asked for, and no digest of hub data.
-    unsaid = {"column": spec.column} if spec.column is None else {}
+    # The same model and data. Stores of earlier versions do not record a column that was not
+    # chosen, nor a digest of hub data.
+    unknown = {"column": spec.column} if spec.column is None else {}
     now = (
         harvest.spec(*harvest.hooks).to_json()
         | {"data": harvest.digest() if plan["data"] else None}
-        | unsaid
+        | unknown
     )
     changed = differences(spec.to_json() | {"data": plan["data"]}, now)
     if changed:

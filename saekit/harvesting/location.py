@@ -1,5 +1,4 @@
-"""MODEL to what from_pretrained takes: an embedded model, a local folder, a .gguf file or a hub
-id."""
+"""MODEL (embedded name, local folder, .gguf file or hub id) to an argument of from_pretrained."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import os
 from pathlib import Path
 
 from saekit.embedded import is_embedded, model_folder
-from saekit.embedded.dequantise import dequantised_folder, file_digest
+from saekit.embedded.dequantize import dequantized_folder, file_digest
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.documents import IN_MEMORY
 
@@ -20,7 +19,8 @@ _ADAPTER = "adapter_config.json"
 
 
 def locate_model(name: str) -> tuple[str, str | None]:
-    """(what from_pretrained takes, revision where it is known without the hub)."""
+    """(argument of from_pretrained, revision if it is known without the hub). Raises MissingError
+    and DataError."""
     if is_embedded(name):
         folder, revision = model_folder(name)
         return str(folder), revision
@@ -31,8 +31,8 @@ def locate_model(name: str) -> tuple[str, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / _ADAPTER).is_file():
-            # transformers would leave the adapter out where peft is not installed, and its load
-            # report is the adapter's where it is.
+            # Without peft transformers would ignore the adapter; with peft, the load report would
+            # be that of the adapter.
             raise DataError(
                 f"{name} holds an adapter ({_ADAPTER}), which changes another model's weights",
                 "merge it first: model.merge_and_unload().save_pretrained(FOLDER) of peft, then"
@@ -50,20 +50,19 @@ def locate_model(name: str) -> tuple[str, str | None]:
                 f"{name} is a file, not a model",
                 "MODEL is a hub id, a model folder or a .gguf file",
             )
-        return str(dequantised_folder(path)), f"files:{file_digest(path)}"
+        return str(dequantized_folder(path)), f"files:{file_digest(path)}"
     if path.suffix == ".gguf" or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise MissingError(f"there is no model at {name}", "check the path")
     return name, None
 
 
 def _nearest_model(path: Path) -> str:
-    below = next((each.parent for each in sorted(path.glob("*/config.json"))), None)
+    below = next((config.parent for config in sorted(path.glob("*/config.json"))), None)
     return f"did you mean {below}?" if below else "save it with model.save_pretrained(folder)"
 
 
 def _folder_revision(path: Path) -> str:
-    """Digest of configuration and weights: another fine-tuning saved in the same place is another
-    model."""
+    """Digest of configuration and weights: another fine-tune there is another model."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and (

@@ -1,9 +1,9 @@
 """Data in memory as documents: lists of texts, images, rows of the datasets library.
 
-Lists and other iterables are visited in an order shuffled by the seed, as files are; rows of a
-dataset in their own order, as those of a table. An iterable is read to its end once, so that a
-generator must end and its items must fit into memory; a resumed harvest then needs the same items
-again, which the digest of their content tells.
+Lists and other iterables are visited in an order shuffled by the seed, like files; rows of a
+dataset in their own order, like those of a table. An iterable is read to its end once, so a
+generator must end and its items must fit into memory. A resumed harvest needs the same items again;
+the digest of their content is compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from saekit.harvesting.tables import Row, Table, arrow_kind
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_BATCH = 64  # rows of a dataset that are read at once
+_BATCH = 64  # rows of a dataset per read
 
 
 def open_objects(
@@ -76,21 +76,20 @@ def open_objects(
     return ListedDocuments(_listing(list(data), modality), modality, seed, skip_broken)
 
 
-# --- lists
-# --------------------------------------------------------------------------------------------------
+# -- lists -----------------------------------------------------------------------------------------
 
 
 def _listing(items: list[Any], modality: Modality) -> Listing:
     def load(index: int) -> Any:
-        value, _ = _parted(items[index])
+        value, _ = _pair(items[index])
         return _text(value, index) if modality == "text" else as_image(value, f"item {index}")
 
     def label(index: int) -> str | None:
-        _, label = _parted(items[index])
+        _, label = _pair(items[index])
         return None if label is None else str(label)
 
     def digest() -> str:
-        return _digest(_parted(item) for item in items)
+        return _digest(_pair(item) for item in items)
 
     return Listing(
         f"{len(items)} {modality}s{IN_MEMORY}",
@@ -101,7 +100,7 @@ def _listing(items: list[Any], modality: Modality) -> Listing:
     )
 
 
-def _parted(item: Any) -> tuple[Any, Any]:
+def _pair(item: Any) -> tuple[Any, Any]:
     """(text or image, label or None). A pair is a tuple: a list may be an image."""
     return item if isinstance(item, tuple) and len(item) == 2 else (item, None)
 
@@ -122,14 +121,15 @@ def _text(value: Any, index: int) -> str:
 
 
 def as_image(value: Any, name: str) -> Image:
-    """A PIL image of `value`: itself, or an array or tensor (H,W), (H,W,C) or (C,H,W) with C 1 or
-    3, uint8 or floats from 0 to 1.
+    """A PIL image of `value`: a PIL image itself, or an array or tensor (H,W), (H,W,C) or (C,H,W)
+    with C 1 or 3, uint8 or floats from 0 to 1.
 
-    Floats are rounded to 8 bits. Raises DataError, with `name`, for other shapes, types and values:
-    pixels that a processor has already normalized are among them.
+    Floats are rounded to 8 bits. Raises DataError, with `name`, for other shapes, dtypes and
+    values, such as pixels that a processor has already normalized.
     """
     from PIL import Image
 
+    # To an array.
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, torch.Tensor):
@@ -140,6 +140,7 @@ def as_image(value: Any, name: str) -> Image:
             f"{name} is a {type(value).__name__}, not an image",
             "give PIL images, arrays or tensors, or pairs (image, label)",
         )
+    # To (H,W) or (H,W,C).
     pixels = value
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = pixels.transpose(1, 2, 0)
@@ -151,29 +152,25 @@ def as_image(value: Any, name: str) -> Image:
         raise DataError(
             f"{name} has the shape {value.shape}", "an image is (H,W), (H,W,3) or (3,H,W)"
         )
+    # To uint8.
     if pixels.dtype.kind == "f":
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN too
-            cause = f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}"
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also for NaN
             raise DataError(
-                cause, "give floats from 0 to 1, or uint8: the model's processor normalizes them"
+                f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}",
+                "give floats from 0 to 1, or uint8: the model's processor normalizes them",
             )
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise DataError(f"{name} holds {pixels.dtype}", "give uint8, or floats from 0 to 1")
-    return Image.fromarray(
-        np.ascontiguousarray(
-            pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-        )
-    )
+    pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-# --- the datasets library
-# --------------------------------------------------------------------------------------------------
+# -- the datasets library --------------------------------------------------------------------------
 
 
 class DatasetTable(Table):
-    """A datasets.Dataset, with whatever was selected, shuffled or mapped. Images stay undecoded,
-    for our own reader."""
+    """A datasets.Dataset, possibly selected, shuffled or mapped. Images are decoded by us."""
 
     kind = "dataset"
 
@@ -197,17 +194,16 @@ class DatasetTable(Table):
 
 class DatasetDocuments(StreamedDocuments):
     def digest(self) -> str:
-        """Of the columns that are read."""
-        return _digest(tuple(row.values()) for _, row in self._numbered(0))
+        """A digest of the columns that are read."""
+        rows = (row for _, row in self._numbered(0) if not isinstance(row, DataError))
+        return _digest(tuple(row.values()) for row in rows)
 
 
-# --- content
-# --------------------------------------------------------------------------------------------------
+# -- content ---------------------------------------------------------------------------------------
 
 
 def _digest(rows: Iterable[Sequence[Any]]) -> str:
-    """16 hex digits over values of any kind that data comes in; equal texts and pixels give equal
-    digests."""
+    """16 hex digits over values of any kind of data; equal texts and pixels give equal digests."""
     digest = hashlib.sha256()
     for row in rows:
         for value in row:

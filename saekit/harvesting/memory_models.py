@@ -1,4 +1,4 @@
-"""A model in memory as a LiveModel, and the model of a store again when that came from memory."""
+"""A model in memory as a LiveModel, and the model of a store that came from memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from saekit.embedded.weights import output_embeddings
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.anatomy import plain
 from saekit.harvesting.documents import IN_MEMORY
@@ -20,13 +21,22 @@ from saekit.harvesting.location import SAVE
 from saekit.harvesting.models import FromFolder, LiveModel, assemble, load_model
 from saekit.types import ActivationSpec
 
-REVISION = "weights:"  # how the revision of a model in memory begins
-# What a config says about where the model came from or how it is called, not about what it
-# computes.
-_NOT_COMPUTED = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype",
-"transformers_version", "use_cache", "return_dict",
-                           "output_attentions", "output_hidden_states",
-                           "_attn_implementation"})  # fmt: skip
+REVISION = "weights:"  # prefix of the revision of a model in memory
+# Keys of a config that say where the model came from or what it returns, not what it computes.
+_NOT_COMPUTED = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "_attn_implementation",
+    }
+)
 
 
 def live_model(
@@ -35,27 +45,25 @@ def live_model(
     """A transformers model in memory, ready to be read from. The module stays on its device and
     keeps its mode and its hooks.
 
-    `processor` is its tokenizer or image processor (or a Processor that holds one); None: what can
-    be loaded from the place that the model was loaded from. The name is that place
-    (`config._name_or_path`), else the class. The revision is `weights:` with a digest of weights
-    and config. Raises DataError for a module that is not a transformers model of text or images,
-    MissingError for an image model without a processor.
+    `processor` is its tokenizer or image processor (or a Processor that holds one); None: the one
+    in the place that the model was loaded from. The name is that place (`config._name_or_path`),
+    else the class. The revision is `weights:` with a digest of weights and config. Raises DataError
+    for a module that is not a transformers model of text or images, MissingError for an image model
+    without a processor.
     """
     module = plain(module)
     config = getattr(module, "config", None)
     if not hasattr(config, "model_type"):
-        cause = (
-            f"{type(module).__name__} is not a transformers model: it has no config that says what"
-            " it takes"
-        )
         raise DataError(
-            cause, "run it yourself inside saekit.capture(model, hooks), and train on those rows"
+            f"{type(module).__name__} is not a transformers model: it has no config that says what"
+            " input it takes",
+            "run it yourself inside saekit.capture(model, hooks), and train on those rows",
         )
     origin = getattr(config, "_name_or_path", "") or ""
     name = origin or f"{type(module).__name__}{IN_MEMORY}"
     kind = kind_of(config, name, type(module).__name__)
     check_input(module, kind, name)
-    has_head = kind == "causal_lm" and module.get_output_embeddings() is not None
+    has_head = kind == "causal_lm" and output_embeddings(module) is not None
     if processor is None and origin:
         processor = FromFolder(origin, trust_remote_code)
     if processor is None and kind == "vision":
@@ -74,9 +82,9 @@ def load_model_of(
     """The model that a store's rows came from, by its spec, or `given`, with its `processor` as
     `live_model` takes it.
 
-    One that was in memory is loaded from where it had been loaded, and must have the same weights;
-    so must a given one. Raises what `load_model` does, and MissingError where the weights are other
-    ones.
+    A model that was in memory is loaded from the place that it was loaded from, and must have the
+    same weights; so must a given one. Raises the errors of `load_model`, and MissingError when the
+    weights differ.
     """
     from_memory = spec.revision is not None and spec.revision.startswith(REVISION)
     live = load_model(spec.model, device) if given is None else live_model(given, processor)
@@ -99,15 +107,16 @@ def weights_digest(module: nn.Module) -> str:
 
     16-bit weights have the digest of the same values in float32. About 1 s per GB.
     """
-    config = json.dumps(_computed(module.config.to_dict()), sort_keys=True, default=str)
-    digest = hashlib.sha256(config.encode())
+    config: Any = module.config
+    settings = json.dumps(_computed(config.to_dict()), sort_keys=True, default=str)
+    digest = hashlib.sha256(settings.encode())
     for name, tensor in sorted(getattr(module, "base_model", module).state_dict().items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -122,7 +131,7 @@ def _computed(config: Any) -> Any:
 
 
 def saved_files(processor: Any) -> dict[str, bytes]:
-    """What `save_pretrained` of a tokenizer or image processor writes: content by path."""
+    """The files that `save_pretrained` of a tokenizer or image processor writes, by path."""
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]

@@ -1,4 +1,4 @@
-"""Rows that stay in memory: what a harvest without a folder fills in place of a store."""
+"""Rows that stay in memory: a harvest without a folder fills this instead of a store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MemoryWriter:
         """All rows as one flat batch. Raises DataError when there is none."""
         if self.rows == 0:
             raise DataError(
-                "no row was kept: the data holds nothing in this scope",
-                "another scope or other data",
+                "no row was kept: the data has no tokens or patches in this scope",
+                "choose another scope or other data",
             )
         return ActivationBatch(**{name: torch.cat(parts) for name, parts in self._columns.items()})

@@ -1,11 +1,11 @@
-"""Any transformers model, ready to be read from: weights, tokenizer or image processor, and what is
-known of its tokens.
+"""Any transformers model, ready to be read from: weights, tokenizer or image processor, and the
+layout of its tokens.
 
-Text decoders load with their head (AutoModelForCausalLM: the loss is wanted later), text encoders
-and vision models without (AutoModel: SAE work needs the hidden states). Of a dual model (CLIP,
-SigLIP) only the image tower is run, of an encoder-decoder only the encoder; hook paths stay
-relative to the loaded module (`vision_model.encoder.layers.9`), so that they mean the same module
-in anyone's hands.
+Text decoders are loaded with their head (AutoModelForCausalLM: the loss is needed later), text
+encoders and vision models without (AutoModel: SAE work needs the hidden states). Only the image
+tower of a dual model (CLIP, SigLIP) is run, and only the encoder of an encoder-decoder; hook paths
+stay relative to the loaded module (`vision_model.encoder.layers.9`), so that they mean the same
+module outside saekit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from saekit.embedded.silence import quiet_transformers
-from saekit.embedded.weights import check_weights, load_weights
+from saekit.embedded.weights import check_weights, load_weights, output_embeddings
 from saekit.errors import DataError, MissingError, SaekitError
 from saekit.harvesting.blocks import tower_path
 from saekit.harvesting.hooks import block_count
@@ -34,11 +34,11 @@ __all__ = ["Kind", "LiveModel", "MissingHead", "load_model", "not_found"]
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A loaded model: eval mode, no parameter asks for a gradient.
+    """A loaded model: eval mode, no parameter requires a gradient.
 
-    `processor` is the tokenizer of a text model, the image processor of a vision model; None when
+    `processor` is the tokenizer of a text model or the image processor of a vision model; None when
     the folder has none. `revision` is the hub commit, `files:<digest>` for local weights, or the
-    package that carries an embedded model.
+    package of an embedded model.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LiveModel:
     tower: str = ""  # path of the part that is run; '' is the whole model
     image_tokens: ImageTokens | None = None
     notes: tuple[str, ...] = field(default=())  # what the user should know, one line each
-    # False where the file of a causal model has no output head: `module` then gives no logits
+    # False when the file of a causal model has no output head: then `module` returns no logits
     has_head: bool = True
     processor_fault: SaekitError | None = None  # why `processor` is None, with its cause
 
@@ -68,8 +68,8 @@ class LiveModel:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer; raises MissingError when the model came without one, DataError on an image
-        model or a damaged file."""
+        """The tokenizer. Raises MissingError when the model has none, DataError on an image model
+        or a damaged file."""
         if self.modality != "text":
             raise DataError(
                 f"{self.name} is an image model and has no tokenizer", "give it images (DATA)"
@@ -82,18 +82,15 @@ class LiveModel:
 
     @property
     def output_head(self) -> nn.Module | None:
-        """What turns hidden states into logits, as the file has it; None on encoders, vision models
-        and files without a head."""
-        return (
-            self.module.get_output_embeddings()
-            if self.kind == "causal_lm" and self.has_head
-            else None
-        )
+        """The module from hidden states to logits, if its weights are in the file; None for
+        encoders, vision models and files without a head."""
+        has_head = self.kind == "causal_lm" and self.has_head
+        return output_embeddings(self.module) if has_head else None
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """Run the part that is hooked (`tower`) on a batch's `inputs`, moved to the model's device;
-        images in its dtype."""
-        moved = {
+        """Run `tower` on a batch's `inputs`, which are moved to the model's device; images also to
+        its dtype."""
+        moved: dict[str, Any] = {
             name: value.to(
                 self.device,
                 self.dtype if value.is_floating_point() else value.dtype,
@@ -102,7 +99,7 @@ class LiveModel:
             for name, value in inputs.items()
         }
         if self.kind == "causal_lm":
-            # one pass a context: a key-value cache would only cost memory
+            # one pass per context: a key-value cache would only cost memory
             moved["use_cache"] = False
         tower, known = self.module.get_submodule(self.tower), None
         if self.image_tokens is not None:
@@ -126,12 +123,13 @@ def load_model(
 ) -> LiveModel:
     """Load a hub id, a local folder, a .gguf file or `embedded:NAME`.
 
-    dtype None is float32 on the CPU and the checkpoint's own elsewhere. `processor` is a tokenizer
-    or image processor to use in place of the model's own. `trust_remote_code` lets Python code that
-    comes with the model run; without it such a model is refused, and nothing is ever asked on
-    stdin. Raises MissingError when there is nothing to load (says whether offline mode is on),
-    DataError for a folder that holds no model, for weights that do not fit the config (transformers
-    would fill them with random numbers), damaged files and a kind that is not supported.
+    dtype None is float32 on the CPU and that of the checkpoint elsewhere. `processor` is a
+    tokenizer or image processor to use instead of the model's own. `trust_remote_code` lets Python
+    code that comes with the model run; without it such a model is refused, and there is never a
+    prompt on stdin. Raises MissingError when there is nothing to load (the message says whether
+    offline mode is on), DataError for a folder without a model, for weights that do not fit the
+    config (transformers would fill them with random numbers), damaged files and a kind that is not
+    supported.
     """
     from transformers import AutoConfig
 
@@ -152,10 +150,9 @@ def load_model(
         module = module.to(device).eval().requires_grad_(False)
     notes = []
     if kind == "causal_lm" and not has_head:
-        _take_head_off(module)
+        _remove_head(module)
         notes.append(
-            "the file holds no output head: hidden states are those of the file, and there are no"
-            " logits"
+            "the file has no output head: the hidden states are correct, but there are no logits"
         )
     revision = revision or getattr(config, "_commit_hash", None)
     if processor is None:
@@ -165,8 +162,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class FromFolder:
-    """A tokenizer or image processor that is still to be read from `where`: a folder or a hub
-    id."""
+    """A tokenizer or image processor to be read from `where`, a folder or a hub id."""
 
     where: str
     trust_remote_code: bool = False
@@ -182,14 +178,15 @@ def assemble(
     *,
     has_head: bool = True,
 ) -> LiveModel:
-    """The LiveModel of a module, where it is and in its mode. `processor`: a tokenizer, an image
+    """The LiveModel of a module, on its device and in its mode. `processor`: a tokenizer, an image
     processor, a Processor that holds one, or FromFolder.
 
-    A text model whose tokenizer cannot be read is made without, and says why when it is first
+    For a text model whose tokenizer cannot be read, the error is raised when the tokenizer is first
     needed; an image model is refused. Raises DataError and MissingError.
     """
     from transformers import ProcessorMixin
 
+    # The tokenizer or image processor.
     more, fault, layout, where = (), None, None, name
     if isinstance(processor, FromFolder):
         where = processor.where
@@ -205,6 +202,8 @@ def assemble(
     if kind == "vision":
         with model_reading("image processor", name, where):
             layout = image_tokens(module, processor, name)
+    # The model, whose image layout is checked.
+    is_whole = kind == "causal_lm" and not getattr(module.config, "is_encoder_decoder", False)
     live = LiveModel(
         name=name,
         module=module,
@@ -212,7 +211,7 @@ def assemble(
         processor=processor,
         revision=revision,
         device=next(module.parameters()).device,
-        tower=tower_path(module) if kind != "causal_lm" or module.config.is_encoder_decoder else "",
+        tower="" if is_whole else tower_path(module),
         image_tokens=layout,
         notes=(*notes, *more),
         has_head=has_head,
@@ -238,19 +237,19 @@ def _processor(kind: Kind, folder: FromFolder, name: str) -> tuple[Any, tuple[st
         )
 
 
-def _take_head_off(module: nn.Module) -> None:
-    """By its path: what models do in set_output_embeddings (BERT reads the bias of the new one) is
-    not wanted."""
-    output = module.get_output_embeddings()
-    path = next((path for path, each in module.named_modules() if each is output), None)
+def _remove_head(module: nn.Module) -> None:
+    """Replace the output head by its path: set_output_embeddings may have side effects (BERT reads
+    the bias of the new head)."""
+    output = output_embeddings(module)
+    path = next((path for path, part in module.named_modules() if part is output), None)
     if path:
         module.set_submodule(path, MissingHead())
 
 
 class MissingHead(nn.Module):
-    """Stands where the output head of a model would be whose file holds none: logits over no token
-    at all, so that a whole forward pass runs and nothing can be made of what it gives.
-    `LiveModel.has_head` is asked by all that needs logits."""
+    """Takes the place of the output head in a model whose file has none. It returns logits over
+    zero tokens, so that a whole forward pass runs and its output cannot be used by mistake. Code
+    that needs logits checks `LiveModel.has_head`."""
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return x_BTD.new_empty(*x_BTD.shape[:-1], 0)

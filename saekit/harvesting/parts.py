@@ -1,25 +1,25 @@
-"""Which module of a block gives what attention and MLP add to the residual stream, proven by sums.
+"""Which module of a block outputs what attention and MLP add to the residual stream: proof.
 
-A record of one forward pass through a block holds what every module inside was given and gave.
-`located` takes the modules that their names suggest, walks from each to what is made of its output
-(a norm behind it, a layer scale) and to its last linear layer, and believes the first whose output
-x satisfies, bit for bit or within rounding,
+A record of one forward pass through a block holds the input and output of every module inside.
+`located` starts from modules with suggestive names, goes on to the modules that process their
+output (a norm after it, a layer scale) and to their last linear layer, and takes the first whose
+output x satisfies, bit for bit or within rounding,
 
-- attention: block input + x = what a later module of the block is given (the stream in the middle)
+- attention: block input + x = the input of a later module of the block (the stream in the middle)
   or the block's output;
-- MLP: some tensor of the block + x = the block's output, or the input of the norm that gives the
+- MLP: some tensor of the block + x = the block's output, or the input of the norm that outputs the
   block's output;
 - in parallel: block input + attention + MLP = the block's output.
 
-So in a post-norm encoder (BERT) the aliases mean what is added before the norm, in Gemma 2 what the
-norm behind the MLP gives. Where the model scales inline (a multiplier in Granite, a parameter in
-BEiT), no module gives what is added, and there is no alias.
+So in a post-norm encoder (BERT) the aliases mean what is added before the norm, in Gemma 2 the
+output of the norm after the MLP. If the model scales inline (a multiplier in Granite, a parameter
+in BEiT), no module outputs what is added, and there is no alias.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,28 +43,29 @@ NAMES: dict[str, tuple[str, ...]] = {
 WORDS = {"attn": "attention", "mlp": "the MLP"}
 _LAST_LINEAR = ("dense", "dense_4h_to_h", "out_proj", "o_proj", "down_proj", "c_proj")
 _INNER = (*_LAST_LINEAR, "attn")  # attention.attn of MPNet, whose attention normalizes
-# of modules whose name does not tell: mixer
+# Words in the class of a module whose name is ambiguous.
 _OF_CLASS = {"attn": ("attention",), "mlp": ("mlp", "moe", "feedforward")}
-_UNTOLD = ("mixer", "temporal_block")
-ROUNDING = 4  # epsilons of the operands' size, an element: three numbers added in another order
-SHARE = 0.02  # of the norm of what is added: a part that drowns in rounding proves nothing
+_AMBIGUOUS = ("mixer", "temporal_block")
+# Tolerance per element, in epsilons of the operands' size: three numbers added in another order.
+ROUNDING = 4
+# Tolerance relative to the norm of what is added: a part within the rounding error proves nothing.
+SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor as it was at one moment, as rows (N,D). `key` is equal for a tensor and its
-    unchanged views."""
+    """A tensor at one moment, as rows (N,D). A tensor and its unchanged views have equal `key`."""
 
     rows: torch.Tensor
     shape: tuple[int, ...]
     key: tuple[int, int, int]
-    # kept alive, so that no other tensor gets its address; and to see whether it is written later
+    # kept alive, so that no other tensor gets its address, and to see whether it is written later
     tensor: torch.Tensor
     version: int
 
     @classmethod
     def of(cls, tensor: Any, rows: int, width: int) -> Value | None:
-        """None for what is no floating tensor of `rows` x `width` numbers."""
+        """None unless `tensor` is a floating-point tensor of `rows` x `width` numbers."""
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             return None
         if tensor.ndim < 2 or tensor.shape[-1] != width or tensor.numel() != rows * width:
@@ -100,43 +101,41 @@ class Record:
     leaving: Value | None = None
 
     def output(self, path: str) -> Value | None:
-        """What the module gave, None where it did not run exactly once."""
+        """The output of the module; None unless it ran exactly once."""
         outputs = [call.gave for call in self.calls if call.path == path]
         return outputs[0] if len(outputs) == 1 else None
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part's alias leads. `path` None: nowhere, for `reason`; `near` is what can be hooked
-    in its place."""
+    """The module that a part's alias means. `path` None: none (`reason`), or instead `near`."""
 
     path: str | None
-    # what `:in` means: where a norm or a scale behind the part gives its output, still the part's
-    # own input
+    # the module of `:in`: the part itself, also when the output is that of a norm or scale after it
     reads: str | None = None
     reason: str = ""
     near: str | None = None
 
 
 def located(block: nn.Module, record: Record) -> dict[str, Part]:
-    """'attn' and 'mlp', where the block has something of that name."""
+    """'attn' and 'mlp', if the block has modules with such names."""
     candidates = {part: dict(_candidates(block, record, part)) for part in NAMES}
-    found = {}
+    parts = {}
     for part, paths in candidates.items():
         named = [path for path in NAMES[part] if _named(block, path, part)]
         if not named:
             continue
         proven = next((path for path in paths if adds(record, path, part, candidates)), None)
-        found[part] = (
+        parts[part] = (
             _readable(record, proven, paths[proven])
             if proven
             else _refused(record, list(paths), named[0], part)
         )
-    return found
+    return parts
 
 
 def guessed_part(block: nn.Module, part: str) -> str | None:
-    """By names alone, before anything has run."""
+    """The module by names only, before anything has run."""
     for path in NAMES[part]:
         if not _named(block, path, part):
             continue
@@ -148,14 +147,15 @@ def guessed_part(block: nn.Module, part: str) -> str | None:
     return None
 
 
-def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[str]]) -> bool:
-    """True when the sums of the module docstring hold for the output of `path`."""
+def adds(record: Record, path: str, part: str, candidates: Mapping[str, Iterable[str]]) -> bool:
+    """Whether one of the sums in the module docstring holds for the output of `path`."""
     x, leaving = record.output(path), record.leaving
     if x is None or leaving is None:
         return False
-    given = _distinct([call.given for call in record.calls if call.given])
+    inputs = _distinct([call.given for call in record.calls if call.given])
+    # Attention, or MLP.
     if part == "attn":
-        ends = [value for value in (leaving, *given) if value.key != record.entering.key]
+        ends = [value for value in (leaving, *inputs) if value.key != record.entering.key]
         if any(is_sum(record.entering.rows, x.rows, end.rows) for end in ends):
             return True
     else:
@@ -165,7 +165,7 @@ def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[st
             if c.given and c.gave and torch.equal(c.gave.rows, leaving.rows)
         ]
         starts = _distinct(
-            [record.entering, *given, *(call.gave for call in record.calls if call.gave)]
+            [record.entering, *inputs, *(call.gave for call in record.calls if call.gave)]
         )
         ends = _distinct([leaving, *before_norm])
         if any(
@@ -175,6 +175,7 @@ def adds(record: Record, path: str, part: str, candidates: dict[str, Iterable[st
             if s.key not in (x.key, e.key)
         ):
             return True
+    # In parallel.
     others = [
         record.output(other)
         for name, paths in candidates.items()
@@ -192,9 +193,9 @@ def is_sum(
 ) -> bool:
     """end = start + x (+ other), as the model may have computed it: exactly, in any order, or
     within the rounding of its dtype."""
-    pieces = [each for each in (start, x, end, other) if each is not None]
-    # most pairs end after one row
-    return _holds(*(each[:1] for each in pieces)) and _holds(*pieces)
+    terms = [term for term in (start, x, end, other) if term is not None]
+    # For most pairs the first row is enough.
+    return _holds(*(term[:1] for term in terms)) and _holds(*terms)
 
 
 def _holds(
@@ -205,39 +206,39 @@ def _holds(
         if other is None
         else [start + x + other, start + other + x, start + (x + other)]
     )
-    return any(torch.equal(each, end) for each in exact) or _close(start, x, end, other)
+    return any(torch.equal(total, end) for total in exact) or _close(start, x, end, other)
 
 
 def _close(
     start: torch.Tensor, x: torch.Tensor, end: torch.Tensor, other: torch.Tensor | None
 ) -> bool:
-    terms = [each.double() for each in (start, x, *(() if other is None else (other,)))]
-    wanted = end.double()
-    error = (sum(terms) - wanted).abs()
-    epsilon = max(torch.finfo(each.dtype).eps for each in (start, x, end))
-    size = sum(each.abs() for each in (*terms, wanted))
+    terms = [term.double() for term in (start, x, *(() if other is None else (other,)))]
+    expected = end.double()
+    error = (sum(terms) - expected).abs()
+    epsilon = max(torch.finfo(tensor.dtype).eps for tensor in (start, x, end))
+    size = sum(term.abs() for term in (*terms, expected))
     return bool((error <= ROUNDING * epsilon * size).all()) and bool(
         error.norm() <= SHARE * terms[1].norm()
     )
 
 
 def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[str, str]]:
-    """(path, the module of the part from which the walk to it began)."""
+    """(path, the module of the part whose output it is or processes)."""
     seen: set[str] = set()
     for name in NAMES[part]:
         if not _named(block, name, part):
             continue
         inner = [f"{name}.{last}" for last in _INNER if has_module(block, f"{name}.{last}")]
         for path in (name, *inner):
-            for each in (path, *_made_of(record, path)):
-                if each not in seen:
-                    seen.add(each)
-                    yield each, path
+            for candidate in (path, *_processing(record, path)):
+                if candidate not in seen:
+                    seen.add(candidate)
+                    yield candidate, path
 
 
-def _made_of(record: Record, path: str) -> Iterator[str]:
-    """Modules that are given the output of `path`, or the output of one that is: a norm behind it,
-    a layer scale, a dropout."""
+def _processing(record: Record, path: str) -> Iterator[str]:
+    """Modules that process the output of `path`, directly or one after another: a norm after it, a
+    layer scale, a dropout."""
     value = record.output(path)
     keys = {value.key} if value else set()
     for call in record.calls:
@@ -249,17 +250,18 @@ def _made_of(record: Record, path: str) -> Iterator[str]:
 def _named(block: nn.Module, path: str, part: str) -> bool:
     if not has_module(block, path):
         return False
-    if path not in _UNTOLD:
+    if path not in _AMBIGUOUS:
         return True
     name = type(block.get_submodule(path)).__name__.lower()
     return any(word in name for word in _OF_CLASS[part])
 
 
 def _readable(record: Record, path: str, reads: str) -> Part:
-    shape = record.output(path).shape
-    if len(shape) == 3:
+    output = record.output(path)
+    assert output is not None  # proven by its output
+    if len(output.shape) == 3:
         return Part(path, reads)
-    return Part(None, reason=f"{path} gives the rows of all contexts in one list {shape}")
+    return Part(None, reason=f"{path} gives the rows of all contexts in one list {output.shape}")
 
 
 def _refused(record: Record, paths: list[str], name: str, part: str) -> Part:

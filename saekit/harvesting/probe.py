@@ -1,10 +1,9 @@
-"""What a hook of a loaded model gives: its width, from one forward pass on two tiny inputs that
-differ.
+"""The width of a hook of a loaded model, from one forward pass on two different tiny inputs.
 
-The pass is the harvest's own (same part of the model, same kinds of input), so what it refuses
-could not be harvested: a module that does not run or runs several times, that gives no vector a
-token, or the same vectors whatever the tokens are (rotary embeddings give cosines and sines,
-position embeddings their table).
+The pass is that of a harvest (same part of the model, same kinds of input), so what it refuses
+could not be harvested: a module that does not run or runs several times, that does not return a
+vector per token, or returns the same vectors for all tokens (rotary embeddings return cosines and
+sines, position embeddings their table).
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ import torch
 from saekit.errors import DataError, SaekitError
 from saekit.harvesting.anatomy import CONTEXTS, TOKENS, prove, structure, untouched, vocabulary
 from saekit.harvesting.hooks import block_hint, capture, resolve_hook
-from saekit.harvesting.images import ImageTokens, prepared
+from saekit.harvesting.images import prepared
 
 
 def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
-    """Hook, as given -> d_in, on a LiveModel.
+    """Hook -> d_in, on a LiveModel.
 
-    Raises DataError for an unknown hook, for one whose module gives no hidden states, when the
-    model cannot be run, and when an image model's tokens are not the class token, registers and
-    patches that its configuration says.
+    Raises DataError for an unknown hook, for one whose module does not return hidden states, when
+    the model cannot be run, and when an image model's tokens are not the class token, registers and
+    patches of its configuration.
     """
+    # Resolve the hooks, and run the model.
     batch = tiny_batch(live)
     prove(
         live.module,
@@ -43,26 +43,27 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
         # BigBird: block_sparse becomes original_full as soon as an input is short
         if structure(live.module) != before:
             raise DataError(
-                f"{live.name} exchanges its own modules where an input is short, so that rows would"
-                " depend on earlier batches",
+                f"{live.name} replaces its own modules when an input is short, so rows would depend"
+                " on earlier batches",
                 "write the kind of attention that it falls back to into its config.json (BigBird:"
                 " attention_type original_full)",
             )
+    # Check the shapes and that the states depend on the input.
     for hook, path in paths.items():
         state = states[hook]
         if tuple(state.shape[:2]) != (CONTEXTS, tokens):
             if live.image_tokens and state.shape[0] == CONTEXTS:
-                cause = (
+                raise DataError(
                     f"{path} gives {state.shape[1]} vectors for {tokens} tokens"
-                    f" ({_account(live.image_tokens)})"
+                    f" ({live.image_tokens.account()})",
+                    f"{block_hint(live.module)}; models that merge patches on the way have no fixed"
+                    " grid",
                 )
-                hint = "models that merge patches on the way have no fixed grid"
-                raise DataError(cause, f"{block_hint(live.module)}; {hint}")
-            cause = (
+            raise DataError(
                 f"{path} gives a tensor {tuple(state.shape)} for {CONTEXTS} inputs of {tokens}"
-                " tokens, not one vector a token"
+                " tokens, not one vector per token",
+                block_hint(live.module),
             )
-            raise DataError(cause, block_hint(live.module))
         if state.shape[2] == 0:
             raise DataError(
                 f"{path} is the output head, which the file of {live.name} does not hold",
@@ -70,7 +71,7 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
             )
         if torch.equal(state[0], state[1]):
             raise DataError(
-                f"{path} gives the same vectors whatever the {_words(live)} are: it holds no hidden"
+                f"{path} gives the same vectors for all {_words(live)}: these are not hidden"
                 " states",
                 block_hint(live.module),
             )
@@ -78,7 +79,7 @@ def hook_widths(live: Any, hooks: Sequence[str]) -> dict[str, int]:
 
 
 def tiny_batch(live: Any) -> dict[str, torch.Tensor]:
-    """Two different contexts, or two different images through the model's own processor."""
+    """Two different contexts, or two different images through the model's processor."""
     if live.image_tokens:
         return {"pixel_values": prepared(noise_images(live.image_tokens.channels), live.processor)}
     root = live.module.get_submodule(live.tower)
@@ -100,8 +101,7 @@ def noise_images(channels: int) -> list[Any]:
 
 
 def run(live: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    """live.forward, whose errors are told in the user's words: it is the first time that this model
-    runs."""
+    """live.forward; any error becomes a DataError: it is the first pass of this model."""
     try:
         return live.forward(inputs)
     except SaekitError:
@@ -112,11 +112,6 @@ def run(live: Any, inputs: dict[str, torch.Tensor]) -> Any:
             f"{live.name} cannot be run: {type(error).__name__}: {first}",
             "try the model in transformers by itself; what fails there cannot be harvested",
         ) from error
-
-
-def _account(tokens: ImageTokens) -> str:
-    rows, columns = tokens.grid
-    return f"{int(tokens.has_cls)} class, {tokens.registers} register, {rows}x{columns} patch"
 
 
 def _words(live: Any) -> str:

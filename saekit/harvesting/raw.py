@@ -1,12 +1,11 @@
 """Raw data as a store: pixels, arrays of numbers, tf-idf vectors of texts; no model, no hook.
 
-What an autoencoder is trained on then is the data itself, and everything behind the store is the
-same. Three kinds stand where a MODEL
-would: `raw:pixels` (images), `raw:array` (.npy, .npz), `raw:tfidf` (texts). An image, array entry
-or text is a document of one example, its id the index in the source; examples are visited in the
-order of the source's documents (shuffled by the seed where it can be listed) and example_id counts
-them. So two harvests of sources with the same names in the same order, with the same seed, are
-row-aligned.
+Then an autoencoder is trained on the data itself, and everything after the store is the same. MODEL
+is one of three kinds: `raw:pixels` (images), `raw:array` (.npy, .npz), `raw:tfidf` (texts). An
+image, array entry or text is a document of one example, and its id is the index in the source.
+Examples are visited in the order of the source's documents (shuffled by the seed if they can be
+listed), and example_id counts them. So two harvests of sources with the same names in the same
+order, with the same seed, are row-aligned.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ KINDS = {"raw:pixels": Pixels, "raw:array": Array, "raw:tfidf": TfIdf}
 
 
 class RawHarvest(Harvest):
-    """Raw data into one store. A batch is `batch` examples of the visiting order, those left out
-    included."""
+    """Raw data into one store. A batch is `batch` examples in visiting order, also dropped ones."""
 
     dtype = "float32"
 
@@ -48,25 +46,35 @@ class RawHarvest(Harvest):
                 example.x_RD for example in self.data.examples(0) if example.x_RD is not None
             )
         if config.rows is not None and config.rows < self.data.rows_each:
-            cause = (
-                f"{opt('rows', config.rows)} is below the {self.data.rows_each} rows of one example"
+            raise DataError(
+                f"{opt('rows', config.rows)} is below the {self.data.rows_each} rows of one"
+                " example",
+                f"{opt('rows', self.data.rows_each)} or more",
             )
-            raise DataError(cause, f"{opt('rows', self.data.rows_each)} or more")
 
     def rows_expected(self) -> int | None:
-        each, count, asked = self.data.rows_each, self.data.count, self.config.rows
+        rows_each, count, limit = self.data.rows_each, self.data.count, self.config.rows
         if count is None:
-            return asked
-        return count * each if asked is None else min(count, asked // each) * each
+            return limit
+        return count * rows_each if limit is None else min(count, limit // rows_each) * rows_each
 
     def spec(self, hook: str) -> ActivationSpec:
         c, data = self.config, self.data
         return ActivationSpec(
-            model=self.model, revision=None, hook=hook, modality=data.modality, d_in=data.d_in,
-            dtype=c.dtype, layout=data.layout,
-            scope="content", grid=data.grid, dataset=data.dataset, context=None, seed=c.seed,
+            model=self.model,
+            revision=None,
+            hook=hook,
+            modality=data.modality,
+            d_in=data.d_in,
+            dtype=self.stored_dtype,
+            layout=data.layout,
+            scope="content",
+            grid=data.grid,
+            dataset=data.dataset,
+            context=None,
+            seed=c.seed,
             column=self.data.column,
-        )  # fmt: skip
+        )
 
     def digest(self) -> str | None:
         return self.data.digest()
@@ -79,19 +87,22 @@ class RawHarvest(Harvest):
 
     def settings(self) -> dict[str, Any]:
         c = self.config
-        own = {
+        return {
+            "model": self.model,
+            "data": self.data.dataset,
             "layout": self.data.layout,
             **{n: getattr(c, n) for n in ("rows", "batch", "dtype", "shard_mb", "column", "seed")},
+            "column": self.data.column,
+            **({"skip_broken": True} if c.skip_broken else {}),
+            **self.own_plan(),
         }
-        chosen = {"column": self.data.column, **({"skip_broken": True} if c.skip_broken else {})}
-        return {"model": self.model, "data": self.data.dataset, **own, **chosen, **self.own_plan()}
 
     def extras(self) -> dict[str, bytes]:
         return self.data.extras()
 
     def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
         (writer,) = writers.values()
-        began, first_rows, limit = time.monotonic(), writer.rows, self.config.rows
+        started, first_rows, limit = time.monotonic(), writer.rows, self.config.rows
         number = writer.batches_done * self.config.batch
         source = self.data.examples(number)
         total = self.rows_expected() or 0
@@ -99,29 +110,33 @@ class RawHarvest(Harvest):
             first := next(source, None)
         ):
             batch = chain([first], islice(source, self.config.batch - 1))
-            block, seen = self._block(batch, number, None if limit is None else limit - writer.rows)
+            block, read = self._block(batch, number, None if limit is None else limit - writer.rows)
             writer.append(block)
-            number += seen
-            rate = (writer.rows - first_rows) / max(time.monotonic() - began, 1e-9)
+            number += read
+            rate = (writer.rows - first_rows) / max(time.monotonic() - started, 1e-9)
             progress(Progress("harvest", writer.rows, total, figures={"rows_per_s": rate}))
 
     def _block(
-        self, batch: Iterator[RawExample], number: int, left: int | None
+        self, batch: Iterator[RawExample], number: int, room: int | None
     ) -> tuple[RowBlock, int]:
-        """(the block of a batch whose first example has this number, at most `left` rows of whole
-        examples; examples looked at)."""
-        examples, parts, dropped, rows = [], [np.zeros((0, self.data.d_in), np.float32)], 0, 0
-        for seen, (doc_id, ref, label, x_RD) in enumerate(batch, 1):
+        """(block, examples read): whole examples of a batch whose first has this number, at most
+        `room` rows."""
+        # Examples, until there is no room for another.
+        examples, parts = [], [np.zeros((0, self.data.d_in), np.float32)]
+        read = dropped = rows = 0
+        for doc_id, ref, label, x_RD in batch:
+            read += 1
             if x_RD is None:
                 dropped += 1
                 continue
             examples.append(
-                StoredExample(number + seen - 1, doc_id, rows, len(x_RD), None, ref, label)
+                StoredExample(number + read - 1, doc_id, rows, len(x_RD), None, ref, label)
             )
             parts.append(x_RD)
             rows += len(x_RD)
-            if left is not None and left - rows < self.data.rows_each:
+            if room is not None and room - rows < self.data.rows_each:
                 break
+        # Their rows, with the origin of each.
         owner = [example for example in examples for _ in range(example.rows)]
         block = RowBlock(
             x=torch.from_numpy(np.concatenate(parts)),
@@ -133,4 +148,4 @@ class RawHarvest(Harvest):
             examples=examples,
             dropped=dropped,
         )
-        return block, seen
+        return block, read

@@ -1,5 +1,5 @@
-"""Data that becomes rows as it is: images, arrays, texts. What is done with it stands in
-saekit.harvesting.raw."""
+"""Data that becomes rows without a model: images, arrays, texts. saekit.harvesting.raw writes them
+to a store."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class RawExample(NamedTuple):
     doc_id: int
     ref: str
     label: str | None
-    x_RD: np.ndarray | None  # None: the document is left out
+    x_RD: np.ndarray | None  # None: the document is dropped
 
 
 class RawData(ABC):
-    """Data that becomes rows as it is: `rows_each` of width `d_in` an example."""
+    """Data that becomes rows without a model: `rows_each` rows of width `d_in` per example."""
 
     hook: str
     modality: str
@@ -45,11 +45,14 @@ class RawData(ABC):
     layout: Layout = "flat"
     grid: tuple[int, int] | None = None
     rows_each: int = 1
-    count: int | None = None  # examples that will be stored, None when only a pass could tell
+    count: int | None = None  # examples that will be stored; None when only a pass would show
     notes: tuple[str, ...] = ()
-    column: str | None = None  # of a table: the one that is read
-    # broken inputs that the last pass left out so far, with skip_broken
-    skipped: Sequence[str] = ()
+    column: str | None = None  # the column of a table that is read
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Broken inputs that the last pass has skipped so far (skip_broken)."""
+        return ()
 
     @abstractmethod
     def examples(self, start: int) -> Iterator[RawExample]:
@@ -59,17 +62,15 @@ class RawData(ABC):
     def digest(self) -> str | None: ...
 
     def extras(self) -> dict[str, bytes]:
-        """Files beside the shards that show the rows again: content by name."""
+        """Files beside the shards that are needed to show the rows: content by name."""
         return {}
 
 
-# --- pixels
-# --------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------
 
 
 class Pixels(RawData):
-    """Rows are images: (H,W,C) flattened, pixels / 255. Modes L and RGB are kept, others become
-    RGB."""
+    """Rows are images: (H,W,C) flattened, pixels / 255. Modes other than L become RGB."""
 
     hook, modality = "pixels", "image"
 
@@ -89,7 +90,7 @@ class Pixels(RawData):
                 f"{self.dataset} holds no image that can be read",
                 f"drop {opt('skip_broken')} to see why",
             )
-        image = _grey_or_colour(first.image, first.name)
+        image = _gray_or_rgb(first.image, first.name)
         self._first, self._kind = first.name, (image.size, image.mode)
         width, height = image.size
         self.grid = (height, width)
@@ -109,7 +110,7 @@ class Pixels(RawData):
 
     def examples(self, start: int) -> Iterator[RawExample]:
         for document in self._data.documents(start):
-            image = _grey_or_colour(document.image, document.name)
+            image = _gray_or_rgb(document.image, document.name)
             if (image.size, image.mode) != self._kind:
                 raise DataError(
                     f"image {document.name} is {_size(image.size)} {image.mode}, and {self._first}"
@@ -121,7 +122,8 @@ class Pixels(RawData):
             yield RawExample(document.id, document.name, document.label, pixels_RD)
 
 
-def _grey_or_colour(image: Image, name: str) -> Image:
+def _gray_or_rgb(image: Image | None, name: str) -> Image:
+    assert image is not None, "an image document has an image"
     if DEEP in image.info:
         cause = f"image {name} has mode I;{image.info[DEEP]}: its values do not fit 0 to 255"
         raise DataError(
@@ -134,12 +136,11 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-# --- arrays
-# --------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 class Array(RawData):
-    """A .npy file, memory-mapped, or a .npz with `x` and optionally `y`, a label an entry.
+    """A .npy file, memory-mapped, or a .npz with `x` and optionally `y`, one label per entry.
 
     (N,D) gives rows; (N,T,D) sequences of T rows; (N,H,W,C) rows of H*W*C values, or with layout
     grid grids of H*W rows of C.
@@ -162,9 +163,8 @@ class Array(RawData):
         self.dataset = str(self._path.absolute())
         self._x, self._labels = load_array(self._path)
         shape = self._x.shape
-        self.layout = {2: "flat", 3: "sequence", 4: "grid" if config.layout == "grid" else "flat"}[
-            len(shape)
-        ]
+        layouts: dict[int, Layout] = {2: "flat", 3: "sequence", 4: "flat"}
+        self.layout = "grid" if len(shape) == 4 and config.layout == "grid" else layouts[len(shape)]
         if config.layout not in ("flat", self.layout):
             cause = f"{opt('layout', config.layout)}: {data} has the shape {shape}"
             raise DataError(cause, "a sequence takes an array (N,T,D), a grid one (N,H,W,C)")
@@ -174,25 +174,29 @@ class Array(RawData):
         self.count = len(self._x)
         self._order = shuffled(len(self._x), config.seed)
         self._skip_broken = config.skip_broken
+        self._skipped: list[str] = []
         if is_sampled(self._path):
-            self.notes += (
-                (
-                    f"{data}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size,"
-                    " time and samples"
-                ),
+            note = (
+                f"{data}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only by size, time"
+                " and samples"
             )
+            self.notes += (note,)
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return self._skipped
 
     def digest(self) -> str:
         return file_digest(self._path)
 
     def examples(self, start: int) -> Iterator[RawExample]:
-        """Entries with NaN or inf are examples without rows where broken ones are skipped."""
-        self.skipped = skipped = []
+        """With skip_broken, entries with NaN or inf are examples without rows."""
+        self._skipped = skipped = []
         for number, index in enumerate(self._order):
             if number < start and not self._skip_broken:
                 continue
-            # fp64 holds what the stored dtype may not, so that the writer can tell overflow from
-            # inf.
+            # fp64 holds values that overflow the stored dtype, so that the writer can distinguish
+            # overflow from inf.
             x_RD = np.asarray(self._x[index], np.float64).reshape(self.rows_each, self.d_in)
             if not np.isfinite(x_RD).all():
                 place = (
@@ -202,8 +206,8 @@ class Array(RawData):
                 )
                 if not self._skip_broken:
                     hint = (
-                        f"repair or remove it, then {opt('overwrite', True)}; or go on without such"
-                        f" entries with {opt('skip_broken', True)}"
+                        f"repair or remove it, then {opt('overwrite', True)}; or skip such entries"
+                        f" with {opt('skip_broken', True)}"
                     )
                     raise NumericsError(f"{place} of {self._path} holds NaN or inf", hint)
                 skipped.append(f"entry {index}")
@@ -217,17 +221,16 @@ class Array(RawData):
                 )
 
 
-# --- texts
-# --------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------
 
 
 class TfIdf(RawData):
-    """Rows are texts: one column a word, l2-normalised, so that all values lie in [0, 1].
+    """Rows are texts: one column per word, l2-normalized, so that all values are in [0, 1].
 
-    Words are runs of letters, lower case, without English stop words; the `vocabulary` most
-    frequent make the columns. The idf is that of scikit-learn's TfidfVectorizer (smoothed). It is
-    fitted on all documents, held-out ones too; it sees no labels. Documents without a word of the
-    vocabulary are left out and counted.
+    Words are runs of letters, lower case, without English stop words; the columns are the
+    `vocabulary` most frequent ones. The idf is that of scikit-learn's TfidfVectorizer (smoothed).
+    It is fitted on all documents, held-out ones too; it does not use labels. Documents without a
+    word of the vocabulary are dropped and counted.
     """
 
     hook, modality = "tfidf", "text"
@@ -243,15 +246,11 @@ class TfIdf(RawData):
             seed=config.seed,
             skip_broken=config.skip_broken,
         )
-        self.dataset, self._digest, self.column, self.notes = (
-            source.name,
-            source.digest(),
-            source.column,
-            source.notes,
-        )
+        self.dataset, self._digest = source.name, source.digest()
+        self.column, self.notes = source.column, source.notes
         self._documents: list[tuple[int, str, str | None]] = []
 
-        def texts() -> Iterator[str]:
+        def texts() -> Iterator[str | None]:
             for document in source.documents():
                 self._documents.append((document.id, document.name, document.label))
                 yield document.text
@@ -265,24 +264,24 @@ class TfIdf(RawData):
             raise DataError(
                 f"{source.name} holds no word that is not a stop word", "give English text"
             ) from error
-        self.skipped = source.skipped
-        self._words, self._idf = (
-            vectorizer.get_feature_names_out().tolist(),
-            vectorizer.idf_.tolist(),
-        )
+        self._skipped = source.skipped
+        self._words = vectorizer.get_feature_names_out().tolist()
+        self._idf = vectorizer.idf_.tolist()
         self.d_in = len(self._words)
         self.count = int((np.diff(self._x.indptr) > 0).sum())
         if self.d_in < config.vocabulary:
-            self.notes += (
-                (
-                    f"the documents hold {self.d_in:,} different words of the {config.vocabulary:,}"
-                    " asked for"
-                ),
+            note = (
+                f"the documents hold {self.d_in:,} different words of the {config.vocabulary:,}"
+                " asked for"
             )
-        if left_out := len(self._documents) - self.count:
-            self.notes += (
-                f"{left_out:,} documents hold no word of the vocabulary and are left out",
-            )
+            self.notes += (note,)
+        if dropped := len(self._documents) - self.count:
+            note = f"{dropped:,} documents hold no word of the vocabulary and are left out"
+            self.notes += (note,)
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return self._skipped
 
     def digest(self) -> str | None:
         return self._digest

@@ -1,11 +1,11 @@
 """The two boundaries between transformers and a user: reading a model's files, and running its
 forward pass.
 
-transformers and the code below it raise anything (SafetensorError, RuntimeError, AttributeError,
-IndexError ...). What fails inside them on a user's model or data is the user's to mend, so that
-each boundary turns any exception into a DataError or MissingError with the model, the original line
-and a next step, and keeps the original as its cause. What fails in saekit's own lines stays what it
-is: a bug.
+transformers and the code below it may raise anything (SafetensorError, RuntimeError,
+AttributeError, IndexError ...). Failures inside them on a user's model or data are for the user to
+fix, so each boundary turns any exception into a DataError or MissingError with the model, the
+original line and a next step, and keeps the original as its cause. Failures in saekit's own code
+are not converted: they are bugs.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _FILES = {
         "spiece.model",
     ),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
-}  # what the hint names comes first
-_ROOM = 50_000_000  # numbers that any config may ask for: 200 MB
+}  # the hint names the first
+_ROOM = 50_000_000  # numbers that any config may request: 200 MB
 
 
 @contextmanager
 def model_reading(what: str, name: str, where: str) -> Iterator[None]:
-    """Round the reading of `what` ("model", "tokenizer", "image processor") of `name` from
-    `where`."""
+    """Around the reading of `what` ("model", "tokenizer", "image processor") of `name` from
+    `where`: any failure becomes a SaekitError."""
     try:
         yield
     except SaekitError:
@@ -58,32 +58,32 @@ def _is_failure(error: BaseException) -> bool:
 
 
 def reading_error(what: str, name: str, where: str, error: BaseException) -> SaekitError:
-    """What `error`, raised by transformers while it read `what` from `where`, means for the
-    user."""
+    """The error for the user when transformers raised `error` while it read `what` from `where`."""
+    # Memory, and code in the model's folder.
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return BackendError(
             f"{name} does not fit into memory: {first_line(error)}",
             f"choose a smaller model or {opt('device', 'cpu')}",
         )
     if "trust_remote_code" in str(error):
-        cause = (
-            f"the {what} of {name} needs code from its own folder, which saekit does not run unless"
-            " told to"
-        )
         return DataError(
-            cause, f"read that code, then allow it with {opt('trust_remote_code', True)}"
+            f"the {what} of {name} needs code from its own folder, which saekit does not run by"
+            " default",
+            f"read that code, then allow it with {opt('trust_remote_code', True)}",
         )
+    # Damaged or missing files of a local folder.
     local = _local_folder(where)
-    if local and (seen := damage(local, what)):
-        return DataError(f"the {what} of {name} cannot be read: {seen[0]}", seen[1])
+    if local and (fault := damage(local, what)):
+        return DataError(f"the {what} of {name} cannot be read: {fault[0]}", fault[1])
     if (
         local
         and what in _FILES
         and not any(
-            each.name in _FILES[what] or each.suffix == ".model" for each in local.iterdir()
+            file.name in _FILES[what] or file.suffix == ".model" for file in local.iterdir()
         )
     ):
         return MissingError(f"{name} has no {what}", f"put {_FILES[what][0]} beside its weights")
+    # Missing packages, models and files.
     if isinstance(error, ModuleNotFoundError) and error.name:
         return MissingError(
             f"the {what} of {name} needs the package {error.name}: {first_line(error)}",
@@ -110,13 +110,18 @@ def reading_error(what: str, name: str, where: str, error: BaseException) -> Sae
             f"{error.filename or name} may not be read: {first_line(error)}",
             f"chmod -R u+rX {where}",
         )
+    return _cannot_load(what, name, local, error)
+
+
+def _cannot_load(what: str, name: str, local: Path | None, error: BaseException) -> DataError:
+    """For any other error."""
     of = "" if what == "model" else f"the {what} of "
     hint = (
         "saekit reads text decoders, text encoders and vision transformers that transformers knows"
     )
     if local and not isinstance(error, ValueError):
         hint = (
-            f"look at {local / 'config.json'}, or save the model again with"
+            f"check {local / 'config.json'}, or save the model again with"
             " model.save_pretrained(FOLDER)"
         )
     if what != "model":
@@ -131,8 +136,8 @@ def reading_error(what: str, name: str, where: str, error: BaseException) -> Sae
 def forward_pass(
     name: str, inputs: dict[str, torch.Tensor], known: tuple[str, str] | None = None
 ) -> Iterator[None]:
-    """Round a forward pass of the model `name`. `known` is (cause, hint) where one is seen without
-    the exception (sizes of images)."""
+    """Around a forward pass of the model `name`: any failure becomes a SaekitError. `known` is
+    (cause, hint) of a likely failure (sizes of images)."""
     try:
         yield
     except SaekitError:
@@ -158,14 +163,14 @@ def forward_pass(
 
 
 def _raised_by_saekit(error: Exception) -> bool:
-    """Whether the innermost line is saekit's: a hook's own fault is a bug, not the model's."""
+    """Whether the innermost line is saekit's: an error in a hook of ours is a bug of ours."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
 def not_found(what: str, name: str, error: BaseException) -> MissingError:
-    """The MissingError for a hub id that gave `error`: not there, gated, or unreachable; says
-    whether offline mode is on."""
+    """The MissingError for a hub id that failed with `error`: not found, gated, or unreachable; the
+    message says whether offline mode is on."""
     from huggingface_hub import constants
 
     text = str(error).lower()
@@ -195,7 +200,7 @@ def not_found(what: str, name: str, error: BaseException) -> MissingError:
 
 
 def _described(error: BaseException) -> str:
-    """A KeyError's text alone (`'model_type'`) says nothing."""
+    """With the class of errors whose text means nothing by itself: KeyError's is `'model_type'`."""
     line = first_line(error)
     return (
         line
@@ -205,32 +210,34 @@ def _described(error: BaseException) -> str:
 
 
 def check_sizes(config: Any, name: str, where: str) -> None:
-    """Raise DataError for a local config that asks for far more numbers than the weights beside it
-    hold, before memory is taken.
+    """Raise DataError, before memory is allocated, for a local config that requests far more
+    numbers than the weights beside it hold.
 
-    transformers makes room for what a file lacks; a config of a few bytes could fill the machine.
-    Every pair below is a matrix of an ordinary model, which at 4 bits a number takes half a byte
-    each.
+    transformers allocates memory for weights that a file lacks, so a config of a few bytes could
+    fill the machine. Every pair below is a matrix of an ordinary model, with at least 4 bits per
+    number.
     """
     if not Path(where).is_dir():
         return
-    held = sum(
+    weight_bytes = sum(
         file.stat().st_size
         for file in Path(where).iterdir()
         if file.is_file() and file.suffix in (".safetensors", ".bin")
     )
-    if not held:
+    if not weight_bytes:
         return  # transformers names the files that it looked for
     text = config.get_text_config()
     width = getattr(text, "hidden_size", None)
     for other in ("vocab_size", "intermediate_size", "num_hidden_layers", "hidden_size"):
-        sizes = width, getattr(text, other, None)
-        if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] > 2 * held + _ROOM:
-            cause = (
-                f"the config of {name} says hidden_size {width} and {other} {sizes[1]}, and its"
-                f" weights are {held:,} bytes in all"
+        size = getattr(text, other, None)
+        if not isinstance(width, int) or not isinstance(size, int):
+            continue
+        if width * size > 2 * weight_bytes + _ROOM:
+            raise DataError(
+                f"the config of {name} says hidden_size {width} and {other} {size}, but its weights"
+                f" are {weight_bytes:,} bytes in all",
+                "put the model's own config.json beside its weights",
             )
-            raise DataError(cause, "put the model's own config.json beside its weights")
 
 
 def _local_folder(where: str) -> Path | None:

@@ -1,9 +1,9 @@
-"""model + data -> store: the verb `harvest`.
+"""model + data -> store: `harvest`.
 
-One forward pass a batch feeds every hook; each hook has its own store and the stores are
-row-aligned. The pass stops behind the last hooked block. Killed at any moment, a harvest leaves
-whole shards and `resume` goes on behind them. Raw data takes the same way without a model
-(saekit.harvesting.raw).
+One forward pass per batch serves all hooks; every hook has its own store and the stores are
+row-aligned. The pass stops after the last hooked block. A harvest that is killed at any moment
+leaves whole shards, and `resume` continues after them. Raw data is harvested the same way without a
+model (saekit.harvesting.raw).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from saekit.store.shards import StoredExample
 from saekit.store.writer import RowBlock
 from saekit.types import ActivationSpec, Progress
 
-CALIBRATION_ROWS = 4096  # max_norm: rows whose median norm is the reference
+CALIBRATION_ROWS = 4096  # rows whose median norm is the reference of max_norm
 TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be shown without the model
 
 
@@ -78,24 +78,23 @@ def harvest(
     `out` None.
 
     model: a hub id, a folder, a .gguf file, `embedded:NAME`, or a transformers module in memory,
-        which stays on its device, in its mode and with its hooks (these take part). Also
+        which stays on its device, in its mode and with its hooks (which are called). Also
         `raw:pixels`, `raw:array` or `raw:tfidf`: then the data itself is stored, and there is no
         hook (saekit.harvesting.raw).
     data: a hub dataset `name:split`, a file, a folder, `embedded:NAME`; or objects. Texts: an
         iterable of str or of (str, label). Images: an iterable of PIL images, or of arrays or
-        tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label).
-        Either: a datasets.Dataset, whose texts or images stand in `column`. An iterable is read to
-            its end once.
-    out: one hook writes a store there, several write `out/<hook>` each. None: the rows stay in
-        memory, in `result.x` (N,D) of one hook and `result.batches[canonical hook].x` of several,
+        tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label). Either: a
+        datasets.Dataset, with texts or images in `column`. An iterable is read to its end once.
+    out: one hook writes a store there, several hooks write `out/<hook>`. None: the rows stay in
+        memory, in `result.x` (N,D) for one hook and `result.batches[canonical hook].x` for several,
         on the CPU; only with layout "flat".
     hook: `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`,
         `blocks.9.attn`, `:in` for an input, or a module path.
-    tokenizer, processor: of a text model, of an image model; None: what comes with the model, or
-    lies where it was loaded from.
-    resume: go on with a harvest that was interrupted. The data must have the same content, a model
-    in memory the same weights.
-    overwrite: replace what lies at `out`.
+    tokenizer, processor: for a text model, for an image model; None: the one that comes with the
+        model, or is in the place that it was loaded from.
+    resume: continue a harvest that was interrupted. The data must have the same content, a model in
+        memory the same weights.
+    overwrite: replace the result at `out`.
     options: the fields of HarvestConfig: rows (vectors to keep; None: all), ctx (tokens in a
         context), batch (contexts or images in a forward pass), scope, layout, dtype, seed and
         others.
@@ -150,12 +149,12 @@ def _config(hook: str | Sequence[str], options: HarvestKeywords) -> HarvestConfi
     return HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
 
 
-def _check_in_memory(config: HarvestConfig, asked_of_folder: bool) -> None:
-    if asked_of_folder:
+def _check_in_memory(config: HarvestConfig, needs_folder: bool) -> None:
+    if needs_folder:
         raise UsageError("resume and overwrite need a folder", "give out=FOLDER")
     if config.layout != "flat":
         raise UsageError(
-            f"layout {config.layout} is one of stores: rows in memory are flat",
+            f"layout {config.layout} is only for stores: rows in memory are flat",
             "give out=FOLDER, or layout flat",
         )
 
@@ -178,13 +177,13 @@ class ModelHarvest(Harvest):
     """Hidden states of a model."""
 
     dtype = "float16"
-    # False: batches of contexts of one length, for a model whose rows padding reaches
+    # False: contexts of one length per batch, for a model whose rows depend on padding
     padded = True
     checked: SelfCheck | None = None
-    # the stream whose first batches the self-check has looked at
-    _ahead: Iterator[ContextBatch] | None = None
+    # the batches that the self-check has read, and the rest of their stream
     _first: Sequence[ContextBatch] = ()
-    # of the first of them, where the self-check has run it
+    _ahead: Iterator[ContextBatch] | None = None
+    # the states of the first of them, if the self-check has run it
     _first_states: dict[str, torch.Tensor] | None = None
 
     def __init__(
@@ -195,15 +194,17 @@ class ModelHarvest(Harvest):
         config: HarvestConfig,
         processor: Any = None,
     ) -> None:
-        """`processor`: the tokenizer or image processor that was given beside the model."""
+        """`processor`: a tokenizer or image processor to use instead of the model's own."""
         super().__init__(out, config)
-        self._given = processor
+        # The model.
+        self._processor = processor
         if isinstance(model, str):
             options = {"processor": processor, "trust_remote_code": config.trust_remote_code}
             self.live = load_model(model, pick_device(config.device), **options)
         else:
             self.live = model
         self.notes = self.live.notes
+        # Settings that it cannot take.
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
             raise DataError(
                 f"{opt('layout', 'grid')} needs an image model and {opt('scope', 'content')}",
@@ -217,6 +218,7 @@ class ModelHarvest(Harvest):
         check_scope(self.live, config.scope)
         if self.live.modality == "text":
             check_context(self.live, config.ctx, config.pack)
+        # Hooks and data.
         self.hooks = list(
             dict.fromkeys(
                 resolve_hook(self.live.module, hook, self.live.name) for hook in config.hooks
@@ -234,21 +236,20 @@ class ModelHarvest(Harvest):
         if self.config.dtype == AUTO:
             self._choose_dtype(self._scope_rows())
 
-    # -- what will be written
-    # --------------------------------------------------------------------------------------------
+    # -- what will be written ----------------------------------------------------------------------
 
     def spec(self, hook: str) -> ActivationSpec:
-        c, text = self.config, self.live.modality == "text"
+        c, text, tokens = self.config, self.live.modality == "text", self.live.image_tokens
         return ActivationSpec(
             model=self.live.name,
             revision=self.live.revision,
             hook=hook,
             modality=self.live.modality,
             d_in=self.widths[hook],
-            dtype=c.dtype,
+            dtype=self.stored_dtype,
             layout=c.layout,
             scope=c.scope,
-            grid=None if text else self.live.image_tokens.grid,
+            grid=None if tokens is None else tokens.grid,
             dataset=self.data.name,
             context=c.ctx if text else None,
             seed=c.seed,
@@ -262,35 +263,32 @@ class ModelHarvest(Harvest):
 
     def own_plan(self) -> dict[str, Any]:
         plan = {} if self.padded else {"padding": "none"}
-        if self._given is not None:
-            plan["processor"] = processor_digest(self._given)
+        if self._processor is not None:
+            plan["processor"] = processor_digest(self._processor)
         return plan
 
     def skipped(self) -> Sequence[str]:
         return self.data.skipped
 
     def _scope_rows(self) -> Iterator[torch.Tensor]:
-        """Batches of the rows that would be stored, (R,D): all hooks' side by side, since they
-        share one dtype."""
+        """Batches of the rows that would be stored, (R,D): those of all hooks side by side, since
+        they share one dtype."""
         for batch, states in self.states():
             keep_BT = batch.rows_for_scope(self.config.scope)
             yield torch.cat([state[keep_BT].float() for state in states.values()], dim=1)
 
     def settings(self) -> dict[str, Any]:
         c = self.config
-        own = {
-            n: getattr(c, n)
-            for n in ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")
-        }
-        names = {"model": self.live.name, "data": self.data.name, "hook": list(self.hooks)}
-        skipping = {"skip_broken": True} if c.skip_broken else {}
+        names = ("rows", "scope", "layout", "ctx", "batch", "dtype", "shard_mb", "max_norm")
         return {
-            **names,
-            **own,
+            "model": self.live.name,
+            "data": self.data.name,
+            "hook": list(self.hooks),
+            **{name: getattr(c, name) for name in names},
             "column": self.data.column,
             "pack": c.pack,
             "seed": c.seed,
-            **skipping,
+            **({"skip_broken": True} if c.skip_broken else {}),
         }
 
     def extras(self) -> dict[str, bytes]:
@@ -301,8 +299,7 @@ class ModelHarvest(Harvest):
             for name, content in saved_files(self.live.tokenizer).items()
         }
 
-    # -- the run
-    # ----------------------------------------------------------------------------------------------
+    # -- the run -----------------------------------------------------------------------------------
 
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
@@ -315,10 +312,9 @@ class ModelHarvest(Harvest):
         return dataclasses.replace(result, self_check=check.stored)
 
     def self_check(self, fresh: bool) -> SelfCheck | None:
-        """On the first contexts, which a fresh run then begins with. None where the data gives
-        none."""
+        """Check the first contexts; a fresh run then begins with them. None if there are none."""
         self._ahead = self._batches(0)
-        # of text, a window is tokenized before its first batch comes
+        # for text, a whole window is tokenized before its first batch
         most = 1 if self.live.modality == "image" else SORT_WINDOW
         self._first = list(islice(self._ahead, most))
         if not self._first:
@@ -335,8 +331,8 @@ class ModelHarvest(Harvest):
         return self.checked
 
     def _check_images(self, batch: ContextBatch, fresh: bool) -> SelfCheck:
-        """A fresh run keeps the states of its first batch, a resumed one needs none of them: two
-        images are its batch."""
+        """A fresh run keeps the states of its first batch; a resumed one does not need them and
+        checks with only two images."""
         pixels_BChw = batch.inputs["pixel_values"]
         if not fresh:
             pixels_BChw = pixels_BChw[:2]
@@ -346,7 +342,7 @@ class ModelHarvest(Harvest):
         return check_images(self.live, pixels_BChw, states, self.config.hooks)
 
     def _pad(self) -> int:
-        """The token of padding, as the first batches have it."""
+        """The token of padding in the first batches."""
         filled = (
             batch.inputs["input_ids"][batch.kind_BT == PositionKind.PADDING]
             for batch in self._first
@@ -355,13 +351,14 @@ class ModelHarvest(Harvest):
         return next((int(ids[0]) for ids in filled if len(ids)), 0)
 
     def fill(self, writers: Mapping[str, Writer], progress: Callable[[Progress], None]) -> None:
-        """Run the model and append, until the rows asked for are there or the data ends.
+        """Run the model and append, until there are enough rows or the data ends.
 
         A writer that is ahead of another after a kill ignores the batches that it has.
         """
         c = self.config
         for writer in writers.values():
             writer.manifest.self_check = self.checked.stored if self.checked else None
+        # Where to start.
         calibrate = c.max_norm is not None and any(
             w.manifest.norm_limit is None for w in writers.values()
         )
@@ -370,11 +367,13 @@ class ModelHarvest(Harvest):
         rows = 0 if start == 0 else self._rows_before(writers, start)
         if c.layout == "flat" and c.rows is not None and rows >= c.rows:
             return  # killed between the last shard and the report
-        began, first_rows = time.monotonic(), rows
+        started, first_rows = time.monotonic(), rows
         stream = self.states(start)
         if calibrate:
-            stream = self._calibrated(stream, writers)
+            assert c.max_norm is not None
+            stream = self._calibrated(stream, writers, c.max_norm)
         for number, (batch, states) in enumerate(stream, start):
+            # Which rows to keep.
             keep_BT = batch.rows_for_scope(c.scope)
             fits_BT = within_norm(
                 keep_BT,
@@ -384,19 +383,19 @@ class ModelHarvest(Harvest):
             dropped = int(keep_BT.sum() - fits_BT.sum())
             keep_BT = self._within_rows(fits_BT, None if c.rows is None else c.rows - rows)
             if fits_BT.any() and not keep_BT.any():
-                break  # no whole example fits any more
+                break  # no other whole example fits
+            # Append them, and report.
             for hook, writer in writers.items():
                 if number >= ahead[hook]:
                     writer.append(_block(batch, states[hook], keep_BT, dropped))
             rows += int(keep_BT.sum())
-            rate = (rows - first_rows) / max(time.monotonic() - began, 1e-9)
+            rate = (rows - first_rows) / max(time.monotonic() - started, 1e-9)
             progress(Progress("harvest", rows, c.rows or 0, figures={"rows_per_s": rate}))
             if c.rows is not None and rows >= c.rows:
                 break
 
     def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
-        """Every batch of the data from number `start` on with each hook's hidden states (B,T,D), on
-        the CPU."""
+        """Batches of the data from number `start` on, with hook -> states (B,T,D) on the CPU."""
         stream = self._batches(start)
         if start == 0 and self._ahead is not None:
             stream, self._ahead, self._first = chain(self._first, self._ahead), None, []
@@ -423,40 +422,44 @@ class ModelHarvest(Harvest):
             writer.manifest.rows for writer in writers.values() if writer.batches_done == start
         )
 
-    # -- which rows stay
-    # ----------------------------------------------------------------------------------------------
+    # -- which rows to keep ------------------------------------------------------------------------
 
-    def _calibrated(self, stream, writers: Mapping[str, Writer]):
-        """Hold batches back until enough rows are seen to know each hook's median norm, then let
-        them all pass."""
-        held, norms = [], {hook: [] for hook in writers}
+    def _calibrated(
+        self,
+        stream: Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]],
+        writers: Mapping[str, Writer],
+        max_norm: float,
+    ) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
+        """The stream, delayed until there are enough rows for the median norm of every hook, which
+        sets the limit of its writer."""
+        delayed, norms = [], {hook: [] for hook in writers}
         for batch, states in stream:
-            held.append((batch, states))
+            delayed.append((batch, states))
             keep_BT = batch.rows_for_scope(self.config.scope)
             for hook in writers:
                 norms[hook].append(states[hook][keep_BT].float().norm(dim=1))
             if sum(map(len, norms[self.hooks[0]])) >= CALIBRATION_ROWS:
                 break
         for hook, writer in writers.items():
-            if held and writer.manifest.norm_limit is None:
-                writer.set_norm_limit(self.config.max_norm * float(torch.cat(norms[hook]).median()))
-        yield from held
+            if delayed and writer.manifest.norm_limit is None:
+                writer.set_norm_limit(max_norm * float(torch.cat(norms[hook]).median()))
+        yield from delayed
         yield from stream
 
-    def _within_rows(self, keep_BT: torch.Tensor, left: int | None) -> torch.Tensor:
-        """At most `left` rows: cut anywhere when flat, behind the last whole example otherwise."""
-        if left is None or int(keep_BT.sum()) <= left:
+    def _within_rows(self, keep_BT: torch.Tensor, room: int | None) -> torch.Tensor:
+        """At most `room` rows: cut anywhere when flat, else after the last whole example."""
+        if room is None or int(keep_BT.sum()) <= room:
             return keep_BT
         counted = keep_BT.flatten().cumsum(0).view_as(keep_BT)
         if self.config.layout == "flat":
-            return keep_BT & (counted <= left)
-        return keep_BT & (counted[:, -1:] <= left)
+            return keep_BT & (counted <= room)
+        return keep_BT & (counted[:, -1:] <= room)
 
 
 def within_norm(
     keep_BT: torch.Tensor, states: dict[str, torch.Tensor], limits: dict[str, float | None]
 ) -> torch.Tensor:
-    """Drop a row from every store when it is too long in any, so that the stores stay aligned. A
+    """Drop a row from all stores when it is too long in any, so that the stores stay aligned. A
     limit of None drops nothing."""
     for hook, limit in limits.items():
         if limit is not None:

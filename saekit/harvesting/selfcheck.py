@@ -1,19 +1,19 @@
-"""The check of every harvest on the first real contexts: does a row depend on anything but its own
-context and the model?
+"""The check of every harvest on its first real contexts: does a row depend on anything besides its
+own context and the model?
 
-Of text it runs a few short pieces of contexts. Of images it runs one, a few times where there are
-several hooks, and compares it with the harvest's own first batch. Either costs under 2 % of a
+For text it runs a few short pieces of contexts. For images it runs one image, a few times if there
+are several hooks, and compares it with the first batch of the harvest. Either costs under 2 % of a
 harvest of 20,000 rows. It proves that
 
-- the same input twice gives the same rows (of text: the same bits), and each hook alone gives what
-  the hooks give together;
-- one input alone gives what it gives beside others, and padded: within the rounding of the model's
-  dtype;
-- block input + attn + mlp = block output, where these aliases are harvested.
+- the same input twice gives the same rows (for text: the same bits), and every hook gives the same
+  by itself and together with the others;
+- an input gives the same by itself, in a batch with others, and padded: within the rounding of the
+  model's dtype;
+- block input + attn + mlp = block output, if these aliases are harvested.
 
 A model that mixes padding into its rows (a Fourier transform or a convolution over tokens, without
-a mask) is harvested without padding, in batches of contexts of equal length. What else fails is
-refused.
+a mask) is harvested without padding, in batches of contexts of equal length. Any other failure is
+an error.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from saekit.harvesting.probe import run
 from saekit.harvesting.trace import Trace
 
 LONG, SHORT = 16, 8  # tokens of the two pieces
-# Largest relative difference of a row that is rounding. Other shapes take other kernels, and every
-# layer multiplies their differences: in float32, 4e-7 to 3e-6 were measured on SmolLM2-135M and
-# tiny models of twenty families; leaks are from 8e-4 of a row on.
+# The largest relative difference of a row that counts as rounding. Other shapes use other kernels,
+# and every layer amplifies their differences: in float32, 4e-7 to 3e-6 were measured on
+# SmolLM2-135M and tiny models of twenty families; leaks are at least 8e-4 of a row.
 ROUNDING = {torch.float64: 5e-5, torch.float32: 5e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-NOISE = 8  # times the difference that company alone makes, without any padding
-MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # never more than this is rounding
+NOISE = 8  # times the difference that batching makes without any padding also counts as rounding
+MOST = {torch.float64: 1e-2, torch.float32: 1e-2}  # more than this never counts as rounding
 FEW_BITS = 0.25  # the same in 16 bits, where another expert of a mixture may be chosen
-SEPARATED = 3  # hooks that two passes keep apart
+SEPARATED = 3  # hooks that two passes can test separately
 
 States = dict[str, torch.Tensor]
 
@@ -52,12 +52,11 @@ _PART = re.compile(r"blocks\.(\d+)\.(attn|mlp)(:in)?")
 @dataclass(frozen=True)
 class SelfCheck:
     padded: bool
-    """False: contexts of one length a batch, since padding reaches the rows."""
+    """False: contexts of one length per batch, since rows depend on padding."""
     stored: dict[str, str]
-    """What was shown, in words, for manifest.json: without figures, which differ between
-    machines."""
+    """The results in words, for manifest.json: without numbers, which differ between machines."""
     line: str
-    """The same for the user, with the largest difference measured."""
+    """The same for the user, with the largest measured difference."""
 
 
 def check_texts(
@@ -68,38 +67,37 @@ def check_texts(
     batch: int,
     pad: int = 0,
 ) -> SelfCheck:
-    """`inputs`: single real inputs (see `pieces`), one or two; `pad` is the token that fills the
-    shorter one up. `hooks` are canonical, `aliases` as the user gave them.
+    """`inputs`: one or two single real inputs (see `pieces`); `pad` is the token that pads the
+    shorter one. `hooks` are canonical, `aliases` the hooks as the user wrote them.
 
-    Raises DataError where rows could not be trusted.
+    Raises DataError when rows cannot be trusted.
     """
     with untouched(live.module, hooks=False), torch.inference_mode():
         check = _Check(live, list(hooks), pad)
-        alone = [
-            check.states(each, check.hooks, aliases if at == 0 else ())
-            for at, each in enumerate(inputs)
+        single = [
+            check.states(one, check.hooks, aliases if at == 0 else ())
+            for at, one in enumerate(inputs)
         ]
-        repeat = check.repeated(inputs[0], alone[0])
+        repeat = check.repeated(inputs[0], single[0])
         if len(inputs) > 1 and batch > 1:
-            return check.report(repeat, *check.company(inputs, alone))
+            return check.report(repeat, *check.batched(inputs, single))
         return check.report(repeat)
 
 
 def check_images(
     live: Any, pixels_BChw: torch.Tensor, together: States, aliases: Sequence[str]
 ) -> SelfCheck:
-    """One of the images in `pixels_BChw` alone, against the states (B,T,D) that all of them gave
-    `together`: hook -> states.
+    """One of the images in `pixels_BChw` by itself, compared with `together`: hook -> states
+    (B,T,D) of all of them, in the order in which the hooks fired.
 
-    The mapping's order is that in which the hooks fired. Raises DataError where rows could not be
-    trusted.
+    Raises DataError when rows cannot be trusted.
     """
     with untouched(live.module, hooks=False), torch.inference_mode():
-        # an image with others on either side
+        # An image with others on both sides.
         check, middle = _Check(live, list(together)), len(pixels_BChw) // 2
         image = {"pixel_values": pixels_BChw[middle : middle + 1]}
         batched = {hook: state[middle : middle + 1].float() for hook, state in together.items()}
-        error = check.apart(image, batched, aliases)
+        error = check.separately(image, batched, aliases)
         if error <= check.most:
             return (
                 check.report("", True, "one image as many", error)
@@ -111,14 +109,12 @@ def check_images(
 
 
 def pieces(rows: Sequence[list[int]]) -> list[dict[str, torch.Tensor]]:
-    """Two short single inputs of the contexts in `rows`, lists of token ids; the short one
-    first."""
-    ids = sorted(rows, key=len)
-    long = ids[-1][:LONG]
-    short = next((each for each in reversed(ids[:-1]) if each), [])[
-        : min(SHORT, max(len(long) // 2, 1))
-    ]
-    return [_text(each) for each in (short, long) if each]
+    """Two short single inputs from the contexts in `rows`, lists of token ids; shorter first."""
+    contexts = sorted(rows, key=len)
+    long = contexts[-1][:LONG]
+    other = next((ids for ids in reversed(contexts[:-1]) if ids), [])
+    short = other[: min(SHORT, max(len(long) // 2, 1))]
+    return [_text(ids) for ids in (short, long) if ids]
 
 
 class _Check:
@@ -126,60 +122,60 @@ class _Check:
         self.live, self.hooks, self.pad = live, hooks, pad
         self.dtype = live.dtype
         self.proven: list[str] = []
-        self.apart_words = "each alone as together"
+        self.separate_hooks = "each by itself as together"
 
     def states(
         self, inputs: dict[str, torch.Tensor], hooks: Sequence[str], aliases: Sequence[str] = ()
     ) -> States:
-        """One pass: hook -> states in the order in which the hooks fired. The sums of `aliases` are
-        proven on its way."""
+        """One pass: hook -> states in the order in which the hooks fired. The pass also proves the
+        sums of `aliases`."""
+        # Blocks whose sums must be proven.
         module = self.live.module
         anatomy, sums = anatomy_of(module), {}
         for alias in aliases:
             match = _PART.fullmatch(alias)
-            if match and is_alias(module, match[0].removesuffix(":in")):
-                sums[alias] = (
-                    int(match[1]),
-                    match[2],
-                    resolve_hook(module, match[0].removesuffix(":in")),
-                )
+            if match and is_alias(module, name := alias.removesuffix(":in")):
+                sums[alias] = int(match[1]), match[2], resolve_hook(module, name)
         blocks = sorted({index for index, _, _ in sums.values()})
-        wanted = list(hooks) + [
+        paths = list(hooks) + [
             path for index in blocks if (path := anatomy.block_path(index)) not in hooks
         ]
+        # The pass.
         with ExitStack() as stack:
             trace = self._trace(stack, blocks)
-            states = stack.enter_context(capture(module, wanted, stop=True))
+            states = stack.enter_context(capture(module, paths, stop=True))
             run(self.live, inputs)
-        for alias, (index, part, path) in sums.items():
-            found = trace.parts_of(index).get(part)
+        # The sums.
+        for alias, (index, name, path) in sums.items():
+            assert trace is not None
+            part = trace.parts_of(index).get(name)
             if (
-                found is None
-                or found.path is None
-                or f"{anatomy.block_path(index)}.{found.path}" != path
+                part is None
+                or part.path is None
+                or f"{anatomy.block_path(index)}.{part.path}" != path
             ):
-                cause = (
-                    f"{alias} of {self.live.name} is not what block {index} adds to the residual"
-                    " stream on these contexts"
-                )
                 raise DataError(
-                    cause, f"{opt('hook', path)} takes the output of that module as it is"
+                    f"{alias} of {self.live.name} is not what block {index} adds to the residual"
+                    " stream on these contexts",
+                    f"{opt('hook', path)} takes the output of that module as it is",
                 )
             self.proven.append(alias)
         return {hook: state.float() for hook, state in states.items() if hook in hooks}
 
     def _trace(self, stack: ExitStack, blocks: Sequence[int]) -> Trace | None:
+        """A trace of the parts of these blocks, until `stack` ends; None without blocks."""
         if not blocks:
             return None
         anatomy = anatomy_of(self.live.module)
-        path = anatomy.blocks.removeprefix(f"{anatomy.tower}.") if anatomy.tower else anatomy.blocks
-        trace = Trace(self.live.module, anatomy.tower, path)
+        path, tower = anatomy.blocks, anatomy.tower
+        path = path.removeprefix(f"{tower}.") if path and tower else path
+        trace = Trace(self.live.module, tower, path)
         for handle in trace.attach_parts(blocks):
             stack.callback(handle.remove)
         return trace
 
     def repeated(self, inputs: dict[str, torch.Tensor], before: States) -> str:
-        """Again, hook by hook: in words, how equal it was."""
+        """Run `inputs` again, one group of hooks at a time; returns in words how equal it was."""
         equal = True
         for group in _groups(list(before)):
             for hook, state in self.states(inputs, group).items():
@@ -202,14 +198,14 @@ class _Check:
     def most(self) -> float:
         return MOST.get(self.dtype, FEW_BITS)
 
-    def apart(
+    def separately(
         self, inputs: dict[str, torch.Tensor], together: States, aliases: Sequence[str]
     ) -> float:
-        """The largest difference of `inputs` run with some of the hooks from what all of them gave;
-        `aliases` are proven on the way."""
+        """The largest difference between `together` and the states with only some of the hooks;
+        these passes also prove `aliases`."""
         errors = []
         if len(together) > SEPARATED:
-            self.apart_words = "the last alone as together"
+            self.separate_hooks = "the last by itself as together"
         for group in _two_groups(list(together)):
             unproven = [
                 alias
@@ -220,73 +216,74 @@ class _Check:
             errors += [difference(state, together[hook]) for hook, state in states.items()]
         return max(errors)
 
-    def company(
-        self, inputs: Sequence[dict[str, torch.Tensor]], alone: Sequence[States]
+    def batched(
+        self, inputs: Sequence[dict[str, torch.Tensor]], single: Sequence[States]
     ) -> tuple[bool, str, float]:
-        """(padding does not reach the rows, the same in words, largest difference)."""
-        short, long = self._beside(inputs, alone)
-        self._independent(long)
+        """(whether the harvest may pad, the result in words, largest difference) of inputs in a
+        batch and by themselves (`single`)."""
+        # The long input has no padding, the short one has.
+        short, long = self._differences(inputs, single)
+        self._need_independent(long)
         if short <= min(max(self.rounding, NOISE * long), self.most):
-            return True, "alone as padded in a batch", max(short, long)
+            return True, "by itself as padded in a batch", max(short, long)
+        # Rows depend on padding: without it, they must not depend on the batch.
         length = inputs[0]["input_ids"].shape[1]
         cut = [inputs[0], _text(inputs[1]["input_ids"][0, :length].tolist())]
-        self._independent(max(self._beside(cut, [alone[0], self.states(cut[1], self.hooks)])))
-        return (
-            False,
-            (
-                "padding reaches the rows of this model: batches hold contexts of one length,"
-                " without padding"
-            ),
-            short,
+        differences = self._differences(cut, [single[0], self.states(cut[1], self.hooks)])
+        self._need_independent(max(differences))
+        words = (
+            "rows of this model depend on padding: batches hold contexts of one length, without"
+            " padding"
         )
+        return False, words, short
 
-    def _beside(
-        self, inputs: Sequence[dict[str, torch.Tensor]], alone: Sequence[States]
+    def _differences(
+        self, inputs: Sequence[dict[str, torch.Tensor]], single: Sequence[States]
     ) -> list[float]:
-        """How far each input's rows in one batch are from those that it gave alone."""
+        """For every input, the difference between its rows in one batch and those by itself."""
         together = self.states(_stacked(inputs, self.pad), self.hooks)
         return [
             max(
                 difference(together[hook][at : at + 1, : state.shape[1]], state)
                 for hook, state in states.items()
             )
-            for at, states in enumerate(alone)
+            for at, states in enumerate(single)
         ]
 
-    def _independent(self, error: float) -> None:
+    def _need_independent(self, error: float) -> None:
         if not error <= self.most:
             raise self.dependent(error)
 
     def dependent(self, error: float) -> DataError:
         return DataError(
-            f"a row of {self.live.name} depends on the rest of its batch: alone it differs by"
+            f"a row of {self.live.name} depends on the rest of its batch: by itself it differs by"
             f" {error:.0%}",
-            f"{opt('batch', 1)} runs every input alone",
+            f"{opt('batch', 1)} runs every input by itself",
         )
 
     def report(
-        self, repeat: str, padded: bool = True, company: str = "", largest: float = 0.0
+        self, repeat: str, padded: bool = True, batched: str = "", largest: float = 0.0
     ) -> SelfCheck:
+        """`repeat` and `batched`: results in words, '' if not tested."""
         stored = {"repeat": repeat} if repeat else {}
         if len(self.hooks) > 1:
-            stored["hooks"] = self.apart_words
+            stored["hooks"] = self.separate_hooks
         if self.proven:
             stored["sums"] = ", ".join(self.proven)
-        if company:
-            stored["batch"] = company
-        said = [f"the same input twice: {repeat}"] if repeat else []
-        said += [company] if company else []
-        said += [f"{stored['sums']} add up"] if self.proven else []
-        measured = f" (largest difference {largest:.1e})" if company else ""
-        return SelfCheck(padded, stored, f"self-check: {'; '.join(said)}{measured}")
+        if batched:
+            stored["batch"] = batched
+        results = [f"the same input twice: {repeat}"] if repeat else []
+        results += [batched] if batched else []
+        results += [f"{stored['sums']} add up"] if self.proven else []
+        measured = f" (largest difference {largest:.1e})" if batched else ""
+        return SelfCheck(padded, stored, f"self-check: {'; '.join(results)}{measured}")
 
 
 def difference(x_BTD: torch.Tensor, y_BTD: torch.Tensor) -> float:
-    """Largest relative difference of a row. Rows far below the usual size (a norm of 1e-3 of the
-    median) count as that size.
+    """The largest relative difference of a row. Rows with a norm below 1e-3 of the median count as
+    if they had that norm.
 
-    Rows with NaN or inf on both sides do not differ: the store refuses them, and says where they
-    are.
+    Rows with NaN or inf on both sides do not differ: the store refuses them, with their place.
     """
     both = x_BTD.isfinite().all(-1) & y_BTD.isfinite().all(-1)
     if not torch.equal(both, y_BTD.isfinite().all(-1)):
@@ -300,19 +297,20 @@ def difference(x_BTD: torch.Tensor, y_BTD: torch.Tensor) -> float:
 
 
 def _groups(hooks: list[str]) -> Iterator[list[str]]:
-    """Some of the hooks at a time, given in the order in which they fire: each at least once, and
-    once without any that fires before it.
+    """Groups of the hooks, which are in the order in which they fire: every hook is in at least one
+    group, and for any hook before it, in one without that hook.
 
-    What fires later changes nothing that was read before. The bits of a hook's number, from 1 on,
-    say in which groups it is: those of a later hook are never among those of an earlier one.
+    A hook that fires later cannot change what was read before. The bits of a hook's number, from 1
+    on, are the groups it is in: those of a later hook are never a subset of those of an earlier
+    one.
     """
     for bit in range(len(hooks).bit_length()):
         yield [hook for number, hook in enumerate(hooks, 1) if number >> bit & 1]
 
 
 def _two_groups(hooks: list[str]) -> list[list[str]]:
-    """At most two of `_groups`, where a pass costs a whole image. Of more hooks than those can keep
-    apart, the last one and the others: what any hook changes in the pass reaches the states of the
+    """At most two groups, since a pass costs a whole image. With more hooks than `_groups` can
+    separate in two, the last one and the others: any change by a hook reaches the states of the
     last one."""
     return list(_groups(hooks)) if len(hooks) <= SEPARATED else [hooks[-1:], hooks[:-1]]
 
@@ -323,15 +321,12 @@ def _text(ids: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 def _stacked(inputs: Sequence[dict[str, torch.Tensor]], fill: int) -> dict[str, torch.Tensor]:
-    """One batch, padded on the right as a harvest's are."""
-    longest = max(each["input_ids"].shape[1] for each in inputs)
+    """One batch, padded on the right as in a harvest."""
+    longest = max(one["input_ids"].shape[1] for one in inputs)
     values = {"input_ids": fill, "attention_mask": 0}
     return {
         name: torch.cat(
-            [
-                nnF.pad(each[name], (0, longest - each[name].shape[1]), value=value)
-                for each in inputs
-            ]
+            [nnF.pad(one[name], (0, longest - one[name].shape[1]), value=value) for one in inputs]
         )
         for name, value in values.items()
     }

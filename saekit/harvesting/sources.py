@@ -1,10 +1,10 @@
-"""DATA to documents, whatever it is: an embedded set, a file, a folder, a hub dataset, or objects
+"""DATA of any kind to documents: an embedded set, a file, a folder, a hub dataset, or objects
 (saekit.harvesting.memory_data).
 
-Two shapes of data. What can be listed (embedded sets, paragraphs of a .txt, folders) is visited in
-an order shuffled by `seed`, so that the first rows of a harvest are a fair sample of all of it.
-What can only be streamed (jsonl, csv, parquet, the hub) keeps its order. Either way a document's id
-is its index in the source, so it means the same under every seed.
+There are two kinds of data. Data that can be listed (embedded sets, paragraphs of a .txt, folders)
+is visited in an order shuffled by `seed`, so that the first rows of a harvest are a fair sample of
+all of it. Data that can only be streamed (jsonl, csv, parquet, the hub) keeps its order. Either way
+a document's id is its index in the source, so it means the same for all seeds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 _ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-Data = str | Path | Iterable[Any]  # a name or a place; texts, images, a datasets.Dataset
+Data = str | Path | Iterable[Any]  # a name or path; or texts, images, a datasets.Dataset
 
 
 def open_data(
@@ -61,12 +61,13 @@ def open_data(
     skip_broken: bool = False,
 ) -> Documents:
     """Open DATA as documents of `modality`. `column` is the field of a table that holds the text or
-    image (else the only one that does, or the one of that name). With skip_broken, what cannot be
-    read is left out and counted (`Documents.skipped`), else it is an error.
+    image (default: the only one that does, or the one named `text` or `image`). With skip_broken,
+    items that cannot be read are skipped and counted (`Documents.skipped`), else they are errors.
 
     Raises UsageError for an unknown embedded name, MissingError when there is nothing at `data`,
     DataError when it holds the other modality, no documents, or no such column.
     """
+    # Objects, embedded sets, local files.
     if not isinstance(data, str | Path):
         return open_objects(data, modality, column, seed, skip_broken)
     data = str(data)
@@ -89,6 +90,7 @@ def open_data(
             " takes the data itself (data=...)"
         )
         raise MissingError(f"the data was {data}, and cannot be opened by its name", hint)
+    # A split of a saved dataset, else the hub.
     repo, _, split = data.partition(":")
     local = Path(repo).expanduser()
     if split and local.is_dir() and is_saved(local):
@@ -113,11 +115,11 @@ def open_data_of(spec: ActivationSpec, known: str | None, given: Data | None = N
     """The data that a store was harvested from, by its spec, or `given`, which must have the digest
     `known`.
 
-    Raises what `open_data` does, and DataError for other data than the store's.
+    Raises the errors of `open_data`, and DataError for other data than the store's.
     """
     data = open_data(
         spec.dataset if given is None else given,
-        modality=spec.modality,
+        modality="image" if spec.modality == "image" else "text",
         column=spec.column,
         seed=spec.seed,
     )
@@ -160,17 +162,16 @@ def _file(
     )
     if len(paragraphs) == 1:
         lines = sum(bool(line.strip()) for line in text.splitlines())
-        what = (
-            f"{path} holds one document ({lines:,} lines, no blank line between them)"
-            if lines > 1
-            else f"{path} holds one document"
-        )
+        count = f" ({lines:,} lines, no blank line between them)" if lines > 1 else ""
         remedy = (
             f"`sed G {path.name} > documents.txt` makes each line a document"
             if lines > 1
             else "a blank line begins another"
         )
-        documents.notes += (f"{what}: training needs two or more, to hold one out; {remedy}",)
+        documents.notes += (
+            f"{path} holds one document{count}: training needs two or more, to hold one out;"
+            f" {remedy}",
+        )
     return documents
 
 
@@ -178,13 +179,14 @@ def _folder(
     path: Path, modality: Modality, column: str | None, seed: int, skip_broken: bool
 ) -> Documents:
     name = readable_name(str(path.absolute()))
-    found = walk(path)
-    tables = found.having(tuple(TABLES))
+    contents = walk(path)
+    tables = contents.having(tuple(TABLES))
     kinds = sorted({file.suffix.lower() for file in tables})
-    images = found.having(IMAGE_SUFFIXES) if modality == "image" else []
-    # A README beside tables, as in every downloaded dataset, is not the data; nor is a table of
+    images = contents.having(IMAGE_SUFFIXES) if modality == "image" else []
+    # A README beside tables, as in every downloaded dataset, is not data; nor is a table of
     # metadata beside pictures.
-    texts = found.having(TEXT_SUFFIXES) if modality == "text" and not tables else []
+    texts = contents.having(TEXT_SUFFIXES) if modality == "text" and not tables else []
+    # One kind of files.
     if images:
         documents: Documents = _images(path, images, name, seed, skip_broken)
     elif texts:
@@ -198,12 +200,12 @@ def _folder(
     elif tables:
         documents = open_table(tables, name, modality, column, skip_broken)
     else:
-        wanted = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
-        hidden = f" ({found.note([])})" if found.files or found.passed else ""
+        suffixes = IMAGE_SUFFIXES if modality == "image" else (*TEXT_SUFFIXES, *TABLES)
+        hidden = f" ({contents.note([])})" if contents.files or contents.ignored else ""
         raise DataError(
-            f"{path} holds no {modality} files{hidden}", f"put {', '.join(wanted)} files there"
+            f"{path} holds no {modality} files{hidden}", f"put {', '.join(suffixes)} files there"
         )
-    documents.notes = (found.note(images or texts or tables), *documents.notes)
+    documents.notes = (contents.note(images or texts or tables), *documents.notes)
     return documents
 
 
@@ -233,39 +235,34 @@ def _digest_of_file(path: Path) -> str:
     try:
         return file_digest(path)
     except OSError:
-        return "cannot be read"  # an error, or skipped, where it is opened as a document
+        return "cannot be read"  # an error, or skipped, when it is opened as a document
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, with or without a byte order mark; every kind of line end as \\n. DataError with the
-    path otherwise."""
+    """UTF-8, with or without a byte order mark; all line ends become \\n. Raises DataError, with
+    the path, for other files."""
     try:
         refuse_pointer(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         with open(path, "rb") as file:
             encoding = _ENCODINGS.get(file.read(2))
-        what = f"it looks like {encoding}" if encoding else f"byte {error.start}"
-        hint = (
-            f"`iconv -f {encoding or 'LATIN1'} -t UTF-8 {path.name} > utf8.txt` converts it from"
-            f" {encoding or 'Latin-1'}"
-        )
+        reason = f"it looks like {encoding}" if encoding else f"byte {error.start}"
         raise DataError(
-            f"{path} is not UTF-8 text ({what})", f"{hint}; or take it out of the data"
+            f"{path} is not UTF-8 text ({reason})",
+            f"`iconv -f {encoding or 'LATIN1'} -t UTF-8 {path.name} > utf8.txt` converts it from"
+            f" {encoding or 'Latin-1'}; or remove it from the data",
         ) from error
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}",
-            "make it readable, or take it out of the data",
+            "make it readable, or remove it from the data",
         ) from error
 
 
-def _need_modality(name: str, holds: Modality, wanted: Modality) -> None:
-    if holds != wanted:
-        other = "embedded:pydocs" if wanted == "text" else "embedded:digits"
+def _need_modality(name: str, holds: Modality, needed: Modality) -> None:
+    if holds != needed:
+        other = "embedded:pydocs" if needed == "text" else "embedded:digits"
         raise DataError(
-            f"{name} holds {holds}s, not {wanted}s", f"give {wanted} data, such as {other}"
+            f"{name} holds {holds}s, not {needed}s", f"give {needed} data, such as {other}"
         )
-
-
-_read_image = read_picture  # the name that scripts of earlier versions import

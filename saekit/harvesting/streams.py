@@ -1,5 +1,5 @@
-"""Data that can only be streamed: tables (jsonl, csv, parquet, saved datasets) and hub datasets, in
-their own order."""
+"""Data that can only be streamed, in its own order: tables (jsonl, csv, parquet, saved datasets)
+and hub datasets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TABLES = {
     ".parquet": ArrowTable,
 }
 LABEL = "label"
-_SAMPLE = 20  # rows whose texts are measured where several columns might be meant
+_SAMPLE = 20  # rows whose texts are measured to choose among several columns
 
 
 class StreamedDocuments(Documents):
@@ -58,12 +58,11 @@ class StreamedDocuments(Documents):
         if column is None:
             self.notes += (f"the {modality}s of {name} are read from its column {self.column}",)
         if sampled := [file.name for file in table.files if is_sampled(file)]:
-            self.notes += (
-                (
-                    f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB changes are detected"
-                    " only by size, time and samples"
-                ),
+            note = (
+                f"{', '.join(sampled)}: above {SAMPLED_ABOVE >> 30} GiB changes are detected only"
+                " by size, time and samples"
             )
+            self.notes += (note,)
         self._columns = [self.column, *([LABEL] if LABEL in kinds and self.column != LABEL else [])]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
@@ -87,32 +86,26 @@ class StreamedDocuments(Documents):
                 f"row {index} of {self.name} cannot be read: {row.cause}", row.remedy
             ) from row
         label = self._label(row.get(LABEL)) if self.column != LABEL else None
-        value = row.get(self.column)
+        value = row.get(self._columns[0])
         if self.modality == "text":
             return Document(index, str(index), self._text(index, value), None, label)
         return Document(index, str(index), None, self._image(index, value), label)
 
     def _text(self, index: int, value: Any) -> str:
-        """A null is an empty text, which gives no row."""
+        """A null is an empty text, which has no rows."""
         if value is None:
             return ""
+        hint = f"repair or remove it, or skip broken rows with {opt('skip_broken', True)}"
         if isinstance(value, (list, dict, bytes)):
-            what = (
-                f"row {index} of {self.name} holds a {type(value).__name__} in column"
-                f" {self.column}, not text"
-            )
             raise DataError(
-                what,
-                "repair or remove it, or go on without broken rows with"
-                f" {opt('skip_broken', True)}",
+                f"row {index} of {self.name} holds a {type(value).__name__} in column"
+                f" {self.column}, not text",
+                hint,
             )
         text = str(value)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            hint = (
-                f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
-            )
             raise DataError(
                 f"row {index} of {self.name} holds half of a character (a lone surrogate)", hint
             ) from error
@@ -134,11 +127,11 @@ class StreamedDocuments(Documents):
             return read_picture(_downloaded(path, where), where)
         raise DataError(
             f"{where} cannot be read as an image: it is null",
-            f"remove the row, or go on without it with {opt('skip_broken', True)}",
+            f"remove the row, or skip it with {opt('skip_broken', True)}",
         )
 
     def _label(self, value: Any) -> str | None:
-        """-1 is what datasets write where a test split has no labels."""
+        """-1 means no label: datasets write it in test splits."""
         classes = self._table.classes
         if value is None or not classes or not isinstance(value, int) or isinstance(value, bool):
             return None if value is None else str(value)
@@ -166,7 +159,7 @@ class StreamedDocuments(Documents):
 def open_table(
     files: list[Path], name: str, modality: Modality, column: str | None, skip_broken: bool = False
 ) -> Documents:
-    """`files` of one kind as one table, one behind the other."""
+    """`files` of one kind as one table, one after the other."""
     kind = TABLES[files[0].suffix.lower()]
     with unreadable(f"{name} cannot be read as {kind.kind}", "check the file"):
         try:
@@ -189,8 +182,7 @@ def _refuse_utf16(file: Path) -> None:
             raise DataError(f"{file} is not UTF-8 text (it looks like UTF-16)", hint)
 
 
-# --- saved datasets
-# --------------------------------------------------------------------------------------------------
+# -- saved datasets --------------------------------------------------------------------------------
 
 
 def is_saved(path: Path) -> bool:
@@ -220,14 +212,13 @@ def open_saved(
         elif split:
             raise DataError(f"{path} is one saved dataset, without splits", f"give DATA as {path}")
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files = [folder / Path(each["filename"]).name for each in state["_data_files"]]
+        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
         if not files:
             raise DataError(f"{path} has no rows", "save other data")
         return StreamedDocuments(name, modality, ArrowTable(files, "arrow"), column, skip_broken)
 
 
-# --- the hub
-# --------------------------------------------------------------------------------------------------
+# -- the hub ---------------------------------------------------------------------------------------
 
 
 class HubTable(Table):
@@ -252,7 +243,7 @@ class HubTable(Table):
                     f"the dataset cannot be read any further: {error}",
                     f"continue with {opt('resume', True)}",
                 ) from error
-            except Exception as error:  # readers of every format stand behind this
+            except Exception as error:  # the reader of any format may raise it
                 raise DataError(
                     f"the dataset cannot be read any further: {_first_line(error)}",
                     "check the data",
@@ -262,7 +253,7 @@ class HubTable(Table):
             yield row
 
     def digest(self) -> str | None:
-        """Of the files' addresses where these name a commit; the contents lie on the hub."""
+        """A digest of the files' URLs, if these include a commit; the contents are on the hub."""
         pinned = all(re.search(r"@[0-9a-f]{40}/", source) for source in self._sources)
         return digest_of(sorted(self._sources)) if self._sources and pinned else None
 
@@ -270,8 +261,8 @@ class HubTable(Table):
 def open_hub(
     repo: str, split: str, modality: Modality, column: str | None, skip_broken: bool = False
 ) -> Documents:
-    """`split` may carry a configuration in front: `name:config:split`. A local folder that is laid
-    out like a hub dataset is read from its files."""
+    """`split` may begin with a configuration: `name:config:split`. A local folder with the layout
+    of a hub dataset is read from its files. Raises DataError and MissingError."""
     from datasets import load_dataset_builder
 
     from saekit.harvesting.models import not_found
@@ -279,7 +270,8 @@ def open_hub(
     config, _, split = split.rpartition(":")
     name = f"{repo}:{config}:{split}" if config else f"{repo}:{split}"
     try:
-        builder = load_dataset_builder(repo, config or None)
+        # Local files, or a stream from the hub.
+        builder: Any = load_dataset_builder(repo, config or None)
         sources = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
         local = [Path(source) for source in sources]
         if (
@@ -312,7 +304,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _downloaded(path: str, where: str) -> bytes:
-    """A picture that a hub dataset names by its address."""
+    """A picture that a hub dataset refers to by its URL."""
     from datasets.utils.file_utils import xopen
 
     try:
@@ -324,44 +316,48 @@ def _downloaded(path: str, where: str) -> bytes:
         ) from error
 
 
-# --- columns
-# --------------------------------------------------------------------------------------------------
+# -- columns ---------------------------------------------------------------------------------------
 
 
 def _pick_column(
     name: str, table: Table, kinds: dict[str, str | None], modality: Modality, column: str | None
 ) -> str:
-    """The column asked for; else `text` or `image`; else the only one that may be meant. Several
-    are a question to the user."""
+    """The requested column; else `text` or `image`; else the only possible one. Raises DataError,
+    with a proposal, when there are several or none."""
     candidates = [key for key, kind in kinds.items() if kind == modality]
-    meant = [key for key in candidates if key != LABEL] or candidates
-    guess = modality if modality in candidates else _longest(table, meant)
+    possible = [key for key in candidates if key != LABEL] or candidates
+    guess = modality if modality in candidates else _longest(table, possible)
+    # A requested column must have the right kind.
     if column is not None and column in kinds:
         if kinds[column] in (modality, None) or (modality == "text" and kinds[column] == "number"):
             return column
         hint = opt("column", guess) if guess else "choose other data"
         raise DataError(f"column {column} of {name} holds {kinds[column]}, not {modality}", hint)
-    if column is None and (modality in candidates or len(meant) == 1):
+    # Otherwise there must be exactly one.
+    if column is None and guess and (modality in candidates or len(possible) == 1):
         return guess
-    if column is None and meant:
+    if column is None and possible:
         raise DataError(
-            f"{name} has several columns with {modality}: {', '.join(meant)}", opt("column", guess)
+            f"{name} has several columns with {modality}: {', '.join(possible)}",
+            opt("column", guess),
         )
     if column is None and modality == "text" and kinds.get("text") == "number":
         return "text"  # of a csv file, where all values are text
+    # None.
     only_nulls = [key for key, kind in kinds.items() if kind is None]
-    what = f"has no column {column}" if column else f"has no column with {modality}"
+    problem = f"has no column {column}" if column else f"has no column with {modality}"
     if only_nulls and column is None:
         raise DataError(
-            f"{name} {what}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,} rows",
-            f"{opt('column', only_nulls[0])} takes it even so",
+            f"{name} {problem}: {', '.join(only_nulls)} holds only nulls in the first {PEEK:,}"
+            " rows",
+            f"{opt('column', only_nulls[0])} uses it anyway",
         )
     hint = (
         f"{did_you_mean(column, kinds) if column else ''}{opt('column', guess)}"
         if guess
         else "choose other data"
     )
-    raise DataError(f"{name} {what}; its columns are {', '.join(kinds)}", hint)
+    raise DataError(f"{name} {problem}; its columns are {', '.join(kinds)}", hint)
 
 
 def _longest(table: Table, candidates: Sequence[str]) -> str | None:

@@ -1,10 +1,9 @@
 """Tables on disk, read row by row: jsonl and json, csv and tsv, parquet and Arrow.
 
-Only the columns that are asked for are read, so that others may be of any type and differ between
-files. A value is what stands in the
-file: no word means "missing". Readers yield a row, or a DataError for one that is broken, and go on
-behind it; a file that is broken as a whole raises. JSON goes through Python's parser: pyarrow's
-ends the process on deeply nested input.
+Only the requested columns are read, so that others may have any type and differ between files.
+Values are taken literally: no word means "missing". Readers yield a row, or a DataError for a
+broken one, and continue after it; a file that is broken as a whole raises. JSON is read with
+Python's parser: pyarrow's kills the process on deeply nested input.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from saekit.errors import DataError, opt, unreadable
 from saekit.harvesting.documents import digest_of
 
 Row = dict[str, Any]
-PEEK = 1000  # rows from which columns and their types are told
-_LONGEST_FIELD = 64 << 20  # characters of one csv field; what is longer lacks a closing quote
-_BATCH = 64  # rows of a parquet file that are read at once
-_FIX = f"repair or remove it, or go on without broken rows with {opt('skip_broken', True)}"
+PEEK = 1000  # rows from which columns and their types are determined
+_LONGEST_FIELD = 64 << 20  # characters of one csv field; a longer one lacks a closing quote
+_BATCH = 64  # rows of a parquet file per read
+_FIX = f"repair or remove it, or skip broken rows with {opt('skip_broken', True)}"
 
 
 class Table(ABC):
-    """`classes`: the names behind integer labels, where the data has them."""
+    """`classes`: the names of integer labels, if the data has them."""
 
     kind: str
     classes: Sequence[str] | None = None
@@ -42,9 +41,9 @@ class Table(ABC):
         """From the start-th row on; None: all columns."""
 
     def columns(self) -> dict[str, str | None]:
-        """name -> text | image | another type's name, None where only nulls were seen. Raises
-        DataError where no row can be read."""
-        found: dict[str, str | None] = {}
+        """name -> text | image | another type's name; None if there were only nulls. Raises
+        DataError when no row can be read."""
+        kinds: dict[str, str | None] = {}
         broken, empty = None, True
         for row in islice(self.rows(None), PEEK):
             if isinstance(row, DataError):
@@ -53,12 +52,12 @@ class Table(ABC):
             empty = False
             for name, value in row.items():
                 kind = self._kind(value)
-                # a text column may begin with a number
-                if found.get(name) is None or kind == "text":
-                    found[name] = kind
+                # A text column may begin with a number.
+                if kinds.get(name) is None or kind == "text":
+                    kinds[name] = kind
         if empty and broken:
             raise broken
-        return found
+        return kinds
 
     def _kind(self, value: Any) -> str | None:
         if isinstance(value, dict) and "bytes" in value:
@@ -74,7 +73,7 @@ class Table(ABC):
 
 
 class JsonTable(Table):
-    """A line a row; a .json file may also be one list of rows. Blank lines are no rows."""
+    """One row per line; a .json file may also be one list of rows. Blank lines are skipped."""
 
     kind = "json"
 
@@ -114,17 +113,17 @@ def _json_row(line: bytes, file: Path, number: int) -> Row | DataError:
     except UnicodeDecodeError as error:
         return DataError(f"{where} is not UTF-8 text (byte {error.start})", _FIX)
     except ValueError as error:
-        return DataError(f"{where}: {error}", f"write one object a line; {_FIX}")
+        return DataError(f"{where}: {error}", f"write one object per line; {_FIX}")
     if isinstance(value, dict):
         return value
     return DataError(
         f"{where} is not an object with columns but a {type(value).__name__}",
-        f"write one object a line; {_FIX}",
+        f"write one object per line; {_FIX}",
     )
 
 
 class CsvTable(Table):
-    """The first line names the columns. Every value is text, as it stands."""
+    """The first line names the columns. Every value is text, taken literally."""
 
     kind = "csv"
 
@@ -141,18 +140,18 @@ class CsvTable(Table):
         return "number"
 
     def columns(self) -> dict[str, str | None]:
-        """A column is of text as soon as one of its values is no number: "007" and "NA" are what a
-        text may begin with."""
-        found: dict[str, str | None] = {}
+        """A column is text as soon as one of its values is not a number: a text may begin with
+        "007" or "NA"."""
+        kinds: dict[str, str | None] = {}
         for row in islice(self.rows(None), PEEK):
             if not isinstance(row, DataError):
                 for name, value in row.items():
-                    found[name] = (
+                    kinds[name] = (
                         "text"
-                        if found.get(name) == "text"
-                        else self._kind(value) or found.get(name)
+                        if kinds.get(name) == "text"
+                        else self._kind(value) or kinds.get(name)
                     )
-        return found or super().columns()
+        return kinds or super().columns()
 
     def _all(self) -> Iterator[Row | DataError]:
         for file in self.files:
@@ -165,6 +164,7 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
+        # The next line of values.
         before, limit = reader.line_num + 1, csv.field_size_limit(_LONGEST_FIELD)
         try:
             values = next(reader, None)
@@ -179,11 +179,12 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
                 return
             continue
         finally:
-            csv.field_size_limit(limit)  # the module's own setting, which others rely on
+            csv.field_size_limit(limit)  # a global setting, which other code relies on
         if values is None:
             return
         if not values:
             continue
+        # A row, or the header.
         if any("\0" in value for value in values):
             row: Row | DataError = DataError(
                 f"{file} line {before} holds NUL bytes: it is not text", f"is it UTF-16? {_FIX}"
@@ -193,18 +194,7 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
             yield row
         elif header is None:
             header = values
-            if len(header) == 1 and any(separator in header[0] for separator in ";|\t"):
-                what = (
-                    f"{file} has the one column {header[0]!r}: its values are not separated by"
-                    f" {'tabs' if delimiter != ',' else 'commas'}"
-                )
-                raise DataError(what, "save it with commas, or with tabs as .tsv")
-            if len(set(header)) < len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                raise DataError(
-                    f"{file} has two columns {twice!r}",
-                    "give each column a name of its own in the first line",
-                )
+            _check_header(header, file, delimiter)
         elif len(values) > len(header):
             yield DataError(
                 f"{file} line {before} has {len(values)} values for {len(header)} columns",
@@ -214,8 +204,23 @@ def _csv_rows(lines: Any, file: Path, delimiter: str) -> Iterator[Row | DataErro
             yield dict(zip(header, values)) | dict.fromkeys(header[len(values) :])
 
 
+def _check_header(header: list[str], file: Path, delimiter: str) -> None:
+    if len(header) == 1 and any(separator in header[0] for separator in ";|\t"):
+        raise DataError(
+            f"{file} has the one column {header[0]!r}: its values are not separated by"
+            f" {'tabs' if delimiter != ',' else 'commas'}",
+            "save it with commas, or with tabs as .tsv",
+        )
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(
+            f"{file} has two columns {twice!r}",
+            "give every column a different name in the first line",
+        )
+
+
 class ArrowTable(Table):
-    """Parquet, or the Arrow files that `save_to_disk` writes. Types come from the schema, past
+    """Parquet, or the Arrow files that `save_to_disk` writes. Types come from the schema, ignoring
     files where a column holds only nulls."""
 
     kind = "parquet"
@@ -226,12 +231,12 @@ class ArrowTable(Table):
         self.classes = self._classes()
 
     def columns(self) -> dict[str, str | None]:
-        found: dict[str, str | None] = {}
+        kinds: dict[str, str | None] = {}
         for file in self.files:
             for field in self._schema(file):
-                if found.get(field.name) is None:
-                    found[field.name] = arrow_kind(field.type)
-        return found
+                if kinds.get(field.name) is None:
+                    kinds[field.name] = arrow_kind(field.type)
+        return kinds
 
     def rows(self, columns: Sequence[str] | None, start: int = 0) -> Iterator[Row | DataError]:
         for file in self.files:
@@ -248,7 +253,7 @@ class ArrowTable(Table):
     def _batches(
         self, file: Path, columns: Sequence[str] | None, start: int
     ) -> Iterator[tuple[int, Any]]:
-        """(rows to skip, batch), last of all (rows skipped in whole pieces, None)."""
+        """(rows to skip, batch); at the end (rows skipped in whole row groups, None)."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
@@ -259,6 +264,7 @@ class ArrowTable(Table):
                 for field in self._schema(file)
                 if columns is None or field.name in columns
             ]
+            # Batches from the row group of `start` on.
             if self.kind == "parquet":
                 reader = parquet.ParquetFile(source)
                 counts = [

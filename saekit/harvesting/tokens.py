@@ -1,5 +1,5 @@
-"""What a text model's tokenizer puts around a text, how many tokens the model takes, and which of
-them it knows."""
+"""The special tokens that a text model's tokenizer puts around a text, the length limit of the
+model, and the size of its embedding."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _POSITION_TABLES = (
     "embed_positions",
     "positions_embed",
 )
-# texts by which special tokens are found, before tokens of the vocabulary
+# Texts for finding special tokens; if they fail, tokens of the vocabulary.
 _PROBES = ("a", "the", "1")
 _TRIES = 64  # tokens of the vocabulary
 
 
 class PositionKind(IntEnum):
-    """What a position of a batch holds. Padding is told by the attention mask, never by token id:
-    GPT-2 pads with its EOS."""
+    """What a position of a batch holds. Padding is determined by the attention mask, never by the
+    token id: GPT-2 pads with its EOS."""
 
     CONTENT = 0
     BOS = 1
@@ -34,7 +34,7 @@ class PositionKind(IntEnum):
     CLS = 3
     REGISTER = 4
     PADDING = 5
-    # any other token that the tokenizer adds around a text; a pad token that the text spells
+    # any other token that the tokenizer adds around a text; also a pad token in the text itself
     SPECIAL = 6
 
 
@@ -45,13 +45,13 @@ class Frame:
     prefix: list[int]
     suffix: list[int]
     separator: int | None
-    opening: dict[int, int]  # token id -> PositionKind in front of a text
-    # the same within and behind it; they differ where BOS and EOS are one token (GPT-2)
-    closing: dict[int, int]
+    opening: dict[int | None, PositionKind]  # token id -> kind before a text
+    # the same inside and after it; they differ if BOS and EOS are one token (GPT-2)
+    closing: dict[int | None, PositionKind]
 
     def kinds(self, ids: list[int]) -> list[int]:
-        """PositionKind of every token of prefix + ids + suffix. A BOS or EOS that the text itself
-        spells out is no content."""
+        """PositionKind of every token of prefix + ids + suffix. A BOS or EOS in the text itself is
+        not content."""
         before = [self.opening.get(token, PositionKind.SPECIAL) for token in self.prefix]
         inside = [self.closing.get(token, PositionKind.CONTENT) for token in ids]
         after = [self.closing.get(token, PositionKind.SPECIAL) for token in self.suffix]
@@ -60,7 +60,8 @@ class Frame:
 
 def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[Frame, int]:
     """(special tokens, room for text in a context). Raises UsageError when there is no room,
-    DataError beyond the model's length."""
+    DataError beyond the model's length limit."""
+    # Length.
     frame = special_tokens(live)
     room = ctx - len(frame.prefix) - len(frame.suffix)
     if room < 1:
@@ -78,6 +79,7 @@ def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[Frame, int]:
             f"{opt('pack', True)}: the tokenizer of {live.name} has no end-of-text token",
             f"drop {opt('pack')}",
         )
+    # Special tokens that the model knows.
     tokens = embedded_tokens(live)
     around = [*frame.prefix, *frame.suffix, *([frame.separator] if pack else [])]
     if tokens is not None and around and max(around) >= tokens:
@@ -91,31 +93,33 @@ def check_context(live: LiveModel, ctx: int, pack: bool) -> tuple[Frame, int]:
 
 
 def embedded_tokens(live: LiveModel) -> int | None:
-    """Rows of the input embedding; None when the model does not tell."""
+    """Rows of the input embedding; None when the model does not have one."""
+    tower: Any = live.module.get_submodule(live.tower)
     try:
-        table = live.module.get_submodule(live.tower).get_input_embeddings()
+        table = tower.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
     return _rows(table)
 
 
 def _rows(table: Any) -> int | None:
-    """Of an embedding; a quantized one's weight has another shape than its num_embeddings says."""
+    """The rows of an embedding. The weight of a quantized one has another shape than its
+    num_embeddings."""
     weight = getattr(table, "weight", None)
     return getattr(table, "num_embeddings", None) or (None if weight is None else len(weight))
 
 
 def position_limit(live: LiveModel) -> int | None:
-    """Tokens that the model takes: rows of its position tables, and what its config says; None for
-    no limit (-1 in some configs)."""
+    """The most tokens of a context: by the model's position tables and its config; None for no
+    limit (-1 in some configs)."""
     tower = live.module.get_submodule(live.tower)
-    config = tower.config if hasattr(tower, "config") else live.module.config
-    named = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = [named] if isinstance(named, int) and named > 0 else []
+    config: Any = tower.config if hasattr(tower, "config") else live.module.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit] if isinstance(limit, int) and limit > 0 else []
     for path, table in tower.named_modules():
         if path.rsplit(".", 1)[-1] in _POSITION_TABLES and (rows := _rows(table)):
-            # RoBERTa counts from behind the padding index (514 rows hold 512 tokens), OPT and BART
-            # from `offset`.
+            # RoBERTa's positions start after the padding index (514 rows are for 512 tokens), those
+            # of OPT and BART at `offset`.
             padding = getattr(table, "padding_idx", None)
             limits.append(
                 rows - (getattr(table, "offset", 0) or (0 if padding is None else padding + 1))
@@ -124,14 +128,14 @@ def position_limit(live: LiveModel) -> int | None:
 
 
 def special_tokens(live: LiveModel) -> Frame:
-    """What the tokenizer puts around a text; for causal models also a BOS it has but does not add.
+    """The tokens that the tokenizer puts around a text; for causal models also a BOS that it has
+    but does not add.
 
     The first position of a decoder is an attention sink: in SmolLM2-135M its norm is 25,000 from
-    block 11 on, 175 times the median, whatever token it holds. With a BOS there, it is no content
-    token.
+    block 11 on, 175 times the median, for any token. With a BOS there, it is not a content token.
     """
     tokenizer = live.tokenizer
-    # damaged settings are met when they are used
+    # Damaged settings raise when they are used.
     with model_reading("tokenizer", live.name, live.name):
         prefix, suffix = _around(tokenizer, live.name)
         if live.kind == "causal_lm" and tokenizer.bos_token_id is not None and not prefix:
@@ -149,8 +153,8 @@ def special_tokens(live: LiveModel) -> Frame:
         separator = (
             tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         )
-        # A tokenizer that pads with its unknown token means unknown words by it too, and these are
-        # content.
+        # If a tokenizer pads with its unknown token, that token also stands for unknown words,
+        # which are content.
         padding = (
             {}
             if tokenizer.pad_token_id == tokenizer.unk_token_id
@@ -166,8 +170,8 @@ def special_tokens(live: LiveModel) -> Frame:
 
 
 def _around(tokenizer: Any, name: str) -> tuple[list[int], list[int]]:
-    """(tokens in front of a text, tokens behind it), from a text whose own tokens can be told from
-    them."""
+    """(tokens before a text, tokens after it), from a text whose own tokens can be distinguished
+    from them."""
     special, fault = set(tokenizer.all_special_ids), None
     for text in _probe_texts(tokenizer):
         try:
@@ -182,7 +186,7 @@ def _around(tokenizer: Any, name: str) -> tuple[list[int], list[int]]:
             return full[: places[0]], full[places[0] + len(alone) :]
     why = f": {type(fault).__name__}: {first_line(fault)}" if fault else ""
     raise DataError(
-        f"the tokenizer of {name} gives no text by which its special tokens can be told{why}",
+        f"the special tokens of the tokenizer of {name} cannot be determined{why}",
         "put the tokenizer that the model was trained with beside its weights",
     ) from fault
 

@@ -1,8 +1,8 @@
-"""The blocks of a model, and what is in them: read from one forward pass, not believed from names.
+"""The blocks of a model and their parts: from one forward pass, not from names.
 
-Blocks are the elements of a list of modules that run one after the other, each once, where what an
-element gives is what the next one is given. A `Trace` watches a pass and answers with an `Anatomy`;
-`saekit.harvesting.anatomy` runs that pass and keeps the answer.
+Blocks are the elements of a list of modules that run one after the other, each once, where the
+output of one element is the input of the next. A `Trace` watches a pass and returns an `Anatomy`;
+`saekit.harvesting.anatomy` runs that pass and caches the result.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from saekit.harvesting.parts import Call, Part, Record, Value, located, version_
 
 
 def stream_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What `:in` of a module means: its first argument, or hidden_states where it is called by
-    keyword."""
+    """The meaning of `:in`: the module's first argument, or its keyword hidden_states."""
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
 
 
@@ -32,39 +31,39 @@ def stream_output(output: Any) -> Any:
 
 @dataclass
 class _Element:
-    """What is known of an element of a list of modules."""
+    """One element of a list of modules."""
 
     runs: int = 0
     given_shape: tuple[int, ...] | None = None
     gave_shape: tuple[int, ...] | None = None
-    follows: bool | None = None  # it was given what the element before it gave
+    follows: bool = False  # its input is the output of the element before it
 
 
 class Trace:
-    """Watches one forward pass through `module`. Attach it, run the pass, ask for the anatomy.
+    """Watches one forward pass through `module`: attach it, run the pass, then call `anatomy`.
 
-    The parts of the blocks in `blocks` (a path in the tower) are recorded as each block runs, and
-    no longer, so that the memory it takes is that of one block.
+    The parts of the blocks in `blocks` (a path in the tower) are recorded only while their block
+    runs, so that the memory is that of one block.
     """
 
     def __init__(
         self, module: nn.Module, tower: str, blocks: str | None, inputs: tuple[int, ...] = ()
     ) -> None:
-        """`inputs`: the shape of what is run, (contexts, tokens) or (images,), as far as hidden
-        states must begin with it."""
+        """`inputs`: the shape that hidden states must begin with, (contexts, tokens) or
+        (images,)."""
         self.module, self.tower, self.blocks, self.inputs = module, tower, blocks, inputs
         self.root = module.get_submodule(tower)
         self.lists = dict(deep_lists(self.root))
         self._elements = {
             path: [_Element() for _ in elements] for path, elements in self.lists.items()
         }
-        # list -> the element that ran last, and what it gave
+        # list -> the element that ran last, and its output
         self._last: dict[str, tuple[int, torch.Tensor]] = {}
         self._outputs: list[tuple[str, torch.Tensor, int]] = []
         self._record: Record | None = None
-        self._running = -1  # the block that the record is of: a module may be shared by several
+        self._running = -1  # the block of the record: a module may be shared by several
         self._runs: Counter[str] = Counter()
-        # of what each module gave, in the order in which they ended
+        # shapes of the modules' outputs, in the order in which the modules ended
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self._parts: dict[int, dict[str, Part]] = {}
         self._written_later: set[str] = set()
@@ -85,13 +84,16 @@ class Trace:
                 handles += self._around(
                     element, self._enter_element, self._leave_element, path, index
                 )
-        return handles + self.attach_parts(range(len(self.lists.get(self.blocks, ()))))
+        return handles + self.attach_parts(range(len(self._blocks())))
+
+    def _blocks(self) -> list[nn.Module]:
+        return [] if self.blocks is None else self.lists.get(self.blocks, [])
 
     def attach_parts(self, indices: Iterable[int]) -> list[torch.utils.hooks.RemovableHandle]:
-        """Only what is in these blocks."""
+        """Watch only the parts of these blocks."""
         handles = []
         for index in indices:
-            block = self.lists[self.blocks][index]
+            block = self._blocks()[index]
             handles += self._around(block, self._enter_block, self._leave_block, block, index)
             for path, part in block.named_modules():
                 if path:
@@ -117,8 +119,7 @@ class Trace:
         self._shapes.pop(path, None)
         self._shapes[path] = _shape(stream_output(output))
 
-    # -- chains
-    # ----------------------------------------------------------------------------------------------
+    # -- chains ------------------------------------------------------------------------------------
 
     def _enter_element(self, path: str, index: int, given: Any) -> None:
         element = self._elements[path][index]
@@ -127,6 +128,7 @@ class Trace:
         before, gave = self._last.get(path, (None, None))
         element.follows = (
             before == index - 1
+            and gave is not None
             and _shape(gave) == _shape(given) is not None
             and torch.equal(gave, given)
         )
@@ -137,8 +139,7 @@ class Trace:
             self._outputs.append((f"{path}.{index}", gave, version_of(gave)))
             self._last[path] = index, gave.detach().clone()
 
-    # -- parts
-    # ----------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------
 
     def _enter_block(self, block: nn.Module, index: int, given: Any) -> None:
         shape = _shape(given)
@@ -173,11 +174,11 @@ class Trace:
     def parts_of(self, index: int) -> dict[str, Part]:
         return self._parts.get(index, {})
 
-    # -- the answer
-    # ----------------------------------------------------------------------------------------------
+    # -- the result --------------------------------------------------------------------------------
 
     def anatomy(self) -> Anatomy:
-        """Of the pass that has ended."""
+        """The anatomy, after the pass."""
+        # How often modules ran, and which outputs were written later.
         anatomy = Anatomy(self.tower, proven=True)
         anatomy.runs = Counter({self._whole(path): count for path, count in self._runs.items()})
         for path, _ in self.root.named_modules(remove_duplicate=False):
@@ -186,6 +187,7 @@ class Trace:
             path for path, tensor, version in self._outputs if version_of(tensor) != version
         }
         anatomy.written_later = {self._whole(path) for path in written}
+        # The blocks.
         chains = {
             path: elements for path, elements in self._elements.items() if _is_chain(elements)
         }
@@ -193,36 +195,45 @@ class Trace:
         if not chains:
             anatomy.why = self._no_chain()
             return anatomy
-        expected = layers_in_config(self.module, self.root)
-        path = min(
-            chains,
-            key=lambda each: (len(chains[each]) != expected, each.count("."), -len(chains[each])),
-        )
-        alike = [each for each in chains if _pattern(each) == _pattern(path)]
-        if len(chains[path]) == 1 and any(
-            _parent(each) == _parent(path) for each in chains if each != path
-        ):
-            # XLM of a single layer
-            anatomy.why = "of several lists of one module none can be told to be its blocks"
-            return anatomy
-        if len(alike) > 1:
-            anatomy.why = (
-                f"its blocks lie in {len(alike)} lists"
-                f" ({', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''})"
-            )
-            return anatomy
-        shape = next(element.gave_shape for element in chains[path] if element.runs)
-        if shape[: len(self.inputs)] != self.inputs:  # XLNet: (tokens, contexts, width)
-            anatomy.why = (
-                f"its hidden states are of shape {shape} for inputs {self.inputs}, not (inputs,"
-                " tokens, width)"
-            )
+        path = self._likeliest(chains)
+        anatomy.why = self._objection(path, chains)
+        if anatomy.why:
             return anatomy
         anatomy.blocks, anatomy.count = self._whole(path), len(chains[path])
         anatomy.bad_blocks = dict(_faults(chains[path]))
         if path == self.blocks:
             anatomy.parts = self._parts
         return anatomy
+
+    def _likeliest(self, chains: dict[str, list[_Element]]) -> str:
+        """The chain with the config's number of layers, else the outermost, else the longest."""
+        layers = layers_in_config(self.module, self.root)
+        return min(
+            chains,
+            key=lambda path: (len(chains[path]) != layers, path.count("."), -len(chains[path])),
+        )
+
+    def _objection(self, path: str, chains: dict[str, list[_Element]]) -> str:
+        """Why this chain cannot be the blocks; '' if it can."""
+        if len(chains[path]) == 1 and any(
+            _parent(other) == _parent(path) for other in chains if other != path
+        ):
+            # XLM of a single layer
+            return "it has several lists of one module, and any of them may be its blocks"
+        similar = [other for other in chains if _pattern(other) == _pattern(path)]
+        if len(similar) > 1:
+            return (
+                f"its blocks lie in {len(similar)} lists"
+                f" ({', '.join(similar[:3])}{', ...' if len(similar) > 3 else ''})"
+            )
+        shape = next(element.gave_shape for element in chains[path] if element.runs)
+        assert shape is not None  # since it is a chain
+        if shape[: len(self.inputs)] != self.inputs:  # XLNet: (tokens, contexts, width)
+            return (
+                f"its hidden states are of shape {shape} for inputs {self.inputs}, not (inputs,"
+                " tokens, width)"
+            )
+        return ""
 
     def _whole(self, path: str) -> str:
         return ".".join(part for part in (self.tower, path) if part)
@@ -239,12 +250,12 @@ class Trace:
         ):
             return "no list of blocks found"
         return (
-            "no list of modules of which each is given what the one before it gave, all of one"
+            "no list of modules in which each takes the output of the previous one, all of one"
             " shape"
         )
 
     def _readable(self) -> str | None:
-        """The last module that ran once and gave hidden states of a text."""
+        """The last module that ran once and returned hidden states of a text."""
         if len(self.inputs) < 2:
             return None
         shapes = {
@@ -257,8 +268,8 @@ class Trace:
 
 
 def _is_chain(elements: list[_Element]) -> bool:
-    """Elements that ran, each once, without a change of shape; most of them given what the one
-    before gave."""
+    """Whether elements ran, each once, without a change of shape, most of them on the output of the
+    previous one."""
     ran = [element for element in elements if element.runs]
     if not ran or any(element.runs > 1 for element in ran):
         return False
@@ -275,11 +286,11 @@ def _faults(elements: list[_Element]) -> Iterator[tuple[int, str]]:
         if not element.runs:
             yield index, "it did not run in a forward pass"
         elif after and after.runs and not after.follows:
-            yield index, f"what it gives is not what block {index + 1} is given"
+            yield index, f"its output is not the input of block {index + 1}"
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """(B,T,D) of a floating tensor of three axes, else None."""
+    """(B,T,D) of a floating-point tensor of three axes, else None."""
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 3:
         return tuple(value.shape)
     return None

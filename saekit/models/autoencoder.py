@@ -1,10 +1,10 @@
-"""What trainer, evaluator, checkpoint, inspection and CLI know of a model: a torch module with
-these members, most of which do nothing unless a model says otherwise.
+"""The interface of a model to trainer, evaluator, checkpoint, inspection and CLI: a torch module
+with these members, most of which do nothing unless a model overrides them.
 
 `encode` and `decode` act on rows in the units that the weights are in: the normalized training
 input during training, raw activations once loaded from a checkpoint (`folded` gives the weights for
-that). A model of strategy `gradient` gives `initialise_from` and `loss`; `layerwise` is the same
-with several stages; `closed_form` gives `fit` only.
+that). A model with the strategy `gradient` has `initialise_from` and `loss`; `layerwise` is the
+same with several stages; `closed_form` has `fit` only.
 """
 
 from __future__ import annotations
@@ -42,21 +42,19 @@ class Recipe:
 
 
 class Autoencoder(nn.Module):
-    strategy: ClassVar[Strategy] = "gradient"
+    strategy: Strategy = "gradient"
     takes: ClassVar[Takes] = "rows"
     """Models that take `grid` or `sequence` see whole examples, (B,H,W,D) or (B,T,D), where the
     store has that layout."""
     active_above: float | None = None
-    """An entry of the code above this is active; None: a dense code, for which l0, dead and density
-    mean nothing."""
+    """An entry of the code above this value is active; None: a dense code, for which l0, dead and
+    density are not defined."""
     resamples: bool = False
     """Whether dead latents are pointed at badly reconstructed rows (`resample`)."""
-    compares: bool = False
-    """Whether it wants to see held-out rows now and then (`compare`)."""
     needs_previous: ClassVar[bool] = False
-    """The loss looks at the row before each row in its example."""
+    """Whether the loss uses the row before each row in its example."""
     sparse_kernels: ClassVar[bool] = False
-    """Whether its training step runs on saekit_kernels, which choose their own precision."""
+    """Whether its training step runs on saekit_kernels, which choose the precision themselves."""
     lr: ClassVar[float] = 1e-3
     """Peak learning rate, and the weight decay below: measured on 4,000 images of 784 pixels
     (docs/log.md)."""
@@ -68,15 +66,14 @@ class Autoencoder(nn.Module):
 
     total_steps: int = 0
     dead_order: torch.Tensor | None = None
-    """With `total_steps`: what `loss` assumes of the run where it is given the number of a step
-    only (`at`)."""
+    """With `total_steps`: what `loss` assumes about the run if it is given only the number of a
+    step (`at`)."""
 
     config: Any
     d_in: int
     latents: int
 
     # -- the map
-    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> Code:
         """The code (..., F) of x (..., D)."""
@@ -91,11 +88,10 @@ class Autoencoder(nn.Module):
         return Output(self.decode(code), code)
 
     # -- training
-    # ----------------------------------------------------------------------------------------------
 
     def recipe(self, units: int) -> Recipe:
-        """On `units` training rows, or examples. An SAE trains on millions of hidden states, other
-        models also on a few thousand images: their steps are counted in shares of the data."""
+        """The defaults for `units` training rows, or examples. An SAE trains on millions of hidden
+        states, other models also on a few thousand images: their steps are shares of the data."""
         batch = min(max(power_of_two(units / STEPS_PER_EPOCH), 32), MOST_BATCH, units)
         return Recipe(
             batch,
@@ -105,7 +101,7 @@ class Autoencoder(nn.Module):
         )
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """First values that depend on the data: a sample of normalized rows."""
+        """First weights that fit the data: a sample of normalized rows."""
 
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """The older name of `initialise_from`."""
@@ -118,11 +114,12 @@ class Autoencoder(nn.Module):
         target_BD: torch.Tensor,
         sample_BD: torch.Tensor,
     ) -> None:
-        """Told, after `initialise_from`, the mean (D_out) of what is to be reconstructed, the mean
-        of its ||x - mean||^2 and some rows of it, besides the sample of the input."""
+        """Called after `initialise_from` with the mean (D_out) of what is reconstructed, the mean
+        of
+        ||x - mean||^2 of it, some of its rows, and the sample of the input."""
 
-    def fit(self, batches: Iterable[ActivationBatch]) -> None:
-        """Strategy `closed_form`: all of training, from batches of x."""
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """Strategy `closed_form`: the whole training, from batches of x."""
         raise NotImplementedError
 
     def stages(self, total: int) -> list[Stage]:
@@ -135,7 +132,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def at(self, step: Step | int) -> Step:
-        """The step itself, or that of a number of steps done before."""
+        """The step itself, or the one after so many steps."""
         return (
             step if isinstance(step, Step) else Step(step, self.total_steps, dead=self.dead_order)
         )
@@ -145,17 +142,22 @@ class Autoencoder(nn.Module):
         return None
 
     def before_step(self) -> None:
-        """Gradients are there: project them."""
+        """Called when the gradients are computed: project them."""
 
     def after_step(self) -> None:
-        """Parameters have moved: bring them back to their constraints."""
+        """Called when the parameters have changed: project them onto their constraints."""
 
     def observe(self, l0: float, step: Step) -> None:
-        """Told the mean L0 of recent rows after `step.number` steps, whenever the trainer looks at
-        the device."""
+        """Called at every poll of the device, after `step.number` steps, with the mean L0 of recent
+        rows."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is shown held-out rows from time to time (`compare`)."""
+        return False
 
     def compare(self, x: torch.Tensor, step: Step) -> None:
-        """Shown held-out rows."""
+        """Called with held-out rows, if `compares`."""
 
     def resample(
         self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step
@@ -167,18 +169,17 @@ class Autoencoder(nn.Module):
         return {}
 
     def continue_from(self, state: dict[str, Any]) -> None:
-        """Take up again what `run_state` gave. Raises MisfitError."""
+        """Restore what `run_state` returned. Raises MisfitError."""
 
     def batch_bytes(self, batch: int) -> int:
-        """About how much a step on so many rows or examples leaves for the backward pass."""
+        """An estimate of the bytes kept for the backward pass, on `batch` rows or examples."""
         return 0
 
     # -- saving
-    # ----------------------------------------------------------------------------------------------
 
     @classmethod
     def for_weights(cls, config: Any) -> Autoencoder:
-        """A model in the form of a checkpoint, to load its tensors into."""
+        """A model with the tensors of a checkpoint, to load them into."""
         return cls(config)
 
     def folded(
@@ -190,13 +191,13 @@ class Autoencoder(nn.Module):
 
 
 def as_batch(batch: ActivationBatch | torch.Tensor) -> ActivationBatch:
-    """Rows (B,D) alone, of no store, as a batch."""
+    """Rows (B,D) that come from no store, as a batch."""
     if not isinstance(batch, torch.Tensor):
         return batch
-    none = torch.zeros(len(batch), dtype=torch.int64)
-    return ActivationBatch(batch, none, none, none.int())
+    unknown = torch.zeros(len(batch), dtype=torch.int64)
+    return ActivationBatch(batch, unknown, unknown, unknown.int())
 
 
 def power_of_two(value: float) -> int:
-    """The largest one that is not above; at least 1."""
+    """The largest power of two up to `value`; at least 1."""
     return 1 << max(int(value).bit_length() - 1, 0)

@@ -1,4 +1,5 @@
-"""Pieces that several autoencoders share: initial values and the geometry of decoder rows."""
+"""What several autoencoders share: checks of inputs, initial values, the geometry of decoder
+rows."""
 
 from __future__ import annotations
 
@@ -6,12 +7,11 @@ import torch
 
 from saekit.errors import DataError
 
-ROWS_IN_CACHE = 1024  # passes over weights go in pieces whose temporaries stay in cache
+ROWS_IN_CACHE = 1024  # passes over weights work on pieces whose temporaries stay in cache
 
 
-def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") -> torch.Tensor:
-    """(B,width) in the dtype of `weight`: what a model is given as (..., width) in any float dtype.
-    Raises DataError."""
+def as_rows(x: object, width: int, weight: torch.Tensor, what: str = "x") -> torch.Tensor:
+    """x (..., width) in any float dtype as (B,width) in the dtype of `weight`. Raises DataError."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise DataError(f"{what} is {kind}, not a tensor of floats", f"{what}.float()")
@@ -29,34 +29,34 @@ def as_rows(x: torch.Tensor, width: int, weight: torch.Tensor, what: str = "x") 
 def as_examples(
     x: torch.Tensor, shape: tuple[int | None, ...], weight: torch.Tensor, what: str = "x"
 ) -> torch.Tensor:
-    """(B,*shape), as `as_rows`, of (..., *shape); None in `shape` is any length of at least 1.
+    """x (..., *shape) as (B,*shape), as `as_rows`; None in `shape` is any length of at least 1.
     Raises DataError."""
+    assert shape[-1] is not None
     as_rows(x, shape[-1], weight, what)  # checks
-    own = x.shape[-len(shape) :]
-    if len(own) < len(shape) or any(
-        size not in (wanted or size, wanted) or not size for size, wanted in zip(own, shape)
-    ):
+    sizes = x.shape[-len(shape) :]
+    fits = [size > 0 and size == (wanted or size) for size, wanted in zip(sizes, shape)]
+    if len(sizes) < len(shape) or not all(fits):
         wanted = ", ".join("length" if size is None else str(size) for size in shape)
         raise DataError(
             f"{what} has the shape {tuple(x.shape)}; one example is ({wanted})",
             "give whole examples, as the store holds them",
         )
-    return x.reshape(-1, *own).to(weight.dtype)
+    return x.reshape(-1, *sizes).to(weight.dtype)
 
 
 def geometric_median(
     x_BD: torch.Tensor, iterations: int = 100, tolerance: float = 1e-6
 ) -> torch.Tensor:
-    """(D,): the point with the least summed distance to the rows, by Weiszfeld's iteration.
+    """(D,): the point with the smallest sum of distances to the rows, by Weiszfeld's iteration.
 
     More robust than the mean: a few rows of huge norm (attention sinks) hardly move it.
     """
     point = x_BD.mean(0)
     for _ in range(iterations):
         weight = 1.0 / (x_BD - point).norm(dim=1).clamp_min(1e-12)
-        moved = (x_BD * weight[:, None]).sum(0) / weight.sum()
-        step = (moved - point).norm()
-        point = moved
+        new_point = (x_BD * weight[:, None]).sum(0) / weight.sum()
+        step = (new_point - point).norm()
+        point = new_point
         if step <= tolerance * point.norm().clamp_min(1e-12):
             break
     return point
@@ -73,8 +73,8 @@ def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
 
 
 def remove_parallel_(grad_FD: torch.Tensor, W_FD: torch.Tensor) -> None:
-    """Drop from each gradient row its part along the unit row of W: it would only change the norm,
-    which is then reset."""
+    """Remove from each gradient row its component along the unit row of W: it would only change the
+    norm, which is reset afterwards."""
     for grad, W in zip(grad_FD.split(ROWS_IN_CACHE), W_FD.split(ROWS_IN_CACHE)):
         along = (grad * W).sum(1, keepdim=True)
         torch.addcmul(grad, along, W, value=-1, out=grad)

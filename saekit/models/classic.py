@@ -1,15 +1,16 @@
 """What every classic autoencoder shares: a code, an output with its loss, noise on the input,
 penalties on the code.
 
-A model adds its body, two maps between normalised input and code; everything here combines with
+A model adds its body, two maps between normalized input and code; everything here combines with
 every body:
 
-    x~ = (x - mean) * scale; z = s(to_code(noise(x~))); a = from_code(z); loss = output's loss(a,
-    x~) + penalties(z)
+    x~ = (x - mean) * scale;   z = activation(to_code(noise(x~)));   a = from_code(z)
+    loss = output's loss(a, x~) + penalties(z)
 
-Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and give raw units; during
-training mean is 0 and scale 1, since the trainer normalises. Unlike an SAE's, mean and scale stay
-beside the weights, so that one rule serves every body; a code is in normalised units.
+Shapes: B rows or examples, D d_in, F latents. `encode` and `decode` take and return raw units;
+during training the mean is 0 and the scale 1, since the trainer normalizes. Unlike an SAE's, mean
+and scale stay beside the weights, so that one rule works for every body; a code is in normalized
+units.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from saekit.errors import UsageError, opt
 from saekit.models import outputs, penalties
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.base import as_examples, as_rows
-from saekit.models.codes import firing_counts
+from saekit.models.codes import Code, firing_counts
 from saekit.models.noise import Noise, step_generator
 from saekit.models.normalizer import Normalizer
 from saekit.options import Doc, check
@@ -95,9 +96,14 @@ class ClassicConfig:
 class Classic(Autoencoder):
     """A subclass sets its modules and implements to_code and from_code."""
 
+    input_mean: torch.Tensor
+    input_scale: torch.Tensor
+    output_mean: torch.Tensor
+    output_scale: torch.Tensor
+
     reconstruction_weight = 1.0
     decay_share = 0.5
-    gain = 2.0  # of the first weights: rectifiers halve the variance; 1 for bodies without
+    gain = 2.0  # of the first weights: rectifiers halve the variance; 1 for bodies without them
 
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
@@ -116,22 +122,21 @@ class Classic(Autoencoder):
         self.register_buffer("output_scale", torch.ones(()))
 
     # -- the body, which a model implements
-    # ---------------------------------------------------------------------------------
 
     def to_code(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised input -> (B,F), before the code's activation."""
+        """Normalized input -> (B,F), before the code's activation function."""
         raise NotImplementedError
 
     def from_code(self, z: torch.Tensor) -> torch.Tensor:
-        """Code -> the output before its activation, in the shape of the target."""
+        """Code -> the output before its activation function, in the shape of the target."""
         raise NotImplementedError
 
     def leaving_norms(self) -> torch.Tensor:
-        """(F,): norms of the weights that leave each latent; they weigh the L1 penalty."""
+        """(F,): the norm of each latent's outgoing weights, which weighs the L1 penalty."""
         raise NotImplementedError
 
     def numbers_per_row(self) -> int:
-        """About how many numbers a row (or example) leaves for the backward pass: for estimates of
+        """About how many numbers are kept for the backward pass per row or example, to estimate
         memory."""
         raise NotImplementedError
 
@@ -139,37 +144,42 @@ class Classic(Autoencoder):
         return 8 * batch * self.numbers_per_row()
 
     # -- the map
-    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F) of x (..., *example) in any float dtype; an example is a row (D,) or what
         `example_shape` says. Raises DataError for another shape, dtype or device."""
-        code = self.code_activation(self.to_code(self.normalised(x)))
+        code = self.code_activation(self.to_code(self.normalized(x)))
         return code.view(*self.leading(x), self.latents)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, code: Code) -> torch.Tensor:
         """x_hat (..., *example) of a code (..., F). Raises DataError as `encode`."""
-        a = self.from_code(as_rows(z, self.latents, self.input_mean, "the code"))
+        return self.raw_output(self.from_code(self.code_rows(code)), code)
+
+    def code_rows(self, code: Code) -> torch.Tensor:
+        """(B,F) of a code (..., F). Raises DataError."""
+        return as_rows(code, self.latents, self.input_mean, "the code")
+
+    def raw_output(self, a: torch.Tensor, code: Code) -> torch.Tensor:
+        """x_hat (..., *example) of outputs before their activation function, with the leading
+        dimensions of the code."""
         x_hat = outputs.activate(self.config.output, a) / self.output_scale + self.output_mean
-        return x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
+        return x_hat.view(*code.shape[:-1], *x_hat.shape[1:])
 
     @property
     def example_shape(self) -> tuple[int | None, ...]:
-        """Of what one code stands for; None is any length."""
+        """The shape of what is encoded to one code; None is any length."""
         return (self.d_in,)
 
     def leading(self, x: torch.Tensor) -> torch.Size:
         """The dimensions of x before those of an example."""
         return x.shape[: x.ndim - len(self.example_shape)]
 
-    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+    def normalized(self, x: torch.Tensor) -> torch.Tensor:
         """Raw examples (..., *example) -> (B,*example), as in training."""
-        return (
-            as_examples(x, self.example_shape, self.input_mean) - self.input_mean
-        ) * self.input_scale
+        examples = as_examples(x, self.example_shape, self.input_mean)
+        return (examples - self.input_mean) * self.input_scale
 
     # -- training
-    # ----------------------------------------------------------------------------------------------
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """Weights from N(0, gain / fan-in), biases 0 (He et al. 2015, arXiv 1502.01852)."""
@@ -184,8 +194,8 @@ class Classic(Autoencoder):
                     parameter.zero_()
 
     def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
-        """Terms: reconstruction, and the penalty where there is one. `squared_error` is what fvu is
-        computed from, whatever the output."""
+        """Terms: reconstruction, and the penalty if there is one. fvu is computed from the metric
+        `squared_error`, whatever the output."""
         batch, step = as_batch(batch), self.at(step)
         noisy = self.noise(batch.x, step_generator(step.seed, step.number, batch.x.device))
         z, terms, weights = self.noisy_code(noisy, batch.x, step)
@@ -194,22 +204,24 @@ class Classic(Autoencoder):
     def judged(
         self, a: torch.Tensor, z: torch.Tensor, batch: ActivationBatch, terms: dict, weights: dict
     ) -> LossTerms:
-        """The loss of output a, before its activation, and code z; `terms` and `weights` are the
-        penalties'."""
+        """The loss of output a, before its activation function, and code z; `terms` and `weights`
+        are those of the penalties."""
         target = batch.x if batch.target is None else batch.target
         outputs.check_range(self.config.output, target)
+        # the weighted sum of reconstruction and penalties
         reconstruction = self.reconstruction(a, target, batch.mask)
-        terms, weights = (
-            {"reconstruction": reconstruction, **terms},
-            {"reconstruction": self.reconstruction_weight, **weights},
-        )
-        total = sum(weights[name] * term for name, term in terms.items())
+        total = self.reconstruction_weight * reconstruction
+        for name, term in terms.items():
+            total = total + weights[name] * term
+        terms = {"reconstruction": reconstruction, **terms}
+        weights = {"reconstruction": self.reconstruction_weight, **weights}
+        # what is reported besides
         with torch.no_grad():
             x_hat = outputs.activate(self.config.output, a)
             metrics = {"squared_error": outputs.summed_loss("linear", x_hat, target, batch.mask)}
-            fired = (
-                None if self.active_above is None else firing_counts(z.detach(), self.active_above)
-            )
+            fired = None
+            if self.active_above is not None:
+                fired = firing_counts(z.detach(), self.active_above)
         return LossTerms(total, terms, weights, fired, metrics)
 
     def reconstruction(
@@ -233,7 +245,6 @@ class Classic(Autoencoder):
         return z, {}, {}
 
     # -- saving
-    # ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def folded(

@@ -1,14 +1,14 @@
 """`conv`: an autoencoder of convolutions for images and grids of patches.
 
-Down, per entry of `channels`: a 3x3 convolution, a bend, 2x2 mean pooling (max pooling left 11 to
-22% more error, docs/log.md); then a linear map to the code. Up is the mirror image: a linear map,
-then transposed convolutions. Their kernels are 4x4, a multiple of the stride, so that all output
-values are sums of equally many products; with 3x3 some have one and others four, which shows as a
-checkerboard (Odena et al. 2016, "Deconvolution and checkerboard artifacts"). Pooling rounds odd
-sides down, `output_padding` brings them back.
+Down, per entry of `channels`: a 3x3 convolution, an activation function, 2x2 mean pooling (max
+pooling gave 11 to 22% more error, docs/log.md); then a linear map to the code. Up is the mirror
+image: a linear map, then transposed convolutions. Their kernels are 4x4, a multiple of the stride,
+so that all output values are sums of equally many products; with 3x3 some have one and others four,
+which shows as a checkerboard (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
+Pooling rounds odd sides down; `output_padding` restores them.
 
-Channels are last outside, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of
-`raw:pixels`. Inside they are first, as torch has them.
+Inputs have their channels last, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of
+`raw:pixels`. Inside the model they are first, as in torch.
 Shapes: B examples, H W sides, C channels, h w sides of a map, F latents.
 """
 
@@ -96,16 +96,18 @@ class ConvConfig(ClassicConfig):
 
 
 class Spatial(Classic):
-    """What conv and unet have in common: data to maps and back, and the sides of every level."""
+    """What conv and unet share: data to maps and back, and the sides of every level."""
 
-    takes: Takes = "grid"
+    takes: ClassVar[Takes] = "grid"
+    maps_per_level: ClassVar[int]
+    """Copies of a level's maps that a step keeps."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__(config)
         H, W, self.maps_in = config.shape
         self.maps_out = self.d_out if config.is_grid else self.d_out // (H * W)
         self.sides = [(H >> level, W >> level) for level in range(len(config.channels) + 1)]
-        self.bend = ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.gain = 2.0 if config.activation in ("relu", "silu", "gelu") else 1.0
 
     @property
@@ -123,26 +125,28 @@ class Spatial(Classic):
         )
 
     def numbers_per_row(self) -> int:
-        """Of every level's maps: convolutions, bends and pools on the way down and up."""
+        """The maps of every level: convolutions, activations and pools on the way down and up."""
         maps = sum(
             channels * math.prod(sides) for channels, sides in zip(self.config.channels, self.sides)
         )
-        return (self.maps_in + self.maps_out) * math.prod(self.sides[0]) + self.maps_each * maps
+        return (self.maps_in + self.maps_out) * math.prod(
+            self.sides[0]
+        ) + self.maps_per_level * maps
 
     @torch.no_grad()
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """As every classic model; but torch keeps transposed weights as (in, out, 4, 4), so that
-        their first index is not the output."""
+        """As every classic model, corrected for transposed convolutions: torch stores their weights
+        as (in, out, 4, 4), so that the first index is not the output."""
         super().initialise_from(sample, generator)
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
-                # in one output value: the fan-in
+                # the fan-in: products in one output value
                 products = module.weight.shape[0] * (UP_KERNEL // 2) ** 2
                 module.weight.mul_(math.sqrt(module.weight[0].numel() / products))
 
 
 class Conv(Spatial):
-    maps_each = 4  # copies of a level's maps that a step keeps
+    maps_per_level = 4
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__(config)
@@ -160,13 +164,13 @@ class Conv(Spatial):
     def to_code(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.to_maps(x)
         for layer in self.down:
-            maps = avg_pool2d(self.bend(layer(maps)), 2)
+            maps = avg_pool2d(self.activation(layer(maps)), 2)
         return self.into(maps.flatten(1))
 
-    def from_code(self, z_BF: torch.Tensor) -> torch.Tensor:
-        maps = self.out_of(z_BF).unflatten(1, self.narrow)
+    def from_code(self, z: torch.Tensor) -> torch.Tensor:
+        maps = self.out_of(z).unflatten(1, self.narrow)
         for layer in reversed(self.up):
-            maps = layer(self.bend(maps))
+            maps = layer(self.activation(maps))
         return self.from_maps(maps)
 
     def leaving_norms(self) -> torch.Tensor:
@@ -174,6 +178,6 @@ class Conv(Spatial):
 
 
 def doubling(maps_in: int, maps_out: int, sides: tuple[int, int]) -> nn.ConvTranspose2d:
-    """(B,maps_in,h,w) -> (B,maps_out,*sides), where pooling has made h, w from `sides`."""
+    """(B,maps_in,h,w) -> (B,maps_out,*sides), where h, w are `sides` after pooling."""
     odd = (sides[0] % 2, sides[1] % 2)
     return nn.ConvTranspose2d(maps_in, maps_out, UP_KERNEL, stride=2, padding=1, output_padding=odd)

@@ -1,9 +1,9 @@
 """`dense`: an autoencoder of mirrored layers, under- or overcomplete, one layer or a deep stack;
-`linear`: the same with neither hidden layers nor bends, whose optimum is PCA's subspace.
+`linear`: the same without hidden layers and activation functions; its optimum is PCA's subspace.
 
 Sizes (D, *hidden, F) on the way up, reversed on the way down; `tied` layers use W^T on the way
-down, with a bias of their own. A layer and its mirror image are an autoencoder themselves, which is
-what pretraining works on (saekit.models.pretraining).
+down, with a bias of their own. A layer and its mirror image are an autoencoder, which pretraining
+makes use of (saekit.models.pretraining).
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class DenseConfig(LinearConfig):
 
 class Mirror(nn.Module):
     """One layer and its mirror image: up (B,in) -> (B,out), down (B,out) -> (B,back), both before
-    activation. back is in, except in the first layer of a model with a target of another width."""
+    the activation function. back is in, except in the first layer of a model with a target of
+    another width."""
 
     def __init__(self, d_in: int, d_out: int, tied: bool, d_back: int) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class Mirror(nn.Module):
 
 
 class Dense(Classic):
-    """Hidden layers bend by `activation`, the code by what its sparsity asks for (linear without
+    """Hidden layers use `activation`, the code uses the function of its sparsity (linear without
     one)."""
 
     hidden: tuple[int, ...] = ()
@@ -132,40 +133,42 @@ class Dense(Classic):
         self.layers = nn.ModuleList(
             Mirror(a, b, config.tied, c) for a, b, c in zip(widths, widths[1:], backs)
         )
-        self.bend = ACTIVATIONS[self.activation]
+        self.activate = ACTIVATIONS[self.activation]
         self.gain = 2.0 if self.activation in ("relu", "silu", "gelu") else 1.0
 
-    def to_code(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return self.pre_activations(x_BD)[-1]
+    def to_code(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pre_activations(x)[-1]
+
+    def mirror(self, layer: int) -> Mirror:
+        mirror = self.layers[layer]
+        assert isinstance(mirror, Mirror)
+        return mirror
 
     def pre_activations(self, x_BD: torch.Tensor) -> list[torch.Tensor]:
         """Of every layer on the way up, the code's last."""
-        made, h = [], x_BD
-        for layer in self.layers:
-            made.append(layer.up(h))
-            h = self.bend(made[-1])
-        return made
+        pre, h = [], x_BD
+        for layer in range(len(self.layers)):
+            pre.append(self.mirror(layer).up(h))
+            h = self.activate(pre[-1])
+        return pre
 
-    def from_code(self, z_BF: torch.Tensor) -> torch.Tensor:
-        h = z_BF
-        for i in range(len(self.layers) - 1, -1, -1):
-            h = self.layers[i].down(h)
-            if i:
-                h = self.bend(h)
-        return h
+    def from_code(self, z: torch.Tensor) -> torch.Tensor:
+        for layer in reversed(range(len(self.layers))):
+            z = self.mirror(layer).down(z)
+            if layer:
+                z = self.activate(z)
+        return z
 
     def leaving_norms(self) -> torch.Tensor:
-        return self.layers[-1].down_weight.norm(dim=0)
+        return self.mirror(-1).down_weight.norm(dim=0)
 
     def noisy_code(
         self, noisy: torch.Tensor, clean: torch.Tensor, step: Step
     ) -> tuple[torch.Tensor, dict, dict]:
         z, terms, weights = super().noisy_code(noisy, clean, step)
         if self.config.contractive:
-            terms["contractive"], weights["contractive"] = (
-                self.contraction(clean),
-                self.config.contractive,
-            )
+            terms["contractive"] = self.contraction(clean)
+            weights["contractive"] = self.config.contractive
         return z, terms, weights
 
     def contraction(self, x_BD: torch.Tensor) -> torch.Tensor:
@@ -173,14 +176,15 @@ class Dense(Classic):
         pre = self.pre_activations(x_BD)
         kinds = [self.activation] * len(self.hidden) + [CODE_OF_SPARSITY[self.config.sparsity]]
         slopes = [penalties.SLOPES[kind](a, ACTIVATIONS[kind](a)) for kind, a in zip(kinds, pre)]
-        return penalties.contractive(slopes, [layer.W_up for layer in self.layers])
+        weights = [self.mirror(layer).W_up for layer in range(len(self.layers))]
+        return penalties.contractive(slopes, weights)
 
     @property
     def W_dec(self) -> torch.Tensor | None:
-        """(F,D): what each latent adds to a raw row (before the output's sigmoid, where it has
-        one), as an SAE names it; None for a deep decoder, in which a latent has no direction of its
-        own."""
-        return self.layers[0].down_weight.T / self.output_scale if len(self.layers) == 1 else None
+        """(F,D): what each latent adds to a raw row (before the output's sigmoid, if it has one),
+        under the name that it has in an SAE; None for a deep decoder, where a latent has no
+        direction of its own."""
+        return self.mirror(0).down_weight.T / self.output_scale if len(self.layers) == 1 else None
 
     def numbers_per_row(self) -> int:
         widths = self.d_in + self.d_out + 2 * (2 * sum(self.hidden) + self.latents)
@@ -189,7 +193,6 @@ class Dense(Classic):
         )
 
     # -- pretraining
-    # ----------------------------------------------------------------------------------------------
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         super().initialise_from(sample, generator)
@@ -217,11 +220,11 @@ class Dense(Classic):
 
 
 class Linear(Dense):
-    """x_hat = W_dec z + c, z = W_enc x + b: trained by gradient it reaches PCA's subspace, in
+    """x_hat = W_dec z + c, z = W_enc x + b: by gradient descent it reaches PCA's subspace, in
     another basis (Baldi and Hornik 1989).
 
-    Trailing directions are learnt at rates in proportion to what they explain: hence the high rate,
-    and no decay, which would tilt them.
+    Each direction is learned at a rate proportional to the variance that it explains: hence the
+    high learning rate, and no weight decay, which would tilt the trailing directions.
     """
 
     lr, weight_decay = 1e-2, 0.0

@@ -1,9 +1,9 @@
-"""`kmeans`: a code of one number, the nearest of F centroids. A control: what a dictionary explains
-that only counts prototypes."""
+"""`kmeans`: a code of one number, the nearest of F centroids. A control: how much a dictionary of
+prototypes explains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -39,6 +39,7 @@ class KMeans(Autoencoder):
 
     strategy = "closed_form"
     active_above = 0.0
+    centroids: torch.Tensor
 
     def __init__(self, config: KMeansConfig) -> None:
         super().__init__()
@@ -54,9 +55,9 @@ class KMeans(Autoencoder):
         """The nearest centroid of every row of x (..., D), in any float dtype; its value is NaN for
         a row that is not finite. Raises DataError for another width, dtype or device."""
         x_BD = as_rows(x, self.d_in, self.centroids)
-        # far from the origin the products that cdist takes would cancel
-        centre = self.centroids.mean(0)
-        nearest = torch.cdist(x_BD - centre, self.centroids - centre).argmin(1, keepdim=True)
+        # cdist takes products, which would cancel far from the origin
+        center = self.centroids.mean(0)
+        nearest = torch.cdist(x_BD - center, self.centroids - center).argmin(1, keepdim=True)
         nnz = torch.ones(len(x_BD), dtype=torch.int32, device=x_BD.device)
         values = torch.where(
             x_BD.isfinite().all(1, keepdim=True),
@@ -72,25 +73,30 @@ class KMeans(Autoencoder):
         return decoded(code, self.centroids, self.centroids.new_zeros(self.d_in))
 
     @torch.no_grad()
-    def fit(self, batches: Iterator[torch.Tensor]) -> None:
-        """One pass of scikit-learn's mini-batch k-means (Sculley 2010), k-means++ on the first
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """One pass of scikit-learn's mini-batch k-means (Sculley 2010), with k-means++ on the first
         rows. Raises DataError for too few rows."""
         from sklearn.cluster import MiniBatchKMeans
 
         rows = max(BATCH, self.latents)
         model = MiniBatchKMeans(
-            self.latents, batch_size=rows, n_init=1, random_state=self.config.seed
+            self.latents,
+            batch_size=rows,
+            n_init=1,  # pyright: ignore[reportArgumentType]
+            random_state=self.config.seed,
         )
-        held: list[np.ndarray] = []
-        fitted, origin_D = False, None
-        for x_BD in batches:
-            origin_D = _origin(x_BD) if origin_D is None else origin_D
-            held.append((x_BD - origin_D).numpy())
-            if sum(map(len, held)) >= rows:
-                model.partial_fit(np.concatenate(held))
-                held, fitted = [], True
-        if held:
-            x = np.concatenate(held)
+        # Collect batches of at least as many rows as centroids, and fit each.
+        pending: list[np.ndarray] = []
+        fitted, origin_D = False, torch.zeros(self.d_in)
+        for number, x_BD in enumerate(batches):
+            origin_D = _origin(x_BD) if number == 0 else origin_D
+            pending.append((x_BD - origin_D).numpy())
+            if sum(map(len, pending)) >= rows:
+                model.partial_fit(np.concatenate(pending))
+                pending, fitted = [], True
+        # The rest, which may be all there is.
+        if pending:
+            x = np.concatenate(pending)
             if not fitted and len(x) < self.latents:
                 raise DataError(
                     f"{len(x):,} rows cannot have {self.latents:,} centroids",
@@ -106,7 +112,7 @@ class KMeans(Autoencoder):
 
 
 def _origin(x_BD: torch.Tensor) -> torch.Tensor:
-    """What is taken off all rows: their mean where it is so far away that fp32 products of rows
+    """What is subtracted from all rows: their mean if it is so far away that fp32 products of rows
     would cancel, else 0."""
     mean = x_BD.mean(0)
     spread = (x_BD - mean).square().sum(1).mean().sqrt()

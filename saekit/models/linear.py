@@ -1,9 +1,9 @@
-"""Linear codes. `pca`: the best one of its size, in closed form; the floor that every other model
-is measured against."""
+"""Linear codes. `pca`: the best one of its size, in closed form; the baseline for every other
+model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import torch
 from saekit.errors import UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows
+from saekit.models.codes import Code
 from saekit.models.normalizer import Normalizer
 from saekit.options import Doc
 
@@ -32,6 +33,9 @@ class PCA(Autoencoder):
     x_hat = code C + mean."""
 
     strategy = "closed_form"
+    components: torch.Tensor
+    mean: torch.Tensor
+    explained_variance: torch.Tensor
 
     def __init__(self, config: PCAConfig) -> None:
         super().__init__()
@@ -51,35 +55,36 @@ class PCA(Autoencoder):
         code_BF = (as_rows(x, self.d_in, self.components) - self.mean) @ self.components.T
         return code_BF.view(*x.shape[:-1], self.latents)
 
-    def decode(self, code_BF: torch.Tensor) -> torch.Tensor:
+    def decode(self, code: Code) -> torch.Tensor:
         """(..., D) of a code (..., F). Raises DataError as `encode`."""
-        x_hat_BD = (
-            as_rows(code_BF, self.latents, self.components, "the code") @ self.components
-            + self.mean
-        )
-        return x_hat_BD.view(*code_BF.shape[:-1], self.d_in)
+        rows_BF = as_rows(code, self.latents, self.components, "the code")
+        x_hat_BD = rows_BF @ self.components + self.mean
+        return x_hat_BD.view(*code.shape[:-1], self.d_in)
 
     @property
     def W_dec(self) -> torch.Tensor:
-        """The decoder's rows, as an SAE names them: what inspection projects through the
-        unembedding."""
+        """The decoder rows, under the name that they have in an SAE: inspection projects them
+        through the unembedding."""
         return self.components
 
     @torch.no_grad()
-    def fit(self, batches: Iterator[torch.Tensor]) -> None:
-        """One pass: mean and covariance in fp64, eigenvectors, the sign that makes each one's
-        largest coordinate positive. Far from the origin sums are of x - shift, lest the mean drown
-        the covariance."""
-        n, total, outer, shift = 0, 0.0, 0.0, None
-        for x_BD in batches:
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """One pass: mean and covariance in fp64, then eigenvectors, each with the sign that makes
+        its largest coordinate positive. Far from the origin, sums are of x - shift: the mean would
+        drown the covariance."""
+        D = self.d_in
+        rows, total, outer, shift = 0, torch.zeros(D).double(), torch.zeros(D, D).double(), 0.0
+        # sums of x and of x x^T
+        for number, x_BD in enumerate(batches):
             x = x_BD.double()
-            if shift is None:
+            if number == 0:
                 shift = x.mean(0)
                 shift *= shift.square().sum() > FAR * (x - shift).square().sum(1).mean()
             x = x - shift
-            n, total, outer = n + len(x), total + x.sum(0), outer + x.T @ x
-        mean = total / n
-        values, vectors = torch.linalg.eigh(outer / n - mean[:, None] * mean[None, :])
+            rows, total, outer = rows + len(x), total + x.sum(0), outer + x.T @ x
+        # the leading eigenvectors of the covariance
+        mean = total / rows
+        values, vectors = torch.linalg.eigh(outer / rows - mean[:, None] * mean[None, :])
         C = vectors.T.flip(0)[: self.latents]
         C = C * C.gather(1, C.abs().argmax(1, keepdim=True)).sign()
         self.components.copy_(C)

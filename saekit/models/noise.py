@@ -1,8 +1,8 @@
-"""Corruption of the input: what makes a denoising autoencoder of any model (Vincent et al. 2010,
+"""Corruption of the input, which turns any model into a denoising autoencoder (Vincent et al. 2010,
 JMLR 11).
 
-The model sees the noisy input and is asked for the clean one. Noise comes from a generator that is
-seeded by run and step, so that a resumed run draws what the unbroken one would have drawn.
+The model sees the noisy input and reconstructs the clean one. Noise comes from a generator seeded
+by run and step, so that a resumed run draws the same numbers as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Noise:
 
 
 def step_generator(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
-    """Random numbers of one step: a function of seed, step and stream alone, whatever was drawn
+    """Random numbers of one step: they depend only on seed, step and stream, whatever was drawn
     before."""
-    # The constant: seed 0 at step 0 must not draw what the first weights were drawn from.
+    # The first constant: seed 0 at step 0 must not draw the numbers of the first weights.
     mixed = (
         0xD1342543DE82EF95
         + seed * 0x9E3779B97F4A7C15

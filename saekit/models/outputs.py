@@ -1,4 +1,4 @@
-"""What a decoder's last layer means, and the loss that belongs to it.
+"""The activation function of a decoder's last layer, and the loss that belongs to it.
 
 | `output` | x_hat | loss, mean over rows of the sum over D | data |
 |---|---|---|---|
@@ -31,8 +31,8 @@ def pointwise_loss(output: str, a: torch.Tensor, x: torch.Tensor) -> torch.Tenso
 def summed_loss(
     output: str, a: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean over rows, the sum over D. Rows are the positions of x without its last dimension;
-    `mask` (that shape) says which count."""
+    """Mean over rows of the sum over D. Rows are the positions of x without its last dimension;
+    `mask` (that shape) selects some of them."""
     loss = pointwise_loss(output, a, x)
     if mask is None:
         return loss.sum() / (x.numel() // x.shape[-1])
@@ -40,14 +40,14 @@ def summed_loss(
 
 
 def check_range(output: str, x: torch.Tensor) -> None:
-    """Raise DataError when the output cannot reach the data: a sigmoid has no values outside [0,
-    1], and cross-entropy no meaning."""
+    """Raise DataError for data outside the range of the output: a sigmoid has no values outside [0,
+    1], and cross-entropy has no meaning there."""
     if output == "linear" or x.numel() == 0:
         return
-    low, high = torch.stack(x.aminmax()).tolist()  # one look at the device
+    low, high = torch.stack(x.aminmax()).tolist()  # one transfer from the device
     if low < 0 or high > 1:
         raise DataError(
-            f"{opt('output', output)} gives values in [0, 1], and the data reach from {low:.4g} to"
+            f"{opt('output', output)} gives values in [0, 1], and the data range from {low:.4g} to"
             f" {high:.4g}",
             f"{opt('output', 'linear')}, or data scaled to [0, 1] with {opt('normalize', 'none')}",
         )

@@ -1,7 +1,7 @@
-"""What is added to the reconstruction: sparsity of the code (the formulas of the SAE) and the
+"""Penalties besides the reconstruction: sparsity of the code (the formulas of the SAE) and the
 contractive penalty.
 
-z (B,F) is the code, ||w_j|| the norm of the weights that leave latent j, J the Jacobian of the
+z (B,F) is the code, ||w_j|| the norm of the outgoing weights of latent j, J the Jacobian of the
 encoder at a row.
 """
 
@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from saekit_kernels.dense import kl_of_means, l1_of_mass
 
-# Activation -> its derivative, from its value h where that suffices, else from the pre-activation
-# a.
+# Activation function -> its derivative at a, computed from its value h where that is enough.
 SLOPES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "linear": lambda a, h: torch.ones_like(a),
     "relu": lambda a, h: (a > 0).to(a.dtype),
@@ -49,9 +48,9 @@ def contractive(slopes: Sequence[torch.Tensor], weights: Sequence[torch.Tensor])
     "Contractive auto-encoders", eq. 2).
 
     `slopes` are s'(a_l) (B, out_l), `weights` W_l (out_l, in_l), from the input up. One layer:
-    sum_j s'_j^2 ||w_j||^2, no Jacobian is formed. More layers: the F rows of the Jacobian are
-    carried from the code back to the second layer, B x F x width numbers; the first layer, the
-    widest, enters through W_1 W_1^T alone.
+    sum_j s'_j^2 ||w_j||^2, without a Jacobian. More layers: the F rows of the Jacobian are
+    propagated from the code back to the second layer, B x F x width numbers; of the first layer,
+    the widest, only W_1 W_1^T is needed.
     """
     first = weights[0]
     if len(weights) == 1:

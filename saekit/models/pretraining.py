@@ -1,13 +1,14 @@
-"""Layer after layer before all together: greedy autoencoders (Bengio et al. 2007) or restricted
+"""One layer at a time before all together: greedy autoencoders (Bengio et al. 2007) or restricted
 Boltzmann machines (Hinton and Salakhutdinov 2006) for any dense stack.
 
-Pretraining is no second loop: a run's steps are divided into stages, and the model's loss is that
-of the stage its step is in. So a resume, a schedule of rates and a budget of rows mean the same
+Pretraining needs no second loop: the steps of a run are divided into stages, and the model's loss
+is that of the current stage. So resume, learning-rate schedule and number of rows mean the same
 with and without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,31 +25,32 @@ if TYPE_CHECKING:
 
 CHAIN = 1  # rounds of contrastive divergence
 SMALL = 0.01  # standard deviation of an RBM's first weights (Hinton 2010, section 8)
-RAREST = 1e-3  # a visible unit starts with at least this mean
+RAREST = 1e-3  # the smallest mean that a visible unit starts with
 NOISE, SAMPLES = 0, 1  # streams of random numbers within a step
 
 
 def layer_stages(layers: int, total: int, share: float) -> list[Stage]:
-    """One stage a layer, in `share` of the steps, then the whole model. Short runs may leave layers
-    without a step."""
-    before = min(round(total * share), total - 1)  # the last step at least is everyone's
+    """One stage per layer, in `share` of the steps, then the whole model. In short runs some layers
+    may have no step."""
+    before = min(round(total * share), total - 1)  # at least the last step trains the whole model
     bounds = [round(before * i / layers) for i in range(layers + 1)]
-    found = [
+    stages = [
         Stage(start, stop, layer)
         for layer, (start, stop) in enumerate(pairwise(bounds))
         if start < stop
     ]
-    return [*found, Stage(before, total)]
+    return [*stages, Stage(before, total)]
 
 
 def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: Step) -> LossTerms:
-    """The loss of one layer as an autoencoder, or machine, of what the layers below it make of
-    x."""
+    """The loss of one layer, as an autoencoder or RBM of the output of the layers below it."""
+    # the layer's input
     with torch.no_grad():
         h = x_BD
-        for below in model.layers[:layer]:
-            h = model.bend(below.up(h))
+        for below in range(layer):
+            h = model.activate(model.mirror(below).up(h))
     outputs.check_range(model.config.output, x_BD)
+    # an RBM
     if model.config.pretrain == "rbm":
         v_k_loss, v_k = machine(model, layer).contrastive_divergence(
             h, CHAIN, step_generator(step.seed, step.number, h.device, SAMPLES)
@@ -60,7 +62,8 @@ def layer_loss(model: Dense, x_BD: torch.Tensor, layer: int, step: Step) -> Loss
             {"contrastive_divergence": 1.0},
             metrics=error,
         )
-    mirror = model.layers[layer]
+    # an autoencoder
+    mirror = model.mirror(layer)
     noisy = model.noise(h, step_generator(step.seed, step.number, h.device, NOISE))
     a = mirror.down(_activation(model, layer)(mirror.up(noisy)))
     loss = (
@@ -74,18 +77,18 @@ def _hidden_loss(model: Dense, a: torch.Tensor, h: torch.Tensor) -> torch.Tensor
     probabilities."""
     if model.activation == "sigmoid":
         return outputs.summed_loss("bernoulli", a, h)
-    return outputs.summed_loss("linear", model.bend(a), h)
+    return outputs.summed_loss("linear", model.activate(a), h)
 
 
-def _activation(model: Dense, layer: int):
+def _activation(model: Dense, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
     last = layer == len(model.layers) - 1
-    return ACTIVATIONS[CODE_OF_SPARSITY[model.config.sparsity]] if last else model.bend
+    return ACTIVATIONS[CODE_OF_SPARSITY[model.config.sparsity]] if last else model.activate
 
 
 def machine(model: Dense, layer: int) -> RBM:
-    """A layer as an RBM: binary units where the model has a sigmoid, Gaussian ones where it is
+    """A layer as an RBM: binary units where the model has a sigmoid, Gaussian units where it is
     linear."""
-    mirror, last = model.layers[layer], layer == len(model.layers) - 1
+    mirror, last = model.mirror(layer), layer == len(model.layers) - 1
     visible = "gaussian" if layer == 0 and model.config.output == "linear" else "bernoulli"
     hidden = "gaussian" if last and model.config.sparsity == "none" else "bernoulli"
     return RBM(mirror.W_up, mirror.b_up, mirror.b_down, visible, hidden)
@@ -93,20 +96,22 @@ def machine(model: Dense, layer: int) -> RBM:
 
 @torch.no_grad()
 def small_weights_(model: Dense, generator: torch.Generator) -> None:
-    for mirror in model.layers:
+    for layer in range(len(model.layers)):
+        mirror = model.mirror(layer)
         mirror.W_up.copy_(SMALL * torch.randn(mirror.W_up.shape, generator=generator))
 
 
 @torch.no_grad()
 def enter_layer(model: Dense, stage: Stage, sample: torch.Tensor | None) -> None:
-    """The first machine starts from the data's means; behind the last one the stack is unrolled,
-    every layer's way down its transpose."""
+    """The first RBM starts from the means of the data; after the last one the stack is unrolled:
+    every layer's way down becomes the transpose of its way up."""
     if stage.layer == 0 and sample is not None:
-        mean = sample.mean(0).to(model.layers[0].b_down.device)
-        model.layers[0].b_down.copy_(
-            mean if model.config.output == "linear" else mean.clamp(RAREST, 1 - RAREST).logit()
-        )
+        b_down = model.mirror(0).b_down
+        mean = sample.mean(0).to(b_down.device)
+        is_linear = model.config.output == "linear"
+        b_down.copy_(mean if is_linear else mean.clamp(RAREST, 1 - RAREST).logit())
     if stage.layer is None:
-        for mirror in model.layers:
+        for layer in range(len(model.layers)):
+            mirror = model.mirror(layer)
             if mirror.W_down is not None:
                 mirror.W_down.copy_(mirror.W_up.T)

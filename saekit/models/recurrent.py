@@ -1,13 +1,14 @@
 """`recurrent`: an autoencoder that reads a sequence into one vector and writes it out again.
 
-Reader: a GRU or LSTM; its state behind the last valid step, mapped linearly, is the code. Writer: a
-second one, which starts from a state made of the code and gets the code as input at every step (Cho
-et al. 2014, arXiv 1406.1078, section 2.2), not its own last output: nothing is fed back, so
-training and use are the same computation.
+Reader: a GRU or LSTM; its state after the last valid step, mapped linearly, is the code. Writer: a
+second one, which starts from a state computed from the code and gets the code as input at every
+step (Cho et al. 2014, arXiv 1406.1078, section 2.2), not its own last output: nothing is fed back,
+so training and inference are the same computation.
 
-Sequences are (B,T,D) with a mask (B,T), True in front and False in the padding behind. A state
-depends on earlier steps alone, so padding does not reach the code, nor, as the loss leaves it out,
-the gradient. Flat rows of images (H,W,C) are read downwards, a row of pixels a step.
+Sequences are (B,T,D) with a mask (B,T), True for the steps and False for the padding after them. A
+state depends only on earlier steps, so padding does not reach the code, nor the gradient, since the
+loss ignores it. Flat rows of images (H,W,C) are read from top to bottom, one row of pixels per
+step.
 
 Shapes: B sequences, T steps, D width of a step, F latents, L layers, S state of a cell (`width`).
 """
@@ -15,17 +16,16 @@ Shapes: B sequences, T steps, D width of a step, F latents, L layers, S state of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
 from saekit.errors import DataError, UsageError, opt
-from saekit.models import outputs
 from saekit.models.autoencoder import as_batch
-from saekit.models.base import as_rows
 from saekit.models.classic import Classic, ClassicConfig
+from saekit.models.codes import Code
 from saekit.models.noise import step_generator
 from saekit.options import Doc
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Step, Takes
@@ -66,13 +66,13 @@ class RecurrentConfig(ClassicConfig):
 
 
 class Recurrent(Classic):
-    takes: Takes = "sequence"
+    takes: ClassVar[Takes] = "sequence"
     gain = 1.0  # a state's weights of variance 1 / S keep its size over the steps
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
-        self.steps = config.shape[0]  # of every sequence; None: they differ
-        per_row = self.steps if config.is_image else 1
+        self.steps = config.shape[0]  # of every sequence; None: lengths differ
+        per_row = self.steps if config.is_image and self.steps else 1
         # an LSTM has a memory beside its state
         cell, states = CELLS[config.cell], 2 if config.cell == "lstm" else 1
         self.reader = cell(self.d_in // per_row, config.width, config.layers, batch_first=True)
@@ -82,15 +82,14 @@ class Recurrent(Classic):
         self.outlet = nn.Linear(config.width, self.d_out // per_row)
 
     # -- the body
-    # ----------------------------------------------------------------------------------------------
 
     @property
     def example_shape(self) -> tuple[int | None, ...]:
         return (self.d_in,) if self.config.is_image else (None, self.d_in)
 
     def numbers_per_row(self) -> int:
-        """States and gates of both cells over the steps; sequences of unknown length are taken for
-        128 steps."""
+        """States and gates of both cells over the steps; 128 steps are assumed for sequences of
+        unknown length."""
         gates = 6 if self.config.cell == "gru" else 8
         return (self.steps or 128) * (
             2 * gates * self.config.layers * self.config.width + 2 * self.d_in
@@ -104,21 +103,16 @@ class Recurrent(Classic):
         last = mask_BT.sum(1) - 1
         return self.into(states_BTS[torch.arange(len(last), device=last.device), last])
 
-    def from_code(self, z_BF: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+    def from_code(self, z: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """(B,T,D), or (B,H*W*C) of images. Raises ValueError when T is neither given nor fixed by
         the data."""
-        T = self.steps if steps is None else steps
-        if T is None:
-            raise ValueError(
-                "sequences of this model differ in length: say how many steps to write,"
-                " decode(code, steps=...)"
-            )
-        states_BTS, _ = self.writer(z_BF[:, None].expand(-1, T, -1), self._first_state(z_BF))
+        T = self._length(steps)
+        states_BTS, _ = self.writer(z[:, None].expand(-1, T, -1), self._first_state(z))
         a_BTD = self.outlet(states_BTS)
         return a_BTD.flatten(1) if self.config.is_image else a_BTD
 
     def _first_state(self, z_BF: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The writer's state before the first step, (L,B,S); an LSTM's with its memory. States,
+        """The writer's state before the first step, (L,B,S); for an LSTM also its memory. States,
         unlike memory, are in [-1, 1]."""
         states = rearrange(
             self.start(z_BF), "B (k L S) -> k L B S", L=self.config.layers, S=self.config.width
@@ -140,11 +134,10 @@ class Recurrent(Classic):
                     getattr(net, f"bias_ih_l{layer}")[S : 2 * S] = 1.0
 
     # -- the map
-    # ----------------------------------------------------------------------------------------------
 
     def encode(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(..., F) of x (..., T, D), `mask` (..., T); or of flat images (..., H*W*C)."""
-        rows = self.normalised(x)
+        rows = self.normalized(x)
         if mask is not None:
             mask = mask.reshape(len(rows), -1)
         code = (
@@ -154,37 +147,33 @@ class Recurrent(Classic):
         )
         return code.view(*self.leading(x), self.latents)
 
-    def decode(self, z: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """(..., F) -> (..., steps, D); without `steps` of the data's own length. Raises ValueError
+    def decode(self, code: Code, steps: int | None = None) -> torch.Tensor:
+        """(..., F) -> (..., steps, D), by default with the length of the data. Raises ValueError
         when lengths differ and none is given."""
-        z_BF = as_rows(z, self.latents, self.input_mean, "the code")
+        z_BF = self.code_rows(code)
         if not len(z_BF):  # torch's cells refuse to run on nothing
-            return self.decode(z_BF.new_zeros(1, self.latents), steps)[:0].view(
-                *z.shape[:-1], *self._shape_out(steps)
-            )
-        x_hat = (
-            outputs.activate(self.config.output, self.from_code(z_BF, steps)) / self.output_scale
-            + self.output_mean
-        )
-        return x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
+            shape = (self.d_out,) if self.config.is_image else (self._length(steps), self.d_out)
+            return z_BF.new_zeros(*code.shape[:-1], *shape)
+        return self.raw_output(self.from_code(z_BF, steps), code)
 
-    def _shape_out(self, steps: int | None) -> tuple[int, ...]:
-        return (
-            (self.d_out,)
-            if self.config.is_image
-            else (self.steps if steps is None else steps, self.d_out)
-        )
+    def _length(self, steps: int | None) -> int:
+        T = self.steps if steps is None else steps
+        if T is None:
+            raise ValueError(
+                "sequences of this model differ in length: say how many steps to write,"
+                " decode(code, steps=...)"
+            )
+        return T
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Output:
-        """x_hat has the length of x; what it has in the padding means nothing."""
+        """x_hat has the length of x; its values in the padding are meaningless."""
         z = self.encode(x, mask)
         return Output(self.decode(z, self._steps_of(x)), z)
 
-    def _steps_of(self, x: torch.Tensor) -> int:
+    def _steps_of(self, x: torch.Tensor) -> int | None:
         return self.steps if self.config.is_image else x.shape[-2]
 
     # -- training
-    # ----------------------------------------------------------------------------------------------
 
     def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """As Classic.loss, with the mask for the reader and the length for the writer."""

@@ -2,14 +2,14 @@
 with beta (Higgins et al. 2017).
 
 q(z|x) = N(mean(x), diag sigma(x)^2), z = mean + sigma * N(0, I) in training, the mean as the code
-afterwards. The loss is
+at inference. The loss, a mean over rows, is
 
-    -log p(x|z) + beta * KL(q(z|x) || N(0, I)), KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2
-    - 1)
+    -log p(x|z) + beta * KL(q(z|x) || N(0, I))
+    KL = 1/2 sum_j (sigma_j^2 + mean_j^2 - log sigma_j^2 - 1)
 
-the mean over rows. The likelihood follows `output`: bernoulli, or a Gaussian around x_hat (linear
-or sigmoid) with one variance for all values, learnt with the rest (Rybkin et al. 2021, arXiv
-2006.13202): a fixed variance would be a second beta in disguise.
+The likelihood follows `output`: Bernoulli, or a Gaussian around x_hat (linear or sigmoid) with one
+learned variance for all values (Rybkin et al. 2021, arXiv 2006.13202): a fixed variance would be a
+second beta in disguise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saekit.options import Doc
 from saekit.types import Output, Step
 
 POSTERIOR = 2  # stream of random numbers within a step
-# bounds of log sigma^2: exp stays finite in fp32 and the gradient in them is untouched
+# Bounds of log sigma^2, within which exp is finite in fp32 and the gradient does not change.
 LOG_VARIANCE = (-12.0, 12.0)
 
 
@@ -80,8 +80,8 @@ class VAE(Dense):
         self.log_noise = nn.Parameter(torch.zeros(())) if config.output != "bernoulli" else None
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
-        """The spread starts at sigma = 1, the prior's; the noise at the variance that the data have
-        around their mean: one number is moved by the learning rate a step, and would not arrive in
+        """sigma starts at 1, as in the prior; the noise starts at the variance of the data around
+        their mean: a single number moves by the learning rate per step, and would not get there in
         a short run."""
         super().initialise_from(sample, generator)
         variance = (
@@ -94,14 +94,14 @@ class VAE(Dense):
 
     def posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, log sigma^2), both (..., F), of raw rows (..., D)."""
-        mean, log_variance = self._posterior(self.normalised(x_BD))
+        mean, log_variance = self._posterior(self.normalized(x_BD))
         return mean.view(*x_BD.shape[:-1], self.latents), log_variance.view(
             *x_BD.shape[:-1], self.latents
         )
 
     def _posterior(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pre = self.pre_activations(x_BD)
-        below = self.bend(pre[-2]) if len(pre) > 1 else x_BD
+        below = self.activate(pre[-2]) if len(pre) > 1 else x_BD
         return pre[-1], torch.addmm(self.b_spread, below, self.W_spread.T).clamp(*LOG_VARIANCE)
 
     def noisy_code(
@@ -129,23 +129,23 @@ class VAE(Dense):
 
     @torch.no_grad()
     def elbo(self, x_BD: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """(...,) in nats: log p(x|z) - KL with one z drawn for each row, of raw rows (..., D). A
-        Gaussian's density is that of raw values."""
+        """(...,) in nats: log p(x|z) - KL of raw rows (..., D), with one z drawn per row. A
+        Gaussian density is that of raw values."""
         rows_BD = as_rows(x_BD, self.d_in, self.input_mean)
         mean, log_variance = self.posterior(rows_BD)
         a = self.from_code(_draw(mean, log_variance, generator))
         target = (rows_BD - self.output_mean) * self.output_scale
-        density = 0.0 if self.log_noise is None else self.d_out * self.output_scale.log()
-        bound_B = (
-            self._log_likelihood(a, target) + density - penalties.gaussian_kl(mean, log_variance)
-        )
+        bound_B = self._log_likelihood(a, target)
+        if self.log_noise is not None:
+            bound_B = bound_B + self.d_out * self.output_scale.log()
+        bound_B = bound_B - penalties.gaussian_kl(mean, log_variance)
         return bound_B.view(x_BD.shape[:-1])
 
-    def forward(self, x_BD: torch.Tensor) -> Output:
-        output = super().forward(x_BD)
-        # the bound is on p(x); with another store as the target there is none
+    def forward(self, x: torch.Tensor) -> Output:
+        output = super().forward(x)
+        # a bound on p(x), which does not apply with another store as the target
         if not self.config.d_out:
-            output.extras["elbo"] = self.elbo(x_BD, step_generator(0, 0, x_BD.device, POSTERIOR))
+            output.extras["elbo"] = self.elbo(x, step_generator(0, 0, x.device, POSTERIOR))
         return output
 
     @torch.no_grad()

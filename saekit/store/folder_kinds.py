@@ -1,5 +1,4 @@
-"""The folders that saekit writes, and which files in them are its own: nothing else in them is ever
-removed.
+"""The folders that saekit writes, and which files in them are its own: no others are ever removed.
 
 A folder is recognized by its marker, a JSON file with certain keys that is written first. Its other
 files are known by name, or listed in the marker.

@@ -45,8 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str | None:
-    """'process 123 (saekit train ...)': the command that is writing `folder`; None when there is
-    none."""
+    """'process 123 (saekit train ...)': the command that is writing `folder`, if any."""
     path = _path(Path(os.path.realpath(folder)))
     try:
         # O_NONBLOCK: a FIFO of that name would wait for a writer

@@ -112,8 +112,7 @@ class Manifest:
 
 
 def checksum(data: dict[str, Any]) -> str:
-    """sha256 of a manifest's other keys: a seemingly harmless edit could change which rows are held
-    out."""
+    """sha256 of a manifest's other keys: a harmless-looking edit could change the held-out rows."""
     return hashlib.sha256(
         canonical_json({key: value for key, value in data.items() if key != "checksum"}).encode()
     ).hexdigest()

@@ -39,8 +39,7 @@ def open_rows(rows: RowsLike) -> Rows:
     float32, float16 or bfloat16 (they become float32). 5 % of them, and at least two, are held out,
     in whole sequences.
 
-    Raises UsageError for objects that cannot be rows, DataError for wrong shapes, and the errors of
-    Store.
+    Raises UsageError for objects that cannot be rows, DataError for wrong shapes, and like Store.
     """
     if is_rows(rows):
         return rows
@@ -78,7 +77,9 @@ def is_rows(value: object) -> TypeGuard[Rows]:
 def _joined(blocks: list) -> torch.Tensor:
     tensors = [_tensor(block, f"block {number}") for number, block in enumerate(blocks)]
     if not tensors:
-        raise UsageError("the iterable of rows is empty", "a generator can be read only once")
+        raise UsageError(
+            "there are no rows: the iterable is empty", "a generator can be read only once"
+        )
     for number, tensor in enumerate(tensors):
         if tensor.shape[1:] != tensors[0].shape[1:]:
             cause = (

@@ -36,8 +36,7 @@ _HINTS = {
 
 
 def user_error(error: OSError, path: Path | str | None = None) -> DataError:
-    """The DataError for a system error about `path`, or by default the file that the error
-    names."""
+    """The DataError for a system error about `path`, by default the file in the error."""
     number = error.errno if error.errno is not None else errno.EIO
     subject = str(path or error.filename or "the file")
     return DataError(

@@ -1,5 +1,4 @@
-"""A store as Rows: which rows a split has, and how spans of them are read from the shards' memory
-maps.
+"""A store as Rows: the rows of a split, and how to read spans of them from the memory maps.
 
 Order and batches come from saekit.rows; whole examples are read by saekit.store.examples.
 """
@@ -221,8 +220,7 @@ class Store:
         ]
 
     def positions(self, first: int, count: int) -> np.ndarray:
-        """position (int32) of the store rows [first, first + count), which must lie in one
-        shard."""
+        """position (int32) of the store rows [first, first + count), all in one shard."""
         s = int(np.searchsorted(self._offsets, first, side="right")) - 1
         local = first - int(self._offsets[s])
         return np.asarray(self.shards[s].arrays["position"][local : local + count])

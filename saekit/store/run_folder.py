@@ -90,7 +90,7 @@ def run_folders(
     """
     if resume and overwrite:
         raise UsageError(
-            f"{opt('resume')} and {opt('overwrite')} exclude each other", "give one of them"
+            f"{opt('resume')} and {opt('overwrite')} contradict each other", "give one of them"
         )
     targets = []
     for out in outs:
@@ -178,8 +178,7 @@ def _check_path(out: Path, target: Path) -> None:
 
 
 def _inspected(out: Path, target: Path, kind: FolderKind, resume: bool, overwrite: bool) -> bool:
-    """Whether `target` holds a result of this kind. Raises DataError when it must not be
-    overwritten."""
+    """Whether `target` holds a result of this kind. Raises DataError if it must stay."""
     if not target.is_dir() or not any(_counts(path) for path in target.iterdir()):
         return False
     if kind.read_marker(target) is None:

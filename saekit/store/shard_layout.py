@@ -106,8 +106,7 @@ def _entry(name: str, value: Any, data_bytes: int) -> Entry:
 def check_examples(
     arrays: dict[str, np.ndarray], shard: Shard, spec: ActivationSpec | None
 ) -> None:
-    """Raise MisfitError unless the examples divide the shard's rows, tokens and texts, one after
-    another."""
+    """Raise MisfitError unless the examples divide the shard's rows, tokens and texts in order."""
     for name, pointer in POINTERS.items():
         ends = arrays[pointer]
         if ends[0] != 0 or ends[-1] != len(arrays[name]) or (ends[1:] < ends[:-1]).any():
@@ -137,8 +136,7 @@ def check_examples(
 
 
 def header_bytes(file: Any, path: Path) -> bytes:
-    """The header of an opened safetensors file. Raises MisfitError when the file is shorter than
-    that."""
+    """The header of an opened safetensors file. Raises MisfitError when the file is shorter."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(os.path.getsize(path) - 8, LARGEST_HEADER):
         raise MisfitError(f"it claims a header of {length:,} bytes")

@@ -59,8 +59,7 @@ class StackedStore(Adapter):
 
     @property
     def names(self) -> list[str]:
-        """A name per part: its hook; model and hook when two models have the same hook; else the
-        folder."""
+        """A name per part: its hook; model and hook for two models with one hook; else folder."""
         hooks = [store.spec.hook for store in self.sources]
         models = [f"{store.spec.model} {store.spec.hook}" for store in self.sources]
         unique = [names for names in (hooks, models) if len(set(names)) == len(names)]
@@ -115,7 +114,7 @@ def check_stores(
         if store.spec.d_in != width:
             raise DataError(
                 f"{checkpoint} takes {width} values per row of {hook} as part {place};"
-                f" {store.path}, given as number {place}, has {store.spec.d_in}"
+                f" {store.path}, given as number {place}, holds {store.spec.d_in}"
                 f" ({store.spec.model}, {store.spec.hook})",
                 hint,
             )

@@ -28,8 +28,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the new result of `target` (resolved) is written, and where the old one is until it is
-    removed."""
+    """Where the new result of `target` (resolved) is written, and where the old one goes."""
 
     target: Path
 

@@ -1,6 +1,5 @@
 """Rows -> shards. A shard ends at the end of a model batch, so that the batch count is the cursor
-from which a killed harvest continues, and the rest of the store has the same bytes as without the
-kill."""
+from which a killed harvest continues, with the same bytes as without the kill."""
 
 from __future__ import annotations
 
@@ -181,8 +180,7 @@ class StoreWriter:
         return tensors | rounding | example_tensors(examples), examples
 
     def finish(self) -> Manifest:
-        """Close the last shard and write the health report. Raises DataError when no row was
-        stored."""
+        """Close the last shard and write the health report. Raises DataError without rows."""
         self.manifest.filled = True
         self.close_shard()
         if self.manifest.rows == 0:

@@ -1,1 +1,1 @@
-"""One training loop for every autoencoder; checkpoints that resume bit for bit."""
+"""One training loop for every autoencoder; runs that resume bit for bit."""

@@ -164,7 +164,7 @@ class TrainConfig:
                 f"{opt('warmup', self.warmup)} and {opt('decay', self.decay)} are more than the"
                 " whole run"
             )
-            raise UsageError(cause, opt("warmup", 1 - self.decay))
+            raise UsageError(cause, opt("warmup", 1 - (self.decay or 0.0)))
 
     @property
     def order(self) -> int:
@@ -205,3 +205,14 @@ class TrainConfig:
             for name, value in {**own, **self.options}.items()
             if value not in (None, ())
         }
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(TrainConfig):
+    """Settings whose sizes, rates and shares saekit.training.defaults has chosen."""
+
+    rows: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    weight_decay: float = 0.0
+    decay: float = 0.0

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from saekit_kernels import Backend, resolve_backend
@@ -25,7 +25,7 @@ from saekit.store.pair import PairedStore
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-from saekit.training.config import TrainConfig
+from saekit.training.config import ResolvedConfig, TrainConfig
 from saekit.training.fit import training_units
 from saekit.training.optim import decay_share
 
@@ -38,9 +38,7 @@ class Resolved:
     """Untrained."""
     rows: Rows
     """What it reads: the rows given, with their target or beside those of more stores."""
-    config: TrainConfig
-    units: int
-    """Training rows, or whole examples for models that take these."""
+    config: ResolvedConfig
     steps: int
     device: torch.device
     backend: Backend
@@ -65,33 +63,36 @@ def resolve(config: TrainConfig, rows: Rows) -> Resolved:
     backend = pick_backend(model, config.backend, device)
     _check_applies(model, config)
     units = training_units(model, source)
-    config = resolved(config, model, units)
-    assert config.batch is not None and config.rows is not None
-    if model.strategy != "closed_form" and config.batch > units:
+    chosen = resolved(config, model, units)
+    if model.strategy != "closed_form" and chosen.batch > units:
         kind = "rows" if units == rows.count("train") else "examples"
         raise DataError(
-            f"{opt('batch', config.batch)} is above the {units:,} training {kind} of {rows.path}",
+            f"{opt('batch', chosen.batch)} is above the {units:,} training {kind} of {rows.path}",
             opt("batch", max(units // 4, 1)),
         )
-    steps = max(config.rows // config.batch, 1)
-    return Resolved(model, source, config, units, steps, device, backend)
+    steps = max(chosen.rows // chosen.batch, 1)
+    return Resolved(model, source, chosen, steps, device, backend)
 
 
-def resolved(config: TrainConfig, model: Autoencoder, units: int) -> TrainConfig:
+def resolved(config: TrainConfig, model: Autoencoder, units: int) -> ResolvedConfig:
     """The config with batch, rows, rates and shares filled in, for `units` training rows (or whole
     examples)."""
     recipe = model.recipe(units)
-    return dataclasses.replace(
-        config,
-        batch=config.batch or recipe.batch,
-        rows=config.rows or recipe.rows,
-        lr=config.lr or recipe.lr,
-        weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
-        decay=decay_share(config, model),
-    )
+    given: dict[str, Any] = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+    }
+    weight_decay = recipe.weight_decay if config.weight_decay is None else config.weight_decay
+    given |= {
+        "batch": config.batch or recipe.batch,
+        "rows": config.rows or recipe.rows,
+        "lr": config.lr or recipe.lr,
+        "weight_decay": weight_decay,
+        "decay": decay_share(config, model),
+    }
+    return ResolvedConfig(**given)
 
 
-def memory_normalize(options: Mapping[str, Any]) -> str:
+def memory_normalize(options: Mapping[str, Any]) -> Literal["center+scale", "none"]:
     """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1,
     except where the model's output is bounded, which gives values in [0, 1]."""
     return "center+scale" if options.get("output", "linear") == "linear" else "none"

@@ -1,8 +1,8 @@
-"""A model and a source of rows -> tensors that act on raw rows. `train` puts folders around it, the
-estimator arrays."""
+"""A model and rows -> tensors that act on raw rows. `train` adds folders, the estimator arrays."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,25 +29,25 @@ Estimate = Callable[[str, int, torch.device], tuple[BatchNormalizer, torch.Tenso
 @dataclass(frozen=True)
 class Fitted:
     tensors: dict[str, torch.Tensor]
-    """What `catalog.restore` takes: they act on raw rows."""
+    """For `catalog.restore`; they act on raw rows."""
     normalize: Normalizer
     steps: int
     rows: int
     """Rows, or examples, trained on, counted with repetition."""
     done: int
-    """Of these, in this process: a resumed run did the others before."""
+    """Of these, in this process: a resumed run trained on the others before."""
     seconds: float
     figures: dict[str, float | None]
-    """dead_train, where the model has sparse codes."""
+    """dead_train, if the model has sparse codes."""
 
 
 def by_example(model: Autoencoder, source: Rows) -> bool:
-    """Whether the model is fed whole examples. On a flat store every row is one."""
+    """Whether the model is given whole examples. In a flat store every row is one."""
     return model.takes != "rows" and source.spec.layout != "flat"
 
 
 def training_units(model: Autoencoder, source: Rows) -> int:
-    """Training rows, or examples where the model takes these."""
+    """The number of training rows, or of examples if the model takes these."""
     return source.count("train", by_example(model, source))
 
 
@@ -63,20 +63,23 @@ def fit(
     sinks: Callable[[int], list[Sink]] = lambda _: [],
     estimated: Estimate | None = None,
 ) -> Fitted:
-    """Train `model` for `steps` of a resolved config. With `out`, from the state saved there, if
-    there is one, and saving it. `sinks` opens what the metrics go to besides a file, told the step
-    that the run goes on from. `estimated` gives normalizer and sample as
-    saekit.training.inputs.estimate does, where they do not come from a pass over `source`.
+    """Train `model` for `steps` of a resolved config. With `out`, states are saved there, and the
+    run continues from the last one, if there is one. `sinks` opens what the metrics go to besides a
+    file; its argument is the step that the run continues from. `estimated` returns normalizer and
+    sample as saekit.training.inputs.estimate does, if they do not come from a pass over `source`.
 
     Raises NumericsError (data, divergence), DataError (data that the model's output cannot give).
     """
+    assert config.batch is not None, "the config is not resolved"
     keep_freed_memory()
     began = time.monotonic()
-    closed = model.strategy == "closed_form"  # in fp64, and once: on the CPU
+    # Normalization; a closed form is computed once, in fp64: on the CPU.
+    closed = model.strategy == "closed_form"
     where = torch.device("cpu") if closed else device
     normalize, sample = (estimated or partial(estimate, source))(
         _mode(config, source.spec), config.order, where
     )
+    # A closed form.
     if closed:
         batches = checked(source, _one_shuffled_pass(source, config.order))
         model.fit(normalize(batch).x for batch in batches)
@@ -84,20 +87,19 @@ def fit(
         return Fitted(
             _folded(model, normalize), normalize.inputs, 1, rows, rows, time.monotonic() - began, {}
         )
+    # First weights, from a sample.
     target_sample = sample
     if source.target is not None:
         normalize, target_sample = estimate_target(
             normalize, source, _mode(config, source.target.spec), config.order
         )
     model.initialise_from(sample.cpu(), torch.Generator().manual_seed(config.seed))
-    model.start_at(
-        normalize.spread.mean_D.float(),
-        normalize.spread.variance,
-        target_sample.cpu(),
-        sample.cpu(),
-    )
-    if advice := normalize.spread.advice:
+    spread = normalize.spread
+    assert spread is not None
+    model.start_at(spread.mean_D.float(), spread.variance, target_sample.cpu(), sample.cpu())
+    if advice := spread.advice:
         progress(Progress("train", 0, 0, message=advice))
+    # The steps.
     trainer = Trainer(
         model.to(device),
         source,
@@ -111,13 +113,13 @@ def fit(
     )
     trainer.restore()
     done = (steps - trainer.step) * config.batch
-    # The same bits again, and fp32 where fp32 is said: convolutions and recurrent cells on a GPU
-    # choose neither by themselves.
+    # Reproducible, and fp32 where fp32 is set: by default convolutions and recurrent cells on a GPU
+    # are neither.
     with torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
         seconds = trainer.run(progress, sinks)
-    # behind the last save: a resume goes on from the weights themselves
+    # after the last save: a resume continues from the weights, not from their average
     if trainer.average is not None:
         trainer.average.put_into(model)
     figures = {} if trainer.dead is None else {"dead_train": trainer.dead_share()}
@@ -137,20 +139,19 @@ def _mode(config: TrainConfig, spec: ActivationSpec) -> str:
 
 
 def _one_shuffled_pass(source: Rows, seed: int) -> Iterator[ActivationBatch]:
-    """k-means starts from the first rows: they must stand for all, and data may be sorted."""
-    left = source.count("train")
-    for batch in source.batches(min(8192, left), seed, split="train"):
-        yield first_rows(batch, left)
-        left -= len(batch.x)
-        if left <= 0:
+    """k-means starts from the first rows: they must represent all, and data may be sorted."""
+    remaining = source.count("train")
+    for batch in source.batches(min(8192, remaining), seed, split="train"):
+        yield first_rows(batch, remaining)
+        remaining -= len(batch.x)
+        if remaining <= 0:
             return
 
 
 def first_rows(batch: ActivationBatch, n: int) -> ActivationBatch:
     """The first n rows or examples of a batch."""
-    return ActivationBatch(
-        **{name: None if value is None else value[:n] for name, value in vars(batch).items()}
-    )
+    first = {name: value[:n] for name, value in vars(batch).items() if value is not None}
+    return dataclasses.replace(batch, **first)
 
 
 def _folded(model: Autoencoder, normalize: BatchNormalizer) -> dict[str, torch.Tensor]:
@@ -161,7 +162,7 @@ def _folded(model: Autoencoder, normalize: BatchNormalizer) -> dict[str, torch.T
 def holdout_figures(
     model: Autoencoder, source: Rows, split: Split = "holdout", rows: int | None = None
 ) -> Figures:
-    """The figures of a model that takes raw activations, on one side of a source. Raises
+    """The metrics of a model that takes raw activations, on one side of a source. Raises
     NumericsError for a row that is not finite."""
     sums = RowSums(model.active_above)
     examples = by_example(model, source)
@@ -182,5 +183,5 @@ def holdout_figures(
 
 
 def applied(model: Autoencoder, batch: ActivationBatch) -> Output:
-    """The model on one raw batch, padding told where there is some."""
+    """The model's output for one raw batch, with its mask if there is padding."""
     return model(batch.x.float()) if batch.mask is None else model(batch.x.float(), batch.mask)

@@ -1,8 +1,8 @@
-"""metrics.jsonl: one JSON object per line, cut back to the resumed step so that a resumed run's
-file reads like an unbroken one's.
+"""metrics.jsonl: one JSON object per line, truncated to the resumed step, so that the file of a
+resumed run equals that of a run without interruption.
 
-Lines are appended; cutting back replaces the file as a whole, so that no kill loses a line of
-before the saved state.
+Lines are appended; truncating replaces the whole file, so that no kill loses a line from before the
+saved state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MetricsFile:
         if remaining != before:
             write_bytes(path, remaining)
         with writing(path):
-            # nothing is left to be written when it is closed
+            # unbuffered: nothing remains to be written when it is closed
             self._file = open(path, "ab", buffering=0)
 
     def write(self, figures: dict) -> None:
@@ -36,7 +36,7 @@ class MetricsFile:
                 line = line[self._file.write(line) :]
 
     def sync(self) -> None:
-        """On disk, before a state is that a resume cuts these lines back to."""
+        """Flush to disk, before a state is saved that a resume truncates these lines to."""
         with writing(self._path):
             os.fsync(self._file.fileno())
 
@@ -45,7 +45,7 @@ class MetricsFile:
 
 
 def _step(line: str) -> float:
-    """inf for a line that a kill cut short."""
+    """The step of a line; inf for a line that a kill truncated."""
     try:
         return as_type(as_type(json.loads(line), dict[str, Any], "line").get("step"), float, "step")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, precision of dense products."""
+"""Optimizer, learning-rate schedule, precision of dense products."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 WARMUP_SHARE, DECAY_SHARE, BETA2 = 0.05, 0.2, 0.999
 
-# The factor on the peak rate by what is left of the fall, from 1 (it begins) down to one step.
+# The factor on the peak rate by the remaining share of the decay: 1 when it starts.
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda left: 1.0,
-    "linear": lambda left: left,
+    "constant": lambda remaining: 1.0,
+    "linear": lambda remaining: remaining,
     # Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5
-    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
+    "cosine": lambda remaining: 0.5 - 0.5 * math.cos(math.pi * remaining),
 }
 
 
@@ -34,38 +34,38 @@ def schedule(
     shape: str = "linear",
     warmup: float = WARMUP_SHARE,
 ) -> float:
-    """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, a fall
+    """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, decay
     over the last `decay` of them. The last step still has a rate: that of one step before the
     end."""
-    rise, fall = max(round(warmup * total), 1), max(round(decay * total), 1)
-    return min(1.0, (step + 1) / rise, SCHEDULES[shape](min((total - step) / fall, 1.0)))
+    rise, decline = max(round(warmup * total), 1), max(round(decay * total), 1)
+    return min(1.0, (step + 1) / rise, SCHEDULES[shape](min((total - step) / decline, 1.0)))
 
 
 def decay_share(config: TrainConfig, model: Autoencoder) -> float:
-    """The share of the steps over which the rate falls: what the user set; else all behind the
-    warm-up for a cosine, which has no corner to put later, and the model's own for a line, as far
-    as the warm-up leaves it."""
+    """The share of the steps over which the rate decays: the user's; else for a cosine all steps
+    after the warm-up, since it has no corner that could come later, and for a line the model's own,
+    as far as the warm-up leaves room."""
     if config.decay is not None:
         return config.decay
     if config.schedule == "constant":
         return 0.0
-    left = 1.0 - config.warmup
+    after_warmup = 1.0 - config.warmup
     if config.schedule == "cosine":
-        return left
-    return min(model.decay_share, left)
+        return after_warmup
+    return min(model.decay_share, after_warmup)
 
 
 class _Widened(TorchFunctionMode):
-    """Results in bf16 become fp32 at once."""
+    """Converts results in bf16 to fp32 at once."""
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        # recurrent cells: all states and the last
-        if isinstance(made, tuple) and type(made) is tuple:
-            return tuple(_wide(part) for part in made)
-        return _wide(made)
+        result = function(*args, **(kwargs or {}))
+        # recurrent cells return all states and the last
+        if isinstance(result, tuple) and type(result) is tuple:
+            return tuple(_wide(part) for part in result)
+        return _wide(result)
 
 
 def _wide(value: Any) -> Any:
@@ -78,15 +78,15 @@ def _wide(value: Any) -> Any:
 
 @contextmanager
 def products_in_bfloat16(device: torch.device) -> Iterator[None]:
-    """Matrix products, convolutions and recurrent cells in bf16, by torch.autocast, their results
-    in fp32; all else, losses above all, stays in fp32. Autocast alone leaves results in bf16, and
-    means, exponentials and penalties behind them in eight bits.
+    """Matrix products, convolutions and recurrent cells in bf16, by torch.autocast, with results in
+    fp32; everything else, above all losses, stays in fp32. Autocast by itself keeps results in
+    bf16, and the means, exponentials and penalties after them in eight bits.
 
-    Not for code with gradients of its own (saekit_kernels), whose bounds and backward passes count
-    on fp32.
+    Not for code with its own gradients (saekit_kernels), whose bounds and backward passes need
+    fp32.
     """
-    # Without the cache: it would hand a copy made under no_grad to a later product, whose gradient
-    # were lost.
+    # Without the cache: it would give a copy made under no_grad to a later product, and the
+    # gradient would be lost.
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), _Widened():
         yield
 
@@ -94,9 +94,8 @@ def products_in_bfloat16(device: torch.device) -> Iterator[None]:
 def make_adam(
     model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2
 ) -> torch.optim.Adam:
-    """Adam with betas 0.9 and `beta2`; with a weight decay, decoupled (AdamW, Loshchilov and Hutter
-    2019, arXiv 1711.05101).
-    Fused: one pass over the parameters, 4 to 8 times the speed of the loop on a CPU."""
+    """Adam with betas 0.9 and `beta2`; with a weight decay AdamW (Loshchilov and Hutter 2019, arXiv
+    1711.05101). Fused: one pass over the parameters, 4 to 8 times as fast as the loop on a CPU."""
     if weight_decay:
         return torch.optim.AdamW(
             model.named_parameters(),
@@ -109,7 +108,8 @@ def make_adam(
 
 
 def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, torch.Tensor]:
-    """The moments and step counts under names fit for a file; empty before the first step."""
+    """Moments and step counts by the names that they have in a file; empty before the first
+    step."""
     parameters = optimizer.param_groups[0]["params"]
     return {
         f"adam.{key}.{name}": value
@@ -121,8 +121,8 @@ def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, tor
 def moments(
     model: torch.nn.Module, optimizer: torch.optim.Adam
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """First and second moments by parameter name, made as zeros before the first step."""
-    found = {}
+    """First and second moments by parameter name; zeros are created before the first step."""
+    moments = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
         if not state:
@@ -131,12 +131,12 @@ def moments(
                 torch.zeros_like(parameter),
                 torch.zeros_like(parameter),
             )
-        found[name] = (state["exp_avg"], state["exp_avg_sq"])
-    return found
+        moments[name] = (state["exp_avg"], state["exp_avg_sq"])
+    return moments
 
 
 def count_step(optimizer: torch.optim.Adam) -> None:
-    """Tell the optimiser of a step that was taken outside it."""
+    """Tell the optimizer about a step that was taken outside it."""
     for state in optimizer.state.values():
         state["step"] += 1
 
@@ -144,6 +144,7 @@ def count_step(optimizer: torch.optim.Adam) -> None:
 def restore_adam(
     optimizer: torch.optim.Adam, names: list[str], tensors: dict[str, torch.Tensor]
 ) -> None:
+    """Undoes `adam_tensors`. Raises ValueError for tensors of other shapes or types."""
     for name, parameter in zip(names, optimizer.param_groups[0]["params"]):
         state = {
             key: tensors[f"adam.{key}.{name}"]
@@ -165,8 +166,8 @@ def restore_adam(
 def need_like(
     tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], prefix: str = ""
 ) -> None:
-    """Raise ValueError unless every tensor of `wanted` is among `tensors`, of its shape and dtype:
-    copying would stretch others."""
+    """Raise ValueError unless every tensor of `wanted` is in `tensors` with the same shape and
+    dtype: copying would broadcast and convert."""
     for name, value in wanted.items():
         if name not in tensors:
             raise ValueError(f"{prefix}{name} is missing")
@@ -183,9 +184,9 @@ def reset_moments(
     count: int,
     by_output: Collection[str] = SAE.by_output,
 ) -> None:
-    """Zero the moments of the given latents in every parameter with a row for each of the `count`
-    latents. Those with a row per dimension of the output are told by name: there may be as many of
-    them."""
+    """Zero the moments of the given latents in every parameter with one row per latent, of which
+    there are `count`. Parameters with one row per dimension of the output are excluded by name:
+    their number may be the same."""
     group = optimizer.param_groups[0]
     for name, parameter in zip(group["param_names"], group["params"]):
         if name not in by_output and parameter.shape[0] == count and parameter in optimizer.state:

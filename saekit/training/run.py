@@ -33,7 +33,7 @@ from saekit.training.keywords import TrainKeywords
 from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
 
-DIVERGED_FVU = 100.0  # so many times worse than the mean row is no model
+DIVERGED_FVU = 100.0  # so many times worse than the mean row is not a model
 # after a run that diverged
 CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
@@ -56,6 +56,7 @@ class TrainResult:
     def model(self) -> Autoencoder:
         """The trained model, as `saekit.load` gives it: in eval mode, on the CPU, it takes raw
         rows. Read from `path` when first used."""
+        assert self.path is not None, "a run that wrote nothing sets its model"
         return load(self.path)
 
 
@@ -113,7 +114,7 @@ def train(
     (NaN, divergence), BackendError; KeyboardInterrupt after the state has been saved, where there
     is an `out`.
     """
-    config = (config or TrainConfig()).with_options(options)
+    config = (config or TrainConfig()).with_options({**options})
     return prepare(rows, out, config).execute(resume, overwrite, progress)
 
 
@@ -255,6 +256,8 @@ class TrainRun:
 
     def _train(self, path: Path | None, progress: Callable[[Progress], None]) -> TrainResult:
         def sinks(resumed_step: int) -> list[Sink]:
+            if path is None:
+                return []
             return open_sinks(self.config.log, path, self._settings(), resumed_step)
 
         fitted = fit(
@@ -272,13 +275,15 @@ class TrainRun:
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
-        if math.isnan(figures["fvu"]) and math.isfinite(figures["mse"]):
+        fvu, mse = figures["fvu"], figures["mse"]
+        assert fvu is not None and mse is not None
+        if math.isnan(fvu) and math.isfinite(mse):
             raise DataError(
                 "the held-out rows do not vary, so fvu has no value",
                 f"harvest more rows, or with a larger {opt('holdout')}",
             )
-        if not figures["fvu"] <= DIVERGED_FVU:
-            raise NumericsError(f"the run diverged: held-out fvu {figures['fvu']:.3g}", CALMER)
+        if not fvu <= DIVERGED_FVU:
+            raise NumericsError(f"the run diverged: held-out fvu {fvu:.3g}", CALMER)
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         where = None if self.out is None else str(self.out)
         result = TrainResult(where, fitted.steps, fitted.rows, rate, self.backend.name, figures)

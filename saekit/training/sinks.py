@@ -1,5 +1,5 @@
-"""Where a run's lines of metrics go besides metrics.jsonl: TensorBoard, W&B, trackio, each behind
-`write` and `close`.
+"""Where the metrics of a run go besides metrics.jsonl: TensorBoard, W&B, trackio, with one
+interface, `write` and `close`.
 
 A sink is named as on the command line. The bare name keeps everything on this machine; a name after
 a colon asks for an upload.
@@ -7,20 +7,19 @@ a colon asks for an upload.
     tensorboard     event files in OUT/tensorboard
     wandb           an offline run in OUT/wandb, for `wandb sync` later
     wandb:PROJECT   a run of that W&B project (or ENTITY/PROJECT), uploaded while it trains
-    trackio project `saekit` in trackio's own folder, where `trackio show --project saekit` finds it
+    trackio         project `saekit` in trackio's own folder, for `trackio show --project saekit`
     trackio:SPACE   project `saekit` in that Hugging Face Space, made private when it is new
 
-Variables such as WANDB_MODE=online or TRACKIO_SPACE_ID do not turn a bare name into an upload.
-Uploaded are figures and settings only: no code, git state, console output or machine statistics.
-trackio fixes its folder (TRACKIO_DIR, else one in the Hugging Face cache) when it is first
-imported, for the whole process, so it cannot lie in OUT; one folder for all runs is also what its
-dashboard compares.
+Variables such as WANDB_MODE=online or TRACKIO_SPACE_ID do not turn a bare name into an upload. Only
+metrics and settings are uploaded: no code, git state, console output or machine statistics. trackio
+fixes its folder (TRACKIO_DIR, else one in the Hugging Face cache) for the whole process when it is
+first imported, so it cannot be in OUT; its dashboard also compares the runs of one folder.
 
 A resumed run repeats, bit for bit, the steps after its last saved state. TensorBoard is told to
-drop what it had of them. The other two cannot take a line back, so OUT/wandb.json and
-OUT/trackio.json name the run and the last step it was given, and lines up to that step are not sent
-again. Both write with a delay: a run killed with SIGKILL may lack its last second there;
-metrics.jsonl lacks nothing.
+drop its lines of these steps. The other two cannot delete a line, so OUT/wandb.json and
+OUT/trackio.json hold the run's id and its last step there, and lines up to that step are not sent
+again. Both write with a delay: a run killed with SIGKILL may lack its last second there, but not in
+metrics.jsonl.
 
 The packages are imported when their sink opens. They may print to stderr, never to stdout, which
 carries data.
@@ -49,11 +48,11 @@ FLUSH_SECONDS = 1.0  # W&B's own 15 s would be lost when a run is killed
 
 class Sink(Protocol):
     def write(self, figures: Mapping[str, float | None]) -> None:
-        """One line of metrics: `step` and the figures at that step. What has no finite value is
-        left out."""
+        """One line of metrics: `step` and the values at that step; values that are not finite are
+        dropped."""
 
     def close(self) -> None:
-        """Write out what is still held back. With an upload this waits for the network."""
+        """Write what is still buffered. With an upload this waits for the network."""
 
 
 class TensorBoard:
@@ -64,7 +63,7 @@ class TensorBoard:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # The reader drops events from purge_step on that it read from earlier files.
+        # TensorBoard drops events from purge_step on that it read from earlier files.
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_step + 1)
         if resumed_step == 0:
             rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
@@ -72,9 +71,9 @@ class TensorBoard:
 
     def write(self, figures: Mapping[str, float | None]) -> None:
         for name, value in _numbers(figures).items():
-            self._writer.add_scalar(name, value, figures["step"])
-        # It flushes every two minutes otherwise: what a killed run had not flushed would be missing
-        # before the resumed step.
+            self._writer.add_scalar(name, value, _step(figures))
+        # By default it flushes every two minutes: a killed run would lack lines from before the
+        # resumed step.
         self._writer.flush()
 
     def close(self) -> None:
@@ -87,13 +86,13 @@ class WandB:
     def __init__(
         self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int
     ) -> None:
-        self._given = _Given(out / "wandb.json", target)
+        self._sent = _Sent(out / "wandb.json", target)
         entity, _, project = target.rpartition("/")
         # Reports of wandb's own errors would be sent even from an offline run.
         with _process_as_it_was({"WANDB_ERROR_REPORTING": "false"}):
             import wandb
 
-            own = wandb.Settings(
+            options = wandb.Settings(
                 silent=not target, console="off", reinit="create_new",
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
                 disable_code=True, disable_git=True, label_disable=True, save_code=False,
@@ -105,23 +104,22 @@ class WandB:
                     project=project or PROJECT,
                     entity=entity or None,
                     dir=str(out),
-                    id=self._given.run,
+                    id=self._sent.run,
                     name=out.resolve().name,
                     resume="allow",
-                    # An upload is left to WANDB_MODE, which may forbid it; no mode of the
-                    # environment turns a local run into one.
+                    # WANDB_MODE may forbid an upload, but never turns a local run into one.
                     mode=None if target else "offline",
                     config=dict(settings),
-                    settings=own,
+                    settings=options,
                 )
-            except wandb.errors.Error as error:
+            except wandb.errors.Error as error:  # pyright: ignore[reportAttributeAccessIssue]
                 hint = f"`wandb login`, or {opt('log', 'wandb')}, which stays on this machine"
                 raise MissingError(f"{opt('log', f'wandb:{target}')}: {error}", hint) from None
 
     def write(self, figures: Mapping[str, float | None]) -> None:
-        if self._given.is_new(figures):
-            self._run.log(_numbers(figures), step=int(figures["step"]), commit=True)
-            self._given.note(figures)
+        if self._sent.is_new(figures):
+            self._run.log(_numbers(figures), step=_step(figures), commit=True)
+            self._sent.note(figures)
 
     def close(self) -> None:
         with _process_as_it_was():
@@ -134,33 +132,33 @@ class Trackio:
     def __init__(
         self, target: str, out: Path, settings: Mapping[str, Any], resumed_step: int
     ) -> None:
-        self._given, self._uploads = _Given(out / "trackio.json", target), bool(target)
-        # a Space finds the run to be resumed by its name alone
-        name = f"{out.resolve().name}-{self._given.run}"
+        self._sent, self._uploads = _Sent(out / "trackio.json", target), bool(target)
+        # a Space identifies the run to be resumed only by its name
+        name = f"{out.resolve().name}-{self._sent.run}"
         with _process_as_it_was():
             self._run = (
                 self._uploaded(target, name, settings) if target else self._local(name, settings)
             )
 
     def _local(self, name: str, settings: Mapping[str, Any]) -> Any:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         class LocalRun(trackio.Run):
             def _get_username(self) -> None:
-                """trackio would ask the Hub whose token this machine holds."""
+                """trackio would ask the Hub for the owner of this machine's token."""
 
         # Not trackio.init, which follows TRACKIO_SPACE_ID and TRACKIO_SERVER_URL.
         return LocalRun(
-            None, PROJECT, None, name=name, run_id=self._given.run, config=dict(settings)
+            None, PROJECT, None, name=name, run_id=self._sent.run, config=dict(settings)
         )
 
     def _uploaded(self, target: str, name: str, settings: Mapping[str, Any]) -> Any:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
         from huggingface_hub.utils import httpx
 
         hint = f"`hf auth login`, or {opt('log', 'trackio')}, which stays on this machine"
         try:
-            # In a context of its own: init would end the run that the caller may have open.
+            # In a separate context: init would end a run that the caller may have open.
             return contextvars.Context().run(
                 trackio.init, PROJECT, name, space_id=target, config=dict(settings),
                 resume="allow", private=True, embed=False,
@@ -171,12 +169,12 @@ class Trackio:
             raise MissingError(f"{opt('log', f'trackio:{target}')}: {error}", hint) from None
 
     def write(self, figures: Mapping[str, float | None]) -> None:
-        if self._given.is_new(figures):
-            self._run.log(_numbers(figures), step=int(figures["step"]))
-            self._given.note(figures)
+        if self._sent.is_new(figures):
+            self._run.log(_numbers(figures), step=_step(figures))
+            self._sent.note(figures)
 
     def close(self) -> None:
-        # Of a local run, too, trackio says that it uploads.
+        # trackio prints that it uploads, even for a local run.
         with _process_as_it_was(), redirect_stdout(sys.stderr if self._uploads else io.StringIO()):
             self._run.finish()
 
@@ -220,7 +218,7 @@ def open_sinks(
     """The sinks of the run in the folder `out`; `settings` are shown beside its curves.
 
     `resumed_step`: steps finished before this process; 0 in a new run. Raises as check_sinks does,
-    and MissingError when an upload was asked for and its service cannot be reached.
+    and MissingError when the service of an upload cannot be reached.
     """
     check_sinks(specs)
     sinks: list[Sink] = []
@@ -233,34 +231,39 @@ def open_sinks(
     return sinks
 
 
-class _Given:
-    """What a service that cannot take a line back was already given, in a file that outlives the
+class _Sent:
+    """What was already sent to a service that cannot delete a line, in a file that outlives the
     process.
 
-    One entry for each target: a resumed run that is uploaded for the first time has given nothing
-    there yet.
+    One entry per target: a resumed run that is uploaded for the first time has sent nothing there
+    yet.
     """
 
     def __init__(self, path: Path, target: str) -> None:
-        self._path, self._known = (
-            path,
-            read_json(path, "a run with this sink") if path.exists() else {},
-        )
-        # The id is drawn, not made from OUT's name: two people's runs/a must not become one run of
-        # a shared project.
-        self._mine = self._known.setdefault(target, {"run": secrets.token_hex(4), "step": 0})
-        write_json(path, self._known)
+        self._path = path
+        self._targets = read_json(path, "a run with this sink") if path.exists() else {}
+        # The id is random, not OUT's name: runs/a of two people must not become one run of a shared
+        # project.
+        new = {"run": secrets.token_hex(4), "step": 0}
+        self._entry = self._targets.setdefault(target, new)
+        write_json(path, self._targets)
 
     @property
     def run(self) -> str:
-        return self._mine["run"]
+        return self._entry["run"]
 
     def is_new(self, figures: Mapping[str, float | None]) -> bool:
-        return figures["step"] > self._mine["step"]
+        return _step(figures) > self._entry["step"]
 
     def note(self, figures: Mapping[str, float | None]) -> None:
-        self._mine["step"] = int(figures["step"])
-        write_json(self._path, self._known)
+        self._entry["step"] = _step(figures)
+        write_json(self._path, self._targets)
+
+
+def _step(figures: Mapping[str, float | None]) -> int:
+    step = figures["step"]
+    assert step is not None
+    return int(step)
 
 
 def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
@@ -273,12 +276,11 @@ def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
 
 @contextmanager
 def _process_as_it_was(environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Give `environment` to a library while it starts or ends, and take back what it changes in the
-    process.
+    """Give `environment` to a library while it starts or ends, and undo its changes to the process.
 
     wandb leaves the address of its service in the environment and replaces sys.exit and
-    sys.excepthook; trackio prints to stdout, and so does the service of wandb, a process that keeps
-    the stdout it was started with: hence the descriptor as well.
+    sys.excepthook. trackio prints to stdout, and so does the service of wandb, a process that keeps
+    the stdout it was started with: hence the descriptor is redirected as well.
     """
     before, hooks = dict(os.environ), (sys.exit, sys.excepthook)
     os.environ.update(environment or {})

@@ -17,11 +17,11 @@ def take_step(
     step: Step,
     clip: float | None = None,
 ) -> LossTerms:
-    """Loss and update on one normalised batch, fused where the model can. Nothing here waits for
-    the device.
+    """Loss and update on one normalized batch, fused if the model supports it. Nothing here waits
+    for the device.
 
-    A loss that is not finite still changes the parameters: the caller looks at it before
-    they are saved.
+    A loss that is not finite still changes the parameters: the caller must check it before they are
+    saved.
     """
     fuses = clip is None and step.backend == "triton"
     terms = model.fused_step(batch, step, _view(model, optimizer, step.number)) if fuses else None
@@ -39,17 +39,18 @@ def apply_gradients(
     terms: LossTerms,
     clip: float | None = None,
 ) -> None:
-    """Backward, projection, clipping, optimiser, constraints."""
+    """Backward pass, projection, clipping, optimizer, constraints."""
     terms.total.backward()
     model.before_step()
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     model.after_step()
-    # now, not before the next backward pass: that would hold two sets of gradients
+    # now, not before the next backward pass, to free the memory of the gradients
     optimizer.zero_grad(set_to_none=True)
 
 
 def _view(model: torch.nn.Module, optimizer: torch.optim.Adam, step: int) -> Adam:
     group = optimizer.param_groups[0]
-    return Adam(group["lr"], *group["betas"], group["eps"], step, moments(model, optimizer))
+    beta1, beta2 = group["betas"]
+    return Adam(group["lr"], beta1, beta2, group["eps"], step, moments(model, optimizer))

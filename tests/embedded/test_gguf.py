@@ -10,7 +10,7 @@ import made_ggufs
 import pytest
 import torch
 
-from saekit.embedded.dequantise import dequantised_folder
+from saekit.embedded.dequantize import dequantized_folder
 from saekit.embedded.digests import file_digest
 from saekit.embedded.gguf_header import check_gguf
 from saekit.errors import DataError, SaekitError
@@ -46,28 +46,28 @@ def test_two_files_alike_but_for_one_weight_in_the_middle_are_two_models(cache, 
     one = made_ggufs.write(tmp_path / "model.gguf")
     (tmp_path / "other").mkdir()
     data = bytearray(one.read_bytes())
-    at = data.rindex(struct.pack("<f", float(weight(dequantised_folder(one))[0, 0])))
+    at = data.rindex(struct.pack("<f", float(weight(dequantized_folder(one))[0, 0])))
     data[at : at + 4] = struct.pack("<f", 0.5)
     other = tmp_path / "other" / "model.gguf"
     other.write_bytes(data)
-    assert weight(dequantised_folder(other))[0, 0] == 0.5 != weight(dequantised_folder(one))[0, 0]
+    assert weight(dequantized_folder(other))[0, 0] == 0.5 != weight(dequantized_folder(one))[0, 0]
 
 
 def test_a_damaged_cache_is_made_again(cache, tmp_path):
     gguf = made_ggufs.write(tmp_path / "model.gguf")
-    folder = dequantised_folder(gguf)
+    folder = dequantized_folder(gguf)
     right = weight(folder)
     file = folder / "model.safetensors"
     for damage in (lambda data: data[:-100], lambda data: data[:-8] + bytes(8)):
         file.write_bytes(damage(file.read_bytes()))
-        assert dequantised_folder(gguf) == folder and torch.equal(weight(folder), right)
+        assert dequantized_folder(gguf) == folder and torch.equal(weight(folder), right)
     (folder / "config.json").unlink()
-    assert (dequantised_folder(gguf) / "config.json").is_file()
+    assert (dequantized_folder(gguf) / "config.json").is_file()
     assert [each.name for each in cache.iterdir()] == [folder.name], (
         "nothing else is left in the cache"
     )
     before = file.stat().st_mtime_ns
-    assert dequantised_folder(gguf) == folder and file.stat().st_mtime_ns == before, (
+    assert dequantized_folder(gguf) == folder and file.stat().st_mtime_ns == before, (
         "a whole one is not made again"
     )
     assert "model.safetensors" in json.loads((folder / "contents.json").read_text())
@@ -76,7 +76,7 @@ def test_a_damaged_cache_is_made_again(cache, tmp_path):
 def test_a_file_without_one_of_the_weights_is_refused(cache, tmp_path):
     gguf = made_ggufs.write(tmp_path / "model.gguf", without="blk.0.ffn_up")
     with pytest.raises(DataError, match=r"model\.gguf .*lacks .*layers\.0\.mlp\.up_proj"):
-        dequantised_folder(gguf)
+        dequantized_folder(gguf)
     assert list(cache.iterdir()) == []
 
 
@@ -115,7 +115,7 @@ def test_a_download_that_was_cut_off_is_named(cache, tmp_path):
     gguf = made_ggufs.write(tmp_path / "model.gguf")
     gguf.write_bytes(gguf.read_bytes()[:-9000])
     with pytest.raises(DataError, match=r"model\.gguf cannot be read as a language model"):
-        dequantised_folder(gguf)
+        dequantized_folder(gguf)
 
 
 def test_mutated_headers_end_in_user_errors(tmp_path):

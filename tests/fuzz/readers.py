@@ -23,7 +23,7 @@ from made_stores import make_rows, write_store
 from saekit_cli import app
 
 from saekit.config import read_toml
-from saekit.embedded.dequantise import _convert
+from saekit.embedded.dequantize import _convert
 from saekit.embedded.gguf_header import check_gguf
 from saekit.evaluation.models import open_runs
 from saekit.harvesting.inputs import check_context

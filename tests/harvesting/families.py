@@ -121,7 +121,7 @@ CAUSAL = {
 }  # fmt: skip
 BERT_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 BERT_PARTS = ("attention.output.dense", "output.dense")
-# The same, and the two norms behind the residual sums where there are any.
+# The same, and the two norms after the residual sums if there are any.
 ENCODERS = {
     "bert": ("BertModel", "BertConfig", TEXT, *BERT_PARTS, BERT_NORMS),
     "roberta": ("RobertaModel", "RobertaConfig", ROBERTA, *BERT_PARTS, BERT_NORMS),

@@ -25,9 +25,9 @@ def npy(shape: str, descr: str = "'<f8'", order: str = "False", data: bytes = b"
 @pytest.mark.parametrize(
     "content,words",
     [
-        (npy("(1099511627776, 4)"), r"35,184,372,088,832 bytes of values are stated, 0 are there"),
-        (npy("(2, 4)", data=bytes(63)), r"64 bytes of values are stated, 63 are there"),
-        (npy("(2, 4)", data=bytes(65)), r"64 bytes of values are stated, 65 are there"),
+        (npy("(1099511627776, 4)"), r"declares 35,184,372,088,832 bytes of values, but it has 0"),
+        (npy("(2, 4)", data=bytes(63)), r"declares 64 bytes of values, but it has 63"),
+        (npy("(2, 4)", data=bytes(65)), r"declares 64 bytes of values, but it has 65"),
         (npy("(-2, 4)", data=bytes(64)), r"its shape is \(-2, 4\)"),
         (npy("(1, 1)", descr="'|O'", data=bytes(8)), r"it holds Python objects"),
         (npy("(1,)", descr="'<f99'"), r"x\.npy cannot be read as an array"),

@@ -72,7 +72,7 @@ def test_causal_contexts_have_a_bos_in_front_of_each(live):
         [1, 1, 1, 1, 0],
         [1, 1, 1, 1, 1],
     ]
-    # padded with EOS, told by the mask
+    # padded with EOS, but not in the mask
     assert batch.inputs["input_ids"][0].tolist() == [*batch.token_ids[0], eos, eos]
     assert batch.position_BT.tolist() == [[0, 1, 2, 3, 4]] * 3
 
@@ -197,8 +197,7 @@ def test_packing_needs_an_end_of_text_token(live):
         list(batches(live("llama", eos=None), Listed(["a"]), ctx=8, batch=1, pack=True))
 
 
-# --- images
-# --------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def pictures(count, size=(16, 16)):

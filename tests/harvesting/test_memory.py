@@ -130,8 +130,7 @@ def test_what_needs_a_folder_is_refused_without_one(options):
         in_memory(**options)
 
 
-# --- resume
-# --------------------------------------------------------------------------------------------------
+# -- resume ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["nothing", "texts", "weights", "config", "tokenizer"])
@@ -167,8 +166,7 @@ def test_the_digest_of_weights_is_that_of_their_values_whatever_the_head_and_the
     )
 
 
-# --- models
-# --------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 def test_a_module_from_a_folder_finds_its_tokenizer_and_is_found_again_with_the_same_weights(
@@ -266,8 +264,7 @@ def test_inspect_takes_the_model_and_the_images_again(tmp_path, processor, pixel
         assert saekit.inspect(*pair, data=list(pixels_NHWC), **ask).features > 0
 
 
-# --- images and datasets
-# --------------------------------------------------------------------------------------------------
+# -- images and datasets ---------------------------------------------------------------------------
 
 
 def test_images_of_every_kind_give_the_same_rows(processor, pixels_NHWC):
@@ -389,8 +386,7 @@ def test_raw_pixels_and_words_take_objects_too(tmp_path, pixels_NHWC):
         saekit.harvest("raw:array", np.zeros((3, 2)))
 
 
-# --- the signature
-# --------------------------------------------------------------------------------------------------
+# -- the signature ---------------------------------------------------------------------------------
 
 
 def test_help_shows_the_options_with_their_defaults():
@@ -403,8 +399,7 @@ def test_help_shows_the_options_with_their_defaults():
     assert list(parameters)[:3] == ["model", "data", "out"]
 
 
-# --- examples
-# --------------------------------------------------------------------------------------------------
+# -- examples --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

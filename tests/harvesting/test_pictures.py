@@ -1,4 +1,4 @@
-"""The one reader of pictures: upright, 8 bits, picture formats alone."""
+"""The reader of all pictures: upright, 8 bits, only picture formats."""
 
 from __future__ import annotations
 

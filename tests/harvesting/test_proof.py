@@ -1,5 +1,5 @@
-"""Hooks that are proven, refused or copied, on models where names alone would mislead; and that the
-proof leaves no trace."""
+"""Hooks that are proven, refused or copied, on models whose module names would mislead; and that
+the proof leaves no trace."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def ids(length: int = 8) -> torch.Tensor:
     return torch.randint(3, fam.VOCAB, (2, length), generator=torch.Generator().manual_seed(2))
 
 
-# --- blocks by their chain
-# --------------------------------------------------------------------------------------------------
+# -- blocks by their chain -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,15 +88,15 @@ def test_a_part_that_a_block_has_not_is_refused_with_the_nearest_block_that_has_
     [
         (
             ("XLMModel", "XLMConfig", XLM),
-            "no list of modules of which each is given what the one before it gave",
+            "no list of modules in which each takes the output of the previous one",
         ),
         (
             ("XLMModel", "XLMConfig", dict(XLM, n_layers=1)),
-            "of several lists of one module none can be told",
+            "several lists of one module, and any of them may be its blocks",
         ),
         (
             ("FlaubertModel", "FlaubertConfig", XLM),
-            "no list of modules of which each is given what the one before it gave",
+            "no list of modules in which each takes the output of the previous one",
         ),
         (
             ("AlbertModel", "AlbertConfig", dict(fam.TEXT, embedding_size=12)),
@@ -141,7 +140,7 @@ def test_a_convolution_between_two_blocks_takes_the_first_ones_alias():
     with pytest.raises(
         DataError,
         match=(
-            r"blocks.0 is not the residual stream of .*: what it gives is not what block 1 is given"
+            r"blocks.0 is not the residual stream of .*: its output is not the input of block 1"
         ),
     ):
         resolve_hook(model, "blocks.0")
@@ -160,8 +159,7 @@ def test_a_truncated_model_keeps_the_blocks_that_run():
     ], "the cache knows the structure"
 
 
-# --- modules that give no hidden states
-# -----------------------------------------------------------------------------------------
+# -- modules that give no hidden states ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_a_truncated_model_keeps_the_blocks_that_run():
         ("llama", "model.rotary_emb", r"gives a tensor \(1, 5, 8\) for 2 inputs of 5 tokens"),
         ("gpt_neox", "gpt_neox.rotary_emb", "for 2 inputs of 5 tokens"),
         ("gpt2", "transformer.wpe", r"gives a tensor \(1, 5, 32\)"),
-        ("bert", "embeddings.token_type_embeddings", "whatever the tokens are"),
+        ("bert", "embeddings.token_type_embeddings", "the same vectors for all tokens"),
         ("bert", "pooler.dense", r"gives a tensor \(2, 32\)"),
         ("llama", "model", "gives BaseModelOutputWithPast"),
         ("llama", "model.layers", "did not run in this forward pass"),
@@ -227,8 +225,7 @@ def test_a_module_that_runs_several_times_in_a_pass_is_refused():
             albert(input_ids=ids())
 
 
-# --- tensors that stay what they were
-# -------------------------------------------------------------------------------------------
+# -- tensors that stay what they were --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -262,8 +259,7 @@ def test_the_input_of_a_part_is_its_own_where_a_norm_gives_its_output(name, attn
     assert resolve_hook(model, "blocks.1.attn:in") == f"model.layers.1.{attn}:in"
 
 
-# --- the user's model
-# --------------------------------------------------------------------------------------------------
+# -- the user's model ------------------------------------------------------------------------------
 
 
 def test_the_proof_changes_nothing_of_the_users_model():
@@ -297,7 +293,7 @@ def test_a_model_that_exchanges_its_modules_is_put_back_and_not_harvested(tmp_pa
 
     BigBirdModel(BigBirdConfig(**fam.TEXT)).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
-    with pytest.raises(DataError, match="exchanges its own modules where an input is short"):
+    with pytest.raises(DataError, match="replaces its own modules when an input is short"):
         loaded.probe(["blocks.0"])
     assert loaded.module.attention_type == "block_sparse"
     assert (

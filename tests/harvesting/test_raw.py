@@ -15,8 +15,7 @@ from saekit.errors import DataError, NumericsError
 from saekit.harvesting.sources import shuffled
 from saekit.store.reader import open_store
 
-# --- pixels
-# --------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode,channels", [("RGB", 3), ("L", 1)])
@@ -114,8 +113,7 @@ def test_embedded_pairs_make_row_aligned_stores(tmp_path, pair):
     assert torch.equal(held[0], held[1]) and len(held[0]) == 60
 
 
-# --- arrays
-# --------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def test_a_matrix_becomes_rows_in_the_order_of_the_seed(tmp_path):
@@ -204,8 +202,7 @@ def test_a_value_that_is_no_number_is_named_by_its_row(tmp_path, value):
         saekit.harvest("raw:array", str(tmp_path / "t.npy"), tmp_path / "t")
 
 
-# --- texts
-# --------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------
 
 
 def test_rows_of_texts_are_tf_idf_by_hand(tmp_path):

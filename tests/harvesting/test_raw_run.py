@@ -17,13 +17,12 @@ from rawfiles import array, contents, pictures, texts
 
 import saekit
 from saekit.errors import DataError, MissingError, UsageError
-from saekit.harvesting.config import RAW_KINDS, HarvestConfig
+from saekit.harvesting.config import RAW_KINDS
 from saekit.harvesting.raw import KINDS
 from saekit.harvesting.run import plan_harvest
 from saekit.store.reader import open_store
 
-# --- rows, shares, plans
-# --------------------------------------------------------------------------------------------------
+# -- rows, shares, plans ---------------------------------------------------------------------------
 
 
 def test_exactly_the_rows_asked_for_and_the_share_held_out(tmp_path):
@@ -44,12 +43,10 @@ def test_exactly_the_rows_asked_for_and_the_share_held_out(tmp_path):
 
 def test_the_plan_knows_the_rows_of_raw_data(tmp_path):
     path, _ = array(tmp_path / "x.npy", 50, 4, 3)
-    plan = plan_harvest("raw:array", path, tmp_path / "s", HarvestConfig())
+    plan = plan_harvest("raw:array", path, tmp_path / "s")
     assert (plan.hooks, plan.rows, plan.bytes, plan.shards) == ({"array": 3}, 200, 200 * 3 * 4, 1)
     assert (
-        plan_harvest(
-            "raw:array", path, tmp_path / "s", HarvestConfig(rows=30, dtype="float16")
-        ).bytes
+        plan_harvest("raw:array", path, tmp_path / "s", rows=30, dtype="float16").bytes
         == 28 * 3 * 2
     )
     assert not (tmp_path / "s").exists()
@@ -69,8 +66,7 @@ def test_no_model_library_is_loaded():
     assert done.stdout.split() == ["False", "False"]
 
 
-# --- kills
-# --------------------------------------------------------------------------------------------------
+# -- kills -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -156,8 +152,7 @@ def test_a_resume_with_other_settings_names_them(tmp_path):
         )
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,8 +244,7 @@ def test_wrong_requests_leave_nothing_behind(
     assert not (tmp_path / "s").exists()
 
 
-# --- the command line
-# --------------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 
 def test_raw_data_from_the_command_line(capsys, tmp_path):

@@ -269,4 +269,4 @@ def test_a_processor_of_a_few_bytes_takes_no_memory(folders):
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"size": {"height": 90_000, "width": 90_000}})
     )
-    assert "asks for 90000 pixels a side" in str(refusal(folder))
+    assert "asks for 90000 pixels per side" in str(refusal(folder))

@@ -17,7 +17,7 @@ from tiny import LAYERS, PATCH, REGISTERS, SIDE, WIDTH, WORDS, save
 import saekit
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import load_model
-from saekit.harvesting.run import HarvestConfig, plan_harvest
+from saekit.harvesting.run import plan_harvest
 from saekit.store.reader import open_store
 
 PATCHES = (SIDE // PATCH) ** 2
@@ -297,7 +297,7 @@ def test_the_same_harvest_twice_is_the_same_bytes(models, text, tmp_path):
         ({"layout": "sequence", "max_norm": 3.0}, UsageError, "max_norm drops single rows"),
         ({"rows": 0}, UsageError, "rows=0 must be at least 1"),
         ({"scope": "cls"}, DataError, "has no class token"),
-        ({"rows": 10**15}, DataError, "GB are needed and"),
+        ({"rows": 10**15}, DataError, "GB are needed, but only"),
     ],
 )
 def test_wrong_requests(models, text, tmp_path, options, error, words):
@@ -309,10 +309,9 @@ def test_wrong_requests(models, text, tmp_path, options, error, words):
 
 
 def test_the_plan_is_arithmetic(models, text, tmp_path):
-    config = HarvestConfig(
-        hooks=("blocks.0", "blocks.1"), rows=1_000_000, ctx=16, dtype="float16", shard_mb=16
-    )
-    plan = plan_harvest(models("gpt2"), text, tmp_path / "s", config)
+    options = {"rows": 1_000_000, "ctx": 16, "dtype": "float16", "shard_mb": 16}
+    hooks = ("blocks.0", "blocks.1")
+    plan = plan_harvest(models("gpt2"), text, tmp_path / "s", hook=hooks, **options)
     assert plan.hooks == {"transformer.h.0": WIDTH, "transformer.h.1": WIDTH}
     assert plan.bytes == 2 * 1_000_000 * WIDTH * 2 and plan.shards == -(-plan.bytes // (16 << 20))
     assert os.listdir(tmp_path) == []

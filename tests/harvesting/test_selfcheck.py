@@ -87,17 +87,17 @@ def manifest(path: Path) -> dict:
 @pytest.mark.parametrize("name", MIXING)
 def test_where_padding_reaches_rows_none_is_used(name, docs, tmp_path):
     model = saved(name, tmp_path / "model")
-    _, alone = harvested(model, docs, tmp_path / "alone", batch=1, scope="all")
+    _, single_said = harvested(model, docs, tmp_path / "single", batch=1, scope="all")
     result, said = harvested(model, docs, tmp_path / "many", batch=6, scope="all")
-    one, many = rows(tmp_path / "alone"), rows(tmp_path / "many")
+    one, many = rows(tmp_path / "single"), rows(tmp_path / "many")
     assert one.keys() == many.keys() and len(one) == result.rows
     assert max(float((many[key] - x).norm() / x.norm()) for key, x in one.items()) < 1e-5
-    assert "without padding" in said[0] and "padding" not in alone[0]
+    assert "without padding" in said[0] and "padding" not in single_said[0]
     assert (
         manifest(tmp_path / "many")["plan"]["padding"] == "none"
         and "without padding" in result.self_check["batch"]
     )
-    assert "padding" not in manifest(tmp_path / "alone")["plan"]
+    assert "padding" not in manifest(tmp_path / "single")["plan"]
 
 
 def test_live_rows_of_a_store_without_padding_are_its_own(docs, tmp_path):
@@ -114,14 +114,14 @@ def test_what_was_shown_is_said_stored_and_returned_and_ordinary_batches_stay(li
     hooks = ["blocks.0.attn", "blocks.1", "blocks.1.mlp"]
     result, said = harvested(live("llama"), docs, tmp_path / "s", hook=hooks, batch=6)
     assert said[0].startswith(
-        "self-check: the same input twice: equal bits; alone as padded in a batch; blocks.0.attn,"
-        " blocks.1.mlp add up"
+        "self-check: the same input twice: equal bits; by itself as padded in a batch;"
+        " blocks.0.attn, blocks.1.mlp add up"
     )
     assert result.self_check == {
         "repeat": "equal bits",
-        "hooks": "each alone as together",
+        "hooks": "each by itself as together",
         "sums": "blocks.0.attn, blocks.1.mlp",
-        "batch": "alone as padded in a batch",
+        "batch": "by itself as padded in a batch",
     }
     for path in result.stores.values():
         stored = manifest(Path(path))
@@ -144,7 +144,9 @@ def test_one_image_alone_is_compared_with_the_first_batch(live, photos, tmp_path
     assert said[0].startswith(
         "self-check: one image as many; blocks.1.attn add up (largest difference "
     )
-    single, _ = harvested(live("dinov2"), photos, tmp_path / "alone", hook="blocks.1.attn", batch=1)
+    single, _ = harvested(
+        live("dinov2"), photos, tmp_path / "single", hook="blocks.1.attn", batch=1
+    )
     assert single.self_check == {"repeat": "equal within rounding", "sums": "blocks.1.attn"}
 
 
@@ -168,7 +170,10 @@ def test_the_check_of_images_runs_one_image_more_than_the_harvest(live, photos, 
         images.clear()
         many = ["blocks.0", "blocks.0.attn", "blocks.0.mlp", "blocks.1", "blocks.1.mlp"]
         result, _ = harvested(loaded, photos, tmp_path / "five", hook=many, batch=4)
-        assert images == [4, 1, 1, 1] and result.self_check["hooks"] == "the last alone as together"
+        assert (
+            images == [4, 1, 1, 1]
+            and result.self_check["hooks"] == "the last by itself as together"
+        )
     finally:
         with_hook.remove()
     last = [*several.stores.values()][-1]

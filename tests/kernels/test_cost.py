@@ -63,7 +63,7 @@ def test_encoder_gemm_is_the_unit():
     assert cost.floor_ms("select", 8192, 768, 24576, 32, H200) / gemm == pytest.approx(
         184 / 768, rel=0.02
     )
-    # the write of f hides behind the product
+    # the product hides the write of f
     assert cost.floor_ms("sigmoid_encode", 8192, 768, 24576, 32, H200) == gemm
 
 

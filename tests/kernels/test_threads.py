@@ -1,4 +1,4 @@
-"""Workers: alone, in order, and stopped before an error is seen."""
+"""Workers: one thread each, results in order, and stopped before an error is raised."""
 
 import threading
 import time

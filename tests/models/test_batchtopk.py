@@ -45,7 +45,9 @@ def test_the_threshold_is_the_average_of_the_smallest_values_kept():
     z = sae.encode(x)
     pre = x @ sae.W_enc.T + sae.b_enc
     assert torch.equal(z, torch.where(pre > sae.threshold, pre, 0.0))
-    torch.testing.assert_close(sae.encode(x[:1]), z[:1])  # a row does not depend on its company
+    torch.testing.assert_close(
+        sae.encode(x[:1]), z[:1]
+    )  # a row's code does not depend on the rest of the batch
 
 
 def test_folding_keeps_the_code_of_raw_rows():

@@ -59,18 +59,23 @@ def combinations():
 
 
 def written_out(model, x, target, options, step):
-    """Every term by its formula, from the weights alone."""
-    code, bend = CODES[options["sparsity"]], torch.tanh if "hidden" in options else None
+    """Every term by its formula, using only the weights."""
+    code, activation_function = (
+        CODES[options["sparsity"]],
+        torch.tanh if "hidden" in options else None,
+    )
     first, last = model.layers[0], model.layers[-1]
 
     def encode(x_BD):
         h = x_BD @ first.W_up.T + first.b_up
-        return code(h if bend is None else bend(h) @ last.W_up.T + last.b_up)
+        return code(
+            h if activation_function is None else activation_function(h) @ last.W_up.T + last.b_up
+        )
 
     noise = Noise.parse(options["noise"])
     z = encode(noise(x, step_generator(5, step, x.device)))
     W_code, W_out = (layer.W_up.T if options["tied"] else layer.W_down for layer in (last, first))
-    h = z if bend is None else bend(z @ W_code.T + last.b_down)
+    h = z if activation_function is None else activation_function(z @ W_code.T + last.b_down)
     a = h @ W_out.T + first.b_down
     p = a.sigmoid()
     losses = {
@@ -166,7 +171,7 @@ def test_noise_is_a_function_of_seed_and_step(name, options):
 
 
 @pytest.mark.parametrize("noise", NOISES[1:])
-def test_the_noisy_input_is_asked_for_the_clean_one_in_training_alone(noise):
+def test_the_noisy_input_is_trained_to_give_the_clean_one_only_in_training(noise):
     x = rows()
     clean, noisy = made("dense", activation="tanh"), made("dense", activation="tanh", noise=noise)
     assert torch.equal(clean(x).x_hat, noisy(x).x_hat), "a trained model sees its input as it is"
@@ -275,7 +280,7 @@ def test_a_folded_model_takes_and_gives_raw_units(name, options, other):
     assert not any(p.requires_grad for p in outside.parameters()) and outside.config == model.config
 
 
-def test_folding_leaves_the_training_model_alone():
+def test_folding_does_not_change_the_training_model():
     model = trained_like("dense", {})
     x = torch.randn(3, D)
     before = model(x).x_hat

@@ -60,7 +60,7 @@ def test_a_code_by_hand():
     torch.testing.assert_close(model.encode(x), torch.stack(means, 1))
 
 
-def test_values_behind_a_transposed_convolution_are_sums_of_four_products_and_borders_are_reached():
+def test_values_after_a_transposed_convolution_are_sums_of_four_products_and_borders_are_reached():
     layer = doubling(1, 1, (7, 8))
     with torch.no_grad():
         layer.weight.fill_(1.0)
@@ -123,7 +123,7 @@ def test_targets_of_another_width():
 
 
 @pytest.mark.parametrize("d_in", [3, 144])
-def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(d_in):
+def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalized_ones(d_in):
     model = make(d_in=d_in)
     raw = 5 + 3 * torch.randn(4, *((6, 8, 3) if d_in == 3 else (144,)), dtype=torch.float64)
     mean, scale = torch.linspace(4, 6, d_in, dtype=torch.float64), 0.25

@@ -47,7 +47,7 @@ def test_code_and_reconstruction_of_known_weights():
     set_(model.layers[1], W_up=[[3.0, -1.0]], b_up=[1.0], W_down=[[1.0], [-2.0]], b_down=[0.0, 5.0])
     x = torch.tensor([[1.0, 1.0], [-4.0, 0.0]], dtype=torch.float64)
     # Row 0: up (3.5, -0.5) -> (3.5, 0); code 3 * 3.5 + 1 = 11.5; down (11.5, -23 + 5) -> (11.5, 0);
-    # out (23.1, 11.7). Row 1: up (-3.5, 3.5) -> (0, 3.5); code -3.5 + 1 = -2.5, not bent; down
+    # out (23.1, 11.7). Row 1: up (-3.5, 3.5) -> (0, 3.5); code -3.5 + 1 = -2.5, linear; down
     # (-2.5, 10) -> (0, 10); out (0.1, -9.8).
     output = model(x)
     torch.testing.assert_close(output.code, torch.tensor([[11.5], [-2.5]], dtype=torch.float64))
@@ -67,7 +67,7 @@ def test_the_code_bends_as_its_sparsity_asks(sparsity, code):
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 4), (9, 6, 4)])
 def test_a_deep_stack_is_the_plain_composition_of_its_layers(activation, hidden):
     model = filled(Dense(DenseConfig(5, latents=3, hidden=hidden, activation=activation)).double())
-    bend = (
+    activation_function = (
         getattr(torch, activation)
         if activation in ("relu", "sigmoid", "tanh")
         else getattr(functional, activation)
@@ -77,12 +77,12 @@ def test_a_deep_stack_is_the_plain_composition_of_its_layers(activation, hidden)
     assert widths == list(zip((5, *hidden), (*hidden, 3)))
     h = x
     for layer in model.layers[:-1]:
-        h = bend(h @ layer.W_up.T + layer.b_up)
+        h = activation_function(h @ layer.W_up.T + layer.b_up)
     z = h @ model.layers[-1].W_up.T + model.layers[-1].b_up
     torch.testing.assert_close(model.encode(x), z)
     h = z
     for layer in reversed(model.layers[1:]):
-        h = bend(h @ layer.W_down.T + layer.b_down)
+        h = activation_function(h @ layer.W_down.T + layer.b_down)
     torch.testing.assert_close(
         model.decode(z), h @ model.layers[0].W_down.T + model.layers[0].b_down
     )

@@ -69,7 +69,7 @@ def test_separate_clusters_get_their_means():
 
 
 def test_no_row_of_a_pass_is_left_out():
-    """The rows behind the last full batch hold a cluster of their own: a latent must go there."""
+    """The rows after the last full batch hold their own cluster: a latent must go there."""
     x = torch.cat(
         [blobs(BATCH, 3), torch.full((BATCH // 2, 5), 500.0) + torch.randn(BATCH // 2, 5)]
     )

@@ -1,5 +1,5 @@
-"""Corruption of the input: its statistics, what it leaves alone, and that seed and step alone
-decide it."""
+"""Corruption of the input: its statistics, what it does not change, and that it depends only on
+seed and step."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_no_noise_draws_nothing_and_returns_the_input():
         assert Noise.parse(text)(x, source) is x and torch.equal(source.get_state(), state)
 
 
-def test_random_numbers_of_a_step_depend_on_seed_step_and_stream_alone():
+def test_random_numbers_of_a_step_depend_only_on_seed_step_and_stream():
     cpu = torch.device("cpu")
     first = {}
     for seed in range(4):

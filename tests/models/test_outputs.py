@@ -90,7 +90,7 @@ def test_cross_entropy_stays_finite_and_keeps_its_slope_far_out():
 @pytest.mark.parametrize("output", ["sigmoid", "bernoulli"])
 def test_data_outside_zero_and_one_are_refused(output):
     for bad in (-0.01, 1.01):
-        with pytest.raises(DataError, match=r"gives values in \[0, 1\], and the data reach from"):
+        with pytest.raises(DataError, match=r"gives values in \[0, 1\], and the data range from"):
             check_range(output, torch.tensor([[0.5, bad]]))
     check_range(output, torch.tensor([[0.0, 1.0]]))
     check_range(output, torch.zeros(0, 3))

@@ -54,7 +54,7 @@ def test_kl_is_the_penalty_of_the_sae_with_its_gradient(rate):
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_kl_is_zero_at_the_rate_alone():
+def test_kl_is_zero_only_at_the_rate():
     assert kl(torch.full((4, 3), 0.2, dtype=torch.float64), 0.2).item() == pytest.approx(
         0, abs=1e-15
     )

@@ -90,7 +90,7 @@ def test_stages_partition_the_steps_however_short_the_run(layers, share):
 
 @pytest.mark.parametrize("pretrain", ["greedy", "rbm"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_stage_moves_its_layer_alone(pretrain, tied):
+def test_a_stage_moves_only_its_layer(pretrain, tied):
     for layer in range(3):
         model = filled(pretrain, tied=tied)
         model.loss(batch_of(rows()), Step(2 * layer, 12)).total.backward()
@@ -141,14 +141,14 @@ def test_greedy_losses_by_hand(noise, output):
 
 
 @pytest.mark.parametrize(
-    "activation,bend",
+    "activation,function",
     [("relu", torch.relu), ("tanh", torch.tanh), ("gelu", torch.nn.functional.gelu)],
 )
-def test_a_hidden_layer_is_reconstructed_through_its_own_activation(activation, bend):
+def test_a_hidden_layer_is_reconstructed_through_its_own_activation(activation, function):
     model = filled("greedy", activation=activation)
     x, mirror = rows(), model.layers[1]
-    h = bend(x @ model.layers[0].W_up.T + model.layers[0].b_up)
-    h_hat = bend(bend(h @ mirror.W_up.T + mirror.b_up) @ mirror.W_down.T + mirror.b_down)
+    h = function(x @ model.layers[0].W_up.T + model.layers[0].b_up)
+    h_hat = function(function(h @ mirror.W_up.T + mirror.b_up) @ mirror.W_down.T + mirror.b_down)
     torch.testing.assert_close(
         model.loss(batch_of(x), Step(2, 12)).total, (h_hat - h).square().sum(1).mean()
     )

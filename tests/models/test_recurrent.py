@@ -26,7 +26,7 @@ def make(**changes) -> Recurrent:
 
 
 def sequences(lengths, T, padding=0.0):
-    """x (B,T,3) and mask (B,T), `padding` behind the valid steps, which do not depend on T."""
+    """x (B,T,3) and mask (B,T), `padding` after the valid steps, which do not depend on T."""
     x = torch.full((len(lengths), T, 3), padding, dtype=torch.float64)
     for b, length in enumerate(lengths):
         x[b, :length] = torch.randn(
@@ -86,7 +86,7 @@ def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_a_batch_of_lengths_is_the_mean_over_all_steps_of_the_sequences_alone():
+def test_a_batch_of_lengths_is_the_mean_over_all_steps_of_single_sequences():
     model, lengths = make(), [6, 3, 1]
     x, mask = sequences(lengths, 6)
     alone = [
@@ -227,7 +227,7 @@ def test_three_numbers_describe_waves_better_than_principal_components():
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 @pytest.mark.parametrize("shape, d_in", [((None, 3), 3), ((5, 4, 3), 60)])
-def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(
+def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalized_ones(
     kind, shape, d_in
 ):
     model = make(cell=kind, shape=shape, d_in=d_in, layers=2)

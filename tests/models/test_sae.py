@@ -25,7 +25,7 @@ D = 16
 def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
     k = {"k": min(8, options.pop("k", 8))} if sparsity == "topk" else {}
     sae = build("sae", D, {"latents": 64, "sparsity": sparsity, **k, **options}).to(dtype)
-    x = normalised(512, dtype)
+    x = normalized(512, dtype)
     if dtype == torch.float32:
         sae.initialise_from(x, torch.Generator().manual_seed(0))
     else:
@@ -35,7 +35,7 @@ def make_sae(sparsity="topk", dtype=torch.float64, **options) -> SAE:
     return sae
 
 
-def normalised(rows, dtype=torch.float64, seed=0):
+def normalized(rows, dtype=torch.float64, seed=0):
     x = make_rows(rows, D, seed).to(dtype)
     x = x - x.mean(0)
     return x * (D / x.square().sum(1).mean()).sqrt()
@@ -46,7 +46,7 @@ def dense(code):
 
 
 def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
-    sae, x = make_sae("l1", decoder_norm="free"), normalised(12)
+    sae, x = make_sae("l1", decoder_norm="free"), normalized(12)
     with torch.no_grad():
         sae.W_dec *= torch.linspace(0.5, 2.0, 64, dtype=torch.float64)[:, None]
     z = sae.encode(x)
@@ -57,7 +57,7 @@ def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
 
 
 def test_the_kl_term_by_hand():
-    sae, x = make_sae("kl", target_rate=0.1), normalised(9)
+    sae, x = make_sae("kl", target_rate=0.1), normalized(9)
     f = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc)
     expected = sum(
         0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in f.mean(0).tolist()
@@ -68,7 +68,7 @@ def test_the_kl_term_by_hand():
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
 def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
     sae = make_sae(sparsity)
-    terms = sae.loss(batch_of(normalised(64)), Step(50, 100, dead=torch.tensor([3, 9, 11])))
+    terms = sae.loss(batch_of(normalized(64)), Step(50, 100, dead=torch.tensor([3, 9, 11])))
     assert set(terms.terms) == {"reconstruction", {"topk": "aux"}.get(sparsity, sparsity)}
     total = sum(terms.terms[name] * terms.weights[name] for name in terms.terms)
     torch.testing.assert_close(terms.total, total, rtol=0, atol=0)
@@ -76,7 +76,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
 def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity):
-    sae, x = make_sae(sparsity), normalised(64)
+    sae, x = make_sae(sparsity), normalized(64)
     x_hat = dense(sae.encode(x)) @ sae.W_dec + sae.b_dec
     expected = sum((row - hat).square().sum().item() for row, hat in zip(x, x_hat)) / len(x)
     assert sae.loss(batch_of(x)).terms["reconstruction"].item() == pytest.approx(
@@ -87,7 +87,7 @@ def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity)
 @pytest.mark.parametrize("sparsity", ["l1", "kl"])
 def test_gradients_of_the_dense_variants_pass_gradcheck(sparsity):
     sae = make_sae(sparsity, coef=0.7, coef_warmup=0.0, decoder_norm="free")
-    x = normalised(5)
+    x = normalized(5)
     names = [name for name, _ in sae.named_parameters()]
 
     def total(*values):
@@ -112,23 +112,23 @@ class _Loss(torch.nn.Module):
 def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
     sae = make_sae("l1", coef=4.0, coef_warmup=0.1)
     weights = [
-        sae.loss(batch_of(normalised(8)), Step(step, 200)).weights["l1"]
+        sae.loss(batch_of(normalized(8)), Step(step, 200)).weights["l1"]
         for step in (0, 9, 19, 20, 150)
     ]
     assert weights == pytest.approx([0.2, 2.0, 4.0, 4.0, 4.0])
 
 
-def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_residual_alone():
+def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_not_the_residual():
     sae = make_sae("topk")
     dead = torch.tensor([5, 17, 40])
     with torch.no_grad():
         sae.b_enc[dead] = -1e3  # silent on every row, deep in the flat part of a ReLU
-    x = normalised(64)
+    x = normalized(64)
     terms = sae.loss(batch_of(x))
     assert terms.fired[dead].max() == 0 and terms.fired.sum() > 0
     terms.total.backward()
     assert sae.W_enc.grad[dead].abs().max() == 0, (
-        "the reconstruction alone gives a dead latent nothing"
+        "the reconstruction term has no gradient for a dead latent"
     )
     sae.zero_grad()
     sae.loss(batch_of(x), Step(dead=dead)).total.backward()
@@ -146,7 +146,7 @@ def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_leaves_the_r
 
 def test_the_auxiliary_loss_by_hand():
     sae = make_sae("topk", aux_k=1)
-    x, residual, dead = normalised(6), torch.randn(6, D, dtype=torch.float64), torch.tensor([2, 30])
+    x, residual, dead = normalized(6), torch.randn(6, D, dtype=torch.float64), torch.tensor([2, 30])
     e = -residual
     e_hat = []
     for row in x:
@@ -162,7 +162,7 @@ def test_the_auxiliary_loss_is_one_for_latents_that_explain_nothing():
     sae = make_sae("topk")
     with torch.no_grad():
         sae.W_dec[7] = 0
-    x = normalised(200)
+    x = normalized(200)
     residual = x - x.mean(0)
     assert auxk_loss(sae, x, residual, torch.tensor([7])).item() == pytest.approx(1.0)
 
@@ -171,7 +171,7 @@ def test_the_auxiliary_loss_is_one_for_latents_that_explain_nothing():
     "sparsity,norm",
     [("topk", "unit"), ("l1", "unit"), ("l1", "free"), ("kl", "free"), ("kl", "unit")],
 )
-def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised_rows(
+def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalized_rows(
     sparsity, norm
 ):
     sae = make_sae(sparsity, decoder_norm=norm)
@@ -189,7 +189,7 @@ def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalised
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1"])
 def test_initialisation(sparsity):
-    sae, x = make_sae(sparsity, torch.float32), normalised(512, torch.float32)
+    sae, x = make_sae(sparsity, torch.float32), normalized(512, torch.float32)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     torch.testing.assert_close(sae.b_dec, geometric_median(x))
     ratio = sae.W_enc.detach().norm(dim=1)
@@ -209,7 +209,7 @@ def test_initialisation(sparsity):
 
 def test_kl_codes_start_near_the_target_rate():
     sae = make_sae("kl", torch.float32, target_rate=0.05)
-    assert 0.05 <= sae.encode(normalised(512, torch.float32)).mean().item() <= 0.1
+    assert 0.05 <= sae.encode(normalized(512, torch.float32)).mean().item() <= 0.1
 
 
 def test_the_geometric_median_ignores_a_far_row_and_is_stationary():
@@ -235,7 +235,7 @@ def test_decoder_rows_stay_unit_and_gradients_tangent():
 
 def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     sae = make_sae("l1", torch.float32)
-    x = normalised(64, torch.float32) * 0.01
+    x = normalized(64, torch.float32) * 0.01
     x[13] = 50 * torch.nn.functional.normalize(torch.randn(D), dim=0)
     # rows are drawn without replacement, so only one latent can get the outlier
     dead = torch.tensor([6])
@@ -273,7 +273,7 @@ def test_wrong_options_are_refused(options, words):
 
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
-def test_noise_damages_what_is_encoded_and_not_what_is_asked_for(sparsity):
+def test_noise_damages_what_is_encoded_and_not_the_target(sparsity):
     options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
     sae = build(
         "sae", 6, {"latents": 10, "sparsity": sparsity, "noise": "gaussian:0.5", **options}

@@ -88,12 +88,12 @@ def test_the_decoder_reads_each_part_of_the_code_where_the_encoder_put_it():
     coarse = model.maps(x)["down1"]
     alone = torch.zeros_like(code)
     alone[:, 202:] = coarse.flatten(1)
-    maps = model.bend(
+    maps = model.activation(
         model.up[1](
             torch.cat([model.enlarge[1](torch.zeros(2, 5, 1, 2, dtype=torch.float64)), coarse], 1)
         )
     )
-    maps = model.bend(
+    maps = model.activation(
         model.up[0](
             torch.cat([model.enlarge[0](maps), torch.zeros(2, 4, 6, 8, dtype=torch.float64)], 1)
         )
@@ -177,7 +177,7 @@ def test_without_skips_it_learns_as_an_autoencoder():
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalised_ones(skips):
+def test_a_saved_model_does_to_raw_rows_what_the_trained_one_does_to_normalized_ones(skips):
     model = make(skips=skips, d_out=2)
     raw = 5 + 3 * torch.randn(4, 6, 8, 3, dtype=torch.float64)
     mean, scale, target = (

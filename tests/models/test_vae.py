@@ -40,7 +40,7 @@ def filled(**options):
 
 
 def encoded(model, x):
-    """(mean, sigma) from the weights alone."""
+    """(mean, sigma), using only the weights."""
     h = (x @ model.layers[0].W_up.T + model.layers[0].b_up).tanh()
     mean = h @ model.layers[1].W_up.T + model.layers[1].b_up
     return mean, (0.5 * (h @ model.W_spread.T + model.b_spread)).exp()

@@ -382,7 +382,7 @@ STEERED = [
 
 
 @pytest.mark.parametrize("name", STEERED)
-def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
+def test_the_target_l0_is_reached(tmp_path, name):
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
     metrics = saekit.train(
         store, tmp_path / "run", sparsity=name, target_l0=4, expansion=4, rows=320 * 256, batch=256
@@ -394,8 +394,8 @@ def test_an_l0_that_is_asked_for_is_reached(tmp_path, name):
     "name,steps",
     [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)],
 )
-def test_it_is_reached_where_l0_is_looked_at_rarely(tmp_path, monkeypatch, name, steps):
-    monkeypatch.setattr(loop, "LOOK_EVERY", {})  # as on a device
+def test_the_target_l0_is_reached_with_rare_polls(tmp_path, monkeypatch, name, steps):
+    monkeypatch.setattr(loop, "POLL_EVERY", {})  # as on a device
     store = write_store(tmp_path / "store", 4000, holdout=0.25)
     metrics = saekit.train(
         store,

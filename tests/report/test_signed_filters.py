@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from made_runs import digits_store
 
 import saekit
 from saekit.evaluation.models import open_runs
@@ -12,9 +13,8 @@ from saekit.store.reader import open_store
 
 
 def test_negative_activations_count_as_use(tmp_path):
-    saekit.harvest("raw:pixels", "embedded:digits", tmp_path / "acts", holdout=0.2)
     saekit.train(
-        tmp_path / "acts",
+        digits_store(tmp_path / "acts", rows=None, holdout=0.2),
         tmp_path / "run",
         sparsity="abs-topk",
         k=5,

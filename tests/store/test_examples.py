@@ -187,8 +187,7 @@ def test_labels_follow_rows_and_examples(uneven):
         assert uneven.labels(split) == [of_examples[int(e) - 100] for e in rows]
 
 
-# --- the held-out share
-# -----------------------------------------------------------------------------------------------
+# -- the held-out share ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A command killed before any of its file operations is gone on with, or leaves what was there
+"""A command killed before any of its file operations can be resumed, or leaves what was there
 before."""
 
 from __future__ import annotations

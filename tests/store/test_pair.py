@@ -20,8 +20,8 @@ ROWS, E = 1000, 6
 
 
 def mixed(rows, width=made_stores.D, seed=0, original=made_stores.make_rows):
-    """Rows of another hook on the same tokens: bent combinations of the input's, of another size
-    and mean."""
+    """Rows of another hook on the same tokens: nonlinear combinations of the input's, with another
+    scale and mean."""
     x = original(rows, made_stores.D, seed)
     W = torch.randn(made_stores.D, width, generator=torch.Generator().manual_seed(5))
     return 40 * torch.tanh(0.05 * (x - 3.0) @ W) - 11.0

@@ -1,5 +1,5 @@
-"""A store or a checkpoint that somebody has changed: refused by name, mended where it can be, never
-opened where it is no file."""
+"""A store or a checkpoint that was changed: refused by name, repaired if possible, never
+opened when it is not a file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def edited(folder: Path, change, seal: bool = False) -> None:
     (folder / "manifest.json").write_text(json.dumps(data))
 
 
-# -- the manifest
-# --------------------------------------------------------------------------------------------------
+# -- the manifest ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,8 +151,7 @@ def test_the_hint_of_a_damaged_manifest_mends_it(tmp_path, content):
     assert len(open_store(tmp_path / "s")) == 100
 
 
-# -- what lies in place of a file
-# ----------------------------------------------------------------------------------------
+# -- other things than a file ---------------------------------------------------------------------
 
 
 def put(path: Path, kind: str) -> None:
@@ -198,8 +196,7 @@ def test_a_shard_that_is_a_link_is_refused_and_the_hint_mends_it(store, tmp_path
     assert len(open_store(tmp_path / "copy")) == 2000
 
 
-# -- shards
-# --------------------------------------------------------------------------------------------------
+# -- shards ----------------------------------------------------------------------------------------
 
 
 def rewritten(store, change) -> None:
@@ -291,8 +288,7 @@ def test_resume_writes_a_bad_shard_again_to_the_same_bytes(tmp_path, damage, num
     )
 
 
-# -- checkpoints
-# --------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -397,8 +393,7 @@ def test_a_path_that_the_system_refuses_is_named(tmp_path, read):
             read(path)
 
 
-# -- what the command line makes of it
-# -----------------------------------------------------------------------------------
+# -- what the command line makes of it -------------------------------------------------------------
 
 
 def test_a_damaged_store_is_exit_3_in_every_verb(store, checkpoint, tmp_path, capsys):

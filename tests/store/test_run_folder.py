@@ -158,9 +158,9 @@ def test_an_error_leaves_the_old_result_and_nothing_beside_it(copy):
     assert content(copy) == before and not list(copy.glob(".*"))
 
 
-def test_resume_and_overwrite_exclude_each_other(tmp_path):
+def test_resume_and_overwrite_contradict_each_other(tmp_path):
     with (
-        pytest.raises(UsageError, match="exclude each other"),
+        pytest.raises(UsageError, match="contradict each other"),
         run_folder(tmp_path / "x", RUN, resume=True, overwrite=True),
     ):
         pass

@@ -1,4 +1,4 @@
-"""What lies on disk: round trips, order, splits, damage."""
+"""Stores on disk: round trips, order, splits, damage."""
 
 from __future__ import annotations
 

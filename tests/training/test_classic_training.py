@@ -78,7 +78,7 @@ def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, optio
     saekit.train(store.path, tmp_path / "whole", config=config)
 
     break_off(store.path, tmp_path / "broken", config, 5)
-    torch.manual_seed(99)  # what the global generator holds is no part of a run
+    torch.manual_seed(99)  # the state of the global generator does not affect a run
     saekit.train(store.path, tmp_path / "broken", config=config, resume=True)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "broken"))
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "broken")
@@ -128,7 +128,7 @@ def test_the_step_s_own_fvu_is_logged_whatever_the_loss(raw, tmp_path):
     )
 
 
-def test_raw_data_are_taken_as_they_are_and_hidden_states_are_normalised(raw, store, tmp_path):
+def test_raw_data_are_taken_as_they_are_and_hidden_states_are_normalized(raw, store, tmp_path):
     for name, source, own in (("as they are", raw, True), ("hidden", store, False)):
         saekit.train(source.path, tmp_path / name, **{**SMALL, "rows": 64})
         model = saekit.load(tmp_path / name)
@@ -138,7 +138,7 @@ def test_raw_data_are_taken_as_they_are_and_hidden_states_are_normalised(raw, st
     train = torch.cat([b.x for b in raw.batches(500, split="train")])
     torch.testing.assert_close(saekit.load(tmp_path / "asked").input_mean, train.mean(0))
     with pytest.raises(
-        DataError, match=r'output="bernoulli" gives values in .* the data reach from'
+        DataError, match=r'output="bernoulli" gives values in .* the data range from'
     ):
         saekit.train(
             raw.path,

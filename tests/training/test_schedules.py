@@ -51,7 +51,6 @@ def recorded(monkeypatch):
 
 
 # -- the rate
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_a_cosine_is_at_half_its_height_half_way_and_near_0_at_the_end():
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
-def test_shares_of_0_leave_the_peak_rate_alone(shape):
+def test_shares_of_0_do_not_change_the_peak_rate(shape):
     assert [schedule(step, 7, 0.0, shape, 0.0) for step in range(7)] == [1.0] * 7
 
 
@@ -130,7 +129,7 @@ def test_every_stage_has_a_rise_and_a_fall_of_its_own(store, tmp_path):
     )
 
 
-def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tmp_path, recorded):
+def test_adam_forgets_squared_gradients_at_the_given_rate(store, tmp_path, recorded):
     for decay in (0.0, 0.1):
         model = torch.nn.Linear(2, 2)
         optimizer = make_adam(model, 0.1, decay, beta2=0.75)
@@ -150,7 +149,6 @@ def test_adam_forgets_squared_gradients_at_the_rate_that_was_asked_for(store, tm
 
 
 # -- the average
-# --------------------------------------------------------------------------------------------------
 
 
 def averaged(history, decay):
@@ -228,7 +226,7 @@ def test_trained_thresholds_are_averaged_too(store, tmp_path, recorded):
     close(tensors(tmp_path / "run")["threshold"], theta / trainer.normalize.inputs.scale, 1e-5)
 
 
-def test_averaging_leaves_the_run_itself_alone(store, tmp_path, recorded):
+def test_averaging_does_not_change_the_run_itself(store, tmp_path, recorded):
     ends = []
     for name, settings in (("plain", {}), ("average", {"ema": 0.95})):
         saekit.train(store.path, tmp_path / name, **SMALL, **settings, rows=64 * 12)
@@ -328,7 +326,6 @@ def test_a_run_killed_between_its_last_step_and_its_checkpoint_is_finished_by_a_
 
 
 # -- dense products in bf16
-# -------------------------------------------------------------------------------------------------
 
 
 def test_products_are_rounded_and_everything_else_is_not():
@@ -338,7 +335,7 @@ def test_products_are_rounded_and_everything_else_is_not():
     assert product.dtype == torch.float32
     torch.testing.assert_close(product, (x.bfloat16() @ W.bfloat16().T).float(), rtol=0, atol=0)
     assert torch.equal(exponential, x.exp()) and not torch.equal(product, x @ W.T)
-    assert torch.equal(x @ W.T, torch.nn.functional.linear(x, W)), "nothing is left behind"
+    assert torch.equal(x @ W.T, torch.nn.functional.linear(x, W)), "the mode ends with the block"
 
 
 def test_a_product_under_no_grad_does_not_take_the_gradient_of_the_next():
@@ -445,7 +442,6 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
 
 
 # -- what is refused, and what is kept
-# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_an_offline_run_of_wandb_has_nothing_of_the_machine(written):
 
 
 @pytest.mark.parametrize("written", DELAYED, indirect=True)
-def test_an_upload_that_was_asked_for_is_tried_and_its_failure_named(written, tmp_path):
+def test_an_upload_is_tried_and_its_failure_named(written, tmp_path):
     """And so the trap catches what the test of bare names says does not happen."""
     name, home, _, _ = written
     target = {"wandb": "sparse", "trackio": "me/curves"}[name]

@@ -214,7 +214,7 @@ def test_a_loss_that_diverges_names_step_and_term(store, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "mode,mean_square", [("center+scale", 16.0), ("scale", 16.0), ("none", None)]
 )
-def test_inputs_are_normalised_on_training_rows_only(store, mode, mean_square):
+def test_inputs_are_normalized_on_training_rows_only(store, mode, mean_square):
     normalize, sample = estimate(store, mode, 0, torch.device("cpu"))
     x = torch.cat([normalize(b).x for b in store.batches(500, split="train")]).double()
     raw = torch.cat([b.x for b in store.batches(500, split="train")]).double()
@@ -257,7 +257,7 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
     )
 
 
-def test_resampling_zeroes_the_moments_of_the_dead_alone():
+def test_resampling_zeroes_only_the_moments_of_the_dead():
     sae = build("sae", 16, {"latents": 8, "sparsity": "l1"})
     optimizer = make_adam(sae, 1e-3)
     sae.initialise_from(make_rows(100), torch.Generator().manual_seed(0))

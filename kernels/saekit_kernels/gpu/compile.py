@@ -203,8 +203,8 @@ def compile_all(
     numbers of cases."""
     jobs = [(number, target) for number in range(len(_numbered_cases())) for target in targets]
     processes = processes or min(os.cpu_count() or 1, 8)
-    # fork: the children inherit the imports, which take longer than compiling most kernels. There
-    # is no CUDA context here.
+    # fork: the children inherit the imports, which take longer than compiling most kernels. No CUDA
+    # context exists here.
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         return list(pool.map(_compile_numbered, jobs))
 

@@ -3,8 +3,7 @@
 `decode_mse` uses one program per row. It gathers the row's weight vectors into x_hat, compares with
 x, and reads the same vectors a second time for the gradients of the code values, while they are in
 cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304, of the 228 KB of L1 on an
-H100 (NVIDIA H100 white paper). The dense equivalent takes two GEMMs and about five passes over B x
-F.
+H100 (NVIDIA H100 white paper). A dense decoder takes two GEMMs and about five passes over B x F.
 
 Two power-of-two blocks cover d (`split_width`): 2304 = 2048 + 256, where one block of 4096 would
 leave 44 % of the lanes idle. Loops run to nnz of the row, so wide padding costs nothing. The block
@@ -112,8 +111,7 @@ def _decode_mse_row(
     if PENALTY:
         tl.store(l1_ptr + row, tl.sum(l1, axis=0))
 
-    # Second pass: d mean_b loss_b / d vals[t] = <g, W[idx[t]]>, with the residual still in
-    # registers.
+    # Second pass: d mean_b loss_b / d vals[t] = <g, W[idx[t]]>, with the residual in registers.
     if NEED_GRAD:
         g_head = e_head * (2.0 * inverse_B)
         g_tail = e_tail * (2.0 * inverse_B)

@@ -271,8 +271,7 @@ def largest_of_batch(
     rows: SparseCodes, k: int, capacity: int
 ) -> tuple[SparseCodes, torch.Tensor, torch.Tensor]:
     """The B k largest among the entries of all rows, then at most `capacity` per row."""
-    # The B k largest keys; ties go to the first, in the order of b F + j, since rows and columns
-    # ascend.
+    # The B k largest keys; ties go to the smallest b F + j: rows and columns ascend.
     keys = keys_of(rows.vals)  # 0 on padding
     count = min(len(rows) * k, keys.numel())
     kth = keys.flatten().topk(count, sorted=False).values.amin()
@@ -280,8 +279,7 @@ def largest_of_batch(
     room = count - (keys > kth).sum()
     first = tied.flatten().cumsum(0, dtype=torch.int32).view_as(keys) <= room
     wins = (keys > kth) | (tied & first)
-    # At most `capacity` of them per row, and the smallest. A key is the value's bits; INT_MAX is a
-    # NaN.
+    # At most `capacity` per row, and the smallest. A key is the value's bits (NaN: INT_MAX).
     selected = select_topk(torch.where(wins, rows.vals, 0), capacity)
     idx = torch.where(selected.active(), rows.idx.gather(1, selected.idx.long()), 0)
     smallest = torch.where(selected.active(), keys_of(selected.vals), 0x7FFFFFFF).amin()

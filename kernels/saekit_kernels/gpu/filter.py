@@ -284,73 +284,64 @@ def filter_rows(
 
 
 def cases() -> list[Case]:
-    ints = ["B", "F", "D", "x_stride", "w_stride", "bound_stride", "theta_stride", "tiles", "k"]
-
-    def case(
-        name,
-        kernel,
-        pointers: dict[str, str],
-        constants,
-        num_warps,
-        num_stages=2,
-        tensor_cores=False,
-    ) -> Case:
-        signature = pointers | {a: "i32" for a in ints if a in kernel.arg_names}
-        aligned = tuple(a for a in ("F", "D", "x_stride", "w_stride") if a in kernel.arg_names)
-        return Case(
-            name, kernel, signature, constants, num_warps, num_stages, tensor_cores, aligned
-        )
-
-    def filtering(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Case:
-        config = filter_config(dtype, dtype)
-        blocks = {a: config[a] for a in ("BM", "BN", "BK")}
-        constants = {
-            "BY_ROW": by_row,
-            "SLOTS": slots_for(survivors, F, config["BN"]),
-            "UPCAST": False,
-            **blocks,
-        }
-        pointers = {
-            "x_ptr": POINTER[dtype],
-            "w_ptr": POINTER[dtype],
-            "b_ptr": "*fp32",
-            "bound_ptr": "*i32",
-            "theta_ptr": "*fp32",
-        }
-        pointers |= {"slot_ptr": "*i64", "count_ptr": "*i32", "enabled_ptr": "*i32"}
-        name = f"filter {dtype} F={F} by_row={by_row}"
-        low = dtype != torch.float32
-        return case(
-            name, filter_kernel, pointers, constants, config["num_warps"], config["num_stages"], low
-        )
-
-    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32", "total_ptr": "*i32"}
-
-    def choosing(F: int, k: int, slots: int, rule: str) -> Case:
-        groups, warps = choose_groups(k)
-        pointers = {
-            "slot_ptr": "*i32",
-            "count_ptr": "*i32",
-            "bound_ptr": "*i32",
-            "enabled_ptr": "*i32",
-            "list_ptr": "*i32",
-        }
-        constants = {"RULE": rule, "SLOTS": slots, "GROUPS": groups}
-        return case(
-            f"choose F={F} k={k} {rule}",
-            choose_kernel,
-            pointers | codes | {"flag_ptr": "*i32"},
-            constants,
-            warps,
-        )
-
     return [
-        filtering(torch.bfloat16, 24576, 288, True),
-        filtering(torch.bfloat16, 73728, 288, False),
-        filtering(torch.bfloat16, 131072, 288, True),
-        filtering(torch.float32, 24576, 288, True),
-        choosing(24576, 32, 16, "topk"),
-        choosing(24576, 65, 16, "complete"),
-        choosing(73728, 129, 16, "complete"),
-        choosing(131072, 2048, 8, "clip"),
+        _filter_case(torch.bfloat16, 24576, 288, True),
+        _filter_case(torch.bfloat16, 73728, 288, False),
+        _filter_case(torch.bfloat16, 131072, 288, True),
+        _filter_case(torch.float32, 24576, 288, True),
+        _choose_case(24576, 32, 16, "topk"),
+        _choose_case(24576, 65, 16, "complete"),
+        _choose_case(73728, 129, 16, "complete"),
+        _choose_case(131072, 2048, 8, "clip"),
     ]
+
+
+def _filter_case(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Case:
+    config = filter_config(dtype, dtype)
+    constants = {
+        "BY_ROW": by_row,
+        "SLOTS": slots_for(survivors, F, config["BN"]),
+        "UPCAST": False,
+        **{name: config[name] for name in ("BM", "BN", "BK")},
+    }
+    signature = {
+        "x_ptr": POINTER[dtype],
+        "w_ptr": POINTER[dtype],
+        "b_ptr": "*fp32",
+        "bound_ptr": "*i32",
+        "theta_ptr": "*fp32",
+        "slot_ptr": "*i64",
+        "count_ptr": "*i32",
+        "enabled_ptr": "*i32",
+    }
+    sizes = ("B", "F", "D", "x_stride", "w_stride", "bound_stride", "theta_stride", "tiles")
+    signature |= dict.fromkeys(sizes, "i32")
+    return Case(
+        f"filter {dtype} F={F} by_row={by_row}",
+        filter_kernel,
+        signature,
+        constants,
+        config["num_warps"],
+        config["num_stages"],
+        tensor_cores=dtype != torch.float32,
+        aligned=("F", "D", "x_stride", "w_stride"),
+    )
+
+
+def _choose_case(F: int, k: int, slots: int, rule: str) -> Case:
+    groups, warps = choose_groups(k)
+    signature = {
+        "slot_ptr": "*i32",
+        "count_ptr": "*i32",
+        "bound_ptr": "*i32",
+        "enabled_ptr": "*i32",
+        "list_ptr": "*i32",
+        "vals_ptr": "*fp32",
+        "idx_ptr": "*i32",
+        "nnz_ptr": "*i32",
+        "total_ptr": "*i32",
+        "flag_ptr": "*i32",
+        **dict.fromkeys(("k", "bound_stride", "tiles"), "i32"),
+    }
+    constants = {"RULE": rule, "SLOTS": slots, "GROUPS": groups}
+    return Case(f"choose F={F} k={k} {rule}", choose_kernel, signature, constants, warps)

@@ -423,8 +423,7 @@ def _check(
     lead: torch.Tensor,
     half: bool = False,
 ) -> None:
-    """The leading tensor's dtype, the shapes of the others, and that a kernel can run on all of
-    them."""
+    """Check the dtype of `lead`, the shapes of the others, and that a kernel can run on all."""
     if lead.dtype not in (torch.float32, torch.bfloat16, *((torch.float16,) if half else ())):
         raise ValueError(f"{name} takes fp32 or bf16{' or fp16' if half else ''}, got {lead.dtype}")
     tensors = {label: (t, shape) for label, (t, shape) in shapes.items() if t is not None}
@@ -453,86 +452,95 @@ def _check_written(label: str, t: torch.Tensor) -> None:
 
 
 def cases() -> list[Case]:
+    return [
+        *_sigmoid_cases("d=768 F=24576 bf16", torch.bfloat16, 768, 24576, False),
+        *_sigmoid_cases("d=4096 F=131072 bf16 weighted", torch.bfloat16, 4096, 131072, True),
+        *_sigmoid_cases("d=33 F=1001 bf16", torch.bfloat16, 33, 1001, False),
+        *_sigmoid_cases("d=768 F=24576 fp32", torch.float32, 768, 24576, False),
+        *_relu_cases("F=24576 bf16", torch.bfloat16),
+        *_relu_cases("F=24576 fp32", torch.float32),
+        _pass_case(
+            "F=24576",
+            _sum_partials_kernel,
+            {"partial_ptr": "*fp32", "total_ptr": "*fp32", "R": "i32", "F": "i32"},
+            _SUM,
+        ),
+    ]
+
+
+def _sigmoid_cases(label: str, dtype: torch.dtype, D: int, F: int, weighted: bool) -> list[Case]:
     fp32 = POINTER[torch.float32]
-    listed = []
-    for label, dtype, D, F, weighted in (
-        ("d=768 F=24576 bf16", torch.bfloat16, 768, 24576, False),
-        ("d=4096 F=131072 bf16 weighted", torch.bfloat16, 4096, 131072, True),
-        ("d=33 F=1001 bf16", torch.bfloat16, 33, 1001, False),
-        ("d=768 F=24576 fp32", torch.float32, 768, 24576, False),
-    ):
-        x = POINTER[dtype]
-        sizes = {"B": "i32", "F": "i32", "D": "i32"} | ({"weight_ptr": fp32} if weighted else {})
-        config = _product_config(dtype, D, F)
-        options = {
-            "num_warps": config.pop("num_warps"),
-            "num_stages": config.pop("num_stages"),
-            "tensor_cores": dtype != torch.float32,
-        }
-        weight = {"WEIGHTED": weighted} | ({} if weighted else {"weight_ptr": None})
-        constants = config | weight | {"GROUP": GROUP_ROWS, "UPCAST": False}
-        encode = {
-            "x_ptr": x,
-            "x_stride": "i32",
-            "w_ptr": x,
-            "w_stride": "i32",
-            "b_ptr": fp32,
-            "f_ptr": x,
-            "partial_ptr": fp32,
-        }
-        dpre = {
-            "g_ptr": x,
-            "g_stride": "i32",
-            "w_ptr": x,
-            "w_stride": "i32",
-            "f_ptr": x,
-            "f_stride": "i32",
-            "c_ptr": fp32,
-        }
-        dpre |= {"dpre_ptr": x, "partial_ptr": fp32}
-        pull = {
-            "f_ptr": x,
-            "f_stride": "i32",
-            "c_ptr": fp32,
-            "dpre_ptr": x,
-            "partial_ptr": fp32,
-        } | sizes
-        del pull["D"]
-        aligned = (
-            ("x_stride", "g_stride", "w_stride", "f_stride", "F", "D")
-            if D % 16 == 0 and F % 16 == 0
-            else ()
-        )
-        listed += [
-            Case(
-                label, _sigmoid_encode_kernel, encode | sizes, constants, aligned=aligned, **options
-            ),
-            Case(label, _sigmoid_dpre_kernel, dpre | sizes, constants, aligned=aligned, **options),
-            _pass_case(label, _sigmoid_pull_kernel, pull, _PASS | weight),
-        ]
-    for label, dtype in (("F=24576 bf16", torch.bfloat16), ("F=24576 fp32", torch.float32)):
-        z = POINTER[dtype]
-        sizes = {"B": "i32", "F": "i32"}
-        forward = {
-            "pre_ptr": z,
-            "stride": "i32",
-            "norm_ptr": fp32,
-            "l1_ptr": fp32,
-            "nnz_ptr": "*i32",
-        } | sizes
-        backward = {
-            "z_ptr": z,
-            "z_stride": "i32",
-            "dz_ptr": z,
-            "dz_stride": "i32",
-            "pull_ptr": fp32,
-            "partial_ptr": fp32,
-        } | sizes
-        listed.append(_pass_case(label, _relu_forward_kernel, forward, _RELU_ROWS))
-        listed.append(_pass_case(label, _relu_backward_kernel, backward, _PASS))
-    partials = {"partial_ptr": fp32, "total_ptr": fp32, "R": "i32", "F": "i32"}
-    listed.append(_pass_case("F=24576", _sum_partials_kernel, partials, _SUM))
-    return listed
+    x = POINTER[dtype]
+    sizes = {"B": "i32", "F": "i32", "D": "i32"} | ({"weight_ptr": fp32} if weighted else {})
+    config = _product_config(dtype, D, F)
+    options = {
+        "num_warps": config.pop("num_warps"),
+        "num_stages": config.pop("num_stages"),
+        "tensor_cores": dtype != torch.float32,
+    }
+    weight = {"WEIGHTED": weighted} | ({} if weighted else {"weight_ptr": None})
+    constants = config | weight | {"GROUP": GROUP_ROWS, "UPCAST": False}
+    encode = {
+        "x_ptr": x,
+        "x_stride": "i32",
+        "w_ptr": x,
+        "w_stride": "i32",
+        "b_ptr": fp32,
+        "f_ptr": x,
+        "partial_ptr": fp32,
+    }
+    dpre = {
+        "g_ptr": x,
+        "g_stride": "i32",
+        "w_ptr": x,
+        "w_stride": "i32",
+        "f_ptr": x,
+        "f_stride": "i32",
+        "c_ptr": fp32,
+    }
+    dpre |= {"dpre_ptr": x, "partial_ptr": fp32}
+    pull = {
+        "f_ptr": x,
+        "f_stride": "i32",
+        "c_ptr": fp32,
+        "dpre_ptr": x,
+        "partial_ptr": fp32,
+    } | sizes
+    del pull["D"]
+    aligned = (
+        ("x_stride", "g_stride", "w_stride", "f_stride", "F", "D")
+        if D % 16 == 0 and F % 16 == 0
+        else ()
+    )
+    return [
+        Case(label, _sigmoid_encode_kernel, encode | sizes, constants, aligned=aligned, **options),
+        Case(label, _sigmoid_dpre_kernel, dpre | sizes, constants, aligned=aligned, **options),
+        _pass_case(label, _sigmoid_pull_kernel, pull, _PASS | weight),
+    ]
+
+
+def _relu_cases(label: str, dtype: torch.dtype) -> list[Case]:
+    z, fp32 = POINTER[dtype], POINTER[torch.float32]
+    sizes = {"B": "i32", "F": "i32"}
+    forward = {
+        "pre_ptr": z,
+        "stride": "i32",
+        "norm_ptr": fp32,
+        "l1_ptr": fp32,
+        "nnz_ptr": "*i32",
+    } | sizes
+    backward = {
+        "z_ptr": z,
+        "z_stride": "i32",
+        "dz_ptr": z,
+        "dz_stride": "i32",
+        "pull_ptr": fp32,
+        "partial_ptr": fp32,
+    } | sizes
+    return [
+        _pass_case(label, _relu_forward_kernel, forward, _RELU_ROWS),
+        _pass_case(label, _relu_backward_kernel, backward, _PASS),
+    ]
 
 
 def _pass_case(label: str, kernel: Any, signature: dict[str, str], config: dict[str, Any]) -> Case:

@@ -90,8 +90,7 @@ def redo_rows(
     flag_B: torch.Tensor,
     theta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Redo the flagged rows and their totals exactly, in place; returns how many, an int32 on the
-    device."""
+    """Redo flagged rows and their totals exactly, in place; returns how many (int32, device)."""
     B, F, k = len(codes), codes.F, codes.capacity
     # The flagged rows first; their number stays on the device.
     order = torch.argsort(flag_B, descending=True, stable=True)

@@ -52,8 +52,7 @@ class Case:
 
 
 def launchable(*tensors: torch.Tensor) -> bool:
-    """Whether kernels can run on these tensors: all on a CUDA device, or anywhere under the
-    interpreter."""
+    """Whether kernels can run on these tensors: all on a CUDA device, or interpreted."""
     return INTERPRETED or all(t.is_cuda for t in tensors)
 
 

@@ -1,5 +1,5 @@
-"""embedded:digits-vit: a small ViT for embedded:digits; `train` makes the three files that lie
-beside this one.
+"""embedded:digits-vit: a small ViT for embedded:digits; `train` writes the three files in this
+folder.
 
 One pixel is one patch, so that a heat map over patches has the full 8x8 resolution: 64 patches and
 the class token.

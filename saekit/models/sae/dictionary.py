@@ -3,10 +3,7 @@
     pre = x W_enc^T + b_enc,   z = sparsity(pre),   x_hat = z W_dec + b_dec
 
 Encoder and decoder are both stored (F,D), one latent per row, so that the vectors of single latents
-are contiguous. With another store as the target it is a transcoder: x_hat stands for the output of
-a module whose input is x, and `skip` adds x W_skip^T. With several hooks side by side in a row
-(`parts`) it is a crosscoder. What makes the code sparse is a subclass (saekit.models.sparsity), and
-how it trains is saekit.models.sae.module.
+are contiguous. How they train is saekit.models.sae.module.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from saekit.errors import UsageError
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows, unit_rows_
 from saekit.models.codes import Code, decoded
+from saekit.models.normalizer import Normalizer
 from saekit.models.sae.config import SAEConfig
 from saekit.models.sae.fold import folded, unfolded
 from saekit.types import Output
@@ -43,7 +41,7 @@ class Dictionary(Autoencoder):
     config_class: ClassVar[type[SAEConfig]] = SAEConfig
     line: ClassVar[str] = ""
     """What it is, in one line, for lists."""
-    active_above: float = 0.0
+    active_above: float | None = 0.0
     homogeneous: ClassVar[bool] = True
     """encode(c x) = c encode(x) for c > 0, with the threshold scaled too, so that the input's scale
     folds into the biases."""
@@ -190,5 +188,11 @@ class Dictionary(Autoencoder):
         tensors = {name: getattr(self, name).detach() for name in names}
         return tensors | ({"threshold": self.threshold} if self.thresholded else {})
 
-    folded = folded
-    unfolded = unfolded
+    def folded(
+        self, inputs: Normalizer, targets: Normalizer | None = None
+    ) -> dict[str, torch.Tensor]:
+        return folded(self, inputs, targets)
+
+    def unfolded(self, inputs: Normalizer) -> dict[str, torch.Tensor]:
+        """The tensors that act on normalized x as these act on raw x: undoes `folded`."""
+        return unfolded(self, inputs)

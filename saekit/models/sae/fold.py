@@ -14,12 +14,12 @@ import torch
 from saekit.models.normalizer import Normalizer
 
 if TYPE_CHECKING:
-    from saekit.models.sae.module import SAE
+    from saekit.models.sae.dictionary import Dictionary
 
 
 @torch.no_grad()
 def folded(
-    sae: SAE, inputs: Normalizer, targets: Normalizer | None = None
+    sae: Dictionary, inputs: Normalizer, targets: Normalizer | None = None
 ) -> dict[str, torch.Tensor]:
     """The weights that act on raw x as those of `sae` act on normalized x, and reconstruct raw
     targets (`targets`: of another store; None: x itself).
@@ -52,7 +52,7 @@ def folded(
 
 
 @torch.no_grad()
-def unfolded(sae: SAE, inputs: Normalizer) -> dict[str, torch.Tensor]:
+def unfolded(sae: Dictionary, inputs: Normalizer) -> dict[str, torch.Tensor]:
     """The weights that act on normalized x as those of `sae` act on raw x. `sae` is folded, and
     reconstructs its own input; `inputs` has one scale."""
     scale = inputs.scale

@@ -1,10 +1,10 @@
-"""Gradient and optimiser in one pass over the latents (saekit_kernels.gpu.optim), where the Triton
-path runs.
+"""Gradient and optimizer in one pass over the latents (saekit_kernels.gpu.optim), on the Triton
+path.
 
-The gradients of encoder and decoder, two thirds of what Adam otherwise moves, never exist. The
-result is that of the ordinary step: the same loss, projection, torch.optim.Adam and unit norm. It
-does not apply with gradient clipping, which needs the norm of the whole gradient first, nor while
-an auxiliary loss adds a second gradient.
+The gradients of encoder and decoder, two thirds of what Adam otherwise reads and writes, are never
+stored. The result is that of the ordinary step: the same loss, projection, torch.optim.Adam and
+unit norm. It does not apply with gradient clipping, which needs the norm of the whole gradient
+first, nor while an auxiliary loss adds a second gradient.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from saekit_kernels import AdamSettings, FeatureState, feature_step
+from saekit_kernels import AdamSettings, FeatureState, SparseCodes, feature_step
 from saekit_kernels.operations import OPERATIONS, Encoded
 
+from saekit.models.sae.losses import loss_terms
+from saekit.models.sae.preactivations import encoder_metrics
 from saekit.types import LossTerms
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adam:
-    """The optimiser as a fused step needs it: `count` steps done before this one, moments by
-    parameter name."""
+    """The optimizer as a fused step needs it: `count` steps were done before this one, moments are
+    by parameter name."""
 
     lr: float
     beta1: float
@@ -37,11 +39,12 @@ class Adam:
 
 @dataclass
 class Shadows:
-    """bf16 copies of encoder and decoder, which the fused step rewrites. Whoever else writes the
-    parameters must clear() them: neither a fused optimiser nor `.data` leaves a trace that could be
-    checked."""
+    """bf16 copies of encoder and decoder, which the fused step rewrites. Any other code that writes
+    the parameters must clear() them: neither a fused optimizer nor `.data` leaves a trace that
+    could be checked."""
 
-    devices: tuple[str, ...] = ("cuda",)  # where they are kept
+    devices: tuple[str, ...] = ("cuda",)
+    """The types of device that have copies."""
     copies: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def of(self, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
@@ -60,14 +63,18 @@ def fused_sparse_step(
     sae: SAE, x_BD: torch.Tensor, encoded: Encoded, coef: float, adam: Adam
 ) -> LossTerms:
     """One step from codes: ReLU or TopK, with the penalty coef * mean_b sum_j z_bj ||w_j||. Changes
-    the parameters and moments."""
+    parameters and moments."""
     operations, codes, B = OPERATIONS["triton"], encoded.codes, len(x_BD)
+    assert isinstance(codes, SparseCodes)
+    # Reconstruct, and differentiate in x_hat and the code.
     W_dec_low = sae.shadows.of("W_dec", sae.W_dec)
     unit = sae.config.decoder_norm == "unit"
     penalty_F = coef * torch.linalg.vector_norm(sae.W_dec, dim=1) if coef else None
     decoded = operations.decode_mse(
         codes, sae.W_dec if W_dec_low is None else W_dec_low, sae.b_dec, x_BD, True, penalty_F
     )
+    assert decoded.g_BD is not None and decoded.dvals_BK is not None
+    # Gradient, Adam and unit norm of encoder and decoder, latent by latent; then b_dec.
     moments = [tensor for name in ("W_enc", "b_enc", "W_dec") for tensor in adam.moments[name]]
     parameters = [p.data for p in (sae.W_enc, sae.b_enc, sae.W_dec)]
     state = FeatureState(
@@ -79,32 +86,11 @@ def fused_sparse_step(
     )
     feature_step(state, codes, decoded.dvals_BK, x_BD, decoded.g_BD, settings, "triton")
     _adam_on_vector(sae.b_dec.data, decoded.g_BD.sum(0), *adam.moments["b_dec"], adam)
-    reconstruction = decoded.loss_B.mean()
-    terms, weights, total = (
-        {"reconstruction": reconstruction},
-        {"reconstruction": 1.0},
-        reconstruction,
-    )
-    if penalty_F is not None:
-        terms["l1"], weights["l1"] = decoded.l1_B.mean() / coef, coef
-        total = total + coef * terms["l1"]
-    return LossTerms(
-        total,
-        terms,
-        weights,
-        codes.transpose().counts(),
-        encoder_metrics(encoded.redone, encoded.lost),
-    )
-
-
-def encoder_metrics(
-    redone: torch.Tensor | None, lost: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for name, value in (("redone_rows", redone), ("lost_rows", lost))
-        if value is not None
-    }
+    # What the step reports.
+    weighted = {"reconstruction": (decoded.loss_B.mean(), 1.0)}
+    if decoded.l1_B is not None:
+        weighted["l1"] = (decoded.l1_B.mean() / coef, coef)
+    return loss_terms(weighted, codes.transpose().counts(), encoder_metrics(encoded))
 
 
 def _adam_on_vector(

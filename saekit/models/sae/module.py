@@ -1,7 +1,12 @@
-"""How a sparse autoencoder trains: start, loss, and what happens between steps.
+"""The sparse autoencoder: pre = x W_enc^T + b_enc, a sparse code z = sparsity(pre), x_hat = z W_dec
++ b_dec.
 
-The weights and the map are saekit.models.sae.dictionary; what makes the code sparse is a subclass
-(saekit.models.sparsity), which overrides one or two of the parts of a step below.
+With another store as the target it is a transcoder: x_hat stands for the output of a module whose
+input is x, and `skip` adds x W_skip^T. With several hooks side by side in a row (`parts`) it is a
+crosscoder. What makes the code sparse is a subclass (saekit.models.sparsity).
+
+The weights and the map are in saekit.models.sae.dictionary. This file is about training: start,
+loss, and what happens between steps.
 """
 
 from __future__ import annotations
@@ -61,7 +66,7 @@ class SAE(Dictionary):
             from saekit.models.sparsity import VARIANTS
 
             cls = VARIANTS[SAEConfig.sparsity if config is None else config.sparsity]
-        return super().__new__(cls)
+        return super().__new__(cls)  # pyright: ignore[reportArgumentType]
 
     def __init__(
         self, config: SAEConfig | None = None, *, folded: bool = False, **options: Any
@@ -226,7 +231,8 @@ class SAE(Dictionary):
 
     def observe(self, l0: float, step: Step) -> None:
         """Choose the path, with hysteresis, and drive penalty and biases to the target L0."""
-        self.path = next_path(self.path, l0, crossover_l0(self.latents))
+        path = next_path(self.path, l0, crossover_l0(self.latents))
+        self.path = as_type(path, Literal["sparse", "dense"], "path")
         self.steer(self.control.observe(l0, step.number, step.total))
 
     def steer(self, factor: float) -> None:
@@ -234,7 +240,7 @@ class SAE(Dictionary):
         there are any, else all biases alike."""
         if factor != 1.0:
             with torch.no_grad():
-                self.b_enc -= self.shift * self.unit * math.log(factor)
+                self.b_enc.sub_(self.shift * self.unit * math.log(factor))
 
     @property
     def compares(self) -> bool:

@@ -1,13 +1,13 @@
 """The pre-activations of a batch that may become active: a few entries of each row, or all of them
 where that is cheaper.
 
-Both forms answer the same questions, so that a variant's formula is written once. `values` are
-(B,K), ragged (n,) or (B,F); `of(p_F)` is the value of a per-latent quantity at each of them.
+Both forms have the same interface, so that a variant's formula is written once. `values` are (B,K),
+ragged (n,) or (B,F); `of(p_F)` is the value of a per-latent quantity at each of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from saekit_kernels import Codes, decode_entries, decode_nested, most_active, preactivations
@@ -48,12 +48,12 @@ class SparsePre:
         return decode_nested(self.codes, z, W_dec_FD, b_dec_D, level, levels)
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
-        """(F,): over the rows."""
+        """(F,): z summed over the rows."""
         z = self.codes.without_padding(z)
         return z.new_zeros(self.latents).index_add(0, self.codes.idx.flatten().long(), z.flatten())
 
     def fired(self, z: torch.Tensor) -> torch.Tensor:
-        """(F,): in how many rows each latent is active."""
+        """(F,): the number of rows in which each latent is active."""
         return self.sums((z != 0).to(torch.float32)).long()
 
     def dense(self, z: torch.Tensor) -> torch.Tensor:
@@ -122,8 +122,8 @@ def largest_of_rows(sae: SAE, x_BD: torch.Tensor, k: int, step: Step) -> SparseP
 def largest_of_batch(
     sae: SAE, x_BD: torch.Tensor, k: int, bound: torch.Tensor, step: Step
 ) -> tuple[SparsePre, torch.Tensor]:
-    """(the B k largest positive ones of the batch, the smallest of them); `bound`: a guess below
-    that."""
+    """(the B k largest positive pre-activations of the batch, the smallest of them); `bound`: a
+    guess that is below the smallest."""
     operations = OPERATIONS[step.backend]
     encoded, smallest = operations.encode_batchtopk(
         x_BD, sae.W_enc, sae.b_enc, k, sae.workspace, step.encoder_plan, bound
@@ -132,10 +132,16 @@ def largest_of_batch(
 
 
 def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None = None) -> Pre:
-    """All pre-activations above `floor` (0): as entries where few are, else the whole matrix."""
-    encoded, triton = Encoded(None), step.backend == "triton"
-    most = None if triton else most_active(x_BD, sae.latents)
-    if sae.path == "sparse" if triton else most >= 1:
+    """All pre-activations above `floor` (default 0): as entries if there are few, else the whole
+    matrix."""
+    # The Triton path is told which form to use; the torch path tries entries, up to a limit.
+    encoded, most = Encoded(None), None
+    if step.backend == "triton":
+        tries_sparse = sae.path == "sparse"
+    else:
+        most = most_active(x_BD, sae.latents)
+        tries_sparse = most >= 1
+    if tries_sparse:
         bias = sae.b_enc if floor_F is None else sae.b_enc - floor_F.detach()
         encoded = OPERATIONS[step.backend].encode_relu(
             x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most
@@ -148,14 +154,15 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
 def _entries(
     sae: SAE, x_BD: torch.Tensor, encoded: Encoded, step: Step, floor_F: torch.Tensor | None = None
 ) -> SparsePre:
+    assert encoded.codes is not None
     values = preactivations(encoded.codes, x_BD, sae.W_enc, sae.b_enc, step.backend)
     if floor_F is not None:
         values = values + floor_F.detach()[encoded.codes.idx.long()]
     return SparsePre(encoded.codes, values, step.backend, encoded)
 
 
-def encoder_metrics(encoded) -> dict[str, torch.Tensor]:
-    """What an encoder (or a Reconstruction) says of itself."""
+def encoder_metrics(encoded: Any) -> dict[str, torch.Tensor]:
+    """What an encoder (or a Reconstruction) reports about itself."""
     return {
         name: value
         for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost))

@@ -1,9 +1,9 @@
-"""What makes an SAE's code sparse: each variant is a class (saekit.models.sae says of what it
-consists) and one line below.
+"""What makes an SAE's code sparse: each variant is a subclass of saekit.models.sae.SAE and one line
+below.
 
-Shapes: B rows, D d_in, F latents. x is the normalised training input, E||x||^2 = D; the
+Shapes: B rows, D d_in, F latents. x is the normalized training input, E||x||^2 = D; the
 reconstruction term is the mean over rows of the sum over D of (x - x_hat)^2. docs/variants.md has
-formulas, sources and measured rows.
+formulas, sources and measurements.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`abs-topk`: the k pre-activations of a row that are largest in magnitude, with their signs (Zhu
 et al. 2025, arXiv 2510.00404).
 
-One latent then stands for a direction and its opposite. A latent is active where it is not 0.
+One latent stands for a direction and its opposite. A latent is active where it is not 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from saekit.models.sae.preactivations import Pre, SparsePre
 from saekit.models.sparsity.topk import TopKConfig, k_at
 from saekit.types import Step
 
-CHUNK_ROWS = 1024  # the dense pre-activations of so many rows exist at a time
+CHUNK_ROWS = 1024  # dense pre-activations exist for this many rows at a time
 
 
 class AbsTopK(SAE):
@@ -37,10 +37,12 @@ class AbsTopK(SAE):
 
     @torch.no_grad()
     def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:
-        parts = [
+        chunks = [
             signed_topk(torch.addmm(self.b_enc, x, self.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)
         ]
         return SparseCodes(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in ("vals", "idx", "nnz")),
+            torch.cat([chunk.vals for chunk in chunks]),
+            torch.cat([chunk.idx for chunk in chunks]),
+            torch.cat([chunk.nnz for chunk in chunks]),
             self.latents,
         )

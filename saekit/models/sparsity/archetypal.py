@@ -2,8 +2,8 @@
 2502.12892).
 
 W_dec = softmax(SPEED A) P + L with P (N,D) training rows, drawn once, A (F,N) trained and L (F,D)
-trained within ||l_j|| <= relax. Atoms that are mixtures of rows cannot drift to where there is no
-data. Decoder rows are free in their norm; the parts are saved as the W_dec that they make.
+trained within ||l_j|| <= relax. Atoms that are mixtures of rows cannot drift away from the data.
+Decoder rows have any norm. A checkpoint holds the W_dec that is computed from P, A and L.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
 from saekit.options import Doc
 
 SHARPNESS = 6.0  # of the first mixtures: each atom starts near one row
-SPEED = 30.0  # logits move by units, weights by hundredths; Adam gives both the same steps
+SPEED = 30.0  # logits must move by units, weights by hundredths; Adam's steps are the same for both
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,24 @@ class ArchetypalConfig(TopKConfig):
 
 
 class Archetypal(LargestOfRows):
+    points: torch.Tensor
+    mixture: nn.Parameter
+    leave: nn.Parameter | None
+
     sparsity = "archetypal"
     config_class = ArchetypalConfig
     line = "topk; atoms are mixtures of training rows"
     constrained_decoder = True
 
     def make_parameters(self) -> None:
-        """Until there are rows, directions drawn at random span the hull."""
+        """Until `initialise_from`, random directions span the hull."""
         with torch.no_grad():
             self.span(random_unit_rows(self.config.archetypes, self.d_out, None) * self.d_out**0.5)
-            self.W_enc.copy_(self.W_dec) if not self.transcodes else None
+            if not self.transcodes:
+                self.W_enc.copy_(self.W_dec)
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        # else the atoms are mixtures of rows of the target, which `start_at` brings
+        # a transcoder's atoms are mixtures of rows of the target (`start_from_target`)
         if not self.transcodes:
             self.span(sample_BD)
             self.W_enc.copy_(self.W_dec)
@@ -58,15 +63,16 @@ class Archetypal(LargestOfRows):
         super().start_from(sample_BD)
 
     def span(self, rows_BD: torch.Tensor) -> None:
-        """Make W_dec of these rows. They are scaled by 1/sqrt(D), to a norm of about 1, which is
-        all the same to a hull around 0."""
-        # of the run's sample, which its seed shuffles
-        rows, generator = rows_BD, torch.Generator().manual_seed(0)
-        count = min(self.config.archetypes, len(rows))
-        points = rows[torch.randperm(len(rows), generator=generator)[:count]] / self.d_out**0.5
-        self.register_buffer("points", points.clone())
+        """Compute W_dec from mixtures of these rows, scaled by 1/sqrt(D) to a norm of about 1,
+        which does not change the directions of a hull around 0."""
+        # P: N of the rows, which the seed of the run has shuffled
+        generator = torch.Generator().manual_seed(0)
+        count = min(self.config.archetypes, len(rows_BD))
+        chosen = torch.randperm(len(rows_BD), generator=generator)[:count]
+        self.register_buffer("points", (rows_BD[chosen] / self.d_out**0.5).clone())
+        # A: each atom starts near one row; atoms beyond the first N start between two
         start = torch.arange(self.latents) % count
-        if self.latents > count:  # atoms beyond the first N begin between two rows
+        if self.latents > count:
             between = torch.randint(count, (self.latents,), generator=generator)
         else:
             between = start
@@ -74,8 +80,9 @@ class Archetypal(LargestOfRows):
         A[torch.arange(self.latents), start] += SHARPNESS
         A[torch.arange(self.latents), between] += SHARPNESS * (torch.arange(self.latents) >= count)
         self.mixture = nn.Parameter(A / SPEED)
+        # L, and the W_dec that follows
         self.leave = nn.Parameter(torch.zeros_like(self.W_dec)) if self.config.relax else None
-        self.W_dec.requires_grad_(False)  # it is made, not trained
+        self.W_dec.requires_grad_(False)  # it is computed, not trained
         self.W_dec.copy_(self.decoder())
 
     def decoder(self) -> torch.Tensor:
@@ -91,8 +98,8 @@ class Archetypal(LargestOfRows):
         return W if self.leave is None else W + self.leave[latents]
 
     def reset_latents(self, latents: torch.Tensor) -> None:
-        """Atoms are made of rows: a latent that was pointed somewhere begins near the row that lies
-        most in that direction."""
+        """Atoms are mixtures of rows: a resampled latent starts near the row that lies most in its
+        direction."""
         if self.is_folded:
             return
         nearest = (

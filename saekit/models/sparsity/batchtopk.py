@@ -1,11 +1,11 @@
-"""`batchtopk`: k active latents a row on average, rows competing within a batch (Bussmann et al.
+"""`batchtopk`: on average k active latents per row; the rows of a batch compete (Bussmann et al.
 2024, arXiv 2412.06410).
 
-Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, the
-long rows take most of these at first, and most latents of a wide dictionary never fire; so there k
-begins at four times its value and falls (docs/log.md). Rows must not depend on their company
-afterwards: an exponential average of the smallest value kept becomes the threshold of a JumpReLU,
-which is saved as `threshold (F,)`, the same for every latent.
+Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, long
+rows take most of these at first, and most latents of a wide dictionary never fire; so in wide
+dictionaries k starts at four times its value and falls (docs/log.md). At inference a row's code
+must not depend on the rest of the batch: an exponential average of the smallest value kept becomes
+the threshold of a JumpReLU, saved as `threshold (F,)`, the same for every latent.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_ba
 from saekit.models.sparsity.topk import TopKConfig, encoder_copy, k_at
 from saekit.types import ActivationBatch, LossTerms, Step
 
-# of the average, a step: it spans the last ten batches, since the values still grow when a short
-# run ends
+# Decay of the average per step: it spans the last ten batches, since the values still grow when a
+# short run ends.
 KEPT = 0.9
-# of the average: where the search for the next batch's threshold begins; a wrong guess costs time
-# alone
+# Share of the average at which the search for the next batch's threshold starts; a wrong guess only
+# costs time.
 GUESS = 0.7
 
 
@@ -41,7 +41,7 @@ class BatchTopKConfig(TopKConfig):
 
 
 class LargestOfBatch(SAE):
-    """The code of batchtopk, and the common course of a step."""
+    """The code of batchtopk, with the ordinary step."""
 
     config_class = BatchTopKConfig
     thresholded = True
@@ -54,17 +54,16 @@ class LargestOfBatch(SAE):
         return pre
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """(B,F). Of a trained model ReLU(pre) above the threshold; in training the batch's own
-        largest, as in the loss."""
-        if self.training:
-            return encode_batchtopk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)[
-                0
-            ].to_dense()
-        return super().code_of(x_BD)
+        """(B,F): in eval mode ReLU(pre) above the threshold; in training mode the largest of this
+        batch, as in the loss."""
+        if not self.training:
+            return self.thresholded_code(x_BD)
+        codes, _ = encode_batchtopk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
+        return codes.to_dense()
 
 
 class BatchTopK(LargestOfBatch):
-    """The same by kernels for a whole step."""
+    """The same, with kernels for the whole step."""
 
     sparsity = "batchtopk"
     line = "the B k largest of a batch; a threshold afterwards"
@@ -74,7 +73,7 @@ class BatchTopK(LargestOfBatch):
     ) -> LossTerms:
         if not self.is_autoencoder(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
-        made, smallest = batchtopk_reconstruction(
+        result, smallest = batchtopk_reconstruction(
             x_BD,
             *self.weights,
             k_at(self, step),
@@ -85,10 +84,10 @@ class BatchTopK(LargestOfBatch):
         )
         remember(self, smallest)
         weighted = {
-            "reconstruction": (made.total, 1.0),
-            **aux_terms(self, x_BD, made.residual_BD, step),
+            "reconstruction": (result.total, 1.0),
+            **aux_terms(self, x_BD, result.residual_BD, step),
         }
-        return loss_terms(weighted, made.fired_F, encoder_metrics(made))
+        return loss_terms(weighted, result.fired_F, encoder_metrics(result))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
         if has_aux_term(self, step):
@@ -108,7 +107,7 @@ class BatchTopK(LargestOfBatch):
 
 @torch.no_grad()
 def remember(sae: SAE, smallest: torch.Tensor) -> None:
-    """The average moves towards this batch's smallest kept value; the first batch sets it. Nothing
+    """Update the average with this batch's smallest kept value; the first batch sets it. Nothing
     here waits for the device."""
     old = sae.threshold
     sae.threshold.copy_(

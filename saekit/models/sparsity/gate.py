@@ -1,5 +1,5 @@
-"""Codes with trained parameters that say what is active, which a folded model has as one
-`threshold`."""
+"""Codes in which trained parameters decide what is active; a folded model has one `threshold`
+instead."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ class TrainedGate(SAE):
         return self.activate(DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T)))
 
     def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
-        return self.thresholded_code(x_BD)  # what is trained beside the weights has no values yet
+        return self.thresholded_code(x_BD)  # the other parameters have no values yet

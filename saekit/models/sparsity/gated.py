@@ -1,11 +1,11 @@
-"""`gated`: which latents are active and how strong they are, by two encoders that share their
-directions (Rajamanoharan et al. 2024, arXiv 2404.16014).
+"""`gated`: two encoders with the same directions decide which latents are active, and how strongly
+(Rajamanoharan et al. 2024, arXiv 2404.16014).
 
 gate = x W_enc^T + b_enc, magnitude = exp(r) (gate - b_enc) + b_mag, z = magnitude where gate > 0
-(and magnitude > 0). The L1 penalty lies on ReLU(gate) ||w||, and so does not shrink z; ReLU(gate)
-learns by a reconstruction of its own through a decoder held constant (eq. 8).
+(and magnitude > 0). The L1 penalty is on ReLU(gate) ||w||, and so does not shrink z; ReLU(gate) is
+trained by a second reconstruction, through a constant copy of the decoder (eq. 8).
 
-A trained model is saved as the JumpReLU that it is equal to (appendix E): gate > 0 says that the
+A trained model is saved as the JumpReLU that it equals (appendix E): gate > 0 means that the
 magnitude is above b_mag - exp(r) b_enc, so W_enc, b_enc become exp(r) W_enc, b_mag, with that as
 `threshold`.
 """
@@ -35,7 +35,7 @@ class Gated(TrainedGate):
         self.b_mag = nn.Parameter(torch.zeros(self.latents))
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        self.b_enc -= level_of(self, sample_BD, self.config.start_l0)
+        self.b_enc.sub_(level_of(self, sample_BD, self.config.start_l0))
         scale_encoder_to_fit(self, sample_BD[:4096])
         self.r_mag.zero_()
         self.b_mag.copy_(self.b_enc)
@@ -67,8 +67,8 @@ class Gated(TrainedGate):
 
     def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
         pre = self.preactivations(x_BD, step)
-        x_hat = pre.decode(self.activate(pre), self.W_dec, self.b_dec)
-        return x_hat if self.W_skip is None else x_hat + self.skip(x_BD)
+        x_hat, skip = pre.decode(self.activate(pre), self.W_dec, self.b_dec), self.skip(x_BD)
+        return x_hat if skip is None else x_hat + skip
 
     def effective(self) -> dict[str, torch.Tensor]:
         if self.is_folded:

@@ -1,17 +1,16 @@
-"""`jumprelu`: a threshold for each latent, trained (Rajamanoharan et al. 2024, arXiv 2407.14435).
+"""`jumprelu`: a trained threshold for each latent (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
-z = pre where pre > theta, else 0. A step has no gradient by theta; in its place stands that of a
-window of width eps around it (eqs. 11 and 12):
+z = pre where pre > theta, else 0. A jump has no useful gradient in theta; the gradient of a window
+of width eps around it is used instead (eqs. 11 and 12):
 d z / d theta = -(theta / eps) K((pre - theta) / eps) and d [pre > theta] / d theta = -(1 / eps)
-K(...), K the rectangle on [-1/2, 1/2]. The window lies on the *pre-activation*: on z its lower half
-would be empty. theta is trained as it is, in fp32 (its logarithm under Adam moves in steps that are
-relative, and L0 stays where it was: SAELens #494), at SPEED times the learning rate, and kept
-positive.
+K(...), K the rectangle on [-1/2, 1/2]. The window is on the *pre-activation*: on z its lower half
+would be empty. theta itself is trained, in fp32 (Adam would move its logarithm in relative steps,
+and L0 would not move: SAELens #494), at SPEED times the learning rate, and kept positive.
 
 Penalty: coef (L0 / (aim target_l0) - 1)^2 with the batch's mean L0, or coef L0 without a target.
-The reconstruction pulls L0 off the penalty's minimum, so `aim`, 1 at first, and all thresholds by
-one factor are steered (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the firing rates r_j, r_0
-= 0.01, which weighs on latents that fire often (the form of llamascopium's tanh-quad).
+The reconstruction pulls L0 off the penalty's minimum, so a controller moves `aim`, 1 at first, and
+all thresholds by one factor (control.py). `freq_coef` adds sum_j r_j^2 / r_0 of the firing rates
+r_j, r_0 = 0.01, which penalizes latents that fire often (the form of llamascopium's tanh-quad).
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from saekit.options import Doc
 from saekit.types import Step
 
 RARE = 0.01  # r_0
-SPEED = 10.0  # thresholds move by units, weights by hundredths; Adam gives both the same steps
+SPEED = (
+    10.0  # thresholds must move by units, weights by hundredths; Adam's steps are the same for both
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class JumpReLU(TrainedGate):
         self.slow_theta = nn.Parameter(torch.zeros(self.latents))
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        """One threshold for all, above which `start_l0` latents of the mean row lie; then the
+        """One threshold for all, exceeded by `start_l0` latents per row on average; then the
         scale."""
         self.threshold.fill_(level_of(self, sample_BD, self.config.start_l0).clamp_min(0.0))
         scale_encoder_to_fit(self, sample_BD[:4096])
@@ -88,24 +89,19 @@ class JumpReLU(TrainedGate):
         c = self.config
         active = Heaviside.apply(pre.values, pre.of(self.theta()), c.bandwidth * self.unit, False)
         l0 = active.sum() / pre.rows
-        found = {
-            "l0": (
-                (l0 / (c.target_l0 * self.control.aim) - 1).square() if c.target_l0 else l0,
-                self.coef(step),
-            )
-        }
+        if c.target_l0:
+            l0 = (l0 / (c.target_l0 * self.control.aim) - 1).square()
+        penalties = {"l0": (l0, self.coef(step))}
         if c.freq_coef:
-            found["frequency"] = (
-                (pre.sums(active) / pre.rows).square().sum() / RARE,
-                c.freq_coef * self.unit**2,
-            )
-        return found
+            frequency = (pre.sums(active) / pre.rows).square().sum() / RARE
+            penalties["frequency"] = (frequency, c.freq_coef * self.unit**2)
+        return penalties
 
     def steer(self, factor: float) -> None:
         if factor != 1.0:
             with torch.no_grad():
-                self.slow_theta *= factor
-                self.threshold *= factor
+                self.slow_theta.mul_(factor)
+                self.threshold.mul_(factor)
 
     def constrain(self) -> None:
         if self.is_folded:
@@ -134,7 +130,7 @@ class Jump(torch.autograd.Function):
         return torch.where(pre <= theta, 0.0, pre)  # NaN passes
 
     @staticmethod
-    def backward(ctx, dz):
+    def backward(ctx, dz):  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, theta = ctx.saved_tensors
         dtheta = (
             dz * _window(pre, theta, ctx.eps) * (-theta / ctx.eps)
@@ -145,7 +141,7 @@ class Jump(torch.autograd.Function):
 
 
 class Heaviside(torch.autograd.Function):
-    """1 where pre > theta, with the gradient of eq. 12 by theta and, if `to_pre`, its negative by
+    """1 where pre > theta, with the gradient of eq. 12 in theta and, if `to_pre`, its negative in
     pre."""
 
     @staticmethod
@@ -155,7 +151,7 @@ class Heaviside(torch.autograd.Function):
         return (pre > theta).to(pre.dtype)
 
     @staticmethod
-    def backward(ctx, dstep):
+    def backward(ctx, dstep):  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, theta = ctx.saved_tensors
         slope = dstep * _window(pre, theta, ctx.eps) / ctx.eps
         return slope if ctx.to_pre else None, -slope, None, None

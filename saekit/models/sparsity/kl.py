@@ -10,11 +10,10 @@ is the mean of:
 
 The gradient of the firing rate is a window of width eps around 0 (jumprelu.py).
 
-With `target_l0`, rho is aim target_l0 / F, and `aim` is steered until the code has that L0
+With `target_l0`, rho is aim target_l0 / F, and a controller moves `aim` until the code has that L0
 (control.py): a larger weight would pull rare latents up as hard as frequent ones down. Means of
-sigmoids hardly tell how many values are above 0: rho of kl-means is the mean over latents of
-rho_hat_j, taken as constant, which evens them out around where they are, and biases alone are
-steered.
+sigmoids say little about how many values are above 0: rho of kl-means is the mean over latents of
+rho_hat_j, as a constant, which pulls them towards each other, and only the biases are controlled.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from saekit_kernels import sigmoid_reconstruction
 from saekit_kernels.dense import kl_of_means
 
 from saekit.errors import UsageError, opt
+from saekit.models.codes import firing_counts
 from saekit.models.sae import SAE
 from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import DensePre, Pre, above
@@ -89,7 +89,7 @@ class KL(SAE):
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
     dense_start = True
-    shift = 0.6  # every code moves with its bias, and batches differ
+    shift = 0.6  # every code moves with its bias, and batches vary
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
@@ -113,18 +113,20 @@ class KL(SAE):
             terms.fired = self.fired(x_BD.detach(), step)
             return terms
         coef, rate = self.coef(step), rate_of(self)
-        made = sigmoid_reconstruction(x_BD, *self.weights, coef, rate, self.workspace, step.backend)
+        result = sigmoid_reconstruction(
+            x_BD, *self.weights, coef, rate, self.workspace, step.backend
+        )
         terms = loss_terms(
-            {"reconstruction": (made.reconstruction, 1.0), "kl": (made.penalty, coef)},
-            made.fired_F,
+            {"reconstruction": (result.reconstruction, 1.0), "kl": (result.penalty, coef)},
+            result.fired_F,
             {},
         )
-        terms.total = made.total  # it carries the gradients
+        terms.total = result.total  # it has the gradients
         return terms
 
     @torch.no_grad()
     def fired(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
-        return (self.encode(x_BD) > self.active_above).sum(0)
+        return firing_counts(self.code_of(x_BD), 0.5)
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
         self.start_near_rate()
@@ -135,7 +137,7 @@ class KL(SAE):
 
     def start_near_rate(self) -> None:
         """Codes start near the target rate, so that the penalty starts near its minimum."""
-        self.b_enc += math.log(self.config.target_rate / (1 - self.config.target_rate))
+        self.b_enc.add_(math.log(self.config.target_rate / (1 - self.config.target_rate)))
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class KLMeans(Penalised):
     sparse_kernels = False  # codes and gradients are dense: five products
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        # every entry has its part in the penalty
+        # every entry contributes to the penalty
         return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
 
     def penalties(
@@ -197,7 +199,7 @@ class KLRates(Penalised):
             pre.values, torch.zeros_like(pre.values), self.config.bandwidth * self.unit, True
         )
         rates = pre.sums(active) / pre.rows
-        # A latent that is silent in a batch fires in less than one row of it: it is pulled up as
-        # one that fires in half a row.
+        # A latent that does not fire in a batch has a rate below one row of it: it is pulled up
+        # like one that fires in half a row.
         rates = rates + (rates.clamp_min(0.5 / pre.rows) - rates).detach()
         return {"kl": (kl_of_means(rates, rate_of(self))[0], self.coef(step))}

@@ -1,10 +1,10 @@
-"""One dictionary good at several sizes: the error is the mean over nested reconstructions.
+"""A dictionary that works at several sizes: the error is the mean over nested reconstructions.
 
 `matryoshka` (over batchtopk), `matryoshka-topk`, `matryoshka-jumprelu`: the first 1/16, 1/8, 1/4,
-1/2 of the latents and all of them each have to reconstruct (Bussmann et al. 2025, arXiv
-2503.17547), so that general features come first and are not split up or absorbed. `hierarchical`:
-the k/8, k/4, k/2 and k largest values of each row have to (Balagansky et al. 2025, arXiv
-2505.24473), so that one SAE serves every k up to its own.
+1/2 of the latents and all of them must each reconstruct (Bussmann et al. 2025, arXiv 2503.17547),
+so that general features come first and are neither split nor absorbed. `hierarchical`: the k/8,
+k/4, k/2 and k largest values of each row must (Balagansky et al. 2025, arXiv 2505.24473), so that
+one SAE serves every k up to its own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def level_of_latents(sae: SAE) -> torch.Tensor:
     return torch.bucketize(torch.arange(sae.latents, device=sae.W_dec.device), ends, right=True)
 
 
-def mean_error(nested_BGD: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None):
+def mean_error(
+    nested_BGD: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(the last reconstruction, the mean over all of them of mean_b sum_d (target - x_hat)^2)."""
     nested_BGD = nested_BGD if skip_BD is None else nested_BGD + skip_BD[:, None]
     error = (nested_BGD - target_BD[:, None]).square().sum(2).mean()

@@ -1,4 +1,4 @@
-"""ReLU codes made sparse by a penalty on their sizes a = z_j ||w_j||, mean_b sum_j phi(a_bj).
+"""ReLU codes with a penalty on their sizes a = z_j ||w_j||: mean_b sum_j phi(a_bj).
 
 | `sparsity` | phi(a) | source |
 |---|---|---|
@@ -7,8 +7,9 @@
 | log | log(1 + c a) / c | |
 | p-anneal | a^p, p falling from 1 | Karvonen et al. 2024, arXiv 2408.00113: towards counting |
 
-The decoder norm in a keeps scale from being shifted into the decoder; tanh does not shrink large
-values. Division by c gives every phi the slope 1 at 0, and so coefficients of one size.
+The decoder norm in a prevents the penalty from being lowered by shifting scale into the decoder;
+tanh does not shrink large values. Division by c gives every phi the slope 1 at 0, so that their
+coefficients are of similar size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
 SMALLEST = 1e-3  # added to a before a power below 1, whose slope at 0 would be infinite
-START = 4.0  # times the L0 asked for: where a run begins
+START = 4.0  # L0 at the start of a run, as a multiple of the target L0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class PenaltyConfig(SAEConfig):
 
 
 class Penalised(SAE):
-    """phi is `size`; the rest is common."""
+    """ReLU codes and the penalty mean_b sum_j phi(a_bj); a subclass defines phi, `size`."""
 
     config_class = PenaltyConfig
     penalty_name: ClassVar[str] = ""
@@ -92,16 +93,16 @@ class Penalised(SAE):
     def penalties(
         self, pre: Pre, z: torch.Tensor, step: Step
     ) -> dict[str, tuple[torch.Tensor, float]]:
-        # norms of 1, whose gradient is projected away
-        fixed = self.config.decoder_norm == "unit" and not self.config.parts
-        a = z if fixed else z * pre.of(self.decoder_norms())
+        # unit norms are 1, and their gradient is projected away
+        unit_norms = self.config.decoder_norm == "unit" and not self.config.parts
+        a = z if unit_norms else z * pre.of(self.decoder_norms())
         sizes = self.size(a if self.unit == 1.0 else a / self.unit, step)
         return {self.penalty_name: (sizes.sum() / pre.rows, self.coef(step))}
 
     def start_from(self, sample_BD: torch.Tensor) -> None:
-        """Biases lowered alike, so that `start_l0` latents are active in the mean row; then the
-        scale."""
-        self.b_enc -= level_of(self, sample_BD, self.config.start_l0)
+        """All biases lowered by the same amount, so that on average `start_l0` latents per row are
+        active; then the scale."""
+        self.b_enc.sub_(level_of(self, sample_BD, self.config.start_l0))
         scale_encoder_to_fit(self, sample_BD[:4096])
 
 
@@ -120,17 +121,19 @@ class L1(Penalised):
             return super().loss_of(x_BD, target_BD, step, batch)
         coef, unit = self.coef(step) / self.unit, self.config.decoder_norm == "unit"
         path = self.path if step.backend == "triton" else "auto"
-        made = relu_reconstruction(
+        result = relu_reconstruction(
             x_BD, *self.weights, coef, unit, self.workspace, path, step.encoder_plan, step.backend
         )
-        aux = aux_terms(self, x_BD, made.residual_BD, step)
+        aux = aux_terms(self, x_BD, result.residual_BD, step)
         terms = loss_terms(
-            {"reconstruction": (made.reconstruction, 1.0), "l1": (made.penalty, coef), **aux},
-            made.fired_F,
-            encoder_metrics(made),
+            {"reconstruction": (result.reconstruction, 1.0), "l1": (result.penalty, coef), **aux},
+            result.fired_F,
+            encoder_metrics(result),
         )
-        # it carries the gradients of the first two
-        terms.total = made.total + sum(weight * term for term, weight in aux.values())
+        # it has the gradients of the first two terms
+        terms.total = result.total
+        for term, weight in aux.values():
+            terms.total = terms.total + weight * term
         return terms
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
@@ -186,22 +189,22 @@ class PAnneal(Penalised):
     line = "ReLU, sum of (z ||w||)^p, p falling from 1"
     penalty_name = "lp"
     annealed: tuple[float, float | torch.Tensor] = (1.0, 1.0)
-    """The power of the last step, and the factor that has kept the penalty's size."""
+    """The power of the last step, and the factor that keeps the size of the penalty."""
 
     def power(self, step: Step) -> float:
         c, done = self.config, step.number / max(step.total, 1)
         return 1.0 - (1.0 - c.p_end) * min(max((done - c.p_anneal) / (1.0 - c.p_anneal), 0.0), 1.0)
 
     def size(self, a: torch.Tensor, step: Step) -> torch.Tensor:
-        """a^p, times what keeps the penalty of these codes what it was when p was larger (Karvonen
-        et al. 2024, section 3): at each change of p the factor grows by sum a^old / sum a^new.
-        Without it the same codes would cost ever more."""
+        """a^p times a factor that keeps the penalty of these codes at what it was with the larger p
+        (Karvonen et al. 2024, section 3): at each change of p the factor grows by sum a^old / sum
+        a^new. Without it the same codes would cost more and more."""
         p, (old, factor) = self.power(step), self.annealed
         sizes = _power(a, p)
         if p != old:
             with torch.no_grad():
-                new = sizes.sum()
-                factor = torch.where(new > 0, factor * _power(a, old).sum() / new, factor)
+                total = sizes.sum()
+                factor = torch.where(total > 0, factor * _power(a, old).sum() / total, factor)
             self.annealed = (p, factor)
         return sizes if p == 1.0 else factor * sizes
 

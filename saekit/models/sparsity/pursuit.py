@@ -1,9 +1,9 @@
-"""`matching-pursuit`: latents are chosen one after another, each for what those before have left
+"""`matching-pursuit`: latents are chosen one at a time, each for the residual of the previous ones
 (Costa et al. 2025, arXiv 2506.03093; Mallat and Zhang 1993).
 
-r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_j; atoms have norm
-1, and encode and decode alike (W_enc is W_dec). A row stops where no product is above
-`residual_threshold` ||r_0||. Each pass costs an encoder, and runs through its exact filter.
+r_0 = x - b_dec; k times: j = argmax <r, w_j>, z_j += <r, w_j>, r -= <r, w_j> w_j. Atoms have norm 1
+and are used to encode and to decode (W_enc is W_dec). A row stops when no product is above
+`residual_threshold` ||r_0||. Each pass costs as much as an encoder, and uses its exact filter.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class MatchingPursuit(SAE):
     line = "atoms chosen one by one for the residual"
 
     def pursue(self, x_BD: torch.Tensor, k: int, encoder_plan: str = "auto") -> torch.Tensor:
-        """(B,k) int64: the atoms, in the order they are chosen; F where a row has stopped."""
+        """(B,k) int64: the atoms, in the order in which they are chosen; F after a row has
+        stopped."""
         r, chosen, zero_F = (x_BD - self.b_dec).detach(), [], torch.zeros_like(self.b_enc)
         W, length_B = self.W_dec.detach(), r.norm(dim=1, keepdim=True)
-        # A row whose norm overflows or is not finite does not stop: it ends in values that are not
-        # finite, not in a code of nothing.
+        # A row whose norm overflows or is not finite does not stop: its values are then not finite
+        # either, rather than an empty code.
         least_B = torch.where(
             length_B.isfinite(), self.config.residual_threshold * length_B, torch.nan
         )
@@ -70,8 +71,8 @@ class MatchingPursuit(SAE):
     def unroll(
         self, x_BD: torch.Tensor, chosen_Bk: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values (B,k), what is left (B,D)) of the pursuit along given atoms, differentiable in
-        W_dec and b_dec."""
+        """(values (B,k), residual (B,D)) of the pursuit along given atoms, differentiable in W_dec
+        and b_dec."""
         r, values = x_BD - self.b_dec, []
         atoms = (
             nnF.embedding(chosen_Bk.clamp_max(self.latents - 1), self.W_dec)
@@ -87,13 +88,13 @@ class MatchingPursuit(SAE):
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
         chosen = self.pursue(x_BD, k_at(self, step), step.encoder_plan)
-        _, left = self.unroll(x_BD, chosen)
-        x_hat = x_BD - left
+        _, residual = self.unroll(x_BD, chosen)
+        x_hat = x_BD - residual
         weighted = {
             "reconstruction": (squared_error(target_BD, x_hat), 1.0),
             **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
         }
-        # An atom that a row takes twice is active once.
+        # An atom that a row chooses twice counts once.
         first = chosen.sort(1).values
         first = torch.cat(
             [first[:, :1], torch.where(first[:, 1:] == first[:, :-1], self.latents, first[:, 1:])],

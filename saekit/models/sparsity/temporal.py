@@ -1,10 +1,10 @@
-"""`temporal`: topk whose general latents change slowly along a text (Bhalla et al. 2025, arXiv
+"""`temporal`: topk with general latents that change slowly along a text (Bhalla et al. 2025, arXiv
 2511.05541).
 
-The first `slow_share` of the latents and all of them each reconstruct, as in matryoshka; the codes
-of the first part, of a token and of the token before it, are pulled together against those of other
-tokens of the batch by InfoNCE, in both directions: the mean over pairs of -log softmax(s_ii / tau),
-s the cosines of slow codes.
+The first `slow_share` of the latents and all of them each reconstruct, as in matryoshka. InfoNCE
+pulls the slow codes of a token and of the token before it together, against those of other tokens
+of the batch, in both directions: the mean over pairs of -log softmax(s_ii / tau), with s the
+cosines of slow codes.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Temporal(LargestOfRows):
             "reconstruction": (error, 1.0),
             **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),
         }
+        assert batch.previous is not None and batch.has_previous is not None
         pairs = batch.has_previous.nonzero()[: self.config.contrast_rows, 0]
         if len(pairs) > 1:
             here, there = (self.slow_code(rows[pairs], step) for rows in (x_BD, batch.previous))
@@ -73,7 +74,7 @@ class Temporal(LargestOfRows):
         )
 
     def slow(self) -> int:
-        """How many latents, the first ones, are to change slowly."""
+        """The number of latents, from the first, that should change slowly."""
         return max(round(self.config.slow_share * self.latents), 1)
 
     def slow_code(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
@@ -82,10 +83,11 @@ class Temporal(LargestOfRows):
 
 
 def info_nce(a_NF: torch.Tensor, b_NF: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Row i of a belongs to row i of b: the mean of the cross-entropies of either side's choice
-    among the other's rows (van den Oord et al. 2018, arXiv 1807.03748)."""
+    """Row i of a is paired with row i of b: the mean of the cross-entropies of choosing the partner
+    among the rows of the other side, in both directions (van den Oord et al. 2018, arXiv
+    1807.03748)."""
     cosines = (
         nnF.normalize(a_NF, dim=1, eps=1e-6) @ nnF.normalize(b_NF, dim=1, eps=1e-6).T / temperature
     )
-    own = torch.arange(len(cosines), device=cosines.device)
-    return (nnF.cross_entropy(cosines, own) + nnF.cross_entropy(cosines.T, own)) / 2
+    partner = torch.arange(len(cosines), device=cosines.device)
+    return (nnF.cross_entropy(cosines, partner) + nnF.cross_entropy(cosines.T, partner)) / 2

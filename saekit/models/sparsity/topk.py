@@ -22,7 +22,7 @@ from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_ro
 from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
-START_SHARE = 1 / 64  # of the latents: a k that begins higher by itself begins at most here
+START_SHARE = 1 / 64  # of the latents: the default k_start is at most this
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class TopKConfig(SAEConfig):
 def k_at(sae: SAE, step: Step) -> int:
     """k of a training step."""
     c = sae.config
-    left = 1.0 - step.number / max(c.k_anneal * step.total, 1.0)
-    return c.k + round((c.k_start - c.k) * left) if left > 0 else c.k
+    remaining = 1.0 - step.number / max(c.k_anneal * step.total, 1.0)
+    return c.k + round((c.k_start - c.k) * remaining) if remaining > 0 else c.k
 
 
 class LargestOfRows(SAE):
-    """The code of topk, and the common course of a step."""
+    """The code of topk, with the ordinary step."""
 
     config_class = TopKConfig
     largest_of_rows = True
@@ -77,7 +77,7 @@ class LargestOfRows(SAE):
 
 
 class TopK(LargestOfRows):
-    """The same by kernels for a whole step."""
+    """The same, with kernels for the whole step."""
 
     sparsity = "topk"
     line = "the k largest pre-activations of each row"
@@ -88,7 +88,7 @@ class TopK(LargestOfRows):
         if not self.is_autoencoder(x_BD, target_BD):
             return super().loss_of(x_BD, target_BD, step, batch)
         path = "sparse" if step.backend == "triton" else "auto"
-        made = topk_reconstruction(
+        result = topk_reconstruction(
             x_BD,
             *self.weights,
             k_at(self, step),
@@ -98,10 +98,10 @@ class TopK(LargestOfRows):
             step.backend,
         )
         weighted = {
-            "reconstruction": (made.total, 1.0),
-            **aux_terms(self, x_BD, made.residual_BD, step),
+            "reconstruction": (result.total, 1.0),
+            **aux_terms(self, x_BD, result.residual_BD, step),
         }
-        return loss_terms(weighted, made.fired_F, encoder_metrics(made))
+        return loss_terms(weighted, result.fired_F, encoder_metrics(result))
 
     def fused(self, x_BD: torch.Tensor, step: Step, adam: Adam) -> LossTerms | None:
         if has_aux_term(self, step):
@@ -113,6 +113,6 @@ class TopK(LargestOfRows):
 
 
 def encoder_copy(sae: SAE) -> torch.Tensor:
-    """W_enc in bf16 where the Triton path keeps such a copy, else W_enc."""
+    """W_enc in bf16 if the Triton path has such a copy, else W_enc."""
     W_low = sae.shadows.of("W_enc", sae.W_enc)
     return sae.W_enc if W_low is None else W_low

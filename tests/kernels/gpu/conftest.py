@@ -1,8 +1,8 @@
 """Without a CUDA device the kernels run in triton's interpreter, which must be chosen before triton
 is imported.
 
-tests/conftest.py makes the same choice earlier, before any test module can import triton; here it
-is made again for a run that collects this folder alone, and checked, because half an interpreter
+tests/conftest.py makes the same choice earlier, before any test module can import triton. It is
+repeated here for a run that collects only this folder, and checked, because half an interpreter
 (our kernels interpreted, tl.sum compiled) fails obscurely.
 """
 

@@ -1,8 +1,8 @@
 """The encoders against fp64 pre-activations of the same inputs.
 
 Selection runs on fp32 sums, so entries closer to the k-th value than their rounding may go either
-way: the gap rule. Ordinary inputs must pass without a single redone row, or a wrong filter would
-hide behind the redo; the inputs that break the filter must be redone exactly.
+way: the gap rule. Ordinary inputs must pass without a single redone row, or the redo would hide a
+wrong filter; the inputs that break the filter must be redone exactly.
 """
 
 import pytest
@@ -45,7 +45,7 @@ def dense(x, W, b):
 
 
 def unpack(codes, B, K):
-    """Columns of each row, after the format is checked: ascending, no value <= 0, zeros behind."""
+    """Columns of each row, after the format is checked: ascending, no value <= 0, zeros after."""
     vals, idx, nnz = codes.vals, codes.idx, codes.nnz
     assert (vals.dtype, idx.dtype, nnz.dtype) == (torch.float32, torch.int32, torch.int32)
     assert vals.shape == idx.shape == (B, K) and nnz.shape == (B,)
@@ -80,7 +80,7 @@ def exact_topk(x, W, b, k):
 
 
 def make_integers(B, d, F):
-    """Small integers: sums are exact in whatever order, and most values occur many times."""
+    """Small integers: sums are exact in any order, and most values occur many times."""
     torch.manual_seed(1)
     return tuple(
         torch.randint(-3, 4, shape, device=device).float() for shape in ((B, d), (F, d), (F,))
@@ -305,8 +305,7 @@ def test_arguments():
     assert codes.vals.shape == (0, 5) and threshold == 0 and overflow.shape == (0,)
 
 
-# --- thresholds
-# --------------------------------------------------------------------------------------------------
+# -- thresholds ------------------------------------------------------------------------------------
 
 
 def expect_threshold(codes, overflow, x, W, b, theta, capacity):
@@ -377,8 +376,7 @@ def test_a_full_tile_is_redone_while_the_row_fits():
     )
 
 
-# --- BatchTopK
-# --------------------------------------------------------------------------------------------------
+# -- BatchTopK -------------------------------------------------------------------------------------
 
 
 def expect_batchtopk(result, x, W, b, k, capacity):
@@ -477,8 +475,7 @@ def test_batchtopk_ties_and_scarcity():
     assert not codes.nnz.any() and threshold == 0.0 and not overflow.any()
 
 
-# --- a device
-# --------------------------------------------------------------------------------------------------
+# -- a device --------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 

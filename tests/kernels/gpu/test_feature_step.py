@@ -149,8 +149,7 @@ def test_gradient_arguments_that_do_not_fit_are_refused():
         sparse_weight_grad(wide, wide.vals, one.expand(2**16, 3))
 
 
-# --------------------------------------------------------------------------------------------------
-#  step
+# -- step ------------------------------------------------------------------------------------------
 
 
 def made_state(D: int, F: int, dtype: torch.dtype, unit: bool) -> FeatureState:
@@ -434,8 +433,7 @@ def test_arguments_that_do_not_fit_are_refused():
         replace(SETTINGS, step=0)
 
 
-# --------------------------------------------------------------------------------------------------
-#  on a device
+# -- on a device -----------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

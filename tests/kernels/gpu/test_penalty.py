@@ -47,8 +47,7 @@ def kl(mean_F, rho=0.05):
     return (rho * torch.log(rho / mean_F) + (1 - rho) * torch.log((1 - rho) / (1 - mean_F))).sum()
 
 
-# --------------------------------------------------------------------------------------------------
-#  KL, sigmoid
+# -- KL, sigmoid -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -211,8 +210,7 @@ def test_empty_batch_and_no_latent():
     assert f.shape == (3, 0) and mean.shape == (0,)
 
 
-# --------------------------------------------------------------------------------------------------
-#  L1, ReLU
+# -- L1, ReLU --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -356,8 +354,7 @@ def test_wrong_arguments_are_refused():
             call()
 
 
-# --------------------------------------------------------------------------------------------------
-#  on a GPU, full size
+# -- on a GPU, full size ---------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

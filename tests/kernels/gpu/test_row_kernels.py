@@ -1,5 +1,5 @@
 """Decoder, row program and transpose against dense fp64, worked out here with plain torch. B rows,
-D width, F latents, K entries a row."""
+D width, F latents, K entries per row."""
 
 from __future__ import annotations
 
@@ -170,8 +170,7 @@ def test_two_blocks_cover_every_width_and_waste_little():
     ]
 
 
-# --------------------------------------------------------------------------------------------------
-#  transpose
+# -- transpose -------------------------------------------------------------------------------------
 
 
 def assert_transposed(codes: SparseCodes):
@@ -257,8 +256,7 @@ def test_positions_beyond_32_bits_are_refused():
         transpose_codes(codes)
 
 
-# --------------------------------------------------------------------------------------------------
-#  on a device
+# -- on a device -----------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

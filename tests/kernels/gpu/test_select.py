@@ -10,7 +10,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 
 def expect_exact(pre_BF, k):
     """Bit equality with: stable descending sort (NaN first), first k, drop what is <= 0, ascending
-    columns, zeros behind."""
+    columns, then zeros."""
     codes = select_topk(pre_BF.to(device), k)
     vals, idx, nnz = codes.vals.cpu(), codes.idx.cpu(), codes.nnz.cpu()
     B, F = pre_BF.shape

@@ -1,9 +1,9 @@
-"""GGUF files as ordinary model folders, dequantised once.
+"""GGUF files as ordinary model folders, dequantized once.
 
-transformers reads a GGUF by dequantising every tensor in numpy, which takes 15 to 30 s for 135M
-parameters, on every load. The result is therefore kept as fp32 safetensors beside its tokenizer in
-a cache folder, from which the same logits load in 0.2 s. The price is disk: four bytes a parameter.
-The key is a digest of the content, so that a changed GGUF never meets an old cache.
+transformers reads a GGUF by dequantizing every tensor in numpy, which takes 15 to 30 s for 135M
+parameters, on every load. The result is therefore stored as fp32 safetensors beside its tokenizer
+in a cache folder, from which the same model loads in 0.2 s. This takes four bytes of disk per
+parameter. The key is a digest of the content, so that a changed GGUF never uses an old cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from saekit.embedded.digests import file_digest
 from saekit.embedded.gguf_header import check_gguf
@@ -24,29 +25,29 @@ from saekit.embedded.silence import quiet_transformers
 from saekit.embedded.weights import check_weights, load_weights, weights_of_file
 from saekit.errors import DataError, MissingError, unreadable
 
-__all__ = ["cache_dir", "dequantised_folder", "file_digest"]
+__all__ = ["cache_dir", "dequantized_folder", "file_digest"]
 
-CACHE_SCHEMA = 2  # raise when the content of a cached folder changes
-# file -> [bytes, mtime, sha256]; written last, so that a folder with it is whole
+CACHE_SCHEMA = 2  # increase when the content of a cached folder changes
+# file -> [bytes, mtime, sha256]; written last, so that a folder with it is complete
 _CONTENTS = "contents.json"
-_ABANDONED_S = 3600.0  # a half-written folder this old belongs to a process that died
+_ABANDONED_S = 3600.0  # seconds: an older half-written folder belongs to a process that died
 
 
 def cache_dir() -> Path:
     """$SAEKIT_CACHE, else $XDG_CACHE_HOME/saekit, else ~/.cache/saekit."""
-    if own := os.environ.get("SAEKIT_CACHE"):
-        return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "saekit"
+    if folder := os.environ.get("SAEKIT_CACHE"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "saekit"
     return Path.home() / ".cache" / "saekit"
 
 
-def dequantised_folder(gguf: Path) -> Path:
-    """The folder with `gguf`'s weights in fp32 and its tokenizer, made on the first call.
+def dequantized_folder(gguf: Path) -> Path:
+    """The folder with `gguf`'s weights in fp32 and its tokenizer, written on the first call.
 
-    Safe when processes race: each writes its own temporary folder and renames it; the first wins,
-    the others discard theirs. Raises MissingError without the gguf and accelerate packages,
-    DataError when the file is no GGUF of a causal language model.
+    Safe when processes race: every process writes a temporary folder and renames it; the first
+    wins, the others discard theirs. Raises MissingError without the gguf and accelerate packages,
+    DataError when the file is not a GGUF of a causal language model.
     """
     final = cache_dir() / "models" / f"{gguf.stem}-{file_digest(gguf)}-v{CACHE_SCHEMA}"
     if _is_whole(final):
@@ -70,8 +71,8 @@ def dequantised_folder(gguf: Path) -> Path:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename; a damaged folder of that name steps aside, a whole one was written by another process
-    that was first."""
+    """Rename `partial` to `final`. A damaged folder of that name is moved away; a complete one was
+    written by a faster process and stays."""
     for _ in range(3):
         try:
             partial.rename(final)
@@ -85,7 +86,7 @@ def _publish(partial: Path, final: Path) -> None:
         try:
             final.rename(aside / "damaged")
         except FileNotFoundError:
-            pass  # another process has moved it
+            pass  # another process moved it
         shutil.rmtree(aside, ignore_errors=True)
     raise OSError(errno.EBUSY, "other processes keep replacing it", str(final))
 
@@ -99,8 +100,7 @@ def _list_contents(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file is as it was written: its size and time, or, where the time differs, its
-    content."""
+    """Whether all files are as they were written, by size and time, or else by content."""
     try:
         contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
         for name, (size, mtime_ns, sha256) in contents.items():
@@ -137,9 +137,9 @@ def _require_packages() -> None:
 
 
 def _sweep(final: Path) -> None:
-    for left in final.parent.glob(final.name + ".partial-*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_S:
-            shutil.rmtree(left, ignore_errors=True)
+    for partial in final.parent.glob(final.name + ".partial-*"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -147,19 +147,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_gguf(gguf)
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    folder_of_gguf, file_name = str(gguf.parent), gguf.name
     hint = (
-        "use a GGUF of an architecture that transformers supports, or the unquantised model folder"
+        "use a GGUF of an architecture that transformers supports, or the unquantized model folder"
     )
     with quiet_transformers():
         with unreadable(f"{gguf} cannot be read as a language model", hint):
-            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-            model, report = load_weights(
-                AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder_of_gguf, gguf_file=file_name, trust_remote_code=False
             )
-            has_head = check_weights(model, report, str(gguf), head=True)
-        # transformers refuses to save what it thinks is still quantised; the tensors are plain fp32
-        # by now.
+            loaded, report = load_weights(
+                AutoModelForCausalLM, folder_of_gguf, gguf_file=file_name, dtype=torch.float32
+            )
+            has_head = check_weights(loaded, report, str(gguf), head=True)
+        # transformers refuses to save a model that it considers quantized; the tensors are fp32.
+        model: Any = loaded
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
