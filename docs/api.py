@@ -70,7 +70,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.evaluation.table:Evaluation": (),
         "compare": (),
         "saekit.evaluation.compare:Comparison": (),
-        "saekit.evaluation.compare:Row": (),
+        "saekit.evaluation.compare:ComparisonRow": (),
     },
     "Inspect latents": {
         "inspect": (),

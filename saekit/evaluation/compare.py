@@ -34,7 +34,7 @@ COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     checkpoint: str | None
     name: str
     model: str
@@ -63,7 +63,7 @@ class Comparison:
     store: str
     split: str
     """Which rows were evaluated: holdout | train | all. knn always uses held-out rows."""
-    rows: list[Row]
+    rows: list[ComparisonRow]
     """Runs of equal code size together, followed by their controls; last `raw input`, which has no
     model."""
     k: int
@@ -200,7 +200,7 @@ class _Judge:
         l0 = self.figures(evaluated)["l0"]
         return evaluated.model.latents if l0 is None else max(round(l0), 1)
 
-    def rows_of(self, models: Sequence[EvaluatedModel]) -> list[Row]:
+    def rows_of(self, models: Sequence[EvaluatedModel]) -> list[ComparisonRow]:
         if self.labels is not None:
             self.reference_rows = min(knn_rows(models), self.store.count("train"))
         rows = []
@@ -210,12 +210,12 @@ class _Judge:
         self.progress(Progress("compare", len(models), len(models), "models"))
         return rows if self.labels is None else [*rows, self._raw_input()]
 
-    def _row(self, evaluated: EvaluatedModel) -> Row:
+    def _row(self, evaluated: EvaluatedModel) -> ComparisonRow:
         figures = self.figures(evaluated)
         metrics = figures.scalars()
         metrics["knn"] = self._knn(evaluated.model, evaluated.examples)
         metrics["auroc"] = self._auroc(evaluated)
-        return Row(
+        return ComparisonRow(
             checkpoint=evaluated.checkpoint,
             name=evaluated.name,
             model=evaluated.kind,
@@ -230,10 +230,10 @@ class _Judge:
             metrics={name: metrics.get(name) for name in COMPARED},
         )
 
-    def _raw_input(self) -> Row:
+    def _raw_input(self) -> ComparisonRow:
         """The rows themselves as a code: the baseline of every model's knn."""
         width = self.store.spec.d_in
-        return Row(
+        return ComparisonRow(
             checkpoint=None,
             name="raw input",
             model="none",
