@@ -52,3 +52,5 @@ _.peak_mb
 
 # Callers of the first interface
 _.initialise
+# a field that sweep.json and tables read by name
+_.l0_spread

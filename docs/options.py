@@ -1,8 +1,7 @@
 """Writes what is generated from the declared options (saekit/options.py): `make docs`.
 
-docs/options.md lists the flags of every command. saekit/training/keywords.py and
-saekit/harvesting/keywords.py give editors and type checkers the keyword arguments of `train` and
-`harvest`.
+docs/options.md lists the flags of every command. The files keywords.py give editors and type
+checkers the keyword arguments of `harvest`, `train` and `finetune`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from saekit_cli.app import VERBS
 from saekit_cli.command import metavar, options
 
 from saekit.harvesting.config import HarvestConfig
+from saekit.intervention.config import FinetuneConfig
 from saekit.models.catalog import CATALOG, model_options
 from saekit.models.sparsity import VARIANTS
 from saekit.options import COMMON, REQUIRED, Option, options_of
@@ -131,10 +131,10 @@ def train_keywords() -> str:
     return _keywords("train", "TrainKeywords", hints)
 
 
-def harvest_keywords() -> str:
-    """saekit/harvesting/keywords.py."""
-    hints = {name: [option.hint] for name, option in options_of(HarvestConfig).items()}
-    return _keywords("harvest", "HarvestKeywords", hints)
+def _of(verb: str, config: type) -> str:
+    """The keywords of a verb whose options are the fields of `config`."""
+    hints = {name: [option.hint] for name, option in options_of(config).items()}
+    return _keywords(verb, f"{verb.title()}Keywords", hints)
 
 
 def _keywords(verb: str, name: str, hints: dict[str, list[Any]]) -> str:
@@ -183,7 +183,8 @@ def outputs() -> dict[Path, str]:
     return {
         ROOT / "docs" / "options.md": page(),
         ROOT / "saekit" / "training" / "keywords.py": train_keywords(),
-        ROOT / "saekit" / "harvesting" / "keywords.py": harvest_keywords(),
+        ROOT / "saekit" / "harvesting" / "keywords.py": _of("harvest", HarvestConfig),
+        ROOT / "saekit" / "intervention" / "keywords.py": _of("finetune", FinetuneConfig),
     }
 
 

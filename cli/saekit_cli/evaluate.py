@@ -6,7 +6,7 @@ import typer
 
 from saekit.options import Doc, Option, options_of
 from saekit_cli.command import Given
-from saekit_cli.screen import figure, print_json, table
+from saekit_cli.screen import print_json, table
 from saekit_cli.settings import Config, Json, Quiet
 
 if TYPE_CHECKING:
@@ -54,22 +54,25 @@ def run(
 
 def _table(results: list[Evaluation], several_k: bool) -> str:
     """One line for each checkpoint, or each k of each."""
+    from saekit.models.metrics import ROW_METRICS
+
     parts = list(results[0].metrics.get("parts", ()))  # all rows of a table read the same stores
     header = [
         *("checkpoint", "model", "params", "latents"),
         *(("k",) if several_k else ()),
-        *("rows", "fvu", "mse", "cosine", "l0", "dead"),
+        *("rows", *(metric.name for metric in ROW_METRICS)),
         *(f"fvu {part}" for part in parts),
     ]
     return table(header, [_row(result, parts, several_k) for result in results], left=(0, 1))
 
 
 def _row(result: Evaluation, parts: list[str], several_k: bool) -> list[str]:
+    from saekit.models.metrics import METRICS, ROW_METRICS
+
     m = result.metrics
     return [
         *(result.checkpoint, result.model, f"{result.params / 1e6:.2f}M", f"{result.latents:,}"),
         *((str(result.k),) if several_k else ()),
-        *(f"{result.rows:,}", figure(m["fvu"]), figure(m["mse"], ".4g"), figure(m["cosine"])),
-        *(figure(m["l0"], ".1f"), figure(m["dead"], ".1%")),
-        *(figure(m["parts"][part]) for part in parts),
+        *(f"{result.rows:,}", *(metric.text(m[metric.name]) for metric in ROW_METRICS)),
+        *(METRICS["fvu"].text(m["parts"][part]) for part in parts),
     ]

@@ -6,12 +6,10 @@ import typer
 
 from saekit.options import Option, options_of
 from saekit_cli.command import Given
-from saekit_cli.screen import Reporter, figure, print_json, size, table
+from saekit_cli.screen import Reporter, print_json, size, table
 from saekit_cli.settings import DryRun, Json, Quiet
 
 if TYPE_CHECKING:
-    from saekit.sweeps.results import Group
-
     from saekit.sweeps.run import SweepPlan
 
 NAME = "sweep"
@@ -32,6 +30,7 @@ def takes(arguments: list[str]) -> dict[str, Option]:
 
 def run(given: Given, dry_run: DryRun = False, json_: Json = False, quiet: Quiet = False) -> None:
     """Train many autoencoders over one pass of the data; plot error against sparsity."""
+    from saekit.measures.pareto import COLUMNS
     from saekit.sweeps.run import plan_sweep, sweep
 
     if dry_run:
@@ -44,21 +43,15 @@ def run(given: Given, dry_run: DryRun = False, json_: Json = False, quiet: Quiet
     if json_:
         print_json(result)
         return
-    header = ("", "setting", "seeds", "l0", "±", "fvu", "±", "dead", "dead_train")
-    typer.echo(table(header, [_row(group) for group in result.groups], left=(0, 1)))
+    rows = [
+        ["*" if group.best else "", group.name, str(group.seeds), *group.texts().values()]
+        for group in result.groups
+    ]
+    typer.echo(table(["", "setting", "seeds", *COLUMNS.values()], rows, left=(0, 1)))
     for member in result.members:
         if member.error:
             typer.echo(f"failed  {member.name}: {member.error}")
     typer.echo(f"open    {result.page}")
-
-
-def _row(group: Group) -> list[str]:
-    return [
-        *("*" if group.best else "", group.name, str(group.seeds)),
-        *(figure(group.l0, ".1f"), figure(group.l0_spread, ".1f")),
-        *(figure(group.fvu, ".4f"), figure(group.fvu_spread, ".4f")),
-        *(figure(group.dead, ".1%"), figure(group.dead_train, ".1%")),
-    ]
 
 
 def _print_plan(plan: SweepPlan) -> None:

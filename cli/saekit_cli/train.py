@@ -12,7 +12,7 @@ from saekit.config import load_toml
 from saekit.errors import SaekitError, UsageError
 from saekit.options import Doc, Option, options_of
 from saekit_cli.command import Given, number_list
-from saekit_cli.screen import Reporter, figure, message, print_json, size
+from saekit_cli.screen import Reporter, message, print_json, size
 from saekit_cli.settings import Config, DryRun, Json, Quiet
 
 NAME = "train"
@@ -71,6 +71,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train an autoencoder on a store."""
+    from saekit.models.metrics import METRICS
     from saekit.training.run import prepare
 
     folder = {name: given.pop(name, False) for name in ("resume", "overwrite")}
@@ -91,10 +92,8 @@ def run(
     if json_:
         print_json(result)
         return
-    m = result.metrics
-    figures = (
-        f"fvu {figure(m['fvu'])}  l0 {figure(m['l0'], '.1f')}  dead {figure(m['dead'], '.1%')}"
-    )
+    names = ("fvu", "l0", "dead")
+    figures = "  ".join(f"{name} {METRICS[name].text(result.metrics[name])}" for name in names)
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import torch
 from saekit_kernels import keep_freed_memory
@@ -38,13 +38,14 @@ from saekit.harvesting.models import FromFolder, LiveModel
 from saekit.harvesting.sources import Data
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
+from saekit.intervention.keywords import FinetuneKeywords
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import Spliced, run_spliced
 from saekit.intervention.subject import borrowed, check_kind, open_store_of, other_revision
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
-from saekit.options import Doc
+from saekit.options import Doc, Overwrite, Resume, keywords
 from saekit.store.checkpoint import (
     CONFIG,
     METRICS,
@@ -74,6 +75,7 @@ SHARE = 0.05  # of the rows that the checkpoint was trained on: "a few percent"
 JUDGED_CONTEXTS = 128
 
 
+@keywords(FinetuneConfig)
 def finetune(
     checkpoint: Annotated[
         str | Path | Trained,
@@ -83,10 +85,6 @@ def finetune(
         str | Path, Doc("Folder for the new checkpoint.", metavar="OUT", positional=True)
     ],
     *,
-    store: Annotated[
-        str | Path | None,
-        Doc("Store that CKPT was trained on (default: where it was then).", metavar="STORE"),
-    ] = None,
     data: Annotated[
         Data | None,
         Doc(
@@ -94,21 +92,11 @@ def finetune(
             metavar="DATA",
         ),
     ] = None,
-    rows: Annotated[
-        int | None,
-        Doc("Replaced rows to train on (default: 5 % of those that CKPT was trained on)."),
-    ] = None,
-    lr: Annotated[
-        float, Doc("Adam's learning rate at the first step; it decays linearly to 0.")
-    ] = FinetuneConfig.lr,
-    batch: Annotated[int, Doc("Contexts per step.", metavar="CONTEXTS")] = FinetuneConfig.batch,
-    seed: Annotated[int, Doc("Seed of the order of the documents.")] = 0,
-    device: Annotated[str, Doc("Device: auto | cpu | cuda | cuda:N.", metavar="DEVICE")] = "auto",
     live: nn.Module | None = None,
-    save_seconds: float = FinetuneConfig.save_seconds,
-    resume: Annotated[bool, Doc("Continue the run in OUT.")] = False,
-    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    **options: Unpack[FinetuneKeywords],
 ) -> FinetuneResult:
     """Fine-tune an SAE of a language model so that the model's predictions survive its
     reconstructions; write a checkpoint folder.
@@ -121,7 +109,7 @@ def finetune(
             A store of texts that were in memory needs these same texts.
         live: the language model itself, a transformers module; None: it is loaded by the store's
             name for it. It stays on its device, and afterwards is in the mode that it was in.
-        save_seconds: seconds between two saved states.
+        options: fields of FinetuneConfig: store, rows, lr, batch, seed, device, save_seconds.
         resume: continue a killed run bit for bit, with the same data.
 
     Raises UsageError (what cannot be fine-tuned), DataError (store, data, OUT), MissingError
@@ -135,16 +123,7 @@ def finetune(
             "give the folder of a checkpoint",
         )
     place = str(data) if isinstance(data, (str, Path)) else None
-    config = FinetuneConfig(
-        store=None if store is None else str(store),
-        data=place,
-        rows=rows,
-        lr=lr,
-        batch=batch,
-        seed=seed,
-        device=device,
-        save_seconds=save_seconds,
-    )
+    config = FinetuneConfig(data=place, **options)
     described, objects = read_checkpoint(source), data if place is None else None
     with nullcontext() if live is None else borrowed(live):
         run = _Finetune(described, Path(out), config, live, objects)

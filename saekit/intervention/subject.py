@@ -38,7 +38,7 @@ def check_kind(checkpoint: Checkpoint) -> None:
         )
 
 
-def open_store_of(checkpoint: Checkpoint, path: str | None) -> Store:
+def open_store_of(checkpoint: Checkpoint, path: str | Path | None) -> Store:
     """The store of the run: `path`, or as the run's config.toml records it. Its content must be the
     same, since it decides which documents are held out."""
     where = path or recorded(checkpoint.path, "store")

@@ -76,11 +76,11 @@ def model_options(name: str, sparsity: str | None = None) -> dict[str, Option]:
     return {key: option for key, option in options_of(config).items() if key not in refused}
 
 
-def every_option() -> dict[str, Any]:
-    """The options of all models: name -> type of the first model that has it."""
+def every_option() -> dict[str, Option]:
+    """The options of all models, by name: that of the first model that has it."""
     owners = [model_options("sae", variant) for variant in VARIANTS]
     owners += [model_options(name) for name in CATALOG if name != "sae"]
-    return {name: option.hint for owner in reversed(owners) for name, option in owner.items()}
+    return {name: option for owner in reversed(owners) for name, option in owner.items()}
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

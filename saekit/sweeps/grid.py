@@ -27,13 +27,16 @@ from typing import Any
 
 from saekit.config import load_toml
 from saekit.errors import DataError, SaekitError, opt
+from saekit.models.catalog import every_option
 from saekit.training.config import TrainConfig
 
 RUNS = "runs"
 LARGEST = 10_000  # members
 # options of a single run, or of the whole sweep
 NOT_SWEPT = ("target_store", "stores", "log", "device", "save_seconds")
-WHOLE = ("groups", "hidden", "channels")  # options whose one value is a list
+WHOLE = {  # options whose one value is a list -> the type of its entries
+    name: option.item for name, option in every_option().items() if option.item is not None
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _whole(name: str, value: Any) -> tuple[float, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     try:
         numbers = parts if isinstance(parts, list) else [parts]
-        return tuple(float(part) if name == "groups" else int(part) for part in numbers)
+        return tuple(WHOLE[name](part) for part in numbers)
     except (TypeError, ValueError):
         raise DataError(f"{name} = {value} is not a list of numbers") from None
 

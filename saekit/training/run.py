@@ -17,7 +17,7 @@ from saekit.models.catalog import every_option, model_options, restore
 from saekit.options import Overwrite, Resume, keywords
 from saekit.rows import Rows
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
-from saekit.store.files import read_json, write_config, write_json
+from saekit.store.files import read_json
 from saekit.store.folder_kinds import RUN as RUN_KIND
 from saekit.store.manifest import differences
 from saekit.store.opening import RowsLike, open_rows
@@ -75,7 +75,7 @@ class TrainPlan:
     backend: str
 
 
-@keywords(TrainConfig, more=every_option())
+@keywords(TrainConfig, more={name: option.hint for name, option in every_option().items()})
 def train(
     rows: RowsLike,
     /,
@@ -203,9 +203,7 @@ class TrainRun:
                 return TrainResult(**finished | {"path": str(self.out)})
             if folder.notice:
                 progress(Progress("train", 0, 0, message=folder.notice))
-            if not folder.resuming:
-                write_json(folder.path / RUN, identity)
-            write_config(folder.path / "config.toml", self._settings())
+            folder.begin(identity, self._settings())
             return self._train(folder.path, progress)
 
     def _check_unwritten(self, resume: bool, overwrite: bool) -> None:
