@@ -127,7 +127,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         n, d_in = x_ND.shape
         config = self._config(n, d_in)
         run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in)))
-        history: list[dict[str, float]] = []
+        history: list[dict[str, float | None]] = []
         fitted = fit(
             run.model,
             run.rows,
@@ -321,7 +321,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         super().__setstate__(state)
 
 
-def _untimed(progress: Progress) -> dict[str, float]:
+def _untimed(progress: Progress) -> dict[str, float | None]:
     """The metrics without the one that differs between runs."""
     return {name: value for name, value in progress.figures.items() if name != "rows_per_s"}
 

@@ -296,8 +296,8 @@ class _Together:
         def report(progress: Progress) -> None:
             with self.lock:
                 self.rows[name] = progress.done
-                if "fvu" in progress.figures:
-                    self.fvu[name] = progress.figures["fvu"]
+                if (fvu := progress.figures.get("fvu")) is not None:
+                    self.fvu[name] = fvu
                 now, done = time.monotonic(), sum(self.rows.values())
                 if now - self.reported >= REPORT_SECONDS or done == self.total:
                     self.reported = now
