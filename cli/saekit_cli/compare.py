@@ -10,7 +10,7 @@ from saekit_cli.screen import Reporter, figure, print_json, table
 from saekit_cli.settings import Config, Json, Quiet
 
 if TYPE_CHECKING:
-    from saekit.evaluation.compare import Row
+    from saekit.evaluation.compare import ComparisonRow
 
 NAME = "compare"
 EXAMPLES = ["saekit compare runs/dense runs/vae --store raw/mnist --out report"]
@@ -46,7 +46,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         typer.echo(f"open    {comparison.report}")
 
 
-def _row(row: Row, others: list[str]) -> list[str]:
+def _row(row: ComparisonRow, others: list[str]) -> list[str]:
     """A run, or with an indent one of its controls."""
     m, own = row.metrics, row.role == "run"
     return [
