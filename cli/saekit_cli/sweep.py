@@ -10,8 +10,7 @@ from saekit_cli.screen import Reporter, figure, print_json, size, table
 from saekit_cli.settings import DryRun, Json, Quiet
 
 if TYPE_CHECKING:
-    from saekit.sweeps.results import Group
-
+    from saekit.measures.pareto import Group
     from saekit.sweeps.run import SweepPlan
 
 NAME = "sweep"
