@@ -31,6 +31,7 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import build, restore
 from saekit.rows import Adapter, Rows
 from saekit.training.config import TrainConfig
+from saekit.training.defaults import resolve
 from saekit.training.fit import fit
 from saekit.training.inputs import estimate
 from saekit.types import ActivationBatch, ActivationSpec, Output, Progress, Split
@@ -229,13 +230,11 @@ class _Planned:
     def _fitted(
         self, name: str, options: dict[str, Any], source: Rows, whole: bool
     ) -> EvaluatedModel:
-        model = build(name, source.spec.d_in, options, seed=self.seed)
-        fitted = fit(
-            model, source, TrainConfig(name, options, normalize="none", seed=self.seed), 1, CPU
-        )
-        return self._control(
-            name, restore(name, dataclasses.asdict(model.config), fitted.tensors), whole
-        )
+        config = TrainConfig(name, options, normalize="none", seed=self.seed)
+        run = resolve(config, source)
+        fitted = fit(run.model, source, run.config, 1, CPU)
+        settings = dataclasses.asdict(run.model.config)
+        return self._control(name, restore(name, settings, fitted.tensors), whole)
 
     @torch.no_grad()
     def _untrained(self, options: dict[str, Any], source: Rows, whole: bool) -> EvaluatedModel:

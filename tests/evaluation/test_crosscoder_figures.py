@@ -74,7 +74,7 @@ def test_an_ordinary_run_has_no_parts_and_takes_one_store(made, plain):
         DataError, match=r"reads the rows of one store \(synthetic, blocks.0\), and 2 are given"
     ):
         saekit.evaluate(plain, [x, y])
-    with pytest.raises(UsageError, match="the iterable of rows is empty"):
+    with pytest.raises(UsageError, match="there are no rows"):
         saekit.evaluate(plain, [])
 
 
@@ -110,7 +110,7 @@ def test_a_part_of_the_wrong_width_is_named(made, tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, has 7"
+            r"takes 6 values per row of blocks.1 as part 2; .*wrong, given as number 2, holds 7"
             r" \(synthetic, blocks.1"
         ),
     ):
