@@ -123,7 +123,9 @@ def keywords(
     def shown(function: F) -> F:
         signature = inspect.signature(function)
         named = [
-            each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
         ]
         fields = {
             name: (option.default, option.hint)
@@ -190,4 +192,4 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _doc(hint: Any) -> Doc | None:
     metadata = getattr(hint, "__metadata__", ())
-    return next((each for each in metadata if isinstance(each, Doc)), None)
+    return next((entry for entry in metadata if isinstance(entry, Doc)), None)

@@ -146,6 +146,19 @@ def test_a_flag_of_another_model_is_refused_by_name(tmp_path, capsys):
     assert status == 2 and err.startswith("error  --k does not apply to --model pca, which takes")
 
 
+def test_flags_win_over_assignments_and_these_over_the_config_file(tmp_path, capsys):
+    store = write_store(tmp_path / "acts", 300)
+    file = tmp_path / "run.toml"
+    file.write_text('sparsity = "jumprelu"\nbandwidth = 0.1\nlatents = 8\nbatch = 64\nrows = 128\n')
+    assigned = ("--set", "bandwidth=0.2", "--set", "freq_coef=0.5")
+    for arguments, bandwidth in ((assigned, 0.2), ((*assigned, "--bandwidth", "0.3"), 0.3)):
+        out = tmp_path / f"run{bandwidth}"
+        given = ("--config", file, "--expansion", 2, "-q", *arguments)
+        assert command(capsys, "train", store, out, *given)[0] == 0
+        config = saekit.load(out).config
+        assert (config.bandwidth, config.freq_coef, config.latents) == (bandwidth, 0.5, 32)
+
+
 def test_signatures_and_types_of_keywords_are_those_of_the_options():
     shown = inspect.signature(saekit.train).parameters
     assert shown["lr"].default is None and shown["schedule"].default == "linear"

@@ -99,12 +99,14 @@ def run(
 
 def _config(given: Given, assignments: tuple[str, ...]) -> Any:
     """The TrainConfig of the flags, which win over those of the config file. Raises UsageError."""
-    from saekit.training.config import TrainConfig
+    from saekit.training.config import SIZES, TrainConfig
 
-    from_file = {name: value for name, value in given.items() if name in given.from_file}
     by_hand = {name: value for name, value in given.items() if name not in given.from_file}
-    assigned = dict(_assigned(text) for text in assignments)
-    return TrainConfig.from_flat({**from_file, **assigned}).with_options(by_hand)
+    others = {name: given[name] for name in given.from_file}
+    others |= dict(_assigned(text) for text in assignments)
+    if by_hand.keys() & SIZES:  # both say how many latents there are
+        others = {name: value for name, value in others.items() if name not in SIZES}
+    return TrainConfig.from_flat({**others, **by_hand})
 
 
 def _assigned(text: str) -> tuple[str, Any]:

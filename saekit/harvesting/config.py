@@ -116,7 +116,7 @@ class HarvestConfig:
                 f"{opt('hook')} is missing",
                 "saekit harvest MODEL DATA OUT --list-hooks lists the hooks",
             )
-        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [
             opt(name.removesuffix("s"))
             for name in _OF_MODELS

@@ -110,7 +110,7 @@ def _check_shown(inspected: InspectedModel) -> None:
     """Raise DataError for rows that a page cannot show."""
     store = inspected.store
     if store.spec.is_raw and store.spec.modality != "image":
-        paths = [str(each.path) for each in stores_of(store)]
+        paths = [str(part.path) for part in stores_of(store)]
         verb = "compare" if len(paths) == 1 else "evaluate"
         raise DataError(
             f"{store.path} holds {store.spec.hook} rows, which a page cannot show",
@@ -210,7 +210,7 @@ def page_meta(inspected: InspectedModel, scan: Scan, notes: list[str]) -> PageMe
     return PageMeta(
         title=f"{short_model} · {spec.hook} · {sparsity or catalog_name(model)}",
         modality=spec.modality,
-        model=" + ".join(dict.fromkeys(each.spec.model for each in stores_of(inspected.store))),
+        model=" + ".join(dict.fromkeys(part.spec.model for part in stores_of(inspected.store))),
         hook=spec.hook,
         dataset=spec.dataset,
         checkpoint=Path(inspected.name).name,

@@ -217,12 +217,11 @@ class TrainRun:
     def _settings(self) -> dict[str, Any]:
         """Every option as it was resolved, defaults too: the file means the same when a default
         changes. What follows from other options is not repeated, so that these can be changed."""
-        asked, own = self.config.options, dataclasses.asdict(self.model.config)
-        for name, option in model_options(self.config.model, own.get("sparsity")).items():
-            if name in asked or option.default is not None:
-                asked = asked | {name: own[name]}
-        asked = {name: value for name, value in asked.items() if name != "expansion"}
-        settings = {**self.config.flat(), **asked, "latents": own["latents"]}
+        options, resolved = self.config.options, dataclasses.asdict(self.model.config)
+        for name, option in model_options(self.config.model, resolved.get("sparsity")).items():
+            if name in options or option.default is not None:
+                options = options | {name: resolved[name]}
+        settings = {**self.config.flat(), **options, "latents": resolved["latents"]}
         settings.pop("expansion", None)
         if isinstance(self.store, Store):  # rows in memory cannot be found again
             settings["store"] = str(self.store.path)
@@ -231,7 +230,7 @@ class TrainRun:
     def _identity(self) -> dict[str, Any]:
         """What a resume must agree with, resolved: a run goes on under its own config.toml as well
         as under the flags that began it."""
-        own = {
+        of_run = {
             f.name: getattr(self.config, f.name)
             for f in dataclasses.fields(self.config)
             if f.name not in ("options", "save_seconds", "log")
@@ -240,7 +239,7 @@ class TrainRun:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self.model.config).items()
         }
-        own["stores"] = list(own["stores"])
+        of_run["stores"] = list(of_run["stores"])
         content = {
             "schema_version": 1,
             "store": self.source.spec.fingerprint,
@@ -250,7 +249,13 @@ class TrainRun:
             content |= {"target": target.spec.fingerprint, "target_content": target.content}
         if self.live:
             content["live"] = True
-        return {**own, **model, **content, "device": self.device.type, "backend": self.backend.name}
+        return {
+            **of_run,
+            **model,
+            **content,
+            "device": self.device.type,
+            "backend": self.backend.name,
+        }
 
     def _train(self, path: Path | None, progress: Callable[[Progress], None]) -> TrainResult:
         def sinks(resumed_step: int) -> list[Sink]:
