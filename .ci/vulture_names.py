@@ -21,6 +21,7 @@ _.list_commands
 _.format_commands
 _.format_options
 _.format_epilog
+_.collect_usage_pieces
 # tokenizers, transformers
 _.pre_tokenizer
 _.post_processor

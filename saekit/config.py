@@ -21,7 +21,7 @@ def read_toml(path: Path, known: Iterable[str]) -> dict[str, Any]:
     settings, text = load_toml(path, "config file"), path.read_text(encoding="utf-8")
     for key in settings:
         if key.replace("-", "_") not in known:
-            hint = did_you_mean(key, known) or f"settings: {', '.join(sorted(known))}"
+            hint = did_you_mean(key, known).strip() or f"settings: {', '.join(sorted(known))}"
             raise DataError(f"{path} line {_line_of(key, text)}: {key} is not a setting", hint)
     return {key.replace("-", "_"): value for key, value in settings.items()}
 

@@ -12,6 +12,7 @@ import inspect
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
@@ -60,7 +61,7 @@ class Command(TyperCommand):
             if record is not None:
                 panel = getattr(param, "rich_help_panel", None) or "Options"
                 if param.param_type_name == "argument":
-                    panel = "Arguments"
+                    panel, record = "Arguments", (_usage(param), record[1])
                 elif param.name == "help":
                     panel = COMMON
                 panels.setdefault(panel, []).append(record)
@@ -72,10 +73,19 @@ class Command(TyperCommand):
                 with formatter.section(panel):  # all of one width, so that the texts align
                     formatter.write_dl([(n.ljust(width), text) for n, text in records], width)
 
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *map(_usage, arguments)]
+
     def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
         if self.epilog:
             with formatter.section("Examples"):
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+def _usage(argument: Any) -> str:
+    """STORE, or [NAME] where it may be missing."""
+    return argument.metavar if argument.required else f"[{argument.metavar.strip('[]')}]"
 
 
 def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
@@ -139,6 +149,7 @@ def _parameter(option: Option) -> inspect.Parameter:
             hidden=doc.hidden,
             is_eager=option.name == "config",
             callback=read_settings if option.name == "config" else None,
+            parser=partial(_number, kind) if kind in (int, float) else None,
         )
     return inspect.Parameter(
         option.name,
@@ -168,6 +179,19 @@ def _kind(option: Option) -> Any:
         if option.types == (kind,):
             return kind
     return str
+
+
+def _number(kind: type[int] | type[float], value: Any) -> int | float:
+    """A value of a flag or a config file. Raises typer.BadParameter."""
+    try:
+        if isinstance(value, str) and "_" in value:
+            raise ValueError
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        what = "whole number" if kind is int else "number"
+        raise typer.BadParameter(f"{value} is not a {what}") from None
 
 
 def _spelling(option: Option) -> list[str]:

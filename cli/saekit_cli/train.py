@@ -30,15 +30,17 @@ FIRST = ("sparsity", "latents", "expansion")  # of the model's options, in the h
 def takes(arguments: list[str]) -> dict[str, Option]:
     """The options of the run and of every model; help shows those of the model chosen."""
     from saekit.models.catalog import CATALOG, model_options
+    from saekit.models.sae import SAEConfig
     from saekit.models.sparsity import VARIANTS
     from saekit.training.config import TrainConfig
     from saekit.training.run import train
 
     model, sparsity = _chosen(arguments)
-    model = model if model in CATALOG else "sae"
-    variant = (sparsity if sparsity in VARIANTS else "topk") if model == "sae" else None
+    of_run, of_model = options_of(TrainConfig), model_options(model, sparsity)
+    variant = sparsity or "topk" if model == "sae" else None
     panel = f"Model: {model}" if variant is None else f"Model: {model} --sparsity {variant}"
-    of_run, of_model = options_of(TrainConfig), model_options(model, variant)
+    if variant is not None:
+        of_model = of_model | {"sparsity": options_of(SAEConfig)["sparsity"]}
     every = {
         name: option
         for owner, kinds in ((name, VARIANTS if name == "sae" else (None,)) for name in CATALOG)
@@ -77,9 +79,12 @@ def run(
     folder = {name: given.pop(name, False) for name in ("resume", "overwrite")}
     prepared = prepare(store, out, _config(given, set))
     plan = prepared.plan()
+    many = plan.parameters >= 100_000
+    parameters = f"{plan.parameters / 1e6:.1f}M" if many else f"{plan.parameters:,}"
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
     line = (
-        f"{plan.model} {plan.d_in:,} -> {plan.latents:,}, {plan.parameters / 1e6:.1f}M parameters,"
-        f" {plan.rows:,} rows in {plan.steps:,} steps, about {size(plan.memory_bytes)} of memory,"
+        f"{plan.model} {plan.d_in:,} -> {plan.latents:,}, {parameters} parameters,"
+        f" {plan.rows:,} rows in {steps}, about {size(plan.memory_bytes)} of memory,"
         f" backend {plan.backend}"
     )
     if dry_run:
@@ -126,7 +131,7 @@ def _parsed(value: str) -> Any:
     return value
 
 
-def _chosen(arguments: list[str]) -> tuple[str | None, str | None]:
+def _chosen(arguments: list[str]) -> tuple[str, str | None]:
     """(model, sparsity) as flags and config file say, before anything is parsed."""
     found: dict[str, Any] = {}
     for word, following in zip(arguments, [*arguments[1:], ""]):
@@ -138,7 +143,7 @@ def _chosen(arguments: list[str]) -> tuple[str | None, str | None]:
             found = load_toml(Path(found["config"]).expanduser(), "config file") | found
     model, sparsity = found.get("model"), found.get("sparsity")
     return (
-        model if isinstance(model, str) else None,
+        model if isinstance(model, str) else "sae",
         sparsity if isinstance(sparsity, str) else None,
     )
 

@@ -98,8 +98,10 @@ def features(
         return [_of_index(inspected, index, progress)]
     modality = "text" if text is not None else "image"
     if modality != inspected.store.spec.modality:
+        kinds = {"text": "texts", "image": "images"}
+        trained_on = kinds.get(inspected.store.spec.modality, "raw data")
         raise DataError(
-            f"{inspected.name} was trained on {inspected.store.spec.modality}, not {modality}",
+            f"{inspected.name} was trained on {trained_on}, not on {kinds[modality]}",
             f"give {opt(inspected.store.spec.modality)}",
         )
     scan = inspected.scan(progress)

@@ -34,10 +34,10 @@ CATALOG: dict[str, Entry] = {
     "sae": Entry(
         SAEConfig,
         SAE,
-        "sparse autoencoder, overcomplete; sparsity: one of the kinds that saekit models sae lists",
+        "sparse autoencoder, overcomplete; see its variants below",
     ),
     "pca": Entry(PCAConfig, PCA, "principal components in closed form: the linear floor"),
-    "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent a row"),
+    "kmeans": Entry(KMeansConfig, KMeans, "nearest centroid: one latent per row"),
     "linear": Entry(LinearConfig, Linear, "linear autoencoder by gradient: PCA's subspace"),
     "dense": Entry(
         DenseConfig,
@@ -48,7 +48,7 @@ CATALOG: dict[str, Entry] = {
     "unet": Entry(
         UNetConfig,
         UNet,
-        "convolutions down and up with skips between, for a target store: colours, masks",
+        "convolutions down and up with skips between, for a target store: colors, masks",
     ),
     "recurrent": Entry(
         RecurrentConfig,

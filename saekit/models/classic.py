@@ -59,7 +59,8 @@ class ClassicConfig:
     noise: Annotated[
         str | None,
         Doc(
-            "Noise on the input, such as gaussian:0.3; masking, salt-pepper.", metavar="KIND:LEVEL"
+            "Noise on the input: gaussian:SD, masking:SHARE or salt-pepper:SHARE.",
+            metavar="KIND:LEVEL",
         ),
     ] = None
     sparsity: Annotated[

@@ -43,8 +43,8 @@ def describe(name: str) -> Card:
     if name in CATALOG:
         model, line, options = CATALOG[name].model, CATALOG[name].line, model_options(name)
     else:
-        model, line = VARIANTS[name], f"sparse autoencoder: {VARIANTS[name].line}"
-        options = model_options("sae", name)
+        model, line = VARIANTS[name], VARIANTS[name].line
+        options = {k: o for k, o in model_options("sae", name).items() if k != "sparsity"}
     about = inspect.cleandoc(sys.modules[model.__module__].__doc__ or "")
     if name == "sae":
         kinds = [f"--sparsity {kind:<20} {variant.line}" for kind, variant in VARIANTS.items()]

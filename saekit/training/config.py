@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from saekit.errors import UsageError, opt
 from saekit.models.catalog import check_options
 from saekit.options import Doc, check, options_of
-from saekit.training.optim import BETA2, WARMUP_SHARE
 from saekit.training.sinks import check_sinks
 
 SIZES = {"expansion", "latents"}
@@ -43,14 +42,16 @@ class TrainConfig:
         int | None, Doc("Rows per step (default 4,096; fewer on small stores).", TRAINING)
     ] = None
     lr: Annotated[
-        float | None, Doc("Peak learning rate of Adam (default: docs/training.md).", TRAINING)
+        float | None, Doc("Peak learning rate of Adam (default: by model and size).", TRAINING)
     ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine"],
-        Doc("How the learning rate falls at the end, with stages at the end of each.", TRAINING),
+        Doc(
+            "How the learning rate falls at the end of training, and of each stage of it.", TRAINING
+        ),
     ] = "linear"
     warmup: Annotated[float, Doc("Share of the steps with a rising learning rate.", TRAINING)] = (
-        WARMUP_SHARE
+        0.05
     )
     decay: Annotated[
         float | None,
@@ -60,7 +61,7 @@ class TrainConfig:
             TRAINING,
         ),
     ] = None
-    beta2: Annotated[float, Doc("Adam's decay of squared gradients.", TRAINING)] = BETA2
+    beta2: Annotated[float, Doc("Adam's decay of squared gradients.", TRAINING)] = 0.999
     weight_decay: Annotated[
         float | None,
         Doc("Decoupled weight decay (AdamW; default 0, classic models 0.01).", TRAINING),
@@ -111,7 +112,7 @@ class TrainConfig:
     log: Annotated[
         tuple[str, ...],
         Doc(
-            "tensorboard | wandb | trackio; with :NAME it uploads.",
+            "tensorboard | wandb | trackio; PROJECT after a colon uploads.",
             RUN,
             metavar="SINK...",
         ),

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from saekit.models.autoencoder import Autoencoder
     from saekit.training.config import TrainConfig
 
-WARMUP_SHARE, DECAY_SHARE, BETA2 = 0.05, 0.2, 0.999
 
 # The factor on the peak rate by the remaining share of the decay: 1 when it starts.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -30,9 +29,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 def schedule(
     step: int,
     total: int,
-    decay: float = DECAY_SHARE,
-    shape: str = "linear",
-    warmup: float = WARMUP_SHARE,
+    decay: float,
+    shape: str,
+    warmup: float,
 ) -> float:
     """Factor on the peak rate: linear rise over the first `warmup` of the steps, constant, decay
     over the last `decay` of them. The last step still has a rate: that of one step before the
@@ -92,7 +91,7 @@ def products_in_bfloat16(device: torch.device) -> Iterator[None]:
 
 
 def make_adam(
-    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = BETA2
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, beta2: float = 0.999
 ) -> torch.optim.Adam:
     """Adam with betas 0.9 and `beta2`; with a weight decay AdamW (Loshchilov and Hutter 2019, arXiv
     1711.05101). Fused: one pass over the parameters, 4 to 8 times as fast as the loop on a CPU."""

@@ -137,6 +137,7 @@ class TrainRun:
 
     def __init__(self, store: Rows, out: Path | None, config: TrainConfig) -> None:
         self.store, self.out, self.live = store, out, False
+        self.asked_rows = config.rows
         resolved = resolve(config, store)
         self.model, self.source, self.config = resolved.model, resolved.rows, resolved.config
         self.device, self.backend, self.steps = resolved.device, resolved.backend, resolved.steps
@@ -183,6 +184,10 @@ class TrainRun:
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> TrainResult:
         """Train, and write the checkpoint. Errors as for `train`."""
+        if self.asked_rows is not None and self.asked_rows < self.config.batch:
+            step = f"one step of {self.config.batch:,} rows is trained"
+            text = f"{opt('rows', self.asked_rows)}: {step}; {opt('batch')} makes steps smaller"
+            progress(Progress("train", 0, 0, message=text))
         if self.out is None:
             self._check_unwritten(resume, overwrite)
             return self._train(None, progress)

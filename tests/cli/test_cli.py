@@ -340,7 +340,7 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
         (
             ["features", "RUN", "--store", "ACTS", "--image", "x.png"],
             3,
-            "was trained on text, not image",
+            "was trained on texts, not on images",
             "--text",
         ),
         (

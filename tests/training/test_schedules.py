@@ -68,8 +68,10 @@ def test_every_shape_rises_in_a_line_stays_and_falls_in_its_own_way(shape, fall)
 
 
 def test_a_cosine_is_at_half_its_height_half_way_and_near_0_at_the_end():
-    assert schedule(15, 20, 0.5, "cosine") == pytest.approx(0.5)
-    assert schedule(999, 1000, 0.5, "cosine") == pytest.approx((math.pi / 2 / 500) ** 2, rel=1e-4)
+    assert schedule(15, 20, 0.5, "cosine", 0.05) == pytest.approx(0.5)
+    assert schedule(999, 1000, 0.5, "cosine", 0.05) == pytest.approx(
+        (math.pi / 2 / 500) ** 2, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
@@ -82,7 +84,7 @@ def test_shares_of_0_do_not_change_the_peak_rate(shape):
 def test_the_default_has_the_bits_of_the_one_shape_that_there_was(total, share):
     warmup, decay = max(round(0.05 * total), 1), max(round(share * total), 1)
     before = [min(1.0, (step + 1) / warmup, (total - step) / decay) for step in range(total)]
-    assert [schedule(step, total, share) for step in range(total)] == before
+    assert [schedule(step, total, share, "linear", 0.05) for step in range(total)] == before
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_inputs_are_normalized_on_training_rows_only(store, mode, mean_square):
 
 
 def test_the_rate_warms_up_stays_and_decays():
-    factors = [schedule(step, 100) for step in range(100)]
+    factors = [schedule(step, 100, 0.2, "linear", 0.05) for step in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5:80] == [1.0] * 75
     assert factors[80:] == pytest.approx([(100 - s) / 20 for s in range(80, 100)])

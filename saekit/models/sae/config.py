@@ -25,7 +25,8 @@ class SAEConfig:
     parts: tuple[int, ...] = ()
     """Widths of several hooks side by side in a row (crosscoder); (): one hook."""
     sparsity: Annotated[
-        str, Doc("What makes the code sparse: docs/variants.md has the formulas.", metavar="NAME")
+        str,
+        Doc("What makes the code sparse; `saekit models sae` lists the variants.", metavar="NAME"),
     ] = "topk"
     expansion: Annotated[
         float | None, Doc("Latents as a multiple of the width of the rows (default 32).")
@@ -34,7 +35,8 @@ class SAEConfig:
     noise: Annotated[
         str | None,
         Doc(
-            "Noise on the input, such as gaussian:0.1; masking, salt-pepper.", metavar="KIND:LEVEL"
+            "Noise on the input: gaussian:SD, masking:SHARE or salt-pepper:SHARE.",
+            metavar="KIND:LEVEL",
         ),
     ] = None
     decoder_norm: Annotated[
@@ -48,7 +50,7 @@ class SAEConfig:
         Revival,
         Doc(
             "How dead latents are brought back: aux (they predict the residual), resample (they"
-            " are pointed at badly reconstructed rows)."
+            " are pointed at badly reconstructed rows), none (not at all)."
         ),
     ] = "aux"
     aux_coef: Annotated[

@@ -42,14 +42,14 @@ class PenaltyConfig(SAEConfig):
     sparsity: str = "l1"
     coef: Annotated[
         float | None,
-        Doc("Weight of the penalty, in units of normalized input; with a target L0 the first one."),
+        Doc("Weight of the penalty, in units of normalized input; with a target L0, at first."),
     ] = None
     coef_warmup: Annotated[
         float, Doc("Share of the steps over which the weight rises linearly from 0.")
     ] = 0.1
     target_l0: Annotated[
         float | None,
-        Doc("Mean L0 on held-out rows that a controller holds by adjusting penalty and biases."),
+        Doc("Mean L0 on held-out rows, which a controller holds by adjusting the penalty."),
     ] = None
     start_l0: Annotated[
         float | None,
