@@ -55,3 +55,5 @@ _.peak_mb
 _.initialise
 # a field that sweep.json and tables read by name
 _.l0_spread
+# scripts of earlier versions
+_read_image

@@ -266,3 +266,6 @@ def _need_modality(name: str, holds: Modality, needed: Modality) -> None:
         raise DataError(
             f"{name} holds {holds}s, not {needed}s", f"give {needed} data, such as {other}"
         )
+
+
+_read_image = read_picture  # the name that scripts of earlier versions import
