@@ -109,7 +109,9 @@ def sparsify(path: Path, transcode: bool = False, skip: bool = False, **settings
     return _folder(path, config | settings, "sae.safetensors", tensors)
 
 
-def dictionary_learning(path: Path, kind: str, threshold: float = 0.25, **changed) -> Path:
+def dictionary_learning(
+    path: Path, kind: object, threshold: float | torch.Tensor = 0.25, **changed
+) -> Path:
     """A trainer's folder. `changed` replaces tensors, or adds them; None removes one."""
     w = weights()
     gen = torch.Generator().manual_seed(3)
@@ -118,7 +120,7 @@ def dictionary_learning(path: Path, kind: str, threshold: float = 0.25, **change
         "encoder.bias": w["b_enc"],
         "decoder.weight": w["W_dec"].T.contiguous(),
     }
-    k = {"k": torch.tensor(K, dtype=torch.int32), "threshold": torch.tensor(threshold)}
+    k = {"k": torch.tensor(K, dtype=torch.int32), "threshold": torch.as_tensor(threshold)}
     parts = {name: w[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     tensors = {
         "AutoEncoder": linear | {"bias": w["b_dec"]},
@@ -135,7 +137,7 @@ def dictionary_learning(path: Path, kind: str, threshold: float = 0.25, **change
             "gate_bias": w["b_enc"],
             "mag_bias": torch.randn(F, generator=gen) * 0.2,
         },
-    }.get(kind, linear)
+    }.get(str(kind), linear)
     tensors = {name: t for name, t in (tensors | changed).items() if t is not None}
     config = {
         "trainer": {

@@ -105,11 +105,17 @@ def above(threshold: torch.Tensor) -> torch.Tensor:
 
 
 def gated(
-    W_enc_FD: torch.Tensor, r_mag_F: torch.Tensor, gate_bias_F: torch.Tensor, b_mag_F: torch.Tensor
+    where: Path,
+    W_enc_FD: torch.Tensor,
+    r_mag_F: torch.Tensor,
+    gate_bias_F: torch.Tensor,
+    b_mag_F: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The jumprelu that a gated dictionary equals (Rajamanoharan et al. 2024, arXiv 2404.16014,
     appendix E): gate > 0 means that the magnitude is above b_mag - exp(r) gate_bias. Computed in
-    float64 and rounded once."""
+    float64 and rounded once. Raises DataError for biases of another size than the encoder's."""
+    if {tuple(t.shape) for t in (r_mag_F, gate_bias_F, b_mag_F)} != {(len(W_enc_FD),)}:
+        raise DataError(f"{where}: the biases of gate and magnitude do not fit the encoder")
     scale_F = r_mag_F.double().exp()
     threshold = b_mag_F.double() - scale_F * gate_bias_F.double()
     return {
@@ -140,11 +146,11 @@ def need(where: Path, tensors: Mapping[str, Any], names: Iterable[str]) -> None:
 def number(where: Path, settings: Mapping[str, Any], name: str) -> int:
     """A setting that is a whole number of at least 1. Raises DataError."""
     value = settings.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise refused(where, name, value)
-    if value < 1:
-        raise refused(where, name, value)
-    return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and value.is_integer() and value >= 1:
+        return int(value)
+    raise refused(where, name, value)
 
 
 def integer(value: Any) -> int | None:

@@ -35,19 +35,20 @@ Tensors = dict[str, torch.Tensor]
 
 
 def recognizes(path: Path) -> bool:
-    trainer = (json_object(path / SETTINGS) or {}).get("trainer")
-    return isinstance(trainer, dict) and "dict_class" in trainer and (path / WEIGHTS).is_file()
+    folder = _folder(path)
+    trainer = (json_object(folder / SETTINGS) or {}).get("trainer")
+    return isinstance(trainer, dict) and "dict_class" in trainer and (folder / WEIGHTS).is_file()
 
 
 def read(path: Path) -> Published:
+    path = _folder(path)
     settings = json_object(path / SETTINGS) or {}
     trainer, buffer = (_object(settings.get(name)) for name in ("trainer", "buffer"))
     kind = trainer.get("dict_class")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise refused(path / SETTINGS, "dict_class", kind)
-    for name, least in (("io", "out"), ("submodule_io", "out")):
-        if buffer.get(name, least) not in ("in", "out"):  # the target is another module's rows
-            raise refused(path / SETTINGS, name, buffer[name])
+    if buffer.get("io", "out") not in ("in", "out"):  # the target is another module's output
+        raise refused(path / SETTINGS, "io", buffer["io"])
     tensors = read_pickle(path / WEIGHTS)
     sparsity, ours, options = KINDS[kind](path / WEIGHTS, tensors)
     origin = Origin(
@@ -80,6 +81,11 @@ def read_pickle(path: Path) -> Tensors:
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise DataError(f"{path} does not hold a dict of tensors")
     return state
+
+
+def _folder(path: Path) -> Path:
+    """The trainer's folder, which may be given by its ae.pt."""
+    return path.parent if path.name == WEIGHTS else path
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -120,7 +126,10 @@ def _april_update(where: Path, tensors: Tensors):
 def _topk(where: Path, tensors: Tensors):
     tensors.pop("threshold", None)  # estimated, and not used by default
     ours = _linear(where, tensors, "k")
-    return "topk", ours, {"k": int(tensors["k"]), "subtract_b_dec": True}
+    k = tensors["k"]
+    if k.numel() != 1:
+        raise refused(where, "k", k.tolist())
+    return "topk", ours, {"k": int(k), "subtract_b_dec": True}
 
 
 def _batchtopk(where: Path, tensors: Tensors):
@@ -146,9 +155,8 @@ def _jumprelu(where: Path, tensors: Tensors):
 def _gated(where: Path, tensors: Tensors):
     rest = ("encoder.weight", "decoder.weight", "r_mag", "gate_bias", "mag_bias")
     need(where, tensors, ("decoder_bias", *rest))
-    encoder = gated(
-        tensors["encoder.weight"], *(tensors[n] for n in ("r_mag", "gate_bias", "mag_bias"))
-    )
+    biases = (tensors[name] for name in ("r_mag", "gate_bias", "mag_bias"))
+    encoder = gated(where, tensors["encoder.weight"], *biases)
     decoder = {"W_dec": tensors["decoder.weight"].T, "b_dec": tensors["decoder_bias"]}
     return "jumprelu", encoder | decoder, {"subtract_b_dec": True}
 

@@ -40,6 +40,9 @@ def read(path: Path) -> Published:
             raise refused(where, "folder", named[-1], f"it says that this is of the kind {kind}")
     arrays = _arrays(where)
     need(where, arrays, NAMES)
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or array.ndim != (2 if name.startswith("W_") else 1):
+            raise DataError(f"{where}: {name} is {array.dtype}, shape {array.shape}")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
     tensors |= {"W_enc": tensors["W_enc"].T, "threshold": above(tensors["threshold"])}
     layers = [match for folder in folders if (match := re.fullmatch(r"layer_(\d+)", folder))]

@@ -56,7 +56,8 @@ def read(path: Path) -> Published:
     # the encoder of each architecture
     if architecture == "gated":
         need(path / WEIGHTS, tensors, (*shared, "b_gate", "b_mag", "r_mag"))
-        encoder = gated(tensors["W_enc"].T, *(tensors[n] for n in ("r_mag", "b_gate", "b_mag")))
+        biases = (tensors[name] for name in ("r_mag", "b_gate", "b_mag"))
+        encoder = gated(path, tensors["W_enc"].T, *biases)
         sparsity = "jumprelu"
     else:
         jumps = architecture == "jumprelu"
@@ -70,7 +71,7 @@ def read(path: Path) -> Published:
         sparsity,
         encoder | {"W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]},
         _origin(path, settings, normalization),
-        subtract_b_dec=bool(settings.get("apply_b_dec_to_input", True)),
+        subtract_b_dec=settings.get("apply_b_dec_to_input", True),
         **options,
     )
 
@@ -109,6 +110,8 @@ def _check(where: Path, settings: dict[str, Any]) -> tuple[str, str]:
     reshape = settings.get("reshape_activations", by_head)
     if reshape != "none":
         raise refused(where, "reshape_activations", reshape)
+    if not isinstance(settings.get("apply_b_dec_to_input", True), bool):
+        raise refused(where, "apply_b_dec_to_input", settings["apply_b_dec_to_input"])
     for name in ("rescale_acts_by_decoder_norm", "finetuning_scaling_factor"):
         if settings.get(name):
             raise refused(where, name, settings[name])

@@ -207,6 +207,11 @@ def test_expected_average_scaling_is_in_the_weights_already(tmp_path):
     )
 
 
+def test_a_dictionary_of_dictionary_learning_opens_by_its_file_too(tmp_path):
+    path = dictionary_learning(tmp_path / "a", "AutoEncoder")
+    assert torch.equal(load(path / "ae.pt").W_enc, load(path).W_enc)
+
+
 def test_the_file_of_a_gemma_scope_dictionary_opens_too_and_small_w(tmp_path):
     folder = gemma_scope(tmp_path / "a")
     arrays = dict(np.load(folder / "params.npz"))

@@ -72,6 +72,27 @@ def test_a_scaling_factor_that_is_not_one_is_refused(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: saelens(path, "topk", k=float("inf")),
+        lambda path: saelens(path, apply_b_dec_to_input="no"),
+        lambda path: saelens(path, normalize_activations=[1]),
+        lambda path: gemma_scope(path, W_enc=np.array(["a"])),
+        lambda path: gemma_scope(path, W_dec=np.zeros(F, np.float32)),
+        lambda path: gemma_scope(path, threshold=np.float32(0.1)),
+        lambda path: dictionary_learning(path, "AutoEncoderTopK", k=torch.zeros(3)),
+        lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=torch.zeros(3)),
+        lambda path: dictionary_learning(path, "GatedAutoEncoder", r_mag=torch.zeros(3)),
+        lambda path: dictionary_learning(path, ["AutoEncoder"]),
+        lambda path: sparsify(path, k=0),
+    ],
+)
+def test_values_of_other_kinds_and_sizes_are_refused(tmp_path, damage):
+    with pytest.raises(DataError):
+        load(damage(tmp_path / "sae"))
+
+
 def test_shapes_and_names_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"by cfg\.json"):
         load(saelens(tmp_path / "a", d_in=D + 1))
