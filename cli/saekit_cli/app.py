@@ -31,6 +31,7 @@ from saekit_cli import (
     features,
     finetune,
     harvest,
+    importing,
     inspect,
     models,
     sweep,
@@ -59,7 +60,18 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 
 
 VERBS = _by_name(
-    demo, harvest, train, sweep, finetune, evaluate, compare, inspect, features, models, bench
+    demo,
+    harvest,
+    train,
+    sweep,
+    finetune,
+    importing,
+    evaluate,
+    compare,
+    inspect,
+    features,
+    models,
+    bench,
 )
 HELP = (
     "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"

@@ -18,8 +18,8 @@ import torch
 from saekit.errors import DataError, MissingError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import restore
+from saekit.published.opening import open_checkpoint
 from saekit.rows import Rows
-from saekit.store.checkpoint import read_checkpoint
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
@@ -169,12 +169,17 @@ def _in_memory(
 def _open_run(
     path: str, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]
 ) -> EvaluatedModel:
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     config = checkpoint.config
     _check_fit(path, config, rows)
     source = rows
     recorded = config["training"].get("target_store")
-    if recorded is not None:
+    if recorded is None and config["config"].get("d_out") and target_store is None:
+        raise UsageError(
+            f"{path} reconstructs the rows of another store, and does not say which",
+            f"give it as {opt('target_store')}",
+        )
+    if recorded is not None or config["config"].get("d_out"):
         where = str(target_store or recorded)
         source = _paired(rows, path, where, pairs)
         width = config["config"].get("d_out") or config["spec"]["d_in"]

@@ -112,7 +112,7 @@ def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedS
             f" {trained_on['hook']}), {store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
             f"{opt('store')} with the store that it was trained on, or one of the same hook",
         )
-    if trained_on["modality"] != spec.modality:
+    if trained_on["modality"] not in (spec.modality, None):  # None: a published dictionary
         raise DataError(
             f"{path} was trained on {trained_on['modality']}, {store.path} holds {spec.modality}"
         )

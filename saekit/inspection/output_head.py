@@ -34,7 +34,7 @@ def output_head(
     """As `unembedding`. A transcoder's directions are of its target, not of what it reads."""
     target = inspected.recorded("training", "target_store")
     if target is None and getattr(inspected.model.config, "d_out", 0):
-        return None, "a transcoder in memory does not say which hook it writes to"
+        return None, "the transcoder does not say which hook it writes to"
     try:
         written = store.spec if target is None else Store(Path(target)).spec
     except SaekitError as error:

@@ -24,6 +24,12 @@ def check_kind(checkpoint: Checkpoint) -> None:
     hint = "fine-tune an SAE of one hook of a language model"
     if checkpoint.config["model"] != "sae":
         raise UsageError(f"{path} holds a {checkpoint.config['model']} model, not an SAE", hint)
+    if "published" in checkpoint.config:
+        raise UsageError(
+            f"{path} was imported: the store of its training, whose held-out documents are needed,"
+            " is not known",
+            hint,
+        )
     if spec["modality"] != "text" or spec["model"].startswith("raw:"):
         raise UsageError(
             f"{path} was trained on {spec['model']}: there are no logits to train against", hint

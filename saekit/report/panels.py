@@ -220,6 +220,9 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def data_name(dataset: str) -> str:
-    """Without the folders of a path: the page is for showing around."""
+def data_name(dataset: str | None) -> str:
+    """Without the folders of a path: the page is for showing around. None: an import that does not
+    say."""
+    if dataset is None:
+        return "not known"
     return dataset.removeprefix("embedded:").rstrip("/").rsplit("/", 1)[-1]

@@ -87,7 +87,8 @@ def _read(path: Path) -> Checkpoint:
         ) from None
 
 
-# What config.json holds besides schema_version; a fine-tune adds `finetuned`.
+# What config.json holds besides schema_version; a fine-tune adds `finetuned`, an import
+# `published`, with null for what the published files do not say.
 _KEYS = {
     "model": str,
     "config": dict[str, Any],
@@ -102,10 +103,14 @@ _KEYS = {
 
 
 def _check_config(config: dict[str, Any]) -> None:
+    imported = "published" in config
     for name, hint in _KEYS.items():
-        as_type(config.get(name), hint, name)
-    spec = ActivationSpec.from_json(config["spec"])
-    if config.get("fingerprint") != spec.fingerprint:
+        may_be_null = imported and name in ("content", "input_scale")
+        as_type(config.get(name), hint | None if may_be_null else hint, name)
+    if imported:
+        as_type(config["published"], dict[str, Any], "published")
+        as_type(config["spec"].get("d_in"), int, "spec.d_in")
+    elif config.get("fingerprint") != ActivationSpec.from_json(config["spec"]).fingerprint:
         raise MisfitError("its fingerprint does not match its spec")
     result, training = config["result"], config["training"]
     for name, value in as_type(result.get("metrics"), dict[str, Any], "result.metrics").items():
@@ -118,10 +123,10 @@ def _check_config(config: dict[str, Any]) -> None:
         ("rows_per_s", float),
         ("backend", str),
     ):
-        as_type(result.get(name), hint, f"result.{name}")
+        as_type(result.get(name), hint | None if imported else hint, f"result.{name}")
     as_type(training.get("target_store"), str | None, "training.target_store")
     as_type(training.get("stores", []), list[str], "training.stores")
-    as_type(config["backend"].get("name"), str, "backend.name")
+    as_type(config["backend"].get("name"), str | None if imported else str, "backend.name")
     as_type(config["config"].get("sparsity"), str | None, "config.sparsity")
     as_type(config["config"].get("parts"), list[int] | None, "config.parts")
 

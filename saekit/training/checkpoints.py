@@ -20,8 +20,9 @@ from saekit.models.catalog import CATALOG, restore
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.nested import Nesting
+from saekit.published.opening import open_checkpoint
 from saekit.rows import Rows
-from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.store.checkpoint import Checkpoint
 
 
 class Trained(Protocol):
@@ -39,14 +40,15 @@ ModelLike = str | Path | Autoencoder | Trained
 
 
 def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = None) -> Autoencoder:
-    """The trained model of a checkpoint folder: a torch module in eval mode, on the CPU, that takes
-    raw activations.
+    """The trained model of a checkpoint folder, or a dictionary that another program published: a
+    torch module in eval mode, on the CPU, that takes raw activations.
 
     `model.encode(x_BD)`, `model.decode(code)`, `model(x_BD) -> Output`; SAEs have W_enc (F,D),
     b_enc (F,), W_dec (F,D), b_dec (D,).
 
     Parameters
-        checkpoint: a folder; or a model in memory or what `saekit.train` returned, to cut with k or
+        checkpoint: a folder, or a published dictionary in one of the formats of docs/published.md;
+            or a model in memory or what `saekit.train` returned, to cut with k or
             latents. Without these a model in memory is returned as it is.
         k: at most that of the training: the code keeps the k largest values of a row (topk and the
             variants that share its code, abs-topk). hierarchical (Balagansky et al. 2025, arXiv
@@ -62,7 +64,7 @@ def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = N
     if isinstance(source, Autoencoder) and latents is None:
         model = source
     else:
-        described = read_checkpoint(source) if isinstance(source, str) else _described(source)
+        described = open_checkpoint(source) if isinstance(source, str) else _described(source)
         if latents is not None:
             described = first_latents(described, latents)
         model = restore(described.config["model"], described.config["config"], described.tensors)

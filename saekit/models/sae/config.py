@@ -24,6 +24,9 @@ class SAEConfig:
     """Width of a target from another store; 0: the input itself is reconstructed."""
     parts: tuple[int, ...] = ()
     """Widths of several hooks side by side in a row (crosscoder); (): one hook."""
+    subtract_b_dec: bool = False
+    """b_dec is subtracted from x before the encoder, as published dictionaries do; saekit's own
+    training has it in b_enc. Only for weights that are loaded."""
     sparsity: Annotated[
         str,
         Doc("What makes the code sparse; `saekit models sae` lists the variants.", metavar="NAME"),
@@ -76,6 +79,11 @@ class SAEConfig:
         expansion = EXPANSION if self.expansion is None else self.expansion
         if not 0 < expansion * self.d_in < MAX_LATENTS:
             raise UsageError(f"{opt('expansion', expansion)} must be above 0")
+        if self.subtract_b_dec and self.d_out:
+            raise UsageError(
+                f"{opt('subtract_b_dec', True)} does not apply to a transcoder: b_dec belongs to"
+                " the target"
+            )
         if self.skip and not self.d_out:
             raise UsageError(
                 f"{opt('skip', True)} would pass the input itself on",

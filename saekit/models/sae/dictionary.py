@@ -2,6 +2,8 @@
 
     pre = x W_enc^T + b_enc,   z = sparsity(pre),   x_hat = z W_dec + b_dec
 
+With `subtract_b_dec` (published dictionaries) x - b_dec stands in place of x in the first equation.
+
 Encoder and decoder are both stored (F,D), one latent per row, so that the vectors of single latents
 are contiguous. How they train is saekit.models.sae.module.
 """
@@ -123,7 +125,8 @@ class Dictionary(Autoencoder):
         (saekit.models.codes), and `to_dense()` is a tensor. Differentiable in x and the weights;
         which latents are active is constant. A row with NaN has a code with NaN. Several threads
         may encode at once. Raises DataError for another width, dtype or device."""
-        code = self.code_of(as_rows(x, self.d_in, self.W_enc))
+        x_BD = as_rows(x, self.d_in, self.W_enc)
+        code = self.code_of(x_BD - self.b_dec if self.config.subtract_b_dec else x_BD)
         return code.view(*x.shape[:-1], self.latents)
 
     def code_of(self, x_BD: torch.Tensor) -> Code:

@@ -1,0 +1,173 @@
+"""dictionary_learning folders: ae.pt, a pickled state dict, and config.json.
+
+torch reads ae.pt with weights_only=True, which builds tensors and plain containers and nothing
+else: a pickle that would run code is refused. A BatchTopK code is that of inference: all values
+above the threshold that training estimated.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saekit.errors import DataError
+from saekit.published.dictionary import (
+    Origin,
+    Published,
+    above,
+    digests,
+    gated,
+    integer,
+    json_object,
+    need,
+    published,
+    refused,
+    text,
+)
+from saekit.store.files import need_regular
+from saekit.store.oserrors import reading
+
+SETTINGS, WEIGHTS = "config.json", "ae.pt"
+Tensors = dict[str, torch.Tensor]
+
+
+def recognizes(path: Path) -> bool:
+    folder = _folder(path)
+    trainer = (json_object(folder / SETTINGS) or {}).get("trainer")
+    return isinstance(trainer, dict) and "dict_class" in trainer and (folder / WEIGHTS).is_file()
+
+
+def read(path: Path) -> Published:
+    path = _folder(path)
+    settings = json_object(path / SETTINGS) or {}
+    trainer, buffer = (_object(settings.get(name)) for name in ("trainer", "buffer"))
+    kind = trainer.get("dict_class")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise refused(path / SETTINGS, "dict_class", kind)
+    if buffer.get("io", "out") not in ("in", "out"):  # the target is another module's output
+        raise refused(path / SETTINGS, "io", buffer["io"])
+    tensors = read_pickle(path / WEIGHTS)
+    sparsity, ours, options = KINDS[kind](path / WEIGHTS, tensors)
+    origin = Origin(
+        format="dictionary_learning",
+        base_model=text(trainer.get("lm_name")),
+        hook=text(trainer.get("submodule_name")),
+        layer=integer(trainer.get("layer")),
+        context=integer(buffer.get("ctx_len")),
+        special_tokens={
+            name: buffer[name] for name in ("remove_bos", "add_special_tokens") if name in buffer
+        },
+        normalization="none",
+        files=digests(path / SETTINGS, path / WEIGHTS),
+    )
+    return published(path, sparsity, ours, origin, **options)
+
+
+def read_pickle(path: Path) -> Tensors:
+    """The tensors of a state dict. Raises DataError for anything else, without running its code."""
+    with reading(path):
+        need_regular(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()
+            raise DataError(
+                f"{path} does not load as plain tensors: {reason[0] if reason else error!r}",
+                "saekit does not run the code of a pickle",
+            ) from None
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise DataError(f"{path} does not hold a dict of tensors")
+    return state
+
+
+def _folder(path: Path) -> Path:
+    """The trainer's folder, which may be given by its ae.pt."""
+    return path.parent if path.name == WEIGHTS else path
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _linear(where: Path, tensors: Tensors, *more: str) -> Tensors:
+    """encoder.weight, encoder.bias, decoder.weight and the bias, which older files call `bias`."""
+    if "bias" in tensors:
+        tensors["b_dec"] = tensors.pop("bias")
+    need(where, tensors, ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec", *more))
+    return {
+        "W_enc": tensors["encoder.weight"],
+        "b_enc": tensors["encoder.bias"],
+        "W_dec": tensors["decoder.weight"].T,
+        "b_dec": tensors["b_dec"],
+    }
+
+
+def _threshold(where: Path, tensors: Tensors, latents: int) -> torch.Tensor:
+    """(F,): the one threshold of a BatchTopK; -1 before training has estimated it."""
+    threshold = tensors["threshold"]
+    if threshold.numel() != 1 or not bool(threshold >= 0):
+        raise refused(where, "threshold", threshold.tolist())
+    return threshold.reshape(1).expand(latents)
+
+
+def _relu(where: Path, tensors: Tensors):
+    return "l1", _linear(where, tensors), {"subtract_b_dec": True}
+
+
+def _april_update(where: Path, tensors: Tensors):
+    if "decoder.bias" in tensors:
+        tensors["b_dec"] = tensors.pop("decoder.bias")
+    return "l1", _linear(where, tensors), {}
+
+
+def _topk(where: Path, tensors: Tensors):
+    tensors.pop("threshold", None)  # estimated, and not used by default
+    ours = _linear(where, tensors, "k")
+    k = tensors["k"]
+    if k.numel() != 1:
+        raise refused(where, "k", k.tolist())
+    return "topk", ours, {"k": int(k), "subtract_b_dec": True}
+
+
+def _batchtopk(where: Path, tensors: Tensors):
+    ours = _linear(where, tensors, "k", "threshold")
+    ours["threshold"] = _threshold(where, tensors, len(ours["W_enc"]))
+    return "jumprelu", ours, {"subtract_b_dec": True}
+
+
+def _matryoshka(where: Path, tensors: Tensors):
+    need(where, tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes"))
+    ours = {name: tensors[name] for name in ("b_enc", "W_dec", "b_dec")}
+    ours["W_enc"] = tensors["W_enc"].T
+    ours["threshold"] = _threshold(where, tensors, len(ours["W_enc"]))
+    return "jumprelu", ours, {"subtract_b_dec": True}
+
+
+def _jumprelu(where: Path, tensors: Tensors):
+    need(where, tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"))
+    changed = {"W_enc": tensors["W_enc"].T, "threshold": above(tensors["threshold"])}
+    return "jumprelu", tensors | changed, {}
+
+
+def _gated(where: Path, tensors: Tensors):
+    rest = ("encoder.weight", "decoder.weight", "r_mag", "gate_bias", "mag_bias")
+    need(where, tensors, ("decoder_bias", *rest))
+    biases = (tensors[name] for name in ("r_mag", "gate_bias", "mag_bias"))
+    encoder = gated(where, tensors["encoder.weight"], *biases)
+    decoder = {"W_dec": tensors["decoder.weight"].T, "b_dec": tensors["decoder_bias"]}
+    return "jumprelu", encoder | decoder, {"subtract_b_dec": True}
+
+
+# dict_class -> (path, tensors) -> (sparsity, our tensors, options of the config)
+KINDS = {
+    "AutoEncoder": _relu,
+    "AutoEncoderNew": _april_update,
+    "AutoEncoderTopK": _topk,
+    "BatchTopKSAE": _batchtopk,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+    "JumpReluAutoEncoder": _jumprelu,
+    "GatedAutoEncoder": _gated,
+}

@@ -1,0 +1,73 @@
+"""A published dictionary -> an ordinary checkpoint folder: the verb `import`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from saekit.models.catalog import restore
+from saekit.options import Doc, Overwrite
+from saekit.published.opening import description, open_published
+from saekit.store.checkpoint import write_checkpoint
+from saekit.store.folder_kinds import RUN
+from saekit.store.run_folder import run_folder
+
+FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
+IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    path: str
+    """The checkpoint folder."""
+    format: str
+    sparsity: str
+    d_in: int
+    latents: int
+    base_model: str | None
+    """None where the files do not say."""
+    hook: str | None
+    """In the format's own words."""
+
+
+def import_dictionary(
+    src: Annotated[
+        str | Path,
+        Doc("Folder or file of the published dictionary.", metavar="SRC", positional=True),
+    ],
+    out: Annotated[str | Path, Doc("Folder to write.", metavar="OUT", positional=True)],
+    *,
+    format: Annotated[
+        FormatName | None, Doc("Its format (default: the one that its content shows).")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> ImportResult:
+    """Write a published dictionary as a checkpoint folder, which evaluate, inspect and features
+    take.
+
+    >>> saekit.import_dictionary("downloads/layer_12/width_16k/average_l0_82", "runs/gemma")
+
+    Parameters
+        src: docs/published.md lists the formats.
+        out: the checkpoint folder. config.json has the origin under `published`, and null for what
+            the files do not say.
+
+    Raises MissingError when there is nothing at `src`, DataError for an unknown format, a damaged
+    file or a dictionary that saekit does not compute exactly, and where `out` has other files.
+    """
+    dictionary = open_published(src, format)
+    restore("sae", dictionary.config, dictionary.tensors)  # it must load before it is written
+    with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
+        folder.begin({"published": asdict(dictionary.origin)})
+        write_checkpoint(folder.path, description(dictionary), dictionary.tensors)
+    origin, config = dictionary.origin, dictionary.config
+    return ImportResult(
+        str(out),
+        origin.format,
+        config["sparsity"],
+        config["d_in"],
+        config["latents"],
+        origin.base_model,
+        origin.hook,
+    )

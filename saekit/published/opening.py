@@ -1,0 +1,92 @@
+"""A path -> a published dictionary, in the format that its content shows or that is asked for; or a
+checkpoint, ours or theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saekit.errors import DataError, MissingError, check_choice
+from saekit.published import dictionary_learning, gemma_scope, saelens, sparsify
+from saekit.published.dictionary import Published
+from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.types import SPEC_SCHEMA
+
+
+class Format(NamedTuple):
+    recognizes: Callable[[Path], bool]
+    read: Callable[[Path], Published]
+
+
+FORMATS = {
+    "saelens": Format(saelens.recognizes, saelens.read),
+    "sparsify": Format(sparsify.recognizes, sparsify.read),
+    "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
+    "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
+}
+
+
+def open_published(path: str | Path, format: str | None = None) -> Published:
+    """The dictionary at a local file or folder.
+
+    format: a name in FORMATS; None: the one that the content shows. Raises MissingError where
+    nothing is there, DataError for an unknown format, a damaged file or a dictionary that saekit
+    does not compute exactly, UsageError for another `format`.
+    """
+    path = Path(path)
+    if format is not None:
+        check_choice("format", format, FORMATS)
+    if not path.exists():
+        raise MissingError(f"there is no dictionary at {path}", "give its folder or file")
+    format = format or recognized(path)
+    if format is None:
+        raise DataError(
+            f"{path} is not a dictionary in a format that saekit knows",
+            f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
+        )
+    return FORMATS[format].read(path)
+
+
+def recognized(path: Path) -> str | None:
+    """The name of the format that the content shows; None for files of no known one."""
+    return next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint folder of saekit, or a published dictionary as the checkpoint that an import of
+    it would write. Raises what `read_checkpoint` and `open_published` raise."""
+    if (format := recognized(Path(path))) is None:
+        return read_checkpoint(path)
+    dictionary = open_published(path, format)
+    return Checkpoint(Path(path), description(dictionary), dictionary.tensors)
+
+
+def description(dictionary: Published) -> dict[str, Any]:
+    """config.json of a checkpoint, with null for what a published dictionary does not say."""
+    origin, config = dictionary.origin, dictionary.config
+    unknown = ("revision", "modality", "dtype", "layout", "scope", "grid", "seed")
+    spec = dict.fromkeys(unknown) | {
+        "model": origin.base_model,
+        "hook": origin.hook,
+        "d_in": config["d_in"],
+        "dataset": origin.dataset,
+        "context": origin.context,
+        "schema_version": SPEC_SCHEMA,
+    }
+    result = dict.fromkeys(("step", "rows", "rows_per_s", "backend"))
+    return {
+        "model": "sae",
+        "config": config,
+        "training": {},
+        "spec": spec,
+        "fingerprint": None,
+        "content": None,
+        "input_scale": None,
+        "backend": {"name": None},
+        "result": result | {"path": "", "metrics": {}},
+        "versions": {name: version(name) for name in ("saekit", "torch")},
+        "published": asdict(origin),
+    }

@@ -1,0 +1,173 @@
+"""Small dictionaries in the files of other programs: their names, shapes and dtypes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+D, F, K = 16, 48, 5
+Tensors = dict[str, torch.Tensor]
+
+
+def weights(width: int = D) -> Tensors:
+    """W_enc (D,F), W_dec (F,D), b_enc, b_dec, threshold: biases and decoder norms of no special
+    value, so that a map that mistakes one of them shows."""
+    gen = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*shape, generator=gen) * scale
+
+    return {
+        "W_enc": draw(width, F, scale=0.3),
+        "W_dec": draw(F, width, scale=0.3),
+        "b_enc": draw(F, scale=0.2),
+        "b_dec": draw(width, scale=0.5),
+        "threshold": draw(F, scale=0.1).abs() + 0.2,
+    }
+
+
+def saelens(path: Path, architecture: str = "standard", width: int = D, **settings) -> Path:
+    """A folder of SAELens 6. `settings` change cfg.json."""
+    tensors = weights(width)
+    threshold, gen = tensors.pop("threshold"), torch.Generator().manual_seed(1)
+    if architecture == "jumprelu":
+        tensors["threshold"] = threshold
+    if architecture == "gated":
+        tensors["b_gate"] = tensors.pop("b_enc")
+        tensors["b_mag"] = torch.randn(F, generator=gen) * 0.2
+        tensors["r_mag"] = torch.randn(F, generator=gen) * 0.3
+    config = {
+        "d_in": width,
+        "d_sae": F,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.54.12",
+            "model_name": "gpt2",
+            "hook_name": "blocks.8.hook_resid_pre",
+            "hook_head_index": None,
+            "prepend_bos": True,
+            "exclude_special_tokens": False,
+            "context_size": 128,
+            "dataset_path": "Skylion007/openwebtext",
+        },
+        "architecture": architecture,
+    }
+    if architecture == "topk":
+        config |= {"k": K, "rescale_acts_by_decoder_norm": False}
+    return _folder(path, config | settings, "sae_weights.safetensors", tensors)
+
+
+def old_saelens(path: Path, **settings) -> Path:
+    """A folder of SAELens before 6, such as those of gpt2-small-res-jb: one level of settings."""
+    tensors = weights()
+    del tensors["threshold"]
+    config = {
+        "model_name": "gpt2-small",
+        "hook_point": "blocks.3.hook_resid_pre",
+        "hook_point_layer": 3,
+        "hook_point_head_index": None,
+        "dataset_path": "Skylion007/openwebtext",
+        "context_size": 128,
+        "d_in": D,
+        "d_sae": F,
+        "dtype": "torch.float32",
+    }
+    tensors["scaling_factor"] = torch.ones(F)
+    return _folder(path, config | settings, "sae_weights.safetensors", tensors)
+
+
+def sparsify(path: Path, transcode: bool = False, skip: bool = False, **settings) -> Path:
+    """A hook's folder in that of a run."""
+    tensors = weights()
+    del tensors["threshold"]
+    tensors["encoder.weight"] = tensors.pop("W_enc").T.contiguous()
+    tensors["encoder.bias"] = tensors.pop("b_enc")
+    if skip:
+        tensors["W_skip"] = torch.randn(D, D, generator=torch.Generator().manual_seed(2))
+    config = {
+        "activation": "topk",
+        "expansion_factor": 3,
+        "normalize_decoder": True,
+        "num_latents": 0,
+        "k": K,
+        "multi_topk": False,
+        "skip_connection": skip,
+        "transcode": transcode,
+        "d_in": D,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"model": "EleutherAI/pythia-160m", "dataset": "EleutherAI/SmolLM2-135M-10B"}
+    (path.parent / "config.json").write_text(json.dumps(run))
+    return _folder(path, config | settings, "sae.safetensors", tensors)
+
+
+def dictionary_learning(
+    path: Path, kind: object, threshold: float | torch.Tensor = 0.25, **changed
+) -> Path:
+    """A trainer's folder. `changed` replaces tensors, or adds them; None removes one."""
+    w = weights()
+    gen = torch.Generator().manual_seed(3)
+    linear = {
+        "encoder.weight": w["W_enc"].T.contiguous(),
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T.contiguous(),
+    }
+    k = {"k": torch.tensor(K, dtype=torch.int32), "threshold": torch.as_tensor(threshold)}
+    parts = {name: w[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    tensors = {
+        "AutoEncoder": linear | {"bias": w["b_dec"]},
+        "AutoEncoderNew": linear | {"decoder.bias": w["b_dec"]},
+        "AutoEncoderTopK": linear | {"b_dec": w["b_dec"]} | k,
+        "BatchTopKSAE": linear | {"b_dec": w["b_dec"]} | k,
+        "MatryoshkaBatchTopKSAE": parts | k | {"group_sizes": torch.tensor([16, 32])},
+        "JumpReluAutoEncoder": parts | {"threshold": w["threshold"]},
+        "GatedAutoEncoder": {
+            "decoder_bias": w["b_dec"],
+            "encoder.weight": linear["encoder.weight"],
+            "decoder.weight": linear["decoder.weight"],
+            "r_mag": torch.randn(F, generator=gen) * 0.3,
+            "gate_bias": w["b_enc"],
+            "mag_bias": torch.randn(F, generator=gen) * 0.2,
+        },
+    }.get(str(kind), linear)
+    tensors = {name: t for name, t in (tensors | changed).items() if t is not None}
+    config = {
+        "trainer": {
+            "trainer_class": "Trainer",
+            "dict_class": kind,
+            "activation_dim": D,
+            "dict_size": F,
+            "k": K,
+            "layer": 8,
+            "lm_name": "EleutherAI/pythia-70m-deduped",
+            "submodule_name": "resid_post_layer_8",
+        },
+        "buffer": {"d_submodule": D, "io": "out", "n_ctxs": 2000, "ctx_len": 1024},
+    }
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    torch.save(tensors, path / "ae.pt")
+    return path
+
+
+def gemma_scope(path: Path, **changed) -> Path:
+    """`path` is the dictionary's folder."""
+    path.mkdir(parents=True)
+    arrays = {name: tensor.numpy() for name, tensor in weights().items()}
+    np.savez(path / "params.npz", **(arrays | changed))
+    return path
+
+
+def _folder(path: Path, config: dict, file: str, tensors: Tensors) -> Path:
+    path.mkdir(parents=True)
+    (path / "cfg.json").write_text(json.dumps(config))
+    save_file(tensors, path / file)
+    return path

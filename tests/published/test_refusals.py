@@ -1,0 +1,153 @@
+"""What saekit's SAE does not compute is refused by name, and no file runs code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_dictionaries import (
+    D,
+    F,
+    dictionary_learning,
+    gemma_scope,
+    old_saelens,
+    saelens,
+    sparsify,
+)
+from safetensors.torch import load_file, save_file
+
+from saekit.errors import DataError, MissingError, UsageError
+from saekit.models.sparsity import VARIANTS
+from saekit.published.opening import open_published
+from saekit.training.checkpoints import load
+
+REFUSED = {
+    'architecture = "temporal"': lambda path: saelens(path, "temporal"),
+    'architecture = "matching_pursuit"': lambda path: saelens(path, "matching_pursuit"),
+    'normalize_activations = "layer_norm"': lambda path: saelens(
+        path, normalize_activations="layer_norm"
+    ),
+    'normalize_activations = "constant_norm_rescale"': lambda path: saelens(
+        path, normalize_activations="constant_norm_rescale"
+    ),
+    'reshape_activations = "hook_z"': lambda path: old_saelens(
+        path, hook_point="blocks.3.attn.hook_z"
+    ),
+    "rescale_acts_by_decoder_norm = True": lambda path: saelens(
+        path, "topk", rescale_acts_by_decoder_norm=True
+    ),
+    'activation_fn = "tanh-relu"': lambda path: old_saelens(path, activation_fn_str="tanh-relu"),
+    "finetuning_scaling_factor = True": lambda path: old_saelens(
+        path, finetuning_scaling_factor=True
+    ),
+    "k = 2.5": lambda path: saelens(path, "topk", k=2.5),
+    'activation = "groupmax"': lambda path: sparsify(path, activation="groupmax"),
+    "signed = True": lambda path: sparsify(path, signed=True),
+    "skip_connection = True": lambda path: sparsify(path, skip=True),
+    "threshold = -1.0": lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=-1.0),
+    'dict_class = "IdentityDict"': lambda path: dictionary_learning(path, "IdentityDict"),
+    'dtype of W_enc = "float64"': lambda path: gemma_scope(path, W_enc=np.zeros((D, F))),
+    'folder = "embedding"': lambda path: gemma_scope(path / "embedding" / "width_4k"),
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_a_setting_that_is_not_computed_is_named_with_its_value(tmp_path, setting):
+    path = REFUSED[setting](tmp_path / "sae")
+    with pytest.raises(DataError) as error:
+        load(path)
+    assert setting in str(error.value) and error.value.hint
+
+
+def test_a_scaling_factor_that_is_not_one_is_refused(tmp_path):
+    path = old_saelens(tmp_path / "sae")
+    file = path / "sae_weights.safetensors"
+    save_file(load_file(file) | {"scaling_factor": torch.full((F,), 2.0)}, file)
+    with pytest.raises(DataError, match="scaling_factor"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: saelens(path, "topk", k=float("inf")),
+        lambda path: saelens(path, apply_b_dec_to_input="no"),
+        lambda path: saelens(path, normalize_activations=[1]),
+        lambda path: gemma_scope(path, W_enc=np.array(["a"])),
+        lambda path: gemma_scope(path, W_dec=np.zeros(F, np.float32)),
+        lambda path: gemma_scope(path, threshold=np.float32(0.1)),
+        lambda path: dictionary_learning(path, "AutoEncoderTopK", k=torch.zeros(3)),
+        lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=torch.zeros(3)),
+        lambda path: dictionary_learning(path, "GatedAutoEncoder", r_mag=torch.zeros(3)),
+        lambda path: dictionary_learning(path, ["AutoEncoder"]),
+        lambda path: sparsify(path, k=0),
+    ],
+)
+def test_values_of_other_kinds_and_sizes_are_refused(tmp_path, damage):
+    with pytest.raises(DataError):
+        load(damage(tmp_path / "sae"))
+
+
+def test_shapes_and_names_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"by cfg\.json"):
+        load(saelens(tmp_path / "a", d_in=D + 1))
+    with pytest.raises(DataError, match="no tensor b_dec"):
+        load(dictionary_learning(tmp_path / "b", "AutoEncoder", bias=None))
+    with pytest.raises(DataError, match="tensor stray"):
+        load(dictionary_learning(tmp_path / "c", "AutoEncoder", stray=torch.zeros(2)))
+    with pytest.raises(DataError, match="b_enc has the shape"):
+        load(gemma_scope(tmp_path / "d", b_enc=np.zeros(F + 1, np.float32)))
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return subprocess.check_call, (["touch", str(self.marker)],)
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path):
+    path, marker = dictionary_learning(tmp_path / "a", "AutoEncoder"), tmp_path / "ran"
+    for save in (torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))):
+        save({"bias": Hostile(marker)}, path / "ae.pt")
+        with pytest.raises(DataError, match="does not load as plain tensors"):
+            load(path)
+    folder = gemma_scope(tmp_path / "b", b_dec=np.array([Hostile(marker)], dtype=object))
+    with pytest.raises(DataError, match="does not load as plain arrays"):
+        load(folder)
+    assert not marker.exists()
+
+
+def test_damaged_files_are_named(tmp_path):
+    sae = saelens(tmp_path / "a")
+    whole = (sae / "sae_weights.safetensors").read_bytes()
+    (sae / "sae_weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"sae_weights\.safetensors is damaged"):
+        open_published(sae, "saelens")
+    pickled = dictionary_learning(tmp_path / "b", "AutoEncoder")
+    whole = (pickled / "ae.pt").read_bytes()
+    (pickled / "ae.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"ae\.pt (does not load|cannot be read)"):
+        load(pickled)
+
+
+def test_other_files_are_refused_with_the_known_formats(tmp_path):
+    (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 3}))
+    with pytest.raises(DataError) as error:
+        open_published(tmp_path)
+    assert "saelens, sparsify, dictionary_learning, gemma_scope" in error.value.hint
+    with pytest.raises(MissingError):
+        open_published(tmp_path / "absent")
+    with pytest.raises(UsageError, match="format"):
+        open_published(tmp_path, "onnx")
+
+
+def test_weights_that_subtract_b_dec_are_not_trained():
+    with pytest.raises(UsageError, match="not for training"):
+        VARIANTS["topk"](d_in=8, latents=16, k=2, subtract_b_dec=True)
