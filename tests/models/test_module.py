@@ -127,7 +127,7 @@ def test_an_owners_loop_takes_the_steps_of_a_run_bit_for_bit(tmp_path, sparsity)
         sae.latents, dead_rows(rows), revive_rows(rows, steps * batch), torch.device("cpu")
     )
     for step, raw in zip(range(steps), store.batches(batch, 0, 0, "train")):
-        optimizer.param_groups[0]["lr"] = lr * schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = lr * schedule(step, steps, 0.2, "linear", 0.05)
         terms = sae.loss(normalize(raw), Step(step, steps, dead=tracker.dead()))
         terms.total.backward()
         sae.before_step()

@@ -81,8 +81,7 @@ class SAEConfig:
             raise UsageError(f"{opt('expansion', expansion)} must be above 0")
         if self.subtract_b_dec and self.d_out:
             raise UsageError(
-                f"{opt('subtract_b_dec', True)} does not apply to a transcoder: b_dec belongs to"
-                " the target"
+                "subtract_b_dec does not apply to a transcoder: b_dec belongs to the target"
             )
         if self.skip and not self.d_out:
             raise UsageError(

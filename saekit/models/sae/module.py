@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from saekit_kernels import crossover_l0, next_path
 
-from saekit.errors import UsageError, opt
+from saekit.errors import UsageError
 from saekit.models.autoencoder import Recipe, as_batch, power_of_two
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.codes import Code
@@ -75,9 +75,7 @@ class SAE(Dictionary):
         """As Dictionary. Raises UsageError for invalid options."""
         super().__init__(config, folded=folded, **options)
         if self.config.subtract_b_dec and not folded:
-            raise UsageError(
-                f"{opt('subtract_b_dec', True)} is for weights that are loaded, not for training"
-            )
+            raise UsageError("subtract_b_dec is for weights that are loaded, not for training")
         self.resamples = self.config.revive == "resample"
         self.path: Literal["sparse", "dense"] = "dense"
         """How a thresholded code trains on a device (`observe`)."""
