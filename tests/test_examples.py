@@ -117,7 +117,7 @@ def test_the_minimal_sae_has_the_losses_of_the_fast_path():
     torch.manual_seed(2)
     for step in range(steps):
         rows = x[torch.randint(len(x), (batch,))]
-        optimizer.param_groups[0]["lr"] = 3e-3 * schedule(step, steps)
+        optimizer.param_groups[0]["lr"] = 3e-3 * schedule(step, steps, 0.2, "linear", 0.05)
         index = torch.arange(batch)
         loss = take_step(
             fast, optimizer, ActivationBatch(rows, index, index, index), Step(step, steps)

@@ -100,7 +100,7 @@ def check_images(
         error = check.separately(image, batched, aliases)
         if error <= check.most:
             return (
-                check.report("", True, "an image by itself as in a batch", error)
+                check.report("", True, "one image as in a batch", error)
                 if len(pixels_BChw) > 1
                 else check.report("equal within rounding")
             )

@@ -13,6 +13,7 @@ from saekit.errors import DataError, MissingError, check_choice
 from saekit.published import dictionary_learning, gemma_scope, saelens, sparsify
 from saekit.published.dictionary import Published
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.store.oserrors import reading
 from saekit.types import SPEC_SCHEMA
 
 
@@ -39,7 +40,9 @@ def open_published(path: str | Path, format: str | None = None) -> Published:
     path = Path(path)
     if format is not None:
         check_choice("format", format, FORMATS)
-    if not path.exists():
+    with reading(path):
+        exists = path.exists()
+    if not exists:
         raise MissingError(f"there is no dictionary at {path}", "give its folder or file")
     format = format or recognized(path)
     if format is None:
@@ -52,6 +55,9 @@ def open_published(path: str | Path, format: str | None = None) -> Published:
 
 def recognized(path: Path) -> str | None:
     """The name of the format that the content shows; None for files of no known one."""
+    with reading(path):
+        if not path.exists():
+            return None
     return next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
 
 

@@ -140,9 +140,12 @@ def photos(tmp_path_factory) -> str:
 
 def test_one_image_alone_is_compared_with_the_first_batch(live, photos, tmp_path):
     result, said = harvested(live("dinov2"), photos, tmp_path / "s", hook="blocks.1.attn")
-    assert result.self_check == {"sums": "blocks.1.attn", "batch": "one image as many"}
+    assert result.self_check == {
+        "sums": "blocks.1.attn",
+        "batch": "one image as in a batch",
+    }
     assert said[0].startswith(
-        "self-check: one image as many; blocks.1.attn add up (largest difference "
+        "self-check: one image as in a batch; blocks.1.attn add up (largest difference "
     )
     single, _ = harvested(
         live("dinov2"), photos, tmp_path / "single", hook="blocks.1.attn", batch=1
