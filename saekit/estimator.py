@@ -151,11 +151,13 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 'options["latents"] is given, and latents is a parameter',
                 opt("latents", options["latents"]),
             )
+        # The size of the code; a closed form cannot have more than the data gives.
         latents = self.latents
         if latents is None and self.model in ("pca", "kmeans"):
             latents = min(known["latents"].default, d_in if self.model == "pca" else n)
         if latents is not None:
             options["latents"] = latents
+        # Epochs become rows.
         seed = self._drawn_seed()
         if self.epochs is not None and not self.epochs > 0:
             raise UsageError(f"{opt('epochs', self.epochs)} must be above 0")

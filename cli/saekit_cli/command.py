@@ -98,10 +98,12 @@ def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
 
 def build(verb: Verb, arguments: list[str]) -> Command:
     """The command of a verb, to be run with `arguments`, which may change what it takes."""
+    # Options: the library's, and those of the command line itself.
     every = options(verb, arguments)
     own = options_of(verb.run)
     library = {name: option for name, option in every.items() if name not in own}
 
+    # What runs once the command line is parsed.
     def callback(context: typer.Context, **raw: Any) -> None:
         values = {
             name: _value(every[name], value) for name, value in raw.items() if value is not None
@@ -114,10 +116,12 @@ def build(verb: Verb, arguments: list[str]) -> Command:
         given = Given({name: values[name] for name in library if name in values}, from_file)
         verb.run(given, **{name: values[name] for name in own if name in values})
 
+    # Its signature, from which typer makes the flags.
     parameters = [_parameter(option) for option in every.values()]
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     vars(callback)["__signature__"] = inspect.Signature([context, *parameters])
     callback.__doc__ = verb.run.__doc__
+    # The command.
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(
         verb.NAME,

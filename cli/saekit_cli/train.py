@@ -35,18 +35,21 @@ def takes(arguments: list[str]) -> dict[str, Option]:
     from saekit.training.config import TrainConfig
     from saekit.training.run import train
 
+    # The model that is asked for, and its options.
     model, sparsity = _chosen(arguments)
     of_run, of_model = options_of(TrainConfig), model_options(model, sparsity)
     variant = sparsity or "topk" if model == "sae" else None
     panel = f"Model: {model}" if variant is None else f"Model: {model} --sparsity {variant}"
     if variant is not None:
         of_model = of_model | {"sparsity": options_of(SAEConfig)["sparsity"]}
+    # Those of all others take part, so that their flags are refused by name.
     every = {
         name: option
         for owner, kinds in ((name, VARIANTS if name == "sae" else (None,)) for name in CATALOG)
         for kind in kinds
         for name, option in model_options(owner, kind).items()
     }
+    # In the order of the help.
     order = [name for name in FIRST if name in of_model]
     order += [name for name in _own_first(of_model, variant) if name not in order]
     shown = {"model": of_run["model"]} | {name: of_model[name] for name in order}
@@ -76,6 +79,7 @@ def run(
     from saekit.models.metrics import METRICS
     from saekit.training.run import prepare
 
+    # The plan.
     folder = {name: given.pop(name, False) for name in ("resume", "overwrite")}
     prepared = prepare(store, out, _config(given, set))
     plan = prepared.plan()
@@ -92,11 +96,13 @@ def run(
         return
     if not quiet:
         message("plan", line)
+    # The run.
     with Reporter(quiet) as reporter:
         result = prepared.execute(**folder, progress=reporter)
     if json_:
         print_json(result)
         return
+    # Its result.
     names = ("fvu", "l0", "dead")
     figures = "  ".join(f"{name} {METRICS[name].text(result.metrics[name])}" for name in names)
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")

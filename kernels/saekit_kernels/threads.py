@@ -75,6 +75,7 @@ def map_chunks(
     )
     if threads <= 1:
         return [work(chunk, 0) for chunk in chunks]
+    # Workers take chunk after chunk until none is left or one fails.
     results: list = [None] * len(chunks)
     remaining, lock = iter(range(len(chunks))), threading.Lock()
     inference, failed = torch.is_inference_mode_enabled(), threading.Event()
@@ -89,6 +90,7 @@ def map_chunks(
                 results[index] = work(chunks[index], slot)
 
     running = [_pool(torch.get_num_threads()).submit(run, slot) for slot in range(threads)]
+    # All of them stop before an error is raised.
     try:
         for done in running:
             done.result()

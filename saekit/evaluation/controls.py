@@ -130,6 +130,7 @@ class _Planned:
 
     def add(self, sized: Sized) -> None:
         run = sized.run
+        # A run with a target has a linear map to it as its control.
         if run.target is not None:
             path = run.target.path
             name = f"ridge to {Path(path).name}" if self._several_targets(path) else "ridge"
@@ -138,6 +139,7 @@ class _Planned:
         source, whole, size = self._unit(sized)
         n, width = source.count("train"), source.spec.d_in
         mark = " of examples" if whole else ""
+        # PCA with as many numbers per code, at most the width.
         if run.kind != "pca":
             components = min(size, width)
             if components < size:
@@ -146,6 +148,7 @@ class _Planned:
                     " numbers, so it reconstructs all."
                 )
             self._fit(f"pca {components}{mark}", run, "pca", {"latents": components}, source, whole)
+        # k-means with as many centroids as latents, as far as the rows allow.
         if run.kind != "kmeans":
             centroids = max(min(run.model.latents, MOST_CENTROIDS, n // ROWS_PER_CENTROID), 1)
             if centroids < run.model.latents:
@@ -163,6 +166,7 @@ class _Planned:
                 source,
                 whole,
             )
+        # An untrained SAE.
         options = self._dictionary(run, size, width)
         name = f"untrained sae {options['latents']}, k {options['k']}{mark}"
         self._plan((name,), run, lambda: self._untrained(options, source, whole))

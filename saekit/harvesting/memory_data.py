@@ -38,6 +38,7 @@ def open_objects(
     IterableDataset gives either, by `column`. Raises DataError for anything else, and for an item
     that is not a text or an image when it is read.
     """
+    # Datasets of Hugging Face, which are only imported if the caller did so.
     if (datasets := sys.modules.get("datasets")) is not None:
         if isinstance(data, datasets.Dataset):
             return DatasetDocuments(
@@ -55,6 +56,7 @@ def open_objects(
                 column,
                 skip_broken,
             )
+    # What cannot be a list of texts or images.
     if isinstance(data, dict):
         hint = f"give one of them, such as data[{next(iter(data), '')!r}]"
         raise DataError(f"data holds several parts: {', '.join(map(str, data))}", hint)

@@ -136,6 +136,7 @@ def load_model(
     device = torch.device(device)
     with model_reading("model", name, name):
         where, revision = locate_model(name)
+    # Config and weights, each checked against the other.
     with quiet_transformers(), model_reading("model", name, where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
         check_sizes(config, name, where)
@@ -148,6 +149,7 @@ def load_model(
         running = module.get_submodule(path) if (path := tower_path(module)) else None
         has_head = check_weights(module, report, name, running, head=kind == "causal_lm")
         module = module.to(device).eval().requires_grad_(False)
+    # What is missing, and what comes with the model.
     notes = []
     if kind == "causal_lm" and not has_head:
         _remove_head(module)

@@ -114,6 +114,7 @@ def write_page(
     out.mkdir(parents=True, exist_ok=True)
     page_part, jsonl_part = out / "index.html.part", out / "features.jsonl.part"
     head, tail, script = _document(meta.title, single_file)
+    # One pass over the records fills both files.
     catalog = _Catalog(meta)
     with (
         page_part.open("w", encoding="utf-8", newline="\n") as page,
@@ -123,6 +124,7 @@ def write_page(
         site = _Inline(page) if single_file else _Folder(out)
         pictures = _Pictures(images, site)
         shard: list[dict[str, Any]] = []
+        # A shard at a time.
         for record in records:
             data = record.to_json()
             lines.write(json.dumps(data, allow_nan=False) + "\n")
@@ -137,6 +139,7 @@ def write_page(
             catalog.shards += 1
         page.write(_inert("catalog", pack(catalog.to_json(single_file))))
         page.write(script + tail)
+    # Both files take their places when they are complete.
     written = site.bytes + page_part.stat().st_size + jsonl_part.stat().st_size
     os.replace(jsonl_part, out / "features.jsonl")
     os.replace(page_part, out / "index.html")

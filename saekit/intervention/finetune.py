@@ -156,10 +156,12 @@ class _Finetune:
         if out.resolve() == checkpoint.path.resolve():
             raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
         self.checkpoint, self.out, self.folder = checkpoint, out, out
+        # The store and the budget of rows.
         self.store = open_store_of(checkpoint, config.store)
         self.rows = config.rows or max(round(SHARE * checkpoint.config["result"]["rows"]), 1)
         self.config = dataclasses.replace(config, store=str(self.store.path), rows=self.rows)
         spec = self.store.spec
+        # The language model, whose logits are the objective.
         self.live = self._model(live)
         device = self.live.device
         if self.live.kind != "causal_lm":
@@ -173,9 +175,11 @@ class _Finetune:
                 "harvest and train on the model as it was saved with its head"
                 " (AutoModelForCausalLM)",
             )
+        # Texts, and the units of the rows.
         data = config.data if objects is None else objects
         self.contexts = Contexts(self.store, self.live, config.batch, data)
         self.normalizer = store_normalizer(self.store, device)
+        # The SAE in the units of training, and its optimizer.
         settings = checkpoint.config["config"]
         raw = restore("sae", settings, checkpoint.tensors).to(device)
         assert isinstance(raw, SAE)
@@ -204,6 +208,7 @@ class _Finetune:
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]
     ) -> FinetuneResult:
+        # What a resume must agree with.
         settings = dataclasses.asdict(self.config)
         del settings["save_seconds"]
         identity = {
@@ -218,6 +223,7 @@ class _Finetune:
             before = read_json(path / RUN, "a run").get("finetune")
             return "`saekit train` wrote it" if before is None else differences(before, identity)
 
+        # The run, unless the folder holds it already.
         with run_folder(
             self.out, RUN_KIND, resume=resume, overwrite=overwrite, differs=differs
         ) as folder:

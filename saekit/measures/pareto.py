@@ -68,6 +68,7 @@ def groups_of(results: Sequence[MemberResult]) -> list[Group]:
 
 
 def _group(name: str, members: Sequence[MemberResult]) -> Group:
+    # Mean and standard deviation over the seeds.
     finished = [member.metrics for member in members if member.metrics is not None]
     values = {
         metric: [value for metrics in finished if (value := metrics.get(metric)) is not None]
@@ -77,6 +78,7 @@ def _group(name: str, members: Sequence[MemberResult]) -> Group:
     spread = {
         metric: statistics.stdev(of) if len(of) > 1 else None for metric, of in values.items()
     }
+    # Members of a group have the same settings but for the seed.
     sparsity = (
         members[0].settings.get("sparsity", "topk")
         if members[0].settings.get("model", "sae") == "sae"

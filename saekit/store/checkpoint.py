@@ -51,6 +51,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Checkpoint:
+    # What the path is.
     if path.suffix in PICKLES:
         raise DataError(
             f"{path} is a pickle, which can run code when it is opened; saekit does not read"
@@ -68,6 +69,7 @@ def _read(path: Path) -> Checkpoint:
             f"{path} holds a training run that did not finish",
             f"train it again with {opt('resume', True)}",
         )
+    # The description.
     config = read_json(path / CONFIG, "a checkpoint")
     check_schema(path, config, SCHEMA)
     try:
@@ -76,6 +78,7 @@ def _read(path: Path) -> Checkpoint:
         raise DataError(
             f"{path / CONFIG} is damaged: {error}", f"train it again with {opt('overwrite', True)}"
         ) from None
+    # The tensors.
     if not (path / MODEL).exists():
         raise DataError(f"{path} has no {MODEL}", f"train it again with {opt('overwrite', True)}")
     need_regular(path / MODEL)
@@ -103,6 +106,7 @@ _KEYS = {
 
 
 def _check_config(config: dict[str, Any]) -> None:
+    # Keys, and where the rows came from; an import may not know.
     imported = "published" in config
     for name, hint in _KEYS.items():
         may_be_null = imported and name in ("content", "input_scale")
@@ -112,6 +116,7 @@ def _check_config(config: dict[str, Any]) -> None:
         as_type(config["spec"].get("d_in"), int, "spec.d_in")
     elif config.get("fingerprint") != ActivationSpec.from_json(config["spec"]).fingerprint:
         raise MisfitError("its fingerprint does not match its spec")
+    # What the run says about itself.
     result, training = config["result"], config["training"]
     for name, value in as_type(result.get("metrics"), dict[str, Any], "result.metrics").items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

@@ -188,9 +188,11 @@ class TrainRun:
             step = f"one step of {self.config.batch:,} rows is trained"
             text = f"{opt('rows', self.asked_rows)}: {step}; {opt('batch')} makes steps smaller"
             progress(Progress("train", 0, 0, message=text))
+        # Without a folder.
         if self.out is None:
             self._check_unwritten(resume, overwrite)
             return self._train(None, progress)
+        # With one, unless it holds the result already.
         identity = self._identity()
 
         def differs(_: int, path: Path) -> str:
@@ -235,6 +237,7 @@ class TrainRun:
     def _identity(self) -> dict[str, Any]:
         """What a resume must agree with, resolved: a run goes on under its own config.toml as well
         as under the flags that began it."""
+        # Settings of the run and of its model.
         of_run = {
             f.name: getattr(self.config, f.name)
             for f in dataclasses.fields(self.config)
@@ -245,6 +248,7 @@ class TrainRun:
             for name, value in dataclasses.asdict(self.model.config).items()
         }
         of_run["stores"] = list(of_run["stores"])
+        # The content of what it reads.
         content = {
             "schema_version": 1,
             "store": self.source.spec.fingerprint,
@@ -268,6 +272,7 @@ class TrainRun:
                 return []
             return open_sinks(self.config.log, path, self._settings(), resumed_step)
 
+        # Training.
         fitted = fit(
             self.model,
             self.source,
@@ -280,6 +285,7 @@ class TrainRun:
             sinks,
             self._estimated,
         )
+        # The model as it will be loaded, on the held-out rows.
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source).scalars() | fitted.figures
@@ -292,6 +298,7 @@ class TrainRun:
             )
         if not fvu <= DIVERGED_FVU:
             raise NumericsError(f"the run diverged: held-out fvu {fvu:.3g}", CALMER)
+        # The result, in memory or in the folder.
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         where = None if self.out is None else str(self.out)
         result = TrainResult(where, fitted.steps, fitted.rows, rate, self.backend.name, figures)
