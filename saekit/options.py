@@ -112,13 +112,10 @@ def _is_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal
 
 
-def keywords(
-    *owners: type, without: tuple[str, ...] = (), more: dict[str, Any] | None = None
-) -> Callable[[F], F]:
+def keywords(*owners: type, more: dict[str, Any] | None = None) -> Callable[[F], F]:
     """A decorator for a function with `**options` that become fields of `owners`: help() and
-    inspect.signature show the fields as keyword arguments, with their defaults. `without`: fields
-    that the function sets itself. `more`: further names, with their types; None is their default,
-    and means that of whatever takes them."""
+    inspect.signature show the fields as keyword arguments, with their defaults. `more`: further
+    names, with their types; None is their default, and means that of whatever takes them."""
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
@@ -131,7 +128,7 @@ def keywords(
             name: (option.default, option.hint)
             for owner in owners
             for name, option in options_of(owner).items()
-            if name not in (*without, *signature.parameters)
+            if name not in signature.parameters
         }
         fields |= {name: (None, hint) for name, hint in (more or {}).items()}
         options = [
