@@ -44,7 +44,7 @@ test-all: $(READY)
 
 interop: $(INTEROP)/.ready
 	$(INTEROP)/bin/python -c "import sae_lens, sparsify, dictionary_learning"  # else the tests would be skipped
-	$(INTEROP)/bin/python -m pytest tests/interop
+	$(INTEROP)/bin/python -m pytest tests/interop/peers
 
 lint: $(LINTERS)
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.sweeps.run:SweepResult": (),
         "load": (),
         "import_dictionary": (),
-        "saekit.published.importing:ImportResult": (),
+        "saekit.interop.importing:ImportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (

@@ -19,7 +19,7 @@ _PUBLIC = {
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
-    "import_dictionary": "saekit.published.importing",
+    "import_dictionary": "saekit.interop.importing",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from saekit.harvesting.run import harvest as harvest
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
+    from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
-    from saekit.published.importing import import_dictionary as import_dictionary
     from saekit.report.comparison import compare as compare
     from saekit.store.reader import open_store as open_store
     from saekit.sweeps.run import sweep as sweep

@@ -18,7 +18,7 @@ LAYERS = [
     ["saekit.types", "saekit.options"],
     ["saekit.config", "saekit.device", "saekit.rows"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
-    ["saekit.published"],
+    ["saekit.interop"],
     ["saekit.harvesting", "saekit.training"],
     ["saekit.measures"],
     ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],

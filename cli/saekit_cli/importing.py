@@ -15,14 +15,14 @@ EXAMPLES = [
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:
-    from saekit.published.importing import import_dictionary
+    from saekit.interop.importing import import_dictionary
 
     return options_of(import_dictionary)
 
 
 def run(given: Given, config: Config = None, json_: Json = False) -> None:
     """Write a published dictionary as a checkpoint folder."""
-    from saekit.published.importing import import_dictionary
+    from saekit.interop.importing import import_dictionary
 
     result = import_dictionary(**given)
     if json_:

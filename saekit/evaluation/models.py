@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 
 from saekit.errors import DataError, MissingError, UsageError, opt
+from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import restore
-from saekit.published.opening import open_checkpoint
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.pair import PairedStore

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from saekit.errors import DataError, UsageError, opt
+from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import CATALOG, restore
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.nested import Nesting
-from saekit.published.opening import open_checkpoint
 from saekit.rows import Rows
 from saekit.store.checkpoint import Checkpoint
 

@@ -22,8 +22,8 @@ from made_dictionaries import (
 from safetensors.torch import load_file, save_file
 
 from saekit.errors import DataError, MissingError, UsageError
+from saekit.interop.opening import open_published
 from saekit.models.sparsity import VARIANTS
-from saekit.published.opening import open_published
 from saekit.training.checkpoints import load
 
 REFUSED = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.errors import DataError
-from saekit.published.dictionary import (
+from saekit.interop.dictionary import (
     Origin,
     Published,
     digests,

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from saekit.interop.opening import description, open_published
 from saekit.models.catalog import restore
 from saekit.options import Doc, Overwrite
-from saekit.published.opening import description, open_published
 from saekit.store.checkpoint import write_checkpoint
 from saekit.store.folder_kinds import RUN
 from saekit.store.run_folder import run_folder

@@ -23,7 +23,7 @@ from made_dictionaries import (
 )
 from safetensors.torch import load_file, save_file
 
-from saekit.published.opening import open_published
+from saekit.interop.opening import open_published
 from saekit.training.checkpoints import load
 
 W = {name: tensor.double() for name, tensor in weights().items()}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saekit.errors import DataError, MissingError, check_choice
-from saekit.published import dictionary_learning, gemma_scope, saelens, sparsify
-from saekit.published.dictionary import Published
+from saekit.interop import dictionary_learning, gemma_scope, saelens, sparsify
+from saekit.interop.dictionary import Published
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.oserrors import reading
 from saekit.types import SPEC_SCHEMA
@@ -73,9 +73,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def description(dictionary: Published) -> dict[str, Any]:
     """config.json of a checkpoint, with null for what a published dictionary does not say."""
     origin, config = dictionary.origin, dictionary.config
-    unknown = ("revision", "modality", "dtype", "layout", "scope", "grid", "seed")
+    unknown = ("modality", "dtype", "layout", "scope", "grid", "seed")
     spec = dict.fromkeys(unknown) | {
         "model": origin.base_model,
+        "revision": origin.revision,
         "hook": origin.hook,
         "d_in": config["d_in"],
         "dataset": origin.dataset,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.published.dictionary import Origin, Published, above, digests, need, published, refused
+from saekit.interop.dictionary import Origin, Published, above, digests, need, published, refused
 from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 

@@ -31,8 +31,11 @@ class Origin:
 
     format: str
     base_model: str | None = None
+    revision: str | None = None
     hook: str | None = None
     """In the format's own words, such as `blocks.8.hook_resid_pre`."""
+    target_hook: str | None = None
+    """Of a transcoder: the hook whose states it gives, in the format's own words."""
     layer: int | None = None
     context: int | None = None
     """Tokens in a context of its training."""
@@ -41,6 +44,8 @@ class Origin:
     """The format's own settings for special tokens."""
     normalization: str | None = None
     """The format's name for what its training did to the input; the weights act on raw rows."""
+    notes: tuple[str, ...] = ()
+    """What a user must know about the weights, one sentence each."""
     files: dict[str, str] = field(default_factory=dict)
     """Name -> sha256."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from saekit.errors import DataError
-from saekit.published.dictionary import (
+from saekit.interop.dictionary import (
     Origin,
     Published,
     above,
