@@ -14,7 +14,7 @@ LATENTS, K = 48, 6
 
 
 def dictionary(width: int, sparsity: str = "topk", seed: int = 0, d_out: int = 0, **config):
-    """A random dictionary in fp64, of which about a tenth of the latents is active per row."""
+    """A random dictionary in fp64, a part of whose latents is active per row."""
     g = torch.Generator().manual_seed(seed)
     settings = {"d_in": width, "latents": LATENTS, "sparsity": sparsity, **config}
     if d_out:
@@ -28,7 +28,7 @@ def dictionary(width: int, sparsity: str = "topk", seed: int = 0, d_out: int = 0
     if sparsity == "topk":
         settings["k"] = K
     else:
-        tensors["threshold"] = tensors["W_enc"].norm(dim=1) * 1.3
+        tensors["threshold"] = 0.3 * tensors["W_enc"].norm(dim=1)
     if settings.get("skip"):
         tensors["W_skip"] = 0.1 * torch.randn(d_out, width, generator=g)
     return restore("sae", settings, tensors).double()

@@ -49,6 +49,8 @@ class Owner:
     def __init__(self, module: nn.Module, is_image: bool, generations: Generations) -> None:
         self.module, self.is_image, self.generations = module, is_image, generations
         self.frame: Frame | None = None
+        self.failed = False
+        """Whether a pass ended by an exception."""
         self.begun: list[Callable[[Frame, dict[str, Any]], None]] = []
         """Called at the beginning of a pass with its frame and arguments."""
         self.ended: list[Callable[[Any, Any], None]] = []
@@ -80,6 +82,7 @@ class Owner:
     def _leave(self, _module: nn.Module, _args: tuple, output: Any) -> None:
         frame, taken, self.frame, self._cache = self.frame, self._cache, None, None
         if frame is None or output is None:
+            self.failed = True
             return
         returned = _cache_in(output)
         if returned is not None and taken is None:

@@ -113,7 +113,7 @@ class Site:
                 yield
                 proving.read |= {self.paths[hook] for hook in self.ran}
         silent = [hook for hook in self.outputs if hook not in self.ran]
-        if silent and (self.edits or not self.error):
+        if silent and (self.edits or not self.error) and not owner.failed:
             raise DataError(
                 f"{', '.join(silent)} did not run, so nothing was edited there",
                 block_hint(self.module),
