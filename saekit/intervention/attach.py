@@ -44,7 +44,6 @@ from saekit.harvesting.anatomy import plain
 from saekit.harvesting.hooks import resolve_hook, split_input
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.live import AttachedDictionary, Live
-from saekit.intervention.maxima import scanned_maxima
 from saekit.intervention.passes import Generations, Owner, generations_of
 from saekit.intervention.positions import Positions, checked
 from saekit.intervention.sites import Site
@@ -52,6 +51,7 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import restore
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
+from saekit.store.scans import scanned_maxima
 from saekit.training.checkpoints import ModelLike, kind_of, path_or_model
 
 Hooks = str | Sequence[str]

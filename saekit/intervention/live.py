@@ -19,25 +19,27 @@ Sizes = float | Sequence[float] | torch.Tensor
 
 
 class Where(TypedDict, total=False):
-    """Which positions an edit applies to (`Editor`)."""
+    """The positions that an edit applies to, keyword arguments of all verbs. Padding is never
+    edited.
+
+    Parameters
+        positions: "all", "prompt", "generated" or "last" (the prompt's last token and all after
+            it); a token index, counted without padding, or a slice of these (`slice(4, None)`: from
+            token 4 on); a bool mask (B,T) over the columns of the input, of which later ones are
+            not edited. On images "all", "cls", "patches" or a mask (H,W), (B,H,W) or (B,T). None:
+            as `attach` says.
+        examples: of the batch, before generation expands it: a number, several, a slice or a bool
+            mask (B,). None: all.
+    """
 
     positions: Positions | None
     examples: Examples | None
 
 
 class Editor:
-    """The verbs, which all take
-
-    positions: "all", "prompt", "generated" or "last" (the prompt's last token and all after it); a
-        token index, counted without padding, or a slice of these (`slice(4, None)`: from token 4
-        on); a bool mask (B,T) over the input's columns. On images "all", "cls", "patches", or a
-        mask (H,W), (B,H,W) or (B,T). Default: the positions given to `attach`. Padding is never
-        edited.
-    examples: the examples of the batch, as numbers, a slice or a bool mask (B,). Default: all.
-
-    Each returns what it is called on, so that calls can be chained. They raise UsageError for
-    latents that the dictionary does not have and for sizes in units that are not known.
-    """
+    """The verbs. Each returns what it is called on, so that calls can be chained; all raise
+    UsageError for latents that the dictionary does not have, for sizes in units that are not known
+    and for positions that this kind of model does not have."""
 
     @property
     def _site(self) -> AttachedDictionary:

@@ -1,5 +1,5 @@
-"""The largest activation of every latent, from the scan that `saekit inspect` keeps beside a
-checkpoint."""
+"""The scans of stores that `saekit inspect` keeps beside a checkpoint (saekit.inspection.scan), as
+far as others read them: the largest activation of every latent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from saekit.inspection.scan import SCAN_SCHEMA
+SCAN_SCHEMA = 2
+SCANS = "scans"
 
 
 def scanned_maxima(
@@ -19,8 +20,8 @@ def scanned_maxima(
     """(F,) fp32: the largest |z| of each latent, 0 for one that never fired. Of the store of
     training where that was scanned, else of the largest store. None without a scan."""
     trained_on = str(config.get("content") or "")[:16]
-    found: list[tuple[bool, int, torch.Tensor]] = []
-    for path in sorted((checkpoint / "scans").glob("*.safetensors")):
+    scans: list[tuple[bool, int, torch.Tensor]] = []
+    for path in sorted((checkpoint / SCANS).glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
                 if int(file.get_tensor("schema")) != SCAN_SCHEMA:
@@ -29,5 +30,5 @@ def scanned_maxima(
         except (OSError, SafetensorError, ValueError, RuntimeError):
             continue  # a scan is a cache
         if maxima.shape == (latents,) and bool(torch.isfinite(maxima).all()):
-            found.append((bool(trained_on) and path.stem.startswith(trained_on), rows, maxima))
-    return max(found, key=lambda scan: scan[:2])[2] if found else None
+            scans.append((bool(trained_on) and path.stem.startswith(trained_on), rows, maxima))
+    return max(scans, key=lambda scan: scan[:2])[2] if scans else None
