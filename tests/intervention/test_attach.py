@@ -11,6 +11,7 @@ import torch
 import saekit
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.hooks import resolve_hook
+from saekit.harvesting.models import load_model
 from saekit.models.catalog import build
 from saekit.models.linear import PCA, PCAConfig
 
@@ -604,7 +605,7 @@ def test_a_module_of_ones_own_is_edited_at_all_positions_or_by_a_mask():
 
 
 def test_a_checkpoint_brings_its_hook_and_the_units_of_its_scan(made):
-    live_model = saekit.harvesting.models.load_model(made.model)
+    live_model = load_model(made.model)
     with pytest.raises(UsageError, match="largest activation of each latent is not known"):
         with saekit.attach(live_model, made.run) as live:
             live.add(3, 1.0)

@@ -10,6 +10,7 @@ import torch
 
 import saekit
 from saekit.errors import DataError
+from saekit.harvesting.hooks import resolve_hook
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma3", "qwen3")
 PROMPT, STEPS = 6, 7
@@ -23,7 +24,7 @@ def model_of(family: str) -> torch.nn.Module:
 
 
 def layer_of(model, block: int = 1) -> torch.nn.Module:
-    return model.get_submodule(saekit.harvesting.hooks.resolve_hook(model, f"blocks.{block}"))
+    return model.get_submodule(resolve_hook(model, f"blocks.{block}"))
 
 
 def inputs(side: str | None = None, count: int = 2) -> dict[str, torch.Tensor]:
