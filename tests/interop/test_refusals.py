@@ -52,7 +52,6 @@ REFUSED = {
     "threshold = -1.0": lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=-1.0),
     'dict_class = "IdentityDict"': lambda path: dictionary_learning(path, "IdentityDict"),
     'dtype of W_enc = "float64"': lambda path: gemma_scope(path, W_enc=np.zeros((D, F))),
-    'folder = "embedding"': lambda path: gemma_scope(path / "embedding" / "width_4k"),
 }
 
 
