@@ -13,7 +13,20 @@ from saekit.store.checkpoint import write_checkpoint
 from saekit.store.folder_kinds import RUN
 from saekit.store.run_folder import run_folder
 
-FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
+FormatName = Literal[
+    "saelens",
+    "sparsify",
+    "dictionary_learning",
+    "gemma_scope",
+    "openai",
+    "llama_scope",
+    "llamascopium",
+    "qwen_scope",
+    "goodfire",
+    "deepseek_r1",
+    "saev",
+    "vit_prisma",
+]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
 
 
