@@ -19,6 +19,7 @@ LOADED_ONLY = (
     "output_factor",
     "rescale_by_decoder_norm",
 )
+RESCALED = ("topk", "abs-topk", "jumprelu", "l1")
 DecoderNorm = Literal["unit", "free"]
 Revival = Literal["aux", "resample", "none"]
 
@@ -43,8 +44,8 @@ class SAEConfig:
     output_factor: float = 1.0
     """x_hat is divided by it after the decoder, before the norm is undone."""
     rescale_by_decoder_norm: bool = False
-    """Latents compete by pre_j ||w_j||, which is also the code; the decoder's rows then have norm
-    1. For topk and abs-topk."""
+    """Latents compete by pre_j ||w_j||, which is also the code; the decoder's rows then act as if
+    they had norm 1. For the variants in RESCALED."""
     sparsity: Annotated[
         str,
         Doc("What makes the code sparse; `saekit models sae` lists the variants.", metavar="NAME"),
@@ -103,7 +104,7 @@ class SAEConfig:
             )
         if not (self.input_factor > 0 and self.output_factor > 0):
             raise UsageError("input_factor and output_factor must be above 0")
-        if self.rescale_by_decoder_norm and self.sparsity not in ("topk", "abs-topk"):
+        if self.rescale_by_decoder_norm and self.sparsity not in RESCALED:
             raise UsageError(f"rescale_by_decoder_norm does not apply to {self.sparsity}")
         if self.skip and not self.d_out:
             raise UsageError(

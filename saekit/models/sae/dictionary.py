@@ -152,6 +152,8 @@ class Dictionary(Autoencoder):
     def thresholded_code(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F): pre where it is above the threshold; ReLU(pre) if there is no threshold."""
         pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
+        if self.config.rescale_by_decoder_norm:
+            pre = pre * self.decoder_norms()
         # NaN stays NaN
         return torch.where(pre <= self.threshold, 0.0, pre) if self.thresholded else pre.relu_()
 
