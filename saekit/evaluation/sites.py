@@ -63,7 +63,8 @@ class Site:
 
     def mean(self) -> torch.Tensor:
         """(D,) fp64: the mean row of the stores that are replaced."""
-        return torch.cat([torch.tensor(s.stats["mean"]).double() for s in self.writes])
+        means = [torch.tensor(s.stats["mean"], dtype=torch.float64) for s in self.writes]
+        return torch.cat(means)
 
 
 def site_of(run: EvaluatedModel) -> Site:
