@@ -5,8 +5,8 @@ a KV cache, one text.
 
 Each round decodes tokens with every setting, in turn, so that a machine that other work slows down
 slows all of them. The figure is the median over the rounds of the time per token, and the overhead
-the median of the ratios within a round; --cpu counts the CPU's time instead, for a busy machine. The dictionary is random: the time does not depend on what
-the latents mean.
+the median of the ratios within a round; --cpu counts the CPU's time instead, for a busy machine.
+The dictionary is random: the time does not depend on what the latents mean.
 """
 
 from __future__ import annotations

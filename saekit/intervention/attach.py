@@ -41,7 +41,8 @@ from torch import nn
 
 from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.harvesting.anatomy import plain
-from saekit.harvesting.hooks import resolve_hook, split_input
+from saekit.harvesting.hooks import resolve_hook
+from saekit.harvesting.views import split_hook
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.live import AttachedDictionary, Live
 from saekit.intervention.passes import Generations, Owner, generations_of
@@ -185,7 +186,7 @@ def _opened(module: nn.Module, source: Any, hooks: Hooks | None, name: str | Non
         raise UsageError(f"{title} is {kind}; {opt('hook')} has {len(hooks)}")
     inputs, outputs = (hooks, hooks) if parts or count == 1 else (hooks[:1], hooks[1:])
     # on the model's device
-    path = split_input(resolve_hook(module, outputs[0]))[0]
+    path = split_hook(resolve_hook(module, outputs[0]))[0]
     weights = [*module.get_submodule(path).parameters(), *module.parameters()]
     device = weights[0].device if weights else torch.device("cpu")
     its_device = next(iter(model.state_dict().values())).device

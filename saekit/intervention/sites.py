@@ -17,24 +17,20 @@ code, and no such pass.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.anatomy import untouched
-from saekit.harvesting.hooks import (
-    block_hint,
-    check_runs_once,
-    proof,
-    resolve_hook,
-    split_input,
-)
-from saekit.harvesting.trace import stream_input, stream_output
+from saekit.harvesting.anatomy import anatomy_of, untouched
+from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook
+from saekit.harvesting.views import OnState, attach, split_hook
 from saekit.intervention.edits import Change, Edit, Placed, code_change, needs_rows
 from saekit.intervention.passes import Generations, Owner, owner_of, recomputed
 from saekit.intervention.positions import (
@@ -74,7 +70,7 @@ class Site:
         self.paths = {hook: resolve_hook(module, hook) for hook in (*inputs, *outputs)}
         for path in self.paths.values():
             check_runs_once(module, path)
-        owners = {owner_of(module, split_input(path)[0]) for path in self.paths.values()}
+        owners = {owner_of(module, split_hook(path)[0]) for path in self.paths.values()}
         if len(owners) > 1:
             raise DataError(
                 f"{name}: {', '.join(self.paths)} are in parts of the model with inputs of their"
@@ -102,12 +98,15 @@ class Site:
         with ExitStack() as stack:
             # the hooks, an input before an output
             if len(self.inputs) == 1 and self.inputs != self.outputs:
-                stack.callback(self._hook(self.inputs[0], self._read).remove)
+                handles = self._hook(self.inputs[0], self._read)
+            else:
+                handles = []
             for part, hook in enumerate(self.outputs):
-                write = lambda state, part=part: self._write(state, part)
-                stack.callback(self._hook(hook, write).remove)
-                target = split_input(self.paths[hook])[0]
-                stack.enter_context(recomputed(owner, self.module, target))
+                handles += self._hook(hook, partial(self._write, part))
+                path = split_hook(self.paths[hook])[0]
+                stack.enter_context(recomputed(owner, self.module, path))
+            for handle in handles:
+                stack.callback(handle.remove)
             # aliases that no pass has shown before
             with proof(self.module, self.paths) as proving:
                 yield
@@ -119,30 +118,12 @@ class Site:
                 block_hint(self.module),
             )
 
-    def _hook(self, hook: str, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        """`call` takes the states (B,T,D) at the hook and returns those that follow, or the
+    def _hook(self, hook: str, on_state: OnState) -> list[RemovableHandle]:
+        """`on_state` takes the states (B,T,D) at the hook, and returns those that follow; None: the
         same."""
-
-        def changed(value: Any) -> Any:
-            if isinstance(value, tuple | list) and value:
-                state = changed(value[0])
-                return value if state is value[0] else type(value)([state, *value[1:]])
-            self.ran.add(hook)
-            return call(self._checked(value, hook))
-
-        def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-            if args:
-                state = changed(args[0])
-                return None if state is args[0] else ((state, *args[1:]), kwargs)
-            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-            state = changed(kwargs[name])
-            return None if state is kwargs[name] else (args, kwargs | {name: state})
-
-        path, at_input = split_input(self.paths[hook])
-        hooked = self.module.get_submodule(path)
-        if at_input:
-            return hooked.register_forward_pre_hook(before, with_kwargs=True)
-        return hooked.register_forward_hook(lambda _module, _args, output: changed(output))
+        path = self.paths[hook]
+        view = anatomy_of(self.module).views.get(path)
+        return attach(self.module, path, view, lambda state: on_state(self._checked(state, hook)))
 
     def _checked(self, value: Any, hook: str) -> torch.Tensor:
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
@@ -196,17 +177,18 @@ class Site:
             )
         return Frame(B, T, prompt=T, examples=B), edits
 
-    def _read(self, state_BTD: torch.Tensor) -> torch.Tensor:
+    def _read(self, state_BTD: torch.Tensor) -> None:
         """At a transcoder's input."""
         frame, edits = self._frame(state_BTD)
         if edits or not self.error:
             self._changes[frame] = self._change(frame, edits, state_BTD, state_BTD.device)
-        return state_BTD
 
-    def _write(self, state_BTD: torch.Tensor, part: int) -> torch.Tensor:
+    def _write(self, part: int, state_BTD: torch.Tensor) -> torch.Tensor | None:
+        """At an output."""
+        self.ran.add(self.outputs[part])
         frame, edits = self._frame(state_BTD)
         if not edits and self.error:
-            return state_BTD
+            return None
         if self.inputs == self.outputs and len(self.outputs) == 1:
             rows, change = self._change(frame, edits, state_BTD, state_BTD.device)
         elif frame in self._changes:
@@ -218,10 +200,10 @@ class Site:
                 f"{opt('hook')} with the input first",
             )
         if rows is False:
-            return state_BTD
-        values_NB = change.values.split(self.out_widths, dim=1)[part]
+            return None
+        values_ND = change.values.split(self.out_widths, dim=1)[part]
         x_ND = state_BTD.flatten(0, 1) if rows is True else state_BTD[rows]
-        new_ND = self._changed(x_ND, change._replace(values=values_NB))
+        new_ND = self._changed(x_ND, change._replace(values=values_ND))
         if rows is True:
             return new_ND.view_as(state_BTD)
         return state_BTD.masked_scatter(rows[..., None], new_ND)
@@ -332,7 +314,9 @@ class Site:
         # a pass that records the states
         states: dict[str, torch.Tensor] = {}
         with untouched(self.owner_module):
-            handles = [self._recorder(hook, states) for hook in self.inputs]
+            handles = []
+            for hook in self.inputs:
+                handles += self._hook(hook, partial(_record, states, hook))
             try:
                 output = self.owner_module(**values)
             finally:
@@ -344,18 +328,7 @@ class Site:
             self._clean_cache = getattr(output, "past_key_values", None)
         return torch.cat([states[hook] for hook in self.inputs], -1)
 
-    def _recorder(self, hook: str, states: dict[str, torch.Tensor]) -> Any:
-        path, at_input = split_input(self.paths[hook])
-        hooked = self.module.get_submodule(path)
 
-        def record(value: Any) -> None:
-            # a copy: some models write into their hidden states
-            states[hook] = self._checked(value, hook).clone()
-
-        if at_input:
-            return hooked.register_forward_pre_hook(
-                lambda _module, args, kwargs: record(stream_input(args, kwargs)), with_kwargs=True
-            )
-        return hooked.register_forward_hook(
-            lambda _module, _args, output: record(stream_output(output))
-        )
+def _record(states: dict[str, torch.Tensor], hook: str, state_BTD: torch.Tensor) -> None:
+    # a copy: some models write into their hidden states
+    states[hook] = state_BTD.clone()

@@ -19,7 +19,7 @@ LAST = "last_hidden_state"
 
 
 def layer_of(model, hook: str) -> torch.nn.Module:
-    return model.get_submodule(resolve_hook(model, hook).removesuffix(":in"))
+    return model.get_submodule(resolve_hook(model, hook).split(":")[0])
 
 
 def steer(z: torch.Tensor) -> torch.Tensor:
