@@ -50,6 +50,7 @@ from saekit.intervention.positions import Positions, checked
 from saekit.intervention.sites import Site
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import restore
+from saekit.models.cross_layer import CrossLayerTranscoder
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
 from saekit.store.scans import scanned_maxima
@@ -77,8 +78,9 @@ def attach(
             dictionary, a model in memory or what `saekit.train` returned. A list of several, or a
             mapping of hooks to them.
         hook: where it acts, named as for `capture` (`blocks.9` is the residual stream after block
-            9). A transcoder has a pair, (input, output); a crosscoder one per part, in the order
-            of training; a list of dictionaries a list of these. None: as the checkpoint says.
+            9). A crosscoder has one per part, in the order of training; a transcoder its input and
+            its output; a cross-layer transcoder its inputs, then its outputs; a list of
+            dictionaries a list of these. None: as the checkpoint says.
         error: False replaces the states at `positions` by the reconstruction of the edited code, so
             that the error is left out; without edits too. A transcoder then takes its module's
             place.
@@ -96,8 +98,9 @@ def attach(
             live.when(42, above=0.5).ablate([5, 7])
             output = model.generate(**inputs)
 
-    A crosscoder's code is that of the clean model on the same tokens (a second pass), which beam
-    search cannot follow; edits that only add need none.
+    The code of a crosscoder or a cross-layer transcoder is that of the clean model on the same
+    tokens (a second pass), which beam search cannot follow; a crosscoder's edits that only add need
+    none.
 
     Raises UsageError for a dictionary without hook, of whole examples or of raw data, DataError for
     a hook that is unknown, has another width or no states (B,T,D), runs several times in a pass, or
@@ -175,16 +178,7 @@ def _opened(module: nn.Module, source: Any, hooks: Hooks | None, name: str | Non
             "attach a dictionary of hidden states",
         )
     # where it acts
-    parts = tuple(getattr(model.config, "parts", ()))
-    count = len(parts) or (2 if getattr(model.config, "d_out", 0) else 1)
-    if hooks is None:
-        hooks = _hooks_of(checkpoint, title, bool(parts), count)
-    hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
-    if len(hooks) != count:
-        kinds = {1: "an autoencoder, of one hook", 2: "a transcoder, of (input, output)"}
-        kind = f"a crosscoder of {count} hooks" if parts else kinds[count]
-        raise UsageError(f"{title} is {kind}; {opt('hook')} has {len(hooks)}")
-    inputs, outputs = (hooks, hooks) if parts or count == 1 else (hooks[:1], hooks[1:])
+    inputs, outputs = _split_hooks(model, title, _hooks_of(checkpoint, model, title, hooks))
     # on the model's device
     path = split_hook(resolve_hook(module, outputs[0]))[0]
     weights = [*module.get_submodule(path).parameters(), *module.parameters()]
@@ -195,33 +189,57 @@ def _opened(module: nn.Module, source: Any, hooks: Hooks | None, name: str | Non
     return _Opened(name or title, model.to(device).eval(), inputs, outputs, maxima)
 
 
+def _counts(model: Autoencoder) -> tuple[str, int, int]:
+    """(the kind of dictionary, how many hooks its code is of, how many more it writes to)."""
+    if isinstance(model, CrossLayerTranscoder):
+        return "a cross-layer transcoder", model.config.layers, model.config.layers
+    if parts := getattr(model.config, "parts", ()):
+        return "a crosscoder", len(parts), 0
+    if getattr(model.config, "d_out", 0):
+        return "a transcoder", 1, 1
+    return "an autoencoder", 1, 0
+
+
+def _split_hooks(
+    model: Autoencoder, title: str, hooks: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(inputs, outputs). Raises UsageError for another number of hooks."""
+    kind, reads, writes = _counts(model)
+    if len(hooks) != reads + writes:
+        takes = f"{reads} hook{'s' * (reads > 1)}"
+        takes = f"{reads} input and {writes} output hooks" if writes else takes
+        raise UsageError(f"{title} is {kind} of {takes}; {opt('hook')} has {len(hooks)}")
+    if len(set(hooks)) < len(hooks):
+        raise UsageError(f"{title} is of one hook in several models", "attach to one of them only")
+    inputs = tuple(hooks[:reads])
+    return inputs, tuple(hooks[reads:]) if writes else inputs
+
+
 def _hooks_of(
-    checkpoint: Checkpoint | None, title: str, is_crosscoder: bool, count: int
+    checkpoint: Checkpoint | None, model: Autoencoder, title: str, hooks: Hooks | None
 ) -> tuple[str, ...]:
-    """The hooks that a checkpoint was trained on. Raises UsageError where it does not say so."""
-    which = {1: "that it was trained on"}.get(count, "of its input and of its output, as a pair")
-    which = "of each of its parts, in the order of training" if is_crosscoder else which
-    remedy = f"{opt('hook')} with the hook{'s' * (count > 1)} {which}"
+    """The inputs and then the outputs: those given, else those that a checkpoint was trained on.
+    Raises UsageError where neither says so."""
+    if hooks is not None:
+        return (hooks,) if isinstance(hooks, str) else tuple(hooks)
+    kind, reads, writes = _counts(model)
+    remedy = f"{opt('hook')} with the hook that it was trained on"
+    if reads + writes > 1:
+        which = "its inputs, then of its outputs" if writes else "its parts, in order"
+        remedy = f"{opt('hook')} with the hooks of {which}"
+    # what the checkpoint says
     if checkpoint is None:
         raise UsageError(f"{title} is in memory, and does not say which hook it belongs to", remedy)
     spec, published = checkpoint.config["spec"], checkpoint.config.get("published", {})
     if str(spec.get("model")).startswith("raw:"):
         raise UsageError(f"{title} was trained on {spec['model']}, not on a model's hidden states")
-    hook = spec.get("hook")
-    if not hook:
-        raise UsageError(f"{title} does not say which hook it belongs to", remedy)
-    hooks = tuple(hook.split("+")) if is_crosscoder else (hook,)
-    if count == 2 and not is_crosscoder:
-        target = published.get("target_hook")
-        target = target or _target_hook(checkpoint.config["training"].get("target_store"))
-        if target is None:
-            raise UsageError(
-                f"{title} is a transcoder, and does not say what its target is", remedy
-            )
-        hooks = (hook, target)
-    if len(set(hooks)) < len(hooks):
-        raise UsageError(f"{title} is of one hook in several models", "attach to one of them only")
-    return hooks
+    target = published.get("target_hook")
+    target = target or _target_hook(checkpoint.config["training"].get("target_store"))
+    hooks_read, hooks_written = spec.get("hook") or "", target if writes and target else ""
+    if not hooks_read or (writes and not hooks_written):
+        what = "writes to" if hooks_read else "reads"
+        raise UsageError(f"{title} is {kind}, and does not say which hook it {what}", remedy)
+    return tuple(hook for hook in f"{hooks_read}+{hooks_written}".split("+") if hook)
 
 
 def _target_hook(store: str | None) -> str | None:

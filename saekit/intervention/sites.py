@@ -7,11 +7,12 @@ Shapes: B examples, T tokens of this pass, N selected positions of it, D width, 
 | autoencoder | the states at its hook | these states |
 | transcoder | the states at its input hook | the states at its output hook, later in the pass |
 | crosscoder | the states at all its hooks | the states at each of them |
+| cross-layer transcoder | the states at all its inputs | the states at its outputs |
 
-A crosscoder's code needs states that do not exist yet when the first of its hooks is reached. So
-its code is that of the clean model on the same tokens: a pass without any hook, in eval mode,
-without gradients and with a KV cache of its own, goes before each pass. Edits that only add need no
-code, and no such pass.
+The last two need states that do not exist yet when the first of their hooks is reached. So their
+code is that of the clean model on the same tokens: a pass without any hook, in eval mode, without
+gradients and with a KV cache of its own, goes before each pass. Edits of a crosscoder that only add
+need no code, and no such pass.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Site:
         ((self.owner_module, self.is_image),) = owners
         self.ran: set[str] = set()
         parts = tuple(getattr(model.config, "parts", ()))
-        self.in_widths = parts or (model.d_in,)
-        self.out_widths = parts or (getattr(model, "d_out", model.d_in),)
+        self.in_widths = parts or (model.d_in // len(inputs),) * len(inputs)
+        d_out = getattr(model, "d_out", model.d_in)
+        self.out_widths = parts or (d_out // len(outputs),) * len(outputs)
         self._changes: WeakKeyDictionary[Frame, tuple[Selection, Change]] = WeakKeyDictionary()
         self._frozen: WeakKeyDictionary[Frame, tuple[Edit, ...]] = WeakKeyDictionary()
         self._clean: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -289,7 +291,7 @@ class Site:
         part = torch.nn.functional.pad(part, (0, 0, 0, missing)) if missing else part
         return known if missing else True, part
 
-    # -- the clean model, for crosscoders
+    # -- the clean model, for codes of several hooks
 
     def _clean_states(self, frame: Frame, values: dict[str, Any]) -> torch.Tensor:
         """(B,T,D): the states of the clean model at all hooks of this pass, side by side."""
@@ -297,8 +299,8 @@ class Site:
         generation = self.generations.current
         if generation is not None and generation.beams > 1:
             raise DataError(
-                f"{self.name} is a crosscoder: its code is of the clean model, whose KV cache does"
-                " not follow beams",
+                f"{self.name} has several hooks: its code is of the clean model, whose KV cache"
+                " does not follow beams",
                 "num_beams=1, or edits that only add",
             )
         cache = values.get("past_key_values")
@@ -306,7 +308,7 @@ class Site:
             clean = copy.deepcopy(cache) if frame.past == 0 else self._clean.get(cache)
             if clean is None or int(clean.get_seq_length()) != frame.past:
                 raise DataError(
-                    f"{self.name} is a crosscoder: the clean model has not seen the {frame.past}"
+                    f"{self.name} has several hooks: the clean model has not seen the {frame.past}"
                     " tokens in the KV cache",
                     "attach it before the cache is filled, and do not crop it",
                 )

@@ -13,6 +13,7 @@ from saekit.errors import DataError, UsageError
 from saekit.harvesting.hooks import resolve_hook
 from saekit.harvesting.models import load_model
 from saekit.models.catalog import build
+from saekit.models.cross_layer import CrossLayerConfig, CrossLayerTranscoder
 from saekit.models.linear import PCA, PCAConfig
 
 LAST = "last_hidden_state"
@@ -342,7 +343,7 @@ def test_a_transcoder_corrects_or_replaces_the_output_of_a_module(error):
     handle.remove()
     torch.testing.assert_close(edited, expected, rtol=0, atol=1e-10)
     assert torch.equal(cached, by_cache)
-    with pytest.raises(UsageError, match=r"a transcoder, of \(input, output\)"):
+    with pytest.raises(UsageError, match=r"of 1 input and 1 output hooks"):
         with saekit.attach(model, sae, "blocks.0.mlp"):
             pass
 
@@ -429,6 +430,30 @@ def test_a_crosscoder_that_only_adds_needs_no_second_pass_and_follows_beams():
     for part, hook in enumerate(CROSS):
         layer_of(model, hook).register_forward_hook(plus(part))
     torch.testing.assert_close(edited, output(model, inputs), rtol=0, atol=3e-5)
+
+
+def test_a_cross_layer_transcoder_writes_to_all_later_layers():
+    torch.manual_seed(0)
+    config = CrossLayerConfig(2 * families.WIDTH, 2 * by_hand.LATENTS, 2, "l1")
+    clt = CrossLayerTranscoder(config).double().eval().requires_grad_(False)
+    for parameter in clt.parameters():
+        parameter.normal_(0, 0.3)
+    model, inputs = text("gpt2")
+    reads, writes = ("blocks.0.mlp:in", "blocks.1.mlp:in"), ("blocks.0.mlp", "blocks.1.mlp")
+    with saekit.capture(model, reads) as states:
+        output(model, inputs)
+    z = clt.encode(torch.cat([states[hook] for hook in reads], -1))
+    new = z.clone()
+    new[..., 3] += 2.5
+    new[..., by_hand.LATENTS + 5] = 0
+    change = (clt.decode(new) - clt.decode(z)) * inputs["attention_mask"][..., None]
+    with saekit.attach(model, clt, (*reads, *writes)) as live:
+        live.add(3, 2.5, raw=True).ablate(by_hand.LATENTS + 5)
+        edited = output(model, inputs)
+    for hook, delta in zip(writes, change.split(families.WIDTH, -1)):
+        assert delta.abs().max() > 0.1
+        layer_of(model, hook).register_forward_hook(lambda _m, _a, y, delta=delta: y + delta)
+    torch.testing.assert_close(edited, output(model, inputs), rtol=0, atol=1e-10)
 
 
 def test_a_crosscoder_refuses_a_cache_that_the_clean_model_has_not_seen():
