@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import by_hand
 import families
+import made_dictionaries
 import pytest
 import torch
 
@@ -655,6 +656,30 @@ def test_a_checkpoint_brings_its_hook_and_the_units_of_its_scan(made):
         with saekit.attach(live_model, made.run) as live:
             with pytest.raises(UsageError, match="never active"):
                 live.add(silent, 1.0)
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"])
+def test_a_published_dictionary_is_attached_at_the_hook_that_it_names(hook, tmp_path):
+    metadata = {"hook_name": hook, "model_name": "gpt2"}
+    path = made_dictionaries.saelens(
+        tmp_path / "sae", "jumprelu", width=families.WIDTH, metadata=metadata
+    )
+    model, inputs = text("gpt2")
+    with saekit.attach(model, path) as live:
+        live.ablate([3, 4])
+        edited = output(model, inputs)
+    place = "blocks.1" + ".mlp" * ("mlp" in hook)
+    sae = saekit.load(path)
+
+    def ablated(_module, _args, out):
+        x = out[0] if isinstance(out, tuple) else out
+        z = sae.encode(x.float())
+        z[..., [k for k in range(z.shape[-1]) if k not in (3, 4)]] = 0
+        new = x - (z @ sae.W_dec) * inputs["attention_mask"][..., None]
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    layer_of(model, place).register_forward_hook(ablated)
+    torch.testing.assert_close(edited, output(model, inputs), rtol=0, atol=1e-5)
 
 
 def test_maxima_are_the_unit_of_sizes():
