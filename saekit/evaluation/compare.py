@@ -109,6 +109,7 @@ def open_inputs(
     anomalies: RowsLike | None,
     k: int,
     seed: int,
+    any_store: bool = False,
 ) -> Inputs:
     """Arguments and errors are those of saekit.compare."""
     split = split or "holdout"
@@ -119,7 +120,7 @@ def open_inputs(
     source = open_rows(store)
     if source.parts:
         raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
-    models = open_runs(runs, source, target_store)
+    models = open_runs(runs, source, target_store, any_store)
     anomalous = None if anomalies is None else open_anomalies(anomalies, source)
     return Inputs(models, source, anomalous, split, rows, k, seed)
 

@@ -19,7 +19,7 @@ from saekit.inspection.records import check_features, feature_records, select_la
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.show import Thumbnails
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
@@ -66,6 +66,7 @@ def inspect(
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
     ] = False,
+    any_store: AnyStore = False,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     live: nn.Module | None = None,
     data: Data | None = None,
@@ -82,6 +83,8 @@ def inspect(
         out: the folder of the page.
         features: `0-255,1024`, `top:500` (the densest), `all`.
         top: examples per feature, at most 40.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         live, data: the model and the texts or images themselves, for a store that was harvested
             from objects in memory. The logit lens needs the language model; when it cannot be
             loaded the page is made without, and a message says so.
@@ -92,7 +95,7 @@ def inspect(
     # what can be wrong, before anything is written
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
-    inspected = open_pair(checkpoint, store)
+    inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
 
