@@ -30,11 +30,11 @@ from saekit.interop.dictionary import (
     need,
     published,
     read_safetensors,
+    read_yaml,
     refused,
     tensor_names,
     text,
 )
-from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 SETTINGS = "config.yaml"
@@ -173,7 +173,7 @@ def _origin(
     ReLU."""
     settings = _settings(folder)
     wandb = next((folder / name for name in WANDB if (folder / name).is_file()), None)
-    recorded = {} if wandb is None else _yaml(wandb)
+    recorded = {} if wandb is None else read_yaml(wandb)
     for where, value in ((SETTINGS, settings.get("activation")), (wandb, recorded.get("act_fn"))):
         value = value.get("value") if isinstance(value, dict) else value
         if value is not None and value not in ACTIVATIONS:
@@ -200,19 +200,4 @@ def _hooks(name: Any, layers: range | tuple[int, ...] | list[int]) -> str | None
 def _settings(folder: Path) -> Mapping[str, Any]:
     """config.yaml; empty where there is none."""
     file = folder / SETTINGS
-    return _yaml(file) if file.is_file() else {}
-
-
-def _yaml(file: Path) -> Mapping[str, Any]:
-    """Raises DataError for a file that does not hold a mapping."""
-    import yaml
-
-    with reading(file):
-        need_regular(file)
-        try:
-            settings = yaml.safe_load(file.read_bytes())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataError(f"{file} is not YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise DataError(f"{file} does not hold the settings of transcoders")
-    return settings
+    return read_yaml(file) if file.is_file() else {}

@@ -31,6 +31,7 @@ from saekit.interop.dictionary import (
     tensor_names,
     text,
 )
+from saekit.interop.temporal import contextual
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 OLD_NAMES = {
@@ -56,7 +57,6 @@ ARCHITECTURES = {
 REASONS = {
     "matching_pursuit": "SAELens ends a row's pursuit by the length of the residual, saekit by the"
     " largest product",
-    "temporal": "it attends to the earlier positions of a context",
 }
 SCALED = "expected_average_only_in"  # its factor is in the weights when SAELens' training ends
 # normalize_activations -> our input_norm
@@ -81,6 +81,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Published:
     which SAELens moves into the weights as it loads."""
     where = path / SETTINGS
     settings = _settings(where, overrides or {})
+    if settings.get("architecture") == "temporal":
+        origin = _origin(path, settings, "temporal")
+        return contextual(where, settings, _weights(path / WEIGHTS, settings), origin)
     architecture = _architecture(where, settings)
     sparsity, own_tensors = ARCHITECTURES[architecture]
     options = _options(where, settings, architecture)
