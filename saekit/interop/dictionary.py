@@ -168,6 +168,15 @@ def number(where: Path, settings: Mapping[str, Any], name: str) -> int:
     raise refused(where, name, value)
 
 
+def factor(where: Path, settings: Mapping[str, Any], name: str) -> float:
+    """A setting that is a number above 0. Raises DataError."""
+    value = settings.get(name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if 0 < value <= torch.finfo(torch.float32).max:
+            return float(value)
+    raise refused(where, name, value)
+
+
 def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

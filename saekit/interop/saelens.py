@@ -20,6 +20,7 @@ from saekit.interop.dictionary import (
     Published,
     above,
     digests,
+    factor,
     gated,
     integer,
     json_object,
@@ -138,7 +139,7 @@ def _architecture(where: Path, settings: dict[str, Any]) -> str:
 
 def _options(where: Path, settings: dict[str, Any], architecture: str) -> dict[str, Any]:
     """The fields of our config. Raises DataError for values that SAELens does not take either."""
-    normalization, factor = settings["normalize_activations"], settings.get("norm_scaling_factor")
+    normalization = settings["normalize_activations"]
     if not isinstance(normalization, str) or normalization not in NORMS:
         raise refused(where, "normalize_activations", normalization)
     if settings["reshape_activations"] not in ("none", "hook_z"):
@@ -157,10 +158,11 @@ def _options(where: Path, settings: dict[str, Any], architecture: str) -> dict[s
     if normalization == SCALED and "batchtopk" in architecture:
         reason = "a checkpoint of training does not have the factor in its weights"
         raise refused(where, "normalize_activations", normalization, reason)
-    if normalization == SCALED and factor is not None:
-        if not isinstance(factor, (int, float)) or options.get("rescale_by_decoder_norm"):
-            raise refused(where, "norm_scaling_factor", factor)
-        options |= {"input_factor": float(factor), "output_factor": float(factor)}
+    if normalization == SCALED and settings.get("norm_scaling_factor") is not None:
+        scale = factor(where, settings, "norm_scaling_factor")
+        if options.get("rescale_by_decoder_norm"):
+            raise refused(where, "norm_scaling_factor", scale, "it would change the decoder norms")
+        options |= {"input_factor": scale, "output_factor": scale}
     return options
 
 

@@ -21,6 +21,7 @@ from saekit.interop.dictionary import (
     Published,
     as_float32,
     digests,
+    factor,
     need,
     number,
     read_safetensors,
@@ -31,6 +32,12 @@ from saekit.interop.dictionary import (
 from saekit.models.contextual import ContextualConfig
 
 SETTINGS, WEIGHTS = "conf.yaml", "latest_ckpt.safetensors"
+DEFAULTS = {
+    "n_attn_layers": 1,
+    "n_heads": 8,
+    "bottleneck_factor": 64,
+    "activation_normalization_factor": 1.0,
+}
 PARTS = {"q_target": "query", "k_ctx": "key", "v_ctx": "value", "c_proj": "out"}  # of a layer
 NORMS = {
     "none": "none",
@@ -51,8 +58,10 @@ def read(path: Path) -> Published:
     if not isinstance(settings, dict):
         raise DataError(f"{path / SETTINGS} does not hold the settings of a temporal SAE")
     # under the names of SAELens
-    factor = {"activation_normalization_factor": settings.get("scaling_factor")}
-    settings = settings | factor | {"normalize_activations": "constant_scalar_rescale"}
+    settings = settings | {
+        "normalize_activations": "constant_scalar_rescale",
+        "activation_normalization_factor": settings.get("scaling_factor"),
+    }
     names = {"D": "W_dec", "E": "W_enc", "b": "b_dec"}
     tensors = {
         names.get(name, name): tensor
@@ -75,8 +84,10 @@ def contextual(
 ) -> Published:
     """`settings` and `tensors` under SAELens' names. Raises DataError for what the model does not
     compute."""
-    settings = {"n_attn_layers": 1, "n_heads": 8, "bottleneck_factor": 64} | dict(settings)
+    settings = DEFAULTS | dict(settings)
     layers = number(where, settings, "n_attn_layers")
+    if layers > len(tensors):
+        raise refused(where, "n_attn_layers", layers)
     tied = _flag(where, settings, "tied_weights")
     # the tensors
     attention = {
@@ -133,9 +144,6 @@ def _normalization(where: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     name = settings.get("normalize_activations", "none")
     if not isinstance(name, str) or name not in NORMS:
         raise refused(where, "normalize_activations", name)
-    factor = settings.get("activation_normalization_factor", 1.0)
     if name != "constant_scalar_rescale":
         return {"input_norm": NORMS[name]}
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
-        raise refused(where, "activation_normalization_factor", factor)
-    return {"input_factor": float(factor)}
+    return {"input_factor": factor(where, settings, "activation_normalization_factor")}

@@ -17,6 +17,9 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.saelens(path, "topk"),
         lambda path: made.saelens(path, "gated"),
         lambda path: made.saelens(path, "jumprelu"),
+        lambda path: made.saelens(path, "batchtopk"),
+        lambda path: made.saelens(path, "jumprelu_skip_transcoder"),
+        made.saelens_temporal,
         made.old_saelens,
     ],
     "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
@@ -62,6 +65,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: more.saev(path) / "sae.pt",
         lambda path: more.saev(path, more.saev_header("TopK")),
     ],
+    "temporal": [made.temporal],
     "vit_prisma": [
         more.vit_prisma,
         lambda path: more.vit_prisma(path, "gated") / "weights.pt",
