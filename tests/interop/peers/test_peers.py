@@ -98,12 +98,28 @@ def test_saelens(tmp_path, name):
     compare_saelens(path, sae, ROUNDED if kind == "gated" else DTYPES)
 
 
-@pytest.mark.parametrize("settings", [{}, {"hook_point": "blocks.3.attn.hook_z"}])
-def test_saelens_before_6(tmp_path, settings):
+@pytest.mark.parametrize(
+    ("settings", "heads"),
+    [
+        ({}, 0),
+        ({"hook_point": "blocks.3.attn.hook_z"}, 4),
+        (  # such as OpenAI's dictionaries of GPT-2 in SAELens' files
+            {
+                "activation_fn_str": "topk",
+                "activation_fn_kwargs": {"k": K},
+                "normalize_activations": "layer_norm",
+                "finetuning_scaling_factor": False,
+            },
+            0,
+        ),
+        ({"normalize_activations": False, "architecture": "standard"}, 0),
+    ],
+)
+def test_saelens_before_6(tmp_path, settings, heads):
     package = pytest.importorskip("sae_lens", reason=WHY)
     path = old_saelens(tmp_path / "sae", **settings)
     sae = package.SAE.load_from_disk(path, device="cpu")
-    compare_saelens(path, sae, heads=4 if settings else 0)
+    compare_saelens(path, sae, heads=heads)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
