@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import made_circuit_tracer as tracer
 import made_dictionaries as made
+import made_gemma as gemma
 import made_more as more
 import pytest
 
@@ -30,6 +32,15 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.dictionary_learning(path, "MatryoshkaBatchTopKSAE") / "ae.pt",
     ],
     "gemma_scope": [made.gemma_scope, lambda path: made.gemma_scope(path) / "params.npz"],
+    "gemma_scope_2": [
+        gemma.scope_2,
+        lambda path: gemma.scope_2(path, "transcoder_all", affine=True) / "params.safetensors",
+        gemma.of_layers,
+        lambda path: gemma.of_layers(path, "crosscoder"),
+        lambda path: gemma.of_layers(path) / "params_layer_1.safetensors",
+    ],
+    "circuit_tracer": [tracer.transcoder, lambda path: tracer.transcoder(path).parent],
+    "circuit_tracer_clt": [tracer.clt, lambda path: tracer.clt(path) / "W_dec_1.safetensors"],
     "openai": [more.openai, lambda path: more.openai(path, None)],
     "llama_scope": [more.llama_scope],
     "llamascopium": [
