@@ -1,26 +1,29 @@
-"""circuit-tracer's transcoder sets, in which mwhanna and mntss publish: one file per layer,
-`layer_3.safetensors`, each a transcoder of its own.
+"""circuit-tracer's files, in which the mwhanna and mntss transcoder sets are published.
+
+A transcoder set has one file per layer, `layer_3.safetensors`:
 
     W_enc (F,D), b_enc (F,), W_dec (F,D), b_dec (D,), W_skip (D,D),
     activation_function.threshold (F,)
 
-With a threshold it is a jumprelu, otherwise codes are ReLU(pre); W_skip is optional too.
-config.yaml names the base model and the hooks, which are those of every block: hook_resid_mid is
-blocks.3.hook_resid_mid in layer 3. wandb-config.yaml of some sets names the activation function.
+A CLT has two, `W_enc_3.safetensors` with W_enc_3 (F,D), b_enc_3, b_dec_3, threshold_3, and
+`W_dec_3.safetensors` with W_dec_3 (F,T,D) for the T layers from 3 on. A threshold makes it a
+jumprelu, otherwise codes are ReLU(pre); W_skip is optional too. config.yaml names the base model
+and the hooks, which are those of every block: hook_resid_mid is blocks.3.hook_resid_mid in layer 3.
+wandb-config.yaml of some sets names the activation function.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from saekit.errors import DataError
-from saekit.interop.cross_layer import side_by_side
+from saekit.interop.cross_layer import Layer, all_layers, one_layer, side_by_side
 from saekit.interop.dictionary import (
     Origin,
     Published,
@@ -37,8 +40,8 @@ from saekit.store.oserrors import reading
 
 SETTINGS = "config.yaml"
 WANDB = ("wandb-config.yaml", "wanb-config.yaml")  # some sets have the second spelling
-FILES = ("layer_*.safetensors", SETTINGS, *WANDB)
-WEIGHTS = re.compile(r"layer_(\d+)\.safetensors")
+OF_SET = re.compile(r"layer_(\d+)\.safetensors")
+OF_CLT = re.compile(r"W_(?:enc|dec)_(\d+)\.safetensors")
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec"})
 THRESHOLDS = ("activation_function.threshold", "threshold")
 ACTIVATIONS = ("relu", "jumprelu", "jump_relu")
@@ -49,23 +52,33 @@ OF_QWEN = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp
 
 def recognizes(path: Path) -> bool:
     if not path.is_dir():
-        return bool(WEIGHTS.fullmatch(path.name)) and tensor_names(path) >= NAMES
+        return _is_part(path)
+    first = (path / "layer_0.safetensors", path / "W_enc_0.safetensors")
+    others = [file for file in path.glob("layer_*.safetensors")][:1]
     try:
-        settings = settings_of(path)
+        described = "model_kind" in _settings(path)
     except DataError:  # another program's config.yaml
-        settings = {}
-    described = settings.get("model_kind") == "transcoder_set" or "transcoders" in settings
-    return described or any(
-        tensor_names(path / f"layer_{number}.safetensors") >= NAMES
-        for number in numbered(path, WEIGHTS)[:1]
-    )
+        described = False
+    return described or any(map(_is_part, (*first, *others)))
+
+
+def _is_part(file: Path) -> bool:
+    """Whether it is a file of a layer."""
+    if OF_SET.fullmatch(file.name):
+        return tensor_names(file) >= NAMES
+    return bool(OF_CLT.fullmatch(file.name)) and file.stem in tensor_names(file)
 
 
 def read(path: Path) -> Published:
     if not path.is_dir():
-        match = WEIGHTS.fullmatch(path.name)
+        folder = path.parent
+        if match := OF_CLT.fullmatch(path.name):
+            return _layer_of_clt(folder, int(match[1]))
+        match = OF_SET.fullmatch(path.name)
         return _transcoder(path, int(match[1]) if match else None)
-    numbers = numbered(path, WEIGHTS)
+    if numbers := _numbered(path, OF_CLT):
+        return _clt(path, numbers)
+    numbers = _numbered(path, OF_SET)
     if len(numbers) == 1:
         return _transcoder(path / f"layer_{numbers[0]}.safetensors", numbers[0])
     if numbers:
@@ -73,7 +86,7 @@ def read(path: Path) -> Published:
             f"{path} holds the transcoders of {len(numbers)} layers",
             f"give the file of one, such as {path / f'layer_{numbers[0]}.safetensors'}",
         )
-    listed = settings_of(path).get("transcoders")
+    listed = _settings(path).get("transcoders")
     example = text(listed[0]) if isinstance(listed, list) and listed else None
     raise DataError(
         f"{path / SETTINGS} describes transcoders that are in other files",
@@ -83,7 +96,7 @@ def read(path: Path) -> Published:
 
 def _transcoder(file: Path, number: int | None) -> Published:
     tensors = read_safetensors(file)
-    tensors = with_threshold(file, tensors, [name for name in THRESHOLDS if name in tensors])
+    tensors = _with_threshold(file, tensors, [name for name in THRESHOLDS if name in tensors])
     optional = {"threshold", "W_skip"} & tensors.keys()
     need(file, tensors, NAMES | optional)
     if tensors["W_dec"].ndim != 2:
@@ -92,13 +105,45 @@ def _transcoder(file: Path, number: int | None) -> Published:
         file,
         "jumprelu" if "threshold" in tensors else "l1",
         tensors,
-        origin_of("circuit_tracer", file.parent, () if number is None else (number,), (file,)),
+        _origin(file.parent, () if number is None else (number,), (file,)),
         d_out=tensors["W_dec"].shape[1],
         skip="W_skip" in tensors,
     )
 
 
-def with_threshold(
+def _layer_of_clt(folder: Path, number: int) -> Published:
+    layer = _part(folder, number)
+    W_dec = layer.tensors["W_dec"]
+    targets = range(number, number + (W_dec.shape[1] if W_dec.ndim == 3 else 1))
+    return one_layer(layer, _origin(folder, (number,), _files(folder, number), targets))
+
+
+def _clt(folder: Path, numbers: list[int]) -> Published:
+    if numbers != list(range(len(numbers))):
+        raise DataError(f"{folder} has the layers {numbers}", "it needs all of them, from 0")
+    layers = [_part(folder, number) for number in numbers]
+    files = [file for number in numbers for file in _files(folder, number)]
+    return all_layers(folder, layers, _origin(folder, numbers, files))
+
+
+def _part(folder: Path, number: int) -> Layer:
+    """One layer of a CLT."""
+    encoder_file, decoder_file = _files(folder, number)
+    encoder, decoder = read_safetensors(encoder_file), read_safetensors(decoder_file)
+    threshold = f"threshold_{number}"
+    names = {f"{name}_{number}" for name in ("W_enc", "b_enc", "b_dec")}
+    need(encoder_file, encoder, names | ({threshold} & encoder.keys()))
+    need(decoder_file, decoder, {f"W_dec_{number}"})
+    tensors = {name.removesuffix(f"_{number}"): t for name, t in (encoder | decoder).items()}
+    tensors = _with_threshold(encoder_file, tensors, ["threshold"] if threshold in encoder else [])
+    return Layer(decoder_file, number, tensors, number)
+
+
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"W_enc_{number}.safetensors", folder / f"W_dec_{number}.safetensors"
+
+
+def _with_threshold(
     file: Path, tensors: dict[str, torch.Tensor], names: list[str]
 ) -> dict[str, torch.Tensor]:
     """The tensors with the threshold under our name; a single one is that of all latents. It is not
@@ -114,34 +159,33 @@ def with_threshold(
     return others | {"threshold": threshold}
 
 
-def numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     """The layers that have a file of this name, in order."""
     with reading(folder):
         files = list(folder.iterdir())
     return sorted({int(m[1]) for file in files if (m := pattern.fullmatch(file.name))})
 
 
-def origin_of(
-    format: str,
+def _origin(
     folder: Path,
-    layers: Sequence[int],
-    files: Sequence[Path],
-    targets: Sequence[int] | None = None,
+    layers: tuple[int, ...] | list[int],
+    files: tuple[Path, ...] | list[Path],
+    targets: range | None = None,
 ) -> Origin:
     """`layers` are those that are read, and written unless `targets` says which; empty where the
     file's name does not say. Raises DataError for another activation function than a threshold or
     ReLU."""
-    settings = settings_of(folder)
+    settings = _settings(folder)
     wandb = next((folder / name for name in WANDB if (folder / name).is_file()), None)
     recorded = {} if wandb is None else _yaml(wandb)
     for where, value in ((SETTINGS, settings.get("activation")), (wandb, recorded.get("act_fn"))):
         value = value.get("value") if isinstance(value, dict) else value
         if value is not None and value not in ACTIVATIONS:
-            shown = text(value) or type(value).__name__
+            shown = text(value) or type(value).__name__  # YAML can describe endless lists
             raise refused(folder / str(where), "activation", shown)
     present = [file for file in (folder / SETTINGS, wandb) if file is not None and file.is_file()]
     return Origin(
-        format=format,
+        format="circuit_tracer",
         base_model=text(settings.get("model_name")),
         hook=_hooks(settings.get("feature_input_hook"), layers),
         target_hook=_hooks(settings.get("feature_output_hook"), targets or layers),
@@ -151,21 +195,20 @@ def origin_of(
     )
 
 
-def _hooks(name: Any, layers: Sequence[int]) -> str | None:
+def _hooks(name: Any, layers: range | tuple[int, ...] | list[int]) -> str | None:
     """A hook of every block in these blocks."""
     if not layers or text(name) is None:
         return None
     return side_by_side([f"blocks.{layer}.{name}" for layer in layers])
 
 
-def settings_of(folder: Path) -> Mapping[str, Any]:
+def _settings(folder: Path) -> Mapping[str, Any]:
     """config.yaml; of a set without one, what the name of its repository says."""
     file = folder / SETTINGS
     if file.is_file():
         return _yaml(file)
-    matches = [
-        match for part in Path(os.path.abspath(folder)).parts if (match := QWEN.search(part))
-    ]
+    parts = Path(os.path.abspath(folder)).parts
+    matches = [match for part in parts if (match := QWEN.search(part))]
     return OF_QWEN | {"model_name": f"Qwen/Qwen3-{matches[-1][1]}B"} if matches else {}
 
 

@@ -40,7 +40,6 @@ from saekit.interop.dictionary import (
 from saekit.store.oserrors import reading
 
 SETTINGS, WEIGHTS = "config.json", "params.safetensors"
-FILES = ("params*.safetensors", SETTINGS)
 OF_LAYER = re.compile(r"params_layer_(\d+)\.safetensors")
 NAMES = frozenset({"w_enc", "w_dec", "b_enc", "b_dec", "threshold"})
 SKIP = "affine_skip_connection"

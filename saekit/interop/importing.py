@@ -19,7 +19,6 @@ FormatName = Literal[
     "dictionary_learning",
     "gemma_scope",
     "gemma_scope_2",
-    "circuit_tracer_clt",
     "circuit_tracer",
     "openai",
     "llama_scope",

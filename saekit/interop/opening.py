@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from saekit.errors import DataError, MissingError, check_choice
 from saekit.interop import (
     circuit_tracer,
-    circuit_tracer_clt,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -44,7 +43,6 @@ FORMATS = {
     "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
     "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
-    "circuit_tracer_clt": Format(circuit_tracer_clt.recognizes, circuit_tracer_clt.read),
     "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
     "openai": Format(openai.recognizes, openai.read),
     "llama_scope": Format(llama_scope.recognizes, llama_scope.read),

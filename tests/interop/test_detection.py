@@ -39,8 +39,12 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: gemma.of_layers(path, "crosscoder"),
         lambda path: gemma.of_layers(path) / "params_layer_1.safetensors",
     ],
-    "circuit_tracer": [tracer.transcoder, lambda path: tracer.transcoder(path).parent],
-    "circuit_tracer_clt": [tracer.clt, lambda path: tracer.clt(path) / "W_dec_1.safetensors"],
+    "circuit_tracer": [
+        tracer.transcoder,
+        lambda path: tracer.transcoder(path).parent,
+        tracer.clt,
+        lambda path: tracer.clt(path) / "W_dec_1.safetensors",
+    ],
     "openai": [more.openai, lambda path: more.openai(path, None)],
     "llama_scope": [more.llama_scope],
     "llamascopium": [
