@@ -164,7 +164,7 @@ def evaluate(
     # every k is known to be possible before the first pass over the rows
     runs = open_runs(as_list(checkpoints), source, target_store)
     models = [(run.with_k(value), value) for run in runs for value in ks]
-    splits = [split or _split(run, source) for run, _ in models]
+    splits: list[Split] = [split or _split(run, source) for run, _ in models]
     losses = None
     if loss_recovered:
         from saekit.evaluation.recovery import Source, losses_recovered
