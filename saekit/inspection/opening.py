@@ -11,6 +11,7 @@ import torch
 from saekit.errors import DataError, opt
 from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.catalog import check_takes_rows
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
@@ -71,9 +72,10 @@ class InspectedModel:
         return getattr(self.model, "W_dec", None)
 
     def _scales(self) -> list[float]:
-        """Of each hook: as training recorded them, else by the statistics of the stores."""
-        if self.checkpoint is not None:
-            scales = self.checkpoint.config["input_scale"]
+        """Of each hook: as training recorded them, else (a model in memory, an import) by the
+        statistics of the stores."""
+        scales = None if self.checkpoint is None else self.checkpoint.config["input_scale"]
+        if scales is not None:
             return list(scales) if isinstance(scales, (list, tuple)) else [scales]
         return [
             (store.spec.d_in / sum(std**2 for std in store.stats["std"])) ** 0.5
@@ -104,6 +106,7 @@ def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
 
 
 def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedStore) -> None:
+    check_takes_rows(checkpoint.config["model"], path)
     check_stores(path, checkpoint.config, store)
     trained_on, spec = checkpoint.config["spec"], store.spec
     if trained_on["d_in"] != spec.d_in:

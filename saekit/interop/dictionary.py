@@ -53,9 +53,12 @@ class Origin:
 @dataclass(frozen=True)
 class Published:
     config: dict[str, Any]
-    """The resolved config of an SAE (saekit.models.sae.SAEConfig or a subclass) as a dict."""
+    """The resolved config of the model as a dict: that of an SAE (saekit.models.sae.SAEConfig or a
+    subclass), or CrossLayerConfig."""
     tensors: dict[str, torch.Tensor]
     origin: Origin
+    model: str = "sae"
+    """Its name among all models (saekit.models.catalog)."""
 
 
 def published(
@@ -146,6 +149,13 @@ def need(where: Path, tensors: Mapping[str, Any], names: Iterable[str]) -> None:
         raise DataError(f"{where} has no tensor {missing[0]}")
     if extra := sorted(tensors.keys() - names):
         raise DataError(f"{where} has a tensor {extra[0]}, which its settings do not explain")
+
+
+def need_matrices(where: Path, tensors: Mapping[str, torch.Tensor], *names: str) -> None:
+    """Raise DataError unless the tensors of these names have two dimensions."""
+    for name in names:
+        if tensors[name].ndim != 2:
+            raise DataError(f"{where}: {name} has the shape {tuple(tensors[name].shape)}")
 
 
 def number(where: Path, settings: Mapping[str, Any], name: str) -> int:

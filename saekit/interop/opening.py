@@ -10,7 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saekit.errors import DataError, MissingError, check_choice
-from saekit.interop import dictionary_learning, gemma_scope, saelens, sparsify
+from saekit.interop import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llamascopium,
+    openai,
+    pickles,
+    qwen_scope,
+    saelens,
+    saev,
+    sparsify,
+    vit_prisma,
+)
 from saekit.interop.dictionary import Published
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.oserrors import reading
@@ -27,6 +42,16 @@ FORMATS = {
     "sparsify": Format(sparsify.recognizes, sparsify.read),
     "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
+    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
+    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
+    "openai": Format(openai.recognizes, openai.read),
+    "llama_scope": Format(llama_scope.recognizes, llama_scope.read),
+    "llamascopium": Format(llamascopium.recognizes, llamascopium.read),
+    "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read),
+    "goodfire": Format(goodfire.recognizes, goodfire.read),
+    "deepseek_r1": Format(goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1),
+    "saev": Format(saev.recognizes, saev.read),
+    "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read),
 }
 
 
@@ -54,11 +79,15 @@ def open_published(path: str | Path, format: str | None = None) -> Published:
 
 
 def recognized(path: Path) -> str | None:
-    """The name of the format that the content shows; None for files of no known one."""
+    """The name of the format that the content shows; None for files of no known one. Raises
+    DataError for a pickled file that does not load without running its code."""
     with reading(path):
         if not path.exists():
             return None
-    return next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    name = next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    if name is None and path.suffix in pickles.SUFFIXES and path.is_file():
+        pickles.read_plain(path)
+    return name
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -85,7 +114,7 @@ def description(dictionary: Published) -> dict[str, Any]:
     }
     result = dict.fromkeys(("step", "rows", "rows_per_s", "backend"))
     return {
-        "model": "sae",
+        "model": dictionary.model,
         "config": config,
         "training": {},
         "spec": spec,

@@ -152,6 +152,8 @@ class Dictionary(Autoencoder):
     def thresholded_code(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F): pre where it is above the threshold; ReLU(pre) if there is no threshold."""
         pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
+        if self.config.rescale_by_decoder_norm:
+            pre = pre * self.decoder_norms()
         # NaN stays NaN
         return torch.where(pre <= self.threshold, 0.0, pre) if self.thresholded else pre.relu_()
 
@@ -184,7 +186,7 @@ class Dictionary(Autoencoder):
     def restored(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The reconstruction (..., D_out) of x (..., D) whose code, or an edited one, decodes to
         x_hat: the input's norm undone, the skip added."""
-        if self.config.input_norm != "none" and not self.transcodes:
+        if not self.transcodes:
             x_hat = denormalized(self.config.input_norm, x_hat, x.to(self.W_enc.dtype))
         skip = self.skip(x)
         return x_hat if skip is None else x_hat + skip
