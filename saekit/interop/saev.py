@@ -75,8 +75,9 @@ def read(path: Path) -> Published:
     latents = tensors["W_enc"].shape[-1]
     ours = tensors | {"W_enc": tensors["W_enc"].T}
     if kind == "BatchTopK":
-        if threshold is None or threshold.numel() != 1:
-            raise refused(where, "threshold", None, "its training did not estimate one yet")
+        if threshold is None or threshold.numel() != 1 or not bool(threshold.isfinite()):
+            value = None if threshold is None else threshold.tolist()
+            raise refused(where, "threshold", value, "its training did not estimate one")
         ours["threshold"] = above(threshold.reshape(1).expand(latents))
     elif kind != "Relu":
         hint = "saev's TopK keeps negative values among the k largest; saekit's does not"
