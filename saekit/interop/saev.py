@@ -25,7 +25,6 @@ from saekit.interop.dictionary import (
     need_matrices,
     published,
     refused,
-    text,
 )
 from saekit.interop.pickles import Tensors, need_tensors, read_plain
 from saekit.store.files import need_regular
@@ -35,12 +34,13 @@ WEIGHTS, SETTINGS = "sae.pt", "config.json"
 LONGEST_LINE = 1 << 16  # bytes
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
 SCHEMAS = (1, 2, 3, 4, 5)
-# published repositories of version 0.1.0: model and images of the training
+# published repositories of version 0.1.0, all of patches after block 10: model and images
 REPOSITORIES = {
-    "SAE_CLIP_24K_ViT-B-16_IN1K": ("open-clip:ViT-B-16/openai", "ILSVRC/imagenet-1k"),
-    "SAE_BioCLIP_24K_ViT-B-16_iNat21": ("open-clip:hf-hub:imageomics/bioclip", "iNat2021"),
-    "SAE_DINOv2_24K_ViT-B-14_IN1K": ("facebook/dinov2-base", "ILSVRC/imagenet-1k"),
+    "SAE_CLIP_24K_ViT-B-16_IN1K": ("openai/clip-vit-base-patch16", "ILSVRC/imagenet-1k"),
+    "SAE_BioCLIP_24K_ViT-B-16_iNat21": ("hf-hub:imageomics/bioclip", "iNat2021"),
+    "SAE_DINOv2_24K_ViT-B-14_IN1K": ("facebook/dinov2-with-registers-base", "ILSVRC/imagenet-1k"),
 }
+LAYER = 10
 SCALED = (
     "saev trains on rows from which it subtracted their mean, divided so that their mean norm is"
     " sqrt(D), and the file has neither number: give it rows that are normalized in the same way."
@@ -123,25 +123,27 @@ def _origin(where: Path) -> Origin:
     """From the training's config.json and the repository's name."""
     settings = json_object(where.with_name(SETTINGS)) or {}
     data = next((d for n in ("data", "train_data") if isinstance(d := settings.get(n), dict)), {})
-    places = [part for part in where.absolute().parts if part.split("--")[-1] in REPOSITORIES]
-    model, images = REPOSITORIES[places[-1].split("--")[-1]] if places else (None, None)
+    names = [part.split("--")[-1] for part in where.absolute().parts]  # of a hub's cache too
+    repository = next((name for name in reversed(names) if name in REPOSITORIES), None)
+    model, images = REPOSITORIES[repository] if repository else (None, None)
+    layer = integer(data.get("layer", LAYER if repository else None))
     # what its training did to the rows
-    scales = [data.get(name) for name in ("scale_mean", "scale_norm") if name in data]
+    scales = [data[name] for name in ("scale_mean", "scale_norm") if name in data]
     if not scales:
         normalization, notes = None, (UNKNOWN,)
     elif any(scales):
         normalization, notes = "scale_mean, scale_norm", (SCALED,)
     else:
         normalization, notes = "none", ()
-    layer = integer(data.get("layer"))
     return Origin(
         format="saev",
         base_model=model,
-        hook=None if layer is None else f"vit_layers[{layer}]",
+        hook=None if layer is None or layer < 0 else f"blocks.{layer}",
         layer=layer,
-        dataset=images or text(data.get("shard_root")) or text(data.get("shards")),
-        # cls, patches or meanpool; since schema 2 special, content or all
-        special_tokens={name: data[name] for name in ("patches", "tokens") if name in data},
+        dataset=images,
+        # cls, patches or meanpool; in later versions special, content or all
+        special_tokens={name: data[name] for name in ("patches", "tokens") if name in data}
+        or ({"patches": "patches"} if repository else {}),
         normalization=normalization,
         notes=notes,
         files=digests(where),
