@@ -162,6 +162,8 @@ def test_damaged_headers_and_archives_of_saev_are_refused(tmp_path):
     [
         lambda state: state | {"stray": torch.zeros(2)},
         lambda state: state | {"pre_bias": "zeros"},
+        lambda state: state | {"pre_bias": torch.zeros(D).to_sparse()},
+        lambda state: state | {"pre_bias": torch.zeros(D, device="meta")},
         lambda state: state | {"encoder.weight": torch.zeros(3)},
         lambda state: state | {"encoder.weight": torch.tensor(1.0)},
         lambda state: state | {"latent_bias": torch.zeros(F + 1)},
