@@ -18,6 +18,8 @@ FormatName = Literal[
     "sparsify",
     "dictionary_learning",
     "gemma_scope",
+    "gemma_scope_2",
+    "circuit_tracer",
     "openai",
     "llama_scope",
     "llamascopium",
@@ -70,7 +72,9 @@ def import_dictionary(
     file or a dictionary that saekit does not compute exactly, and where `out` has other files.
     """
     dictionary = open_published(src, format)
-    restore("sae", dictionary.config, dictionary.tensors)  # it must load before it is written
+    restore(
+        dictionary.model, dictionary.config, dictionary.tensors
+    )  # it must load before it is written
     with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
         folder.begin({"published": asdict(dictionary.origin)})
         write_checkpoint(folder.path, description(dictionary), dictionary.tensors)

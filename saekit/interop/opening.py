@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from saekit.errors import DataError, MissingError, check_choice
 from saekit.interop import (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
+    gemma_scope_2,
     goodfire,
     llama_scope,
     llamascopium,
@@ -40,6 +42,8 @@ FORMATS = {
     "sparsify": Format(sparsify.recognizes, sparsify.read),
     "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
+    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
+    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
     "openai": Format(openai.recognizes, openai.read),
     "llama_scope": Format(llama_scope.recognizes, llama_scope.read),
     "llamascopium": Format(llamascopium.recognizes, llamascopium.read),
@@ -110,7 +114,7 @@ def description(dictionary: Published) -> dict[str, Any]:
     }
     result = dict.fromkeys(("step", "rows", "rows_per_s", "backend"))
     return {
-        "model": "sae",
+        "model": dictionary.model,
         "config": config,
         "training": {},
         "spec": spec,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import made_circuit_tracer as circuit
 import made_dictionaries as made
+import made_gemma as gemma
 import made_more as more
 import pytest
 
@@ -29,7 +31,23 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.dictionary_learning(path, "AutoEncoderNew") / "ae.pt",
         lambda path: made.dictionary_learning(path, "MatryoshkaBatchTopKSAE") / "ae.pt",
     ],
-    "gemma_scope": [made.gemma_scope, lambda path: made.gemma_scope(path) / "params.npz"],
+    "gemma_scope": [
+        made.gemma_scope,
+        lambda path: made.gemma_scope(path) / "params.npz",
+        gemma.scope_1,
+    ],
+    "gemma_scope_2": [
+        gemma.scope_2,
+        lambda path: gemma.scope_2(path, affine=True),
+        lambda path: gemma.scope_2(path, described=False),
+        gemma.of_layers,
+        lambda path: gemma.of_layers(path, "crosscoder"),
+    ],
+    "circuit_tracer": [
+        circuit.transcoder,
+        lambda path: circuit.transcoder(path, jumps=True, skips=True),
+        circuit.clt,
+    ],
     "openai": [more.openai, lambda path: more.openai(path, None)],
     "llama_scope": [more.llama_scope],
     "llamascopium": [
