@@ -26,6 +26,7 @@ from made_more import (
 )
 from safetensors.torch import load_file, save_file
 
+from saekit import import_dictionary
 from saekit.errors import DataError
 from saekit.interop.opening import open_published
 from saekit.training.checkpoints import load
@@ -235,6 +236,17 @@ def compare(path: Path, x: torch.Tensor, result: Result, tolerance: float = 1e-1
 def test_code_and_reconstruction_are_those_of_the_format(tmp_path, name):
     write, result_of = CASES[name]
     compare(write(tmp_path / "sae"), rows(), result_of(rows()))
+
+
+@pytest.mark.parametrize(
+    "name", ["openai topk", "llama_scope transcoder", "llamascopium topk", "vit_prisma layer_norm"]
+)
+def test_an_import_computes_the_same(tmp_path, name):
+    source, x = CASES[name][0](tmp_path / "src"), rows().float()
+    import_dictionary(source, tmp_path / "out")
+    imported, published = load(tmp_path / "out"), load(source)
+    assert imported.config == published.config
+    assert torch.equal(imported(x).x_hat, published(x).x_hat)
 
 
 def test_a_gated_dictionary_of_vit_prisma(tmp_path):
