@@ -26,13 +26,14 @@ from saekit.interop.dictionary import (
     published,
     refused,
 )
-from saekit.interop.pickles import Tensors, need_tensors, read_plain
+from saekit.interop.pickles import need_tensors, read_plain
 from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS, SETTINGS = "sae.pt", "config.json"
 LONGEST_LINE = 1 << 16  # bytes
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
+THRESHOLD = "activation.threshold"  # of a batch-top-k since November 2025
 SCHEMAS = (1, 2, 3, 4, 5)
 # published repositories of version 0.1.0, all of patches after block 10: model and images
 REPOSITORIES = {
@@ -67,22 +68,18 @@ def read(path: Path) -> Published:
     if not header:
         raise DataError(f"{where} does not begin with a line of settings")
     tensors = need_tensors(where, read_plain(where, skip=length))
-    threshold = tensors.pop("activation.threshold", None)
-    need(where, tensors, NAMES)
+    kind = _activation(where, header)
+    need(where, tensors, (*NAMES, THRESHOLD) if kind == "BatchTopK" else NAMES)
     need_matrices(where, tensors, "W_enc", "W_dec")
-    # the activation
-    kind, subtracts = _activation(where, header, tensors)
-    latents = tensors["W_enc"].shape[-1]
-    ours = tensors | {"W_enc": tensors["W_enc"].T}
+    if header.get("schema") == 1 and bool(tensors["b_dec"].any()):
+        raise refused(where, "schema", 1, "it does not say whether b_dec is subtracted from x")
+    ours = {name: tensors[name] for name in NAMES} | {"W_enc": tensors["W_enc"].T}
     if kind == "BatchTopK":
-        if threshold is None or threshold.numel() != 1 or not bool(threshold.isfinite()):
-            value = None if threshold is None else threshold.tolist()
-            raise refused(where, "threshold", value, "its training did not estimate one")
-        ours["threshold"] = above(threshold.reshape(1).expand(latents))
-    elif kind != "Relu":
-        hint = "saev's TopK keeps negative values among the k largest; saekit's does not"
-        raise refused(where, "activation", kind, hint)
-    sparsity = "l1" if kind == "Relu" else "jumprelu"
+        threshold = tensors[THRESHOLD]
+        if threshold.numel() != 1 or not bool(threshold.isfinite()):
+            raise refused(where, THRESHOLD, threshold.tolist())
+        ours["threshold"] = above(threshold.reshape(1).expand(len(ours["W_enc"])))
+    sparsity, subtracts = "l1" if kind == "Relu" else "jumprelu", "schema" not in header
     return published(where, sparsity, ours, _origin(where), subtract_b_dec=subtracts)
 
 
@@ -105,18 +102,19 @@ def _header(where: Path) -> tuple[dict[str, Any], int]:
     return (header, len(line)) if isinstance(header, dict) else ({}, 0)
 
 
-def _activation(where: Path, header: dict[str, Any], tensors: Tensors) -> tuple[Any, bool]:
-    """(class of the activation, whether b_dec is subtracted from the input)."""
+def _activation(where: Path, header: dict[str, Any]) -> str:
+    """The class of the activation, Relu or BatchTopK. Raises DataError for another one."""
     if "schema" not in header:
-        return "Relu", True
+        return "Relu"
     schema, settings = header["schema"], header.get("cfg")
     if schema not in SCHEMAS or not isinstance(settings, dict):
         raise refused(where, "schema", schema)
     activation = settings.get("activation", header.get("cls"))
     kind = activation.get("cls") if isinstance(activation, dict) else activation
-    if schema == 1 and bool(tensors["b_dec"].any()):
-        raise refused(where, "schema", 1, "it does not say whether b_dec is subtracted from x")
-    return kind, False
+    if not isinstance(kind, str) or kind not in ("Relu", "BatchTopK"):
+        negative = "saev's TopK keeps negative values among the k largest; saekit's does not"
+        raise refused(where, "activation", kind, negative if kind == "TopK" else "")
+    return kind
 
 
 def _origin(where: Path) -> Origin:
