@@ -46,7 +46,7 @@ def recognizes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(_file(path)) as file:
             names = {_name(Path(member).stem) for member in file.namelist()}
-    except (OSError, *NOT_ZIP):
+    except (OSError, ValueError, *NOT_ZIP):
         return False
     return names >= NAMES
 

@@ -39,6 +39,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
     ],
     "gemma_scope_2": [
         gemma.scope_2,
+        lambda path: gemma.scope_2(path, described=False),
         lambda path: gemma.scope_2(path, "transcoder_all", affine=True),
         lambda path: gemma.of_layers(path, "clt"),
         lambda path: gemma.of_layers(path, "crosscoder"),
