@@ -21,7 +21,9 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.saelens(path, "jumprelu_skip_transcoder"),
         made.saelens_temporal,
         made.old_saelens,
+        made.saelens_temporal,
     ],
+    "temporal": [made.temporal],
     "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
     "dictionary_learning": [
         *(
