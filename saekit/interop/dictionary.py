@@ -48,6 +48,14 @@ class Origin:
     """What a user must know about the weights, one sentence each."""
     files: dict[str, str] = field(default_factory=dict)
     """Name -> sha256."""
+    source: str | None = None
+    """The name on the hub that it was opened by; None: local files."""
+    repo: str | None = None
+    """OWNER/REPO on the hub."""
+    commit: str | None = None
+    """Of that repo."""
+    neuronpedia: str | None = None
+    """Its id on neuronpedia.org."""
 
 
 @dataclass(frozen=True)

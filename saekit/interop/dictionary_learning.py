@@ -31,6 +31,7 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
+FILES = (WEIGHTS, SETTINGS)
 ONE_THRESHOLD = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 UNESTIMATED = (
     "Its training did not estimate a threshold: the code is a plain ReLU, as dictionary_learning"

@@ -20,6 +20,7 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS = "params.npz"
+FILES = (WEIGHTS,)
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
 
 
@@ -34,7 +35,7 @@ def recognizes(path: Path) -> bool:
 
 def read(path: Path) -> Published:
     where = _file(path)
-    folders = where.resolve().parts[:-1]
+    folders = where.parent.resolve().parts  # the file may be a link into a cache
     for kind in ("embedding", "transcoder"):
         if named := [folder for folder in folders if kind in folder]:
             raise refused(where, "folder", named[-1], f"it says that this is of the kind {kind}")

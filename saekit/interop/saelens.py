@@ -33,6 +33,7 @@ from saekit.interop.dictionary import (
 )
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+FILES = (WEIGHTS, SETTINGS)
 OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",

@@ -26,6 +26,7 @@ from saekit.interop.dictionary import (
 )
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
+FILES = (WEIGHTS, SETTINGS, "../config.json")
 
 
 def recognizes(path: Path) -> bool:

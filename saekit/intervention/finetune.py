@@ -36,12 +36,19 @@ from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import FromFolder, LiveModel
 from saekit.harvesting.sources import Data
+from saekit.interop.opening import is_name, recognized
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.keywords import FinetuneKeywords
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import Spliced, run_spliced
-from saekit.intervention.subject import borrowed, check_kind, open_store_of, other_revision
+from saekit.intervention.subject import (
+    borrowed,
+    check_kind,
+    open_store_of,
+    other_revision,
+    unknown_store,
+)
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
@@ -124,6 +131,8 @@ def finetune(
         )
     place = str(data) if isinstance(data, (str, Path)) else None
     config = FinetuneConfig(data=place, **options)
+    if is_name(source) or recognized(Path(source)) is not None:
+        raise unknown_store(source)
     described, objects = read_checkpoint(source), data if place is None else None
     with nullcontext() if live is None else borrowed(live):
         run = _Finetune(described, Path(out), config, live, objects)
