@@ -26,6 +26,19 @@ EXACT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes that float32 ho
 
 
 @dataclass(frozen=True)
+class Files:
+    """What a format reads, as patterns of names relative to the dictionary's folder, so that
+    nothing else is fetched from the hub."""
+
+    folder: tuple[str, ...] = ()
+    """Of the tensors in a folder that is a dictionary; the first that a folder has counts."""
+    file: tuple[str, ...] = ()
+    """Of files that are a dictionary each."""
+    beside: tuple[str, ...] = ()
+    """What is read with these where it exists. {} is what * stands for in the file's name."""
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a dictionary's files say about where it comes from; None: they do not say."""
 
@@ -61,9 +74,12 @@ class Origin:
 @dataclass(frozen=True)
 class Published:
     config: dict[str, Any]
-    """The resolved config of an SAE (saekit.models.sae.SAEConfig or a subclass) as a dict."""
+    """The resolved config of the model as a dict: that of an SAE (saekit.models.sae.SAEConfig or a
+    subclass), or CrossLayerConfig."""
     tensors: dict[str, torch.Tensor]
     origin: Origin
+    model: str = "sae"
+    """Its name among all models (saekit.models.catalog)."""
 
 
 def published(
@@ -154,6 +170,13 @@ def need(where: Path, tensors: Mapping[str, Any], names: Iterable[str]) -> None:
         raise DataError(f"{where} has no tensor {missing[0]}")
     if extra := sorted(tensors.keys() - names):
         raise DataError(f"{where} has a tensor {extra[0]}, which its settings do not explain")
+
+
+def need_matrices(where: Path, tensors: Mapping[str, torch.Tensor], *names: str) -> None:
+    """Raise DataError unless the tensors of these names have two dimensions."""
+    for name in names:
+        if tensors[name].ndim != 2:
+            raise DataError(f"{where}: {name} has the shape {tuple(tensors[name].shape)}")
 
 
 def number(where: Path, settings: Mapping[str, Any], name: str) -> int:

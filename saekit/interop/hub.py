@@ -1,8 +1,8 @@
 """`hf:OWNER/REPO[@REV]/PATH` -> local files, through huggingface_hub only: its cache, and HF_TOKEN,
 HF_HUB_OFFLINE and HF_ENDPOINT as that client reads them.
 
-Only the files of the one dictionary are fetched. Which these are each format declares as patterns
-(`FILES` of its module); the list of the repo's files says which formats there are at PATH.
+Only the files of the one dictionary are fetched. Each format declares which these are (`FILES` of
+its module); the list of the repo's files says which formats may be at PATH.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from saekit.errors import MissingError, UsageError
 from saekit.interop.hub_errors import explained, unreachable
 from saekit.types import Progress
+
+if TYPE_CHECKING:
+    from saekit.interop.dictionary import Files
 
 PREFIX = "hf:"
 NAME = re.compile(
@@ -76,12 +79,11 @@ def parsed(name: str) -> HubName:
     return HubName(match["repo"], unquote(revision) if revision else None, path)
 
 
-def fetch(name: HubName, formats: Mapping[str, tuple[str, ...]]) -> Fetched:
+def fetch(name: HubName, formats: Mapping[str, Files]) -> Fetched:
     """The files of one dictionary, in the client's cache.
 
-    formats: name -> its file patterns relative to the dictionary's folder; the first one names the
-    tensors. A file that the cache has is not fetched again. Raises MissingError for whatever the
-    hub does not give, UsageError for a malformed repo name.
+    formats: those that it may have, by name. A file that the cache has is not fetched again. Raises
+    MissingError for whatever the hub does not give, UsageError for a malformed repo name.
     """
     from huggingface_hub import constants
 
@@ -99,71 +101,67 @@ def fetch(name: HubName, formats: Mapping[str, tuple[str, ...]]) -> Fetched:
     return Fetched(snapshot / name.path, name.repo, snapshot.name)
 
 
-def files_of(
-    path: str, files: Collection[str], formats: Mapping[str, tuple[str, ...]]
-) -> list[str]:
-    """Those of a repo's files that the dictionary at `path` consists of, tensors last, so that a
-    cache that has them has all; empty where there is none.
+def files_of(path: str, files: Collection[str], formats: Mapping[str, Files]) -> list[str]:
+    """Those of a repo's files that the dictionary at `path` consists of, its tensors last, so that
+    a cache that has them has all; empty where there is none.
 
-    A file goes with the other patterns of the formats whose tensors it may be. Nothing is known of
-    a file that no format claims, and it goes without company.
+    Several formats may claim a path: then the files of all, and the content decides. A file that no
+    format claims is fetched by itself.
     """
-    chosen: set[str] = set()
     tensors: set[str] = {path} if path in files else set()
+    beside: set[str] = set()
     folder, name = posixpath.split(path) if tensors else (path, "")
-    for patterns in formats.values():
-        if name and not fnmatchcase(name, patterns[0]):
-            continue
-        matches = [_matching(folder, pattern, files) for pattern in patterns]
-        if not matches[0]:
-            continue
-        for pattern, names in zip(patterns, matches):
-            if not (name and fnmatchcase(name, pattern)):  # not the other layers beside it
-                chosen.update(names)
-        tensors.update(matches[0] if not name else ())
-    return [*sorted(chosen - tensors), *sorted(tensors)]
+    for format in formats.values():
+        star = ""
+        if name:
+            patterns = [pattern for pattern in format.file if fnmatchcase(name, pattern)]
+            star = _star(name, patterns[0]) if patterns else ""
+        else:
+            matches = (_matching(folder, pattern, files) for pattern in format.folder)
+            patterns = next((names for names in matches if names), [])
+            tensors.update(patterns)
+        for pattern in format.beside if patterns else ():
+            beside.update(_matching(folder, pattern.replace("{}", star), files))
+    return [*sorted(beside - tensors), *sorted(tensors)]
+
+
+def _star(name: str, pattern: str) -> str:
+    """What * stands for in a name that matches."""
+    before, _, after = pattern.partition("*")
+    return name[len(before) : len(name) - len(after)]
 
 
 def _matching(folder: str, pattern: str, files: Iterable[str]) -> list[str]:
     whole = posixpath.normpath(posixpath.join(glob.escape(folder), pattern))
-    return [
-        file for file in files if file.count("/") == whole.count("/") and fnmatchcase(file, whole)
-    ]
+    depth = whole.count("/")
+    return [f for f in files if f.count("/") == depth and fnmatchcase(f, whole)]
 
 
-def _chosen(
-    name: HubName, files: Collection[str], formats: Mapping[str, tuple[str, ...]]
-) -> list[str]:
+def _chosen(name: HubName, files: Collection[str], formats: Mapping[str, Files]) -> list[str]:
     """Raises MissingError with near names where there is no dictionary at the path."""
     if chosen := files_of(name.path, files, formats):
         return chosen
-    # every folder that holds a dictionary of these formats
-    folders = sorted(
-        {
-            folder
-            for file in files
-            for patterns in formats.values()
-            if (folder := _folder_of(file, patterns[0])) is not None
-        }
-    )
     where = f"{name.repo}{f' at {name.revision}' if name.revision else ''}"
-    below = [folder for folder in folders if not name.path or folder.startswith(name.path + "/")]
-    is_folder = not name.path or any(file.startswith(name.path + "/") for file in files)
-    cause = (
-        f"{name.path or 'the root'} of {where} holds no dictionary in a known format"
-        if is_folder
-        else f"there is no {name.path} in {where}"
-    )
-    raise MissingError(cause, near_names(name.path, below if is_folder else folders))
+    below = [file for file in files if not name.path or file.startswith(name.path + "/")]
+    if below:
+        cause = f"{name.path or 'the root'} of {where} holds no dictionary in a known format"
+    else:
+        cause = f"there is no {name.path} in {where}"
+    raise MissingError(cause, near_names(name.path, _dictionaries(below or files, formats)))
 
 
-def _folder_of(file: str, pattern: str) -> str | None:
-    """The folder whose tensors the file may be."""
-    parts = file.split("/")
-    depth = pattern.count("/") + 1
-    if len(parts) < depth or not fnmatchcase("/".join(parts[-depth:]), pattern):
-        return None
-    return "/".join(parts[:-depth])
+def _dictionaries(files: Iterable[str], formats: Mapping[str, Files]) -> list[str]:
+    """The folders and files that may be dictionaries, by their names."""
+    paths: set[str] = set()
+    for format in formats.values():
+        for parts in (file.split("/") for file in files):
+            for pattern in format.folder:
+                depth = pattern.count("/") + 1
+                if fnmatchcase("/".join(parts[-depth:]), pattern):
+                    paths.add("/".join(parts[:-depth]))
+            if any(fnmatchcase(parts[-1], pattern) for pattern in format.file):
+                paths.add("/".join(parts))
+    return sorted(paths)
 
 
 def near_names(word: str, known: Collection[str]) -> str:
@@ -209,7 +207,7 @@ def _download(name: HubName, file: str, revision: str) -> Path:
     return Path(path)
 
 
-def _from_cache(name: HubName, formats: Mapping[str, tuple[str, ...]]) -> Fetched:
+def _from_cache(name: HubName, formats: Mapping[str, Files]) -> Fetched:
     """The cached copy, when the hub is not asked or does not answer; reported where it was asked.
     Raises MissingError where there is none."""
     from huggingface_hub import constants, snapshot_download

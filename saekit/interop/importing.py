@@ -13,7 +13,22 @@ from saekit.store.checkpoint import write_checkpoint
 from saekit.store.folder_kinds import RUN
 from saekit.store.run_folder import run_folder
 
-FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
+FormatName = Literal[
+    "saelens",
+    "sparsify",
+    "dictionary_learning",
+    "gemma_scope",
+    "gemma_scope_2",
+    "circuit_tracer",
+    "openai",
+    "llama_scope",
+    "llamascopium",
+    "qwen_scope",
+    "goodfire",
+    "deepseek_r1",
+    "saev",
+    "vit_prisma",
+]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
 
 
@@ -65,7 +80,9 @@ def import_dictionary(
     `out` has other files.
     """
     dictionary = open_published(src, format)
-    restore("sae", dictionary.config, dictionary.tensors)  # it must load before it is written
+    restore(
+        dictionary.model, dictionary.config, dictionary.tensors
+    )  # it must load before it is written
     with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
         folder.begin({"published": asdict(dictionary.origin)})
         write_checkpoint(folder.path, description(dictionary), dictionary.tensors)

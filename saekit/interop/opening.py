@@ -10,8 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saekit.errors import DataError, MissingError, check_choice
-from saekit.interop import dictionary_learning, gemma_scope, hub, registry, saelens, sparsify
-from saekit.interop.dictionary import Published
+from saekit.interop import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    hub,
+    llama_scope,
+    llamascopium,
+    openai,
+    pickles,
+    qwen_scope,
+    registry,
+    saelens,
+    saev,
+    sparsify,
+    vit_prisma,
+)
+from saekit.interop.dictionary import Files, Published
 from saekit.interop.registry import FORMAT_OF, INSTEAD, Entry, completed, resolve
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.oserrors import reading
@@ -21,9 +38,7 @@ from saekit.types import SPEC_SCHEMA
 class Format(NamedTuple):
     recognizes: Callable[[Path], bool]
     read: Callable[[Path], Published]
-    files: tuple[str, ...]
-    """Patterns of the names that it reads, relative to the dictionary's folder; the first one names
-    the tensors."""
+    files: Files
 
 
 FORMATS = {
@@ -33,6 +48,18 @@ FORMATS = {
         dictionary_learning.recognizes, dictionary_learning.read, dictionary_learning.FILES
     ),
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read, gemma_scope.FILES),
+    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read, gemma_scope_2.FILES),
+    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read, circuit_tracer.FILES),
+    "openai": Format(openai.recognizes, openai.read, openai.FILES),
+    "llama_scope": Format(llama_scope.recognizes, llama_scope.read, llama_scope.FILES),
+    "llamascopium": Format(llamascopium.recognizes, llamascopium.read, llamascopium.FILES),
+    "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read, qwen_scope.FILES),
+    "goodfire": Format(goodfire.recognizes, goodfire.read, goodfire.FILES),
+    "deepseek_r1": Format(
+        goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1, goodfire.FILES
+    ),
+    "saev": Format(saev.recognizes, saev.read, saev.FILES),
+    "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read, vit_prisma.FILES),
 }
 
 
@@ -105,16 +132,22 @@ def format_of(entry: Entry) -> str:
         return str(format)
     raise DataError(
         f"{entry.name} is in the format {entry.loader} of SAELens, which saekit does not read",
-        INSTEAD.get(entry.loader, "docs/published.md lists what opens").format(repo=entry.repo),
+        INSTEAD.get(entry.loader, "docs/published.md lists what opens").format(
+            repo=entry.repo, path=entry.path
+        ),
     )
 
 
 def recognized(path: Path) -> str | None:
-    """The name of the format that the content shows; None for files of no known one."""
+    """The name of the format that the content shows; None for files of no known one. Raises
+    DataError for a pickled file that does not load without running its code."""
     with reading(path):
         if not path.exists():
             return None
-    return next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    name = next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    if name is None and path.suffix in pickles.SUFFIXES and path.is_file():
+        pickles.read_plain(path)
+    return name
 
 
 def open_checkpoint(src: str | Path) -> Checkpoint:
@@ -142,7 +175,7 @@ def description(dictionary: Published) -> dict[str, Any]:
     }
     result = dict.fromkeys(("step", "rows", "rows_per_s", "backend"))
     return {
-        "model": "sae",
+        "model": dictionary.model,
         "config": config,
         "training": {},
         "spec": spec,

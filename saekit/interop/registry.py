@@ -33,17 +33,18 @@ FORMAT_OF = {
     "dictionary_learning_1": "dictionary_learning",
     "gemma_2": "gemma_scope",
     "gemma_2_transcoder": "gemma_scope",
-    "gemma_3": "gemma_scope2",
+    "gemma_3": "gemma_scope_2",
     "llama_scope": "llama_scope",
-    "llama_scope_r1_distill": "llama_scope_r1",
+    "llama_scope_r1_distill": "llamascopium",
     "qwen_scope": "qwen_scope",
     "goodfire": "goodfire",
-    "mwhanna_transcoder": "mwhanna",
+    "deepseek_r1": "deepseek_r1",
+    "mwhanna_transcoder": "circuit_tracer",
 }
-# loader -> what to do instead
+# SAELens' loader -> what to do instead
 INSTEAD = {
-    "mntss_clt_layer_transcoder": "it adds up the decoders of a cross-layer transcoder; open the"
-    " whole of it: hf:{repo}",
+    "mntss_clt_layer_transcoder": "SAELens adds up the decoders of a layer, which saekit does not;"
+    " open the layer with all of them: hf:{repo}/W_enc_{path}.safetensors",
 }
 # (loader, part of the repo or path) -> hook of layer L, where the name does not say it
 _HOOKS = (
