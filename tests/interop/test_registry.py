@@ -169,28 +169,3 @@ def test_names_open_with_what_the_registry_adds(listed, tmp_path):
     torch.testing.assert_close(scaled(x).x_hat, plain(1.25 * x).x_hat / 1.25)
     norm = x.norm(dim=1, keepdim=True) / D**0.5
     torch.testing.assert_close(normed(x).x_hat, plain(x / norm).x_hat * norm)
-
-
-# the real file
-
-
-@pytest.mark.skipif(find_spec("sae_lens") is None, reason="needs the registry of sae-lens")
-def test_every_name_of_the_real_registry_resolves_or_is_refused_by_name(monkeypatch):
-    monkeypatch.delenv("SAEKIT_REGISTRY", raising=False)
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    rows, refused = dictionaries(), {}
-    theirs = {
-        f"saelens:{release}/{id}": (lookup.repo_id, path)
-        for release, lookup in get_pretrained_saes_directory().items()
-        for id, path in lookup.saes_map.items()
-    }
-    assert [row.name for row in rows] == list(theirs)
-    for row in rows:
-        entry = resolve(row.name)
-        assert (entry.repo, entry.path) == theirs[row.name]
-        try:
-            assert format_of(entry) in FORMATS
-        except DataError:
-            refused[entry.loader] = refused.get(entry.loader, 0) + 1
-    assert refused == {"connor_rob_hook_z": 12, "mntss_clt_layer_transcoder": 26, "temporal": 3}
