@@ -22,7 +22,7 @@ LAYERS = [
     ["saekit.harvesting", "saekit.training"],
     ["saekit.measures"],
     ["saekit.evaluation", "saekit.inspection", "saekit.intervention", "saekit.estimator"],
-    ["saekit.report"],
+    ["saekit.report", "saekit.exporting"],
     ["saekit.bench", "saekit.sweeps"],
     ["saekit_cli"],
 ]
