@@ -2,7 +2,7 @@
 
 torch reads ae.pt with weights_only=True, which builds tensors and plain containers and nothing
 else: a pickle that would run code is refused. A BatchTopK code is that of inference: all values
-above the threshold that training estimated.
+above the threshold that training estimated, or, where it has not, all positive ones.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
+ONE_THRESHOLD = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
+UNESTIMATED = (
+    "Its training did not estimate a threshold: the code is a plain ReLU, as dictionary_learning"
+    " computes it, with many more active latents than k."
+)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -61,6 +66,7 @@ def read(path: Path) -> Published:
             name: buffer[name] for name in ("remove_bos", "add_special_tokens") if name in buffer
         },
         normalization="none",
+        notes=(UNESTIMATED,) if kind in ONE_THRESHOLD and sparsity == "l1" else (),
         files=digests(path / SETTINGS, path / WEIGHTS),
     )
     return published(path, sparsity, ours, origin, **options)
@@ -105,12 +111,16 @@ def _linear(where: Path, tensors: Tensors, *more: str) -> Tensors:
     }
 
 
-def _threshold(where: Path, tensors: Tensors, latents: int) -> torch.Tensor:
-    """(F,): the one threshold of a BatchTopK; -1 before training has estimated it."""
+def _above_one_threshold(where: Path, tensors: Tensors, ours: Tensors):
+    """The code of a BatchTopK at inference: ReLU(pre) above its one threshold. A negative one, -1
+    before training has estimated it, leaves the ReLU."""
     threshold = tensors["threshold"]
-    if threshold.numel() != 1 or not bool(threshold >= 0):
+    if threshold.numel() != 1 or not bool(threshold.isfinite()):
         raise refused(where, "threshold", threshold.tolist())
-    return threshold.reshape(1).expand(latents)
+    if bool(threshold < 0):
+        return "l1", ours, {"subtract_b_dec": True}
+    threshold_F = threshold.reshape(1).expand(len(ours["W_enc"]))
+    return "jumprelu", ours | {"threshold": threshold_F}, {"subtract_b_dec": True}
 
 
 def _relu(where: Path, tensors: Tensors):
@@ -133,17 +143,14 @@ def _topk(where: Path, tensors: Tensors):
 
 
 def _batchtopk(where: Path, tensors: Tensors):
-    ours = _linear(where, tensors, "k", "threshold")
-    ours["threshold"] = _threshold(where, tensors, len(ours["W_enc"]))
-    return "jumprelu", ours, {"subtract_b_dec": True}
+    return _above_one_threshold(where, tensors, _linear(where, tensors, "k", "threshold"))
 
 
 def _matryoshka(where: Path, tensors: Tensors):
     need(where, tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes"))
     ours = {name: tensors[name] for name in ("b_enc", "W_dec", "b_dec")}
     ours["W_enc"] = tensors["W_enc"].T
-    ours["threshold"] = _threshold(where, tensors, len(ours["W_enc"]))
-    return "jumprelu", ours, {"subtract_b_dec": True}
+    return _above_one_threshold(where, tensors, ours)
 
 
 def _jumprelu(where: Path, tensors: Tensors):

@@ -1,7 +1,8 @@
 """sparsify folders: cfg.json and sae.safetensors, an SAE or a transcoder.
 
-The folder is named after the hook, and config.json of the run's folder, above it, names the base
-model. `multi_topk` adds a term to the loss only.
+The folder is named after the module whose output is the hook; a transcoder reads that module's
+input. config.json of the run's folder, above it, names the base model. `multi_topk` adds a term to
+the loss only.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ def read(path: Path) -> Published:
         shape = tuple(tensors["encoder.weight"].shape)
         raise refused(where, "d_in", d_in, f"encoder.weight has the shape {shape}")
     # a run's folder has one for each hook
-    run = json_object(path.resolve().parent / "config.json") or {}
+    run, module = json_object(path.resolve().parent / "config.json") or {}, path.resolve().name
     origin = Origin(
         format="sparsify",
         base_model=text(run.get("model")),
-        hook=path.resolve().name,
+        hook=f"{module}:in" if transcodes else module,
+        target_hook=module if transcodes else None,
         context=integer(run.get("ctx_len")),
         dataset=text(run.get("dataset")),
         normalization="none",

@@ -8,6 +8,7 @@ ask which one it has. B is the number of rows, the product of the dimensions bef
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -27,6 +28,15 @@ def decoded(code: Code, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor) -> torch.
         rows_BF = as_rows(code, len(W_dec_FD), W_dec_FD, "the code")
         x_hat_BD = torch.addmm(b_dec_D, rows_BF, W_dec_FD)
     return x_hat_BD.view(*code.shape[:-1], W_dec_FD.shape[1])
+
+
+def rescaled(code: Code, factor_F: torch.Tensor) -> Code:
+    """The code with each latent's values times its factor, differentiable in both. Raises DataError
+    as `decoded`."""
+    if isinstance(code, SparseCodes):
+        return dataclasses.replace(code, vals=code.vals * factor_F[code.idx.long()])
+    rows_BF = as_rows(code, len(factor_F), factor_F, "the code")
+    return (rows_BF * factor_F).view(code.shape)
 
 
 def row_count(code: Code) -> int:

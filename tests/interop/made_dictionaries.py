@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 D, F, K = 16, 48, 5
+D_OUT = 12  # of transcoders whose format allows another width
 Tensors = dict[str, torch.Tensor]
 
 
@@ -32,20 +33,11 @@ def weights(width: int = D) -> Tensors:
 
 def saelens(path: Path, architecture: str = "standard", width: int = D, **settings) -> Path:
     """A folder of SAELens 6. `settings` change cfg.json."""
-    tensors = weights(width)
+    tensors, config = weights(width), {"d_in": width, "d_sae": F, "dtype": "float32"}
     threshold, gen = tensors.pop("threshold"), torch.Generator().manual_seed(1)
-    if architecture == "jumprelu":
-        tensors["threshold"] = threshold
-    if architecture == "gated":
-        tensors["b_gate"] = tensors.pop("b_enc")
-        tensors["b_mag"] = torch.randn(F, generator=gen) * 0.2
-        tensors["r_mag"] = torch.randn(F, generator=gen) * 0.3
-    config = {
-        "d_in": width,
-        "d_sae": F,
-        "dtype": "float32",
+    config |= {
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": "transcoder" not in architecture,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -60,8 +52,23 @@ def saelens(path: Path, architecture: str = "standard", width: int = D, **settin
         },
         "architecture": architecture,
     }
-    if architecture == "topk":
+    # what each architecture has besides
+    if "jumprelu" in architecture:
+        tensors["threshold"] = threshold
+    if architecture == "gated":
+        tensors["b_gate"] = tensors.pop("b_enc")
+        tensors["b_mag"] = torch.randn(F, generator=gen) * 0.2
+        tensors["r_mag"] = torch.randn(F, generator=gen) * 0.3
+    if architecture.endswith("topk"):
         config |= {"k": K, "rescale_acts_by_decoder_norm": False}
+    if "batchtopk" in architecture:  # a checkpoint of training
+        tensors["topk_threshold"] = torch.tensor(0.3, dtype=torch.float64)
+    if "transcoder" in architecture:
+        config["d_out"] = D_OUT
+        config["metadata"]["hook_name_out"] = "blocks.8.hook_mlp_out"
+        tensors |= {name: tensors[name][..., :D_OUT].contiguous() for name in ("W_dec", "b_dec")}
+    if "skip" in architecture:
+        tensors["W_skip"] = torch.randn(D_OUT, width, generator=gen) * 0.3
     return _folder(path, config | settings, "sae_weights.safetensors", tensors)
 
 

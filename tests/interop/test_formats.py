@@ -173,6 +173,17 @@ def test_negative_thresholds_act_as_zero(tmp_path):
     assert same(sae.encode(rows()), jump(rows(), False, threshold.double()), 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_a_threshold_that_was_never_estimated_leaves_a_relu(tmp_path, kind):
+    path, x = dictionary_learning(tmp_path / "sae", kind, threshold=-1.0), rows()
+    assert "did not estimate a threshold" in open_published(path).origin.notes[0]
+    estimated = dictionary_learning(tmp_path / "estimated", kind)
+    assert open_published(estimated).origin.notes == ()
+    output = load(path).double()(x)
+    assert same(output.code, relu(x), 1e-12)
+    assert same(output.x_hat, relu(x) @ W["W_dec"] + W["b_dec"], 1e-12)
+
+
 def test_half_precision_files_open_with_the_same_values(tmp_path):
     path = saelens(tmp_path / "sae")
     file = path / "sae_weights.safetensors"
@@ -193,6 +204,8 @@ def test_what_the_files_say_of_their_origin(tmp_path):
     assert (old.hook, old.layer) == ("blocks.3.hook_resid_pre", 3)
     run = open_published(sparsify(tmp_path / "run" / "layers.5.mlp")).origin
     assert (run.base_model, run.hook) == ("EleutherAI/pythia-160m", "layers.5.mlp")
+    transcoder = open_published(sparsify(tmp_path / "run" / "layers.6.mlp", transcode=True)).origin
+    assert (transcoder.hook, transcoder.target_hook) == ("layers.6.mlp:in", "layers.6.mlp")
     trainer = open_published(dictionary_learning(tmp_path / "c", "AutoEncoder")).origin
     assert (trainer.hook, trainer.layer, trainer.context) == ("resid_post_layer_8", 8, 1024)
     gemma = open_published(gemma_scope(tmp_path / "layer_12" / "width_16k" / "average_l0_82"))

@@ -90,10 +90,20 @@ def test_a_store_of_another_width_is_refused(tmp_path):
 
 
 def test_nothing_is_written_for_a_dictionary_that_is_refused(tmp_path):
-    source = saelens(tmp_path / "src", normalize_activations="layer_norm")
-    with pytest.raises(DataError, match="layer_norm"):
+    source = saelens(tmp_path / "src", normalize_activations="covariance_whitening")
+    with pytest.raises(DataError, match="covariance_whitening"):
         import_dictionary(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_import_keeps_what_only_published_dictionaries_compute(tmp_path):
+    settings = {"normalize_activations": "layer_norm", "rescale_acts_by_decoder_norm": True}
+    source = saelens(tmp_path / "src", "topk", **settings)
+    import_dictionary(source, tmp_path / "out")
+    x = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+    written, opened = load(tmp_path / "out"), load(source)
+    assert written.config == opened.config and opened.config.input_norm == "layer_norm"
+    assert torch.equal(written(x).x_hat, opened(x).x_hat)
 
 
 def test_an_import_is_not_finetuned(tmp_path):

@@ -26,30 +26,27 @@ from saekit.interop.opening import open_published
 from saekit.models.sparsity import VARIANTS
 from saekit.training.checkpoints import load
 
+
+def in_and_out(path: Path) -> Path:
+    """A transcoder's: the file does not say which module it writes to."""
+    settings = json.loads((path / "config.json").read_text())
+    settings["buffer"]["io"] = "in_and_out"
+    (path / "config.json").write_text(json.dumps(settings))
+    return path
+
+
 REFUSED = {
     'architecture = "temporal"': lambda path: saelens(path, "temporal"),
     'architecture = "matching_pursuit"': lambda path: saelens(path, "matching_pursuit"),
-    'normalize_activations = "layer_norm"': lambda path: saelens(
-        path, normalize_activations="layer_norm"
-    ),
-    'normalize_activations = "constant_norm_rescale"': lambda path: saelens(
-        path, normalize_activations="constant_norm_rescale"
-    ),
-    'reshape_activations = "hook_z"': lambda path: old_saelens(
-        path, hook_point="blocks.3.attn.hook_z"
-    ),
-    "rescale_acts_by_decoder_norm = True": lambda path: saelens(
-        path, "topk", rescale_acts_by_decoder_norm=True
-    ),
     'activation_fn = "tanh-relu"': lambda path: old_saelens(path, activation_fn_str="tanh-relu"),
-    "finetuning_scaling_factor = True": lambda path: old_saelens(
-        path, finetuning_scaling_factor=True
-    ),
     "k = 2.5": lambda path: saelens(path, "topk", k=2.5),
     'activation = "groupmax"': lambda path: sparsify(path, activation="groupmax"),
     "signed = True": lambda path: sparsify(path, signed=True),
     "skip_connection = True": lambda path: sparsify(path, skip=True),
-    "threshold = -1.0": lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=-1.0),
+    "threshold = nan": lambda path: dictionary_learning(
+        path, "BatchTopKSAE", threshold=float("nan")
+    ),
+    'io = "in_and_out"': lambda path: in_and_out(dictionary_learning(path, "AutoEncoder")),
     'dict_class = "IdentityDict"': lambda path: dictionary_learning(path, "IdentityDict"),
     'dtype of W_enc = "float64"': lambda path: gemma_scope(path, W_enc=np.zeros((D, F))),
     'folder = "embedding"': lambda path: gemma_scope(path / "embedding" / "width_4k"),

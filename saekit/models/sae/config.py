@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, Self
 
 from saekit.errors import UsageError, opt
 from saekit.models.noise import Noise
+from saekit.models.sae.input_norm import InputNorm
 from saekit.options import Doc, check
 
 MAX_LATENTS = 2**31 - 1  # latent indices are int32
 EXPANSION = 32  # where neither expansion nor latents is given
+LOADED_ONLY = (
+    "subtract_b_dec",
+    "input_norm",
+    "input_factor",
+    "output_factor",
+    "rescale_by_decoder_norm",
+)
+RESCALED = ("topk", "abs-topk", "jumprelu", "l1")
 DecoderNorm = Literal["unit", "free"]
 Revival = Literal["aux", "resample", "none"]
 
@@ -26,7 +35,17 @@ class SAEConfig:
     """Widths of several hooks side by side in a row (crosscoder); (): one hook."""
     subtract_b_dec: bool = False
     """b_dec is subtracted from x before the encoder, as published dictionaries do; saekit's own
-    training has it in b_enc. Only for weights that are loaded."""
+    training has it in b_enc. Only for weights that are loaded, like the next four."""
+    input_norm: InputNorm = "none"
+    """What each row is normalized by before the encoder; undone on x_hat
+    (saekit.models.sae.input_norm). A transcoder's x_hat is the target's: nothing is undone."""
+    input_factor: float = 1.0
+    """The normalized x is multiplied by it before the encoder."""
+    output_factor: float = 1.0
+    """x_hat is divided by it after the decoder, before the norm is undone."""
+    rescale_by_decoder_norm: bool = False
+    """Latents compete by pre_j ||w_j||, which is also the code; the decoder's rows then act as if
+    they had norm 1. For the variants in RESCALED."""
     sparsity: Annotated[
         str,
         Doc("What makes the code sparse; `saekit models sae` lists the variants.", metavar="NAME"),
@@ -83,6 +102,10 @@ class SAEConfig:
             raise UsageError(
                 "subtract_b_dec does not apply to a transcoder: b_dec belongs to the target"
             )
+        if not (self.input_factor > 0 and self.output_factor > 0):
+            raise UsageError("input_factor and output_factor must be above 0")
+        if self.rescale_by_decoder_norm and self.sparsity not in RESCALED:
+            raise UsageError(f"rescale_by_decoder_norm does not apply to {self.sparsity}")
         if self.skip and not self.d_out:
             raise UsageError(
                 f"{opt('skip', True)} would pass the input itself on",
@@ -96,3 +119,13 @@ class SAEConfig:
         """F of a resolved config."""
         assert self.latents is not None
         return self.latents
+
+    @property
+    def loaded_only(self) -> list[str]:
+        """The fields that only loaded weights have and that are not at their defaults: training
+        refuses them."""
+        return [
+            field.name
+            for field in fields(self)
+            if field.name in LOADED_ONLY and getattr(self, field.name) != field.default
+        ]

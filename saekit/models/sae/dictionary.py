@@ -2,7 +2,14 @@
 
     pre = x W_enc^T + b_enc,   z = sparsity(pre),   x_hat = z W_dec + b_dec
 
-With `subtract_b_dec` (published dictionaries) x - b_dec stands in place of x in the first equation.
+Published dictionaries change both ends of it (`SAEConfig`): with s and t their `input_factor` and
+`output_factor`, and n_j = ||w_j|| under `rescale_by_decoder_norm`, else 1,
+
+    y = s input_norm(x) - b_dec,   pre_j = n_j (y W_enc^T + b_enc)_j,
+    y_hat = ((z / n) W_dec + b_dec) / t,
+
+where b_dec is subtracted with `subtract_b_dec`. `decode` gives y_hat, and `restored` makes x_hat of
+it: the norm undone, the skip added.
 
 Encoder and decoder are both stored (F,D), one latent per row, so that the vectors of single latents
 are contiguous. How they train is saekit.models.sae.module.
@@ -20,10 +27,12 @@ from torch import nn
 from saekit.errors import UsageError
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.base import as_rows, unit_rows_
-from saekit.models.codes import Code, decoded
+from saekit.models.codes import Code, decoded, rescaled
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae.config import SAEConfig
 from saekit.models.sae.fold import folded, unfolded
+from saekit.models.sae.input_norm import denormalized, normalized
+from saekit.models.sae.largest import Select, largest
 from saekit.types import Output
 
 
@@ -125,9 +134,16 @@ class Dictionary(Autoencoder):
         (saekit.models.codes), and `to_dense()` is a tensor. Differentiable in x and the weights;
         which latents are active is constant. A row with NaN has a code with NaN. Several threads
         may encode at once. Raises DataError for another width, dtype or device."""
-        x_BD = as_rows(x, self.d_in, self.W_enc)
-        code = self.code_of(x_BD - self.b_dec if self.config.subtract_b_dec else x_BD)
+        code = self.code_of(self.encoder_input(as_rows(x, self.d_in, self.W_enc)))
         return code.view(*x.shape[:-1], self.latents)
+
+    def encoder_input(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """The rows that the encoder's weights act on: x itself, unless the config says
+        otherwise."""
+        x_BD = normalized(self.config.input_norm, x_BD)
+        if self.config.input_factor != 1:
+            x_BD = x_BD * self.config.input_factor
+        return x_BD - self.b_dec if self.config.subtract_b_dec else x_BD
 
     def code_of(self, x_BD: torch.Tensor) -> Code:
         """The code (B,F) of rows."""
@@ -136,6 +152,8 @@ class Dictionary(Autoencoder):
     def thresholded_code(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F): pre where it is above the threshold; ReLU(pre) if there is no threshold."""
         pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
+        if self.config.rescale_by_decoder_norm:
+            pre = pre * self.decoder_norms()
         # NaN stays NaN
         return torch.where(pre <= self.threshold, 0.0, pre) if self.thresholded else pre.relu_()
 
@@ -148,10 +166,30 @@ class Dictionary(Autoencoder):
         vals = preactivations(codes, x_BD, self.W_enc, self.b_enc)
         return dataclasses.replace(codes, vals=vals)
 
+    def largest_rescaled(self, x_BD: torch.Tensor, select: Select) -> SparseCodes:
+        """The k values pre_j ||w_j|| of each row that `select` chooses, differentiable."""
+        norms_F = self.decoder_norms()
+        codes = largest(self, x_BD, self.config.k, select, norms_F)
+        codes = self.with_gradient(codes, x_BD)
+        return dataclasses.replace(codes, vals=codes.vals * norms_F[codes.idx.long()])
+
     def decode(self, code: Code) -> torch.Tensor:
-        """x_hat (..., D_out) of what `encode` returns, or of any code (..., F), without the skip.
-        Raises DataError for a dense code of another width, dtype or device."""
-        return decoded(code, self.decoder(), self.b_dec)
+        """x_hat (..., D_out) of what `encode` returns, or of any code (..., F), without what
+        depends on x besides the code: it is without the skip, and with an `input_norm` in
+        normalized units (`restored`). Raises DataError for a dense code of another width, dtype or
+        device."""
+        if self.config.rescale_by_decoder_norm:
+            code = rescaled(code, 1 / self.decoder_norms())
+        x_hat = decoded(code, self.decoder(), self.b_dec)
+        return x_hat if self.config.output_factor == 1 else x_hat / self.config.output_factor
+
+    def restored(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The reconstruction (..., D_out) of x (..., D) whose code, or an edited one, decodes to
+        x_hat: the input's norm undone, the skip added."""
+        if self.config.input_norm != "none" and not self.transcodes:
+            x_hat = denormalized(self.config.input_norm, x_hat, x.to(self.W_enc.dtype))
+        skip = self.skip(x)
+        return x_hat if skip is None else x_hat + skip
 
     def decoder(self) -> torch.Tensor:
         """W_dec (F,D_out), differentiable in the parameters that it is computed from."""
@@ -167,9 +205,8 @@ class Dictionary(Autoencoder):
 
     def forward(self, x: torch.Tensor) -> Output:
         """x_hat (..., D_out) and the code of x (..., D)."""
-        code, skip = self.encode(x), self.skip(x)
-        x_hat = self.decode(code)
-        return Output(x_hat if skip is None else x_hat + skip, code)
+        code = self.encode(x)
+        return Output(self.restored(self.decode(code), x), code)
 
     def decoder_norms(self) -> torch.Tensor:
         """(F,): ||w_j||, which weighs a penalty; in a crosscoder summed over the hooks (Lindsey et
@@ -177,6 +214,12 @@ class Dictionary(Autoencoder):
         parts = self.W_dec.split(self.config.parts or self.d_out, dim=1)
         norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
         return sum(norms[1:], norms[0])
+
+    def need_trainable(self) -> None:
+        """Raise UsageError where the config has fields that only loaded weights have: training and
+        folding compute the map without them."""
+        if names := self.config.loaded_only:
+            raise UsageError(f"{names[0]} is for weights that are loaded, not for training")
 
     # -- saving
 

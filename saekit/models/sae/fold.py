@@ -28,6 +28,7 @@ def folded(
     Sigmoid codes keep their range, and the codes of several hooks, each with its own scale, stay in
     normalized units: there the scales move into the weights.
     """
+    sae.need_trainable()
     mean_D, scale = inputs.mean_D, inputs.scale
     targets = inputs if targets is None else targets
     weights = sae.effective()
@@ -55,6 +56,7 @@ def folded(
 def unfolded(sae: Dictionary, inputs: Normalizer) -> dict[str, torch.Tensor]:
     """The weights that act on normalized x as those of `sae` act on raw x. `sae` is folded, and
     reconstructs its own input; `inputs` has one scale."""
+    sae.need_trainable()
     scale = inputs.scale
     unit = scale if sae.homogeneous else 1.0  # of the code
     W_enc, mean_D = sae.W_enc.detach(), inputs.mean_D.to(sae.W_enc.device)

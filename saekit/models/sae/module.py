@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from saekit_kernels import crossover_l0, next_path
 
-from saekit.errors import UsageError
 from saekit.models.autoencoder import Recipe, as_batch, power_of_two
 from saekit.models.base import geometric_median, random_unit_rows, remove_parallel_, unit_rows_
 from saekit.models.codes import Code
@@ -74,8 +73,8 @@ class SAE(Dictionary):
     ) -> None:
         """As Dictionary. Raises UsageError for invalid options."""
         super().__init__(config, folded=folded, **options)
-        if self.config.subtract_b_dec and not folded:
-            raise UsageError("subtract_b_dec is for weights that are loaded, not for training")
+        if not folded:
+            self.need_trainable()
         self.resamples = self.config.revive == "resample"
         self.path: Literal["sparse", "dense"] = "dense"
         """How a thresholded code trains on a device (`observe`)."""
@@ -178,6 +177,7 @@ class SAE(Dictionary):
 
     def loss(self, batch: ActivationBatch | torch.Tensor, step: Step | int = FIRST) -> LossTerms:
         """Of a batch, or of rows (B,D), at a step of a run."""
+        self.need_trainable()
         batch, step = as_batch(batch), self.at(step)
         x = batch.x
         if self.noise.kind:

@@ -10,11 +10,10 @@ import torch
 from saekit_kernels import SparseCodes, preactivations, signed_topk
 
 from saekit.models.sae import SAE
+from saekit.models.sae.largest import largest
 from saekit.models.sae.preactivations import Pre, SparsePre
 from saekit.models.sparsity.topk import TopKConfig, k_at
 from saekit.types import Step
-
-CHUNK_ROWS = 1024  # dense pre-activations exist for this many rows at a time
 
 
 class AbsTopK(SAE):
@@ -33,16 +32,9 @@ class AbsTopK(SAE):
         return pre.values
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
+        if self.config.rescale_by_decoder_norm:
+            return self.largest_rescaled(x_BD, signed_topk).to_dense()
         return self.with_gradient(self._codes(x_BD, self.config.k), x_BD).to_dense()
 
-    @torch.no_grad()
     def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:
-        chunks = [
-            signed_topk(torch.addmm(self.b_enc, x, self.W_enc.T), k) for x in x_BD.split(CHUNK_ROWS)
-        ]
-        return SparseCodes(
-            torch.cat([chunk.vals for chunk in chunks]),
-            torch.cat([chunk.idx for chunk in chunks]),
-            torch.cat([chunk.nnz for chunk in chunks]),
-            self.latents,
-        )
+        return largest(self, x_BD, k, signed_topk)

@@ -17,6 +17,7 @@ from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
+from saekit.models.sae.largest import positive_topk
 from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_rows
 from saekit.options import Doc
@@ -69,6 +70,8 @@ class LargestOfRows(SAE):
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
+        if self.config.rescale_by_decoder_norm:
+            return self.largest_rescaled(x_BD, positive_topk)
         codes = encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
         return self.with_gradient(codes, x_BD)
 

@@ -36,24 +36,79 @@ def compare(
             assert float((mine - other).abs().max() / other.abs().max()) <= relative
 
 
-@pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu", "gated", "before 6"])
-def test_saelens(tmp_path, kind):
-    package = pytest.importorskip("sae_lens", reason=WHY)
-    path = tmp_path / "sae"
-    (old_saelens(path) if kind == "before 6" else saelens(path, kind))
-    sae = package.SAE.load_from_disk(path, device="cpu")
+# name -> (architecture, what it changes in cfg.json)
+NORMS = ("layer_norm", "constant_norm_rescale")
+SAELENS: dict[str, tuple[str, dict]] = {
+    **{kind: (kind, {}) for kind in ("standard", "topk", "jumprelu", "gated", "abstopk")},
+    **{
+        f"{kind} {norm}": (kind, {"normalize_activations": norm})
+        for kind in ("standard", "topk", "jumprelu", "gated", "transcoder", "skip_transcoder")
+        for norm in NORMS
+    },
+    **{
+        f"{kind} by decoder norm {norm}": (
+            kind,
+            {"rescale_acts_by_decoder_norm": True, "normalize_activations": norm},
+        )
+        for kind in ("topk", "abstopk")
+        for norm in ("none", "layer_norm")
+    },
+    **{
+        kind: (kind, {})
+        for kind in (
+            *("transcoder", "skip_transcoder"),
+            *("jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        )
+    },
+    "standard, b_dec in the input": ("standard", {"apply_b_dec_to_input": False}),
+}
 
-    def in_dtype(sae, x):  # it casts the input to the dtype of its config
+
+def compare_saelens(path: Path, sae, tolerances: dict = DTYPES, heads: int = 0) -> None:
+    """`sae`: the dictionary at `path`, in SAELens; `heads`: it takes rows of so many heads."""
+
+    def shaped(sae, x):  # it casts the input to the dtype of its config
         sae.dtype = x.dtype
-        return sae
+        return x.view(len(x), heads, -1) if heads else x
 
     compare(
         path,
         sae,
-        lambda sae, x: in_dtype(sae, x).encode(x).to_dense(),
-        lambda sae, x: in_dtype(sae, x)(x),
-        ROUNDED if kind == "gated" else DTYPES,
+        lambda sae, x: sae.encode(shaped(sae, x)).to_dense(),
+        lambda sae, x: sae(shaped(sae, x)).flatten(1),
+        tolerances,
     )
+
+
+@pytest.mark.parametrize("name", SAELENS)
+def test_saelens(tmp_path, name):
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    kind, settings = SAELENS[name]
+    path = saelens(tmp_path / "sae", kind, **settings)
+    sae = package.SAE.load_from_disk(path, device="cpu")
+    compare_saelens(path, sae, ROUNDED if kind == "gated" else DTYPES)
+
+
+@pytest.mark.parametrize("settings", [{}, {"hook_point": "blocks.3.attn.hook_z"}])
+def test_saelens_before_6(tmp_path, settings):
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    path = old_saelens(tmp_path / "sae", **settings)
+    sae = package.SAE.load_from_disk(path, device="cpu")
+    compare_saelens(path, sae, heads=4 if settings else 0)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_batchtopk_of_saelens_that_is_still_training(tmp_path, kind, rescale):
+    """What SAELens saves for inference, where it rounds the folded norms to float32."""
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    settings = {"rescale_acts_by_decoder_norm": rescale}
+    settings |= {"matryoshka_widths": [16, F]} if "matryoshka" in kind else {}
+    path = saelens(tmp_path / "sae", kind, **settings)
+    training = package.TrainingSAE.load_from_disk(path, device="cpu")
+    training.save_inference_model(tmp_path / "inference")
+    sae = package.SAE.load_from_disk(tmp_path / "inference", device="cpu")
+    compare_saelens(path, sae, ROUNDED if rescale else DTYPES)
 
 
 @pytest.mark.parametrize("settings", [{}, {"transcode": True}, {"transcode": True, "skip": True}])
@@ -82,13 +137,18 @@ CLASSES = {
 }
 
 
+def learning_class(kind: str) -> type:
+    module = pytest.importorskip(f"dictionary_learning.{CLASSES[kind]}", reason=WHY)
+    return getattr(module, kind)
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_dictionary_learning(tmp_path, kind):
-    module = pytest.importorskip(f"dictionary_learning.{CLASSES[kind]}", reason=WHY)
+    package = learning_class(kind)
     path = dictionary_learning(tmp_path / "trainer_0", kind)
     # AutoEncoder: the codes of the file's own decoder norms
     as_written = {"normalize_decoder": False} if kind == "AutoEncoder" else {}
-    dictionary = getattr(module, kind).from_pretrained(path / "ae.pt", **as_written)
+    dictionary = package.from_pretrained(path / "ae.pt", **as_written)
     compare(
         path,
         dictionary,
@@ -96,3 +156,11 @@ def test_dictionary_learning(tmp_path, kind):
         lambda dictionary, x: dictionary(x),
         ROUNDED if kind == "GatedAutoEncoder" else DTYPES,
     )
+
+
+@pytest.mark.parametrize("kind", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_a_threshold_that_dictionary_learning_did_not_estimate(tmp_path, kind):
+    package = learning_class(kind)
+    path = dictionary_learning(tmp_path / "trainer_0", kind, threshold=-1.0)
+    dictionary = package.from_pretrained(path / "ae.pt")
+    compare(path, dictionary, lambda theirs, x: theirs.encode(x), lambda theirs, x: theirs(x))

@@ -1,0 +1,38 @@
+"""Norms of each input row that published dictionaries apply before the encoder and undo on x_hat.
+
+    layer_norm     y = (x - mean x) / (std x + 1e-5),  undone by x_hat std x + mean x
+    constant_norm  y = x sqrt(D) / ||x||,              undone by x_hat / (sqrt(D) / ||x||)
+
+std is the unbiased one, and the inverse leaves 1e-5 out, as OpenAI's code (Gao et al. 2024, arXiv
+2406.04093) and SAELens do. A row of zeros has no norm: with constant_norm its values are NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+InputNorm = Literal["none", "layer_norm", "constant_norm"]
+EPS = 1e-5
+
+
+def normalized(norm: InputNorm, x: torch.Tensor) -> torch.Tensor:
+    """y (..., D) of x (..., D), differentiable."""
+    if norm == "layer_norm":
+        centered = x - x.mean(-1, keepdim=True)
+        return centered / (centered.std(-1, keepdim=True) + EPS)
+    return x if norm == "none" else x * _length_factor(x)
+
+
+def denormalized(norm: InputNorm, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x_hat (..., D) in the units of x (..., D), from which `normalized` made the input."""
+    if norm == "layer_norm":
+        mean = x.mean(-1, keepdim=True)
+        return x_hat * (x - mean).std(-1, keepdim=True) + mean
+    return x_hat if norm == "none" else x_hat / _length_factor(x)
+
+
+def _length_factor(x: torch.Tensor) -> torch.Tensor:
+    """(..., 1): sqrt(D) / ||x||."""
+    return x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True)
