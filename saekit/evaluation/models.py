@@ -18,7 +18,7 @@ import torch
 from saekit.errors import DataError, MissingError, UsageError, opt
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import restore
+from saekit.models.catalog import check_takes_rows, restore
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.pair import PairedStore
@@ -205,6 +205,7 @@ def _paired(rows: Rows, model: str, where: str, pairs: dict[str, PairedStore]) -
 
 
 def _check_fit(path: str, config: dict[str, Any], rows: Rows) -> None:
+    check_takes_rows(config["model"], path)
     # the whole command: compare takes one store
     check_stores(path, config, rows, f"saekit evaluate {path}")
     spec, trained_on = rows.spec, config["spec"]

@@ -11,6 +11,7 @@ import torch
 from saekit.errors import DataError, opt
 from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.catalog import check_takes_rows
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
@@ -104,6 +105,7 @@ def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
 
 
 def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedStore) -> None:
+    check_takes_rows(checkpoint.config["model"], path)
     check_stores(path, checkpoint.config, store)
     trained_on, spec = checkpoint.config["spec"], store.spec
     if trained_on["d_in"] != spec.d_in:

@@ -53,9 +53,12 @@ class Origin:
 @dataclass(frozen=True)
 class Published:
     config: dict[str, Any]
-    """The resolved config of an SAE (saekit.models.sae.SAEConfig or a subclass) as a dict."""
+    """The resolved config of the model as a dict: that of an SAE (saekit.models.sae.SAEConfig or a
+    subclass), or CrossLayerConfig."""
     tensors: dict[str, torch.Tensor]
     origin: Origin
+    model: str = "sae"
+    """Its name among all models (saekit.models.catalog)."""
 
 
 def published(

@@ -13,7 +13,14 @@ from saekit.store.checkpoint import write_checkpoint
 from saekit.store.folder_kinds import RUN
 from saekit.store.run_folder import run_folder
 
-FormatName = Literal["saelens", "sparsify", "dictionary_learning", "gemma_scope"]
+FormatName = Literal[
+    "saelens",
+    "sparsify",
+    "dictionary_learning",
+    "gemma_scope",
+    "gemma_scope_2",
+    "circuit_tracer",
+]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
 
 
@@ -57,7 +64,9 @@ def import_dictionary(
     file or a dictionary that saekit does not compute exactly, and where `out` has other files.
     """
     dictionary = open_published(src, format)
-    restore("sae", dictionary.config, dictionary.tensors)  # it must load before it is written
+    restore(
+        dictionary.model, dictionary.config, dictionary.tensors
+    )  # it must load before it is written
     with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
         folder.begin({"published": asdict(dictionary.origin)})
         write_checkpoint(folder.path, description(dictionary), dictionary.tensors)

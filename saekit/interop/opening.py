@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saekit.errors import DataError, MissingError, check_choice
-from saekit.interop import dictionary_learning, gemma_scope, saelens, sparsify
+from saekit.interop import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    saelens,
+    sparsify,
+)
 from saekit.interop.dictionary import Published
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.oserrors import reading
@@ -27,6 +34,8 @@ FORMATS = {
     "sparsify": Format(sparsify.recognizes, sparsify.read),
     "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
+    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
+    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
 }
 
 
@@ -85,7 +94,7 @@ def description(dictionary: Published) -> dict[str, Any]:
     }
     result = dict.fromkeys(("step", "rows", "rows_per_s", "backend"))
     return {
-        "model": "sae",
+        "model": dictionary.model,
         "config": config,
         "training": {},
         "spec": spec,

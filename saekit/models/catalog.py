@@ -13,6 +13,7 @@ from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.conv import Conv, ConvConfig
+from saekit.models.cross_layer import CrossLayerConfig, CrossLayerTranscoder
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
 from saekit.models.kmeans import KMeans, KMeansConfig
 from saekit.models.linear import PCA, PCAConfig
@@ -57,6 +58,25 @@ CATALOG: dict[str, Entry] = {
     ),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
 }
+
+LOADED: dict[str, Entry] = {
+    "cross_layer": Entry(
+        CrossLayerConfig, CrossLayerTranscoder, "cross-layer transcoder: one encoder per layer"
+    ),
+}
+"""Models that are opened and imported; none can be trained, and no verb reads the rows of all
+layers at once."""
+
+
+def check_takes_rows(name: str, where: str) -> None:
+    """Raise UsageError for a model that is only opened: for verbs that read rows. `where` says in
+    the error which one it is."""
+    if name in LOADED:
+        raise UsageError(
+            f"{where} holds a {name} model ({LOADED[name].line}), and no store has the rows of all"
+            " layers side by side",
+            "saekit.load gives the model; each of its layers is a transcoder",
+        )
 
 
 def config_of(name: str, sparsity: str | None = None) -> type:
@@ -149,16 +169,16 @@ def build(
 
 def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
     """The model of a checkpoint. Raises DataError when config and tensors do not fit it."""
-    if name not in CATALOG:
+    if (entry := (CATALOG | LOADED).get(name)) is None:
         raise DataError(f"the checkpoint holds a {name!r} model, which this saekit does not know")
     try:
+        kind = entry.config
         if name == "sae":
-            typed.as_type(config.get("sparsity"), str, "config.sparsity")
-        kind = config_of(name, config.get("sparsity") if name == "sae" else None)
+            kind = config_of(name, typed.as_type(config.get("sparsity"), str, "config.sparsity"))
         settings = typed.build(kind, config, "config")
         _need_possible(settings, tensors)
         with torch.device("meta"):  # shapes without memory: a config may say any size
-            model = CATALOG[name].model.for_weights(settings)
+            model = entry.model.for_weights(settings)
         _need_shapes(model.state_dict(), tensors)
         model.to_empty(device="cpu").load_state_dict(tensors)
     except (
@@ -181,8 +201,8 @@ def _need_possible(settings: Any, tensors: dict[str, torch.Tensor]) -> None:
     for field in ("latents", "d_in", "d_out", "width", "hidden", "channels", "parts"):
         value = getattr(settings, field, 0)
         sizes = value if isinstance(value, tuple) else (value,)
-        # A row of a sequence or image is narrower than an example; codes are at most as wide as
-        # what they are computed from.
+        # A row of a sequence, an image or one layer is narrower than an example; codes are at most
+        # as wide as what they are computed from.
         if any(
             isinstance(size, int) and size > max(largest, 1) * _examples(settings) for size in sizes
         ):
@@ -196,8 +216,10 @@ def _need_possible(settings: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _examples(settings: Any) -> int:
+    """How many rows an example may hold: positions, pixels, layers."""
     shape = getattr(settings, "shape", None) or ()
-    return min(math.prod(size or 1 for size in shape), 1 << 24)
+    layers = settings.layers if isinstance(settings, CrossLayerConfig) else 1
+    return min(layers * math.prod(size or 1 for size in shape), 1 << 24)
 
 
 def _need_shapes(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from saekit.errors import DataError, UsageError, opt
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import CATALOG, restore
+from saekit.models.catalog import CATALOG, LOADED, check_takes_rows, restore
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.nested import Nesting
@@ -107,7 +107,8 @@ def for_inference(model: Autoencoder) -> Autoencoder:
 
 def catalog_name(model: Autoencoder) -> str:
     """The name that the catalog has for a model; for another one its class."""
-    names = (name for name, entry in CATALOG.items() if type(model) is entry.model)
+    entries = CATALOG | LOADED
+    names = (name for name, entry in entries.items() if type(model) is entry.model)
     return "sae" if isinstance(model, SAE) else next(names, type(model).__name__)
 
 
@@ -122,6 +123,7 @@ def check_rows(model: Autoencoder, rows: Rows) -> None:
     crosscoder or the shape of an example differ. A checkpoint folder says more
     (saekit.store.stack.check_stores)."""
     name, config = type(model).__name__, getattr(model, "config", None)
+    check_takes_rows(catalog_name(model), name)
     if model.d_in != rows.spec.d_in:
         raise DataError(
             f"{name} takes {model.d_in} values per row, {rows.path} holds {rows.spec.d_in}"

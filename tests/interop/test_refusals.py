@@ -49,7 +49,6 @@ REFUSED = {
     'io = "in_and_out"': lambda path: in_and_out(dictionary_learning(path, "AutoEncoder")),
     'dict_class = "IdentityDict"': lambda path: dictionary_learning(path, "IdentityDict"),
     'dtype of W_enc = "float64"': lambda path: gemma_scope(path, W_enc=np.zeros((D, F))),
-    'folder = "embedding"': lambda path: gemma_scope(path / "embedding" / "width_4k"),
 }
 
 
