@@ -151,6 +151,13 @@ def need(where: Path, tensors: Mapping[str, Any], names: Iterable[str]) -> None:
         raise DataError(f"{where} has a tensor {extra[0]}, which its settings do not explain")
 
 
+def need_matrices(where: Path, tensors: Mapping[str, torch.Tensor], *names: str) -> None:
+    """Raise DataError unless the tensors of these names have two dimensions."""
+    for name in names:
+        if tensors[name].ndim != 2:
+            raise DataError(f"{where}: {name} has the shape {tuple(tensors[name].shape)}")
+
+
 def number(where: Path, settings: Mapping[str, Any], name: str) -> int:
     """A setting that is a whole number of at least 1. Raises DataError."""
     value = settings.get(name)

@@ -20,6 +20,14 @@ FormatName = Literal[
     "gemma_scope",
     "gemma_scope_2",
     "circuit_tracer",
+    "openai",
+    "llama_scope",
+    "llamascopium",
+    "qwen_scope",
+    "goodfire",
+    "deepseek_r1",
+    "saev",
+    "vit_prisma",
 ]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
 

@@ -15,8 +15,16 @@ from saekit.interop import (
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llamascopium,
+    openai,
+    pickles,
+    qwen_scope,
     saelens,
+    saev,
     sparsify,
+    vit_prisma,
 )
 from saekit.interop.dictionary import Published
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
@@ -36,6 +44,14 @@ FORMATS = {
     "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
     "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
     "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
+    "openai": Format(openai.recognizes, openai.read),
+    "llama_scope": Format(llama_scope.recognizes, llama_scope.read),
+    "llamascopium": Format(llamascopium.recognizes, llamascopium.read),
+    "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read),
+    "goodfire": Format(goodfire.recognizes, goodfire.read),
+    "deepseek_r1": Format(goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1),
+    "saev": Format(saev.recognizes, saev.read),
+    "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read),
 }
 
 
@@ -63,11 +79,15 @@ def open_published(path: str | Path, format: str | None = None) -> Published:
 
 
 def recognized(path: Path) -> str | None:
-    """The name of the format that the content shows; None for files of no known one."""
+    """The name of the format that the content shows; None for files of no known one. Raises
+    DataError for a pickled file that does not load without running its code."""
     with reading(path):
         if not path.exists():
             return None
-    return next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    name = next((name for name, format in FORMATS.items() if format.recognizes(path)), None)
+    if name is None and path.suffix in pickles.SUFFIXES and path.is_file():
+        pickles.read_plain(path)
+    return name
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

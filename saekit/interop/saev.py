@@ -1,0 +1,147 @@
+"""saev: `sae.pt`, a line of JSON and then a pickled state dict, W_enc (D,F), W_dec (F,D), b_enc,
+b_dec; `config.json` of its training may be beside it.
+
+The line of version 0.1.0 has the settings themselves, and its SAE is a ReLU that subtracts b_dec.
+Later ones have a `schema` and the activation by name, and do not subtract b_dec; saev changed that
+within schema 1, so that a file of schema 1 opens only where b_dec is 0. batch-top-k acts by the
+threshold that its training estimated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saekit.errors import DataError
+from saekit.interop.dictionary import (
+    Origin,
+    Published,
+    above,
+    digests,
+    integer,
+    json_object,
+    need,
+    need_matrices,
+    published,
+    refused,
+    text,
+)
+from saekit.interop.pickles import Tensors, need_tensors, read_plain
+from saekit.store.files import need_regular
+from saekit.store.oserrors import reading
+
+WEIGHTS, SETTINGS = "sae.pt", "config.json"
+LONGEST_LINE = 1 << 16  # bytes
+NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
+SCHEMAS = (1, 2, 3, 4, 5)
+# published repositories of version 0.1.0: model and images of the training
+REPOSITORIES = {
+    "SAE_CLIP_24K_ViT-B-16_IN1K": ("open-clip:ViT-B-16/openai", "ILSVRC/imagenet-1k"),
+    "SAE_BioCLIP_24K_ViT-B-16_iNat21": ("open-clip:hf-hub:imageomics/bioclip", "iNat2021"),
+    "SAE_DINOv2_24K_ViT-B-14_IN1K": ("facebook/dinov2-base", "ILSVRC/imagenet-1k"),
+}
+SCALED = (
+    "saev trains on rows from which it subtracted their mean, divided so that their mean norm is"
+    " sqrt(D), and the file has neither number: give it rows that are normalized in the same way."
+)
+UNKNOWN = (
+    "The file does not say whether its training subtracted the mean of the rows and scaled them to"
+    " a mean norm of sqrt(D), as saev does by default; config.json of the training says so."
+)
+
+
+def recognizes(path: Path) -> bool:
+    try:
+        header, _ = _header(_file(path))
+    except OSError:
+        return False
+    return {"d_vit", "exp_factor"} <= header.keys() or {"schema", "cfg"} <= header.keys()
+
+
+def read(path: Path) -> Published:
+    where = _file(path)
+    with reading(where):
+        need_regular(where)
+        header, length = _header(where)
+    if not header:
+        raise DataError(f"{where} does not begin with a line of settings")
+    tensors = need_tensors(where, read_plain(where, skip=length))
+    threshold = tensors.pop("activation.threshold", None)
+    need(where, tensors, NAMES)
+    need_matrices(where, tensors, "W_enc", "W_dec")
+    # the activation
+    kind, subtracts = _activation(where, header, tensors)
+    latents = tensors["W_enc"].shape[-1]
+    ours = tensors | {"W_enc": tensors["W_enc"].T}
+    if kind == "BatchTopK":
+        if threshold is None or threshold.numel() != 1:
+            raise refused(where, "threshold", None, "its training did not estimate one yet")
+        ours["threshold"] = above(threshold.reshape(1).expand(latents))
+    elif kind != "Relu":
+        hint = "saev's TopK keeps negative values among the k largest; saekit's does not"
+        raise refused(where, "activation", kind, hint)
+    sparsity = "l1" if kind == "Relu" else "jumprelu"
+    return published(where, sparsity, ours, _origin(where), subtract_b_dec=subtracts)
+
+
+def _file(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _header(where: Path) -> tuple[dict[str, Any], int]:
+    """The settings in the first line and its length in bytes; {} where there are none."""
+    if not where.is_file():
+        return {}, 0
+    with open(where, "rb") as file:
+        line = file.readline(LONGEST_LINE)
+    if not line.startswith(b"{"):
+        return {}, 0
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}, 0
+    return (header, len(line)) if isinstance(header, dict) else ({}, 0)
+
+
+def _activation(where: Path, header: dict[str, Any], tensors: Tensors) -> tuple[Any, bool]:
+    """(class of the activation, whether b_dec is subtracted from the input)."""
+    if "schema" not in header:
+        return "Relu", True
+    schema, settings = header["schema"], header.get("cfg")
+    if schema not in SCHEMAS or not isinstance(settings, dict):
+        raise refused(where, "schema", schema)
+    activation = settings.get("activation", header.get("cls"))
+    kind = activation.get("cls") if isinstance(activation, dict) else activation
+    if schema == 1 and bool(tensors["b_dec"].any()):
+        raise refused(where, "schema", 1, "it does not say whether b_dec is subtracted from x")
+    return kind, False
+
+
+def _origin(where: Path) -> Origin:
+    """From the training's config.json and the repository's name."""
+    settings = json_object(where.with_name(SETTINGS)) or {}
+    data = next((d for n in ("data", "train_data") if isinstance(d := settings.get(n), dict)), {})
+    places = [part for part in where.absolute().parts if part.split("--")[-1] in REPOSITORIES]
+    model, images = REPOSITORIES[places[-1].split("--")[-1]] if places else (None, None)
+    # what its training did to the rows
+    scales = [data.get(name) for name in ("scale_mean", "scale_norm") if name in data]
+    if not scales:
+        normalization, notes = None, (UNKNOWN,)
+    elif any(scales):
+        normalization, notes = "scale_mean, scale_norm", (SCALED,)
+    else:
+        normalization, notes = "none", ()
+    layer = integer(data.get("layer"))
+    return Origin(
+        format="saev",
+        base_model=model,
+        hook=None if layer is None else f"vit_layers[{layer}]",
+        layer=layer,
+        dataset=images or text(data.get("shard_root")) or text(data.get("shards")),
+        # cls, patches or meanpool; since schema 2 special, content or all
+        special_tokens={name: data[name] for name in ("patches", "tokens") if name in data},
+        normalization=normalization,
+        notes=notes,
+        files=digests(where),
+    )
