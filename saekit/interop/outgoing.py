@@ -27,7 +27,7 @@ from saekit.store.reader import Store
 # what a dictionary may have besides its code, in words that complete "these files do not hold"
 SKIP = "skip connections"
 OTHER_WIDTH = "outputs of another width than the input"
-BY_DECODER_NORM = "codes chosen by decoder norms"
+BY_DECODER_NORM = "codes chosen by decoder norms"  # after the name of the code
 NEGATIVE = "thresholds below 0"
 FACTORS = "factors on input and output"
 
@@ -87,15 +87,15 @@ class Outgoing:
     @property
     def needs(self) -> list[str]:
         """What a format must be able to say."""
-        config, norm = self.config, self.config.get("input_norm", "none")
-        factors = (config.get("input_factor", 1.0), config.get("output_factor", 1.0))
+        config, norm = self.config, self.config["input_norm"]
+        factors = (config["input_factor"], config["output_factor"])
         present = {
             f"{self.code} {self.kind}s": True,
             SKIP: config["skip"],
             OTHER_WIDTH: config["d_out"] not in (0, config["d_in"]),
             f"{self.kind}s with {norm}": norm != "none",
             FACTORS: factors != (1.0, 1.0),
-            BY_DECODER_NORM: config.get("rescale_by_decoder_norm", False),
+            f"{self.code} {BY_DECODER_NORM}": config["rescale_by_decoder_norm"],
             NEGATIVE: "threshold" in self.tensors and bool((self.tensors["threshold"] < 0).any()),
         }
         return [need for need, applies in present.items() if applies]

@@ -26,7 +26,15 @@ def rows(dtype: torch.dtype = torch.float32, count: int = 200) -> torch.Tensor:
     return torch.randn(count, D, generator=torch.Generator().manual_seed(4)).to(dtype)
 
 
-def checkpoint(path: Path, sparsity: str, *, layer: int = 3, seed: int = 0, **options) -> Path:
+def checkpoint(
+    path: Path,
+    sparsity: str,
+    *,
+    layer: int = 3,
+    seed: int = 0,
+    hook: str | None = None,
+    **options,
+) -> Path:
     """Of an SAE at `model.layers.N`, or with d_out of a transcoder of its MLP. Thresholds cut
     through the pre-activations."""
     kind = config_of("sae", sparsity)
@@ -47,7 +55,7 @@ def checkpoint(path: Path, sparsity: str, *, layer: int = 3, seed: int = 0, **op
     origin = Origin(
         "test",
         base_model=MODEL,
-        hook=f"model.layers.{layer}" + (".mlp:in" if transcodes else ""),
+        hook=hook or f"model.layers.{layer}" + (".mlp:in" if transcodes else ""),
         target_hook=f"model.layers.{layer}.mlp" if transcodes else None,
         context=128,
         dataset="monology/pile-uncopyrighted",

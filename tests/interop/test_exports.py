@@ -15,6 +15,7 @@ from saekit import export_dictionary
 from saekit.errors import DataError, UsageError
 from saekit.interop.exporting import WRITERS
 from saekit.interop.lens_names import lens_name
+from saekit.interop.opening import open_published
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import read_checkpoint, write_checkpoint
 from saekit.training.checkpoints import load
@@ -49,6 +50,11 @@ MOVES = {
 }
 
 
+EVERY = [(format, *kind) for format in FORMULAS for kind in AUTOENCODERS + TRANSCODERS]
+HELD = [row for row in EVERY if row[1] in CAN[row[0]]["d_out" in row[2]]]
+REFUSED = [row for row in EVERY if row not in HELD]
+
+
 def exported(tmp_path: Path, format: str, sparsity: str, **options):
     """(the checkpoint, the folder, the result)."""
     layer = 0 if format == "circuit_tracer" else 3
@@ -56,25 +62,33 @@ def exported(tmp_path: Path, format: str, sparsity: str, **options):
     return source, tmp_path / "out", export_dictionary(source, tmp_path / "out", format=format)
 
 
-@pytest.mark.parametrize("format", FORMULAS)
-@pytest.mark.parametrize(("sparsity", "options"), AUTOENCODERS + TRANSCODERS, ids=str)
-def test_the_files_compute_the_same_or_it_is_refused(tmp_path, format, sparsity, options):
-    can = CAN[format]["d_out" in options]
-    if sparsity not in can:
-        with pytest.raises(DataError, match=f"{format} files do not hold"):
-            exported(tmp_path, format, sparsity, **options)
-        assert not (tmp_path / "out").exists()
-        return
+@pytest.mark.parametrize(("format", "sparsity", "options"), HELD, ids=str)
+def test_the_files_compute_what_the_checkpoint_computes(tmp_path, format, sparsity, options):
     source, out, result = exported(tmp_path, format, sparsity, **options)
+    ours, back = load(source), load(out)
     moved = "d_out" not in options and MOVES[format](sparsity, "subtract_b_dec" in options)
     assert [("b_dec" in note) for note in result.notes] == [True] * moved
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-6 if moved else 1e-12)):
-        x, ours = rows(dtype), load(source).to(dtype)
+    # by the format's formula
+    for dtype, tolerance in ((torch.float64, 1e-6 if moved else 1e-12), (torch.float32, 1e-6)):
+        x, ours = rows(dtype), ours.to(dtype)
         output = ours(x)
         code, x_hat = FORMULAS[format](out, x)
         assert 0 < int(code.count_nonzero()) < code.numel()
         assert differ(output.code.to_dense(), code) <= tolerance
         assert differ(output.x_hat, x_hat) <= tolerance
+    # and opened again
+    for name, tensor in ours.state_dict().items():
+        assert (moved and name == "b_enc") or torch.equal(back.state_dict()[name], tensor)
+    again = back(rows())
+    same = torch.equal if not moved else lambda a, b: differ(a, b) <= 1e-6
+    assert same(output.code.to_dense(), again.code.to_dense()) and same(output.x_hat, again.x_hat)
+
+
+@pytest.mark.parametrize(("format", "sparsity", "options"), REFUSED, ids=str)
+def test_what_a_format_cannot_say_is_refused(tmp_path, format, sparsity, options):
+    with pytest.raises(DataError, match=f"{format} files do not hold"):
+        exported(tmp_path, format, sparsity, **options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("sparsity", VARIANTS)
@@ -90,28 +104,24 @@ def test_every_variant_goes_out_as_what_it_computes(tmp_path, sparsity):
     assert differ(output.code.to_dense(), code) <= 1e-6 and differ(output.x_hat, x_hat) <= 1e-6
 
 
-ROUND_TRIPS = [
-    ("saelens", "l1"), ("saelens", "topk"), ("saelens", "jumprelu"),
-    ("sparsify", "topk"),
-    ("dictionary_learning", "l1"), ("dictionary_learning", "topk"),
-    ("dictionary_learning", "batchtopk"),
-]  # fmt: skip
+NORMALIZED = [
+    ("topk", {"input_norm": "layer_norm"}),
+    ("jumprelu", {"input_norm": "constant_norm", "subtract_b_dec": True}),
+    ("l1", {"input_norm": "layer_norm", "d_out": D}),
+    ("topk", {"rescale_by_decoder_norm": True}),
+    ("abs-topk", {"rescale_by_decoder_norm": True, "subtract_b_dec": True}),
+]
 
 
-@pytest.mark.parametrize(("format", "sparsity"), ROUND_TRIPS)
-@pytest.mark.parametrize("subtract_b_dec", [False, True])
-def test_an_export_opens_again_with_equal_weights(tmp_path, format, sparsity, subtract_b_dec):
-    source, out, result = exported(tmp_path, format, sparsity, subtract_b_dec=subtract_b_dec)
-    ours, back = load(source), load(out)
-    moved = {"b_enc"} if result.notes else set()
-    for name, tensor in ours.state_dict().items():
-        assert name in moved or torch.equal(back.state_dict()[name], tensor)
-    output, again = ours(rows()), back(rows())
-    if not moved:
-        assert torch.equal(output.code.to_dense(), again.code.to_dense())
-        assert torch.equal(output.x_hat, again.x_hat)
-    assert differ(output.code.to_dense(), again.code.to_dense()) <= 1e-6
-    assert differ(output.x_hat, again.x_hat) <= 1e-6
+@pytest.mark.parametrize(("sparsity", "options"), NORMALIZED, ids=str)
+def test_saelens_holds_norms_of_input_and_decoder(tmp_path, sparsity, options):
+    source, out, _ = exported(tmp_path, "saelens", sparsity, **options)
+    output, again = load(source)(rows()), load(out)(rows())
+    assert torch.equal(output.code.to_dense(), again.code.to_dense())
+    assert torch.equal(output.x_hat, again.x_hat)
+    for format in set(WRITERS) - {"saelens"}:
+        with pytest.raises(DataError, match="files do not hold"):
+            export_dictionary(source, tmp_path / format, format=format)
 
 
 def test_moved_biases_are_rounded_once(tmp_path):
@@ -133,7 +143,7 @@ def test_files_say_where_the_dictionary_comes_from(tmp_path, format):
     module = f"model.layers.{layer}"
     names = {
         "saelens": [f'"hook_name": "blocks.{layer}.hook_resid_post"'],
-        "sparsify": [f'"hookpoint": "{module}"'],
+        "sparsify": [f'"hook": "{module}"'],
         "dictionary_learning": [f'"submodule_name": "{module}"', '"remove_bos": true'],
         "gemma_scope_2": [f'"hf_hook_point_in": "{module}.output"', '"l0": 7.5'],
         "circuit_tracer": [
@@ -142,6 +152,17 @@ def test_files_say_where_the_dictionary_comes_from(tmp_path, format):
     }  # fmt: skip
     for line in names[format]:
         assert line in text
+    # what the format's reader makes of it
+    published = open_published(out).origin
+    assert published.base_model == MODEL
+    spelled = {
+        "saelens": f"blocks.{layer}.hook_resid_post",
+        "gemma_scope_2": f"{module}.output",
+        "circuit_tracer": f"blocks.{layer}.mlp.hook_in",
+    }
+    assert published.hook == spelled.get(format, module)
+    elsewhere = {"circuit_tracer": None, "gemma_scope_2": 1024}  # not read; of the release
+    assert published.context == elsewhere.get(format, 128)
 
 
 def test_saelens_metadata_of_a_transcoder_names_both_hooks(tmp_path):
@@ -163,6 +184,8 @@ def test_saelens_metadata_of_a_transcoder_names_both_hooks(tmp_path):
         ("gemma_scope_2", "topk", {"d_out": 24}, "topk transcoders", "--to jumprelu"),
         ("saelens", "l1", {"parts": (8, 8)}, "relu crosscoders", "no format"),
         ("dictionary_learning", "abs-topk", {}, "abs-topk autoencoders", 'format="saelens"'),
+        ("saelens", "l1", {"rescale_by_decoder_norm": True}, "relu codes chosen by", "no format"),
+        ("saelens", "topk", {"input_factor": 2.0}, "factors on input and output", "no format"),
     ],
 )
 def test_a_refusal_names_what_is_missing_and_the_formats_that_have_it(

@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 
 from saekit.errors import DataError
-from saekit.interop.outgoing import SKIP, Outgoing
+from saekit.interop.circuit_tracer import SETTINGS, THRESHOLDS
+from saekit.interop.outgoing import NEGATIVE, SKIP, Outgoing
 from saekit.store.files import write_bytes, write_tensors
 
-SETTINGS, THRESHOLD = "config.yaml", "activation_function.threshold"
-SAYS = frozenset({"relu transcoders", "jumprelu transcoders", SKIP})
+SAYS = frozenset({"relu transcoders", "jumprelu transcoders", SKIP, NEGATIVE})
 
 
 def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
@@ -41,7 +41,7 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
     for layer, dictionary in enumerate(by_layer):
         tensors = dict(dictionary.tensors)
         if "threshold" in tensors:
-            tensors[THRESHOLD] = tensors.pop("threshold")
+            tensors[THRESHOLDS[0]] = tensors.pop("threshold")
         write_tensors(path / f"layer_{layer}.safetensors", tensors)
     return []
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saekit.interop.gemma_scope_2 import SETTINGS, WEIGHTS
+from saekit.interop.gemma_scope_2 import SKIP as AFFINE
 from saekit.interop.outgoing import OTHER_WIDTH, SKIP, Outgoing, encoder_bias
 from saekit.store.files import write_json, write_tensors
 
-SETTINGS, WEIGHTS = "config.json", "params.safetensors"
 CODES, KINDS = ("relu", "jumprelu"), ("autoencoders", "transcoders")
 SAYS = frozenset({SKIP, OTHER_WIDTH, *(f"{code} {kind}" for code in CODES for kind in KINDS)})
 
@@ -28,7 +29,7 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
         "threshold": tensors.get("threshold", bias.new_zeros(len(bias))),
     }
     if config["skip"]:
-        named["affine_skip_connection"] = tensors["W_skip"].T.contiguous()
+        named[AFFINE] = tensors["W_skip"].T.contiguous()
     write_tensors(path / WEIGHTS, named)
     settings = {
         "architecture": "jump_relu",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.interop.outgoing import BY_DECODER_NORM, OTHER_WIDTH, SKIP, Outgoing
-from saekit.interop.saelens import SETTINGS, WEIGHTS
+from saekit.interop.saelens import NORMS, SCALED, SETTINGS, WEIGHTS
 from saekit.store.files import write_json, write_tensors
 
 # (code, transcoder, skip) -> architecture
@@ -25,12 +25,14 @@ ARCHITECTURES = {
     ("jumprelu", True, True): "jumprelu_skip_transcoder",
 }
 VERSION = "6.54.12"  # of the format: its loader reads files without a version as those before 6
-NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
+NORMALIZATIONS = {norm: name for name, norm in NORMS.items() if name != SCALED}
+KINDS, LARGEST = ("autoencoders", "transcoders"), ("topk", "abs-topk")
 SAYS = frozenset(
     {
-        *(f"{code} {'trans' if to else 'autoen'}coders" for code, to, _ in ARCHITECTURES),
-        *(f"autoencoders with {norm}" for norm in NORMS),
-        *(SKIP, OTHER_WIDTH, BY_DECODER_NORM),
+        *(f"{code} {KINDS[to]}" for code, to, _ in ARCHITECTURES),
+        *(f"{kind} with {norm}" for norm in NORMALIZATIONS for kind in KINDS),
+        *(f"{code} {BY_DECODER_NORM}" for code in LARGEST),
+        *(SKIP, OTHER_WIDTH),
     }
 )
 
@@ -40,6 +42,7 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
     config, tensors = dictionary.config, dict(dictionary.tensors)
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     write_tensors(path / WEIGHTS, tensors)
+    hook = dictionary.origin.lens_hook or ""
     settings = {
         "architecture": ARCHITECTURES[dictionary.code, dictionary.transcodes, config["skip"]],
         "d_in": config["d_in"],
@@ -47,14 +50,15 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": config["subtract_b_dec"],
-        "normalize_activations": NORMS[config.get("input_norm", "none")],
-        "reshape_activations": "none",
+        "normalize_activations": NORMALIZATIONS[config["input_norm"]],
+        # TransformerLens gives the heads of this hook on an axis of their own
+        "reshape_activations": "hook_z" if hook.endswith("hook_z") else "none",
         "metadata": _metadata(dictionary),
     }
     if dictionary.transcodes:
         settings["d_out"] = config["d_out"]
-    if dictionary.code in ("topk", "abs-topk"):
-        by_norm = config.get("rescale_by_decoder_norm", False)
+    if dictionary.code in LARGEST:
+        by_norm = config["rescale_by_decoder_norm"]
         settings |= {"k": config["k"], "rescale_acts_by_decoder_norm": by_norm}
     write_json(path / SETTINGS, settings)
     return []

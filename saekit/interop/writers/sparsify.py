@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.interop.outgoing import SKIP, Outgoing, encoder_bias
-from saekit.interop.sparsify import SETTINGS, WEIGHTS
+from saekit.interop.sparsify import ABOUT, SETTINGS, WEIGHTS
 from saekit.store.files import write_json, write_tensors
 
 SAYS = frozenset({"topk autoencoders", "topk transcoders", SKIP})
@@ -34,14 +34,11 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
         "transcode": dictionary.transcodes,
         "d_in": config["d_in"],
     }
-    about = {
-        "saekit_version": origin.saekit,
-        "model": origin.base_model,
-        "revision": origin.revision,
-        "hookpoint": origin.hook,
-        "ctx_len": origin.context,
-        "dataset": origin.dataset,
-        "special_tokens": origin.special_tokens,
-    }
-    write_json(path / SETTINGS, settings | about)
+    values = (
+        *(origin.base_model, origin.revision, origin.hook, origin.target_hook),
+        *(origin.context, origin.dataset),
+    )
+    about = dict(zip(ABOUT, values, strict=True))
+    more = {"special_tokens": origin.special_tokens, "saekit_version": origin.saekit}
+    write_json(path / SETTINGS, settings | about | more)
     return notes

@@ -55,6 +55,11 @@ SAELENS = [
         for d_out in (D, 24)
         for skip in (False, True)
     ),
+    ("topk", {"input_norm": "layer_norm"}),
+    ("jumprelu", {"input_norm": "constant_norm", "subtract_b_dec": True}),
+    ("l1", {"input_norm": "layer_norm", "d_out": D}),
+    ("topk", {"rescale_by_decoder_norm": True}),
+    ("abs-topk", {"rescale_by_decoder_norm": True, "subtract_b_dec": True}),
 ]
 
 
@@ -68,6 +73,16 @@ def test_saelens(tmp_path, sparsity, options):
     assert metadata.model_name == "HuggingFaceTB/SmolLM2-135M" and metadata.context_size == 128
     assert metadata.saekit_version and metadata.hook_name.startswith("blocks.3.")
     compare_saelens(source, sae)
+
+
+def test_saelens_gives_heads_on_an_axis_of_their_own(tmp_path):
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    source = checkpoint(tmp_path / "run", "topk", hook="model.layers.3.self_attn.o_proj:in")
+    export_dictionary(source, tmp_path / "out", format="saelens")
+    sae, ours, x = package.SAE.load_from_disk(tmp_path / "out"), load(source), rows()
+    x_hat = sae(x.view(len(x), 4, D // 4))
+    assert x_hat.shape == (len(x), 4, D // 4)
+    assert differ(ours(x).x_hat, x_hat.detach().flatten(1)) <= 1e-6
 
 
 SPARSIFY = [
