@@ -24,6 +24,7 @@ _PUBLIC = {
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
+    "convert": "saekit.evaluation.conversion",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
     "Estimator": "saekit.estimator",
@@ -34,6 +35,7 @@ __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError
     from saekit.estimator import Estimator as Estimator
+    from saekit.evaluation.conversion import convert as convert
     from saekit.evaluation.table import evaluate as evaluate
     from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture

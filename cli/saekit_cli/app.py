@@ -26,6 +26,7 @@ from saekit.errors import SaekitError, UsageError, did_you_mean
 from saekit_cli import (
     bench,
     compare,
+    convert,
     demo,
     evaluate,
     exporting,
@@ -70,6 +71,7 @@ VERBS = _by_name(
     exporting,
     evaluate,
     compare,
+    convert,
     inspect,
     features,
     models,
