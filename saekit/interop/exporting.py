@@ -54,6 +54,6 @@ def check(format: str, dictionary: Outgoing) -> None:
     if dictionary.code == "topk":
         converted = dataclasses.replace(dictionary, code="jumprelu")
         if says.issuperset(converted.needs):
-            ways.append(f"saekit convert {dictionary.where} OUT --to jumprelu first")
+            ways.append(f"first saekit convert {dictionary.where} OUT --to jumprelu --store STORE")
     hint = ", or ".join(ways) or "no format that saekit writes does (docs/published.md)"
     raise DataError(f"{dictionary.where}: {format} files do not hold {unsaid[0]}", hint)
