@@ -56,6 +56,8 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "load": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
+        "export_dictionary": (),
+        "saekit.exporting:ExportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (
