@@ -53,7 +53,11 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.training.run:TrainResult": ("model",),
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
+    },
+    "Load models": {
         "load": (),
+        "dictionaries": (),
+        "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
         "export_dictionary": (),

@@ -21,6 +21,7 @@ _PUBLIC = {
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
     "export_dictionary": "saekit.exporting",
+    "dictionaries": "saekit.interop.registry",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.interop.importing import import_dictionary as import_dictionary
+    from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare

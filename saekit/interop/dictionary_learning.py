@@ -15,6 +15,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     above,
@@ -31,6 +32,7 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
+FILES = Files(folder=(WEIGHTS,), file=(WEIGHTS,), beside=(SETTINGS,))
 ONE_THRESHOLD = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 UNESTIMATED = (
     "Its training did not estimate a threshold: the code is a plain ReLU, as dictionary_learning"
