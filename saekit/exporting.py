@@ -60,7 +60,10 @@ def export_dictionary(
     format: Annotated[ExportFormat, Doc("Whose files to write.")],
     store: Annotated[
         RowsLike | None,
-        Doc("Store folder, for saedashboard and neuronpedia.", metavar="STORE"),
+        Doc(
+            "Store folder, for saedashboard and neuronpedia, and for the figures of a model card.",
+            metavar="STORE",
+        ),
     ] = None,
     features: Annotated[
         str | None,

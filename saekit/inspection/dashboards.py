@@ -7,6 +7,7 @@ heads, direct feature attribution). Nothing is estimated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -65,10 +66,10 @@ def source_of(inspected: InspectedModel) -> Source:
     if layer is None:
         raise DataError(f"{spec.hook} does not say which layer it belongs to", remedy)
     return Source(
-        spec.model.rsplit("/", 1)[-1].removeprefix("embedded:"),
+        _as_file_name(spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")),
         layer,
         lens_name(spec.hook, spec.model) or spec.hook,
-        Path(inspected.name).resolve().name,
+        _as_file_name(Path(inspected.name).resolve().name),
         inspected.model.latents,
         spec.dataset,
         store.count(examples=True),
@@ -76,6 +77,10 @@ def source_of(inspected: InspectedModel) -> Source:
         store.count(),
         inspected.directions(),
     )
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def write_saedashboard(path: Path, source: Source, records: Iterable[FeatureRecord]) -> None:
