@@ -21,6 +21,7 @@ from saekit.options import Doc, Overwrite
 from saekit.store.folder_kinds import EXPORT
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
+from saekit.training.checkpoints import short_name
 from saekit.types import Progress
 
 ExportFormat = Literal[
@@ -105,6 +106,8 @@ def export_dictionary(
                 f"give {opt('store')}",
             )
         return _features(checkpoints, out, format, store, features, overwrite, progress)
+
+    # weights
     for name, value in (("store", store), ("features", features)):
         if value is not None:
             raise UsageError(
@@ -135,7 +138,7 @@ def _features(
     spec = FEATURES if features is None else features
     check_features(spec, source.latents)
     with run_folder(Path(out), EXPORT, resume=False, overwrite=overwrite) as folder:
-        settings = {"store": str(inspected.store.path), "features": spec}
+        settings = {"store": short_name(str(inspected.store.path)), "features": spec}
         folder.begin(_marker(format, checkpoints, settings))
         shown = gather(inspected, spec, TOP, None, None, progress)
         # records are computed while the files are written
@@ -148,9 +151,10 @@ def _features(
 
 
 def _marker(format: str, checkpoints: Sequence[str | Path], more: dict[str, Any]) -> dict[str, Any]:
-    """export.json, by which the folder is known."""
+    """export.json, by which the folder is known. It may be uploaded: it has the names of folders,
+    not where they are on this machine."""
     return {
-        "exported": [str(path) for path in checkpoints],
+        "exported": [short_name(str(path)) for path in checkpoints],
         "format": format,
         "saekit": __version__,
         **more,

@@ -267,6 +267,13 @@ def test_only_an_export_is_replaced(tmp_path, capsys):
     assert status == 3 and "mine.txt" in error and (out / "mine.txt").exists()
 
 
+def test_nothing_says_where_folders_are_on_this_machine(tmp_path):
+    _, out, _ = exported(tmp_path, "saelens", "topk")
+    assert json.loads((out / "export.json").read_text())["exported"] == ["run"]
+    for file in out.glob("*.json"):
+        assert str(tmp_path) not in file.read_text()
+
+
 def test_a_published_dictionary_goes_on_in_another_format(tmp_path):
     source = made_dictionaries.saelens(tmp_path / "src", "topk")
     export_dictionary(source, tmp_path / "out", format="sparsify")
