@@ -14,9 +14,12 @@ import re
 _NAMED = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_\w+")
 _BLOCK = re.compile(
     r"(?:model\.|transformer\.|gpt_neox\.|decoder\.)*(?:layers|h|blocks)\.(?P<block>\d+)"
-    r"(?:\.(?P<inside>[\w.]+))?(?P<input>:in)?"
+    r"(?:\.(?P<inside>[\w.]+))?(?P<state>:(?:in|mid|normalized))?"
 )
 _LAYER = re.compile(r"(?:^|[./_])(?:layers?|h|blocks)[._](\d+)(?=$|[./:_])")
+
+_POST_NORM = re.compile(r"opt-350m|openai-gpt")  # other models with these paths are not
+_OF_BLOCK = {"": "hook_resid_post", ":in": "hook_resid_pre", ":mid": "hook_resid_mid"}
 
 # families, by the model's name -> module inside a block -> name in TransformerLens
 _PRE_NORM = {
@@ -28,12 +31,18 @@ _PRE_NORM = {
     "attn.c_proj:in": "attn.hook_z",
     "self_attn.o_proj:in": "attn.hook_z",
     "attention.dense:in": "attn.hook_z",
+    "ln_1:normalized": "ln1.hook_normalized",
+    "ln_2:normalized": "ln2.hook_normalized",
+    "input_layernorm:normalized": "ln1.hook_normalized",
+    "post_attention_layernorm:normalized": "ln2.hook_normalized",
 }
 _NORMS_AFTER = {
     "pre_feedforward_layernorm": "mlp.hook_in",
     "post_feedforward_layernorm": "hook_mlp_out",
     "post_attention_layernorm": "hook_attn_out",
     "self_attn.o_proj:in": "attn.hook_z",
+    "input_layernorm:normalized": "ln1.hook_normalized",
+    "pre_feedforward_layernorm:normalized": "ln2.hook_normalized",
 }
 _FAMILIES = (
     (re.compile(r"gemma-[23]", re.IGNORECASE), _NORMS_AFTER),
@@ -42,20 +51,23 @@ _FAMILIES = (
 
 
 def lens_name(hook: str | None, model: str | None) -> str | None:
-    """TransformerLens' name of a hook (a module path of the text model `model`, with `:in` for a
-    module's input); None where it has no such name, or the path does not show it."""
+    """TransformerLens' name of a hook (a module path of the text model `model`, with `:in` or
+    `.input` for a module's input); None where it has no such name, or the path does not show
+    it."""
     if hook is None or _NAMED.fullmatch(hook):
         return hook
-    match = _BLOCK.fullmatch(hook)
-    if match is None:
+    module = hook.removesuffix(".output")
+    if module.endswith(".input"):
+        module = module.removesuffix(".input") + ":in"
+    match = _BLOCK.fullmatch(module)
+    if match is None or _POST_NORM.search(model or ""):
         return None
-    at_input = match["input"] or ""
+    state = match["state"] or ""
     if match["inside"] is None:
-        name = "hook_resid_pre" if at_input else "hook_resid_post"
+        name = _OF_BLOCK.get(state)
     else:
-        inside = match["inside"] + at_input
         family = next((names for known, names in _FAMILIES if known.search(model or "")), {})
-        name = family.get(inside)
+        name = family.get(match["inside"] + state)
     return None if name is None else f"blocks.{match['block']}.{name}"
 
 
