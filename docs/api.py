@@ -60,6 +60,8 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
+        "export_dictionary": (),
+        "saekit.exporting:ExportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (

@@ -20,6 +20,7 @@ _PUBLIC = {
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
+    "export_dictionary": "saekit.exporting",
     "dictionaries": "saekit.interop.registry",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from saekit.estimator import Estimator as Estimator
     from saekit.evaluation.conversion import convert as convert
     from saekit.evaluation.table import evaluate as evaluate
+    from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
     from saekit.inspection.query import features as features
