@@ -91,6 +91,12 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.query:FeatureRow": (),
     },
     "Change a running model": {
+        "attach": (),
+        "saekit.intervention.live:Live": (
+            *("add", "clamp", "ablate", "scale", "keep_only", "swap", "when", "clear", "edits"),
+        ),
+        "saekit.intervention.live:Where": (),
+        "saekit.intervention.live:AttachedDictionary": ("model", "hooks", "edits", "clear"),
         "splice": (),
         "finetune": (),
         "saekit.intervention.config:FinetuneResult": (),
