@@ -53,7 +53,11 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.training.run:TrainResult": ("model",),
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
+    },
+    "Load models": {
         "load": (),
+        "dictionaries": (),
+        "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
     },
@@ -70,6 +74,10 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Evaluate": {
         "evaluate": (),
         "saekit.evaluation.table:Evaluation": (),
+        "saekit.evaluation.table:Recovery": (),
+        "saekit.evaluation.norms:InputNorm": ("apart",),
+        "convert": (),
+        "saekit.evaluation.conversion:ConvertResult": (),
         "compare": (),
         "saekit.evaluation.compare:Comparison": (),
         "saekit.evaluation.compare:ComparisonRow": (),

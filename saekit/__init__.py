@@ -20,6 +20,7 @@ _PUBLIC = {
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
+    "dictionaries": "saekit.interop.registry",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.interop.importing import import_dictionary as import_dictionary
+    from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare

@@ -24,7 +24,7 @@ from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
 from saekit.store.stack import StackedStore, stores_of, with_stores
-from saekit.training.checkpoints import ModelLike, catalog_name
+from saekit.training.checkpoints import ModelLike, catalog_name, short_name
 from saekit.types import FeatureRecord, Progress
 
 CROSSCODER_NOTE = (
@@ -213,7 +213,7 @@ def page_meta(inspected: InspectedModel, scan: Scan, notes: list[str]) -> PageMe
         model=" + ".join(dict.fromkeys(part.spec.model for part in stores_of(inspected.store))),
         hook=spec.hook,
         dataset=spec.dataset,
-        checkpoint=Path(inspected.name).name,
+        checkpoint=short_name(inspected.name),
         d_in=spec.d_in,
         latents=len(scan.active),
         rows=scan.rows,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     digests,
@@ -26,6 +27,7 @@ from saekit.interop.dictionary import (
 )
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
+FILES = Files(folder=(WEIGHTS,), beside=(SETTINGS, "../config.json"))
 
 
 def recognizes(path: Path) -> bool:
