@@ -23,6 +23,7 @@ _PUBLIC = {
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
+    "convert": "saekit.evaluation.conversion",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
     "Estimator": "saekit.estimator",
@@ -33,6 +34,7 @@ __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from saekit.errors import SaekitError as SaekitError
     from saekit.estimator import Estimator as Estimator
+    from saekit.evaluation.conversion import convert as convert
     from saekit.evaluation.table import evaluate as evaluate
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest

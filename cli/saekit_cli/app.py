@@ -26,6 +26,7 @@ from saekit.errors import SaekitError, UsageError, did_you_mean
 from saekit_cli import (
     bench,
     compare,
+    convert,
     demo,
     evaluate,
     features,
@@ -68,6 +69,7 @@ VERBS = _by_name(
     importing,
     evaluate,
     compare,
+    convert,
     inspect,
     features,
     models,

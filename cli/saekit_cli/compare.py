@@ -26,7 +26,7 @@ def takes(arguments: list[str]) -> dict[str, Option]:
 def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet = False) -> None:
     """Compare runs with PCA, k-means and an untrained SAE of the same code size on the same rows,
     and write a report."""
-    from saekit.evaluation.compare import COMPARED
+    from saekit.evaluation.compare import IN_TABLES
     from saekit.report.comparison import compare
 
     with Reporter(quiet) as reporter:
@@ -34,7 +34,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     if json_:
         print_json(comparison)
         return
-    names = [name for name in COMPARED if name in ALWAYS or _is_known(name, comparison.rows)]
+    names = [name for name in IN_TABLES if name in ALWAYS or _is_known(name, comparison.rows)]
     header = ["", "model", "params", "latents", "code", *names]
     typer.echo(table(header, [_row(row, names) for row in comparison.rows], left=(0, 1)))
     for note in comparison.notes:

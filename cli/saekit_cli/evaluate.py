@@ -6,17 +6,19 @@ import typer
 
 from saekit.options import Doc, Option, options_of
 from saekit_cli.command import Given
-from saekit_cli.screen import print_json, table
+from saekit_cli.screen import Reporter, print_json, table
 from saekit_cli.settings import Config, Json, Quiet
 
 if TYPE_CHECKING:
     from saekit.evaluation.table import Evaluation
+    from saekit.models.metrics import Metric
 
 NAME = "evaluate"
 EXAMPLES = [
     "saekit evaluate runs/topk runs/pca --store acts/text",
     "saekit evaluate runs/cross --store acts/model.layers.3 --store acts/model.layers.6",
     "saekit evaluate runs/hierarchical --store acts/text --k 8,16,32",
+    "saekit evaluate runs/topk --store acts/text --loss-recovered --contexts 50",
 ]
 
 
@@ -37,11 +39,14 @@ def run(
     from saekit.errors import QualityGateError, opt
     from saekit.evaluation.table import evaluate
 
-    results = evaluate(**given)
+    with Reporter(quiet) as reporter:
+        results = evaluate(**given, progress=reporter)
     if json_:
         print_json(results)
     else:
         typer.echo(_table(results, several_k="k" in given))
+        for line in (*_losses(results), *_norms(results)):
+            typer.echo(line)
     # `not <=` rather than `>`: a NaN does not pass.
     failed = [r for r in results if max_fvu is not None and not r.metrics["fvu"] <= max_fvu]
     if failed:
@@ -50,6 +55,38 @@ def run(
             f"fvu {failed[0].metrics['fvu']:.4f} of {failed[0].checkpoint}{at} is above"
             f" {opt('max_fvu', max_fvu)}"
         )
+
+
+def _losses(results: list[Evaluation]) -> list[str]:
+    """The second table: a column for each checkpoint, or each k of each."""
+    from saekit.models.metrics import LOSS_METRICS
+
+    judged = {r.recovery for r in results if r.recovery is not None}
+    if not judged:
+        return []
+    names = [r.checkpoint if r.k is None else f"{r.checkpoint} k {r.k}" for r in results]
+    rows = [
+        [metric.name, *(_interval(metric, result.metrics[metric.name]) for result in results)]
+        for metric in LOSS_METRICS
+    ]
+    about = [
+        f"{r.contexts:,} contexts of {r.documents:,} documents, {r.predictions:,} predictions"
+        f" against {r.targets}; 95 % intervals over documents"
+        for r in judged
+    ]
+    return ["", table(["", *names], rows), *about]
+
+
+def _interval(metric: Metric, figure: dict[str, float | None]) -> str:
+    bounds = ", ".join(metric.text(figure[bound]) for bound in ("low", "high"))
+    return f"{metric.text(figure['value'])} [{bounds}]"
+
+
+def _norms(results: list[Evaluation]) -> list[str]:
+    """The size of the rows, once for each checkpoint where store and training say it."""
+    known = {r.checkpoint: r.input_norm for r in results if r.input_norm is not None}
+    lines = [f"input norm  {name}: {norm.line()}" for name, norm in known.items()]
+    return ["", *lines] if lines else []
 
 
 def _table(results: list[Evaluation], several_k: bool) -> str:

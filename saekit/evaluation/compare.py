@@ -20,7 +20,7 @@ from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_ro
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.metrics import ROW_METRICS, Figures
+from saekit.models.metrics import METRICS, ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.training.checkpoints import ModelLike
@@ -31,6 +31,7 @@ ANOMALY_ROWS = 20_000  # of rows and of anomalies, unless `rows` says otherwise
 # controls of a group in the table: the strongest on most data first
 ORDER = ("pca", "kmeans", "sae topk", "ridge")
 COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
+IN_TABLES = tuple(name for name in COMPARED if not METRICS[name].foreign)
 
 
 @dataclass(frozen=True)

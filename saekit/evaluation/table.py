@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+from torch import nn
+
 from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.models import EvaluatedModel, open_runs
-from saekit.models.metrics import Figures, RowSums
+from saekit.evaluation.norms import InputNorm, input_norm
+from saekit.models.metrics import LOSS_METRICS, Figures, RowSums
 from saekit.options import Doc
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.stack import StackedStore
 from saekit.training.checkpoints import ModelLike, as_list
 from saekit.training.fit import holdout_figures
-from saekit.types import Split
+from saekit.types import Progress, Split
+
+CONTEXTS = 200
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What the losses of an evaluation were measured on."""
+
+    contexts: int
+    """Contexts or images."""
+    documents: int
+    """The intervals are over these; for packed contexts, over the contexts."""
+    rows: int
+    """Rows that were replaced."""
+    predictions: int
+    targets: str
+    """What the cross-entropies are against: next tokens | labels | clean predictions."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +52,17 @@ class Evaluation:
     """Which rows: holdout | train | all."""
     metrics: dict[str, Any]
     """Those of saekit.models.metrics on these rows; dead_train as training recorded it (null where
-    it does not apply). A crosscoder also has `parts`: {hook: fvu of only that hook's values}, in
-    the order of the stores (where a hook is read twice, with the name of its model or folder)."""
+    it does not apply). The losses (LOSS_METRICS) are {"value", "low", "high"} with loss_recovered,
+    with a 95 % interval over documents, else null. A crosscoder also has `parts`: {hook: fvu of
+    only that hook's values}, in the order of the stores (where a hook is read twice, with the name
+    of its model or folder)."""
     k: int | None = None
     """Active latents per row, where evaluate was called with k; None: as the model was trained."""
+    input_norm: InputNorm | None = None
+    """The size of the rows of the store and of training; None where one is not known, and on the
+    store of the training."""
+    recovery: Recovery | None = None
+    """What the losses were measured on; None where they were not asked for."""
 
 
 def evaluate(
@@ -67,6 +94,28 @@ def evaluate(
             " the training).",
         ),
     ] = None,
+    loss_recovered: Annotated[
+        bool,
+        Doc(
+            "Also run the model that the rows came from with the reconstructions in their place:"
+            " cross-entropy, KL and the share of the loss that is recovered."
+        ),
+    ] = False,
+    contexts: Annotated[
+        int | None,
+        Doc(f"Contexts or images for the loss recovered, at most (default: {CONTEXTS})."),
+    ] = None,
+    device: Annotated[
+        str,
+        Doc(
+            "Device of the model for the loss recovered: auto, cpu, cuda or cuda:N.",
+            metavar="DEVICE",
+        ),
+    ] = "auto",
+    live: nn.Module | None = None,
+    processor: Any = None,
+    data: Iterable[Any] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Evaluation]:
     """Evaluate checkpoints or models on the same rows of raw activations.
 
@@ -86,6 +135,12 @@ def evaluate(
             during training.
         k: evaluate every model with codes of so many values, one Evaluation for each model and k
             (saekit.load says for which models).
+        loss_recovered: docs/evaluation.md defines these metrics. They are over the documents of
+            the split: held-out ones for a checkpoint that was trained on these rows.
+        live: for the loss recovered, the model itself, a transformers module with its head; None:
+            it is loaded by the store's name for it. It stays on its device and in its mode.
+        processor: the image processor of `live`; None: the one in the place that it came from.
+        data: the texts or images themselves, for a store of data that were in memory.
 
     Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
     (widths or shapes differ; other stores than a crosscoder was trained on, or in another order),
@@ -95,6 +150,13 @@ def evaluate(
         check_choice("split", split, get_args(Split))
     if rows is not None and rows < 1:
         raise UsageError(f"{opt('rows', rows)} must be at least 1")
+    if contexts is not None and contexts < 1:
+        raise UsageError(f"{opt('contexts', contexts)} must be at least 1")
+    if not loss_recovered and (contexts, live, processor, data) != (None, None, None, None):
+        raise UsageError(
+            f"{opt('contexts')} and the model itself are for the loss recovered",
+            f"add {opt('loss_recovered', True)}",
+        )
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
@@ -102,20 +164,59 @@ def evaluate(
     # every k is known to be possible before the first pass over the rows
     runs = open_runs(as_list(checkpoints), source, target_store)
     models = [(run.with_k(value), value) for run in runs for value in ks]
-    return [_evaluation(model, source, split, rows, value) for model, value in models]
+    splits = [split or _split(run, source) for run, _ in models]
+    losses = None
+    if loss_recovered:
+        from saekit.evaluation.recovery import Source, losses_recovered
+
+        if isinstance(data, Iterator):  # it may be read twice
+            data = list(data)
+        origin = Source(live, processor, data, device)
+        judged = [run for run, _ in models]
+        losses = losses_recovered(judged, splits, contexts or CONTEXTS, origin, progress)
+    evaluations = [
+        _evaluation(run, side, rows, value) for (run, value), side in zip(models, splits)
+    ]
+    for run in runs:
+        norm = input_norm(run)
+        if norm is not None and norm.apart:
+            progress(Progress("evaluate", 0, 0, message=_other_scale(run, norm)))
+    if losses is None:
+        return evaluations
+    return [
+        replace(evaluation, metrics=evaluation.metrics | figures, recovery=recovery)
+        for evaluation, (figures, recovery) in zip(evaluations, losses)
+    ]
 
 
-def _evaluation(
-    run: EvaluatedModel, source: Rows, split: Split | None, rows: int | None, k: int | None
-) -> Evaluation:
+def _other_scale(run: EvaluatedModel, norm: InputNorm) -> str:
+    return (
+        f"the rows have another size than those that {run.name} was trained on: {norm.line()};"
+        " a wrong scale, hook or special tokens are the usual reasons"
+    )
+
+
+def _split(run: EvaluatedModel, source: Rows) -> Split:
     trained_here = run.config is not None and run.config["content"] == source.content
-    split = split or ("holdout" if trained_here else "all")
+    return "holdout" if trained_here else "all"
+
+
+def _evaluation(run: EvaluatedModel, split: Split, rows: int | None, k: int | None) -> Evaluation:
     figures, by_hook = _figures(run, split, rows)
     dead_train = None if run.config is None else run.config["result"]["metrics"].get("dead_train")
-    metrics = figures.scalars() | {"dead_train": dead_train} | by_hook
+    losses = dict.fromkeys(metric.name for metric in LOSS_METRICS)
+    metrics = figures.scalars() | {"dead_train": dead_train} | losses | by_hook
     name = run.checkpoint or run.name
     return Evaluation(
-        name, run.kind, run.parameters, run.model.latents, figures.rows, split, metrics, k
+        name,
+        run.kind,
+        run.parameters,
+        run.model.latents,
+        figures.rows,
+        split,
+        metrics,
+        k,
+        input_norm(run),
     )
 
 

@@ -72,9 +72,10 @@ class InspectedModel:
         return getattr(self.model, "W_dec", None)
 
     def _scales(self) -> list[float]:
-        """Of each hook: as training recorded them, else by the statistics of the stores."""
-        if self.checkpoint is not None:
-            scales = self.checkpoint.config["input_scale"]
+        """Of each hook: as training recorded them, else (a model in memory, an import) by the
+        statistics of the stores."""
+        scales = None if self.checkpoint is None else self.checkpoint.config["input_scale"]
+        if scales is not None:
             return list(scales) if isinstance(scales, (list, tuple)) else [scales]
         return [
             (store.spec.d_in / sum(std**2 for std in store.stats["std"])) ** 0.5

@@ -208,7 +208,7 @@ def _metrics(meta: PageMeta) -> list[dict[str, str]]:
     return [
         {"name": name, "text": METRICS[name].text(value), "meaning": METRICS[name].meaning}
         for name, value in meta.metrics.items()
-        if name in METRICS and value is not None
+        if name in METRICS and value is not None and not METRICS[name].foreign
     ]
 
 

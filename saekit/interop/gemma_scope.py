@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS = "params.npz"
+# what zipfile and zlib raise for a file that is not a whole archive, encrypted or of another kind
+NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
 REPOSITORY = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)$")
 # repository -> (what a dictionary of it reads, what it writes if that is another hook)
@@ -43,7 +46,7 @@ def recognizes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(_file(path)) as file:
             names = {_name(Path(member).stem) for member in file.namelist()}
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (OSError, *NOT_ZIP):
         return False
     return names >= NAMES
 
@@ -109,7 +112,7 @@ def _arrays(where: Path) -> dict[str, np.ndarray]:
         try:
             with np.load(where, allow_pickle=False) as file:
                 return {_name(name): file[name] for name in file.files}
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        except (ValueError, EOFError, *NOT_ZIP) as error:
             raise DataError(
                 f"{where} does not load as plain arrays: {error}",
                 "saekit does not run the code of a pickle",

@@ -166,7 +166,7 @@ def _weights(where: Path, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     tensors = read_safetensors(where)
     if "log_threshold" in tensors:  # of 2026
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    shape = (settings["d_in"], settings["d_sae"])
+    shape = (settings.get("d_in"), settings.get("d_sae"))
     if (W_enc := tensors.get("W_enc")) is not None and tuple(W_enc.shape) != shape:
         raise DataError(
             f"{where}: W_enc has the shape {tuple(W_enc.shape)}, and by {SETTINGS} {shape}"

@@ -19,6 +19,7 @@ from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, batches
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.sources import Data, open_data, open_data_of
 from saekit.store.reader import Store
+from saekit.types import Split
 
 JUDGED_BATCH = 8  # contexts; fixed, so that every run on a store is judged on the same ones
 
@@ -51,54 +52,86 @@ class Chosen(Documents):
         return self._data.image(ref)
 
 
+def document_ids(store: Store, split: Split) -> frozenset[int]:
+    """The documents with rows on one side of the store's split."""
+    rows = store.split(split).numbers()
+    return frozenset(np.unique(store.column("doc_id")[rows]).tolist())
+
+
+def own_data(store: Store, objects: Data | None = None) -> Documents:
+    """The data that a store was harvested from. `objects`: these data themselves, for a store of
+    texts or images that were in memory. Raises what `open_data` does, and DataError when the data
+    has changed, so that the ids of its documents mean others."""
+    known = store.manifest.plan.get("data")
+    if store.spec.dataset.endswith(IN_MEMORY):
+        data = open_data_of(store.spec, known, objects)
+    else:
+        data = _opened(store, store.spec.dataset, store.spec.seed)
+    if known is not None and data.digest() != known:
+        raise DataError(
+            f"{store.spec.dataset} has changed since {store.path} was harvested",
+            "harvest it again",
+        )
+    return data
+
+
+def permuted(
+    store: Store, live: LiveModel, data: Documents, seed: tuple[int, int], batch: int
+) -> Iterator[ContextBatch]:
+    """Batches of contexts, cut as the store's spec says. They are sorted by length within a window,
+    and permuted here, so that a short run sees short and long contexts at every learning rate, and
+    the first ones are a fair sample."""
+    spec, rng = store.spec, np.random.Generator(np.random.PCG64(seed))
+    padded = store.manifest.plan.get("padding") != "none"  # where rows depend on padding
+    ctx = spec.context or 0  # images have none
+    stream = batches(live, data, ctx=ctx, batch=batch, pack=spec.pack, padded=padded)
+    while window := list(islice(stream, SORT_WINDOW)):
+        yield from (window[number] for number in rng.permutation(len(window)))
+
+
+def judged(store: Store, live: LiveModel, data: Documents) -> Iterator[ContextBatch]:
+    """All contexts of `data`, the same ones in the same order for every run on the store."""
+    return permuted(store, live, data, (0, 0), JUDGED_BATCH)
+
+
 class Contexts:
-    """Batches of `batch` contexts, cut as the store's spec says.
+    """Batches of `batch` contexts for a fine-tune.
 
     `data`: what to train on, a place or objects; None: the store's own data. A store of texts that
-    were in memory needs these same texts, for its held-out documents. Raises what `open_data` does,
-    and DataError when the store's data has changed, so that the ids of its documents mean others.
+    were in memory needs these same texts, for its held-out documents. Raises what `own_data` does.
     """
 
     def __init__(self, store: Store, live: LiveModel, batch: int, data: Data | None = None) -> None:
         self.store, self.live, self.batch = store, live, batch
-        held_out = store.split("holdout").numbers()
-        self.held_out = frozenset(np.unique(store.column("doc_id")[held_out]).tolist())
-        known = store.manifest.plan.get("data")
+        self.held_out = document_ids(store, "holdout")
         if isinstance(data, Iterator):  # it is read once for each pass
             data = list(data)
-        if store.spec.dataset.endswith(IN_MEMORY):
-            own = open_data_of(store.spec, known, data)
-        else:
-            own = self._open(store.spec.dataset, store.spec.seed)
-        if known is not None and own.digest() != known:
-            raise DataError(
-                f"{store.spec.dataset} has changed since {store.path} was harvested",
-                "harvest it again",
-            )
+        own = own_data(store, data)
         self.judged = Chosen(own, self.held_out, inside=True)
         self._source = store.spec.dataset if data is None else data
-        chosen = own if data is None else self._open(data, 0)
+        chosen = own if data is None else _opened(store, data, 0)
         objects = not isinstance(self._source, (str, Path))
         self.data = chosen.name if objects else str(self._source)
         self.digest = chosen.digest() if objects else None
         """Of objects to train on; None where the name of a place says what they are."""
-        self.same = chosen.name == own.name and self.digest in (None, known)
+        self.same = chosen.name == own.name and self.digest in (
+            None,
+            store.manifest.plan.get("data"),
+        )
 
     def holdout(self, most: int) -> Iterator[ContextBatch]:
         """About `most` contexts of the held-out documents, or all of them: the same ones for every
         batch size and seed."""
-        return islice(
-            self._permuted(self.judged, (0, 0), JUDGED_BATCH), max(most // JUDGED_BATCH, 1)
-        )
+        return islice(judged(self.store, self.live, self.judged), max(most // JUDGED_BATCH, 1))
 
     def train(self, seed: int) -> Iterator[ContextBatch]:
         """Endless passes over the training documents, each in another order where the data can be
         listed."""
         for epoch in count():
-            data = self._open(self._source, seed + epoch)
+            data = _opened(self.store, self._source, seed + epoch)
             empty = True
             allowed = Chosen(data, self.held_out, inside=False) if self.same else data
-            for batch in self._permuted(allowed, (seed, epoch), self.batch):
+            for batch in permuted(self.store, self.live, allowed, (seed, epoch), self.batch):
                 empty = False
                 yield batch
             if empty:
@@ -107,21 +140,16 @@ class Contexts:
                     f"give other data with {opt('data')}",
                 )
 
-    def _permuted(
-        self, data: Documents, seed: tuple[int, int], batch: int
-    ) -> Iterator[ContextBatch]:
-        """Batches are sorted by length within a window, and permuted here, so that a short run sees
-        short and long contexts at every learning rate, and the first ones are a fair sample."""
-        spec, rng = self.store.spec, np.random.Generator(np.random.PCG64(seed))
-        assert spec.context is not None, "a store of text"
-        stream = batches(self.live, data, ctx=spec.context, batch=batch, pack=spec.pack)
-        while window := list(islice(stream, SORT_WINDOW)):
-            yield from (window[number] for number in rng.permutation(len(window)))
 
-    def _open(self, data: Data, seed: int) -> Documents:
-        own = self.store.spec.dataset
-        # a table in memory is the store's own where that was in memory
-        same = str(data) == own if isinstance(data, (str, Path)) else own.endswith(IN_MEMORY)
-        column = self.store.spec.column if same else None
-        skip_broken = "skipped" in self.store.stats
-        return open_data(data, modality="text", column=column, seed=seed, skip_broken=skip_broken)
+def _opened(store: Store, data: Data, seed: int) -> Documents:
+    spec = store.spec
+    # a table in memory is the store's own where that was in memory
+    in_memory = spec.dataset.endswith(IN_MEMORY)
+    same = str(data) == spec.dataset if isinstance(data, (str, Path)) else in_memory
+    return open_data(
+        data,
+        modality="image" if spec.modality == "image" else "text",
+        column=spec.column if same else None,
+        seed=seed,
+        skip_broken="skipped" in store.stats,
+    )

@@ -31,17 +31,20 @@ import torch
 from saekit_kernels import keep_freed_memory
 from torch import nn
 
-from saekit.device import pick_device
 from saekit.errors import DataError, NumericsError, UsageError, opt
-from saekit.harvesting.memory_models import load_model_of
-from saekit.harvesting.models import FromFolder, LiveModel
 from saekit.harvesting.sources import Data
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.keywords import FinetuneKeywords
 from saekit.intervention.objective import balanced, take_step
 from saekit.intervention.reconstruct import Spliced, run_spliced
-from saekit.intervention.subject import borrowed, check_kind, open_store_of, other_revision
+from saekit.intervention.subject import (
+    borrowed,
+    check_kind,
+    model_of,
+    open_store_of,
+    other_revision,
+)
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
 from saekit.models.sae import SAE
@@ -162,7 +165,7 @@ class _Finetune:
         self.config = dataclasses.replace(config, store=str(self.store.path), rows=self.rows)
         spec = self.store.spec
         # The language model, whose logits are the objective.
-        self.live = self._model(live)
+        self.live = model_of(self.store, self.config.device, live)
         device = self.live.device
         if self.live.kind != "causal_lm":
             raise UsageError(
@@ -190,20 +193,6 @@ class _Finetune:
         self.optimizer = torch.optim.Adam(
             self.sae.requires_grad_(True).parameters(), lr=self.config.lr, fused=True
         )
-
-    def _model(self, live: nn.Module | None) -> LiveModel:
-        """The language model of the store, or the caller's, which stays on its device; texts are
-        read with the store's own tokenizer."""
-        if live is None:
-            return load_model_of(self.store.spec, pick_device(self.config.device))
-        device = next(live.parameters()).device
-        if self.config.device != "auto" and torch.device(self.config.device) != device:
-            raise UsageError(
-                f"{opt('device', self.config.device)}: the model is on {device}",
-                "model.to(device) moves it",
-            )
-        tokenizer = FromFolder(str(self.store.path / "tokenizer"))
-        return load_model_of(self.store.spec, given=live, processor=tokenizer)
 
     def execute(
         self, resume: bool, overwrite: bool, progress: Callable[[Progress], None]

@@ -1,18 +1,22 @@
-"""Which checkpoints can be fine-tuned, their store, and a model that a caller lends."""
+"""Which checkpoints can be fine-tuned, their store, and the model that its rows came from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from saekit.config import recorded
+from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.anatomy import untouched
-from saekit.harvesting.models import LiveModel
+from saekit.harvesting.classifiers import load_classifier_of
+from saekit.harvesting.memory_models import load_model_of
+from saekit.harvesting.models import FromFolder, LiveModel
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
@@ -76,9 +80,36 @@ def borrowed(module: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
+def model_of(
+    store: Store, device: str, live: nn.Module | None = None, processor: Any = None
+) -> LiveModel:
+    """The model of a store with its output head, or the caller's, which stays on its device. Texts
+    are read with the store's own tokenizer, images with `processor` or that of the model's place.
+
+    Raises UsageError for another device than that of the caller's model, and the errors of
+    `load_model_of` and `load_classifier`.
+    """
+    if live is None:
+        load = load_classifier_of if store.spec.modality == "image" else load_model_of
+        return load(store.spec, pick_device(device))
+    where = next(live.parameters()).device
+    if device != "auto" and torch.device(device) != where:
+        raise UsageError(
+            f"{opt('device', device)}: the model is on {where}", "model.to(device) moves it"
+        )
+    if store.spec.modality == "text":
+        processor = FromFolder(str(store.path / "tokenizer"))
+    return load_model_of(store.spec, given=live, processor=processor)
+
+
 def other_revision(live: LiveModel, store: Store) -> str | None:
     """A message where the store was harvested at another revision of the model."""
     then, now = store.spec.revision, live.revision
-    if then and now and then != now:
+    if then and now and then != now and _kind(then) == _kind(now):
         return f"{live.name} is at {now}, the store was harvested at {then}"
     return None
+
+
+def _kind(revision: str) -> str:
+    """A commit, a digest of files and a digest of weights do not compare."""
+    return revision.rpartition(":")[0]

@@ -30,6 +30,9 @@ class Metric:
     of: Callable[[RowSums], float | None] | None = None
     """Its value on a pass over rows, None where it does not apply to the model; None for a metric
     that its verb computes."""
+    foreign: bool = False
+    """For comparison with the tables of other tools: in every JSON, and in the table of `evaluate`
+    only."""
 
     def text(self, value: float | None, missing: str = "-") -> str:
         """The value as tables show it; `missing` where it does not apply or is not a number."""
@@ -39,6 +42,13 @@ class Metric:
 def _fvu(sums: RowSums) -> float:
     variance = sums.squares - float((sums.total / sums.rows).square().sum()) * sums.rows
     return sums.error / variance if variance > 0 else float("nan")
+
+
+def _ev_zero(sums: RowSums) -> float:
+    # sums are of x - shift: ||x||^2 = ||x - shift||^2 + 2 shift (x - shift) + ||shift||^2
+    shift = torch.zeros(()) if sums.shift is None else sums.shift
+    about_zero = sums.squares + float((2 * shift * sums.total + sums.rows * shift.square()).sum())
+    return 1 - sums.error / about_zero if about_zero > 0 else float("nan")
 
 
 def _l0(sums: RowSums) -> float | None:
@@ -60,6 +70,13 @@ ROW_METRICS = (
         _fvu,
     ),
     Metric(
+        "ev_zero",
+        "1 - squared error as a share of the rows' squared norm, as other tools publish it",
+        ".4f",
+        _ev_zero,
+        foreign=True,
+    ),
+    Metric(
         "mse",
         "squared error summed over a row's values, mean over rows, in raw units",
         ".4g",
@@ -79,11 +96,24 @@ ROW_METRICS = (
 OUTPUT_METRICS = (Metric("elbo", "evidence lower bound per row or example, in nats", ".3f"),)
 """Means of what a model itself says of each row or example, under this name in Output.extras."""
 
+LOSS_METRICS = (
+    Metric("ce_clean", "cross-entropy of the model's predictions, in nats", ".4f"),
+    Metric("ce_sae", "the same with the reconstruction in place of the rows", ".4f"),
+    Metric("ce_zero", "with zeros in their place", ".4f"),
+    Metric("ce_mean", "with the store's mean row in their place", ".4f"),
+    Metric("ce_recovered", "(ce_zero - ce_sae) / (ce_zero - ce_clean)", ".4f"),
+    Metric("kl_sae", "KL of the clean predictions from those with the reconstruction", ".4f"),
+    Metric("kl_zero", "from those with zeros", ".4f"),
+    Metric("top1_agreement", "share of predictions that keep their first choice", ".1%"),
+)
+"""Of the model that the rows came from, run with other rows (saekit.evaluation.recovery)."""
+
 METRICS = {
     metric.name: metric
     for metric in (
         *ROW_METRICS,
         *OUTPUT_METRICS,
+        *LOSS_METRICS,
         Metric("dead_train", "share of latents not active in the last training rows", ".1%"),
         Metric("knn", "share of held-out rows whose nearest codes mostly have their label", ".1%"),
         Metric("auroc", "how often an anomaly has a larger error than a row", ".3f"),

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from saekit.evaluation.compare import COMPARED, Comparison, Inputs
+from saekit.evaluation.compare import IN_TABLES, Comparison, Inputs
 from saekit.evaluation.models import EvaluatedModel
 from saekit.evaluation.passes import Sample, SampleOutput
 from saekit.measures.codes import map_2d
@@ -29,7 +29,7 @@ REDUCED = 50
 def figures_panel(comparison: Comparison) -> Panel:
     shown = [
         name
-        for name in COMPARED
+        for name in IN_TABLES
         if name in ("fvu", "mse") or any(row.metrics[name] is not None for row in comparison.rows)
     ]
     groups: list[list] = []

@@ -90,8 +90,8 @@ def _read(path: Path) -> Checkpoint:
         ) from None
 
 
-# What config.json holds besides schema_version; a fine-tune adds `finetuned`, an import
-# `published`, with null for what the published files do not say.
+# What config.json holds besides schema_version; a fine-tune adds `finetuned`, a
+# conversion `converted`, an import `published`, with null for what the published files do not say.
 _KEYS = {
     "model": str,
     "config": dict[str, Any],

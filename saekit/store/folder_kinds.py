@@ -121,7 +121,12 @@ RUN = FolderKind(
     verb="train",
     done="trained",
     marker="run.json",
-    keys=(frozenset({"content", "seed"}), frozenset({"finetune"}), frozenset({"published"})),
+    keys=(
+        frozenset({"content", "seed"}),
+        frozenset({"finetune"}),
+        frozenset({"published"}),
+        frozenset({"converted"}),
+    ),
     files=re.compile(
         r"config\.(json|toml)|model\.safetensors|metrics\.jsonl|train_state/state\.safetensors|\.lock|scans/[0-9a-f-]+\.safetensors"
         r"|tensorboard/events\.out\.tfevents\.[^/]+|wandb\.json|trackio\.json|wandb/.+"

@@ -102,7 +102,9 @@ def check_stores(
             )
         return
     # A crosscoder: number, widths and order of the stores.
-    hooks, hint = spec["hook"].split("+"), _as_trained(Path(checkpoint), config, command)
+    # an import may not know the hooks
+    hooks = spec["hook"].split("+") if spec["hook"] else ["an unknown hook"] * len(parts)
+    hint = _as_trained(Path(checkpoint), config, command)
     if len(stores) != len(parts):
         count = "one is given" if len(stores) == 1 else f"{len(stores)} are given"
         raise DataError(

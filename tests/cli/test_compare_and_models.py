@@ -81,6 +81,7 @@ def test_compare_prints_one_json_value(capsys, digits, runs):
     }  # fmt: skip
     assert first["rows"] == 40 and set(first["metrics"]) == {
         "fvu",
+        "ev_zero",
         "mse",
         "cosine",
         "l0",

@@ -18,6 +18,7 @@ import tiny
 import torch
 from fuzz.harness import Reader
 from fuzz.mutations import digest, of_bytes, of_json, of_lines, of_tensors, of_toml
+from fuzz.published import PUBLISHED
 from made_runs import Killed
 from made_stores import make_rows, write_store
 from saekit_cli import app
@@ -487,4 +488,4 @@ DATA: dict[str, Reader] = {
         for kind in PICTURES
     },
 }
-READERS = {**OWN, **SLOW, **DATA}
+READERS = {**OWN, **SLOW, **DATA, **PUBLISHED}

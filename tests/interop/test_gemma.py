@@ -3,10 +3,12 @@ in float64."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import made_stores
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.errors import DataError
+from saekit.inspection.opening import open_pair
 from saekit.interop.opening import open_published
 from saekit.models.cross_layer import CrossLayerTranscoder
 
@@ -244,6 +247,31 @@ def test_a_crosscoder_has_the_hooks_of_its_layers_side_by_side(tmp_path):
     assert model.config.parts == (WIDTH,) * LAYERS and model.latents == LAYERS * LATENTS
     hook = open_published(path).origin.hook
     assert hook == "model.layers.7.output+model.layers.13.output+model.layers.17.output"
+
+
+def test_a_crosscoder_is_evaluated_on_the_stores_of_its_hooks(tmp_path, monkeypatch):
+    path, rows_of, stores = (
+        of_layers(tmp_path, "crosscoder", causal=False),
+        made_stores.make_rows,
+        [],
+    )
+    for seed in range(LAYERS):
+        monkeypatch.setattr(made_stores, "make_rows", functools.partial(rows_of, seed=seed))
+        name = tmp_path / f"acts-{seed}"
+        stores.append(made_stores.write_store(name, width=WIDTH, hook=f"blocks.{7 + seed}"))
+    saekit.import_dictionary(path, tmp_path / "out")
+    (published,) = saekit.evaluate(path, stores)
+    (imported,) = saekit.evaluate(tmp_path / "out", stores)
+    assert published.metrics == imported.metrics
+    assert published.metrics["parts"].keys() == {"blocks.7", "blocks.8", "blocks.9"}
+    # scales by the stores, as the import does not know those of the training
+    even = open_pair(tmp_path / "out", stores).even_directions()
+    assert even.isfinite().all() and even.shape == (LAYERS * LATENTS, LAYERS * WIDTH)
+    # in a folder of another name the hooks are not known
+    moved = shutil.move(path, tmp_path / "moved")
+    assert saekit.evaluate(moved, stores)[0].metrics == published.metrics
+    with pytest.raises(DataError, match="reads 3 stores"):
+        saekit.evaluate(moved, stores[:2])
 
 
 def test_parts_of_several_layers_that_do_not_open_alone_are_named(tmp_path):

@@ -1,37 +1,7 @@
-"""A tiny language model with decided opinions, a store of its hidden states, and an SAE trained on
-it a little."""
-
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 import pytest
-import tiny
-import torch
-from transformers import AutoModelForCausalLM
-
-import saekit
-from saekit.embedded.silence import quiet_transformers
-
-CTX, DOCUMENTS = 16, 60
-
-
-class Made(NamedTuple):
-    model: str
-    text: str
-    store: Path
-    run: Path
-
-
-def write_words(path: Path, documents: int = DOCUMENTS, seed: int = 0) -> str:
-    """A file of `documents` paragraphs of 5 to 30 known words."""
-    rng = np.random.default_rng(seed)
-    path.write_text(
-        "\n\n".join(" ".join(rng.choice(tiny.WORDS, rng.integers(5, 31))) for _ in range(documents))
-    )
-    return str(path)
+from made_language import Made, made_language, write_words
 
 
 @pytest.fixture(scope="session")
@@ -41,23 +11,4 @@ def words():
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Made:
-    folder = tmp_path_factory.mktemp("finetune")
-    model = tiny.save("llama", folder / "model")
-    with quiet_transformers():  # a new model's logits are all but equal, whatever the hidden state
-        module = AutoModelForCausalLM.from_pretrained(model)
-        with torch.no_grad():
-            module.lm_head.weight.mul_(20)
-        module.save_pretrained(model)
-    text = write_words(folder / "words.txt")
-    saekit.harvest(
-        model,
-        text,
-        folder / "store",
-        hook="blocks.1",
-        ctx=CTX,
-        batch=8,
-        dtype="float32",
-        holdout=0.2,
-    )
-    saekit.train(folder / "store", folder / "run", latents=64, k=4, batch=128, rows=12_800)
-    return Made(model, text, folder / "store", folder / "run")
+    return made_language(tmp_path_factory.mktemp("finetune"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from saekit.errors import UsageError, opt
+from saekit.errors import UsageError, check_choice, opt
 from saekit.models.noise import Noise
 from saekit.models.sae.input_norm import InputNorm
 from saekit.options import Doc, check
@@ -98,14 +99,7 @@ class SAEConfig:
         expansion = EXPANSION if self.expansion is None else self.expansion
         if not 0 < expansion * self.d_in < MAX_LATENTS:
             raise UsageError(f"{opt('expansion', expansion)} must be above 0")
-        if self.subtract_b_dec and self.d_out:
-            raise UsageError(
-                "subtract_b_dec does not apply to a transcoder: b_dec belongs to the target"
-            )
-        if not (self.input_factor > 0 and self.output_factor > 0):
-            raise UsageError("input_factor and output_factor must be above 0")
-        if self.rescale_by_decoder_norm and self.sparsity not in RESCALED:
-            raise UsageError(f"rescale_by_decoder_norm does not apply to {self.sparsity}")
+        self._check_loaded()
         if self.skip and not self.d_out:
             raise UsageError(
                 f"{opt('skip', True)} would pass the input itself on",
@@ -113,6 +107,18 @@ class SAEConfig:
             )
         latents = self.latents or max(round(expansion * self.d_in), 1)
         return replace(self, latents=latents, expansion=latents / self.d_in)
+
+    def _check_loaded(self) -> None:
+        """Raise UsageError on values of LOADED_ONLY that cannot be."""
+        if self.subtract_b_dec and self.d_out:
+            raise UsageError(
+                "subtract_b_dec does not apply to a transcoder: b_dec belongs to the target"
+            )
+        check_choice("input_norm", self.input_norm, get_args(InputNorm))
+        if not (0 < self.input_factor < math.inf and 0 < self.output_factor < math.inf):
+            raise UsageError("input_factor and output_factor must be above 0")
+        if self.rescale_by_decoder_norm and self.sparsity not in RESCALED:
+            raise UsageError(f"rescale_by_decoder_norm does not apply to {self.sparsity}")
 
     @property
     def n_latents(self) -> int:

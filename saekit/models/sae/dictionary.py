@@ -186,7 +186,7 @@ class Dictionary(Autoencoder):
     def restored(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The reconstruction (..., D_out) of x (..., D) whose code, or an edited one, decodes to
         x_hat: the input's norm undone, the skip added."""
-        if self.config.input_norm != "none" and not self.transcodes:
+        if not self.transcodes:
             x_hat = denormalized(self.config.input_norm, x_hat, x.to(self.W_enc.dtype))
         skip = self.skip(x)
         return x_hat if skip is None else x_hat + skip

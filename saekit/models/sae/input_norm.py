@@ -19,18 +19,22 @@ EPS = 1e-5
 
 def normalized(norm: InputNorm, x: torch.Tensor) -> torch.Tensor:
     """y (..., D) of x (..., D), differentiable."""
+    if norm == "none" or x.numel() == 0:
+        return x
     if norm == "layer_norm":
         centered = x - x.mean(-1, keepdim=True)
         return centered / (centered.std(-1, keepdim=True) + EPS)
-    return x if norm == "none" else x * _length_factor(x)
+    return x * _length_factor(x)
 
 
 def denormalized(norm: InputNorm, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """x_hat (..., D) in the units of x (..., D), from which `normalized` made the input."""
+    if norm == "none" or x.numel() == 0:
+        return x_hat
     if norm == "layer_norm":
         mean = x.mean(-1, keepdim=True)
         return x_hat * (x - mean).std(-1, keepdim=True) + mean
-    return x_hat if norm == "none" else x_hat / _length_factor(x)
+    return x_hat / _length_factor(x)
 
 
 def _length_factor(x: torch.Tensor) -> torch.Tensor:
