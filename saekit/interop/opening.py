@@ -24,6 +24,7 @@ from saekit.interop import (
     saelens,
     saev,
     sparsify,
+    temporal,
     vit_prisma,
 )
 from saekit.interop.dictionary import Published
@@ -51,6 +52,7 @@ FORMATS = {
     "goodfire": Format(goodfire.recognizes, goodfire.read),
     "deepseek_r1": Format(goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1),
     "saev": Format(saev.recognizes, saev.read),
+    "temporal": Format(temporal.recognizes, temporal.read),
     "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read),
 }
 
