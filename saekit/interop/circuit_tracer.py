@@ -25,6 +25,7 @@ import torch
 from saekit.errors import DataError
 from saekit.interop.cross_layer import Layer, all_layers, one_layer, side_by_side
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     digests,
@@ -40,6 +41,11 @@ from saekit.store.oserrors import reading
 
 SETTINGS = "config.yaml"
 WANDB = ("wandb-config.yaml", "wanb-config.yaml")  # some sets have the second spelling
+FILES = Files(
+    folder=("W_[ed][ne]c_*.safetensors",),
+    file=("layer_*.safetensors", "W_enc_*.safetensors"),
+    beside=("W_dec_{}.safetensors", SETTINGS, *WANDB),
+)
 OF_SET = re.compile(r"layer_(\d+)\.safetensors")
 OF_CLT = re.compile(r"W_(?:enc|dec)_(\d+)\.safetensors")
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec"})

@@ -26,6 +26,19 @@ EXACT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes that float32 ho
 
 
 @dataclass(frozen=True)
+class Files:
+    """What a format reads, as patterns of names relative to the dictionary's folder, so that
+    nothing else is fetched from the hub."""
+
+    folder: tuple[str, ...] = ()
+    """Of the tensors in a folder that is a dictionary; the first that a folder has counts."""
+    file: tuple[str, ...] = ()
+    """Of files that are a dictionary each."""
+    beside: tuple[str, ...] = ()
+    """What is read with these where it exists. {} is what * stands for in the file's name."""
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a dictionary's files say about where it comes from; None: they do not say."""
 
@@ -48,6 +61,14 @@ class Origin:
     """What a user must know about the weights, one sentence each."""
     files: dict[str, str] = field(default_factory=dict)
     """Name -> sha256."""
+    source: str | None = None
+    """The name on the hub that it was opened by; None: local files."""
+    repo: str | None = None
+    """OWNER/REPO on the hub."""
+    commit: str | None = None
+    """Of that repo."""
+    neuronpedia: str | None = None
+    """Its id on neuronpedia.org."""
 
 
 @dataclass(frozen=True)

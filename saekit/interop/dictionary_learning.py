@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     above,
@@ -25,6 +26,7 @@ from saekit.interop.dictionary import (
 from saekit.interop.pickles import Tensors, read_tensors
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
+FILES = Files(folder=(WEIGHTS,), file=(WEIGHTS,), beside=(SETTINGS,))
 ONE_THRESHOLD = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 UNESTIMATED = (
     "Its training did not estimate a threshold: the code is a plain ReLU, as dictionary_learning"

@@ -21,11 +21,21 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.interop.dictionary import Origin, Published, above, digests, need, published, refused
+from saekit.interop.dictionary import (
+    Files,
+    Origin,
+    Published,
+    above,
+    digests,
+    need,
+    published,
+    refused,
+)
 from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS = "params.npz"
+FILES = Files(folder=(WEIGHTS,), file=("*.npz",))
 # what zipfile and zlib raise for a file that is not a whole archive, encrypted or of another kind
 NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})

@@ -16,6 +16,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     above,
@@ -35,6 +36,7 @@ from saekit.interop.dictionary import (
 from saekit.interop.temporal import contextual
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+FILES = Files(folder=(WEIGHTS,), beside=(SETTINGS,))
 OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",

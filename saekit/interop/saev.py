@@ -15,6 +15,7 @@ from typing import Any
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     above,
@@ -31,6 +32,7 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS, SETTINGS = "sae.pt", "config.json"
+FILES = Files(folder=(WEIGHTS,), file=(WEIGHTS,), beside=(SETTINGS,))
 LONGEST_LINE = 1 << 16  # bytes
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
 THRESHOLD = "activation.threshold"  # of a batch-top-k since November 2025

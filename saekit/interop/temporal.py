@@ -17,6 +17,7 @@ import torch
 
 from saekit.errors import DataError, UsageError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     as_float32,
@@ -32,6 +33,7 @@ from saekit.interop.dictionary import (
 from saekit.models.contextual import ContextualConfig
 
 SETTINGS, WEIGHTS = "conf.yaml", "latest_ckpt.safetensors"
+FILES = Files(folder=(WEIGHTS,), beside=(SETTINGS,))
 DEFAULTS = {
     "n_attn_layers": 1,
     "n_heads": 8,
