@@ -53,9 +53,15 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.training.run:TrainResult": ("model",),
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
+    },
+    "Load models": {
         "load": (),
+        "dictionaries": (),
+        "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
+        "export_dictionary": (),
+        "saekit.exporting:ExportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (

@@ -143,7 +143,9 @@ def _list_hooks(model: str, device: str, trust_remote_code: bool, json_: bool) -
     if json_:
         print_json([row._asdict() for row in rows])
     else:
-        typer.echo(table(("hook", "module"), [(row.alias, row.path) for row in rows], left=(0, 1)))
+        heads = ("hook", "TransformerLens", "module")
+        cells = [(row.alias, row.transformer_lens, row.path) for row in rows]
+        typer.echo(table(heads, cells, left=(0, 1, 2)))
 
 
 def _print_plan(plan: HarvestPlan, json_: bool) -> None:

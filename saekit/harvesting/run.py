@@ -62,8 +62,8 @@ def harvest(
     hook: Annotated[
         str | Sequence[str],
         Doc(
-            "blocks.9, blocks.9.mlp, blocks.9.attn or a module path; suffix :in for its input. May"
-            " be given again.",
+            "blocks.9, blocks.9.mlp, blocks.9.attn, blocks.9.attn.z, TransformerLens' names or a"
+            " module path; suffix :in for its input. May be given again.",
             metavar="HOOK...",
         ),
     ] = (),
@@ -89,7 +89,8 @@ def harvest(
         memory, in `result.x` (N,D) for one hook and `result.batches[canonical hook].x` for several,
         on the CPU; only with layout "flat".
     hook: `blocks.9` is the residual stream after block 9, counted from 0; also `blocks.9.mlp`,
-        `blocks.9.attn`, `:in` for an input, or a module path.
+        `blocks.9.attn`, `blocks.9.attn.q|k|v|z`, `:in` for an input, TransformerLens' names
+        (`blocks.9.hook_resid_mid`), or a module path (docs/hooks.md).
     tokenizer, processor: for a text model, for an image model; None: the one that comes with the
         model, or is in the place that it was loaded from.
     resume: continue a harvest that was interrupted. The data must have the same content, a model in
