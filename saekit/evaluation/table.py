@@ -153,6 +153,7 @@ def evaluate(
     if contexts is not None and contexts < 1:
         raise UsageError(f"{opt('contexts', contexts)} must be at least 1")
     given = {"contexts": contexts, "live": live, "processor": processor, "data": data}
+    given["device"] = None if device == "auto" else device
     if not loss_recovered and (named := [name for name in given if given[name] is not None]):
         raise UsageError(
             f"{opt(named[0])} is for the loss recovered", f"add {opt('loss_recovered', True)}"
