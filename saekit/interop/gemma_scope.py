@@ -35,9 +35,9 @@ from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS = "params.npz"
+FILES = Files(folder=(WEIGHTS,), file=("*.npz",))
 # what zipfile and zlib raise for a file that is not a whole archive, encrypted or of another kind
 NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-FILES = Files(folder=(WEIGHTS,), file=("*.npz",))
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
 REPOSITORY = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)$")
 # repository -> (what a dictionary of it reads, what it writes if that is another hook)

@@ -41,7 +41,8 @@ def push(
     Parameters
         path: folder in the repo for the files, as a repo of several dictionaries has them; "": the
             root.
-        public: False: a new repo is private, and an existing public one is refused.
+        public: False: a new repo is private, and an existing public one is refused. An existing
+            repo keeps its visibility.
         card: text of the repo's README.md.
         confirm: gets one question; unless it returns True, nothing is sent.
 

@@ -167,7 +167,7 @@ def dictionaries(
     """
     words = (query or "").lower().split()
     result = []
-    for entry in _entries():
+    for entry in entries():
         text = f"{entry.name} {entry.model} {entry.hook or ''}".lower()
         if all(word in text for word in words) and (model or "").lower() in entry.model.lower():
             result.append(entry.listed)
@@ -225,7 +225,8 @@ def registry_file() -> Path:
     )
 
 
-def _entries() -> Iterator[Entry]:
+def entries() -> Iterator[Entry]:
+    """All of them, in the order of the file."""
     path = registry_file()
     for release, value in _releases(str(path), path.stat().st_mtime_ns).items():
         yield from _of_release(path, release, value)

@@ -50,6 +50,7 @@ class Client:
         return Result(**json.loads(stdout.readline()))
 
     def close(self) -> None:
+        self._process.kill()
         self._process.communicate()
 
 

@@ -48,6 +48,7 @@ class StandInHub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.log: list[tuple[str, str]] = []
         self.uploads: dict[str, bytes] = {}
+        self.down = False
 
     def add(self, name: str, folder: Path | None = None, under: str = "", **settings: Any) -> Repo:
         """A repo with the files of a folder, below the path `under`."""
@@ -91,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.log.append((self.command, path))
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
+        if self.server.down:
+            return self._send(503, b"")
         for pattern, method in ROUTES:
             if match := re.fullmatch(pattern, path):
                 return getattr(self, method)(body, **match.groupdict())
