@@ -31,6 +31,7 @@ from saekit.training.checkpoints import (
     kind_of,
     name_of,
     path_or_model,
+    short_name,
     with_k,
 )
 from saekit.training.fit import by_example
@@ -141,7 +142,9 @@ def open_anomalies(anomalies: RowsLike, rows: Rows) -> Rows:
 def _names(sources: Sequence[str | Autoencoder]) -> list[str]:
     """One for each: the folder's name, or the model's class; where these are not distinct, the
     path, or the class with a number."""
-    short = [Path(name_of(source)).name for source in sources]
+    short = [
+        short_name(source) if isinstance(source, str) else name_of(source) for source in sources
+    ]
     if len(set(short)) == len(short):
         return short
     return [

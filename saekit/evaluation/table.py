@@ -155,11 +155,14 @@ def evaluate(
         raise UsageError(f"{opt('rows', rows)} must be at least 1")
     if contexts is not None and contexts < 1:
         raise UsageError(f"{opt('contexts', contexts)} must be at least 1")
-    if not loss_recovered and (contexts, live, processor, data) != (None, None, None, None):
+    given = {"contexts": contexts, "live": live, "processor": processor, "data": data}
+    given["device"] = None if device == "auto" else device
+    if not loss_recovered and (named := [name for name in given if given[name] is not None]):
         raise UsageError(
-            f"{opt('contexts')} and the model itself are for the loss recovered",
-            f"add {opt('loss_recovered', True)}",
+            f"{opt(named[0])} is for the loss recovered", f"add {opt('loss_recovered', True)}"
         )
+    if processor is not None and live is None:
+        raise UsageError(f"{opt('processor')} is for a model given as {opt('live')}")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
@@ -167,7 +170,7 @@ def evaluate(
     # every k is known to be possible before the first pass over the rows
     runs = open_runs(as_list(checkpoints), source, target_store, any_store)
     models = [(run.with_k(value), value) for run in runs for value in ks]
-    splits = [split or _split(run, source) for run, _ in models]
+    splits: list[Split] = [split or _split(run, source) for run, _ in models]
     losses = None
     if loss_recovered:
         from saekit.evaluation.recovery import Source, losses_recovered

@@ -16,6 +16,7 @@ from saekit.harvesting.hooks import resolve_hook
 from saekit.harvesting.keywords import HarvestKeywords
 from saekit.harvesting.models import LiveModel
 from saekit.options import Doc
+from saekit.store.manifest import Manifest
 
 Dictionary = Annotated[
     str | Path | None,
@@ -138,6 +139,8 @@ def _source(name: str, hooks: tuple[str, ...], options: HarvestKeywords) -> Sour
     said = provenance(config)
     values = {"ctx": said.context, "scope": said.scope}
     targets = tuple(said.target_hook.split("+")) if said.target_hook else ()
+    if recorded := config["training"].get("target_store"):
+        targets = (Manifest.read(Path(recorded)).spec.hook,)
     widths = tuple(config["config"].get("parts") or (config["config"]["d_in"],))
     return Source(
         name=name,

@@ -11,8 +11,10 @@ import torch
 from saekit.errors import DataError
 from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.interop.fit import check_fit
+from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.models.catalog import restore
+from saekit.store.checkpoint import Checkpoint
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
@@ -21,7 +23,6 @@ from saekit.training.checkpoints import (
     catalog_name,
     check_rows,
     for_inference,
-    load,
     name_of,
     path_or_model,
 )
@@ -31,7 +32,7 @@ from saekit.types import Progress
 @dataclass(frozen=True)
 class InspectedModel:
     name: str
-    """The path of the checkpoint; of a model in memory its class."""
+    """The path or name of the checkpoint; of a model in memory its class."""
     model: Autoencoder
     """Takes raw rows, in eval mode, on the CPU."""
     checkpoint: Checkpoint | None
@@ -39,8 +40,9 @@ class InspectedModel:
     store: Store | StackedStore
 
     def scan(self, progress: Callable[[Progress], None]) -> Scan:
-        """One pass over the store, kept beside a checkpoint for the next time."""
-        if self.checkpoint is None:
+        """One pass over the store, kept for the next time in the folder of a checkpoint, if that is
+        saekit's."""
+        if self.checkpoint is None or not self.checkpoint.own:
             return scan_store(self.model, self.store, progress)
         return cached_scan(self.model, self.checkpoint.path, self.store, progress)
 
@@ -89,13 +91,14 @@ def open_pair(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -
     DataError, MissingError."""
     source = path_or_model(checkpoint)
     if isinstance(source, str):
-        described = read_checkpoint(source)
+        described = open_checkpoint(source)
         opened = open_stores(store)
         check_fit(source, described.config, opened, any_store=any_store)
+        config = described.config
+        model = restore(config["model"], config["config"], described.tensors)
     else:
-        described, opened = None, open_stores(store)
-        check_rows(source, opened)
-    model = for_inference(load(source))
+        described, opened, model = None, open_stores(store), for_inference(source)
+        check_rows(model, opened)
     if model.takes != "rows":
         raise DataError(
             f"{name_of(source)} is a {catalog_name(model)} model: its code is of whole examples,"

@@ -112,5 +112,5 @@ def test_an_import_keeps_what_only_published_dictionaries_compute(tmp_path):
 
 def test_an_import_is_not_finetuned(tmp_path):
     import_dictionary(saelens(tmp_path / "src"), tmp_path / "out")
-    with pytest.raises(UsageError, match="was imported"):
+    with pytest.raises(UsageError, match="is a published dictionary"):
         finetune(tmp_path / "out", tmp_path / "tuned", store=write_store(tmp_path / "acts"))

@@ -8,6 +8,7 @@ import json
 import pytest
 import tiny
 import torch
+from command import saekit as command
 from made_dictionaries import saelens, sparsify
 
 import saekit
@@ -153,6 +154,38 @@ def test_a_checkpoint_of_ours_says_everything(model, tmp_path):
     again = saekit.harvest(None, TEXTS, tmp_path / "again", dictionary=run.path)
     assert open_store(again.path).spec == open_store(made.path).spec
     saekit.evaluate(run.path, again.path)
+
+
+def test_the_target_of_our_transcoder_is_that_of_its_store(model, tmp_path):
+    both = saekit.harvest(
+        model, TEXTS, tmp_path / "acts", hook=["blocks.1.mlp:in", "blocks.1.mlp"], ctx=9
+    )
+    reads, gives = both.stores.values()
+    run = saekit.train(
+        reads, tmp_path / "run", target_store=gives, latents=64, k=4, rows=96, batch=32
+    )
+    again, _ = harvested(model, tmp_path / "again", run.path)
+    assert list(again.stores) == list(both.stores)
+    saekit.evaluate(run.path, next(iter(again.stores.values())))
+
+
+def test_the_command_line_takes_model_or_not(capsys, model, dictionary, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    own = origin(
+        saelens(tmp_path / "sae", width=tiny.WIDTH), model_name=model, context_size=9,
+        hook_name="blocks.1.hook_resid_pre",
+    )  # fmt: skip
+    status, out, error = command(
+        capsys, "harvest", "--for", own, texts, tmp_path / "a", "--rows", "50"
+    )
+    assert status == 0 and "transformer.h.1:in" in out and "--ctx 9" in error, error
+    status, out, error = command(
+        capsys, "harvest", "--for", dictionary, model, texts, tmp_path / "b", "--rows", "50"
+    )
+    assert status == 0 and "transformer.h.1:in" in out, error
+    assert command(capsys, "harvest", "--for", own, texts)[0] == 2
+    assert command(capsys, "evaluate", own, "--store", tmp_path / "a")[0] == 0
 
 
 # -- the check -------------------------------------------------------------------------------------
