@@ -53,9 +53,15 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.training.run:TrainResult": ("model",),
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
+    },
+    "Load models": {
         "load": (),
+        "dictionaries": (),
+        "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
+        "export_dictionary": (),
+        "saekit.exporting:ExportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (
@@ -70,6 +76,10 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Evaluate": {
         "evaluate": (),
         "saekit.evaluation.table:Evaluation": (),
+        "saekit.evaluation.table:Recovery": (),
+        "saekit.evaluation.norms:InputNorm": ("apart",),
+        "convert": (),
+        "saekit.evaluation.conversion:ConvertResult": (),
         "compare": (),
         "saekit.evaluation.compare:Comparison": (),
         "saekit.evaluation.compare:ComparisonRow": (),

@@ -21,6 +21,8 @@ _PUBLIC = {
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
+    "export_dictionary": "saekit.exporting",
+    "dictionaries": "saekit.interop.registry",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
     from saekit.estimator import Estimator as Estimator
     from saekit.evaluation.conversion import convert as convert
     from saekit.evaluation.table import evaluate as evaluate
+    from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.interop.importing import import_dictionary as import_dictionary
+    from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.attach import attach as attach
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice

@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from saekit.errors import UsageError, opt
 from saekit.options import COMMON, REQUIRED, Option, options_of
+from saekit_cli.downloads import downloads
 from saekit_cli.settings import expand, read_settings
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def build(verb: Verb, arguments: list[str]) -> Command:
             if _source(context, name) == "DEFAULT_MAP"
         }
         given = Given({name: values[name] for name in library if name in values}, from_file)
-        verb.run(given, **{name: values[name] for name in own if name in values})
+        with downloads(bool(values.get("quiet"))):
+            verb.run(given, **{name: values[name] for name in own if name in values})
 
     # Its signature, from which typer makes the flags.
     parameters = [_parameter(option) for option in every.values()]

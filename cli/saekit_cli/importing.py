@@ -11,6 +11,7 @@ NAME = "import"
 EXAMPLES = [
     "saekit import downloads/layer_12/width_16k/average_l0_82 runs/gemma",
     "saekit import downloads/sae runs/sae --format saelens",
+    "saekit import saelens:gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82 runs/gemma",
 ]
 
 

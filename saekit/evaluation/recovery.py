@@ -123,7 +123,8 @@ class _Passes:
         split: Split,
         models: list[Autoencoder],
     ) -> None:
-        self.live, self.site, self.split, self.models = live, site, split, models
+        self.live, self.site, self.models = live, site, models
+        self.split: Split = split
         self.names = {hook: on_module(live, hook) for hook in site.hooks}
         self.data = Chosen(data, document_ids(site.store, split), inside=True)
         self.labels: dict[str, int] | None = None
@@ -182,7 +183,7 @@ class _Passes:
     def _sums(self, batch: ContextBatch) -> torch.Tensor:
         """(M,B,8) fp64: the sums of each context, for each of M dictionaries."""
         live, site, hooks = self.live, self.site, self.names
-        # the model as it is, and its rows
+        # the model as it is, and its rows; `captured` is in the order in which the hooks ran
         with capture(live, list(hooks.values())) as captured:
             clean_BTV = logits_of(live.forward(batch.inputs))
         fired = {name: hook for hook, name in hooks.items()}

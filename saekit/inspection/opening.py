@@ -8,20 +8,21 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, opt
+from saekit.errors import DataError
 from saekit.inspection.scan import Scan, cached_scan, scan_store
+from saekit.interop.fit import check_fit
+from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import check_takes_rows
-from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.models.catalog import restore
+from saekit.store.checkpoint import Checkpoint
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
-from saekit.store.stack import StackedStore, check_stores, stores_of
+from saekit.store.stack import StackedStore, stores_of
 from saekit.training.checkpoints import (
     ModelLike,
     catalog_name,
     check_rows,
     for_inference,
-    load,
     name_of,
     path_or_model,
 )
@@ -31,7 +32,7 @@ from saekit.types import Progress
 @dataclass(frozen=True)
 class InspectedModel:
     name: str
-    """The path of the checkpoint; of a model in memory its class."""
+    """The path or name of the checkpoint; of a model in memory its class."""
     model: Autoencoder
     """Takes raw rows, in eval mode, on the CPU."""
     checkpoint: Checkpoint | None
@@ -39,8 +40,9 @@ class InspectedModel:
     store: Store | StackedStore
 
     def scan(self, progress: Callable[[Progress], None]) -> Scan:
-        """One pass over the store, kept beside a checkpoint for the next time."""
-        if self.checkpoint is None:
+        """One pass over the store, kept for the next time in the folder of a checkpoint, if that is
+        saekit's."""
+        if self.checkpoint is None or not self.checkpoint.own:
             return scan_store(self.model, self.store, progress)
         return cached_scan(self.model, self.checkpoint.path, self.store, progress)
 
@@ -84,18 +86,19 @@ class InspectedModel:
         ]
 
 
-def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
-    """Model and store, known to fit: the same width, hidden states of the same modality. Raises
-    UsageError (rows in memory), DataError, MissingError."""
+def open_pair(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -> InspectedModel:
+    """Model and store, known to fit (saekit.interop.fit). Raises UsageError (rows in memory),
+    DataError, MissingError."""
     source = path_or_model(checkpoint)
     if isinstance(source, str):
-        described = read_checkpoint(source)
+        described = open_checkpoint(source)
         opened = open_stores(store)
-        _check_checkpoint(source, described, opened)
+        check_fit(source, described.config, opened, any_store=any_store)
+        config = described.config
+        model = restore(config["model"], config["config"], described.tensors)
     else:
-        described, opened = None, open_stores(store)
-        check_rows(source, opened)
-    model = for_inference(load(source))
+        described, opened, model = None, open_stores(store), for_inference(source)
+        check_rows(model, opened)
     if model.takes != "rows":
         raise DataError(
             f"{name_of(source)} is a {catalog_name(model)} model: its code is of whole examples,"
@@ -103,19 +106,3 @@ def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
             f"saekit compare {name_of(source)} --store {opened.path}",
         )
     return InspectedModel(name_of(source), model, described, opened)
-
-
-def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedStore) -> None:
-    check_takes_rows(checkpoint.config["model"], path)
-    check_stores(path, checkpoint.config, store)
-    trained_on, spec = checkpoint.config["spec"], store.spec
-    if trained_on["d_in"] != spec.d_in:
-        raise DataError(
-            f"{path} takes {trained_on['d_in']} values per row ({trained_on['model']},"
-            f" {trained_on['hook']}), {store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
-            f"{opt('store')} with the store that it was trained on, or one of the same hook",
-        )
-    if trained_on["modality"] not in (spec.modality, None):  # None: a published dictionary
-        raise DataError(
-            f"{path} was trained on {trained_on['modality']}, {store.path} holds {spec.modality}"
-        )

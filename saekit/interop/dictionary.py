@@ -26,6 +26,19 @@ EXACT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes that float32 ho
 
 
 @dataclass(frozen=True)
+class Files:
+    """What a format reads, as patterns of names relative to the dictionary's folder, so that
+    nothing else is fetched from the hub."""
+
+    folder: tuple[str, ...] = ()
+    """Of the tensors in a folder that is a dictionary; the first that a folder has counts."""
+    file: tuple[str, ...] = ()
+    """Of files that are a dictionary each."""
+    beside: tuple[str, ...] = ()
+    """What is read with these where it exists. {} is what * stands for in the file's name."""
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a dictionary's files say about where it comes from; None: they do not say."""
 
@@ -48,6 +61,14 @@ class Origin:
     """What a user must know about the weights, one sentence each."""
     files: dict[str, str] = field(default_factory=dict)
     """Name -> sha256."""
+    source: str | None = None
+    """The name on the hub that it was opened by; None: local files."""
+    repo: str | None = None
+    """OWNER/REPO on the hub."""
+    commit: str | None = None
+    """Of that repo."""
+    neuronpedia: str | None = None
+    """Its id on neuronpedia.org."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ def published(
 ) -> Published:
     """Check the tensors and resolve the config. `options`: fields of the config besides those that
     the shapes give. Raises DataError for missing tensors, other dtypes, shapes that do not fit."""
-    tensors = {name: _float32(where, name, tensor) for name, tensor in tensors.items()}
+    tensors = {name: as_float32(where, name, tensor) for name, tensor in tensors.items()}
     if tensors["W_enc"].ndim != 2:
         raise DataError(f"{where}: the encoder has the shape {tuple(tensors['W_enc'].shape)}")
     latents, d_in = tensors["W_enc"].shape
@@ -99,8 +120,8 @@ def published(
     return Published(dataclasses.asdict(config), tensors, origin)
 
 
-def _float32(where: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in float32, contiguous."""
+def as_float32(where: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in float32, contiguous. Raises DataError where that would round."""
     if tensor.dtype not in EXACT:
         raise refused(where, f"dtype of {name}", str(tensor.dtype).removeprefix("torch."))
     return tensor.detach().float().contiguous()
@@ -168,6 +189,15 @@ def number(where: Path, settings: Mapping[str, Any], name: str) -> int:
     raise refused(where, name, value)
 
 
+def factor(where: Path, settings: Mapping[str, Any], name: str) -> float:
+    """A setting that is a number above 0. Raises DataError."""
+    value = settings.get(name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if 0 < value <= torch.finfo(torch.float32).max:
+            return float(value)
+    raise refused(where, name, value)
+
+
 def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -183,6 +213,21 @@ def json_object(path: Path) -> dict[str, Any] | None:
             return read_json(path, "a dictionary") if path.is_file() else None
     except DataError:
         return None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file. Raises DataError for one that does not hold a mapping."""
+    import yaml
+
+    with reading(path):
+        need_regular(path)
+        try:
+            settings = yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} does not hold the settings of a dictionary")
+    return settings
 
 
 def tensor_names(path: Path) -> set[str]:

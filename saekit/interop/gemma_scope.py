@@ -21,11 +21,21 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.interop.dictionary import Origin, Published, above, digests, need, published, refused
+from saekit.interop.dictionary import (
+    Files,
+    Origin,
+    Published,
+    above,
+    digests,
+    need,
+    published,
+    refused,
+)
 from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 WEIGHTS = "params.npz"
+FILES = Files(folder=(WEIGHTS,), file=("*.npz",))
 # what zipfile and zlib raise for a file that is not a whole archive, encrypted or of another kind
 NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
@@ -37,8 +47,8 @@ HOOKS = {
     "att": ("attn.hook_z", None),
     "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
 }
-# of the release (Lieberum et al. 2024, arXiv 2408.05147, section 3): rows of BOS, EOS and padding
-# were left out
+# of the release (Lieberum et al. 2024, arXiv 2408.05147, section 3): no rows of BOS, EOS, padding
+# in training; evaluated on sequences of 1,024 tokens
 CONTEXT, SPECIAL_TOKENS = 1024, {"prepend_bos": True, "exclude_special_tokens": True}
 
 
@@ -46,7 +56,7 @@ def recognizes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(_file(path)) as file:
             names = {_name(Path(member).stem) for member in file.namelist()}
-    except (OSError, *NOT_ZIP):
+    except (OSError, ValueError, *NOT_ZIP):
         return False
     return names >= NAMES
 

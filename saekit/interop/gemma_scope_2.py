@@ -25,6 +25,7 @@ import torch
 from saekit.errors import DataError
 from saekit.interop.cross_layer import Layer, all_layers, one_layer, side_by_side
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     above,
@@ -40,6 +41,11 @@ from saekit.interop.dictionary import (
 from saekit.store.oserrors import reading
 
 SETTINGS, WEIGHTS = "config.json", "params.safetensors"
+FILES = Files(
+    folder=(WEIGHTS, "params_layer_*.safetensors"),
+    file=("params*.safetensors",),
+    beside=(SETTINGS,),
+)
 OF_LAYER = re.compile(r"params_layer_(\d+)\.safetensors")
 NAMES = frozenset({"w_enc", "w_dec", "b_enc", "b_dec", "threshold"})
 SKIP = "affine_skip_connection"

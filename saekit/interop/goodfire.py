@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from saekit.interop.dictionary import Origin, Published, digests, need, published
+from saekit.interop.dictionary import Files, Origin, Published, digests, need, published
 from saekit.interop.pickles import glance, read_tensors
 
+FILES = Files(file=("*.pth", "*.pt"))
 NAME = re.compile(r"(?P<model>.+)-SAE-l(?P<layer>\d+)\.pth?")
 OWNERS = {"Llama": "meta-llama", "DeepSeek": "deepseek-ai"}
 PARTS = ("encoder{}.weight", "encoder{}.bias", "decoder{}.weight", "decoder{}.bias")

@@ -27,6 +27,7 @@ FormatName = Literal[
     "goodfire",
     "deepseek_r1",
     "saev",
+    "temporal",
     "vit_prisma",
 ]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
@@ -38,6 +39,7 @@ class ImportResult:
     """The checkpoint folder."""
     format: str
     sparsity: str
+    """Of a model that is not an SAE its kind."""
     d_in: int
     latents: int
     base_model: str | None
@@ -49,12 +51,18 @@ class ImportResult:
 def import_dictionary(
     src: Annotated[
         str | Path,
-        Doc("Folder or file of the published dictionary.", metavar="SRC", positional=True),
+        Doc(
+            "The published dictionary: a folder or file, hf:OWNER/REPO[@REV]/PATH or"
+            " saelens:RELEASE/SAE_ID.",
+            metavar="SRC",
+            positional=True,
+        ),
     ],
     out: Annotated[str | Path, Doc("Folder to write.", metavar="OUT", positional=True)],
     *,
     format: Annotated[
-        FormatName | None, Doc("Its format (default: the one that its content shows).")
+        FormatName | None,
+        Doc("Its format (default: the one that the registry or its content shows)."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> ImportResult:
@@ -64,17 +72,18 @@ def import_dictionary(
     >>> saekit.import_dictionary("downloads/layer_12/width_16k/average_l0_82", "runs/gemma")
 
     Parameters
-        src: docs/published.md lists the formats.
+        src: docs/published.md lists the formats. Files on the hub are fetched into the cache of
+            huggingface_hub.
         out: the checkpoint folder. config.json has the origin under `published`, and null for what
             the files do not say.
 
-    Raises MissingError when there is nothing at `src`, DataError for an unknown format, a damaged
-    file or a dictionary that saekit does not compute exactly, and where `out` has other files.
+    Raises MissingError when there is nothing at `src` or the hub does not give it, DataError for an
+    unknown format, a damaged file or a dictionary that saekit does not compute exactly, and where
+    `out` has other files.
     """
     dictionary = open_published(src, format)
-    restore(
-        dictionary.model, dictionary.config, dictionary.tensors
-    )  # it must load before it is written
+    # it must load before it is written
+    restore(dictionary.model, dictionary.config, dictionary.tensors)
     with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
         folder.begin({"published": asdict(dictionary.origin)})
         write_checkpoint(folder.path, description(dictionary), dictionary.tensors)
@@ -82,7 +91,7 @@ def import_dictionary(
     return ImportResult(
         str(out),
         origin.format,
-        config["sparsity"],
+        config.get("sparsity", dictionary.model),
         config["d_in"],
         config["latents"],
         origin.base_model,

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from saekit.interop.dictionary import Published, json_object, need, number, refused
-from saekit.interop.lm_saes import dictionary, norm_factor, settings_of, weights_of
+from saekit.interop.dictionary import Files, Published, json_object, need, number, refused
+from saekit.interop.lm_saes import WEIGHTS, dictionary, norm_factor, settings_of, weights_of
 
 SETTINGS = "hyperparams.json"
+FILES = Files(folder=tuple(WEIGHTS), beside=(SETTINGS, "lm_config.json"))
 
 
 def recognizes(path: Path) -> bool:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saekit.interop.dictionary import Published, json_object, need, refused
-from saekit.interop.lm_saes import Hooks, dictionary, settings_of, weights_of
+from saekit.interop.dictionary import Files, Published, json_object, need, refused
+from saekit.interop.lm_saes import WEIGHTS, Hooks, dictionary, settings_of, weights_of
 from saekit.interop.pickles import Tensors
 
 SETTINGS = "config.json"
+FILES = Files(folder=tuple(WEIGHTS), beside=(SETTINGS, "lm_config.json"))
 NORM = "dataset_average_activation_norm."
 LOG_THRESHOLD = "log_jumprelu_threshold"
 SPARSITIES = {"relu": "l1", "jumprelu": "jumprelu", "topk": "topk"}

@@ -12,9 +12,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saekit.interop.dictionary import Origin, Published, digests, need, number, published, refused
+from saekit.interop.dictionary import (
+    Files,
+    Origin,
+    Published,
+    digests,
+    need,
+    number,
+    published,
+    refused,
+)
 from saekit.interop.pickles import glance, need_tensors, read_plain
 
+FILES = Files(file=("*.pt",))
 NAMES = ("pre_bias", "encoder.weight", "latent_bias", "decoder.weight")
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 # their names for places in a block -> those of TransformerLens

@@ -1,10 +1,10 @@
-"""A path -> a published dictionary, in the format that its content shows or that is asked for; or a
-checkpoint, ours or theirs."""
+"""A path or name -> a published dictionary, in the format that its content shows or that is asked
+for; or a checkpoint, ours or theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +16,21 @@ from saekit.interop import (
     gemma_scope,
     gemma_scope_2,
     goodfire,
+    hub,
     llama_scope,
     llamascopium,
     openai,
     pickles,
     qwen_scope,
+    registry,
     saelens,
     saev,
     sparsify,
+    temporal,
     vit_prisma,
 )
-from saekit.interop.dictionary import Published
+from saekit.interop.dictionary import Files, Published
+from saekit.interop.registry import FORMAT_OF, INSTEAD, Entry, completed, resolve
 from saekit.store.checkpoint import Checkpoint, read_checkpoint
 from saekit.store.oserrors import reading
 from saekit.types import SPEC_SCHEMA
@@ -35,47 +39,105 @@ from saekit.types import SPEC_SCHEMA
 class Format(NamedTuple):
     recognizes: Callable[[Path], bool]
     read: Callable[[Path], Published]
+    files: Files
 
 
 FORMATS = {
-    "saelens": Format(saelens.recognizes, saelens.read),
-    "sparsify": Format(sparsify.recognizes, sparsify.read),
-    "dictionary_learning": Format(dictionary_learning.recognizes, dictionary_learning.read),
-    "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read),
-    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read),
-    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read),
-    "openai": Format(openai.recognizes, openai.read),
-    "llama_scope": Format(llama_scope.recognizes, llama_scope.read),
-    "llamascopium": Format(llamascopium.recognizes, llamascopium.read),
-    "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read),
-    "goodfire": Format(goodfire.recognizes, goodfire.read),
-    "deepseek_r1": Format(goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1),
-    "saev": Format(saev.recognizes, saev.read),
-    "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read),
+    "saelens": Format(saelens.recognizes, saelens.read, saelens.FILES),
+    "sparsify": Format(sparsify.recognizes, sparsify.read, sparsify.FILES),
+    "dictionary_learning": Format(
+        dictionary_learning.recognizes, dictionary_learning.read, dictionary_learning.FILES
+    ),
+    "gemma_scope": Format(gemma_scope.recognizes, gemma_scope.read, gemma_scope.FILES),
+    "gemma_scope_2": Format(gemma_scope_2.recognizes, gemma_scope_2.read, gemma_scope_2.FILES),
+    "circuit_tracer": Format(circuit_tracer.recognizes, circuit_tracer.read, circuit_tracer.FILES),
+    "openai": Format(openai.recognizes, openai.read, openai.FILES),
+    "llama_scope": Format(llama_scope.recognizes, llama_scope.read, llama_scope.FILES),
+    "llamascopium": Format(llamascopium.recognizes, llamascopium.read, llamascopium.FILES),
+    "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read, qwen_scope.FILES),
+    "goodfire": Format(goodfire.recognizes, goodfire.read, goodfire.FILES),
+    "deepseek_r1": Format(
+        goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1, goodfire.FILES
+    ),
+    "saev": Format(saev.recognizes, saev.read, saev.FILES),
+    "temporal": Format(temporal.recognizes, temporal.read, temporal.FILES),
+    "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read, vit_prisma.FILES),
 }
 
 
-def open_published(path: str | Path, format: str | None = None) -> Published:
-    """The dictionary at a local file or folder.
+def open_published(src: str | Path, format: str | None = None) -> Published:
+    """The dictionary at a local file or folder, or of a name: `hf:OWNER/REPO[@REV]/PATH`,
+    `saelens:RELEASE/SAE_ID`.
 
-    format: a name in FORMATS; None: the one that the content shows. Raises MissingError where
-    nothing is there, DataError for an unknown format, a damaged file or a dictionary that saekit
-    does not compute exactly, UsageError for another `format`.
+    format: a name in FORMATS; None: the one that the registry or the content shows. Raises
+    MissingError where nothing is there, DataError for an unknown format, a damaged file or a
+    dictionary that saekit does not compute exactly, UsageError for another `format`.
     """
-    path = Path(path)
     if format is not None:
         check_choice("format", format, FORMATS)
-    with reading(path):
-        exists = path.exists()
+    source = locate(src, format)
+    with reading(source.path):
+        exists = source.path.exists()
     if not exists:
-        raise MissingError(f"there is no dictionary at {path}", "give its folder or file")
-    format = format or recognized(path)
+        raise MissingError(f"there is no dictionary at {src}", "give its folder, file or name")
+    format = source.format or recognized(source.path)
     if format is None:
         raise DataError(
-            f"{path} is not a dictionary in a format that saekit knows",
+            f"{src} is not a dictionary in a format that saekit knows",
             f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
         )
-    return FORMATS[format].read(path)
+    entry = source.entry
+    if entry is not None and format == "saelens":
+        dictionary = saelens.read(source.path, entry.overrides)
+    else:
+        dictionary = FORMATS[format].read(source.path)
+    origin = dictionary.origin if entry is None else completed(dictionary.origin, entry)
+    return replace(dictionary, origin=replace(origin, **source.place))
+
+
+class Source(NamedTuple):
+    path: Path
+    """On this machine."""
+    format: str | None
+    """None: its content decides."""
+    entry: Entry | None
+    """Of a name in SAELens' registry."""
+    place: dict[str, str]
+    """Fields of Origin that say where the files are from; empty for local ones."""
+
+
+def locate(src: str | Path, format: str | None = None) -> Source:
+    """The files of a path or name, fetched where they are not here yet. Raises MissingError,
+    UsageError; DataError for an entry of the registry in a format that saekit does not read."""
+    if not is_name(src):
+        return Source(Path(src), format, None, {})
+    entry = resolve(str(src)) if str(src).startswith(registry.PREFIX) else None
+    if entry is None:
+        name = hub.parsed(str(src))
+    else:
+        format, name = format or format_of(entry), hub.HubName(entry.repo, None, entry.path)
+    formats = FORMATS if format is None else {format: FORMATS[format]}
+    fetched = hub.fetch(name, {name: format.files for name, format in formats.items()})
+    place = {"source": str(src), "repo": fetched.repo, "commit": fetched.commit}
+    return Source(fetched.path, format, entry, place)
+
+
+def is_name(src: object) -> bool:
+    """Whether it names a dictionary on the hub, rather than a local path."""
+    return isinstance(src, (str, Path)) and str(src).startswith((hub.PREFIX, registry.PREFIX))
+
+
+def format_of(entry: Entry) -> str:
+    """The name in FORMATS. Raises DataError, with SAELens' name for the format, where there is
+    none."""
+    if (format := FORMAT_OF.get(entry.loader)) in FORMATS:
+        return str(format)
+    raise DataError(
+        f"{entry.name} is in the format {entry.loader} of SAELens, which saekit does not read",
+        INSTEAD.get(entry.loader, "docs/published.md lists what opens").format(
+            repo=entry.repo, path=entry.path
+        ),
+    )
 
 
 def recognized(path: Path) -> str | None:
@@ -90,13 +152,14 @@ def recognized(path: Path) -> str | None:
     return name
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint folder of saekit, or a published dictionary as the checkpoint that an import of
-    it would write. Raises what `read_checkpoint` and `open_published` raise."""
-    if (format := recognized(Path(path))) is None:
-        return read_checkpoint(path)
-    dictionary = open_published(path, format)
-    return Checkpoint(Path(path), description(dictionary), dictionary.tensors)
+def open_checkpoint(src: str | Path) -> Checkpoint:
+    """A checkpoint folder of saekit, or a published dictionary, by its path or name, as the
+    checkpoint that an import of it would write. Raises what `read_checkpoint` and `open_published`
+    raise."""
+    if not is_name(src) and recognized(Path(src)) is None:
+        return read_checkpoint(src)
+    dictionary = open_published(src)
+    return Checkpoint(Path(src), description(dictionary), dictionary.tensors, own=False)
 
 
 def description(dictionary: Published) -> dict[str, Any]:

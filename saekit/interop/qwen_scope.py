@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from saekit.interop.dictionary import Origin, Published, digests, need, published, refused
+from saekit.interop.dictionary import Files, Origin, Published, digests, need, published, refused
 from saekit.interop.pickles import glance, read_tensors
 
+FILES = Files(file=("*.sae.pt",))
 REPOSITORY = re.compile(r"SAE-Res-(.+)-W\d+K-L0_(\d+)")
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
 NEGATIVE = (

@@ -12,6 +12,7 @@ from typing import Any
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    Files,
     Origin,
     Published,
     digests,
@@ -28,6 +29,9 @@ from saekit.interop.dictionary import (
 from saekit.interop.pickles import SUFFIXES, read_tensors
 
 SETTINGS, WEIGHTS = "config.json", "weights.pt"
+FILES = Files(
+    folder=(WEIGHTS, "n_images_*.pt"), file=(WEIGHTS, "n_images_*.pt"), beside=(SETTINGS,)
+)
 SHARED = ("W_enc", "b_enc", "W_dec", "b_dec")
 NORMS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 

@@ -33,6 +33,7 @@ from torch import nn
 
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.interop.opening import is_name, recognized
 from saekit.intervention.config import FinetuneConfig, FinetuneResult
 from saekit.intervention.contexts import Contexts
 from saekit.intervention.keywords import FinetuneKeywords
@@ -44,6 +45,7 @@ from saekit.intervention.subject import (
     model_of,
     open_store_of,
     other_revision,
+    unknown_store,
 )
 from saekit.models.catalog import restore
 from saekit.models.metrics import RowSums
@@ -127,6 +129,8 @@ def finetune(
         )
     place = str(data) if isinstance(data, (str, Path)) else None
     config = FinetuneConfig(data=place, **options)
+    if is_name(source) or recognized(Path(source)) is not None:
+        raise unknown_store(source)
     described, objects = read_checkpoint(source), data if place is None else None
     with nullcontext() if live is None else borrowed(live):
         run = _Finetune(described, Path(out), config, live, objects)

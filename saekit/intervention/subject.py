@@ -21,19 +21,26 @@ from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
 
+KINDS = "fine-tune an SAE of one hook of a language model"
+
+
+def unknown_store(name: str) -> UsageError:
+    """For a published dictionary, or an import of one."""
+    return UsageError(
+        f"{name} is a published dictionary: the store of its training, whose held-out documents are"
+        " needed, is not known",
+        KINDS,
+    )
+
 
 def check_kind(checkpoint: Checkpoint) -> None:
     """Raise UsageError for what cannot be fine-tuned."""
     path, config, spec = checkpoint.path, checkpoint.config["config"], checkpoint.config["spec"]
-    hint = "fine-tune an SAE of one hook of a language model"
+    hint = KINDS
     if checkpoint.config["model"] != "sae":
         raise UsageError(f"{path} holds a {checkpoint.config['model']} model, not an SAE", hint)
     if "published" in checkpoint.config:
-        raise UsageError(
-            f"{path} was imported: the store of its training, whose held-out documents are needed,"
-            " is not known",
-            hint,
-        )
+        raise unknown_store(str(path))
     if spec["modality"] != "text" or spec["model"].startswith("raw:"):
         raise UsageError(
             f"{path} was trained on {spec['model']}: there are no logits to train against", hint

@@ -36,6 +36,9 @@ class Checkpoint:
     path: Path
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor]
+    own: bool = True
+    """Whether the folder is saekit's, to keep scans in; False: a published dictionary, of which
+    `path` may be a name on the hub."""
 
 
 def write_checkpoint(path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

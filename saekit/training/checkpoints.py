@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from saekit.errors import DataError, UsageError, opt
-from saekit.interop.opening import open_checkpoint
+from saekit.interop.opening import is_name, open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import CATALOG, LOADED, check_takes_rows, restore
 from saekit.models.sae import SAE
@@ -47,9 +47,11 @@ def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = N
     b_enc (F,), W_dec (F,D), b_dec (D,).
 
     Parameters
-        checkpoint: a folder, or a published dictionary in one of the formats of docs/published.md;
-            or a model in memory or what `saekit.train` returned, to cut with k or
-            latents. Without these a model in memory is returned as it is.
+        checkpoint: a folder; a published dictionary in one of the formats of docs/published.md, by
+            its local path or its name, `hf:OWNER/REPO[@REV]/PATH` or `saelens:RELEASE/SAE_ID`,
+            whose files are fetched into the cache of huggingface_hub; or a model in memory or what
+            `saekit.train` returned, to cut with k or latents. Without these a model in memory is
+            returned as it is.
         k: at most that of the training: the code keeps the k largest values of a row (topk and the
             variants that share its code, abs-topk). hierarchical (Balagansky et al. 2025, arXiv
             2505.24473) is trained to be good at each k.
@@ -57,8 +59,9 @@ def load(checkpoint: ModelLike, *, k: int | None = None, latents: int | None = N
             et al. 2025, arXiv 2503.17547). k then counts these latents: a matryoshka-topk has more
             of them active per row than in training, where all latents competed.
 
-    Raises MissingError when there is nothing at the path, DataError when it is not a finished
-    checkpoint, UsageError for a k or latents that the model does not have.
+    Raises MissingError when there is nothing at the path or the hub does not give it, DataError
+    when it is not a finished checkpoint, UsageError for a k or latents that the model does not
+    have.
     """
     source = path_or_model(checkpoint)
     if isinstance(source, Autoencoder) and latents is None:
@@ -93,8 +96,14 @@ def as_list(checkpoints: Iterable[ModelLike] | ModelLike) -> list[ModelLike]:
 
 
 def name_of(source: str | Autoencoder) -> str:
-    """What messages call it: the path, or the model's class."""
+    """What messages call it: the path or name, or the model's class."""
     return source if isinstance(source, str) else type(source).__name__
+
+
+def short_name(source: str) -> str:
+    """What tables and pages call it: the folder's name, or the whole name on the hub, whose last
+    part (`average_l0_82`) says little."""
+    return source if is_name(source) else Path(source).name
 
 
 def for_inference(model: Autoencoder) -> Autoencoder:
