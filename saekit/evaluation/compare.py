@@ -110,6 +110,7 @@ def open_inputs(
     anomalies: RowsLike | None,
     k: int,
     seed: int,
+    any_store: bool = False,
 ) -> Inputs:
     """Arguments and errors are those of saekit.compare."""
     split = split or "holdout"
@@ -120,7 +121,7 @@ def open_inputs(
     source = open_rows(store)
     if source.parts:
         raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
-    models = open_runs(runs, source, target_store)
+    models = open_runs(runs, source, target_store, any_store)
     # controls keep as many numbers as one code
     if run := next((run for run in models if isinstance(run.model, Contextual)), None):
         raise UsageError(

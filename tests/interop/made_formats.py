@@ -67,7 +67,6 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: more.saev(path) / "sae.pt",
         lambda path: more.saev(path, more.saev_header("TopK")),
     ],
-    "temporal": [made.temporal],
     "vit_prisma": [
         more.vit_prisma,
         lambda path: more.vit_prisma(path, "gated") / "weights.pt",
