@@ -74,6 +74,10 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Evaluate": {
         "evaluate": (),
         "saekit.evaluation.table:Evaluation": (),
+        "saekit.evaluation.table:Recovery": (),
+        "saekit.evaluation.norms:InputNorm": ("apart",),
+        "convert": (),
+        "saekit.evaluation.conversion:ConvertResult": (),
         "compare": (),
         "saekit.evaluation.compare:Comparison": (),
         "saekit.evaluation.compare:ComparisonRow": (),

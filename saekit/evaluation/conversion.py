@@ -113,7 +113,7 @@ def convert(
     [run] = open_runs([source_path], open_rows(store), target_store)
     old = run.model
     if not isinstance(old, (LargestOfRows, LargestOfBatch)):
-        raise _other_code(source_path, run.kind)
+        raise _other_code(source_path, run.kind, getattr(old, "thresholded", False))
     # the same map with a threshold
     model, count = _thresholded(old), 0
     if isinstance(old, LargestOfRows):
@@ -150,7 +150,9 @@ def convert(
     return result
 
 
-def _other_code(path: str, kind: str) -> UsageError:
+def _other_code(path: str, kind: str, thresholded: bool) -> UsageError:
+    if thresholded:
+        return UsageError(f"{path} ({kind}) has a threshold already")
     kinds = [name for name, v in VARIANTS.items() if issubclass(v, (LargestOfRows, LargestOfBatch))]
     return UsageError(
         f"{path} ({kind}): its code is not the largest values of a row or a batch",

@@ -15,15 +15,16 @@ from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
 from saekit.store.stack import stores_of
 
-APART = 2.0
-"""Rows of one hook on other texts differ by less, a wrong scale or layer by more
-(docs/evaluation.md)."""
+APART = 3.0
+"""Rows of one hook on other texts differ by less, a wrong unit by more (docs/evaluation.md)."""
+CENTERED, PLAIN = "rms distance from the mean row", "rms norm"
+OTHERS = "median norm, in training mean norm"
 
 
 @dataclass(frozen=True)
 class InputNorm:
     measure: str
-    """Root mean square over rows of their `norm`, or of their `distance from the mean`."""
+    """What of the rows: CENTERED, PLAIN or OTHERS."""
     store: float
     training: float
 
@@ -33,9 +34,7 @@ class InputNorm:
         return not 1 / APART <= self.store / self.training <= APART
 
     def line(self) -> str:
-        return (
-            f"{self.store:.4g} in the store, {self.training:.4g} in training (rms {self.measure})"
-        )
+        return f"{self.store:.4g} in the store, {self.training:.4g} in training ({self.measure})"
 
 
 def input_norm(run: EvaluatedModel) -> InputNorm | None:
@@ -48,12 +47,13 @@ def input_norm(run: EvaluatedModel) -> InputNorm | None:
     if (known := _of_training(run.config)) is None:
         return None
     measure, training = known
-    # both are root mean squares of whole rows, so parts of a row add up
-    if measure == "norm":
-        square = sum(store.stats["mean_square_norm"] for store in stores)
+    if measure == OTHERS:
+        size = stores[0].stats["median_norm"]
+    elif measure == PLAIN:  # squares of the hooks of a row add up
+        size = sum(store.stats["mean_square_norm"] for store in stores) ** 0.5
     else:
-        square = sum(math.hypot(*store.stats["std"]) ** 2 for store in stores)
-    return InputNorm(measure, square**0.5, training) if square > 0 else None
+        size = math.hypot(*(value for store in stores for value in store.stats["std"]))
+    return InputNorm(measure, size, training) if size > 0 else None
 
 
 def _of_training(config: dict[str, Any]) -> tuple[str, float] | None:
@@ -64,7 +64,7 @@ def _of_training(config: dict[str, Any]) -> tuple[str, float] | None:
         factor = settings.get("input_factor", 1.0)
         if factor == 1.0 or published.get("normalization") in (None, "none"):
             return None
-        return "norm", settings["d_in"] ** 0.5 / factor
+        return OTHERS, settings["d_in"] ** 0.5 / factor
     # own training scales the mean square of each hook's rows to D, centered or not
     default = "none" if spec["model"].startswith("raw:") else "center+scale"
     mode = config["training"].get("normalize") or default
@@ -74,4 +74,4 @@ def _of_training(config: dict[str, Any]) -> tuple[str, float] | None:
     scale = config["input_scale"]
     scales = scale if isinstance(scale, list) else [scale]
     square = sum(width / scale**2 for width, scale in zip(widths, scales))
-    return "distance from the mean" if mode == "center+scale" else "norm", square**0.5
+    return CENTERED if mode == "center+scale" else PLAIN, square**0.5

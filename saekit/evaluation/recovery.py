@@ -123,7 +123,8 @@ class _Passes:
         split: Split,
         models: list[Autoencoder],
     ) -> None:
-        self.live, self.site, self.split, self.models = live, site, split, models
+        self.live, self.site, self.models = live, site, models
+        self.split: Split = split
         self.names = {hook: on_module(live, hook) for hook in site.hooks}
         self.data = Chosen(data, document_ids(site.store, split), inside=True)
         self.labels: dict[str, int] | None = None

@@ -68,7 +68,11 @@ class Evaluation:
 def evaluate(
     checkpoints: Annotated[
         Sequence[ModelLike] | ModelLike,
-        Doc("Checkpoint folders to evaluate.", metavar="CKPT...", positional=True),
+        Doc(
+            "Checkpoints to evaluate: folders, or published dictionaries by their paths or names.",
+            metavar="CKPT...",
+            positional=True,
+        ),
     ],
     store: Annotated[
         RowsLike,
@@ -123,8 +127,7 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        checkpoints: a checkpoint folder, a model (on any device), what `saekit.train` returned, or
-            a list of these.
+        checkpoints: what `saekit.load` takes, models on any device too, or a list of these.
         store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
@@ -152,11 +155,13 @@ def evaluate(
         raise UsageError(f"{opt('rows', rows)} must be at least 1")
     if contexts is not None and contexts < 1:
         raise UsageError(f"{opt('contexts', contexts)} must be at least 1")
-    if not loss_recovered and (contexts, live, processor, data) != (None, None, None, None):
+    given = {"contexts": contexts, "live": live, "processor": processor, "data": data}
+    if not loss_recovered and (named := [name for name in given if given[name] is not None]):
         raise UsageError(
-            f"{opt('contexts')} and the model itself are for the loss recovered",
-            f"add {opt('loss_recovered', True)}",
+            f"{opt(named[0])} is for the loss recovered", f"add {opt('loss_recovered', True)}"
         )
+    if processor is not None and live is None:
+        raise UsageError(f"{opt('processor')} is for a model given as {opt('live')}")
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
@@ -164,7 +169,7 @@ def evaluate(
     # every k is known to be possible before the first pass over the rows
     runs = open_runs(as_list(checkpoints), source, target_store)
     models = [(run.with_k(value), value) for run in runs for value in ks]
-    splits = [split or _split(run, source) for run, _ in models]
+    splits: list[Split] = [split or _split(run, source) for run, _ in models]
     losses = None
     if loss_recovered:
         from saekit.evaluation.recovery import Source, losses_recovered

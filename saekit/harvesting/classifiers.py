@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from saekit.embedded.silence import quiet_transformers
@@ -61,7 +63,8 @@ def no_head(name: str) -> DataError:
 
 def class_names(live: LiveModel) -> list[str]:
     """The names of the classes, in the order of the logits."""
-    names: dict[int, str] = live.module.config.id2label  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = live.module.config
+    names: dict[int, str] = config.id2label
     return [names[number] for number in sorted(names)]
 
 

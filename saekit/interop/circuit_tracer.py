@@ -14,6 +14,7 @@ wandb-config.yaml of some sets names the activation function.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,11 +32,11 @@ from saekit.interop.dictionary import (
     need,
     published,
     read_safetensors,
+    read_yaml,
     refused,
     tensor_names,
     text,
 )
-from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
 SETTINGS = "config.yaml"
@@ -50,6 +51,9 @@ OF_CLT = re.compile(r"W_(?:enc|dec)_(\d+)\.safetensors")
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec"})
 THRESHOLDS = ("activation_function.threshold", "threshold")
 ACTIVATIONS = ("relu", "jumprelu", "jump_relu")
+# sets of this name for Qwen3 that have no config.yaml; SAELens gives the same model and hooks
+QWEN = re.compile(r"qwen3-(\d+(?:\.\d+)?)b-transcoders")
+OF_QWEN = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
 
 
 def recognizes(path: Path) -> bool:
@@ -89,10 +93,10 @@ def read(path: Path) -> Published:
             f"give the file of one, such as {path / f'layer_{numbers[0]}.safetensors'}",
         )
     listed = _settings(path).get("transcoders")
-    example = f", such as {listed[0]}" if isinstance(listed, list) and listed else ""
+    example = text(listed[0]) if isinstance(listed, list) and listed else None
     raise DataError(
         f"{path / SETTINGS} describes transcoders that are in other files",
-        f"give the file of one{example}",
+        "give the file of one" + (f", such as {example}" if example else ""),
     )
 
 
@@ -179,11 +183,12 @@ def _origin(
     ReLU."""
     settings = _settings(folder)
     wandb = next((folder / name for name in WANDB if (folder / name).is_file()), None)
-    recorded = {} if wandb is None else _yaml(wandb)
+    recorded = {} if wandb is None else read_yaml(wandb)
     for where, value in ((SETTINGS, settings.get("activation")), (wandb, recorded.get("act_fn"))):
         value = value.get("value") if isinstance(value, dict) else value
         if value is not None and value not in ACTIVATIONS:
-            raise refused(folder / str(where), "activation", value)
+            shown = text(value) or type(value).__name__  # YAML can describe endless lists
+            raise refused(folder / str(where), "activation", shown)
     present = [file for file in (folder / SETTINGS, wandb) if file is not None and file.is_file()]
     return Origin(
         format="circuit_tracer",
@@ -204,21 +209,10 @@ def _hooks(name: Any, layers: range | tuple[int, ...] | list[int]) -> str | None
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    """config.yaml; empty where there is none."""
+    """config.yaml; of a set without one, what the name of its repository says."""
     file = folder / SETTINGS
-    return _yaml(file) if file.is_file() else {}
-
-
-def _yaml(file: Path) -> Mapping[str, Any]:
-    """Raises DataError for a file that does not hold a mapping."""
-    import yaml
-
-    with reading(file):
-        need_regular(file)
-        try:
-            settings = yaml.safe_load(file.read_bytes())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataError(f"{file} is not YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise DataError(f"{file} does not hold the settings of transcoders")
-    return settings
+    if file.is_file():
+        return read_yaml(file)
+    parts = Path(os.path.abspath(folder)).parts
+    matches = [match for part in parts if (match := QWEN.search(part))]
+    return OF_QWEN | {"model_name": f"Qwen/Qwen3-{matches[-1][1]}B"} if matches else {}

@@ -87,7 +87,7 @@ def published(
 ) -> Published:
     """Check the tensors and resolve the config. `options`: fields of the config besides those that
     the shapes give. Raises DataError for missing tensors, other dtypes, shapes that do not fit."""
-    tensors = {name: _float32(where, name, tensor) for name, tensor in tensors.items()}
+    tensors = {name: as_float32(where, name, tensor) for name, tensor in tensors.items()}
     if tensors["W_enc"].ndim != 2:
         raise DataError(f"{where}: the encoder has the shape {tuple(tensors['W_enc'].shape)}")
     latents, d_in = tensors["W_enc"].shape
@@ -120,8 +120,8 @@ def published(
     return Published(dataclasses.asdict(config), tensors, origin)
 
 
-def _float32(where: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in float32, contiguous."""
+def as_float32(where: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in float32, contiguous. Raises DataError where that would round."""
     if tensor.dtype not in EXACT:
         raise refused(where, f"dtype of {name}", str(tensor.dtype).removeprefix("torch."))
     return tensor.detach().float().contiguous()
@@ -189,6 +189,15 @@ def number(where: Path, settings: Mapping[str, Any], name: str) -> int:
     raise refused(where, name, value)
 
 
+def factor(where: Path, settings: Mapping[str, Any], name: str) -> float:
+    """A setting that is a number above 0. Raises DataError."""
+    value = settings.get(name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if 0 < value <= torch.finfo(torch.float32).max:
+            return float(value)
+    raise refused(where, name, value)
+
+
 def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -204,6 +213,21 @@ def json_object(path: Path) -> dict[str, Any] | None:
             return read_json(path, "a dictionary") if path.is_file() else None
     except DataError:
         return None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file. Raises DataError for one that does not hold a mapping."""
+    import yaml
+
+    with reading(path):
+        need_regular(path)
+        try:
+            settings = yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} does not hold the settings of a dictionary")
+    return settings
 
 
 def tensor_names(path: Path) -> set[str]:

@@ -1,19 +1,14 @@
 """dictionary_learning folders: ae.pt, a pickled state dict, and config.json.
 
-torch reads ae.pt with weights_only=True, which builds tensors and plain containers and nothing
-else: a pickle that would run code is refused. A BatchTopK code is that of inference: all values
-above the threshold that training estimated, or, where it has not, all positive ones.
+A BatchTopK code is that of inference: all values above the threshold that training estimated, or,
+where it has not, all positive ones.
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from saekit.errors import DataError
 from saekit.interop.dictionary import (
     Files,
     Origin,
@@ -28,8 +23,7 @@ from saekit.interop.dictionary import (
     refused,
     text,
 )
-from saekit.store.files import need_regular
-from saekit.store.oserrors import reading
+from saekit.interop.pickles import Tensors, read_tensors
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
 FILES = Files(folder=(WEIGHTS,), file=(WEIGHTS,), beside=(SETTINGS,))
@@ -38,7 +32,6 @@ UNESTIMATED = (
     "Its training did not estimate a threshold: the code is a plain ReLU, as dictionary_learning"
     " computes it, with many more active latents than k."
 )
-Tensors = dict[str, torch.Tensor]
 
 
 def recognizes(path: Path) -> bool:
@@ -56,7 +49,7 @@ def read(path: Path) -> Published:
         raise refused(path / SETTINGS, "dict_class", kind)
     if buffer.get("io", "out") not in ("in", "out"):  # the target is another module's output
         raise refused(path / SETTINGS, "io", buffer["io"])
-    tensors = read_pickle(path / WEIGHTS)
+    tensors = read_tensors(path / WEIGHTS)
     sparsity, ours, options = KINDS[kind](path / WEIGHTS, tensors)
     origin = Origin(
         format="dictionary_learning",
@@ -72,23 +65,6 @@ def read(path: Path) -> Published:
         files=digests(path / SETTINGS, path / WEIGHTS),
     )
     return published(path, sparsity, ours, origin, **options)
-
-
-def read_pickle(path: Path) -> Tensors:
-    """The tensors of a state dict. Raises DataError for anything else, without running its code."""
-    with reading(path):
-        need_regular(path)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()
-            raise DataError(
-                f"{path} does not load as plain tensors: {reason[0] if reason else error!r}",
-                "saekit does not run the code of a pickle",
-            ) from None
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise DataError(f"{path} does not hold a dict of tensors")
-    return state
 
 
 def _folder(path: Path) -> Path:

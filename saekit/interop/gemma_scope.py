@@ -47,8 +47,8 @@ HOOKS = {
     "att": ("attn.hook_z", None),
     "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
 }
-# of the release (Lieberum et al. 2024, arXiv 2408.05147, section 3): rows of BOS, EOS and padding
-# were left out
+# of the release (Lieberum et al. 2024, arXiv 2408.05147, section 3): no rows of BOS, EOS, padding
+# in training; evaluated on sequences of 1,024 tokens
 CONTEXT, SPECIAL_TOKENS = 1024, {"prepend_bos": True, "exclude_special_tokens": True}
 
 
@@ -56,7 +56,7 @@ def recognizes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(_file(path)) as file:
             names = {_name(Path(member).stem) for member in file.namelist()}
-    except (OSError, *NOT_ZIP):
+    except (OSError, ValueError, *NOT_ZIP):
         return False
     return names >= NAMES
 

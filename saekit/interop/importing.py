@@ -27,6 +27,7 @@ FormatName = Literal[
     "goodfire",
     "deepseek_r1",
     "saev",
+    "temporal",
     "vit_prisma",
 ]
 IMPORT = replace(RUN, verb="import", done="imported", resumable=False)
@@ -38,6 +39,7 @@ class ImportResult:
     """The checkpoint folder."""
     format: str
     sparsity: str
+    """Of a model that is not an SAE its kind."""
     d_in: int
     latents: int
     base_model: str | None
@@ -80,9 +82,8 @@ def import_dictionary(
     `out` has other files.
     """
     dictionary = open_published(src, format)
-    restore(
-        dictionary.model, dictionary.config, dictionary.tensors
-    )  # it must load before it is written
+    # it must load before it is written
+    restore(dictionary.model, dictionary.config, dictionary.tensors)
     with run_folder(Path(out), IMPORT, resume=False, overwrite=overwrite) as folder:
         folder.begin({"published": asdict(dictionary.origin)})
         write_checkpoint(folder.path, description(dictionary), dictionary.tensors)
@@ -90,7 +91,7 @@ def import_dictionary(
     return ImportResult(
         str(out),
         origin.format,
-        config["sparsity"],
+        config.get("sparsity", dictionary.model),
         config["d_in"],
         config["latents"],
         origin.base_model,

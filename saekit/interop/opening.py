@@ -26,6 +26,7 @@ from saekit.interop import (
     saelens,
     saev,
     sparsify,
+    temporal,
     vit_prisma,
 )
 from saekit.interop.dictionary import Files, Published
@@ -59,6 +60,7 @@ FORMATS = {
         goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1, goodfire.FILES
     ),
     "saev": Format(saev.recognizes, saev.read, saev.FILES),
+    "temporal": Format(temporal.recognizes, temporal.read, temporal.FILES),
     "vit_prisma": Format(vit_prisma.recognizes, vit_prisma.read, vit_prisma.FILES),
 }
 

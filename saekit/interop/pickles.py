@@ -62,9 +62,9 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def need_tensors(path: Path, state: Any) -> Tensors:
-    """`state`, if it is a dict of tensors. Raises DataError otherwise."""
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise DataError(f"{path} does not hold a dict of tensors")
+    """`state`, if it is a dict of dense tensors. Raises DataError otherwise."""
+    if not isinstance(state, dict) or not all(map(_is_dense, state.values())):
+        raise DataError(f"{path} does not hold a dict of dense tensors")
     return state
 
 
@@ -77,6 +77,15 @@ def glance(path: Path) -> dict[str, Any]:
     except (*MALFORMED, OSError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether it is a tensor with values of its own, rather than a sparse one or only a shape."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def _is_zip(path: Path) -> bool:

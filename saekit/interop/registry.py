@@ -40,6 +40,7 @@ FORMAT_OF = {
     "goodfire": "goodfire",
     "deepseek_r1": "deepseek_r1",
     "mwhanna_transcoder": "circuit_tracer",
+    "temporal": "temporal",
 }
 # SAELens' loader -> what to do instead
 INSTEAD = {

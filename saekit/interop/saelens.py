@@ -21,6 +21,7 @@ from saekit.interop.dictionary import (
     Published,
     above,
     digests,
+    factor,
     gated,
     integer,
     json_object,
@@ -32,6 +33,7 @@ from saekit.interop.dictionary import (
     tensor_names,
     text,
 )
+from saekit.interop.temporal import contextual
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 FILES = Files(folder=(WEIGHTS,), beside=(SETTINGS,))
@@ -58,7 +60,6 @@ ARCHITECTURES = {
 REASONS = {
     "matching_pursuit": "SAELens ends a row's pursuit by the length of the residual, saekit by the"
     " largest product",
-    "temporal": "it attends to the earlier positions of a context",
 }
 SCALED = "expected_average_only_in"  # its factor is in the weights when SAELens' training ends
 # normalize_activations -> our input_norm
@@ -83,6 +84,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Published:
     which SAELens moves into the weights as it loads."""
     where = path / SETTINGS
     settings = _settings(where, overrides or {})
+    if settings.get("architecture") == "temporal":
+        origin = _origin(path, settings, "temporal")
+        return contextual(where, settings, _weights(path / WEIGHTS, settings), origin)
     architecture = _architecture(where, settings)
     sparsity, own_tensors = ARCHITECTURES[architecture]
     options = _options(where, settings, architecture)
@@ -137,7 +141,7 @@ def _architecture(where: Path, settings: dict[str, Any]) -> str:
 
 def _options(where: Path, settings: dict[str, Any], architecture: str) -> dict[str, Any]:
     """The fields of our config. Raises DataError for values that SAELens does not take either."""
-    normalization, factor = settings["normalize_activations"], settings.get("norm_scaling_factor")
+    normalization = settings["normalize_activations"]
     if not isinstance(normalization, str) or normalization not in NORMS:
         raise refused(where, "normalize_activations", normalization)
     if settings["reshape_activations"] not in ("none", "hook_z"):
@@ -156,10 +160,11 @@ def _options(where: Path, settings: dict[str, Any], architecture: str) -> dict[s
     if normalization == SCALED and "batchtopk" in architecture:
         reason = "a checkpoint of training does not have the factor in its weights"
         raise refused(where, "normalize_activations", normalization, reason)
-    if normalization == SCALED and factor is not None:
-        if not isinstance(factor, (int, float)) or options.get("rescale_by_decoder_norm"):
-            raise refused(where, "norm_scaling_factor", factor)
-        options |= {"input_factor": float(factor), "output_factor": float(factor)}
+    if normalization == SCALED and settings.get("norm_scaling_factor") is not None:
+        scale = factor(where, settings, "norm_scaling_factor")
+        if options.get("rescale_by_decoder_norm"):
+            raise refused(where, "norm_scaling_factor", scale, "it would change the decoder norms")
+        options |= {"input_factor": scale, "output_factor": scale}
     return options
 
 

@@ -26,9 +26,8 @@ from saekit.interop.dictionary import (
     need_matrices,
     published,
     refused,
-    text,
 )
-from saekit.interop.pickles import Tensors, need_tensors, read_plain
+from saekit.interop.pickles import need_tensors, read_plain
 from saekit.store.files import need_regular
 from saekit.store.oserrors import reading
 
@@ -36,13 +35,15 @@ WEIGHTS, SETTINGS = "sae.pt", "config.json"
 FILES = Files(folder=(WEIGHTS,), file=(WEIGHTS,), beside=(SETTINGS,))
 LONGEST_LINE = 1 << 16  # bytes
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
+THRESHOLD = "activation.threshold"  # of a batch-top-k since November 2025
 SCHEMAS = (1, 2, 3, 4, 5)
-# published repositories of version 0.1.0: model and images of the training
+# published repositories of version 0.1.0, all of patches after block 10: model and images
 REPOSITORIES = {
-    "SAE_CLIP_24K_ViT-B-16_IN1K": ("open-clip:ViT-B-16/openai", "ILSVRC/imagenet-1k"),
-    "SAE_BioCLIP_24K_ViT-B-16_iNat21": ("open-clip:hf-hub:imageomics/bioclip", "iNat2021"),
-    "SAE_DINOv2_24K_ViT-B-14_IN1K": ("facebook/dinov2-base", "ILSVRC/imagenet-1k"),
+    "SAE_CLIP_24K_ViT-B-16_IN1K": ("openai/clip-vit-base-patch16", "ILSVRC/imagenet-1k"),
+    "SAE_BioCLIP_24K_ViT-B-16_iNat21": ("hf-hub:imageomics/bioclip", "iNat2021"),
+    "SAE_DINOv2_24K_ViT-B-14_IN1K": ("facebook/dinov2-with-registers-base", "ILSVRC/imagenet-1k"),
 }
+LAYER = 10
 SCALED = (
     "saev trains on rows from which it subtracted their mean, divided so that their mean norm is"
     " sqrt(D), and the file has neither number: give it rows that are normalized in the same way."
@@ -69,21 +70,18 @@ def read(path: Path) -> Published:
     if not header:
         raise DataError(f"{where} does not begin with a line of settings")
     tensors = need_tensors(where, read_plain(where, skip=length))
-    threshold = tensors.pop("activation.threshold", None)
-    need(where, tensors, NAMES)
+    kind = _activation(where, header)
+    need(where, tensors, (*NAMES, THRESHOLD) if kind == "BatchTopK" else NAMES)
     need_matrices(where, tensors, "W_enc", "W_dec")
-    # the activation
-    kind, subtracts = _activation(where, header, tensors)
-    latents = tensors["W_enc"].shape[-1]
-    ours = tensors | {"W_enc": tensors["W_enc"].T}
+    if header.get("schema") == 1 and bool(tensors["b_dec"].any()):
+        raise refused(where, "schema", 1, "it does not say whether b_dec is subtracted from x")
+    ours = {name: tensors[name] for name in NAMES} | {"W_enc": tensors["W_enc"].T}
     if kind == "BatchTopK":
-        if threshold is None or threshold.numel() != 1:
-            raise refused(where, "threshold", None, "its training did not estimate one yet")
-        ours["threshold"] = above(threshold.reshape(1).expand(latents))
-    elif kind != "Relu":
-        hint = "saev's TopK keeps negative values among the k largest; saekit's does not"
-        raise refused(where, "activation", kind, hint)
-    sparsity = "l1" if kind == "Relu" else "jumprelu"
+        threshold = tensors[THRESHOLD]
+        if threshold.numel() != 1 or not bool(threshold.isfinite()):
+            raise refused(where, THRESHOLD, threshold.tolist())
+        ours["threshold"] = above(threshold.reshape(1).expand(len(ours["W_enc"])))
+    sparsity, subtracts = "l1" if kind == "Relu" else "jumprelu", "schema" not in header
     return published(where, sparsity, ours, _origin(where), subtract_b_dec=subtracts)
 
 
@@ -106,43 +104,46 @@ def _header(where: Path) -> tuple[dict[str, Any], int]:
     return (header, len(line)) if isinstance(header, dict) else ({}, 0)
 
 
-def _activation(where: Path, header: dict[str, Any], tensors: Tensors) -> tuple[Any, bool]:
-    """(class of the activation, whether b_dec is subtracted from the input)."""
+def _activation(where: Path, header: dict[str, Any]) -> str:
+    """The class of the activation, Relu or BatchTopK. Raises DataError for another one."""
     if "schema" not in header:
-        return "Relu", True
+        return "Relu"
     schema, settings = header["schema"], header.get("cfg")
     if schema not in SCHEMAS or not isinstance(settings, dict):
         raise refused(where, "schema", schema)
     activation = settings.get("activation", header.get("cls"))
     kind = activation.get("cls") if isinstance(activation, dict) else activation
-    if schema == 1 and bool(tensors["b_dec"].any()):
-        raise refused(where, "schema", 1, "it does not say whether b_dec is subtracted from x")
-    return kind, False
+    if not isinstance(kind, str) or kind not in ("Relu", "BatchTopK"):
+        negative = "saev's TopK keeps negative values among the k largest; saekit's does not"
+        raise refused(where, "activation", kind, negative if kind == "TopK" else "")
+    return kind
 
 
 def _origin(where: Path) -> Origin:
     """From the training's config.json and the repository's name."""
     settings = json_object(where.with_name(SETTINGS)) or {}
     data = next((d for n in ("data", "train_data") if isinstance(d := settings.get(n), dict)), {})
-    places = [part for part in where.absolute().parts if part.split("--")[-1] in REPOSITORIES]
-    model, images = REPOSITORIES[places[-1].split("--")[-1]] if places else (None, None)
+    names = [part.split("--")[-1] for part in where.absolute().parts]  # of a hub's cache too
+    repository = next((name for name in reversed(names) if name in REPOSITORIES), None)
+    model, images = REPOSITORIES[repository] if repository else (None, None)
+    layer = integer(data.get("layer", LAYER if repository else None))
     # what its training did to the rows
-    scales = [data.get(name) for name in ("scale_mean", "scale_norm") if name in data]
+    scales = [data[name] for name in ("scale_mean", "scale_norm") if name in data]
     if not scales:
         normalization, notes = None, (UNKNOWN,)
     elif any(scales):
         normalization, notes = "scale_mean, scale_norm", (SCALED,)
     else:
         normalization, notes = "none", ()
-    layer = integer(data.get("layer"))
     return Origin(
         format="saev",
         base_model=model,
-        hook=None if layer is None else f"vit_layers[{layer}]",
+        hook=None if layer is None or layer < 0 else f"blocks.{layer}",
         layer=layer,
-        dataset=images or text(data.get("shard_root")) or text(data.get("shards")),
-        # cls, patches or meanpool; since schema 2 special, content or all
-        special_tokens={name: data[name] for name in ("patches", "tokens") if name in data},
+        dataset=images,
+        # cls, patches or meanpool; in later versions special, content or all
+        special_tokens={name: data[name] for name in ("patches", "tokens") if name in data}
+        or ({"patches": "patches"} if repository else {}),
         normalization=normalization,
         notes=notes,
         files=digests(where),

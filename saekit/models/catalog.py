@@ -12,6 +12,7 @@ import torch
 from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.contextual import Contextual, ContextualConfig
 from saekit.models.conv import Conv, ConvConfig
 from saekit.models.cross_layer import CrossLayerConfig, CrossLayerTranscoder
 from saekit.models.dense import Dense, DenseConfig, Linear, LinearConfig
@@ -63,15 +64,17 @@ LOADED: dict[str, Entry] = {
     "cross_layer": Entry(
         CrossLayerConfig, CrossLayerTranscoder, "cross-layer transcoder: one encoder per layer"
     ),
+    "contextual": Entry(
+        ContextualConfig, Contextual, "a sparse code of what earlier positions do not predict"
+    ),
 }
-"""Models that are opened and imported; none can be trained, and no verb reads the rows of all
-layers at once."""
+"""Models that are opened and imported; none can be trained."""
 
 
 def check_takes_rows(name: str, where: str) -> None:
-    """Raise UsageError for a model that is only opened: for verbs that read rows. `where` says in
-    the error which one it is."""
-    if name in LOADED:
+    """Raise UsageError for a model that reads all layers at once: for verbs that read rows. `where`
+    says in the error which one it is."""
+    if name == "cross_layer":
         raise UsageError(
             f"{where} holds a {name} model ({LOADED[name].line}), and no store has the rows of all"
             " layers side by side",

@@ -156,9 +156,12 @@ class RowSums:
     def add_output(self, x: torch.Tensor, output: Output, mask: torch.Tensor | None = None) -> None:
         """One batch of any layout, (B,D), (B,T,D) or (B,H,W,D); `mask` says which positions are
         rows."""
-        D = x.shape[-1]
+        D, code = x.shape[-1], output.code
         rows = slice(None) if mask is None else mask.flatten()
-        self.add(x.reshape(-1, D)[rows], output.x_hat.reshape(-1, D)[rows], output.code)
+        # one code per position, or one for a whole example
+        if mask is not None and code.shape[:-1] == mask.shape:
+            code = code.view(mask.numel(), code.shape[-1])[rows]
+        self.add(x.reshape(-1, D)[rows], output.x_hat.reshape(-1, D)[rows], code)
         self.examples += len(x)
         for metric in OUTPUT_METRICS:
             if metric.name in output.extras:

@@ -144,6 +144,9 @@ def test_other_codes_and_models_in_memory_are_refused(acts, run, tmp_path):
         with pytest.raises(UsageError, match="not the largest values of a row or a batch") as error:
             saekit.convert(tmp_path / sparsity, out, store=acts)
         assert "batchtopk" in error.value.hint and not out.exists()
+    saekit.convert(run("topk"), tmp_path / "once", store=acts)
+    with pytest.raises(UsageError, match="has a threshold already"):
+        saekit.convert(tmp_path / "once", out, store=acts)
     with pytest.raises(UsageError, match="in memory"):
         saekit.convert(VARIANTS["topk"](d_in=16, latents=32, k=4), out, store=acts)
     with pytest.raises(UsageError, match="OUT is the checkpoint itself"):

@@ -4,10 +4,13 @@ refused."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 
+import made_dictionaries
 import numpy as np
 import pytest
 import tiny
@@ -16,12 +19,12 @@ import torch.nn.functional as nnF
 from command import saekit as saekit_cli
 from made_language import HARVEST, decided_model, made_language, write_words
 from made_runs import rows_store
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 import saekit
 from saekit.embedded import digits, model_folder
 from saekit.embedded.silence import quiet_transformers
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, MissingError, UsageError
 from saekit.evaluation import recovery
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import LOSS_METRICS
@@ -334,7 +337,7 @@ def test_what_has_no_loss_is_refused_by_name(made, tmp_path):
     with pytest.raises(UsageError, match="rows in memory do not say which model"):
         saekit.evaluate(Constant(32, 1.0), torch.randn(50, 32), **wanted)
     for options in ({"contexts": 5}, {"data": ["the cat"]}):
-        with pytest.raises(UsageError, match="are for the loss recovered"):
+        with pytest.raises(UsageError, match="is for the loss recovered"):
             saekit.evaluate(made.run, made.store, **options)
     with pytest.raises(UsageError, match="contexts=0"):
         saekit.evaluate(made.run, made.store, contexts=0, **wanted)
@@ -357,6 +360,57 @@ def test_the_callers_model_comes_back_as_it_was(made):
     assert values(given) == values(named)
     assert module.training and all(p.requires_grad for p in module.parameters())
     assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_store_of_objects_takes_these_objects(made, tmp_path):
+    module = AutoModelForCausalLM.from_pretrained(made.model)
+    texts = Path(made.text).read_text().split("\n\n")
+    options = HARVEST | {"tokenizer": AutoTokenizer.from_pretrained(made.model)}
+    saekit.harvest(module, texts, tmp_path / "store", hook="blocks.1", **options)
+    given = {"live": module, "data": iter(texts), "loss_recovered": True}
+    [objects] = saekit.evaluate(saekit.load(made.run), tmp_path / "store", **given)
+    [files] = saekit.evaluate(saekit.load(made.run), made.store, loss_recovered=True)
+    assert objects.recovery.predictions == files.recovery.predictions
+    # texts in memory come in another order
+    assert values(objects)["ce_sae"] == pytest.approx(values(files)["ce_sae"], rel=1e-6)
+    with pytest.raises(MissingError, match="has other weights"):
+        with torch.no_grad():
+            module.model.layers[0].mlp.down_proj.weight.add_(1)
+        saekit.evaluate(made.run, tmp_path / "store", **given | {"data": texts})
+
+
+def test_a_classifier_in_memory_is_one_level_deeper_than_what_was_harvested(patches):
+    folder, _ = model_folder("embedded:digits-vit")
+    module = AutoModelForImageClassification.from_pretrained(folder)
+    run = Constant(64, 0.5)
+    options = {"loss_recovered": True, "contexts": 20}
+    [given] = saekit.evaluate(run, patches, live=module, **options)
+    [named] = saekit.evaluate(run, patches, **options)
+    assert values(given) == values(named)
+    with pytest.raises(DataError, match="no classification head"):
+        saekit.evaluate(run, patches, live=module.vit, **options)
+
+
+def test_packed_contexts_are_what_is_resampled(made, tmp_path):
+    store = tmp_path / "store"
+    saekit.harvest(made.model, made.text, store, hook="blocks.1", pack=True, **HARVEST)
+    [found] = saekit.evaluate(Constant(32, 0.5), store, loss_recovered=True)
+    assert found.recovery.documents == found.recovery.contexts > 60
+
+
+def test_a_published_dictionary_is_judged_on_all_documents(made, tmp_path):
+    source = made_dictionaries.saelens(tmp_path / "sae", width=32)
+    [found] = saekit.evaluate(source, made.store, loss_recovered=True)
+    assert found.recovery.documents == 60 and values(found)["kl_sae"] > 0
+
+
+def test_without_losses_transformers_is_not_imported(made):
+    code = (
+        f"import sys, saekit; saekit.evaluate({str(made.run)!r}, {str(made.store)!r});"
+        " print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_command_line_prints_a_second_table_and_json(made, capsys):

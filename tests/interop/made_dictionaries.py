@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save_file
 
 D, F, K = 16, 48, 5
+HEADS, BOTTLENECK = 4, 4  # of a temporal SAE
 D_OUT = 12  # of transcoders whose format allows another width
 Tensors = dict[str, torch.Tensor]
 
@@ -70,6 +72,66 @@ def saelens(path: Path, architecture: str = "standard", width: int = D, **settin
     if "skip" in architecture:
         tensors["W_skip"] = torch.randn(D_OUT, width, generator=gen) * 0.3
     return _folder(path, config | settings, "sae_weights.safetensors", tensors)
+
+
+def temporal_parts(layers: int = 1) -> Tensors:
+    """W_dec (F,D), b_dec and the attention over codes of a temporal SAE."""
+    gen, w = torch.Generator().manual_seed(5), weights()
+    sizes = {"k_ctx": F // BOTTLENECK, "q_target": F // BOTTLENECK, "v_ctx": F, "c_proj": F}
+    tensors = {name: w[name] for name in ("W_dec", "b_dec")}
+    for layer in range(layers):
+        for name, size in sizes.items():
+            part = f"attn_layers.{layer}.{name}"
+            tensors[f"{part}.weight"] = torch.randn(size, F, generator=gen)
+            tensors[f"{part}.bias"] = torch.randn(size, generator=gen) * 0.1
+    return tensors
+
+
+def saelens_temporal(path: Path, **settings) -> Path:
+    """A temporal SAE as SAELens saves it. `settings` change cfg.json."""
+    config = {
+        "d_in": D,
+        "d_sae": F,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "constant_scalar_rescale",
+        "activation_normalization_factor": 0.4,
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.12", "hook_name": "blocks.12.hook_resid_post"},
+        "architecture": "temporal",
+        "n_heads": HEADS,
+        "n_attn_layers": 1,
+        "bottleneck_factor": BOTTLENECK,
+        "sae_diff_type": "topk",
+        "kval_topk": K,
+        "tied_weights": True,
+    } | settings
+    tensors = temporal_parts(config["n_attn_layers"])
+    if not config["tied_weights"]:
+        tensors["W_enc"] = weights()["W_enc"]
+    return _folder(path, config, "sae_weights.safetensors", tensors)
+
+
+def temporal(path: Path, **changed) -> Path:
+    """A folder of canrager/temporalSAEs. `changed` changes the section `sae`."""
+    sae = {
+        "exp_factor": F // D,
+        "n_heads": HEADS,
+        "n_attn_layers": 1,
+        "bottleneck_factor": BOTTLENECK,
+        "sae_diff_type": "topk",
+        "kval_topk": K,
+        "tied_weights": True,
+        "scaling_factor": 0.4,
+    } | changed
+    names = {"W_dec": "D", "b_dec": "b"}
+    tensors = {names.get(name, name): tensor for name, tensor in temporal_parts().items()}
+    path.mkdir(parents=True)
+    save_file(tensors, path / "latest_ckpt.safetensors")
+    sections = {"llm": {"dimin": D}, "sae": sae, "data": {"dtype": "bfloat16"}}
+    (path / "conf.yaml").write_text(yaml.safe_dump(sections))
+    return path
 
 
 def old_saelens(path: Path, **settings) -> Path:

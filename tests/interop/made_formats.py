@@ -17,8 +17,13 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.saelens(path, "topk"),
         lambda path: made.saelens(path, "gated"),
         lambda path: made.saelens(path, "jumprelu"),
+        lambda path: made.saelens(path, "batchtopk"),
+        lambda path: made.saelens(path, "jumprelu_skip_transcoder"),
+        made.saelens_temporal,
         made.old_saelens,
+        made.saelens_temporal,
     ],
+    "temporal": [made.temporal],
     "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
     "dictionary_learning": [
         *(
@@ -36,6 +41,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
     ],
     "gemma_scope_2": [
         gemma.scope_2,
+        lambda path: gemma.scope_2(path, described=False),
         lambda path: gemma.scope_2(path, "transcoder_all", affine=True),
         lambda path: gemma.of_layers(path, "clt"),
         lambda path: gemma.of_layers(path, "crosscoder"),

@@ -60,6 +60,13 @@ def test_what_the_settings_of_a_set_say(tmp_path):
     assert open_published(path).origin.hook is None
 
 
+def test_a_set_of_qwen_without_settings_is_known_by_its_repository(tmp_path):
+    path = transcoder(tmp_path / "models--mwhanna--qwen3-14b-transcoders-lowl0" / "snapshots" / "a")
+    (path.parent / "config.yaml").unlink()
+    origin = open_published(path).origin
+    assert origin.base_model == "Qwen/Qwen3-14B" and origin.hook == "blocks.3.mlp.hook_in"
+
+
 def test_a_folder_opens_where_it_holds_one_layer(tmp_path):
     transcoder(tmp_path / "set")
     assert open_published(tmp_path / "set").origin.layer == 3
@@ -86,6 +93,11 @@ def test_another_activation_function_is_refused(tmp_path):
     (other.parent / "config.yaml").write_text(yaml.dump(CONFIG | {"activation": "topk", "k": 32}))
     with pytest.raises(DataError, match='activation = "topk"'):
         saekit.load(other)
+    # a value that would be long to show
+    bomb = "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40))
+    (other.parent / "config.yaml").write_text(f"x0: &x0 [1]\n{bomb}activation: *x39\n")
+    with pytest.raises(DataError, match='activation = "list"'):
+        open_published(other)
 
 
 def test_tensors_that_are_not_explained_are_refused(tmp_path):

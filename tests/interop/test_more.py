@@ -26,6 +26,7 @@ from made_more import (
 )
 from safetensors.torch import load_file, save_file
 
+from saekit import import_dictionary
 from saekit.errors import DataError
 from saekit.interop.opening import open_published
 from saekit.training.checkpoints import load
@@ -237,6 +238,17 @@ def test_code_and_reconstruction_are_those_of_the_format(tmp_path, name):
     compare(write(tmp_path / "sae"), rows(), result_of(rows()))
 
 
+@pytest.mark.parametrize(
+    "name", ["openai topk", "llama_scope transcoder", "llamascopium topk", "vit_prisma layer_norm"]
+)
+def test_an_import_computes_the_same(tmp_path, name):
+    source, x = CASES[name][0](tmp_path / "src"), rows().float()
+    import_dictionary(source, tmp_path / "out")
+    imported, published = load(tmp_path / "out"), load(source)
+    assert imported.config == published.config
+    assert torch.equal(imported(x).x_hat, published(x).x_hat)
+
+
 def test_a_gated_dictionary_of_vit_prisma(tmp_path):
     path = vit_prisma(tmp_path / "sae", "gated", normalize_activations="none")
     compare(path, rows(), gated(rows(), path), tolerance=1e-6)  # exp(r) W_enc is rounded
@@ -310,21 +322,24 @@ def test_what_the_files_and_their_names_say_of_their_origin(tmp_path):
 
 
 def test_saev_takes_model_layer_and_patches_from_what_is_beside_the_file(tmp_path):
-    plain = open_published(saev(tmp_path / "a")).origin
-    assert plain.base_model is None and plain.normalization is None
-    assert "does not say" in plain.notes[0]
+    alone = open_published(saev(tmp_path / "a")).origin
+    assert alone.base_model is None and alone.hook is None and alone.normalization is None
+    assert "does not say" in alone.notes[0]
     path = saev(tmp_path / "SAE_CLIP_24K_ViT-B-16_IN1K")
-    data = {"layer": -2, "patches": "patches", "scale_mean": True, "scale_norm": True}
+    origin = open_published(path).origin
+    assert (origin.base_model, origin.hook) == ("openai/clip-vit-base-patch16", "blocks.10")
+    assert origin.special_tokens == {"patches": "patches"}
+    data = {"layer": -2, "patches": "cls", "scale_mean": True, "scale_norm": True}
     (path / "config.json").write_text(json.dumps({"data": data}))
     origin = open_published(path).origin
-    assert origin.base_model == "open-clip:ViT-B-16/openai" and origin.layer == -2
-    assert origin.special_tokens == {"patches": "patches"}
+    assert origin.layer == -2 and origin.hook is None, "counted from the end of another model"
+    assert origin.special_tokens == {"patches": "cls"}
     assert origin.normalization == "scale_mean, scale_norm" and "mean norm" in origin.notes[0]
     unscaled = {"layer": 23, "tokens": "content", "scale_norm": False}
     (path / "config.json").write_text(json.dumps({"train_data": unscaled}))
     origin = open_published(path).origin
+    assert origin.hook == "blocks.23" and origin.special_tokens == {"tokens": "content"}
     assert origin.normalization == "none" and not origin.notes
-    assert origin.special_tokens == {"tokens": "content"}
 
 
 def test_files_open_by_their_path_and_by_that_of_their_folder(tmp_path):

@@ -60,7 +60,9 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     "sae_weights.dcp is a distributed checkpoint": lambda path: llamascopium(path, suffix=".dcp"),
     'k = "unknown"': lambda path: qwen_scope(path, "downloads"),
     'activation = "TopK"': lambda path: saev(path, saev_header("TopK", top_k=5)),
-    "threshold = None": lambda path: saev(path, saev_header("BatchTopK", top_k=5)),
+    "activation.threshold = nan": lambda path: saev(
+        path, saev_header("BatchTopK"), **{"activation.threshold": torch.tensor(torch.nan)}
+    ),
     "schema = 1": lambda path: saev(path, {"schema": 1, "cls": "Relu", "cfg": {"d_vit": D}}),
     "schema = 9": lambda path: saev(path, saev_header("Relu", schema=9)),
     'architecture = "jumprelu"': lambda path: vit_prisma(path, architecture="jumprelu"),
@@ -162,6 +164,8 @@ def test_damaged_headers_and_archives_of_saev_are_refused(tmp_path):
     [
         lambda state: state | {"stray": torch.zeros(2)},
         lambda state: state | {"pre_bias": "zeros"},
+        lambda state: state | {"pre_bias": torch.zeros(D).to_sparse()},
+        lambda state: state | {"pre_bias": torch.zeros(D, device="meta")},
         lambda state: state | {"encoder.weight": torch.zeros(3)},
         lambda state: state | {"encoder.weight": torch.tensor(1.0)},
         lambda state: state | {"latent_bias": torch.zeros(F + 1)},
@@ -185,6 +189,13 @@ def test_other_shapes_are_refused_by_every_format_with_these_names(tmp_path, nam
     for path in (prisma, saev(tmp_path / "b", **{name: odd})):
         with pytest.raises(DataError):
             load(path)
+
+
+def test_a_threshold_that_is_missing_or_unexplained_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no tensor activation\.threshold"):
+        load(saev(tmp_path / "a", saev_header("BatchTopK", top_k=5)))
+    with pytest.raises(DataError, match=r"tensor activation\.threshold"):
+        load(saev(tmp_path / "b", **{"activation.threshold": torch.tensor(0.3)}))
 
 
 def test_a_folder_with_several_weights_asks_for_one(tmp_path):

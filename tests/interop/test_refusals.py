@@ -36,7 +36,6 @@ def in_and_out(path: Path) -> Path:
 
 
 REFUSED = {
-    'architecture = "temporal"': lambda path: saelens(path, "temporal"),
     'architecture = "matching_pursuit"': lambda path: saelens(path, "matching_pursuit"),
     'activation_fn = "tanh-relu"': lambda path: old_saelens(path, activation_fn_str="tanh-relu"),
     "k = 2.5": lambda path: saelens(path, "topk", k=2.5),

@@ -91,6 +91,21 @@ def test_a_metric_is_printed_by_its_own_form_and_not_where_it_does_not_apply():
     assert all(metric.meaning and metric.of is not None for metric in ROW_METRICS)
 
 
+def test_the_explained_variance_about_zero_forgives_a_long_mean():
+    x = torch.randn(50, 8, dtype=torch.float64) + 100
+    x_hat = x.mean(0).expand_as(x)
+    sums = RowSums(None)
+    for part in torch.arange(50).split(13):
+        sums.add(x[part], x_hat[part], x)
+    figures = sums.figures()
+    expected = 1 - (x - x_hat).square().sum() / x.square().sum()
+    assert figures["ev_zero"] == pytest.approx(float(expected), rel=1e-12)
+    assert figures["ev_zero"] > 0.999 and figures["fvu"] == pytest.approx(1.0)
+    zeros = RowSums(None)
+    zeros.add(torch.zeros(3, 2), torch.ones(3, 2), torch.ones(3, 2))
+    assert METRICS["ev_zero"].text(zeros.figures()["ev_zero"]) == "-"
+
+
 def test_figures_do_not_depend_on_the_batches():
     x, x_hat = torch.randn(100, 8) + 5, torch.randn(100, 8) + 5
     z = torch.randn(100, 12).relu()

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_dictionaries import D, F, K, dictionary_learning, old_saelens, saelens, sparsify
+from made_dictionaries import (
+    D,
+    F,
+    K,
+    dictionary_learning,
+    old_saelens,
+    saelens,
+    saelens_temporal,
+    sparsify,
+)
 
 from saekit.training.checkpoints import load
 
@@ -89,12 +98,28 @@ def test_saelens(tmp_path, name):
     compare_saelens(path, sae, ROUNDED if kind == "gated" else DTYPES)
 
 
-@pytest.mark.parametrize("settings", [{}, {"hook_point": "blocks.3.attn.hook_z"}])
-def test_saelens_before_6(tmp_path, settings):
+@pytest.mark.parametrize(
+    ("settings", "heads"),
+    [
+        ({}, 0),
+        ({"hook_point": "blocks.3.attn.hook_z"}, 4),
+        (  # such as OpenAI's dictionaries of GPT-2 in SAELens' files
+            {
+                "activation_fn_str": "topk",
+                "activation_fn_kwargs": {"k": K},
+                "normalize_activations": "layer_norm",
+                "finetuning_scaling_factor": False,
+            },
+            0,
+        ),
+        ({"normalize_activations": False, "architecture": "standard"}, 0),
+    ],
+)
+def test_saelens_before_6(tmp_path, settings, heads):
     package = pytest.importorskip("sae_lens", reason=WHY)
     path = old_saelens(tmp_path / "sae", **settings)
     sae = package.SAE.load_from_disk(path, device="cpu")
-    compare_saelens(path, sae, heads=4 if settings else 0)
+    compare_saelens(path, sae, heads=heads)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -164,3 +189,28 @@ def test_a_threshold_that_dictionary_learning_did_not_estimate(tmp_path, kind):
     path = dictionary_learning(tmp_path / "trainer_0", kind, threshold=-1.0)
     dictionary = package.from_pretrained(path / "ae.pt")
     compare(path, dictionary, lambda theirs, x: theirs.encode(x), lambda theirs, x: theirs(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tied_weights": False, "n_attn_layers": 2},
+        {"apply_b_dec_to_input": False, "sae_diff_type": "relu"},
+        {"normalize_activations": "layer_norm"},
+        {"normalize_activations": "constant_norm_rescale"},
+    ],
+)
+def test_a_temporal_sae_of_saelens(tmp_path, settings):
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    path = saelens_temporal(tmp_path / "sae", **settings)
+    theirs, ours = package.SAE.load_from_disk(path, device="cpu"), load(path)
+    contexts = 8 * torch.randn(6, 9, D, generator=torch.Generator().manual_seed(4))
+    for dtype, relative in DTYPES.items():
+        x, ours, theirs = contexts.to(dtype), ours.to(dtype), theirs.to(dtype)
+        theirs.dtype = dtype
+        with torch.no_grad():
+            output, code, x_hat = ours(x), theirs.encode(x), theirs(x)
+        assert code.any()
+        for mine, other in ((output.code, code), (output.x_hat, x_hat)):
+            assert float((mine - other).abs().max() / other.abs().max()) <= relative
