@@ -60,6 +60,8 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.interop.registry:Listed": (),
         "import_dictionary": (),
         "saekit.interop.importing:ImportResult": (),
+        "export_dictionary": (),
+        "saekit.exporting:ExportResult": (),
     },
     "Use a model": {
         "saekit.models.sae:SAE": (
@@ -89,6 +91,12 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.query:FeatureRow": (),
     },
     "Change a running model": {
+        "attach": (),
+        "saekit.intervention.live:Live": (
+            *("add", "clamp", "ablate", "scale", "keep_only", "swap", "when", "clear", "edits"),
+        ),
+        "saekit.intervention.live:Where": (),
+        "saekit.intervention.live:AttachedDictionary": ("model", "hooks", "edits", "clear"),
         "splice": (),
         "finetune": (),
         "saekit.intervention.config:FinetuneResult": (),

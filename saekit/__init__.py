@@ -15,11 +15,13 @@ _PUBLIC = {
     "harvest": "saekit.harvesting.run",
     "capture": "saekit.harvesting.hooks",
     "splice": "saekit.intervention.splice",
+    "attach": "saekit.intervention.attach",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
+    "export_dictionary": "saekit.exporting",
     "dictionaries": "saekit.interop.registry",
     "load": "saekit.training.checkpoints",
     "evaluate": "saekit.evaluation.table",
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
     from saekit.estimator import Estimator as Estimator
     from saekit.evaluation.conversion import convert as convert
     from saekit.evaluation.table import evaluate as evaluate
+    from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.interop.registry import dictionaries as dictionaries
+    from saekit.intervention.attach import attach as attach
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare

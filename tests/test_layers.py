@@ -23,7 +23,7 @@ LAYERS = [
     ["saekit.measures"],
     ["saekit.intervention"],
     ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
-    ["saekit.report"],
+    ["saekit.report", "saekit.exporting"],
     ["saekit.bench", "saekit.sweeps"],
     ["saekit_cli"],
 ]

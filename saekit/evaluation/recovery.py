@@ -183,7 +183,7 @@ class _Passes:
     def _sums(self, batch: ContextBatch) -> torch.Tensor:
         """(M,B,8) fp64: the sums of each context, for each of M dictionaries."""
         live, site, hooks = self.live, self.site, self.names
-        # the model as it is, and its rows
+        # the model as it is, and its rows; `captured` is in the order in which the hooks ran
         with capture(live, list(hooks.values())) as captured:
             clean_BTV = logits_of(live.forward(batch.inputs))
         fired = {name: hook for hook, name in hooks.items()}

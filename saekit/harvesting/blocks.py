@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from saekit.harvesting.parts import Part, has_module
+from saekit.harvesting.views import View
 
 
 @dataclass
@@ -24,6 +25,10 @@ class Anatomy:
     count: int = 0
     bad_blocks: dict[int, str] = field(default_factory=dict)  # block -> why it is not one
     parts: dict[int, dict[str, Part]] = field(default_factory=dict)
+    # block -> what else it has under a name (saekit.harvesting.places)
+    places: dict[int, dict[str, Part]] = field(default_factory=dict)
+    # hooks that are a function of a module's call, not its input or output
+    views: dict[str, View] = field(default_factory=dict)
     # module of the tower -> how often it ran
     runs: Counter[str] = field(default_factory=Counter)
     # modules whose output the model changes in place

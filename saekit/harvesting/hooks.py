@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from saekit.harvesting.hook_names import (
     list_hooks,
     model_name,
     resolve_hook,
-    split_input,
+    stream_hooks,
 )
 from saekit.harvesting.parts import has_module
-from saekit.harvesting.trace import Trace, stream_input, stream_output
+from saekit.harvesting.trace import Trace
+from saekit.harvesting.views import attach, split_hook
 
 __all__ = [
     "HookRow",
@@ -41,7 +43,7 @@ __all__ = [
     "model_name",
     "proof",
     "resolve_hook",
-    "split_input",
+    "stream_hooks",
 ]
 
 
@@ -60,8 +62,8 @@ def capture(
     model: any transformers module, or a LiveModel; also your own module, whose first pass inside
         proves the aliases.
     hooks: one or several. `blocks.9` is the residual stream after block 9, counted from 0; also
-        `blocks.9.mlp`, `blocks.9.attn`, `:in` for an input, or a module path such as
-        `model.layers.9`.
+        `blocks.9.mlp`, `blocks.9.attn`, `blocks.9.attn.q|k|v|z`, `:in` for an input, a module path
+        such as `model.layers.9`, or TransformerLens' name (`blocks.9.hook_resid_mid`).
     stop: True ends the pass, and with it the `with` body, as soon as every hook has fired, so that
         nothing after the last hooked block is run: make the forward call the last statement of the
         body.
@@ -99,7 +101,7 @@ def capture(
             if passes.inside and name in states:
                 raise _repeated(paths[name], hint)
             states[name] = _hidden_state(
-                value, paths[name], hint, copy=split_input(paths[name])[0] in written_later
+                value, paths[name], hint, copy=split_hook(paths[name])[0] in written_later
             )
             if proving.pending:
                 proving.read.add(paths[name])
@@ -107,7 +109,8 @@ def capture(
                 raise ended
 
         for name, path in paths.items():
-            stack.callback(_attach(module, path, name, store).remove)
+            for handle in attach(module, path, anatomy.views.get(path), partial(store, name)):
+                stack.callback(handle.remove)
         try:
             yield states
         except _Stop as raised:
@@ -121,7 +124,7 @@ def check_runs_once(module: nn.Module, path: str) -> None:
     """Raise DataError when the tiny pass ran the module of a canonical path several times, so that
     its states are ambiguous."""
     anatomy = anatomy_of(module)
-    runs = anatomy.runs[split_input(path)[0]]
+    runs = anatomy.runs[split_hook(path)[0]]
     if runs > 1:
         raise _repeated(path, block_hint(module), f"{runs} times")
 
@@ -192,7 +195,7 @@ def proof(
     """
     module = plain(module)
     anatomy = anatomy_of(module)
-    aliases = {name: path for name, path in paths.items() if is_alias(module, split_input(name)[0])}
+    aliases = {name: path for name, path in paths.items() if is_alias(module, name)}
     proving = _Proving(pending=not anatomy.proven and bool(aliases))
     if not proving.pending:
         yield proving
@@ -238,23 +241,8 @@ def proof(
         )
 
 
-def _attach(
-    module: nn.Module, path: str, name: str, store: Any
-) -> torch.utils.hooks.RemovableHandle:
-    target, at_input = split_input(path)
-    hooked = module.get_submodule(target)
-    if not at_input:
-        return hooked.register_forward_hook(lambda _module, _args, output: store(name, output))
-
-    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        store(name, stream_input(args, kwargs))
-
-    return hooked.register_forward_pre_hook(before, with_kwargs=True)
-
-
 def _hidden_state(value: Any, path: str, hint: str, copy: bool) -> torch.Tensor:
     """`copy`: also when the tensor requires a gradient, which flows through the copy."""
-    value = stream_output(value)
     if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
         return value.clone() if copy or not value.requires_grad else value
     kind = (

@@ -90,6 +90,9 @@ class Call:
     path: str  # relative to the block
     given: Value | None
     gave: Value | None = None
+    # the tensors themselves, of any width (B,T,E); None for anything else
+    given_BTE: torch.Tensor | None = None
+    gave_BTE: torch.Tensor | None = None
 
 
 @dataclass
@@ -100,16 +103,22 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     leaving: Value | None = None
 
+    def call(self, path: str) -> Call | None:
+        """The module's call; None unless it ran exactly once."""
+        calls = [call for call in self.calls if call.path == path]
+        return calls[0] if len(calls) == 1 else None
+
     def output(self, path: str) -> Value | None:
         """The output of the module; None unless it ran exactly once."""
-        outputs = [call.gave for call in self.calls if call.path == path]
-        return outputs[0] if len(outputs) == 1 else None
+        call = self.call(path)
+        return call.gave if call else None
 
 
 @dataclass(frozen=True)
 class Part:
     """The module that a part's alias means. `path` None: none (`reason`), or instead `near`."""
 
+    # relative to the block, as in a canonical hook: `self_attn.o_proj:in`, `:mid` (see `inside`)
     path: str | None
     # the module of `:in`: the part itself, also when the output is that of a norm or scale after it
     reads: str | None = None
@@ -122,7 +131,7 @@ def located(block: nn.Module, record: Record) -> dict[str, Part]:
     candidates = {part: dict(_candidates(block, record, part)) for part in NAMES}
     parts = {}
     for part, paths in candidates.items():
-        named = [path for path in NAMES[part] if _named(block, path, part)]
+        named = [path for path in NAMES[part] if is_named(block, path, part)]
         if not named:
             continue
         proven = next((path for path in paths if adds(record, path, part, candidates)), None)
@@ -137,7 +146,7 @@ def located(block: nn.Module, record: Record) -> dict[str, Part]:
 def guessed_part(block: nn.Module, part: str) -> str | None:
     """The module by names only, before anything has run."""
     for path in NAMES[part]:
-        if not _named(block, path, part):
+        if not is_named(block, path, part):
             continue
         if "residual" not in inspect.signature(block.get_submodule(path).forward).parameters:
             return path
@@ -226,7 +235,7 @@ def _candidates(block: nn.Module, record: Record, part: str) -> Iterator[tuple[s
     """(path, the module of the part whose output it is or processes)."""
     seen: set[str] = set()
     for name in NAMES[part]:
-        if not _named(block, name, part):
+        if not is_named(block, name, part):
             continue
         inner = [f"{name}.{last}" for last in _INNER if has_module(block, f"{name}.{last}")]
         for path in (name, *inner):
@@ -247,7 +256,8 @@ def _processing(record: Record, path: str) -> Iterator[str]:
             yield call.path
 
 
-def _named(block: nn.Module, path: str, part: str) -> bool:
+def is_named(block: nn.Module, path: str, part: str) -> bool:
+    """Whether the block has a module of this path, which is a name of the part."""
     if not has_module(block, path):
         return False
     if path not in _AMBIGUOUS:
@@ -294,3 +304,8 @@ def has_module(module: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def inside(block: str, path: str) -> str:
+    """The whole path of what is at `path` in the block: `:mid` is of the block itself."""
+    return f"{block}{path}" if path.startswith(":") else f"{block}.{path}"

@@ -31,6 +31,7 @@ from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import anatomy_of, untouched
 from saekit.harvesting.hooks import capture, is_alias, resolve_hook
 from saekit.harvesting.probe import run
+from saekit.harvesting.spellings import translated
 from saekit.harvesting.trace import Trace
 
 LONG, SHORT = 16, 8  # tokens of the two pieces
@@ -133,8 +134,8 @@ class _Check:
         module = self.live.module
         anatomy, sums = anatomy_of(module), {}
         for alias in aliases:
-            match = _PART.fullmatch(alias)
-            if match and is_alias(module, name := alias.removesuffix(":in")):
+            match = _PART.fullmatch(translated(alias))
+            if match and is_alias(module, name := f"blocks.{match[1]}.{match[2]}"):
                 sums[alias] = int(match[1]), match[2], resolve_hook(module, name)
         blocks = sorted({index for index, _, _ in sums.values()})
         paths = list(hooks) + [

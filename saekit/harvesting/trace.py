@@ -17,16 +17,9 @@ import torch
 from torch import nn
 
 from saekit.harvesting.blocks import Anatomy, deep_lists, layers_in_config
-from saekit.harvesting.parts import Call, Part, Record, Value, located, version_of
-
-
-def stream_input(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The meaning of `:in`: the module's first argument, or its keyword hidden_states."""
-    return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-
-
-def stream_output(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple | list) and output else output
+from saekit.harvesting.parts import Call, Part, Record, Value, inside, located, version_of
+from saekit.harvesting.places import located_places
+from saekit.harvesting.views import View, stream_input, stream_output
 
 
 @dataclass
@@ -66,6 +59,8 @@ class Trace:
         # shapes of the modules' outputs, in the order in which the modules ended
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self._parts: dict[int, dict[str, Part]] = {}
+        self._places: dict[int, dict[str, Part]] = {}
+        self._views: dict[str, View] = {}
         self._written_later: set[str] = set()
 
     def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
@@ -153,7 +148,10 @@ class Trace:
         record.leaving = Value.of(gave, *record.entering.rows.shape)
         if record.leaving is not None:
             with torch.no_grad():
-                self._parts[index] = located(block, record)
+                self._parts[index] = parts = located(block, record)
+                self._places[index], views = located_places(block, record, parts)
+            block_path = f"{self.blocks}.{index}"
+            self._views |= {inside(block_path, path): view for path, view in views.items()}
         self._written_later |= {
             f"{self.blocks}.{index}.{c.path}"
             for c in record.calls
@@ -162,14 +160,14 @@ class Trace:
 
     def _enter_part(self, path: str, index: int, given: Any) -> None:
         if self._record is not None and index == self._running:
-            self._record.calls.append(
-                Call(path, Value.of(given, *self._record.entering.rows.shape))
-            )
+            value = Value.of(given, *self._record.entering.rows.shape)
+            self._record.calls.append(Call(path, value, given_BTE=given if _shape(given) else None))
 
     def _leave_part(self, path: str, index: int, gave: Any) -> None:
         if self._record is not None and index == self._running:
             call = next(call for call in reversed(self._record.calls) if call.path == path)
             call.gave = Value.of(gave, *self._record.entering.rows.shape)
+            call.gave_BTE = gave if _shape(gave) else None
 
     def parts_of(self, index: int) -> dict[str, Part]:
         return self._parts.get(index, {})
@@ -202,7 +200,8 @@ class Trace:
         anatomy.blocks, anatomy.count = self._whole(path), len(chains[path])
         anatomy.bad_blocks = dict(_faults(chains[path]))
         if path == self.blocks:
-            anatomy.parts = self._parts
+            anatomy.parts, anatomy.places = self._parts, self._places
+            anatomy.views = {self._whole(path): view for path, view in self._views.items()}
         return anatomy
 
     def _likeliest(self, chains: dict[str, list[_Element]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saekit.errors import SaekitError
-from saekit.harvesting.hooks import block_list, list_hooks, resolve_hook, split_input
+from saekit.harvesting.hooks import block_list, resolve_hook, stream_hooks
 from saekit.harvesting.models import LiveModel
 
 CHUNK = 512
@@ -52,11 +52,11 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
     """
     try:
         live.probe([hook])
-        path, at_input = split_input(resolve_hook(live.module, hook, live.name))
-        stem, _, number = path.rpartition(".")
+        canonical = resolve_hook(live.module, hook, live.name)
+        stem, _, number = canonical.removesuffix(":in").rpartition(".")
         if stem == block_list(live.module) and number.isdecimal():
             return ""
-        if not at_input and path in {row.path for row in list_hooks(live.module)}:
+        if canonical in stream_hooks(live.module):
             return ""
     except SaekitError as error:
         return str(error)

@@ -7,35 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import nn
 
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.inspection.gather import gather
 from saekit.inspection.opening import InspectedModel, open_pair
-from saekit.inspection.output_head import output_head, with_logits
 from saekit.inspection.page import PageMeta, PageResult, write_page
-from saekit.inspection.records import check_features, feature_records, select_latents
-from saekit.inspection.relate import hook_shares
+from saekit.inspection.records import check_features
 from saekit.inspection.scan import KEPT_TOP, Scan
-from saekit.inspection.show import Thumbnails
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
-from saekit.store.stack import StackedStore, stores_of, with_stores
+from saekit.store.stack import stores_of, with_stores
 from saekit.training.checkpoints import ModelLike, catalog_name, short_name
 from saekit.types import FeatureRecord, Progress
-
-CROSSCODER_NOTE = (
-    "A crosscoder. Shares of the decoder norm and neighbors are taken with every hook scaled to the"
-    " same size, as in training; a decoder that writes to several hooks has no output tokens. The"
-    " text or image of an example is the same for all hooks."
-)
-NO_DIRECTIONS_NOTE = (
-    "the decoder is deep: latents have no directions, so there are no neighbors and no output"
-    " tokens"
-)
 
 
 @dataclass(frozen=True)
@@ -73,6 +60,7 @@ def inspect(
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
     ] = False,
+    any_store: AnyStore = False,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     live: nn.Module | None = None,
     data: Data | None = None,
@@ -89,6 +77,8 @@ def inspect(
         out: the folder of the page.
         features: `0-255,1024`, `top:500` (the densest), `all`.
         top: examples per feature, at most 40.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         live, data: the model and the texts or images themselves, for a store that was harvested
             from objects in memory. The logit lens needs the language model; when it cannot be
             loaded the page is made without, and a message says so.
@@ -99,7 +89,7 @@ def inspect(
     # what can be wrong, before anything is written
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
-    inspected = open_pair(checkpoint, store)
+    inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
 
@@ -148,55 +138,12 @@ def _write_page(
     data: Data | None,
     progress: Callable[[Progress], None],
 ) -> PageResult:
-    model, store = inspected.model, inspected.store
-
-    # one pass over the rows says which latents are shown
-    scan = inspected.scan(progress)
-    chosen = select_latents(features, scan)
-
-    def message(text: str) -> None:
-        progress(Progress("inspect", 0, len(chosen), "features", message=text))
-
-    thumbnails = Thumbnails(store, data) if store.spec.modality == "image" else None
-    if thumbnails is not None and thumbnails.note:
-        message(thumbnails.note)
-
-    # examples and nearest decoder rows, a chunk of latents at a time
-    stacked = isinstance(store, StackedStore)
-    directions_FD = inspected.even_directions() if stacked else inspected.directions()
-    records: Iterable[FeatureRecord] = feature_records(
-        model, store, scan, chosen, top, thumbnails, directions_FD, progress, data
-    )
-
-    # what the decoder writes to
-    if directions_FD is None:
-        note = NO_DIRECTIONS_NOTE
-    elif isinstance(store, StackedStore):
-        records, note = _with_hook_shares(records, directions_FD, store), CROSSCODER_NOTE
-    elif store.spec.modality == "text":
-        head, note = output_head(inspected, store, live)
-        if head is not None:
-            records = with_logits(records, directions_FD, head, store)
-        else:
-            message(f"no output tokens: {note}")
-    else:
-        note = "the logit lens applies to the residual stream of language models"
-
+    shown = gather(inspected, features, top, live, data, progress)
+    meta = page_meta(inspected, shown.scan, shown.notes)
+    images = {} if shown.thumbnails is None else shown.thumbnails.images
     # records are computed while the page is written
-    notes = [note, "" if thumbnails is None else thumbnails.note]
-    meta = page_meta(inspected, scan, [text for text in notes if text])
-    images = {} if thumbnails is None else thumbnails.images
-    records = _reported(records, len(chosen), progress)
+    records = _reported(shown.records, len(shown.latents), progress)
     return write_page(records, meta, images, out, single_file=single_file)
-
-
-def _with_hook_shares(
-    records: Iterable[FeatureRecord], directions_FD: torch.Tensor, stack: StackedStore
-) -> Iterator[FeatureRecord]:
-    shares_FP = hook_shares(directions_FD, stack.parts)
-    for record in records:
-        record.hook_shares = dict(zip(stack.names, shares_FP[record.index].tolist()))
-        yield record
 
 
 def _reported(

@@ -27,6 +27,7 @@ from saekit.interop.dictionary import (
 )
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
+ABOUT = ("model", "revision", "hook", "target_hook", "ctx_len", "dataset")
 FILES = Files(folder=(WEIGHTS,), beside=(SETTINGS, "../config.json"))
 
 
@@ -57,13 +58,15 @@ def read(path: Path) -> Published:
     if tensors["encoder.weight"].shape[-1] != d_in:
         shape = tuple(tensors["encoder.weight"].shape)
         raise refused(where, "d_in", d_in, f"encoder.weight has the shape {shape}")
-    # a run's folder has one for each hook
+    # a run's folder has one for each hook; a folder of ours says it in cfg.json
     run, module = json_object(path.resolve().parent / "config.json") or {}, path.resolve().name
+    run |= {name: settings[name] for name in ABOUT if name in settings}
     origin = Origin(
         format="sparsify",
         base_model=text(run.get("model")),
-        hook=f"{module}:in" if transcodes else module,
-        target_hook=module if transcodes else None,
+        revision=text(run.get("revision")),
+        hook=text(run.get("hook")) or (f"{module}:in" if transcodes else module),
+        target_hook=(text(run.get("target_hook")) or module) if transcodes else None,
         context=integer(run.get("ctx_len")),
         dataset=text(run.get("dataset")),
         normalization="none",

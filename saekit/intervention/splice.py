@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from saekit.errors import DataError
-from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook, split_input
+from saekit.harvesting.anatomy import anatomy_of
+from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook
+from saekit.harvesting.views import attach
 from saekit.types import Output
 
 Change = Callable[[torch.Tensor], torch.Tensor | Output]
@@ -71,34 +73,18 @@ def _splice_one(
     module = model if isinstance(model, nn.Module) else model.module
     canonical = resolve_hook(module, hook)
     check_runs_once(module, canonical)
-    path, at_input = split_input(canonical)
     ran, hint = False, block_hint(module)
 
-    def changed(value: Any) -> Any:
+    def changed(value: Any) -> torch.Tensor:
         nonlocal ran
         ran = True
-        # the state comes first; attention weights and the like stay
-        if isinstance(value, tuple | list) and value:
-            return type(value)([changed(value[0]), *value[1:]])
         if not isinstance(value, torch.Tensor) or value.ndim != 3 or not value.is_floating_point():
             raise DataError(
                 f"{hook} does not give hidden states of shape (batch, tokens, width)", hint
             )
         return _replaced(value, change, mask_BT)
 
-    def before(
-        _module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]]:
-        if args:
-            return (changed(args[0]), *args[1:]), kwargs
-        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-        return args, kwargs | {name: changed(kwargs[name])}
-
-    hooked = module.get_submodule(path)
-    if at_input:
-        handle = hooked.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = hooked.register_forward_hook(lambda _module, _args, output: changed(output))
+    handles = attach(module, canonical, anatomy_of(module).views.get(canonical), changed)
     try:
         # it sees the changed states, so that their sums still hold
         with proof(module, {hook: canonical}) as proving:
@@ -106,7 +92,8 @@ def _splice_one(
             if ran:
                 proving.read.add(canonical)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if not ran:
         raise DataError(f"{hook} did not run", hint)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
 from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
@@ -50,6 +50,7 @@ def compare(
         str | Path | None,
         Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
     ] = None,
+    any_store: AnyStore = False,
     anomalies: Annotated[
         RowsLike | None,
         Doc("Store of rows that the runs should reconstruct badly.", metavar="STORE"),
@@ -74,6 +75,8 @@ def compare(
         split: None: the held-out rows, which neither controls nor runs of this store have seen.
         target_store: where runs that were trained on a target read it; None: where it was during
             training.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         anomalies: rows of the same width that the runs should reconstruct badly, as `store`.
         neighbours: knn is the share of held-out rows whose label (the data's own) is that of most
             of so many training rows, of at most 20,000, whose codes are nearest; examples where a
@@ -82,7 +85,9 @@ def compare(
     Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
     checkpoints = as_list(runs)
-    inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
+    inputs = open_inputs(
+        checkpoints, store, rows, split, target_store, anomalies, neighbours, seed, any_store
+    )
     if out is None:
         return judge(inputs, progress).comparison
     settings = {

@@ -158,3 +158,15 @@ REPORT = FolderKind(
     files=re.compile(r"report\.html|config\.toml|\.lock"),
     resumable=False,
 )
+EXPORT = FolderKind(
+    verb="export",
+    done="exported",
+    marker="export.json",
+    keys=(frozenset({"exported", "format"}),),
+    files=re.compile(
+        r"(cfg|config)\.json|config\.yaml|(sae_weights|sae|params|layer_\d+)\.safetensors|ae\.pt|batch-\d+\.json"
+        r"|[\w.-]+/[\w.-]+/((release|model|sourceset|source)\.jsonl|(features|activations)/batch-\d+\.jsonl\.gz)"
+        r"|\.lock"
+    ),
+    resumable=False,
+)

@@ -93,7 +93,10 @@ def test_what_is_listed_can_be_read_and_the_chain_holds(name):
     rows = list_hooks(model)
     with torch.no_grad(), capture(model, [row.alias for row in rows] + ["blocks.1:in"]) as states:
         model.get_submodule(tower_path(model))(**inputs(name))
-    assert {states[row.alias].shape for row in rows} == {states["blocks.0"].shape}
+    within = (".attn.q", ".attn.k", ".attn.v", ".attn.z")  # of the width of the heads
+    assert {states[row.alias].shape for row in rows if not row.alias.endswith(within)} == {
+        states["blocks.0"].shape
+    }
     assert torch.equal(states["blocks.0"], states["blocks.1:in"])
     assert [row.alias for row in rows if row.alias.count(".") == 1] == ["blocks.0", "blocks.1"]
 

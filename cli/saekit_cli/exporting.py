@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saekit.options import Doc, Option, options_of
+from saekit_cli.command import Given
+from saekit_cli.screen import Reporter, message, print_json
+from saekit_cli.settings import Config, Json, Quiet
+
+if TYPE_CHECKING:
+    from saekit.interop.push import PushResult
+
+NAME = "export"
+EXAMPLES = [
+    "saekit export runs/topk out --format saelens",
+    "saekit export runs/mlp0 runs/mlp1 out --format circuit_tracer",
+    "saekit export runs/topk out --format neuronpedia --store acts/text --features top:500",
+    "saekit export runs/topk out --format saelens --push OWNER/REPO --store acts/text",
+]
+HUB = "Upload to the hub"
+
+
+def takes(arguments: list[str]) -> dict[str, Option]:
+    from saekit.exporting import export_dictionary
+
+    return options_of(export_dictionary)
+
+
+def run(
+    given: Given,
+    push: Annotated[
+        str | None,
+        Doc(
+            "Upload OUT into this repo, with a model card. Its figures are those of evaluate on the"
+            " store, or without one those of the training.",
+            HUB,
+            metavar="OWNER/REPO",
+        ),
+    ] = None,
+    public: Annotated[bool, Doc("Let a new repo be public (default: private).", HUB)] = False,
+    yes: Annotated[bool, Doc("Do not ask before the upload.", HUB)] = False,
+    config: Config = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a dictionary, or what its features respond to, as another program's files."""
+    from saekit.errors import UsageError, opt
+    from saekit.exporting import FEATURE_FORMATS, export_dictionary
+
+    # what the flags say together
+    if push is None and (public or yes):
+        raise UsageError(f"{opt('public' if public else 'yes', True)} applies to {opt('push')}")
+    store = None
+    if push is not None:
+        if given["format"] in FEATURE_FORMATS:
+            raise UsageError(
+                f"{opt('push')} uploads weights, not {opt('format', given['format'])}",
+                f"drop {opt('push')}",
+            )
+        store = given.pop("store", None)
+    # the files, and the upload
+    with Reporter(quiet) as reporter:
+        result = export_dictionary(**given, progress=reporter)
+        for note in result.notes:
+            reporter.close()
+            message("note", note)
+        pushed = None
+        if push is not None:
+            pushed = _push(push, given, store, public, yes, reporter)
+    if json_:
+        print_json({**dataclasses.asdict(result), "pushed": pushed})
+        return
+    features = "" if result.features is None else f", {result.features:,} features"
+    typer.echo(f"{result.path}  {result.format}{features}")
+    if pushed is not None:
+        typer.echo(f"{pushed.url}  {'private' if pushed.private else 'public'}, {pushed.commit}")
+
+
+def _push(
+    repo: str, given: Given, store: Any, public: bool, yes: bool, reporter: Reporter
+) -> PushResult:
+    from saekit.interop.opening import open_checkpoint
+    from saekit.interop.push import model_card, push
+
+    checkpoints = given["checkpoints"]
+    description = open_checkpoint(checkpoints[0]).config
+    metrics = description["result"]["metrics"]
+    if len(checkpoints) > 1:
+        metrics = None
+    elif store is not None:
+        from saekit.evaluation.table import evaluate
+
+        metrics = evaluate(checkpoints, store)[0].metrics
+    is_set = given["format"] == "circuit_tracer"
+    path = "layer_0.safetensors" if is_set else ""
+    card = model_card(repo, description, format=given["format"], path=path, metrics=metrics)
+
+    def confirm(question: str) -> bool:
+        reporter.close()
+        return yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
+
+    return push(given["out"], repo, public=public, card=card, confirm=confirm, progress=reporter)
