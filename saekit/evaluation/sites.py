@@ -13,9 +13,9 @@ import torch
 
 from saekit.errors import DataError, UsageError, opt
 from saekit.evaluation.models import EvaluatedModel
-from saekit.harvesting.hooks import split_input
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.parts import has_module
+from saekit.harvesting.views import split_hook
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
@@ -112,7 +112,7 @@ def _need_store(rows: Any, run: EvaluatedModel) -> Store:
 def on_module(live: LiveModel, hook: str) -> str:
     """The hook's name on a model with a head, whose base model may lie one level deeper than in the
     model that was harvested."""
-    path, _ = split_input(hook)
+    path, _ = split_hook(hook)
     inner = f"{getattr(live.module, 'base_model_prefix', '')}.{hook}"
-    deeper = not has_module(live.module, path) and has_module(live.module, split_input(inner)[0])
+    deeper = not has_module(live.module, path) and has_module(live.module, split_hook(inner)[0])
     return inner if deeper else hook
