@@ -212,7 +212,7 @@ def test_folders_that_tell_the_layer_survive_the_links_of_the_cache(hub, online,
 def test_every_verb_takes_a_name_and_writes_nothing_beside_the_files(
     hub, online, home, digits, tmp_path
 ):
-    source = saelens(tmp_path / "sae", "jumprelu", width=64)
+    source = saelens(tmp_path / "sae", "jumprelu", width=64, metadata={})  # of any model
     hub.add("me/digits", source, "layer_3/sae")
     name = "hf:me/digits/layer_3/sae"
     assert online.saekit("import", name, tmp_path / "out").status == 0
