@@ -91,6 +91,17 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.query:FeatureRow": (),
     },
     "Change a running model": {
+        "attach": (),
+        "saekit.intervention.live:Live": (
+            *("add", "clamp", "ablate", "scale", "keep_only", "swap", "when", "clear", "edits"),
+        ),
+        "saekit.intervention.live:Where": (),
+        "saekit.intervention.live:AttachedDictionary": ("model", "hooks", "edits", "clear"),
+        "saekit.intervention.steer:steer": (),
+        "saekit.intervention.steer:SteerResult": ("is_monotone", "verdict"),
+        "saekit.intervention.steer:Dose": ("is_beyond_controls",),
+        "saekit.intervention.steered_text:Continuation": (),
+        "saekit.intervention.steered_text:TokenChange": (),
         "splice": (),
         "finetune": (),
         "saekit.intervention.config:FinetuneResult": (),

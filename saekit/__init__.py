@@ -15,6 +15,7 @@ _PUBLIC = {
     "harvest": "saekit.harvesting.run",
     "capture": "saekit.harvesting.hooks",
     "splice": "saekit.intervention.splice",
+    "attach": "saekit.intervention.attach",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from saekit.inspection.run import inspect as inspect
     from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.interop.registry import dictionaries as dictionaries
+    from saekit.intervention.attach import attach as attach
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare

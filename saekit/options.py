@@ -84,6 +84,10 @@ class Option:
 COMMON = "Common options"  # panel of what most commands have
 Resume = Annotated[bool, Doc("Continue what is in OUT.", COMMON)]
 Overwrite = Annotated[bool, Doc("Replace what is in OUT.", COMMON)]
+AnyStore = Annotated[
+    bool,
+    Doc("Also take a store of another model, hook or scope than that of the training."),
+]
 Device = Annotated[str, Doc("auto | cpu | cuda | cuda:N", metavar="DEVICE")]
 
 

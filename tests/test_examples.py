@@ -93,6 +93,39 @@ def test_load_a_checkpoint_switches_the_strongest_latent_off(model_folder, tmp_p
     assert torch.allclose(edited_TD, z_TF @ sae.W_dec + sae.b_dec, atol=1e-5)
 
 
+def test_steer_a_model_writes_what_a_model_with_the_added_row_writes(model_folder, tmp_path):
+    module = example("steer_a_model")
+    x_TD = run_tiny(model_folder, module.TEXT)[0][1:]  # the example drops the first token
+    rows = x_TD.repeat(40, 1) + 0.01 * torch.randn(40 * len(x_TD), 32)
+    saekit.train(rows, tmp_path / "run", latents=64, k=6, rows=640, batch=64)
+    latent, clean, steered = module.main(str(tmp_path / "run"), HOOK, model_folder)
+
+    sae = saekit.load(tmp_path / "run")
+    z_TF = sae.encode(x_TD).to_dense()
+    assert latent == int(z_TF.amax(0).argmax())
+    shift_D = module.STRENGTH * z_TF[:, latent].max() * sae.W_dec[latent]
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ids = tokenizer(module.TEXT, return_tensors="pt")["input_ids"]
+    prompt = ids.shape[1]
+
+    def add(_module, _args, output):
+        return torch.cat([output[:, :prompt], output[:, prompt:] + shift_D], 1)
+
+    for text, hook in ((clean, None), (steered, add)):
+        handle = hook and model.model.layers[1].register_forward_hook(hook)
+        written = ids
+        while written.shape[1] < prompt + module.TOKENS:  # the whole text for each token
+            with torch.inference_mode():
+                token = model(written).logits[:, -1:].argmax(-1)
+            written = torch.cat([written, token], 1)
+            if token == tokenizer.eos_token_id:
+                break
+        assert text == tokenizer.decode(written[0, prompt:], skip_special_tokens=True)
+        if handle:
+            handle.remove()
+
+
 def test_train_on_a_tensor_beats_pca_and_writes_a_checkpoint(tmp_path):
     fvu = example("train_on_a_tensor").main(str(tmp_path / "run"))
     assert 0 < fvu["sae"] < 0.2 < 0.6 < fvu["pca"] < 1

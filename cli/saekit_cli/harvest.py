@@ -20,6 +20,7 @@ EXAMPLES = [
     "saekit harvest embedded:smollm2-135m embedded:pydocs acts/text --hook blocks.9 --rows 100000",
     "saekit harvest openai/clip-vit-base-patch16 photos/ acts/clip --hook blocks.10",
     "saekit harvest raw:pixels embedded:digits acts/pixels --holdout 0.2",
+    "saekit harvest --for downloads/sae texts.jsonl acts/for_sae --rows 100000",
 ]
 JSON = ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")
 
@@ -46,7 +47,7 @@ def run(
             metavar="MODEL",
             positional=True,
         ),
-    ],
+    ] = "",
     data: Annotated[
         str | Path,
         Doc(
@@ -76,16 +77,18 @@ def run(
         )
         return
     model = os.path.expanduser(model)  # a name that is not a path never begins with ~
-    if not data or not out:
+    if "dictionary" in given and data and not out:  # MODEL may be left to the dictionary
+        model, data, out = "", model, data
+    if not data or not out or not (model or "dictionary" in given):
         raise UsageError("harvest takes MODEL DATA OUT", "saekit harvest --help")
     from saekit.harvesting.run import harvest, plan_harvest
 
     if dry_run:
         options = {key: given[key] for key in given if key not in ("resume", "overwrite")}
-        _print_plan(plan_harvest(model, data, out, **options), json_)
+        _print_plan(plan_harvest(model or None, data, out, **options), json_)
         return
     with Reporter(quiet) as reporter:
-        result = harvest(model, data, out, progress=reporter, **given)
+        result = harvest(model or None, data, out, progress=reporter, **given)
     _print_notes(result, "max_norm" in given)
     if json_:
         print_json({key: getattr(result, key) for key in JSON})

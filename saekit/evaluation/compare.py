@@ -20,6 +20,7 @@ from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_ro
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
 from saekit.models.autoencoder import Autoencoder
+from saekit.models.contextual import Contextual
 from saekit.models.metrics import METRICS, ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
@@ -109,6 +110,7 @@ def open_inputs(
     anomalies: RowsLike | None,
     k: int,
     seed: int,
+    any_store: bool = False,
 ) -> Inputs:
     """Arguments and errors are those of saekit.compare."""
     split = split or "holdout"
@@ -119,7 +121,14 @@ def open_inputs(
     source = open_rows(store)
     if source.parts:
         raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
-    models = open_runs(runs, source, target_store)
+    models = open_runs(runs, source, target_store, any_store)
+    # controls keep as many numbers as one code
+    if run := next((run for run in models if isinstance(run.model, Contextual)), None):
+        raise UsageError(
+            f"{run.name} has a code for each position of a context, and compare takes one code for"
+            " each row or example",
+            "saekit.evaluate judges it",
+        )
     anomalous = None if anomalies is None else open_anomalies(anomalies, source)
     return Inputs(models, source, anomalous, split, rows, k, seed)
 

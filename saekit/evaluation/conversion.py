@@ -27,7 +27,7 @@ from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.batchtopk import LargestOfBatch
 from saekit.models.sparsity.topk import LargestOfRows
-from saekit.options import Doc, Overwrite
+from saekit.options import AnyStore, Doc, Overwrite
 from saekit.rows import Rows
 from saekit.store.checkpoint import write_checkpoint
 from saekit.store.folder_kinds import RUN
@@ -81,6 +81,7 @@ def convert(
         str | Path | None,
         Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
     ] = None,
+    any_store: AnyStore = False,
     overwrite: Overwrite = False,
 ) -> ConvertResult:
     """Write a dictionary with a fixed number of active latents as one with a threshold and the same
@@ -93,7 +94,7 @@ def convert(
             that share their codes. A batchtopk has a threshold already, which stays.
         store: the rows: a path, a Store, or rows in memory. The threshold comes from its training
             rows, the figures before and after from its held-out rows.
-        target_store: of a transcoder, as in `evaluate`.
+        target_store, any_store: as in `evaluate`; the first is for a transcoder.
 
     Raises UsageError for a dictionary with another code or a model in memory, DataError and
     MissingError as `evaluate`.
@@ -110,7 +111,7 @@ def convert(
     if Path(out).resolve() == Path(source_path).resolve():
         raise UsageError(f"OUT is the checkpoint itself: {out}", "choose another OUT")
     # the dictionary and its rows
-    [run] = open_runs([source_path], open_rows(store), target_store)
+    [run] = open_runs([source_path], open_rows(store), target_store, any_store)
     old = run.model
     if not isinstance(old, (LargestOfRows, LargestOfBatch)):
         raise _other_code(source_path, run.kind, getattr(old, "thresholded", False))

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 
 from saekit.errors import DataError, MissingError, UsageError, opt
+from saekit.interop.fit import check_fit
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import check_takes_rows, restore
+from saekit.models.catalog import restore
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.pair import PairedStore
 from saekit.store.reader import Store
-from saekit.store.stack import check_stores
 from saekit.training.checkpoints import (
     ModelLike,
     check_rows,
@@ -99,10 +99,13 @@ class WholeExamples(Autoencoder):
 
 
 def open_runs(
-    checkpoints: Sequence[ModelLike], rows: Rows, target_store: str | Path | None
+    checkpoints: Sequence[ModelLike],
+    rows: Rows,
+    target_store: str | Path | None,
+    any_store: bool = False,
 ) -> list[EvaluatedModel]:
     """The runs, checkpoints or models in memory, known to fit the rows, or the stores of a
-    crosscoder. Raises UsageError, DataError, MissingError."""
+    crosscoder (saekit.interop.fit). Raises UsageError, DataError, MissingError."""
     sources = [path_or_model(checkpoint) for checkpoint in checkpoints]
     if not sources:
         raise UsageError("there is no run to compare", "give the folders that `saekit train` wrote")
@@ -110,7 +113,7 @@ def open_runs(
         raise UsageError(f"{name_of(twice[0])} is given twice")
     pairs: dict[str, PairedStore] = {}
     runs = [
-        _open_run(source, name, rows, target_store, pairs)
+        _open_run(source, name, rows, target_store, pairs, any_store)
         if isinstance(source, str)
         else _in_memory(source, name, rows, target_store, pairs)
         for source, name in zip(sources, _names(sources))
@@ -170,11 +173,17 @@ def _in_memory(
 
 
 def _open_run(
-    path: str, name: str, rows: Rows, target_store: str | Path | None, pairs: dict[str, PairedStore]
+    path: str,
+    name: str,
+    rows: Rows,
+    target_store: str | Path | None,
+    pairs: dict[str, PairedStore],
+    any_store: bool,
 ) -> EvaluatedModel:
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    _check_fit(path, config, rows)
+    # the whole command: compare takes one store
+    check_fit(path, config, rows, any_store=any_store, command=f"saekit evaluate {path}")
     source = rows
     recorded = config["training"].get("target_store")
     if recorded is None and config["config"].get("d_out") and target_store is None:
@@ -205,24 +214,6 @@ def _paired(rows: Rows, model: str, where: str, pairs: dict[str, PairedStore]) -
     if where not in pairs:
         pairs[where] = PairedStore(rows, _open_target(model, where))
     return pairs[where]
-
-
-def _check_fit(path: str, config: dict[str, Any], rows: Rows) -> None:
-    check_takes_rows(config["model"], path)
-    # the whole command: compare takes one store
-    check_stores(path, config, rows, f"saekit evaluate {path}")
-    spec, trained_on = rows.spec, config["spec"]
-    if trained_on["d_in"] != spec.d_in:
-        raise DataError(
-            f"{path} takes {trained_on['d_in']} values per row ({trained_on['model']},"
-            f" {trained_on['hook']}), {rows.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
-            f"{opt('store')} with a store of the same hook",
-        )
-    shape = config["config"].get("shape")
-    if shape is not None and tuple(shape) != spec.shape:
-        raise DataError(
-            f"{path} takes examples of shape {tuple(shape)}, those of {rows.path} have {spec.shape}"
-        )
 
 
 def _open_target(path: str, where: str) -> Store:

@@ -13,7 +13,7 @@ from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.models import EvaluatedModel, open_runs
 from saekit.evaluation.norms import InputNorm, input_norm
 from saekit.models.metrics import LOSS_METRICS, Figures, RowSums
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.stack import StackedStore
@@ -68,7 +68,11 @@ class Evaluation:
 def evaluate(
     checkpoints: Annotated[
         Sequence[ModelLike] | ModelLike,
-        Doc("Checkpoint folders to evaluate.", metavar="CKPT...", positional=True),
+        Doc(
+            "Checkpoints to evaluate: folders, or published dictionaries by their paths or names.",
+            metavar="CKPT...",
+            positional=True,
+        ),
     ],
     store: Annotated[
         RowsLike,
@@ -87,6 +91,7 @@ def evaluate(
         str | Path | None,
         Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
     ] = None,
+    any_store: AnyStore = False,
     k: Annotated[
         Sequence[int] | int | None,
         Doc(
@@ -123,8 +128,7 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        checkpoints: a checkpoint folder, a model (on any device), what `saekit.train` returned, or
-            a list of these.
+        checkpoints: what `saekit.load` takes, models on any device too, or a list of these.
         store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on
@@ -133,6 +137,8 @@ def evaluate(
         rows: evaluate at most so many.
         target_store: the target of models that reconstruct another store's rows; None: where it was
             during training.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         k: evaluate every model with codes of so many values, one Evaluation for each model and k
             (saekit.load says for which models).
         loss_recovered: docs/evaluation.md defines these metrics. They are over the documents of
@@ -165,7 +171,7 @@ def evaluate(
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
     source = open_rows(store)
     # every k is known to be possible before the first pass over the rows
-    runs = open_runs(as_list(checkpoints), source, target_store)
+    runs = open_runs(as_list(checkpoints), source, target_store, any_store)
     models = [(run.with_k(value), value) for run in runs for value in ks]
     splits: list[Split] = [split or _split(run, source) for run, _ in models]
     losses = None

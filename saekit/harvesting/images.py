@@ -51,7 +51,9 @@ _LARGEST = 8192  # pixels per side
 _POOLING = ("head", "pooler")
 
 
-def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, tuple[str, ...]]:
+def image_processor(
+    where: str, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[Any, tuple[str, ...]]:
     """(processor, notes). Without torchvision AutoImageProcessor may refuse (transformers 5.17 for
     every model, 5.23 for DINOv3); then the processor's PIL version is used, or, if there is none,
     ViT's, which has the same settings (size, mean, std). Raises the errors of transformers."""
@@ -59,18 +61,22 @@ def image_processor(where: str, trust_remote_code: bool = False) -> tuple[Any, t
     from transformers.utils.import_utils import is_torchvision_available
 
     try:
-        return AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code), ()
+        processor = AutoImageProcessor.from_pretrained(
+            where, revision=revision, trust_remote_code=trust_remote_code
+        )
+        return processor, ()
     except (ImportError, OSError, ValueError) as error:
         if is_torchvision_available() or "trust_remote_code" in str(error):
             raise
-    return pil_processor(where)
+    return pil_processor(where, revision)
 
 
-def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
+def pil_processor(where: str, revision: str | None = None) -> tuple[Any, tuple[str, ...]]:
     """(processor, notes): the PIL version of the image processor in `where`."""
     import transformers
 
-    settings, _ = transformers.ViTImageProcessorPil.get_image_processor_dict(where)
+    vit, revision = transformers.ViTImageProcessorPil, revision or "main"
+    settings, _ = vit.get_image_processor_dict(where, revision=revision)
     named = str(
         settings.get("image_processor_type")
         or settings.get("feature_extractor_type")
@@ -78,15 +84,15 @@ def pil_processor(where: str) -> tuple[Any, tuple[str, ...]]:
     )
     pil = named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     if hasattr(transformers, pil):
-        return getattr(transformers, pil).from_pretrained(where, trust_remote_code=False), ()
+        kind = getattr(transformers, pil)
+        return kind.from_pretrained(where, revision=revision, trust_remote_code=False), ()
     if not hasattr(transformers, named):
         raise ValueError(f"{named} is not an image processor that transformers knows")
     note = (
         "torchvision is not installed: images are resized by PIL, which rounds to 8 bits, unlike"
         f" {named}"
     )
-    processor = transformers.ViTImageProcessorPil.from_pretrained(where, trust_remote_code=False)
-    return processor, (note,)
+    return vit.from_pretrained(where, revision=revision, trust_remote_code=False), (note,)
 
 
 def image_tokens(module: nn.Module, processor: Any, name: str) -> ImageTokens:

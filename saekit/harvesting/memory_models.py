@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,11 @@ def load_model_of(
     weights differ.
     """
     from_memory = spec.revision is not None and spec.revision.startswith(REVISION)
-    live = load_model(spec.model, device) if given is None else live_model(given, processor)
+    if given is None:
+        commit = spec.revision if re.fullmatch("[0-9a-f]{40}", spec.revision or "") else None
+        live = load_model(spec.model, device, revision=commit)
+    else:
+        live = live_model(given, processor)
     if not from_memory:
         return live
     revision = f"{REVISION}{weights_digest(live.module)}"

@@ -119,31 +119,40 @@ def load_model(
     dtype: torch.dtype | None = None,
     *,
     processor: Any = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LiveModel:
     """Load a hub id, a local folder, a .gguf file or `embedded:NAME`.
 
     dtype None is float32 on the CPU and that of the checkpoint elsewhere. `processor` is a
-    tokenizer or image processor to use instead of the model's own. `trust_remote_code` lets Python
-    code that comes with the model run; without it such a model is refused, and there is never a
-    prompt on stdin. Raises MissingError when there is nothing to load (the message says whether
-    offline mode is on), DataError for a folder without a model, for weights that do not fit the
-    config (transformers would fill them with random numbers), damaged files and a kind that is not
-    supported.
+    tokenizer or image processor to use instead of the model's own. `revision` is a commit, branch
+    or tag of a hub id; local weights have none. `trust_remote_code` lets Python code that comes
+    with the model run; without it such a model is refused, and there is never a prompt on stdin.
+
+    Raises MissingError when there is nothing to load (the message says whether offline mode is on),
+    DataError for a folder without a model, for weights that do not fit the config (transformers
+    would fill them with random numbers), damaged files and a kind that is not supported.
     """
     from transformers import AutoConfig
 
     device = torch.device(device)
     with model_reading("model", name, name):
-        where, revision = locate_model(name)
+        where, known = locate_model(name)
+    revision = None if known else revision  # what lies on the disk is what it is
     # Config and weights, each checked against the other.
     with quiet_transformers(), model_reading("model", name, where):
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            where, revision=revision, trust_remote_code=trust_remote_code
+        )
         check_sizes(config, name, where)
         kind = kind_of(config, name)
         number_type = dtype or (torch.float32 if device.type == "cpu" else "auto")
         module, report = load_weights(
-            auto_class(kind), where, dtype=number_type, trust_remote_code=trust_remote_code
+            auto_class(kind),
+            where,
+            dtype=number_type,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
         check_input(module, kind, name)
         running = module.get_submodule(path) if (path := tower_path(module)) else None
@@ -156,10 +165,10 @@ def load_model(
         notes.append(
             "the file has no output head: the hidden states are correct, but there are no logits"
         )
-    revision = revision or getattr(config, "_commit_hash", None)
+    known = known or getattr(config, "_commit_hash", None)
     if processor is None:
-        processor = FromFolder(where, trust_remote_code)
-    return assemble(module, kind, name, revision, processor, notes, has_head=has_head)
+        processor = FromFolder(where, trust_remote_code, revision)
+    return assemble(module, kind, name, known, processor, notes, has_head=has_head)
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,7 @@ class FromFolder:
 
     where: str
     trust_remote_code: bool = False
+    revision: str | None = None
 
 
 def assemble(
@@ -230,11 +240,13 @@ def _processor(kind: Kind, folder: FromFolder, name: str) -> tuple[Any, tuple[st
         model_reading("image processor" if kind == "vision" else "tokenizer", name, folder.where),
     ):
         if kind == "vision":
-            return image_processor(folder.where, folder.trust_remote_code)
+            return image_processor(folder.where, folder.trust_remote_code, folder.revision)
         from transformers import AutoTokenizer
 
         return (
-            AutoTokenizer.from_pretrained(folder.where, trust_remote_code=folder.trust_remote_code),
+            AutoTokenizer.from_pretrained(
+                folder.where, revision=folder.revision, trust_remote_code=folder.trust_remote_code
+            ),
             (),
         )
 

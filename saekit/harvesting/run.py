@@ -29,6 +29,8 @@ from saekit.harvesting.config import (
     HarvestResult,
     is_raw,
 )
+from saekit.harvesting.dictionaries import Dictionary, Request, requested
+from saekit.harvesting.hook_names import names_of
 from saekit.harvesting.hooks import capture, resolve_hook
 from saekit.harvesting.inputs import (
     SORT_WINDOW,
@@ -55,10 +57,11 @@ TOKENIZER = "tokenizer"  # folder of a text store, so that its tokens can be sho
 
 @keywords(HarvestConfig)
 def harvest(
-    model: str | LiveModel | nn.Module,
+    model: str | LiveModel | nn.Module | None,
     data: Data,
     out: str | Path | None = None,
     *,
+    dictionary: Dictionary = None,
     hook: Annotated[
         str | Sequence[str],
         Doc(
@@ -77,6 +80,10 @@ def harvest(
     """Run a model on some data and keep its hidden states: in a store at `out`, or in memory with
     `out` None.
 
+    dictionary: a checkpoint, or a published dictionary as `saekit.load` takes it, that says model,
+        hook, context and scope, unless they are given here too; `model` then is where the weights
+        are, or None. A transcoder has two hooks, a crosscoder several. What it does not say has the
+        usual default, and a message says so.
     model: a hub id, a folder, a .gguf file, `embedded:NAME`, or a transformers module in memory,
         which stays on its device, in its mode and with its hooks (which are called). Also
         `raw:pixels`, `raw:array` or `raw:tfidf`: then the data itself is stored, and there is no
@@ -107,7 +114,8 @@ def harvest(
         result = saekit.harvest(model, ["The cat sat.", "A dog ran far away."], hook="blocks.9")
         result.x.shape  # (rows, 576), float16
     """
-    config = _config(hook, options)
+    request = requested(model, hook, options, dictionary)
+    model, config = request.model, request.config
     if out is None:
         _check_in_memory(config, resume or overwrite)
     if tokenizer is not None and processor is not None:
@@ -121,7 +129,7 @@ def harvest(
             raise UsageError(
                 "this model takes no other tokenizer or processor", "drop tokenizer and processor"
             )
-        return _harvest_of(model, data, out, config, processor).execute(resume, overwrite, progress)
+        return _harvest_of(request, data, out, processor).execute(resume, overwrite, progress)
     with untouched(model, hooks=False):
         config.check_for(type(model).__name__)
         live = live_model(model, processor, trust_remote_code=config.trust_remote_code)
@@ -130,24 +138,22 @@ def harvest(
                 f"device {config.device}: the model is on {live.device}",
                 "model.to(device) moves it",
             )
-        return _harvest_of(live, data, out, config, processor).execute(resume, overwrite, progress)
+        request = dataclasses.replace(request, model=live)
+        return _harvest_of(request, data, out, processor).execute(resume, overwrite, progress)
 
 
 def plan_harvest(
-    model: str | LiveModel,
+    model: str | LiveModel | None,
     data: Data,
     out: str | Path,
     *,
+    dictionary: str | Path | None = None,
     hook: str | Sequence[str] = (),
     **options: Unpack[HarvestKeywords],
 ) -> HarvestPlan:
     """What a harvest would write. Loads the model and writes nothing; arguments and errors are
     those of `harvest`."""
-    return _harvest_of(model, data, out, _config(hook, options)).plan()
-
-
-def _config(hook: str | Sequence[str], options: HarvestKeywords) -> HarvestConfig:
-    return HarvestConfig(hooks=(hook,) if isinstance(hook, str) else tuple(hook), **options)
+    return _harvest_of(requested(model, hook, options, dictionary), data, out).plan()
 
 
 def _check_in_memory(config: HarvestConfig, needs_folder: bool) -> None:
@@ -161,23 +167,34 @@ def _check_in_memory(config: HarvestConfig, needs_folder: bool) -> None:
 
 
 def _harvest_of(
-    model: str | LiveModel,
+    request: Request,
     data: Data,
     out: str | Path | None,
-    config: HarvestConfig,
     processor: Any = None,
 ) -> Harvest:
+    model, config = request.model, request.config
+    assert not isinstance(model, nn.Module), "a module in memory is a LiveModel by now"
     config.check_for(model if isinstance(model, str) else model.name)
     folder = None if out is None else Path(out)
     if isinstance(model, str) and is_raw(model):
         return RawHarvest(model, data, folder, config)
-    return ModelHarvest(model, data, folder, config, processor)
+    if isinstance(model, str):
+        options = {"processor": processor, "trust_remote_code": config.trust_remote_code}
+        device = pick_device(config.device)
+        model = load_model(model, device, revision=request.revision, **options)
+    harvest = ModelHarvest(model, data, folder, config, processor)
+    if request.source is not None:
+        request.source.check(harvest.widths, harvest.live, config)
+        harvest.notes = (*request.source.messages(harvest.live, config), *harvest.notes)
+        harvest.known_as = request.source.model
+    return harvest
 
 
 class ModelHarvest(Harvest):
     """Hidden states of a model."""
 
     dtype = "float16"
+    known_as: str | None = None  # another name of the model
     # False: contexts of one length per batch, for a model whose rows depend on padding
     padded = True
     checked: SelfCheck | None = None
@@ -189,21 +206,17 @@ class ModelHarvest(Harvest):
 
     def __init__(
         self,
-        model: str | LiveModel,
+        live: LiveModel,
         data: Data,
         out: Path | None,
         config: HarvestConfig,
         processor: Any = None,
     ) -> None:
-        """`processor`: a tokenizer or image processor to use instead of the model's own."""
+        """`processor`: the tokenizer or image processor that was given instead of the model's
+        own."""
         super().__init__(out, config)
         # The model.
-        self._processor = processor
-        if isinstance(model, str):
-            options = {"processor": processor, "trust_remote_code": config.trust_remote_code}
-            self.live = load_model(model, pick_device(config.device), **options)
-        else:
-            self.live = model
+        self._processor, self.live = processor, live
         self.notes = self.live.notes
         # Settings that it cannot take.
         if config.layout == "grid" and (self.live.modality != "image" or config.scope != "content"):
@@ -359,6 +372,7 @@ class ModelHarvest(Harvest):
         c = self.config
         for writer in writers.values():
             writer.manifest.self_check = self.checked.stored if self.checked else None
+            writer.manifest.names = self._names(writer.spec.hook)
         # Where to start.
         calibrate = c.max_norm is not None and any(
             w.manifest.norm_limit is None for w in writers.values()
@@ -394,6 +408,13 @@ class ModelHarvest(Harvest):
             progress(Progress("harvest", rows, c.rows or 0, figures={"rows_per_s": rate}))
             if c.rows is not None and rows >= c.rows:
                 break
+
+    def _names(self, hook: str) -> dict[str, list[str]] | None:
+        """Other names of model and hook, by which dictionaries know them."""
+        names = {"hook": names_of(self.live.module, hook)}
+        if self.known_as and self.known_as != self.live.name:
+            names["model"] = [self.known_as]
+        return {name: values for name, values in names.items() if values} or None
 
     def states(self, start: int = 0) -> Iterator[tuple[ContextBatch, dict[str, torch.Tensor]]]:
         """Batches of the data from number `start` on, with hook -> states (B,T,D) on the CPU."""

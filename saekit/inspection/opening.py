@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from saekit.errors import DataError, opt
+from saekit.errors import DataError
 from saekit.inspection.scan import Scan, cached_scan, scan_store
+from saekit.interop.fit import check_fit
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import check_takes_rows, restore
+from saekit.models.catalog import restore
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.opening import RowsLike, open_stores
 from saekit.store.reader import Store
-from saekit.store.stack import StackedStore, check_stores, stores_of
+from saekit.store.stack import StackedStore, stores_of
 from saekit.training.checkpoints import (
     ModelLike,
     catalog_name,
@@ -85,14 +86,14 @@ class InspectedModel:
         ]
 
 
-def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
-    """Model and store, known to fit: the same width, hidden states of the same modality. Raises
-    UsageError (rows in memory), DataError, MissingError."""
+def open_pair(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -> InspectedModel:
+    """Model and store, known to fit (saekit.interop.fit). Raises UsageError (rows in memory),
+    DataError, MissingError."""
     source = path_or_model(checkpoint)
     if isinstance(source, str):
         described = open_checkpoint(source)
         opened = open_stores(store)
-        _check_checkpoint(source, described, opened)
+        check_fit(source, described.config, opened, any_store=any_store)
         config = described.config
         model = restore(config["model"], config["config"], described.tensors)
     else:
@@ -105,19 +106,3 @@ def open_pair(checkpoint: ModelLike, store: RowsLike) -> InspectedModel:
             f"saekit compare {name_of(source)} --store {opened.path}",
         )
     return InspectedModel(name_of(source), model, described, opened)
-
-
-def _check_checkpoint(path: str, checkpoint: Checkpoint, store: Store | StackedStore) -> None:
-    check_takes_rows(checkpoint.config["model"], path)
-    check_stores(path, checkpoint.config, store)
-    trained_on, spec = checkpoint.config["spec"], store.spec
-    if trained_on["d_in"] != spec.d_in:
-        raise DataError(
-            f"{path} takes {trained_on['d_in']} values per row ({trained_on['model']},"
-            f" {trained_on['hook']}), {store.path} holds {spec.d_in} ({spec.model}, {spec.hook})",
-            f"{opt('store')} with the store that it was trained on, or one of the same hook",
-        )
-    if trained_on["modality"] not in (spec.modality, None):  # None: a published dictionary
-        raise DataError(
-            f"{path} was trained on {trained_on['modality']}, {store.path} holds {spec.modality}"
-        )

@@ -26,7 +26,7 @@ from saekit.inspection.records import pick_rows
 from saekit.inspection.scan import Scan
 from saekit.inspection.show import token_texts
 from saekit.models.codes import fires
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
@@ -54,7 +54,14 @@ class FeatureRow:
 
 
 def features(
-    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    checkpoint: Annotated[
+        ModelLike,
+        Doc(
+            "Checkpoint: a folder, or a published dictionary by its path or name.",
+            metavar="CKPT",
+            positional=True,
+        ),
+    ],
     store: Annotated[
         RowsLike,
         Doc(
@@ -69,6 +76,7 @@ def features(
         str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
     ] = None,
     top: Annotated[int, Doc("Latents to print.")] = 10,
+    any_store: AnyStore = False,
     live: nn.Module | None = None,
     processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -76,12 +84,14 @@ def features(
     """The latents that an input activates, ranked by the size of act; or one latent.
 
     Parameters
-        checkpoint: a checkpoint folder, a model, or what `saekit.train` returned. Only a folder
-            keeps the scan of the store for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan of the
+            store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image: exactly one of these. image: a file.
         top: rows to return, at most.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         live: the model itself, for a store that was harvested from a model in memory. It stays on
             its device and in its mode.
         processor: its image processor; None: what lies where the model was loaded from. Texts are
@@ -93,7 +103,7 @@ def features(
         raise UsageError(f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}")
     if top < 1:
         raise UsageError(f"{opt('top', top)} must be at least 1")
-    inspected = open_pair(checkpoint, store)
+    inspected = open_pair(checkpoint, store, any_store)
     if index is not None:
         return [_of_index(inspected, index, progress)]
     modality = "text" if text is not None else "image"

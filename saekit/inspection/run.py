@@ -16,7 +16,7 @@ from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features
 from saekit.inspection.scan import KEPT_TOP, Scan
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
@@ -33,7 +33,14 @@ class InspectResult:
 
 
 def inspect(
-    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    checkpoint: Annotated[
+        ModelLike,
+        Doc(
+            "Checkpoint: a folder, or a published dictionary by its path or name.",
+            metavar="CKPT",
+            positional=True,
+        ),
+    ],
     store: Annotated[
         RowsLike,
         Doc(
@@ -53,6 +60,7 @@ def inspect(
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
     ] = False,
+    any_store: AnyStore = False,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     live: nn.Module | None = None,
     data: Data | None = None,
@@ -61,14 +69,16 @@ def inspect(
     """Scan a store once and write a page of the chosen features that opens from disk.
 
     Parameters
-        checkpoint: a checkpoint folder, a model, or what `saekit.train` returned. Only a folder
-            keeps the scan for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan for the
+            next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list, and examples are shown with the first one's tokens or images, which
             are those of all. Rows in memory do not say which token or patch they come from.
         out: the folder of the page.
         features: `0-255,1024`, `top:500` (the densest), `all`.
         top: examples per feature, at most 40.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
         live, data: the model and the texts or images themselves, for a store that was harvested
             from objects in memory. The logit lens needs the language model; when it cannot be
             loaded the page is made without, and a message says so.
@@ -79,7 +89,7 @@ def inspect(
     # what can be wrong, before anything is written
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
-    inspected = open_pair(checkpoint, store)
+    inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
 

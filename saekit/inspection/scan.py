@@ -25,10 +25,10 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.models.codes import Code, entries
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
+from saekit.store.scans import SCAN_SCHEMA, SCANS
 from saekit.store.stack import StackedStore, stores_of
 from saekit.types import Progress
 
-SCAN_SCHEMA = 2
 CHUNK_ROWS = 8192
 # of sizes, over a range that doubles for a larger one; at least half of them are below the maximum
 BINS = 100
@@ -352,7 +352,7 @@ def cached_scan(
     """The scan in the checkpoint folder, computed where it is missing or damaged. Where the folder
     cannot be written, every call scans, and a message says so."""
     content = "-".join(part.content[:16] for part in stores_of(store))
-    path = checkpoint / "scans" / f"{content}.safetensors"
+    path = checkpoint / SCANS / f"{content}.safetensors"
     scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
     if scan is None:
         scan = scan_store(model, store, progress)

@@ -1,2 +1,2 @@
-"""Changing hidden states while the model runs: splice (any function of the rows at a hook), and
-what is trained through it."""
+"""Changing hidden states while the model runs: attach (edits of a dictionary's code), splice (any
+function of the rows at a hook), and what is trained through them."""

@@ -53,8 +53,11 @@ class ContextualConfig:
     """Undone on x_hat (saekit.models.sae.input_norm)."""
     input_factor: float = 1.0
     """The input is multiplied by it, and x_hat divided."""
+    shape: tuple[int | None, ...] = ()
+    """(T,D) of a context, with T None: it may have any length."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", (None, self.d_in))
         if self.heads < 1 or self.latents % self.heads or self.key_width % self.heads:
             raise UsageError(
                 f"latents = {self.latents} and key_width = {self.key_width} are not multiples of"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
 from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
-from saekit.options import Doc
+from saekit.options import AnyStore, Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
@@ -32,7 +32,11 @@ LEAD = (
 def compare(
     runs: Annotated[
         Sequence[ModelLike] | ModelLike,
-        Doc("Checkpoint folders to compare.", metavar="RUN...", positional=True),
+        Doc(
+            "Checkpoints to compare: folders, or published dictionaries by their paths or names.",
+            metavar="RUN...",
+            positional=True,
+        ),
     ],
     store: Annotated[RowsLike, Doc("Store folder.", metavar="STORE")],
     out: Annotated[
@@ -46,6 +50,7 @@ def compare(
         str | Path | None,
         Doc("Folder of the target store (default: where it was during training).", metavar="STORE"),
     ] = None,
+    any_store: AnyStore = False,
     anomalies: Annotated[
         RowsLike | None,
         Doc("Store of rows that the runs should reconstruct badly.", metavar="STORE"),
@@ -61,7 +66,7 @@ def compare(
     >>> saekit.compare([result.model, "runs/a"], x_ND).rows[0].metrics["fvu"]
 
     Parameters
-        runs: a checkpoint folder, a model, what `saekit.train` returned, or a list of these.
+        runs: what `saekit.load` takes, or a list of these.
         store: the path of a store, an open Store, a tensor or array (N,D), (N,T,D) or (N,H,W,D), or
             an iterable of such blocks.
         out: the folder of the page; None: nothing is written.
@@ -69,6 +74,8 @@ def compare(
             many rows are reached.
         split: None: the held-out rows, which neither controls nor runs of this store have seen.
         target_store: where runs that were trained on a target read it; None: where it was during
+            training.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
         anomalies: rows of the same width that the runs should reconstruct badly, as `store`.
         neighbours: knn is the share of held-out rows whose label (the data's own) is that of most
@@ -78,7 +85,9 @@ def compare(
     Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
     checkpoints = as_list(runs)
-    inputs = open_inputs(checkpoints, store, rows, split, target_store, anomalies, neighbours, seed)
+    inputs = open_inputs(
+        checkpoints, store, rows, split, target_store, anomalies, neighbours, seed, any_store
+    )
     if out is None:
         return judge(inputs, progress).comparison
     settings = {

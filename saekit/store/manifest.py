@@ -21,6 +21,7 @@ from saekit.types import ActivationSpec, canonical_json
 
 SCHEMA = 1
 REPORTED = ("skipped", "dtype_reason")  # keys of stats that are known before the harvest ends
+OPTIONAL = ("self_check", "names")  # written only where they are known
 NAME = "manifest.json"
 DTYPES = Literal["float16", "bfloat16", "float32"]  # of stored rows
 
@@ -55,6 +56,8 @@ class Manifest:
     extras: list[str] = field(default_factory=list)
     # results of the self-check on the first contexts; absent for raw data and in older stores
     self_check: dict[str, str] | None = None
+    # other names of its model and hook, by which dictionaries know them; absent in older stores
+    names: dict[str, list[str]] | None = None
 
     @property
     def content(self) -> str:
@@ -82,8 +85,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         data = dataclasses.asdict(self)
-        if self.self_check is None:
-            del data["self_check"]
+        for name in OPTIONAL:
+            if data[name] is None:
+                del data[name]
         data |= {"schema_version": SCHEMA, "fingerprint": self.spec.fingerprint, "rows": self.rows}
         write_json(folder / NAME, data | {"checksum": checksum(data)})
 
@@ -126,7 +130,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
             "its checksum does not match its content: it was edited, or only partly copied"
         )
     names = [field.name for field in dataclasses.fields(Manifest)]
-    missing = [name for name in names if name not in data and name not in ("extras", "self_check")]
+    missing = [name for name in names if name not in data and name not in ("extras", *OPTIONAL)]
     if missing:
         raise MisfitError(f"it has no {missing[0]}")
     spec = ActivationSpec.from_json(data["spec"])

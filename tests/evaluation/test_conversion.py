@@ -89,7 +89,7 @@ def test_a_published_dictionary_is_converted_too(tmp_path, rescaled):
     settings["config"]["rescale_by_decoder_norm"] = rescaled
     (source / "config.json").write_text(json.dumps(settings))
     store = write_store(tmp_path / "store", 600)
-    result = saekit.convert(source, tmp_path / "out", store=store)
+    result = saekit.convert(source, tmp_path / "out", store=store, any_store=True)
     old, new, x = saekit.load(source), saekit.load(tmp_path / "out"), side(store, "train")
     a, b = old.encode(x).to_dense(), new.encode(x)
     assert result.rows == len(x) and (a > 0).sum() == (b > 0).sum()

@@ -49,7 +49,9 @@ def test_config_says_where_it_comes_from_and_null_for_the_rest(tmp_path):
 def test_evaluate_gives_the_numbers_of_the_published_files(tmp_path):
     source, acts = saelens(tmp_path / "src", "jumprelu"), write_store(tmp_path / "acts")
     import_dictionary(source, tmp_path / "out")
-    imported, published, in_memory = evaluate([tmp_path / "out", source, load(source)], acts)
+    imported, published, in_memory = evaluate(
+        [tmp_path / "out", source, load(source)], acts, any_store=True
+    )
     assert imported.metrics["fvu"] == published.metrics["fvu"] == in_memory.metrics["fvu"]
     assert imported.split == published.split == "all", "nothing was held out from its training"
 
@@ -58,8 +60,8 @@ def test_evaluate_of_a_transcoder_needs_its_target(tmp_path):
     source, acts = sparsify(tmp_path / "src", transcode=True), write_store(tmp_path / "acts")
     import_dictionary(source, tmp_path / "out")
     with pytest.raises(UsageError, match="does not say which"):
-        evaluate(tmp_path / "out", acts)
-    (result,) = evaluate(tmp_path / "out", acts, target_store=acts)
+        evaluate(tmp_path / "out", acts, any_store=True)
+    (result,) = evaluate(tmp_path / "out", acts, target_store=acts, any_store=True)
     assert (
         result.metrics["fvu"] == evaluate(load(source), acts, target_store=acts)[0].metrics["fvu"]
     )
@@ -79,6 +81,8 @@ def test_the_command_line_imports_evaluates_and_shows(capsys, digits, tmp_path):
         ("compare", "--out", tmp_path / "report"),
     ):
         status, _, error = saekit(capsys, verb, out, "--store", digits, *rest)
+        assert status == 3 and "--any-store" in error, "made for GPT-2, not for images of digits"
+        status, _, error = saekit(capsys, verb, out, "--store", digits, "--any-store", *rest)
         assert status == 0, error
 
 

@@ -14,6 +14,7 @@ from made_stores import write_store
 from safetensors.torch import load_file
 
 from saekit.errors import DataError, UsageError
+from saekit.evaluation.compare import open_inputs
 from saekit.evaluation.table import evaluate
 from saekit.interop.importing import import_dictionary
 from saekit.interop.opening import open_published
@@ -138,6 +139,8 @@ def test_a_table_judges_whole_contexts(tmp_path):
     assert metrics["l0"] == pytest.approx(float((code > 0).sum() / 600), rel=1e-6)
     fvu = (rows - x_hat).square().sum() / (rows - rows.mean(0)).square().sum()
     assert metrics["fvu"] == pytest.approx(float(fvu), rel=1e-5)
+    with pytest.raises(UsageError, match="a code for each position"):
+        open_inputs([tmp_path / "out"], store, None, None, None, None, 10, 0)
 
 
 REFUSED = {
@@ -160,6 +163,10 @@ def test_what_is_not_computed_is_named(tmp_path, message):
 
 def test_rows_without_their_context_are_refused(tmp_path):
     sae = load(saelens_temporal(tmp_path / "sae"))
+    flat = write_store(tmp_path / "flat", 100, width=D)
+    for model in (tmp_path / "sae", sae):
+        with pytest.raises(DataError, match=r"shape \(None, 16\), those of .*flat have \(16,\)"):
+            evaluate(model, flat)
     with pytest.raises(DataError, match="one example is"):
         sae(contexts()[0, 0].float())
     with pytest.raises(UsageError, match="contextual"):

@@ -31,7 +31,7 @@ from saekit.models.codes import Code, decoded, rescaled
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae.config import SAEConfig
 from saekit.models.sae.fold import folded, unfolded
-from saekit.models.sae.input_norm import denormalized, normalized
+from saekit.models.sae.input_norm import denormalized, input_scale, normalized
 from saekit.models.sae.largest import Select, largest
 from saekit.types import Output
 
@@ -190,6 +190,35 @@ class Dictionary(Autoencoder):
             x_hat = denormalized(self.config.input_norm, x_hat, x.to(self.W_enc.dtype))
         skip = self.skip(x)
         return x_hat if skip is None else x_hat + skip
+
+    def values_of(self, x: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """(B,L): the values of some latents (L,) int64 in the codes of rows x (B,D). Where each
+        latent has a threshold of its own, only their rows of the encoder are read; where latents
+        compete, the whole code is computed."""
+        if type(self).code_of is not Dictionary.code_of and not (
+            self.thresholded and self.is_folded and not self.training
+        ):
+            values = self.encode(x)[:, latents]
+            assert isinstance(values, torch.Tensor)
+            return values
+        x_BD = self.encoder_input(as_rows(x, self.d_in, self.W_enc))
+        pre = torch.addmm(self.b_enc[latents], x_BD, self.W_enc[latents].T)
+        if not self.thresholded:
+            return pre.relu()
+        return torch.where(pre <= self.threshold[latents], 0.0, pre)
+
+    def decoded_change(
+        self, delta_BL: torch.Tensor, latents: torch.Tensor, x: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B,D_out): by how much the reconstruction of rows x (B,D) changes when the values of some
+        latents (L,) change by delta. x may be None without an `input_norm`."""
+        if self.config.rescale_by_decoder_norm:
+            delta_BL = delta_BL / self.decoder_norms()[latents]
+        change = delta_BL @ self.decoder_rows(latents) / self.config.output_factor
+        if self.config.input_norm == "none" or self.transcodes:
+            return change
+        assert x is not None
+        return change * input_scale(self.config.input_norm, x.to(self.W_enc.dtype))
 
     def decoder(self) -> torch.Tensor:
         """W_dec (F,D_out), differentiable in the parameters that it is computed from."""

@@ -32,9 +32,15 @@ def denormalized(norm: InputNorm, x_hat: torch.Tensor, x: torch.Tensor) -> torch
     if norm == "none" or x.numel() == 0:
         return x_hat
     if norm == "layer_norm":
-        mean = x.mean(-1, keepdim=True)
-        return x_hat * (x - mean).std(-1, keepdim=True) + mean
+        return x_hat * input_scale(norm, x) + x.mean(-1, keepdim=True)
     return x_hat / _length_factor(x)
+
+
+def input_scale(norm: InputNorm, x: torch.Tensor) -> torch.Tensor:
+    """(..., 1): a change of x_hat by y is one of `denormalized` by y times this."""
+    if norm == "layer_norm":
+        return (x - x.mean(-1, keepdim=True)).std(-1, keepdim=True)
+    return x.new_ones(()) if norm == "none" else 1 / _length_factor(x)
 
 
 def _length_factor(x: torch.Tensor) -> torch.Tensor:
