@@ -21,9 +21,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.saelens(path, "jumprelu_skip_transcoder"),
         made.saelens_temporal,
         made.old_saelens,
-        made.saelens_temporal,
     ],
-    "temporal": [made.temporal],
     "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
     "dictionary_learning": [
         *(
@@ -61,6 +59,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         more.llama_scope_r1,
     ],
     "qwen_scope": [more.qwen_scope],
+    "hook_z": [made.hook_z],
     "goodfire": [more.goodfire],
     "deepseek_r1": [more.deepseek_r1],
     "saev": [
