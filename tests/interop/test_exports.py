@@ -138,7 +138,8 @@ def test_files_say_where_the_dictionary_comes_from(tmp_path, format):
     layer, text = (0 if options else 3), ""
     for file in out.iterdir():
         text += file.read_text() if file.suffix in (".json", ".yaml") else ""
-    for known in (MODEL, "monology/pile-uncopyrighted", "128", "0.1.0", '"content"'):
+    rule = '{"exclude_special_tokens": true}' if options else '"scope": "content"'
+    for known in (MODEL, "monology/pile-uncopyrighted", "128", "0.1.0", rule):
         assert known in text
     module = f"model.layers.{layer}"
     names = {
