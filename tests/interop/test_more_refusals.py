@@ -32,10 +32,8 @@ from saekit.training.checkpoints import load
 TARGET = {"hook_point_out": "blocks.6.hook_mlp_out"}
 REFUSED: dict[str, Callable[[Path], Path]] = {
     'activation = "Identity"': lambda path: openai(path, "Identity"),
-    'postact_fn = "Identity"': lambda path: openai(
-        path, activation_state_dict={"k": 5, "postact_fn": "Identity"}
-    ),
-    "k = 0": lambda path: openai(path, activation_state_dict={"k": 0, "postact_fn": "ReLU"}),
+    'postact_fn = "Tanh"': lambda path: openai(path, after="Tanh"),
+    "k = 0": lambda path: openai(path, k=0),
     'act_fn = "tanh"': lambda path: llama_scope(path, act_fn="tanh"),
     'norm_activation = "batch-wise"': lambda path: llama_scope(path, norm_activation="batch-wise"),
     "use_glu_encoder = True": lambda path: llama_scope(path, use_glu_encoder=True),
@@ -59,7 +57,8 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     ),
     "sae_weights.dcp is a distributed checkpoint": lambda path: llamascopium(path, suffix=".dcp"),
     'k = "unknown"': lambda path: qwen_scope(path, "downloads"),
-    'activation = "TopK"': lambda path: saev(path, saev_header("TopK", top_k=5)),
+    "top_k = None": lambda path: saev(path, saev_header("TopK")),
+    'activation = "Softmax"': lambda path: saev(path, saev_header("Softmax")),
     "activation.threshold = nan": lambda path: saev(
         path, saev_header("BatchTopK"), **{"activation.threshold": torch.tensor(torch.nan)}
     ),
