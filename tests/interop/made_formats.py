@@ -68,6 +68,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         more.llama_scope_r1,
     ],
     "qwen_scope": [more.qwen_scope],
+    "hook_z": [made.hook_z],
     "goodfire": [more.goodfire],
     "deepseek_r1": [more.deepseek_r1],
     "saev": [

@@ -16,6 +16,7 @@ from made_dictionaries import (
     K,
     dictionary_learning,
     gemma_scope,
+    hook_z,
     old_saelens,
     saelens,
     sparsify,
@@ -127,6 +128,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[..., torch.Tensor], floa
         1e-12,
     ),
     "dictionary_learning Gated": (learning("GatedAutoEncoder"), learning_gated, 1e-6),
+    "hook_z": (hook_z, relu, 1e-12),
     "gemma_scope": (gemma_scope, lambda x: jump(x, False), 1e-12),
 }
 
@@ -219,6 +221,8 @@ def test_what_the_files_say_of_their_origin(tmp_path):
     assert (transcoder.hook, transcoder.target_hook) == ("layers.6.mlp:in", "layers.6.mlp")
     trainer = open_published(dictionary_learning(tmp_path / "c", "AutoEncoder")).origin
     assert (trainer.hook, trainer.layer, trainer.context) == ("resid_post_layer_8", 8, 1024)
+    heads = open_published(hook_z(tmp_path / "d")).origin
+    assert (heads.hook, heads.layer) == ("blocks.0.attn.hook_z", 0) and heads.notes
     gemma = open_published(gemma_scope(tmp_path / "layer_12" / "width_16k" / "average_l0_82"))
     assert gemma.origin.layer == 12 and gemma.origin.base_model is None
 
