@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_dictionaries import D, F
+from made_dictionaries import D, F, hook_z
 from made_more import (
     deepseek_r1,
     goodfire,
@@ -95,7 +95,7 @@ def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [openai, goodfire, deepseek_r1, qwen_scope], ids=lambda write: write.__name__
+    "write", [openai, goodfire, deepseek_r1, qwen_scope, hook_z], ids=lambda write: write.__name__
 )
 @pytest.mark.parametrize("format", ["zip", "pickle"])
 def test_a_hostile_file_does_not_run(tmp_path, write, format):
@@ -137,7 +137,7 @@ def test_a_torchscript_archive_is_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "write", [openai, goodfire, deepseek_r1, qwen_scope], ids=lambda write: write.__name__
+    "write", [openai, goodfire, deepseek_r1, qwen_scope, hook_z], ids=lambda write: write.__name__
 )
 def test_a_truncated_file_is_refused(tmp_path, write):
     file = write(tmp_path / "sae")
@@ -216,7 +216,8 @@ def test_a_folder_without_weights_names_the_file(tmp_path):
 def test_a_format_that_is_asked_for_is_tried(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     (tmp_path / "weights.pt").write_bytes(b"no archive")
-    for format in ("openai", "qwen_scope", "goodfire", "deepseek_r1", "saev", "vit_prisma"):
+    formats = ("openai", "qwen_scope", "goodfire", "deepseek_r1", "hook_z", "saev", "vit_prisma")
+    for format in formats:
         with pytest.raises(DataError):
             open_published(tmp_path / "weights.pt", format)
     for format in ("llama_scope", "llamascopium", "saev"):
