@@ -130,12 +130,13 @@ def test_padding_changes_nothing_before_it(tmp_path):
 def test_a_table_judges_whole_contexts(tmp_path):
     """85 contexts of 7 states and one of 5, which is padded."""
     import_dictionary(saelens_temporal(tmp_path / "sae"), tmp_path / "out")
-    store = write_store(tmp_path / "store", 600, width=D, layout="sequence", tokens=T)
+    of = {"layout": "sequence", "hook": "blocks.12.hook_resid_post"}
+    store = write_store(tmp_path / "store", 600, width=D, tokens=T, **of)
     sae = load(tmp_path / "out")
     rows = open_store(store).take(np.arange(600)).x.double()
     outputs = [sae(context.float()) for context in rows.split(T)]
     code, x_hat = (torch.cat([getattr(o, name) for o in outputs]) for name in ("code", "x_hat"))
-    metrics = evaluate(tmp_path / "out", store, any_store=True)[0].metrics
+    metrics = evaluate(tmp_path / "out", store)[0].metrics
     assert metrics["l0"] == pytest.approx(float((code > 0).sum() / 600), rel=1e-6)
     fvu = (rows - x_hat).square().sum() / (rows - rows.mean(0)).square().sum()
     assert metrics["fvu"] == pytest.approx(float(fvu), rel=1e-5)
