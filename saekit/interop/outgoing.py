@@ -30,6 +30,7 @@ SKIP = "skip connections"
 OTHER_WIDTH = "outputs of another width than the input"
 BY_DECODER_NORM = "codes chosen by decoder norms"  # after the name of the code
 NEGATIVE = "thresholds below 0"
+NEGATIVE_VALUES = "negative values among the k largest"
 FACTORS = "factors on input and output"
 
 
@@ -99,6 +100,7 @@ class Outgoing:
             f"{self.kind}s with {norm}": norm != "none",
             FACTORS: factors != (1.0, 1.0),
             f"{self.code} {BY_DECODER_NORM}": config["rescale_by_decoder_norm"],
+            NEGATIVE_VALUES: config.get("keep_negative", False),
             NEGATIVE: "threshold" in self.tensors and bool((self.tensors["threshold"] < 0).any()),
         }
         return [need for need, applies in present.items() if applies]

@@ -187,6 +187,7 @@ def test_saelens_metadata_of_a_transcoder_names_both_hooks(tmp_path):
         ("dictionary_learning", "abs-topk", {}, "abs-topk autoencoders", 'format="saelens"'),
         ("saelens", "l1", {"rescale_by_decoder_norm": True}, "relu codes chosen by", "no format"),
         ("saelens", "topk", {"input_factor": 2.0}, "factors on input and output", "no format"),
+        ("saelens", "topk", {"keep_negative": True}, "negative values among the k", "no format"),
     ],
 )
 def test_a_refusal_names_what_is_missing_and_the_formats_that_have_it(
