@@ -69,7 +69,6 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
     ],
     "qwen_scope": [more.qwen_scope],
     "hook_z": [made.hook_z],
-    "temporal": [made.temporal],
     "goodfire": [more.goodfire],
     "deepseek_r1": [more.deepseek_r1],
     "saev": [
