@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,15 +20,21 @@ EXAMPLES = [
     "saekit export runs/topk out --format saelens",
     "saekit export runs/mlp0 runs/mlp1 out --format circuit_tracer",
     "saekit export runs/topk out --format neuronpedia --store acts/text --features top:500",
-    "saekit export runs/topk out --format saelens --push OWNER/REPO --store acts/text",
+    "saekit export runs/topk --push OWNER/REPO --store acts/text",
 ]
 HUB = "Upload to the hub"
+PUSHED = "saelens"  # the format of an upload that names none
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:
     from saekit.exporting import export_dictionary
 
-    return options_of(export_dictionary)
+    options = options_of(export_dictionary)
+    if any(argument.split("=")[0] == "--push" for argument in arguments):
+        # one checkpoint may stand for CKPT and OUT, and the format has a default
+        for name, default in (("checkpoints", ()), ("out", None), ("format", PUSHED)):
+            options[name] = dataclasses.replace(options[name], default=default)
+    return options
 
 
 def run(
@@ -35,8 +42,9 @@ def run(
     push: Annotated[
         str | None,
         Doc(
-            "Upload OUT into this repo, with a model card. Its figures are those of evaluate on the"
-            " store, or without one those of the training.",
+            "Upload the files into this repo, with a model card. OUT is then optional, and the"
+            " format saelens unless given. The card's figures are those of evaluate on the store,"
+            " or without one those of the training.",
             HUB,
             metavar="OWNER/REPO",
         ),
@@ -54,8 +62,11 @@ def run(
     # what the flags say together
     if push is None and (public or yes):
         raise UsageError(f"{opt('public' if public else 'yes', True)} applies to {opt('push')}")
-    card = ""
+    card, kept = "", True
     if push is not None:
+        given.setdefault("format", PUSHED)
+        if not given.get("checkpoints"):
+            given["checkpoints"], kept = [given.pop("out")], False
         if given["format"] in FEATURE_FORMATS:
             raise UsageError(
                 f"{opt('push')} uploads weights, not {opt('format', given['format'])}",
@@ -63,17 +74,20 @@ def run(
             )
         card = _card(push, given)
     # the files, and the upload
-    with Reporter(quiet) as reporter:
+    with Reporter(quiet) as reporter, tempfile.TemporaryDirectory() as folder:
+        given.setdefault("out", f"{folder}/files")
         result = export_dictionary(**given, progress=reporter)
         reporter.close()
         for note in result.notes:
             message("note", note)
         pushed = None if push is None else _push(push, given["out"], public, yes, card, reporter)
     if json_:
-        print_json({**dataclasses.asdict(result), "pushed": pushed})
+        path = result.path if kept else None
+        print_json({**dataclasses.asdict(result), "path": path, "pushed": pushed})
         return
     features = "" if result.features is None else f", {result.features:,} features"
-    typer.echo(f"{result.path}  {result.format}{features}")
+    if kept:
+        typer.echo(f"{result.path}  {result.format}{features}")
     if pushed is not None:
         typer.echo(f"{pushed.url}  {'private' if pushed.private else 'public'}, {pushed.commit}")
 

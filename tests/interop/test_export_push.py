@@ -52,6 +52,15 @@ def test_an_export_goes_up_private_with_a_card_and_opens_from_there(hub, client,
     assert TOKEN not in done.out + done.err + card
 
 
+def test_an_upload_needs_no_folder(hub, client, tmp_path):
+    source = checkpoint(tmp_path / "run", "topk")
+    done = client.saekit("export", source, "--push", "owner/direct", "--yes", "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["path"] is None
+    assert {"cfg.json", "README.md"} <= hub.repos["owner/direct"].files.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_nothing_is_sent_without_a_yes(hub, client, tmp_path):
     source = checkpoint(tmp_path / "run", "topk")
     arguments = ("export", source, tmp_path / "out", "--format", "saelens", "--push", "owner/no")
