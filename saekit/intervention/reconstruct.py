@@ -54,7 +54,7 @@ def run_spliced(
     )
     if not mask_BT.any():
         return None
-    log_p_NV = _log_probabilities(logits_BTV[mask_BT])
+    log_p_NV = log_probabilities(logits_BTV[mask_BT])
     del logits_BTV  # it is the largest tensor here, and the second pass makes another
     x_BD = normalizer.apply(states[hook][mask_BT].to(sae.W_enc.dtype))
     output = sae(x_BD)
@@ -62,7 +62,7 @@ def run_spliced(
     # the model with these rows
     with splice(live, hook, lambda _: normalizer.invert(output.x_hat), mask_BT):
         spliced_BTV = live.forward(batch.inputs).logits
-    kl = divergence(log_p_NV, _log_probabilities(spliced_BTV[mask_BT]))
+    kl = divergence(log_p_NV, log_probabilities(spliced_BTV[mask_BT]))
     return Spliced(x_BD, output.x_hat, output.code, kl)
 
 
@@ -71,6 +71,7 @@ def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:
     return nnF.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
 
 
-def _log_probabilities(logits_NV: torch.Tensor) -> torch.Tensor:
+def log_probabilities(logits_NV: torch.Tensor) -> torch.Tensor:
+    """In fp32, or fp64 for fp64 logits."""
     # sums over V are too long for 16 bits
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(1)
