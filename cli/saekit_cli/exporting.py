@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,23 +54,21 @@ def run(
     # what the flags say together
     if push is None and (public or yes):
         raise UsageError(f"{opt('public' if public else 'yes', True)} applies to {opt('push')}")
-    store = None
+    card = ""
     if push is not None:
         if given["format"] in FEATURE_FORMATS:
             raise UsageError(
                 f"{opt('push')} uploads weights, not {opt('format', given['format'])}",
                 f"drop {opt('push')}",
             )
-        store = given.pop("store", None)
+        card = _card(push, given)
     # the files, and the upload
     with Reporter(quiet) as reporter:
         result = export_dictionary(**given, progress=reporter)
+        reporter.close()
         for note in result.notes:
-            reporter.close()
             message("note", note)
-        pushed = None
-        if push is not None:
-            pushed = _push(push, given, store, public, yes, reporter)
+        pushed = None if push is None else _push(push, given["out"], public, yes, card, reporter)
     if json_:
         print_json({**dataclasses.asdict(result), "pushed": pushed})
         return
@@ -80,27 +78,31 @@ def run(
         typer.echo(f"{pushed.url}  {'private' if pushed.private else 'public'}, {pushed.commit}")
 
 
-def _push(
-    repo: str, given: Given, store: Any, public: bool, yes: bool, reporter: Reporter
-) -> PushResult:
+def _card(repo: str, given: Given) -> str:
+    """The model card. Takes out of `given` what only its figures need."""
+    from saekit.evaluation.table import evaluate
     from saekit.interop.opening import open_checkpoint
-    from saekit.interop.push import model_card, push
+    from saekit.interop.push import model_card
 
-    checkpoints = given["checkpoints"]
+    checkpoints, format = given["checkpoints"], given["format"]
+    store, any_store = given.pop("store", None), given.pop("any_store", False)
     description = open_checkpoint(checkpoints[0]).config
-    metrics = description["result"]["metrics"]
     if len(checkpoints) > 1:
         metrics = None
-    elif store is not None:
-        from saekit.evaluation.table import evaluate
+    elif store is None:
+        metrics = description["result"]["metrics"]
+    else:
+        metrics = evaluate(checkpoints, store, any_store=any_store)[0].metrics
+    path = "layer_0.safetensors" if format == "circuit_tracer" else ""
+    return model_card(repo, description, format=format, path=path, metrics=metrics)
 
-        metrics = evaluate(checkpoints, store)[0].metrics
-    is_set = given["format"] == "circuit_tracer"
-    path = "layer_0.safetensors" if is_set else ""
-    card = model_card(repo, description, format=given["format"], path=path, metrics=metrics)
+
+def _push(
+    repo: str, folder: str, public: bool, yes: bool, card: str, reporter: Reporter
+) -> PushResult:
+    from saekit.interop.push import push
 
     def confirm(question: str) -> bool:
-        reporter.close()
         return yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
 
-    return push(given["out"], repo, public=public, card=card, confirm=confirm, progress=reporter)
+    return push(folder, repo, public=public, card=card, confirm=confirm, progress=reporter)

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.spellings import portable
 from saekit.interop.base_models import same_model
+from saekit.interop.hook_spellings import portable
 from saekit.interop.provenance import Provenance, provenance
 from saekit.rows import Rows
 from saekit.store.reader import Store
