@@ -125,4 +125,4 @@ def test_every_block_of_the_readme_is_run_or_is_a_listing():
     assert [text.split()[0] for text in others] == ["make", "saekit/"], (
         "two commands that CI runs, and the list of files"
     )
-    assert len(RUNNABLE) == 4
+    assert len(RUNNABLE) == 6

@@ -61,7 +61,7 @@ def run(
 
     # what the flags say together
     if push is None and (public or yes):
-        raise UsageError(f"{opt('public' if public else 'yes', True)} applies to {opt('push')}")
+        raise UsageError(f"--{'public' if public else 'yes'} applies to --push")
     card, kept = "", True
     if push is not None:
         given.setdefault("format", PUSHED)
@@ -69,8 +69,8 @@ def run(
             given["checkpoints"], kept = [given.pop("out")], False
         if given["format"] in FEATURE_FORMATS:
             raise UsageError(
-                f"{opt('push')} uploads weights, not {opt('format', given['format'])}",
-                f"drop {opt('push')}",
+                f"--push uploads weights, not {opt('format', given['format'])}",
+                "drop --push",
             )
         card = _card(push, given)
     # the files, and the upload
