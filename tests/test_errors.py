@@ -251,6 +251,8 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     assert names - command_line <= {
         *("epochs", "method"),  # of the estimator and of Store.sample
         *("codes", "dose", "examples", "maxima", "positions", "raw"),  # of attach
+        "input_norm",  # of loaded weights
+        "processor",  # of a model in memory
     }
 
 
