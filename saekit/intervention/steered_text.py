@@ -103,7 +103,7 @@ class SteeredText:
         return scored
 
     def raised_by(self, live: Live, edit: Edit, top: int) -> torch.Tensor:
-        """(top,): the tokens that an edit raises most after the beginning of a text alone."""
+        """(top,): the tokens that an edit raises most right after the beginning of a text."""
         begin = self.tokenizer.bos_token_id
         begin = self.tokenizer.eos_token_id if begin is None else begin
         ids = torch.full_like(self.ids[:, :1], 0 if begin is None else begin)
