@@ -61,4 +61,4 @@ def read(path: Path) -> Published:
 
 
 def _settings(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_cfg.json")
+    return path.parent / f"{path.stem}_cfg.json"  # "." and "/" have no name to replace

@@ -22,7 +22,12 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         made.saelens_temporal,
         made.old_saelens,
     ],
-    "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
+    "temporal": [made.temporal],
+    "sparsify": [
+        made.sparsify,
+        lambda path: made.sparsify(path, transcode=True, skip=True),
+        lambda path: made.sparsify(path, signed=True),
+    ],
     "dictionary_learning": [
         *(
             lambda path, kind=kind: made.dictionary_learning(path, kind)
@@ -50,7 +55,11 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         tracer.clt,
         lambda path: tracer.clt(path, jumps=True),
     ],
-    "openai": [more.openai, lambda path: more.openai(path, None)],
+    "openai": [
+        more.openai,
+        lambda path: more.openai(path, None),
+        lambda path: more.openai(path, after="Identity"),
+    ],
     "llama_scope": [more.llama_scope],
     "llamascopium": [
         more.llamascopium,
@@ -65,7 +74,7 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
     "saev": [
         more.saev,
         lambda path: more.saev(path) / "sae.pt",
-        lambda path: more.saev(path, more.saev_header("TopK")),
+        lambda path: more.saev(path, more.saev_header("TopK", top_k=made.K)),
     ],
     "vit_prisma": [
         more.vit_prisma,

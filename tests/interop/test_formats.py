@@ -43,6 +43,12 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(x), F, dtype=x.dtype).scatter(1, indices, values)
 
 
+def largest_in_size(x: torch.Tensor) -> torch.Tensor:
+    values = pre(x)
+    indices = values.abs().topk(K).indices
+    return torch.zeros_like(values).scatter(1, indices, values.gather(1, indices))
+
+
 def jump(x: torch.Tensor, subtract: bool = True, threshold: Any = W["threshold"]) -> torch.Tensor:
     values = pre(x, subtract)
     return values.relu() * (values > threshold)
@@ -93,6 +99,11 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[..., torch.Tensor], floa
     "dictionary_learning AutoEncoder, b_dec": (
         learning("AutoEncoder", bias=None, b_dec=weights()["b_dec"]),
         relu,
+        1e-12,
+    ),
+    "sparsify signed": (
+        lambda path: sparsify(path, signed=True),
+        largest_in_size,
         1e-12,
     ),
     "dictionary_learning AutoEncoderNew": (

@@ -41,7 +41,7 @@ REFUSED = {
     'activation_fn = "tanh-relu"': lambda path: old_saelens(path, activation_fn_str="tanh-relu"),
     "k = 2.5": lambda path: saelens(path, "topk", k=2.5),
     'activation = "groupmax"': lambda path: sparsify(path, activation="groupmax"),
-    "signed = True": lambda path: sparsify(path, signed=True),
+    "signed = True": lambda path: sparsify(path, signed=True, transcode=True),
     "skip_connection = True": lambda path: sparsify(path, skip=True),
     "threshold = nan": lambda path: dictionary_learning(
         path, "BatchTopKSAE", threshold=float("nan")
