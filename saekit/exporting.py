@@ -17,7 +17,7 @@ from saekit.inspection.neuronpedia import write_neuronpedia
 from saekit.inspection.opening import open_pair
 from saekit.inspection.records import check_features
 from saekit.interop.exporting import WRITERS, dictionaries_for
-from saekit.options import Doc, Overwrite
+from saekit.options import AnyStore, Doc, Overwrite
 from saekit.store.folder_kinds import EXPORT
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
@@ -74,6 +74,7 @@ def export_dictionary(
             metavar="SPEC",
         ),
     ] = None,
+    any_store: AnyStore = False,
     overwrite: Overwrite = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExportResult:
@@ -88,7 +89,7 @@ def export_dictionary(
             exported, by which saekit.
         format: weights are exact, or refused where the format cannot say what the dictionary
             computes. Only b_dec may move between the input and b_enc; `notes` then says so.
-        store, features: of feature files only.
+        store, features: of feature files only; any_store: as in `inspect`.
 
     Raises UsageError, MissingError, and DataError for what the format cannot say and where `out`
     has other files.
@@ -105,7 +106,7 @@ def export_dictionary(
                 f"{opt('format', format)} shows what features respond to",
                 f"give {opt('store')}",
             )
-        return _features(checkpoints, out, format, store, features, overwrite, progress)
+        return _features(checkpoints, out, format, store, features, any_store, overwrite, progress)
 
     # weights
     for name, value in (("store", store), ("features", features)):
@@ -128,12 +129,13 @@ def _features(
     format: str,
     store: RowsLike,
     features: str | None,
+    any_store: bool,
     overwrite: bool,
     progress: Callable[[Progress], None],
 ) -> ExportResult:
     if len(checkpoints) > 1:
         raise UsageError(f"{opt('format', format)} takes one checkpoint", "export each by itself")
-    inspected = open_pair(checkpoints[0], store)
+    inspected = open_pair(checkpoints[0], store, any_store)
     source = source_of(inspected)
     spec = FEATURES if features is None else features
     check_features(spec, source.latents)

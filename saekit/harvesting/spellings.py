@@ -68,9 +68,8 @@ def translated(hook: str) -> str:
 def without_call(path: str) -> tuple[str, bool]:
     """('model.layers.9', True) of nnsight's `model.layers[9].input`: the module's path, and whether
     its input is meant."""
-    path = re.sub(
-        r"\[(\d+)\](?=\.|$)", r".\1", re.sub(r"(\.(?:input|output)s?)(\[\d+\])+$", r"\1", path)
-    )
+    path = re.sub(r"(\.(?:input|output)s?)(\[\d+\])+$", r"\1", path)  # of a tuple
+    path = re.sub(r"\[(\d+)\](?=\.|$)", r".\1", path)
     for end, at_input in ((".output", False), (".input", True), (".inputs", True)):
         if path.endswith(end):
             return path.removesuffix(end), at_input
