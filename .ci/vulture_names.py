@@ -28,6 +28,21 @@ _.post_processor
 _.pad_token
 _.rms_norm_eps
 _.dummy_inputs
+_.decoder_start_token_id
+_.padding_side
+# http.server, socketserver
+_.do_GET
+_.do_POST
+_.do_PUT
+_.log_message
+_.protocol_version
+_.daemon_threads
+# the stand-in of the hub, by the name in its table of routes
+_.create
+_.valid
+# huggingface_hub, of a progress bar
+_.update_transfer
+_.set_transfer_postfix_str
 # html.parser
 _.handle_starttag
 _.handle_endtag

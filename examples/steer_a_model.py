@@ -8,6 +8,7 @@ By default the checkpoint that `make demo` trains on SmolLM2-135M.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,7 +24,7 @@ def main(
 ) -> tuple[int, str, str]:
     """The latent, and what the model writes without and with it."""
     path = model_id or smollm2.folder()
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     inputs = tokenizer(TEXT, return_tensors="pt", return_token_type_ids=False)
     sae = saekit.load(checkpoint)

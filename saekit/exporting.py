@@ -14,7 +14,7 @@ from saekit.errors import UsageError, check_choice, opt
 from saekit.inspection.dashboards import source_of, write_saedashboard
 from saekit.inspection.gather import gather
 from saekit.inspection.neuronpedia import write_neuronpedia
-from saekit.inspection.opening import open_pair
+from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.records import check_features
 from saekit.interop.exporting import WRITERS, dictionaries_for
 from saekit.options import AnyStore, Doc, Overwrite
@@ -89,7 +89,7 @@ def export_dictionary(
             exported, by which saekit.
         format: weights are exact, or refused where the format cannot say what the dictionary
             computes. Only b_dec may move between the input and b_enc; `notes` then says so.
-        store, features: of feature files only; any_store: as in `inspect`.
+        store, features, any_store: of feature files only, as in `inspect`.
 
     Raises UsageError, MissingError, and DataError for what the format cannot say and where `out`
     has other files.
@@ -106,11 +106,16 @@ def export_dictionary(
                 f"{opt('format', format)} shows what features respond to",
                 f"give {opt('store')}",
             )
-        return _features(checkpoints, out, format, store, features, any_store, overwrite, progress)
+        if len(checkpoints) > 1:
+            raise UsageError(
+                f"{opt('format', format)} takes one checkpoint", "export each by itself"
+            )
+        inspected = open_pair(checkpoints[0], store, any_store)
+        return _features(inspected, out, format, features or FEATURES, overwrite, progress)
 
     # weights
-    for name, value in (("store", store), ("features", features)):
-        if value is not None:
+    for name, value in (("store", store), ("features", features), ("any_store", any_store)):
+        if value:
             raise UsageError(
                 f"{opt(name)} does not apply to {opt('format', format)}",
                 f"{opt('format', *FEATURE_FORMATS)}, or drop {opt(name)}",
@@ -124,25 +129,19 @@ def export_dictionary(
 
 
 def _features(
-    checkpoints: Sequence[str | Path],
+    inspected: InspectedModel,
     out: str | Path,
     format: str,
-    store: RowsLike,
-    features: str | None,
-    any_store: bool,
+    features: str,
     overwrite: bool,
     progress: Callable[[Progress], None],
 ) -> ExportResult:
-    if len(checkpoints) > 1:
-        raise UsageError(f"{opt('format', format)} takes one checkpoint", "export each by itself")
-    inspected = open_pair(checkpoints[0], store, any_store)
     source = source_of(inspected)
-    spec = FEATURES if features is None else features
-    check_features(spec, source.latents)
+    check_features(features, source.latents)
     with run_folder(Path(out), EXPORT, resume=False, overwrite=overwrite) as folder:
-        settings = {"store": short_name(str(inspected.store.path)), "features": spec}
-        folder.begin(_marker(format, checkpoints, settings))
-        shown = gather(inspected, spec, TOP, None, None, progress)
+        settings = {"store": short_name(str(inspected.store.path)), "features": features}
+        folder.begin(_marker(format, [inspected.name], settings))
+        shown = gather(inspected, features, TOP, None, None, progress)
         # records are computed while the files are written
         if format == "saedashboard":
             write_saedashboard(folder.path, source, shown.records)

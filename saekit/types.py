@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from saekit_kernels import SparseCodes
 
 SPEC_SCHEMA = 1
+# the end of the names of data and models that were objects: they cannot be opened by name
+IN_MEMORY = " in memory"
 LARGEST_SIZE = 2**32  # of any count in a spec
 
 Layout = Literal["flat", "sequence", "grid"]

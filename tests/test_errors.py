@@ -23,6 +23,8 @@ from saekit.errors import DataError, SaekitError, UsageError, check_choice, opt,
 from saekit.estimator import _parameter
 from saekit.harvesting.config import HarvestConfig
 from saekit.intervention.config import FinetuneConfig
+from saekit.intervention.live import AttachedDictionary, Where
+from saekit.intervention.steer import steer
 from saekit.measures.codes import map_2d
 from saekit.models.catalog import CATALOG
 from saekit.models.sparsity import VARIANTS
@@ -238,12 +240,20 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     python = of_models | {
         field.name for config in configs[:3] for field in dataclasses.fields(config)
     }
-    for public in (*(getattr(saekit, name) for name in saekit.__all__), map_2d, run_suite):
+    edits = (getattr(AttachedDictionary, name) for name in ("add", "swap"))
+    verbs = (getattr(saekit, name) for name in saekit.__all__)
+    for public in (*verbs, *edits, steer, map_2d, run_suite):
         python |= set(inspect.signature(public).parameters)
-    names = named_options()
+    python |= Where.__annotations__.keys()  # of every edit
+    names = named_options() - {"push", "public", "yes"}  # only of the command line
     assert len(names) > 50 and names <= python
     command_line = {p.name for verb in VERBS.values() for p in build(verb, []).params}
-    assert names - command_line <= {"epochs", "method"}, "of the estimator and of Store.sample"
+    assert names - command_line <= {
+        *("epochs", "method"),  # of the estimator and of Store.sample
+        *("codes", "dose", "examples", "maxima", "positions", "raw"),  # of attach
+        "input_norm",  # of loaded weights
+        "processor",  # of a model in memory
+    }
 
 
 def test_a_name_from_a_file_that_is_no_parameter_is_shown_as_it_is():

@@ -1,7 +1,8 @@
 """Every code block of README.md runs, from top to bottom in one folder.
 
-A small random CLIP (twelve blocks, class token, center crop) in a hub cache replaces the one from
-the hub, and `photos` is a folder of random pictures.
+A small random CLIP (twelve blocks, class token, center crop), a small random Gemma 2 and a
+dictionary for its width in a hub cache replace those from the hub, a registry of one name replaces
+that of SAELens, and `photos` is a folder of random pictures.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
+from made_dictionaries import weights
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(
     r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
 )
+DICTIONARY = "layer_12/width_16k/average_l0_82"
+REGISTRY = f"""gemma-scope-2b-pt-res:
+  conversion_func: gemma_2
+  model: gemma-2-2b
+  repo_id: google/gemma-scope-2b-pt-res
+  saes:
+  - id: {DICTIONARY}
+    path: {DICTIONARY}
+    l0: 82
+    neuronpedia: gemma-2-2b/12-gemmascope-res-16k
+"""
 RUNNABLE = [(language, text) for language, text in BLOCKS if language in ("sh", "python")]
 
 
@@ -30,18 +45,41 @@ def put_clip(hub: Path) -> None:
         vision_config=shape | dict(image_size=64, patch_size=4),
         text_config=shape | dict(vocab_size=50, bos_token_id=0, eos_token_id=1),
     )
-    repository = hub / "models--openai--clip-vit-base-patch16"
-    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot = put_repository(hub, "openai/clip-vit-base-patch16")
     CLIPModel(config).save_pretrained(snapshot)
     CLIPImageProcessorPil(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
     ).save_pretrained(snapshot)
-    (repository / "refs").mkdir()
+
+
+def put_repository(hub: Path, name: str) -> Path:
+    """The folder of a repository's files in the cache."""
+    repository = hub / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def put_gemma(hub: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        **tiny.SHAPE | dict(num_hidden_layers=14, num_key_value_heads=2, head_dim=8),
+        vocab_size=tiny.VOCAB,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=5,
+    )
+    model = put_repository(hub, "google/gemma-2-2b")
+    Gemma2ForCausalLM(config).save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    dictionary = put_repository(hub, "google/gemma-scope-2b-pt-res") / DICTIONARY
+    dictionary.mkdir(parents=True)
+    arrays = {name: tensor.numpy() for name, tensor in weights(tiny.WIDTH).items()}
+    np.savez(dictionary / "params.npz", **arrays)
 
 
 def put_photos(folder: Path) -> None:
-    import numpy as np
     from PIL import Image
 
     folder.mkdir()
@@ -50,11 +88,13 @@ def put_photos(folder: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(folder / f"{n}.jpg")
 
 
-@pytest.mark.slow  # the page's own commands: three minutes
+@pytest.mark.slow  # the page's own commands: four minutes
 @pytest.mark.network_model
 @pytest.mark.mnist
 def test_the_blocks_of_the_readme_run_from_top_to_bottom(tmp_path):
     put_clip(tmp_path / "hub")
+    put_gemma(tmp_path / "hub")
+    (tmp_path / "registry.yaml").write_text(REGISTRY)
     work = tmp_path / "work"
     work.mkdir()
     shutil.copytree(ROOT / "recipes", work / "recipes")
@@ -64,6 +104,7 @@ def test_the_blocks_of_the_readme_run_from_top_to_bottom(tmp_path):
         "PATH": path,
         "HF_HUB_CACHE": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": "1",
+        "SAEKIT_REGISTRY": str(tmp_path / "registry.yaml"),
     }
     for language, text in RUNNABLE:
         program = (
@@ -84,4 +125,4 @@ def test_every_block_of_the_readme_is_run_or_is_a_listing():
     assert [text.split()[0] for text in others] == ["make", "saekit/"], (
         "two commands that CI runs, and the list of files"
     )
-    assert len(RUNNABLE) == 4
+    assert len(RUNNABLE) == 6

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+import tempfile
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,15 +20,21 @@ EXAMPLES = [
     "saekit export runs/topk out --format saelens",
     "saekit export runs/mlp0 runs/mlp1 out --format circuit_tracer",
     "saekit export runs/topk out --format neuronpedia --store acts/text --features top:500",
-    "saekit export runs/topk out --format saelens --push OWNER/REPO --store acts/text",
+    "saekit export runs/topk --push OWNER/REPO --store acts/text",
 ]
 HUB = "Upload to the hub"
+PUSHED = "saelens"  # the format of an upload that names none
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:
     from saekit.exporting import export_dictionary
 
-    return options_of(export_dictionary)
+    options = options_of(export_dictionary)
+    if any(argument.split("=")[0] == "--push" for argument in arguments):
+        # one checkpoint may stand for CKPT and OUT, and the format has a default
+        for name, default in (("checkpoints", ()), ("out", None), ("format", PUSHED)):
+            options[name] = dataclasses.replace(options[name], default=default)
+    return options
 
 
 def run(
@@ -35,8 +42,9 @@ def run(
     push: Annotated[
         str | None,
         Doc(
-            "Upload OUT into this repo, with a model card. Its figures are those of evaluate on the"
-            " store, or without one those of the training.",
+            "Upload the files into this repo, with a model card. OUT is then optional, and the"
+            " format saelens unless given. The card's figures are those of evaluate on the store,"
+            " or without one those of the training.",
             HUB,
             metavar="OWNER/REPO",
         ),
@@ -53,54 +61,62 @@ def run(
 
     # what the flags say together
     if push is None and (public or yes):
-        raise UsageError(f"{opt('public' if public else 'yes', True)} applies to {opt('push')}")
-    store = None
+        raise UsageError(f"--{'public' if public else 'yes'} applies to --push")
+    card, kept = "", True
     if push is not None:
+        given.setdefault("format", PUSHED)
+        if not given.get("checkpoints"):
+            given["checkpoints"], kept = [given.pop("out")], False
         if given["format"] in FEATURE_FORMATS:
             raise UsageError(
-                f"{opt('push')} uploads weights, not {opt('format', given['format'])}",
-                f"drop {opt('push')}",
+                f"--push uploads weights, not {opt('format', given['format'])}",
+                "drop --push",
             )
-        store = given.pop("store", None)
+        card = _card(push, given)
     # the files, and the upload
-    with Reporter(quiet) as reporter:
+    with Reporter(quiet) as reporter, tempfile.TemporaryDirectory() as folder:
+        given.setdefault("out", f"{folder}/files")
         result = export_dictionary(**given, progress=reporter)
+        reporter.close()
         for note in result.notes:
-            reporter.close()
             message("note", note)
-        pushed = None
-        if push is not None:
-            pushed = _push(push, given, store, public, yes, reporter)
+        pushed = None if push is None else _push(push, given["out"], public, yes, card, reporter)
     if json_:
-        print_json({**dataclasses.asdict(result), "pushed": pushed})
+        path = result.path if kept else None
+        print_json({**dataclasses.asdict(result), "path": path, "pushed": pushed})
         return
     features = "" if result.features is None else f", {result.features:,} features"
-    typer.echo(f"{result.path}  {result.format}{features}")
+    if kept:
+        typer.echo(f"{result.path}  {result.format}{features}")
     if pushed is not None:
         typer.echo(f"{pushed.url}  {'private' if pushed.private else 'public'}, {pushed.commit}")
 
 
-def _push(
-    repo: str, given: Given, store: Any, public: bool, yes: bool, reporter: Reporter
-) -> PushResult:
+def _card(repo: str, given: Given) -> str:
+    """The model card. Takes out of `given` what only its figures need."""
+    from saekit.evaluation.table import evaluate
     from saekit.interop.opening import open_checkpoint
-    from saekit.interop.push import model_card, push
+    from saekit.interop.push import model_card
 
-    checkpoints = given["checkpoints"]
+    checkpoints, format = given["checkpoints"], given["format"]
+    store, any_store = given.pop("store", None), given.pop("any_store", False)
     description = open_checkpoint(checkpoints[0]).config
-    metrics = description["result"]["metrics"]
     if len(checkpoints) > 1:
         metrics = None
-    elif store is not None:
-        from saekit.evaluation.table import evaluate
+    elif store is None:
+        metrics = description["result"]["metrics"]
+    else:
+        metrics = evaluate(checkpoints, store, any_store=any_store)[0].metrics
+    path = "layer_0.safetensors" if format == "circuit_tracer" else ""
+    return model_card(repo, description, format=format, path=path, metrics=metrics)
 
-        metrics = evaluate(checkpoints, store)[0].metrics
-    is_set = given["format"] == "circuit_tracer"
-    path = "layer_0.safetensors" if is_set else ""
-    card = model_card(repo, description, format=given["format"], path=path, metrics=metrics)
+
+def _push(
+    repo: str, folder: str, public: bool, yes: bool, card: str, reporter: Reporter
+) -> PushResult:
+    from saekit.interop.push import push
 
     def confirm(question: str) -> bool:
-        reporter.close()
         return yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
 
-    return push(given["out"], repo, public=public, card=card, confirm=confirm, progress=reporter)
+    return push(folder, repo, public=public, card=card, confirm=confirm, progress=reporter)

@@ -208,13 +208,16 @@ class RaggedCodes:
 Codes = SparseCodes | RaggedCodes
 
 
-def from_selected(vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int) -> SparseCodes:
-    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort the columns.
+def from_selected(
+    vals_BK: torch.Tensor, idx_BK: torch.Tensor, F: int, keep_negative: bool = False
+) -> SparseCodes:
+    """Selected pre-activations -> codes: ReLU, drop what is not positive, sort the columns. With
+    keep_negative only zeros are dropped.
 
     NaN counts as active, so that it reaches the reconstruction and the loss instead of vanishing in
     the ReLU.
     """
-    active = ~(vals_BK <= 0)
+    active = vals_BK != 0 if keep_negative else ~(vals_BK <= 0)
     key = torch.where(active, idx_BK, F)
     key, order = key.sort(dim=1)
     vals = torch.where(active, vals_BK, 0).gather(1, order)

@@ -115,6 +115,10 @@ def convert(
     old = run.model
     if not isinstance(old, (LargestOfRows, LargestOfBatch)):
         raise _other_code(source_path, run.kind, getattr(old, "thresholded", False))
+    if old.config.keep_negative:
+        raise UsageError(
+            f"{source_path} ({run.kind}) keeps negative values, which a jumprelu does not have"
+        )
     # the same map with a threshold
     model, count = _thresholded(old), 0
     if isinstance(old, LargestOfRows):

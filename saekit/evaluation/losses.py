@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from saekit.harvesting.inputs import ContextBatch, PositionKind
-from saekit.intervention.reconstruct import log_probabilities
 from saekit.types import Scope
 
-CHUNK = 2**23  # logits whose probabilities exist at once: 32 MB in fp32, several times
+CHUNK = 2**22  # logits whose probabilities exist at once: 32 MB in fp64, several times
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def changes(
     results = torch.zeros(3, M, dtype=torch.float64)
     for part in torch.arange(M).split(max(CHUNK // clean_BTV.shape[2], 1)):
         at = predictions.example_M[part].to(device), predictions.position_M[part].to(device)
-        log_p_MV, log_q_MV = log_probabilities(clean_BTV[at]), log_probabilities(other_BTV[at])
+        # in fp32 the KL of nearly equal predictions is rounding, and may be negative
+        log_p_MV, log_q_MV = (x[at].double().log_softmax(1) for x in (clean_BTV, other_BTV))
         target_M1 = predictions.target_M[part, None].to(device)
         p_MV = log_p_MV.exp()
         # a token that the model rules out has p = 0 and the logarithm -inf

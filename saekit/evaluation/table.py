@@ -68,7 +68,11 @@ class Evaluation:
 def evaluate(
     checkpoints: Annotated[
         Sequence[ModelLike] | ModelLike,
-        Doc("Checkpoint folders to evaluate.", metavar="CKPT...", positional=True),
+        Doc(
+            "Checkpoints to evaluate: folders, or published dictionaries by their paths or names.",
+            metavar="CKPT...",
+            positional=True,
+        ),
     ],
     store: Annotated[
         RowsLike,
@@ -124,8 +128,7 @@ def evaluate(
     >>> saekit.evaluate([result.model, "runs/a"], x_ND, split="holdout")
 
     Parameters
-        checkpoints: a checkpoint folder, a model (on any device), what `saekit.train` returned, or
-            a list of these.
+        checkpoints: what `saekit.load` takes, models on any device too, or a list of these.
         store: what `saekit.train` takes: a path, a Store, a tensor or array (N,D) ..., blocks of
             these. Crosscoders take the stores of their training, in its order, as a list.
         split: holdout | train | all. None: the held-out rows for a checkpoint that was trained on

@@ -30,7 +30,7 @@ def load_classifier(name: str, device: str | torch.device = "cpu") -> LiveModel:
     with model_reading("model", name, name):
         where, revision = locate_model(name)
     with quiet_transformers(), model_reading("model", name, where):
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         check_sizes(config, name, where)
         if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
             raise no_head(name)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 _POINTER = b"version https://git-lfs.github.com/spec/"
-# The end of the names of data and models that were objects: they cannot be opened by name.
-IN_MEMORY = " in memory"
 NAMED = 3  # inputs that a message names; the others are counted
 
 

@@ -8,7 +8,7 @@ of its output:
   with `:in`, their input), `blocks.9.attn.q|k|v|z` (queries, keys, values; the input of the output
   projection);
 - a module path of the loaded model (`model.layers.9.mlp.down_proj`);
-- a name of TransformerLens, dictionary_learning or nnsight (saekit.harvesting.spellings).
+- a name of TransformerLens, dictionary_learning or nnsight (saekit.interop.hook_spellings).
 
 `resolve_hook` turns any of them into the canonical hook, which a store records: a module path,
 `:in`, or a view of a module (saekit.harvesting.views). Aliases do not rely on module names: a tiny
@@ -35,7 +35,8 @@ from saekit.harvesting.anatomy import anatomy_of, plain
 from saekit.harvesting.blocks import Anatomy
 from saekit.harvesting.parts import NAMES, Part, guessed_part, has_module, inside
 from saekit.harvesting.places import AMBIGUOUS
-from saekit.harvesting.spellings import (
+from saekit.harvesting.views import split_hook
+from saekit.interop.hook_spellings import (
     LISTED,
     PLACES,
     POST,
@@ -43,7 +44,6 @@ from saekit.harvesting.spellings import (
     translated,
     without_call,
 )
-from saekit.harvesting.views import split_hook
 
 _ALIAS = re.compile(r"blocks\.(\d+)(?:\.(.+))?$")
 _STREAM = re.compile(r"blocks\.\d+(?:\.(?:attn|mlp|hook_resid_mid))?")

@@ -9,7 +9,7 @@ from pathlib import Path
 from saekit.embedded import is_embedded, model_folder
 from saekit.embedded.dequantize import dequantized_folder, file_digest
 from saekit.errors import DataError, MissingError
-from saekit.harvesting.documents import IN_MEMORY
+from saekit.types import IN_MEMORY
 
 SAVE = (
     "save it with model.save_pretrained(FOLDER), and harvest from that folder; inspect also takes"

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError
-from saekit.harvesting.documents import IN_MEMORY, Documents, Modality
+from saekit.harvesting.documents import Documents, Modality
 from saekit.harvesting.listed import ListedDocuments, Listing
 from saekit.harvesting.streams import LABEL, HubTable, StreamedDocuments
 from saekit.harvesting.tables import Row, Table, arrow_kind
+from saekit.types import IN_MEMORY
 
 if TYPE_CHECKING:
     from PIL.Image import Image

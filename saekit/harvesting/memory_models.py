@@ -16,11 +16,10 @@ from torch import nn
 from saekit.embedded.weights import output_embeddings
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.anatomy import plain
-from saekit.harvesting.documents import IN_MEMORY
 from saekit.harvesting.kinds import check_input, kind_of
 from saekit.harvesting.location import SAVE
 from saekit.harvesting.models import FromFolder, LiveModel, assemble, load_model
-from saekit.types import ActivationSpec
+from saekit.types import IN_MEMORY, ActivationSpec
 
 REVISION = "weights:"  # prefix of the revision of a model in memory
 # Keys of a config that say where the model came from or what it returns, not what it computes.

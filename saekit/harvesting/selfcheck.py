@@ -31,8 +31,8 @@ from saekit.errors import DataError, opt
 from saekit.harvesting.anatomy import anatomy_of, untouched
 from saekit.harvesting.hooks import capture, is_alias, resolve_hook
 from saekit.harvesting.probe import run
-from saekit.harvesting.spellings import translated
 from saekit.harvesting.trace import Trace
+from saekit.interop.hook_spellings import translated
 
 LONG, SHORT = 16, 8  # tokens of the two pieces
 # The largest relative difference of a row that counts as rounding. Other shapes use other kernels,

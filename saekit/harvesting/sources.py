@@ -19,7 +19,6 @@ from saekit.embedded import data_set, is_embedded
 from saekit.embedded.digests import file_digest
 from saekit.errors import DataError, MissingError
 from saekit.harvesting.documents import (
-    IN_MEMORY,
     Document,
     Documents,
     Modality,
@@ -32,7 +31,7 @@ from saekit.harvesting.listed import ListedDocuments, Listing, shuffled
 from saekit.harvesting.memory_data import open_objects
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.streams import TABLES, is_saved, open_hub, open_saved, open_table
-from saekit.types import ActivationSpec
+from saekit.types import IN_MEMORY, ActivationSpec
 
 __all__ = [
     "Data",

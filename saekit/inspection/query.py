@@ -54,7 +54,14 @@ class FeatureRow:
 
 
 def features(
-    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    checkpoint: Annotated[
+        ModelLike,
+        Doc(
+            "Checkpoint: a folder, or a published dictionary by its path or name.",
+            metavar="CKPT",
+            positional=True,
+        ),
+    ],
     store: Annotated[
         RowsLike,
         Doc(
@@ -77,8 +84,8 @@ def features(
     """The latents that an input activates, ranked by the size of act; or one latent.
 
     Parameters
-        checkpoint: a checkpoint folder, a model, or what `saekit.train` returned. Only a folder
-            keeps the scan of the store for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan of the
+            store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image: exactly one of these. image: a file.

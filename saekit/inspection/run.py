@@ -33,7 +33,14 @@ class InspectResult:
 
 
 def inspect(
-    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
+    checkpoint: Annotated[
+        ModelLike,
+        Doc(
+            "Checkpoint: a folder, or a published dictionary by its path or name.",
+            metavar="CKPT",
+            positional=True,
+        ),
+    ],
     store: Annotated[
         RowsLike,
         Doc(
@@ -62,8 +69,8 @@ def inspect(
     """Scan a store once and write a page of the chosen features that opens from disk.
 
     Parameters
-        checkpoint: a checkpoint folder, a model, or what `saekit.train` returned. Only a folder
-            keeps the scan for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan for the
+            next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list, and examples are shown with the first one's tokens or images, which
             are those of all. Rows in memory do not say which token or patch they come from.

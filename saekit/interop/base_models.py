@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from saekit.harvesting.documents import IN_MEMORY
+from saekit.types import IN_MEMORY
 
 # owner on the hub -> models that TransformerLens calls by their name only
 _OWNERS = {

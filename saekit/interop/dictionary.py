@@ -24,6 +24,11 @@ from saekit.store.oserrors import reading
 
 EXACT = (torch.float32, torch.bfloat16, torch.float16)  # dtypes that float32 holds exactly
 
+HEADS = (
+    "Its program gives it rows of several heads, (n_heads, d_head); here they lie side by side, as"
+    " in the input of the attention's output projection."
+)
+
 
 @dataclass(frozen=True)
 class Files:

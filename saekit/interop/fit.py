@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.spellings import portable
 from saekit.interop.base_models import same_model
+from saekit.interop.hook_spellings import portable
 from saekit.interop.provenance import Provenance, provenance
+from saekit.models.catalog import check_takes_rows
 from saekit.rows import Rows
 from saekit.store.reader import Store
 from saekit.store.stack import check_stores, stores_of
@@ -22,13 +23,15 @@ _IN_BLOCK = re.compile(r"(?:^|.*\.)\w+\.(\d+)(?:\.([\w.]+?))?(:\w+)?")
 def check_fit(
     path: str, config: dict[str, Any], rows: Rows, *, any_store: bool = False, command: str = ""
 ) -> None:
-    """Raise DataError unless the rows can be given to the checkpoint (number, order and width of
-    stores, modality, shape of examples), and are of the kind that it was trained on.
+    """Raise UsageError for a model that takes no stored rows (a CLT), and DataError unless the rows
+    can be given to the checkpoint (number, order and width of stores, modality, shape of examples)
+    and are of the kind that it was trained on.
 
     That kind is the model, the hooks and the scope, each where the checkpoint says it. `any_store`
     skips this second part. `config` is config.json of the checkpoint; `command` is the shell
     command that takes these stores, if it is not the caller.
     """
+    check_takes_rows(config["model"], path)
     check_stores(path, config, rows, command)
     spec, trained_on = rows.spec, config["spec"]
     if trained_on["d_in"] != spec.d_in:

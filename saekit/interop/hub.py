@@ -86,7 +86,15 @@ def fetch(name: HubName, formats: Mapping[str, Files]) -> Fetched:
     MissingError for whatever the hub does not give, UsageError for a malformed repo name.
     """
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(name.repo)
+    except HFValidationError:
+        raise UsageError(
+            f"{name.repo} is not a repo name", "write hf:OWNER/REPO/PATH, as on the hub's pages"
+        ) from None
     listing = _remote_files(name)
     if listing is None:  # offline, or no answer
         return _from_cache(name, formats)
@@ -112,16 +120,20 @@ def files_of(path: str, files: Collection[str], formats: Mapping[str, Files]) ->
     beside: set[str] = set()
     folder, name = posixpath.split(path) if tensors else (path, "")
     for format in formats.values():
-        star = ""
+        # whether the format claims the path
         if name:
-            patterns = [pattern for pattern in format.file if fnmatchcase(name, pattern)]
-            star = _star(name, patterns[0]) if patterns else ""
+            star = next((_star(name, p) for p in format.file if fnmatchcase(name, p)), None)
+            if star is None:
+                continue
         else:
             matches = (_matching(folder, pattern, files) for pattern in format.folder)
-            patterns = next((names for names in matches if names), [])
-            tensors.update(patterns)
-        for pattern in format.beside if patterns else ():
-            beside.update(_matching(folder, pattern.replace("{}", star), files))
+            star, present = "", next((names for names in matches if names), [])
+            if not present:
+                continue
+            tensors.update(present)
+        # what it reads with the tensors
+        for pattern in format.beside:
+            beside.update(_matching(folder, pattern.replace("{}", glob.escape(star)), files))
     return [*sorted(beside - tensors), *sorted(tensors)]
 
 
@@ -178,21 +190,17 @@ def _remote_files(name: HubName) -> list[str] | None:
     """The files of the repo, by the hub; None when it is not asked (offline mode) or does not
     answer."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
         info = HfApi().model_info(name.repo, revision=name.revision)
-    except HFValidationError:
-        raise UsageError(
-            f"{name.repo} is not a repo name", "write hf:OWNER/REPO/PATH, as on the hub's pages"
-        ) from None
     except Exception as error:
         if unreachable(error):
             return None
         raise explained(error, name.repo, name.revision) from None
-    return [file.rfilename for file in info.siblings or ()]
+    names = [file.rfilename for file in info.siblings or ()]
+    return [file for file in names if ".." not in file.split("/")]  # none outside the cache
 
 
 def _download(name: HubName, file: str, revision: str) -> Path:

@@ -25,6 +25,7 @@ FormatName = Literal[
     "llamascopium",
     "qwen_scope",
     "goodfire",
+    "hook_z",
     "deepseek_r1",
     "saev",
     "temporal",

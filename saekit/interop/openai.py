@@ -3,6 +3,7 @@ dict with a string for the activation.
 
     y = LN(x) with TopK, x with ReLU;  z = activation((y - pre_bias) W_enc^T + latent_bias)
 
+TopK names the function that follows it: with Identity, negative values among the k largest stay.
 LN divides by the unbiased standard deviation + 1e-5; on the output it is undone. The folders
 (`gpt2-small/resid_post_mlp_v5_32k/autoencoders/6.pt`) tell model and hook.
 """
@@ -76,6 +77,7 @@ def _activation(path: Path, activation: Any, arguments: Any) -> tuple[str, dict[
         return "l1", {}
     if activation != "TopK" or not isinstance(arguments, dict):
         raise refused(path, "activation", activation)
-    if (after := arguments.get("postact_fn")) != "ReLU":  # Identity keeps negative values
+    if (after := arguments.get("postact_fn")) not in ("ReLU", "Identity"):
         raise refused(path, "postact_fn", after)
-    return "topk", {"k": number(path, arguments, "k"), "input_norm": "layer_norm"}
+    k, keeps = number(path, arguments, "k"), after == "Identity"
+    return "topk", {"k": k, "input_norm": "layer_norm", "keep_negative": keeps}

@@ -16,6 +16,7 @@ from saekit.interop import (
     gemma_scope,
     gemma_scope_2,
     goodfire,
+    hook_z,
     hub,
     llama_scope,
     llamascopium,
@@ -55,6 +56,7 @@ FORMATS = {
     "llama_scope": Format(llama_scope.recognizes, llama_scope.read, llama_scope.FILES),
     "llamascopium": Format(llamascopium.recognizes, llamascopium.read, llamascopium.FILES),
     "qwen_scope": Format(qwen_scope.recognizes, qwen_scope.read, qwen_scope.FILES),
+    "hook_z": Format(hook_z.recognizes, hook_z.read, hook_z.FILES),
     "goodfire": Format(goodfire.recognizes, goodfire.read, goodfire.FILES),
     "deepseek_r1": Format(
         goodfire.recognizes_deepseek_r1, goodfire.read_deepseek_r1, goodfire.FILES

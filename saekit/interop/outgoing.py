@@ -16,6 +16,7 @@ import torch
 from saekit import __version__
 from saekit.errors import DataError, SaekitError
 from saekit.interop.lens_names import layer_of, lens_name
+from saekit.interop.provenance import provenance
 from saekit.models.catalog import restore
 from saekit.models.sae.dictionary import Dictionary
 from saekit.models.sparsity import AbsTopK
@@ -29,12 +30,14 @@ SKIP = "skip connections"
 OTHER_WIDTH = "outputs of another width than the input"
 BY_DECODER_NORM = "codes chosen by decoder norms"  # after the name of the code
 NEGATIVE = "thresholds below 0"
+NEGATIVE_VALUES = "negative values among the k largest"
 FACTORS = "factors on input and output"
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where a dictionary comes from; None: not known."""
+class About:
+    """Where a dictionary comes from, in what the settings of other programs say; None: not
+    known."""
 
     base_model: str | None
     revision: str | None
@@ -46,8 +49,10 @@ class Provenance:
     """The block, counted from 0."""
     context: int | None
     dataset: str | None
+    scope: str | None
+    """Which rows of its training data: content (without BOS, EOS and padding) | cls | all."""
     special_tokens: dict[str, Any]
-    """{"scope"} of our own training rows; of a published dictionary its format's settings."""
+    """The settings of the format that it came from; of our own training the scope."""
     lens_hook: str | None
     """TransformerLens' name of `hook`, where it has one."""
     lens_target_hook: str | None
@@ -56,8 +61,7 @@ class Provenance:
     @property
     def without_special_tokens(self) -> bool | None:
         """Whether its training left out the rows of BOS, EOS and padding."""
-        scope = self.special_tokens.get("scope")
-        return None if scope is None else scope == "content"
+        return None if self.scope not in ("content", "all") else self.scope == "content"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Outgoing:
     """Of the SAE (saekit.models.sae.SAEConfig or a subclass)."""
     tensors: dict[str, torch.Tensor]
     """Under our names (saekit.interop.dictionary), float32."""
-    origin: Provenance
+    origin: About
     l0: float | None
     """Mean, on the rows that its training evaluated."""
 
@@ -96,6 +100,7 @@ class Outgoing:
             f"{self.kind}s with {norm}": norm != "none",
             FACTORS: factors != (1.0, 1.0),
             f"{self.code} {BY_DECODER_NORM}": config["rescale_by_decoder_norm"],
+            NEGATIVE_VALUES: config.get("keep_negative", False),
             NEGATIVE: "threshold" in self.tensors and bool((self.tensors["threshold"] < 0).any()),
         }
         return [need for need, applies in present.items() if applies]
@@ -128,7 +133,7 @@ def outgoing(checkpoint: Checkpoint) -> Outgoing:
         _code(model),
         config,
         checkpoint.tensors,
-        _provenance(description),
+        _about(description),
         description["result"]["metrics"].get("l0"),
     )
 
@@ -162,22 +167,23 @@ def _code(model: Dictionary) -> str:
     return "relu" if isinstance(model, Penalised) else model.sparsity
 
 
-def _provenance(description: dict[str, Any]) -> Provenance:
-    spec, published = description["spec"], description.get("published") or {}
-    model, hook = spec["model"], spec["hook"]
-    target = published.get("target_hook") or _hook_of(description["training"].get("target_store"))
+def _about(description: dict[str, Any]) -> About:
+    known, spec = provenance(description), description["spec"]
+    published = description.get("published") or {}
+    model, hook = known.model, "+".join(known.hooks) or None
+    target = known.target_hook or _hook_of(description["training"].get("target_store"))
     layer = published.get("layer")
-    special = {} if spec["scope"] is None else {"scope": spec["scope"]}
     is_text = spec["modality"] in ("text", None)
-    return Provenance(
+    return About(
         model,
-        spec["revision"],
+        known.revision,
         hook,
         target,
         layer_of(hook) if layer is None else layer,
-        spec["context"],
+        known.context,
         spec["dataset"],
-        published.get("special_tokens") or special,
+        known.scope,
+        published.get("special_tokens") or ({"scope": known.scope} if known.scope else {}),
         lens_name(hook, model) if is_text else None,
         lens_name(target, model) if is_text else None,
     )

@@ -29,6 +29,7 @@ VARIABLE, FILE = "SAEKIT_REGISTRY", "pretrained_saes.yaml"
 # SAELens' loader -> our format
 FORMAT_OF = {
     "sae_lens": "saelens",
+    "connor_rob_hook_z": "hook_z",
     "sparsify": "sparsify",
     "dictionary_learning_1": "dictionary_learning",
     "gemma_2": "gemma_scope",

@@ -16,6 +16,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.interop.dictionary import (
+    HEADS,
     Files,
     Origin,
     Published,
@@ -217,10 +218,7 @@ def _origin(path: Path, settings: dict[str, Any], architecture: str) -> Origin:
 
 def _notes(settings: dict[str, Any], architecture: str) -> Iterator[str]:
     if settings["reshape_activations"] == "hook_z":
-        yield (
-            "SAELens gives it rows of several heads, (n_heads, d_head); here they lie side by side,"
-            " as in the input of the attention's output projection."
-        )
+        yield HEADS
     if (head := settings.get("hook_head_index")) is not None:
         yield f"Its rows are those of head {head} of the hook only."
     if kwargs := settings.get("model_from_pretrained_kwargs"):

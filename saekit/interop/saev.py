@@ -3,8 +3,8 @@ b_dec; `config.json` of its training may be beside it.
 
 The line of version 0.1.0 has the settings themselves, and its SAE is a ReLU that subtracts b_dec.
 Later ones have a `schema` and the activation by name, and do not subtract b_dec; saev changed that
-within schema 1, so that a file of schema 1 opens only where b_dec is 0. batch-top-k acts by the
-threshold that its training estimated.
+within schema 1, so that a file of schema 1 opens only where b_dec is 0. top-k has no ReLU: negative
+values among the k largest stay. batch-top-k acts by the threshold that its training estimated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from saekit.interop.dictionary import (
     json_object,
     need,
     need_matrices,
+    number,
     published,
     refused,
 )
@@ -37,6 +38,7 @@ LONGEST_LINE = 1 << 16  # bytes
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
 THRESHOLD = "activation.threshold"  # of a batch-top-k since November 2025
 SCHEMAS = (1, 2, 3, 4, 5)
+ACTIVATIONS = {"Relu": "l1", "TopK": "topk", "BatchTopK": "jumprelu"}
 # published repositories of version 0.1.0, all of patches after block 10: model and images
 REPOSITORIES = {
     "SAE_CLIP_24K_ViT-B-16_IN1K": ("openai/clip-vit-base-patch16", "ILSVRC/imagenet-1k"),
@@ -70,7 +72,7 @@ def read(path: Path) -> Published:
     if not header:
         raise DataError(f"{where} does not begin with a line of settings")
     tensors = need_tensors(where, read_plain(where, skip=length))
-    kind = _activation(where, header)
+    kind, arguments = _activation(where, header)
     need(where, tensors, (*NAMES, THRESHOLD) if kind == "BatchTopK" else NAMES)
     need_matrices(where, tensors, "W_enc", "W_dec")
     if header.get("schema") == 1 and bool(tensors["b_dec"].any()):
@@ -81,8 +83,11 @@ def read(path: Path) -> Published:
         if threshold.numel() != 1 or not bool(threshold.isfinite()):
             raise refused(where, THRESHOLD, threshold.tolist())
         ours["threshold"] = above(threshold.reshape(1).expand(len(ours["W_enc"])))
-    sparsity, subtracts = "l1" if kind == "Relu" else "jumprelu", "schema" not in header
-    return published(where, sparsity, ours, _origin(where), subtract_b_dec=subtracts)
+    options: dict[str, Any] = {"subtract_b_dec": "schema" not in header}
+    if kind == "TopK":
+        k = min(number(where, arguments, "top_k"), len(ours["W_enc"]))
+        options |= {"k": k, "keep_negative": True}
+    return published(where, ACTIVATIONS[kind], ours, _origin(where), **options)
 
 
 def _file(path: Path) -> Path:
@@ -104,19 +109,21 @@ def _header(where: Path) -> tuple[dict[str, Any], int]:
     return (header, len(line)) if isinstance(header, dict) else ({}, 0)
 
 
-def _activation(where: Path, header: dict[str, Any]) -> str:
-    """The class of the activation, Relu or BatchTopK. Raises DataError for another one."""
+def _activation(where: Path, header: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(class of the activation, its settings). Raises DataError for one not in ACTIVATIONS."""
     if "schema" not in header:
-        return "Relu"
+        return "Relu", {}
     schema, settings = header["schema"], header.get("cfg")
     if schema not in SCHEMAS or not isinstance(settings, dict):
         raise refused(where, "schema", schema)
-    activation = settings.get("activation", header.get("cls"))
-    kind = activation.get("cls") if isinstance(activation, dict) else activation
-    if not isinstance(kind, str) or kind not in ("Relu", "BatchTopK"):
-        negative = "saev's TopK keeps negative values among the k largest; saekit's does not"
-        raise refused(where, "activation", kind, negative if kind == "TopK" else "")
-    return kind
+    # in the first files of schema 1 its settings are among those of the SAE
+    activation = settings.get("activation", {"cls": header.get("cls"), "params": settings})
+    kind, arguments = activation, {}
+    if isinstance(activation, dict):
+        kind, arguments = activation.get("cls"), activation.get("params")
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
+        raise refused(where, "activation", kind)
+    return kind, arguments if isinstance(arguments, dict) else {}
 
 
 def _origin(where: Path) -> Origin:

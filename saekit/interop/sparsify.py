@@ -2,7 +2,8 @@
 
 The folder is named after the module whose output is the hook; a transcoder reads that module's
 input. config.json of the run's folder, above it, names the base model. `multi_topk` adds a term to
-the loss only.
+the loss only. `signed`, of versions of June to August 2024, chooses the k values of largest
+magnitude and keeps their signs.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ def read(path: Path) -> Published:
     if settings is None:
         raise DataError(f"{where} does not hold the settings of a dictionary")
     transcodes, skips = bool(settings.get("transcode")), bool(settings.get("skip_connection"))
-    # what saekit's SAE does not compute; `signed` of early versions keeps negative values
+    # what saekit's SAE does not compute
     if (activation := settings.get("activation", "topk")) != "topk":
         raise refused(where, "activation", activation)
-    if settings.get("signed"):
-        raise refused(where, "signed", True)
+    if (signed := bool(settings.get("signed"))) and transcodes:
+        raise refused(where, "signed", True, "no version of sparsify has signed transcoders")
     if skips and not transcodes:
         raise refused(where, "skip_connection", True, "a skip needs transcode = true")
     tensors = read_safetensors(path / WEIGHTS)
@@ -75,7 +76,7 @@ def read(path: Path) -> Published:
     ours = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
     return published(
         path,
-        "topk",
+        "abs-topk" if signed else "topk",
         {ours.get(name, name): tensor for name, tensor in tensors.items()},
         origin,
         k=number(where, settings, "k"),

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.documents import IN_MEMORY, Document, Documents
+from saekit.harvesting.documents import Document, Documents
 from saekit.harvesting.inputs import SORT_WINDOW, ContextBatch, batches
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.sources import Data, open_data, open_data_of
 from saekit.store.reader import Store
-from saekit.types import Split
+from saekit.types import IN_MEMORY, Split
 
 JUDGED_BATCH = 8  # contexts; fixed, so that every run on a store is judged on the same ones
 

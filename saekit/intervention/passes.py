@@ -24,6 +24,7 @@ from saekit.errors import DataError
 from saekit.intervention.positions import Frame
 
 CHECKPOINTING = "_gradient_checkpointing_func"
+CACHES = ("past_key_values", "cache_params")  # arguments of a pass, and fields of its output
 
 
 @dataclass
@@ -56,7 +57,9 @@ class Owner:
         self.ended: list[Callable[[Any, Any], None]] = []
         """Called at its end with the cache that the pass took and the one that it returned."""
         self._parameters = list(inspect.signature(module.forward).parameters)
+        # KV cache -> columns of its prompt, and of the passes that used it
         self._prompts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._cache: Any = None
 
     @contextmanager
@@ -74,7 +77,8 @@ class Owner:
 
     def _enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         values = dict(zip(self._parameters, args)) | kwargs
-        self._cache = values.get("past_key_values")
+        caches = (values.get(name) for name in CACHES)
+        self._cache = next((cache for cache in caches if cache is not None), None)
         self.frame = frame = self._frame_of(values)
         for call in self.begun:
             call(frame, values)
@@ -87,6 +91,9 @@ class Owner:
         returned = _cache_in(output)
         if returned is not None and taken is None:
             self._prompts[returned] = frame.prompt
+        cache = returned if taken is None else taken
+        if cache is not None:
+            self._seen[cache] = frame.end
         for call in self.ended:
             call(taken, returned)
 
@@ -123,11 +130,15 @@ class Owner:
         return frame
 
     def _past(self, mask: Any, tokens: int) -> int:
-        if hasattr(self._cache, "get_seq_length"):
+        if self._cache is None:
+            return 0
+        try:
             return int(self._cache.get_seq_length())
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            return max(mask.shape[1] - tokens, 0)
-        return 0
+        except (AttributeError, ValueError):  # the state of a recurrent layer has no length
+            if self._cache in self._seen:
+                return self._seen[self._cache]
+        is_mask = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        return max(mask.shape[1] - tokens, 0) if is_mask else 0
 
     def _prompt(self, past: int, tokens: int) -> int:
         """Columns of the prompt. The first pass with a cache is the prompt."""
@@ -256,9 +267,8 @@ def _generation(module: Any, args: tuple, kwargs: dict[str, Any]) -> Generation:
 
 def _cache_in(output: Any) -> Any:
     """The KV cache that a pass returned; None without one."""
-    if (cache := getattr(output, "past_key_values", None)) is not None:
-        return cache
-    parts = output if isinstance(output, tuple | list) else ()
+    parts = [getattr(output, name, None) for name in CACHES]
+    parts += output if isinstance(output, tuple | list) else ()
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 

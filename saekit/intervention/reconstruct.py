@@ -72,6 +72,5 @@ def divergence(log_p_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:
 
 
 def log_probabilities(logits_NV: torch.Tensor) -> torch.Tensor:
-    """In fp32, or fp64 for fp64 logits."""
     # sums over V are too long for 16 bits
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(1)

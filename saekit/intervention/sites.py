@@ -303,6 +303,12 @@ class Site:
                 " does not follow beams",
                 "num_beams=1, or edits that only add",
             )
+        if values.get("cache_params") is not None:
+            raise DataError(
+                f"{self.name} has several hooks: its code is of the clean model, whose recurrent"
+                " state is not kept",
+                "use_cache=False, or edits that only add",
+            )
         cache = values.get("past_key_values")
         if cache is not None:
             clean = copy.deepcopy(cache) if frame.past == 0 else self._clean.get(cache)

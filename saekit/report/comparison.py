@@ -32,7 +32,11 @@ LEAD = (
 def compare(
     runs: Annotated[
         Sequence[ModelLike] | ModelLike,
-        Doc("Checkpoint folders to compare.", metavar="RUN...", positional=True),
+        Doc(
+            "Checkpoints to compare: folders, or published dictionaries by their paths or names.",
+            metavar="RUN...",
+            positional=True,
+        ),
     ],
     store: Annotated[RowsLike, Doc("Store folder.", metavar="STORE")],
     out: Annotated[
@@ -62,7 +66,7 @@ def compare(
     >>> saekit.compare([result.model, "runs/a"], x_ND).rows[0].metrics["fvu"]
 
     Parameters
-        runs: a checkpoint folder, a model, what `saekit.train` returned, or a list of these.
+        runs: what `saekit.load` takes, or a list of these.
         store: the path of a store, an open Store, a tensor or array (N,D), (N,T,D) or (N,H,W,D), or
             an iterable of such blocks.
         out: the folder of the page; None: nothing is written.

@@ -180,7 +180,12 @@ def first_latents(checkpoint: Checkpoint, latents: int) -> Checkpoint:
     # rounded up: 1 / 49 * 49 is below 1, and a first group of one latent would seem to hold none
     groups = [math.nextafter(end / latents, 1.0) for end in ends if end <= latents]
     bounds = {"k": latents, "k_start": latents, "target_l0": latents - 1}
-    capped = {name: min(config[name], bound) for name, bound in bounds.items() if name in config}
+    # target_l0 may be None
+    capped = {
+        name: min(config[name], bound)
+        for name, bound in bounds.items()
+        if config.get(name) is not None
+    }
     tensors = {
         name: tensor[:latents] if name in SAE.by_latent else tensor
         for name, tensor in checkpoint.tensors.items()

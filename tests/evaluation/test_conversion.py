@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import made_dictionaries
+import made_more
 import pytest
 import torch
 from command import saekit as saekit_cli
@@ -151,6 +152,15 @@ def test_other_codes_and_models_in_memory_are_refused(acts, run, tmp_path):
         saekit.convert(VARIANTS["topk"](d_in=16, latents=32, k=4), out, store=acts)
     with pytest.raises(UsageError, match="OUT is the checkpoint itself"):
         saekit.convert(run("topk"), run("topk"), store=acts, overwrite=True)
+
+
+def test_a_topk_with_negative_values_is_refused(acts, tmp_path):
+    source = tmp_path / "imported"
+    header = made_more.saev_header("TopK", top_k=30)
+    saekit.import_dictionary(made_more.saev(tmp_path / "sae", header), source)
+    with pytest.raises(UsageError, match="keeps negative values"):
+        saekit.convert(source, tmp_path / "out", store=acts, any_store=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_prints_both_sides(acts, run, tmp_path, capsys):

@@ -400,7 +400,7 @@ def test_packed_contexts_are_what_is_resampled(made, tmp_path):
 
 def test_a_published_dictionary_is_judged_on_all_documents(made, tmp_path):
     source = made_dictionaries.saelens(tmp_path / "sae", width=32)
-    [found] = saekit.evaluate(source, made.store, loss_recovered=True)
+    [found] = saekit.evaluate(source, made.store, loss_recovered=True, any_store=True)
     assert found.recovery.documents == 60 and values(found)["kl_sae"] > 0
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as nnF
 from saekit.errors import DataError
 from saekit.harvesting.hook_names import names_of
 from saekit.harvesting.hooks import capture, list_hooks, resolve_hook, stream_hooks
-from saekit.harvesting.spellings import layer_of, portable, translated
+from saekit.interop.hook_spellings import layer_of, portable, translated
 from saekit.intervention.splice import splice
 
 QKVZ = [f"blocks.1.attn.{name}" for name in "qkvz"]

@@ -227,6 +227,26 @@ def dictionary_learning(
     return path
 
 
+def hook_z(path: Path, **settings) -> Path:
+    """A file of ckkissane/attn-saes-gpt2-small-all-layers. `settings` change the one beside it."""
+    tensors = weights()
+    del tensors["threshold"]
+    path.mkdir(parents=True)
+    file = path / "gpt2-small_L0_Hcat_z_lr1.20e-03_l11.80e+00_ds24576_v9.pt"
+    torch.save(tensors, file)
+    config = {
+        "seed": 49,
+        "model_name": "gpt2-small",
+        "act_name": "blocks.0.attn.hook_z",
+        "layer": 0,
+        "seq_len": 128,
+        "act_size": D,
+        "dict_size": F,
+    }
+    (path / f"{file.stem}_cfg.json").write_text(json.dumps(config | settings))
+    return file
+
+
 def gemma_scope(path: Path, **changed) -> Path:
     """`path` is the dictionary's folder."""
     path.mkdir(parents=True)

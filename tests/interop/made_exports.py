@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+from made_stores import make_spec
 from safetensors.torch import load_file
 
 from saekit.interop.dictionary import Origin, Published
@@ -54,6 +55,8 @@ def checkpoint(
     transcodes = bool(config.d_out)
     origin = Origin(
         "test",
+        revision="main",
+        special_tokens={"exclude_special_tokens": True},
         base_model=MODEL,
         hook=hook or f"model.layers.{layer}" + (".mlp:in" if transcodes else ""),
         target_hook=f"model.layers.{layer}.mlp" if transcodes else None,
@@ -61,11 +64,30 @@ def checkpoint(
         dataset="monology/pile-uncopyrighted",
     )
     described = description(Published(dataclasses.asdict(config), tensors, origin))
-    described["spec"] |= {"scope": "content", "modality": "text", "revision": "main"}
     described["result"]["metrics"] = {"l0": 7.5}
+    if not transcodes:
+        _as_trained_here(described)
     path.mkdir(parents=True)
     write_checkpoint(path, described, tensors)
     return path
+
+
+def _as_trained_here(described: dict) -> None:
+    """What saekit's own training records. (A transcoder's would name a store of its target.)"""
+    del described["published"]
+    spec = make_spec(
+        **{name: described["spec"][name] for name in ("model", "hook", "d_in", "dataset")},
+        revision="main",
+        context=128,
+    )
+    described |= {
+        "spec": spec.to_json(),
+        "fingerprint": spec.fingerprint,
+        "content": "0" * 64,
+        "input_scale": 1.0,
+        "backend": {"name": "torch"},
+    }
+    described["result"] |= {"step": 10, "rows": 100, "rows_per_s": 1.0, "backend": "torch"}
 
 
 def saelens(path: Path, x: torch.Tensor) -> Result:

@@ -21,10 +21,13 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         lambda path: made.saelens(path, "jumprelu_skip_transcoder"),
         made.saelens_temporal,
         made.old_saelens,
-        made.saelens_temporal,
     ],
     "temporal": [made.temporal],
-    "sparsify": [made.sparsify, lambda path: made.sparsify(path, transcode=True, skip=True)],
+    "sparsify": [
+        made.sparsify,
+        lambda path: made.sparsify(path, transcode=True, skip=True),
+        lambda path: made.sparsify(path, signed=True),
+    ],
     "dictionary_learning": [
         *(
             lambda path, kind=kind: made.dictionary_learning(path, kind)
@@ -52,7 +55,11 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         tracer.clt,
         lambda path: tracer.clt(path, jumps=True),
     ],
-    "openai": [more.openai, lambda path: more.openai(path, None)],
+    "openai": [
+        more.openai,
+        lambda path: more.openai(path, None),
+        lambda path: more.openai(path, after="Identity"),
+    ],
     "llama_scope": [more.llama_scope],
     "llamascopium": [
         more.llamascopium,
@@ -61,12 +68,13 @@ WRITERS: dict[str, list[Callable[[Path], Path]]] = {
         more.llama_scope_r1,
     ],
     "qwen_scope": [more.qwen_scope],
+    "hook_z": [made.hook_z],
     "goodfire": [more.goodfire],
     "deepseek_r1": [more.deepseek_r1],
     "saev": [
         more.saev,
         lambda path: more.saev(path) / "sae.pt",
-        lambda path: more.saev(path, more.saev_header("TopK")),
+        lambda path: more.saev(path, more.saev_header("TopK", top_k=made.K)),
     ],
     "vit_prisma": [
         more.vit_prisma,

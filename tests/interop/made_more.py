@@ -29,7 +29,9 @@ def unit_rows(W_dec: torch.Tensor) -> torch.Tensor:
     return W_dec / W_dec.norm(dim=1, keepdim=True)
 
 
-def openai(path: Path, activation: str | None = "TopK", **changed: Any) -> Path:
+def openai(
+    path: Path, activation: str | None = "TopK", after: str = "ReLU", k: int = K, **changed: Any
+) -> Path:
     """`resid_post_mlp_v5_32k/autoencoders/6.pt`; None: a file without an activation."""
     w = weights()
     state: dict[str, Any] = linear("encoder", "decoder", bias=False) | {
@@ -40,7 +42,7 @@ def openai(path: Path, activation: str | None = "TopK", **changed: Any) -> Path:
         "latents_mean_square": torch.zeros(F),
     }
     if activation is not None:
-        of_topk = {"k": K, "postact_fn": "ReLU"}
+        of_topk = {"k": k, "postact_fn": after}
         state["activation"] = activation
         state["activation_state_dict"] = OrderedDict(of_topk if activation == "TopK" else {})
     folder = path / "gpt2-small" / "resid_post_mlp_v5_32k" / "autoencoders"

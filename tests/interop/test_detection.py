@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from made_formats import WRITERS
 
@@ -20,8 +22,11 @@ def test_exactly_one_module_recognizes_each_fixture(tmp_path, format):
         assert recognized(path) == format
 
 
-def test_files_of_no_format_are_recognized_by_none(tmp_path):
+def test_files_of_no_format_are_recognized_by_none(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("W_enc")
     (tmp_path / "config.json").write_text("{}")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "config.json", tmp_path / "absent"):
         assert recognized(path) is None
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", "/", ""):
+        assert recognized(Path(name)) is None

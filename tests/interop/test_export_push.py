@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hub_client import Client
-from made_exports import checkpoint
+from made_exports import MODEL, checkpoint
 from made_stores import write_store
 from stand_in_hub import TOKEN, StandInHub, stand_in_hub
 
@@ -27,7 +27,10 @@ def client(hub: StandInHub, tmp_path_factory):
 
 
 def test_an_export_goes_up_private_with_a_card_and_opens_from_there(hub, client, tmp_path):
-    source, acts = checkpoint(tmp_path / "run", "topk"), write_store(tmp_path / "acts")
+    source, acts = (
+        checkpoint(tmp_path / "run", "topk"),
+        write_store(tmp_path / "acts", model=MODEL, revision="main", hook="model.layers.3"),
+    )
     done = client.saekit(
         *("export", source, tmp_path / "out", "--format", "saelens"),
         *("--push", "owner/topk", "--yes", "--store", acts, "--json"),
@@ -49,6 +52,15 @@ def test_an_export_goes_up_private_with_a_card_and_opens_from_there(hub, client,
     assert TOKEN not in done.out + done.err + card
 
 
+def test_an_upload_needs_no_folder(hub, client, tmp_path):
+    source = checkpoint(tmp_path / "run", "topk")
+    done = client.saekit("export", source, "--push", "owner/direct", "--yes", "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["path"] is None
+    assert {"cfg.json", "README.md"} <= hub.repos["owner/direct"].files.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_nothing_is_sent_without_a_yes(hub, client, tmp_path):
     source = checkpoint(tmp_path / "run", "topk")
     arguments = ("export", source, tmp_path / "out", "--format", "saelens", "--push", "owner/no")
@@ -65,4 +77,10 @@ def test_flags_of_the_upload_need_it(client, tmp_path):
         "export", source, tmp_path / "out", "--format", "neuronpedia", "--push", "owner/x"
     )
     assert done.status == 2 and "uploads weights" in done.err
+    acts = write_store(tmp_path / "acts")  # of another model
+    done = client.saekit(
+        *("export", source, tmp_path / "out", "--format", "saelens"),
+        *("--push", "owner/x", "--store", acts, "--yes"),
+    )
+    assert done.status == 3 and "--any-store" in done.err
     assert not (tmp_path / "out").exists()

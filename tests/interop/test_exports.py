@@ -138,7 +138,8 @@ def test_files_say_where_the_dictionary_comes_from(tmp_path, format):
     layer, text = (0 if options else 3), ""
     for file in out.iterdir():
         text += file.read_text() if file.suffix in (".json", ".yaml") else ""
-    for known in (MODEL, "monology/pile-uncopyrighted", "128", "0.1.0", '"content"'):
+    rule = '{"exclude_special_tokens": true}' if options else '"scope": "content"'
+    for known in (MODEL, "monology/pile-uncopyrighted", "128", "0.1.0", rule):
         assert known in text
     module = f"model.layers.{layer}"
     names = {
@@ -186,6 +187,7 @@ def test_saelens_metadata_of_a_transcoder_names_both_hooks(tmp_path):
         ("dictionary_learning", "abs-topk", {}, "abs-topk autoencoders", 'format="saelens"'),
         ("saelens", "l1", {"rescale_by_decoder_norm": True}, "relu codes chosen by", "no format"),
         ("saelens", "topk", {"input_factor": 2.0}, "factors on input and output", "no format"),
+        ("saelens", "topk", {"keep_negative": True}, "negative values among the k", "no format"),
     ],
 )
 def test_a_refusal_names_what_is_missing_and_the_formats_that_have_it(

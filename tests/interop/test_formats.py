@@ -16,6 +16,7 @@ from made_dictionaries import (
     K,
     dictionary_learning,
     gemma_scope,
+    hook_z,
     old_saelens,
     saelens,
     sparsify,
@@ -40,6 +41,12 @@ def relu(x: torch.Tensor) -> torch.Tensor:
 def largest(x: torch.Tensor) -> torch.Tensor:
     values, indices = pre(x).relu().topk(K)
     return torch.zeros(len(x), F, dtype=x.dtype).scatter(1, indices, values)
+
+
+def largest_in_size(x: torch.Tensor) -> torch.Tensor:
+    values = pre(x)
+    indices = values.abs().topk(K).indices
+    return torch.zeros_like(values).scatter(1, indices, values.gather(1, indices))
 
 
 def jump(x: torch.Tensor, subtract: bool = True, threshold: Any = W["threshold"]) -> torch.Tensor:
@@ -94,6 +101,11 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[..., torch.Tensor], floa
         relu,
         1e-12,
     ),
+    "sparsify signed": (
+        lambda path: sparsify(path, signed=True),
+        largest_in_size,
+        1e-12,
+    ),
     "dictionary_learning AutoEncoderNew": (
         learning("AutoEncoderNew"),
         lambda x: pre(x, False).relu(),
@@ -116,6 +128,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[..., torch.Tensor], floa
         1e-12,
     ),
     "dictionary_learning Gated": (learning("GatedAutoEncoder"), learning_gated, 1e-6),
+    "hook_z": (hook_z, relu, 1e-12),
     "gemma_scope": (gemma_scope, lambda x: jump(x, False), 1e-12),
 }
 
@@ -208,6 +221,8 @@ def test_what_the_files_say_of_their_origin(tmp_path):
     assert (transcoder.hook, transcoder.target_hook) == ("layers.6.mlp:in", "layers.6.mlp")
     trainer = open_published(dictionary_learning(tmp_path / "c", "AutoEncoder")).origin
     assert (trainer.hook, trainer.layer, trainer.context) == ("resid_post_layer_8", 8, 1024)
+    heads = open_published(hook_z(tmp_path / "d")).origin
+    assert (heads.hook, heads.layer) == ("blocks.0.attn.hook_z", 0) and heads.notes
     gemma = open_published(gemma_scope(tmp_path / "layer_12" / "width_16k" / "average_l0_82"))
     assert gemma.origin.layer == 12 and gemma.origin.base_model is None
 

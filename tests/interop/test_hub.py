@@ -212,7 +212,7 @@ def test_folders_that_tell_the_layer_survive_the_links_of_the_cache(hub, online,
 def test_every_verb_takes_a_name_and_writes_nothing_beside_the_files(
     hub, online, home, digits, tmp_path
 ):
-    source = saelens(tmp_path / "sae", "jumprelu", width=64)
+    source = saelens(tmp_path / "sae", "jumprelu", width=64, metadata={})  # of any model
     hub.add("me/digits", source, "layer_3/sae")
     name = "hf:me/digits/layer_3/sae"
     assert online.saekit("import", name, tmp_path / "out").status == 0
@@ -242,7 +242,7 @@ def test_every_verb_takes_a_name_and_writes_nothing_beside_the_files(
 # refused
 
 
-def test_a_repo_or_path_that_is_not_there_is_named_with_near_names(hub, online, tmp_path):
+def test_a_repo_or_path_that_is_not_there_is_named_with_near_names(hub, online, offline, tmp_path):
     out = tmp_path / "out"
     status, _, err = online.saekit("import", "hf:me/none/x", out, HF_TOKEN=TOKEN)
     assert status == 4 and f"there is no me/none on {hub.url}" in err
@@ -251,7 +251,15 @@ def test_a_repo_or_path_that_is_not_there_is_named_with_near_names(hub, online, 
     assert "near names: layer_3/sae\n" in err
     status, _, err = online.saekit("import", f"hf:{SAE[0]}/layer_3", out)
     assert status == 4 and "layer_3 of me/saes holds no dictionary" in err and "layer_3/sae" in err
-    assert online.saekit("import", "hf:me/..", out).status == 2
+    for client in (online, offline):
+        assert client.saekit("import", "hf:me/..", out).status == 2
+    hub.add("me/hostile").files |= {
+        "../config.json": b"{}",
+        "sae.safetensors": b"not tensors",
+        "cfg.json": b"{}",
+    }
+    assert online.saekit("import", "hf:me/hostile", out).status == 3, "not what its name says"
+    assert hub.fetched("me/hostile") == ["cfg.json", "sae.safetensors"]
     assert not out.exists()
 
 

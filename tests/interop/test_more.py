@@ -33,6 +33,7 @@ from saekit.training.checkpoints import load
 
 W = {name: tensor.double() for name, tensor in weights().items()}
 NORMS = W["W_dec"].norm(dim=1)
+MOST = 40  # so many that some of the largest values of a row are negative
 IN, OUT = (math.sqrt(D) / norm for norm in MEAN_NORMS)
 # of norms that a file has in float32
 IN_32, OUT_32 = (math.sqrt(D) / float(torch.tensor(norm)) for norm in MEAN_NORMS)
@@ -49,6 +50,11 @@ def decode(code: torch.Tensor) -> torch.Tensor:
 
 def largest(values: torch.Tensor) -> torch.Tensor:
     kept, indices = values.relu().topk(K)
+    return torch.zeros_like(values).scatter(1, indices, kept)
+
+
+def largest_of_any_sign(values: torch.Tensor) -> torch.Tensor:
+    kept, indices = values.topk(MOST)
     return torch.zeros_like(values).scatter(1, indices, kept)
 
 
@@ -110,6 +116,10 @@ THETA = W["threshold"]
 # name -> (writes it, its code and reconstruction)
 CASES: dict[str, tuple[Callable[[Path], Path], Callable[[torch.Tensor], Result]]] = {
     "openai topk": (openai, lambda x: layer_normed(x, lambda y: largest(pre(y)))),
+    "openai topk with Identity": (
+        lambda p: openai(p, after="Identity", k=MOST),
+        lambda x: layer_normed(x, lambda y: largest_of_any_sign(pre(y))),
+    ),
     "openai relu": (lambda p: openai(p, "ReLU"), lambda x: plain(pre(x).relu())),
     "openai without activation": (lambda p: openai(p, None), lambda x: plain(pre(x).relu())),
     "llama_scope": (
@@ -189,6 +199,18 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[torch.Tensor], Result]]
         ),
         lambda x: plain(jump(pre(x, False), float(torch.tensor(0.3)))),
     ),
+    "saev top-k": (
+        lambda p: saev(p, saev_header("TopK", top_k=MOST)),
+        lambda x: plain(largest_of_any_sign(pre(x, False))),
+    ),
+    "saev top-k of schema 1 with b_dec = 0": (
+        lambda p: saev(
+            p,
+            {"schema": 1, "cls": "TopK", "cfg": {"d_vit": D, "top_k": MOST}},
+            b_dec=torch.zeros(D),
+        ),
+        lambda x: (code := largest_of_any_sign(pre(x, False)), code @ W["W_dec"]),
+    ),
     "saev schema 1 with b_dec = 0": (
         lambda p: saev(p, {"schema": 1, "cls": "Relu", "cfg": {"d_vit": D}}, b_dec=torch.zeros(D)),
         lambda x: (code := pre(x, False).relu(), code @ W["W_dec"]),
@@ -239,7 +261,11 @@ def test_code_and_reconstruction_are_those_of_the_format(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["openai topk", "llama_scope transcoder", "llamascopium topk", "vit_prisma layer_norm"]
+    "name",
+    [
+        *("openai topk", "saev top-k", "llama_scope transcoder", "llamascopium topk"),
+        "vit_prisma layer_norm",
+    ],
 )
 def test_an_import_computes_the_same(tmp_path, name):
     source, x = CASES[name][0](tmp_path / "src"), rows().float()
@@ -247,6 +273,19 @@ def test_an_import_computes_the_same(tmp_path, name):
     imported, published = load(tmp_path / "out"), load(source)
     assert imported.config == published.config
     assert torch.equal(imported(x).x_hat, published(x).x_hat)
+
+
+@pytest.mark.parametrize("name", ["openai topk with Identity", "saev top-k"])
+def test_negative_values_among_the_largest_are_active(tmp_path, name):
+    code = load(CASES[name][0](tmp_path / "sae")).encode(rows().float())
+    assert code.is_sparse and (code.nnz == MOST).all()
+    assert torch.equal(code.transpose().counts(), (code.to_dense() != 0).sum(0))
+    assert (code.vals < 0).any() and (code.vals > 0).any()
+
+
+def test_a_k_above_the_number_of_latents_is_all_of_them_in_saev(tmp_path):
+    opened = open_published(saev(tmp_path / "sae", saev_header("TopK", top_k=F + 1)))
+    assert opened.config["k"] == F
 
 
 def test_a_gated_dictionary_of_vit_prisma(tmp_path):

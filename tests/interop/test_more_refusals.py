@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_dictionaries import D, F
+from made_dictionaries import D, F, hook_z
 from made_more import (
     deepseek_r1,
     goodfire,
@@ -32,10 +32,8 @@ from saekit.training.checkpoints import load
 TARGET = {"hook_point_out": "blocks.6.hook_mlp_out"}
 REFUSED: dict[str, Callable[[Path], Path]] = {
     'activation = "Identity"': lambda path: openai(path, "Identity"),
-    'postact_fn = "Identity"': lambda path: openai(
-        path, activation_state_dict={"k": 5, "postact_fn": "Identity"}
-    ),
-    "k = 0": lambda path: openai(path, activation_state_dict={"k": 0, "postact_fn": "ReLU"}),
+    'postact_fn = "Tanh"': lambda path: openai(path, after="Tanh"),
+    "k = 0": lambda path: openai(path, k=0),
     'act_fn = "tanh"': lambda path: llama_scope(path, act_fn="tanh"),
     'norm_activation = "batch-wise"': lambda path: llama_scope(path, norm_activation="batch-wise"),
     "use_glu_encoder = True": lambda path: llama_scope(path, use_glu_encoder=True),
@@ -59,7 +57,8 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     ),
     "sae_weights.dcp is a distributed checkpoint": lambda path: llamascopium(path, suffix=".dcp"),
     'k = "unknown"': lambda path: qwen_scope(path, "downloads"),
-    'activation = "TopK"': lambda path: saev(path, saev_header("TopK", top_k=5)),
+    "top_k = None": lambda path: saev(path, saev_header("TopK")),
+    'activation = "Softmax"': lambda path: saev(path, saev_header("Softmax")),
     "activation.threshold = nan": lambda path: saev(
         path, saev_header("BatchTopK"), **{"activation.threshold": torch.tensor(torch.nan)}
     ),
@@ -96,7 +95,7 @@ def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [openai, goodfire, deepseek_r1, qwen_scope], ids=lambda write: write.__name__
+    "write", [openai, goodfire, deepseek_r1, qwen_scope, hook_z], ids=lambda write: write.__name__
 )
 @pytest.mark.parametrize("format", ["zip", "pickle"])
 def test_a_hostile_file_does_not_run(tmp_path, write, format):
@@ -138,7 +137,7 @@ def test_a_torchscript_archive_is_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "write", [openai, goodfire, deepseek_r1, qwen_scope], ids=lambda write: write.__name__
+    "write", [openai, goodfire, deepseek_r1, qwen_scope, hook_z], ids=lambda write: write.__name__
 )
 def test_a_truncated_file_is_refused(tmp_path, write):
     file = write(tmp_path / "sae")
@@ -217,7 +216,8 @@ def test_a_folder_without_weights_names_the_file(tmp_path):
 def test_a_format_that_is_asked_for_is_tried(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     (tmp_path / "weights.pt").write_bytes(b"no archive")
-    for format in ("openai", "qwen_scope", "goodfire", "deepseek_r1", "saev", "vit_prisma"):
+    formats = ("openai", "qwen_scope", "goodfire", "deepseek_r1", "hook_z", "saev", "vit_prisma")
+    for format in formats:
         with pytest.raises(DataError):
             open_published(tmp_path / "weights.pt", format)
     for format in ("llama_scope", "llamascopium", "saev"):

@@ -15,6 +15,7 @@ from made_dictionaries import (
     F,
     dictionary_learning,
     gemma_scope,
+    hook_z,
     old_saelens,
     saelens,
     sparsify,
@@ -40,11 +41,12 @@ REFUSED = {
     'activation_fn = "tanh-relu"': lambda path: old_saelens(path, activation_fn_str="tanh-relu"),
     "k = 2.5": lambda path: saelens(path, "topk", k=2.5),
     'activation = "groupmax"': lambda path: sparsify(path, activation="groupmax"),
-    "signed = True": lambda path: sparsify(path, signed=True),
+    "signed = True": lambda path: sparsify(path, signed=True, transcode=True),
     "skip_connection = True": lambda path: sparsify(path, skip=True),
     "threshold = nan": lambda path: dictionary_learning(
         path, "BatchTopKSAE", threshold=float("nan")
     ),
+    "dict_size = 0": lambda path: hook_z(path, dict_size=0),
     'io = "in_and_out"': lambda path: in_and_out(dictionary_learning(path, "AutoEncoder")),
     'dict_class = "IdentityDict"': lambda path: dictionary_learning(path, "IdentityDict"),
     'dtype of W_enc = "float64"': lambda path: gemma_scope(path, W_enc=np.zeros((D, F))),

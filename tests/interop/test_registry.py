@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -95,8 +96,9 @@ def test_unknown_names_are_refused_with_near_ones(listed):
 
 
 def test_a_format_that_saekit_does_not_read_is_refused_by_name(listed):
-    with pytest.raises(DataError, match="in the format connor_rob_hook_z of SAELens"):
-        format_of(resolve("saelens:gpt2-small-hook-z-kk/blocks.0.hook_z"))
+    newer = replace(resolve("saelens:gpt2-small-hook-z-kk/blocks.0.hook_z"), loader="of_2027")
+    with pytest.raises(DataError, match="in the format of_2027 of SAELens"):
+        format_of(newer)
     with pytest.raises(DataError, match="mntss_clt_layer_transcoder") as error:
         format_of(resolve("saelens:mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_1"))
     assert "hf:mntss/clt-gemma-2-2b-2.5M/W_enc_1.safetensors" in error.value.hint

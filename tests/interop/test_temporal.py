@@ -130,7 +130,8 @@ def test_padding_changes_nothing_before_it(tmp_path):
 def test_a_table_judges_whole_contexts(tmp_path):
     """85 contexts of 7 states and one of 5, which is padded."""
     import_dictionary(saelens_temporal(tmp_path / "sae"), tmp_path / "out")
-    store = write_store(tmp_path / "store", 600, width=D, layout="sequence", tokens=T)
+    of = {"layout": "sequence", "hook": "blocks.12.hook_resid_post"}
+    store = write_store(tmp_path / "store", 600, width=D, tokens=T, **of)
     sae = load(tmp_path / "out")
     rows = open_store(store).take(np.arange(600)).x.double()
     outputs = [sae(context.float()) for context in rows.split(T)]

@@ -104,6 +104,37 @@ def tolerance(family: str) -> float:
     return 1e-10 if family in ("gpt2", "gpt_neox") else 3e-5
 
 
+@pytest.mark.parametrize("hook", ["decoder.block.1", "encoder.block.1"])
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", "last", slice(3, None)])
+def test_an_encoder_decoder_is_edited_in_each_of_its_stacks(positions, hook):
+    """Each stack has its own padding and prompt; the encoder runs once, before the beams."""
+    entry = ("T5ForConditionalGeneration", "T5Config", families.T5)
+    model, batch = families.model_of(entry).double(), inputs("right")
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 0
+    model.generation_config.eos_token_id = None
+    sae = by_hand.dictionary(families.WIDTH)
+    for options in (dict(do_sample=False), dict(num_beams=3)):
+        with saekit.attach(model, sae, hook) as live:
+            edits(live, positions=positions)
+            options |= dict(max_new_tokens=STEPS)
+            sequences = model.generate(**batch, **options)
+            assert torch.equal(model.generate(**batch, **options, use_cache=False), sequences)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated", "last", slice(4, 8)])
+def test_recurrent_states_and_tokens_that_are_taken_back_keep_their_positions(positions):
+    for family, hook, options in (
+        ("mamba", "backbone.layers.1", dict(use_cache=False)),
+        ("llama", "blocks.1", dict(prompt_lookup_num_tokens=3)),
+    ):
+        model, batch = model_of(family), inputs(count=1)
+        sae = by_hand.dictionary(families.WIDTH)
+        run = dict(**batch, max_new_tokens=STEPS, do_sample=False)
+        with saekit.attach(model, sae, hook) as live:
+            live.add(3, 20.0, raw=True, positions=positions)
+            assert torch.equal(model.generate(**run), model.generate(**run, **options)), family
+
+
 @pytest.mark.parametrize(
     "positions, chosen",
     [

@@ -103,10 +103,50 @@ def test_a_row_with_few_positive_latents_has_only_these():
     assert model.encode(x).nnz.tolist() == positive.clamp_max(K).tolist()
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_negative_values_among_the_k_largest_stay_where_the_config_says_so(rescaled):
+    fields = {"rescale_by_decoder_norm": rescaled, "input_norm": "layer_norm", **FIELDS}
+    model, x = loaded("topk", keep_negative=True, **fields), rows(1100)  # more than one chunk
+    with torch.no_grad():
+        model.b_enc -= 1.5
+    norms = model.W_dec.square().sum(1).sqrt() if rescaled else torch.ones(F).double()
+    y = 0.7 * to_input(x, "layer_norm") - model.b_dec
+    values, indices = ((y @ model.W_enc.T + model.b_enc) * norms).topk(K)
+    code = torch.zeros(len(x), F).double().scatter(1, indices, values)
+    assert 0.1 < (values < 0).double().mean() < 0.9
+    output = model(x)
+    assert (output.code.nnz == K).all()
+    torch.testing.assert_close(output.code.to_dense(), code, rtol=1e-12, atol=1e-12)
+    y_hat = (code @ (model.W_dec / norms[:, None]) + model.b_dec) / 1.9
+    expected = from_output(y_hat, x, "layer_norm")
+    torch.testing.assert_close(output.x_hat, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_of_the_k_largest_those_that_are_zero_are_not_active():
+    model, x = loaded("topk", keep_negative=True), rows(20)
+    with torch.no_grad():
+        model.W_enc[4:] = 0.0
+        model.b_enc[4:] = -1e-3
+        model.b_enc[10:30] = 0.0
+    code = model.encode(x)
+    pre = x @ model.W_enc[:4].T + model.b_enc[:4]
+    assert torch.equal(code.nnz, (pre > 0).sum(1))
+    torch.testing.assert_close(code.to_dense()[:, :4], pre.relu(), rtol=1e-12, atol=1e-12)
+    assert not code.to_dense()[:, 4:].any()
+
+
+def test_a_row_with_nan_has_a_code_with_nan_where_negative_values_stay():
+    x = rows(3)
+    x[1, 0] = float("nan")
+    x_hat = loaded("topk", keep_negative=True)(x).x_hat
+    assert x_hat.isnan().any(1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("sparsity", ["topk", "abs-topk", "jumprelu", "l1"])
 def test_gradients_in_rows_and_weights_are_those_of_finite_differences(sparsity, norm):
-    model = loaded(sparsity, input_norm=norm, rescale_by_decoder_norm=True, **FIELDS)
+    fields = FIELDS | ({"keep_negative": True} if sparsity == "topk" else {})
+    model = loaded(sparsity, input_norm=norm, rescale_by_decoder_norm=True, **fields)
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
 
     def x_hat(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
@@ -148,6 +188,7 @@ def test_a_row_of_zeros_has_no_length():
         {"input_factor": 2.0},
         {"output_factor": 0.5},
         {"rescale_by_decoder_norm": True},
+        {"keep_negative": True},
     ],
 )
 def test_training_and_folding_refuse_what_they_do_not_compute(field):
@@ -171,6 +212,8 @@ def test_training_and_folding_refuse_what_they_do_not_compute(field):
         {"output_factor": float("nan")},
         {"input_norm": "rms"},
         {"sparsity": "batchtopk", "rescale_by_decoder_norm": True},
+        {"sparsity": "hierarchical", "keep_negative": True},
+        {"sparsity": "abs-topk", "keep_negative": True},
         {"subtract_b_dec": True, "d_out": 5},
     ],
 )
@@ -186,9 +229,19 @@ def test_a_smaller_k_competes_by_decoder_norm_too():
     assert torch.equal(cut, largest)
 
 
+def test_a_smaller_k_keeps_negative_values_too():
+    model, x = loaded("topk", keep_negative=True).float(), rows(20).float()
+    with torch.no_grad():
+        model.b_enc -= 4
+    values = x @ model.W_enc.T + model.b_enc
+    kept = torch.zeros_like(values).scatter(1, values.topk(2).indices, 1.0) * values
+    assert (kept < 0).any()
+    torch.testing.assert_close(load(model, k=2).encode(x).to_dense(), kept)
+
+
 def test_the_first_latents_of_a_nested_dictionary_see_the_same_input():
     fields = {"input_norm": "constant_norm", "subtract_b_dec": True, "input_factor": 3.0}
-    model, x = loaded("matryoshka-jumprelu", groups=(0.5, 1.0), target_l0=5.0, **fields), rows(20)
+    model, x = loaded("matryoshka-jumprelu", groups=(0.5, 1.0), **fields), rows(20)
     model, x = model.float(), x.float()
     part = load(model, latents=F // 2)
     torch.testing.assert_close(part.encode(x), model.encode(x)[:, : F // 2])

@@ -82,8 +82,10 @@ def _metadata(dictionary: Outgoing) -> dict[str, Any]:
             "hook_name_out": origin.lens_target_hook or origin.target_hook,
             "hf_hook_name_out": origin.target_hook,
         }
+    # the rule for special tokens: SAELens' own settings, or what ours means there
     special = origin.special_tokens
-    if origin.without_special_tokens is None:
-        rules = ("prepend_bos", "exclude_special_tokens", "seqpos_slice")
-        return metadata | {name: special[name] for name in rules if name in special}
-    return metadata | {"exclude_special_tokens": origin.without_special_tokens}
+    rules = ("prepend_bos", "exclude_special_tokens", "seqpos_slice")
+    own = {name: special[name] for name in rules if name in special}
+    if not own and origin.without_special_tokens is not None:
+        own = {"exclude_special_tokens": origin.without_special_tokens}
+    return metadata | own

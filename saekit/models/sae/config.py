@@ -19,6 +19,7 @@ LOADED_ONLY = (
     "input_factor",
     "output_factor",
     "rescale_by_decoder_norm",
+    "keep_negative",  # of topk
 )
 RESCALED = ("topk", "abs-topk", "jumprelu", "l1")
 DecoderNorm = Literal["unit", "free"]

@@ -25,6 +25,11 @@ def positive_topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
     return from_selected(*pre_BF.topk(k, dim=1), pre_BF.shape[1])
 
 
+def any_sign_topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
+    """The k largest values of each row, also those that are negative."""
+    return from_selected(*pre_BF.topk(k, dim=1), pre_BF.shape[1], keep_negative=True)
+
+
 @torch.no_grad()
 def largest(
     sae: Dictionary, x_BD: torch.Tensor, k: int, select: Select, norms_F: torch.Tensor | None = None

@@ -17,7 +17,7 @@ from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE, SAEConfig
 from saekit.models.sae.dead import aux_terms, has_aux_term
 from saekit.models.sae.fused import Adam, fused_sparse_step
-from saekit.models.sae.largest import positive_topk
+from saekit.models.sae.largest import any_sign_topk, largest, positive_topk
 from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import Pre, encoder_metrics, largest_of_rows
 from saekit.options import Doc
@@ -37,11 +37,16 @@ class TopKConfig(SAEConfig):
         ),
     ] = None
     k_anneal: Annotated[float, Doc("Share of the steps over which k falls from its start.")] = 0.1
+    keep_negative: bool = False
+    """Negative values among the k largest of a row stay in the code. Only for weights that are
+    loaded, and for topk itself."""
 
     starts = 1  # times k
 
     def resolved(self) -> Self:
         config = super().resolved()
+        if self.keep_negative and self.sparsity != "topk":
+            raise UsageError(f"keep_negative does not apply to {self.sparsity}")
         most = max(round(START_SHARE * config.n_latents), self.k)
         k_start = self.k_start or min(self.starts * self.k, most)
         for name, k in (("k", self.k), ("k_start", k_start)):
@@ -70,8 +75,11 @@ class LargestOfRows(SAE):
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
+        select = any_sign_topk if self.config.keep_negative else positive_topk
         if self.config.rescale_by_decoder_norm:
-            return self.largest_rescaled(x_BD, positive_topk)
+            return self.largest_rescaled(x_BD, select)
+        if self.config.keep_negative:
+            return self.with_gradient(largest(self, x_BD, self.config.k, select), x_BD)
         codes = encode_topk(x_BD, self.W_enc, self.b_enc, self.config.k, self.workspace)
         return self.with_gradient(codes, x_BD)
 

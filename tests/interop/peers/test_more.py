@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_dictionaries import D, F, K
+from made_dictionaries import D, F, K, hook_z
 from made_more import (
     MEAN_NORMS,
     deepseek_r1,
@@ -76,6 +76,14 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, str, str, dict[str, Any], fl
         WIDTHS,
         None,
     ),
+    "hook_z": (
+        hook_z,
+        "connor_rob_hook_z_huggingface_loader",
+        "ckkissane/attn-saes-gpt2-small-all-layers",
+        "gpt2-small_L0_Hcat_z_lr1.20e-03_l11.80e+00_ds24576_v9.pt",
+        {"reshape_activations": "none"},  # the rows have all heads side by side already
+        None,
+    ),
     "deepseek_r1": (
         deepseek_r1,
         "deepseek_r1_sae_huggingface_loader",
@@ -115,11 +123,14 @@ def computed(tmp_path_factory) -> tuple[dict[str, Path], dict[str, Any]]:
 
 
 def _cached(cache: Path, repository: str, folder: str, source: Path) -> Path:
-    """A dictionary's place in a cache of the hub, as a download leaves it."""
+    """A dictionary's place in a cache of the hub, as a download leaves it, with what is beside a
+    file."""
     commit, where = "0" * 40, cache / f"models--{repository.replace('/', '--')}"
     place = where / "snapshots" / commit / folder
-    place.parent.mkdir(parents=True)
-    (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
+    if source.is_dir():
+        shutil.copytree(source, place)
+    else:
+        shutil.copytree(source.parent, place.parent)
     (where / "refs").mkdir()
     (where / "refs" / "main").write_text(commit)
     return place

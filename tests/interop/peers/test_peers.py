@@ -16,6 +16,7 @@ from made_dictionaries import (
     F,
     K,
     dictionary_learning,
+    hook_z,
     old_saelens,
     saelens,
     saelens_temporal,
@@ -120,6 +121,16 @@ def test_saelens_before_6(tmp_path, settings, heads):
     path = old_saelens(tmp_path / "sae", **settings)
     sae = package.SAE.load_from_disk(path, device="cpu")
     compare_saelens(path, sae, heads=heads)
+
+
+def test_the_files_with_hook_z(tmp_path):
+    """As SAELens' loader for these: a standard SAE with the tensors as they are."""
+    package = pytest.importorskip("sae_lens", reason=WHY)
+    path = hook_z(tmp_path / "files")
+    config = package.StandardSAEConfig(d_in=D, d_sae=F, reshape_activations="hook_z")
+    sae = package.StandardSAE(config)
+    sae.load_state_dict(torch.load(path))
+    compare_saelens(path, sae, heads=4)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
