@@ -39,7 +39,7 @@ def test_saekits_commands_run_from_top_to_bottom(tmp_path):
         outputs.append(done.stdout)
     assert "ce_recovered" in "".join(outputs)
     # exported and imported again: the same figures
-    rows = [line.split() for line in outputs[-1].splitlines() if line.startswith(("topk", "again"))]
+    rows = [line.split() for line in outputs[-1].splitlines() if " sae topk " in line]
     assert len(rows) == 2
     assert rows[0][-3:] == rows[1][-3:]
 
