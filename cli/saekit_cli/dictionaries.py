@@ -4,7 +4,7 @@ import typer
 
 from saekit.options import Option, options_of
 from saekit_cli.command import Given
-from saekit_cli.screen import figure, print_json, table
+from saekit_cli.screen import figure, message, print_json, table
 from saekit_cli.settings import Config, Json
 
 NAME = "dictionaries"
@@ -28,6 +28,8 @@ def run(given: Given, config: Config = None, json_: Json = False) -> None:
     if json_:
         print_json(rows)
         return
+    if not rows:
+        message("note", "no dictionary has all of these words in its name, model or hook")
     cells = [
         (
             row.name,

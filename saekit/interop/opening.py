@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saekit.errors import DataError, MissingError, check_choice
+from saekit.errors import DataError, MissingError, check_choice, opt
 from saekit.interop import (
     circuit_tracer,
     dictionary_learning,
@@ -30,10 +31,12 @@ from saekit.interop import (
     temporal,
     vit_prisma,
 )
-from saekit.interop.dictionary import Files, Published
+from saekit.interop.dictionary import Files, Published, read_safetensors
 from saekit.interop.registry import FORMAT_OF, INSTEAD, Entry, completed, resolve
-from saekit.store.checkpoint import Checkpoint, read_checkpoint
+from saekit.store.checkpoint import CONFIG, Checkpoint, read_checkpoint
+from saekit.store.folder_kinds import RUN
 from saekit.store.oserrors import reading
+from saekit.store.swap import settle
 from saekit.types import SPEC_SCHEMA
 
 
@@ -82,12 +85,13 @@ def open_published(src: str | Path, format: str | None = None) -> Published:
         exists = source.path.exists()
     if not exists:
         raise MissingError(f"there is no dictionary at {src}", "give its folder, file or name")
-    format = source.format or recognized(source.path)
-    if format is None:
-        raise DataError(
-            f"{src} is not a dictionary in a format that saekit knows",
-            f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
-        )
+    if source.format is None:
+        format = recognized(source.path)
+        if format is None:
+            raise unknown(src, source.path)
+    else:
+        format = source.format
+        _check_files(src, source.path, format)
     entry = source.entry
     if entry is not None and format == "saelens":
         dictionary = saelens.read(source.path, entry.overrides)
@@ -95,6 +99,46 @@ def open_published(src: str | Path, format: str | None = None) -> Published:
         dictionary = FORMATS[format].read(source.path)
     origin = dictionary.origin if entry is None else completed(dictionary.origin, entry)
     return replace(dictionary, origin=replace(origin, **source.place))
+
+
+def _check_files(src: str | Path, path: Path, format: str) -> None:
+    """Raise DataError where a folder has none of the format's files of tensors, with the format
+    that it does have."""
+    names = FORMATS[format].files.folder
+    if not path.is_dir() or not names or any(any(path.glob(name)) for name in names):
+        return
+    actual = recognized(path)
+    hint = "give the folder of the dictionary" if actual is None else opt("format", actual)
+    raise DataError(f"{src} has no {' or '.join(names)}, as {format} dictionaries do", hint)
+
+
+LOOKED_AT, SHOWN = 500, 3  # paths inside a folder; dictionaries that an error names
+
+
+def unknown(src: str | Path, path: Path) -> DataError:
+    """The error for files of no known format: a damaged file, the dictionaries inside a folder that
+    is not one, or the formats."""
+    inside = sorted(islice(path.rglob("*"), LOOKED_AT)) if path.is_dir() else [path]
+    here = [file for file in inside if file.is_file() and file.parent in (path, path.parent)]
+    # an incomplete download
+    for file in here:
+        try:
+            if file.suffix == ".safetensors":
+                read_safetensors(file)
+            elif file.suffix in pickles.SUFFIXES:
+                pickles.read_plain(file)
+        except DataError as error:
+            return error
+    # a folder above dictionaries
+    others = [other for other in inside if other != path and recognized(other) is not None]
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        names = ", ".join(map(str, others[:SHOWN]))
+        return DataError(f"{src} is not a dictionary; there are some inside", f"{names}{more}")
+    return DataError(
+        f"{src} is not a dictionary in a format that saekit knows",
+        f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
+    )
 
 
 class Source(NamedTuple):
@@ -158,7 +202,12 @@ def open_checkpoint(src: str | Path) -> Checkpoint:
     """A checkpoint folder of saekit, or a published dictionary, by its path or name, as the
     checkpoint that an import of it would write. Raises what `read_checkpoint` and `open_published`
     raise."""
-    if not is_name(src) and recognized(Path(src)) is None:
+    path = Path(src)
+    if not is_name(src) and recognized(path) is None:
+        if path.is_dir() and not any((path / name).exists() for name in (CONFIG, RUN.marker)):
+            settle(path, RUN)  # a replacement that a kill cut short
+            if not (path / CONFIG).exists():
+                raise unknown(src, path)
         return read_checkpoint(src)
     dictionary = open_published(src)
     return Checkpoint(Path(src), description(dictionary), dictionary.tensors, own=False)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ Tensors = dict[str, torch.Tensor]
 def read_plain(path: Path, skip: int = 0) -> Any:
     """What a file holds after its first `skip` bytes. Raises DataError, with the reason, for a file
     that would need to run code, or that is damaged."""
-    with reading(path):
+    with reading(path), warnings.catch_warnings(action="ignore", category=UserWarning):
         need_regular(path)
         try:
             if skip:  # the reader of zip files needs the archive by itself
@@ -49,11 +51,30 @@ def read_plain(path: Path, skip: int = 0) -> Any:
                 source = path
             return torch.load(source, map_location="cpu", weights_only=True)
         except MALFORMED as error:
-            reason = str(error).strip().splitlines()
-            raise DataError(
-                f"{path} does not load as plain tensors: {reason[0] if reason else error!r}",
-                "saekit does not run the code of a pickle",
-            ) from None
+            raise _refusal(path, str(error) or repr(error)) from None
+
+
+def _refusal(path: Path, reason: str) -> DataError:
+    """`reason` is torch's text, which ends with advice to run the code."""
+    if needed := re.search(
+        r"GLOBAL (\S+)|`(\S+)` is not supported|Unsupported class (\S+)", reason
+    ):
+        name = next(filter(None, needed.groups()))
+        return DataError(
+            f"{path} does not load as plain tensors: opening it would run {name}",
+            "get it as safetensors; saekit does not run the code of a pickle",
+        )
+    if "TorchScript" in reason:
+        cause = "it is a TorchScript archive, which is code"
+    elif named := re.search(r"WeightsUnpickler error: (.+)", reason):
+        cause = named[1]
+    else:
+        lines = [line.strip() for line in reason.splitlines() if "False" not in line]
+        cause = next(filter(None, lines), "it is not a file of torch.save")
+    return DataError(
+        f"{path} does not load as plain tensors: {cause}",
+        "download it again, or get it as safetensors",
+    )
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -73,7 +94,8 @@ def glance(path: Path) -> dict[str, Any]:
     if path.suffix not in SUFFIXES or not path.is_file():
         return {}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (*MALFORMED, OSError):
         return {}
     return state if isinstance(state, dict) else {}

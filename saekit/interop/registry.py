@@ -180,7 +180,7 @@ def resolve(name: str) -> Entry:
     """The entry of `saelens:RELEASE/SAE_ID`. Raises UsageError for another form, MissingError for
     an unknown name, with near ones."""
     release, slash, id = name.removeprefix(PREFIX).partition("/")
-    if not release or not slash or not id:
+    if not release:
         raise UsageError(
             f"{name} is not a name in SAELens' registry",
             "write saelens:RELEASE/SAE_ID; `saekit dictionaries` lists them",
@@ -191,10 +191,16 @@ def resolve(name: str) -> Entry:
         raise MissingError(
             f"SAELens' registry has no release {release} ({path})", near_names(release, releases)
         )
-    for entry in _of_release(path, release, releases[release]):
+    of_release = list(_of_release(path, release, releases[release]))
+    for entry in of_release:
         if entry.id == id:
             return entry
-    ids = [entry.id for entry in _of_release(path, release, releases[release])]
+    ids = [entry.id for entry in of_release]
+    if not slash or not id:
+        raise UsageError(
+            f"{release} is a release of {len(ids)} dictionaries",
+            f"name one, such as saelens:{release}/{ids[0]}" if ids else "choose another release",
+        )
     raise MissingError(f"{release} has no dictionary {id}", near_names(id, ids))
 
 

@@ -148,3 +148,40 @@ def test_other_files_are_refused_with_the_known_formats(tmp_path):
 def test_weights_that_subtract_b_dec_are_not_trained():
     with pytest.raises(UsageError, match="not for training"):
         VARIANTS["topk"](d_in=8, latents=16, k=2, subtract_b_dec=True)
+
+
+def test_an_incomplete_download_is_called_damaged(tmp_path):
+    path = saelens(tmp_path / "sae")
+    weights = path / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3_000])
+    for open_it in (open_published, load):
+        with pytest.raises(DataError, match=r"sae_weights\.safetensors is damaged"):
+            open_it(path)
+
+
+def test_a_folder_above_a_dictionary_names_it(tmp_path):
+    path = gemma_scope(tmp_path / "res" / "layer_12" / "width_16k" / "average_l0_82")
+    for open_it in (open_published, load):
+        with pytest.raises(DataError, match="there are some inside") as error:
+            open_it(tmp_path / "res")
+        assert str(path) in error.value.hint
+
+
+def test_another_format_than_asked_for_is_named(tmp_path):
+    path = saelens(tmp_path / "sae")
+    with pytest.raises(DataError, match=r"has no sae\.safetensors") as error:
+        open_published(path, "sparsify")
+    assert error.value.hint == 'format="saelens"'
+
+
+def test_a_pickle_that_would_run_code_is_named_without_advice_to_run_it(tmp_path):
+    path = dictionary_learning(tmp_path / "trainer_0", "AutoEncoder")
+    torch.save({"encoder.weight": Runs()}, path / "ae.pt")
+    with pytest.raises(DataError, match="opening it would run") as error:
+        load(path)
+    assert "weights_only" not in str(error.value) and "safetensors" in error.value.hint
+
+
+class Runs:
+    def __reduce__(self):
+        return subprocess.call, (["false"],)

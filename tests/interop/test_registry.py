@@ -91,8 +91,11 @@ def test_unknown_names_are_refused_with_near_ones(listed):
     with pytest.raises(MissingError, match=r"has no dictionary blocks\.9") as error:
         resolve("saelens:gpt2-small-res-jb/blocks.9.hook_resid_pre")
     assert "blocks.8.hook_resid_pre" in error.value.hint
-    with pytest.raises(UsageError, match="not a name in SAELens' registry"):
+    with pytest.raises(UsageError, match="is a release of 2 dictionaries") as error:
         resolve("saelens:gpt2-small-res-jb")
+    assert "saelens:gpt2-small-res-jb/blocks" in error.value.hint
+    with pytest.raises(UsageError, match="not a name in SAELens' registry"):
+        resolve("saelens:")
 
 
 def test_a_format_that_saekit_does_not_read_is_refused_by_name(listed):
