@@ -22,7 +22,7 @@ from saekit.interop.opening import open_checkpoint
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.controls import Controls, controls_of
 from saekit.intervention.live import Live
-from saekit.intervention.positions import TEXT_NAMES
+from saekit.intervention.positions import TEXT_NAMES, Positions
 from saekit.intervention.steered_text import (
     Continuation,
     Edit,
@@ -133,11 +133,11 @@ def steer(
     if dose and (len(latents) != 1 or ablate):
         raise UsageError(f"{opt('dose')} is of one latent", "give one, and ablate none")
     source = path_or_model(checkpoint)
-    live_model = _model_of(source) if model is None else model
+    live_model = load_model(model_name_of(source)) if model is None else model
     text = SteeredText(live_model, prompt, chat, positions, max_new_tokens)
 
     def add(strengths: Mapping[int, float]) -> Edit:
-        return lambda live, where: _edit(live, strengths, ablate, raw, where)
+        return lambda live, where: edit_latents(live, strengths, ablate, raw, where)
 
     with torch.inference_mode(), attach(live_model, source, hook, maxima=maxima) as live:
         # both texts, and both models' distributions over each
@@ -193,21 +193,19 @@ def _dose(
     )
 
 
-def _model_of(source: object) -> LiveModel:
-    """The model that a checkpoint was trained on. Raises UsageError where it does not say so."""
+def model_name_of(source: object) -> str:
+    """The name of the model that a checkpoint was trained on. Raises UsageError where it does not
+    say so."""
     name = open_checkpoint(source).config["spec"].get("model") if isinstance(source, str) else None
     if not name:
         raise UsageError("the checkpoint does not say which model it belongs to", opt("model"))
-    return load_model(name)
+    return name
 
 
-def _edit(
-    live: Live,
-    strengths: Mapping[int, float],
-    ablate: Sequence[int],
-    raw: bool,
-    where: Span | torch.Tensor,
+def edit_latents(
+    live: Live, strengths: Mapping[int, float], ablate: Sequence[int], raw: bool, where: Positions
 ) -> None:
+    """Add and ablate at these positions."""
     if strengths:
         live.add(list(strengths), list(strengths.values()), raw=raw, positions=where)
     if ablate:

@@ -1,0 +1,78 @@
+"""Class probabilities of a steered image model, against plain torch."""
+
+from __future__ import annotations
+
+import by_hand
+import pytest
+import torch
+
+from saekit.embedded import digits
+from saekit.errors import DataError, UsageError
+from saekit.harvesting.classifiers import load_classifier
+from saekit.harvesting.images import prepared
+from saekit.harvesting.models import load_model
+from saekit.intervention.steer_image import steer_image
+
+HOOK, LATENT = "blocks.1", 3
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier("embedded:digits-vit")
+
+
+@pytest.fixture(scope="module")
+def sae(classifier):
+    return by_hand.dictionary(classifier.module.config.hidden_size, "jumprelu").float()
+
+
+def log_p(classifier, pixels: torch.Tensor, shift_TD: torch.Tensor) -> torch.Tensor:
+    layer = classifier.module.get_submodule("vit.layers.1")
+    handle = layer.register_forward_hook(lambda _m, _a, x: x + shift_TD)
+    with torch.inference_mode():
+        logits = classifier.module(pixel_values=pixels).logits[0]
+    handle.remove()
+    return logits.double().log_softmax(-1)
+
+
+def test_probabilities_and_the_map_of_patches_are_those_of_a_shifted_model(
+    classifier, sae, tmp_path
+):
+    digits.image(5).save(tmp_path / "digit.png")
+    pixels = prepared([digits.image(5)], classifier.processor)
+    options = dict(hook=HOOK, raw=True, model=classifier)
+    result = steer_image(sae, tmp_path / "digit.png", {LATENT: 9.0}, positions="patches", **options)
+    again = steer_image(sae, pixels[0], {LATENT: 9.0}, positions="patches", **options)
+    assert again == result
+    H, W = classifier.image_tokens.grid
+    tokens, shift_D = 1 + H * W, 9 * sae.W_dec[LATENT]
+    at = torch.arange(tokens)
+    p = log_p(classifier, pixels, torch.zeros(tokens, 1))
+    q = log_p(classifier, pixels, shift_D * (at > 0)[:, None])
+    assert [change.label for change in result.classes] == [
+        f"LABEL_{number}" for number in p.argsort(descending=True).tolist()
+    ]
+    assert [change.clean for change in result.classes] == pytest.approx(
+        p.sort(descending=True).values.exp().tolist(), abs=1e-5
+    )
+    assert {change.label: change.steered for change in result.classes} == pytest.approx(
+        {f"LABEL_{number}": value for number, value in enumerate(q.exp().tolist())}, abs=1e-5
+    )
+    assert result.kl == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-5)
+    assert result.kl > 0.01
+    for place in (0, W + 1, H * W - 1):
+        only = log_p(classifier, pixels, shift_D * (at == 1 + place)[:, None])
+        expected = float((p.exp() * (p - only)).sum())
+        assert result.patches[place // W][place % W] == pytest.approx(expected, abs=1e-5)
+
+
+def test_models_without_a_head_and_other_tensors_are_refused(classifier, sae):
+    pixels = torch.zeros(1, classifier.image_tokens.channels, 8, 8)
+    with pytest.raises(DataError, match="no classification head"):
+        steer_image(
+            sae, pixels, {3: 1.0}, hook=HOOK, raw=True, model=load_model("embedded:digits-vit")
+        )
+    with pytest.raises(UsageError, match=r"not \(C,h,w\)"):
+        steer_image(sae, pixels[0, 0], {3: 1.0}, hook=HOOK, raw=True, model=classifier)
+    with pytest.raises(UsageError, match="positions"):
+        steer_image(sae, pixels, {3: 1.0}, hook=HOOK, raw=True, model=classifier, positions="last")
