@@ -12,7 +12,7 @@ import numpy as np
 
 from saekit.intervention.steer import Dose, SteerResult
 from saekit.intervention.steer_image import ImageSteerResult
-from saekit.intervention.steered_text import TokenChange
+from saekit.intervention.steered_text import Continuation, TokenChange
 from saekit.report.axes import PAPER, Frame, color, padded
 from saekit.report.images import sheet
 from saekit.report.page import Panel, cell, document, figure, note, number, picture, table
@@ -76,6 +76,15 @@ def _text_row(name: str, text: str, kl: list[float], perplexity: float) -> tuple
     return "", [cell(name, "left"), words, cell(number(fmean(kl))), cell(number(perplexity, ".2f"))]
 
 
+def _kl(name: str, part: Continuation) -> str:
+    """The tokens of a text with their KL(clean || steered)."""
+    rows = [
+        ("", [cell(repr(token), "left"), cell(number(kl))])
+        for token, kl in zip(part.tokens, part.kl)
+    ]
+    return table((f"{name} text", "KL"), rows)
+
+
 def _changes(changes: Sequence[TokenChange], title: str) -> str:
     rows = [
         ("", [
@@ -90,7 +99,15 @@ def _changes(changes: Sequence[TokenChange], title: str) -> str:
 
 
 def _doses(result: SteerResult) -> str:
-    header = ("strength", "effect", "random directions", "random latents", "KL", "perplexity", "")
+    header = (
+        "strength",
+        "effect",
+        "random directions",
+        "random latents",
+        "KL",
+        "perplexity",
+        "text",
+    )
     rows = [
         ("", [
             cell(f"{dose.strength:+g}", "left"),

@@ -81,7 +81,9 @@ def test_the_command_prints_what_the_function_returns_and_writes_a_page(capsys, 
     page = (out / "report.html").read_text()
     assert value["report"] == str(out / "report.html")
     sections, numbers = sections_and_numbers(page)
-    assert sections == ["Texts", "Dose and response", "Next token"]
+    assert sections == ["Texts", "Dose and response", "KL per token", "Next token"]
+    first = f"<td>{result.clean.kl[0]:.4f}</td>"
+    assert first in page
     assert all(link.startswith("#") for link in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert [dose["effect"] for dose in numbers["doses"]] == [d.effect for d in result.doses]
     assert page.count("<circle") == 3 * (1 + 8 + 8)
