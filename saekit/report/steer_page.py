@@ -39,6 +39,7 @@ def text_page(result: SteerResult, name: str) -> str:
     header = ("", "text", "mean KL", "perplexity")
     panels = [
         Panel("Texts", note(f"Prompt: {result.prompt}") + table(header, rows, 2) + note(about)),
+        Panel("KL per token", _kl("clean", result.clean) + _kl("steered", result.steered)),
         Panel(
             "Next token", _changes(result.raised, "raised") + _changes(result.lowered, "lowered")
         ),
