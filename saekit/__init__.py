@@ -16,6 +16,7 @@ _PUBLIC = {
     "capture": "saekit.harvesting.hooks",
     "splice": "saekit.intervention.splice",
     "attach": "saekit.intervention.attach",
+    "steer": "saekit.report.steering",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare
+    from saekit.report.steering import steer as steer
     from saekit.store.reader import open_store as open_store
     from saekit.sweeps.run import sweep as sweep
     from saekit.training.checkpoints import load as load

@@ -24,7 +24,6 @@ from saekit.estimator import _parameter
 from saekit.harvesting.config import HarvestConfig
 from saekit.intervention.config import FinetuneConfig
 from saekit.intervention.live import AttachedDictionary, Where
-from saekit.intervention.steer import steer
 from saekit.measures.codes import map_2d
 from saekit.models.catalog import CATALOG
 from saekit.models.sparsity import VARIANTS
@@ -242,7 +241,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     }
     edits = (getattr(AttachedDictionary, name) for name in ("add", "swap"))
     verbs = (getattr(saekit, name) for name in saekit.__all__)
-    for public in (*verbs, *edits, steer, map_2d, run_suite):
+    for public in (*verbs, *edits, map_2d, run_suite):
         python |= set(inspect.signature(public).parameters)
     python |= Where.__annotations__.keys()  # of every edit
     names = named_options() - {"push", "public", "yes"}  # only of the command line

@@ -37,6 +37,7 @@ from saekit_cli import (
     importing,
     inspect,
     models,
+    steer,
     sweep,
     train,
 )
@@ -76,6 +77,7 @@ VERBS = _by_name(
     convert,
     inspect,
     features,
+    steer,
     models,
     bench,
 )

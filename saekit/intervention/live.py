@@ -195,6 +195,10 @@ class AttachedDictionary(Editor):
         """Removes all edits."""
         self.site.edits.clear()
 
+    def keep_error(self, keep: bool) -> None:
+        """From the next pass on as with `error=keep` of `attach`."""
+        self.site.error = keep
+
     def latents(self, latents: Latents) -> tuple[int, ...]:
         """One or several, each known and given once. Raises UsageError."""
         numbers = [latents] if isinstance(latents, int) else list(latents)

@@ -1,4 +1,4 @@
-"""Steer a language model by a dictionary's latents, and measure what that does: `steer`.
+"""Steer a language model by a dictionary's latents, and measure what that does: `steer_text`.
 
 What is compared is the model's next-token distribution, clean and edited, over the same text, so
 that the figures do not depend on where two generated texts part. The effect of a dose is on tokens
@@ -11,7 +11,7 @@ latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -70,6 +70,8 @@ class SteerResult:
     targets: list[str]
     """The tokens whose probability is the effect of a dose; [] without doses."""
     doses: list[Dose]
+    report: str | None = None
+    """The path of the page, where one was written."""
 
     @property
     def is_monotone(self) -> bool:
@@ -92,15 +94,16 @@ class SteerResult:
         return f"the effect is larger than that of every control, and {shape}"
 
 
-def steer(
+def steer_text(
     checkpoint: ModelLike,
     prompt: str,
     latents: Mapping[int, float],
     *,
     ablate: Sequence[int] = (),
     dose: Sequence[float] = (),
-    model: LiveModel | None = None,
+    model: LiveModel | str | None = None,
     hook: Hooks | None = None,
+    error: bool = True,
     raw: bool = False,
     maxima: torch.Tensor | None = None,
     positions: Span = "all",
@@ -108,6 +111,7 @@ def steer(
     max_new_tokens: int = 40,
     seed: int = 0,
     top: int = 10,
+    partial: Callable[[SteerResult], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SteerResult:
     """What a language model writes and expects with latents of a dictionary added or ablated.
@@ -119,12 +123,13 @@ def steer(
             own units.
         ablate: latents that are set to 0.
         dose: strengths of the one latent in `latents`, each measured beside its controls.
-        model: the model, loaded; None: the one that the checkpoint was trained on.
-        hook, maxima: as for `attach`.
+        model: the model, loaded or by its name; None: the one that the checkpoint was trained on.
+        hook, error, maxima: as for `attach`. The clean model has its error in any case.
         positions: "all", "prompt", "generated" or "last".
         max_new_tokens: of the texts, which are written greedily.
         seed: of the controls.
         top: how many tokens are listed, and are targets of the doses.
+        partial: called with the result so far after both texts are known and after each dose.
 
     Raises UsageError and DataError, also for a model without logits.
     """
@@ -133,8 +138,11 @@ def steer(
     if dose and (len(latents) != 1 or ablate):
         raise UsageError(f"{opt('dose')} is of one latent", "give one, and ablate none")
     source = path_or_model(checkpoint)
-    live_model = load_model(model_name_of(source)) if model is None else model
-    text = SteeredText(live_model, prompt, chat, positions, max_new_tokens)
+    if max_new_tokens < 1:
+        raise UsageError(f"{opt('max_new_tokens', max_new_tokens)} must be at least 1")
+    model = model_name_of(source) if model is None else model
+    live_model = load_model(model) if isinstance(model, str) else model
+    text = SteeredText(live_model, prompt, chat, positions, max_new_tokens, error)
 
     def add(strengths: Mapping[int, float]) -> Edit:
         return lambda live, where: edit_latents(live, strengths, ablate, raw, where)
@@ -146,29 +154,33 @@ def steer(
         edits = live.edits
         clean = text.log_p(live, clean_ids), text.log_p(live, clean_ids, given)
         steered = text.log_p(live, steered_ids), text.log_p(live, steered_ids, given)
+        change_V = clean[1][0] - clean[0][0]
+        result = SteerResult(
+            prompt,
+            edits,
+            text.continuation(clean_ids, *clean),
+            text.continuation(steered_ids, *steered),
+            [text.change(token, clean) for token in change_V.topk(top).indices.tolist()],
+            [text.change(token, clean) for token in (-change_V).topk(top).indices.tolist()],
+            targets=[],
+            doses=[],
+        )
+        partial(result)
         # the doses
-        doses: list[Dose] = []
-        targets = torch.zeros(0, dtype=torch.int64)
-        if dose:
-            (latent,) = latents
-            targets = text.raised_by(live, add({latent: max(map(abs, dose))}), top)
-            controls = controls_of(live[0], latent, raw, seed)
-            for number, strength in enumerate(dose):
-                progress(Progress("steer", number, len(dose), unit="doses"))
-                edit = add({latent: strength})
-                measured = _dose(text, live, edit, strength, clean_ids, targets, controls)
-                doses.append(measured)
-    change_V = clean[1][0] - clean[0][0]
-    return SteerResult(
-        prompt,
-        edits,
-        text.continuation(clean_ids, *clean),
-        text.continuation(steered_ids, *steered),
-        [text.change(token, clean) for token in change_V.topk(top).indices.tolist()],
-        [text.change(token, clean) for token in (-change_V).topk(top).indices.tolist()],
-        [text.decoded([token]) for token in targets.tolist()],
-        doses,
-    )
+        if not dose:
+            return result
+        (latent,) = latents
+        targets = text.raised_by(live, add({latent: max(map(abs, dose))}), top)
+        result = replace(result, targets=[text.decoded([token]) for token in targets.tolist()])
+        controls = controls_of(live[0], latent, raw, seed)
+        for number, strength in enumerate(dose):
+            progress(Progress("steer", number, len(dose), unit="doses"))
+            edit = add({latent: strength})
+            measured = _dose(text, live, edit, strength, clean_ids, targets, controls)
+            result = replace(result, doses=[*result.doses, measured])
+            partial(result)
+        progress(Progress("steer", len(dose), len(dose), unit="doses"))
+    return result
 
 
 def _dose(

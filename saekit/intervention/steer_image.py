@@ -41,6 +41,8 @@ class ImageSteerResult:
     """KL(clean || steered) over the classes, in nats."""
     patches: list[list[float]]
     """(H,W): the same KL where only this patch is edited."""
+    report: str | None = None
+    """The path of the page, where one was written."""
 
 
 def steer_image(
@@ -49,8 +51,9 @@ def steer_image(
     latents: Mapping[int, float],
     *,
     ablate: Sequence[int] = (),
-    model: LiveModel | None = None,
+    model: LiveModel | str | None = None,
     hook: Hooks | None = None,
+    error: bool = True,
     raw: bool = False,
     maxima: torch.Tensor | None = None,
     positions: Positions = "all",
@@ -60,15 +63,16 @@ def steer_image(
     Parameters
         checkpoint: an autoencoder or transcoder, as `attach` takes it.
         image: a file, or pixel values (C,h,w) or (1,C,h,w) as the model takes them.
-        latents, ablate, hook, raw, maxima: as for `steer`.
-        model: the classifier, loaded with its head; None: the one that the checkpoint was trained
-            on.
+        latents, ablate, hook, error, raw, maxima: as for `steer_text`.
+        model: the classifier, loaded with its head, or its name; None: the one that the checkpoint
+            was trained on.
         positions: "all", "cls", "patches" or a mask of the grid (H,W).
 
     Raises UsageError, DataError and MissingError, also for a model without a head.
     """
     source = path_or_model(checkpoint)
-    live_model = load_classifier(model_name_of(source)) if model is None else model
+    model = model_name_of(source) if model is None else model
+    live_model = load_classifier(model) if isinstance(model, str) else model
     layout, module = live_model.image_tokens, live_model.module
     if layout is None or getattr(module.config, "id2label", None) is None:
         raise no_head(live_model.name)
@@ -79,6 +83,7 @@ def steer_image(
         def log_p(where: Positions | None, count: int = 1) -> torch.Tensor:
             """(count,V), with the edits at these positions; None: without."""
             live.clear()
+            live[0].keep_error(error or where is None)
             if where is not None:
                 edit_latents(live, latents, ablate, raw, where)
             output = module(pixel_values=pixels.expand(count, -1, -1, -1))

@@ -46,7 +46,13 @@ class SteeredText:
     """A prompt, and what a model makes of it."""
 
     def __init__(
-        self, live_model: LiveModel, prompt: str, chat: bool, positions: Span, max_new_tokens: int
+        self,
+        live_model: LiveModel,
+        prompt: str,
+        chat: bool,
+        positions: Span,
+        max_new_tokens: int,
+        error: bool = True,
     ) -> None:
         if live_model.output_head is None:
             raise DataError(
@@ -56,6 +62,7 @@ class SteeredText:
         self.tokenizer = live_model.tokenizer
         self.positions: Span = positions
         self.max_new_tokens = max_new_tokens
+        self.error = error
         if chat:
             messages = [{"role": "user", "content": prompt}]
             ids = self.tokenizer.apply_chat_template(
@@ -69,9 +76,7 @@ class SteeredText:
 
     def written(self, live: Live, edit: Edit | None = None) -> torch.Tensor:
         """(1,P+T): the prompt and what the model writes."""
-        live.clear()
-        if edit is not None:
-            edit(live, self.positions)
+        self._edit(live, edit, self.positions)
         pad = self.tokenizer.pad_token_id
         return self.module.generate(
             self.ids,
@@ -83,16 +88,14 @@ class SteeredText:
 
     def log_p(self, live: Live, ids: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
         """(T,V): the distributions of the tokens after the prompt, in nats."""
-        live.clear()
-        if edit is not None:
-            edit(live, self.columns(ids))
+        self._edit(live, edit, self.columns(ids))
         return self._scored(ids)[0]
 
     def controlled(
         self, live: Live, controls: Controls, strength: float, ids: torch.Tensor
     ) -> list[torch.Tensor]:
         """[(C,T,V)] of each kind of control: the distributions with each of C directions added."""
-        live.clear()
+        self._edit(live, lambda _live, _where: None, "all")
         scored = []
         for sae in controls.kinds:
             with attach(self.module, sae, controls.hook) as control:
@@ -107,9 +110,9 @@ class SteeredText:
         begin = self.tokenizer.bos_token_id
         begin = self.tokenizer.eos_token_id if begin is None else begin
         ids = torch.full_like(self.ids[:, :1], 0 if begin is None else begin)
-        live.clear()
+        self._edit(live, None, "all")
         clean_V = log_probabilities(self.module(ids, use_cache=False).logits[:, -1])[0]
-        edit(live, "all")
+        self._edit(live, edit, "all")
         edited_V = log_probabilities(self.module(ids, use_cache=False).logits[:, -1])[0]
         return (edited_V - clean_V).topk(top).indices
 
@@ -143,6 +146,13 @@ class SteeredText:
             divergences(clean_TV, steered_TV).tolist(),
             perplexity(clean_TV, tokens),
         )
+
+    def _edit(self, live: Live, edit: Edit | None, where: Span | torch.Tensor) -> None:
+        """Only these edits from now on; None: the clean model."""
+        live.clear()
+        live[0].keep_error(self.error or edit is None)
+        if edit is not None:
+            edit(live, where)
 
     def _scored(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """(B,T,V)."""

@@ -158,6 +158,14 @@ REPORT = FolderKind(
     files=re.compile(r"report\.html|config\.toml|\.lock"),
     resumable=False,
 )
+STEERED = FolderKind(
+    verb="steer",
+    done="made",
+    marker="steer.json",
+    keys=(frozenset({"checkpoint", "latents"}),),
+    files=re.compile(r"report\.html|config\.toml|\.lock"),
+    resumable=False,
+)
 EXPORT = FolderKind(
     verb="export",
     done="exported",

@@ -1,4 +1,4 @@
-"""What `steer` measures, against plain torch."""
+"""What `steer_text` measures, against plain torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from saekit.errors import DataError, UsageError
 from saekit.harvesting.models import load_model
-from saekit.intervention.steer import SteerResult, steer
+from saekit.intervention.steer import SteerResult, steer_text
 
 PROMPT, TOKENS, HOOK, LATENT, UNIT = "the cat sat on a", 6, "blocks.1", 3, 0.7
 
@@ -35,7 +35,7 @@ def maxima() -> torch.Tensor:
 
 def run(live_model, sae, maxima, **options) -> SteerResult:
     options = dict(max_new_tokens=TOKENS, model=live_model, hook=HOOK, maxima=maxima) | options
-    return steer(sae, PROMPT, options.pop("latents", {LATENT: 2.0}), **options)
+    return steer_text(sae, PROMPT, options.pop("latents", {LATENT: 2.0}), **options)
 
 
 def log_p(live_model, ids: torch.Tensor, shift_TD: torch.Tensor | float = 0.0) -> torch.Tensor:

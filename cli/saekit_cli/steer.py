@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+from itertools import zip_longest
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from saekit.options import Option, options_of
+from saekit_cli.command import Given
+from saekit_cli.screen import Reporter, figure, print_json, table
+from saekit_cli.settings import Config, Json, Quiet
+
+if TYPE_CHECKING:
+    from saekit.intervention.steer import SteerResult
+    from saekit.intervention.steer_image import ImageSteerResult
+    from saekit.intervention.steered_text import Continuation, TokenChange
+
+NAME = "steer"
+EXAMPLES = [
+    "saekit steer runs/topk --prompt 'The list is' --latent 123=+4",
+    "saekit steer runs/topk --prompt 'The list is' --latent 123=+4 --dose -8:8:9 --out steered",
+    "saekit steer runs/vision --image digit.png --latent 12=+2 --ablate 5,7 --positions patches",
+]
+NARROWEST = 24  # columns of a text
+CLASSES = 10
+NONE_OF_IT = (
+    "Controls are random directions and random latents of the same norm: an effect that they have"
+    " too is none of this latent."
+)
+
+
+def takes(arguments: list[str]) -> dict[str, Option]:
+    from saekit.report.steering import steer
+
+    return options_of(steer)
+
+
+def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet = False) -> None:
+    """Add latents to a running model, or ablate them, and measure what that does."""
+    from saekit.report.steering import steer
+
+    known: list[SteerResult] = []
+    with Reporter(quiet) as reporter:
+        try:
+            result = steer(**given, partial=known.append, progress=reporter)
+        except KeyboardInterrupt:
+            reporter.close()
+            if known:
+                _print(known[-1], json_)
+            raise
+    _print(result, json_)
+
+
+def _print(result: SteerResult | ImageSteerResult, json_: bool) -> None:
+    from saekit.intervention.steer import SteerResult
+
+    is_text = isinstance(result, SteerResult)
+    if json_:
+        print_json(_text_json(result) if is_text else _image_json(result))
+        return
+    typer.echo("\n".join(_text_lines(result) if is_text else _image_lines(result)))
+    if result.report:
+        typer.echo(f"open    {result.report}")
+
+
+def _text_json(result: SteerResult) -> dict[str, Any]:
+    doses = [dataclasses.asdict(dose) for dose in result.doses]
+    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
+    return {
+        "clean": dataclasses.asdict(result.clean),
+        "steered": [dataclasses.asdict(result.steered)],
+        "edits": result.edits,
+        "raised": [dataclasses.asdict(change) for change in result.raised],
+        "lowered": [dataclasses.asdict(change) for change in result.lowered],
+        "targets": result.targets,
+        "dose": [
+            {key: dose[key] for key in ("strength", "effect", "kl", "perplexity", "text")}
+            for dose in doses
+        ],
+        "controls": [
+            {"kind": kind, "strength": dose["strength"], "effects": dose[key]}
+            for dose in doses
+            for kind, key in kinds.items()
+        ],
+        "verdict": result.verdict or None,
+        "report": result.report,
+    }
+
+
+def _image_json(result: ImageSteerResult) -> dict[str, Any]:
+    return {
+        "clean": [{"label": c.label, "probability": c.clean} for c in result.classes],
+        "steered": [{"label": c.label, "probability": c.steered} for c in result.classes],
+        "edits": result.edits,
+        "kl": result.kl,
+        "patches": result.patches,
+        "dose": None,
+        "controls": None,
+        "report": result.report,
+    }
+
+
+def _text_lines(result: SteerResult) -> list[str]:
+    lines = [*result.edits, "", *_side_by_side(result.clean, result.steered), ""]
+    rows = [
+        [name, f"{fmean(part.kl):.4f}", figure(part.perplexity, ".2f")]
+        for name, part in (("clean", result.clean), ("steered", result.steered))
+    ]
+    lines += [table(("text", "KL per token", "perplexity"), rows), ""]
+    lines += [f"raised   {_tokens(result.raised)}", f"lowered  {_tokens(result.lowered)}"]
+    return lines + _dose_lines(result) if result.doses else lines
+
+
+def _side_by_side(clean: Continuation, steered: Continuation) -> list[str]:
+    width = max((shutil.get_terminal_size().columns - 2) // 2, NARROWEST)
+
+    def wrapped(text: str) -> list[str]:
+        return [line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""]]
+
+    columns = zip_longest(
+        ["clean", *wrapped(clean.text)], ["steered", *wrapped(steered.text)], fillvalue=""
+    )
+    return [f"{left:<{width}}  {right}".rstrip() for left, right in columns]
+
+
+def _tokens(changes: list[TokenChange]) -> str:
+    return "  ".join(f"{c.token!r} {c.steered - c.clean:+.2f}" for c in changes)
+
+
+def _dose_lines(result: SteerResult) -> list[str]:
+    from saekit.report.steer_page import spread
+
+    rows = [
+        [
+            f"{dose.strength:+g}",
+            f"{dose.effect:+.3f}",
+            spread(dose.random_directions),
+            spread(dose.random_latents),
+            figure(dose.kl),
+            figure(dose.perplexity, ".2f"),
+        ]
+        for dose in result.doses
+    ]
+    header = ("dose", "effect", "random directions", "random latents", "KL", "perplexity")
+    targets = "  ".join(map(repr, result.targets))
+    lines = ["", f"effect on  {targets}", table(header, rows, left=()), NONE_OF_IT]
+    return [*lines, f"verdict    {result.verdict}"] if result.verdict else lines
+
+
+def _image_lines(result: ImageSteerResult) -> list[str]:
+    rows = [[c.label, f"{c.clean:.2%}", f"{c.steered:.2%}"] for c in result.classes[:CLASSES]]
+    flat = [(kl, y, x) for y, row in enumerate(result.patches) for x, kl in enumerate(row)]
+    kl, y, x = max(flat)
+    return [
+        *(*result.edits, "", table(("class", "clean", "steered"), rows), ""),
+        f"KL {result.kl:.4f}; of a single patch at most {kl:.4f}, in row {y}, column {x}",
+    ]

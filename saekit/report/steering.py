@@ -1,0 +1,217 @@
+"""The verb `steer`, for texts and images, and the report that it writes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+
+from saekit.errors import UsageError, opt
+from saekit.harvesting.models import LiveModel
+from saekit.intervention.steer import SteerResult, steer_text
+from saekit.intervention.steer_image import ImageSteerResult, steer_image
+from saekit.options import Doc
+from saekit.report.steer_page import image_page, text_page
+from saekit.store.files import write_bytes
+from saekit.store.folder_kinds import STEERED
+from saekit.store.run_folder import run_folder
+from saekit.training.checkpoints import ModelLike, name_of, path_or_model
+from saekit.types import Progress
+
+PAGE = "report.html"
+MOST_DOSES = 1000
+_NUMBER = r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,2})?"
+_STRENGTH = re.compile(rf"([0-9]{{1,9}})=(raw:)?({_NUMBER})")
+_DOSES = re.compile(rf"({_NUMBER}):({_NUMBER}):([0-9]{{1,4}})")
+
+
+def steer(
+    checkpoint: Annotated[
+        ModelLike,
+        Doc(
+            "Checkpoint: a folder, or a published dictionary by its path or name.",
+            metavar="CKPT",
+            positional=True,
+        ),
+    ],
+    *,
+    prompt: Annotated[str | None, Doc("Text that the model continues.")] = None,
+    image: Annotated[
+        str | Path | torch.Tensor | None, Doc("Image file to classify.", metavar="FILE")
+    ] = None,
+    latents: Annotated[
+        Sequence[str] | Mapping[int, float],
+        Doc(
+            "Add this to a latent: 1234=+4 in multiples of its largest activation on the scanned"
+            " store, 1234=raw:4 in the code's own units. May be given again.",
+            metavar="LATENT=STRENGTH...",
+            flag="latent",
+        ),
+    ] = (),
+    ablate: Annotated[tuple[int, ...], Doc("Latents that are set to 0.")] = (),
+    dose: Annotated[
+        str | Iterable[float],
+        Doc(
+            "Measure the latent at N strengths from A to B, beside random directions and random"
+            " latents of the same norm.",
+            metavar="A:B:N",
+        ),
+    ] = (),
+    chat: Annotated[bool, Doc("The prompt is a user's message in the chat template.")] = False,
+    max_new_tokens: Annotated[int, Doc("Length of the texts.")] = 40,
+    positions: Annotated[
+        Any,
+        Doc(
+            "Where the edits act. Text: all, prompt, generated, last. Image: all, cls, patches.",
+            metavar="WHERE",
+        ),
+    ] = "all",
+    error: Annotated[
+        bool, Doc("Keep the reconstruction error; otherwise the steered model loses it.")
+    ] = True,
+    raw: Annotated[bool, Doc("All strengths are in the code's own units.")] = False,
+    model: Annotated[
+        LiveModel | str | None, Doc("Model (default: that of the training).", metavar="MODEL")
+    ] = None,
+    hook: Annotated[
+        str | Sequence[str] | None,
+        Doc("Where the dictionary acts (default: where it was trained).", metavar="HOOK..."),
+    ] = None,
+    seed: Annotated[int, Doc("Seed of the controls.")] = 0,
+    out: Annotated[
+        str | Path | None,
+        Doc("Folder for report.html, one file that opens from disk.", metavar="DIR"),
+    ] = None,
+    overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
+    maxima: torch.Tensor | None = None,
+    partial: Callable[[SteerResult], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> SteerResult | ImageSteerResult:
+    """What a model writes, or which class it sees, with latents of a dictionary added or ablated.
+
+        saekit.steer("runs/sae", prompt="My dog", latents={1234: 4.0}, dose="-8:8:9")
+
+    Parameters
+        checkpoint: as `attach` takes it.
+        prompt, image: one of these. image: a file, or pixel values (C,h,w) as the model takes them.
+        latents: latent -> strength, or texts as on the command line.
+        dose: strengths of the one latent in `latents`, or "A:B:N"; for texts.
+        positions: as for `attach`; for images also a mask of the grid (H,W).
+        model: its name, or the model that `saekit.harvesting.models.load_model` returns (for images
+            `saekit.harvesting.classifiers.load_classifier`).
+        maxima: (F,), the largest activation of each latent; None: from the scan.
+        partial: called with the result so far when both texts are known and after each dose.
+
+    When it is interrupted, the report in `out` has the doses that are done. Raises UsageError,
+    DataError, MissingError.
+    """
+    # what the options say together
+    if (prompt is None) == (image is None):
+        raise UsageError(f"give exactly one of {opt('prompt')}, {opt('image')}")
+    strengths, raw = parsed_strengths(latents, raw)
+    doses = parsed_doses(dose)
+    if not strengths and not ablate:
+        raise UsageError("no latent to steer", f"{opt('latents')} or {opt('ablate')}")
+    if image is not None and (doses or chat):
+        raise UsageError(f"{opt('dose' if doses else 'chat')} is for texts", f"{opt('prompt')}")
+    source = path_or_model(checkpoint)
+    common: dict[str, Any] = dict(
+        ablate=ablate, model=model, hook=hook, error=error, raw=raw, maxima=maxima,
+        positions=positions,
+    )  # fmt: skip
+    known: list[SteerResult | ImageSteerResult] = []
+
+    def keep(result: SteerResult) -> None:
+        known.append(result)
+        partial(result)
+
+    def measure() -> None:
+        if image is not None:
+            known.append(steer_image(source, image, strengths, **common))
+            return
+        text = dict(dose=doses, chat=chat, max_new_tokens=max_new_tokens, seed=seed)
+        options: dict[str, Any] = common | text | dict(partial=keep, progress=progress)
+        steer_text(source, cast(str, prompt), strengths, **options)
+
+    if out is None:
+        measure()
+        return known[-1]
+    # the report, also of what was done before Ctrl-C
+    given = {
+        "checkpoint": name_of(source) if isinstance(source, str) else None,
+        "model": model if isinstance(model, str) else None,
+        "prompt": prompt,
+        "image": str(image) if isinstance(image, str | Path) else None,
+        "latents": [f"{j}={'raw:' * raw}{value:+g}" for j, value in strengths.items()] or None,
+        "ablate": list(ablate) or None,
+        "dose": dose if isinstance(dose, str) else None,
+        "chat": chat,
+        "max_new_tokens": max_new_tokens,
+        "positions": positions if isinstance(positions, str) else None,
+        "error": error,
+        "seed": seed,
+    }
+    stopped: KeyboardInterrupt | None = None
+    with run_folder(Path(out), STEERED, resume=False, overwrite=overwrite) as folder:
+        folder.begin({**given, "checkpoint": name_of(source)}, given)
+        try:
+            measure()
+        except KeyboardInterrupt as interrupt:
+            if not known:
+                raise
+            stopped = interrupt
+        result = replace(known[-1], report=str(Path(out) / PAGE))
+        name = name_of(source)
+        page = text_page(result, name) if isinstance(result, SteerResult) else image_page(
+            result, name
+        )  # fmt: skip
+        write_bytes(folder.path / PAGE, page.encode())
+    if stopped is not None:
+        raise stopped
+    return result
+
+
+def parsed_strengths(
+    latents: Sequence[str] | Mapping[int, float], raw: bool
+) -> tuple[dict[int, float], bool]:
+    """(latent -> strength, whether in the code's own units). Raises UsageError."""
+    if isinstance(latents, Mapping):
+        return dict(latents), raw
+    texts = [latents] if isinstance(latents, str) else list(latents)
+    strengths: dict[int, float] = {}
+    units = set[bool]()
+    for text in texts:
+        match = _STRENGTH.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"{opt('latents')}: {text!r} is not LATENT=STRENGTH", "write 1234=+4 or 1234=raw:4"
+            )
+        if int(match[1]) in strengths:
+            raise UsageError(f"latent {match[1]} is given twice", "give each once")
+        strengths[int(match[1])] = float(match[3])
+        units.add(raw or match[2] is not None)
+    if len(units) > 1:
+        raise UsageError(
+            f"{opt('latents')}: some strengths are raw and others are not",
+            "write raw: before all or none",
+        )
+    return strengths, raw or True in units
+
+
+def parsed_doses(dose: str | Iterable[float]) -> tuple[float, ...]:
+    """The strengths: "-8:8:9" is 9 from -8 to 8. Raises UsageError."""
+    if isinstance(dose, str):
+        match = _DOSES.fullmatch(dose)
+        if match is None or not 1 <= int(match[3]) <= MOST_DOSES:
+            raise UsageError(f"{opt('dose')}: {dose!r} is not A:B:N", "write -8:8:9")
+        return tuple(np.linspace(float(match[1]), float(match[2]), int(match[3])).tolist())
+    doses = tuple(float(value) for value in dose)
+    if not all(map(math.isfinite, doses)):
+        raise UsageError(f"{opt('dose')} has strengths that are not finite")
+    return doses
