@@ -26,6 +26,7 @@ from saekit.intervention.splice import splice
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.sae.dictionary import Dictionary
 
+EXAMPLES = 16  # of a pass of integrated gradients
 CODE_NUMBERS = 2**24  # of the dense codes of one pass: 64 MB
 
 
@@ -91,46 +92,56 @@ class Passes:
         return reconstruction(self.models[hook], self.z[hook], self.x[hook])
 
     def gradients(
-        self, hooks: Sequence[str], share: float
+        self, hooks: Sequence[str], share: float = 1.0, positions: Sequence[int] | None = None
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """hook -> (T,F), (T,D): the derivatives of the metric with respect to code and error, where
-        these are `share` times those of the clean pass."""
+        """hook -> (T,F), (T,D): the derivatives of the metric with respect to code and error.
+
+        positions None: at the clean pass, of all positions. Else of these, each in an example of
+        its own, in which code and error of this position are `share` times the clean ones; rows of
+        other positions are 0.
+        """
         leaves = {
             hook: [(share * part[hook]).requires_grad_() for part in (self.z, self.e)]
             for hook in hooks
         }
+        T = self.positions
+        examples = 1 if positions is None else len(positions)
+        at = torch.arange(T) if positions is None else torch.tensor(list(positions))
+        rows = at if positions is None else torch.arange(examples) * T + at
 
-        def moved(hook: str, x_TD: torch.Tensor) -> torch.Tensor:
-            z_TF, e_TD = leaves[hook]
+        def moved(hook: str, x_ND: torch.Tensor) -> torch.Tensor:
             clean_TD = self.x[hook]
-            new_TD = reconstruction(self.models[hook], z_TF, clean_TD) + e_TD
-            return x_TD.to(clean_TD.dtype) + (new_TD - clean_TD)
+            chosen, into = at.to(clean_TD.device), rows.to(clean_TD.device)
+            z_PF, e_PD = (leaf[chosen] for leaf in leaves[hook])
+            new_PD = reconstruction(self.models[hook], z_PF, clean_TD[chosen]) + e_PD
+            exact_ND = x_ND.to(clean_TD.dtype)
+            return exact_ND.index_add(0, into, new_PD - clean_TD[chosen])
 
         with torch.enable_grad(), splice(self.live, {h: partial(moved, h) for h in hooks}):
-            value = self._value(1).sum()
+            value = self._value(examples).sum()
         flat = torch.autograd.grad(value, [leaf for pair in leaves.values() for leaf in pair])
-        return {
-            hook: (by_code, by_error)
-            for hook, by_code, by_error in zip(hooks, flat[::2], flat[1::2])
-        }
+        return dict(zip(hooks, zip(flat[::2], flat[1::2])))
 
     def effects(self, steps: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """hook -> (T,F), (T,): the effect of each latent and each error.
 
         steps None: gradient x activation, at all hooks in one pass. Else integrated gradients from
-        0 to the code and the error, hook by hook, by the midpoint rule with so many steps.
+        0 to the code and the error of a position, position by position and hook by hook, by the
+        midpoint rule with so many steps.
         """
         if steps is None:
             return {
                 hook: self._times_value(hook, *parts)
-                for hook, parts in self.gradients(list(self.models), 1.0).items()
+                for hook, parts in self.gradients(list(self.models)).items()
             }
         effects = {}
         for hook in self.models:
             means = [torch.zeros_like(self.z[hook]), torch.zeros_like(self.e[hook])]
-            for step in range(steps):
-                parts = self.gradients([hook], (step + 0.5) / steps)[hook]
-                means = [mean + part / steps for mean, part in zip(means, parts)]
+            for first in range(0, self.positions, EXAMPLES):
+                some = range(first, min(first + EXAMPLES, self.positions))
+                for step in range(steps):
+                    parts = self.gradients([hook], (step + 0.5) / steps, some)[hook]
+                    means = [mean + part / steps for mean, part in zip(means, parts)]
             effects[hook] = self._times_value(hook, *means)
         return effects
 

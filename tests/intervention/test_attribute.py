@@ -80,15 +80,20 @@ def test_gradient_times_activation_is_a_finite_difference_of_the_logit(live, sae
 
 
 @pytest.mark.parametrize("block", [0, 1])
-def test_integrated_gradients_with_the_errors_sum_to_the_fall_from_the_code_to_zero(
+def test_integrated_gradients_of_a_position_sum_to_the_fall_from_its_state_to_that_of_code_zero(
     live, saes, ids, passes, block
 ):
-    hook = HOOKS[block]
-    parts = passes.effects(200)[hook]
-    bias = saes[hook].b_dec
-    empty = with_block(live, ids, block, lambda x: bias.expand_as(x))
-    total = float(sum(part.sum() for part in parts))
-    assert total == pytest.approx(passes.clean - empty, rel=1e-3, abs=1e-4)
+    codes_TF, errors_T = passes.effects(200)[HOOKS[block]]
+    for position in range(ids.shape[1]):
+
+        def emptied(x, position=position):
+            x = x.clone()
+            x[:, position] = saes[HOOKS[block]].b_dec
+            return x
+
+        fall = passes.clean - with_block(live, ids, block, emptied)
+        total = float(codes_TF[position].sum() + errors_T[position])
+        assert total == pytest.approx(fall, rel=1e-3, abs=1e-4)
 
 
 def test_an_ablation_is_that_of_attach_and_of_an_error_that_of_the_reconstruction(
