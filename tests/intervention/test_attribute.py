@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import by_hand
 import pytest
 import tiny
@@ -10,7 +12,7 @@ from torch import nn
 
 import saekit
 from saekit.errors import DataError, UsageError
-from saekit.harvesting.models import assemble
+from saekit.harvesting.models import assemble, load_model
 from saekit.intervention.attribute import attribute, pearson
 from saekit.intervention.attribution import Keep, Node, Passes, reconstruction
 
@@ -210,3 +212,23 @@ def test_mistakes(live, saes):
 def test_correlation_by_hand():
     assert pearson([1, 2, 3], [1, 2, 4]) == pytest.approx(3 / (2 * 14 / 3) ** 0.5)
     assert pearson([1, 2], [1, 1]) is None and pearson([1], [1]) is None
+
+
+def test_the_command_prints_the_nodes_as_the_contract_has_them(made, capsys):
+    from saekit_cli.app import main
+
+    arguments = ["attribute", str(made.run), "--prompt", "the cat sat", "--target", "dog"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--top", "3", "--method", "gradient", "--json", "--quiet"])
+    assert ended.value.code == 0
+    nodes = json.loads(capsys.readouterr().out)
+    live = load_model(made.model)
+    expected = attribute(
+        made.run, prompt="the cat sat", target="dog", live=live, top=3, method="gradient"
+    )
+    assert [list(node) for node in nodes] == [
+        ["index", "position", "token", "effect", "ablated"]
+    ] * len(expected.nodes)
+    for node, other in zip(nodes, expected.nodes, strict=True):
+        assert (node["index"], node["position"]) == (other.index, other.position)
+        assert node["effect"] == pytest.approx(other.effect, rel=1e-3, abs=1e-6)
