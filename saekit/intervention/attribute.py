@@ -132,8 +132,9 @@ def attribute(
     for name, number in (("top", top), ("steps", steps)):
         if number < 1:
             raise UsageError(f"{opt(name, number)} must be at least 1")
-    several = list(checkpoints) if isinstance(checkpoints, list | tuple) else [checkpoints]
-    sources = [path_or_model(source) for source in several]
+    if isinstance(checkpoints, str) or not isinstance(checkpoints, Sequence):
+        checkpoints = [checkpoints]
+    sources = [path_or_model(source) for source in checkpoints]
     if not sources:
         raise UsageError("give at least one checkpoint")
     # the model and its input
