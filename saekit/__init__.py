@@ -17,6 +17,7 @@ _PUBLIC = {
     "splice": "saekit.intervention.splice",
     "attach": "saekit.intervention.attach",
     "steer": "saekit.report.steering",
+    "attribute": "saekit.intervention.attribute",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sweep": "saekit.sweeps.run",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.attach import attach as attach
+    from saekit.intervention.attribute import attribute as attribute
     from saekit.intervention.finetune import finetune as finetune
     from saekit.intervention.splice import splice as splice
     from saekit.report.comparison import compare as compare

@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 from saekit import __version__
 from saekit.errors import SaekitError, UsageError, did_you_mean
 from saekit_cli import (
+    attribute,
     bench,
     compare,
     convert,
@@ -78,6 +79,7 @@ VERBS = _by_name(
     inspect,
     features,
     steer,
+    attribute,
     models,
     bench,
 )

@@ -1,0 +1,132 @@
+"""What an attribution explains: an input of a model, and a logit or a difference of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saekit.errors import DataError, UsageError, did_you_mean, opt
+from saekit.harvesting.classifiers import class_names, load_classifier, no_head
+from saekit.harvesting.models import LiveModel, assemble, load_model
+from saekit.harvesting.pictures import read_picture
+from saekit.interop.opening import open_checkpoint
+from saekit.models.autoencoder import Autoencoder
+
+Versus = str | tuple[str | int, str | int] | None
+
+
+@dataclass(frozen=True)
+class Attributed:
+    live: LiveModel
+    inputs: Mapping[str, torch.Tensor]
+    """Of one example."""
+    tokens: list[str] | None
+    """Of a text."""
+    name: str
+    outputs: tuple[int, ...]
+    """The token or class whose logit is explained; of two, the second is subtracted."""
+
+    def metric(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B,) of the logits (B,T,V), of which the last position counts, or (B,V)."""
+        logits_BV = logits[:, -1] if logits.ndim == 3 else logits
+        first, *second = self.outputs
+        return logits_BV[:, first] - sum(logits_BV[:, number] for number in second)
+
+    def token(self, position: int) -> str | None:
+        return None if self.tokens is None else self.tokens[position]
+
+
+def attributed_text(
+    source: Any, live: Any, processor: Any, prompt: str, target: str | int | None, versus: Versus
+) -> Attributed:
+    """The next token after a prompt. Raises UsageError, DataError, MissingError."""
+    model = _model(source, live, processor, "causal_lm", load_model)
+    if model.output_head is None:
+        raise DataError(f"{model.name} has no logits to explain", "give a causal language model")
+    ids = model.tokenizer(prompt)["input_ids"]
+    if not len(ids):
+        raise DataError("the prompt holds no token", "give a longer one")
+    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+    decode = model.tokenizer.decode
+
+    def number(token: str | int) -> int:
+        if isinstance(token, int):
+            return token
+        numbers = model.tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(numbers) != 1:
+            parts = ", ".join(repr(decode([part])) for part in numbers)
+            raise DataError(
+                f"{token!r} is {len(numbers)} tokens: {parts}",
+                "give one token, most words with a leading space",
+            )
+        return numbers[0]
+
+    outputs = _outputs(target, versus, number)
+    names = [repr(decode([output])) for output in outputs]
+    texts = [decode([token]) for token in ids]
+    return Attributed(model, inputs, texts, f"logit of {' less '.join(names)}", outputs)
+
+
+def attributed_image(
+    source: Any,
+    live: Any,
+    processor: Any,
+    image: str | Path,
+    target: str | int | None,
+    versus: Versus,
+) -> Attributed:
+    """The class of an image. Raises UsageError, DataError, MissingError."""
+    model = _model(source, live, processor, "vision", load_classifier)
+    if "ForImageClassification" not in type(model.module).__name__:
+        raise no_head(model.name)
+    if model.processor is None:
+        raise UsageError(f"{model.name} has no image processor", f"give {opt('processor')}")
+    picture = read_picture(Path(image), remedy="give another file")
+    pixels = model.processor(images=picture, return_tensors="pt")["pixel_values"]
+    names = class_names(model)
+
+    def number(label: str | int) -> int:
+        if label in names:
+            return names.index(str(label))
+        if str(label).isdigit() and int(label) < len(names):
+            return int(label)
+        near = did_you_mean(str(label), names)
+        raise DataError(f"{label} is not a class of {model.name}", f"{near}give a name or number")
+
+    outputs = _outputs(target, versus, number)
+    name = f"logit of {' less '.join(repr(names[output]) for output in outputs)}"
+    return Attributed(model, {"pixel_values": pixels}, None, name, outputs)
+
+
+def _outputs(
+    target: str | int | None, versus: Versus, number: Callable[[str | int], int]
+) -> tuple[int, ...]:
+    if target is not None:
+        return (number(target),)
+    assert versus is not None
+    pair = tuple(versus.split(",")) if isinstance(versus, str) else tuple(versus)
+    if len(pair) != 2:
+        raise UsageError(f"{opt('versus')} is two tokens with one comma between them")
+    return number(pair[0]), number(pair[1])
+
+
+def _model(
+    source: Any, live: Any, processor: Any, kind: Any, load: Callable[[str], LiveModel]
+) -> LiveModel:
+    """The caller's model, or that of a checkpoint's training."""
+    if isinstance(live, LiveModel):
+        return live
+    if live is not None:
+        return assemble(live, kind, type(live).__name__, None, processor)
+    name = None
+    if not isinstance(source, Autoencoder):
+        name = open_checkpoint(source).config["spec"].get("model")
+    if not name:
+        raise UsageError(
+            "the checkpoint does not say which model it belongs to", f"give {opt('live')}"
+        )
+    return load(name)

@@ -1,0 +1,234 @@
+"""Attributions against finite differences, sum rules and edits by `attach`, in fp64."""
+
+from __future__ import annotations
+
+import json
+
+import by_hand
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import saekit
+from saekit.errors import DataError, UsageError
+from saekit.harvesting.models import assemble, load_model
+from saekit.intervention.attribute import attribute, pearson
+from saekit.intervention.attribution import Keep, Node, Passes, reconstruction
+
+PROMPT, TOKEN, OTHER = "the cat sat on a", 5, 7
+HOOKS = ["blocks.0", "blocks.1"]
+
+
+def tiny_model(dtype: torch.dtype = torch.float64):
+    """GPT-2, which computes in fp64 throughout, with states of a size that latents fire at."""
+    module = tiny.random_model("gpt2").to(dtype).requires_grad_(False)
+    for name, weight in module.named_parameters():
+        if weight.ndim == 2 and "wpe" not in name:
+            weight.mul_(8.0)
+    return assemble(module, "causal_lm", "tiny", None, tiny.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def live():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def saes():
+    return {hook: by_hand.dictionary(tiny.WIDTH, "jumprelu").double() for hook in HOOKS}
+
+
+@pytest.fixture(scope="module")
+def ids(live) -> torch.Tensor:
+    return live.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def passes(live, saes, ids):
+    return Passes(live, {"input_ids": ids}, saes, lambda logits: logits[:, -1, TOKEN])
+
+
+def with_block(live, ids, block: int, change) -> float:
+    """The logit with the states after a block changed, without the code under test."""
+    layer = live.module.transformer.h[block]
+    handle = layer.register_forward_hook(lambda _m, _a, x: change(x))
+    with torch.inference_mode():
+        logits = live.module(ids, use_cache=False).logits
+    handle.remove()
+    return float(logits[0, -1, TOKEN])
+
+
+def test_gradient_times_activation_is_a_finite_difference_of_the_logit(live, saes, ids, passes):
+    effects, step = passes.effects(None), 1e-5
+    checked = 0
+    for block, hook in enumerate(HOOKS):
+        codes_TF, errors_T = effects[hook]
+        z_TF, sae = passes.z[hook], saes[hook]
+        assert (codes_TF[z_TF == 0] == 0).all()
+        for position, latent in z_TF.nonzero().tolist()[::7]:
+            shift = torch.zeros(ids.shape[1], tiny.WIDTH, dtype=torch.float64)
+            shift[position] = step * z_TF[position, latent] * sae.W_dec[latent]
+            up, down = (with_block(live, ids, block, lambda x, d=s * shift: x + d) for s in (1, -1))
+            measured = (up - down) / (2 * step)
+            assert float(codes_TF[position, latent]) == pytest.approx(measured, rel=1e-4, abs=1e-8)
+            checked += 1
+        error_TD = passes.x[hook] - sae(passes.x[hook]).x_hat
+        shift = torch.zeros_like(error_TD)
+        shift[1] = step * error_TD[1]
+        up, down = (with_block(live, ids, block, lambda x, d=s * shift: x + d) for s in (1, -1))
+        assert float(errors_T[1]) == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-8)
+    assert checked > 4
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_integrated_gradients_of_a_position_sum_to_the_fall_from_its_state_to_that_of_code_zero(
+    live, saes, ids, passes, block
+):
+    codes_TF, errors_T = passes.effects(200)[HOOKS[block]]
+    for position in range(ids.shape[1]):
+
+        def emptied(x, position=position):
+            x = x.clone()
+            x[:, position] = saes[HOOKS[block]].b_dec
+            return x
+
+        fall = passes.clean - with_block(live, ids, block, emptied)
+        total = float(codes_TF[position].sum() + errors_T[position])
+        assert total == pytest.approx(fall, rel=1e-3, abs=1e-4)
+
+
+def test_an_ablation_is_that_of_attach_and_of_an_error_that_of_the_reconstruction(
+    live, saes, ids, passes
+):
+    position, latent = passes.z["blocks.0"].nonzero()[-1].tolist()
+    (value,) = passes.ablated([Keep([Node("blocks.0", position, latent)])])
+    with torch.inference_mode(), saekit.attach(live, saes["blocks.0"], "blocks.0") as edited:
+        edited.ablate(latent, positions=position)
+        logits = live.module(ids, use_cache=False).logits
+    assert value == pytest.approx(float(logits[0, -1, TOKEN]), abs=1e-10)
+
+    def reconstructed(x):
+        x = x.clone()
+        x[:, position] = saes["blocks.0"](x[:, position]).x_hat
+        return x
+
+    (value,) = passes.ablated([Keep([Node("blocks.0", position, None)])])
+    assert value == pytest.approx(with_block(live, ids, 0, reconstructed), abs=1e-10)
+
+
+def test_keeping_all_nodes_gives_the_clean_bits_and_none_the_bias(live, saes, ids, passes):
+    assert passes.ablated([Keep()]) == [passes.clean]
+    (empty,) = passes.ablated([Keep(only=True)])
+    bias = saes["blocks.1"].b_dec
+    assert empty == pytest.approx(with_block(live, ids, 1, lambda x: bias.expand_as(x)), abs=1e-10)
+
+
+class _Linear(nn.Module):
+    """No final norm."""
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("top", [8, 60])
+@pytest.mark.parametrize("method, steps", [("gradient", 1), ("integrated", 3)])
+def test_before_a_linear_readout_every_prediction_is_exact(saes, method, steps, top):
+    live = tiny_model()
+    live.module.transformer.ln_f = _Linear()
+    result = attribute(
+        saes["blocks.1"], prompt=PROMPT, versus=(TOKEN, OTHER), live=live,
+        hook=f"blocks.{live.blocks - 1}", method=method, steps=steps, top=top,
+    )  # fmt: skip
+    assert len(result.nodes) >= 8
+    assert any(node.index is None for node in result.nodes) == (top == 60)
+    for node in result.nodes:
+        assert node.effect == pytest.approx(node.ablated, abs=1e-9)
+    assert result.together == pytest.approx((result.together[0],) * 2, abs=1e-9)
+    assert result.total == pytest.approx((result.total[0],) * 2, abs=1e-9)
+    assert result.correlation == pytest.approx(1)
+    kept = result.together[0] / result.total[0]
+    assert result.faithfulness == pytest.approx(kept, abs=1e-8)
+    assert result.completeness == pytest.approx(1 - kept, abs=1e-8)
+    # with the errors in every pass, only latents are measured
+    effects = [node.effect for node in result.nodes if node.index is not None]
+    every = attribute(
+        saes["blocks.1"], prompt=PROMPT, versus=(TOKEN, OTHER), live=live,
+        hook=f"blocks.{live.blocks - 1}", top=1000,
+    )  # fmt: skip
+    latents = sum(node.effect for node in every.nodes if node.index is not None)
+    assert result.faithfulness_errors == pytest.approx(sum(effects) / latents, abs=1e-8)
+
+
+def test_several_hooks_are_ranked_together_and_a_list_of_nodes_names_its_tokens(live, saes, ids):
+    result = attribute(
+        list(saes.values()), prompt=PROMPT, target=TOKEN, live=live, hook=HOOKS, top=30
+    )
+    sizes = [abs(node.effect) for node in result.nodes]
+    assert sizes == sorted(sizes, reverse=True) and {n.hook for n in result.nodes} == set(HOOKS)
+    for node in result.nodes:
+        assert node.token == live.tokenizer.decode([ids[0, node.position]])
+    assert result.value == pytest.approx(with_block(live, ids, 0, lambda x: x))
+
+
+def test_the_model_is_as_before(live, saes):
+    hooks = [len(module._forward_hooks) for module in live.module.modules()]
+    attribute(saes["blocks.0"], prompt=PROMPT, target=TOKEN, live=live, hook="blocks.0", top=2)
+    assert hooks == [len(module._forward_hooks) for module in live.module.modules()]
+    assert all(parameter.grad is None for parameter in live.module.parameters())
+
+
+def test_a_bf16_model_has_gradients_in_the_precision_of_the_code():
+    live = tiny_model(torch.bfloat16)
+    sae = by_hand.dictionary(tiny.WIDTH, "jumprelu").float()
+    inputs = {"input_ids": live.tokenizer(PROMPT, return_tensors="pt")["input_ids"]}
+    passes = Passes(live, inputs, {"blocks.1": sae}, lambda logits: logits[:, -1, TOKEN])
+    codes_TF, errors_T = passes.effects(2)["blocks.1"]
+    assert codes_TF.dtype == errors_T.dtype == torch.float32
+    assert codes_TF.isfinite().all() and (codes_TF != 0).any()
+
+
+def test_reconstruction_of_the_own_code_is_forward(saes, passes):
+    for hook, sae in saes.items():
+        x = passes.x[hook]
+        assert torch.equal(reconstruction(sae, passes.z[hook], x), sae(x).x_hat)
+
+
+def test_mistakes(live, saes):
+    sae = saes["blocks.0"]
+    asked = dict(prompt=PROMPT, target=TOKEN, live=live, hook="blocks.0")
+    for wrong in (
+        {"prompt": None}, {"target": None}, {"versus": (1, 2)}, {"top": 0}, {"steps": 0},
+        {"method": "other"}, {"target": None, "versus": "a"},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            attribute(sae, **asked | wrong)
+    with pytest.raises(DataError, match="tokens"):
+        attribute(sae, **asked | {"target": "the cat sat"})
+    with pytest.raises(UsageError, match="two dictionaries"):
+        attribute([sae, sae], **asked | {"hook": ["blocks.0", "blocks.0"]})
+
+
+def test_correlation_by_hand():
+    assert pearson([1, 2, 3], [1, 2, 4]) == pytest.approx(3 / (2 * 14 / 3) ** 0.5)
+    assert pearson([1, 2], [1, 1]) is None and pearson([1], [1]) is None
+
+
+def test_the_command_prints_the_nodes_as_the_contract_has_them(made, capsys):
+    from saekit_cli.app import main
+
+    arguments = ["attribute", str(made.run), "--prompt", "the cat sat", "--target", "dog"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--top", "3", "--method", "gradient", "--json", "--quiet"])
+    assert ended.value.code == 0
+    nodes = json.loads(capsys.readouterr().out)
+    live = load_model(made.model)
+    expected = attribute(
+        made.run, prompt="the cat sat", target="dog", live=live, top=3, method="gradient"
+    )
+    assert [list(node) for node in nodes] == [
+        ["index", "position", "token", "effect", "ablated"]
+    ] * len(expected.nodes)
+    for node, other in zip(nodes, expected.nodes, strict=True):
+        assert (node["index"], node["position"]) == (other.index, other.position)
+        assert node["effect"] == pytest.approx(other.effect, rel=1e-3, abs=1e-6)
