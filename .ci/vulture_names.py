@@ -26,6 +26,7 @@ _.collect_usage_pieces
 _.pre_tokenizer
 _.post_processor
 _.pad_token
+_.ln_f
 _.rms_norm_eps
 _.dummy_inputs
 _.decoder_start_token_id
