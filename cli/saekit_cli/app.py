@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
-    "harvest, train, sweep and finetune go on with --resume, demo when it is run again"
+    "harvest, train, sweep and finetune go on with --resume, demo when it is run again; other"
+    " commands start over"
 )
 MEMORY_HINT = (
     "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the"

@@ -190,12 +190,22 @@ def evaluate(
         norm = input_norm(run)
         if norm is not None and norm.apart:
             progress(Progress("evaluate", 0, 0, message=_other_scale(run, norm)))
+    for (run, _), evaluation in zip(models, evaluations):
+        if run.config is not None and "published" in run.config and evaluation.metrics["fvu"] > 1:
+            progress(Progress("evaluate", 0, 0, message=WORSE_THAN_MEAN.format(run.name)))
     if losses is None:
         return evaluations
     return [
         replace(evaluation, metrics=evaluation.metrics | figures, recovery=recovery)
         for evaluation, (figures, recovery) in zip(evaluations, losses)
     ]
+
+
+# fvu above 1
+WORSE_THAN_MEAN = (
+    "{} reconstructs these rows worse than their mean does: a wrong model, hook, scale or scope is"
+    " the usual reason"
+)
 
 
 def _other_scale(run: EvaluatedModel, norm: InputNorm) -> str:

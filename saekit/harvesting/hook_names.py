@@ -41,6 +41,7 @@ from saekit.interop.hook_spellings import (
     PLACES,
     POST,
     TRANSFORMER_LENS,
+    lens_names,
     translated,
     without_call,
 )
@@ -206,8 +207,8 @@ def _alias_path(module: nn.Module, alias: str, name: str, suffix: str) -> str | 
         return _place_path(module, alias, index, name, suffix)
     if path.rpartition(".")[2].startswith("hook_"):
         raise DataError(
-            f"{alias} of TransformerLens is not a hook of saekit",
-            f"saekit harvest {name} --list-hooks lists what it reads",
+            f"{alias} is not a hook that saekit knows",
+            f"{did_you_mean(path, lens_names())}saekit harvest {name} --list-hooks lists them",
         )
     # A module inside it.
     canonical = f"{block}.{path}:{suffix}".removesuffix(":")

@@ -54,6 +54,11 @@ TRANSFORMER_LENS = {
 }
 
 
+def lens_names() -> list[str]:
+    """TransformerLens' names after blocks.N. that are understood."""
+    return [name for name in (POST, *_ALIASES, *PLACES) if "hook_" in name]
+
+
 def translated(hook: str) -> str:
     """`blocks.9.mlp` of `blocks.9.hook_mlp_out`, `blocks.9.hook_resid_mid` of `resid_mid_layer_9`;
     `hook` itself where we have no other name for it."""

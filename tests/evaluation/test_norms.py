@@ -71,3 +71,20 @@ def test_the_command_line_warns_of_another_scale(tmp_path, capsys):
     assert " in the store, " in line and line.endswith("in training (rms norm)")
     assert "another size than those that run was trained on" in err
     assert "another size" not in saekit_cli(capsys, "evaluate", run, "--store", here)[2]
+
+
+def test_a_published_dictionary_that_is_worse_than_the_mean_is_called_so(tmp_path):
+    store = write_store(tmp_path / "store", 400)
+    messages: list[str] = []
+
+    def heard(progress) -> None:
+        messages.append(progress.message or "")
+
+    path = made_dictionaries.saelens(tmp_path / "sae", "standard")
+    evaluation = saekit.evaluate(path, store, any_store=True, progress=heard)[0]
+    assert evaluation.metrics["fvu"] > 1
+    assert any("worse than their mean does" in message for message in messages)
+    saekit.train(store, tmp_path / "run", latents=32, k=4, rows=4_000)
+    messages.clear()
+    saekit.evaluate(tmp_path / "run", store, progress=heard)
+    assert not any("worse than their mean" in message for message in messages)

@@ -205,7 +205,7 @@ def test_a_module_that_is_called_output_keeps_its_name():
 @pytest.mark.parametrize(
     ("hook", "cause"),
     [
-        ("blocks.1.attn.hook_pattern", "blocks.1.attn.hook_pattern of TransformerLens is not a"),
+        ("blocks.1.attn.hook_pattern", "blocks.1.attn.hook_pattern is not a hook that"),
         ("blocks.1.attn.z:in", "blocks.1.attn.z has no :in"),
         ("blocks.7.hook_resid_post", "not a module of gpt2 .3 blocks, blocks.0 to blocks.2"),
         ("transformer.h.1.mlp:q", "transformer.h.1.mlp:q is not a state that"),
@@ -216,6 +216,12 @@ def test_other_names_are_refused(hook, cause):
     model.name_or_path = "gpt2"
     with pytest.raises(DataError, match=cause):
         resolve_hook(model, hook)
+
+
+def test_a_misspelled_name_has_a_near_one():
+    with pytest.raises(DataError) as error:
+        resolve_hook(tiny.random_model("llama"), "blocks.1.hook_mlpout")
+    assert "did you mean hook_mlp_out?" in error.value.hint
 
 
 def test_a_module_that_has_not_run_takes_their_names_for_ours():
