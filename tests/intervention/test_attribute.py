@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 import saekit
+from saekit.embedded import digits
 from saekit.errors import DataError, UsageError
+from saekit.harvesting.classifiers import load_classifier
+from saekit.harvesting.images import prepared
 from saekit.harvesting.models import assemble, load_model
 from saekit.intervention.attribute import attribute, pearson
 from saekit.intervention.attribution import Keep, Node, Passes, reconstruction
+from saekit.models.sparsity import TopK
 
 PROMPT, TOKEN, OTHER = "the cat sat on a", 5, 7
 HOOKS = ["blocks.0", "blocks.1"]
@@ -232,3 +236,51 @@ def test_the_command_prints_the_nodes_as_the_contract_has_them(made, capsys):
     for node, other in zip(nodes, expected.nodes, strict=True):
         assert (node["index"], node["position"]) == (other.index, other.position)
         assert node["effect"] == pytest.approx(other.effect, rel=1e-3, abs=1e-6)
+
+
+def test_a_class_of_an_image_is_attributed_to_latents_at_patches(tmp_path):
+    classifier = load_classifier("embedded:digits-vit")
+    sae = by_hand.dictionary(classifier.module.config.hidden_size, "jumprelu").float()
+    image = tmp_path / "three.png"
+    digits.image(3).save(image)
+    result = attribute(
+        sae,
+        image=image,
+        target=3,
+        hook="blocks.1",
+        live=classifier,
+        processor=classifier.processor,
+        method="gradient",
+        top=5,
+    )
+    # the clean logit, and that without the first latent, by plain torch
+    pixels = prepared([digits.image(3)], classifier.processor)
+    layer = classifier.module.get_submodule("vit.layers.1")
+
+    def logit(change) -> float:
+        handle = layer.register_forward_hook(lambda _m, _a, x: change(x))
+        with torch.inference_mode():
+            value = float(classifier.module(pixel_values=pixels).logits[0, 3])
+        handle.remove()
+        return value
+
+    node = next(node for node in result.nodes if node.index is not None)
+
+    def without(x):
+        z = sae.encode(x[0, node.position]).to_dense()[node.index]
+        x = x.clone()
+        x[0, node.position] -= z * sae.W_dec[node.index]
+        return x
+
+    assert result.nodes and node.token is None
+    assert node.ablated == pytest.approx(logit(lambda x: x) - logit(without), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"d_out": tiny.WIDTH}, "transcoder"), ({"parts": (16, tiny.WIDTH - 16)}, "crosscoder")],
+)
+def test_dictionaries_of_other_maps_are_refused(live, options, kind):
+    model = TopK(d_in=tiny.WIDTH, latents=64, k=2, **options)
+    with pytest.raises(DataError, match=kind):
+        attribute(model, prompt=PROMPT, target=TOKEN, hook=[tuple(HOOKS)], live=live)
