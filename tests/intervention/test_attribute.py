@@ -282,5 +282,5 @@ def test_a_class_of_an_image_is_attributed_to_latents_at_patches(tmp_path):
 )
 def test_dictionaries_of_other_maps_are_refused(live, options, kind):
     model = TopK(d_in=tiny.WIDTH, latents=64, k=2, **options)
-    with pytest.raises(DataError, match=kind):
+    with pytest.raises(UsageError, match=kind):
         attribute(model, prompt=PROMPT, target=TOKEN, hook=[tuple(HOOKS)], live=live)
