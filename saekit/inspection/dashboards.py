@@ -66,10 +66,10 @@ def source_of(inspected: InspectedModel) -> Source:
     if layer is None:
         raise DataError(f"{spec.hook} does not say which layer it belongs to", remedy)
     return Source(
-        _as_file_name(spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")),
+        as_file_name(spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")),
         layer,
         lens_name(spec.hook, spec.model) or spec.hook,
-        _as_file_name(Path(inspected.name).resolve().name),
+        as_file_name(Path(inspected.name).resolve().name),
         inspected.model.latents,
         spec.dataset,
         store.count(examples=True),
@@ -79,8 +79,9 @@ def source_of(inspected: InspectedModel) -> Source:
     )
 
 
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+def as_file_name(name: str) -> str:
+    """A folder of this name lies inside the folder that it is put in."""
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".") or "unnamed"
 
 
 def write_saedashboard(path: Path, source: Source, records: Iterable[FeatureRecord]) -> None:
