@@ -19,6 +19,7 @@ import torch
 from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
 from saekit.interop.lens_names import layer_of, lens_name
+from saekit.interop.outgoing import without_folders
 from saekit.store.files import write_json
 from saekit.store.reader import Store
 from saekit.types import Example, FeatureRecord
@@ -71,7 +72,7 @@ def source_of(inspected: InspectedModel) -> Source:
         lens_name(spec.hook, spec.model) or spec.hook,
         as_file_name(Path(inspected.name).resolve().name),
         inspected.model.latents,
-        spec.dataset,
+        without_folders(spec.dataset) or "",
         store.count(examples=True),
         spec.context or 0,
         store.count(),
