@@ -215,7 +215,8 @@ def integer(value: Any) -> int | None:
 
 
 def text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """None for what is not text, and for text with control characters: it is printed later."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def json_object(path: Path) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def settle(target: Path, kind: FolderKind) -> None:
     """Finish an exchange that was interrupted, if there is one. Also for readers: if they lack the
     permission, nothing changes."""
     stage = Stage(Path(os.path.realpath(target)))
-    if not stage.commit.exists():
+    if not stage.target.name or not stage.commit.exists():  # nothing is exchanged for "/"
         return
     with suppress(DataError, PermissionError), locked(stage.target):
         finish(stage, kind)

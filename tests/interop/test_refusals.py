@@ -25,6 +25,7 @@ from made_gemma import of_layers, scope_2
 from safetensors.torch import load_file, save_file
 
 from saekit.errors import DataError, MissingError, UsageError
+from saekit.interop import opening
 from saekit.interop.opening import open_published
 from saekit.models.sparsity import VARIANTS
 from saekit.training.checkpoints import load
@@ -122,6 +123,18 @@ def test_shapes_and_names_that_do_not_fit_are_refused(tmp_path):
         load(dictionary_learning(tmp_path / "c", "AutoEncoder", stray=torch.zeros(2)))
     with pytest.raises(DataError, match="b_enc has the shape"):
         load(gemma_scope(tmp_path / "d", b_enc=np.zeros(F + 1, np.float32)))
+
+
+def test_text_that_would_change_the_terminal_counts_as_not_said(tmp_path):
+    settings = {"model_name": "gpt2\x1b[31m", "hook_name": "blocks.1\n"}
+    origin = open_published(saelens(tmp_path / "sae", metadata=settings)).origin
+    assert origin.base_model is None and origin.hook is None
+
+
+def test_the_root_of_the_disk_is_not_a_dictionary(monkeypatch):
+    monkeypatch.setattr(opening, "LOOKED_AT", 0)
+    with pytest.raises(DataError, match="/ is not a dictionary"):
+        load("/")
 
 
 class Hostile:
