@@ -87,16 +87,10 @@ def portable(hook: str) -> str:
     hook = translated(hook)
     path, at_input = without_call(hook)
     if path != hook:
-        hook = path + (":in" if at_input else "")
+        hook = translated(path) + (":in" if at_input else "")
     if hook.endswith(f".{POST}"):
         hook = hook.removesuffix(f".{POST}")
     if match := _BLOCK_PATH.fullmatch(hook):
         index = int(match[1])
         return f"blocks.{index - 1}" if match[2] and index else f"blocks.{index}{match[2] or ''}"
     return hook
-
-
-def layer_of(hook: str) -> int | None:
-    """The block that a portable name is in; None where it does not say."""
-    match = re.search(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)(?=[.:]|$)", hook)
-    return int(match[1]) if match else None

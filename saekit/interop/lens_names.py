@@ -45,7 +45,7 @@ _NORMS_AFTER = {
     "pre_feedforward_layernorm:normalized": "ln2.hook_normalized",
 }
 _FAMILIES = (
-    (re.compile(r"gemma-[23]", re.IGNORECASE), _NORMS_AFTER),
+    (re.compile(r"gemma-[23]-", re.IGNORECASE), _NORMS_AFTER),  # gemma-2b is of the first version
     (re.compile(r"gpt2|pythia|gpt-neox|llama|mistral|qwen|smollm", re.IGNORECASE), _PRE_NORM),
 )
 

@@ -291,6 +291,8 @@ def test_a_published_dictionary_goes_on_in_another_format(tmp_path):
         ("transformer.h.9:in", None, "blocks.9.hook_resid_pre"),
         ("gpt_neox.layers.3.mlp", "EleutherAI/pythia-70m", "blocks.3.hook_mlp_out"),
         ("model.layers.9.mlp", "google/gemma-2-2b", None),
+        ("model.layers.9.post_attention_layernorm", "google/gemma-2-2b", "blocks.9.hook_attn_out"),
+        ("model.layers.9.post_attention_layernorm", "google/gemma-2b", None),
         (
             "model.layers.9.post_feedforward_layernorm",
             "google/gemma-2-2b",

@@ -289,6 +289,7 @@ def test_values_of_some_latents_are_those_of_the_whole_code():
         by_hand.dictionary(
             families.WIDTH, "jumprelu", subtract_b_dec=True, input_norm="layer_norm"
         ),
+        by_hand.dictionary(families.WIDTH, "jumprelu", rescale_by_decoder_norm=True),
         by_hand.dictionary(families.WIDTH, "topk"),
     ):
         code = sae.encode(x).to_dense()

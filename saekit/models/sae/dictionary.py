@@ -203,6 +203,8 @@ class Dictionary(Autoencoder):
             return values
         x_BD = self.encoder_input(as_rows(x, self.d_in, self.W_enc))
         pre = torch.addmm(self.b_enc[latents], x_BD, self.W_enc[latents].T)
+        if self.config.rescale_by_decoder_norm:
+            pre = pre * self.decoder_norms()[latents]
         if not self.thresholded:
             return pre.relu()
         return torch.where(pre <= self.threshold[latents], 0.0, pre)
