@@ -66,6 +66,8 @@ def run(
     if push is not None:
         given.setdefault("format", PUSHED)
         if not given.get("checkpoints"):
+            if not given.get("out"):
+                raise UsageError("export takes CKPT", "saekit export --help")
             given["checkpoints"], kept = [given.pop("out")], False
         if given["format"] in FEATURE_FORMATS:
             raise UsageError(

@@ -176,7 +176,7 @@ def _thresholded(old: SAE) -> SAE:
         norms_F1 = old.decoder_norms()[:, None]
         tensors["W_enc"] = tensors["W_enc"] * norms_F1
         tensors["b_enc"] = tensors["b_enc"] * norms_F1[:, 0]
-        tensors["W_dec"] = tensors["W_dec"] / norms_F1
+        tensors["W_dec"] = tensors["W_dec"] * old.inverse_norms()[:, None]
     shared |= {"sparsity": "jumprelu", "rescale_by_decoder_norm": False}
     config = typed.build(config_of("sae", "jumprelu"), shared, "config").resolved()
     model = restore("sae", dataclasses.asdict(config), tensors)

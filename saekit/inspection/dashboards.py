@@ -19,6 +19,7 @@ import torch
 from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
 from saekit.interop.lens_names import layer_of, lens_name
+from saekit.interop.outgoing import without_folders
 from saekit.store.files import write_json
 from saekit.store.reader import Store
 from saekit.types import Example, FeatureRecord
@@ -66,12 +67,12 @@ def source_of(inspected: InspectedModel) -> Source:
     if layer is None:
         raise DataError(f"{spec.hook} does not say which layer it belongs to", remedy)
     return Source(
-        _as_file_name(spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")),
+        as_file_name(spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")),
         layer,
         lens_name(spec.hook, spec.model) or spec.hook,
-        _as_file_name(Path(inspected.name).resolve().name),
+        as_file_name(Path(inspected.name).resolve().name),
         inspected.model.latents,
-        spec.dataset,
+        without_folders(spec.dataset) or "",
         store.count(examples=True),
         spec.context or 0,
         store.count(),
@@ -79,8 +80,9 @@ def source_of(inspected: InspectedModel) -> Source:
     )
 
 
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+def as_file_name(name: str) -> str:
+    """A folder of this name lies inside the folder that it is put in."""
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".") or "unnamed"
 
 
 def write_saedashboard(path: Path, source: Source, records: Iterable[FeatureRecord]) -> None:

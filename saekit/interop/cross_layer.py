@@ -46,10 +46,10 @@ def one_layer(layer: Layer, origin: Origin) -> Published:
     for name in ("b_dec", "W_skip"):
         if name in tensors:
             values = tensors[name]
-            if len(values) != width:
+            if values.shape[:1] != (width,):
                 raise DataError(
-                    f"{layer.where}: {name} has {len(values)} rows, and the decoder {width} values"
-                    " per target"
+                    f"{layer.where}: {name} has the shape {tuple(values.shape)}, and the decoder"
+                    f" {width} values per target"
                 )
             tensors[name] = values.new_zeros(targets * width, *values.shape[1:])
             tensors[name][start : start + width] = values

@@ -179,8 +179,15 @@ def need(where: Path, tensors: Mapping[str, Any], names: Iterable[str]) -> None:
 
 def need_matrices(where: Path, tensors: Mapping[str, torch.Tensor], *names: str) -> None:
     """Raise DataError unless the tensors of these names have two dimensions."""
-    for name in names:
-        if tensors[name].ndim != 2:
+    need_ndim(where, tensors, dict.fromkeys(names, (2,)))
+
+
+def need_ndim(
+    where: Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise DataError unless each of the named tensors has one of these numbers of dimensions."""
+    for name, numbers in wanted.items():
+        if tensors[name].ndim not in numbers:
             raise DataError(f"{where}: {name} has the shape {tuple(tensors[name].shape)}")
 
 

@@ -14,11 +14,14 @@ from saekit.interop.dictionary import (
     Origin,
     Published,
     above,
+    as_float32,
     digests,
     gated,
     integer,
     json_object,
     need,
+    need_matrices,
+    number,
     published,
     refused,
     text,
@@ -81,6 +84,7 @@ def _linear(where: Path, tensors: Tensors, *more: str) -> Tensors:
     if "bias" in tensors:
         tensors["b_dec"] = tensors.pop("bias")
     need(where, tensors, ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec", *more))
+    need_matrices(where, tensors, "encoder.weight", "decoder.weight")
     return {
         "W_enc": tensors["encoder.weight"],
         "b_enc": tensors["encoder.bias"],
@@ -92,7 +96,7 @@ def _linear(where: Path, tensors: Tensors, *more: str) -> Tensors:
 def _above_one_threshold(where: Path, tensors: Tensors, ours: Tensors):
     """The code of a BatchTopK at inference: ReLU(pre) above its one threshold. A negative one, -1
     before training has estimated it, leaves the ReLU."""
-    threshold = tensors["threshold"]
+    threshold = as_float32(where, "threshold", tensors["threshold"])
     if threshold.numel() != 1 or not bool(threshold.isfinite()):
         raise refused(where, "threshold", threshold.tolist())
     if bool(threshold < 0):
@@ -115,9 +119,8 @@ def _topk(where: Path, tensors: Tensors):
     tensors.pop("threshold", None)  # estimated, and not used by default
     ours = _linear(where, tensors, "k")
     k = tensors["k"]
-    if k.numel() != 1:
-        raise refused(where, "k", k.tolist())
-    return "topk", ours, {"k": int(k), "subtract_b_dec": True}
+    k = number(where, {"k": k.item() if k.numel() == 1 else k.tolist()}, "k")
+    return "topk", ours, {"k": k, "subtract_b_dec": True}
 
 
 def _batchtopk(where: Path, tensors: Tensors):
@@ -126,6 +129,7 @@ def _batchtopk(where: Path, tensors: Tensors):
 
 def _matryoshka(where: Path, tensors: Tensors):
     need(where, tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes"))
+    need_matrices(where, tensors, "W_enc")
     ours = {name: tensors[name] for name in ("b_enc", "W_dec", "b_dec")}
     ours["W_enc"] = tensors["W_enc"].T
     return _above_one_threshold(where, tensors, ours)
@@ -133,6 +137,7 @@ def _matryoshka(where: Path, tensors: Tensors):
 
 def _jumprelu(where: Path, tensors: Tensors):
     need(where, tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"))
+    need_matrices(where, tensors, "W_enc")
     changed = {"W_enc": tensors["W_enc"].T, "threshold": above(tensors["threshold"])}
     return "jumprelu", tensors | changed, {}
 
@@ -140,6 +145,7 @@ def _jumprelu(where: Path, tensors: Tensors):
 def _gated(where: Path, tensors: Tensors):
     rest = ("encoder.weight", "decoder.weight", "r_mag", "gate_bias", "mag_bias")
     need(where, tensors, ("decoder_bias", *rest))
+    need_matrices(where, tensors, "encoder.weight", "decoder.weight")
     biases = (tensors[name] for name in ("r_mag", "gate_bias", "mag_bias"))
     encoder = gated(where, tensors["encoder.weight"], *biases)
     decoder = {"W_dec": tensors["decoder.weight"].T, "b_dec": tensors["decoder_bias"]}

@@ -16,6 +16,7 @@ from saekit.store.reader import Store
 from saekit.store.stack import check_stores, stores_of
 from saekit.types import ActivationSpec
 
+_TOWER = re.compile(r"encoder|decoder|vision|visual|text|language")
 # a place in a block: its number, and what follows it
 _IN_BLOCK = re.compile(r"(?:^|.*\.)\w+\.(\d+)(?:\.([\w.]+?))?(:\w+)?")
 
@@ -100,6 +101,10 @@ def same_hook(hook: str, spec: ActivationSpec, names: dict[str, list[str]]) -> b
     """Whether `hook`, in any package's words, may be that of a store. `names`: what the store
     knows about itself; older stores know nothing, and are compared by their path only."""
     theirs, ours, known = portable(hook), portable(spec.hook), names.get("hook", [])
+    # encoder.layers.3 is not decoder.layers.3; a name without a tower may be of either
+    towers = [set(_TOWER.findall(name)) for name in (hook, spec.hook)]
+    if towers[0] - towers[1] and towers[1] - towers[0]:
+        return False
     if theirs in (ours, *map(portable, known)):
         return True
     place, other = _IN_BLOCK.fullmatch(theirs), _IN_BLOCK.fullmatch(ours)

@@ -39,6 +39,7 @@ FILES = Files(folder=(WEIGHTS,), file=("*.npz",))
 # what zipfile and zlib raise for a file that is not a whole archive, encrypted or of another kind
 NOT_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 NAMES = frozenset({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
+DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]  # that torch takes
 REPOSITORY = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)$")
 # repository -> (what a dictionary of it reads, what it writes if that is another hook)
 HOOKS = {
@@ -71,7 +72,7 @@ def read(path: Path) -> Published:
         raise refused(where, "scaling_factor", "a factor for each latent")
     need(where, arrays, NAMES)
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or array.ndim != (2 if name.startswith("W_") else 1):
+        if array.dtype not in DTYPES or array.ndim != (2 if name.startswith("W_") else 1):
             raise DataError(f"{where}: {name} is {array.dtype}, shape {array.shape}")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
     tensors |= {"W_enc": tensors["W_enc"].T, "threshold": above(tensors["threshold"])}

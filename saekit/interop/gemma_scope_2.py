@@ -32,6 +32,7 @@ from saekit.interop.dictionary import (
     digests,
     json_object,
     need,
+    need_ndim,
     published,
     read_safetensors,
     refused,
@@ -198,9 +199,8 @@ def _tensors(file: Path, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]
     if not isinstance(skips, bool):
         raise refused(file.parent / SETTINGS, "affine_connection", skips)
     need(file, theirs, NAMES | ({SKIP} if skips else set()))
-    for name in {"w_enc", SKIP} & theirs.keys():
-        if theirs[name].ndim != 2:
-            raise DataError(f"{file}: {name} has the shape {tuple(theirs[name].shape)}")
+    numbers = {"w_enc": (2,), SKIP: (2,), "w_dec": (2, 3)}
+    need_ndim(file, theirs, {name: numbers.get(name, (1,)) for name in theirs})
     ours = {
         "W_enc": theirs["w_enc"].T,
         "b_enc": theirs["b_enc"],

@@ -7,6 +7,7 @@ or is refused; only b_dec may move between the input and b_enc (`encoder_bias`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,6 +168,15 @@ def _code(model: Dictionary) -> str:
     return "relu" if isinstance(model, Penalised) else model.sparsity
 
 
+def without_folders(name: str | None) -> str | None:
+    """The last part of an absolute path, any other name as it is: what may be uploaded does not say
+    where models and data are on this machine. A model in the hub's cache has its id."""
+    if name is None or not Path(name).is_absolute():
+        return name
+    cached = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/", f"{name}/")
+    return f"{cached[1]}/{cached[2]}" if cached else Path(name).name
+
+
 def _about(description: dict[str, Any]) -> About:
     known, spec = provenance(description), description["spec"]
     published = description.get("published") or {}
@@ -175,13 +185,13 @@ def _about(description: dict[str, Any]) -> About:
     layer = published.get("layer")
     is_text = spec["modality"] in ("text", None)
     return About(
-        model,
+        without_folders(model),
         known.revision,
         hook,
         target,
         layer_of(hook) if layer is None else layer,
         known.context,
-        spec["dataset"],
+        without_folders(spec["dataset"]),
         known.scope,
         published.get("special_tokens") or ({"scope": known.scope} if known.scope else {}),
         lens_name(hook, model) if is_text else None,

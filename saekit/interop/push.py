@@ -4,6 +4,7 @@ caller says so, and nothing is sent before `confirm` agrees."""
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from saekit.errors import MissingError, UsageError, opt
 from saekit.interop.hub_errors import LOG_IN, explained
+from saekit.interop.outgoing import without_folders
 from saekit.types import Progress
 
 CARD = "README.md"
+HUB_MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -152,18 +155,20 @@ def model_card(
     from saekit.models.metrics import METRICS
 
     config, spec = description["config"], description["spec"]
+    model = without_folders(spec.get("model"))
     facts = {
-        "base model": spec.get("model"),
+        "base model": model,
         "hook": spec.get("hook"),
         "kind": config.get("sparsity") or description["model"],
         "values per row": config.get("d_in"),
         "latents": config.get("latents"),
         "context": spec.get("context"),
-        "dataset": spec.get("dataset"),
+        "dataset": without_folders(spec.get("dataset")),
         "files": format,
     }
-    model = spec.get("model")
-    is_hub_model = isinstance(model, str) and ":" not in model and not Path(model).is_absolute()
+    # not the folder of a local model; and a name from a file cannot add lines to the front matter
+    named = model is not None and (model == spec.get("model") or "/" in model)
+    is_hub_model = named and HUB_MODEL.fullmatch(model)
     name = f"hf:{repo}/{path}".rstrip("/")
     sections = [
         "---",

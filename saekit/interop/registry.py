@@ -20,6 +20,7 @@ from saekit.errors import DataError, MissingError, UsageError, unreadable
 from saekit.interop.hub import near_names
 from saekit.options import Doc
 from saekit.store.oserrors import reading
+from saekit.typed import as_type
 
 if TYPE_CHECKING:
     from saekit.interop.dictionary import Origin
@@ -259,13 +260,13 @@ def _of_release(path: Path, release: str, value: Any) -> Iterable[Entry]:
             Entry(
                 release=release,
                 id=str(sae["id"]),
-                repo=value["repo_id"],
+                repo=as_type(value["repo_id"], str, "repo_id"),
                 path=str(sae["path"]),
-                loader=value.get("conversion_func") or "sae_lens",
-                model=value["model"],
-                neuronpedia=sae.get("neuronpedia"),
-                l0=sae.get("l0"),
-                overrides=(value.get("config_overrides") or {})
+                loader=as_type(value.get("conversion_func") or "sae_lens", str, "loader"),
+                model=as_type(value["model"], str, "model"),
+                neuronpedia=as_type(sae.get("neuronpedia"), str | None, "neuronpedia"),
+                l0=as_type(sae.get("l0"), float | None, "l0"),
+                overrides=as_type(value.get("config_overrides") or {}, dict[str, Any], "overrides")
                 | {name: sae[name] for name in ("norm_scaling_factor",) if name in sae},
             )
             for sae in value["saes"]

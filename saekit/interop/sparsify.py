@@ -56,7 +56,7 @@ def read(path: Path) -> Published:
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec", *(("W_skip",) if skips else ()))
     need(path / WEIGHTS, tensors, names)
     d_in = number(where, settings, "d_in")
-    if tensors["encoder.weight"].shape[-1] != d_in:
+    if tensors["encoder.weight"].shape[-1:] != (d_in,):
         shape = tuple(tensors["encoder.weight"].shape)
         raise refused(where, "d_in", d_in, f"encoder.weight has the shape {shape}")
     # a run's folder has one for each hook; a folder of ours says it in cfg.json

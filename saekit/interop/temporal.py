@@ -70,11 +70,12 @@ def read(path: Path) -> Published:
         for name, tensor in read_safetensors(path / WEIGHTS).items()
         if name in names or name.startswith("attn_layers.")
     }
-    layer = re.search(r"layer_(\d+)", str(path.resolve()))
+    # of the folder nearest to the files
+    layers = re.findall(r"layer_(\d+)", str(path.resolve()))
     origin = Origin(
         format="temporal",
-        hook=f"blocks.{layer[1]}.hook_resid_post" if layer else None,
-        layer=int(layer[1]) if layer else None,
+        hook=f"blocks.{layers[-1]}.hook_resid_post" if layers else None,
+        layer=int(layers[-1]) if layers else None,
         normalization="constant_scalar_rescale",
         files=digests(path / SETTINGS, path / WEIGHTS),
     )

@@ -12,6 +12,7 @@ import torch
 from command import saekit as saekit_cli
 from made_runs import rows_store
 from made_stores import make_rows, write_store
+from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.errors import UsageError
@@ -89,6 +90,9 @@ def test_a_published_dictionary_is_converted_too(tmp_path, rescaled):
     settings = json.loads((source / "config.json").read_text())
     settings["config"]["rescale_by_decoder_norm"] = rescaled
     (source / "config.json").write_text(json.dumps(settings))
+    tensors = load_file(source / "model.safetensors")
+    tensors["W_dec"][5] = 0.0  # a latent without a decoder row
+    save_file(tensors, source / "model.safetensors")
     store = write_store(tmp_path / "store", 600)
     result = saekit.convert(source, tmp_path / "out", store=store, any_store=True)
     old, new, x = saekit.load(source), saekit.load(tmp_path / "out"), side(store, "train")

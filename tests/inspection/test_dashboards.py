@@ -17,7 +17,13 @@ from made_runs import trained
 import saekit as package
 from saekit import export_dictionary
 from saekit.errors import DataError, UsageError
-from saekit.inspection.dashboards import Source, batches, feature_of, write_saedashboard
+from saekit.inspection.dashboards import (
+    Source,
+    as_file_name,
+    batches,
+    feature_of,
+    write_saedashboard,
+)
 from saekit.inspection.neuronpedia import write_neuronpedia
 from saekit.types import Example, FeatureRecord
 
@@ -104,6 +110,12 @@ def lines(path: Path) -> list[dict]:
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_no_name_in_a_store_leads_out_of_the_folder():
+    assert [as_file_name(name) for name in ("..", "", "../a b", "SmolLM2-135M")] == [
+        "unnamed", "unnamed", "-a-b", "SmolLM2-135M",
+    ]  # fmt: skip
 
 
 def test_the_files_of_neuronpedia(tmp_path):

@@ -73,6 +73,8 @@ def test_flags_of_the_upload_need_it(client, tmp_path):
     source = checkpoint(tmp_path / "run", "topk")
     done = client.saekit("export", source, tmp_path / "out", "--format", "saelens", "--public")
     assert done.status == 2 and "--public applies to --push" in done.err
+    done = client.saekit("export", "--push", "owner/x")
+    assert done.status == 2 and "export takes CKPT" in done.err
     done = client.saekit(
         "export", source, tmp_path / "out", "--format", "neuronpedia", "--push", "owner/x"
     )

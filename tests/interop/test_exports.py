@@ -16,10 +16,12 @@ from saekit.errors import DataError, UsageError
 from saekit.interop.exporting import WRITERS
 from saekit.interop.lens_names import lens_name
 from saekit.interop.opening import open_published
+from saekit.interop.push import model_card
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import read_checkpoint, write_checkpoint
 from saekit.training.checkpoints import load
 from saekit.training.run import train
+from saekit.types import ActivationSpec
 
 AUTOENCODERS = [
     (sparsity, options)
@@ -269,11 +271,29 @@ def test_only_an_export_is_replaced(tmp_path, capsys):
     assert status == 3 and "mine.txt" in error and (out / "mine.txt").exists()
 
 
-def test_nothing_says_where_folders_are_on_this_machine(tmp_path):
-    _, out, _ = exported(tmp_path, "saelens", "topk")
-    assert json.loads((out / "export.json").read_text())["exported"] == ["run"]
-    for file in out.glob("*.json"):
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("models/tiny", "tiny"),
+        ("hub/models--openai-community--gpt2/snapshots/0a1b", "openai-community/gpt2"),
+    ],
+)
+def test_nothing_says_where_folders_are_on_this_machine(tmp_path, model, shown):
+    run = checkpoint(tmp_path / "run", "topk")
+    config = json.loads((run / "config.json").read_text())
+    config["spec"] |= {"model": f"{tmp_path}/{model}", "dataset": f"{tmp_path}/texts.jsonl"}
+    config["fingerprint"] = ActivationSpec.from_json(config["spec"]).fingerprint
+    (run / "config.json").write_text(json.dumps(config))
+    export_dictionary(run, tmp_path / "out", format="saelens")
+    assert json.loads((tmp_path / "out/export.json").read_text())["exported"] == ["run"]
+    for file in (tmp_path / "out").glob("*.json"):
         assert str(tmp_path) not in file.read_text()
+    metadata = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["dataset_path"]) == (shown, "texts.jsonl")
+    card = model_card("owner/repo", config, format="saelens")
+    assert str(tmp_path) not in card and f"| base model | {shown} |" in card
+    assert ("base_model: openai-community/gpt2" in card) == ("/" in shown)
+    assert ("base_model:" in card) == ("/" in shown)
 
 
 def test_a_published_dictionary_goes_on_in_another_format(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_circuit_tracer import clt
 from made_dictionaries import (
     D,
     F,
@@ -20,6 +21,7 @@ from made_dictionaries import (
     saelens,
     sparsify,
 )
+from made_gemma import of_layers, scope_2
 from safetensors.torch import load_file, save_file
 
 from saekit.errors import DataError, MissingError, UsageError
@@ -69,6 +71,16 @@ def test_a_scaling_factor_that_is_not_one_is_refused(tmp_path):
         load(path)
 
 
+def with_scalar(path: Path, name: str) -> Path:
+    """The dictionary with a tensor of no dimension in place of one of its own."""
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".safetensors" and name in (tensors := load_file(file)):
+            save_file(tensors | {name: torch.zeros(())}, file)
+        elif file.suffix == ".pt" and name in (tensors := torch.load(file, weights_only=True)):
+            torch.save(tensors | {name: torch.zeros(())}, file)
+    return path
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -82,7 +94,18 @@ def test_a_scaling_factor_that_is_not_one_is_refused(tmp_path):
         lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=torch.zeros(3)),
         lambda path: dictionary_learning(path, "GatedAutoEncoder", r_mag=torch.zeros(3)),
         lambda path: dictionary_learning(path, ["AutoEncoder"]),
+        lambda path: dictionary_learning(path, "AutoEncoderTopK", k=torch.tensor(float("nan"))),
+        lambda path: dictionary_learning(path, "BatchTopKSAE", threshold=torch.tensor(1j)),
+        lambda path: with_scalar(dictionary_learning(path, "GatedAutoEncoder"), "encoder.weight"),
+        lambda path: with_scalar(dictionary_learning(path, "MatryoshkaBatchTopKSAE"), "W_enc"),
+        lambda path: gemma_scope(path, b_dec=np.zeros(D, np.longdouble)),
+        lambda path: gemma_scope(path, b_dec=np.zeros(D, ">f4")),
         lambda path: sparsify(path, k=0),
+        lambda path: with_scalar(sparsify(path), "encoder.weight"),
+        lambda path: with_scalar(scope_2(path), "w_dec"),
+        lambda path: with_scalar(of_layers(path, "crosscoder"), "b_dec"),
+        lambda path: with_scalar(of_layers(path, "clt"), "b_dec"),
+        lambda path: with_scalar(clt(path), "b_dec_0"),
     ],
 )
 def test_values_of_other_kinds_and_sizes_are_refused(tmp_path, damage):

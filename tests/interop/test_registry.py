@@ -119,11 +119,21 @@ def test_without_a_registry_the_error_says_where_to_get_one(monkeypatch, tmp_pat
         assert "pip install sae-lens" in error.value.hint
 
 
-@pytest.mark.parametrize("text", ["[", "- a", "release: 3", "release: {saes: [{id: a}]}"])
+WRONG = "release: {repo_id: a/b, model: m, saes: [{id: a, path: b, l0: low}]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[", "- a", "release: 3", "release: {saes: [{id: a}]}", WRONG),
+        WRONG.replace("l0: low", "neuronpedia: [1]"),
+        WRONG.replace("l0: low", "l0: 3").replace("model: m", "model: null"),
+    ],
+)
 def test_a_damaged_registry_is_refused(listed, text):
     listed.write_text(text)
     with pytest.raises(DataError, match=r"registry\.yaml"):
-        dictionaries()
+        dictionaries("a", model="m")
 
 
 # opened: the client's process takes seconds to start, and serves all names

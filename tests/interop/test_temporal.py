@@ -106,7 +106,7 @@ def test_norms_are_undone(tmp_path, norm):
 
 
 def test_the_published_files_are_the_same_dictionary(tmp_path):
-    folder = temporal(tmp_path / "layer_12" / "temporal")
+    folder = temporal(tmp_path / "layer_3_and_more" / "layer_12" / "temporal")
     theirs, x = load(saelens_temporal(tmp_path / "sae")), contexts().float()
     assert torch.equal(load(folder)(x).x_hat, theirs(x).x_hat)
     origin = open_published(folder).origin

@@ -179,7 +179,7 @@ class Dictionary(Autoencoder):
         normalized units (`restored`). Raises DataError for a dense code of another width, dtype or
         device."""
         if self.config.rescale_by_decoder_norm:
-            code = rescaled(code, 1 / self.decoder_norms())
+            code = rescaled(code, self.inverse_norms())
         x_hat = decoded(code, self.decoder(), self.b_dec)
         return x_hat if self.config.output_factor == 1 else x_hat / self.config.output_factor
 
@@ -215,7 +215,7 @@ class Dictionary(Autoencoder):
         """(B,D_out): by how much the reconstruction of rows x (B,D) changes when the values of some
         latents (L,) change by delta. x may be None without an `input_norm`."""
         if self.config.rescale_by_decoder_norm:
-            delta_BL = delta_BL / self.decoder_norms()[latents]
+            delta_BL = delta_BL * self.inverse_norms()[latents]
         change = delta_BL @ self.decoder_rows(latents) / self.config.output_factor
         if self.config.input_norm == "none" or self.transcodes:
             return change
@@ -245,6 +245,11 @@ class Dictionary(Autoencoder):
         parts = self.W_dec.split(self.config.parts or self.d_out, dim=1)
         norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
         return sum(norms[1:], norms[0])
+
+    def inverse_norms(self) -> torch.Tensor:
+        """(F,): 1 / ||w_j||; 0 for a latent without a decoder row, which adds nothing to x_hat."""
+        norms_F = self.decoder_norms()
+        return torch.where(norms_F > 0, 1 / norms_F, 0.0)
 
     def need_trainable(self) -> None:
         """Raise UsageError where the config has fields that only loaded weights have: training and
