@@ -88,7 +88,10 @@ def open_published(src: str | Path, format: str | None = None) -> Published:
     if source.format is None:
         format = recognized(source.path)
         if format is None:
-            raise unknown(src, source.path)
+            raise told_apart(src, source.path) or DataError(
+                f"{src} is not a dictionary in a format that saekit knows",
+                f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
+            )
     else:
         format = source.format
         _check_files(src, source.path, format)
@@ -115,9 +118,9 @@ def _check_files(src: str | Path, path: Path, format: str) -> None:
 LOOKED_AT, SHOWN = 500, 3  # paths inside a folder; dictionaries that an error names
 
 
-def unknown(src: str | Path, path: Path) -> DataError:
-    """The error for files of no known format: a damaged file, the dictionaries inside a folder that
-    is not one, or the formats."""
+def told_apart(src: str | Path, path: Path) -> DataError | None:
+    """The error for files of no known format that says more than this: a damaged file, or the
+    dictionaries inside a folder that is not one. None: there are none."""
     inside = sorted(islice(path.rglob("*"), LOOKED_AT)) if path.is_dir() else [path]
     here = [file for file in inside if file.is_file() and file.parent in (path, path.parent)]
     # an incomplete download
@@ -131,14 +134,11 @@ def unknown(src: str | Path, path: Path) -> DataError:
             return error
     # a folder above dictionaries
     others = [other for other in inside if other != path and recognized(other) is not None]
-    if others:
-        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        names = ", ".join(map(str, others[:SHOWN]))
-        return DataError(f"{src} is not a dictionary; there are some inside", f"{names}{more}")
-    return DataError(
-        f"{src} is not a dictionary in a format that saekit knows",
-        f"these are {', '.join(FORMATS)}; docs/published.md says which files each has",
-    )
+    if not others:
+        return None
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    names = ", ".join(map(str, others[:SHOWN]))
+    return DataError(f"{src} is not a dictionary; there are some inside", f"{names}{more}")
 
 
 class Source(NamedTuple):
@@ -206,8 +206,8 @@ def open_checkpoint(src: str | Path) -> Checkpoint:
     if not is_name(src) and recognized(path) is None:
         if path.is_dir() and not any((path / name).exists() for name in (CONFIG, RUN.marker)):
             settle(path, RUN)  # a replacement that a kill cut short
-            if not (path / CONFIG).exists():
-                raise unknown(src, path)
+            if not (path / CONFIG).exists() and (error := told_apart(src, path)) is not None:
+                raise error
         return read_checkpoint(src)
     dictionary = open_published(src)
     return Checkpoint(Path(src), description(dictionary), dictionary.tensors, own=False)
