@@ -305,6 +305,21 @@ def test_a_published_dictionary_goes_on_in_another_format(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("hook", "written"),
+    [
+        ("blocks.8.hook_resid_pre", "blocks.8.hook_resid_pre"),
+        ("model.layers.8:mid", "model.layers.8:mid"),
+        ("model.layers.8.mlp:in", "model.layers.8.mlp.input"),
+        ("model.layers.8", "model.layers.8.output"),
+    ],
+)
+def test_only_modules_have_inputs_and_outputs(tmp_path, hook, written):
+    run = checkpoint(tmp_path / "run", "jumprelu", hook=hook)
+    export_dictionary(run, tmp_path / "out", format="gemma_scope_2")
+    assert open_published(tmp_path / "out").origin.hook == written
+
+
+@pytest.mark.parametrize(
     ("hook", "model", "name"),
     [
         ("model.layers.9", "meta-llama/Llama-3.2-1B", "blocks.9.hook_resid_post"),

@@ -51,7 +51,11 @@ def write(path: Path, dictionaries: list[Outgoing]) -> list[str]:
 
 
 def _hook_point(hook: str | None) -> str | None:
-    """`model.layers.9.output` for the output of a module, as these files write it."""
+    """`model.layers.9.output` for the output of a module, as these files write it. Any other state,
+    such as `model.layers.9:mid` or TransformerLens' hook_resid_pre, keeps its name."""
     if hook is None or hook.endswith((".output", ".input")):
         return hook
-    return f"{hook.removesuffix(':in')}.input" if hook.endswith(":in") else f"{hook}.output"
+    if hook.endswith(":in"):
+        return f"{hook.removesuffix(':in')}.input"
+    is_module = ":" not in hook and not hook.rpartition(".")[2].startswith("hook_")
+    return f"{hook}.output" if is_module else hook
