@@ -167,8 +167,8 @@ def model_card(
         "files": format,
     }
     # not the folder of a local model; and a name from a file cannot add lines to the front matter
-    named = model is not None and (model == spec.get("model") or "/" in model)
-    is_hub_model = named and HUB_MODEL.fullmatch(model)
+    is_local = model != spec.get("model") and "/" not in (model or "")
+    is_hub_model = not is_local and HUB_MODEL.fullmatch(model or "")
     name = f"hf:{repo}/{path}".rstrip("/")
     sections = [
         "---",
