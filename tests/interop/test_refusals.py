@@ -133,7 +133,7 @@ def test_text_that_would_change_the_terminal_counts_as_not_said(tmp_path):
 
 def test_the_root_of_the_disk_is_not_a_dictionary(monkeypatch):
     monkeypatch.setattr(opening, "LOOKED_AT", 0)
-    with pytest.raises(DataError, match="/ is not a dictionary"):
+    with pytest.raises(DataError, match="/ is not a checkpoint"):
         load("/")
 
 
