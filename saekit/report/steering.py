@@ -157,9 +157,9 @@ def steer(
         "error": error,
         "seed": seed,
     }
-    stopped: KeyboardInterrupt | None = None
     with run_folder(Path(out), STEERED, resume=False, overwrite=overwrite) as folder:
         folder.begin({**given, "checkpoint": name_of(source)}, given)
+        stopped: KeyboardInterrupt | None = None
         try:
             measure()
         except KeyboardInterrupt as interrupt:
@@ -167,14 +167,16 @@ def steer(
                 raise
             stopped = interrupt
         result = replace(known[-1], report=str(Path(out) / PAGE))
-        name = name_of(source)
-        page = text_page(result, name) if isinstance(result, SteerResult) else image_page(
-            result, name
-        )  # fmt: skip
-        write_bytes(folder.path / PAGE, page.encode())
+        write_bytes(folder.path / PAGE, _page(result, name_of(source)).encode())
     if stopped is not None:
         raise stopped
     return result
+
+
+def _page(result: SteerResult | ImageSteerResult, name: str) -> str:
+    if isinstance(result, SteerResult):
+        return text_page(result, name)
+    return image_page(result, name)
 
 
 def parsed_strengths(
