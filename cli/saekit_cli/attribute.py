@@ -67,15 +67,19 @@ def _summary(result: AttributionResult) -> str:
         ["these together", *(figure(value, "+.4f") for value in result.together)],
         ["all nodes", *(figure(value, "+.4f") for value in result.total)],
     ]
+    header = ["largest nodes", "faithfulness (errors kept)", "completeness (errors kept)"]
     quality = [
-        ["", "faithfulness", "completeness"],
-        ["errors are nodes", figure(result.faithfulness), figure(result.completeness)],
-        ["errors kept", figure(result.faithfulness_errors), figure(result.completeness_errors)],
+        [
+            f"{kept.nodes:,}",
+            f"{figure(kept.faithfulness)} ({figure(kept.faithfulness_errors)})",
+            f"{figure(kept.completeness)} ({figure(kept.completeness_errors)})",
+        ]
+        for kept in result.curve
     ]
     lines = [
         f"{result.metric}: {result.value:.4f}",
         f"correlation of effect and ablated: {figure(result.correlation)}",
         table(rows[0], rows[1:]),
-        table(quality[0], quality[1:]),
+        table(header, quality),
     ]
     return "\n".join(lines)
