@@ -40,13 +40,15 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         rows = [dataclasses.asdict(node) for node in result.nodes]
         print_json(rows if several else [_without_hook(row) for row in rows])
         return
-    header = [*(["hook"] if several else []), "latent", "position", "token", "effect", "ablated"]
+    is_text = given.get("image") is None
+    where = ["position", "token" if is_text else "patch"]
+    header = [*(["hook"] if several else []), "latent", *where, "effect", "ablated"]
     cells = [
         [
             *([node.hook] if several else []),
             "error" if node.index is None else str(node.index),
             str(node.position),
-            "-" if node.token is None else repr(node.token),
+            "-" if node.token is None else repr(node.token) if is_text else node.token,
             figure(node.effect, "+.4f"),
             figure(node.ablated, "+.4f"),
         ]

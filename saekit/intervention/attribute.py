@@ -35,7 +35,7 @@ class Attribution:
 
     hook: where its dictionary writes; of a crosscoder all its hooks, joined by "+".
     effect: predicted, by how much the metric falls when the node is set to 0. ablated: measured.
-    token: the text of the position; None for images.
+    token: the text of the position; of an image its patch ("row 0, column 3") or "class token".
     """
 
     hook: str
@@ -110,6 +110,15 @@ def attribute(
         str | tuple[str | int, str | int] | None,
         Doc("Two tokens or classes: the logit of A less that of B is explained.", metavar="A,B"),
     ] = None,
+    positions: Annotated[
+        str | int | slice,
+        Doc(
+            "Nodes at these positions only, all others run as in the model. Text: all, an index,"
+            " FROM:TO (1: drops the first token, which many models use as an attention sink)."
+            " Image: all, cls, patches.",
+            metavar="WHERE",
+        ),
+    ] = "all",
     top: Annotated[int, Doc("Nodes to ablate and print.")] = 20,
     method: Annotated[
         Method,
@@ -128,6 +137,8 @@ def attribute(
         prompt, image: exactly one of these. image: a file, for a classifier with its head.
         target, versus: exactly one of these; texts that are one token each, or token numbers; names
             or numbers of classes. versus: a pair, or a text "A,B".
+        positions: those that have nodes: an index, a slice, or a text as on the command line. All
+            others run as in the model in every pass, also in that without any node.
         top: nodes to return, those with the largest effects by size.
         method: "integrated" | "gradient".
         hook: of each checkpoint, as for `attach`; None: as the checkpoint says.
@@ -161,6 +172,7 @@ def attribute(
     module: nn.Module = asked.live.module
     with borrowed(module), attach(module, sources, hooks) as attached:
         passes = Passes(asked.live, asked.inputs, _places(list(attached)), asked.metric)
+        passes.positions = asked.chosen(positions, passes.count)
         progress(Progress("attribute", 0, 2, "passes", message=f"{asked.name} {passes.clean:.4f}"))
         effects = passes.effects(steps if method == "integrated" else None)
         progress(Progress("attribute", 1, 2, "passes"))
@@ -188,7 +200,7 @@ def _measured(asked: Attributed, passes: Passes, effects: Effects, top: int) -> 
     nodes, predicted = [node for node, _ in pairs], [effect for _, effect in pairs]
     measured = ablations(passes, nodes, top)
     rows = [
-        Attribution(node.hook, node.index, node.position, asked.token(node.position), *both)
+        Attribution(node.hook, node.index, node.position, asked.place(node.position), *both)
         for node, *both in zip(nodes, predicted, measured.singles)
     ]
     return AttributionResult(

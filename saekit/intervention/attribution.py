@@ -86,10 +86,14 @@ class Keep:
     errors: bool = False
     """Whether all error nodes are kept in any case."""
 
-    def masks(self, hook: str, positions: int, latents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """((T,F), (T,1)) bool: the latents and the errors that are kept."""
-        codes_TF = torch.full((positions, latents), not self.only)
-        errors_T1 = torch.full((positions, 1), self.errors or not self.only)
+    def masks(
+        self, hook: str, count: int, positions: list[int], latents: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """((T,F), (T,1)) bool: the latents and the errors that are kept at `count` positions, of
+        which only `positions` have nodes."""
+        codes_TF, errors_T1 = (torch.ones(count, size).bool() for size in (latents, 1))
+        codes_TF[positions] = not self.only
+        errors_T1[positions] = self.errors or not self.only
         for node in self.nodes:
             if node.hook != hook:
                 continue
@@ -129,10 +133,10 @@ class Passes:
                 self.x[name], self.y[name] = x, y
                 self.z[name] = place.model.encode(x).to_dense()
                 self.e[name] = y - place.reconstruction(self.z[name], x)
-
-    @property
-    def positions(self) -> int:
-        return len(next(iter(self.x.values())))
+        self.count = len(next(iter(self.x.values())))
+        """Positions of the input, T."""
+        self.positions = list(range(self.count))
+        """Those that have nodes; at all others the model runs as it is."""
 
     def gradients(
         self, names: Sequence[str], share: float = 1.0, positions: Sequence[int] | None = None
@@ -147,7 +151,7 @@ class Passes:
             name: [(share * part[name]).requires_grad_() for part in (self.z, self.e)]
             for name in names
         }
-        T = self.positions
+        T = self.count
         examples = 1 if positions is None else len(positions)
         at = torch.arange(T) if positions is None else torch.tensor(list(positions))
         rows = at if positions is None else torch.arange(examples) * T + at
@@ -175,7 +179,8 @@ class Passes:
 
         steps None: gradient x activation, of all dictionaries in one pass. Else integrated
         gradients from 0 to the code and the error of a position, position by position and
-        dictionary by dictionary, by the midpoint rule with so many steps.
+        dictionary by dictionary, by the midpoint rule with so many steps. 0 at positions without
+        nodes.
         """
         if steps is None:
             return {
@@ -185,8 +190,8 @@ class Passes:
         effects = {}
         for name in self.places:
             means = [torch.zeros_like(self.z[name]), torch.zeros_like(self.e[name])]
-            for first in range(0, self.positions, EXAMPLES):
-                some = range(first, min(first + EXAMPLES, self.positions))
+            for first in range(0, len(self.positions), EXAMPLES):
+                some = self.positions[first : first + EXAMPLES]
                 for step in range(steps):
                     parts = self.gradients([name], (step + 0.5) / steps, some)[name]
                     means = [mean + part / steps for mean, part in zip(means, parts)]
@@ -196,13 +201,16 @@ class Passes:
     def _times_value(
         self, name: str, by_code_TF: torch.Tensor, by_error_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return by_code_TF * self.z[name], (by_error_TD * self.e[name]).sum(1)
+        codes_TF, errors_T = by_code_TF * self.z[name], (by_error_TD * self.e[name]).sum(1)
+        outside = [at for at in range(self.count) if at not in self.positions]
+        codes_TF[outside], errors_T[outside] = 0, 0
+        return codes_TF, errors_T
 
     @torch.no_grad()
     def ablated(self, keeps: Sequence[Keep]) -> list[float]:
         """The metric with each set of nodes kept."""
         widest = max(place.model.latents for place in self.places.values())
-        size = max(CODE_NUMBERS // (widest * self.positions), 1)
+        size = max(CODE_NUMBERS // (widest * self.count), 1)
         values: list[float] = []
         for first in range(0, len(keeps), size):
             with self._keeping(keeps[first : first + size]) as examples:
@@ -215,7 +223,8 @@ class Passes:
         how many."""
         masks, changes = {}, {}
         for name, place in self.places.items():
-            parts = [keep.masks(name, self.positions, place.model.latents) for keep in keeps]
+            size = self.count, self.positions, place.model.latents
+            parts = [keep.masks(name, *size) for keep in keeps]
             codes_NF, errors_N1 = (torch.cat(part).to(self.x[name].device) for part in zip(*parts))
             masks[name] = codes_NF, errors_N1
             if len(place.outputs) > 1:

@@ -281,7 +281,9 @@ def test_a_class_of_an_image_is_attributed_to_latents_at_patches(tmp_path):
         x[0, node.position] -= z * sae.W_dec[node.index]
         return x
 
-    assert result.nodes and node.token is None
+    W = classifier.image_tokens.grid[1]
+    places = ["class token", *(f"row {at // W}, column {at % W}" for at in range(W * W))]
+    assert result.nodes and node.token == places[node.position]
     assert node.ablated == pytest.approx(logit(lambda x: x) - logit(without), abs=1e-4)
 
 
@@ -386,6 +388,48 @@ def test_a_mixed_list_of_dictionaries_is_ranked_together(live, saes, transcoder,
             [saes["blocks.1"], crosscoder],
             prompt=PROMPT, target=TOKEN, live=live, hook=["blocks.1", tuple(HOOKS)],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated"])
+def test_only_chosen_positions_have_nodes_and_all_others_stay(live, saes, ids, method):
+    asked = dict(prompt=PROMPT, target=TOKEN, live=live, hook="blocks.1", method=method, steps=3)
+    sae = saes["blocks.1"]
+    every = attribute(sae, **asked, top=10_000)
+    chosen = attribute(sae, **asked, top=10_000, positions="1:3")
+    assert chosen == attribute(sae, **asked, top=10_000, positions=slice(1, 3))
+    expected = [node for node in every.nodes if 1 <= node.position < 3]
+    for node, other in zip(chosen.nodes, expected, strict=True):
+        assert (node.position, node.index) == (other.position, other.index)
+        assert (node.effect, node.ablated) == pytest.approx((other.effect, other.ablated))
+
+    def emptied(x):
+        x = x.clone()
+        x[:, 1:3] = sae.b_dec
+        return x
+
+    fall = with_block(live, ids, 1, lambda x: x) - with_block(live, ids, 1, emptied)
+    assert chosen.total[1] == pytest.approx(fall, abs=1e-10)
+    assert chosen.faithfulness == pytest.approx(1)
+    one = attribute(sae, **asked, positions=4)
+    assert {n.position for n in one.nodes} == {4}
+    assert one == attribute(sae, **asked, positions="4")
+    for wrong in ("cls", "a:b", "7:9", 1.5, 99):
+        with pytest.raises(UsageError, match="positions"):
+            attribute(sae, **asked, positions=wrong)
+
+
+def test_patches_of_an_image_have_nodes_without_its_class_token(tmp_path):
+    classifier = load_classifier("embedded:digits-vit")
+    sae = by_hand.dictionary(classifier.module.config.hidden_size, "jumprelu").float()
+    digits.image(3).save(tmp_path / "three.png")
+    asked = dict(image=tmp_path / "three.png", target=3, hook="blocks.1", live=classifier, top=1000)
+    asked |= dict(processor=classifier.processor, method="gradient")
+    patches, cls = (attribute(sae, **asked, positions=where) for where in ("patches", "cls"))
+    assert {n.token for n in cls.nodes} == {"class token"}
+    assert {n.position for n in patches.nodes} <= set(range(1, classifier.image_tokens.count))
+    assert len(patches.nodes) > len(cls.nodes) > 0
+    with pytest.raises(UsageError, match="all, cls, patches"):
+        attribute(sae, **asked, positions="1:")
 
 
 def test_the_curve_goes_from_the_largest_node_to_all_nodes(live, saes, ids, passes):
