@@ -104,7 +104,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.intervention.steer:SteerResult": ("is_monotone", "verdict"),
         "saekit.intervention.steer:Dose": ("is_beyond_controls",),
         "saekit.intervention.steer_image:steer_image": (),
-        "saekit.intervention.steer_image:ImageSteerResult": (),
+        "saekit.intervention.steer_image:ImageSteerResult": ("is_monotone", "verdict"),
         "saekit.intervention.steered_text:Continuation": (),
         "saekit.intervention.steered_text:TokenChange": (),
         "saekit.intervention.steer_image:ClassChange": (),
