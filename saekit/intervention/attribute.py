@@ -73,14 +73,17 @@ class AttributionResult:
 
     @property
     def completeness(self) -> float | None:
+        """The same."""
         return self._kept.completeness
 
     @property
     def faithfulness_errors(self) -> float | None:
+        """The same."""
         return self._kept.faithfulness_errors
 
     @property
     def completeness_errors(self) -> float | None:
+        """The same."""
         return self._kept.completeness_errors
 
     @property

@@ -48,14 +48,15 @@ from saekit.types import Progress
 
 @dataclass(frozen=True)
 class Dose(Response):
-    """effect: mean change of the log-probability of the targets together, over the clean text; kl:
-    the mean over it; of several seeds their means."""
+    """A Response whose effect is the mean change of the log-probability of the targets together over
+    the clean text, and whose kl is the mean over it; of several seeds their means."""
 
     perplexity: float
     """As of a Continuation, of the text written at this dose; of several the geometric mean."""
     effects: list[float]
     """Of each seed."""
     texts: list[str]
+    """Of each seed."""
 
     @property
     def text(self) -> str:
