@@ -52,7 +52,7 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class ImageDose(Response):
-    """A Response whose effect is the change of the log-probability of the target class."""
+    """A Response. effect: change of the log-probability of the target class."""
 
     probabilities: list[float]
     """Of all classes, in the order of the result's `classes`."""
