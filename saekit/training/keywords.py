@@ -49,8 +49,8 @@ class TrainKeywords(TypedDict, total=False):
         "gated",
         "jumprelu",
         "kl",
-        "kl-means",
         "kl-rates",
+        "kl-sigmoid",
         "none",
     ]
     expansion: float | None

@@ -35,7 +35,7 @@ TOPK = {**SMALL, "k": 4}
     [
         ({"sparsity": "topk", "k": 4}, 0.35),
         ({"sparsity": "l1", "coef": 0.3}, 0.35),
-        ({"sparsity": "kl", "coef": 0.01}, 0.5),
+        ({"sparsity": "kl-sigmoid", "coef": 0.01}, 0.5),
     ],
 )
 def test_training_explains_the_data(store, tmp_path, options, most):
@@ -90,7 +90,7 @@ def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_pat
     } <= set(lines[0])
 
 
-@pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl"}])
+@pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl-sigmoid"}])
 def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options):
     config = TrainConfig.from_flat({**SMALL, **options, "rows": 10 * 256})
     saekit.train(store.path, tmp_path / "whole", config=config)
