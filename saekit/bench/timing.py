@@ -107,8 +107,8 @@ def machine(device: torch.device) -> dict[str, str]:
     return {
         "device": name,
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "saekit": _version("saekit"),
+        "triton": version_of("triton"),
+        "saekit": version_of("saekit"),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
@@ -132,7 +132,8 @@ class CsvFile:
         self.lines += 1
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """ "" where it is not installed, as when the sources are only on the path."""
     try:
         return version(package)
     except PackageNotFoundError:
