@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from saekit import __version__
+
 Name = TypeVar("Name")
 IN_A_ROW = 4
 LARGER_PART = 0.6  # the rest is for what a step allocates
@@ -108,7 +110,7 @@ def machine(device: torch.device) -> dict[str, str]:
         "device": name,
         "torch": torch.__version__,
         "triton": version_of("triton"),
-        "saekit": version_of("saekit"),
+        "saekit": __version__,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
