@@ -1,5 +1,5 @@
-"""Makes triton's interpreter about twice as fast, by setting up triton.language once per kernel, and
-lets that of triton 3.6 work with numpy 2.4.
+"""Makes triton's interpreter about twice as fast, by setting up triton.language once per kernel,
+and lets that of triton 3.6 work with numpy 2.4.
 
 The interpreter replaces the operations of triton.language with its own while a kernel runs. It
 repeats this at every call of a function within the kernel: it goes through all members of four
