@@ -1,5 +1,5 @@
-"""Training on a CUDA device, end to end, on rows of which one in forty is long, as those of language
-models."""
+"""Training on a CUDA device, end to end, on rows of which one in forty is long: like those of
+language models."""
 
 from __future__ import annotations
 
