@@ -68,7 +68,7 @@ class Trainer:
         self.total, self.out = total, out
         self.batch, self.lr = config.batch, config.lr
         self.sample, self.examples, self.backend = sample, examples, backend
-        self.device, self.reads_ahead = normalize.inputs.mean_D.device, reads_ahead
+        self.reads_ahead = reads_ahead
         self.step = 0
         # optimizer, average of the weights, random numbers
         self.names = [name for name, _ in model.named_parameters()]
@@ -79,16 +79,17 @@ class Trainer:
         self.decay = decay_share(config, model)
         # dead latents
         rows = store.count("train", examples)
+        device = normalize.inputs.mean_D.device
         self.dead: DeadTracker | None = None
         self.dead_order: torch.Tensor | None = None
         """Latents to revive, those idle for longest first."""
         if model.active_above is not None:
             revive = revive_rows(rows, total * self.batch)
-            self.dead = DeadTracker(model.latents, dead_rows(rows), revive, self.device)
+            self.dead = DeadTracker(model.latents, dead_rows(rows), revive, device)
         self.resample_at = resampling_steps(total) if model.resamples else set()
         # how often the device is polled, and held-out rows are compared
         by_length = min(POLL_EVERY_ON_DEVICE, max(total // POLLS, 1))
-        self.poll_every = POLL_EVERY.get(self.device.type, by_length)
+        self.poll_every = POLL_EVERY.get(device.type, by_length)
         compares = model.compares and store.count("holdout") > 0
         self.comparisons = min(COMPARISONS, total) if compares else 0
         self.held_out: Iterator[ActivationBatch] | None = None
@@ -137,9 +138,8 @@ class Trainer:
             for output in outputs:
                 closing.callback(output.close)
             if self.reads_ahead:
-                batches = closing.enter_context(
-                    contextlib.closing(prefetched(batches, self.device))
-                )
+                device = self.normalize.inputs.mean_D.device
+                batches = closing.enter_context(contextlib.closing(prefetched(batches, device)))
             for raw in batches:
                 if self.step >= self.total or interrupted():
                     break
