@@ -80,8 +80,8 @@ def passing_keys(
     theta_stride,
     BY_ROW: tl.constexpr,
 ):
-    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns after F have
-    pre-activation 0, which no policy keeps."""
+    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns after F are masked:
+    their pre-activation is 0, or NaN in a row with an infinity, and every policy keeps NaN."""
     pre += tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)[None, :]
     key = positive_key(pre)
     if BY_ROW:
@@ -89,7 +89,7 @@ def passing_keys(
     else:
         theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(tl.float32)
         keep = (pre > theta[None, :]) | (key == 0x7FFFFFFF)
-    return tl.where(keep & (rows[:, None] < B), key, 0)
+    return tl.where(keep & (rows[:, None] < B) & (cols[None, :] < F), key, 0)
 
 
 @jit

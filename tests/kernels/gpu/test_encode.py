@@ -217,6 +217,20 @@ def test_nan_and_inf_rows_are_redone_and_leave_the_others_alone(encoder, few_slo
     assert codes.idx[5].tolist() == first.tolist() and bool((codes.vals[5] == INF).all())
 
 
+@pytest.mark.parametrize("F", [300, 1050, 5000])
+def test_no_row_reaches_beyond_the_last_latent(F):
+    """Columns after F have weights 0, and inf * 0 is NaN, which every policy keeps."""
+    x, W, b = make(3, 8, F, torch.bfloat16)
+    x[0, 1], x[1, 2] = INF, -INF
+    topk, _ = fused(x, W, b, 8)
+    relu, _ = encode_relu(x, W, b, F)
+    batch, _, _ = encode_batchtopk(x, W, b, 8, 64)
+    for codes in (topk, relu, batch):
+        assert codes.idx.min() >= 0 and codes.idx.max() < F
+    positive = [int((W[:, 1] > 0).sum()), int((W[:, 2] < 0).sum())]
+    assert relu.nnz[:2].tolist() == positive
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_latents_that_are_not_finite(encoder):
     x, W, b = make(4, 33, 500)
