@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import Codes
 from saekit_kernels.decode import Decoded
-from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, unit_stride
+from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, row_pointer, row_span, unit_stride
 
 # Codes of a row that are loaded together: one by one, each would wait for the memory by itself.
 ENTRIES = 4
@@ -61,7 +61,7 @@ def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
 def _decode_mse_row(
     vals_ptr,
     idx_ptr,
-    nnz_ptr,
+    row_ptr,
     W_ptr,
     W_stride,
     b_ptr,
@@ -81,6 +81,7 @@ def _decode_mse_row(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     ENTRIES: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEAD)
@@ -88,7 +89,7 @@ def _decode_mse_row(
     in_head = head < d
     in_tail = tail < d
     entry = tl.arange(0, ENTRIES)
-    nnz = tl.load(nnz_ptr + row)
+    first, nnz = row_span(row_ptr, row, K, RAGGED)
 
     # First pass: x_hat, which then becomes the residual. Columns after d stay 0 and add nothing to
     # the loss.
@@ -97,8 +98,8 @@ def _decode_mse_row(
     l1 = tl.zeros((ENTRIES,), tl.float32)
     for t in range(0, nnz, ENTRIES):
         live = t + entry < nnz
-        j = tl.load(idx_ptr + row * K + t + entry, mask=live, other=0).to(tl.int64)
-        v = tl.load(vals_ptr + row * K + t + entry, mask=live, other=0.0)
+        j = tl.load(idx_ptr + first + t + entry, mask=live, other=0).to(tl.int64)
+        v = tl.load(vals_ptr + first + t + entry, mask=live, other=0.0)
         e_head = _gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
         e_tail = _gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
         if PENALTY:
@@ -119,7 +120,7 @@ def _decode_mse_row(
         tl.store(g_ptr + row * d + tail, g_tail, mask=in_tail)
         for t in range(0, nnz, ENTRIES):
             live = t + entry < nnz
-            slot = row * K + t + entry
+            slot = first + t + entry
             j = tl.load(idx_ptr + slot, mask=live, other=0).to(tl.int64)
             v = tl.load(vals_ptr + slot, mask=live, other=0.0)
             W_row = W_ptr + j[:, None] * W_stride
@@ -137,7 +138,7 @@ def _decode_mse_row(
 
 
 def decode_mse(
-    codes: SparseCodes,
+    codes: Codes,
     W_FD: torch.Tensor,
     b_D: torch.Tensor,
     x_BD: torch.Tensor,
@@ -152,7 +153,7 @@ def decode_mse(
     on padding and where the value is 0. Raises ValueError when the shapes do not fit.
     """
     # Check.
-    B, K = codes.vals.shape
+    B = len(codes)
     d = _width(codes, W_FD, b_D)
     if x_BD.shape != (B, d):
         raise ValueError(f"x must have shape ({B}, {d}), got {tuple(x_BD.shape)}")
@@ -164,24 +165,27 @@ def decode_mse(
     l1 = None if penalty_F is None else torch.empty(B, **like)
     if B == 0:
         return Decoded(loss, residual, l1_B=l1)
-    g, dvals = (torch.empty(B, d, **like), torch.zeros(B, K, **like)) if need_grad else (None, None)
+    g, dvals = None, None
+    if need_grad:
+        g, dvals = torch.empty(B, d, **like), torch.zeros(codes.vals.shape, **like)
     # Inputs as the kernel reads them. It never touches the pointer of a disabled output.
     W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
-    vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
+    vals, idx = codes.vals.contiguous(), codes.idx.contiguous()
+    row_ptr, K, ragged = row_pointer(codes)
     penalty = loss if penalty_F is None else penalty_F.contiguous()
     warps = row_warps(d, W.element_size(), W.stride(0))
     head, tail = split_width(d, 32 * warps)
     _decode_mse_row[(B,)](
-        *(vals, idx, nnz, W, W.stride(0), b, x, x.stride(0), penalty),
+        *(vals, idx, row_ptr, W, W.stride(0), b, x, x.stride(0), penalty),
         *(loss, residual, residual if g is None else g, loss if dvals is None else dvals),
         *(loss if l1 is None else l1, K, d, 1.0 / B, need_grad, penalty_F is not None),
-        *(head, tail, ENTRIES),
+        *(head, tail, ENTRIES, ragged),
         num_warps=warps,
     )
     return Decoded(loss, residual, g, dvals, l1)
 
 
-def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
+def _width(codes: Codes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
     if W_FD.ndim != 2 or len(W_FD) != codes.F:
         raise ValueError(f"W must have shape ({codes.F}, D), got {tuple(W_FD.shape)}")
     if b_D.shape != W_FD.shape[1:]:
@@ -190,7 +194,7 @@ def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
 
 
 def cases() -> list[Case]:
-    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
+    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "row_ptr": "*i32"}
     shape = {"K": "i32", "d": "i32"}
     listed = []
     for d, weight, penalty, aligned in (
@@ -223,6 +227,7 @@ def cases() -> list[Case]:
             "HEAD": head,
             "TAIL": tail,
             "ENTRIES": ENTRIES,
+            "RAGGED": penalty,
         }
         name = f"decode_mse_{d}_{weight[1:]}"
         signature |= {"inverse_B": "fp32"}
