@@ -12,21 +12,20 @@ import torch
 
 from saekit_kernels.codes import Codes
 from saekit_kernels.cost import crossover_l0
-from saekit_kernels.crossover import CAPACITY, LEAST_CAPACITY
 from saekit_kernels.decode import Decoded, decode_mse
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.workspace import Workspace
 
-ROW_CAPACITY = 8  # times k: the most codes of a row in a batch-wide selection
+# The most entries per row of a thresholded code, on average over the batch: a multiple of the L0 up
+# to which the sparse path is faster.
+ROOM, LEAST_ROOM = 2, 64
 
 
 class Encoded(NamedTuple):
     codes: Codes | None  # None: too many active latents for the sparse path to be faster
     # number of rows that the fast encoder left to the exact one; on the device
     redone: torch.Tensor | None = None
-    # number of rows with more active latents than fit: the step is not exact; on the device
-    lost: torch.Tensor | None = None
 
 
 class Operations(Protocol):
@@ -102,21 +101,20 @@ class TritonOperations:
     def encode_relu(self, x_BD, W_enc_FD, b_enc_F, workspace, plan, most) -> Encoded:
         from saekit_kernels.gpu.encode import encode_relu as encode
 
+        # Beyond that the dense path is faster. A dense path is also the way out of a run that has
+        # diverged, whose codes are NaN everywhere.
         F = len(W_enc_FD)
-        capacity = min(F, max(round(CAPACITY * crossover_l0(F)), LEAST_CAPACITY))
-        codes, lost_B = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), capacity)
-        return Encoded(_with_transpose(codes), lost=lost_B.sum())
+        room = len(x_BD) * min(F, max(round(ROOM * crossover_l0(F)), LEAST_ROOM))
+        codes = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), room)
+        return Encoded(None if codes is None else _with_transpose(codes))
 
     def encode_batchtopk(
         self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan, bound
     ) -> tuple[Encoded, torch.Tensor]:
         from saekit_kernels.gpu.encode import encode_batchtopk as encode
 
-        capacity = min(len(W_enc_FD), max(ROW_CAPACITY * k, LEAST_CAPACITY))
-        codes, threshold, lost_B = encode(
-            low(x_BD), low(W_enc_FD), b_enc_F.detach(), k, capacity, bound
-        )
-        return Encoded(_with_transpose(codes), lost=lost_B.sum()), threshold
+        codes, threshold = encode(low(x_BD), low(W_enc_FD), b_enc_F.detach(), k, bound)
+        return Encoded(_with_transpose(codes)), threshold
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
         from saekit_kernels.gpu.decode import decode_mse as decode

@@ -19,7 +19,14 @@ import triton.language as tl
 
 from saekit_kernels.codes import Codes
 from saekit_kernels.decode import Decoded
-from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, row_pointer, row_span, unit_stride
+from saekit_kernels.gpu.runtime import (
+    Case,
+    jit,
+    next_power_of_2,
+    row_pointer,
+    row_span,
+    unit_stride,
+)
 
 # Codes of a row that are loaded together: one by one, each would wait for the memory by itself.
 ENTRIES = 4

@@ -111,8 +111,8 @@ def add_entries(
 
 @jit
 def _chunk_sums(
-    ptr_ptr, pos_ptr, of_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
-    stride2,
+    ptr_ptr, pos_ptr, of_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+    rows2_ptr, stride2,
     partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr, K, d, F, length,
     DUAL: tl.constexpr, LISTED: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
@@ -144,8 +144,8 @@ def _chunk_sums(
 
 @jit
 def _latent_sums(
-    ptr_ptr, pos_ptr, of_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
-    partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
+    ptr_ptr, pos_ptr, of_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
+    stride2, partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
     DUAL: tl.constexpr, CHUNKED: tl.constexpr, LISTED: tl.constexpr, SLICE: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):  # fmt: skip

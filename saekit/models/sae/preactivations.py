@@ -163,8 +163,4 @@ def _entries(
 
 def encoder_metrics(encoded: Any) -> dict[str, torch.Tensor]:
     """What an encoder (or a Reconstruction) reports about itself."""
-    return {
-        name: value
-        for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost))
-        if value is not None
-    }
+    return {} if encoded.redone is None else {"redone_rows": encoded.redone}
