@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 $(INTEROP)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/pip install --quiet $(TORCH)
-	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[interop]'
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[interop,lm-eval]'
 	$(INTEROP)/bin/pip install --quiet --no-deps circuit-tracer==0.5.0 saev==0.1.0
 	$(INTEROP)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
@@ -44,7 +44,7 @@ test-all: $(READY)
 	$(BIN)/python -m pytest
 
 interop: $(INTEROP)/.ready
-	$(INTEROP)/bin/python -c "import sae_lens, sparsify, dictionary_learning, circuit_tracer.transcoder, saev.nn"  # else skipped
+	$(INTEROP)/bin/python -c "import sae_lens, sparsify, dictionary_learning, circuit_tracer.transcoder, saev.nn, lm_eval"  # else skipped
 	$(INTEROP)/bin/python -m pytest tests/interop/peers
 
 lint: $(LINTERS)

@@ -3,7 +3,7 @@
     python benchmarks/bench_reference.py STORE [--rows 300000 --seeds 0]
 
 Trains a TopK SAE (32x, k 32, the defaults of `saekit train`) twice, from the same start on the same
-rows in the same order: with the kernels, and with dense_reference.py. Prints one JSON object with
+rows in the same order: with the kernels, and by dense autograd. Prints one JSON object with
 both held-out FVUs and their ratio; nothing is asserted.
 """
 
@@ -15,8 +15,7 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from dense_reference import dense
-
+from saekit.bench.reference import dense
 from saekit.training.run import train
 
 

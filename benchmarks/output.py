@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from saekit_cli.screen import message, print_json
 
-from saekit.bench.timing import machine, write_csv
+from saekit.bench.timing import CsvFile, machine
 from saekit.device import pick_device
 from saekit.errors import SaekitError
 
@@ -49,7 +49,9 @@ def give(
     it was measured."""
     about = machine(pick_device("cpu"))
     if asked.csv is not None:
-        write_csv(asked.csv, flat, about)
+        file = CsvFile(asked.csv, about)
+        for row in flat:
+            file.write(row)
     if asked.json:
         print_json(results)
     else:

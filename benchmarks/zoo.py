@@ -1,11 +1,11 @@
 """Every sparsity variant on the same rows of a language model, at the same number of active
 latents.
 
-    python benchmarks/zoo.py [--quick] [--csv FILE] [--json] [--quiet]
+    python benchmarks/zoo.py [--quick] [--names NAME ...] [--dense NAME ...] [--csv FILE]
 
 SmolLM2-135M after block 9 on Python's documentation, with k or target L0 of 32. The store is
-harvested once and the variants train one after the other. Those of the topk family train a second
-time by dense autograd (dense_reference.py), from the same start on the same rows.
+harvested once and the variants train one after the other. Each trains a second time by dense
+autograd (saekit.bench.reference), from the same start on the same rows, where that is asked for.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from dense_reference import DENSE, dense
 from output import give, parser, reporter, run
 from saekit_cli.screen import figure, table
 
+from saekit.bench.reference import dense
+from saekit.bench.shapes import active_options
+from saekit.bench.timing import CsvFile, machine
+from saekit.device import pick_device
 from saekit.errors import NumericsError
-from saekit.models.catalog import model_options
 from saekit.models.sparsity import VARIANTS
 from saekit.store.checkpoint import METRICS
 from saekit.store.reader import Store
@@ -67,12 +68,13 @@ def bench_zoo(
     referenced: tuple[str, ...] | None = None,
     size: dict[str, int] | None = None,
     active: float = ACTIVE,
+    done: Callable[[ZooResult], None] = lambda _: None,
 ) -> list[ZooResult]:
-    """One result per variant in `names`. `store`: an existing store with layout sequence; None:
-    harvest one.
+    """One result per variant in `names`, with which `done` is called when it is there. `store`: an
+    existing store with layout sequence; None: harvest one.
 
-    `referenced`: variants to train with the dense reference too. None: all that have one, or
-    FULL_DENSE without `quick`, since a dense step takes several times as long.
+    `referenced`: variants to train with the dense reference too. None: all, or FULL_DENSE without
+    `quick`, since a dense step takes several times as long.
     """
     size = size or (QUICK if quick else FULL)
     with tempfile.TemporaryDirectory(prefix="saekit-zoo-") as folder:
@@ -87,7 +89,7 @@ def bench_zoo(
         results = []
         for name in names:
             result = _trained(name, store, Path(folder) / name, size, active)
-            if name in (referenced if referenced is not None else DENSE if quick else FULL_DENSE):
+            if name in (referenced if referenced is not None else names if quick else FULL_DENSE):
                 with dense(name):
                     fvu = _trained(name, store, Path(folder) / f"{name}-dense", size, active).fvu
                 result = replace(
@@ -96,21 +98,14 @@ def bench_zoo(
                     fvu_ratio=result.fvu / fvu if result.fvu and fvu else None,
                 )
             results.append(result)
+            done(result)
             progress(str(result))
     return results
 
 
-def options_for(name: str, active: float) -> dict[str, Any]:
-    """Options that give a variant `active` latents per row; matching pursuit needs none."""
-    options = model_options("sae", name)
-    if name == "matching-pursuit":
-        return {}
-    return {"k": int(active)} if "k" in options else {"target_l0": active}
-
-
 def _trained(name: str, store: Path, out: Path, size: dict[str, int], active: float) -> ZooResult:
     rows = size["epochs"] * len(Store(store).split("train"))
-    options = options_for(name, active)
+    options = active_options(name, active)
     try:
         result = train(
             store,
@@ -148,8 +143,24 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="NAME",
         help="only these variants",
     )
+    flags.add_argument(
+        "--dense",
+        nargs="*",
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help="these by dense autograd too (default: topk and batchtopk; with --quick all)",
+    )
     asked = flags.parse_args(arguments)
-    results = bench_zoo(asked.quick, reporter(asked.quiet), asked.store, tuple(asked.names))
+    # Each line of the file is written when its variant has been trained.
+    file = None if asked.csv is None else CsvFile(asked.csv, machine(pick_device("cpu")))
+    results = bench_zoo(
+        asked.quick,
+        reporter(asked.quiet),
+        asked.store,
+        tuple(asked.names),
+        None if asked.dense is None else tuple(asked.dense),
+        done=lambda result: None if file is None else file.write(asdict(result)),
+    )
     rows = [
         [r.sparsity, figure(r.fvu, ".4f"), figure(r.l0, ".1f"), figure(r.l0_train, ".1f"),
         figure(r.dead_train, ".1%"),

@@ -40,13 +40,15 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         rows = [dataclasses.asdict(node) for node in result.nodes]
         print_json(rows if several else [_without_hook(row) for row in rows])
         return
-    header = [*(["hook"] if several else []), "latent", "position", "token", "effect", "ablated"]
+    is_text = given.get("image") is None
+    where = ["position", "token" if is_text else "patch"]
+    header = [*(["hook"] if several else []), "latent", *where, "effect", "ablated"]
     cells = [
         [
             *([node.hook] if several else []),
             "error" if node.index is None else str(node.index),
             str(node.position),
-            "-" if node.token is None else repr(node.token),
+            "-" if node.token is None else repr(node.token) if is_text else node.token,
             figure(node.effect, "+.4f"),
             figure(node.ablated, "+.4f"),
         ]
@@ -67,15 +69,19 @@ def _summary(result: AttributionResult) -> str:
         ["these together", *(figure(value, "+.4f") for value in result.together)],
         ["all nodes", *(figure(value, "+.4f") for value in result.total)],
     ]
+    header = ["largest nodes", "faithfulness (errors kept)", "completeness (errors kept)"]
     quality = [
-        ["", "faithfulness", "completeness"],
-        ["errors are nodes", figure(result.faithfulness), figure(result.completeness)],
-        ["errors kept", figure(result.faithfulness_errors), figure(result.completeness_errors)],
+        [
+            f"{kept.nodes:,}",
+            f"{figure(kept.faithfulness)} ({figure(kept.faithfulness_errors)})",
+            f"{figure(kept.completeness)} ({figure(kept.completeness_errors)})",
+        ]
+        for kept in result.curve
     ]
     lines = [
         f"{result.metric}: {result.value:.4f}",
         f"correlation of effect and ablated: {figure(result.correlation)}",
         table(rows[0], rows[1:]),
-        table(quality[0], quality[1:]),
+        table(header, quality),
     ]
     return "\n".join(lines)

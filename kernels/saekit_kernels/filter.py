@@ -20,6 +20,7 @@ import functools
 
 import torch
 
+from saekit_kernels.select import positions
 from saekit_kernels.workspace import Workspace
 
 # Columns per group, F/GROUP apart: a maximum over the middle axis reads contiguous memory.
@@ -133,9 +134,7 @@ class Filter:
         """The same for the latents that may be among the k largest positive ones of a row, and
         which rows are crowded (C,): nothing is returned for those."""
         low = self.product(rows, slot)
-        # The maximum of the bit patterns is the maximum of the group if any value is positive, else
-        # some value of the group: a lower bound either way.
-        best = low.view(torch.int16).view(len(low), GROUP, -1).amax(1).view(torch.bfloat16).float()
+        best = self.group_maxima(low)
         floors = self.group_floors(best, rows)
         # k groups hold k different latents, so the k-th largest floor bounds the k-th largest value
         # from below. Below zero the ReLU decides.
@@ -153,6 +152,11 @@ class Filter:
         low = self.workspace.get(f"low {slot}", (CHUNK_ROWS, self.width), x)[: len(x)]
         return torch.mm(x, self.W_low.T, out=low)
 
+    def group_maxima(self, low: torch.Tensor) -> torch.Tensor:
+        """(C,groups) fp32: a value of each group, the largest if any value of it is positive."""
+        # of the bit patterns
+        return low.view(torch.int16).view(len(low), GROUP, -1).amax(1).view(torch.bfloat16).float()
+
     def group_floors(self, best: torch.Tensor, rows: slice) -> torch.Tensor:
         """(C,groups): each group, with `best` among its values, holds a latent whose exact value,
         shifted, is at least this."""
@@ -164,14 +168,26 @@ class Filter:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(row, column), row-major: every latent whose exact shifted value may reach floor_B (>=
         shift), and a few others."""
-        error_B = self.error_B[rows]
+        row, column, value, error = self._candidates(low, rows, floor_B)
+        keep = value + error >= floor_B[row]
+        return row[keep], column[keep]
+
+    def intervals(
+        self, rows: slice, slot: int, floor: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, column, least, most) of every latent that may reach `floor` (>= 0), row-major, and
+        of a few others: least <= exact shifted value <= most."""
+        low = self.product(rows, slot)
+        floor_B = (self.shift + floor).expand(len(low))
+        row, column, value, error = self._candidates(low, rows, floor_B)
+        return row, column, value - error, value + error
+
+    def _candidates(self, low, rows: slice, floor_B):
+        """(row, column, value of the bf16 product, bound of its error) of what is `possible`."""
         row, column = positions(self.possible(low, rows, floor_B))
         value = low.flatten()[row * self.width + column].float()
-        reach = (
-            value + error_B[row] * self.norm_F[column] + ROUNDING * value.abs() + self.bias_error
-        )
-        keep = reach >= floor_B[row]
-        return row[keep], column[keep]
+        error = self.error_B[rows][row] * self.norm_F[column] + ROUNDING * value.abs()
+        return row, column, value, error.add_(self.bias_error)
 
     def possible(self, low: torch.Tensor, rows: slice, floor_B: torch.Tensor) -> torch.Tensor:
         """(C,width) bool: the survivors and some more, by the largest norm of all latents."""
@@ -186,20 +202,6 @@ class Filter:
             * (1 - 2.0**-7)
         )
         return torch.where(self.finite_B[rows], least.clamp_min(0.0), torch.inf).bfloat16()
-
-
-def positions(hit_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row, column) of the true entries, row-major. A width divisible by 8 is searched 8 columns at
-    a time."""
-    width = hit_BF.shape[1]
-    if width % 8 or not hit_BF.is_contiguous():
-        row, column = hit_BF.nonzero().unbind(1)
-        return row, column
-    eights = hit_BF.view(torch.int64).flatten().nonzero()[:, 0]
-    inside = hit_BF.view(-1, 8)[eights].flatten().nonzero()[:, 0]
-    flat = (eights[inside >> 3] << 3) + (inside & 7)
-    row = torch.div(flat, width, rounding_mode="floor")
-    return row, flat - row * width
 
 
 def _rounded(A: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

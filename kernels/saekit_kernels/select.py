@@ -1,4 +1,5 @@
-"""Exact top-k of each row, ties to the smallest column.
+"""Exact selection from pre-activations: the top-k of each row, ties to the smallest column; what is
+above a threshold, and the largest of that.
 
 The k largest entries of a row lie in the k groups with the largest maxima (for any other group,
 there are k entries elsewhere that are at least as large), so one pass for the maxima and a top-k
@@ -8,7 +9,11 @@ with a tie (all-equal rows, duplicated latents) are redone by a stable sort.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+
+Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # row, column, value: one of each
 
 # Columns per group, F/GROUP apart, so that the maximum reads contiguous memory; docs/kernels.md has
 # the measurements.
@@ -62,3 +67,44 @@ def _topk_by_groups(
     return vals, torch.div(slot, take, rounding_mode="floor") * groups + winners.gather(
         1, slot % take
     )
+
+
+def entries_above(pre_BF: torch.Tensor, threshold: torch.Tensor | float) -> Entries:
+    """Row-major; NaN counts as above."""
+    row, column = positions(~(pre_BF <= threshold))
+    return row, column, pre_BF[row, column]
+
+
+def largest(entries: Entries, count: int) -> Entries:
+    """The `count` largest of (row, column, value) entries in row-major order, ties to the first."""
+    row, column, vals = entries
+    if len(vals) <= count:
+        return entries
+    order = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    smallest = kth_largest(order, count)
+    keep = order > smallest
+    keep[(order == smallest).nonzero()[: count - int(keep.sum()), 0]] = True
+    return row[keep], column[keep], vals[keep]
+
+
+def kth_largest(vals: torch.Tensor, k: int) -> torch.Tensor:
+    """0-d: the k-th largest of (n,), by quickselect."""
+    return vals.kthvalue(len(vals) - k + 1).values
+
+
+def end_to_end(pieces: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    return tuple(map(torch.cat, zip(*pieces)))
+
+
+def positions(hit_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row, column) of the true entries, row-major. A width divisible by 8 is searched 8 columns at
+    a time."""
+    width = hit_BF.shape[1]
+    if width % 8 or not hit_BF.is_contiguous():
+        row, column = hit_BF.nonzero().unbind(1)
+        return row, column
+    eights = hit_BF.view(torch.int64).flatten().nonzero()[:, 0]
+    inside = hit_BF.view(-1, 8)[eights].flatten().nonzero()[:, 0]
+    flat = (eights[inside >> 3] << 3) + (inside & 7)
+    row = torch.div(flat, width, rounding_mode="floor")
+    return row, flat - row * width

@@ -8,7 +8,8 @@ floor on a GPU that the cost model knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from saekit_kernels import (
@@ -22,7 +23,6 @@ from saekit_kernels import (
     encoder_plan,
     feature_step,
     floor_ms,
-    keep_freed_memory,
     relu_reconstruction,
     sigmoid_reconstruction,
     sparse_weight_grad,
@@ -33,7 +33,7 @@ from saekit_kernels.reference import relu_reconstruction_dense, sigmoid_reconstr
 from torch import nn
 
 from saekit.bench.shapes import ON_CPU, ON_GPU, QUICK_ON_CPU, Shape, hidden_rows, sae_for
-from saekit.bench.timing import Measurement, interleaved
+from saekit.bench.timing import Measurement, Timer
 
 Calls = dict[tuple[str, str], Callable[[], object]]  # (mode, backend) -> one call
 Weights = tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]
@@ -41,47 +41,47 @@ L0 = 64.0  # of the thresholded code
 COEF, RATE = 0.7, 0.01
 
 
-def bench_kernels(
-    shapes: list[Shape] | None = None,
-    k: int = 32,
-    quick: bool = False,
-    device: torch.device | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Measurement]:
-    """Every operation at the given shapes (default: one on a CPU, three on a GPU)."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    keep_freed_memory()
-    rounds = (3 if quick else 9) if device.type == "cpu" else (20 if quick else 100)
-    results = []
-    if device.type == "cpu":
+def kernel_cases(
+    timer: Timer, shapes: list[Shape] | None = None, k: int = 32, quick: bool = False
+) -> list[tuple[str, Callable[[], Iterator[Measurement]]]]:
+    """(name, what measures it) for every operation at the given shapes (default: one on a CPU,
+    three on a GPU)."""
+    if timer.device.type == "cpu":
         default = QUICK_ON_CPU if quick else ON_CPU
     else:
         default = ON_GPU[:1] if quick else ON_GPU
-    for shape in shapes or default:
-        problem = _Problem(shape, k, device)
-        product = None
-        if device.type == "cpu":
-            product = interleaved({"product": problem.product}, rounds, device)["product"][0]
-        for op in OPERATIONS:
-            progress(f"{op} {shape}")
-            results += _compare(op, OPERATIONS[op](problem), problem, rounds, product)
-    return results
+
+    @functools.lru_cache(maxsize=1)  # the tensors of one shape at a time
+    def problem(shape: Shape) -> _Problem:
+        return _Problem(shape, k, timer)
+
+    return [
+        (f"{op} {shape}", lambda op=op, shape=shape: _compare(op, problem(shape)))
+        for shape in shapes or default
+        for op in OPERATIONS
+    ]
 
 
-def _compare(
-    op: str, calls: Calls, problem: _Problem, rounds: int, product: float | None
-) -> list[Measurement]:
-    timings = interleaved(calls, rounds, problem.device)
+def _compare(op: str, problem: _Problem) -> Iterator[Measurement]:
+    calls = OPERATIONS[op](problem)
+    if problem.on_gpu:  # as a dense step is trained
+        calls = {
+            (mode, backend): _in_bfloat16(call) if mode == "dense" else call
+            for (mode, backend), call in calls.items()
+        }
+    timings = problem.timer(calls)
     dense = next((ms[0] for (mode, _), ms in timings.items() if mode == "dense"), None)
     shape, thresholded = problem.shape, op in ("encode_relu", "relu_step")
-    floor = product
-    if problem.device.type == "cuda":
+    floor = problem.product_ms
+    if problem.on_gpu:
         name, floor = torch.cuda.get_device_name(problem.device), None
         if op in COSTED:
             floor = floor_ms(COSTED[op], shape.B, shape.D, shape.F, problem.k, name)
-    results = []
     for (mode, backend), ms in timings.items():
-        row = Measurement(op, mode, backend, str(shape), problem.dtype_of(backend), *ms)
+        dtype = (
+            "bfloat16" if backend == "triton" or (problem.on_gpu and mode == "dense") else "float32"
+        )
+        row = Measurement(op, mode, backend, str(shape), dtype, *ms)
         row.ratio = round(dense / ms[0], 2) if dense else None
         row.of_floor = round(ms[0] / floor, 2) if floor else None
         row.rows_per_s = round(1e3 * shape.B / ms[0])
@@ -90,20 +90,28 @@ def _compare(
             work = COSTS[COSTED[op]](shape.B, shape.D, shape.F, problem.k)
             row.tflop_per_s = round(work.flops / ms[0] / 1e9, 3)
             row.gb_per_s = round(work.bytes / ms[0] / 1e6, 1)
-        results.append(row)
-    return results
+        yield row
+
+
+def _in_bfloat16(call: Callable[[], object]) -> Callable[[], object]:
+    def cast() -> object:
+        with torch.autocast("cuda", torch.bfloat16):
+            return call()
+
+    return cast
 
 
 class _Problem:
     """The tensors that the operations share."""
 
-    def __init__(self, shape: Shape, k: int, device: torch.device) -> None:
-        self.shape, self.k, self.device = shape, k, device
+    def __init__(self, shape: Shape, k: int, timer: Timer) -> None:
+        device = timer.device
+        self.shape, self.k, self.device, self.timer = shape, k, device, timer
         self.on_gpu = device.type == "cuda"
         self.x = hidden_rows(shape.B, shape.D).to(device)
         self.model = sae_for(shape, self.x, "topk", k)
         with torch.no_grad():
-            thresholded = sae_for(shape, self.x, "l1", k, L0)
+            thresholded = sae_for(shape, self.x, "l1", L0)
             self.thresholded = [parameter.detach() for parameter in thresholded.weights]
         self.W, self.b = self.model.W_enc.detach(), self.model.b_enc.detach()
         self.W_dec, self.b_dec = self.model.W_dec.detach(), self.model.b_dec.detach()
@@ -116,8 +124,7 @@ class _Problem:
                 t.bfloat16() for t in (self.x, self.W, self.W_dec)
             )
 
-    def dtype_of(self, backend: str) -> str:
-        return "bfloat16" if backend == "triton" else "float32"
+        self.product_ms = None if self.on_gpu else timer({"product": self.product})["product"][0]
 
     def product(self) -> torch.Tensor:
         pre = self.workspace.get("product", (self.shape.B, self.shape.F), self.x)
@@ -150,9 +157,6 @@ def _encode_topk(p: _Problem) -> Calls:
     if p.on_gpu:
         from saekit_kernels.gpu.encode import encode_topk as encode
 
-        calls["dense bf16", "triton"] = lambda: torch.relu(
-            torch.addmm(p.b.bfloat16(), p.x_low, p.W_low.T)
-        ).topk(p.k, dim=1, sorted=False)
         for plan in ("fused", "gemm"):
             calls[f"saekit {plan}", "triton"] = lambda plan=plan: encode(
                 p.x_low, p.W_low, p.b, p.k, plan=plan
@@ -266,7 +270,8 @@ def _feature_step(p: _Problem) -> Calls:
         W.div_(W.norm(dim=1, keepdim=True))
 
     calls: Calls = {("dense", "torch"): dense}
-    for backend in ("torch", "triton") if p.on_gpu else ("torch",):
+    # on a GPU only one: weights and moments of several do not fit 80 GB
+    for backend in ("triton",) if p.on_gpu else ("torch",):
         features = state()
         calls["saekit", backend] = lambda features=features, backend=backend: feature_step(
             features, p.codes, dvals, p.x, g, settings, backend

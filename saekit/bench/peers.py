@@ -26,7 +26,7 @@ class Peer:
     train does not time it."""
 
 
-def check_peers(names: list[str], known: Iterable[str]) -> tuple[str, ...]:
+def check_peers(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     """Raises UsageError for a peer that is not among `known`, MissingError for one that is not
     installed."""
     for name in names:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 
 from saekit.errors import UsageError, opt
-from saekit.models.catalog import build
+from saekit.models.catalog import build, model_options
 from saekit.models.sae import SAE
 
 
@@ -26,7 +27,7 @@ QUICK_ON_CPU = [Shape(576, 18432, 2048)]
 ON_GPU = [Shape(768, 24576, 8192), Shape(2304, 73728, 8192), Shape(4096, 131072, 8192)]
 
 
-def parse_shapes(texts: list[str]) -> list[Shape]:
+def parse_shapes(texts: Iterable[str]) -> list[Shape]:
     """DxFxB ... Raises UsageError."""
     shapes = []
     for text in texts:
@@ -52,19 +53,22 @@ def hidden_rows(B: int, D: int, seed: int = 0) -> torch.Tensor:
     return x * (D / x.square().sum(1).mean()).sqrt()
 
 
-def sae_for(
-    shape: Shape, x_BD: torch.Tensor, sparsity: str, k: int, l0: float | None = None, seed: int = 0
-) -> SAE:
-    """An initialized SAE on the device of x; with `l0`, its encoder bias is lowered until so many
-    latents are active on average."""
-    options = {"latents": shape.F, "sparsity": sparsity} | ({"k": k} if sparsity == "topk" else {})
+def active_options(sparsity: str, active: float) -> dict[str, Any]:
+    """Options that give a variant `active` latents per row. Each of matching pursuit's is a pass of
+    the encoder: it keeps its own default."""
+    if sparsity == "matching-pursuit":
+        return {}
+    takes_k = "k" in model_options("sae", sparsity)
+    return {"k": int(active)} if takes_k else {"target_l0": active}
+
+
+def sae_for(shape: Shape, x_BD: torch.Tensor, sparsity: str, active: float, seed: int = 0) -> SAE:
+    """An initialized SAE on the device of x, with `active` latents per row on average, from its
+    first step on."""
+    options = {"latents": shape.F, "sparsity": sparsity, **active_options(sparsity, active)}
+    if "start_l0" in model_options("sae", sparsity):
+        options["start_l0"] = active
     model = build("sae", shape.D, options)
     assert isinstance(model, SAE)
     model.initialise_from(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
-    if l0 is not None:
-        sample = x_BD[:512].cpu()
-        with torch.no_grad():
-            pre = torch.addmm(model.b_enc, sample, model.W_enc.T).flatten()
-            threshold = pre.kthvalue(max(pre.numel() - round(l0 * len(sample)), 1)).values
-            model.b_enc.sub_(threshold)
     return model.to(x_BD.device)

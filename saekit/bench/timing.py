@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 
 Name = TypeVar("Name")
+IN_A_ROW = 4
+LARGER_PART = 0.6  # the rest is for what a step allocates
 
 
 @dataclass
@@ -40,35 +42,56 @@ class Measurement:
     note: str = ""
     tflop_per_s: float | None = None  # of the work that the cost model counts for the operation
     gb_per_s: float | None = None
-    peak_mb: float | None = None  # of device memory, on a GPU
+    # largest memory of one step beyond weights and optimizer, buffers included (memory.py)
+    peak_mb: float | None = None
+    ratio_topk: float | None = None  # its time over that of topk in the same run
 
 
-def interleaved(
-    calls: Mapping[Name, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[Name, tuple[float, float, float]]:
-    """(median, p20, p80) in ms, calling each once per round, after one uncounted round."""
-    times: dict[Name, list[float]] = {name: [] for name in calls}
-    for counted in range(rounds + 1):
-        for name, call in calls.items():
-            ms = _once(call, device)
-            if counted:
-                times[name].append(ms)
-    return {name: _quantiles(values) for name, values in times.items()}
+@dataclass(frozen=True)
+class Timer:
+    """How often, where and by which clock calls are timed."""
 
+    device: torch.device
+    rounds: int
+    clock: Callable[[], float] = time.perf_counter
+    """Of a CPU, in seconds; a GPU is timed by its own events."""
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
-    """ms"""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - started)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    begin.record()
-    call()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end)
+    def __call__(
+        self, calls: Mapping[Name, Callable[[], object]], times: int = 1
+    ) -> dict[Name, tuple[float, float, float]]:
+        """(median, p20, p80) in ms, calling each once per round, after one uncounted round; with
+        `times` as many rounds."""
+        results: dict[Name, list[float]] = {name: [] for name in calls}
+        for counted in range(times * self.rounds + 1):
+            for name, call in calls.items():
+                ms = self._once(call)
+                if counted:
+                    results[name].append(ms)
+        return {name: _quantiles(values) for name, values in results.items()}
+
+    def _once(self, call: Callable[[], object]) -> float:
+        """ms. On a GPU of one of several calls in a row, as in training: launches of the next one
+        do not wait for the last."""
+        if self.device.type != "cuda":
+            started = self.clock()
+            call()
+            return 1e3 * (self.clock() - started)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        begin.record()
+        for _ in range(IN_A_ROW):
+            call()
+        end.record()
+        torch.cuda.synchronize(self.device)
+        return begin.elapsed_time(end) / IN_A_ROW
+
+    def fits(self, count: float) -> bool:
+        """Whether so many bytes take no more than the larger part of the device's memory; True on
+        a CPU."""
+        if self.device.type != "cuda":
+            return True
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return count <= LARGER_PART * total
 
 
 def _quantiles(values: list[float]) -> tuple[float, float, float]:
@@ -91,13 +114,22 @@ def machine(device: torch.device) -> dict[str, str]:
     }
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]], where: dict[str, str]) -> None:
-    """One line per measurement, each with the machine. All rows have the same keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where])
-        writer.writeheader()
-        writer.writerows(row | where for row in rows)
+class CsvFile:
+    """Measurements as they come: each line is on the disk once it is written, so an interrupted
+    run keeps what it has measured. The first line makes the file; all have the same keys."""
+
+    def __init__(self, path: Path, where: dict[str, str]) -> None:
+        self.path, self.where, self.lines = path, where, 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One line: the row, and `where` it was measured."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a" if self.lines else "w", newline="") as file:
+            writer = csv.DictWriter(file, [*row, *self.where])
+            if not self.lines:
+                writer.writeheader()
+            writer.writerow({**row, **self.where})
+        self.lines += 1
 
 
 def _version(package: str) -> str:

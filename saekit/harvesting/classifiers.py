@@ -72,11 +72,11 @@ def class_numbers(live: LiveModel, labels: set[str | None]) -> dict[str, int] | 
     """label of the data -> class of the model; None where one of the labels is not a class.
 
     A label is the name of a class, or its number where the model's names are the placeholders of
-    transformers (LABEL_3).
+    transformers (LABEL_3). A name that two classes share says nothing about which one is meant.
     """
     names = class_names(live)
     if names == [f"LABEL_{number}" for number in range(len(names))]:
         names = [str(number) for number in range(len(names))]
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(names) if names.count(name) == 1}
     known = {label: numbers[label] for label in labels if label is not None and label in numbers}
     return known if labels and len(known) == len(labels) else None

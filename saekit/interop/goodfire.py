@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from saekit.interop.dictionary import Files, Origin, Published, digests, need, published
+from saekit.interop.dictionary import (
+    Files,
+    Origin,
+    Published,
+    digests,
+    need,
+    need_matrices,
+    published,
+)
 from saekit.interop.pickles import glance, read_tensors
 
 FILES = Files(file=("*.pth", "*.pt"))
@@ -45,6 +53,7 @@ def _read(path: Path, format: str, infix: str) -> Published:
     tensors = read_tensors(path)
     names = _names(infix)
     need(path, tensors, names)
+    need_matrices(path, tensors, names[0], names[2])
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in names)
     # of a file that kept its name
     match = NAME.fullmatch(path.name)

@@ -17,6 +17,7 @@ from saekit.interop.dictionary import (
     integer,
     json_object,
     need,
+    need_matrices,
     number,
     published,
     text,
@@ -40,6 +41,7 @@ def read(path: Path) -> Published:
         raise DataError(f"{path} has no settings beside it, {where.name}")
     tensors = read_tensors(path)
     need(path, tensors, NAMES)
+    need_matrices(path, tensors, "W_enc", "W_dec")
     shape = number(where, settings, "act_size"), number(where, settings, "dict_size")
     if tuple(tensors["W_enc"].shape) != shape:
         raise DataError(

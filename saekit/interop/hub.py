@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from saekit.errors import MissingError, UsageError
-from saekit.interop.hub_errors import explained, unreachable
+from saekit.interop.hub_errors import endpoint, explained, unreachable
 from saekit.types import Progress
 
 if TYPE_CHECKING:
@@ -242,11 +242,11 @@ def _from_cache(name: HubName, formats: Mapping[str, Files]) -> Fetched:
         )
     if not chosen:
         raise MissingError(
-            f"{name} is not in the cache, and {constants.ENDPOINT} does not answer",
+            f"{name} is not in the cache, and {endpoint()} does not answer",
             "check the network and HF_ENDPOINT",
         )
     if not constants.HF_HUB_OFFLINE:
-        message = f"{constants.ENDPOINT} does not answer: the cached copy of {name} is used"
+        message = f"{endpoint()} does not answer: the cached copy of {name} is used"
         _report.get()(Progress("download", 0, 0, "bytes", message=message))
     return Fetched(snapshot / name.path, name.repo, snapshot.name)
 

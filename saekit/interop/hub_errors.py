@@ -4,11 +4,13 @@ header only, and what it says is shortened to a line without it."""
 from __future__ import annotations
 
 import errno
+import re
 
 from saekit.errors import MissingError, SaekitError
 from saekit.store.oserrors import user_error
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -35,7 +37,7 @@ def explained(
         RevisionNotFoundError,
     )
 
-    page = f"{constants.ENDPOINT}/{repo}"
+    page = f"{endpoint()}/{repo}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, GatedRepoError):
         return MissingError(
@@ -52,7 +54,7 @@ def explained(
         )
     if isinstance(error, RepositoryNotFoundError):
         return MissingError(
-            f"there is no {repo} on {constants.ENDPOINT}, or it is private ({_token()})",
+            f"there is no {repo} on {endpoint()}, or it is private ({_token()})",
             f"check the name; for a private repo {LOG_IN}",
         )
     if status == 403:
@@ -69,19 +71,26 @@ def explained(
         return user_error(error, None if error.filename else constants.HF_HUB_CACHE)
     if status or unreachable(error):
         return MissingError(
-            f"{constants.ENDPOINT} gives no {file or repo}: {line_of(error)}",
+            f"{endpoint()} gives no {file or repo}: {line_of(error)}",
             "check the network and HF_ENDPOINT, and try again",
         )
     raise error
 
 
+def endpoint() -> str:
+    """The hub's address, without a name and password that HF_ENDPOINT may hold."""
+    from huggingface_hub import constants
+
+    return CREDENTIALS.sub("//", constants.ENDPOINT)
+
+
 def line_of(error: Exception) -> str:
-    """The first line of what the client says, without the token."""
+    """The first line of what the client says, without the token or other credentials."""
     from huggingface_hub import get_token
 
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     token = get_token()
-    return line.replace(token, "***") if token else line
+    return CREDENTIALS.sub("//", line.replace(token, "***") if token else line)
 
 
 def _token() -> str:

@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 
-from saekit.interop.dictionary import Files, Published, json_object, need, number, refused
+from saekit.interop.dictionary import (
+    Files,
+    Published,
+    json_object,
+    need,
+    need_matrices,
+    number,
+    refused,
+)
 from saekit.interop.lm_saes import WEIGHTS, dictionary, norm_factor, settings_of, weights_of
 
 SETTINGS = "hyperparams.json"
@@ -34,6 +42,7 @@ def read(path: Path) -> Published:
     bias = settings.get("use_decoder_bias", True)
     names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
     need(file, tensors, names if bias else names[:3])
+    need_matrices(file, tensors, "encoder.weight", "decoder.weight")
     weights = {
         "W_enc": tensors["encoder.weight"],
         "b_enc": tensors["encoder.bias"],

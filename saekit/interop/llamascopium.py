@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from saekit.interop.dictionary import Files, Published, json_object, need, refused
+from saekit.interop.dictionary import Files, Published, json_object, need, need_matrices, refused
 from saekit.interop.lm_saes import WEIGHTS, Hooks, dictionary, settings_of, weights_of
 from saekit.interop.pickles import Tensors
 
@@ -64,6 +64,7 @@ def _weights(file: Path, tensors: Tensors, bias: bool, threshold: str | None) ->
         names = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
     names = names if bias else names[:3]
     need(file, tensors, [*names, threshold] if threshold else names)
+    need_matrices(file, tensors, names[0], names[2])
     ours = {our: tensors[name] for our, name in zip(("W_enc", "b_enc", "W_dec", "b_dec"), names)}
     side = "W_dec" if linear else "W_enc"
     return ours | {side: ours[side].T}

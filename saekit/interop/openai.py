@@ -19,6 +19,7 @@ from saekit.interop.dictionary import (
     Published,
     digests,
     need,
+    need_matrices,
     number,
     published,
     refused,
@@ -51,6 +52,7 @@ def read(path: Path) -> Published:
     # of training only
     tensors = need_tensors(path, {n: t for n, t in state.items() if n not in STATISTICS})
     need(path, tensors, NAMES)
+    need_matrices(path, tensors, "encoder.weight", "decoder.weight")
     folders = path.absolute().parts[:-1]
     layer = int(path.stem) if path.stem.isdecimal() else None
     place = next((p for p in HOOKS for folder in folders if folder.startswith(p)), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.errors import MissingError, UsageError, opt
-from saekit.interop.hub_errors import LOG_IN, explained
+from saekit.interop.hub_errors import LOG_IN, endpoint, explained
 from saekit.interop.outgoing import without_folders
 from saekit.types import Progress
 
@@ -86,7 +86,7 @@ def push(
         raise UsageError(f"{repo} exists and is public", f"{opt('public', True)}, or another repo")
     is_new, private = private is None, (not public if private is None else private)
     kind = f"{'a new' if is_new else 'the'} {'private' if private else 'PUBLIC'} repo"
-    question = f"upload {len(content)} files, {size:,} bytes, to {kind} {api.endpoint}/{repo}?"
+    question = f"upload {len(content)} files, {size:,} bytes, to {kind} {endpoint()}/{repo}?"
     if not confirm(question):
         raise UsageError(f"nothing was sent to {repo}: it was not confirmed", opt("yes", True))
 
@@ -103,7 +103,7 @@ def push(
     except Exception as error:
         raise explained(error, repo) from None
     progress(Progress("upload", size, size, "bytes"))
-    return PushResult(repo, f"{api.endpoint}/{repo}", done.oid, private, tuple(sorted(content)))
+    return PushResult(repo, f"{endpoint()}/{repo}", done.oid, private, tuple(sorted(content)))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -206,4 +206,4 @@ def model_card(
 
 def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
     lines = [header, ("---", "---"), *rows]
-    return [f"| {left} | {right} |" for left, right in lines]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

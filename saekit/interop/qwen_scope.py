@@ -10,7 +10,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from saekit.interop.dictionary import Files, Origin, Published, digests, need, published, refused
+from saekit.interop.dictionary import (
+    Files,
+    Origin,
+    Published,
+    digests,
+    need,
+    need_matrices,
+    published,
+    refused,
+)
 from saekit.interop.pickles import glance, read_tensors
 
 FILES = Files(file=("*.sae.pt",))
@@ -46,6 +55,7 @@ def read(path: Path) -> Published:
     layer = re.search(r"layer(\d+)\.sae", path.name)
     tensors = read_tensors(path)
     need(path, tensors, NAMES)
+    need_matrices(path, tensors, "W_enc", "W_dec")
     origin = Origin(
         format="qwen_scope",
         base_model=f"Qwen/{model}",

@@ -27,6 +27,7 @@ from saekit.interop.dictionary import (
     integer,
     json_object,
     need,
+    need_matrices,
     number,
     published,
     read_safetensors,
@@ -93,6 +94,7 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Published:
     options = _options(where, settings, architecture)
     tensors = _weights(path / WEIGHTS, settings)
     need(path / WEIGHTS, tensors, (*SHARED, *own_tensors))
+    need_matrices(path / WEIGHTS, tensors, "W_enc", "W_dec")
     # the encoder and thresholds of each architecture
     tensors["W_enc"] = tensors["W_enc"].T
     if architecture == "gated":

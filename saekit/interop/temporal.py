@@ -24,6 +24,7 @@ from saekit.interop.dictionary import (
     digests,
     factor,
     need,
+    need_matrices,
     number,
     read_safetensors,
     read_yaml,
@@ -101,10 +102,9 @@ def contextual(
     }
     need(where, tensors, ("W_dec", "b_dec", *attention, *(() if tied else ("W_enc",))))
     ours = {attention.get(n, n): as_float32(where, n, tensor) for n, tensor in tensors.items()}
+    need_matrices(where, ours, "W_dec", *(() if tied else ("W_enc",)))
     if not tied:
         ours["W_enc"] = ours["W_enc"].T.contiguous()
-    if ours["W_dec"].ndim != 2:
-        raise DataError(f"{where}: the decoder has the shape {tuple(ours['W_dec'].shape)}")
     latents, d_in = ours["W_dec"].shape
     try:
         config = ContextualConfig(

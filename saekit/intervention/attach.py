@@ -114,6 +114,8 @@ def attach(
     opened = [_opened(module, source, hooks, name) for name, source, hooks in several]
 
     with ExitStack() as stack:
+        # compiled code does not check for new hooks: it would run without the edits
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         # one owner tells all the sites that it holds
         generations, owners = Generations(), dict[nn.Module, Owner]()
         stack.enter_context(generations_of(module, generations))

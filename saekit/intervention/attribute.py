@@ -8,22 +8,20 @@ then ablated in the running model, one by one and together, and stand beside the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import nn
 
 from saekit.errors import UsageError, check_choice, opt
+from saekit.intervention.ablations import Effects, KeptSet, ablations, by_size, pearson
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.attributed import Attributed, attributed_image, attributed_text
-from saekit.intervention.attribution import Keep, Node, Passes
+from saekit.intervention.attribution import Passes, Place
 from saekit.intervention.live import AttachedDictionary
 from saekit.intervention.subject import borrowed
-from saekit.models.autoencoder import Autoencoder
 from saekit.options import Doc
 from saekit.training.checkpoints import ModelLike, path_or_model
 from saekit.types import Progress
@@ -33,10 +31,11 @@ Method = Literal["integrated", "gradient"]
 
 @dataclass(frozen=True)
 class Attribution:
-    """A node: a latent (`index`; None: the error) at a position of a hook.
+    """A node: a latent (`index`; None: the error) at a position.
 
+    hook: where its dictionary writes; of a crosscoder all its hooks, joined by "+".
     effect: predicted, by how much the metric falls when the node is set to 0. ablated: measured.
-    token: the text of the position; None for images.
+    token: the text of the position; of an image its patch ("row 0, column 3") or "class token".
     """
 
     hook: str
@@ -63,14 +62,29 @@ class AttributionResult:
     """The sum of the effects of `nodes`, and by how much the metric falls without all of them."""
     total: tuple[float, float]
     """The same for all nodes of all hooks."""
-    faithfulness: float | None
-    """(m(C) - m(empty)) / (m(M) - m(empty)), where m is the metric, M all nodes and C `nodes`;
-    error nodes are nodes like others."""
-    completeness: float | None
-    """The same for all nodes but C: near 0 where C holds all that matters."""
-    faithfulness_errors: float | None
-    """Faithfulness, with all errors kept in every pass."""
-    completeness_errors: float | None
+    curve: list[KeptSet]
+    """Faithfulness and completeness of the largest nodes, by their number."""
+
+    @property
+    def faithfulness(self) -> float | None:
+        """As of a KeptSet, of `nodes`."""
+        return self._kept.faithfulness
+
+    @property
+    def completeness(self) -> float | None:
+        return self._kept.completeness
+
+    @property
+    def faithfulness_errors(self) -> float | None:
+        return self._kept.faithfulness_errors
+
+    @property
+    def completeness_errors(self) -> float | None:
+        return self._kept.completeness_errors
+
+    @property
+    def _kept(self) -> KeptSet:
+        return next(kept for kept in self.curve if kept.nodes == len(self.nodes))
 
 
 def attribute(
@@ -96,6 +110,15 @@ def attribute(
         str | tuple[str | int, str | int] | None,
         Doc("Two tokens or classes: the logit of A less that of B is explained.", metavar="A,B"),
     ] = None,
+    positions: Annotated[
+        str | int | slice,
+        Doc(
+            "Nodes at these positions only, all others run as in the model. Text: all, an index,"
+            " FROM:TO (1: drops the first token, which many models use as an attention sink)."
+            " Image: all, cls, patches.",
+            metavar="WHERE",
+        ),
+    ] = "all",
     top: Annotated[int, Doc("Nodes to ablate and print.")] = 20,
     method: Annotated[
         Method,
@@ -110,18 +133,20 @@ def attribute(
     """The latents and errors with the largest effects on a logit after the prompt, or of a class.
 
     Parameters
-        checkpoints: autoencoders, as `attach` takes them: one, or a list of one per hook.
+        checkpoints: dictionaries as `attach` takes them: one, or a list that writes to a hook once.
         prompt, image: exactly one of these. image: a file, for a classifier with its head.
         target, versus: exactly one of these; texts that are one token each, or token numbers; names
             or numbers of classes. versus: a pair, or a text "A,B".
+        positions: those that have nodes: an index, a slice, or a text as on the command line. All
+            others run as in the model in every pass, also in that without any node.
         top: nodes to return, those with the largest effects by size.
         method: "integrated" | "gradient".
-        hook: of each checkpoint; None: as the checkpoint says.
+        hook: of each checkpoint, as for `attach`; None: as the checkpoint says.
         live: the model: a LiveModel, or a module. None: the one that the first checkpoint was
             trained on.
         processor: the tokenizer or image processor of a module.
 
-    Raises UsageError, DataError (transcoders and crosscoders too), MissingError.
+    Raises UsageError, DataError, MissingError.
     """
     # what is asked
     if (prompt is None) == (image is None):
@@ -146,8 +171,8 @@ def attribute(
     hooks = [hook] if isinstance(hook, str) else hook
     module: nn.Module = asked.live.module
     with borrowed(module), attach(module, sources, hooks) as attached:
-        models = _by_hook(list(attached))
-        passes = Passes(asked.live, asked.inputs, models, asked.metric)
+        passes = Passes(asked.live, asked.inputs, _places(list(attached)), asked.metric)
+        passes.positions = asked.chosen(positions, passes.count)
         progress(Progress("attribute", 0, 2, "passes", message=f"{asked.name} {passes.clean:.4f}"))
         effects = passes.effects(steps if method == "integrated" else None)
         progress(Progress("attribute", 1, 2, "passes"))
@@ -156,87 +181,34 @@ def attribute(
     return result
 
 
-def _by_hook(attached: Sequence[AttachedDictionary]) -> dict[str, Autoencoder]:
-    """hook -> dictionary. Raises UsageError for kinds that read or write several hooks."""
-    models: dict[str, Autoencoder] = {}
+def _places(attached: Sequence[AttachedDictionary]) -> list[Place]:
+    """Raises UsageError for two dictionaries that write to one hook."""
+    places: list[Place] = []
     for dictionary in attached:
         site = dictionary.site
-        if tuple(site.inputs) != tuple(site.outputs) or len(site.outputs) > 1:
-            raise UsageError(
-                f"{site.name} is a transcoder or crosscoder, whose output is not its input",
-                "give autoencoders of one hook each",
-            )
-        if site.outputs[0] in models:
-            raise UsageError(f"{site.outputs[0]} has two dictionaries", "give one per hook")
-        models[site.outputs[0]] = dictionary.model
-    return models
+        place = Place(site.model, tuple(site.inputs), tuple(site.outputs), tuple(site.out_widths))
+        for hook in place.outputs:
+            if any(hook in other.outputs for other in places):
+                raise UsageError(f"{hook} has two dictionaries", "give one per hook")
+        places.append(place)
+    return places
 
 
-def _measured(
-    asked: Attributed,
-    passes: Passes,
-    effects: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    top: int,
-) -> AttributionResult:
+def _measured(asked: Attributed, passes: Passes, effects: Effects, top: int) -> AttributionResult:
     """The largest effects beside real ablations."""
-    chosen = _largest(effects, top)
-    nodes = [node for node, _ in chosen]
-    predicted = [effect for _, effect in chosen]
-    # one by one, and in sets
-    sets = [
-        Keep(nodes, only, errors) for errors in (False, True) for only in (True, False)
-    ] + [Keep((), True, errors) for errors in (False, True)]  # fmt: skip
-    values = passes.ablated([*(Keep([node]) for node in nodes), *sets])
-    singles, (kept, rest, kept_errors, rest_errors, empty, empty_errors) = (
-        values[: len(nodes)],
-        values[len(nodes) :],
-    )
-    real = [passes.clean - value for value in singles]
-    total = sum(float(part.sum()) for pair in effects.values() for part in pair)
+    pairs = by_size(effects)
+    nodes, predicted = [node for node, _ in pairs], [effect for _, effect in pairs]
+    measured = ablations(passes, nodes, top)
+    rows = [
+        Attribution(node.hook, node.index, node.position, asked.place(node.position), *both)
+        for node, *both in zip(nodes, predicted, measured.singles)
+    ]
     return AttributionResult(
         asked.name,
         passes.clean,
-        [
-            Attribution(node.hook, node.index, node.position, asked.token(node.position), *both)
-            for node, *both in zip(nodes, predicted, real)
-        ],
-        pearson(predicted, real),
-        (sum(predicted), passes.clean - rest),
-        (total, passes.clean - empty),
-        _share(kept, empty, passes.clean),
-        _share(rest, empty, passes.clean),
-        _share(kept_errors, empty_errors, passes.clean),
-        _share(rest_errors, empty_errors, passes.clean),
+        rows,
+        pearson(predicted[:top], measured.singles),
+        (sum(predicted[:top]), measured.together),
+        (sum(predicted), measured.total),
+        measured.curve,
     )
-
-
-def _largest(
-    effects: Mapping[str, tuple[torch.Tensor, torch.Tensor]], top: int
-) -> list[tuple[Node, float]]:
-    """The nodes with the largest effects by size; those without effect are dropped."""
-    found: list[tuple[Node, float]] = []
-    for hook, (codes_TF, errors_T) in effects.items():
-        joint = torch.cat([codes_TF, errors_T[:, None]], 1)
-        latents = codes_TF.shape[1]
-        for flat in joint.flatten().abs().topk(min(top, joint.numel())).indices.tolist():
-            position, column = divmod(flat, latents + 1)
-            node = Node(hook, position, column if column < latents else None)
-            found.append((node, float(joint[position, column])))
-    found = [pair for pair in found if pair[1] != 0]
-    return sorted(found, key=lambda pair: -abs(pair[1]))[:top]
-
-
-def _share(value: float, empty: float, full: float) -> float | None:
-    """None where the passes differ by rounding only."""
-    if abs(full - empty) <= 1e-6 * max(abs(full), abs(empty), 1.0):
-        return None
-    return (value - empty) / (full - empty)
-
-
-def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """The correlation; None where one of them does not vary."""
-    both = torch.tensor([a, b], dtype=torch.float64)
-    if both.shape[1] < 2 or bool((both.std(1) == 0).any()):
-        return None
-    r = float(torch.corrcoef(both)[0, 1])
-    return r if math.isfinite(r) else None

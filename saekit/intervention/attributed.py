@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 
 Versus = str | tuple[str | int, str | int] | None
+Where = str | int | slice
+TEXT = "all, a token index, or FROM:TO of these"
+IMAGE = "all, cls, patches"
+_SLICE = re.compile(r"([0-9]{0,6}):([0-9]{0,6})")
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,42 @@ class Attributed:
         first, *second = self.outputs
         return logits_BV[:, first] - sum(logits_BV[:, number] for number in second)
 
-    def token(self, position: int) -> str | None:
-        return None if self.tokens is None else self.tokens[position]
+    def place(self, position: int) -> str | None:
+        """The token of a text; the patch of an image in words, None for other tokens of it."""
+        if self.tokens is not None:
+            return self.tokens[position]
+        layout = self.live.image_tokens
+        if layout is None:
+            return None
+        if position == 0 and layout.has_cls:
+            return "class token"
+        patch = position - (layout.count - layout.grid[0] * layout.grid[1])
+        if patch < 0:
+            return None
+        row, column = divmod(patch, layout.grid[1])
+        return f"row {row}, column {column}"
+
+    def chosen(self, where: Where, count: int) -> list[int]:
+        """The positions, of `count`, that `where` names. Raises UsageError for what it cannot name,
+        and where it names none."""
+        names = TEXT if self.tokens is not None else IMAGE
+        where = _as_slice(where) if self.tokens is not None and isinstance(where, str) else where
+        positions: list[int] | None = None
+        if where == "all":
+            positions = list(range(count))
+        elif self.tokens is None and (layout := self.live.image_tokens) is not None:
+            first = count - layout.grid[0] * layout.grid[1]
+            chosen = {"cls": range(int(layout.has_cls)), "patches": range(first, count)}
+            positions = list(chosen.get(str(where), ())) or None
+        elif isinstance(where, int) and not isinstance(where, bool):
+            positions = list(range(count))[where : where + 1]
+        elif isinstance(where, slice):
+            positions = list(range(count))[where]
+        if positions is None:
+            raise UsageError(f"{opt('positions', where)} is not one of {names}")
+        if not positions:
+            raise UsageError(f"{opt('positions', where)}: the prompt has {count} tokens")
+        return positions
 
 
 def attributed_text(
@@ -100,6 +139,14 @@ def attributed_image(
     outputs = _outputs(target, versus, number)
     name = f"logit of {' less '.join(repr(names[output]) for output in outputs)}"
     return Attributed(model, {"pixel_values": pixels}, None, name, outputs)
+
+
+def _as_slice(where: str) -> Where:
+    """ "3" and "1:5" as an index and a slice; other texts as they are."""
+    if where.isdecimal():
+        return int(where)
+    match = _SLICE.fullmatch(where)
+    return where if match is None else slice(*(int(end) if end else None for end in match.groups()))
 
 
 def _outputs(

@@ -1,20 +1,25 @@
 """The nodes of an attribution, and the passes that measure them.
 
-A node is a latent at a position of a hook, or the whole error x - x_hat there. The model runs with
+A node is a latent of a dictionary at a position, or the whole error y - y_hat there, where y is the
+state that the dictionary writes to. The model runs with
 
-    x' = x + [decode(s z) + s e] - [decode(z) + e]
+    y' = y + [decode(s z) + s e] - [decode(z) + e]
 
-at each hook, where z and e are the code and error of the clean pass: leaves of autograd, for which
-`Passes.gradients` is the only place that computes gradients. At s = 1 these are the clean states,
-and gradients flow through every hook to the ones before it. For an ablation, code and error are
-those of the pass that is running, so that what an ablation changes later in the model is included.
+at each dictionary's outputs, where z and e are the code and error of the clean pass: leaves of
+autograd, for which `Passes.gradients` is the only place that computes gradients. At s = 1 these are
+the clean states, and gradients flow through every dictionary to the ones before it.
+
+For an ablation, code and error are those of the pass that is running, so that what an ablation
+changes later in the model is included. A dictionary that writes to several hooks has a code that is
+known only after the last of them: there they are those of the clean pass, as for `attach`.
 
 Shapes: B examples, T positions, N = B T, D width, F latents, V tokens or classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +36,41 @@ CODE_NUMBERS = 2**24  # of the dense codes of one pass: 64 MB
 
 
 @dataclass(frozen=True)
+class Place:
+    """A dictionary in the model: its code is of the states at `inputs`, side by side, and it
+    reconstructs those at `outputs`, of these widths. An autoencoder's are the same hook."""
+
+    model: Autoencoder
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The hooks that it writes to."""
+        return "+".join(self.outputs)
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        return self.inputs != self.outputs
+
+    def exact(self, x: torch.Tensor) -> torch.Tensor:
+        """In the dtype of the dictionary, at least fp32."""
+        weights = [v.dtype for v in self.model.state_dict().values() if v.is_floating_point()]
+        return x.to(torch.promote_types(weights[0], torch.float32))
+
+    def reconstruction(self, z_NF: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
+        """Of rows x at the inputs with the code z."""
+        y_hat_ND = self.model.decode(z_NF)
+        return (
+            self.model.restored(y_hat_ND, x_ND) if isinstance(self.model, Dictionary) else y_hat_ND
+        )
+
+
+@dataclass(frozen=True)
 class Node:
     hook: str
+    """The name of its place."""
     position: int
     index: int | None
     """A latent; None: the error."""
@@ -48,10 +86,14 @@ class Keep:
     errors: bool = False
     """Whether all error nodes are kept in any case."""
 
-    def masks(self, hook: str, positions: int, latents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """((T,F), (T,1)) bool: the latents and the errors that are kept."""
-        codes_TF = torch.full((positions, latents), not self.only)
-        errors_T1 = torch.full((positions, 1), self.errors or not self.only)
+    def masks(
+        self, hook: str, count: int, positions: list[int], latents: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """((T,F), (T,1)) bool: the latents and the errors that are kept at `count` positions, of
+        which only `positions` have nodes."""
+        codes_TF, errors_T1 = (torch.ones(count, size).bool() for size in (latents, 1))
+        codes_TF[positions] = not self.only
+        errors_T1[positions] = self.errors or not self.only
         for node in self.nodes:
             if node.hook != hook:
                 continue
@@ -63,9 +105,9 @@ class Keep:
 
 
 class Passes:
-    """Passes of one input through a model with dictionaries at its hooks.
+    """Passes of one input through a model with dictionaries in it.
 
-    live: the model. inputs: of one example. models: hook -> dictionary.
+    live: the model. inputs: of one example. places: by name.
     metric: logits (B,T,V) or (B,V) -> (B,), what is explained.
     """
 
@@ -73,105 +115,153 @@ class Passes:
         self,
         live: LiveModel,
         inputs: Mapping[str, torch.Tensor],
-        models: Mapping[str, Autoencoder],
+        places: Sequence[Place],
         metric: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        self.live, self.inputs, self.models, self.metric = live, inputs, models, metric
-        with torch.no_grad(), capture(live, list(models)) as states:
+        self.live, self.inputs, self.metric = live, inputs, metric
+        self.places = {place.name: place for place in places}
+        hooks = {hook for place in places for hook in (*place.inputs, *place.outputs)}
+        with torch.no_grad(), capture(live, sorted(hooks)) as states:
             self.clean = float(self._value(1))
-        self.x = {hook: _exact(states[hook][0], model) for hook, model in models.items()}
+        self.x, self.y, self.z, self.e = ({} for _ in range(4))
         with torch.no_grad():
-            self.z = {hook: model.encode(self.x[hook]).to_dense() for hook, model in models.items()}
-            self.e = {hook: self.x[hook] - self._x_hat(hook) for hook in models}
-
-    @property
-    def positions(self) -> int:
-        return len(next(iter(self.x.values())))
-
-    def _x_hat(self, hook: str) -> torch.Tensor:
-        return reconstruction(self.models[hook], self.z[hook], self.x[hook])
+            for name, place in self.places.items():
+                x, y = (
+                    place.exact(torch.cat([states[hook][0] for hook in hooks], -1))
+                    for hooks in (place.inputs, place.outputs)
+                )
+                self.x[name], self.y[name] = x, y
+                self.z[name] = place.model.encode(x).to_dense()
+                self.e[name] = y - place.reconstruction(self.z[name], x)
+        self.count = len(next(iter(self.x.values())))
+        """Positions of the input, T."""
+        self.positions = list(range(self.count))
+        """Those that have nodes; at all others the model runs as it is."""
 
     def gradients(
-        self, hooks: Sequence[str], share: float = 1.0, positions: Sequence[int] | None = None
+        self, names: Sequence[str], share: float = 1.0, positions: Sequence[int] | None = None
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """hook -> (T,F), (T,D): the derivatives of the metric with respect to code and error.
+        """name -> (T,F), (T,D): the derivatives of the metric with respect to code and error.
 
         positions None: at the clean pass, of all positions. Else of these, each in an example of
         its own, in which code and error of this position are `share` times the clean ones; rows of
         other positions are 0.
         """
         leaves = {
-            hook: [(share * part[hook]).requires_grad_() for part in (self.z, self.e)]
-            for hook in hooks
+            name: [(share * part[name]).requires_grad_() for part in (self.z, self.e)]
+            for name in names
         }
-        T = self.positions
+        T = self.count
         examples = 1 if positions is None else len(positions)
         at = torch.arange(T) if positions is None else torch.tensor(list(positions))
         rows = at if positions is None else torch.arange(examples) * T + at
 
-        def moved(hook: str, x_ND: torch.Tensor) -> torch.Tensor:
-            clean_TD = self.x[hook]
-            chosen, into = at.to(clean_TD.device), rows.to(clean_TD.device)
-            z_PF, e_PD = (leaf[chosen] for leaf in leaves[hook])
-            new_PD = reconstruction(self.models[hook], z_PF, clean_TD[chosen]) + e_PD
-            exact_ND = x_ND.to(clean_TD.dtype)
-            return exact_ND.index_add(0, into, new_PD - clean_TD[chosen])
+        def change(name: str) -> torch.Tensor:
+            """(P,D): y' - y of the positions that move."""
+            chosen = at.to(self.x[name].device)
+            z_PF, e_PD = (leaf[chosen] for leaf in leaves[name])
+            y_hat_PD = self.places[name].reconstruction(z_PF, self.x[name][chosen])
+            return y_hat_PD + e_PD - self.y[name][chosen]
 
-        with torch.enable_grad(), splice(self.live, {h: partial(moved, h) for h in hooks}):
-            value = self._value(examples).sum()
+        def moved(place: Place, part: int, y_ND: torch.Tensor) -> torch.Tensor:
+            part_PD = changes[place.name].split(place.widths, 1)[part]
+            return place.exact(y_ND).index_add(0, rows.to(y_ND.device), part_PD)
+
+        with torch.enable_grad():
+            changes = {name: change(name) for name in names}
+            with splice(self.live, self._at_outputs(moved, names)):
+                value = self._value(examples).sum()
         flat = torch.autograd.grad(value, [leaf for pair in leaves.values() for leaf in pair])
-        return dict(zip(hooks, zip(flat[::2], flat[1::2])))
+        return dict(zip(names, zip(flat[::2], flat[1::2])))
 
     def effects(self, steps: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """hook -> (T,F), (T,): the effect of each latent and each error.
+        """name -> (T,F), (T,): the effect of each latent and each error.
 
-        steps None: gradient x activation, at all hooks in one pass. Else integrated gradients from
-        0 to the code and the error of a position, position by position and hook by hook, by the
-        midpoint rule with so many steps.
+        steps None: gradient x activation, of all dictionaries in one pass. Else integrated
+        gradients from 0 to the code and the error of a position, position by position and
+        dictionary by dictionary, by the midpoint rule with so many steps. 0 at positions without
+        nodes.
         """
         if steps is None:
             return {
-                hook: self._times_value(hook, *parts)
-                for hook, parts in self.gradients(list(self.models)).items()
+                name: self._times_value(name, *parts)
+                for name, parts in self.gradients(list(self.places)).items()
             }
         effects = {}
-        for hook in self.models:
-            means = [torch.zeros_like(self.z[hook]), torch.zeros_like(self.e[hook])]
-            for first in range(0, self.positions, EXAMPLES):
-                some = range(first, min(first + EXAMPLES, self.positions))
+        for name in self.places:
+            means = [torch.zeros_like(self.z[name]), torch.zeros_like(self.e[name])]
+            for first in range(0, len(self.positions), EXAMPLES):
+                some = self.positions[first : first + EXAMPLES]
                 for step in range(steps):
-                    parts = self.gradients([hook], (step + 0.5) / steps, some)[hook]
+                    parts = self.gradients([name], (step + 0.5) / steps, some)[name]
                     means = [mean + part / steps for mean, part in zip(means, parts)]
-            effects[hook] = self._times_value(hook, *means)
+            effects[name] = self._times_value(name, *means)
         return effects
 
     def _times_value(
-        self, hook: str, by_code_TF: torch.Tensor, by_error_TD: torch.Tensor
+        self, name: str, by_code_TF: torch.Tensor, by_error_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return by_code_TF * self.z[hook], (by_error_TD * self.e[hook]).sum(1)
+        codes_TF, errors_T = by_code_TF * self.z[name], (by_error_TD * self.e[name]).sum(1)
+        outside = [at for at in range(self.count) if at not in self.positions]
+        codes_TF[outside], errors_T[outside] = 0, 0
+        return codes_TF, errors_T
 
     @torch.no_grad()
     def ablated(self, keeps: Sequence[Keep]) -> list[float]:
         """The metric with each set of nodes kept."""
-        widest = max(model.latents for model in self.models.values())
-        size = max(CODE_NUMBERS // (widest * self.positions), 1)
+        widest = max(place.model.latents for place in self.places.values())
+        size = max(CODE_NUMBERS // (widest * self.count), 1)
         values: list[float] = []
         for first in range(0, len(keeps), size):
-            some = keeps[first : first + size]
-            changes = {
-                hook: partial(_kept, model, *self._masks(hook, some))
-                for hook, model in self.models.items()
-            }
-            with splice(self.live, changes):
-                values += self._value(len(some)).tolist()
+            with self._keeping(keeps[first : first + size]) as examples:
+                values += self._value(examples).tolist()
         return values
 
-    def _masks(self, hook: str, keeps: Sequence[Keep]) -> tuple[torch.Tensor, torch.Tensor]:
-        """((N,F), (N,1)) of several examples."""
-        latents = self.models[hook].latents
-        masks = [keep.masks(hook, self.positions, latents) for keep in keeps]
-        codes, errors = (torch.cat(part).to(self.x[hook].device) for part in zip(*masks))
-        return codes, errors
+    @contextmanager
+    def _keeping(self, keeps: Sequence[Keep]) -> Iterator[int]:
+        """Within the body the model keeps the nodes of each set in an example of its own; yields
+        how many."""
+        masks, changes = {}, {}
+        for name, place in self.places.items():
+            size = self.count, self.positions, place.model.latents
+            parts = [keep.masks(name, *size) for keep in keeps]
+            codes_NF, errors_N1 = (torch.cat(part).to(self.x[name].device) for part in zip(*parts))
+            masks[name] = codes_NF, errors_N1
+            if len(place.outputs) > 1:
+                x, y = (part[name].repeat(len(keeps), 1) for part in (self.x, self.y))
+                changes[name] = _kept(place, codes_NF, errors_N1, x, y) - y
+
+        def kept(place: Place, part: int, y_ND: torch.Tensor) -> torch.Tensor:
+            exact_ND = place.exact(y_ND)
+            if place.name in changes:
+                return exact_ND + changes[place.name].split(place.widths, 1)[part]
+            x_ND = exact_ND
+            if place.reads_elsewhere:
+                x_ND = place.exact(states[place.inputs[0]].flatten(0, 1))
+            codes_NF, errors_N1 = masks[place.name]
+            return _kept(place, codes_NF, errors_N1, x_ND, exact_ND)
+
+        elsewhere = [
+            place.inputs[0]
+            for name, place in self.places.items()
+            if place.reads_elsewhere and name not in changes
+        ]
+        with ExitStack() as stack:
+            stack.enter_context(splice(self.live, self._at_outputs(kept, list(self.places))))
+            # after `splice`, so that it sees the states that dictionaries before it left
+            states = stack.enter_context(capture(self.live, elsewhere)) if elsewhere else {}
+            yield len(keeps)
+
+    def _at_outputs(
+        self, change: Callable[[Place, int, torch.Tensor], torch.Tensor], names: Sequence[str]
+    ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """hook -> the change of its states, for the outputs of these dictionaries."""
+        places = [self.places[name] for name in names]
+        return {
+            hook: partial(change, place, part)
+            for place in places
+            for part, hook in enumerate(place.outputs)
+        }
 
     def _value(self, examples: int) -> torch.Tensor:
         """(B,): the metric of a pass over so many copies of the input."""
@@ -182,25 +272,17 @@ class Passes:
         return self.metric(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
-def reconstruction(model: Autoencoder, z_NF: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
-    """The reconstruction of rows x with the code z."""
-    x_hat_ND = model.decode(z_NF)
-    return model.restored(x_hat_ND, x_ND) if isinstance(model, Dictionary) else x_hat_ND
-
-
-def _exact(x: torch.Tensor, model: Autoencoder) -> torch.Tensor:
-    """In the dtype of the dictionary, at least fp32."""
-    weights = [value.dtype for value in model.state_dict().values() if value.is_floating_point()]
-    return x.to(torch.promote_types(weights[0], torch.float32))
-
-
 def _kept(
-    model: Autoencoder, codes_NF: torch.Tensor, errors_N1: torch.Tensor, x_ND: torch.Tensor
+    place: Place,
+    codes_NF: torch.Tensor,
+    errors_N1: torch.Tensor,
+    x_ND: torch.Tensor,
+    y_ND: torch.Tensor,
 ) -> torch.Tensor:
-    exact_ND = _exact(x_ND, model)
-    z_NF = model.encode(exact_ND).to_dense()
-    error_ND = exact_ND - reconstruction(model, z_NF, exact_ND)
-    new_ND = reconstruction(model, z_NF * codes_NF, exact_ND) + error_ND * errors_N1
-    # rows without a change keep their bits
+    """The states y with only these latents and errors of the code of x; rows without a change keep
+    their bits."""
+    z_NF = place.model.encode(x_ND).to_dense()
+    error_ND = y_ND - place.reconstruction(z_NF, x_ND)
+    new_ND = place.reconstruction(z_NF * codes_NF, x_ND) + error_ND * errors_N1
     same = errors_N1 & (codes_NF | (z_NF == 0)).all(1, keepdim=True)
-    return torch.where(same, x_ND.to(new_ND.dtype), new_ND)
+    return torch.where(same, y_ND, new_ND)

@@ -42,7 +42,8 @@ def splice(
         mask_BT: bool, the positions that are changed; all others keep their bits. None: all
             positions, of inputs of any length.
 
-    Gradients flow through the changed states to x and to what `change` uses.
+    Gradients flow through the changed states to x and to what `change` uses. What `torch.compile`
+    has compiled runs uncompiled.
 
         sae = saekit.load("runs/sae")
         with torch.inference_mode(), saekit.splice(model, "blocks.9", sae):
@@ -61,6 +62,8 @@ def splice(
     else:
         raise TypeError("splice takes a hook and a change, or a mapping of hooks to changes")
     with ExitStack() as stack:
+        # compiled code does not check for new hooks
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, at_hook in changes.items():
             stack.enter_context(_splice_one(model, name, at_hook, mask_BT))
         yield

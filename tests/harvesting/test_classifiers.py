@@ -26,6 +26,9 @@ def test_a_label_is_a_class_by_its_name_or_the_number_of_a_placeholder():
     assert class_numbers(named("cat", "dog"), {"dog", "cow"}) is None
     assert class_numbers(named("cat", "dog"), {"dog", None}) is None
     assert class_numbers(named("cat", "dog"), {"1"}) is None
+    # ImageNet has two classes named crane
+    assert class_numbers(named("crane", "dog", "crane"), {"crane", "dog"}) is None
+    assert class_numbers(named("crane", "dog", "crane"), {"dog"}) == {"dog": 1}
 
 
 @torch.no_grad()

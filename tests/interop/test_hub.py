@@ -280,6 +280,14 @@ def test_a_private_repo_needs_the_token_which_is_never_shown(hub, online, source
             assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
 
 
+def test_a_password_in_the_address_is_never_shown(hub, online, source, tmp_path):
+    hub.add("me/private", source, private=True)
+    address = hub.url.replace("//", "//me:hunter2@")
+    for name in ("hf:me/none/x", "hf:me/private"):
+        status, *texts = online.saekit("import", name, tmp_path / "out", HF_ENDPOINT=address)
+        assert status == 4 and not any("hunter2" in text for text in texts), texts
+
+
 @pytest.mark.parametrize("token", [None, TOKEN])
 def test_a_gated_repo_sends_to_its_terms(hub, online, source, tmp_path, token):
     hub.add("me/gated", source, gated=True)

@@ -567,6 +567,38 @@ def test_nothing_stays_on_the_model_also_after_an_exception():
     assert not sae.training and all(not p.requires_grad for p in sae.parameters())
 
 
+@pytest.mark.parametrize("way", ["wrapper", "in place", "layers"])
+def test_a_model_that_was_compiled_before_is_edited_and_is_compiled_afterwards(way):
+    """Compiled code does not look for hooks that are added later."""
+    model, inputs = text("gpt2")
+    sae = by_hand.dictionary(families.WIDTH)
+    with saekit.attach(model, sae, "blocks.0") as live:
+        edits(live)
+        expected = output(model, inputs)
+    graphs = []
+
+    def backend(graph, _inputs):
+        def counted(*args):
+            graphs.append(1)
+            return graph.forward(*args)
+
+        return counted
+
+    compiled = torch.compile(model, backend=backend) if way == "wrapper" else model
+    for part in {"in place": [model], "layers": model.transformer.h}.get(way, ()):
+        part.compile(backend=backend)
+    clean = output(compiled, inputs)
+    assert graphs
+    with saekit.attach(compiled, sae, "blocks.0") as live:
+        edits(live)
+        edited = output(compiled, inputs)
+    with saekit.splice(compiled, "blocks.0", lambda x: 0 * x):
+        without = output(compiled, inputs)
+    assert torch.equal(edited, expected) and not torch.equal(without, clean)
+    graphs.clear()
+    assert torch.equal(output(compiled, inputs), clean) and graphs
+
+
 def test_inference_mode_and_a_dictionary_in_training_mode():
     model, inputs = text("llama")
     sae = by_hand.dictionary(families.WIDTH).train()

@@ -43,8 +43,10 @@ def greedy(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens (B,T+STEPS), the model's own logits of the new ones, which `generate` rounds)."""
     logits = []
     handle = model.register_forward_hook(lambda _m, _a, out: logits.append(out.logits[:, -1]))
-    sequences = model.generate(**batch, max_new_tokens=STEPS, do_sample=False, **options)
-    handle.remove()
+    try:
+        sequences = model.generate(**batch, max_new_tokens=STEPS, do_sample=False, **options)
+    finally:
+        handle.remove()
     return sequences, torch.stack(logits[-STEPS:], 1)
 
 
@@ -378,6 +380,66 @@ def test_a_pipeline_and_a_streamer_run_the_steered_model():
     words = tokenizer.decode(direct[0], skip_special_tokens=True).split()
     assert steered[0].replace("<pad>", " <pad>").split() == words
     assert streamer.tokens == direct[0].tolist()
+
+
+def test_each_decoded_token_of_a_bf16_model_has_the_change_rounded_once():
+    model, batch = model_of("llama").bfloat16(), inputs("left")
+    sae = by_hand.dictionary(families.WIDTH, "jumprelu").float()
+    states = {"before": [], "after": []}
+
+    def record(name):
+        return layer_of(model).register_forward_hook(lambda _m, _a, x: states[name].append(x))
+
+    record("before")
+    with saekit.attach(model, sae, "blocks.1") as live:
+        live.ablate([5, 7]).add(3, 2.5, raw=True)
+        handle = record("after")
+        model.generate(**batch, max_new_tokens=STEPS, do_sample=False)
+        handle.remove()
+    real = padded(batch, PROMPT)
+    assert [x.shape[1] for x in states["before"]] == [PROMPT] + [1] * (STEPS - 1)
+    for number, (before, after) in enumerate(zip(states["before"], states["after"])):
+        z = by_hand.encode(sae, before.float())
+        change = 2.5 * sae.W_dec[3] - z[..., [5, 7]] @ sae.W_dec[[5, 7]]
+        expected = (before.float() + change).bfloat16()
+        if number == 0:
+            expected = torch.where(real[..., None], expected, before)
+        # sums in another order round differently in rare cases
+        assert after.dtype == torch.bfloat16 and (after != expected).float().mean() < 0.01
+        torch.testing.assert_close(after, expected, rtol=1e-2, atol=1e-2)
+        assert not torch.equal(after, before)
+
+
+def test_an_exception_while_a_text_is_written_leaves_nothing_for_the_next_text():
+    from transformers.generation.streamers import BaseStreamer
+
+    class Full(BaseStreamer):
+        count = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.count += 1
+            if self.count == 4:
+                raise OSError("disk full")
+
+        def end(self) -> None:
+            pass
+
+    model, batch = model_of("gpt2"), inputs(count=1)
+    sae = by_hand.dictionary(families.WIDTH)
+    plain, plain_logits = greedy(model, batch)
+    with saekit.attach(model, sae, "blocks.1", positions="generated") as live:
+        edits(live)
+        expected, logits = greedy(model, batch)
+        with pytest.raises(OSError, match="disk full"):
+            greedy(model, batch, streamer=Full())
+        again, logits_again = greedy(model, batch)
+        assert torch.equal(again, expected) and torch.equal(logits_again, logits)
+    with pytest.raises(OSError), saekit.attach(model, sae, "blocks.1") as live:
+        edits(live)
+        greedy(model, batch, streamer=Full())
+    sequences, logits = greedy(model, batch)
+    assert torch.equal(sequences, plain) and torch.equal(logits, plain_logits)
+    assert "generate" not in vars(model)
 
 
 def test_a_mask_for_another_batch_is_refused():

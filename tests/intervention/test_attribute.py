@@ -16,9 +16,9 @@ from saekit.errors import DataError, UsageError
 from saekit.harvesting.classifiers import load_classifier
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import assemble, load_model
-from saekit.intervention.attribute import attribute, pearson
-from saekit.intervention.attribution import Keep, Node, Passes, reconstruction
-from saekit.models.sparsity import TopK
+from saekit.intervention.ablations import pearson
+from saekit.intervention.attribute import attribute
+from saekit.intervention.attribution import Keep, Node, Passes, Place
 
 PROMPT, TOKEN, OTHER = "the cat sat on a", 5, 7
 HOOKS = ["blocks.0", "blocks.1"]
@@ -50,7 +50,16 @@ def ids(live) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def passes(live, saes, ids):
-    return Passes(live, {"input_ids": ids}, saes, lambda logits: logits[:, -1, TOKEN])
+    places = [at_hook(hook, sae) for hook, sae in saes.items()]
+    return Passes(live, {"input_ids": ids}, places, logit_of_token)
+
+
+def at_hook(hook: str, sae) -> Place:
+    return Place(sae, (hook,), (hook,), (tiny.WIDTH,))
+
+
+def logit_of_token(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, -1, TOKEN]
 
 
 def with_block(live, ids, block: int, change) -> float:
@@ -186,16 +195,16 @@ def test_a_bf16_model_has_gradients_in_the_precision_of_the_code():
     live = tiny_model(torch.bfloat16)
     sae = by_hand.dictionary(tiny.WIDTH, "jumprelu").float()
     inputs = {"input_ids": live.tokenizer(PROMPT, return_tensors="pt")["input_ids"]}
-    passes = Passes(live, inputs, {"blocks.1": sae}, lambda logits: logits[:, -1, TOKEN])
+    passes = Passes(live, inputs, [at_hook("blocks.1", sae)], logit_of_token)
     codes_TF, errors_T = passes.effects(2)["blocks.1"]
     assert codes_TF.dtype == errors_T.dtype == torch.float32
     assert codes_TF.isfinite().all() and (codes_TF != 0).any()
 
 
-def test_reconstruction_of_the_own_code_is_forward(saes, passes):
-    for hook, sae in saes.items():
+def test_reconstruction_of_the_own_code_is_forward(passes):
+    for hook, place in passes.places.items():
         x = passes.x[hook]
-        assert torch.equal(reconstruction(sae, passes.z[hook], x), sae(x).x_hat)
+        assert torch.equal(place.reconstruction(passes.z[hook], x), place.model(x).x_hat)
 
 
 def test_mistakes(live, saes):
@@ -272,15 +281,170 @@ def test_a_class_of_an_image_is_attributed_to_latents_at_patches(tmp_path):
         x[0, node.position] -= z * sae.W_dec[node.index]
         return x
 
-    assert result.nodes and node.token is None
+    W = classifier.image_tokens.grid[1]
+    places = ["class token", *(f"row {at // W}, column {at % W}" for at in range(W * W))]
+    assert result.nodes and node.token == places[node.position]
     assert node.ablated == pytest.approx(logit(lambda x: x) - logit(without), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [({"d_out": tiny.WIDTH}, "transcoder"), ({"parts": (16, tiny.WIDTH - 16)}, "crosscoder")],
-)
-def test_dictionaries_of_other_maps_are_refused(live, options, kind):
-    model = TopK(d_in=tiny.WIDTH, latents=64, k=2, **options)
-    with pytest.raises(UsageError, match=kind):
-        attribute(model, prompt=PROMPT, target=TOKEN, hook=[tuple(HOOKS)], live=live)
+# -- dictionaries that write elsewhere than they read, or to several hooks
+
+MLP = ("blocks.1.mlp:in", "blocks.1.mlp")
+
+
+@pytest.fixture(scope="module")
+def transcoder():
+    return by_hand.dictionary(tiny.WIDTH, "jumprelu", d_out=tiny.WIDTH, skip=True).double()
+
+
+@pytest.fixture(scope="module")
+def crosscoder():
+    return by_hand.dictionary(2 * tiny.WIDTH, "jumprelu", parts=[tiny.WIDTH] * 2).double()
+
+
+def of(live, ids, model, inputs, outputs) -> Passes:
+    place = Place(model, inputs, outputs, (tiny.WIDTH,) * len(outputs))
+    return Passes(live, {"input_ids": ids}, [place], logit_of_token)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
+def test_nodes_of_a_transcoder_and_a_crosscoder_act_at_all_their_outputs(live, ids, kind, request):
+    """Effects of small changes and ablations are those of `attach`, whose own tests compare it with
+    plain torch."""
+    model = request.getfixturevalue(kind)
+    inputs, outputs = (MLP[:1], MLP[1:]) if kind == "transcoder" else (tuple(HOOKS),) * 2
+    hooks = MLP if kind == "transcoder" else tuple(HOOKS)
+    passes = of(live, ids, model, inputs, outputs)
+    name = "+".join(outputs)
+    effects_TF, errors_T = passes.effects(None)[name]
+    z_TF, step = passes.z[name], 1e-5
+    some = z_TF.nonzero().tolist()[::5]
+    assert len(some) > 2
+
+    def edited(verb: str, latent: int, *amount: float, positions: int) -> float:
+        with torch.inference_mode(), saekit.attach(live, model, hooks) as edits:
+            getattr(edits, verb)(latent, *amount, positions=positions)
+            return float(live.module(ids, use_cache=False).logits[0, -1, TOKEN])
+
+    for position, latent in some:
+        up, down = (edited("scale", latent, 1 + s, positions=position) for s in (step, -step))
+        slope = (up - down) / (2 * step)
+        assert float(effects_TF[position, latent]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+        (value,) = passes.ablated([Keep([Node(name, position, latent)])])
+        assert value == pytest.approx(edited("ablate", latent, positions=position), abs=1e-10)
+    assert passes.ablated([Keep()]) == [pytest.approx(passes.clean, abs=1e-12)]
+    # a position without its nodes, integrated
+    codes_TF, errors_T = passes.effects(100)[name]
+    nodes = [Node(name, 2, latent) for latent in z_TF[2].nonzero()[:, 0].tolist()]
+    (emptied,) = passes.ablated([Keep([*nodes, Node(name, 2, None)])])
+    total = float(codes_TF[2].sum() + errors_T[2])
+    assert total == pytest.approx(passes.clean - emptied, rel=1e-3, abs=1e-4)
+
+
+def test_no_node_of_a_transcoder_leaves_its_bias_and_skip(live, ids, transcoder):
+    passes = of(live, ids, transcoder, MLP[:1], MLP[1:])
+    (empty,) = passes.ablated([Keep(only=True)])
+    mlp = live.module.transformer.h[1].mlp
+    handle = mlp.register_forward_hook(
+        lambda _m, args, _y: transcoder.b_dec + args[0] @ transcoder.W_skip.T
+    )
+    with torch.inference_mode():
+        expected = float(live.module(ids, use_cache=False).logits[0, -1, TOKEN])
+    handle.remove()
+    assert empty == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_transcoder_after_an_autoencoder_reads_what_an_ablation_left(live, saes, ids, transcoder):
+    """Of both, everything but the errors of the transcoder is 0, by plain torch."""
+    early = at_hook("blocks.0", saes["blocks.0"])
+    late = Place(transcoder, MLP[:1], MLP[1:], (tiny.WIDTH,))
+    passes = Passes(live, {"input_ids": ids}, [early, late], logit_of_token)
+    nodes = [Node(late.name, position, None) for position in range(ids.shape[1])]
+    (value,) = passes.ablated([Keep(nodes, only=True)])
+    h = live.module.transformer.h
+
+    def only_error(_module, args, y):
+        return y - by_hand.encode(transcoder, args[0]) @ transcoder.W_dec
+
+    handles = [
+        h[0].register_forward_hook(lambda _m, _a, x: early.model.b_dec.expand_as(x)),
+        h[1].mlp.register_forward_hook(only_error),
+    ]
+    with torch.inference_mode():
+        expected = float(live.module(ids, use_cache=False).logits[0, -1, TOKEN])
+    for handle in handles:
+        handle.remove()
+    assert value == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_mixed_list_of_dictionaries_is_ranked_together(live, saes, transcoder, crosscoder):
+    result = attribute(
+        [saes["blocks.0"], transcoder], prompt=PROMPT, target=TOKEN, live=live, top=1000,
+        hook=["blocks.0", MLP], method="gradient",
+    )  # fmt: skip
+    assert {node.hook for node in result.nodes} == {"blocks.0", "blocks.1.mlp"}
+    with pytest.raises(UsageError, match=r"blocks\.1.* has two dictionaries"):
+        attribute(
+            [saes["blocks.1"], crosscoder],
+            prompt=PROMPT, target=TOKEN, live=live, hook=["blocks.1", tuple(HOOKS)],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated"])
+def test_only_chosen_positions_have_nodes_and_all_others_stay(live, saes, ids, method):
+    asked = dict(prompt=PROMPT, target=TOKEN, live=live, hook="blocks.1", method=method, steps=3)
+    sae = saes["blocks.1"]
+    every = attribute(sae, **asked, top=10_000)
+    chosen = attribute(sae, **asked, top=10_000, positions="1:3")
+    assert chosen == attribute(sae, **asked, top=10_000, positions=slice(1, 3))
+    expected = [node for node in every.nodes if 1 <= node.position < 3]
+    for node, other in zip(chosen.nodes, expected, strict=True):
+        assert (node.position, node.index) == (other.position, other.index)
+        assert (node.effect, node.ablated) == pytest.approx((other.effect, other.ablated))
+
+    def emptied(x):
+        x = x.clone()
+        x[:, 1:3] = sae.b_dec
+        return x
+
+    fall = with_block(live, ids, 1, lambda x: x) - with_block(live, ids, 1, emptied)
+    assert chosen.total[1] == pytest.approx(fall, abs=1e-10)
+    assert chosen.faithfulness == pytest.approx(1)
+    one = attribute(sae, **asked, positions=4)
+    assert {n.position for n in one.nodes} == {4}
+    assert one == attribute(sae, **asked, positions="4")
+    for wrong in ("cls", "a:b", "7:9", 1.5, 99):
+        with pytest.raises(UsageError, match="positions"):
+            attribute(sae, **asked, positions=wrong)
+
+
+def test_patches_of_an_image_have_nodes_without_its_class_token(tmp_path):
+    classifier = load_classifier("embedded:digits-vit")
+    sae = by_hand.dictionary(classifier.module.config.hidden_size, "jumprelu").float()
+    digits.image(3).save(tmp_path / "three.png")
+    asked = dict(image=tmp_path / "three.png", target=3, hook="blocks.1", live=classifier, top=1000)
+    asked |= dict(processor=classifier.processor, method="gradient")
+    patches, cls = (attribute(sae, **asked, positions=where) for where in ("patches", "cls"))
+    assert {n.token for n in cls.nodes} == {"class token"}
+    assert {n.position for n in patches.nodes} <= set(range(1, classifier.image_tokens.count))
+    assert len(patches.nodes) > len(cls.nodes) > 0
+    with pytest.raises(UsageError, match="all, cls, patches"):
+        attribute(sae, **asked, positions="1:")
+
+
+def test_the_curve_goes_from_the_largest_node_to_all_nodes(live, saes, ids, passes):
+    """All nodes are the whole model. Without them latents fire that are silent in it, so that
+    nothing is said of that."""
+    asked = dict(prompt=PROMPT, target=TOKEN, live=live, hook=HOOKS, method="gradient")
+    result, every = (attribute(list(saes.values()), **asked, top=top) for top in (7, 10_000))
+    sizes = [kept.nodes for kept in result.curve]
+    assert sizes[:5] == [1, 2, 5, 7, 10] and sizes[-1] == len(every.nodes) > 20
+    last, first = result.curve[-1], result.curve[0]
+    assert (last.faithfulness, last.faithfulness_errors) == (pytest.approx(1), pytest.approx(1))
+    node = Node(result.nodes[0].hook, result.nodes[0].position, result.nodes[0].index)
+    empty, only, without = passes.ablated([Keep(only=True), Keep([node], only=True), Keep([node])])
+    full = passes.clean - empty
+    assert first.faithfulness == pytest.approx((only - empty) / full)
+    assert first.completeness == pytest.approx((without - empty) / full)
+    assert result.faithfulness == result.curve[3].faithfulness
+    assert result.completeness_errors == result.curve[3].completeness_errors

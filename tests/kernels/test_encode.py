@@ -58,7 +58,7 @@ def test_the_filter_selects_what_fp64_selects(D, F, k, scale):
 
 def test_the_filter_did_the_work(monkeypatch):
     """The comparison above must not be won by redoing everything in fp32."""
-    import saekit_kernels.encode as module
+    import saekit_kernels.by_filter as module
 
     W, b = parameters(64, 4096)
     x, redone = rows(600, 64), []
@@ -221,7 +221,7 @@ def test_strided_inputs_give_the_same_result():
 
 
 def test_chunks_of_rows_do_not_change_the_codes(monkeypatch):
-    import saekit_kernels.encode as module
+    import saekit_kernels.by_product as module
 
     W_enc, b_enc = parameters(12, 96, torch.float64)
     x = rows(50, 12, torch.float64)
@@ -297,7 +297,7 @@ def test_unknown_plans_are_refused():
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch, two_threads):
-    import saekit_kernels.encode as module
+    import saekit_kernels.by_product as module
 
     W, b = parameters(64, 4096)
     x = hard_rows(2600, 64)
@@ -363,3 +363,41 @@ def test_the_largest_are_found_whatever_the_size_of_weights_and_rows(plan, weigh
     codes = encode_topk(x, W, torch.zeros(512), 6, plan=plan)
     expected = (x.double() @ W.double().T).topk(6, dim=1).indices.sort(1).values
     assert torch.equal(codes.idx.long(), expected)
+
+
+@pytest.mark.parametrize("bound", ["none", "right", "too high"])
+def test_the_filter_finds_the_largest_of_a_batch_without_fp32_products(bound, monkeypatch):
+    import saekit_kernels.encode as module
+
+    W, b = parameters(64, 4096)
+    W *= torch.logspace(-1, 1, 4096)[torch.randperm(4096, generator=torch.Generator())][:, None]
+    x = hard_rows(600, 64)
+    expected, threshold = encode_batchtopk(x, W, b, 8, plan="gemm")
+    guess = {"none": 0.0, "right": 0.8, "too high": 3.0}[bound] * float(threshold)
+    monkeypatch.setattr(module, "batch_by_product", None)
+    codes, found = encode_batchtopk(x, W, b, 8, plan="filter", bound=guess)
+    assert torch.equal(codes.ptr, expected.ptr) and torch.equal(codes.idx, expected.idx)
+    torch.testing.assert_close(codes.vals, expected.vals, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found, threshold, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1e4])
+def test_a_row_that_the_filter_leaves_out_competes_in_fp32(bad, monkeypatch):
+    """One row of huge norm must not send the whole batch through fp32 products."""
+    import saekit_kernels.by_filter as module
+
+    W, b = parameters(64, 4096)
+    x = rows(600, 64)
+    x[7] = bad * x[7] if bad == bad else bad
+    expected = (
+        encode_batchtopk(x, W, b, 8, plan="gemm")[0],
+        encode_threshold(x, W, b, 1.5, plan="gemm"),
+    )
+    monkeypatch.setattr(module, "above_by_product", None)
+    by_filter = (
+        encode_batchtopk(x, W, b, 8, plan="filter", bound=1e-3)[0],
+        encode_threshold(x, W, b, 1.5, plan="filter"),
+    )
+    for codes, wanted in zip(by_filter, expected):
+        assert torch.equal(codes.ptr, wanted.ptr) and torch.equal(codes.idx, wanted.idx)
+        torch.testing.assert_close(codes.vals, wanted.vals, rtol=1e-5, atol=1e-2, equal_nan=True)

@@ -18,9 +18,8 @@ import torch.nn.functional as nnF
 from saekit.errors import UsageError, opt
 from saekit.models.sae.dead import aux_terms
 from saekit.models.sae.losses import loss_terms, with_squared_error
-from saekit.models.sae.preactivations import largest_of_rows
 from saekit.models.sparsity.nested import mean_error
-from saekit.models.sparsity.topk import LargestOfRows, TopKConfig, k_at
+from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
 from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
@@ -50,7 +49,7 @@ class Temporal(LargestOfRows):
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
     ) -> LossTerms:
-        pre = largest_of_rows(self, x_BD, k_at(self, step), step)
+        pre = self.preactivations(x_BD, step)
         level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
         nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
         x_hat, error = mean_error(nested, target_BD, self.skip(x_BD))
@@ -77,7 +76,7 @@ class Temporal(LargestOfRows):
         return max(round(self.config.slow_share * self.latents), 1)
 
     def slow_code(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
-        pre = largest_of_rows(self, x_BD, k_at(self, step), step)
+        pre = self.preactivations(x_BD, step)
         return pre.dense(pre.values)[:, : self.slow()]
 
 
