@@ -12,7 +12,7 @@ import torch
 
 from saekit_kernels.codes import Codes
 from saekit_kernels.cost import crossover_l0
-from saekit_kernels.decode import Decoded, decode_mse
+from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.workspace import Workspace
@@ -45,6 +45,18 @@ class Operations(Protocol):
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad: bool, penalty_F) -> Decoded: ...
 
+    def decode(self, codes, W_FD, b_D) -> torch.Tensor:
+        """x_hat (B,D)."""
+        ...
+
+    def products(self, codes, g_BD, W_FD) -> torch.Tensor:
+        """In the shape of the values: <g[b], W[j]> for every entry, 0 on padding."""
+        ...
+
+    def dense_products(self, x_BD, W_FD, b_F) -> torch.Tensor:
+        """x W^T + b, differentiable in all three."""
+        ...
+
     def weight_gradients(
         self, codes, dvals_BK, x_BD, g_BD
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,6 +87,15 @@ class TorchOperations:
 
     def decode_mse(self, codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F) -> Decoded:
         return decode_mse(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
+
+    def decode(self, codes, W_FD, b_D) -> torch.Tensor:
+        return decode(codes, W_FD, b_D)
+
+    def products(self, codes, g_BD, W_FD) -> torch.Tensor:
+        return sampled_products(codes, g_BD.to(W_FD.dtype), W_FD)
+
+    def dense_products(self, x_BD, W_FD, b_F) -> torch.Tensor:
+        return torch.addmm(b_F, x_BD, W_FD.T)
 
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
         dW_enc = sparse_weight_grad(codes, dvals_BK, x_BD)
@@ -121,6 +142,19 @@ class TritonOperations:
 
         return decode(codes, W_dec_FD, b_dec_D, x_BD, need_grad, penalty_F)
 
+    def decode(self, codes, W_FD, b_D) -> torch.Tensor:
+        from saekit_kernels.gpu.entries import decode as decode_rows
+
+        return decode_rows(codes, W_FD, b_D)
+
+    def products(self, codes, g_BD, W_FD) -> torch.Tensor:
+        from saekit_kernels.gpu.entries import products
+
+        return products(codes, g_BD, W_FD)
+
+    def dense_products(self, x_BD, W_FD, b_F) -> torch.Tensor:
+        return _LowProducts.apply(x_BD, W_FD, b_F)
+
     def weight_gradients(self, codes, dvals_BK, x_BD, g_BD):
         from saekit_kernels.gpu.grad import sparse_weight_grad_dual
 
@@ -136,10 +170,36 @@ class TritonOperations:
         return self.weight_gradient(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]
 
 
+def product32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b for matrices that `low` gave, sums and result in fp32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).float()
+
+
 def low(tensor: torch.Tensor) -> torch.Tensor:
     """Detached; fp32 becomes bf16 on a CUDA device."""
     tensor = tensor.detach()
     return tensor.bfloat16() if tensor.is_cuda and tensor.dtype == torch.float32 else tensor
+
+
+class _LowProducts(torch.autograd.Function):
+    """x W^T + b with all three products in the precision of `low`, and results in fp32: what a
+    penalty does with them needs more than eight bits."""
+
+    @staticmethod
+    def forward(ctx, x_BD, W_FD, b_F):
+        x, W = low(x_BD), low(W_FD)
+        ctx.save_for_backward(x, W)
+        return product32(x, W.T) + b_F
+
+    @staticmethod
+    def backward(ctx, dpre_BF):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x, W), needs = ctx.saved_tensors, ctx.needs_input_grad
+        dpre = low(dpre_BF)
+        dx = product32(dpre, W) if needs[0] else None
+        dW = product32(dpre.T, x) if needs[1] else None
+        return dx, dW, dpre_BF.sum(0) if needs[2] else None
 
 
 def _with_transpose(codes):

@@ -57,7 +57,7 @@ def row_warps(d: int, weight_bytes: int, stride: int) -> int:
 
 
 @jit
-def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
+def gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
     """acc + sum_e v[e] W[j[e], cols]"""
     mask = live[:, None] & col_mask[None, :]
     w = tl.load(W_ptr + j[:, None] * W_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -107,8 +107,8 @@ def _decode_mse_row(
         live = t + entry < nnz
         j = tl.load(idx_ptr + first + t + entry, mask=live, other=0).to(tl.int64)
         v = tl.load(vals_ptr + first + t + entry, mask=live, other=0.0)
-        e_head = _gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
-        e_tail = _gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
+        e_head = gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
+        e_tail = gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
         if PENALTY:
             l1 += v * tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32)
     e_head -= tl.load(x_ptr + row * x_stride + head, mask=in_head, other=0.0).to(tl.float32)
@@ -161,7 +161,9 @@ def decode_mse(
     """
     # Check.
     B = len(codes)
-    d = _width(codes, W_FD, b_D)
+    d = width(codes, W_FD)
+    if b_D.shape != (d,):
+        raise ValueError(f"the bias must have shape ({d},), got {tuple(b_D.shape)}")
     if x_BD.shape != (B, d):
         raise ValueError(f"x must have shape ({B}, {d}), got {tuple(x_BD.shape)}")
     if penalty_F is not None and penalty_F.shape != (codes.F,):
@@ -192,11 +194,10 @@ def decode_mse(
     return Decoded(loss, residual, g, dvals, l1)
 
 
-def _width(codes: Codes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
+def width(codes: Codes, W_FD: torch.Tensor) -> int:
+    """D. Raises ValueError when W does not fit the codes."""
     if W_FD.ndim != 2 or len(W_FD) != codes.F:
         raise ValueError(f"W must have shape ({codes.F}, D), got {tuple(W_FD.shape)}")
-    if b_D.shape != W_FD.shape[1:]:
-        raise ValueError(f"the bias must have shape ({W_FD.shape[1]},), got {tuple(b_D.shape)}")
     return W_FD.shape[1]
 
 

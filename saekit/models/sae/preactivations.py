@@ -72,8 +72,8 @@ class SparsePre:
 
 
 class DensePre:
-    def __init__(self, values_BF: torch.Tensor) -> None:
-        self.values = values_BF
+    def __init__(self, values_BF: torch.Tensor, backend: str = "torch") -> None:
+        self.values, self.backend = values_BF, backend
         self.rows, self.latents = values_BF.shape
 
     def of(self, p_F: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class DensePre:
     def decode(
         self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor
     ) -> torch.Tensor:
-        return torch.addmm(b_dec_D, z, W_dec_FD)
+        return OPERATIONS[self.backend].dense_products(z, W_dec_FD.T, b_dec_D)
 
     def nested(
         self,
@@ -147,7 +147,8 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
             x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most
         )
     if encoded.codes is None:
-        return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
+        values = OPERATIONS[step.backend].dense_products(x_BD, sae.W_enc, sae.b_enc)
+        return DensePre(values, step.backend)
     return _entries(sae, x_BD, encoded, step, floor_F)
 
 
