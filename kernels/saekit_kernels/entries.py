@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as nnF
 
 from saekit_kernels.codes import Codes, SparseCodes
 from saekit_kernels.operations import OPERATIONS, Operations
@@ -45,22 +44,6 @@ def decode_entries(
     """x_hat (B,D): the sum over a row's entries of value * W_dec[j], plus b_dec; differentiable in
     values, W_dec and b_dec."""
     return _Decode.apply(values, W_dec_FD, b_dec_D, codes, OPERATIONS[backend])
-
-
-def decode_nested(
-    codes: Codes,
-    values: torch.Tensor,
-    W_dec_FD: torch.Tensor,
-    b_dec_D: torch.Tensor,
-    level: torch.Tensor,
-    levels: int,
-) -> torch.Tensor:
-    """(B,levels,D): x_hat from the entries up to each level. `level` is the level of every entry,
-    from 0, in the shape of values.
-
-    One pass over the entries for any number of levels: the partial sums of a row are accumulated.
-    """
-    return _DecodeNested.apply(values, W_dec_FD, b_dec_D, codes, level.flatten().long(), levels)
 
 
 class _Preactivations(torch.autograd.Function):
@@ -105,49 +88,7 @@ class _Decode(torch.autograd.Function):
         return dvalues, dW, g_BD.sum(0) if needs[2] else None, None, None
 
 
-class _DecodeNested(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, level, levels: int):
-        rows = codes.row_of(
-            torch.arange(values.numel(), dtype=torch.int32, device=values.device)
-        ).long()
-        bag = rows * levels + level  # one bag for each row and level
-        values = codes.without_padding(values)
-        _, order = torch.sort(bag.to(torch.int32), stable=True)
-        ends = torch.bincount(bag, minlength=len(codes) * levels).cumsum(0)
-        weights = values.flatten()[order].to(W_dec_FD.dtype)
-        parts = nnF.embedding_bag(
-            codes.idx.flatten()[order].long(), W_dec_FD, nnF.pad(ends, (1, 0)), mode="sum",
-            per_sample_weights=weights,
-            include_last_offset=True,
-        )  # fmt: skip
-        ctx.save_for_backward(values, W_dec_FD, bag)
-        ctx.codes, ctx.levels = codes, levels
-        return parts.view(len(codes), levels, -1).cumsum(1) + b_dec_D
-
-    @staticmethod
-    def backward(ctx, g_BGD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (values, W_dec_FD, bag), codes = ctx.saved_tensors, ctx.codes
-        # An entry is part of the reconstructions of its own level and of all later ones.
-        later = g_BGD.flip(1).cumsum(1).flip(1).reshape(len(codes) * ctx.levels, -1).contiguous()
-        dvalues = _products(codes, bag, later, W_dec_FD) if ctx.needs_input_grad[0] else None
-        dW = None
-        if ctx.needs_input_grad[1]:
-            transpose = codes.transpose()
-            pos = transpose.pos[: int(transpose.ptr[-1])].long()
-            weights = values.flatten()[pos].to(W_dec_FD.dtype)
-            dW = nnF.embedding_bag(
-                bag[pos],
-                later,
-                transpose.ptr.long(),
-                mode="sum",
-                per_sample_weights=weights,
-                include_last_offset=True,
-            )
-        return dvalues, dW, g_BGD.sum((0, 1)) if ctx.needs_input_grad[2] else None, None, None, None
-
-
-def _products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
+def products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of the values: <A[row], W[j]> for every entry, 0 on padding."""
     if A.device.type == "cpu":  # by latent, so that the large matrix, W, is read in order
         transpose = codes.transpose()

@@ -7,11 +7,14 @@ entries, however they are spread over the rows.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import triton.language as tl
 
 from saekit_kernels.codes import Codes
 from saekit_kernels.gpu.decode import ENTRIES, decode_mse, gather_sum, row_warps, split_width, width
+from saekit_kernels.gpu.grad import sparse_weight_grad
 from saekit_kernels.gpu.runtime import Case, jit, row_pointer, row_span, unit_stride
 
 
@@ -143,7 +146,7 @@ def nested_warps(d: int, weight_bytes: int, stride: int) -> int:
     return warps if warps < 8 else 16
 
 
-def nested_error(
+def nested_row_errors(
     codes: Codes,
     W_FD: torch.Tensor,
     b_D: torch.Tensor,
@@ -184,6 +187,35 @@ def nested_error(
         num_warps=warps,
     )
     return x_hat, loss.mean() / levels, later, dvals
+
+
+class NestedError(torch.autograd.Function):
+    """saekit_kernels.nested.nested_error: one walk over the rows, and one over the latents for the
+    weights."""
+
+    @staticmethod
+    def forward(ctx, values, W_FD, b_D, target_BD, codes: Codes, level, levels: int):
+        codes = dataclasses.replace(codes, vals=codes.without_padding(values))
+        wants_grad = any(ctx.needs_input_grad)
+        x_hat, error, later, dvals = nested_row_errors(
+            codes, W_FD, b_D, target_BD, level, levels, wants_grad
+        )
+        ctx.save_for_backward(later, dvals, level)
+        ctx.codes = codes
+        ctx.mark_non_differentiable(x_hat)
+        return x_hat, error
+
+    @staticmethod
+    def backward(ctx, _, slope):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (later, dvals, level), codes = ctx.saved_tensors, ctx.codes
+        (B, levels, d), needs, dW = later.shape, ctx.needs_input_grad, None
+        if needs[1]:
+            at = torch.arange(level.numel(), dtype=torch.int32, device=level.device)
+            row_of = codes.row_of(at) * levels + level.flatten()
+            dW = sparse_weight_grad(codes, codes.vals * slope, later.view(B * levels, d), row_of)
+        first = later[:, 0] * slope
+        dx = -first if needs[3] else None
+        return dvals * slope, dW, first.sum(0), dx, None, None, None
 
 
 def cases() -> list[Case]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from saekit_kernels import Codes, decode_entries, decode_nested, most_active, preactivations
+from saekit_kernels import Codes, decode_entries, most_active, nested_error, preactivations
 from saekit_kernels.operations import OPERATIONS, Encoded
 
 from saekit.types import Step
@@ -34,18 +34,21 @@ class SparsePre:
     ) -> torch.Tensor:
         return decode_entries(self.codes, z, W_dec_FD, b_dec_D, self.backend)
 
-    def nested(
+    def nested_error(
         self,
         z: torch.Tensor,
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
+        target_BD: torch.Tensor,
         level: torch.Tensor,
         levels: int,
-    ) -> torch.Tensor:
-        """(B,levels,D): from the entries up to each level; `level` (F,), or in the shape of
-        values."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x_hat (B,D), constant; mean over rows and levels of the squared error of the entries up
+        to each level); `level` (F,), or in the shape of values."""
         level = self.of(level) if level.shape == (self.latents,) else level
-        return decode_nested(self.codes, z, W_dec_FD, b_dec_D, level, levels)
+        return nested_error(
+            self.codes, z, W_dec_FD, b_dec_D, target_BD, level, levels, self.backend
+        )
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         """(F,): z summed over the rows."""
@@ -84,16 +87,19 @@ class DensePre:
     ) -> torch.Tensor:
         return OPERATIONS[self.backend].dense_products(z, W_dec_FD.T, b_dec_D)
 
-    def nested(
+    def nested_error(
         self,
         z: torch.Tensor,
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
+        target_BD: torch.Tensor,
         level: torch.Tensor,
         levels: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [torch.where(level == g, z, 0.0) @ W_dec_FD for g in range(levels)]
-        return torch.stack(parts, 1).cumsum(1) + b_dec_D
+        x_hat_BGD = torch.stack(parts, 1).cumsum(1) + b_dec_D
+        error = (x_hat_BGD - target_BD[:, None]).square().sum(2).mean()
+        return x_hat_BGD[:, -1].detach(), error
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         return z.sum(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from saekit_kernels.gpu.entries import decode, nested_error, products
+from saekit_kernels import nested_error
+from saekit_kernels.gpu.entries import decode, nested_row_errors, products
 from sparse_rows import close, dense, device, end_to_end, normal, random_codes
 
 SHAPES = [(1, 1, 1, 1), (3, 33, 7, 5), (9, 96, 130, 32), (4, 300, 40, 6)]
@@ -52,15 +53,31 @@ def test_nested_errors_and_their_gradients_are_those_of_autograd(B, D, F, K, for
     error = (nested - x.double()[:, None]).square().sum(2).mean()
     error.backward()
 
-    x_hat, got, later, dvals = nested_error(codes, W, b, x, level, levels, True)
+    x_hat, got, later, dvals = nested_row_errors(codes, W, b, x, level, levels, True)
     close(x_hat, nested[:, -1].detach(), K)
     close(got, error.detach(), K * D)
     close(later, parts.grad, K)
     kept = dvals[codes.active()] if form == "padded" else dvals
     close(kept, value.grad, K * D)
-    bare = nested_error(codes, W, b, x, level, levels, False)
+    bare = nested_row_errors(codes, W, b, x, level, levels, False)
     assert torch.equal(bare[0], x_hat) and torch.equal(bare[1], got)
     assert bare[2].numel() == bare[3].numel() == 0
+
+
+@pytest.mark.parametrize("form", ["padded", "ragged"])
+def test_nested_errors_have_the_gradients_of_the_torch_path(form):
+    B, D, F, K = 9, 40, 30, 8
+    codes, level = forms(B, F, K)[form], torch.arange(F, device=device) // 11
+    leaves = [codes.vals.clone(), normal(F, D), normal(D), normal(B, D)]
+    gradients = []
+    for backend in ("torch", "triton"):
+        values, W, b, x = (t.clone().requires_grad_() for t in leaves)
+        x_hat, error = nested_error(codes, values, W, b, x, level[codes.idx.long()], 3, backend)
+        (3 * error).backward()
+        kept = values.grad[codes.active()] if form == "padded" else values.grad
+        gradients.append((x_hat, error.detach(), kept, W.grad, b.grad, x.grad))
+    for expected, got in zip(*gradients):
+        close(got, expected.double(), K * D)
 
 
 def test_rows_that_do_not_fit_are_refused():
@@ -68,10 +85,10 @@ def test_rows_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="g must have shape"):
         products(codes, x[:2], W)
     with pytest.raises(ValueError, match="expected x"):
-        nested_error(codes, W, b, x, codes.idx[:, :1], 2, True)
+        nested_row_errors(codes, W, b, x, codes.idx[:, :1], 2, True)
     empty = random_codes(0, 7, 2)
     assert products(empty, x[:0], W).shape == (0, 2)
-    assert nested_error(empty, W, b, x[:0], empty.idx, 2, True)[0].shape == (0, 5)
+    assert nested_row_errors(empty, W, b, x[:0], empty.idx, 2, True)[0].shape == (0, 5)
 
 
 def test_dense_is_what_the_codes_say():
