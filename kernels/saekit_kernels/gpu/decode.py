@@ -52,7 +52,7 @@ def row_warps(d: int, weight_bytes: int, stride: int) -> int:
     those in registers (up to about d = 5000).
     """
     if d % 16 or stride % 16:
-        weight_bytes = 4
+        weight_bytes = 8
     return min(max(next_power_of_2(d) * weight_bytes // 2048, 1), 16)
 
 
@@ -83,6 +83,7 @@ def _decode_mse_row(
     K,
     d,
     inverse_B,
+    RESIDUAL: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     PENALTY: tl.constexpr,
     HEAD: tl.constexpr,
@@ -113,8 +114,9 @@ def _decode_mse_row(
             l1 += v * tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32)
     e_head -= tl.load(x_ptr + row * x_stride + head, mask=in_head, other=0.0).to(tl.float32)
     e_tail -= tl.load(x_ptr + row * x_stride + tail, mask=in_tail, other=0.0).to(tl.float32)
-    tl.store(residual_ptr + row * d + head, e_head, mask=in_head)
-    tl.store(residual_ptr + row * d + tail, e_tail, mask=in_tail)
+    if RESIDUAL:
+        tl.store(residual_ptr + row * d + head, e_head, mask=in_head)
+        tl.store(residual_ptr + row * d + tail, e_tail, mask=in_tail)
     tl.store(loss_ptr + row, tl.sum(e_head * e_head, axis=0) + tl.sum(e_tail * e_tail, axis=0))
     if PENALTY:
         tl.store(l1_ptr + row, tl.sum(l1, axis=0))
@@ -159,9 +161,39 @@ def decode_mse(
     the gradient with respect to x_hat and dvals_BK the gradient with respect to the code values: 0
     on padding and where the value is 0. Raises ValueError when the shapes do not fit.
     """
+    residual = torch.empty(x_BD.shape, dtype=torch.float32, device=x_BD.device)
+    g = torch.empty_like(residual) if need_grad and len(codes) else None
+    loss, dvals, l1 = _rows(codes, W_FD, b_D, x_BD, penalty_F, residual, g)
+    return Decoded(loss, residual, g, dvals, l1)
+
+
+def decode_gradients(
+    codes: Codes,
+    W_FD: torch.Tensor,
+    b_D: torch.Tensor,
+    x_BD: torch.Tensor,
+    dtype: torch.dtype,
+    penalty_F: torch.Tensor | None = None,
+) -> Decoded:
+    """decode_mse for a step that gathers g: g_BD in `dtype`, and no residual (0,D), from which g
+    differs by a constant."""
+    g = torch.empty(x_BD.shape, dtype=dtype, device=x_BD.device)
+    loss, dvals, l1 = _rows(codes, W_FD, b_D, x_BD, penalty_F, None, g)
+    return Decoded(loss, x_BD[:0], g, dvals, l1)
+
+
+def _rows(
+    codes: Codes,
+    W_FD: torch.Tensor,
+    b_D: torch.Tensor,
+    x_BD: torch.Tensor,
+    penalty_F: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    g: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(loss_B, dvals, l1_B); fills residual and g if they are there."""
     # Check.
-    B = len(codes)
-    d = width(codes, W_FD)
+    B, d = len(codes), width(codes, W_FD)
     if b_D.shape != (d,):
         raise ValueError(f"the bias must have shape ({d},), got {tuple(b_D.shape)}")
     if x_BD.shape != (B, d):
@@ -170,13 +202,10 @@ def decode_mse(
         raise ValueError(f"penalty must have shape ({codes.F},), got {tuple(penalty_F.shape)}")
     # Outputs.
     like: dict[str, Any] = dict(dtype=torch.float32, device=x_BD.device)
-    loss, residual = torch.empty(B, **like), torch.empty(B, d, **like)
-    l1 = None if penalty_F is None else torch.empty(B, **like)
+    loss, l1 = torch.empty(B, **like), None if penalty_F is None else torch.empty(B, **like)
+    dvals = None if g is None else torch.zeros(codes.vals.shape, **like)
     if B == 0:
-        return Decoded(loss, residual, l1_B=l1)
-    g, dvals = None, None
-    if need_grad:
-        g, dvals = torch.empty(B, d, **like), torch.zeros(codes.vals.shape, **like)
+        return loss, dvals, l1
     # Inputs as the kernel reads them. It never touches the pointer of a disabled output.
     W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
     vals, idx = codes.vals.contiguous(), codes.idx.contiguous()
@@ -185,13 +214,13 @@ def decode_mse(
     warps = row_warps(d, W.element_size(), W.stride(0))
     head, tail = split_width(d, 32 * warps)
     _decode_mse_row[(B,)](
-        *(vals, idx, row_ptr, W, W.stride(0), b, x, x.stride(0), penalty),
-        *(loss, residual, residual if g is None else g, loss if dvals is None else dvals),
-        *(loss if l1 is None else l1, K, d, 1.0 / B, need_grad, penalty_F is not None),
+        *(vals, idx, row_ptr, W, W.stride(0), b, x, x.stride(0), penalty, loss),
+        *(loss if t is None else t for t in (residual, g, dvals, l1)),
+        *(K, d, 1.0 / B, residual is not None, g is not None, penalty_F is not None),
         *(head, tail, ENTRIES, ragged),
         num_warps=warps,
     )
-    return Decoded(loss, residual, g, dvals, l1)
+    return loss, dvals, l1
 
 
 def width(codes: Codes, W_FD: torch.Tensor) -> int:
@@ -212,16 +241,15 @@ def cases() -> list[Case]:
         (4096, "*fp32", True, ("K", "d", "W_stride", "x_stride")),
         (1001, "*bf16", False, ()),
     ):
-        outputs = {
-            f"{name}_ptr": "*fp32" for name in ("penalty", "loss", "residual", "g", "dvals", "l1")
-        }
+        names = ("penalty", "loss", "residual", "g", "dvals", "l1")
+        outputs = {f"{name}_ptr": weight if name == "g" else "*fp32" for name in names}
         signature = (
             codes
             | {
                 "W_ptr": weight,
                 "W_stride": "i32",
                 "b_ptr": "*fp32",
-                "x_ptr": weight,
+                "x_ptr": "*fp32",
                 "x_stride": "i32",
             }
             | outputs
@@ -230,6 +258,7 @@ def cases() -> list[Case]:
         warps = row_warps(d, 2 if weight == "*bf16" else 4, d)
         head, tail = split_width(d, 32 * warps)
         constants = {
+            "RESIDUAL": not aligned,
             "NEED_GRAD": True,
             "PENALTY": penalty,
             "HEAD": head,

@@ -38,6 +38,9 @@ CHUNK_BYTES = 1 << 29
 LEAST_ROWS, MOST_ROWS = 1024, 4096
 TILE = 128  # columns of a tile of plan B
 COLLECTED = 8  # of its tiles in a program
+# More launch options of filter_kernel. {"maxnreg": 128} puts two blocks on an SM of sm_90, at the
+# cost of spills; which wins is for a device to say (benchmarks/gpu).
+LAUNCH: dict[str, int] = {}
 PACKED = 256  # tiles that a program of pack_kernel goes through together
 
 
@@ -331,6 +334,7 @@ def candidates(
                 *(tiles, by_row, slots),
                 UPCAST=INTERPRETED or x.dtype != W_FD.dtype,
                 **config,
+                **LAUNCH,
             )
         else:
             pre = product(x, W_FD)

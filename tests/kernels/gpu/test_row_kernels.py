@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.decode import decode_mse, split_width
+from saekit_kernels.gpu.decode import decode_gradients, decode_mse, split_width
 from saekit_kernels.gpu.transpose import BLOCKS, row_blocks, transpose_codes
 from sparse_rows import close, dense, device, end_to_end, normal, random_codes
 
@@ -68,6 +68,17 @@ def test_ragged_rows_give_the_bits_of_padded_ones(B, D, F, K):
     for name in ("loss_B", "residual_BD", "g_BD", "l1_B"):
         assert torch.equal(getattr(got, name), getattr(padded, name))
     assert torch.equal(got.dvals_BK, padded.dvals_BK[codes.active()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_without_the_residual(dtype):
+    codes, W, b, x = random_codes(6, 30, 7), normal(30, 50), normal(50), normal(6, 50)
+    full, got = decode_mse(codes, W, b, x), decode_gradients(codes, W, b, x, dtype)
+    assert got.residual_BD.shape == (0, 50) and got.g_BD.dtype == dtype
+    assert torch.equal(got.loss_B, full.loss_B) and torch.equal(got.dvals_BK, full.dvals_BK)
+    # triton's interpreter truncates to bf16
+    tolerance = 0 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(got.g_BD.float(), full.g_BD, rtol=tolerance, atol=0)
 
 
 def test_ragged_rows_without_entries():
