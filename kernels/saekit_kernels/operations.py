@@ -69,6 +69,10 @@ class Operations(Protocol):
 
     def column_sum(self, codes, coef_BK) -> torch.Tensor: ...
 
+    def latent_sums(self, codes, values) -> torch.Tensor:
+        """(F,): the sum of the values of each latent, differentiable; the same bits every time."""
+        ...
+
 
 class TorchOperations:
     def encode_topk(self, x_BD, W_enc_FD, b_enc_F, k, workspace, plan) -> Encoded:
@@ -107,6 +111,11 @@ class TorchOperations:
 
     def column_sum(self, codes, coef_BK) -> torch.Tensor:
         return sparse_column_sum(codes, coef_BK)
+
+    def latent_sums(self, codes, values) -> torch.Tensor:
+        values = codes.without_padding(values)
+        latent = codes.idx.flatten().long()
+        return values.new_zeros(codes.F).index_add(0, latent, values.flatten())
 
 
 class TritonOperations:
@@ -169,6 +178,9 @@ class TritonOperations:
     def column_sum(self, codes, coef_BK) -> torch.Tensor:
         return self.weight_gradient(codes, coef_BK, coef_BK.new_ones(len(codes), 1))[:, 0]
 
+    def latent_sums(self, codes, values) -> torch.Tensor:
+        return _LatentSums.apply(values, codes, self)
+
 
 def product32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b for matrices that `low` gave, sums and result in fp32."""
@@ -200,6 +212,19 @@ class _LowProducts(torch.autograd.Function):
         dx = product32(dpre, W) if needs[0] else None
         dW = product32(dpre.T, x) if needs[1] else None
         return dx, dW, dpre_BF.sum(0) if needs[2] else None
+
+
+class _LatentSums(torch.autograd.Function):
+    """By the transpose: index_add is an atomic addition of floats on a device."""
+
+    @staticmethod
+    def forward(ctx, values, codes, operations):
+        ctx.codes = codes
+        return operations.column_sum(codes, values)
+
+    @staticmethod
+    def backward(ctx, dsums_F):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return dsums_F[ctx.codes.idx.long()], None, None
 
 
 def _with_transpose(codes):

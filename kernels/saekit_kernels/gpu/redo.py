@@ -70,11 +70,6 @@ def redo_kernel(
         tl.debug_barrier()  # scratch and list may be overwritten now
 
 
-def product_block(groups: int) -> int:
-    """Latents of a step of the product. With the other number either case spills registers."""
-    return 32 if groups <= 1024 else 64
-
-
 def redo_rows(
     x_BD: torch.Tensor,
     W_FD: torch.Tensor,
@@ -94,7 +89,7 @@ def redo_rows(
     redo_kernel[(programs,)](
         x_BD, W_FD, b_F, order, flagged, scratch, lists, codes.vals, codes.idx, codes.nnz,
         F, x_BD.shape[1], k, x_BD.stride(0), W_FD.stride(0),
-        PROGRAMS=programs, GROUPS=groups, BF=product_block(groups), BD=64, num_warps=8,
+        PROGRAMS=programs, GROUPS=groups, BF=64, BD=64, num_warps=8,
     )  # fmt: skip
     return flagged
 
@@ -108,10 +103,10 @@ def cases() -> list[Case]:
         constants = {
             "PROGRAMS": REDO_PROGRAMS,
             "GROUPS": groups_for(F, k)[0],
-            "BF": product_block(groups_for(F, k)[0]),
+            "BF": 64,
             "BD": 64,
         }
-        name, aligned = f"redo {dtype} F={F} k={k}", ("F", "D", "x_stride", "w_stride")
+        name, aligned = f"redo {dtype} F={F} k={k}", ("F", "D", "k", "x_stride", "w_stride")
         return Case(name, redo_kernel, signature, constants, 8, aligned=aligned)
 
     return [case(torch.bfloat16, 24576, 32), case(torch.float32, 131072, 2048)]

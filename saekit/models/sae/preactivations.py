@@ -52,8 +52,7 @@ class SparsePre:
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         """(F,): z summed over the rows."""
-        z = self.codes.without_padding(z)
-        return z.new_zeros(self.latents).index_add(0, self.codes.idx.flatten().long(), z.flatten())
+        return OPERATIONS[self.backend].latent_sums(self.codes, z)
 
     def fired(self, z: torch.Tensor) -> torch.Tensor:
         """(F,): the number of rows in which each latent is active."""
