@@ -16,6 +16,7 @@ RESAMPLINGS = 4
 # once, several of them pointed at the same outlier row, made the error 10,000 times as large in one
 # run (docs/log.md).
 RESAMPLED = 0.5
+NUDGE_EVERY = 4  # steps; rarer where the device is polled more rarely
 # Share of the run: a latent idle for so long must be revived now if it is to learn anything.
 REVIVE_SHARE = 0.1
 
@@ -27,8 +28,8 @@ def dead_rows(train_rows: int) -> int:
 
 
 def revive_rows(train_rows: int, total_rows: int) -> int:
-    """Rows without firing after which a latent is revived: when it is dead, or, in a short run,
-    earlier."""
+    """Rows without firing after which a latent is resampled or joins the auxiliary loss: when it is
+    dead, or, in a short run, earlier. Nudges always wait until it is dead."""
     return max(min(dead_rows(train_rows), round(REVIVE_SHARE * total_rows)), 1)
 
 
