@@ -16,7 +16,7 @@ from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
-from saekit.models.sae.dead import auxk_loss
+from saekit.models.sae.dead import NUDGE, auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16
@@ -67,7 +67,7 @@ def test_the_kl_term_by_hand():
 
 @pytest.mark.parametrize("sparsity", ["topk", "l1", "kl-sigmoid"])
 def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
-    sae = make_sae(sparsity)
+    sae = make_sae(sparsity, **({"revive": "aux"} if sparsity == "topk" else {}))
     terms = sae.loss(batch_of(normalized(64)), Step(50, 100, dead=torch.tensor([3, 9, 11])))
     assert set(terms.terms) == {
         "reconstruction",
@@ -122,7 +122,7 @@ def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
 
 
 def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_not_the_residual():
-    sae = make_sae("topk")
+    sae = make_sae("topk", revive="aux")
     dead = torch.tensor([5, 17, 40])
     with torch.no_grad():
         sae.b_enc[dead] = -1e3  # silent on every row, deep in the flat part of a ReLU
@@ -240,6 +240,56 @@ def test_decoder_rows_stay_unit_and_gradients_tangent():
         sae.W_dec *= 3
     sae.after_step()
     torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(64))
+
+
+def level_by_hand(sae, x, latent):
+    """(B,): what the pre-activation of a latent must exceed, from all pre-activations."""
+    pre = (x @ sae.W_enc.T + sae.b_enc).detach()
+    if sae.sparsity == "topk":
+        return pre.relu().topk(8, 1).values[:, -1]
+    if sae.sparsity == "abs-topk":
+        return pre.abs().topk(sae.config.k, 1).values[:, -1]
+    if sae.sparsity == "gated":
+        return torch.zeros(len(x))
+    return sae.threshold[latent].expand(len(x))
+
+
+@pytest.mark.parametrize(
+    "sparsity", ["topk", "abs-topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+)
+def test_a_nudge_closes_a_share_of_the_gap_on_the_row_where_a_latent_nearly_fires(sparsity):
+    options = {} if sparsity in ("topk", "gated") else {"k": 8}
+    if sparsity in ("jumprelu", "gated"):
+        options = {"target_l0": 8.0}
+    sae, x = make_sae(sparsity, torch.float32, **options), normalized(64, torch.float32)
+    sae.loss(batch_of(x), Step(90, 100))  # batchtopk has its threshold from a batch
+    dead = torch.tensor([6, 50])
+    with torch.no_grad():
+        sae.b_enc[dead] -= 20
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    gaps = {}
+    for j in dead.tolist():
+        pre = (x @ sae.W_enc[j] + sae.b_enc[j]).detach()
+        gap, row = (level_by_hand(sae, x, j) - pre).min(0)
+        assert gap > 0
+        gaps[j] = pre[row] + NUDGE * gap, row
+    sae.nudge(dead, x, Step(90, 100))
+    for j, (expected, row) in gaps.items():
+        torch.testing.assert_close((x[row] @ sae.W_enc[j] + sae.b_enc[j]).detach(), expected)
+    # nothing else has changed
+    others = torch.ones(64, dtype=torch.bool)
+    others[dead] = False
+    for name, value in sae.state_dict().items():
+        same = others if name in ("W_enc", "b_enc") else slice(None)
+        assert torch.equal(value[same], before[name][same]), name
+
+
+def test_a_latent_that_fires_is_not_nudged():
+    sae, x = make_sae("topk", torch.float32), normalized(512, torch.float32)
+    fired = sae.loss(batch_of(x)).fired
+    before = sae.W_enc.detach().clone(), sae.b_enc.detach().clone()
+    sae.nudge(fired.nonzero()[:, 0], x, Step())
+    assert torch.equal(sae.W_enc, before[0]) and torch.equal(sae.b_enc, before[1])
 
 
 def test_resampling_points_dead_latents_at_rows_with_a_large_error():
