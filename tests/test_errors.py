@@ -251,6 +251,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
         *("epochs", "method"),  # of the estimator and of Store.sample
         *("codes", "dose", "examples", "maxima", "positions", "raw"),  # of attach
         "input_norm",  # of loaded weights
+        "targets",  # numbers of tokens, of steer
         "processor",  # of a model in memory
     }
 
