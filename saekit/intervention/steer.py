@@ -48,8 +48,8 @@ from saekit.types import Progress
 
 @dataclass(frozen=True)
 class Dose(Response):
-    """A Response. effect: mean change of the log-probability of the targets together, over the clean
-    text; kl: the mean over it; of several seeds their means."""
+    """A Response. effect: mean change of the log-probability of the targets together, over the
+    clean text; kl: the mean over it; of several seeds their means."""
 
     perplexity: float
     """As of a Continuation, of the text written at this dose; of several the geometric mean."""
