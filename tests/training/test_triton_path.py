@@ -58,7 +58,7 @@ def trained(
         ("l1", {"arm": "sparse", "coef": 0.3}),
         ("l1", {"arm": "sparse", "coef": 0.3, "decoder_norm": "free"}),
         ("l1", {"arm": "dense", "coef": 0.3, "steps": 1}),
-        ("kl", {"coef": 0.3, "steps": 1}),
+        ("kl-sigmoid", {"coef": 0.3, "steps": 1}),
     ],
 )
 def test_a_step_on_triton_is_the_step_on_torch(sparsity, settings):
@@ -175,7 +175,7 @@ def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step()
 
 
 def test_fused_steps_apply_only_where_they_can():
-    topk, l1, kl = (make_sae(sparsity) for sparsity in ("topk", "l1", "kl"))
+    topk, l1, kl = (make_sae(sparsity) for sparsity in ("topk", "l1", "kl-sigmoid"))
     assert (
         kl.fused_step(batch(1), at(0), None) is None
         and l1.fused_step(batch(1), at(0), None) is None
