@@ -140,7 +140,9 @@ def step_of(ragged: bool) -> Tensors:
     dvals = codes.vals * (scale.flatten()[: codes.vals.numel()].view_as(codes.vals))
     z, dense = codes.to_dense().double(), torch.zeros(B, F, dtype=torch.float64, device=device)
     row, latent, _ = codes.entries()
-    dense[row, latent] = (dvals if ragged else dvals[codes.active()]).double()
+    dense[row, latent] = (
+        dvals[codes.active()] if isinstance(codes, SparseCodes) else dvals
+    ).double()
     gradients = sparse_weight_grad_dual(codes, dvals, x, codes.vals, g)
     near(gradients[0], dense.T @ x.double())
     near(gradients[1], z.T @ g.double())
@@ -150,7 +152,9 @@ def step_of(ragged: bool) -> Tensors:
     moments = []
     for t in (W, b, W_dec):
         moments += [0.1 * normal(*t.shape, seed=10), 0.1 + normal(*t.shape, seed=11).abs()]
-    state = FeatureState(W.float(), b.clone(), W_dec, *moments, W.clone(), W_dec.to(LOW))
+    state = FeatureState(
+        W.float(), b.clone(), W_dec, *moments, W_enc_low=W.clone(), W_dec_low=W_dec.to(LOW)
+    )
     exact = FeatureState(*(t.double() for t in state.parameters_and_moments))
     settings = AdamSettings(1e-3, 0.9, 0.999, 1e-8, 3, True)
     feature_step(state, codes, dvals, x, g, settings)

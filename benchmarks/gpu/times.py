@@ -42,6 +42,7 @@ from saekit_kernels.gpu.transpose import transpose_codes  # noqa: E402
 
 from saekit.bench.shapes import hidden_rows  # noqa: E402
 from saekit.models.catalog import build  # noqa: E402
+from saekit.models.sae import SAE  # noqa: E402
 from saekit.training.optim import make_adam  # noqa: E402
 from saekit.training.step import take_step  # noqa: E402
 from saekit.types import ActivationBatch, Step  # noqa: E402
@@ -152,7 +153,8 @@ def after_the_encoder(text: str, x: torch.Tensor, W: torch.Tensor, b: torch.Tens
     level = codes.idx.long() * 5 // F
     m("nested errors", lambda: entries.nested_row_errors(codes, W, zero, rows, level, 5, True))
     moments = [torch.zeros_like(t) for t in (W.float(), W.float(), b, b, W.float(), W.float())]
-    state = FeatureState(W.float(), b.clone(), W.float(), *moments, W.clone(), W.clone())
+    low = {"W_enc_low": W.clone(), "W_dec_low": W.clone()}
+    state = FeatureState(W.float(), b.clone(), W.float(), *moments, **low)
     settings = AdamSettings(1e-5, 0.9, 0.999, 1e-8, 1, True)
     g, dvals = got.g_BD, got.dvals_BK
     assert g is not None and dvals is not None
@@ -170,6 +172,7 @@ def steps(text: str, x: torch.Tensor, F: int) -> None:
     batch = ActivationBatch(x, index, index, index)
     for sparsity in ("topk", "batchtopk", "matryoshka", "l1", "jumprelu"):
         sae = build("sae", x.shape[1], {"latents": F, "sparsity": sparsity}).to(device)
+        assert isinstance(sae, SAE)
         sae.path = "sparse"
         with torch.no_grad():
             sae.W_dec.normal_().div_(x.shape[1] ** 0.5)
