@@ -57,7 +57,7 @@ def cases_of(shapes: list[Shape] | None, k: int, quick: bool, device_type: str) 
         cases += [
             Case("topk", shape, k),
             *(Case("l1", shape, l0) for l0 in several_l0),
-            Case("kl", shape, k),
+            Case("kl-sigmoid", shape, k),
         ]
     if shapes is not None or (on_gpu and quick):
         return cases

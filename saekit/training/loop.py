@@ -23,6 +23,7 @@ from saekit.training.dead import (
     resample,
     resampling_steps,
     revive_rows,
+    steps_per_nudge,
 )
 from saekit.training.divergence import PendingLosses
 from saekit.training.inputs import BatchNormalizer
@@ -84,8 +85,9 @@ class Trainer:
         self.dead_order: torch.Tensor | None = None
         """Latents to revive, those idle for longest first."""
         if model.active_above is not None:
-            revive = revive_rows(rows, total * self.batch)
-            self.dead = DeadTracker(model.latents, dead_rows(rows), revive, device)
+            wait = dead_rows(rows) if model.nudges else revive_rows(rows, total * self.batch)
+            self.dead = DeadTracker(model.latents, dead_rows(rows), wait, device)
+        self.nudge_every = steps_per_nudge(rows, self.batch)
         self.resample_at = resampling_steps(total) if model.resamples else set()
         # how often the device is polled, and held-out rows are compared
         by_length = min(POLL_EVERY_ON_DEVICE, max(total // POLLS, 1))
@@ -193,8 +195,8 @@ class Trainer:
     def _follow_latents(
         self, dead: DeadTracker, fired_F: torch.Tensor, batch: ActivationBatch, polls: bool
     ) -> None:
-        """Count idle latents; at a poll tell the model of L0 and show it held-out rows; resample
-        dead latents when it is time."""
+        """Count idle latents; at a poll tell the model of L0 and show it held-out rows; nudge or
+        resample dead latents when it is time."""
         dead.update(fired_F, len(batch.x))
         resamples = self.step in self.resample_at
         if polls or resamples:
@@ -203,6 +205,9 @@ class Trainer:
             self._compare()
         if polls:
             self.model.observe(float(dead.l0), self.at)
+        if self.model.nudges and polls and self.step % self.nudge_every < self.poll_every:
+            if self.dead_order is not None and len(self.dead_order):
+                self.model.nudge(self.dead_order, batch.x, self.at)
         if resamples and self.dead_order is not None and len(self.dead_order):
             resample(self.model, dead, self.optimizer, batch, self.generator, self.at)
             self.dead_order = dead.dead()

@@ -258,6 +258,8 @@ class TrainRun:
             content |= {"target": target.spec.fingerprint, "target_content": target.content}
         if self.live:
             content["live"] = True
+        if model.get("sparsity") == "kl":  # not the sigmoid codes that had this name once
+            content["code"] = "relu"
         return {
             **of_run,
             **model,
