@@ -15,7 +15,6 @@ import dataclasses
 import torch
 
 from saekit_kernels.codes import Codes, SparseCodes
-from saekit_kernels.decode import decode
 from saekit_kernels.operations import OPERATIONS, Operations
 from saekit_kernels.sparse import csr_products
 
@@ -61,7 +60,7 @@ class _Preactivations(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             passed = dataclasses.replace(codes, vals=dvals)
-            dx = decode(passed, W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1]))
+            dx = ctx.operations.decode(passed, W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1]))
         dW = ctx.operations.weight_gradient(codes, dvals, x_BD) if ctx.needs_input_grad[1] else None
         db = ctx.operations.column_sum(codes, dvals) if ctx.needs_input_grad[2] else None
         return dx, dW, db, None, None, None
@@ -72,7 +71,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, operations: Operations):
         ctx.save_for_backward(values, W_dec_FD)
         ctx.codes, ctx.operations = codes, operations
-        return decode(
+        return operations.decode(
             dataclasses.replace(codes, vals=codes.without_padding(values)), W_dec_FD, b_dec_D
         )
 
@@ -80,12 +79,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx, g_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD), codes = ctx.saved_tensors, ctx.codes
         g_BD, needs = g_BD.contiguous(), ctx.needs_input_grad
-        dvalues = None
-        if needs[0]:
-            rows = codes.row_of(
-                torch.arange(values.numel(), dtype=torch.int32, device=values.device)
-            )
-            dvalues = products(codes, rows, g_BD, W_dec_FD)
+        dvalues = ctx.operations.products(codes, g_BD, W_dec_FD) if needs[0] else None
         dW = (
             ctx.operations.weight_gradient(codes, codes.without_padding(values), g_BD)
             if needs[1]

@@ -28,12 +28,17 @@ def nested_error(
     target_BD: torch.Tensor,
     level: torch.Tensor,
     levels: int,
+    backend: str = "torch",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x_hat (B,D) from all entries, mean over rows and levels of sum_d (target - x_hat_g)^2).
 
     `level` is the level of every entry, from 0, in the shape of values. The error is differentiable
     in values, W_dec, b_dec and target; x_hat is constant.
     """
+    if backend == "triton":
+        from saekit_kernels.gpu.entries import NestedError
+
+        return NestedError.apply(values, W_dec_FD, b_dec_D, target_BD, codes, level, levels)
     return _NestedError.apply(
         values, W_dec_FD, b_dec_D, target_BD, codes, level.flatten().long(), levels
     )
