@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from saekit.training.divergence import PendingLosses
 from saekit.training.inputs import BatchNormalizer
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
+from saekit.training.prefetch import prefetched
 from saekit.training.sinks import Sink
 from saekit.training.state import restore_state, state_of
 from saekit.training.step import apply_gradients, take_step
@@ -56,15 +58,18 @@ class Trainer:
         sample: torch.Tensor | None = None,
         examples: bool = False,
         backend: str = "torch",
+        reads_ahead: bool = True,
     ) -> None:
         """`config` is resolved (saekit.training.defaults). `out` None: no state and no metrics are
         written. `sample`: normalized rows, for models that use some between stages. `examples`: the
-        model takes whole examples, and a batch counts these."""
+        model takes whole examples, and a batch counts these. `reads_ahead`: on a GPU a thread of
+        its own reads the rows."""
         assert config.batch is not None and config.lr is not None, "the config is not resolved"
         self.model, self.store, self.normalize, self.config = model, store, normalize, config
         self.total, self.out = total, out
         self.batch, self.lr = config.batch, config.lr
         self.sample, self.examples, self.backend = sample, examples, backend
+        self.reads_ahead = reads_ahead
         self.step = 0
         # optimizer, average of the weights, random numbers
         self.names = [name for name, _ in model.named_parameters()]
@@ -127,13 +132,16 @@ class Trainer:
         log_every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
-        batches = self.store.batches(
+        batches: Iterator[ActivationBatch] = self.store.batches(
             self.batch, self.config.order, self.step * self.batch, "train", self.examples
         )
         with ExitStack() as closing, deferred_interrupt() as interrupted:
             # closed last, when a second SIGINT can end a wait for the network
             for output in outputs:
                 closing.callback(output.close)
+            if self.reads_ahead:
+                device = self.normalize.inputs.mean_D.device
+                batches = closing.enter_context(contextlib.closing(prefetched(batches, device)))
             for raw in batches:
                 if self.step >= self.total or interrupted():
                     break
