@@ -163,7 +163,7 @@ class KLMeans(Penalised):
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         pre = above(self, x_BD, step)
-        return WithMeans(pre, x_BD, self) if isinstance(pre, SparsePre) else pre
+        return WithMeans(pre, x_BD, self, step) if isinstance(pre, SparsePre) else pre
 
     def penalties(
         self, pre: Pre, z: torch.Tensor, step: Step
@@ -176,14 +176,14 @@ class KLMeans(Penalised):
 class WithMeans(SparsePre):
     """The positive pre-activations; the others only contribute to the means."""
 
-    def __init__(self, pre: SparsePre, x_BD: torch.Tensor, sae: SAE) -> None:
+    def __init__(self, pre: SparsePre, x_BD: torch.Tensor, sae: SAE, step: Step) -> None:
         super().__init__(pre.codes, pre.values, pre.backend, pre.encoded)
-        self.x_BD, self.sae = x_BD, sae
+        self.x_BD, self.sae, self.step = x_BD, sae, step
 
     def means(self) -> torch.Tensor:
         """(F,): mean_b sigmoid(pre), over all entries."""
-        sae = self.sae
-        return sigmoid_means(self.x_BD, sae.W_enc, sae.b_enc, sae.workspace)
+        sae, plan = self.sae, self.step.encoder_plan
+        return sigmoid_means(self.x_BD, sae.W_enc, sae.b_enc, sae.workspace, plan)
 
 
 @dataclass(frozen=True)
