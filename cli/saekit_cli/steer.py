@@ -15,6 +15,9 @@ from saekit_cli.screen import Reporter, figure, print_json, table
 from saekit_cli.settings import Config, Json, Quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from saekit.intervention.doses import Response
     from saekit.intervention.steer import SteerResult
     from saekit.intervention.steer_image import ImageSteerResult
     from saekit.intervention.steered_text import Continuation, TokenChange
@@ -23,10 +26,12 @@ NAME = "steer"
 EXAMPLES = [
     "saekit steer runs/topk --prompt 'The list is' --latent 123=+4",
     "saekit steer runs/topk --prompt 'The list is' --latent 123=+4 --dose -8:8:9 --out steered",
+    "saekit steer runs/topk --prompt 'The list is' --latent 123=+4 --temperature 0.7 --seeds 5",
     "saekit steer runs/vision --image digit.png --latent 12=+2 --ablate 5,7 --positions patches",
 ]
 NARROWEST = 24  # columns of a text
 CLASSES = 10
+DOSED = 3  # classes with their probabilities at each dose
 NONE_OF_IT = (
     "Controls are random directions and random latents of the same norm: an effect that they have"
     " too is none of this latent."
@@ -43,7 +48,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     """Add latents to a running model, or ablate them, and measure what that does."""
     from saekit.report.steering import steer
 
-    known: list[SteerResult] = []
+    known: list[SteerResult | ImageSteerResult] = []
     with Reporter(quiet) as reporter:
         try:
             result = steer(**given, partial=known.append, progress=reporter)
@@ -68,61 +73,88 @@ def _print(result: SteerResult | ImageSteerResult, json_: bool) -> None:
 
 
 def _text_json(result: SteerResult) -> dict[str, Any]:
-    doses = [dataclasses.asdict(dose) for dose in result.doses]
-    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
+    keys = ("strength", "effect", "effects", "kl", "perplexity", "text", "texts")
     return {
         "clean": dataclasses.asdict(result.clean),
-        "steered": [dataclasses.asdict(result.steered)],
+        "steered": [dataclasses.asdict(text) for text in result.steered_texts],
+        "clean_texts": [dataclasses.asdict(text) for text in result.clean_texts],
+        "seeds": result.seeds,
         "edits": result.edits,
         "raised": [dataclasses.asdict(change) for change in result.raised],
         "lowered": [dataclasses.asdict(change) for change in result.lowered],
         "targets": result.targets,
-        "dose": [
-            {key: dose[key] for key in ("strength", "effect", "kl", "perplexity", "text")}
-            for dose in doses
-        ],
-        "controls": [
-            {"kind": kind, "strength": dose["strength"], "effects": dose[key]}
-            for dose in doses
-            for kind, key in kinds.items()
-        ],
+        "dose": [{key: getattr(dose, key) for key in keys} for dose in result.doses],
+        "controls": _controls(result.doses),
         "verdict": result.verdict or None,
         "report": result.report,
     }
 
 
 def _image_json(result: ImageSteerResult) -> dict[str, Any]:
+    keys = ("strength", "effect", "kl")
+    labels = [change.label for change in result.classes]
     return {
         "clean": [{"label": c.label, "probability": c.clean} for c in result.classes],
         "steered": [{"label": c.label, "probability": c.steered} for c in result.classes],
         "edits": result.edits,
         "kl": result.kl,
         "patches": result.patches,
-        "dose": None,
-        "controls": None,
+        "targets": result.targets,
+        "dose": [
+            {key: getattr(dose, key) for key in keys}
+            | {"probabilities": dict(zip(labels, dose.probabilities))}
+            for dose in result.doses
+        ],
+        "controls": _controls(result.doses),
+        "verdict": result.verdict or None,
         "report": result.report,
     }
 
 
-def _text_lines(result: SteerResult) -> list[str]:
-    lines = [*result.edits, "", *_side_by_side(result.clean, result.steered), ""]
-    rows = [
-        [name, f"{fmean(part.kl):.4f}", figure(part.perplexity, ".2f")]
-        for name, part in (("clean", result.clean), ("steered", result.steered))
+def _controls(doses: Sequence[Response]) -> list[dict[str, Any]]:
+    kinds = {"random direction": "random_directions", "random latent": "random_latents"}
+    return [
+        {"kind": kind, "strength": dose.strength, "effects": getattr(dose, name)}
+        for dose in doses
+        for kind, name in kinds.items()
     ]
+
+
+def _text_lines(result: SteerResult) -> list[str]:
+    from saekit.report.steer_page import spread
+
+    lines = [*result.edits, ""]
+    rows = []
+    for seed, clean, steered in zip(result.seeds, result.clean_texts, result.steered_texts):
+        which = f", seed {seed}" if len(result.seeds) > 1 else ""
+        lines += [*_side_by_side(clean, steered, which), ""]
+        rows += [
+            [name + which, f"{fmean(part.kl):.4f}", figure(part.perplexity, ".2f")]
+            for name, part in (("clean", clean), ("steered", steered))
+        ]
     lines += [table(("text", "KL per token", "perplexity"), rows), ""]
     lines += [f"raised   {_tokens(result.raised)}", f"lowered  {_tokens(result.lowered)}"]
-    return lines + _dose_lines(result) if result.doses else lines
+    if not result.doses:
+        return lines
+    several = len(result.seeds) > 1
+    more = [
+        [figure(dose.perplexity, ".2f"), *([spread(dose.effects)] if several else [])]
+        for dose in result.doses
+    ]
+    header = ("perplexity", *(["over seeds"] if several else []))
+    return lines + _dose_lines(result, header, more)
 
 
-def _side_by_side(clean: Continuation, steered: Continuation) -> list[str]:
+def _side_by_side(clean: Continuation, steered: Continuation, which: str) -> list[str]:
     width = max((shutil.get_terminal_size().columns - 2) // 2, NARROWEST)
 
     def wrapped(text: str) -> list[str]:
         return [line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""]]
 
     columns = zip_longest(
-        ["clean", *wrapped(clean.text)], ["steered", *wrapped(steered.text)], fillvalue=""
+        [f"clean{which}", *wrapped(clean.text)],
+        [f"steered{which}", *wrapped(steered.text)],
+        fillvalue="",
     )
     return [f"{left:<{width}}  {right}".rstrip() for left, right in columns]
 
@@ -131,7 +163,10 @@ def _tokens(changes: list[TokenChange]) -> str:
     return "  ".join(f"{c.token!r} {c.steered - c.clean:+.2f}" for c in changes)
 
 
-def _dose_lines(result: SteerResult) -> list[str]:
+def _dose_lines(
+    result: SteerResult | ImageSteerResult, header: Sequence[str], more: Sequence[list[str]]
+) -> list[str]:
+    """`more`: further cells of each dose, below `header`."""
     from saekit.report.steer_page import spread
 
     rows = [
@@ -141,13 +176,13 @@ def _dose_lines(result: SteerResult) -> list[str]:
             spread(dose.random_directions),
             spread(dose.random_latents),
             figure(dose.kl),
-            figure(dose.perplexity, ".2f"),
+            *cells,
         ]
-        for dose in result.doses
+        for dose, cells in zip(result.doses, more)
     ]
-    header = ("dose", "effect", "random directions", "random latents", "KL", "perplexity")
+    columns = ("dose", "effect", "random directions", "random latents", "KL", *header)
     targets = "  ".join(map(repr, result.targets))
-    lines = ["", f"effect on  {targets}", table(header, rows, left=()), NONE_OF_IT]
+    lines = ["", f"effect on  {targets}", table(columns, rows, left=()), NONE_OF_IT]
     return [*lines, f"verdict    {result.verdict}"] if result.verdict else lines
 
 
@@ -155,7 +190,12 @@ def _image_lines(result: ImageSteerResult) -> list[str]:
     rows = [[c.label, f"{c.clean:.2%}", f"{c.steered:.2%}"] for c in result.classes[:CLASSES]]
     flat = [(kl, y, x) for y, row in enumerate(result.patches) for x, kl in enumerate(row)]
     kl, y, x = max(flat)
-    return [
+    lines = [
         *(*result.edits, "", table(("class", "clean", "steered"), rows), ""),
         f"KL {result.kl:.4f}; of a single patch at most {kl:.4f}, in row {y}, column {x}",
     ]
+    if not result.doses:
+        return lines
+    labels = [change.label for change in result.classes[:DOSED]]
+    more = [[f"{value:.2%}" for value in dose.probabilities[:DOSED]] for dose in result.doses]
+    return lines + _dose_lines(result, labels, more)

@@ -2,7 +2,8 @@
 (docs/attribution.md).
 
 Effects of nodes (a latent at a position, or the error there) are estimated by gradient x activation
-or by integrated gradients from 0 (Marks et al. 2024, arXiv 2403.19647, section 3). The largest are
+or by integrated gradients from 0 (Marks et al. 2024, arXiv 2403.19647, section 3), whose path is
+here that of a part of a position's nodes. The largest are
 then ablated in the running model, one by one and together, and stand beside the estimates.
 """
 
@@ -19,7 +20,7 @@ from saekit.errors import UsageError, check_choice, opt
 from saekit.intervention.ablations import Effects, KeptSet, ablations, by_size, pearson
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.attributed import Attributed, attributed_image, attributed_text
-from saekit.intervention.attribution import Passes, Place
+from saekit.intervention.attribution import GROUPS, Passes, Place
 from saekit.intervention.live import AttachedDictionary
 from saekit.intervention.subject import borrowed
 from saekit.options import Doc
@@ -72,14 +73,17 @@ class AttributionResult:
 
     @property
     def completeness(self) -> float | None:
+        """The same."""
         return self._kept.completeness
 
     @property
     def faithfulness_errors(self) -> float | None:
+        """The same."""
         return self._kept.faithfulness_errors
 
     @property
     def completeness_errors(self) -> float | None:
+        """The same."""
         return self._kept.completeness_errors
 
     @property
@@ -124,7 +128,10 @@ def attribute(
         Method,
         Doc("Integrated gradients from 0 to the code, or gradient x activation (one pass)."),
     ] = "integrated",
-    steps: Annotated[int, Doc("Steps of the integrated gradients, for each hook.")] = 10,
+    steps: Annotated[int, Doc("Steps of the integrated gradients.")] = 5,
+    groups: Annotated[
+        int, Doc("Groups of a position's latents, which integrated gradients move one at a time.")
+    ] = GROUPS,
     hook: Hooks | Sequence[Hooks] | None = None,
     live: Any = None,
     processor: Any = None,
@@ -141,6 +148,8 @@ def attribute(
             others run as in the model in every pass, also in that without any node.
         top: nodes to return, those with the largest effects by size.
         method: "integrated" | "gradient".
+        groups: 1 moves all latents of a position together; more are slower, and nearer to single
+            ablations.
         hook: of each checkpoint, as for `attach`; None: as the checkpoint says.
         live: the model: a LiveModel, or a module. None: the one that the first checkpoint was
             trained on.
@@ -154,7 +163,7 @@ def attribute(
     if (target is None) == (versus is None):
         raise UsageError(f"give exactly one of {opt('target')} and {opt('versus')}")
     check_choice("method", method, ("integrated", "gradient"))
-    for name, number in (("top", top), ("steps", steps)):
+    for name, number in (("top", top), ("steps", steps), ("groups", groups)):
         if number < 1:
             raise UsageError(f"{opt(name, number)} must be at least 1")
     if isinstance(checkpoints, str) or not isinstance(checkpoints, Sequence):
@@ -174,7 +183,7 @@ def attribute(
         passes = Passes(asked.live, asked.inputs, _places(list(attached)), asked.metric)
         passes.positions = asked.chosen(positions, passes.count)
         progress(Progress("attribute", 0, 2, "passes", message=f"{asked.name} {passes.clean:.4f}"))
-        effects = passes.effects(steps if method == "integrated" else None)
+        effects = passes.effects(steps if method == "integrated" else None, groups)
         progress(Progress("attribute", 1, 2, "passes"))
         result = _measured(asked, passes, effects, top)
     progress(Progress("attribute", 2, 2, "passes"))

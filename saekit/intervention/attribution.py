@@ -3,11 +3,12 @@
 A node is a latent of a dictionary at a position, or the whole error y - y_hat there, where y is the
 state that the dictionary writes to. The model runs with
 
-    y' = y + [decode(s z) + s e] - [decode(z) + e]
+    y' = y + [decode(z') + e'] - [decode(z) + e]
 
-at each dictionary's outputs, where z and e are the code and error of the clean pass: leaves of
-autograd, for which `Passes.gradients` is the only place that computes gradients. At s = 1 these are
-the clean states, and gradients flow through every dictionary to the ones before it.
+at each dictionary's outputs, where z and e are the code and error of the clean pass, and z' and e'
+leaves of autograd, for which `Passes.gradients` is the only place that computes gradients. Where
+they are z and e these are the clean states, and gradients flow through every dictionary to the ones
+before it.
 
 For an ablation, code and error are those of the pass that is running, so that what an ablation
 changes later in the model is included. A dictionary that writes to several hooks has a code that is
@@ -32,6 +33,7 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.models.sae.dictionary import Dictionary
 
 EXAMPLES = 16  # of a pass of integrated gradients
+GROUPS = 4  # of the latents of a position, of integrated gradients
 CODE_NUMBERS = 2**24  # of the dense codes of one pass: 64 MB
 
 
@@ -104,6 +106,28 @@ class Keep:
         return codes_TF, errors_T1
 
 
+@dataclass(frozen=True)
+class Path:
+    """Nodes of a position that go to 0 together."""
+
+    position: int
+    latents: torch.Tensor
+    """(F,) bool."""
+    error: bool
+
+
+def _paths(z_F: torch.Tensor, position: int, groups: int) -> list[Path]:
+    """The error, and the active latents in at most so many groups, each of them spread over the
+    dictionary."""
+    active = z_F.nonzero()[:, 0]
+    paths = [Path(position, torch.zeros_like(z_F, dtype=torch.bool), True)]
+    for group in range(min(groups, len(active))):
+        latents = torch.zeros_like(z_F, dtype=torch.bool)
+        latents[active[group::groups]] = True
+        paths.append(Path(position, latents, False))
+    return paths
+
+
 class Passes:
     """Passes of one input through a model with dictionaries in it.
 
@@ -139,27 +163,22 @@ class Passes:
         """Those that have nodes; at all others the model runs as it is."""
 
     def gradients(
-        self, names: Sequence[str], share: float = 1.0, positions: Sequence[int] | None = None
+        self, leaves: Mapping[str, tuple[torch.Tensor, torch.Tensor]], paths: Sequence[int] = ()
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """name -> (T,F), (T,D): the derivatives of the metric with respect to code and error.
+        """name -> (P,F), (P,D): the derivatives of the metric with respect to code and error, where
+        these are `leaves`.
 
-        positions None: at the clean pass, of all positions. Else of these, each in an example of
-        its own, in which code and error of this position are `share` times the clean ones; rows of
-        other positions are 0.
+        paths: a position per row of the leaves, each of which is in an example of its own, clean at
+        all other positions; (): the leaves are those of all positions of one example.
         """
-        leaves = {
-            name: [(share * part[name]).requires_grad_() for part in (self.z, self.e)]
-            for name in names
-        }
-        T = self.count
-        examples = 1 if positions is None else len(positions)
-        at = torch.arange(T) if positions is None else torch.tensor(list(positions))
-        rows = at if positions is None else torch.arange(examples) * T + at
+        leaves = {name: (z.requires_grad_(), e.requires_grad_()) for name, (z, e) in leaves.items()}
+        at = torch.tensor(list(paths or range(self.count)))
+        rows = torch.arange(len(at)) * self.count + at if paths else at
 
         def change(name: str) -> torch.Tensor:
-            """(P,D): y' - y of the positions that move."""
-            chosen = at.to(self.x[name].device)
-            z_PF, e_PD = (leaf[chosen] for leaf in leaves[name])
+            """(P,D): y' - y of the rows that move."""
+            z_PF, e_PD = leaves[name]
+            chosen = at.to(z_PF.device)
             y_hat_PD = self.places[name].reconstruction(z_PF, self.x[name][chosen])
             return y_hat_PD + e_PD - self.y[name][chosen]
 
@@ -168,42 +187,57 @@ class Passes:
             return place.exact(y_ND).index_add(0, rows.to(y_ND.device), part_PD)
 
         with torch.enable_grad():
-            changes = {name: change(name) for name in names}
-            with splice(self.live, self._at_outputs(moved, names)):
-                value = self._value(examples).sum()
+            changes = {name: change(name) for name in leaves}
+            with splice(self.live, self._at_outputs(moved, list(leaves))):
+                value = self._value(len(at) if paths else 1).sum()
         flat = torch.autograd.grad(value, [leaf for pair in leaves.values() for leaf in pair])
-        return dict(zip(names, zip(flat[::2], flat[1::2])))
+        return dict(zip(leaves, zip(flat[::2], flat[1::2])))
 
-    def effects(self, steps: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """name -> (T,F), (T,): the effect of each latent and each error.
+    def effects(
+        self, steps: int | None, groups: int = GROUPS
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """name -> (T,F), (T,): the effect of each latent and each error; 0 at positions without
+        nodes.
 
         steps None: gradient x activation, of all dictionaries in one pass. Else integrated
-        gradients from 0 to the code and the error of a position, position by position and
-        dictionary by dictionary, by the midpoint rule with so many steps. 0 at positions without
-        nodes.
+        gradients, by the midpoint rule with so many steps: the active latents of a position go to 0
+        in so many groups, the error apart from them, each along a path of its own on which all
+        other nodes are clean.
         """
         if steps is None:
-            return {
-                name: self._times_value(name, *parts)
-                for name, parts in self.gradients(list(self.places)).items()
+            leaves = {name: (self.z[name].clone(), self.e[name].clone()) for name in self.places}
+            gradients = self.gradients(leaves)
+            values = {
+                name: (by_code_TF * self.z[name], (by_error_TD * self.e[name]).sum(1))
+                for name, (by_code_TF, by_error_TD) in gradients.items()
             }
-        effects = {}
-        for name in self.places:
-            means = [torch.zeros_like(self.z[name]), torch.zeros_like(self.e[name])]
-            for first in range(0, len(self.positions), EXAMPLES):
-                some = self.positions[first : first + EXAMPLES]
-                for step in range(steps):
-                    parts = self.gradients([name], (step + 0.5) / steps, some)[name]
-                    means = [mean + part / steps for mean, part in zip(means, parts)]
-            effects[name] = self._times_value(name, *means)
-        return effects
-
-    def _times_value(
-        self, name: str, by_code_TF: torch.Tensor, by_error_TD: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        codes_TF, errors_T = by_code_TF * self.z[name], (by_error_TD * self.e[name]).sum(1)
+        else:
+            values = {name: self._integrated(name, steps, groups) for name in self.places}
         outside = [at for at in range(self.count) if at not in self.positions]
-        codes_TF[outside], errors_T[outside] = 0, 0
+        for parts in values.values():
+            for part in parts:
+                part[outside] = 0
+        return values
+
+    def _integrated(self, name: str, steps: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """((T,F), (T,)) of one dictionary."""
+        z_TF, e_TD = self.z[name], self.e[name]
+        codes_TF, errors_T = torch.zeros_like(z_TF), torch.zeros_like(e_TD[:, 0])
+        paths = [path for at in self.positions for path in _paths(z_TF[at], at, groups)]
+        for first in range(0, len(paths), EXAMPLES):
+            some = paths[first : first + EXAMPLES]
+            at = [path.position for path in some]
+            moves_PF = torch.stack([path.latents for path in some])
+            errors_P = torch.tensor([path.error for path in some], device=z_TF.device)
+            z_PF, e_PD = z_TF[at] * moves_PF, e_TD[at] * errors_P[:, None]
+            for step in range(steps):
+                gone = 1 - (step + 0.5) / steps
+                by_code_PF, by_error_PD = self.gradients(
+                    {name: (z_TF[at] - gone * z_PF, e_TD[at] - gone * e_PD)}, at
+                )[name]
+                index = torch.tensor(at, device=z_TF.device)
+                codes_TF.index_add_(0, index, by_code_PF * z_PF / steps)
+                errors_T.index_add_(0, index, (by_error_PD * e_PD).sum(1) / steps)
         return codes_TF, errors_T
 
     @torch.no_grad()

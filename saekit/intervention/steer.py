@@ -2,33 +2,42 @@
 
 What is compared is the model's next-token distribution, clean and edited, over the same text, so
 that the figures do not depend on where two generated texts part. The effect of a dose is on tokens
-that are chosen without the prompt: those that the largest dose raises most after the beginning of a
-text only. At each dose two controls are added in the latent's place, with the same norm: random
-directions, and the decoder rows of random latents. An effect that they have too is none of this
-latent.
+that are chosen without the prompt: by the caller, or those that the largest dose raises most after
+the beginning of a text only. At each dose two controls are added in the latent's place, with the
+same norm: random directions, and the decoder rows of random latents. An effect that they have too
+is none of this latent.
+
+Sampled texts have a seed each. Figures of a dose are then means over the seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from statistics import fmean, geometric_mean
 
 import torch
 
-from saekit.errors import UsageError, check_choice, opt
+from saekit.errors import UsageError, opt
 from saekit.harvesting.models import LiveModel, load_model
-from saekit.interop.opening import open_checkpoint
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.controls import Controls, controls_of
+from saekit.intervention.doses import (
+    Edit,
+    Response,
+    check_dose,
+    edit_of,
+    is_monotone,
+    model_name_of,
+    verdict,
+)
 from saekit.intervention.live import Live
-from saekit.intervention.positions import TEXT_NAMES, Positions
 from saekit.intervention.steered_text import (
     Continuation,
-    Edit,
     Span,
     SteeredText,
     TokenChange,
+    Writing,
     divergences,
     effects,
     perplexity,
@@ -38,32 +47,36 @@ from saekit.types import Progress
 
 
 @dataclass(frozen=True)
-class Dose:
-    strength: float
-    effect: float
-    """Mean change of the log-probability of the targets together, in nats, over the clean text."""
-    kl: float
-    """Mean KL(clean || steered) over the clean text, in nats."""
+class Dose(Response):
+<<<<<<< HEAD
+    """A Response. effect: mean change of the log-probability of the targets together, over the
+    clean text; kl: the mean over it; of several seeds their means."""
+=======
+    """A Response: effect is the mean change, over the clean text, of the log-probability of the
+    targets together, and kl the mean over it; of several seeds their means."""
+>>>>>>> steer
+
     perplexity: float
-    """As of a Continuation, of the text written at this dose."""
-    text: str
-    random_directions: list[float]
-    """The effects of random directions of the same norm."""
-    random_latents: list[float]
+    """As of a Continuation, of the text written at this dose; of several the geometric mean."""
+    effects: list[float]
+    """Of each seed."""
+    texts: list[str]
+    """Of each seed."""
 
     @property
-    def is_beyond_controls(self) -> bool:
-        """Whether no control has as large an effect."""
-        controls = self.random_directions + self.random_latents
-        return all(abs(self.effect) > abs(control) for control in controls)
+    def text(self) -> str:
+        """Of the first seed."""
+        return self.texts[0]
 
 
 @dataclass(frozen=True)
 class SteerResult:
     prompt: str
     edits: list[str]
-    clean: Continuation
-    steered: Continuation
+    seeds: list[int]
+    clean_texts: list[Continuation]
+    """Of each seed."""
+    steered_texts: list[Continuation]
     raised: list[TokenChange]
     """The most raised next tokens after the prompt."""
     lowered: list[TokenChange]
@@ -74,24 +87,23 @@ class SteerResult:
     """The path of the page, where one was written."""
 
     @property
+    def clean(self) -> Continuation:
+        """Of the first seed."""
+        return self.clean_texts[0]
+
+    @property
+    def steered(self) -> Continuation:
+        return self.steered_texts[0]
+
+    @property
     def is_monotone(self) -> bool:
         """Whether a larger dose never has a smaller effect."""
-        effects = [dose.effect for dose in sorted(self.doses, key=lambda dose: dose.strength)]
-        return bool(effects) and all(a <= b for a, b in pairwise(effects))
+        return is_monotone(self.doses)
 
     @property
     def verdict(self) -> str:
         """What the doses show, in a sentence; "" without doses."""
-        ends = (
-            [min(self.doses, key=_strength), max(self.doses, key=_strength)] if self.doses else []
-        )
-        ends = [dose for dose in ends if dose.strength]
-        if not ends:
-            return ""
-        if not all(dose.is_beyond_controls for dose in ends):
-            return "no effect of this latent: controls of the same norm have one as large"
-        shape = "monotone in the dose" if self.is_monotone else "not monotone in the dose"
-        return f"the effect is larger than that of every control, and {shape}"
+        return verdict(self.doses)
 
 
 def steer_text(
@@ -101,6 +113,7 @@ def steer_text(
     *,
     ablate: Sequence[int] = (),
     dose: Sequence[float] = (),
+    targets: Sequence[int] = (),
     model: LiveModel | str | None = None,
     hook: Hooks | None = None,
     error: bool = True,
@@ -109,7 +122,9 @@ def steer_text(
     positions: Span = "all",
     chat: bool = False,
     max_new_tokens: int = 40,
+    temperature: float = 0.0,
     seed: int = 0,
+    seeds: int = 1,
     top: int = 10,
     partial: Callable[[SteerResult], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -123,64 +138,88 @@ def steer_text(
             own units.
         ablate: latents that are set to 0.
         dose: strengths of the one latent in `latents`, each measured beside its controls.
+        targets: token numbers, whose probability together is the effect of a dose; (): the `top`
+            tokens that the largest dose raises most after the beginning of a text.
         model: the model, loaded or by its name; None: the one that the checkpoint was trained on.
         hook, error, maxima: as for `attach`. The clean model has its error in any case.
         positions: "all", "prompt", "generated" or "last".
-        max_new_tokens: of the texts, which are written greedily.
-        seed: of the controls.
-        top: how many tokens are listed, and are targets of the doses.
-        partial: called with the result so far after both texts are known and after each dose.
+        max_new_tokens: of the texts.
+        temperature: texts are sampled from the distribution with this temperature; 0: greedy.
+        seed: of the first sampled text, and of the controls.
+        seeds: how many texts are sampled, with the seeds from `seed` on.
+        top: how many tokens are listed.
+        partial: called with the result so far after the texts are known and after each dose.
 
     Raises UsageError and DataError, also for a model without logits.
     """
     # the model, its text, and the edits
-    check_choice("positions", positions, TEXT_NAMES)
-    if dose and (len(latents) != 1 or ablate):
-        raise UsageError(f"{opt('dose')} is of one latent", "give one, and ablate none")
+    writing = Writing(positions, chat, max_new_tokens, temperature)
+    check_dose(dose, latents, ablate)
+    if seeds < 1 or (seeds > 1 and not temperature):
+        raise UsageError(
+            f"{opt('seeds', seeds)}: greedy texts have no seed", f"{opt('temperature')} samples"
+        )
     source = path_or_model(checkpoint)
-    if max_new_tokens < 1:
-        raise UsageError(f"{opt('max_new_tokens', max_new_tokens)} must be at least 1")
     model = model_name_of(source) if model is None else model
     live_model = load_model(model) if isinstance(model, str) else model
-    text = SteeredText(live_model, prompt, chat, positions, max_new_tokens, error)
-
-    def add(strengths: Mapping[int, float]) -> Edit:
-        return lambda live, where: edit_latents(live, strengths, ablate, raw, where)
+    text = SteeredText(live_model, prompt, writing, error)
+    numbers = list(range(seed, seed + seeds))
 
     with torch.inference_mode(), attach(live_model, source, hook, maxima=maxima) as live:
-        # both texts, and both models' distributions over each
-        given = add(latents)
-        clean_ids, steered_ids = text.written(live), text.written(live, given)
-        edits = live.edits
-        clean = text.log_p(live, clean_ids), text.log_p(live, clean_ids, given)
-        steered = text.log_p(live, steered_ids), text.log_p(live, steered_ids, given)
-        change_V = clean[1][0] - clean[0][0]
-        result = SteerResult(
-            prompt,
-            edits,
-            text.continuation(clean_ids, *clean),
-            text.continuation(steered_ids, *steered),
-            [text.change(token, clean) for token in change_V.topk(top).indices.tolist()],
-            [text.change(token, clean) for token in (-change_V).topk(top).indices.tolist()],
-            targets=[],
-            doses=[],
-        )
+        clean_ids = {number: text.written(live, None, number) for number in numbers}
+        result = _beside(text, live, edit_of(latents, ablate, raw), clean_ids, top)
         partial(result)
-        # the doses
         if not dose:
             return result
+        # the doses
         (latent,) = latents
-        targets = text.raised_by(live, add({latent: max(map(abs, dose))}), top)
-        result = replace(result, targets=[text.decoded([token]) for token in targets.tolist()])
+        largest = edit_of({latent: max(map(abs, dose))}, (), raw)
+        tokens = text.tokens(targets) if targets else text.raised_by(live, largest, top)
+        result = replace(result, targets=[text.decoded([token]) for token in tokens.tolist()])
         controls = controls_of(live[0], latent, raw, seed)
         for number, strength in enumerate(dose):
             progress(Progress("steer", number, len(dose), unit="doses"))
-            edit = add({latent: strength})
-            measured = _dose(text, live, edit, strength, clean_ids, targets, controls)
+            edit = edit_of({latent: strength}, (), raw)
+            measured = _dose(text, live, edit, strength, clean_ids, tokens, controls)
             result = replace(result, doses=[*result.doses, measured])
             partial(result)
         progress(Progress("steer", len(dose), len(dose), unit="doses"))
     return result
+
+
+def _beside(
+    text: SteeredText,
+    live: Live,
+    edit: Edit,
+    clean_ids: Mapping[int, torch.Tensor],
+    top: int,
+) -> SteerResult:
+    """The clean and the steered text of each seed, and both models' distributions over each."""
+    steered_ids = {seed: text.written(live, edit, seed) for seed in clean_ids}
+    edits = live.edits
+
+    def both(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return text.log_p(live, ids), text.log_p(live, ids, edit)
+
+    texts = clean_ids.values(), steered_ids.values()
+    log_ps = [[both(ids) for ids in of_model] for of_model in texts]
+    of_clean, of_steered = (
+        [text.continuation(ids, *log_p) for ids, log_p in zip(*pair)] for pair in zip(texts, log_ps)
+    )
+    # the first token after the prompt has one distribution for all seeds
+    first = log_ps[0][0]
+    change_V = first[1][0] - first[0][0]
+    return SteerResult(
+        text.prompt,
+        edits,
+        list(clean_ids),
+        of_clean,
+        of_steered,
+        [text.change(token, first) for token in change_V.topk(top).indices.tolist()],
+        [text.change(token, first) for token in (-change_V).topk(top).indices.tolist()],
+        targets=[],
+        doses=[],
+    )
 
 
 def _dose(
@@ -188,41 +227,27 @@ def _dose(
     live: Live,
     edit: Edit,
     strength: float,
-    clean_ids: torch.Tensor,
+    clean_ids: Mapping[int, torch.Tensor],
     targets: torch.Tensor,
     controls: Controls,
 ) -> Dose:
-    clean_TV, steered_TV = text.log_p(live, clean_ids), text.log_p(live, clean_ids, edit)
-    ids = text.written(live, edit)
-    of_controls = text.controlled(live, controls, strength, clean_ids)
-    return Dose(
-        strength,
-        effects(clean_TV, steered_TV[None], targets)[0],
-        float(divergences(clean_TV, steered_TV).mean()),
-        perplexity(text.log_p(live, ids), text.new(ids)),
-        text.decoded(text.new(ids)),
-        *(effects(clean_TV, edited_CTV, targets) for edited_CTV in of_controls),
+    """Means over the seeds of `clean_ids`, which are those of the texts at this dose."""
+    of_latent, of_controls, kls, perplexities, texts = [], [], [], [], []
+    for seed, ids in clean_ids.items():
+        # over the clean text
+        clean_TV, steered_TV = text.log_p(live, ids), text.log_p(live, ids, edit)
+        of_latent += effects(clean_TV, steered_TV[None], targets)
+        kls.append(float(divergences(clean_TV, steered_TV).mean()))
+        controlled = text.controlled(live, controls, strength, ids)
+        of_controls.append([effects(clean_TV, log_p_CTV, targets) for log_p_CTV in controlled])
+        # the text at this dose
+        written = text.written(live, edit, seed)
+        perplexities.append(perplexity(text.log_p(live, written), text.new(written)))
+        texts.append(text.decoded(text.new(written)))
+    directions, latents = (
+        [fmean(values) for values in zip(*of_kind)] for of_kind in zip(*of_controls)
     )
-
-
-def model_name_of(source: object) -> str:
-    """The name of the model that a checkpoint was trained on. Raises UsageError where it does not
-    say so."""
-    name = open_checkpoint(source).config["spec"].get("model") if isinstance(source, str) else None
-    if not name:
-        raise UsageError("the checkpoint does not say which model it belongs to", opt("model"))
-    return name
-
-
-def edit_latents(
-    live: Live, strengths: Mapping[int, float], ablate: Sequence[int], raw: bool, where: Positions
-) -> None:
-    """Add and ablate at these positions."""
-    if strengths:
-        live.add(list(strengths), list(strengths.values()), raw=raw, positions=where)
-    if ablate:
-        live.ablate(ablate, positions=where)
-
-
-def _strength(dose: Dose) -> float:
-    return dose.strength
+    return Dose(
+        strength, fmean(of_latent), fmean(kls), directions, latents,
+        geometric_mean(perplexities), of_latent, texts,
+    )  # fmt: skip

@@ -3,22 +3,22 @@ text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from saekit.errors import DataError
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.models import LiveModel
-from saekit.intervention.attach import attach
 from saekit.intervention.controls import Controls
+from saekit.intervention.doses import Edit, control_added
 from saekit.intervention.live import Live
+from saekit.intervention.positions import TEXT_NAMES
 from saekit.intervention.reconstruct import log_probabilities
 
 Span = Literal["all", "prompt", "generated", "last"]
-Edit = Callable[[Live, Span | torch.Tensor], None]
-"""Makes its edits at these positions."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,31 @@ class TokenChange:
     steered: float
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written."""
+
+    positions: Span = "all"
+    """Where edits act."""
+    chat: bool = False
+    """The prompt is a user's message in the model's chat template."""
+    max_new_tokens: int = 40
+    temperature: float = 0.0
+    """Of sampling from the whole distribution; 0: greedy."""
+
+    def __post_init__(self) -> None:
+        check_choice("positions", self.positions, TEXT_NAMES)
+        if self.max_new_tokens < 1:
+            raise UsageError(f"{opt('max_new_tokens', self.max_new_tokens)} must be at least 1")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise UsageError(f"{opt('temperature', self.temperature)} must be 0 or more")
+
+
 class SteeredText:
     """A prompt, and what a model makes of it."""
 
     def __init__(
-        self,
-        live_model: LiveModel,
-        prompt: str,
-        chat: bool,
-        positions: Span,
-        max_new_tokens: int,
-        error: bool = True,
+        self, live_model: LiveModel, prompt: str, writing: Writing, error: bool = True
     ) -> None:
         if live_model.output_head is None:
             raise DataError(
@@ -60,31 +74,37 @@ class SteeredText:
             )
         self.module: Any = live_model.module
         self.tokenizer = live_model.tokenizer
-        self.positions: Span = positions
-        self.max_new_tokens = max_new_tokens
-        self.error = error
-        if chat:
-            messages = [{"role": "user", "content": prompt}]
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-        else:
-            ids = self.tokenizer(prompt)["input_ids"]
+        self.prompt, self.writing, self.error = prompt, writing, error
+        ids = self._message(prompt) if writing.chat else self.tokenizer(prompt)["input_ids"]
         if not len(ids):
             raise DataError("the prompt holds no token", "give a longer one")
         self.ids = torch.tensor([ids], device=live_model.device)
 
-    def written(self, live: Live, edit: Edit | None = None) -> torch.Tensor:
-        """(1,P+T): the prompt and what the model writes."""
-        self._edit(live, edit, self.positions)
-        pad = self.tokenizer.pad_token_id
-        return self.module.generate(
-            self.ids,
-            attention_mask=torch.ones_like(self.ids),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+    def _message(self, prompt: str) -> list[int]:
+        """Of a user's message, up to where the answer begins. Raises DataError."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise DataError("the tokenizer has no chat template", f"drop {opt('chat')}")
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
         )
+
+    def written(self, live: Live, edit: Edit | None = None, seed: int = 0) -> torch.Tensor:
+        """(1,P+T): the prompt and what the model writes. `seed`: of sampling."""
+        self._edit(live, edit, self.writing.positions)
+        pad, temperature = self.tokenizer.pad_token_id, self.writing.temperature
+        sampling = dict(temperature=temperature, top_k=0, top_p=1.0) if temperature else {}
+        devices = [self.ids.device] if self.ids.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            return self.module.generate(
+                self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=self.writing.max_new_tokens,
+                do_sample=temperature > 0,
+                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+                **sampling,
+            )
 
     def log_p(self, live: Live, ids: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
         """(T,V): the distributions of the tokens after the prompt, in nats."""
@@ -97,13 +117,18 @@ class SteeredText:
         """[(C,T,V)] of each kind of control: the distributions with each of C directions added."""
         self._edit(live, lambda _live, _where: None, "all")
         scored = []
-        for sae in controls.kinds:
-            with attach(self.module, sae, controls.hook) as control:
-                for row in range(sae.latents):
-                    where = self.columns(ids)
-                    control.add(row, strength, raw=True, positions=where, examples=row)
-                scored.append(self._scored(ids.expand(sae.latents, -1)))
+        for kind in controls.kinds:
+            where = self.columns(ids)
+            with control_added(self.module, controls, kind, strength, where) as count:
+                scored.append(self._scored(ids.expand(count, -1)))
         return scored
+
+    def tokens(self, numbers: Sequence[int]) -> torch.Tensor:
+        """(n,). Raises UsageError for a number that the vocabulary does not have."""
+        size = self.module.get_output_embeddings().weight.shape[0]
+        if outside := [number for number in numbers if not 0 <= number < size]:
+            raise UsageError(f"{opt('targets')}: token {outside[0]} is not below {size:,}")
+        return torch.tensor(list(numbers), device=self.ids.device)
 
     def raised_by(self, live: Live, edit: Edit, top: int) -> torch.Tensor:
         """(top,): the tokens that an edit raises most right after the beginning of a text."""
@@ -119,10 +144,11 @@ class SteeredText:
     def columns(self, ids: torch.Tensor) -> Span | torch.Tensor:
         """The positions, in a pass over a whole text that was generated."""
         prompt, column = self.ids.shape[1], torch.arange(ids.shape[1], device=ids.device)
-        if self.positions == "all":
+        positions = self.writing.positions
+        if positions == "all":
             return "all"
         first = {"generated": prompt, "last": prompt - 1}
-        chosen = column < prompt if self.positions == "prompt" else column >= first[self.positions]
+        chosen = column < prompt if positions == "prompt" else column >= first[positions]
         return chosen[None]
 
     def new(self, ids: torch.Tensor) -> list[int]:

@@ -10,7 +10,8 @@ from statistics import fmean
 
 import numpy as np
 
-from saekit.intervention.steer import Dose, SteerResult
+from saekit.intervention.doses import Response
+from saekit.intervention.steer import SteerResult
 from saekit.intervention.steer_image import ImageSteerResult
 from saekit.intervention.steered_text import Continuation, TokenChange
 from saekit.report.axes import PAPER, Frame, color, padded
@@ -19,19 +20,30 @@ from saekit.report.page import Panel, cell, document, figure, note, number, pict
 
 LEAD = "A model with latents of a dictionary added or ablated, beside the same model without."
 CONTROLS_NOTE = (
-    "Effect: mean change of the log-probability of the target tokens together, in nats, over the"
-    " clean text. Controls have the latent's norm: an effect that they have too is none of this"
-    " latent."
+    "Controls have the latent's norm: an effect that they have too is none of this latent."
 )
+EFFECT_ON_TEXT = (
+    "Effect: mean change of the log-probability of the target tokens together, in nats, over the"
+    " clean text. "
+)
+EFFECT_ON_CLASS = (
+    "Effect: change of the log-probability of the target class, in nats. It is the class that the"
+    " largest dose raises most on an image of the mean color. "
+)
+SEEDS_NOTE = "Figures are means over the sampled texts; small points are single texts. "
+MOST_DOSED = 5  # classes with their probabilities at each dose
 MOST_CLASSES = 20
 HUES = {"latent": 0, "random directions": 1, "random latents": 2}
 
 
 def text_page(result: SteerResult, name: str) -> str:
     """One HTML file. Equal results give equal bytes."""
+    several = len(result.seeds) > 1
+    pairs = zip(result.seeds, result.clean_texts, result.steered_texts)
     rows = [
-        _text_row("clean", result.clean.text, result.clean.kl, result.clean.perplexity),
-        _text_row("steered", result.steered.text, result.steered.kl, result.steered.perplexity),
+        _text_row(f"{name}, seed {seed}" if several else name, part)
+        for seed, *both in pairs
+        for name, part in zip(("clean", "steered"), both)
     ]
     about = (
         "KL(clean || steered) per token, in nats. Perplexity: of the text under the clean model."
@@ -45,7 +57,7 @@ def text_page(result: SteerResult, name: str) -> str:
         ),
     ]
     if result.doses:
-        panels.insert(1, Panel("Dose and response", _doses(result)))
+        panels.insert(1, Panel("Dose and response", _text_doses(result)))
     facts = [("edits", "; ".join(result.edits)), ("doses", str(len(result.doses)))]
     numbers = {"steer": dataclasses.asdict(result) | {"report": None}}
     return document(f"Steering · {name}", LEAD, facts, panels, numbers)
@@ -67,14 +79,17 @@ def image_page(result: ImageSteerResult, name: str) -> str:
     caption = f"KL(clean || steered) where only this patch is edited; white is {largest:.3g} nats."
     classes = table(("class", "clean", "steered"), rows) + (more if left_out else "")
     panels = [Panel("Classes", classes), Panel("Patches", figure(drawn, caption))]
+    if result.doses:
+        panels.insert(1, Panel("Dose and response", _image_doses(result)))
     facts = [("edits", "; ".join(result.edits)), ("KL", f"{result.kl:.4f} nats")]
     numbers = {"steer": dataclasses.asdict(result) | {"report": None}}
     return document(f"Steering · {name}", LEAD, facts, panels, numbers)
 
 
-def _text_row(name: str, text: str, kl: list[float], perplexity: float) -> tuple[str, list[str]]:
-    words = f'<td class="left text">{escape(text)}</td>'
-    return "", [cell(name, "left"), words, cell(number(fmean(kl))), cell(number(perplexity, ".2f"))]
+def _text_row(name: str, part: Continuation) -> tuple[str, list[str]]:
+    words = f'<td class="left text">{escape(part.text)}</td>'
+    figures = [cell(number(fmean(part.kl))), cell(number(part.perplexity, ".2f"))]
+    return "", [cell(name, "left"), words, *figures]
 
 
 def _kl(name: str, part: Continuation) -> str:
@@ -99,16 +114,44 @@ def _changes(changes: Sequence[TokenChange], title: str) -> str:
     return table((f"most {title}", "clean log p", "steered log p", "change"), rows)
 
 
-def _doses(result: SteerResult) -> str:
-    header = (
-        "strength",
-        "effect",
-        "random directions",
-        "random latents",
-        "KL",
-        "perplexity",
-        "text",
-    )
+def _text_doses(result: SteerResult) -> str:
+    several = len(result.seeds) > 1
+    header = ("perplexity", *(["over seeds"] if several else []), "text")
+    more = [
+        [
+            cell(number(dose.perplexity, ".2f")),
+            *([cell(spread(dose.effects))] if several else []),
+            f'<td class="left text">{escape(dose.text)}</td>',
+        ]
+        for dose in result.doses
+    ]
+    singles = [dose.effects for dose in result.doses] if several else None
+    about = "Target tokens: " + ", ".join(map(repr, result.targets))
+    drawn = _doses(result.doses, result.verdict, header, more, about, singles)
+    return drawn + note(EFFECT_ON_TEXT + SEEDS_NOTE * several + CONTROLS_NOTE)
+
+
+def _image_doses(result: ImageSteerResult) -> str:
+    labels = [change.label for change in result.classes[:MOST_DOSED]]
+    more = [
+        [cell(f"{value:.2%}") for value in dose.probabilities[:MOST_DOSED]] for dose in result.doses
+    ]
+    about = "Target class: " + ", ".join(result.targets)
+    drawn = _doses(result.doses, result.verdict, labels, more, about)
+    return drawn + note(EFFECT_ON_CLASS + CONTROLS_NOTE)
+
+
+def _doses(
+    doses: Sequence[Response],
+    verdict: str,
+    header: Sequence[str],
+    more: Sequence[list[str]],
+    about: str,
+    singles: Sequence[Sequence[float]] | None = None,
+) -> str:
+    """Verdict, chart and table. `more`: further cells of each dose, below `header`; `singles`: the
+    effects that each effect is the mean of."""
+    columns = ("strength", "effect", "random directions", "random latents", "KL", *header)
     rows = [
         ("", [
             cell(f"{dose.strength:+g}", "left"),
@@ -116,14 +159,12 @@ def _doses(result: SteerResult) -> str:
             cell(spread(dose.random_directions)),
             cell(spread(dose.random_latents)),
             cell(number(dose.kl)),
-            cell(number(dose.perplexity, ".2f")),
-            f'<td class="left text">{escape(dose.text)}</td>',
+            *cells,
         ])
-        for dose in sorted(result.doses, key=lambda dose: dose.strength)
+        for dose, cells in sorted(zip(doses, more), key=lambda pair: pair[0].strength)
     ]  # fmt: skip
-    targets = note("Target tokens: " + ", ".join(map(repr, result.targets)))
-    verdict = f"<p><strong>{escape(result.verdict)}</strong></p>" if result.verdict else ""
-    return verdict + _chart(result.doses) + targets + table(header, rows) + note(CONTROLS_NOTE)
+    shown = f"<p><strong>{escape(verdict)}</strong></p>" if verdict else ""
+    return shown + _chart(doses, singles) + note(about) + table(columns, rows)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -131,31 +172,32 @@ def spread(values: Sequence[float]) -> str:
     return f"{min(values):+.3f} to {max(values):+.3f}" if values else "-"
 
 
-def _chart(doses: Sequence[Dose]) -> str:
-    """The effect of the latent as a line, each control as a point."""
-    drawn = sorted(doses, key=lambda dose: dose.strength)
-    series = {
-        "latent": [[dose.effect] for dose in drawn],
-        "random directions": [dose.random_directions for dose in drawn],
-        "random latents": [dose.random_latents for dose in drawn],
-    }
-    values = [value for rows in series.values() for row in rows for value in row]
-    strengths = [dose.strength for dose in drawn]
+def _chart(doses: Sequence[Response], singles: Sequence[Sequence[float]] | None) -> str:
+    """The effect of the latent as a line, each control and single effect as a point."""
+    order = sorted(range(len(doses)), key=lambda number: doses[number].strength)
+    drawn = [doses[number] for number in order]
+    # the controls below the latent
+    series = [
+        ("random latents", 2.5, [dose.random_latents for dose in drawn]),
+        ("random directions", 2.5, [dose.random_directions for dose in drawn]),
+        ("latent", 2.5, [singles[number] for number in order] if singles else []),
+        ("latent", 4.5, [[dose.effect] for dose in drawn]),
+    ]
+    values = [value for _, _, rows in series for row in rows for value in row]
     frame = Frame(
         "Dose and response",
         "strength",
         "effect (nats)",
-        padded(strengths[0], strengths[-1]),
+        padded(drawn[0].strength, drawn[-1].strength),
         padded(min(values), max(values)),
         [(name, color(hue)) for name, hue in HUES.items()],
     )
-    # the controls below the latent
-    for name in ("random latents", "random directions", "latent"):
-        hue, radius = color(HUES[name]), 4.5 if name == "latent" else 2.5
-        for strength, row in zip(strengths, series[name]):
+    for name, radius, rows in series:
+        for dose, row in zip(drawn, rows):
             frame.marks += [
-                f'<circle cx="{float(frame.x(strength)):.1f}" cy="{float(frame.y(value)):.1f}"'
-                f' r="{radius}" fill="{hue}" stroke="{PAPER}"/>'
+                f'<circle cx="{float(frame.x(dose.strength)):.1f}"'
+                f' cy="{float(frame.y(value)):.1f}" r="{radius}" fill="{color(HUES[name])}"'
+                f' stroke="{PAPER}"/>'
                 for value in row
             ]
     points = " ".join(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from saekit.store.run_folder import run_folder
 from saekit.training.checkpoints import ModelLike, name_of, path_or_model
 from saekit.types import Progress
 
+Result = SteerResult | ImageSteerResult
 PAGE = "report.html"
 MOST_DOSES = 1000
 _NUMBER = r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,2})?"
@@ -65,10 +66,17 @@ def steer(
     ] = (),
     chat: Annotated[bool, Doc("The prompt is a user's message in the chat template.")] = False,
     max_new_tokens: Annotated[int, Doc("Length of the texts.")] = 40,
+    temperature: Annotated[
+        float, Doc("Sample the texts at this temperature; 0 writes greedily.")
+    ] = 0.0,
+    seeds: Annotated[
+        int, Doc("Sampled texts per model and dose; the figures of a dose are their means.")
+    ] = 1,
     positions: Annotated[
         Any,
         Doc(
-            "Where the edits act. Text: all, prompt, generated, last. Image: all, cls, patches.",
+            "Where the edits act. Text: all, prompt, generated, last. Image: all, cls, patches, or"
+            " ROW,COLUMN of a patch, several joined by +.",
             metavar="WHERE",
         ),
     ] = "all",
@@ -83,14 +91,15 @@ def steer(
         str | Sequence[str] | None,
         Doc("Where the dictionary acts (default: where it was trained).", metavar="HOOK..."),
     ] = None,
-    seed: Annotated[int, Doc("Seed of the controls.")] = 0,
+    seed: Annotated[int, Doc("Seed of the controls, and of the first sampled text.")] = 0,
     out: Annotated[
         str | Path | None,
         Doc("Folder for report.html, one file that opens from disk.", metavar="DIR"),
     ] = None,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     maxima: torch.Tensor | None = None,
-    partial: Callable[[SteerResult], None] = lambda _: None,
+    targets: Sequence[int] = (),
+    partial: Callable[[Any], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SteerResult | ImageSteerResult:
     """What a model writes, or which class it sees, with latents of a dictionary added or ablated.
@@ -101,12 +110,14 @@ def steer(
         checkpoint: as `attach` takes it.
         prompt, image: one of these. image: a file, or pixel values (C,h,w) as the model takes them.
         latents: latent -> strength, or texts as on the command line.
-        dose: strengths of the one latent in `latents`, or "A:B:N"; for texts.
+        dose: strengths of the one latent in `latents`, or "A:B:N".
         positions: as for `attach`; for images also a mask of the grid (H,W).
         model: its name, or the model that `saekit.harvesting.models.load_model` returns (for images
             `saekit.harvesting.classifiers.load_classifier`).
+        targets: tokens whose probability together is the effect of a dose; (): those that the
+            largest dose raises most after the beginning of a text.
         maxima: (F,), the largest activation of each latent; None: from the scan.
-        partial: called with the result so far when both texts are known and after each dose.
+        partial: called with the result so far before the doses and after each.
 
     When it is interrupted, the report in `out` has the doses that are done. Raises UsageError,
     DataError, MissingError.
@@ -118,31 +129,27 @@ def steer(
     doses = parsed_doses(dose)
     if not strengths and not ablate:
         raise UsageError("no latent to steer", f"{opt('latents')} or {opt('ablate')}")
-    if image is not None and (doses or chat):
-        raise UsageError(f"{opt('dose' if doses else 'chat')} is for texts", f"{opt('prompt')}")
+    written: dict[str, Any] = dict(
+        chat=chat, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+    )
+    for_texts = dict(chat=chat, temperature=temperature, seeds=seeds > 1, targets=targets)
+    if image is not None and (wrong := [name for name, value in for_texts.items() if value]):
+        raise UsageError(f"{opt(wrong[0])} is for texts", f"{opt('prompt')}")
     source = path_or_model(checkpoint)
     common: dict[str, Any] = dict(
-        ablate=ablate, model=model, hook=hook, error=error, raw=raw, maxima=maxima,
-        positions=positions,
+        ablate=ablate, dose=doses, model=model, hook=hook, error=error, raw=raw, maxima=maxima,
+        positions=positions, seed=seed, progress=progress,
     )  # fmt: skip
-    known: list[SteerResult | ImageSteerResult] = []
 
-    def keep(result: SteerResult) -> None:
-        known.append(result)
-        partial(result)
-
-    def measure() -> None:
+    def measure(known: Callable[[Result], None]) -> Result:
         if image is not None:
-            known.append(steer_image(source, image, strengths, **common))
-            return
-        text = dict(dose=doses, chat=chat, max_new_tokens=max_new_tokens, seed=seed)
-        options: dict[str, Any] = common | text | dict(partial=keep, progress=progress)
-        steer_text(source, cast(str, prompt), strengths, **options)
+            return steer_image(source, image, strengths, **common, partial=known)
+        assert prompt is not None
+        text: dict[str, Any] = common | written
+        return steer_text(source, prompt, strengths, targets=targets, partial=known, **text)
 
     if out is None:
-        measure()
-        return known[-1]
-    # the report, also of what was done before Ctrl-C
+        return measure(partial)
     given = {
         "checkpoint": name_of(source) if isinstance(source, str) else None,
         "model": model if isinstance(model, str) else None,
@@ -151,32 +158,46 @@ def steer(
         "latents": [f"{j}={'raw:' * raw}{value:+g}" for j, value in strengths.items()] or None,
         "ablate": list(ablate) or None,
         "dose": dose if isinstance(dose, str) else None,
-        "chat": chat,
-        "max_new_tokens": max_new_tokens,
+        **written,
         "positions": positions if isinstance(positions, str) else None,
         "error": error,
         "seed": seed,
     }
     with run_folder(Path(out), STEERED, resume=False, overwrite=overwrite) as folder:
         folder.begin({**given, "checkpoint": name_of(source)}, given)
-        stopped: KeyboardInterrupt | None = None
-        try:
-            measure()
-        except KeyboardInterrupt as interrupt:
-            if not known:
-                raise
-            stopped = interrupt
-        result = replace(known[-1], report=str(Path(out) / PAGE))
-        write_bytes(folder.path / PAGE, _page(result, name_of(source)).encode())
+        report = str(Path(out) / PAGE)
+        result, stopped = _with_page(measure, partial, folder.path / PAGE, report, name_of(source))
     if stopped is not None:
         raise stopped
     return result
 
 
-def _page(result: SteerResult | ImageSteerResult, name: str) -> str:
-    if isinstance(result, SteerResult):
-        return text_page(result, name)
-    return image_page(result, name)
+def _with_page(
+    measure: Callable[[Callable[[Result], None]], Result],
+    partial: Callable[[Result], None],
+    path: Path,
+    report: str,
+    name: str,
+) -> tuple[Result, KeyboardInterrupt | None]:
+    """The result and its page at `path`; after Ctrl-C these of what was done, with the interrupt.
+    `report`: the path that users will know it by."""
+    known: list[Result] = []
+
+    def keep(result: Result) -> None:
+        known.append(result)
+        partial(result)
+
+    stopped: KeyboardInterrupt | None = None
+    try:
+        result = measure(keep)
+    except KeyboardInterrupt as interrupt:
+        if not known:
+            raise
+        result, stopped = known[-1], interrupt
+    result = replace(result, report=report)
+    page = text_page(result, name) if isinstance(result, SteerResult) else image_page(result, name)
+    write_bytes(path, page.encode())
+    return result, stopped
 
 
 def parsed_strengths(

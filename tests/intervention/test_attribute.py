@@ -94,21 +94,28 @@ def test_gradient_times_activation_is_a_finite_difference_of_the_logit(live, sae
     assert checked > 4
 
 
-@pytest.mark.parametrize("block", [0, 1])
-def test_integrated_gradients_of_a_position_sum_to_the_fall_from_its_state_to_that_of_code_zero(
-    live, saes, ids, passes, block
+@pytest.mark.parametrize("block, groups", [(0, 1), (1, 3)])
+def test_integrated_gradients_of_a_group_sum_to_the_fall_without_it(
+    live, saes, ids, passes, block, groups
 ):
-    codes_TF, errors_T = passes.effects(200)[HOOKS[block]]
+    codes_TF, errors_T = passes.effects(200, groups)[HOOKS[block]]
+    sae, z_TF = saes[HOOKS[block]], passes.z[HOOKS[block]]
     for position in range(ids.shape[1]):
+        active = z_TF[position].nonzero()[:, 0]
+        error_D = passes.e[HOOKS[block]][position]
+        parts = [(float(errors_T[position]), error_D)]
+        for latents in (active[group::groups] for group in range(groups)):
+            removed_D = z_TF[position, latents] @ sae.W_dec[latents]
+            parts.append((float(codes_TF[position, latents].sum()), removed_D))
+        for total, removed_D in parts:
 
-        def emptied(x, position=position):
-            x = x.clone()
-            x[:, position] = saes[HOOKS[block]].b_dec
-            return x
+            def without(x, removed_D=removed_D, position=position):
+                x = x.clone()
+                x[:, position] -= removed_D
+                return x
 
-        fall = passes.clean - with_block(live, ids, block, emptied)
-        total = float(codes_TF[position].sum() + errors_T[position])
-        assert total == pytest.approx(fall, rel=1e-3, abs=1e-4)
+            fall = passes.clean - with_block(live, ids, block, without)
+            assert total == pytest.approx(fall, rel=1e-3, abs=1e-3)
 
 
 def test_an_ablation_is_that_of_attach_and_of_an_error_that_of_the_reconstruction(
@@ -212,7 +219,7 @@ def test_mistakes(live, saes):
     asked = dict(prompt=PROMPT, target=TOKEN, live=live, hook="blocks.0")
     for wrong in (
         {"prompt": None}, {"target": None}, {"versus": (1, 2)}, {"top": 0}, {"steps": 0},
-        {"method": "other"}, {"target": None, "versus": "a"},
+        {"groups": 0}, {"method": "other"}, {"target": None, "versus": "a"},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             attribute(sae, **asked | wrong)
@@ -333,12 +340,12 @@ def test_nodes_of_a_transcoder_and_a_crosscoder_act_at_all_their_outputs(live, i
         (value,) = passes.ablated([Keep([Node(name, position, latent)])])
         assert value == pytest.approx(edited("ablate", latent, positions=position), abs=1e-10)
     assert passes.ablated([Keep()]) == [pytest.approx(passes.clean, abs=1e-12)]
-    # a position without its nodes, integrated
-    codes_TF, errors_T = passes.effects(100)[name]
+    # the nodes of a position, integrated
+    codes_TF, errors_T = passes.effects(200, 1)[name]
     nodes = [Node(name, 2, latent) for latent in z_TF[2].nonzero()[:, 0].tolist()]
-    (emptied,) = passes.ablated([Keep([*nodes, Node(name, 2, None)])])
-    total = float(codes_TF[2].sum() + errors_T[2])
-    assert total == pytest.approx(passes.clean - emptied, rel=1e-3, abs=1e-4)
+    for part, effect in ((nodes, codes_TF[2].sum()), ([Node(name, 2, None)], errors_T[2])):
+        (emptied,) = passes.ablated([Keep(part)])
+        assert float(effect) == pytest.approx(passes.clean - emptied, rel=1e-3, abs=1e-3)
 
 
 def test_no_node_of_a_transcoder_leaves_its_bias_and_skip(live, ids, transcoder):

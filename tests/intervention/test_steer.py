@@ -130,6 +130,85 @@ def test_a_dose_has_its_effect_beside_controls_of_the_same_norm(live_model, sae,
     assert next(module.parameters()).grad is None
 
 
+def test_targets_may_be_fixed_before(live_model, sae, maxima):
+    result = run(live_model, sae, maxima, dose=(4.0,), targets=[5, 9])
+    assert result.targets == [live_model.tokenizer.decode([token]) for token in (5, 9)]
+    prompt = live_model.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    ids = written(live_model, prompt, lambda _: 0.0)
+    at = torch.arange(prompt.shape[1] - 1, ids.shape[1] - 1)
+    row = 4 * UNIT * sae.W_dec[LATENT]
+    after, before = (log_p(live_model, ids, shift)[at][:, [5, 9]] for shift in (row, 0.0))
+    expected = (after.logsumexp(1) - before.logsumexp(1)).mean()
+    assert result.doses[0].effect == pytest.approx(float(expected), abs=1e-5)
+    with pytest.raises(UsageError, match="targets: token 999 is not below"):
+        run(live_model, sae, maxima, dose=(4.0,), targets=[999])
+
+
+def test_sampled_texts_are_drawn_by_their_seed_and_doses_are_means_over_them(
+    live_model, sae, maxima
+):
+    """Token by token from softmax(logits / temperature), without the caller's random state."""
+    options = dict(temperature=1.5, seed=3, seeds=2, dose=(0.0, 4.0), top=2)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    result = run(live_model, sae, maxima, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert result == run(live_model, sae, maxima, **options)
+    decode = live_model.tokenizer.decode
+    prompt = live_model.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    P, row = prompt.shape[1], UNIT * sae.W_dec[LATENT]
+
+    def sampled(seed: int, shift) -> torch.Tensor:
+        ids = prompt
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            for _ in range(TOKENS):
+                p = (log_p(live_model, ids, shift)[-1].float() / 1.5).softmax(-1)
+                ids = torch.cat([ids, torch.multinomial(p, 1)[None]], 1)
+                if ids[0, -1] == live_model.tokenizer.eos_token_id:
+                    break
+        return ids
+
+    clean = [sampled(seed, 0.0) for seed in (3, 4)]
+    assert [text.text for text in result.clean_texts] == [decode(ids[0, P:]) for ids in clean]
+    steered = [sampled(seed, 2 * row) for seed in (3, 4)]
+    assert [text.text for text in result.steered_texts] == [decode(ids[0, P:]) for ids in steered]
+    zero, high = result.doses
+    assert zero.texts == [text.text for text in result.clean_texts]
+    assert zero.perplexity == pytest.approx(
+        math.prod(text.perplexity for text in result.clean_texts) ** 0.5, rel=1e-4
+    )
+    # the effect on each clean text
+    vocabulary = [decode([token]) for token in range(tiny.VOCAB)]
+    targets = [vocabulary.index(token) for token in result.targets]
+    for ids, effect in zip(clean, high.effects):
+        at = torch.arange(P - 1, ids.shape[1] - 1)
+        after, before = (log_p(live_model, ids, s)[at][:, targets] for s in (4 * row, 0.0))
+        expected = (after.logsumexp(1) - before.logsumexp(1)).mean()
+        assert effect == pytest.approx(float(expected), abs=1e-5)
+    assert high.effect == pytest.approx(sum(high.effects) / 2)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ 'the ' + m['role'][0] + ' ' + m['content'] + ' and' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' home' }}{% endif %}"
+)
+
+
+def test_a_chat_prompt_is_a_users_message_in_the_models_template(made, sae, maxima):
+    live_model = load_model(made.model)
+    with pytest.raises(DataError, match="no chat template"):
+        run(live_model, sae, maxima, chat=True)
+    live_model.tokenizer.chat_template = TEMPLATE
+    result = run(live_model, sae, maxima, chat=True)
+    rendered = f"the u {PROMPT} and home"
+    prompt = torch.tensor([live_model.tokenizer(rendered, add_special_tokens=False)["input_ids"]])
+    assert prompt.shape[1] > len(PROMPT.split()) + 2
+    for part, shift in ((result.clean, 0.0), (result.steered, 2 * UNIT * sae.W_dec[LATENT])):
+        ids = written(live_model, prompt, lambda _, shift=shift: shift)
+        assert part.text == live_model.tokenizer.decode(ids[0, prompt.shape[1] :])
+
+
 def test_the_verdict_is_none_where_a_control_does_as_much(live_model, sae, maxima):
     result = run(live_model, sae, maxima, dose=(-3.0, 3.0))
     import dataclasses

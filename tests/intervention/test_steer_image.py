@@ -66,6 +66,67 @@ def test_probabilities_and_the_map_of_patches_are_those_of_a_shifted_model(
         assert result.patches[place // W][place % W] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_dose_has_its_effect_on_a_class_beside_controls_of_the_same_norm(classifier, sae):
+    pixels = prepared([digits.image(5)], classifier.processor)
+    told = []
+    result = steer_image(
+        sae, pixels[0], {LATENT: 9.0}, dose=(-6.0, 0.0, 6.0), seed=5, hook=HOOK, raw=True,
+        model=classifier, positions="patches", partial=told.append,
+    )  # fmt: skip
+    tokens = classifier.image_tokens.count
+    row, patches = sae.W_dec[LATENT], (torch.arange(tokens) > 0)[:, None]
+    # the class that the largest dose raises most on an image of zeros
+    blank = torch.zeros_like(pixels)
+    nothing = torch.zeros(tokens, 1)
+    raised = log_p(classifier, blank, (6 * row).expand(tokens, -1)) - log_p(
+        classifier, blank, nothing
+    )
+    target = int(raised.argmax())
+    assert result.targets == [f"LABEL_{target}"]
+    clean = log_p(classifier, pixels, nothing)
+
+    def shifted(direction: torch.Tensor) -> torch.Tensor:
+        return log_p(classifier, pixels, direction * patches)
+
+    # the controls, drawn as documented
+    generator = torch.Generator().manual_seed(5)
+    others = torch.tensor([latent for latent in range(by_hand.LATENTS) if latent != LATENT])
+    others = others[torch.randperm(len(others), generator=generator)[:8]]
+    directions = torch.randn(8, len(row), generator=generator)
+    order = clean.argsort(descending=True)
+    for dose in result.doses:
+        after = shifted(dose.strength * row)
+        assert dose.effect == pytest.approx(float(after[target] - clean[target]), abs=1e-4)
+        assert dose.probabilities == pytest.approx(after[order].exp().tolist(), abs=1e-5)
+        assert dose.kl == pytest.approx(float((clean.exp() * (clean - after)).sum()), abs=1e-5)
+        for rows, values in (
+            (directions, dose.random_directions),
+            (sae.W_dec[others], dose.random_latents),
+        ):
+            rows = torch.nn.functional.normalize(rows, dim=1) * row.norm()
+            expected = [float((shifted(dose.strength * r) - clean)[target]) for r in rows]
+            assert values == pytest.approx(expected, abs=1e-4)
+    assert [len(part.doses) for part in told] == [0, 1, 2, 3] and told[-1] == result
+    assert result.verdict and result.doses[1].effect == 0
+    with pytest.raises(UsageError, match="dose is of one latent"):
+        steer_image(sae, pixels, {3: 1.0, 4: 1.0}, dose=(1.0,), hook=HOOK, raw=True)
+
+
+def test_patches_are_named_by_row_and_column(classifier, sae):
+    pixels = prepared([digits.image(5)], classifier.processor)
+    options = dict(hook=HOOK, raw=True, model=classifier)
+    mask = torch.zeros(classifier.image_tokens.grid, dtype=torch.bool)
+    mask[0, 1] = mask[2, 3] = True
+    by_name = steer_image(sae, pixels, {LATENT: 9.0}, positions="0,1+2,3", **options)
+    assert (
+        by_name.classes
+        == steer_image(sae, pixels, {LATENT: 9.0}, positions=mask, **options).classes
+    )
+    for wrong in ("9,0", "0,1+", "1"):
+        with pytest.raises(UsageError, match="positions"):
+            steer_image(sae, pixels, {LATENT: 9.0}, positions=wrong, **options)
+
+
 def test_models_without_a_head_and_other_tensors_are_refused(classifier, sae):
     pixels = torch.zeros(1, classifier.image_tokens.channels, 8, 8)
     with pytest.raises(DataError, match="no classification head"):

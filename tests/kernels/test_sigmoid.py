@@ -80,7 +80,7 @@ def test_a_nan_row_makes_the_means_nan():
 def test_a_step_with_few_active_latents_is_the_dense_one(target_l0):
     shape = Shape(32, 8192, 256)
     x = hidden_rows(shape.B, shape.D).double()
-    sae = sae_for(shape, x.float(), "kl-means", 8).double()
+    sae = sae_for(shape, x.float(), "kl", 8).double()
     sae.config = type(sae.config)(**(vars(sae.config) | {"target_l0": target_l0}))
     results = []
     for model in (sae, dense_copy(sae)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import by_hand
 import pytest
@@ -30,6 +31,18 @@ def sections_and_numbers(page: str) -> tuple[list[str], dict]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Made:
     return made_language(tmp_path_factory.mktemp("steering"))
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory) -> Path:
+    """A short run on the embedded classifier, with a picture beside it."""
+    folder = tmp_path_factory.mktemp("digits")
+    saekit.harvest(
+        "embedded:digits-vit", "embedded:digits", folder / "store", hook="blocks.1", rows=2000
+    )
+    saekit.train(folder / "store", folder / "run", latents=64, k=4, batch=256, rows=2048)
+    digits.image(5).save(folder / "digit.png")
+    return folder / "run"
 
 
 def test_strengths_and_doses_are_read_as_written():
@@ -112,7 +125,10 @@ def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made):
         (["--prompt", "a", "--latent", "3"], 2, "--latent: '3' is not LATENT=STRENGTH"),
         (["--prompt", "a", "--latent", "3=4"], 2, "largest activation of each latent is not known"),
         (["--prompt", "a", "--latent", "64=raw:4"], 2, "latent 64"),
-        (["--image", "x.png", "--latent", "3=raw:4", "--dose", "1:2:3"], 2, "--dose is for texts"),
+        (["--image", "x.png", "--latent", "3=raw:4", "--chat"], 2, "--chat is for texts"),
+        (["--image", "x.png", "--ablate", "3", "--seeds", "2"], 2, "--seeds is for texts"),
+        (["--prompt", "a", "--ablate", "3", "--seeds", "2"], 2, "greedy texts have no seed"),
+        (["--prompt", "a", "--ablate", "3", "--temperature", "-1"], 2, "must be 0 or more"),
         (["--prompt", "a", "--ablate", "3", "--dose", "1:2:3"], 2, "--dose is of one latent"),
     ],
 )
@@ -121,8 +137,78 @@ def test_what_cannot_be_done_is_refused(capsys, made, arguments, status, cause):
     assert (found, out) == (status, "") and cause in err
 
 
-def test_an_interruption_keeps_the_doses_that_are_done(capsys, made, tmp_path, monkeypatch):
-    from saekit.intervention import steer as module
+def test_sampled_texts_are_shown_for_each_seed_and_figures_are_their_means(capsys, made, tmp_path):
+    options = ["--latent", "3=raw:6", "--dose", "2:6:2", "--max-new-tokens", TOKENS, "--seed", 4]
+    options += ["--temperature", "1.5", "--seeds", "3"]
+    out = tmp_path / "steered"
+    arguments = ["steer", made.run, "--prompt", PROMPT, *options, "-q"]
+    value = json.loads(command(capsys, *arguments, "--json", "--out", out)[1])
+    assert value["seeds"] == [4, 5, 6]
+    assert len({text["text"] for text in value["clean_texts"]}) > 1
+    assert len(value["steered"]) == 3 and value["clean"] == value["clean_texts"][0]
+    for dose in value["dose"]:
+        assert len(dose["effects"]) == len(dose["texts"]) == 3
+        assert dose["effect"] == pytest.approx(sum(dose["effects"]) / 3)
+    _, text, _ = command(capsys, *arguments)
+    for seed in (4, 5, 6):
+        assert re.search(rf"^clean, seed {seed} +steered, seed {seed}$", text, re.MULTILINE)
+    assert "over seeds" in text
+    page = (out / "report.html").read_text()
+    assert page.count("<circle") == 2 * (1 + 3 + 8 + 8)
+    assert "steered, seed 6" in page and "small points are single texts" in page
+
+
+def test_an_image_has_doses_with_class_probabilities_a_chart_and_controls(
+    capsys, tmp_path, image_run
+):
+    image = image_run.parent / "digit.png"
+    arguments = [
+        "steer",
+        image_run,
+        "--image",
+        image,
+        "--latent",
+        "3=raw:8",
+        "--dose",
+        "-8:8:3",
+        "-q",
+    ]
+    where = ["--positions", "0,1+2,2"]
+    out = tmp_path / "out"
+    status, text, err = command(capsys, *arguments, *where, "--json", "--out", out)
+    assert status == 0, err
+    value = json.loads(text)
+    mask = torch.zeros(load_classifier("embedded:digits-vit").image_tokens.grid).bool()
+    mask[0, 1] = mask[2, 2] = True
+    result = saekit.steer(
+        image_run, image=image, latents={3: 8.0}, raw=True, dose=(-8, 0, 8), positions=mask
+    )
+    assert [dose["strength"] for dose in value["dose"]] == [-8, 0, 8]
+    for dose, other in zip(value["dose"], result.doses, strict=True):
+        assert dose["effect"] == pytest.approx(other.effect, abs=1e-6)
+        assert sum(dose["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert value["targets"] == result.targets and value["verdict"] == result.verdict
+    assert [len(control["effects"]) for control in value["controls"]] == [8] * 6
+    page = (out / "report.html").read_text()
+    sections, numbers = sections_and_numbers(page)
+    assert sections == ["Classes", "Dose and response", "Patches"]
+    assert page.count("<circle") == 3 * (1 + 8 + 8) and len(numbers["doses"]) == 3
+    status, text, _ = command(capsys, *arguments, *where)
+    assert "verdict" in text and f"effect on  {value['targets'][0]!r}" in text
+    assert command(capsys, *arguments, "--positions", "0,99")[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_an_interruption_keeps_the_doses_that_are_done(
+    capsys, made, tmp_path, monkeypatch, kind, image_run
+):
+    from saekit.intervention import steer, steer_image
+
+    module = steer if kind == "text" else steer_image
+    asked = {
+        "text": [made.run, "--prompt", PROMPT, "--max-new-tokens", 2],
+        "image": [image_run, "--image", image_run.parent / "digit.png"],
+    }[kind]
 
     measure, calls = module._dose, []
 
@@ -133,10 +219,8 @@ def test_an_interruption_keeps_the_doses_that_are_done(capsys, made, tmp_path, m
         return measure(*arguments)
 
     monkeypatch.setattr(module, "_dose", interrupted)
-    arguments = ["--latent", "3=raw:6", "--dose", "1:5:5", "--max-new-tokens", 2]
-    status, text, err = command(
-        capsys, "steer", made.run, "--prompt", PROMPT, *arguments, "--out", tmp_path / "o", "--json"
-    )
+    arguments = ["--latent", "3=raw:6", "--dose", "1:5:5", "--out", tmp_path / "o", "--json"]
+    status, text, err = command(capsys, "steer", *asked, *arguments)
     assert status == 130 and "interrupted" in err
     assert [dose["strength"] for dose in json.loads(text)["dose"]] == [1, 2]
     _, numbers = sections_and_numbers((tmp_path / "o" / "report.html").read_text())

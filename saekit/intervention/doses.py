@@ -1,0 +1,101 @@
+"""Doses of a latent and the responses to them, beside controls of the same norm in its place. What
+an effect is, texts and images say for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from saekit.errors import UsageError, opt
+from saekit.interop.opening import open_checkpoint
+from saekit.intervention.attach import attach
+from saekit.intervention.controls import Controls
+from saekit.intervention.live import Live
+from saekit.intervention.positions import Positions
+from saekit.models.sae.dictionary import Dictionary
+
+Edit = Callable[[Live, Any], None]
+"""Makes its edits at these positions."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """To one dose."""
+
+    strength: float
+    effect: float
+    """In nats."""
+    kl: float
+    """KL(clean || steered), in nats."""
+    random_directions: list[float]
+    """The effects of random directions of the same norm."""
+    random_latents: list[float]
+
+    @property
+    def is_beyond_controls(self) -> bool:
+        """Whether no control has as large an effect."""
+        controls = self.random_directions + self.random_latents
+        return all(abs(self.effect) > abs(control) for control in controls)
+
+
+def is_monotone(doses: Sequence[Response]) -> bool:
+    """Whether a larger dose never has a smaller effect; False without doses."""
+    effects = [dose.effect for dose in sorted(doses, key=_strength)]
+    return bool(effects) and all(a <= b for a, b in pairwise(effects))
+
+
+def verdict(doses: Sequence[Response]) -> str:
+    """What the doses show, in a sentence; "" without doses."""
+    ends = [min(doses, key=_strength), max(doses, key=_strength)] if doses else []
+    ends = [dose for dose in ends if dose.strength]
+    if not ends:
+        return ""
+    if not all(dose.is_beyond_controls for dose in ends):
+        return "no effect of this latent: controls of the same norm have one as large"
+    shape = "monotone in the dose" if is_monotone(doses) else "not monotone in the dose"
+    return f"the effect is larger than that of every control, and {shape}"
+
+
+@contextmanager
+def control_added(
+    module: Any, controls: Controls, kind: Dictionary, strength: float, where: Positions
+) -> Iterator[int]:
+    """Within the body each control of a kind is added in an example of its own; yields how many."""
+    with attach(module, kind, controls.hook) as live:
+        for row in range(kind.latents):
+            live.add(row, strength, raw=True, positions=where, examples=row)
+        yield kind.latents
+
+
+def check_dose(dose: Sequence[float], latents: Mapping[int, float], ablate: Sequence[int]) -> None:
+    """Raise UsageError where doses are not of one latent."""
+    if dose and (len(latents) != 1 or ablate):
+        raise UsageError(f"{opt('dose')} is of one latent", "give one, and ablate none")
+
+
+def edit_of(strengths: Mapping[int, float], ablate: Sequence[int], raw: bool) -> Edit:
+    """Adds to latents and ablates others."""
+
+    def edit(live: Live, where: Positions) -> None:
+        if strengths:
+            live.add(list(strengths), list(strengths.values()), raw=raw, positions=where)
+        if ablate:
+            live.ablate(ablate, positions=where)
+
+    return edit
+
+
+def model_name_of(source: object) -> str:
+    """The name of the model that a checkpoint was trained on. Raises UsageError where it does not
+    say so."""
+    name = open_checkpoint(source).config["spec"].get("model") if isinstance(source, str) else None
+    if not name:
+        raise UsageError("the checkpoint does not say which model it belongs to", opt("model"))
+    return name
+
+
+def _strength(dose: Response) -> float:
+    return dose.strength
