@@ -472,6 +472,10 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
             r'precision="bfloat16": the kernels of sparsity="topk" choose their own precision',
         ),
         (
+            {"precision": "bfloat16", "sparsity": "kl"},
+            'the kernels of sparsity="kl" choose their own precision',
+        ),
+        (
             {"precision": "bfloat16", "sparsity": "kl-sigmoid"},
             'the kernels of sparsity="kl-sigmoid" choose their own precision',
         ),
