@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 LINTERS := $(VENV)/.linters
 INTEROP := .venv-interop
 OUT ?= demo
+RESULTS ?= benchmarks/results/cpu
+AGAINST ?=
 # torch goes first and alone: a range in another package's requirements would take a build with gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -54,14 +56,19 @@ lint: $(LINTERS)
 	$(BIN)/vulture
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# Pages that are generated from the code; a test fails when one is out of date.
+# Pages that are generated from the code, and tables of the results in benchmarks/results; a test fails when one is out of date.
 docs: $(READY)
 	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
+	$(BIN)/python docs/tables.py
 
+# Measures what README and docs quote, into benchmarks/results, and writes their tables: half an hour on two idle cores.
+# With `pip install 'saekit[peers]'` in .venv, AGAINST="--against eai-sparsify" measures that toolkit too.
 bench: $(READY)
-	$(BIN)/saekit bench train --quick
-	$(BIN)/saekit bench kernels --quick
+	$(BIN)/saekit bench train $(AGAINST) --csv $(RESULTS)-train.csv
+	$(BIN)/saekit bench train --variants all --csv $(RESULTS)-variants.csv
+	$(BIN)/saekit bench kernels --csv $(RESULTS)-kernels.csv
+	$(BIN)/python docs/tables.py
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_harvest.py --rows 30000
 	@if [ -d $(OUT)/text/topk ]; then $(BIN)/python benchmarks/bench_scan.py $(OUT)/text/topk $(OUT)/text/store; \

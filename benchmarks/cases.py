@@ -99,7 +99,7 @@ MNIST = [
     Case("mnist", "recurrent gru 30", "recurrent", {"latents": 30, **BERNOULLI}),
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}),
     dense("mnist", "dense 784, l1", 784, hidden=(), sparsity="l1"),
-    dense("mnist", "dense 784, kl", 784, hidden=(), sparsity="kl", target_rate=0.05),
+    dense("mnist", "dense 784, kl", 784, hidden=(), sparsity="kl-sigmoid", target_rate=0.05),
     Case("mnist", "sae topk 4x, k 30", "sae", {"expansion": 4, "k": 30}, epochs=60),
     Case("mnist", "sigmoid stack, random start", "dense", SIGMOID),
     Case("mnist", "sigmoid stack, greedy", "dense", {**SIGMOID, "pretrain": "greedy"}),

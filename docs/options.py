@@ -127,7 +127,7 @@ def train_keywords() -> str:
         for name, option in owner.items():
             hints.setdefault(name, []).append(option.hint)
     hints["model"] = [Literal[tuple(CATALOG)]]
-    hints["sparsity"] = [Literal[tuple(dict.fromkeys((*VARIANTS, "none", "l1", "kl")))]]
+    hints["sparsity"] = [Literal[tuple(dict.fromkeys((*VARIANTS, "none", "l1", "kl-sigmoid")))]]
     return _keywords("train", "TrainKeywords", hints)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -137,6 +137,18 @@ class ActivationBatch:
     # (B,D): the row before each row in its example, for models that need it
     previous: torch.Tensor | None = None
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
+
+    def on(self, device: torch.device) -> ActivationBatch:
+        """The same batch with everything that a model reads on a device."""
+        return self.changed(lambda _, value: value.to(device))
+
+    def changed(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> ActivationBatch:
+        """The same batch with everything that a model reads replaced by change(name, tensor); what
+        says where the rows come from stays as it is."""
+        names = ("x", "mask", "target", "previous", "has_previous")
+        values = {name: getattr(self, name) for name in names}
+        changed = {n: change(n, value) for n, value in values.items() if value is not None}
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass

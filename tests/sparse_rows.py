@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import RaggedCodes, SparseCodes, from_entries
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -20,6 +20,12 @@ def random_codes(B: int, F: int, K: int, seed: int = 0, full: bool = False) -> S
         vals[b, :n] = torch.rand(n, generator=gen) + 0.1
         nnz[b] = n
     return SparseCodes(vals.to(device), idx.to(device), nnz.to(device), F)
+
+
+def end_to_end(codes: SparseCodes) -> RaggedCodes:
+    """The same codes, ragged."""
+    row, latent, value = codes.entries()
+    return from_entries(row, latent, value, len(codes), codes.F)
 
 
 def dense(codes: SparseCodes, coef: torch.Tensor) -> torch.Tensor:

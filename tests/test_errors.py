@@ -18,7 +18,7 @@ from saekit_cli.app import VERBS, _status
 from saekit_cli.command import build
 
 import saekit
-from saekit.bench import run_suite
+from saekit.bench import Asked
 from saekit.errors import DataError, SaekitError, UsageError, check_choice, opt, spelled
 from saekit.estimator import _parameter
 from saekit.harvesting.config import HarvestConfig
@@ -241,7 +241,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     }
     edits = (getattr(AttachedDictionary, name) for name in ("add", "swap"))
     verbs = (getattr(saekit, name) for name in saekit.__all__)
-    for public in (*verbs, *edits, map_2d, run_suite):
+    for public in (*verbs, *edits, map_2d, Asked):
         python |= set(inspect.signature(public).parameters)
     python |= Where.__annotations__.keys()  # of every edit
     names = named_options() - {"push", "public", "yes"}  # only of the command line

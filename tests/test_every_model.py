@@ -27,7 +27,7 @@ SMALL = {
 TRAINED = [name for name in CATALOG if name not in ("pca", "kmeans")]
 VARIANTS = [
     *((name, {}) for name in CATALOG),
-    ("dense", {"sparsity": "kl"}),
+    ("dense", {"sparsity": "kl-sigmoid"}),
     ("sae", {"noise": "gaussian:0.1"}),
     ("sae", {"sparsity": "batchtopk"}),
 ]

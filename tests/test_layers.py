@@ -16,7 +16,7 @@ LAYERS = [
     ["saekit_kernels"],
     ["saekit.errors", "saekit.typed"],
     ["saekit.types", "saekit.options"],
-    ["saekit.config", "saekit.device", "saekit.rows"],
+    ["saekit.config", "saekit.device", "saekit.rows", "saekit.versions"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
     ["saekit.interop"],
     ["saekit.harvesting", "saekit.training"],
@@ -125,3 +125,33 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
         if i.filename.endswith(".safetensors")
     )
     assert size < 2_000_000
+
+
+def test_only_names_that_every_typer_has_are_imported_when_the_command_line_runs():
+    """Where its errors and contexts live has changed three times."""
+    for path in sorted((ROOT / "cli" / "saekit_cli").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        for_types = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+        ]
+        skipped = {id(node) for block in for_types for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+                module = node.module or ""
+                assert (
+                    module.partition(".")[0] not in ("typer", "click") or module == "typer.core"
+                ), path
+
+
+def test_every_error_of_a_command_line_is_caught():
+    import typer
+    from saekit_cli.app import CommandLineError, app
+    from typer.testing import CliRunner
+
+    assert issubclass(typer.BadParameter, CommandLineError)
+    assert CommandLineError.__base__ is Exception
+    for arguments in (["models", "--nonsense"], ["train"], ["train", "store", "--k", "two"]):
+        error = CliRunner().invoke(app, arguments, standalone_mode=False).exception
+        assert isinstance(error, CommandLineError), (arguments, error)

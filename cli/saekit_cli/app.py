@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.exceptions import TyperException
 
 from saekit import __version__
 from saekit.errors import SaekitError, UsageError, did_you_mean
@@ -49,6 +48,9 @@ from saekit_cli.screen import take_any_encoding
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
+# The base of every error of a command line. Its name has changed: click's ClickException before
+# typer 0.26, then typer's own copy, TyperException from 0.28 on.
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[-4]  # right below Exception
 INTERRUPTED = 130
 INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
@@ -176,7 +178,7 @@ def _status(arguments: list[str] | None) -> int:
         if result == INTERRUPTED:  # typer turns Ctrl-C into this status
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
-    except TyperException as error:
+    except CommandLineError as error:
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)

@@ -12,7 +12,6 @@ import inspect
 import re
 import shutil
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
@@ -155,7 +154,7 @@ def _parameter(option: Option) -> inspect.Parameter:
             hidden=doc.hidden,
             is_eager=option.name == "config",
             callback=read_settings if option.name == "config" else None,
-            parser=partial(_number, kind) if kind in (int, float) else None,
+            parser=PARSERS.get(kind),
         )
     return inspect.Parameter(
         option.name,
@@ -185,6 +184,17 @@ def _kind(option: Option) -> Any:
         if option.types == (kind,):
             return kind
     return str
+
+
+def _whole_number(value: Any) -> int | float:
+    return _number(int, value)
+
+
+def _any_number(value: Any) -> int | float:
+    return _number(float, value)
+
+
+PARSERS = {int: _whole_number, float: _any_number}  # with names, which typer before 0.26 asks for
 
 
 def _number(kind: type[int] | type[float], value: Any) -> int | float:

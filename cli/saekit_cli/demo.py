@@ -52,7 +52,7 @@ IMAGE = Part(
     {
         "topk": {"k": 16},
         "l1": {"sparsity": "l1"},
-        "kl": {"sparsity": "kl", "decoder_norm": "unit"},
+        "kl": {"sparsity": "kl", "target_l0": 16},
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",

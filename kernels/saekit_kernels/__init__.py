@@ -12,7 +12,7 @@ from saekit_kernels.crossover import most_active, next_path
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
 from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
-from saekit_kernels.entries import decode_entries, decode_nested, preactivations, signed_topk
+from saekit_kernels.entries import decode_entries, preactivations, signed_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.loss import (
     Reconstruction,
@@ -22,6 +22,7 @@ from saekit_kernels.loss import (
     topk_reconstruction,
 )
 from saekit_kernels.memory import keep_freed_memory
+from saekit_kernels.nested import nested_error
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 from saekit_kernels.select import topk_rows
 from saekit_kernels.workspace import Workspace, Workspaces
@@ -43,7 +44,6 @@ __all__ = [
     "decode",
     "decode_entries",
     "decode_mse",
-    "decode_nested",
     "encode_batchtopk",
     "encode_threshold",
     "encode_topk",
@@ -53,6 +53,7 @@ __all__ = [
     "from_dense",
     "keep_freed_memory",
     "most_active",
+    "nested_error",
     "next_path",
     "preactivations",
     "relu_reconstruction",

@@ -30,6 +30,9 @@ class Transpose:
 
     ptr: torch.Tensor  # (F+1,) int32
     pos: torch.Tensor  # (entries,) int32
+    row: torch.Tensor | None = (
+        None  # (entries,) int32: the row of each, of ragged codes on a device
+    )
 
     def counts(self) -> torch.Tensor:
         """(F,): in how many rows each latent is active."""

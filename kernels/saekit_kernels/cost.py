@@ -6,7 +6,8 @@ figures are what a kernel should be compared with, and they predict which of two
 should win before anyone has timed them.
 
 Sources. H200: 989 TFLOP/s of dense bf16 and 4.8 TB/s are from NVIDIA's data sheet; good kernels
-reach 80 % and 90 % of them, so 790 TFLOP/s and 4.3 TB/s are used. 50 MB of L2 (NVIDIA, Hopper
+reach 80 % and 90 % of them, so 790 TFLOP/s and 4.3 TB/s are used. H100 (SXM): the same FLOP/s and
+3.35 TB/s; 798 TFLOP/s and 3.0 TB/s were measured on one. 50 MB of L2 (NVIDIA, Hopper
 architecture white paper); 5.5 TB/s from L2 is an assumption. Adam reads and writes p, m, v in fp32
 (24 B per parameter) and writes the bf16 copy (2 B); unfused, the gradient is written and read and
 autocast reads and writes the weight once more (38 B in all). torch.topk is counted as two reads of
@@ -30,7 +31,10 @@ class Device:
     l2_bandwidth: float
 
 
-DEVICES = {"H200": Device(flops=790e12, bandwidth=4.3e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12)}
+DEVICES = {
+    "H100": Device(flops=790e12, bandwidth=3.0e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12),
+    "H200": Device(flops=790e12, bandwidth=4.3e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12),
+}
 
 ADAM_FUSED_BYTES = 26  # per parameter
 ADAM_UNFUSED_BYTES = 38

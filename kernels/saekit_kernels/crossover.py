@@ -16,10 +16,6 @@ CPU_LATENTS_PER_ACTIVE = 6.3  # c
 CPU_BOOKKEEPING_WIDTH = 129  # d
 CPU_SMALLEST = 3.4e7  # H: B F D at which a sparse step is pure overhead
 ENTER_SPARSE, LEAVE_SPARSE = 0.7, 0.9  # fractions of the crossover
-# On a device, each row of a thresholded code gets room for this multiple of the crossover, since
-# rows differ.
-CAPACITY = 8
-LEAST_CAPACITY = 64
 
 
 def next_path(path: str, l0: float, most: float) -> str:

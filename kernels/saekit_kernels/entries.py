@@ -13,10 +13,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as nnF
 
 from saekit_kernels.codes import Codes, SparseCodes
-from saekit_kernels.decode import decode
 from saekit_kernels.operations import OPERATIONS, Operations
 from saekit_kernels.sparse import csr_products
 
@@ -48,22 +46,6 @@ def decode_entries(
     return _Decode.apply(values, W_dec_FD, b_dec_D, codes, OPERATIONS[backend])
 
 
-def decode_nested(
-    codes: Codes,
-    values: torch.Tensor,
-    W_dec_FD: torch.Tensor,
-    b_dec_D: torch.Tensor,
-    level: torch.Tensor,
-    levels: int,
-) -> torch.Tensor:
-    """(B,levels,D): x_hat from the entries up to each level. `level` is the level of every entry,
-    from 0, in the shape of values.
-
-    One pass over the entries for any number of levels: the partial sums of a row are accumulated.
-    """
-    return _DecodeNested.apply(values, W_dec_FD, b_dec_D, codes, level.flatten().long(), levels)
-
-
 class _Preactivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BD, W_enc_FD, b_enc_F, vals, codes: Codes, operations: Operations):
@@ -78,7 +60,7 @@ class _Preactivations(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             passed = dataclasses.replace(codes, vals=dvals)
-            dx = decode(passed, W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1]))
+            dx = ctx.operations.decode(passed, W_enc_FD, W_enc_FD.new_zeros(W_enc_FD.shape[1]))
         dW = ctx.operations.weight_gradient(codes, dvals, x_BD) if ctx.needs_input_grad[1] else None
         db = ctx.operations.column_sum(codes, dvals) if ctx.needs_input_grad[2] else None
         return dx, dW, db, None, None, None
@@ -89,7 +71,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, operations: Operations):
         ctx.save_for_backward(values, W_dec_FD)
         ctx.codes, ctx.operations = codes, operations
-        return decode(
+        return operations.decode(
             dataclasses.replace(codes, vals=codes.without_padding(values)), W_dec_FD, b_dec_D
         )
 
@@ -97,12 +79,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx, g_BD):  # pyright: ignore[reportIncompatibleMethodOverride]
         (values, W_dec_FD), codes = ctx.saved_tensors, ctx.codes
         g_BD, needs = g_BD.contiguous(), ctx.needs_input_grad
-        dvalues = None
-        if needs[0]:
-            rows = codes.row_of(
-                torch.arange(values.numel(), dtype=torch.int32, device=values.device)
-            )
-            dvalues = _products(codes, rows, g_BD, W_dec_FD)
+        dvalues = ctx.operations.products(codes, g_BD, W_dec_FD) if needs[0] else None
         dW = (
             ctx.operations.weight_gradient(codes, codes.without_padding(values), g_BD)
             if needs[1]
@@ -111,49 +88,7 @@ class _Decode(torch.autograd.Function):
         return dvalues, dW, g_BD.sum(0) if needs[2] else None, None, None
 
 
-class _DecodeNested(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, W_dec_FD, b_dec_D, codes: Codes, level, levels: int):
-        rows = codes.row_of(
-            torch.arange(values.numel(), dtype=torch.int32, device=values.device)
-        ).long()
-        bag = rows * levels + level  # one bag for each row and level
-        values = codes.without_padding(values)
-        _, order = torch.sort(bag.to(torch.int32), stable=True)
-        ends = torch.bincount(bag, minlength=len(codes) * levels).cumsum(0)
-        weights = values.flatten()[order].to(W_dec_FD.dtype)
-        parts = nnF.embedding_bag(
-            codes.idx.flatten()[order].long(), W_dec_FD, nnF.pad(ends, (1, 0)), mode="sum",
-            per_sample_weights=weights,
-            include_last_offset=True,
-        )  # fmt: skip
-        ctx.save_for_backward(values, W_dec_FD, bag)
-        ctx.codes, ctx.levels = codes, levels
-        return parts.view(len(codes), levels, -1).cumsum(1) + b_dec_D
-
-    @staticmethod
-    def backward(ctx, g_BGD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (values, W_dec_FD, bag), codes = ctx.saved_tensors, ctx.codes
-        # An entry is part of the reconstructions of its own level and of all later ones.
-        later = g_BGD.flip(1).cumsum(1).flip(1).reshape(len(codes) * ctx.levels, -1).contiguous()
-        dvalues = _products(codes, bag, later, W_dec_FD) if ctx.needs_input_grad[0] else None
-        dW = None
-        if ctx.needs_input_grad[1]:
-            transpose = codes.transpose()
-            pos = transpose.pos[: int(transpose.ptr[-1])].long()
-            weights = values.flatten()[pos].to(W_dec_FD.dtype)
-            dW = nnF.embedding_bag(
-                bag[pos],
-                later,
-                transpose.ptr.long(),
-                mode="sum",
-                per_sample_weights=weights,
-                include_last_offset=True,
-            )
-        return dvalues, dW, g_BGD.sum((0, 1)) if ctx.needs_input_grad[2] else None, None, None, None
-
-
-def _products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
+def products(codes: Codes, row: torch.Tensor, A: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
     """In the shape of the values: <A[row], W[j]> for every entry, 0 on padding."""
     if A.device.type == "cpu":  # by latent, so that the large matrix, W, is read in order
         transpose = codes.transpose()

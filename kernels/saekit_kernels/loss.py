@@ -37,8 +37,6 @@ class Reconstruction:
     path: str  # sparse | dense
     # number of rows that a fast encoder left to the exact one; on the device
     redone: torch.Tensor | None = None
-    # number of rows with more active latents than fit: the step is not exact; on the device
-    lost: torch.Tensor | None = None
 
 
 def topk_reconstruction(
@@ -283,7 +281,6 @@ def _sparse(
         fired,
         "sparse",
         encoded.redone,
-        encoded.lost,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as nnF
 
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import Codes
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 
 
@@ -81,7 +81,7 @@ class AdamSettings:
 
 def check_step(
     state: FeatureState,
-    codes: SparseCodes,
+    codes: Codes,
     dvals_BK: torch.Tensor,
     x_BD: torch.Tensor,
     g_BD: torch.Tensor,
@@ -111,7 +111,7 @@ def check_step(
 
 def feature_step(
     state: FeatureState,
-    codes: SparseCodes,
+    codes: Codes,
     dvals_BK: torch.Tensor,
     x_BD: torch.Tensor,
     g_BD: torch.Tensor,
@@ -159,7 +159,7 @@ def feature_step(
 
 
 def decoder_gradient(
-    W_dec_FD: torch.Tensor, codes: SparseCodes, g_BD: torch.Tensor, settings: AdamSettings
+    W_dec_FD: torch.Tensor, codes: Codes, g_BD: torch.Tensor, settings: AdamSettings
 ) -> torch.Tensor:
     """sum vals g, with the norm penalty and the projection that `settings` select."""
     dW = sparse_weight_grad(codes, codes.vals, g_BD.to(W_dec_FD.dtype))

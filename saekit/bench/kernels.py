@@ -172,7 +172,7 @@ def _encode_relu(p: _Problem) -> Calls:
         from saekit_kernels.gpu.encode import encode_relu
 
         W_low = W.bfloat16()
-        calls["saekit", "triton"] = lambda: encode_relu(p.x_low, W_low, b, round(8 * L0))
+        calls["saekit", "triton"] = lambda: encode_relu(p.x_low, W_low, b, round(8 * L0) * len(p.x))
     return calls
 
 

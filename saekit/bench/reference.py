@@ -22,7 +22,7 @@ from saekit.models.sae.preactivations import DensePre, Pre
 from saekit.models.sparsity import VARIANTS
 from saekit.models.sparsity.abstopk import AbsTopK
 from saekit.models.sparsity.batchtopk import LargestOfBatch, remember
-from saekit.models.sparsity.nested import PARTS_OF_K, Hierarchical, mean_error
+from saekit.models.sparsity.nested import PARTS_OF_K, Hierarchical
 from saekit.models.sparsity.pursuit import MatchingPursuit
 from saekit.models.sparsity.temporal import Temporal
 from saekit.models.sparsity.topk import k_at
@@ -32,18 +32,19 @@ from saekit.types import ActivationBatch, LossTerms, Step
 class _Rows(DensePre):
     """(B,F), whose nested reconstructions cost one product: the groups are slices."""
 
-    def nested(
+    def nested_error(
         self,
         z: torch.Tensor,
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
+        target_BD: torch.Tensor,
         level: torch.Tensor,
         levels: int,
-    ) -> torch.Tensor:
-        """(B,levels,D); `level` (F,) does not fall from latent to latent."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`level` (F,) does not fall from latent to latent."""
         sizes = level.bincount(minlength=levels).tolist()
         parts = [z @ W for z, W in zip(z.split(sizes, 1), W_dec_FD.split(sizes))]
-        return torch.stack(parts, 1).cumsum(1) + b_dec_D
+        return nested_error(torch.stack(parts, 1).cumsum(1) + b_dec_D, target_BD)
 
 
 class _Dense(SAE):
@@ -105,8 +106,9 @@ class _DenseHierarchical(_DenseTopK):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         parts = sorted({max(self.k // part, 1) for part in PARTS_OF_K})
         codes = [z if part == self.k else largest_of_rows(z, part) for part in parts]
-        nested = torch.stack([code @ self.W_dec + self.b_dec for code in codes], 1)
-        return mean_error(nested, target_BD, skip_BD)
+        x_hat_BGD = torch.stack([code @ self.W_dec + self.b_dec for code in codes], 1)
+        x_hat_BGD = x_hat_BGD if skip_BD is None else x_hat_BGD + skip_BD[:, None]
+        return nested_error(x_hat_BGD, target_BD)
 
 
 class _DenseTemporal(_DenseTopK):
@@ -153,6 +155,14 @@ def dense_copy(model: SAE) -> SAE:
     twin = copy.deepcopy(model)
     twin.__class__ = dense_variant(type(model))
     return twin
+
+
+def nested_error(
+    x_hat_BGD: torch.Tensor, target_BD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the last reconstruction, constant; the mean over all of mean_b sum_d (target - x_hat)^2)."""
+    error = (x_hat_BGD - target_BD[:, None]).square().sum(2).mean()
+    return x_hat_BGD[:, -1].detach(), error
 
 
 def largest_of_rows(pre_BF: torch.Tensor, k: int) -> torch.Tensor:

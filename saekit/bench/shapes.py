@@ -22,6 +22,7 @@ class Shape(NamedTuple):
         return f"{self.D}x{self.F}x{self.B}"
 
 
+SAMPLE = 1024  # rows, for the first weights: these are computed on the CPU
 ON_CPU = [Shape(576, 18432, 4096)]
 QUICK_ON_CPU = [Shape(576, 18432, 2048)]
 ON_GPU = [Shape(768, 24576, 8192), Shape(2304, 73728, 8192), Shape(4096, 131072, 8192)]
@@ -70,5 +71,5 @@ def sae_for(shape: Shape, x_BD: torch.Tensor, sparsity: str, active: float, seed
         options["start_l0"] = active
     model = build("sae", shape.D, options)
     assert isinstance(model, SAE)
-    model.initialise_from(x_BD[:4096].cpu(), torch.Generator().manual_seed(seed))
+    model.initialise_from(x_BD[:SAMPLE].cpu(), torch.Generator().manual_seed(seed))
     return model.to(x_BD.device)

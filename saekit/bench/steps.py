@@ -26,9 +26,12 @@ class Arm:
 
     def __init__(self, model: SAE | None, step: Callable[[], object]) -> None:
         self.model, self.step = model, step
+        self.last: object = None
+        """What the last step returned."""
 
     def __call__(self) -> object:
-        return self.step()
+        self.last = self.step()
+        return self.last
 
     def drop_buffers(self) -> None:
         """Release what the model keeps from step to step, so that the next step allocates it

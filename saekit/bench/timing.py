@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from saekit import __version__
+
 Name = TypeVar("Name")
 IN_A_ROW = 4
 LARGER_PART = 0.6  # the rest is for what a step allocates
@@ -107,8 +109,8 @@ def machine(device: torch.device) -> dict[str, str]:
     return {
         "device": name,
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "saekit": _version("saekit"),
+        "triton": version_of("triton"),
+        "saekit": __version__,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
@@ -132,7 +134,8 @@ class CsvFile:
         self.lines += 1
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """ "" where it is not installed, as when the sources are only on the path."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -25,7 +25,7 @@ from saekit_kernels import (
 from saekit.bench.memory import peak_mb
 from saekit.bench.shapes import ON_CPU, ON_GPU, Shape, hidden_rows, sae_for
 from saekit.bench.steps import Arm, batch_of, dense_step, floor_step, peer_step, saekit_step
-from saekit.bench.timing import Measurement, Timer
+from saekit.bench.timing import Measurement, Timer, version_of
 from saekit.models.sae import SAE
 from saekit.models.sparsity.penalised import L1
 from saekit.models.sparsity.topk import TopK
@@ -57,7 +57,7 @@ def cases_of(shapes: list[Shape] | None, k: int, quick: bool, device_type: str) 
         cases += [
             Case("topk", shape, k),
             *(Case("l1", shape, l0) for l0 in several_l0),
-            Case("kl", shape, k),
+            Case("kl-sigmoid", shape, k),
         ]
     if shapes is not None or (on_gpu and quick):
         return cases
@@ -105,6 +105,8 @@ def bench_step(
         if name.startswith("saekit"):
             row.backend = backend
             row.note = "; ".join(filter(None, (row.note, path if backend == "torch" else "")))
+        elif name in against:
+            row.note = version_of(name)
         yield row
 
 
@@ -137,7 +139,6 @@ def _measured(case: Case, arms: Arms, timer: Timer, model: SAE) -> dict[str, Mea
     results = {}
     for names in groups:
         built = {name: arms[name]() for name in names}
-        firsts = {name: arm() for name, arm in built.items()}
         timings = timer(built, 5 if case.shape in SMALL else 1)
         for name, ms in timings.items():
             results[name] = row = Measurement(
@@ -146,11 +147,11 @@ def _measured(case: Case, arms: Arms, timer: Timer, model: SAE) -> dict[str, Mea
             row.rows_per_s = round(1e3 * case.shape.B / ms[0])
             row.k = getattr(model.config, "k", None)
             row.note = "" if fits else "not interleaved"
-            if isinstance(terms := firsts[name], LossTerms) and terms.fired is not None:
+            arm = built.pop(name)
+            if isinstance(terms := arm.last, LossTerms) and terms.fired is not None:
                 row.l0 = round(float(terms.fired.sum()) / case.shape.B, 1)
                 if lost := int(terms.metrics.get("lost_rows", 0)):
                     row.note = f"{lost} rows cut"
-            arm = built.pop(name)
             arm.drop_buffers()
             row.peak_mb = peak_mb(arm, timer.device)
     return results

@@ -13,6 +13,7 @@ from typing import get_args
 
 import torch
 
+from saekit.device import CPU, pick_device
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
@@ -89,6 +90,7 @@ class Inputs:
     rows: int | None
     k: int
     seed: int
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def open_inputs(
     k: int,
     seed: int,
     any_store: bool = False,
+    device: str = "cpu",
 ) -> Inputs:
     """Arguments and errors are those of saekit.compare."""
     split = split or "holdout"
@@ -118,6 +121,7 @@ def open_inputs(
     for option, value in (("rows", rows), ("neighbours", k)):
         if value is not None and value < 1:
             raise UsageError(f"{opt(option, value)} must be at least 1")
+    where = pick_device(device)
     source = open_rows(store)
     if source.parts:
         raise UsageError("compare takes one store", "saekit.evaluate judges crosscoders")
@@ -130,7 +134,7 @@ def open_inputs(
             "saekit.evaluate judges it",
         )
     anomalous = None if anomalies is None else open_anomalies(anomalies, source)
-    return Inputs(models, source, anomalous, split, rows, k, seed)
+    return Inputs(models, source, anomalous, split, rows, k, seed, where)
 
 
 def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None) -> Judged:
@@ -202,7 +206,11 @@ class _Judge:
     def figures(self, evaluated: EvaluatedModel) -> Figures:
         if evaluated.name not in self._figures:
             self._figures[evaluated.name] = holdout_figures(
-                evaluated.model, evaluated.source, self.inputs.split, self.inputs.rows
+                evaluated.model,
+                evaluated.source,
+                self.inputs.split,
+                self.inputs.rows,
+                self.inputs.device,
             )
         return self._figures[evaluated.name]
 
@@ -265,7 +273,7 @@ class _Judge:
 
         def errors(source: Rows, split: Split) -> torch.Tensor:
             batches = chosen_batches(source, split, count, self.inputs.seed, evaluated.examples)
-            return errors_of(evaluated.model, batches)
+            return errors_of(evaluated.model, batches, self.inputs.device)
 
         return auroc(
             errors(evaluated.source, self.inputs.split), errors(self.inputs.anomalies, "all")
@@ -278,7 +286,7 @@ class _Judge:
 
         def codes(split: Split, count: int):
             batches = chosen_batches(self.store, split, count, self.inputs.seed, examples)
-            codes, rows = codes_of(model, batches)
+            codes, rows = codes_of(model, batches, self.inputs.device)
             return codes, [labels[row] for row in rows.tolist()]
 
         reference = codes("train", self.reference_rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +34,7 @@ from saekit.store.opening import RowsLike, open_rows
 from saekit.store.run_folder import run_folder
 from saekit.training.checkpoints import ModelLike, name_of, path_or_model
 from saekit.training.fit import holdout_figures
+from saekit.versions import versions
 
 CONVERT = dataclasses.replace(RUN, verb="convert", done="converted", resumable=False)
 ROWS = 65_536
@@ -146,7 +146,7 @@ def convert(
     changed = {
         "config": dataclasses.asdict(model.config),
         "result": config["result"] | {"metrics": after.scalars() | {"dead_train": None}},
-        "versions": {name: version(name) for name in ("saekit", "torch")},
+        "versions": versions(),
         "converted": about,
     }
     with run_folder(Path(out), CONVERT, resume=False, overwrite=overwrite) as folder:

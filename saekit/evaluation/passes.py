@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 
+from saekit.device import CPU
 from saekit.evaluation.models import EvaluatedModel
 from saekit.measures.anomaly import squared_errors
 from saekit.measures.arrays import Codes, as_numbers
 from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
 from saekit.store.reader import Store
-from saekit.training.fit import applied, first_rows
+from saekit.training.fit import applied, first_rows, on_device
 from saekit.training.inputs import checked
 from saekit.types import ActivationBatch, Split
 
@@ -53,11 +54,14 @@ def labels_of(source: Rows, examples: bool = False) -> list[str | None]:
 
 
 @torch.no_grad()
-def codes_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> tuple[Codes, np.ndarray]:
-    """(codes (N,F), their first store rows (N,)). Sparse where most entries are exact zeros by
-    construction."""
+def codes_of(
+    model: Autoencoder, batches: Iterable[ActivationBatch], device: torch.device = CPU
+) -> tuple[Codes, np.ndarray]:
+    """(codes (N,F), their first store rows (N,)), computed on a device. Sparse where most entries
+    are exact zeros by construction."""
     codes, rows = [], []
-    for batch in batches:
+    model = on_device(model, device)
+    for batch in (batch.on(device) for batch in batches):
         inputs = (batch.x.float(),) if batch.mask is None else (batch.x.float(), batch.mask)
         codes.append(as_numbers(model.encode(*inputs), model.active_above))
         assert batch.rows is not None
@@ -107,7 +111,8 @@ def sample(
 
 @torch.no_grad()
 def outputs_of(model: Autoencoder, batch: ActivationBatch) -> tuple[torch.Tensor, Codes]:
-    """(x_hat in the shape of the target, codes (N,F)), PIECE rows at a time."""
+    """(x_hat in the shape of the target, codes (N,F)), both on the CPU, PIECE rows at a time;
+    model and batch are on one device."""
     x_hats, codes = [], []
     for start in range(0, len(batch.x), PIECE):
         columns: dict[str, Any] = {
@@ -115,7 +120,7 @@ def outputs_of(model: Autoencoder, batch: ActivationBatch) -> tuple[torch.Tensor
             for name, column in vars(batch).items()
         }
         output = applied(model, ActivationBatch(**columns))
-        x_hats.append(output.x_hat)
+        x_hats.append(output.x_hat.cpu())
         codes.append(as_numbers(output.code, model.active_above))
     return torch.cat(x_hats), _joined(codes)
 
@@ -126,10 +131,13 @@ def _joined(codes: list[Codes]) -> Codes:
     return np.concatenate([code for code in codes if isinstance(code, np.ndarray)])
 
 
-def errors_of(model: Autoencoder, batches: Iterable[ActivationBatch]) -> torch.Tensor:
-    """(N,): the squared error of each row or example of a pass."""
+def errors_of(
+    model: Autoencoder, batches: Iterable[ActivationBatch], device: torch.device = CPU
+) -> torch.Tensor:
+    """(N,): the squared error of each row or example of a pass, computed on a device."""
+    model = on_device(model, device)
     errors = [
-        squared_errors(batch.x.float(), outputs_of(model, batch)[0], batch.mask)
+        squared_errors(batch.x.float(), outputs_of(model, batch.on(device))[0], batch.mask)
         for batch in batches
     ]
     return torch.cat(errors)

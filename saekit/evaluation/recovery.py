@@ -8,7 +8,6 @@ dropped for their norm, keep their bits. What the dictionary misses is not added
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ from saekit.intervention.splice import splice
 from saekit.intervention.subject import model_of, other_revision
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import LOSS_METRICS
+from saekit.training.fit import on_device
 from saekit.types import Progress, Split
 
 LOGITS = 2**26  # of one pass: 256 MB in fp32; two passes are compared
@@ -83,7 +83,7 @@ def losses_recovered(
             groups.setdefault((split, *(s.path for s in site.writes)), []).append(number)
         results: dict[int, Any] = {}
         for numbers in groups.values():
-            models = [_on(runs[number].model, live.device) for number in numbers]
+            models = [on_device(runs[number].model, live.device) for number in numbers]
             site, split = sites[numbers[0]], splits[numbers[0]]
             passes = _Passes(live, data, site, split, models)
             results |= zip(numbers, passes.execute(contexts, progress))
@@ -106,10 +106,6 @@ def _check_logits(live: LiveModel) -> None:
             f"the file of {live.name} has no output head, so there are no logits to compare",
             "harvest the model as it was saved with its head (AutoModelForCausalLM)",
         )
-
-
-def _on(model: Autoencoder, device: torch.device) -> Autoencoder:
-    return model if device.type == "cpu" else copy.deepcopy(model).to(device)
 
 
 class _Passes:

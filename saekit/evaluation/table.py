@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import torch
 from torch import nn
 
+from saekit.device import pick_device
 from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.models import EvaluatedModel, open_runs
 from saekit.evaluation.norms import InputNorm, input_norm
 from saekit.models.metrics import LOSS_METRICS, Figures, RowSums
-from saekit.options import AnyStore, Doc
+from saekit.options import AnyStore, Device, Doc
 from saekit.rows import Rows
 from saekit.store.opening import RowsLike, open_rows
 from saekit.store.stack import StackedStore
@@ -110,13 +112,7 @@ def evaluate(
         int | None,
         Doc(f"Contexts or images for the loss recovered, at most (default: {CONTEXTS})."),
     ] = None,
-    device: Annotated[
-        str,
-        Doc(
-            "Device of the model for the loss recovered: auto, cpu, cuda or cuda:N.",
-            metavar="DEVICE",
-        ),
-    ] = "auto",
+    device: Device = "auto",
     live: nn.Module | None = None,
     processor: Any = None,
     data: Iterable[Any] | None = None,
@@ -143,6 +139,8 @@ def evaluate(
             (saekit.load says for which models).
         loss_recovered: docs/evaluation.md defines these metrics. They are over the documents of
             the split: held-out ones for a checkpoint that was trained on these rows.
+        device: where the figures are computed, and the model for the loss recovered, if it is
+            loaded.
         live: for the loss recovered, the model itself, a transformers module with its head; None:
             it is loaded by the store's name for it. It stays on its device and in its mode.
         processor: the image processor of `live`; None: the one in the place that it came from.
@@ -159,7 +157,6 @@ def evaluate(
     if contexts is not None and contexts < 1:
         raise UsageError(f"{opt('contexts', contexts)} must be at least 1")
     given = {"contexts": contexts, "live": live, "processor": processor, "data": data}
-    given["device"] = None if device == "auto" else device
     if not loss_recovered and (named := [name for name in given if given[name] is not None]):
         raise UsageError(
             f"{opt(named[0])} is for the loss recovered", f"add {opt('loss_recovered', True)}"
@@ -169,6 +166,7 @@ def evaluate(
     ks = [k] if k is None or isinstance(k, int) else list(k)
     if not ks:
         raise UsageError(f"{opt('k')} needs at least one value", opt("k", [8, 16, 32]))
+    where = pick_device(device)
     source = open_rows(store)
     # every k is known to be possible before the first pass over the rows
     runs = open_runs(as_list(checkpoints), source, target_store, any_store)
@@ -184,7 +182,7 @@ def evaluate(
         judged = [run for run, _ in models]
         losses = losses_recovered(judged, splits, contexts or CONTEXTS, origin, progress)
     evaluations = [
-        _evaluation(run, side, rows, value) for (run, value), side in zip(models, splits)
+        _evaluation(run, side, rows, value, where) for (run, value), side in zip(models, splits)
     ]
     for run in runs:
         norm = input_norm(run)
@@ -220,8 +218,10 @@ def _split(run: EvaluatedModel, source: Rows) -> Split:
     return "holdout" if trained_here else "all"
 
 
-def _evaluation(run: EvaluatedModel, split: Split, rows: int | None, k: int | None) -> Evaluation:
-    figures, by_hook = _figures(run, split, rows)
+def _evaluation(
+    run: EvaluatedModel, split: Split, rows: int | None, k: int | None, device: torch.device
+) -> Evaluation:
+    figures, by_hook = _figures(run, split, rows, device)
     dead_train = None if run.config is None else run.config["result"]["metrics"].get("dead_train")
     losses = dict.fromkeys(metric.name for metric in LOSS_METRICS)
     metrics = figures.scalars() | {"dead_train": dead_train} | losses | by_hook
@@ -239,11 +239,13 @@ def _evaluation(run: EvaluatedModel, split: Split, rows: int | None, k: int | No
     )
 
 
-def _figures(run: EvaluatedModel, split: Split, rows: int | None) -> tuple[Figures, dict[str, Any]]:
+def _figures(
+    run: EvaluatedModel, split: Split, rows: int | None, device: torch.device
+) -> tuple[Figures, dict[str, Any]]:
     """The figures, and `parts` of a crosscoder, summed during the same pass: encoding is the
     expensive part."""
     if not isinstance(run.source, StackedStore):
-        return holdout_figures(run.model, run.source, split, rows), {}
+        return holdout_figures(run.model, run.source, split, rows, device), {}
     widths = run.source.parts
     sums = {name: RowSums(None) for name in run.source.names}
 
@@ -254,7 +256,7 @@ def _figures(run: EvaluatedModel, split: Split, rows: int | None) -> tuple[Figur
 
     handle = run.model.register_forward_hook(add)
     try:
-        figures = holdout_figures(run.model, run.source, split, rows)
+        figures = holdout_figures(run.model, run.source, split, rows, device)
     finally:
         handle.remove()
     return figures, {"parts": {name: of_hook.figures()["fvu"] for name, of_hook in sums.items()}}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from saekit.device import CPU
 from saekit.harvesting.sources import Data
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.output_head import output_head, with_logits
@@ -50,12 +51,13 @@ def gather(
     live: nn.Module | None,
     data: Data | None,
     progress: Callable[[Progress], None],
+    device: torch.device = CPU,
 ) -> Gathered:
     """Scan the store once and choose the latents. Parameters as those of `inspect`."""
     model, store = inspected.model, inspected.store
 
     # one pass over the rows says which latents are shown
-    scan = inspected.scan(progress)
+    scan = inspected.scan(progress, device)
     chosen = select_latents(features, scan)
 
     def message(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from saekit.device import CPU
 from saekit.errors import DataError
 from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.interop.fit import check_fit
@@ -39,12 +40,12 @@ class InspectedModel:
     """None: a model in memory."""
     store: Store | StackedStore
 
-    def scan(self, progress: Callable[[Progress], None]) -> Scan:
+    def scan(self, progress: Callable[[Progress], None], device: torch.device = CPU) -> Scan:
         """One pass over the store, kept for the next time in the folder of a checkpoint, if that is
         saekit's."""
         if self.checkpoint is None or not self.checkpoint.own:
-            return scan_store(self.model, self.store, progress)
-        return cached_scan(self.model, self.checkpoint.path, self.store, progress)
+            return scan_store(self.model, self.store, progress, device)
+        return cached_scan(self.model, self.checkpoint.path, self.store, progress, device)
 
     def recorded(self, *keys: str) -> Any:
         """An entry of the checkpoint's config.json; None where there is none."""

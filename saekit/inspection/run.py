@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 from torch import nn
 
+from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
-from saekit.inspection.gather import gather
+from saekit.inspection.gather import Gathered, gather
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features
 from saekit.inspection.scan import KEPT_TOP, Scan
-from saekit.options import AnyStore, Doc
+from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
@@ -61,6 +62,7 @@ def inspect(
         bool, Doc("Put examples and images into index.html instead of files beside it.")
     ] = False,
     any_store: AnyStore = False,
+    device: Device = "auto",
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     live: nn.Module | None = None,
     data: Data | None = None,
@@ -79,6 +81,7 @@ def inspect(
         top: examples per feature, at most 40.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
+        device: where the store's rows are encoded.
         live, data: the model and the texts or images themselves, for a store that was harvested
             from objects in memory. The logit lens needs the language model; when it cannot be
             loaded the page is made without, and a message says so.
@@ -89,6 +92,7 @@ def inspect(
     # what can be wrong, before anything is written
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
+    where = pick_device(device)
     inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
@@ -99,7 +103,8 @@ def inspect(
         # a config file cannot name a model in memory
         unnamed = ("checkpoint",) if inspected.checkpoint is None else ()
         folder.begin(settings, {key: settings[key] for key in settings if key not in unnamed})
-        page = _write_page(inspected, folder.path, features, top, single_file, live, data, progress)
+        shown = gather(inspected, features, top, live, data, progress, where)
+        page = _write_page(inspected, shown, folder.path, single_file, progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
@@ -130,15 +135,11 @@ def _settings(
 
 def _write_page(
     inspected: InspectedModel,
+    shown: Gathered,
     out: Path,
-    features: str,
-    top: int,
     single_file: bool,
-    live: nn.Module | None,
-    data: Data | None,
     progress: Callable[[Progress], None],
 ) -> PageResult:
-    shown = gather(inspected, features, top, live, data, progress)
     meta = page_meta(inspected, shown.scan, shown.notes)
     images = {} if shown.thumbnails is None else shown.thumbnails.images
     # records are computed while the page is written

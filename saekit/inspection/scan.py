@@ -20,6 +20,7 @@ from saekit_kernels import keep_freed_memory
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from saekit.device import CPU
 from saekit.errors import SaekitError
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.codes import Code, entries
@@ -27,6 +28,7 @@ from saekit.store.files import write_tensors
 from saekit.store.reader import Store
 from saekit.store.scans import SCAN_SCHEMA, SCANS
 from saekit.store.stack import StackedStore, stores_of
+from saekit.training.fit import on_device
 from saekit.types import Progress
 
 CHUNK_ROWS = 8192
@@ -62,7 +64,7 @@ class Triples:
 
 
 def active_entries(code: Code, above: float, first_row: int) -> Triples:
-    row, latent, value = entries(code, above)
+    row, latent, value = (part.cpu() for part in entries(code, above))
     return Triples(row + first_row, latent, value.float())
 
 
@@ -326,16 +328,19 @@ def scan_store(
     model: Autoencoder,
     store: Store | StackedStore,
     progress: Callable[[Progress], None] = lambda _: None,
+    device: torch.device = CPU,
 ) -> Scan:
-    """Encode every row of the store once. The same model and store give the same scan."""
+    """Encode every row of the store once, on a device. The same model, store and device give the
+    same scan."""
     keep_freed_memory()
+    model = on_device(model, device)
     scan = Scan(model.latents, dense=model.active_above is None)
     generator = torch.Generator().manual_seed(0)
     above = 0.0 if model.active_above is None else model.active_above
     for batch in store.batches(CHUNK_ROWS):
         assert batch.rows is not None
         first = int(batch.rows[0])
-        entries = active_entries(model.encode(batch.x.float()), above, first)
+        entries = active_entries(model.encode(batch.x.to(device).float()), above, first)
         scan.rows += len(batch.x)
         scan.add(entries, batch.example_id[entries.row - first], generator)
         progress(Progress("scan", scan.rows, store.count()))
@@ -348,6 +353,7 @@ def cached_scan(
     checkpoint: Path,
     store: Store | StackedStore,
     progress: Callable[[Progress], None] = lambda _: None,
+    device: torch.device = CPU,
 ) -> Scan:
     """The scan in the checkpoint folder, computed where it is missing or damaged. Where the folder
     cannot be written, every call scans, and a message says so."""
@@ -355,7 +361,7 @@ def cached_scan(
     path = checkpoint / SCANS / f"{content}.safetensors"
     scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
     if scan is None:
-        scan = scan_store(model, store, progress)
+        scan = scan_store(model, store, progress, device)
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from saekit.store.folder_kinds import RUN
 from saekit.store.oserrors import reading
 from saekit.store.swap import settle
 from saekit.types import SPEC_SCHEMA
+from saekit.versions import versions
 
 
 class Format(NamedTuple):
@@ -237,6 +237,6 @@ def description(dictionary: Published) -> dict[str, Any]:
         "input_scale": None,
         "backend": {"name": None},
         "result": result | {"path": "", "metrics": {}},
-        "versions": {name: version(name) for name in ("saekit", "torch")},
+        "versions": versions(),
         "published": asdict(origin),
     }

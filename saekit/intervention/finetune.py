@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -74,6 +73,7 @@ from saekit.training.loop import deferred_interrupt
 from saekit.training.optim import adam_tensors, restore_adam
 from saekit.typed import MisfitError, as_type, build
 from saekit.types import Progress
+from saekit.versions import versions
 
 RUN = RUN_KIND.marker
 SHARE = 0.05  # of the rows that the checkpoint was trained on: "a few percent"
@@ -407,7 +407,7 @@ class _Finetune:
         }  # fmt: skip
         changed = {
             "result": old["result"] | {"metrics": metrics},
-            "versions": {name: version(name) for name in ("saekit", "torch")},
+            "versions": versions(),
             "finetuned": about,
         }
         write_checkpoint(self.folder, old | changed, tensors)

@@ -65,8 +65,8 @@ def classes(labels: Labels, rows: int, name: str) -> np.ndarray:
 def as_numbers(code: Code | RaggedCodes, active_above: float | None) -> Codes:
     """(B,F): a matrix; sparse for sparse codes and for codes that are active above 0."""
     if not isinstance(code, RaggedCodes) and code.is_sparse:
-        row, latent, value = entries(code)
+        row, latent, value = (part.cpu() for part in entries(code))
         at = (row.numpy(), latent.numpy())
         return csr_matrix((value.float().numpy(), at), shape=(len(code), code.shape[-1]))
-    dense = code.to_dense().float().flatten(1).numpy()
+    dense = code.to_dense().float().flatten(1).cpu().numpy()
     return csr_matrix(dense) if active_above == 0.0 else dense

@@ -51,6 +51,8 @@ class Autoencoder(nn.Module):
     density are not defined."""
     resamples: bool = False
     """Whether dead latents are pointed at badly reconstructed rows (`resample`)."""
+    nudges: bool = False
+    """Whether dead latents are moved toward firing (`nudge`)."""
     needs_previous: ClassVar[bool] = False
     """Whether the loss uses the row before each row in its example."""
     sparse_kernels: ClassVar[bool] = False
@@ -163,6 +165,9 @@ class Autoencoder(nn.Module):
         self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step
     ) -> None:
         """Give the latents `dead` new directions, from a batch."""
+
+    def nudge(self, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+        """Move the latents `dead`, longest idle first, a little toward firing on these rows."""
 
     def run_state(self) -> dict[str, Any]:
         """What training has learned besides tensors, as JSON."""

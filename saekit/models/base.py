@@ -74,7 +74,9 @@ def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
 
 def remove_parallel_(grad_FD: torch.Tensor, W_FD: torch.Tensor) -> None:
     """Remove from each gradient row its component along the unit row of W: it would only change the
-    norm, which is reset afterwards."""
-    for grad, W in zip(grad_FD.split(ROWS_IN_CACHE), W_FD.split(ROWS_IN_CACHE)):
+    norm, which is reset afterwards. On a CPU in pieces that fit its cache; a device would launch
+    each of them."""
+    rows = ROWS_IN_CACHE if W_FD.device.type == "cpu" else max(len(W_FD), 1)
+    for grad, W in zip(grad_FD.split(rows), W_FD.split(rows)):
         along = (grad * W).sum(1, keepdim=True)
         torch.addcmul(grad, along, W, value=-1, out=grad)

@@ -183,6 +183,7 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
         with torch.device("meta"):  # shapes without memory: a config may say any size
             model = entry.model.for_weights(settings)
         _need_shapes(model.state_dict(), tensors)
+        _need_thresholds(tensors)
         model.to_empty(device="cpu").load_state_dict(tensors)
     except (
         ValueError,
@@ -195,6 +196,13 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
     ) as error:
         raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
     return model.eval().requires_grad_(False)
+
+
+def _need_thresholds(tensors: dict[str, torch.Tensor]) -> None:
+    """No threshold is NaN: nothing is above or below it."""
+    for name, tensor in tensors.items():
+        if name.rpartition(".")[2] == "threshold" and bool(tensor.isnan().any()):
+            raise ValueError(f"{name} has the value NaN")
 
 
 def _need_possible(settings: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -41,9 +41,9 @@ ACTIVATIONS = {
     "silu": nn.functional.silu,
     "gelu": nn.functional.gelu,
 }
-CODE_OF_SPARSITY = {"none": "linear", "l1": "relu", "kl": "sigmoid"}
-ACTIVE_ABOVE = {"none": None, "l1": 0.0, "kl": 0.5}
-DEFAULT_COEF = {"none": 0.0, "l1": 0.1, "kl": 0.5}
+CODE_OF_SPARSITY = {"none": "linear", "l1": "relu", "kl-sigmoid": "sigmoid"}
+ACTIVE_ABOVE = {"none": None, "l1": 0.0, "kl-sigmoid": 0.5}
+DEFAULT_COEF = {"none": 0.0, "l1": 0.1, "kl-sigmoid": 0.5}
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ class ClassicConfig:
         ),
     ] = None
     sparsity: Annotated[
-        Literal["none", "l1", "kl"], Doc("Penalty on the code, as for a sparse autoencoder.")
+        Literal["none", "l1", "kl-sigmoid"],
+        Doc("Penalty on the code, as for a sparse autoencoder."),
     ] = "none"
     coef: Annotated[
-        float | None, Doc("Weight of that penalty (default: 0.1 for l1, 0.5 for kl).")
+        float | None, Doc("Weight of that penalty (default: 0.1 for l1, 0.5 for kl-sigmoid).")
     ] = None
-    target_rate: Annotated[float, Doc("Mean activation that kl pulls every latent to.")] = 0.01
+    target_rate: Annotated[float, Doc("Mean activation that kl-sigmoid pulls every latent to.")] = (
+        0.01
+    )
     d_out: int = 0
     """Width of a row of the target; 0: d_in."""
 
@@ -86,7 +89,7 @@ class ClassicConfig:
             )
             raise UsageError(
                 f"{opt('coef', self.coef)} {wrong}",
-                opt("sparsity", "l1", "kl") if self.coef >= 0 else "",
+                opt("sparsity", "l1", "kl-sigmoid") if self.coef >= 0 else "",
             )
 
     @property
@@ -241,7 +244,7 @@ class Classic(Autoencoder):
         c = self.config
         if c.sparsity == "l1":
             return z, {"l1": penalties.l1(z, self.leaving_norms())}, {"l1": c.penalty}
-        if c.sparsity == "kl":
+        if c.sparsity == "kl-sigmoid":
             return z, {"kl": penalties.kl(z, c.target_rate)}, {"kl": c.penalty}
         return z, {}, {}
 

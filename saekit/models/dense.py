@@ -80,7 +80,7 @@ class DenseConfig(LinearConfig):
         if self.pretrain == "rbm" and self.sparsity == "l1":
             raise UsageError(
                 f"{opt('pretrain', 'rbm')}: code units are binary or Gaussian, not rectified",
-                opt("sparsity", "kl", "none"),
+                opt("sparsity", "kl-sigmoid", "none"),
             )
         if self.pretrain and self.d_out:
             raise UsageError(

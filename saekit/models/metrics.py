@@ -187,7 +187,7 @@ class RowSums:
         """(F,): share of rows where each latent is active; None for a dense code."""
         if self.active_above is None:
             return None
-        return torch.as_tensor(self.fired).double() / self.codes
+        return torch.as_tensor(self.fired).double().cpu() / self.codes
 
     def figures(self) -> Figures:
         values = {metric.name: metric.of(self) for metric in ROW_METRICS if metric.of is not None}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
 from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
-from saekit.options import AnyStore, Doc
+from saekit.options import AnyStore, Device, Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
@@ -56,6 +56,7 @@ def compare(
         Doc("Store of rows that the runs should reconstruct badly.", metavar="STORE"),
     ] = None,
     neighbours: Annotated[int, Doc("Nearest codes that vote for a row's label.")] = 5,
+    device: Device = "auto",
     seed: Annotated[int, Doc("Seed of controls, sampled rows and generated samples.")] = 0,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -81,12 +82,23 @@ def compare(
         neighbours: knn is the share of held-out rows whose label (the data's own) is that of most
             of so many training rows, of at most 20,000, whose codes are nearest; examples where a
             code stands for one. None without labels, which only stores have.
+        device: where figures and codes are computed; controls are fitted, and pictures made, on the
+            CPU.
 
     Raises UsageError, DataError (widths differ, OUT), MissingError, NumericsError.
     """
     checkpoints = as_list(runs)
     inputs = open_inputs(
-        checkpoints, store, rows, split, target_store, anomalies, neighbours, seed, any_store
+        checkpoints,
+        store,
+        rows,
+        split,
+        target_store,
+        anomalies,
+        neighbours,
+        seed,
+        any_store,
+        device,
     )
     if out is None:
         return judge(inputs, progress).comparison

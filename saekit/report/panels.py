@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from saekit.measures.codes import map_2d
 from saekit.models.metrics import METRICS
 from saekit.report.charts import scatter
 from saekit.report.page import Panel, cell, figure, grid, note, notes, table
+from saekit.versions import versions
 
 MAP_ROWS, TSNE_ROWS = 2000, 1000
 WIDE = 256  # latents; wider codes are reduced by PCA first, as van der Maaten does before t-SNE
@@ -166,15 +166,16 @@ def settings_panel(inputs: Inputs) -> Panel:
         kind = "other" if len(set(values) - {"–"}) > 1 else "same"
         rows.append(("", [cell(name, "left"), *(cell(value, kind) for value in values)]))
     text = "Settings that differ between the runs are in bold; – where a model has no such setting."
-    versions = f"saekit {version('saekit')}, torch {version('torch')} evaluated them."
+    used = versions()
+    by = f"saekit {used['saekit']}, torch {used['torch']} evaluated them."
     body = note(
-        f"{text} {versions} Store: {store.spec.model}, {store.spec.hook}, of"
+        f"{text} {by} Store: {store.spec.model}, {store.spec.hook}, of"
         f" {data_name(store.spec.dataset)}."
     ) + table(("", *columns), rows)
     return Panel(
         "Settings",
         body,
-        {"settings": columns, "versions": {name: version(name) for name in ("saekit", "torch")}},
+        {"settings": columns, "versions": versions()},
     )
 
 

@@ -22,7 +22,9 @@ from saekit.store.swap import settle
 from saekit.typed import MisfitError, as_type
 from saekit.types import ActivationSpec
 
-SCHEMA = 1
+SCHEMA = 2
+# Schema 1 -> 2: what these names of a sparsity mean today.
+RENAMED = {"kl": "kl-sigmoid", "kl-means": "kl"}
 CONFIG, MODEL, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 STATE = Path("train_state") / "state.safetensors"
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
@@ -81,6 +83,9 @@ def _read(path: Path) -> Checkpoint:
         raise DataError(
             f"{path / CONFIG} is damaged: {error}", f"train it again with {opt('overwrite', True)}"
         ) from None
+    if config["schema_version"] < 2:
+        for part in ("config", "training"):
+            config[part] = _renamed(config[part])
     # The tensors.
     if not (path / MODEL).exists():
         raise DataError(f"{path} has no {MODEL}", f"train it again with {opt('overwrite', True)}")
@@ -137,6 +142,16 @@ def _check_config(config: dict[str, Any]) -> None:
     as_type(config["backend"].get("name"), str | None if imported else str, "backend.name")
     as_type(config["config"].get("sparsity"), str | None, "config.sparsity")
     as_type(config["config"].get("parts"), list[int] | None, "config.parts")
+
+
+def _renamed(options: dict[str, Any]) -> dict[str, Any]:
+    """A model's options of schema 1 in today's terms."""
+    old = options.get("sparsity")
+    if old not in RENAMED:
+        return options
+    # kl-means without a target L0 had none; kl would take its default
+    no_target = {"target_l0": options.get("target_l0") or 0} if old == "kl-means" else {}
+    return options | {"sparsity": RENAMED[old]} | no_target
 
 
 def write_train_state(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:

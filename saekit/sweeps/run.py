@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from saekit.device import pick_device
+from saekit.device import pick_device, use_device
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.measures.pareto import Group, MemberResult, groups_of
 from saekit.options import Doc
@@ -268,6 +268,7 @@ class _Sweep:
 
 def _one_thread_each(device: torch.device) -> Callable[[], None]:
     def start() -> None:
+        use_device(device)
         if device.type == "cpu":
             # otherwise a thread's first parallel operation sets the number again
             torch.get_num_threads()

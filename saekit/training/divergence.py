@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from saekit.errors import BackendError, NumericsError, opt
+from saekit.errors import NumericsError, opt
 from saekit.rows import Rows
 from saekit.training.inputs import check_peaks, peaks
 from saekit.types import ActivationBatch, LossTerms
@@ -33,8 +33,8 @@ class PendingLosses:
         self._pending.append(_Pending(step, batch.rows, peaks(batch), detached))
 
     def check(self, store: Rows) -> None:
-        """Raise for the first step since the last check whose loss was not finite (NumericsError:
-        bad data, or a run that diverged) or not exact (BackendError)."""
+        """Raise NumericsError for the first step since the last check whose loss was not finite:
+        bad data, or a run that diverged."""
         pending, self._pending = self._pending, []
         hint = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
         for loss in pending:
@@ -47,11 +47,3 @@ class PendingLosses:
                     if not math.isfinite(value.item())
                 ]
                 raise NumericsError(f"the loss diverged at step {loss.step}: {wrong[-1]}", hint)
-            # not exact: rows whose code did not fit
-            lost = int(loss.values.get("lost_rows", torch.zeros(())))
-            if lost > 0:
-                raise BackendError(
-                    f"step {loss.step}: {lost} rows had more active latents than the sparse kernels"
-                    " hold",
-                    opt("backend", "torch"),
-                )

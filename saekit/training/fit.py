@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from saekit_kernels import keep_freed_memory
 
+from saekit.device import CPU
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.metrics import Figures, RowSums
 from saekit.models.normalizer import Normalizer
@@ -110,6 +112,8 @@ def fit(
         sample,
         by_example(model, source),
         backend,
+        # members of a sweep wait for one reader, and compute in turn
+        reads_ahead=estimated is None,
     )
     trainer.restore()
     done = (steps - trainer.step) * config.batch
@@ -160,18 +164,24 @@ def _folded(model: Autoencoder, normalize: BatchNormalizer) -> dict[str, torch.T
 
 
 def holdout_figures(
-    model: Autoencoder, source: Rows, split: Split = "holdout", rows: int | None = None
+    model: Autoencoder,
+    source: Rows,
+    split: Split = "holdout",
+    rows: int | None = None,
+    device: torch.device = CPU,
 ) -> Figures:
-    """The metrics of a model that takes raw activations, on one side of a source. Raises
-    NumericsError for a row that is not finite."""
+    """The metrics of a model that takes raw activations, on one side of a source, computed on a
+    device. Raises NumericsError for a row that is not finite."""
     sums = RowSums(model.active_above)
     examples = by_example(model, source)
+    model = on_device(model, device)
     with torch.no_grad():
         for batch in checked(
             source, source.batches(256 if examples else 4096, split=split, examples=examples)
         ):
             if rows is not None and not examples:
                 batch = first_rows(batch, rows - sums.rows)
+            batch = batch.on(device)
             sums.add_output(
                 (batch.x if batch.target is None else batch.target).float(),
                 applied(model, batch),
@@ -180,6 +190,14 @@ def holdout_figures(
             if rows is not None and sums.rows >= rows:
                 break
     return sums.figures()
+
+
+def on_device(model: Autoencoder, device: torch.device) -> Autoencoder:
+    """The model where its weights are on the device, else a copy that is."""
+    places = {tensor.device for tensor in model.state_dict().values()}
+    # cuda without a number is the current one
+    there = all(p.type == device.type and device.index in (None, p.index) for p in places)
+    return model if there else copy.deepcopy(model).to(device)
 
 
 def applied(model: Autoencoder, batch: ActivationBatch) -> Output:

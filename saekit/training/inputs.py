@@ -75,7 +75,7 @@ def _normalized(
 ) -> torch.Tensor:
     device = normalizer.mean_D.device
     # from pinned memory the copy does not wait for the work in flight
-    if device.type == "cuda":
+    if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory().to(device, non_blocking=True)
     x = normalizer.apply_(x.to(device, torch.float32, copy=True))
     return x if mask is None else x.mul_(mask[..., None])

@@ -49,8 +49,8 @@ class TrainKeywords(TypedDict, total=False):
         "gated",
         "jumprelu",
         "kl",
-        "kl-means",
         "kl-rates",
+        "kl-sigmoid",
         "none",
     ]
     expansion: float | None
@@ -58,7 +58,7 @@ class TrainKeywords(TypedDict, total=False):
     noise: str | None
     decoder_norm: Literal["unit", "free"]
     skip: bool
-    revive: Literal["aux", "resample", "none"]
+    revive: Literal["nudge", "aux", "resample", "none"]
     aux_coef: float
     aux_k: int | None
     aux_candidates: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -22,11 +23,13 @@ from saekit.training.dead import (
     resample,
     resampling_steps,
     revive_rows,
+    steps_per_nudge,
 )
 from saekit.training.divergence import PendingLosses
 from saekit.training.inputs import BatchNormalizer
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
+from saekit.training.prefetch import prefetched
 from saekit.training.sinks import Sink
 from saekit.training.state import restore_state, state_of
 from saekit.training.step import apply_gradients, take_step
@@ -55,15 +58,18 @@ class Trainer:
         sample: torch.Tensor | None = None,
         examples: bool = False,
         backend: str = "torch",
+        reads_ahead: bool = True,
     ) -> None:
         """`config` is resolved (saekit.training.defaults). `out` None: no state and no metrics are
         written. `sample`: normalized rows, for models that use some between stages. `examples`: the
-        model takes whole examples, and a batch counts these."""
+        model takes whole examples, and a batch counts these. `reads_ahead`: on a GPU a thread of
+        its own reads the rows."""
         assert config.batch is not None and config.lr is not None, "the config is not resolved"
         self.model, self.store, self.normalize, self.config = model, store, normalize, config
         self.total, self.out = total, out
         self.batch, self.lr = config.batch, config.lr
         self.sample, self.examples, self.backend = sample, examples, backend
+        self.reads_ahead = reads_ahead
         self.step = 0
         # optimizer, average of the weights, random numbers
         self.names = [name for name, _ in model.named_parameters()]
@@ -79,8 +85,9 @@ class Trainer:
         self.dead_order: torch.Tensor | None = None
         """Latents to revive, those idle for longest first."""
         if model.active_above is not None:
-            revive = revive_rows(rows, total * self.batch)
-            self.dead = DeadTracker(model.latents, dead_rows(rows), revive, device)
+            wait = dead_rows(rows) if model.nudges else revive_rows(rows, total * self.batch)
+            self.dead = DeadTracker(model.latents, dead_rows(rows), wait, device)
+        self.nudge_every = steps_per_nudge(rows, self.batch)
         self.resample_at = resampling_steps(total) if model.resamples else set()
         # how often the device is polled, and held-out rows are compared
         by_length = min(POLL_EVERY_ON_DEVICE, max(total // POLLS, 1))
@@ -125,13 +132,16 @@ class Trainer:
         log_every = max(self.total // LOGS, 1)
         began = last_log = last_save = time.monotonic()
         save_every, logged = self.config.save_seconds, self.step
-        batches = self.store.batches(
+        batches: Iterator[ActivationBatch] = self.store.batches(
             self.batch, self.config.order, self.step * self.batch, "train", self.examples
         )
         with ExitStack() as closing, deferred_interrupt() as interrupted:
             # closed last, when a second SIGINT can end a wait for the network
             for output in outputs:
                 closing.callback(output.close)
+            if self.reads_ahead:
+                device = self.normalize.inputs.mean_D.device
+                batches = closing.enter_context(contextlib.closing(prefetched(batches, device)))
             for raw in batches:
                 if self.step >= self.total or interrupted():
                     break
@@ -185,8 +195,8 @@ class Trainer:
     def _follow_latents(
         self, dead: DeadTracker, fired_F: torch.Tensor, batch: ActivationBatch, polls: bool
     ) -> None:
-        """Count idle latents; at a poll tell the model of L0 and show it held-out rows; resample
-        dead latents when it is time."""
+        """Count idle latents; at a poll tell the model of L0 and show it held-out rows; nudge or
+        resample dead latents when it is time."""
         dead.update(fired_F, len(batch.x))
         resamples = self.step in self.resample_at
         if polls or resamples:
@@ -195,6 +205,9 @@ class Trainer:
             self._compare()
         if polls:
             self.model.observe(float(dead.l0), self.at)
+        if self.model.nudges and polls and self.step % self.nudge_every < self.poll_every:
+            if self.dead_order is not None and len(self.dead_order):
+                self.model.nudge(self.dead_order, batch.x, self.at)
         if resamples and self.dead_order is not None and len(self.dead_order):
             resample(self.model, dead, self.optimizer, batch, self.generator, self.at)
             self.dead_order = dead.dead()

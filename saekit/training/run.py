@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -32,6 +31,7 @@ from saekit.training.fit import Estimate, fit, holdout_figures
 from saekit.training.keywords import TrainKeywords
 from saekit.training.sinks import Sink, open_sinks
 from saekit.types import Progress
+from saekit.versions import versions
 
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is not a model
 # after a run that diverged
@@ -258,6 +258,8 @@ class TrainRun:
             content |= {"target": target.spec.fingerprint, "target_content": target.content}
         if self.live:
             content["live"] = True
+        if model.get("sparsity") == "kl":  # not the sigmoid codes that had this name once
+            content["code"] = "relu"
         return {
             **of_run,
             **model,
@@ -288,7 +290,7 @@ class TrainRun:
         # The model as it will be loaded, on the held-out rows.
         resolved_options = dataclasses.asdict(self.model.config)
         final = restore(self.config.model, resolved_options, fitted.tensors)
-        figures = holdout_figures(final, self.source).scalars() | fitted.figures
+        figures = holdout_figures(final, self.source, device=self.device).scalars() | fitted.figures
         fvu, mse = figures["fvu"], figures["mse"]
         assert fvu is not None and mse is not None
         if math.isnan(fvu) and math.isfinite(mse):
@@ -332,6 +334,6 @@ class TrainRun:
             "input_scale": scale,
             "backend": dataclasses.asdict(self.backend),
             "result": dataclasses.asdict(result) | {"path": ""},
-            "versions": {name: version(name) for name in ("saekit", "torch")},
+            "versions": versions(),
         }
         write_checkpoint(path, description, tensors)

@@ -12,7 +12,7 @@ from cases import CASES, DATA, Case, dense, pca
 from classic import FIGURES, bench_classic, fit_rows, main, rows_of, run_case
 from made_runs import digits_store
 
-from saekit.bench.timing import machine, write_csv
+from saekit.bench.timing import CsvFile, machine
 from saekit.errors import UsageError
 from saekit.models.catalog import CATALOG, build
 from saekit.store.reader import open_store
@@ -91,7 +91,9 @@ def test_a_run_gives_means_and_spreads_and_a_csv(tmp_path):
     assert [(r.name, r.seeds) for r in results] == [("pca 4", 1), ("small", 2)]
     closed, trained = results
     assert closed.spread["sse"] is None and trained.spread["sse"] > 0 and len(said) == 1 + 3
-    write_csv(tmp_path / "c.csv", [r.flat() for r in results], machine(torch.device("cpu")))
+    file = CsvFile(tmp_path / "c.csv", machine(torch.device("cpu")))
+    for result in results:
+        file.write(result.flat())
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert (
         float(rows[1]["sse"]) == trained.figures["sse"]

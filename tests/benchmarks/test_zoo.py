@@ -33,7 +33,7 @@ def test_every_variant_is_asked_for_the_same_number_of_active_latents():
     assert (
         active_options("topk", 32) == {"k": 32}
         and active_options("l1", 32) == {"target_l0": 32}
-        and active_options("kl", 32) == {"target_l0": 32}
+        and active_options("kl-sigmoid", 32) == {"target_l0": 32}
     )
 
 

@@ -216,7 +216,7 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
         (["train", "ACTS", "OUT", "--k", "many"], 2, "--k", "saekit train --help"),
         (["train", "ACTS", "OUT", "--sparsity", "k1"], 2, "--sparsity k1: did you mean", ""),
         (
-            ["train", "ACTS", "OUT", "--sparsity", "kl", "--target-rate", "1.5"],
+            ["train", "ACTS", "OUT", "--sparsity", "kl-sigmoid", "--target-rate", "1.5"],
             2,
             "--target-rate 1.5 must be in (0, 1)",
             "",
@@ -318,9 +318,9 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
             "one of them",
         ),
         (
-            ["train", "ACTS", "OUT", "--sparsity", "kl", "--k", "3"],
+            ["train", "ACTS", "OUT", "--sparsity", "kl-sigmoid", "--k", "3"],
             2,
-            "--k does not apply to --sparsity kl",
+            "--k does not apply to --sparsity kl-sigmoid",
             "topk or batchtopk",
         ),
         (

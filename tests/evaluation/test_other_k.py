@@ -23,7 +23,7 @@ OPTIONS = {
     "matryoshka-jumprelu": {"target_l0": 8.0},
     "l1": {},
     "gated": {},
-    "kl": {},
+    "kl-sigmoid": {},
 }
 
 
@@ -100,7 +100,9 @@ def test_hierarchical_is_better_than_topk_below_its_k(acts, run):
     assert hierarchical < topk
 
 
-@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka", "matching-pursuit", "l1", "kl"])
+@pytest.mark.parametrize(
+    "kind", ["batchtopk", "matryoshka", "matching-pursuit", "l1", "kl-sigmoid"]
+)
 def test_codes_that_are_not_the_largest_of_a_row_have_no_other_k(acts, run, kind):
     with pytest.raises(
         UsageError, match=rf"k=2: the code of .*{kind} is not the k largest"

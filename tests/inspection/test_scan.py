@@ -16,7 +16,7 @@ from saekit.inspection.windows import TOKENS_EACH_SIDE, read_windows
 from saekit.store.reader import open_store
 
 
-@pytest.fixture(scope="module", params=["topk", "l1", "kl", "pca"])
+@pytest.fixture(scope="module", params=["topk", "l1", "kl-sigmoid", "pca"])
 def trained(request, tmp_path_factory):
     """(model, store, z (N,F) whole)."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -24,7 +24,7 @@ def trained(request, tmp_path_factory):
     options = {"sparsity": request.param, "expansion": 4, "batch": 256, "rows": 20_000}
     if request.param == "topk":
         options["k"] = 4
-    if request.param == "kl":
+    if request.param == "kl-sigmoid":
         options["coef"] = 0.01
     if request.param == "pca":
         options = {"model": "pca", "latents": 8}

@@ -96,7 +96,7 @@ def test_what_a_format_cannot_say_is_refused(tmp_path, format, sparsity, options
 @pytest.mark.parametrize("sparsity", VARIANTS)
 def test_every_variant_goes_out_as_what_it_computes(tmp_path, sparsity):
     options = {"skip": False}
-    if sparsity in ("kl", "matching-pursuit"):
+    if sparsity in ("kl-sigmoid", "matching-pursuit"):
         with pytest.raises(DataError, match=f"do not hold {sparsity} autoencoders"):
             exported(tmp_path, "saelens", sparsity, **options)
         return

@@ -75,6 +75,24 @@ def test_the_filter_did_the_work(monkeypatch):
     assert redone[-1] == (1, 4096)
 
 
+def test_rows_that_are_long_in_one_dimension_are_not_redone(monkeypatch):
+    """A row of many times the usual norm has a wide bound in all latents, unless its largest
+    dimension is represented more exactly."""
+    import saekit_kernels.by_filter as module
+
+    W, b = parameters(64, 4096)
+    W[:, 5] *= 0.01
+    x, widths = rows(600, 64), []
+    x[::20, 5] = 300.0
+    expected = encode_topk(x, W, b, 8, plan="gemm")
+    original = module.topk_rows
+    monkeypatch.setattr(
+        module, "topk_rows", lambda pre, k: widths.append(pre.shape[1]) or original(pre, k)
+    )
+    assert torch.equal(encode_topk(x, W, b, 8, plan="filter").idx, expected.idx)
+    assert widths and max(widths) < 600
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_equal_latents_tie_to_the_smallest_column(plan):
     W, b = parameters(16, 1024)

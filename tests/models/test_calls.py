@@ -74,7 +74,7 @@ def test_any_float_dtype_is_computed_in_that_of_the_weights(name, dtype):
     )
 
 
-@pytest.mark.parametrize("name", ["topk", "jumprelu", "kl"])
+@pytest.mark.parametrize("name", ["topk", "jumprelu", "kl-sigmoid"])
 def test_what_is_not_rows_of_the_model_is_refused_in_words(name):
     sae = made(name)
     for x, words in (

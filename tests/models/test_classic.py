@@ -22,7 +22,7 @@ from saekit.types import Step
 B, D, F, E = 6, 5, 3, 4  # E: width of a target from another store
 NOISES = ("", "gaussian:0.3", "masking:0.3", "salt-pepper:0.2")
 OUTPUTS = ("linear", "sigmoid", "bernoulli")
-CODES = {"none": lambda a: a, "l1": torch.relu, "kl": torch.sigmoid}
+CODES = {"none": lambda a: a, "l1": torch.relu, "kl-sigmoid": torch.sigmoid}
 
 
 def rows(count=B, width=D, seed=0):
@@ -86,7 +86,7 @@ def written_out(model, x, target, options, step):
     terms = {"reconstruction": losses[options["output"]].sum(1).mean()}
     if options["sparsity"] == "l1":
         terms["l1"] = (z.abs() * W_code.norm(dim=0)).sum(1).mean()
-    if options["sparsity"] == "kl":
+    if options["sparsity"] == "kl-sigmoid":
         rate, rho = 0.01, z.mean(0)
         terms["kl"] = (
             rate * (rate / rho).log() + (1 - rate) * ((1 - rate) / (1 - rho)).log()
@@ -117,7 +117,7 @@ def test_every_term_is_its_formula_and_the_total_their_weighted_sum(name):
         weights = {
             "reconstruction": 1.0,
             "l1": DEFAULT_COEF["l1"],
-            "kl": DEFAULT_COEF["kl"],
+            "kl": DEFAULT_COEF["kl-sigmoid"],
             "contractive": 0.7,
         }
         expected = sum(weights[key] * value for key, value in terms.items())
@@ -229,7 +229,7 @@ def test_data_that_the_output_cannot_reach_are_refused_and_a_target_is_what_coun
 FOLDED = [
     ("linear", {}),
     ("linear", {"tied": True, "sparsity": "l1"}),
-    ("dense", {"hidden": (7, 6), "sparsity": "kl"}),
+    ("dense", {"hidden": (7, 6), "sparsity": "kl-sigmoid"}),
     ("dense", {"hidden": (7,), "activation": "sigmoid", "pretrain": "rbm", "noise": "masking:0.2"}),
     ("dense", {"hidden": (), "output": "sigmoid"}),
     ("vae", {"hidden": (7,)}),
@@ -295,7 +295,7 @@ def test_folding_does_not_change_the_training_model():
         ({"output": "bernouli"}, 'output="bernouli": did you mean bernoulli'),
         ({"sparsity": "topk"}, 'sparsity="topk": choose none, l1, kl'),
         ({"noise": "masking:2"}, 'noise="masking:2"'),
-        ({"sparsity": "kl", "target_rate": 1.0}, r"target_rate=1 must be in \(0, 1\)"),
+        ({"sparsity": "kl-sigmoid", "target_rate": 1.0}, r"target_rate=1 must be in \(0, 1\)"),
         ({"coef": 1.0}, "coef=1 weighs a penalty that there is not"),
         ({"sparsity": "l1", "coef": -1.0}, "coef=-1 must not be negative"),
         ({"contractive": -0.1}, "contractive=-0.1 must not be negative"),

@@ -85,7 +85,7 @@ def test_first_weights_keep_the_variance_on_the_way_up():
     [
         {},
         {"sparsity": "l1"},
-        {"sparsity": "kl"},
+        {"sparsity": "kl-sigmoid"},
         {"output": "bernoulli"},
         {"d_in": 144, "noise": "masking:0.5"},
     ],

@@ -56,7 +56,7 @@ def test_code_and_reconstruction_of_known_weights():
     )
 
 
-@pytest.mark.parametrize("sparsity,code", [("l1", 0.0), ("kl", 1 / (1 + math.exp(2.5)))])
+@pytest.mark.parametrize("sparsity,code", [("l1", 0.0), ("kl-sigmoid", 1 / (1 + math.exp(2.5)))])
 def test_the_code_bends_as_its_sparsity_asks(sparsity, code):
     model = Dense(DenseConfig(1, latents=1, hidden=(), sparsity=sparsity)).double()
     set_(model.layers[0], W_up=[[1.0]], b_up=[-0.5])
@@ -110,7 +110,7 @@ def test_tied_weights_are_the_transpose_and_get_both_gradients():
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (6, 4)])
-@pytest.mark.parametrize("sparsity", ["none", "l1", "kl"])
+@pytest.mark.parametrize("sparsity", ["none", "l1", "kl-sigmoid"])
 def test_contraction_is_the_squared_jacobian_of_the_encoder(hidden, sparsity):
     model = filled(
         Dense(

@@ -155,7 +155,7 @@ def test_a_hidden_layer_is_reconstructed_through_its_own_activation(activation, 
 
 
 def test_the_code_layer_bends_as_its_sparsity_asks():
-    for sparsity, code in (("l1", torch.relu), ("kl", torch.sigmoid)):
+    for sparsity, code in (("l1", torch.relu), ("kl-sigmoid", torch.sigmoid)):
         model = filled("greedy", activation="tanh", sparsity=sparsity)
         x, mirror = rows(), model.layers[2]
         h = x
@@ -170,7 +170,7 @@ def test_the_code_layer_bends_as_its_sparsity_asks():
 @pytest.mark.parametrize(
     "output,visible", [("linear", "gaussian"), ("sigmoid", "bernoulli"), ("bernoulli", "bernoulli")]
 )
-@pytest.mark.parametrize("sparsity,hidden", [("none", "gaussian"), ("kl", "bernoulli")])
+@pytest.mark.parametrize("sparsity,hidden", [("none", "gaussian"), ("kl-sigmoid", "bernoulli")])
 def test_machines_have_the_units_that_the_layers_have(output, visible, sparsity, hidden):
     model = filled("rbm", output=output, sparsity=sparsity)
     kinds = [(machine(model, i).visible, machine(model, i).hidden) for i in range(3)]
@@ -336,7 +336,7 @@ def wide(tmp_path):
     [
         {"pretrain": "greedy", "noise": "masking:0.2", "activation": "tanh"},
         {"pretrain": "rbm", "activation": "sigmoid"},
-        {"pretrain": "rbm", "activation": "sigmoid", "sparsity": "kl", "tied": True},
+        {"pretrain": "rbm", "activation": "sigmoid", "sparsity": "kl-sigmoid", "tied": True},
     ],
 )
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 6, 8])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saekit.errors import UsageError
+from saekit.errors import DataError, UsageError
+from saekit.models.catalog import restore
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
 from saekit.models.sparsity import VARIANTS
@@ -245,3 +246,17 @@ def test_the_first_latents_of_a_nested_dictionary_see_the_same_input():
     model, x = model.float(), x.float()
     part = load(model, latents=F // 2)
     torch.testing.assert_close(part.encode(x), model.encode(x)[:, : F // 2])
+
+
+def test_a_threshold_of_nan_is_refused_and_one_of_infinity_is_never_passed():
+    """NaN <= and > nothing: a latent with such a threshold would be active or not by the kernel."""
+    tensors = {
+        "W_enc": torch.ones(2, D), "b_enc": torch.ones(2), "W_dec": torch.ones(2, D),
+        "b_dec": torch.zeros(D), "threshold": torch.tensor([0.5, torch.inf]),
+    }  # fmt: skip
+    config = {"d_in": D, "latents": 2, "sparsity": "jumprelu"}
+    code = restore("sae", config, tensors).encode(torch.ones(1, D)).to_dense()
+    assert code.tolist() == [[D + 1, 0]]
+    tensors["threshold"][1] = torch.nan
+    with pytest.raises(DataError, match="threshold has the value NaN"):
+        restore("sae", config, tensors)

@@ -71,7 +71,7 @@ def test_code_and_output_by_single_steps(kind):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"cell": "lstm"}, {"layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl"}]
+    "changes", [{}, {"cell": "lstm"}, {"layers": 2}, {"sparsity": "l1"}, {"sparsity": "kl-sigmoid"}]
 )
 def test_padding_reaches_neither_code_nor_loss_nor_gradient(changes):
     found = []
@@ -111,7 +111,7 @@ def test_without_a_mask_all_steps_are_valid():
         {},
         {"cell": "lstm", "layers": 2},
         {"sparsity": "l1"},
-        {"sparsity": "kl"},
+        {"sparsity": "kl-sigmoid"},
         {"noise": "gaussian:0.5"},
     ],
 )

@@ -16,7 +16,7 @@ from saekit.models.catalog import build
 from saekit.models.noise import gaussian, step_generator
 from saekit.models.normalizer import Normalizer
 from saekit.models.sae import SAE
-from saekit.models.sae.dead import auxk_loss
+from saekit.models.sae.dead import NUDGE, auxk_loss
 from saekit.types import ActivationBatch, Step
 
 D = 16
@@ -57,7 +57,7 @@ def test_the_l1_term_is_the_mean_over_rows_of_the_norm_weighted_sum():
 
 
 def test_the_kl_term_by_hand():
-    sae, x = make_sae("kl", target_rate=0.1), normalized(9)
+    sae, x = make_sae("kl-sigmoid", target_rate=0.1), normalized(9)
     f = torch.sigmoid(x @ sae.W_enc.T + sae.b_enc)
     expected = sum(
         0.1 * math.log(0.1 / m) + 0.9 * math.log(0.9 / (1 - m)) for m in f.mean(0).tolist()
@@ -65,16 +65,19 @@ def test_the_kl_term_by_hand():
     assert sae.loss(batch_of(x)).terms["kl"].item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl-sigmoid"])
 def test_the_total_is_the_weighted_sum_of_the_terms(sparsity):
-    sae = make_sae(sparsity)
+    sae = make_sae(sparsity, **({"revive": "aux"} if sparsity == "topk" else {}))
     terms = sae.loss(batch_of(normalized(64)), Step(50, 100, dead=torch.tensor([3, 9, 11])))
-    assert set(terms.terms) == {"reconstruction", {"topk": "aux"}.get(sparsity, sparsity)}
+    assert set(terms.terms) == {
+        "reconstruction",
+        {"topk": "aux", "kl-sigmoid": "kl"}.get(sparsity, sparsity),
+    }
     total = sum(terms.terms[name] * terms.weights[name] for name in terms.terms)
     torch.testing.assert_close(terms.total, total, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl-sigmoid"])
 def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity):
     sae, x = make_sae(sparsity), normalized(64)
     x_hat = dense(sae.encode(x)) @ sae.W_dec + sae.b_dec
@@ -84,7 +87,7 @@ def test_the_reconstruction_term_is_the_mean_squared_norm_of_the_error(sparsity)
     )
 
 
-@pytest.mark.parametrize("sparsity", ["l1", "kl"])
+@pytest.mark.parametrize("sparsity", ["l1", "kl-sigmoid"])
 def test_gradients_of_the_dense_variants_pass_gradcheck(sparsity):
     sae = make_sae(sparsity, coef=0.7, coef_warmup=0.0, decoder_norm="free")
     x = normalized(5)
@@ -119,7 +122,7 @@ def test_the_l1_coefficient_rises_linearly_over_its_share_of_the_run():
 
 
 def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents_and_not_the_residual():
-    sae = make_sae("topk")
+    sae = make_sae("topk", revive="aux")
     dead = torch.tensor([5, 17, 40])
     with torch.no_grad():
         sae.b_enc[dead] = -1e3  # silent on every row, deep in the flat part of a ReLU
@@ -169,7 +172,13 @@ def test_the_auxiliary_loss_is_one_for_latents_that_explain_nothing():
 
 @pytest.mark.parametrize(
     "sparsity,norm",
-    [("topk", "unit"), ("l1", "unit"), ("l1", "free"), ("kl", "free"), ("kl", "unit")],
+    [
+        ("topk", "unit"),
+        ("l1", "unit"),
+        ("l1", "free"),
+        ("kl-sigmoid", "free"),
+        ("kl-sigmoid", "unit"),
+    ],
 )
 def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalized_rows(
     sparsity, norm
@@ -181,7 +190,7 @@ def test_a_folded_model_does_on_raw_rows_what_the_trained_one_does_on_normalized
     folded.load_state_dict(sae.folded(Normalizer(mean, scale)))
     inside, outside = sae((raw - mean) * scale), folded(raw)
     torch.testing.assert_close(outside.x_hat, inside.x_hat / scale + mean)
-    homogeneous = sparsity != "kl"
+    homogeneous = sparsity != "kl-sigmoid"
     torch.testing.assert_close(
         dense(outside.code), dense(inside.code) / (scale if homogeneous else 1.0)
     )
@@ -208,7 +217,7 @@ def test_initialisation(sparsity):
 
 
 def test_kl_codes_start_near_the_target_rate():
-    sae = make_sae("kl", torch.float32, target_rate=0.05)
+    sae = make_sae("kl-sigmoid", torch.float32, target_rate=0.05)
     assert 0.05 <= sae.encode(normalized(512, torch.float32)).mean().item() <= 0.1
 
 
@@ -231,6 +240,56 @@ def test_decoder_rows_stay_unit_and_gradients_tangent():
         sae.W_dec *= 3
     sae.after_step()
     torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(64))
+
+
+def level_by_hand(sae, x, latent):
+    """(B,): what the pre-activation of a latent must exceed, from all pre-activations."""
+    pre = (x @ sae.W_enc.T + sae.b_enc).detach()
+    if sae.sparsity == "topk":
+        return pre.relu().topk(8, 1).values[:, -1]
+    if sae.sparsity == "abs-topk":
+        return pre.abs().topk(sae.config.k, 1).values[:, -1]
+    if sae.sparsity == "gated":
+        return torch.zeros(len(x))
+    return sae.threshold[latent].expand(len(x))
+
+
+@pytest.mark.parametrize(
+    "sparsity", ["topk", "abs-topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+)
+def test_a_nudge_closes_a_share_of_the_gap_on_the_row_where_a_latent_nearly_fires(sparsity):
+    options = {} if sparsity in ("topk", "gated") else {"k": 8}
+    if sparsity in ("jumprelu", "gated"):
+        options = {"target_l0": 8.0}
+    sae, x = make_sae(sparsity, torch.float32, **options), normalized(64, torch.float32)
+    sae.loss(batch_of(x), Step(90, 100))  # batchtopk has its threshold from a batch
+    dead = torch.tensor([6, 50])
+    with torch.no_grad():
+        sae.b_enc[dead] -= 20
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    gaps = {}
+    for j in dead.tolist():
+        pre = (x @ sae.W_enc[j] + sae.b_enc[j]).detach()
+        gap, row = (level_by_hand(sae, x, j) - pre).min(0)
+        assert gap > 0
+        gaps[j] = pre[row] + NUDGE * gap, row
+    sae.nudge(dead, x, Step(90, 100))
+    for j, (expected, row) in gaps.items():
+        torch.testing.assert_close((x[row] @ sae.W_enc[j] + sae.b_enc[j]).detach(), expected)
+    # nothing else has changed
+    others = torch.ones(64, dtype=torch.bool)
+    others[dead] = False
+    for name, value in sae.state_dict().items():
+        same = others if name in ("W_enc", "b_enc") else slice(None)
+        assert torch.equal(value[same], before[name][same]), name
+
+
+def test_a_latent_that_fires_is_not_nudged():
+    sae, x = make_sae("topk", torch.float32), normalized(512, torch.float32)
+    fired = sae.loss(batch_of(x)).fired
+    before = sae.W_enc.detach().clone(), sae.b_enc.detach().clone()
+    sae.nudge(fired.nonzero()[:, 0], x, Step())
+    assert torch.equal(sae.W_enc, before[0]) and torch.equal(sae.b_enc, before[1])
 
 
 def test_resampling_points_dead_latents_at_rows_with_a_large_error():
@@ -256,9 +315,9 @@ def test_resampling_points_dead_latents_at_rows_with_a_large_error():
     "options,words",
     [
         ({"sparsity": "k1"}, 'sparsity="k1": did you mean'),
-        ({"sparsity": "kl", "target_rate": 1.5}, r"target_rate=1\.5 must be in \(0, 1\)"),
+        ({"sparsity": "kl-sigmoid", "target_rate": 1.5}, r"target_rate=1\.5 must be in \(0, 1\)"),
         (
-            {"sparsity": "kl", "target_rate": 0.1, "target_l0": 4.0},
+            {"sparsity": "kl-sigmoid", "target_rate": 0.1, "target_l0": 4.0},
             "target_rate and target_l0 both say how often",
         ),
         ({"expansion": 0}, "expansion=0 must be above 0"),
@@ -272,7 +331,7 @@ def test_wrong_options_are_refused(options, words):
         build("sae", D, options)
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl"])
+@pytest.mark.parametrize("sparsity", ["topk", "l1", "kl-sigmoid"])
 def test_noise_damages_what_is_encoded_and_not_the_target(sparsity):
     options = {"k": 3} if sparsity == "topk" else {"coef": 0.7}
     sae = build(
@@ -304,7 +363,7 @@ def test_noise_damages_what_is_encoded_and_not_the_target(sparsity):
         )
     expected = (x - z @ sae.W_dec - sae.b_dec).square().sum(1).mean() + penalty
     torch.testing.assert_close(terms.total, expected)
-    assert torch.equal(terms.fired, (z > (0.5 if sparsity == "kl" else 0.0)).sum(0))
+    assert torch.equal(terms.fired, (z > (0.5 if sparsity == "kl-sigmoid" else 0.0)).sum(0))
     terms.total.backward()
     assert all(
         parameter.grad is not None and parameter.grad.abs().sum() > 0

@@ -107,7 +107,7 @@ def test_the_decoder_reads_each_part_of_the_code_where_the_encoder_put_it():
         {},
         {"skips": False},
         {"skips": False, "sparsity": "l1"},
-        {"skips": False, "sparsity": "kl"},
+        {"skips": False, "sparsity": "kl-sigmoid"},
         {"noise": "gaussian:0.1"},
     ],
 )

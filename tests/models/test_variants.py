@@ -38,7 +38,7 @@ def options_for(name, **more):
     fields = VARIANTS[name].config_class.__dataclass_fields__
     given = {"sparsity": name, "latents": F, "revive": "none"}
     given |= {"k": K} if "k" in fields else {}
-    given |= {"target_l0": K} if "target_l0" in fields and name != "kl" else {}
+    given |= {"target_l0": K} if "target_l0" in fields and name != "kl-sigmoid" else {}
     given |= {"archetypes": 16} if "archetypes" in fields else {}
     return given | more
 
@@ -63,7 +63,7 @@ SMOOTH = [name for name in VARIANTS if "jumprelu" not in name and name != "kl-ra
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_are_those_of_finite_differences(name):
     # with a target its rho follows the latents, and is taken as constant
-    more = {"target_l0": 0} if name == "kl-means" else {}
+    more = {"target_l0": 0} if name == "kl" else {}
     sae, batch = (
         made(name, decoder_norm="free" if name != "matching-pursuit" else "unit", **more),
         batch_of(rows(9)),
@@ -123,7 +123,7 @@ def test_a_jump_passes_the_gradients_of_the_paper():
 
 
 def test_rho_of_kl_means_follows_the_latents_and_is_constant_for_the_gradient():
-    sae, x = made("kl-means"), rows(50)
+    sae, x = made("kl"), rows(50)
     with torch.no_grad():
         sae.b_enc += torch.randn(F, generator=torch.Generator().manual_seed(0))
     term = sae.loss(batch_of(x), Step(0, 100)).terms["kl"]
@@ -339,7 +339,7 @@ def test_the_l0_is_that_of_held_out_rows_where_training_rows_are_known_by_heart(
 
 
 @pytest.mark.parametrize(
-    "name,shift", [("l1", 1.5), ("gated", 1.5), ("kl-means", 4.5), ("kl", 0.6)]
+    "name,shift", [("l1", 1.5), ("gated", 1.5), ("kl", 4.5), ("kl-sigmoid", 0.6)]
 )
 def test_steering_lowers_all_biases_alike(name, shift):
     sae = made(name)
@@ -375,8 +375,8 @@ STEERED = [
     "gated",
     "jumprelu",
     "matryoshka-jumprelu",
+    "kl-sigmoid",
     "kl",
-    "kl-means",
     "kl-rates",
 ]
 
@@ -392,7 +392,7 @@ def test_the_target_l0_is_reached(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name,steps",
-    [("l1", 125), ("kl-means", 125), ("kl-rates", 125), ("kl-means", 1250), ("jumprelu", 1250)],
+    [("l1", 125), ("kl", 125), ("kl-rates", 125), ("kl", 1250), ("jumprelu", 1250)],
 )
 def test_the_target_l0_is_reached_with_rare_polls(tmp_path, monkeypatch, name, steps):
     monkeypatch.setattr(loop, "POLL_EVERY", {})  # as on a device

@@ -64,7 +64,7 @@ def raw(tmp_path, monkeypatch):
     [
         {"noise": "gaussian:0.3"},
         {"noise": "masking:0.3", "sparsity": "l1", "tied": True},
-        {"sparsity": "kl", "contractive": 0.1, "clip": 1.0, "weight_decay": 0.1},
+        {"sparsity": "kl-sigmoid", "contractive": 0.1, "clip": 1.0, "weight_decay": 0.1},
         {"model": "linear", "hidden": None},
         {"model": "vae"},
         {"model": "vae", "noise": "masking:0.2", "beta": 4.0},
@@ -229,7 +229,7 @@ def test_the_figures_of_a_sparse_code_are_counted_and_those_of_a_dense_one_are_n
 ):
     dense = saekit.train(store.path, tmp_path / "dense", **SMALL, rows=6_400).metrics
     assert dense["l0"] is None and dense["dead"] is None and "dead_train" not in dense
-    for sparsity, above in (("l1", 0.0), ("kl", 0.5)):
+    for sparsity, above in (("l1", 0.0), ("kl-sigmoid", 0.5)):
         metrics = saekit.train(
             store.path, tmp_path / sparsity, **SMALL, rows=6_400, sparsity=sparsity
         ).metrics

@@ -80,7 +80,7 @@ def test_rates_of_saes_fall_with_the_width_beyond_the_measured_one():
     wide = {"latents": 4 * 2_048}
     for options, share in (
         ({"sparsity": "l1"}, 1 / 4),
-        ({"sparsity": "kl"}, 1 / 4),
+        ({"sparsity": "kl-sigmoid"}, 1 / 4),
         ({"sparsity": "l1", "target_l0": 32}, 1),
         ({}, 1),
     ):

@@ -296,7 +296,7 @@ def test_fused_steps_on_triton_are_averaged(store, tmp_path, recorded, monkeypat
             "schedule": "constant",
         },
         {"sparsity": "l1", "target_l0": 4, "expansion": 4, "batch": 64},
-        {"sparsity": "kl-means", "target_l0": 4, "expansion": 4, "batch": 64},
+        {"sparsity": "kl", "target_l0": 4, "expansion": 4, "batch": 64},
         {"sparsity": "kl-rates", "target_l0": 4, "expansion": 4, "batch": 64},
         {**DENSE, "pretrain": "greedy", "ema": 0.9},  # stages begin at steps 2 and 5
         {**DENSE, "precision": "bfloat16", "warmup": 0.0},
@@ -365,7 +365,13 @@ def rows_of(kind):
         ("dense", {"latents": 4, "hidden": (12,), "sparsity": "l1"}, "rows"),
         (
             "dense",
-            {"latents": 4, "hidden": (12, 8), "tied": True, "contractive": 0.1, "sparsity": "kl"},
+            {
+                "latents": 4,
+                "hidden": (12, 8),
+                "tied": True,
+                "contractive": 0.1,
+                "sparsity": "kl-sigmoid",
+            },
             "rows",
         ),
         ("dense", {"latents": 4, "hidden": (12,), "pretrain": "greedy"}, "rows"),
@@ -374,7 +380,7 @@ def rows_of(kind):
         ("unet", {"latents": 4, "channels": (4,)}, "image"),
         ("recurrent", {"latents": 4, "width": 12, "cell": "gru"}, "sequence"),
         ("recurrent", {"latents": 4, "width": 12, "cell": "lstm", "layers": 2}, "sequence"),
-        ("sae", {"latents": 40, "sparsity": "kl-means"}, "rows"),
+        ("sae", {"latents": 40, "sparsity": "kl"}, "rows"),
     ],
 )
 def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options, kind):
@@ -420,7 +426,7 @@ def test_losses_and_gradients_are_those_of_fp64_but_for_rounding(model, options,
         DENSE,
         {**DENSE, "model": "vae"},
         {"model": "linear", "latents": 4, "batch": 64, "lr": 1e-2},
-        {"sparsity": "kl-means", "expansion": 4, "coef": 0.5, "batch": 64, "lr": 3e-3},
+        {"sparsity": "kl", "expansion": 4, "coef": 0.5, "batch": 64, "lr": 3e-3},
     ],
 )
 def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
@@ -468,8 +474,8 @@ def test_a_run_with_products_in_bf16_learns_what_the_fp32_run_learns(
             r'precision="bfloat16": the kernels of sparsity="topk" choose their own precision',
         ),
         (
-            {"precision": "bfloat16", "sparsity": "kl"},
-            'the kernels of sparsity="kl" choose their own precision',
+            {"precision": "bfloat16", "sparsity": "kl-sigmoid"},
+            'the kernels of sparsity="kl-sigmoid" choose their own precision',
         ),
         ({"precision": "bfloat16", "model": "pca", "latents": 4}, 'model="pca" is fitted in fp64'),
         (

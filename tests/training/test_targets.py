@@ -35,11 +35,11 @@ def held_out(path):
     return torch.cat([batch.x.float() for batch in Store(path).batches(500, split="holdout")])
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "batchtopk", "kl"])
+@pytest.mark.parametrize("sparsity", ["topk", "batchtopk", "kl-sigmoid"])
 def test_a_transcoder_gives_the_targets_raw_rows(stores, tmp_path, sparsity):
     x, y = stores
     settings = {**SETTINGS, "sparsity": sparsity}
-    if sparsity == "kl":
+    if sparsity == "kl-sigmoid":
         del settings["k"]
     result = saekit.train(x, tmp_path / "run", target_store=str(y), **settings)
     model = saekit.load(tmp_path / "run")

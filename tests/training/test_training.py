@@ -18,10 +18,17 @@ import saekit
 from saekit.errors import DataError, MissingError, NumericsError, UsageError
 from saekit.models.catalog import build
 from saekit.models.sae import SAE
+from saekit.store.checkpoint import read_checkpoint
 from saekit.store.files import sha256_of
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
-from saekit.training.dead import DeadTracker, dead_rows, resampling_steps, revive_rows
+from saekit.training.dead import (
+    DeadTracker,
+    dead_rows,
+    resampling_steps,
+    revive_rows,
+    steps_per_nudge,
+)
 from saekit.training.inputs import estimate
 from saekit.training.loop import Trainer
 from saekit.training.optim import make_adam, reset_moments, schedule
@@ -35,7 +42,7 @@ TOPK = {**SMALL, "k": 4}
     [
         ({"sparsity": "topk", "k": 4}, 0.35),
         ({"sparsity": "l1", "coef": 0.3}, 0.35),
-        ({"sparsity": "kl", "coef": 0.01}, 0.5),
+        ({"sparsity": "kl-sigmoid", "coef": 0.01}, 0.5),
     ],
 )
 def test_training_explains_the_data(store, tmp_path, options, most):
@@ -90,7 +97,7 @@ def test_the_checkpoint_acts_on_raw_rows_and_says_how_it_was_made(store, tmp_pat
     } <= set(lines[0])
 
 
-@pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl"}])
+@pytest.mark.parametrize("options", [{"k": 4}, {"sparsity": "l1"}, {"sparsity": "kl-sigmoid"}])
 def test_ten_steps_are_five_steps_a_resume_and_five_steps(store, tmp_path, options):
     config = TrainConfig.from_flat({**SMALL, **options, "rows": 10 * 256})
     saekit.train(store.path, tmp_path / "whole", config=config)
@@ -257,6 +264,34 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
     )
 
 
+def test_nudges_are_spread_over_an_epoch():
+    assert steps_per_nudge(600_000, 1024) == 4, "at most every fourth step"
+    assert steps_per_nudge(180_000, 2048) == 3
+    assert steps_per_nudge(4_000, 256) == 1
+
+
+@pytest.mark.parametrize("sparsity", ["topk", "batchtopk"])
+def test_nudges_change_nothing_before_a_latent_is_dead(tmp_path, sparsity):
+    path = write_store(tmp_path / "store", 2000)
+    options = {"rows": 1_800, "batch": 64, "lr": 3e-2, "sparsity": sparsity, "latents": 256, "k": 2}
+    runs = [
+        saekit.train(path, None, revive=way, **options).model.state_dict()
+        for way in ("nudge", "none")
+    ]
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
+
+
+def test_nudges_bring_dead_latents_back(tmp_path):
+    path = write_store(tmp_path / "store", 2000)
+    options = {"rows": 40_000, "batch": 64, "lr": 3e-2, "latents": 256, "k": 2}
+    dead = [
+        saekit.train(path, None, revive=way, **options).metrics["dead_train"]
+        for way in ("nudge", "none")
+    ]
+    assert dead[1] > 0.2 and dead[0] < dead[1] / 3, dead
+
+
 def test_resampling_zeroes_only_the_moments_of_the_dead():
     sae = build("sae", 16, {"latents": 8, "sparsity": "l1"})
     optimizer = make_adam(sae, 1e-3)
@@ -400,3 +435,19 @@ def test_a_run_that_ends_far_off_is_an_error_and_no_checkpoint(store, tmp_path):
     with pytest.raises(NumericsError, match="the run diverged: held-out fvu"):
         saekit.train(store.path, tmp_path / "run", **{**SMALL, "lr": 1e6})
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_needs_no_installed_package(tmp_path, monkeypatch):
+    """Sources that are only on PYTHONPATH have no metadata; a run must not end with that."""
+    import importlib.metadata
+
+    def none(_):
+        raise importlib.metadata.PackageNotFoundError("saekit")
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", none)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("saekit")
+    store = write_store(tmp_path / "store", 600)
+    saekit.train(store, tmp_path / "run", latents=32, k=4, rows=512, batch=256)
+    recorded = read_checkpoint(tmp_path / "run").config["versions"]
+    assert recorded == {"saekit": saekit.__version__, "torch": torch.__version__}

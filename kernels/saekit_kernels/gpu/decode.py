@@ -17,9 +17,16 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import Codes
 from saekit_kernels.decode import Decoded
-from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, unit_stride
+from saekit_kernels.gpu.runtime import (
+    Case,
+    jit,
+    next_power_of_2,
+    row_pointer,
+    row_span,
+    unit_stride,
+)
 
 # Codes of a row that are loaded together: one by one, each would wait for the memory by itself.
 ENTRIES = 4
@@ -45,12 +52,12 @@ def row_warps(d: int, weight_bytes: int, stride: int) -> int:
     those in registers (up to about d = 5000).
     """
     if d % 16 or stride % 16:
-        weight_bytes = 4
+        weight_bytes = 8
     return min(max(next_power_of_2(d) * weight_bytes // 2048, 1), 16)
 
 
 @jit
-def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
+def gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
     """acc + sum_e v[e] W[j[e], cols]"""
     mask = live[:, None] & col_mask[None, :]
     w = tl.load(W_ptr + j[:, None] * W_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -61,7 +68,7 @@ def _gather_sum(acc, j, v, W_ptr, W_stride, cols, col_mask, live):
 def _decode_mse_row(
     vals_ptr,
     idx_ptr,
-    nnz_ptr,
+    row_ptr,
     W_ptr,
     W_stride,
     b_ptr,
@@ -76,11 +83,13 @@ def _decode_mse_row(
     K,
     d,
     inverse_B,
+    RESIDUAL: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     PENALTY: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     ENTRIES: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEAD)
@@ -88,7 +97,7 @@ def _decode_mse_row(
     in_head = head < d
     in_tail = tail < d
     entry = tl.arange(0, ENTRIES)
-    nnz = tl.load(nnz_ptr + row)
+    first, nnz = row_span(row_ptr, row, K, RAGGED)
 
     # First pass: x_hat, which then becomes the residual. Columns after d stay 0 and add nothing to
     # the loss.
@@ -97,16 +106,17 @@ def _decode_mse_row(
     l1 = tl.zeros((ENTRIES,), tl.float32)
     for t in range(0, nnz, ENTRIES):
         live = t + entry < nnz
-        j = tl.load(idx_ptr + row * K + t + entry, mask=live, other=0).to(tl.int64)
-        v = tl.load(vals_ptr + row * K + t + entry, mask=live, other=0.0)
-        e_head = _gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
-        e_tail = _gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
+        j = tl.load(idx_ptr + first + t + entry, mask=live, other=0).to(tl.int64)
+        v = tl.load(vals_ptr + first + t + entry, mask=live, other=0.0)
+        e_head = gather_sum(e_head, j, v, W_ptr, W_stride, head, in_head, live)
+        e_tail = gather_sum(e_tail, j, v, W_ptr, W_stride, tail, in_tail, live)
         if PENALTY:
             l1 += v * tl.load(penalty_ptr + j, mask=live, other=0.0).to(tl.float32)
     e_head -= tl.load(x_ptr + row * x_stride + head, mask=in_head, other=0.0).to(tl.float32)
     e_tail -= tl.load(x_ptr + row * x_stride + tail, mask=in_tail, other=0.0).to(tl.float32)
-    tl.store(residual_ptr + row * d + head, e_head, mask=in_head)
-    tl.store(residual_ptr + row * d + tail, e_tail, mask=in_tail)
+    if RESIDUAL:
+        tl.store(residual_ptr + row * d + head, e_head, mask=in_head)
+        tl.store(residual_ptr + row * d + tail, e_tail, mask=in_tail)
     tl.store(loss_ptr + row, tl.sum(e_head * e_head, axis=0) + tl.sum(e_tail * e_tail, axis=0))
     if PENALTY:
         tl.store(l1_ptr + row, tl.sum(l1, axis=0))
@@ -119,7 +129,7 @@ def _decode_mse_row(
         tl.store(g_ptr + row * d + tail, g_tail, mask=in_tail)
         for t in range(0, nnz, ENTRIES):
             live = t + entry < nnz
-            slot = row * K + t + entry
+            slot = first + t + entry
             j = tl.load(idx_ptr + slot, mask=live, other=0).to(tl.int64)
             v = tl.load(vals_ptr + slot, mask=live, other=0.0)
             W_row = W_ptr + j[:, None] * W_stride
@@ -137,7 +147,7 @@ def _decode_mse_row(
 
 
 def decode_mse(
-    codes: SparseCodes,
+    codes: Codes,
     W_FD: torch.Tensor,
     b_D: torch.Tensor,
     x_BD: torch.Tensor,
@@ -151,46 +161,77 @@ def decode_mse(
     the gradient with respect to x_hat and dvals_BK the gradient with respect to the code values: 0
     on padding and where the value is 0. Raises ValueError when the shapes do not fit.
     """
+    residual = torch.empty(x_BD.shape, dtype=torch.float32, device=x_BD.device)
+    g = torch.empty_like(residual) if need_grad and len(codes) else None
+    loss, dvals, l1 = _rows(codes, W_FD, b_D, x_BD, penalty_F, residual, g)
+    return Decoded(loss, residual, g, dvals, l1)
+
+
+def decode_gradients(
+    codes: Codes,
+    W_FD: torch.Tensor,
+    b_D: torch.Tensor,
+    x_BD: torch.Tensor,
+    dtype: torch.dtype,
+    penalty_F: torch.Tensor | None = None,
+) -> Decoded:
+    """decode_mse for a step that gathers g: g_BD in `dtype`, and no residual (0,D), from which g
+    differs by a constant."""
+    g = torch.empty(x_BD.shape, dtype=dtype, device=x_BD.device)
+    loss, dvals, l1 = _rows(codes, W_FD, b_D, x_BD, penalty_F, None, g)
+    return Decoded(loss, x_BD[:0], g, dvals, l1)
+
+
+def _rows(
+    codes: Codes,
+    W_FD: torch.Tensor,
+    b_D: torch.Tensor,
+    x_BD: torch.Tensor,
+    penalty_F: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    g: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(loss_B, dvals, l1_B); fills residual and g if they are there."""
     # Check.
-    B, K = codes.vals.shape
-    d = _width(codes, W_FD, b_D)
+    B, d = len(codes), width(codes, W_FD)
+    if b_D.shape != (d,):
+        raise ValueError(f"the bias must have shape ({d},), got {tuple(b_D.shape)}")
     if x_BD.shape != (B, d):
         raise ValueError(f"x must have shape ({B}, {d}), got {tuple(x_BD.shape)}")
     if penalty_F is not None and penalty_F.shape != (codes.F,):
         raise ValueError(f"penalty must have shape ({codes.F},), got {tuple(penalty_F.shape)}")
     # Outputs.
     like: dict[str, Any] = dict(dtype=torch.float32, device=x_BD.device)
-    loss, residual = torch.empty(B, **like), torch.empty(B, d, **like)
-    l1 = None if penalty_F is None else torch.empty(B, **like)
+    loss, l1 = torch.empty(B, **like), None if penalty_F is None else torch.empty(B, **like)
+    dvals = None if g is None else torch.zeros(codes.vals.shape, **like)
     if B == 0:
-        return Decoded(loss, residual, l1_B=l1)
-    g, dvals = (torch.empty(B, d, **like), torch.zeros(B, K, **like)) if need_grad else (None, None)
+        return loss, dvals, l1
     # Inputs as the kernel reads them. It never touches the pointer of a disabled output.
     W, x, b = unit_stride(W_FD), unit_stride(x_BD), b_D.contiguous()
-    vals, idx, nnz = codes.vals.contiguous(), codes.idx.contiguous(), codes.nnz.contiguous()
+    vals, idx = codes.vals.contiguous(), codes.idx.contiguous()
+    row_ptr, K, ragged = row_pointer(codes)
     penalty = loss if penalty_F is None else penalty_F.contiguous()
     warps = row_warps(d, W.element_size(), W.stride(0))
     head, tail = split_width(d, 32 * warps)
     _decode_mse_row[(B,)](
-        *(vals, idx, nnz, W, W.stride(0), b, x, x.stride(0), penalty),
-        *(loss, residual, residual if g is None else g, loss if dvals is None else dvals),
-        *(loss if l1 is None else l1, K, d, 1.0 / B, need_grad, penalty_F is not None),
-        *(head, tail, ENTRIES),
+        *(vals, idx, row_ptr, W, W.stride(0), b, x, x.stride(0), penalty, loss),
+        *(loss if t is None else t for t in (residual, g, dvals, l1)),
+        *(K, d, 1.0 / B, residual is not None, g is not None, penalty_F is not None),
+        *(head, tail, ENTRIES, ragged),
         num_warps=warps,
     )
-    return Decoded(loss, residual, g, dvals, l1)
+    return loss, dvals, l1
 
 
-def _width(codes: SparseCodes, W_FD: torch.Tensor, b_D: torch.Tensor) -> int:
+def width(codes: Codes, W_FD: torch.Tensor) -> int:
+    """D. Raises ValueError when W does not fit the codes."""
     if W_FD.ndim != 2 or len(W_FD) != codes.F:
         raise ValueError(f"W must have shape ({codes.F}, D), got {tuple(W_FD.shape)}")
-    if b_D.shape != W_FD.shape[1:]:
-        raise ValueError(f"the bias must have shape ({W_FD.shape[1]},), got {tuple(b_D.shape)}")
     return W_FD.shape[1]
 
 
 def cases() -> list[Case]:
-    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
+    codes = {"vals_ptr": "*fp32", "idx_ptr": "*i32", "row_ptr": "*i32"}
     shape = {"K": "i32", "d": "i32"}
     listed = []
     for d, weight, penalty, aligned in (
@@ -200,16 +241,15 @@ def cases() -> list[Case]:
         (4096, "*fp32", True, ("K", "d", "W_stride", "x_stride")),
         (1001, "*bf16", False, ()),
     ):
-        outputs = {
-            f"{name}_ptr": "*fp32" for name in ("penalty", "loss", "residual", "g", "dvals", "l1")
-        }
+        names = ("penalty", "loss", "residual", "g", "dvals", "l1")
+        outputs = {f"{name}_ptr": weight if name == "g" else "*fp32" for name in names}
         signature = (
             codes
             | {
                 "W_ptr": weight,
                 "W_stride": "i32",
                 "b_ptr": "*fp32",
-                "x_ptr": weight,
+                "x_ptr": "*fp32",
                 "x_stride": "i32",
             }
             | outputs
@@ -218,11 +258,13 @@ def cases() -> list[Case]:
         warps = row_warps(d, 2 if weight == "*bf16" else 4, d)
         head, tail = split_width(d, 32 * warps)
         constants = {
+            "RESIDUAL": not aligned,
             "NEED_GRAD": True,
             "PENALTY": penalty,
             "HEAD": head,
             "TAIL": tail,
             "ENTRIES": ENTRIES,
+            "RAGGED": penalty,
         }
         name = f"decode_mse_{d}_{weight[1:]}"
         signature |= {"inverse_B": "fp32"}

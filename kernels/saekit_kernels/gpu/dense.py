@@ -11,7 +11,7 @@ import torch
 
 from saekit_kernels.dense import DenseStep, Parameters, kl_of_means
 from saekit_kernels.gpu.penalty import relu_backward, relu_forward, sigmoid_dpre, sigmoid_encode
-from saekit_kernels.operations import low
+from saekit_kernels.operations import low, product32
 
 DENSE_ROWS = 4096
 
@@ -29,7 +29,7 @@ def relu_step(
     step = DenseStep(
         x_BD.new_empty(B, D), x_BD.new_zeros(F), x_BD.new_zeros(F, dtype=torch.int64), None
     )
-    gradients = [torch.zeros_like(p) for p in parameters]
+    gradients: list[torch.Tensor] | None = None
     W_enc_low, W_dec_low, b_low = low(W_enc), low(W_dec), low(b_enc)
     for start in range(0, B, DENSE_ROWS):
         rows = slice(start, start + DENSE_ROWS)
@@ -38,13 +38,16 @@ def relu_step(
         relu_forward(z, norm_F)
         step.fired_F += (z > 0).sum(0)
         step.mass_F += z.sum(0, dtype=torch.float32)
-        step.residual_BD[rows] = torch.mm(z, W_dec_low).float() + b_dec - x_BD[rows]
+        step.residual_BD[rows] = product32(z, W_dec_low) + b_dec - x_BD[rows]
         if wants_grad:
             g = step.residual_BD[rows] * (2.0 / B)
             dz = torch.mm(low(g), W_dec_low.T)
-            gradients[1] += relu_backward(z, dz, pull_F)
-            _add_products(gradients, x, z, dz, g)
-    step.gradients = gradients if wants_grad else None
+            db_enc = relu_backward(z, dz, pull_F)
+            chunk = _gradients(x, z, dz, db_enc, g)
+            gradients = (
+                chunk if gradients is None else [a.add_(b) for a, b in zip(gradients, chunk)]
+            )
+    step.gradients = gradients
     return step
 
 
@@ -58,17 +61,15 @@ def sigmoid_step(
     x, W_dec_low = low(x_BD), low(W_dec)
     f_BF, mean_F = sigmoid_encode(x, low(W_enc), b_enc)
     kl, derivative_F = kl_of_means(mean_F, rate)
-    residual = torch.mm(f_BF, W_dec_low).float() + b_dec - x_BD
+    residual = product32(f_BF, W_dec_low) + b_dec - x_BD
     step = DenseStep(residual, mean_F * B, (f_BF > 0.5).sum(0), None)
     if wants_grad:
-        step.gradients = [torch.zeros_like(p) for p in parameters]
         g = residual * (2.0 / B)
-        dpre, step.gradients[1] = sigmoid_dpre(low(g), W_dec_low, f_BF, coef / B * derivative_F)
-        _add_products(step.gradients, x, f_BF, dpre, g)
+        dpre, db_enc = sigmoid_dpre(low(g), W_dec_low, f_BF, coef / B * derivative_F)
+        step.gradients = _gradients(x, f_BF, dpre, db_enc, g)
     return step, kl
 
 
-def _add_products(gradients: list[torch.Tensor], x, z, dpre, g) -> None:
-    gradients[0] += torch.mm(dpre.T, x)
-    gradients[2] += torch.mm(z.T, low(g))
-    gradients[3] += g.sum(0)
+def _gradients(x, z, dpre, db_enc, g) -> list[torch.Tensor]:
+    """Of W_enc, b_enc, W_dec, b_dec, from one chunk of rows."""
+    return [product32(dpre.T, x), db_enc, product32(z.T, low(g)), g.sum(0)]

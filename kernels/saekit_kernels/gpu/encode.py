@@ -1,45 +1,47 @@
-"""The encoder: rows x -> codes, in two plans and four policies.
+"""The encoder: rows x -> codes, in two plans and three policies.
 
-TopK, plan "gemm": the vendor's GEMM in row chunks (256 MB of fp32 pre-activations at a time), then
-one read by select_topk. Plan "fused": K1, gpu/filter.py, with a bound from a column sample: the
-pre-activations of every S-th latent (S = 32: 3 % more FLOPs) and their r-th largest, r = k/S + 4
-sqrt(k/S) + 4. About S r entries of a row pass it (k = 32: 288), and fewer than k in one of 10^6
-rows; those are redone exactly, so the sample affects the time and never the result. Plan "auto" is
-fused for 16-bit inputs up to d = 1536: not writing B x F saves 48 % of the GEMM at d = 768 and 16 %
-at d = 2304, and a Triton GEMM at 85 % of the vendor's loses 18 % (docs/kernels.md; modeled, not
-measured on a device). An fp32 GEMM takes ten times as long, so there is little to save, and
-Triton's runs on plain FMAs.
+Plans. "fused": the product in Triton, and only candidates are stored (gpu/filter.py). "gemm": the
+vendor's product of a chunk of rows, in bf16 for bf16 inputs, then the same candidates in one read.
+"auto" is fused for 16-bit inputs up to d = 1536: not writing B x F saves 48 % of the GEMM at d =
+768 and 16 % at d = 2304, and a Triton GEMM at 85 % of the vendor's loses 18 % (docs/kernels.md;
+modeled, not measured on a device). An fp32 GEMM takes ten times as long, so there is little to
+save, and Triton's runs on plain FMAs. The plans differ in the rounding of the pre-activations that
+are compared: fp32 sums by "fused", bf16 by "gemm", as a dense step under autocast has them.
 
-ReLU, JumpReLU and BatchTopK's inference are the same filter with a threshold per column, or one
-for all. BatchTopK's training takes the `capacity` + 1 largest of each row and then the B k largest
-of these: if no row has more than `capacity` winners, which the extra entry shows, they are the B k
-largest of all.
+TopK. A column sample gives each row a bound: the pre-activations of every S-th latent (S = 32: 3 %
+more FLOPs) and their r-th largest, r = k/S + 4 sqrt(k/S) + 4. About S r entries of a row pass it (k
+= 32: 288), and fewer than k in one of 10^6 rows; those are redone exactly, so the sample affects
+the time and never the result. Nothing waits for the device.
 
-Keys, ties, NaN and non-positive values: gpu/select.py. Nothing here has a gradient, and nothing
-waits for the device.
+Thresholds (ReLU, JumpReLU) and BatchTopK. Rows differ too much for a fixed width: in a language
+model one in forty has fifty times the entries of the mean row. Their codes are ragged, and only the
+device knows the number of entries, which the shapes of everything after it depend on: the host
+waits for it once, after the product. A threshold that admits more entries than the sparse path is
+good for gives no codes, and the caller takes the dense path. BatchTopK guesses a bound for the
+whole batch; when too few or too many entries pass, the filter runs again with another one.
+
+Keys, ties, NaN and non-positive values: gpu/select.py. Nothing here has a gradient.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton.language as tl
 
-from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.filter import filter_rows
+from saekit_kernels.codes import RaggedCodes, SparseCodes
+from saekit_kernels.gpu.filter import candidates, choose, pack, product
 from saekit_kernels.gpu.redo import redo_rows
 from saekit_kernels.gpu.runtime import Case, jit, unit_stride
-from saekit_kernels.gpu.select import (
-    check_k,
-    group_bound,
-    groups_for,
-    new_codes,
-    select_into,
-    select_topk,
-)
+from saekit_kernels.gpu.select import check_k, group_bound, groups_for, new_codes
 
 FUSED_UP_TO_D = 1536
-PRE_BYTES = 1 << 28  # fp32 pre-activations held at a time
+SAMPLE_BYTES = 1 << 28  # fp32 pre-activations of the sample held at a time
 SAMPLE_STRIDE = 32
+NAN_KEY = 0x7FFFFFFF
+FIRST_STEP = 1 << 21  # of a search over keys: a factor of 1.2; 1 << 23 would be one of 2
+ROOM = 8  # times B k: the most candidates that a batch-wide selection looks at
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -76,14 +78,6 @@ def checked(x_BD, W_FD, b_F) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return unit_stride(x_BD.detach()), unit_stride(W_FD.detach()), b_F.detach().contiguous()
 
 
-def products(x_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
-    """x W^T in fp32 for inputs of any dtype: rounding it to bf16 would create ties. fp32 inputs
-    follow torch.set_float32_matmul_precision."""
-    if x_BD.is_cuda and x_BD.dtype == W_FD.dtype != torch.float32:
-        return torch.mm(x_BD, W_FD.T, out_dtype=torch.float32)
-    return torch.mm(x_BD.float(), W_FD.T.float())
-
-
 def sample_plan(F: int, k: int) -> tuple[int, int]:
     """(stride, rank): every stride-th latent is sampled, and the rank-th largest of the sample is
     the bound. The sample has at least 4 rank latents unless the stride is 1."""
@@ -104,9 +98,9 @@ def sample_bounds(
     n = len(b)
     bound = torch.empty(B, dtype=torch.int32, device=x_BD.device)
     groups, warps = groups_for(n, rank)
-    rows = max(PRE_BYTES // (4 * n), 1)
+    rows = max(SAMPLE_BYTES // (4 * n), 1)
     for start in range(0, B, rows):
-        pre = products(x_BD[start : start + rows], W)
+        pre = product(x_BD[start : start + rows], W)
         bound_kernel[(len(pre),)](
             pre,
             b,
@@ -120,26 +114,14 @@ def sample_bounds(
     return bound
 
 
-def topk_gemm(
-    x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, codes: SparseCodes
-) -> None:
-    rows = max(PRE_BYTES // (4 * codes.F), 1)
-    for start in range(0, len(codes), rows):
-        select_into(codes, start, products(x_BD[start : start + rows], W_FD), b_F)
-
-
-def topk_fused(
-    x_BD, W_FD, b_F, codes: SparseCodes, enabled: torch.Tensor | None = None
-) -> torch.Tensor:
-    """K1 into codes; returns the number of rows redone. Only the sample is computed when `enabled`
-    is 0 on the device."""
-    stride, rank = sample_plan(codes.F, codes.capacity)
-    bound = sample_bounds(x_BD, W_FD, b_F, stride, rank)
-    total, flag = torch.zeros(2, len(codes), dtype=torch.int32, device=x_BD.device)
-    filter_rows(
-        x_BD, W_FD, b_F, stride * rank, "topk", codes, total, flag, bound=bound, enabled=enabled
-    )
-    return redo_rows(x_BD, W_FD, b_F, codes, total, flag)
+def plan_of(plan: str, x_BD: torch.Tensor, W_FD: torch.Tensor) -> str:
+    """fused | gemm. Raises ValueError for an unknown plan."""
+    if plan not in ("auto", "gemm", "fused"):
+        raise ValueError(f"plan must be auto, gemm or fused, got {plan!r}")
+    if plan != "auto":
+        return plan
+    narrow = x_BD.shape[1] <= FUSED_UP_TO_D
+    return "fused" if narrow and x_BD.dtype == W_FD.dtype != torch.float32 else "gemm"
 
 
 def encode_topk(
@@ -148,65 +130,65 @@ def encode_topk(
     """The k largest of ReLU(x W^T + b) of each row, and the number of rows that were redone (int32
     on the device).
 
-    Exact on fp32 sums of the inputs as given. Raises ValueError when k is not in [1, F] or the plan
-    is not auto, gemm or fused.
+    Raises ValueError when k is not in [1, F] or the plan is not auto, gemm or fused.
     """
     x, W, b = checked(x_BD, W_FD, b_F)
     B, F = len(x), len(W)
     check_k("k", k, F, B)
-    if plan not in ("auto", "gemm", "fused"):
-        raise ValueError(f"plan must be auto, gemm or fused, got {plan!r}")
+    plan = plan_of(plan, x, W)
     codes = new_codes(B, k, F, x.device)
-    redone = torch.zeros((), dtype=torch.int32, device=x.device)
     if B == 0:
-        return codes, redone
-    if plan == "fused" or (
-        plan == "auto" and x.shape[1] <= FUSED_UP_TO_D and x.dtype == W.dtype != torch.float32
-    ):
-        redone = topk_fused(x, W, b, codes)
-    else:
-        topk_gemm(x, W, b, codes)
-    return codes, redone
+        return codes, torch.zeros((), dtype=torch.int32, device=x.device)
+    stride, rank = sample_plan(F, k)
+    bound = sample_bounds(x, W, b, stride, rank)
+    flag = torch.zeros(B, dtype=torch.int32, device=x.device)
+    for found in candidates(x, W, b, plan, stride * rank, bound=bound):
+        choose(found, codes, flag, bound)
+    return codes, redo_rows(x, W, b, codes, flag)
 
 
 def encode_threshold(
-    x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, theta: torch.Tensor, capacity: int
-) -> tuple[SparseCodes, torch.Tensor]:
-    """(codes, overflow_B): the pre-activations above theta (F,), or above one theta (0-d), and
-    above 0; at most `capacity` per row.
+    x_BD: torch.Tensor,
+    W_FD: torch.Tensor,
+    b_F: torch.Tensor,
+    theta: torch.Tensor,
+    room: int,
+    plan: str = "auto",
+) -> RaggedCodes | None:
+    """The pre-activations above theta (F,), or above one theta (0-d), and above 0. None when there
+    are more than `room` of them in the whole batch.
 
-    overflow_B (bool) says which rows had more than `capacity`: they keep the largest entries among
-    those that the filter stored, and the others are lost. Raises ValueError when capacity is not in
-    [1, F].
+    Waits for the device once. Raises ValueError for a theta that does not fit, and for a `room` of
+    2^31 or more.
     """
     x, W, b = checked(x_BD, W_FD, b_F)
     B, F = len(x), len(W)
-    check_k("capacity", capacity, F, B)
     if theta.shape not in ((), (F,)) or theta.dtype not in FLOATS or theta.device != x.device:
         raise ValueError(
             f"theta must be a float tensor () or ({F},) on {x.device}, got {theta.dtype}"
             f" {tuple(theta.shape)}"
         )
-    codes, theta = new_codes(B, capacity, F, x.device), theta.detach()
-    total, flag = torch.zeros(2, B, dtype=torch.int32, device=x.device)
-    if B:
-        filter_rows(x, W, b, capacity, "clip", codes, total, flag, theta=theta)
-        redo_rows(x, W, b, codes, total, flag, theta)
-    return codes, total > capacity
+    if room >= 2**31:
+        raise ValueError(f"room for {room:,} entries: it must stay below 2^31")
+    chunks = candidates(x, W, b, plan_of(plan, x, W), theta=theta.detach())
+    first, vals, idx = pack(chunks, B, room, x.device)
+    total = int(first[-1])
+    if total > room:
+        return None
+    return RaggedCodes(first.to(torch.int32), vals[:total], idx[:total], F)
 
 
 def encode_relu(
-    x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, capacity: int
-) -> tuple[SparseCodes, torch.Tensor]:
-    """(codes, overflow_B): the positive pre-activations, at most `capacity` per row:
-    encode_threshold at 0."""
-    return encode_threshold(x_BD, W_FD, b_F, torch.zeros((), device=x_BD.device), capacity)
+    x_BD: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, room: int, plan: str = "auto"
+) -> RaggedCodes | None:
+    """The positive pre-activations: encode_threshold at 0."""
+    return encode_threshold(x_BD, W_FD, b_F, torch.zeros((), device=x_BD.device), room, plan)
 
 
 def keys_of(vals: torch.Tensor) -> torch.Tensor:
     """positive_key of gpu/select.py in torch."""
     return torch.where(
-        vals.isnan(), 0x7FFFFFFF, vals.float().contiguous().view(torch.int32).clamp(min=0)
+        vals.isnan(), NAN_KEY, vals.float().contiguous().view(torch.int32).clamp(min=0)
     )
 
 
@@ -215,92 +197,105 @@ def encode_batchtopk(
     W_FD: torch.Tensor,
     b_F: torch.Tensor,
     k: int,
-    capacity: int,
     bound: torch.Tensor | None = None,
-) -> tuple[SparseCodes, torch.Tensor, torch.Tensor]:
-    """(codes, threshold, overflow_B): the B k largest positive pre-activations of the batch, ties
-    to the smallest b F + j.
+    plan: str = "auto",
+) -> tuple[RaggedCodes, torch.Tensor]:
+    """(codes, threshold): the B k largest positive pre-activations of the batch, ties to the
+    smallest b F + j. threshold (0-d) is the smallest kept value, 0 when nothing is kept.
 
-    threshold (0-d) is the smallest kept value, 0 when nothing is kept. overflow_B says which rows
-    had more than `capacity` winners and lost the smaller ones. Only then are the codes not the B k
-    largest of all, but of the `capacity` + 1 largest of each row: entries that an overflowing row
-    cannot hold go to other rows.
-
-    `bound` (0-d) is a guess below the threshold, such as 0.9 of the last step's: it saves the
-    column sample's GEMM and most candidates. A wrong guess only costs time: when fewer than B k
-    entries reach it, or one row in 32 has more candidates than slots, the device uses the bounds of
-    encode_topk instead. Raises ValueError unless 1 <= k <= capacity <= F.
+    `bound` (0-d) is a guess below the threshold, such as 0.7 of the last step's. A wrong guess only
+    costs time: the product runs again with another bound. Waits for the device once for each.
+    Raises ValueError unless 1 <= k <= F and B k < 2^31 / 8.
     """
     x, W, b = checked(x_BD, W_FD, b_F)
     B, F = len(x), len(W)
-    check_k("capacity", capacity, F, B)
-    if not 1 <= k <= capacity:
-        raise ValueError(f"k must lie in [1, capacity = {capacity}], got {k}")
+    check_k("k", k, F, ROOM * B)
     if B == 0:
-        return (
-            new_codes(0, capacity, F, x.device),
-            x.new_zeros((), dtype=torch.float32),
-            x.new_zeros(0, dtype=torch.bool),
-        )
-    width = min(capacity + 1, F)
-    check_k("capacity + 1", width, F, B)
-    rows = new_codes(B, width, F, x.device)
-    if bound is None:
-        topk_fused(x, W, b, rows)
-    else:
-        largest_by_bound(x, W, b, rows, k, bound)
-    return largest_of_batch(rows, k, capacity)
+        nothing = RaggedCodes(b.new_zeros(1).int(), b.new_zeros(0), b.new_zeros(0).int(), F)
+        return nothing, torch.zeros((), device=x.device)
+    first, vals, idx = batch_candidates(x, W, b, B * k, bound, plan_of(plan, x, W))
+    return largest_of_batch(RaggedCodes(first, vals, idx, F), B * k)
 
 
-def largest_by_bound(x_BD, W_FD, b_F, codes: SparseCodes, k: int, bound: torch.Tensor) -> None:
-    """The largest entries of each row that reach the bound, if there are B k of them in all;
-    otherwise the largest entries of each row."""
-    B = len(codes)
-    key = keys_of(bound.detach().reshape(())).clamp(min=1)
-    total, flag = torch.zeros(2, B, dtype=torch.int32, device=x_BD.device)
-    filter_rows(x_BD, W_FD, b_F, codes.capacity, "complete", codes, total, flag, bound=key)
-    # At key 1 every positive entry passes, so a lower bound would not find more.
-    short = (total.clamp(max=codes.capacity).sum() < B * k) & (key > 1)
-    crowded = flag.sum() * 32 > B
-    again = (short | crowded).to(torch.int32)
-    redo_rows(x_BD, W_FD, b_F, codes, total, flag * (1 - again))
-    topk_fused(x_BD, W_FD, b_F, codes, enabled=again)
+def batch_candidates(
+    x_BD, W_FD, b_F, wanted: int, bound: torch.Tensor | None, plan: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(first (B+1,), vals, idx) of all entries at or above some key that `wanted` entries reach, or
+    of all positive ones, end to end.
+
+    A search over keys: at `many` and below more entries pass than there is room for, at `few` and
+    above fewer than are wanted. The guess is mostly right, and one product enough.
+    """
+    B, room = len(x_BD), ROOM * wanted
+    sampled = functools.partial(sample_key, x_BD, W_FD, b_F, wanted)
+    many, few, ties, step = 0, NAN_KEY + 1, 0, FIRST_STEP
+    guess = sampled() if bound is None else keys_of(bound.detach().reshape(())).clamp(min=1)
+    key, guessed = guess, bound is not None
+    while True:
+        chunks = candidates(x_BD, W_FD, b_F, plan, bound=key)
+        first, vals, idx = pack(chunks, B, room, x_BD.device)
+        total, at = torch.stack([first[-1], key.long()]).tolist()  # the wait
+        if wanted <= total <= room or (total < wanted and at == 1):
+            return first, vals[:total], idx[:total]
+        # NaN is the largest key: of these the first ones win.
+        if total > room and at == NAN_KEY:
+            return first.clamp_(max=room), vals, idx
+        if total > room:
+            many, ties, next_key = at, total, at + step
+        else:
+            few, next_key = at, at - step
+        # A guess that failed, such as that of a run's first step, is followed by the sample's. When
+        # nothing lies between, the entries of key `many` are tied, and all of them are needed.
+        if guessed and many < (by_sample := int(sampled())) < few:
+            next_key = by_sample
+        elif few - many == 1:
+            room, next_key = ties, many
+        elif not many < next_key < few:
+            next_key = (many + few) // 2
+        key, step, guessed = torch.full_like(key, next_key), 2 * step, False
 
 
-def largest_of_batch(
-    rows: SparseCodes, k: int, capacity: int
-) -> tuple[SparseCodes, torch.Tensor, torch.Tensor]:
-    """The B k largest among the entries of all rows, then at most `capacity` per row."""
-    # The B k largest keys; ties go to the smallest b F + j: rows and columns ascend.
-    keys = keys_of(rows.vals)  # 0 on padding
-    count = min(len(rows) * k, keys.numel())
-    kth = keys.flatten().topk(count, sorted=False).values.amin()
-    tied = (keys == kth) & (keys > 0)
+def sample_key(x_BD, W_FD, b_F, wanted: int) -> torch.Tensor:
+    """A key that somewhat more than `wanted` entries of the batch reach, by every S-th latent."""
+    stride, F = SAMPLE_STRIDE, len(W_FD)
+    while F // stride < 4 * SAMPLE_STRIDE and stride > 1:
+        stride //= 2
+    keys = keys_of(product(x_BD, W_FD[::stride]) + b_F[::stride].float()).flatten()
+    mean = wanted / stride
+    rank = min(int(mean + 4 * mean**0.5 + 4), len(keys))
+    return keys.topk(rank, sorted=False).values.amin().clamp(min=1)
+
+
+def largest_of_batch(pool: RaggedCodes, wanted: int) -> tuple[RaggedCodes, torch.Tensor]:
+    """The `wanted` largest entries, ties to the first ones, and the smallest of them."""
+    device, total = pool.vals.device, len(pool.vals)
+    if total == 0:
+        nothing = RaggedCodes(pool.ptr.to(torch.int32), pool.vals, pool.idx, pool.F)
+        return nothing, torch.zeros((), device=device)
+    # Which entries win.
+    keys, count = keys_of(pool.vals), min(wanted, total)
+    kth = keys.topk(count, sorted=False).values.amin()
+    tied = keys == kth
     room = count - (keys > kth).sum()
-    first = tied.flatten().cumsum(0, dtype=torch.int32).view_as(keys) <= room
-    wins = (keys > kth) | (tied & first)
-    # At most `capacity` per row, and the smallest. A key is the value's bits (NaN: INT_MAX).
-    selected = select_topk(torch.where(wins, rows.vals, 0), capacity)
-    idx = torch.where(selected.active(), rows.idx.gather(1, selected.idx.long()), 0)
-    smallest = torch.where(selected.active(), keys_of(selected.vals), 0x7FFFFFFF).amin()
-    threshold = torch.where(selected.nnz.sum() > 0, smallest.view(torch.float32), 0.0)
-    codes = SparseCodes(selected.vals, idx, selected.nnz, rows.F)
-    return codes, threshold, wins.sum(1) > capacity
+    wins = (keys > kth) | (tied & (tied.cumsum(0) <= room))
+    # Move them to the front, without asking how many: `count` are. The others share one place.
+    before = torch.nn.functional.pad(wins.cumsum(0), (1, 0))
+    to = torch.where(wins, before[:-1], count)
+    vals = torch.empty(count + 1, device=device).index_copy_(0, to, pool.vals)[:count]
+    idx = pool.idx.new_empty(count + 1).index_copy_(0, to, pool.idx)[:count]
+    codes = RaggedCodes(before[pool.ptr.long()].to(torch.int32), vals, idx, pool.F)
+    threshold = torch.where(kth == NAN_KEY, float("nan"), kth.view(torch.float32))
+    return codes, threshold
 
 
 def cases() -> list[Case]:
-    signature = {
-        "pre_ptr": "*fp32",
-        "b_ptr": "*fp32",
-        "bound_ptr": "*i32",
-        "n": "i32",
-        "rank": "i32",
-        "pre_stride": "i32",
-    }
+    signature = {"b_ptr": "*fp32", "bound_ptr": "*i32"}
+    signature |= {"n": "i32", "rank": "i32", "pre_stride": "i32"}
     listed = []
-    for F, k in ((24576, 32), (73728, 64), (131072, 1024)):
+    for F, k, pre in ((24576, 32, "*bf16"), (73728, 64, "*bf16"), (131072, 1024, "*fp32")):
         stride, rank = sample_plan(F, k)
         groups, warps = groups_for(F // stride, rank)
         name, constants, aligned = f"bound F={F} k={k}", {"GROUPS": groups}, ("n", "pre_stride")
-        listed.append(Case(name, bound_kernel, signature, constants, warps, aligned=aligned))
+        pointers = {"pre_ptr": pre} | signature
+        listed.append(Case(name, bound_kernel, pointers, constants, warps, aligned=aligned))
     return listed

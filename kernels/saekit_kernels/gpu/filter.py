@@ -1,24 +1,29 @@
-"""K1: a GEMM whose epilogue keeps only the candidates, and a second kernel that chooses among them.
+"""K1: candidates of every row. A product whose pre-activations are compared with a bound or with
+thresholds, and only what passes is stored, 8 bytes each.
 
-The pre-activations, B x F, never reach memory. At d = 768 writing them in bf16 and reading them
-again would cost 48 % of the GEMM (docs/kernels.md); instead, a few candidates per tile are stored,
-8 bytes each.
+- `filter_kernel`, the fused plan: tile (rows, columns) of x W^T + b. An entry whose key passes the
+  row's bound, or whose value passes the column's threshold, goes to one of the SLOTS slots of this
+  (row, tile). The decisions of a row are the bits of a word, and the number of bits below an
+  entry's own is its slot: no atomics, ascending columns, and far fewer registers than a cumulative
+  sum, which spilled. The count is stored unclipped, so that an overflowing tile is noticed.
+- `collect_kernel`, plan B: the same slots from pre-activations that the vendor's product stored, in
+  one read.
+- `choose_kernel` (TopK): one program per row selects among the row's slots (gpu/select.py). It
+  knows whether the choice is correct for any bound: no entry was lost to a full tile, and there are
+  k survivors (or the bound let every positive entry through). If not, it flags the row, and
+  gpu/redo.py redoes it.
+- `pack_kernel` (thresholds, BatchTopK): one program per row writes all its candidates end to end.
+  There are as many slots as columns, of which only those written take bandwidth, so a row may hold
+  any number of entries.
 
-- `filter_kernel`: tile (rows, columns) of x W^T + b. An entry whose key passes the row's bound, or
-  whose value passes the column's threshold, goes to one of the SLOTS slots of this (row, tile). The
-  decisions of a row are the bits of a word, and the number of bits below an entry's own is its
-  slot: no atomics, ascending columns, and far fewer registers than a cumulative sum, which spilled.
-  The count is stored unclipped, so that an overflowing tile is noticed.
-- `choose_kernel`: one program per row selects among the row's slots (gpu/select.py). It knows
-  whether the choice is correct for any bound: no entry was lost to a full tile, and there are k
-  survivors (or the bound let every positive entry through). If not, it flags the row.
-
-Flagged rows are redone by gpu/redo.py. Keys, ties and NaN are those of gpu/select.py. A candidate
-is written as one int64, key << 32 | column, and read as two int32, (column, key), which is its
-layout in memory.
+Keys, ties and NaN are those of gpu/select.py. A candidate is written as one int64, key << 32 |
+column, and read as two int32, (column, key), which is its layout in memory.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import triton.language as tl
@@ -27,7 +32,16 @@ from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, jit, next_power_of_2
 from saekit_kernels.gpu.select import positive_key, select_row
 
-CANDIDATE_BYTES = 1 << 28  # 256 MB of slots at a time; more rows are split into chunks
+# Slots, and the pre-activations of plan B, at a time; more rows are split into chunks. A chunk has
+# at least 1024 rows: at each one W is read again.
+CHUNK_BYTES = 1 << 29
+LEAST_ROWS, MOST_ROWS = 1024, 4096
+TILE = 128  # columns of a tile of plan B
+COLLECTED = 8  # of its tiles in a program
+# More launch options of filter_kernel. {"maxnreg": 128} puts two blocks on an SM of sm_90, at the
+# cost of spills; which wins is for a device to say (benchmarks/gpu).
+LAUNCH: dict[str, int] = {}
+PACKED = 256  # tiles that a program of pack_kernel goes through together
 
 
 @jit
@@ -80,8 +94,8 @@ def passing_keys(
     theta_stride,
     BY_ROW: tl.constexpr,
 ):
-    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns after F have
-    pre-activation 0, which no policy keeps."""
+    """Keys of pre + b where the policy keeps the entry, 0 elsewhere. Columns after F are masked:
+    their pre-activation is 0, or NaN in a row with an infinity, and every policy keeps NaN."""
     pre += tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(tl.float32)[None, :]
     key = positive_key(pre)
     if BY_ROW:
@@ -89,18 +103,16 @@ def passing_keys(
     else:
         theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(tl.float32)
         keep = (pre > theta[None, :]) | (key == 0x7FFFFFFF)
-    return tl.where(keep & (rows[:, None] < B), key, 0)
+    return tl.where(keep & (rows[:, None] < B) & (cols[None, :] < F), key, 0)
 
 
 @jit
 def filter_kernel(
-    x_ptr, w_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, enabled_ptr, B, F, D, x_stride,
-    w_stride, bound_stride, theta_stride,
-    tiles, BY_ROW: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, B, F, D, x_stride,
+    w_stride, bound_stride, theta_stride, tiles,
+    BY_ROW: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
-    if tl.load(enabled_ptr) == 0:
-        return
     row0, tile = tile_of(tl.program_id(0).to(tl.int64), B, tiles, BM)
     rows = row0 + tl.arange(0, BM)
     cols = tile * BN + tl.arange(0, BN)
@@ -163,15 +175,38 @@ def filter_kernel(
 
 
 @jit
-def choose_kernel(
-    slot_ptr, count_ptr, bound_ptr, enabled_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, total_ptr,
-    flag_ptr, k, bound_stride, tiles,
-    RULE: tl.constexpr, SLOTS: tl.constexpr, GROUPS: tl.constexpr
+def collect_kernel(
+    pre_ptr, b_ptr, bound_ptr, theta_ptr, slot_ptr, count_ptr, B, F, pre_stride, bound_stride,
+    theta_stride, tiles,
+    BY_ROW: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
-    """Select among a row's candidates, or flag the row. total: entries that passed the filter,
-    stored or not."""
-    if tl.load(enabled_ptr) == 0:
-        return
+    """The candidates of TILES tiles of one row, from stored pre-activations."""
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1).to(tl.int64) * TILES + tl.arange(0, TILES)
+    cols = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
+    inside = cols < F
+    pre = tl.load(pre_ptr + row * pre_stride + cols, mask=inside, other=0.0).to(tl.float32)
+    pre += tl.load(b_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    key = positive_key(pre)
+    if BY_ROW:
+        keep = key >= tl.load(bound_ptr + row * bound_stride)
+    else:
+        theta = tl.load(theta_ptr + cols * theta_stride, mask=inside, other=0.0).to(tl.float32)
+        keep = (pre > theta) | (key == 0x7FFFFFFF)
+    hit = (keep & inside & (key > 0)).to(tl.int32)
+    slot = tl.cumsum(hit, 1) - hit
+    at = (row * tiles + tile)[:, None] * SLOTS + slot
+    packed = (key.to(tl.int64) << 32) | cols
+    tl.store(slot_ptr + at, packed, mask=(hit > 0) & (slot < SLOTS))
+    tl.store(count_ptr + row * tiles + tile, tl.sum(hit, 1), mask=tile < tiles)
+
+
+@jit
+def choose_kernel(
+    slot_ptr, count_ptr, bound_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr, flag_ptr, k,
+    bound_stride, tiles, SLOTS: tl.constexpr, GROUPS: tl.constexpr
+):  # fmt: skip
+    """Select the k largest of a row's candidates, or flag the row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, GROUPS)
     passed = tl.zeros((GROUPS,), tl.int32)
@@ -180,15 +215,9 @@ def choose_kernel(
         count = tl.load(count_ptr + row * tiles + start + lane, mask=start + lane < tiles, other=0)
         passed += count
         fullest = tl.maximum(fullest, count)
-    total = tl.sum(passed)
-    lost = tl.max(fullest) > SLOTS
-    if RULE == "topk":  # k survivors, or a bound that every positive entry passes
-        failed = lost | ((total < k) & (tl.load(bound_ptr + row * bound_stride) > 1))
-    elif RULE == "complete":  # every survivor must be there
-        failed = lost
-    else:  # "clip": more than k survivors are reported, so their loss needs no repair
-        failed = lost & (total <= k)
-    tl.store(total_ptr + row, total)
+    # Correct with k survivors, or with a bound that every positive entry passes.
+    short = (tl.sum(passed) < k) & (tl.load(bound_ptr + row * bound_stride) > 1)
+    failed = (tl.max(fullest) > SLOTS) | short
     tl.store(flag_ptr + row, tl.cast(failed, tl.int32))
     if failed == 0:
         n = tiles * SLOTS
@@ -198,6 +227,31 @@ def choose_kernel(
             vals_ptr + to, idx_ptr + to, nnz_ptr + row,
             "slots", SLOTS, GROUPS
         )  # fmt: skip
+
+
+@jit
+def pack_kernel(
+    slot_ptr, count_ptr, first_ptr, vals_ptr, idx_ptr, room, tiles,
+    SLOTS: tl.constexpr, TILES: tl.constexpr
+):  # fmt: skip
+    """All candidates of a row, end to end from position first[row] on, in column order. What would
+    lie at `room` or after is dropped: the caller knows by the totals."""
+    row = tl.program_id(0).to(tl.int64)
+    to = tl.load(first_ptr + row)
+    for start in range(0, tiles, TILES):
+        tile = start + tl.arange(0, TILES)
+        count = tl.load(count_ptr + row * tiles + tile, mask=tile < tiles, other=0)
+        place = to + tl.cumsum(count, 0) - count
+        for t in range(0, tl.max(count)):
+            live = t < count
+            at = (row * tiles + tile) * SLOTS + t
+            column = tl.load(slot_ptr + 2 * at, mask=live, other=0)
+            key = tl.load(slot_ptr + 2 * at + 1, mask=live, other=0)
+            fits = live & (place + t < room)
+            # A key is the value's bits; INT_MAX is a NaN.
+            tl.store(vals_ptr + place + t, key.to(tl.float32, bitcast=True), mask=fits)
+            tl.store(idx_ptr + place + t, column, mask=fits)
+        to += tl.sum(count)
 
 
 def filter_config(x: torch.dtype, w: torch.dtype) -> dict[str, int]:
@@ -222,85 +276,152 @@ def choose_groups(k: int) -> tuple[int, int]:
     return (512, 4) if k <= 32 else (2048, 8) if k <= 128 else (4096, 8)
 
 
-def chunk_rows(F: int, slots: int, config: dict[str, int]) -> int:
-    """Rows per launch, so that the slots take CANDIDATE_BYTES."""
-    row_bytes = cdiv(F, config["BN"]) * slots * 8
-    return max(CANDIDATE_BYTES // row_bytes // config["BM"], 1) * config["BM"]
+def chunk_rows(row_bytes: int, block: int) -> int:
+    """Rows at a time: a multiple of `block`."""
+    return min(max(CHUNK_BYTES // row_bytes, LEAST_ROWS), MOST_ROWS) // block * block
 
 
-def filter_rows(
+@dataclass(frozen=True)
+class Candidates:
+    """Of a chunk of rows, in buffers that the next chunk overwrites."""
+
+    rows: slice
+    slot: torch.Tensor  # (rows, tiles * slots, 2) int32: (column, key)
+    count: torch.Tensor  # (rows, tiles) int32: how many passed, stored or not
+    slots: int
+
+    @property
+    def tiles(self) -> int:
+        return self.count.shape[1]
+
+
+def candidates(
     x_BD: torch.Tensor,
     W_FD: torch.Tensor,
     b_F: torch.Tensor,
-    survivors: float,
-    rule: str,
-    codes: SparseCodes,
-    total_B: torch.Tensor,
-    flag_B: torch.Tensor,
+    plan: str,
+    survivors: float | None = None,
     bound: torch.Tensor | None = None,
     theta: torch.Tensor | None = None,
-    enabled: torch.Tensor | None = None,
-) -> None:
-    """Filter and choose all rows into codes (rows of codes.capacity entries), total_B and flag_B.
+) -> Iterator[Candidates]:
+    """The entries that pass, for one chunk of rows after another.
 
     `bound`: keys (int32), one per row or one for all; else `theta`: thresholds, one per column or
     one for all. `survivors`: how many entries of a row are expected to pass, which sets the number
-    of slots. Does nothing when `enabled`, an int32 on the device, is 0.
+    of slots; None: no tile can overflow. `plan`: fused | gemm.
     """
-    B, F, k = len(codes), codes.F, codes.capacity
+    B, F, fused = len(x_BD), len(W_FD), plan == "fused"
     config = filter_config(x_BD.dtype, W_FD.dtype)
-    slots, tiles = slots_for(survivors, F, config["BN"]), cdiv(F, config["BN"])
-    groups, warps = choose_groups(k)
-    # Inputs that may be absent, and buffers for the candidates of one chunk.
-    enabled = (
-        enabled if enabled is not None else torch.ones((), dtype=torch.int32, device=x_BD.device)
-    )
-    bound_stride = bound.stride(0) if bound is not None and bound.ndim else 0
-    rows = min(chunk_rows(F, slots, config), B)
+    width = config["BN"] if fused else TILE
+    tiles, slots = cdiv(F, width), width if survivors is None else slots_for(survivors, F, width)
+    row_bytes = 8 * tiles * slots + (0 if fused else F * product_type(x_BD, W_FD).itemsize)
+    rows = max(min(chunk_rows(row_bytes, config["BM"]), B), 1)
+    # Buffers, and what is the same for all chunks.
     slot = torch.empty(rows, tiles * slots, dtype=torch.int64, device=x_BD.device)
     count = torch.empty(rows, tiles, dtype=torch.int32, device=x_BD.device)
+    bound_stride = bound.stride(0) if bound is not None and bound.ndim else 0
+    theta_stride = theta.stride(0) if theta is not None and theta.ndim else 0
     for start in range(0, B, rows):
         part = slice(start, min(start + rows, B))
-        x = x_BD[part]
-        if bound is None:
-            bound_part = flag_B  # not read
+        x, n = x_BD[part], part.stop - part.start
+        # Without a bound or thresholds, the pointer of something else, which is not read.
+        bounds = count if bound is None else bound[part] if bound.ndim else bound
+        by_row, thetas = bound is not None, b_F if theta is None else theta
+        if fused:
+            filter_kernel[(cdiv(n, config["BM"]) * tiles,)](
+                *(x, W_FD, b_F, bounds, thetas, slot, count),
+                *(n, F, x.shape[1], x.stride(0), W_FD.stride(0), bound_stride, theta_stride),
+                *(tiles, by_row, slots),
+                UPCAST=INTERPRETED or x.dtype != W_FD.dtype,
+                **config,
+                **LAUNCH,
+            )
         else:
-            bound_part = bound[part] if bound.ndim else bound
-        filter_kernel[(cdiv(len(x), config["BM"]) * tiles,)](
-            x, W_FD, b_F, bound_part, theta if theta is not None else b_F, slot, count, enabled,
-            len(x), F, x.shape[1], x.stride(0),
-            W_FD.stride(0), bound_stride,
-            theta.stride(0) if theta is not None and theta.ndim else 0, tiles,
-            BY_ROW=bound is not None,
-            SLOTS=slots, UPCAST=INTERPRETED or x.dtype != W_FD.dtype, **config,
-        )  # fmt: skip
-        lists = torch.empty(len(x), groups, dtype=torch.int32, device=x.device)
-        choose_kernel[(len(x),)](
-            slot.view(torch.int32), count, bound_part, enabled, lists, codes.vals[part],
-            codes.idx[part], codes.nnz[part], total_B[part],
-            flag_B[part], k, bound_stride, tiles, RULE=rule, SLOTS=slots, GROUPS=groups,
-            num_warps=warps,
-        )  # fmt: skip
+            pre = product(x, W_FD)
+            collect_kernel[(n, cdiv(tiles, COLLECTED))](
+                *(pre, b_F, bounds, thetas, slot, count),
+                *(n, F, pre.stride(0), bound_stride, theta_stride, tiles),
+                *(by_row, slots, TILE, COLLECTED),
+                num_warps=4,
+            )
+        yield Candidates(part, slot[:n].view(torch.int32), count[:n], slots)
+
+
+def product_type(x_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.dtype:
+    """bf16 for a product of bf16; fp16 would overflow beyond 65,504."""
+    return torch.bfloat16 if x_BD.dtype == W_FD.dtype == torch.bfloat16 else torch.float32
+
+
+def product(x_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
+    """x W^T by the vendor's library, sums in fp32. fp32 inputs follow
+    torch.set_float32_matmul_precision."""
+    if product_type(x_BD, W_FD) == torch.bfloat16:
+        return torch.mm(x_BD, W_FD.T)
+    if x_BD.is_cuda and x_BD.dtype == W_FD.dtype == torch.float16:
+        return torch.mm(x_BD, W_FD.T, out_dtype=torch.float32)
+    return torch.mm(x_BD.float(), W_FD.T.float())
+
+
+def choose(
+    found: Candidates, codes: SparseCodes, flag_B: torch.Tensor, bound_B: torch.Tensor
+) -> None:
+    """The codes.capacity largest candidates of each row of a chunk into codes, or its flag."""
+    part, k = found.rows, codes.capacity
+    groups, warps = choose_groups(k)
+    lists = torch.empty(len(found.count), groups, dtype=torch.int32, device=flag_B.device)
+    choose_kernel[(len(found.count),)](
+        *(found.slot, found.count, bound_B[part], lists),
+        *(codes.vals[part], codes.idx[part], codes.nnz[part], flag_B[part]),
+        *(k, bound_B.stride(0), found.tiles, found.slots, groups),
+        num_warps=warps,
+    )
+
+
+def pack(
+    chunks: Iterator[Candidates], B: int, room: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(first (B+1,) int64, vals, idx): all candidates end to end; row b's are first[b]:first[b+1].
+    vals and idx have `room` entries: what lies beyond is not there."""
+    first = torch.zeros(B + 1, dtype=torch.int64, device=device)
+    vals = torch.empty(room, device=device)
+    idx = torch.empty(room, dtype=torch.int32, device=device)
+    for found in chunks:
+        part = found.rows
+        ends = first[part.start + 1 : part.stop + 1]
+        torch.cumsum(found.count.sum(1), 0, out=ends)
+        ends += first[part.start]
+        pack_kernel[(len(found.count),)](
+            *(found.slot, found.count, first[part], vals, idx),
+            *(room, found.tiles, found.slots, PACKED),
+            num_warps=4,
+        )
+    return first, vals, idx
 
 
 def cases() -> list[Case]:
     return [
         _filter_case(torch.bfloat16, 24576, 288, True),
-        _filter_case(torch.bfloat16, 73728, 288, False),
+        _filter_case(torch.bfloat16, 73728, None, False),
         _filter_case(torch.bfloat16, 131072, 288, True),
         _filter_case(torch.float32, 24576, 288, True),
-        _choose_case(24576, 32, 16, "topk"),
-        _choose_case(24576, 65, 16, "complete"),
-        _choose_case(73728, 129, 16, "complete"),
-        _choose_case(131072, 2048, 8, "clip"),
+        _collect_case(torch.bfloat16, 24576, 288, True),
+        _collect_case(torch.float32, 131072, None, False),
+        _choose_case(24576, 32, 16),
+        _choose_case(24576, 65, 16),
+        _choose_case(131072, 2048, 8),
+        _pack_case(),
     ]
 
 
-def _filter_case(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Case:
+def _slots(survivors: int | None, F: int, width: int) -> int:
+    return width if survivors is None else slots_for(survivors, F, width)
+
+
+def _filter_case(dtype: torch.dtype, F: int, survivors: int | None, by_row: bool) -> Case:
     config = filter_config(dtype, dtype)
     constants = {
         "BY_ROW": by_row,
-        "SLOTS": slots_for(survivors, F, config["BN"]),
+        "SLOTS": _slots(survivors, F, config["BN"]),
         "UPCAST": False,
         **{name: config[name] for name in ("BM", "BN", "BK")},
     }
@@ -312,7 +433,6 @@ def _filter_case(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Ca
         "theta_ptr": "*fp32",
         "slot_ptr": "*i64",
         "count_ptr": "*i32",
-        "enabled_ptr": "*i32",
     }
     sizes = ("B", "F", "D", "x_stride", "w_stride", "bound_stride", "theta_stride", "tiles")
     signature |= dict.fromkeys(sizes, "i32")
@@ -328,20 +448,33 @@ def _filter_case(dtype: torch.dtype, F: int, survivors: int, by_row: bool) -> Ca
     )
 
 
-def _choose_case(F: int, k: int, slots: int, rule: str) -> Case:
-    groups, warps = choose_groups(k)
+def _collect_case(dtype: torch.dtype, F: int, survivors: int | None, by_row: bool) -> Case:
     signature = {
-        "slot_ptr": "*i32",
-        "count_ptr": "*i32",
+        "pre_ptr": POINTER[dtype],
+        "b_ptr": "*fp32",
         "bound_ptr": "*i32",
-        "enabled_ptr": "*i32",
-        "list_ptr": "*i32",
-        "vals_ptr": "*fp32",
-        "idx_ptr": "*i32",
-        "nnz_ptr": "*i32",
-        "total_ptr": "*i32",
-        "flag_ptr": "*i32",
-        **dict.fromkeys(("k", "bound_stride", "tiles"), "i32"),
+        "theta_ptr": "*fp32",
+        "slot_ptr": "*i64",
+        "count_ptr": "*i32",
     }
-    constants = {"RULE": rule, "SLOTS": slots, "GROUPS": groups}
-    return Case(f"choose F={F} k={k} {rule}", choose_kernel, signature, constants, warps)
+    sizes = ("B", "F", "pre_stride", "bound_stride", "theta_stride", "tiles")
+    signature |= dict.fromkeys(sizes, "i32")
+    slots = _slots(survivors, F, TILE)
+    constants = {"BY_ROW": by_row, "SLOTS": slots, "TILE": TILE, "TILES": COLLECTED}
+    name, aligned = f"collect {dtype} F={F} by_row={by_row}", ("F", "pre_stride")
+    return Case(name, collect_kernel, signature, constants, 4, aligned=aligned)
+
+
+def _choose_case(F: int, k: int, slots: int) -> Case:
+    groups, warps = choose_groups(k)
+    pointers = ("slot", "count", "bound", "list", "vals", "idx", "nnz", "flag")
+    signature = {f"{name}_ptr": "*fp32" if name == "vals" else "*i32" for name in pointers}
+    signature |= dict.fromkeys(("k", "bound_stride", "tiles"), "i32")
+    constants = {"SLOTS": slots, "GROUPS": groups}
+    return Case(f"choose F={F} k={k}", choose_kernel, signature, constants, warps)
+
+
+def _pack_case() -> Case:
+    signature = {"slot_ptr": "*i32", "count_ptr": "*i32", "first_ptr": "*i64"}
+    signature |= {"vals_ptr": "*fp32", "idx_ptr": "*i32", "room": "i32", "tiles": "i32"}
+    return Case("pack", pack_kernel, signature, {"SLOTS": TILE, "TILES": PACKED}, 4)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 import triton.language as tl
 
-from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.runtime import Case, cdiv, jit, unit_stride
+from saekit_kernels.codes import Codes, RaggedCodes
+from saekit_kernels.gpu.runtime import Case, cdiv, jit, row_pointer, unit_stride
 from saekit_kernels.gpu.transpose import check_positions
 
 ENTRIES = 4
@@ -46,10 +46,11 @@ class Chunks:
     owner: torch.Tensor  # (slots,) int32
 
 
-def plan_chunks(codes: SparseCodes) -> Chunks:
-    """By device operations only: shapes depend on B, K and F, never on which latents fired."""
+def plan_chunks(codes: Codes) -> Chunks:
+    """By device operations only: shapes depend on B, F and the number of positions, never on which
+    latents fired."""
     ptr = codes.transpose().ptr
-    length, slots = _chunk_bound(len(codes), codes.capacity, codes.F)
+    length, slots = _chunk_bound(len(codes), codes.vals.numel(), codes.F)
     first = torch.zeros(codes.F + 1, dtype=torch.int32, device=ptr.device)
     if slots == 0:
         return Chunks(length, 0, first, first)
@@ -62,12 +63,12 @@ def plan_chunks(codes: SparseCodes) -> Chunks:
     )
 
 
-def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
+def _chunk_bound(B: int, entries: int, F: int) -> tuple[int, int]:
     """(entries per chunk, the most chunks besides first ones). A latent has at most B entries, all
-    latents together at most B*K."""
+    latents together at most `entries`."""
     length = CHUNK
     while True:
-        slots = min(B * K // length, F * (cdiv(B, length) - 1)) if B else 0
+        slots = min(entries // length, F * (cdiv(B, length) - 1)) if B else 0
         if slots <= max(F, MOST_SLOTS):
             return length, slots
         length *= 2
@@ -75,19 +76,22 @@ def _chunk_bound(B: int, K: int, F: int) -> tuple[int, int]:
 
 @jit
 def add_entries(
-    acc1, acc2, sum1, sum2, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
-    rows2_ptr, stride2,
-    cols, col_mask, DUAL: tl.constexpr, ENTRIES: tl.constexpr,
+    acc1, acc2, sum1, sum2, start, end, pos_ptr, of_ptr, K, coef1_ptr, rows1_ptr, stride1,
+    coef2_ptr, rows2_ptr, stride2,
+    cols, col_mask, DUAL: tl.constexpr, LISTED: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """acc + sum over entries [start, end) of coef * rows[row of the entry, cols], for one or two
-    pairs of (coef, rows).
+    pairs of (coef, rows). The row of an entry is LISTED in `of_ptr`, or its position over K.
 
     sum1, sum2 (ENTRIES,) are sums of the coefficients themselves.
     """
     for e in range(start, end, ENTRIES):
         live = e + tl.arange(0, ENTRIES) < end
         at = tl.load(pos_ptr + e + tl.arange(0, ENTRIES), mask=live, other=0)
-        row = (at // K).to(tl.int64)
+        if LISTED:
+            row = tl.load(of_ptr + e + tl.arange(0, ENTRIES), mask=live, other=0).to(tl.int64)
+        else:
+            row = (at // K).to(tl.int64)
         mask = live[:, None] & col_mask[None, :]
         c1 = tl.load(coef1_ptr + at, mask=live, other=0.0)
         r1 = tl.load(rows1_ptr + row[:, None] * stride1 + cols[None, :], mask=mask, other=0.0).to(
@@ -107,10 +111,10 @@ def add_entries(
 
 @jit
 def _chunk_sums(
-    ptr_ptr, pos_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
-    stride2,
+    ptr_ptr, pos_ptr, of_ptr, first_ptr, owner_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
+    rows2_ptr, stride2,
     partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr, K, d, F, length,
-    DUAL: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
+    DUAL: tl.constexpr, LISTED: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """The sums of one chunk that is not the first of its latent."""
     slot = tl.program_id(0).to(tl.int64)
@@ -125,9 +129,9 @@ def _chunk_sums(
     zeros = tl.zeros((SLICE,), tl.float32)
     none = tl.zeros((ENTRIES,), tl.float32)
     acc1, acc2, sum1, sum2 = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
-        rows2_ptr, stride2,
-        cols, cols < d, DUAL, ENTRIES,
+        zeros, zeros, none, none, start, end, pos_ptr, of_ptr, K, coef1_ptr, rows1_ptr,
+        stride1, coef2_ptr, rows2_ptr, stride2,
+        cols, cols < d, DUAL, LISTED, ENTRIES,
     )  # fmt: skip
     tl.store(partial1_ptr + slot * d + cols, acc1, mask=cols < d)
     if part == 0:
@@ -140,9 +144,10 @@ def _chunk_sums(
 
 @jit
 def _latent_sums(
-    ptr_ptr, pos_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
-    partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
-    DUAL: tl.constexpr, CHUNKED: tl.constexpr, SLICE: tl.constexpr, ENTRIES: tl.constexpr,
+    ptr_ptr, pos_ptr, of_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
+    stride2, partial1_ptr, partial2_ptr, partial_sum1_ptr, dW1_ptr, dW2_ptr, sum1_ptr, K, d, length,
+    DUAL: tl.constexpr, CHUNKED: tl.constexpr, LISTED: tl.constexpr, SLICE: tl.constexpr,
+    ENTRIES: tl.constexpr,
 ):  # fmt: skip
     j = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
@@ -153,9 +158,9 @@ def _latent_sums(
     zeros = tl.zeros((SLICE,), tl.float32)
     none = tl.zeros((ENTRIES,), tl.float32)
     acc1, acc2, sum1, _ = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
-        rows2_ptr, stride2,
-        cols, col_mask, DUAL, ENTRIES,
+        zeros, zeros, none, none, start, end, pos_ptr, of_ptr, K, coef1_ptr, rows1_ptr,
+        stride1, coef2_ptr, rows2_ptr, stride2,
+        cols, col_mask, DUAL, LISTED, ENTRIES,
     )  # fmt: skip
     total1 = tl.sum(sum1, axis=0)
     if CHUNKED:
@@ -183,11 +188,23 @@ class Partials:
     sum2: torch.Tensor
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # coefficients (B,K), rows (B,D)
+Pair = tuple[torch.Tensor, torch.Tensor]  # coefficients in the shape of the codes, rows (n,D)
+
+
+def listed_rows(codes: Codes, row_of: torch.Tensor | None = None) -> torch.Tensor | None:
+    """(entries,) int32, in the order of the transpose: which of the rows that are summed belongs to
+    each entry. `row_of` says it in the order of the codes. None: the row of the code, by its
+    position."""
+    transpose = codes.transpose()
+    if row_of is not None:
+        return row_of.flatten().to(torch.int32)[transpose.pos.long()]
+    if isinstance(codes, RaggedCodes) and transpose.row is None:
+        return codes.row_of(transpose.pos.long())
+    return transpose.row
 
 
 def chunk_partials(
-    codes: SparseCodes, chunks: Chunks, first: Pair, second: Pair | None
+    codes: Codes, chunks: Chunks, first: Pair, second: Pair | None, rows: torch.Tensor | None
 ) -> Partials:
     """`_chunk_sums` over every slot. Without a second pair, rows2 and sum2 are those of the first;
     they must not be read."""
@@ -199,28 +216,32 @@ def chunk_partials(
     if chunks.slots:
         csc = codes.transpose()
         _chunk_sums[(chunks.slots, cdiv(d, SLICE))](
-            *(csc.ptr, csc.pos, chunks.first, chunks.owner),
+            *(csc.ptr, csc.pos, csc.pos if rows is None else rows, chunks.first, chunks.owner),
             *(coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
-            *(partial1, partial2, sum1, sum2, codes.capacity, d, codes.F, chunks.length),
-            *(dual, SLICE, ENTRIES),
+            *(partial1, partial2, sum1, sum2, row_pointer(codes)[1], d, codes.F, chunks.length),
+            *(dual, rows is not None, SLICE, ENTRIES),
             num_warps=1,
         )
     return Partials(partial1, partial2, sum1, sum2)
 
 
 def sparse_weight_grad(
-    codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor
+    codes: Codes,
+    coef_BK: torch.Tensor,
+    rows_BD: torch.Tensor,
+    row_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """dW (F,D) fp32: dW[j] = sum over the entries (b,t) of latent j of coef[b,t] * rows[b]. Latents
-    that did not fire get zeros.
+    that did not fire get zeros. `row_of`, in the shape of the codes: the row that an entry takes
+    instead of b.
 
-    Raises ValueError when the shapes do not fit or B*K is 2^31 or more.
+    Raises ValueError when the shapes do not fit or there are 2^31 positions or more.
     """
-    return _weight_grads(codes, (coef_BK, rows_BD), None)[0]
+    return _weight_grads(codes, (coef_BK, rows_BD), None, row_of)[0]
 
 
 def sparse_weight_grad_dual(
-    codes: SparseCodes,
+    codes: Codes,
     coef1_BK: torch.Tensor,
     rows1_BD: torch.Tensor,
     coef2_BK: torch.Tensor,
@@ -232,27 +253,30 @@ def sparse_weight_grad_dual(
     With (dvals, x, vals, g) these are the gradients of W_enc, W_dec and b_enc. Raises like
     `sparse_weight_grad`.
     """
-    return _weight_grads(codes, (coef1_BK, rows1_BD), (coef2_BK, rows2_BD))
+    return _weight_grads(codes, (coef1_BK, rows1_BD), (coef2_BK, rows2_BD), None)
 
 
-def check_pair(codes: SparseCodes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> Pair:
+def check_pair(codes: Codes, coef_BK: torch.Tensor, rows_BD: torch.Tensor) -> Pair:
     """The pair as kernels read it: contiguous coefficients for flat positions, rows with unit
-    column stride."""
+    column stride. Raises ValueError when the coefficients do not fit the codes."""
     if coef_BK.shape != codes.vals.shape:
         raise ValueError(
             f"coefficients must have the shape of the codes, {tuple(codes.vals.shape)}, got"
             f" {tuple(coef_BK.shape)}"
         )
-    if rows_BD.ndim != 2 or len(rows_BD) != len(codes):
-        raise ValueError(f"rows must have shape ({len(codes)}, D), got {tuple(rows_BD.shape)}")
     return coef_BK.float().contiguous(), unit_stride(rows_BD)
 
 
 def _weight_grads(
-    codes: SparseCodes, first: Pair, second: Pair | None
+    codes: Codes, first: Pair, second: Pair | None, row_of: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     # Check. Without a second pair, the kernel gets the first one again and does not read it.
     check_positions(codes)
+    for _, pair_rows in (first, second or first):
+        if pair_rows.ndim != 2 or (row_of is None and len(pair_rows) != len(codes)):
+            raise ValueError(
+                f"rows must have shape ({len(codes)}, D), got {tuple(pair_rows.shape)}"
+            )
     first = check_pair(codes, *first)
     second = None if second is None else check_pair(codes, *second)
     (coef1, rows1), (coef2, rows2) = first, second or first
@@ -269,12 +293,14 @@ def _weight_grads(
         return dW1, dW2, sum1
     # Further chunks of heavy latents, then every latent.
     chunks, csc = plan_chunks(codes), codes.transpose()
-    partials = chunk_partials(codes, chunks, first, second)
+    rows = listed_rows(codes, row_of)
+    partials = chunk_partials(codes, chunks, first, second, rows)
     _latent_sums[(codes.F, cdiv(d, SLICE))](
-        *(csc.ptr, csc.pos, chunks.first),
+        *(csc.ptr, csc.pos, csc.pos if rows is None else rows, chunks.first),
         *(coef1, rows1, rows1.stride(0), coef2, rows2, rows2.stride(0)),
         *(partials.rows1, partials.rows2, partials.sum1, dW1, dW2, sum1),
-        *(codes.capacity, d, chunks.length, dual, chunks.slots > 0, SLICE, ENTRIES),
+        *(row_pointer(codes)[1], d, chunks.length),
+        *(dual, chunks.slots > 0, rows is not None, SLICE, ENTRIES),
         num_warps=1,
     )
     return dW1, dW2, sum1
@@ -289,7 +315,7 @@ def pair_signature(rows1: str, rows2: str) -> dict[str, str]:
         "rows2_ptr": rows2,
         "stride2": "i32",
     }
-    return {"ptr_ptr": "*i32", "pos_ptr": "*i32", "first_ptr": "*i32"} | pairs
+    return dict.fromkeys(("ptr_ptr", "pos_ptr", "of_ptr", "first_ptr"), "*i32") | pairs
 
 
 def cases() -> list[Case]:
@@ -298,7 +324,7 @@ def cases() -> list[Case]:
     aligned = ("stride1", "stride2", "K", "d", "length")
     listed = []
     for dtype, dual in (("*fp32", False), ("*bf16", True)):
-        blocks = {"DUAL": dual, "SLICE": SLICE, "ENTRIES": ENTRIES}
+        blocks = {"DUAL": dual, "LISTED": dual, "SLICE": SLICE, "ENTRIES": ENTRIES}
         name = "dual" if dual else "single"
         pair = pair_signature(dtype, "*fp32")
         chunk = (

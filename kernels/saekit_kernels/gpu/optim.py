@@ -18,17 +18,18 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from saekit_kernels.codes import SparseCodes
+from saekit_kernels.codes import Codes
 from saekit_kernels.gpu.decode import split_width
 from saekit_kernels.gpu.grad import (
     ENTRIES,
     add_entries,
     check_pair,
     chunk_partials,
+    listed_rows,
     pair_signature,
     plan_chunks,
 )
-from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2
+from saekit_kernels.gpu.runtime import Case, jit, next_power_of_2, row_pointer
 from saekit_kernels.gpu.transpose import check_positions
 from saekit_kernels.optim import AdamSettings, FeatureState, check_step
 
@@ -53,13 +54,13 @@ def _adam(p, grad, m_ptr, v_ptr, at, mask, step_size, take1, beta2, take2, root2
 
 @jit
 def _feature_step(
-    ptr_ptr, pos_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr, stride2,
-    partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr,
+    ptr_ptr, pos_ptr, of_ptr, first_ptr, coef1_ptr, rows1_ptr, stride1, coef2_ptr, rows2_ptr,
+    stride2, partial1_ptr, partial2_ptr, partial_sum1_ptr, partial_sum2_ptr,
     W_enc_ptr, m_enc_ptr, v_enc_ptr, b_enc_ptr, m_b_ptr, v_b_ptr, W_dec_ptr, m_dec_ptr, v_dec_ptr,
     low_enc_ptr, low_dec_ptr, idle_ptr, K, d, B, length,
     step_size, take1, beta2, take2, root2, eps, norm_penalty,
     CHUNKED: tl.constexpr, UNIT: tl.constexpr, PENALTY: tl.constexpr, SPARSE: tl.constexpr,
-    LOW_ENC: tl.constexpr, LOW_DEC: tl.constexpr, IDLE: tl.constexpr,
+    LOW_ENC: tl.constexpr, LOW_DEC: tl.constexpr, IDLE: tl.constexpr, LISTED: tl.constexpr,
     HEAD: tl.constexpr, TAIL: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     j = tl.program_id(0).to(tl.int64)
@@ -79,15 +80,15 @@ def _feature_step(
     none = tl.zeros((ENTRIES,), tl.float32)
     zeros = tl.zeros((HEAD,), tl.float32)
     enc_head, dec_head, sum1, sum2 = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
-        rows2_ptr, stride2,
-        head, in_head, True, ENTRIES,
+        zeros, zeros, none, none, start, end, pos_ptr, of_ptr, K, coef1_ptr, rows1_ptr, stride1,
+        coef2_ptr, rows2_ptr, stride2,
+        head, in_head, True, LISTED, ENTRIES,
     )  # fmt: skip
     zeros = tl.zeros((TAIL,), tl.float32)
     enc_tail, dec_tail, _, _ = add_entries(
-        zeros, zeros, none, none, start, end, pos_ptr, K, coef1_ptr, rows1_ptr, stride1, coef2_ptr,
-        rows2_ptr, stride2,
-        tail, in_tail, True, ENTRIES,
+        zeros, zeros, none, none, start, end, pos_ptr, of_ptr, K, coef1_ptr, rows1_ptr, stride1,
+        coef2_ptr, rows2_ptr, stride2,
+        tail, in_tail, True, LISTED, ENTRIES,
     )  # fmt: skip
     db = tl.sum(sum1, axis=0)
     mass = tl.sum(sum2, axis=0)
@@ -198,7 +199,7 @@ def _feature_step(
 
 def feature_step(
     state: FeatureState,
-    codes: SparseCodes,
+    codes: Codes,
     dvals_BK: torch.Tensor,
     x_BD: torch.Tensor,
     g_BD: torch.Tensor,
@@ -221,8 +222,8 @@ def feature_step(
     # Further chunks of heavy latents.
     dvals, x = check_pair(codes, dvals_BK, x_BD)
     vals, g = check_pair(codes, codes.vals, g_BD)
-    csc, chunks = codes.transpose(), plan_chunks(codes)
-    partials = chunk_partials(codes, chunks, (dvals, x), (vals, g))
+    csc, chunks, rows = codes.transpose(), plan_chunks(codes), listed_rows(codes)
+    partials = chunk_partials(codes, chunks, (dvals, x), (vals, g), rows)
     # The step. Missing copies and counts get another pointer, which is not written.
     s, warps = settings, step_warps(d)
     low_enc, low_dec = (
@@ -231,15 +232,17 @@ def feature_step(
     )
     idle = csc.ptr if state.idle_F is None else state.idle_F
     _feature_step[(codes.F,)](
-        *(csc.ptr, csc.pos, chunks.first, dvals, x, x.stride(0), vals, g, g.stride(0)),
+        *(csc.ptr, csc.pos, csc.pos if rows is None else rows, chunks.first),
+        *(dvals, x, x.stride(0), vals, g, g.stride(0)),
         *(partials.rows1, partials.rows2, partials.sum1, partials.sum2),
         *(state.W_enc, state.m_enc, state.v_enc, state.b_enc, state.m_b, state.v_b),
         *(state.W_dec, state.m_dec, state.v_dec),
-        *(low_enc, low_dec, idle, codes.capacity, d, B, chunks.length),
+        *(low_enc, low_dec, idle, row_pointer(codes)[1], d, B, chunks.length),
         *(s.lr / (1 - s.beta1**s.step), 1 - s.beta1, s.beta2, 1 - s.beta2),
         *((1 - s.beta2**s.step) ** 0.5, s.eps, s.norm_penalty),
         *(chunks.slots > 0, s.unit_decoder, s.norm_penalty != 0, s.sparse_rows),
         *(state.W_enc_low is not None, state.W_dec_low is not None, state.idle_F is not None),
+        rows is not None,
         *(*split_width(d, 32 * warps), ENTRIES),
         num_warps=warps,
     )
@@ -275,6 +278,7 @@ def cases() -> list[Case]:
             "LOW_ENC": True,
             "LOW_DEC": True,
             "IDLE": everything,
+            "LISTED": everything,
             "HEAD": head,
             "TAIL": tail,
             "ENTRIES": ENTRIES,

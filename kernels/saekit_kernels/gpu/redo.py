@@ -3,9 +3,9 @@ device how many.
 
 A small fixed grid: program p takes the flagged rows p, p+P, ... from a list made on the device,
 computes all F pre-activations of a row in fp32 into its scratch row and selects from it
-(gpu/select.py). It exits at once when no row is flagged. A row costs one read of W, about 1 ms per
-program at d = 768, F = 24,576 (estimated). Rows with a NaN, the only rows of a diverged run, need
-no W at all.
+(gpu/select.py). It exits at once when no row is flagged. A row costs one read of W, about 2 ms per
+program at d = 768, F = 24,576 (estimated from the instructions). Rows with a NaN, the only rows of
+a diverged run, need no W at all.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ import triton.language as tl
 
 from saekit_kernels.codes import SparseCodes
 from saekit_kernels.gpu.runtime import POINTER, Case, jit
-from saekit_kernels.gpu.select import groups_for, positive_key, select_row
+from saekit_kernels.gpu.select import groups_for, select_row
 
 REDO_PROGRAMS = 128  # scratch: 128 rows of F fp32, 67 MB at F = 131,072
 
 
 @jit
 def redo_kernel(
-    x_ptr, w_ptr, b_ptr, theta_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr,
-    idx_ptr, nnz_ptr, total_ptr, F, D, k,
-    x_stride, w_stride, theta_stride, HAS_THETA: tl.constexpr, PROGRAMS: tl.constexpr,
-    GROUPS: tl.constexpr, BF: tl.constexpr,
-    BD: tl.constexpr
+    x_ptr, w_ptr, b_ptr, order_ptr, flagged_ptr, scratch_ptr, list_ptr, vals_ptr, idx_ptr, nnz_ptr,
+    F, D, k, x_stride, w_stride,
+    PROGRAMS: tl.constexpr, GROUPS: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     scratch = scratch_ptr + program * F
@@ -46,9 +44,7 @@ def redo_kernel(
                 tl.store(vals_ptr + to + start + lane, float("nan"), mask=start + lane < k)
                 tl.store(idx_ptr + to + start + lane, start + lane, mask=start + lane < k)
             tl.store(nnz_ptr + row, k)
-            tl.store(total_ptr + row, F)
         else:
-            passed = tl.zeros((BF,), tl.int32)
             for first in range(0, F, BF):
                 cols = first + tl.arange(0, BF).to(tl.int64)
                 acc = tl.zeros((BF, BD), tl.float32)
@@ -65,14 +61,7 @@ def redo_kernel(
                 pre = tl.sum(acc, 1) + tl.load(b_ptr + cols, mask=cols < F, other=0.0).to(
                     tl.float32
                 )
-                if HAS_THETA:
-                    theta = tl.load(theta_ptr + cols * theta_stride, mask=cols < F, other=0.0).to(
-                        tl.float32
-                    )
-                    pre = tl.where(pre <= theta, 0.0, pre)
-                passed += (positive_key(pre) > 0).to(tl.int32)
                 tl.store(scratch + cols, pre, mask=cols < F)
-            tl.store(total_ptr + row, tl.sum(passed))
             tl.debug_barrier()  # threads read parts of the scratch row that others wrote
             select_row(
                 scratch, scratch, F, k, list_ptr + program * GROUPS, vals_ptr + to, idx_ptr + to,
@@ -86,11 +75,9 @@ def redo_rows(
     W_FD: torch.Tensor,
     b_F: torch.Tensor,
     codes: SparseCodes,
-    total_B: torch.Tensor,
     flag_B: torch.Tensor,
-    theta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Redo flagged rows and their totals exactly, in place; returns how many (int32, device)."""
+    """Redo flagged rows exactly, in place; returns how many (int32, device)."""
     B, F, k = len(codes), codes.F, codes.capacity
     # The flagged rows first; their number stays on the device.
     order = torch.argsort(flag_B, descending=True, stable=True)
@@ -100,43 +87,26 @@ def redo_rows(
     scratch = torch.empty(programs, F, device=x_BD.device)
     lists = torch.empty(programs, groups, dtype=torch.int32, device=x_BD.device)
     redo_kernel[(programs,)](
-        x_BD, W_FD, b_F, theta if theta is not None else b_F, order, flagged, scratch, lists,
-        codes.vals, codes.idx, codes.nnz, total_B,
+        x_BD, W_FD, b_F, order, flagged, scratch, lists, codes.vals, codes.idx, codes.nnz,
         F, x_BD.shape[1], k, x_BD.stride(0), W_FD.stride(0),
-        theta.stride(0) if theta is not None and theta.ndim else 0,
-        HAS_THETA=theta is not None, PROGRAMS=programs, GROUPS=groups, BF=64, BD=64, num_warps=8,
+        PROGRAMS=programs, GROUPS=groups, BF=64, BD=64, num_warps=8,
     )  # fmt: skip
     return flagged
 
 
 def cases() -> list[Case]:
-    def case(dtype: torch.dtype, F: int, k: int, has_theta: bool) -> Case:
-        signature = {
-            "x_ptr": POINTER[dtype],
-            "w_ptr": POINTER[dtype],
-            "b_ptr": "*fp32",
-            "theta_ptr": "*fp32",
-            "order_ptr": "*i64",
-        }
-        signature |= {
-            "flagged_ptr": "*i32",
-            "scratch_ptr": "*fp32",
-            "list_ptr": "*i32",
-            "vals_ptr": "*fp32",
-            "idx_ptr": "*i32",
-        }
-        signature |= {"nnz_ptr": "*i32", "total_ptr": "*i32"}
-        signature |= dict.fromkeys(("F", "D", "k", "x_stride", "w_stride", "theta_stride"), "i32")
+    def case(dtype: torch.dtype, F: int, k: int) -> Case:
+        signature = {"x_ptr": POINTER[dtype], "w_ptr": POINTER[dtype], "b_ptr": "*fp32"}
+        signature |= {"order_ptr": "*i64", "flagged_ptr": "*i32", "scratch_ptr": "*fp32"}
+        signature |= {"list_ptr": "*i32", "vals_ptr": "*fp32", "idx_ptr": "*i32", "nnz_ptr": "*i32"}
+        signature |= dict.fromkeys(("F", "D", "k", "x_stride", "w_stride"), "i32")
         constants = {
-            "HAS_THETA": has_theta,
             "PROGRAMS": REDO_PROGRAMS,
             "GROUPS": groups_for(F, k)[0],
             "BF": 64,
             "BD": 64,
         }
-        name = f"redo {dtype} F={F} k={k} theta={has_theta}"
-        return Case(
-            name, redo_kernel, signature, constants, 8, aligned=("F", "D", "x_stride", "w_stride")
-        )
+        name, aligned = f"redo {dtype} F={F} k={k}", ("F", "D", "k", "x_stride", "w_stride")
+        return Case(name, redo_kernel, signature, constants, 8, aligned=aligned)
 
-    return [case(torch.bfloat16, 24576, 32, False), case(torch.float32, 131072, 2048, True)]
+    return [case(torch.bfloat16, 24576, 32), case(torch.float32, 131072, 2048)]

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton import knobs
+
+from saekit_kernels.codes import Codes, RaggedCodes
 
 # The interpreter's tl.dot multiplies the bit patterns of bf16 operands (triton 3.9): kernels take
 # UPCAST and cast to fp32 first.
@@ -23,6 +26,27 @@ INTERPRETED: bool = knobs.runtime.interpret
 # triton.jit for type checkers too: its own type allows tl.constexpr parameters to be passed only
 # tl.constexpr objects, and knows neither num_warps nor num_stages.
 jit: Callable[[Callable], Any] = triton.jit
+
+
+@jit
+def row_span(row_ptr, row, K, RAGGED: tl.constexpr):
+    """(first, number) of the entries of a row in the flattened codes; `row_pointer` gives the
+    arguments."""
+    if RAGGED:
+        first = tl.load(row_ptr + row).to(tl.int64)
+        number = tl.load(row_ptr + row + 1) - tl.load(row_ptr + row)
+    else:
+        first = row * K
+        number = tl.load(row_ptr + row)
+    return first, number
+
+
+def row_pointer(codes: Codes) -> tuple[torch.Tensor, int, bool]:
+    """(row_ptr, K, RAGGED): where each row begins, or how many entries it has, K apart."""
+    if isinstance(codes, RaggedCodes):
+        return codes.ptr.contiguous(), 0, True
+    return codes.nnz.contiguous(), codes.capacity, False
+
 
 POINTER = {
     torch.float32: "*fp32",

@@ -23,7 +23,7 @@ LOADED_ONLY = (
 )
 RESCALED = ("topk", "abs-topk", "jumprelu", "l1")
 DecoderNorm = Literal["unit", "free"]
-Revival = Literal["aux", "resample", "none"]
+Revival = Literal["nudge", "aux", "resample", "none"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ class SAEConfig:
     revive: Annotated[
         Revival,
         Doc(
-            "How dead latents are brought back: aux (they predict the residual), resample (they"
-            " are pointed at badly reconstructed rows), none (not at all)."
+            "How dead latents are brought back: nudge (their encoder moves toward the rows on which"
+            " they nearly fire), aux (they predict the residual), resample (they are pointed at"
+            " badly reconstructed rows), none (not at all)."
         ),
-    ] = "aux"
+    ] = "nudge"
     aux_coef: Annotated[
         float, Doc("Weight of the auxiliary loss, in units of the target's variance.")
     ] = 1 / 32

@@ -1,4 +1,4 @@
-"""How latents that have stopped firing return: by an auxiliary loss, or by resampling.
+"""How latents that have stopped firing return: by nudges, an auxiliary loss, or resampling.
 
 Which latents these are is counted in saekit.training.dead.
 """
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from saekit.models.sae.module import SAE
 
 RESAMPLED_NORM = 0.2  # of the other encoder rows
+# A nudge closes this share of the gap on a latent's best row. Larger shares leave fewer latents
+# dead and begin to cost fvu (docs/log.md).
+NUDGE = 0.3
+# Bounds on the cost of a nudge: rows of the batch, and latents, the longest idle first.
+NUDGE_ROWS, NUDGED = 1024, 2048
 
 
 def auxk_loss(
@@ -61,6 +66,26 @@ def has_aux_term(sae: SAE, step: Step) -> bool:
 
 def _has_aux_loss(sae: SAE) -> bool:
     return sae.config.revive == "aux" and sae.config.aux_coef > 0
+
+
+def nudge(sae: SAE, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+    """Move the encoder rows and biases of dead latents toward firing; nothing here waits for the
+    device.
+
+    Each latent has a best row, on which its pre-activation is closest to the level that makes it
+    active. The smallest change of (w, b) that closes the share NUDGE of that gap lies along (x, 1).
+    It is made directly instead of through a loss: Adam would turn the smallest gradient of a latent
+    that never fired into full steps, and the reconstruction's gradients stay what they are. Once
+    the latent fires, the loss trains it.
+    """
+    sae.shadows.clear()
+    dead, x = dead[:NUDGED], x_BD[:NUDGE_ROWS]
+    pre = torch.addmm(sae.b_enc[dead], x, sae.W_enc[dead].T)
+    gap, best = (sae.firing_level(x, dead, step) - pre).min(0)
+    x = x[best]
+    change = NUDGE * gap.clamp_min(0) / (x.square().sum(1) + 1)
+    sae.W_enc.index_add_(0, dead, change[:, None] * x)
+    sae.b_enc.index_add_(0, dead, change)
 
 
 def resample(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from saekit_kernels import AdamSettings, FeatureState, SparseCodes, feature_step
-from saekit_kernels.operations import OPERATIONS, Encoded
+from saekit_kernels import AdamSettings, FeatureState, feature_step
+from saekit_kernels.operations import Encoded, low
 
 from saekit.models.sae.losses import loss_terms
 from saekit.models.sae.preactivations import encoder_metrics
@@ -64,15 +64,16 @@ def fused_sparse_step(
 ) -> LossTerms:
     """One step from codes: ReLU or TopK, with the penalty coef * mean_b sum_j z_bj ||w_j||. Changes
     parameters and moments."""
-    operations, codes, B = OPERATIONS["triton"], encoded.codes, len(x_BD)
-    assert isinstance(codes, SparseCodes)
+    from saekit_kernels.gpu.decode import decode_gradients
+
+    codes, B, x_low = encoded.codes, len(x_BD), low(x_BD)
+    assert codes is not None
     # Reconstruct, and differentiate in x_hat and the code.
     W_dec_low = sae.shadows.of("W_dec", sae.W_dec)
     unit = sae.config.decoder_norm == "unit"
     penalty_F = coef * torch.linalg.vector_norm(sae.W_dec, dim=1) if coef else None
-    decoded = operations.decode_mse(
-        codes, sae.W_dec if W_dec_low is None else W_dec_low, sae.b_dec, x_BD, True, penalty_F
-    )
+    W_dec = sae.W_dec if W_dec_low is None else W_dec_low
+    decoded = decode_gradients(codes, W_dec, sae.b_dec, x_BD, x_low.dtype, penalty_F)
     assert decoded.g_BD is not None and decoded.dvals_BK is not None
     # Gradient, Adam and unit norm of encoder and decoder, latent by latent; then b_dec.
     moments = [tensor for name in ("W_enc", "b_enc", "W_dec") for tensor in adam.moments[name]]
@@ -84,8 +85,9 @@ def fused_sparse_step(
     settings = AdamSettings(
         adam.lr, adam.beta1, adam.beta2, adam.eps, adam.count + 1, unit, norm_penalty
     )
-    feature_step(state, codes, decoded.dvals_BK, x_BD, decoded.g_BD, settings, "triton")
-    _adam_on_vector(sae.b_dec.data, decoded.g_BD.sum(0), *adam.moments["b_dec"], adam)
+    feature_step(state, codes, decoded.dvals_BK, x_low, decoded.g_BD, settings, "triton")
+    db_dec = decoded.g_BD.sum(0, dtype=torch.float32)
+    _adam_on_vector(sae.b_dec.data, db_dec, *adam.moments["b_dec"], adam)
     # What the step reports.
     weighted = {"reconstruction": (decoded.loss_B.mean(), 1.0)}
     if decoded.l1_B is not None:

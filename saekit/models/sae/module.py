@@ -23,7 +23,7 @@ from saekit.models.codes import Code
 from saekit.models.noise import Noise, step_generator
 from saekit.models.sae.config import SAEConfig
 from saekit.models.sae.control import Control
-from saekit.models.sae.dead import aux_terms, resample
+from saekit.models.sae.dead import aux_terms, nudge, resample
 from saekit.models.sae.dictionary import Dictionary
 from saekit.models.sae.fused import Adam, Shadows
 from saekit.models.sae.losses import loss_terms, squared_error, with_squared_error
@@ -76,6 +76,7 @@ class SAE(Dictionary):
         if not folded:
             self.need_trainable()
         self.resamples = self.config.revive == "resample"
+        self.nudges = self.config.revive == "nudge"
         self.path: Literal["sparse", "dense"] = "dense"
         """How a thresholded code trains on a device (`observe`)."""
         self.control = Control(self.config)
@@ -264,6 +265,17 @@ class SAE(Dictionary):
         self, dead: torch.Tensor, batch: ActivationBatch, generator: torch.Generator, step: Step
     ) -> None:
         resample(self, dead, batch, generator, step)
+
+    @torch.no_grad()
+    def nudge(self, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+        nudge(self, dead, x_BD, step)
+
+    def firing_level(
+        self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step
+    ) -> torch.Tensor | float:
+        """What the pre-activations of these latents must exceed in these rows for them to be
+        active; broadcasts to (B,n)."""
+        return 0.0
 
     def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
         """(B,D_out): x_hat by the code that is trained."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from saekit_kernels import Codes, decode_entries, decode_nested, most_active, preactivations
+from saekit_kernels import Codes, decode_entries, most_active, nested_error, preactivations
 from saekit_kernels.operations import OPERATIONS, Encoded
 
 from saekit.types import Step
@@ -34,23 +34,25 @@ class SparsePre:
     ) -> torch.Tensor:
         return decode_entries(self.codes, z, W_dec_FD, b_dec_D, self.backend)
 
-    def nested(
+    def nested_error(
         self,
         z: torch.Tensor,
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
+        target_BD: torch.Tensor,
         level: torch.Tensor,
         levels: int,
-    ) -> torch.Tensor:
-        """(B,levels,D): from the entries up to each level; `level` (F,), or in the shape of
-        values."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x_hat (B,D), constant; mean over rows and levels of the squared error of the entries up
+        to each level); `level` (F,), or in the shape of values."""
         level = self.of(level) if level.shape == (self.latents,) else level
-        return decode_nested(self.codes, z, W_dec_FD, b_dec_D, level, levels)
+        return nested_error(
+            self.codes, z, W_dec_FD, b_dec_D, target_BD, level, levels, self.backend
+        )
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         """(F,): z summed over the rows."""
-        z = self.codes.without_padding(z)
-        return z.new_zeros(self.latents).index_add(0, self.codes.idx.flatten().long(), z.flatten())
+        return OPERATIONS[self.backend].latent_sums(self.codes, z)
 
     def fired(self, z: torch.Tensor) -> torch.Tensor:
         """(F,): the number of rows in which each latent is active."""
@@ -72,8 +74,8 @@ class SparsePre:
 
 
 class DensePre:
-    def __init__(self, values_BF: torch.Tensor) -> None:
-        self.values = values_BF
+    def __init__(self, values_BF: torch.Tensor, backend: str = "torch") -> None:
+        self.values, self.backend = values_BF, backend
         self.rows, self.latents = values_BF.shape
 
     def of(self, p_F: torch.Tensor) -> torch.Tensor:
@@ -82,18 +84,21 @@ class DensePre:
     def decode(
         self, z: torch.Tensor, W_dec_FD: torch.Tensor, b_dec_D: torch.Tensor
     ) -> torch.Tensor:
-        return torch.addmm(b_dec_D, z, W_dec_FD)
+        return OPERATIONS[self.backend].dense_products(z, W_dec_FD.T, b_dec_D)
 
-    def nested(
+    def nested_error(
         self,
         z: torch.Tensor,
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
+        target_BD: torch.Tensor,
         level: torch.Tensor,
         levels: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [torch.where(level == g, z, 0.0) @ W_dec_FD for g in range(levels)]
-        return torch.stack(parts, 1).cumsum(1) + b_dec_D
+        x_hat_BGD = torch.stack(parts, 1).cumsum(1) + b_dec_D
+        error = (x_hat_BGD - target_BD[:, None]).square().sum(2).mean()
+        return x_hat_BGD[:, -1].detach(), error
 
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         return z.sum(0)
@@ -147,7 +152,8 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
             x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most
         )
     if encoded.codes is None:
-        return DensePre(torch.addmm(sae.b_enc, x_BD, sae.W_enc.T))
+        values = OPERATIONS[step.backend].dense_products(x_BD, sae.W_enc, sae.b_enc)
+        return DensePre(values, step.backend)
     return _entries(sae, x_BD, encoded, step, floor_F)
 
 
@@ -163,8 +169,4 @@ def _entries(
 
 def encoder_metrics(encoded: Any) -> dict[str, torch.Tensor]:
     """What an encoder (or a Reconstruction) reports about itself."""
-    return {
-        name: value
-        for name, value in (("redone_rows", encoded.redone), ("lost_rows", encoded.lost))
-        if value is not None
-    }
+    return {} if encoded.redone is None else {"redone_rows": encoded.redone}

@@ -14,7 +14,7 @@ from saekit.models.sparsity.archetypal import Archetypal
 from saekit.models.sparsity.batchtopk import BatchTopK
 from saekit.models.sparsity.gated import Gated
 from saekit.models.sparsity.jumprelu import JumpReLU
-from saekit.models.sparsity.kl import KL, KLMeans, KLRates
+from saekit.models.sparsity.kl import KL, KLRates, KLSigmoid
 from saekit.models.sparsity.nested import (
     Hierarchical,
     Matryoshka,
@@ -46,7 +46,7 @@ VARIANTS: dict[str, type[SAE]] = {
         Gated,
         JumpReLU,
         KL,
-        KLMeans,
         KLRates,
+        KLSigmoid,
     )
 }

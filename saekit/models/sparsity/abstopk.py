@@ -28,6 +28,9 @@ class AbsTopK(SAE):
             codes, preactivations(codes, x_BD, self.W_enc, self.b_enc, step.backend), step.backend
         )
 
+    def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        return self._codes(x_BD, k_at(self, step)).vals.abs().amin(1, keepdim=True)
+
     def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from saekit.models.base import random_unit_rows
-from saekit.models.sae.config import DecoderNorm
+from saekit.models.sae.config import DecoderNorm, Revival
 from saekit.models.sparsity.topk import LargestOfRows, TopKConfig
 from saekit.options import Doc
 
@@ -27,6 +27,7 @@ SPEED = 30.0  # logits must move by units, weights by hundredths; Adam's steps a
 class ArchetypalConfig(TopKConfig):
     sparsity: str = "archetypal"
     decoder_norm: DecoderNorm = "free"
+    revive: Revival = "aux"
     archetypes: Annotated[int, Doc("Rows that span the hull (N).")] = 1024
     relax: Annotated[
         float,

@@ -53,6 +53,9 @@ class LargestOfBatch(SAE):
         remember(self, smallest)
         return pre
 
+    def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        return self.threshold[0]
+
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F): in eval mode ReLU(pre) above the threshold; in training mode the largest of this
         batch, as in the loss."""

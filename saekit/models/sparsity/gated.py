@@ -12,10 +12,13 @@ magnitude is above b_mag - exp(r) b_enc, so W_enc, b_enc become exp(r) W_enc, b_
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from saekit.models.sae import SAE
+from saekit.models.sae.config import Revival
 from saekit.models.sae.losses import squared_error
 from saekit.models.sae.preactivations import Pre, above
 from saekit.models.sae.start import level_of, scale_encoder_to_fit
@@ -24,9 +27,15 @@ from saekit.models.sparsity.penalised import PenaltyConfig
 from saekit.types import Step
 
 
+@dataclass(frozen=True)
+class GatedConfig(PenaltyConfig):
+    sparsity: str = "gated"
+    revive: Revival = "nudge"
+
+
 class Gated(TrainedGate):
     sparsity = "gated"
-    config_class = PenaltyConfig
+    config_class = GatedConfig
     line = "a gate by one encoder, magnitudes by its rescaled twin"
     in_code_units = (*SAE.in_code_units, "b_mag")
 

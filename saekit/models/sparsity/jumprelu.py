@@ -45,7 +45,7 @@ class JumpReLUConfig(PenaltyConfig):
     ] = 0.5
     freq_coef: Annotated[float, Doc("Weight of the penalty on latents that fire often.")] = 0.0
 
-    revive: Revival = "aux"
+    revive: Revival = "nudge"
 
     steered = "aim"
 
@@ -97,6 +97,9 @@ class JumpReLU(TrainedGate):
             frequency = (pre.sums(active) / pre.rows).square().sum() / RARE
             penalties["frequency"] = (frequency, c.freq_coef * self.unit**2)
         return penalties
+
+    def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        return self.theta()[latents]
 
     def steer(self, factor: float) -> None:
         if factor != 1.0:

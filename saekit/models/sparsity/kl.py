@@ -1,19 +1,21 @@
-"""`kl`: the mean activation of every latent is pulled to `target_rate` by coef * sum_j KL(rho ||
-rho_hat_j) (Ng, "Sparse autoencoder", CS294A notes). Three objectives, which differ in what rho_hat
-is the mean of:
+"""`kl`: the mean activation of every latent is pulled to a rate rho by coef * sum_j KL(rho ||
+rho_hat_j) (Ng, "Sparse autoencoder", CS294A notes). Three objectives, which differ in the code and
+in what rho_hat is the mean of:
 
 | `sparsity` | code | rho_hat_j |
 |---|---|---|
-| kl | sigmoid(pre) | mean_b of the code |
-| kl-means | ReLU(pre) | mean_b sigmoid(pre), over all entries |
+| kl | ReLU(pre) | mean_b sigmoid(pre), over all entries: the mean probability of being active |
 | kl-rates | ReLU(pre) | mean_b [pre > 0], the firing rate |
+| kl-sigmoid | sigmoid(pre) | mean_b of the code, the classical form: its codes are dense |
 
 The gradient of the firing rate is a window of width eps around 0 (jumprelu.py).
 
-With `target_l0`, rho is aim target_l0 / F, and a controller moves `aim` until the code has that L0
-(control.py): a larger weight would pull rare latents up as hard as frequent ones down. Means of
-sigmoids say little about how many values are above 0: rho of kl-means is the mean over latents of
-rho_hat_j, as a constant, which pulls them towards each other, and only the biases are controlled.
+With `target_l0`, rho of kl-rates and kl-sigmoid is aim target_l0 / F, and a controller moves `aim`
+until the code has that L0 (control.py): a larger weight would pull rare latents up as hard as
+frequent ones down. Means of sigmoids say little about how many values are above 0: rho of kl is the
+mean over latents of rho_hat_j, as a constant, which pulls them towards each other, and only the
+biases are controlled. Without a target L0 its few active latents would take all rows (docs/log.md),
+so it always has one, unless that is set to 0.
 """
 
 from __future__ import annotations
@@ -37,21 +39,20 @@ from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
 from saekit.options import Doc
 from saekit.types import ActivationBatch, LossTerms, Step
 
+DEFAULT_L0 = 32  # of kl, as the k of topk; in a small dictionary a quarter of the latents
+
 
 @dataclass(frozen=True)
-class KLConfig(PenaltyConfig):
-    sparsity: str = "kl"
-    decoder_norm: DecoderNorm = "free"
+class RateConfig(PenaltyConfig):
     target_rate: Annotated[
         float | None,
         Doc(
             "Mean activation that every latent is pulled to (default 0.01; with a target L0, that"
-            " divided by the number of latents)."
+            " divided by the number of latents). kl: share of rows on which a latent is active,"
+            " which is another way to give the target L0."
         ),
     ] = None
-    revive: Revival = "none"
 
-    default_coef = 0.5
     default_rate = 0.01
     aimed_coef = 10.0
     """The default with target_l0: a rate that is steered must be held against the
@@ -69,7 +70,7 @@ class KLConfig(PenaltyConfig):
         rate = default if self.target_rate is None else self.target_rate
         if not 0 < rate < 1:
             raise UsageError(f"{opt('target_rate', rate)} must be in (0, 1)")
-        if self.target_l0 and rate != default:
+        if self.target_l0 and not math.isclose(rate, default):
             raise UsageError(
                 f"{opt('target_rate')} and {opt('target_l0')} both say how often latents are"
                 " active",
@@ -83,9 +84,18 @@ def rate_of(sae: SAE) -> float:
     return min(sae.config.target_rate * sae.control.aim, 0.5)
 
 
-class KL(SAE):
-    sparsity = "kl"
-    config_class = KLConfig
+@dataclass(frozen=True)
+class KLSigmoidConfig(RateConfig):
+    sparsity: str = "kl-sigmoid"
+    decoder_norm: DecoderNorm = "free"
+    revive: Revival = "none"
+
+    default_coef = 0.5
+
+
+class KLSigmoid(SAE):
+    sparsity = "kl-sigmoid"
+    config_class = KLSigmoidConfig
     line = "sigmoid codes, KL on their means"
     homogeneous = False  # codes stay in [0, 1] whatever the input's scale
     active_above = 0.5
@@ -142,22 +152,32 @@ class KL(SAE):
 
 
 @dataclass(frozen=True)
-class SparseKLConfig(KLConfig):
-    decoder_norm: DecoderNorm = "unit"
+class SparseKLConfig(RateConfig):
     revive: Revival = "aux"
 
     default_coef = 10.0
 
 
 @dataclass(frozen=True)
-class KLMeansConfig(SparseKLConfig):
-    sparsity: str = "kl-means"
+class KLConfig(SparseKLConfig):
+    sparsity: str = "kl"
+
     steered = "biases"
 
+    def resolved(self) -> Self:
+        if self.target_l0 is not None:
+            return super().resolved()
+        latents = super().resolved().n_latents
+        if self.target_rate is None:
+            target = min(DEFAULT_L0, latents / 4)
+        else:
+            target = self.target_rate * latents
+        return replace(self, target_l0=target).resolved()
 
-class KLMeans(Penalised):
-    sparsity = "kl-means"
-    config_class = KLMeansConfig
+
+class KL(Penalised):
+    sparsity = "kl"
+    config_class = KLConfig
     line = "ReLU codes, KL on the means of sigmoid(pre)"
     shift = 4.5  # the KL moves all biases too
     sparse_kernels = False  # codes and gradients are dense: five products

@@ -68,23 +68,27 @@ def level_of_latents(sae: SAE) -> torch.Tensor:
 
 
 def mean_error(
-    nested_BGD: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
+    sae: SAE,
+    pre: Pre,
+    z: torch.Tensor,
+    level: torch.Tensor,
+    levels: int,
+    target_BD: torch.Tensor,
+    skip_BD: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the last reconstruction, the mean over all of them of mean_b sum_d (target - x_hat)^2)."""
-    nested_BGD = nested_BGD if skip_BD is None else nested_BGD + skip_BD[:, None]
-    error = (nested_BGD - target_BD[:, None]).square().sum(2).mean()
-    return nested_BGD[:, -1], error
+    """(the last reconstruction, constant; the mean over all of them of mean_b sum_d (target -
+    x_hat)^2)."""
+    remaining = target_BD if skip_BD is None else target_BD - skip_BD
+    x_hat, error = pre.nested_error(z, sae.W_dec, sae.b_dec, remaining, level, levels)
+    return x_hat if skip_BD is None else x_hat + skip_BD.detach(), error
 
 
 class _Nested(SAE):
     def reconstruct(
         self, pre: Pre, z: torch.Tensor, target_BD: torch.Tensor, skip_BD: torch.Tensor | None
     ):
-        return mean_error(
-            pre.nested(z, self.W_dec, self.b_dec, level_of_latents(self), len(self.config.groups)),
-            target_BD,
-            skip_BD,
-        )
+        level_F, levels = level_of_latents(self), len(self.config.groups)
+        return mean_error(self, pre, z, level_F, levels, target_BD, skip_BD)
 
 
 class Matryoshka(_Nested, LargestOfBatch):
@@ -119,6 +123,4 @@ class Hierarchical(LargestOfRows):
         ends = torch.tensor(sorted({max(k // part, 1) for part in PARTS_OF_K}), device=z.device)
         rank = z.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         level = torch.bucketize(rank, ends, right=True)
-        return mean_error(
-            pre.nested(z, self.W_dec, self.b_dec, level, len(ends)), target_BD, skip_BD
-        )
+        return mean_error(self, pre, z, level, len(ends), target_BD, skip_BD)

@@ -143,6 +143,8 @@ class L1(Penalised):
         encoded = OPERATIONS["triton"].encode_relu(
             x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None
         )
+        if encoded.codes is None:
+            return None
         return fused_sparse_step(self, x_BD, encoded, self.coef(step) / self.unit, adam)
 
 

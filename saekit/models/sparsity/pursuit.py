@@ -17,6 +17,7 @@ from saekit_kernels import encode_topk
 
 from saekit.errors import UsageError, opt
 from saekit.models.sae import SAE
+from saekit.models.sae.config import Revival
 from saekit.models.sae.dead import aux_terms
 from saekit.models.sae.losses import loss_terms, squared_error
 from saekit.models.sparsity.topk import TopKConfig, k_at
@@ -27,6 +28,7 @@ from saekit.types import ActivationBatch, LossTerms, Step
 @dataclass(frozen=True)
 class PursuitConfig(TopKConfig):
     sparsity: str = "matching-pursuit"
+    revive: Revival = "aux"  # there is no encoder to nudge
     k: Annotated[int, Doc("Atoms per row, at most; each costs a pass of the encoder.")] = 16
     residual_threshold: Annotated[
         float,

@@ -51,8 +51,7 @@ class Temporal(LargestOfRows):
     ) -> LossTerms:
         pre = self.preactivations(x_BD, step)
         level_F = (torch.arange(self.latents, device=x_BD.device) >= self.slow()).long()
-        nested = pre.nested(pre.values, self.W_dec, self.b_dec, level_F, 2)
-        x_hat, error = mean_error(nested, target_BD, self.skip(x_BD))
+        x_hat, error = mean_error(self, pre, pre.values, level_F, 2, target_BD, self.skip(x_BD))
         weighted = {
             "reconstruction": (error, 1.0),
             **aux_terms(self, x_BD, (x_hat - target_BD).detach(), step),

@@ -74,6 +74,10 @@ class LargestOfRows(SAE):
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         return largest_of_rows(self, x_BD, k_at(self, step), step)
 
+    def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        codes = largest_of_rows(self, x_BD, k_at(self, step), step).codes
+        return codes.vals.amin(1, keepdim=True)
+
     def code_of(self, x_BD: torch.Tensor) -> SparseCodes:
         select = any_sign_topk if self.config.keep_negative else positive_topk
         if self.config.rescale_by_decoder_norm:

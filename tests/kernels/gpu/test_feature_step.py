@@ -19,8 +19,9 @@ from saekit_kernels.gpu.grad import (
     sparse_weight_grad,
     sparse_weight_grad_dual,
 )
+from saekit_kernels.gpu.transpose import transpose_codes
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
-from sparse_rows import close, dense, device, normal, random_codes
+from sparse_rows import close, dense, device, end_to_end, normal, random_codes
 
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
@@ -57,6 +58,22 @@ def test_weight_gradients_are_dense_products(B, D, F, K, dtype):
     assert (dW_enc[codes.transpose().counts() == 0] == 0).all()
 
 
+@pytest.mark.parametrize("by_device", [True, False])
+@pytest.mark.parametrize(("B", "D", "F", "K"), [(1, 1, 1, 1), (13, 96, 130, 12), (300, 16, 3, 2)])
+def test_ragged_codes_give_the_bits_of_padded_ones(B, D, F, K, by_device):
+    codes, x, g, dvals = random_codes(B, F, K), normal(B, D), normal(B, D), normal(B, K)
+    ragged = end_to_end(codes)
+    if by_device:
+        ragged._transpose = transpose_codes(ragged)
+    expected = sparse_weight_grad_dual(codes, dvals, x, codes.vals, g)
+    got = sparse_weight_grad_dual(ragged, dvals[codes.active()], x, ragged.vals, g)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    # A row of its own for every entry: here those of the batch, backwards.
+    row = ragged.row_of(torch.arange(len(ragged.idx), device=device))
+    got = sparse_weight_grad(ragged, ragged.vals, g.flip(0), B - 1 - row)
+    assert torch.equal(got, expected[1])
+
+
 # Counts beside the cuts: 256 entries are one chunk, 257 two, 512 two, 513 three; 0 latents fire in
 # no row.
 @pytest.mark.parametrize(
@@ -91,7 +108,7 @@ def test_chunk_slots_suffice_for_every_distribution_and_stay_bounded():
     for B in (0, 1, 256, 257, 600, 8192, 100_000):
         for K in (1, 32, 2048):
             for F in (2048, 24_576, 131_072):
-                length, slots = _chunk_bound(B, K, F)
+                length, slots = _chunk_bound(B, B * K, F)
                 assert slots <= max(F, 4096) and length >= 256
                 if B <= length:
                     assert slots == 0
@@ -234,6 +251,17 @@ def test_three_steps_are_dense_autograd_with_torch_adam(B, D, F, K, coefficient,
         torch.testing.assert_close(
             state.W_enc_low, state.W_enc.bfloat16(), rtol=2**-7 if device == "cpu" else 0, atol=0
         )
+
+
+def test_the_step_of_ragged_codes_is_that_of_padded_ones():
+    codes, x, g, dvals = random_codes(9, 30, 7), normal(9, 40), normal(9, 40), normal(9, 7)
+    ragged = end_to_end(codes)
+    first = made_state(40, 30, torch.float32, True)
+    second = copy_of(first)
+    feature_step(first, codes, dvals, x, g, SETTINGS, "triton")
+    feature_step(second, ragged, dvals[codes.active()], x, g, SETTINGS, "triton")
+    for name in vars(first):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def loss_gradients(codes, W_dec, b_dec, x, norm_F):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 from saekit_kernels.codes import SparseCodes
-from saekit_kernels.gpu.decode import decode_mse, split_width
+from saekit_kernels.gpu.decode import decode_gradients, decode_mse, split_width
 from saekit_kernels.gpu.transpose import BLOCKS, row_blocks, transpose_codes
-from sparse_rows import close, dense, device, normal, random_codes
+from sparse_rows import close, dense, device, end_to_end, normal, random_codes
 
 needs_gpu = pytest.mark.skipif(device == "cpu", reason="needs a CUDA device")
 
@@ -58,6 +58,35 @@ def test_row_program_gives_loss_and_every_gradient_of_dense_autograd(B, D, F, K,
         close(got.l1_B, l1, K)
     else:
         assert got.l1_B is None
+
+
+@pytest.mark.parametrize(("B", "D", "F", "K"), [(1, 1, 1, 1), (13, 96, 130, 32), (6, 33, 300, 290)])
+def test_ragged_rows_give_the_bits_of_padded_ones(B, D, F, K):
+    codes, W, b, x = random_codes(B, F, K), normal(F, D), normal(D), normal(B, D)
+    ragged, penalty = end_to_end(codes), torch.rand(F).to(device)
+    padded, got = (decode_mse(c, W, b, x, penalty_F=penalty) for c in (codes, ragged))
+    for name in ("loss_B", "residual_BD", "g_BD", "l1_B"):
+        assert torch.equal(getattr(got, name), getattr(padded, name))
+    assert torch.equal(got.dvals_BK, padded.dvals_BK[codes.active()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_without_the_residual(dtype):
+    codes, W, b, x = random_codes(6, 30, 7), normal(30, 50), normal(50), normal(6, 50)
+    full, got = decode_mse(codes, W, b, x), decode_gradients(codes, W, b, x, dtype)
+    assert got.residual_BD.shape == (0, 50) and got.g_BD.dtype == dtype
+    assert torch.equal(got.loss_B, full.loss_B) and torch.equal(got.dvals_BK, full.dvals_BK)
+    # triton's interpreter truncates to bf16
+    tolerance = 0 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(got.g_BD.float(), full.g_BD, rtol=tolerance, atol=0)
+
+
+def test_ragged_rows_without_entries():
+    codes, W, b, x = end_to_end(random_codes(3, 20, 4)), normal(20, 40), normal(40), normal(3, 40)
+    codes.ptr, codes.vals, codes.idx = codes.ptr * 0, codes.vals[:0], codes.idx[:0]
+    got, transpose = decode_mse(codes, W, b, x), transpose_codes(codes)
+    assert torch.equal(got.residual_BD, b - x) and got.dvals_BK.shape == (0,)
+    assert not transpose.ptr.any() and len(transpose.pos) == len(transpose.row) == 0
 
 
 def test_without_gradients_loss_and_residual_are_the_same_bits():
@@ -202,6 +231,14 @@ def assert_transposed(codes: SparseCodes):
 @pytest.mark.parametrize("full", [False, True])
 def test_transpose_equals_the_stable_sort(B, F, K, full):
     assert_transposed(random_codes(B, F, K, full=full))
+
+
+@pytest.mark.parametrize(("B", "F", "K"), [(1, 1, 1), (70, 40, 9), (3, 700, 600)])
+def test_transpose_of_ragged_rows_has_the_row_of_every_entry(B, F, K):
+    codes = end_to_end(random_codes(B, F, K))
+    made, expected = transpose_codes(codes), codes.transpose()
+    assert torch.equal(made.ptr, expected.ptr) and torch.equal(made.pos, expected.pos)
+    assert torch.equal(made.row, codes.row_of(expected.pos.long()))
 
 
 def test_transpose_of_rows_wider_than_one_block_of_entries():
