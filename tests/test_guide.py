@@ -48,9 +48,9 @@ def test_figures_in_the_prose_are_those_of_an_output():
     assert len(figures) > 8
     for figure in re.finditer(r"\d+\.(\d+)", prose):
         places = len(figure[1])
-        assert any(
-            abs(value - float(figure[0])) <= 0.5001 * 10**-places for value in printed
-        ), figure[0]
+        assert any(abs(value - float(figure[0])) <= 0.5001 * 10**-places for value in printed), (
+            figure[0]
+        )
 
 
 def test_an_output_may_be_shown_in_part():

@@ -48,13 +48,8 @@ from saekit.types import Progress
 
 @dataclass(frozen=True)
 class Dose(Response):
-<<<<<<< HEAD
-    """A Response. effect: mean change of the log-probability of the targets together, over the
-    clean text; kl: the mean over it; of several seeds their means."""
-=======
     """A Response: effect is the mean change, over the clean text, of the log-probability of the
     targets together, and kl the mean over it; of several seeds their means."""
->>>>>>> steer
 
     perplexity: float
     """As of a Continuation, of the text written at this dose; of several the geometric mean."""
