@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 # The base of every error of a command line. Its name has changed: click's ClickException before
 # typer 0.26, then typer's own copy, TyperException from 0.28 on.
-CommandLineError: type[Exception] = typer.BadParameter.__mro__[-4]  # right below Exception
+CommandLineError: Any = typer.BadParameter.__mro__[-4]  # right below Exception
 INTERRUPTED = 130
 INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (

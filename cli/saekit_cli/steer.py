@@ -196,6 +196,6 @@ def _image_lines(result: ImageSteerResult) -> list[str]:
     ]
     if not result.doses:
         return lines
-    labels = [change.label for change in result.classes[:DOSED]]
-    more = [[f"{value:.2%}" for value in dose.probabilities[:DOSED]] for dose in result.doses]
+    labels, probabilities = result.by_dose(DOSED)
+    more = [[f"{value:.2%}" for value in row] for row in probabilities]
     return lines + _dose_lines(result, labels, more)

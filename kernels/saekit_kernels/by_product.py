@@ -80,6 +80,6 @@ def batch_by_product(x_BD, W_FD, b_F, count: int, floor: float, workspace: Works
         row, column, vals = largest(entries_above(product(rows, slot), floor), count)
         return row + rows.start, column, vals
 
-    return largest(
-        end_to_end(map_chunks(largest_of_chunk, spans(len(x_BD), CHUNK_ROWS), threaded)), count
-    )
+    pieces = map_chunks(largest_of_chunk, spans(len(x_BD), CHUNK_ROWS), threaded)
+    row, column, vals = end_to_end(pieces)
+    return largest((row, column, vals), count)

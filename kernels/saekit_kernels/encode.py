@@ -115,7 +115,8 @@ def encode_threshold(
         if rows.start == 0 and most is not None and len(vals) > most * rows.stop:
             return None
         pieces.append((row + rows.start, column, vals))
-    return from_entries(*end_to_end(pieces), len(x_BD), F)
+    row, column, vals = end_to_end(pieces)
+    return from_entries(row, column, vals, len(x_BD), F)
 
 
 @as_given

@@ -83,6 +83,15 @@ class ImageSteerResult:
         """What the doses show, in a sentence; "" without doses."""
         return verdict(self.doses)
 
+    def by_dose(self, most: int) -> tuple[list[str], list[list[float]]]:
+        """(classes, their probabilities at each dose): the targets and the most probable others, at
+        most so many."""
+        labels = [change.label for change in self.classes]
+        order = sorted(range(len(labels)), key=lambda number: labels[number] not in self.targets)
+        shown = order[:most]
+        rows = [[dose.probabilities[number] for number in shown] for dose in self.doses]
+        return [labels[number] for number in shown], rows
+
 
 def steer_image(
     checkpoint: ModelLike,

@@ -132,10 +132,8 @@ def _text_doses(result: SteerResult) -> str:
 
 
 def _image_doses(result: ImageSteerResult) -> str:
-    labels = [change.label for change in result.classes[:MOST_DOSED]]
-    more = [
-        [cell(f"{value:.2%}") for value in dose.probabilities[:MOST_DOSED]] for dose in result.doses
-    ]
+    labels, probabilities = result.by_dose(MOST_DOSED)
+    more = [[cell(f"{value:.2%}") for value in row] for row in probabilities]
     about = "Target class: " + ", ".join(result.targets)
     drawn = _doses(result.doses, result.verdict, labels, more, about)
     return drawn + note(EFFECT_ON_CLASS + CONTROLS_NOTE)

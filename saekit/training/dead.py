@@ -16,9 +16,7 @@ RESAMPLINGS = 4
 # once, several of them pointed at the same outlier row, made the error 10,000 times as large in one
 # run (docs/log.md).
 RESAMPLED = 0.5
-# Nudges per epoch: a latent needs about ten to fire again. But not more often than every fourth
-# step, which bounds their cost.
-NUDGES_PER_EPOCH, NUDGE_EVERY = 24, 4
+NUDGE_EVERY = 4  # steps, which bounds the cost; rarer where the device is polled more rarely
 # Share of the run: a latent idle for so long must be revived now if it is to learn anything.
 REVIVE_SHARE = 0.1
 
@@ -33,11 +31,6 @@ def revive_rows(train_rows: int, total_rows: int) -> int:
     """Rows without firing after which a latent is resampled or joins the auxiliary loss: when it is
     dead, or, in a short run, earlier. Nudges always wait until it is dead."""
     return max(min(dead_rows(train_rows), round(REVIVE_SHARE * total_rows)), 1)
-
-
-def steps_per_nudge(train_rows: int, batch: int) -> int:
-    """Steps between nudges of dead latents."""
-    return min(max(dead_rows(train_rows) // (batch * NUDGES_PER_EPOCH), 1), NUDGE_EVERY)
 
 
 def resampling_steps(total: int) -> set[int]:

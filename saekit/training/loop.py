@@ -18,12 +18,12 @@ from saekit.store.checkpoint import damaged_state, read_train_state, write_train
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
 from saekit.training.dead import (
+    NUDGE_EVERY,
     DeadTracker,
     dead_rows,
     resample,
     resampling_steps,
     revive_rows,
-    steps_per_nudge,
 )
 from saekit.training.divergence import PendingLosses
 from saekit.training.inputs import BatchNormalizer
@@ -87,7 +87,6 @@ class Trainer:
         if model.active_above is not None:
             wait = dead_rows(rows) if model.nudges else revive_rows(rows, total * self.batch)
             self.dead = DeadTracker(model.latents, dead_rows(rows), wait, device)
-        self.nudge_every = steps_per_nudge(rows, self.batch)
         self.resample_at = resampling_steps(total) if model.resamples else set()
         # how often the device is polled, and held-out rows are compared
         by_length = min(POLL_EVERY_ON_DEVICE, max(total // POLLS, 1))
@@ -205,7 +204,7 @@ class Trainer:
             self._compare()
         if polls:
             self.model.observe(float(dead.l0), self.at)
-        if self.model.nudges and polls and self.step % self.nudge_every < self.poll_every:
+        if self.model.nudges and polls and self.step % NUDGE_EVERY < self.poll_every:
             if self.dead_order is not None and len(self.dead_order):
                 self.model.nudge(self.dead_order, batch.x, self.at)
         if resamples and self.dead_order is not None and len(self.dead_order):

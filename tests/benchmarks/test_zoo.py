@@ -24,6 +24,7 @@ def test_a_variant_and_its_reference_are_trained_on_the_same_rows(tmp_path):
         "two epochs of what is not held out"
     )
     assert all(r.fvu_ratio == pytest.approx(1, abs=1e-3) for r in results) and done == results
+    assert all(r.fvu_ratio == r.fvu / r.fvu_dense for r in results)
     assert results[0].l0 == 4 == results[0].l0_train and results[1].l0_train == pytest.approx(
         4, rel=0.5
     )

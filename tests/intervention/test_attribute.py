@@ -8,6 +8,7 @@ import by_hand
 import pytest
 import tiny
 import torch
+from command import saekit as command
 from torch import nn
 
 import saekit
@@ -252,6 +253,23 @@ def test_the_command_prints_the_nodes_as_the_contract_has_them(made, capsys):
     for node, other in zip(nodes, expected.nodes, strict=True):
         assert (node["index"], node["position"]) == (other.index, other.position)
         assert node["effect"] == pytest.approx(other.effect, rel=1e-3, abs=1e-6)
+
+
+def test_the_command_shows_positions_and_the_faithfulness_of_the_largest_nodes(made, capsys):
+    asked = ["attribute", made.run, "--prompt", "the cat sat", "--target", "dog", "--quiet"]
+    status, text, _ = command(capsys, *asked, "--positions", "1:", "--top", "3")
+    assert status == 0
+    expected = attribute(made.run, prompt="the cat sat", target="dog", positions="1:", top=3)
+    words = [line.split() for line in text.splitlines()]
+    assert words[0] == ["latent", "position", "token", "effect", "ablated"]
+    assert [(int(row[1]), row[2]) for row in words[1:4]] == [
+        (node.position, repr(node.token)) for node in expected.nodes
+    ]
+    assert all(int(row[1]) >= 1 for row in words[1:4])
+    at = next(number for number, line in enumerate(text.splitlines()) if "largest nodes" in line)
+    assert [row[0] for row in words[at + 1 :]] == [f"{kept.nodes:,}" for kept in expected.curve]
+    assert words[at + 3][0] == "3" and words[at + 3][1] == f"{expected.faithfulness:.4f}"
+    assert command(capsys, *asked, "--positions", "cls")[0] == 2
 
 
 def test_a_class_of_an_image_is_attributed_to_latents_at_patches(tmp_path):

@@ -319,10 +319,17 @@ def test_chunks_on_threads_give_the_same_codes(plan, monkeypatch, two_threads):
 
     W, b = parameters(64, 4096)
     x = hard_rows(2600, 64)
-    alone = encode_topk(x, W, b, 8, plan=plan), encode_threshold(x, W, b - 2, plan=plan)
+
+    def encoded():
+        return (
+            encode_topk(x, W, b, 8, plan=plan),
+            encode_threshold(x, W, b - 2, plan=plan),
+            encode_batchtopk(x, W, b, 8, plan=plan)[0],
+        )
+
+    alone = encoded()
     monkeypatch.setattr(module, "LEAST_THREADED", 0)
-    threaded = encode_topk(x, W, b, 8, plan=plan), encode_threshold(x, W, b - 2, plan=plan)
-    for a, c in zip(alone, threaded):
+    for a, c in zip(alone, encoded()):
         assert torch.equal(a.idx, c.idx)
         # products split over cores add in another order
         torch.testing.assert_close(a.vals, c.vals, rtol=1e-5, atol=1e-5)

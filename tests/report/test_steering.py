@@ -194,7 +194,12 @@ def test_an_image_has_doses_with_class_probabilities_a_chart_and_controls(
     assert sections == ["Classes", "Dose and response", "Patches"]
     assert page.count("<circle") == 3 * (1 + 8 + 8) and len(numbers["doses"]) == 3
     status, text, _ = command(capsys, *arguments, *where)
-    assert "verdict" in text and f"effect on  {value['targets'][0]!r}" in text
+    (target,) = value["targets"]
+    assert "verdict" in text and f"effect on  {target!r}" in text
+    # the target class is shown at each dose, however improbable it is
+    header = next(line for line in text.splitlines() if "random directions" in line)
+    assert header.split()[-3] == target
+    assert f"{value['dose'][0]['probabilities'][target]:.2%}" in text
     assert command(capsys, *arguments, "--positions", "0,99")[0] == 2
 
 

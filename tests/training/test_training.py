@@ -27,7 +27,6 @@ from saekit.training.dead import (
     dead_rows,
     resampling_steps,
     revive_rows,
-    steps_per_nudge,
 )
 from saekit.training.inputs import estimate
 from saekit.training.loop import Trainer
@@ -264,12 +263,6 @@ def test_a_latent_is_revived_before_it_counts_as_dead_where_the_run_is_short():
     )
 
 
-def test_nudges_are_spread_over_an_epoch():
-    assert steps_per_nudge(600_000, 1024) == 4, "at most every fourth step"
-    assert steps_per_nudge(180_000, 2048) == 3
-    assert steps_per_nudge(4_000, 256) == 1
-
-
 @pytest.mark.parametrize("sparsity", ["topk", "batchtopk"])
 def test_nudges_change_nothing_before_a_latent_is_dead(tmp_path, sparsity):
     path = write_store(tmp_path / "store", 2000)
@@ -289,7 +282,7 @@ def test_nudges_bring_dead_latents_back(tmp_path):
         saekit.train(path, None, revive=way, **options).metrics["dead_train"]
         for way in ("nudge", "none")
     ]
-    assert dead[1] > 0.2 and dead[0] < dead[1] / 3, dead
+    assert dead[1] > 0.5 and dead[0] < dead[1] / 2, dead
 
 
 def test_resampling_zeroes_only_the_moments_of_the_dead():

@@ -11,7 +11,7 @@ from saekit_kernels import resolve_backend
 from saekit.models.catalog import build
 from saekit.models.sae import SAE
 from saekit.training.optim import make_adam
-from saekit.training.step import take_step
+from saekit.training.step import _view, take_step
 from saekit.types import ActivationBatch, Step
 
 D, F, B = 12, 40, 17
@@ -52,7 +52,9 @@ def trained(
     [
         ("topk", {"k": 5}),
         # the auxiliary loss: not fused
-        ("topk", {"k": 5, "dead": torch.tensor([3, 7]), "steps": 1}),
+        ("topk", {"k": 5, "revive": "aux", "dead": torch.tensor([3, 7]), "steps": 1}),
+        # revived between steps: fused
+        ("topk", {"k": 5, "revive": "nudge", "dead": torch.tensor([3, 7]), "steps": 1}),
         ("topk", {"k": 5, "clip": 0.5, "steps": 1}),
         ("topk", {"k": 5, "decoder_norm": "free", "steps": 1}),
         ("l1", {"arm": "sparse", "coef": 0.3}),
@@ -153,7 +155,7 @@ def test_the_same_fused_steps_give_the_same_bits():
 
 
 def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step():
-    sae = make_sae("topk", k=5)
+    sae = make_sae("topk", k=5, revive="aux")
     sae.shadows.devices = ("cpu", "cuda")
     optimizer = make_adam(sae, 1e-2)
 
@@ -175,12 +177,16 @@ def test_low_precision_copies_follow_the_parameters_through_every_kind_of_step()
 
 
 def test_fused_steps_apply_only_where_they_can():
-    topk, l1, kl = (make_sae(sparsity) for sparsity in ("topk", "l1", "kl-sigmoid"))
+    topk, l1, kl = make_sae("topk", revive="aux"), make_sae("l1"), make_sae("kl-sigmoid")
     assert (
         kl.fused_step(batch(1), at(0), None) is None
         and l1.fused_step(batch(1), at(0), None) is None
     )
     assert topk.fused_step(batch(1), at(0, dead=torch.tensor([1])), None) is None
+    # The default revival acts between steps, and a step with dead latents stays fused.
+    nudged = make_sae("topk", k=5)
+    view = _view(nudged, make_adam(nudged, 1e-2), 0)
+    assert nudged.fused_step(batch(1), at(0, dead=torch.tensor([1])), view) is not None
     assert topk.fused_step(batch(1), at(0, "torch"), None) is None
 
 

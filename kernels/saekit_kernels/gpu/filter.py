@@ -242,7 +242,7 @@ def pack_kernel(
         tile = start + tl.arange(0, TILES)
         count = tl.load(count_ptr + row * tiles + tile, mask=tile < tiles, other=0)
         place = to + tl.cumsum(count, 0) - count
-        for t in range(0, tl.max(count)):
+        for t in range(0, tl.max(count)):  # pyright: ignore[reportArgumentType]
             live = t < count
             at = (row * tiles + tile) * SLOTS + t
             column = tl.load(slot_ptr + 2 * at, mask=live, other=0)

@@ -27,9 +27,9 @@ from saekit.types import ActivationBatch, LossTerms, Step
 # Decay of the average per step: it spans the last ten batches, since the values still grow when a
 # short run ends.
 KEPT = 0.9
-# Share of the average at which the search for the next batch's threshold starts; a wrong guess only
-# costs time.
-GUESS = 0.7
+# Share of the last batch's smallest kept value at which the search for the next one starts; a wrong
+# guess only costs time. Batches of 4,096 rows of SmolLM2 differ by 1 %.
+GUESS = 0.85
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class LargestOfBatch(SAE):
 
     config_class = BatchTopKConfig
     thresholded = True
+    smallest: torch.Tensor | None = None
+    """0-d: the smallest value that the last batch kept; not saved."""
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        pre, smallest = largest_of_batch(
-            self, x_BD, k_at(self, step), GUESS * self.threshold[0], step
-        )
+        pre, smallest = largest_of_batch(self, x_BD, k_at(self, step), guess(self), step)
         remember(self, smallest)
         return pre
 
@@ -80,7 +80,7 @@ class BatchTopK(LargestOfBatch):
             x_BD,
             *self.weights,
             k_at(self, step),
-            GUESS * self.threshold[0],
+            guess(self),
             self.workspace,
             step.encoder_plan,
             step.backend,
@@ -102,17 +102,23 @@ class BatchTopK(LargestOfBatch):
             k_at(self, step),
             self.workspace,
             "auto",
-            GUESS * self.threshold[0],
+            guess(self),
         )
         remember(self, smallest)
         return fused_sparse_step(self, x_BD, encoded, 0.0, adam)
 
 
+def guess(sae: LargestOfBatch) -> torch.Tensor:
+    """0-d: probably below the smallest value that the next batch will keep. The average would be
+    half of it in the first steps of a run."""
+    return GUESS * (sae.threshold[0] if sae.smallest is None else sae.smallest)
+
+
 @torch.no_grad()
-def remember(sae: SAE, smallest: torch.Tensor) -> None:
+def remember(sae: LargestOfBatch, smallest: torch.Tensor) -> None:
     """Update the average with this batch's smallest kept value; the first batch sets it. Nothing
     here waits for the device."""
-    old = sae.threshold
+    old, sae.smallest = sae.threshold, smallest
     sae.threshold.copy_(
         torch.where(old > 0, KEPT * old + (1 - KEPT) * smallest, smallest.expand_as(old))
     )
