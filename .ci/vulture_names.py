@@ -73,3 +73,10 @@ _.initialise
 _.l0_spread
 # scripts of earlier versions
 _read_image
+# triton calls these of its driver (tests/kernels/gpu/launches.py)
+load_binary
+launcher_cls
+get_current_device
+get_current_stream
+get_current_target
+get_active_torch_device

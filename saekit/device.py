@@ -34,5 +34,6 @@ def pick_device(name: str) -> torch.device:
 def use_device(device: torch.device) -> None:
     """Make a numbered CUDA device the current one of the calling thread. Triton launches kernels on
     the current device, wherever the tensors are; every new thread begins with the first one."""
-    if device.type == "cuda" and device.index is not None:
+    numbered = device.index is not None  # pyright: ignore[reportUnnecessaryComparison]
+    if device.type == "cuda" and numbered:
         torch.cuda.set_device(device)

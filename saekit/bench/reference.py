@@ -90,6 +90,7 @@ class _DenseAbsTopK(_DenseTopK):
 class _DenseBatchTopK(_DenseTopK):
     def chosen(self, pre_BF: torch.Tensor, k: int) -> torch.Tensor:
         z, smallest = largest_of_batch(pre_BF, k)
+        assert isinstance(self, LargestOfBatch)
         remember(self, smallest)
         return z
 
