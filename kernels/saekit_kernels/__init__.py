@@ -25,6 +25,7 @@ from saekit_kernels.memory import keep_freed_memory
 from saekit_kernels.nested import nested_error
 from saekit_kernels.optim import AdamSettings, FeatureState, feature_step
 from saekit_kernels.select import topk_rows
+from saekit_kernels.sigmoid import sigmoid_means
 from saekit_kernels.workspace import Workspace, Workspaces
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "relu_reconstruction",
     "resolve_backend",
     "sampled_products",
+    "sigmoid_means",
     "sigmoid_reconstruction",
     "signed_topk",
     "sparse_column_sum",

@@ -93,6 +93,8 @@ def capture(
     ended = _Stop()
 
     with ExitStack() as stack:
+        # compiled code does not check for new hooks: it would run without these
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         finished = (lambda: _raise(ended)) if stop else (lambda: None)
         proving = stack.enter_context(proof(module, paths, finished))
         passes = stack.enter_context(_passes(module, states.clear))

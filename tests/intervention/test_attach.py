@@ -568,7 +568,7 @@ def test_nothing_stays_on_the_model_also_after_an_exception():
 
 
 @pytest.mark.parametrize("way", ["wrapper", "in place", "layers"])
-def test_a_model_that_was_compiled_before_is_edited_and_is_compiled_afterwards(way):
+def test_a_model_that_was_compiled_before_is_edited_and_read_and_is_compiled_afterwards(way):
     """Compiled code does not look for hooks that are added later."""
     model, inputs = text("gpt2")
     sae = by_hand.dictionary(families.WIDTH)
@@ -594,6 +594,9 @@ def test_a_model_that_was_compiled_before_is_edited_and_is_compiled_afterwards(w
         edited = output(compiled, inputs)
     with saekit.splice(compiled, "blocks.0", lambda x: 0 * x):
         without = output(compiled, inputs)
+    with saekit.capture(compiled, "blocks.0") as states:
+        output(compiled, inputs)
+    assert states["blocks.0"].shape == (*inputs["input_ids"].shape, families.WIDTH)
     assert torch.equal(edited, expected) and not torch.equal(without, clean)
     graphs.clear()
     assert torch.equal(output(compiled, inputs), clean) and graphs

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import torch
-from saekit_kernels import sigmoid_reconstruction
+from saekit_kernels import sigmoid_means, sigmoid_reconstruction
 from saekit_kernels.dense import kl_of_means
 
 from saekit.errors import UsageError, opt
@@ -33,7 +33,7 @@ from saekit.models.codes import firing_counts
 from saekit.models.sae import SAE
 from saekit.models.sae.config import DecoderNorm, Revival
 from saekit.models.sae.losses import loss_terms
-from saekit.models.sae.preactivations import DensePre, Pre, above
+from saekit.models.sae.preactivations import DensePre, Pre, SparsePre, above
 from saekit.models.sparsity.jumprelu import Heaviside
 from saekit.models.sparsity.penalised import Penalised, PenaltyConfig
 from saekit.options import Doc
@@ -180,18 +180,30 @@ class KL(Penalised):
     config_class = KLConfig
     line = "ReLU codes, KL on the means of sigmoid(pre)"
     shift = 4.5  # the KL moves all biases too
-    sparse_kernels = False  # codes and gradients are dense: five products
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        # every entry contributes to the penalty
-        return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
+        pre = above(self, x_BD, step)
+        return WithMeans(pre, x_BD, self, step) if isinstance(pre, SparsePre) else pre
 
     def penalties(
         self, pre: Pre, z: torch.Tensor, step: Step
     ) -> dict[str, tuple[torch.Tensor, float]]:
-        means = pre.values.sigmoid().mean(0)
+        means = pre.means() if isinstance(pre, WithMeans) else pre.values.sigmoid().mean(0)
         rate = means.detach().mean() if self.config.target_l0 else rate_of(self)
         return {"kl": (kl_of_means(means, rate)[0], self.coef(step))}
+
+
+class WithMeans(SparsePre):
+    """The positive pre-activations; the others only contribute to the means."""
+
+    def __init__(self, pre: SparsePre, x_BD: torch.Tensor, sae: SAE, step: Step) -> None:
+        super().__init__(pre.codes, pre.values, pre.backend, pre.encoded)
+        self.x_BD, self.sae, self.step = x_BD, sae, step
+
+    def means(self) -> torch.Tensor:
+        """(F,): mean_b sigmoid(pre), over all entries."""
+        sae, plan = self.sae, self.step.encoder_plan
+        return sigmoid_means(self.x_BD, sae.W_enc, sae.b_enc, sae.workspace, plan)
 
 
 @dataclass(frozen=True)
