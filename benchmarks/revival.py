@@ -104,7 +104,9 @@ def measure(
     name: str, case: Case, sparsity: str, way: str, seed: int, store: Path
 ) -> RevivalResult:
     options = model_options("sae", sparsity)
-    active = {"k": case.active} if "k" in options else {"target_l0": float(case.active)}
+    active: dict[str, Any] = (
+        {"k": case.active} if "k" in options else {"target_l0": float(case.active)}
+    )
     began = time.process_time()
     result = train(
         store,
