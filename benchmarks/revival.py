@@ -104,7 +104,7 @@ def measure(
     name: str, case: Case, sparsity: str, way: str, seed: int, store: Path
 ) -> RevivalResult:
     options = model_options("sae", sparsity)
-    active: dict[str, Any] = (
+    chosen: dict[str, Any] = (
         {"k": case.active} if "k" in options else {"target_l0": float(case.active)}
     )
     chosen |= {"sparsity": sparsity, "revive": way}
