@@ -104,19 +104,20 @@ def measure(
     name: str, case: Case, sparsity: str, way: str, seed: int, store: Path
 ) -> RevivalResult:
     options = model_options("sae", sparsity)
-    active = {"k": case.active} if "k" in options else {"target_l0": float(case.active)}
+    chosen: dict[str, Any] = (
+        {"k": case.active} if "k" in options else {"target_l0": float(case.active)}
+    )
+    chosen |= {"sparsity": sparsity, "revive": way}
     began = time.process_time()
     result = train(
         store,
         None,
-        sparsity=sparsity,
-        revive=way,
         latents=case.latents,
         rows=case.rows,
         batch=case.batch,
         lr=case.lr,
         seed=seed,
-        **active,
+        **chosen,
     )
     seconds = time.process_time() - began
     fvu, l0, dead = (result.metrics[key] for key in ("fvu", "l0", "dead_train"))

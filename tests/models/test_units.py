@@ -88,7 +88,7 @@ def test_rows_of_another_scale_have_the_same_loss_in_units_of_their_variance(spa
 def test_the_auxiliary_loss_weighs_a_32nd_of_the_variance(tmp_path):
     x = torch.rand(2000, D, generator=torch.Generator().manual_seed(0)) * torch.arange(1, D + 1)
     variance = float((x - x.mean(0)).square().sum(1).mean())
-    sae = build("sae", D, {"k": 2, "latents": 64})
+    sae = build("sae", D, {"k": 2, "latents": 64, "revive": "aux"})
     sae.initialise_from(x, torch.Generator().manual_seed(0))
     assert sae.loss(batch_of(x[:300]), Step(3, 10, dead=torch.arange(8))).weights[
         "aux"
