@@ -1,4 +1,5 @@
-"""The main job end to end on real input: two models, six autoencoders, two pages, one table.
+"""The main job end to end on real input: two models, six autoencoders, two pages, one table, and a
+sentence of the language model with a latent added.
 
 Every step resumes, so a demo that was interrupted goes on where it stopped.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from saekit.options import Doc
 from saekit_cli.command import Given
 from saekit_cli.screen import Reporter, figure, message, table
 from saekit_cli.settings import Quiet
+
+if TYPE_CHECKING:
+    from saekit.intervention.steer import SteerResult
 
 NAME = "demo"
 EXAMPLES = ["saekit demo --out demo"]
@@ -58,6 +62,12 @@ IMAGE = Part(
     "topk",
     "all",
 )
+# The latent that is added is not chosen by hand: the first of these, in the order of
+# `next_token_latents`, that is monotone in the dose and beyond its controls.
+TRIES = 3
+PROMPT = "When the rain stopped, the children"
+DOSES = (1.0, 2.0)
+NEW_TOKENS = 16
 
 
 def run(
@@ -67,7 +77,7 @@ def run(
     image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Harvest, train and inspect a language model and a vision transformer."""
+    """Harvest, train and inspect a language model and a vision transformer, and steer the first."""
     began = time.monotonic()
     rows, pages = [], []
     for part in [p for p, wanted in ((TEXT, text), (IMAGE, image)) if wanted]:
@@ -88,6 +98,64 @@ def run(
     typer.echo(f"\n{time.monotonic() - began:.0f} s")
     for page in pages:
         typer.echo(f"open    {page}")
+    if text:
+        typer.echo("\n" + "\n".join(steer_part(TEXT, Path(out) / TEXT.name, quiet)))
+
+
+def steer_part(part: Part, folder: Path, quiet: bool = False) -> list[str]:
+    """Steer a part's language model by the first latent that holds; the lines to print. The report
+    is in `folder`/steered."""
+    import saekit
+    from saekit.harvesting.models import load_model
+    from saekit.inspection.next_token import next_token_latents
+    from saekit.intervention.dose_response import holds
+    from saekit.intervention.steer import SteerResult
+
+    # the latents in order
+    checkpoint, live_model = folder / part.page, load_model(part.model)
+    latents = next_token_latents(checkpoint, folder / "store", live_model)[:TRIES]
+    message("steer", f"at most {TRIES} latents, up to one with an effect of its own")
+    # one after the other
+    about, result = "no latent is followed by one token often enough to be steered", None
+    for tried, latent in enumerate(latents, 1):
+        with Reporter(quiet) as reporter:
+            result = saekit.steer(
+                checkpoint,
+                prompt=PROMPT,
+                latents={latent.latent: max(DOSES)},
+                dose=DOSES,
+                targets=[latent.token],
+                model=live_model,
+                max_new_tokens=NEW_TOKENS,
+                out=folder / "steered",
+                overwrite=True,
+                progress=reporter,
+            )
+        assert isinstance(result, SteerResult), "of a text"
+        about = (
+            f"latent {latent.latent}, number {tried} by the rule: {latent.text!r} follows"
+            f" {latent.share:.0%} of its strongest rows"
+        )
+        if holds(result.doses):
+            break
+        about += f"; none of the {tried} tried has an effect of its own"
+    return [about] if result is None else [about, *_steered_lines(result)]
+
+
+def _steered_lines(result: SteerResult) -> list[str]:
+    """The texts, the largest dose beside its controls, and the verdict."""
+    largest = max(result.doses, key=lambda dose: dose.strength)
+    controls = largest.random_directions + largest.random_latents
+    target = repr(result.targets[0])
+    return [
+        f"prompt  {result.prompt!r}",
+        f"clean   {result.clean.text!r}",
+        f"steered {result.steered.text!r}",
+        f"effect  {largest.effect:+.2f} nats on {target} at dose {largest.strength:+g}; the largest"
+        f" of {len(controls)} controls has {max(controls, key=abs):+.2f}",
+        f"verdict {result.verdict}",
+        f"open    {Path(result.report or '').resolve()}",
+    ]
 
 
 def _run_part(part: Part, out: Path, quiet: bool) -> tuple[Path, list[tuple[str, ...]]]:
