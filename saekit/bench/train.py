@@ -150,8 +150,6 @@ def _measured(case: Case, arms: Arms, timer: Timer, model: SAE) -> dict[str, Mea
             arm = built.pop(name)
             if isinstance(terms := arm.last, LossTerms) and terms.fired is not None:
                 row.l0 = round(float(terms.fired.sum()) / case.shape.B, 1)
-                if lost := int(terms.metrics.get("lost_rows", 0)):
-                    row.note = f"{lost} rows cut"
             arm.drop_buffers()
             row.peak_mb = peak_mb(arm, timer.device)
     return results

@@ -141,6 +141,7 @@ def _check_config(config: dict[str, Any]) -> None:
     as_type(training.get("stores", []), list[str], "training.stores")
     as_type(config["backend"].get("name"), str | None if imported else str, "backend.name")
     as_type(config["config"].get("sparsity"), str | None, "config.sparsity")
+    as_type(training.get("sparsity"), str | None, "training.sparsity")
     as_type(config["config"].get("parts"), list[int] | None, "config.parts")
 
 

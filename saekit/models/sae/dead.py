@@ -89,6 +89,7 @@ def nudge(sae: SAE, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
     change = NUDGE * gap / (x_mean.square().sum(1) + 1)
     sae.W_enc.index_add_(0, dead, change[:, None] * x_mean)
     sae.b_enc.index_add_(0, dead, change)
+    sae.biases_moved(dead, change)
 
 
 def resample(

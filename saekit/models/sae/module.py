@@ -281,6 +281,9 @@ class SAE(Dictionary):
         """(B,D_out): x_hat by the code that is trained."""
         return self.forward(x_BD).x_hat
 
+    def biases_moved(self, latents: torch.Tensor, change: torch.Tensor) -> None:
+        """Told that a nudge has added `change` (n,) to b_enc of these latents."""
+
     def reset_latents(self, latents: torch.Tensor) -> None:
         """Reset what the variant trains besides weights and biases, for latents that were
         resampled."""

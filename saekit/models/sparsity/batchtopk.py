@@ -46,7 +46,7 @@ class LargestOfBatch(SAE):
     config_class = BatchTopKConfig
     thresholded = True
     smallest: torch.Tensor | None = None
-    """0-d: the smallest value that the last batch kept; not saved."""
+    """0-d: the smallest value that the last batch kept."""
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         pre, smallest = largest_of_batch(self, x_BD, k_at(self, step), guess(self), step)
@@ -55,6 +55,15 @@ class LargestOfBatch(SAE):
 
     def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
         return self.threshold[0]
+
+    def variant_state(self) -> dict[str, float]:
+        """The next guess depends on it, and by the route that a wrong guess takes the last bits of
+        a code may too."""
+        return {} if self.smallest is None else {"smallest": float(self.smallest)}
+
+    def restore_variant(self, state: dict[str, float]) -> None:
+        if "smallest" in state:
+            self.smallest = self.threshold.new_tensor(state["smallest"])
 
     def code_of(self, x_BD: torch.Tensor) -> torch.Tensor:
         """(B,F): in eval mode ReLU(pre) above the threshold; in training mode the largest of this
@@ -111,7 +120,8 @@ class BatchTopK(LargestOfBatch):
 def guess(sae: LargestOfBatch) -> torch.Tensor:
     """0-d: probably below the smallest value that the next batch will keep. The average would be
     half of it in the first steps of a run."""
-    return GUESS * (sae.threshold[0] if sae.smallest is None else sae.smallest)
+    last = sae.threshold[0] if sae.smallest is None else sae.smallest
+    return GUESS * last.to(sae.threshold.device)
 
 
 @torch.no_grad()

@@ -91,6 +91,15 @@ class Gated(TrainedGate):
             "threshold": (self.b_mag - scale * self.b_enc).detach().clamp_min(0.0),
         }
 
+    def firing_level(self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        """Of the gate: where it is positive, and the magnitude too."""
+        scale = self.r_mag[latents].exp()
+        return (self.b_enc[latents] - self.b_mag[latents] / scale).clamp_min(0.0)
+
+    def biases_moved(self, latents: torch.Tensor, change: torch.Tensor) -> None:
+        """The magnitude follows the gate."""
+        self.b_mag.index_add_(0, latents, self.r_mag[latents].exp() * change)
+
     def reset_latents(self, latents: torch.Tensor) -> None:
         self.r_mag[latents] = 0.0
         self.b_mag[latents] = self.b_enc[latents]

@@ -143,7 +143,8 @@ class L1(Penalised):
         encoded = OPERATIONS["triton"].encode_relu(
             x_BD, encoder_copy(self), self.b_enc, self.workspace, "auto", None
         )
-        if encoded.codes is None:
+        if encoded.codes is None:  # too many: until the next poll steps are dense
+            self.path = "dense"
             return None
         return fused_sparse_step(self, x_BD, encoded, self.coef(step) / self.unit, adam)
 
