@@ -203,7 +203,7 @@ def encode_batchtopk(
     """(codes, threshold): the B k largest positive pre-activations of the batch, ties to the
     smallest b F + j. threshold (0-d) is the smallest kept value, 0 when nothing is kept.
 
-    `bound` (0-d) is a guess below the threshold, such as 0.85 of the last step's. A wrong guess only
+    `bound` (0-d) is a guess below the threshold, such as 0.85 of the last one. A wrong guess only
     costs time: the product runs again with another bound. Waits for the device once for each.
     Raises ValueError unless 1 <= k <= F and B k < 2^31 / 8.
     """
