@@ -23,6 +23,7 @@ from saekit.errors import DataError, SaekitError, UsageError, check_choice, opt,
 from saekit.estimator import _parameter
 from saekit.harvesting.config import HarvestConfig
 from saekit.intervention.config import FinetuneConfig
+from saekit.intervention.dose_response import dose_response
 from saekit.intervention.live import AttachedDictionary, Where
 from saekit.measures.codes import map_2d
 from saekit.models.catalog import CATALOG
@@ -241,7 +242,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     }
     edits = (getattr(AttachedDictionary, name) for name in ("add", "swap"))
     verbs = (getattr(saekit, name) for name in saekit.__all__)
-    for public in (*verbs, *edits, map_2d, Asked):
+    for public in (*verbs, *edits, map_2d, Asked, dose_response):
         python |= set(inspect.signature(public).parameters)
     python |= Where.__annotations__.keys()  # of every edit
     names = named_options() - {"push", "public", "yes"}  # only of the command line
@@ -249,6 +250,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     command_line = {p.name for verb in VERBS.values() for p in build(verb, []).params}
     assert names - command_line <= {
         *("epochs", "method"),  # of the estimator and of Store.sample
+        *("doses", "texts"),  # of dose_response
         *("codes", "dose", "examples", "maxima", "positions", "raw"),  # of attach
         "input_norm",  # of loaded weights
         "targets",  # numbers of tokens, of steer

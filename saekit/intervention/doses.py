@@ -42,9 +42,11 @@ class Response:
 
 
 def is_monotone(doses: Sequence[Response]) -> bool:
-    """Whether a larger dose never has a smaller effect; False without doses."""
-    effects = [dose.effect for dose in sorted(doses, key=_strength)]
-    return bool(effects) and all(a <= b for a, b in pairwise(effects))
+    """Whether a larger dose never has a smaller effect, that of dose 0, which is 0, included; False
+    without doses."""
+    effects = {dose.strength: dose.effect for dose in doses}
+    in_order = [effect for _, effect in sorted(({0.0: 0.0} | effects).items())]
+    return bool(effects) and all(a <= b for a, b in pairwise(in_order))
 
 
 def verdict(doses: Sequence[Response]) -> str:

@@ -34,21 +34,21 @@ def part(folder, monkeypatch):
 
 
 def test_the_demo_ends_with_the_first_latent_that_holds(folder, part, monkeypatch):
-    monkeypatch.setattr(demo, "TRIES", 8)
+    monkeypatch.setattr(demo, "TRIES", 40)
     monkeypatch.setattr(controls, "CONTROLS", 1)  # the tiny model is random: against 8 none holds
     lines = demo.steer_part(part, folder, quiet=True)
 
     # the same tries by hand
     run, live_model = folder / "run", load_model(part.model)
     tried = 0
-    for latent in next_token_latents(run, folder / "store")[:8]:
+    for latent in next_token_latents(run, folder / "store")[:40]:
         tried += 1
         result = steer_text(
             str(run), "the cat sat on", {latent.latent: 2.0}, dose=(1.0, 2.0),
             targets=[latent.token], model=live_model, max_new_tokens=4,
         )  # fmt: skip
         one, two = result.doses
-        if one.is_beyond_controls and two.is_beyond_controls and one.effect <= two.effect:
+        if one.is_beyond_controls and two.is_beyond_controls and 0 <= one.effect <= two.effect:
             break
     else:
         pytest.fail("no latent of the tiny model holds: take another seed")

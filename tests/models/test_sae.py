@@ -281,7 +281,7 @@ def test_a_nudge_closes_a_share_of_the_gap_on_the_rows_where_a_latent_nearly_fir
     others = torch.ones(64, dtype=torch.bool)
     others[dead] = False
     for name, value in sae.state_dict().items():
-        same = others if name in ("W_enc", "b_enc") else slice(None)
+        same = others if name in ("W_enc", "b_enc", "b_mag") else slice(None)
         assert torch.equal(value[same], before[name][same]), name
 
 
