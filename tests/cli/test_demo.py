@@ -9,17 +9,22 @@ import pytest
 from made_language import made_language
 from saekit_cli import demo
 
+import saekit
 from saekit.harvesting.models import load_model
 from saekit.inspection import next_token
 from saekit.inspection.next_token import next_token_latents
 from saekit.intervention import controls
 from saekit.intervention.steer import steer_text
 
+SEED = 1  # of a dictionary with a latent that holds
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    made_language(out)
+    made = made_language(out)
+    options = {"latents": 64, "k": 4, "batch": 128, "rows": 12_800}
+    saekit.train(made.store, made.run, **options, seed=SEED, overwrite=True)
     return out
 
 
