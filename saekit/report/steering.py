@@ -153,6 +153,7 @@ def steer(
     given = {
         "checkpoint": name_of(source) if isinstance(source, str) else None,
         "model": model if isinstance(model, str) else None,
+        "hook": hook if hook is None or isinstance(hook, str) else list(hook),
         "prompt": prompt,
         "image": str(image) if isinstance(image, str | Path) else None,
         "latents": [f"{j}={'raw:' * raw}{value:+g}" for j, value in strengths.items()] or None,
