@@ -15,7 +15,7 @@ import csv
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,26 +48,18 @@ class Case:
     lr: float | None = None
 
 
+DIGITS = Case(
+    "embedded:digits-vit",
+    "embedded:digits",
+    {"hook": "blocks.2", "batch": 128},
+    latents=2048,
+    active=16,
+    rows=600_000,
+    batch=1024,
+)
 CASES = {
-    "digits": Case(
-        "embedded:digits-vit",
-        "embedded:digits",
-        {"hook": "blocks.2", "batch": 128},
-        2048,
-        16,
-        600_000,
-        1024,
-    ),
-    "digits, lr 1e-3": Case(
-        "embedded:digits-vit",
-        "embedded:digits",
-        {"hook": "blocks.2", "batch": 128},
-        2048,
-        16,
-        600_000,
-        1024,
-        1e-3,
-    ),
+    "digits": DIGITS,
+    "digits, lr 1e-3": replace(DIGITS, lr=1e-3),
     "mnist": Case("raw:pixels", "embedded:mnist-5k", {"holdout": 0.2}, 2048, 16, 120_000, 256),
     "photos": Case("raw:pixels", "embedded:photos", {"holdout": 0.2}, 1024, 16, 20_000, 64),
     "smollm2": Case(

@@ -29,29 +29,11 @@ from saekit.models.sparsity.topk import k_at
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
-class _Rows(DensePre):
-    """(B,F), whose nested reconstructions cost one product: the groups are slices."""
-
-    def nested_error(
-        self,
-        z: torch.Tensor,
-        W_dec_FD: torch.Tensor,
-        b_dec_D: torch.Tensor,
-        target_BD: torch.Tensor,
-        level: torch.Tensor,
-        levels: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`level` (F,) does not fall from latent to latent."""
-        sizes = level.bincount(minlength=levels).tolist()
-        parts = [z @ W for z, W in zip(z.split(sizes, 1), W_dec_FD.split(sizes))]
-        return nested_error(torch.stack(parts, 1).cumsum(1) + b_dec_D, target_BD)
-
-
 class _Dense(SAE):
     """Thresholded codes and sigmoids: every pre-activation goes through the variant's formula."""
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        return _Rows(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
+        return DensePre(torch.addmm(self.b_enc, x_BD, self.W_enc.T))
 
     def loss_of(
         self, x_BD: torch.Tensor, target_BD: torch.Tensor, step: Step, batch: ActivationBatch
@@ -71,7 +53,7 @@ class _DenseTopK(_Dense):
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
         pre = torch.addmm(self.b_enc, x_BD, self.W_enc.T)
-        return _Rows(self.chosen(pre, k_at(self, step)))
+        return DensePre(self.chosen(pre, k_at(self, step)))
 
     def activate(self, pre: Pre) -> torch.Tensor:
         return pre.values

@@ -95,7 +95,12 @@ class DensePre:
         level: torch.Tensor,
         levels: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [torch.where(level == g, z, 0.0) @ W_dec_FD for g in range(levels)]
+        """As of the sparse form; `level` (F,) does not fall from latent to latent, so levels are
+        slices, which cost one product together."""
+        sizes, no_bias = level.bincount(minlength=levels).tolist(), torch.zeros_like(b_dec_D)
+        product = OPERATIONS[self.backend].dense_products
+        slices = zip(z.split(sizes, 1), W_dec_FD.split(sizes))
+        parts = [product(z_BL, W_LD.T, no_bias) for z_BL, W_LD in slices]
         x_hat_BGD = torch.stack(parts, 1).cumsum(1) + b_dec_D
         error = (x_hat_BGD - target_BD[:, None]).square().sum(2).mean()
         return x_hat_BGD[:, -1].detach(), error
