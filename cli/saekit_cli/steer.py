@@ -11,7 +11,7 @@ import typer
 
 from saekit.options import Option, options_of
 from saekit_cli.command import Given
-from saekit_cli.screen import Reporter, figure, print_json, table
+from saekit_cli.screen import Reporter, figure, message, print_json, table
 from saekit_cli.settings import Config, Json, Quiet
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         except KeyboardInterrupt:
             reporter.close()
             if known:
+                done = len(known[-1].doses)
+                message("note", f"interrupted: figures and verdict are those of {done} doses")
                 _print(known[-1], json_)
             raise
     _print(result, json_)

@@ -29,6 +29,7 @@ from saekit.harvesting.hook_names import (
 )
 from saekit.harvesting.parts import has_module
 from saekit.harvesting.trace import Trace
+from saekit.harvesting.uncompiled import uncompiled
 from saekit.harvesting.views import attach, split_hook
 
 __all__ = [
@@ -93,8 +94,7 @@ def capture(
     ended = _Stop()
 
     with ExitStack() as stack:
-        # compiled code does not check for new hooks: it would run without these
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         finished = (lambda: _raise(ended)) if stop else (lambda: None)
         proving = stack.enter_context(proof(module, paths, finished))
         passes = stack.enter_context(_passes(module, states.clear))

@@ -42,6 +42,7 @@ from torch import nn
 from saekit.errors import DataError, SaekitError, UsageError, opt
 from saekit.harvesting.anatomy import plain
 from saekit.harvesting.hooks import resolve_hook
+from saekit.harvesting.uncompiled import uncompiled
 from saekit.harvesting.views import split_hook
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.live import AttachedDictionary, Live
@@ -114,8 +115,7 @@ def attach(
     opened = [_opened(module, source, hooks, name) for name, source, hooks in several]
 
     with ExitStack() as stack:
-        # compiled code does not check for new hooks: it would run without the edits
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         # one owner tells all the sites that it holds
         generations, owners = Generations(), dict[nn.Module, Owner]()
         stack.enter_context(generations_of(module, generations))

@@ -69,7 +69,7 @@ class Attributed:
             chosen = {"cls": range(int(layout.has_cls)), "patches": range(first, count)}
             positions = list(chosen.get(str(where), ())) or None
         elif isinstance(where, int) and not isinstance(where, bool):
-            positions = list(range(count))[where : where + 1]
+            positions = list(range(count))[where : (where + 1) or None]
         elif isinstance(where, slice):
             positions = list(range(count))[where]
         if positions is None:

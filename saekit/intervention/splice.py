@@ -17,6 +17,7 @@ from torch import nn
 from saekit.errors import DataError
 from saekit.harvesting.anatomy import anatomy_of
 from saekit.harvesting.hooks import block_hint, check_runs_once, proof, resolve_hook
+from saekit.harvesting.uncompiled import uncompiled
 from saekit.harvesting.views import attach
 from saekit.types import Output
 
@@ -62,8 +63,7 @@ def splice(
     else:
         raise TypeError("splice takes a hook and a change, or a mapping of hooks to changes")
     with ExitStack() as stack:
-        # compiled code does not check for new hooks
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         for name, at_hook in changes.items():
             stack.enter_context(_splice_one(model, name, at_hook, mask_BT))
         yield

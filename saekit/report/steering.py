@@ -198,6 +198,8 @@ def _with_page(
     result = replace(result, report=report)
     page = text_page(result, name) if isinstance(result, SteerResult) else image_page(result, name)
     write_bytes(path, page.encode())
+    if stopped is not None:  # with the page's path
+        partial(result)
     return result, stopped
 
 

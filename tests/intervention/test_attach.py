@@ -3,6 +3,8 @@ else stays."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import by_hand
 import families
 import made_dictionaries
@@ -600,6 +602,27 @@ def test_a_model_that_was_compiled_before_is_edited_and_read_and_is_compiled_aft
     assert torch.equal(edited, expected) and not torch.equal(without, clean)
     graphs.clear()
     assert torch.equal(output(compiled, inputs), clean) and graphs
+
+
+def test_compiled_code_is_used_again_whatever_ends_first():
+    model, _ = text("gpt2")
+    sae = by_hand.dictionary(families.WIDTH)
+    first, second = saekit.attach(model, sae, "blocks.0"), saekit.capture(model, "blocks.1")
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    doubled = torch.compile(lambda x: 2 * x, backend=backend)
+    with ExitStack() as stack:
+        stack.enter_context(first)
+        second.__enter__()
+    doubled(torch.ones(2))
+    assert not graphs, "the second still reads the model"
+    second.__exit__(None, None, None)
+    doubled(torch.ones(2))
+    assert len(graphs) == 1
 
 
 def test_inference_mode_and_a_dictionary_in_training_mode():

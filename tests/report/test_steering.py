@@ -226,7 +226,8 @@ def test_an_interruption_keeps_the_doses_that_are_done(
     monkeypatch.setattr(module, "_dose", interrupted)
     arguments = ["--latent", "3=raw:6", "--dose", "1:5:5", "--out", tmp_path / "o", "--json"]
     status, text, err = command(capsys, "steer", *asked, *arguments)
-    assert status == 130 and "interrupted" in err
+    assert status == 130 and "verdict are those of 2 doses" in err
+    assert json.loads(text)["report"] == str(tmp_path / "o" / "report.html")
     assert [dose["strength"] for dose in json.loads(text)["dose"]] == [1, 2]
     _, numbers = sections_and_numbers((tmp_path / "o" / "report.html").read_text())
     assert len(numbers["doses"]) == 2
