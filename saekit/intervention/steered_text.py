@@ -93,7 +93,10 @@ class SteeredText:
         """(1,P+T): the prompt and what the model writes. `seed`: of sampling."""
         self._edit(live, edit, self.writing.positions)
         pad, temperature = self.tokenizer.pad_token_id, self.writing.temperature
-        sampling = dict(temperature=temperature, top_k=0, top_p=1.0) if temperature else {}
+        # the model's own distribution, whatever its generation_config prefers
+        plain: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        if temperature:
+            plain |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         devices = [self.ids.device] if self.ids.is_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -103,7 +106,7 @@ class SteeredText:
                 max_new_tokens=self.writing.max_new_tokens,
                 do_sample=temperature > 0,
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                **sampling,
+                **plain,
             )
 
     def log_p(self, live: Live, ids: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:

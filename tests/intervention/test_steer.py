@@ -144,6 +144,16 @@ def test_targets_may_be_fixed_before(live_model, sae, maxima):
         run(live_model, sae, maxima, dose=(4.0,), targets=[999])
 
 
+def test_texts_are_of_the_models_distribution_whatever_its_generation_config(
+    live_model, sae, maxima, monkeypatch
+):
+    plain = [run(live_model, sae, maxima, temperature=t, seed=3) for t in (0.0, 1.5)]
+    config = live_model.module.generation_config
+    for name, value in {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_p": 0.9}.items():
+        monkeypatch.setattr(config, name, value)
+    assert plain == [run(live_model, sae, maxima, temperature=t, seed=3) for t in (0.0, 1.5)]
+
+
 def test_sampled_texts_are_drawn_by_their_seed_and_doses_are_means_over_them(
     live_model, sae, maxima
 ):
