@@ -11,6 +11,7 @@ from saekit_kernels import (
     topk_rows,
 )
 from saekit_kernels.reference import encode_topk_dense
+from saekit_kernels.select import largest
 
 
 def parameters(D, F, dtype=torch.float32, seed=0):
@@ -188,6 +189,32 @@ def test_ties_go_to_the_smallest_column(F, k):
     assert idx.shape == (3, k) and topk_rows(torch.full((2, F), torch.nan), k)[0].isnan().all()
     duplicated = torch.tensor([0.5, 2.0, 1.0, 1.0]).repeat(F // 4)[None]
     assert set(topk_rows(duplicated, k)[1][0].tolist()) == set(range(1, 4 * k, 4))
+
+
+@pytest.mark.parametrize("F,k", [(64, 4), (3200, 8), (3200, 32), (33, 7), (5, 5)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_selection_is_that_of_a_stable_sort_whatever_the_row_holds(F, k, whole):
+    """Ties, and NaN before inf: k - 1, k and more of them, and rows of nothing else."""
+    generator = torch.Generator().manual_seed(k)
+    pre = torch.randn(7, F, generator=generator)
+    pre = pre.round() if whole else pre
+    broken = [(0, 0), (1, 0), (k - 1, 3), (k, 2), (F, 0), (2, F)]
+    for row, (nans, infs) in enumerate(broken):
+        columns = torch.randperm(F, generator=generator)
+        pre[row, columns[nans : nans + infs]], pre[row, columns[:nans]] = torch.inf, torch.nan
+    _, idx = topk_rows(pre, k)
+    expected = pre.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(idx.sort(1).values, expected.sort(1).values)
+
+
+def test_the_largest_of_a_batch_are_nan_then_inf_then_the_first():
+    vals = torch.tensor([torch.inf, 1.0, torch.nan, torch.inf, torch.nan, 5.0])
+    entries = torch.arange(6), 6 - torch.arange(6), vals
+    for count, kept in ((1, [2]), (2, [2, 4]), (3, [0, 2, 4]), (4, [0, 2, 3, 4])):
+        row, column, values = largest(entries, count)
+        assert row.tolist() == kept and column.tolist() == [6 - at for at in kept]
+        assert torch.equal(values.isnan(), vals[kept].isnan())
+    assert largest(entries, 5)[0].tolist() == [0, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("F", [1000, 3200, 4096])
