@@ -56,6 +56,12 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     return vals, idx
 
 
+def signed_topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for those that are largest in magnitude: the values have their signs."""
+    _, idx = topk_rows(pre_BF.abs(), k)
+    return pre_BF.gather(1, idx), idx
+
+
 def _topk_by_groups(
     pre_BF: torch.Tensor, take: int, group: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
