@@ -60,8 +60,17 @@ def test_a_run_that_was_prepared_elsewhere_uses_its_gpu(current, monkeypatch):
     """Kernels of a step are launched by the thread that executes the run."""
     run = prepare(make_rows(600), config=TrainConfig().with_options({"latents": 32, "k": 4}))
     run.device, before = torch.device("cuda:1"), []
-    monkeypatch.setattr("saekit.training.run.fit", lambda *_: before.append(dict(current)) or 1 / 0)
-    thread = threading.Thread(target=lambda: pytest.raises(ZeroDivisionError, run.execute))
+
+    def fit(*_):
+        before.append(dict(current))
+        raise KeyboardInterrupt
+
+    def execute():
+        with pytest.raises(KeyboardInterrupt):
+            run.execute()
+
+    monkeypatch.setattr("saekit.training.run.fit", fit)
+    thread = threading.Thread(target=execute)
     thread.start()
     thread.join()
     assert [list(seen.values()) for seen in before] == [[torch.device("cuda:1")]]

@@ -22,7 +22,6 @@ from saekit_kernels.filter import LEAST_PRODUCT, fast_bf16
 from saekit_kernels.select import Entries, end_to_end, signed_topk_rows
 from saekit_kernels.workspace import Workspace
 
-
 SIGNED_ROWS = 1024  # pre-activations that a selection by magnitude holds at a time
 
 
