@@ -31,6 +31,7 @@ class Meanings:
         self._words: dict[str, int] = {}
         self._names: list[str] = []
         self._of_token: dict[int, int] = {}
+        self._shares: np.ndarray | None = None
         self._labels = [self._numbers(shard.labels()) for shard in self._shards]
         has_labels = any((labels != NONE).any() for labels in self._labels)
         self.kinds = (*(TOKEN_KINDS if texts else ()), *((LABEL,) if has_labels else ()))
@@ -59,6 +60,19 @@ class Meanings:
         for which, local, shard, _ in self._by_shard(rows):
             found[which] = shard.arrays["doc_id"][local]
         return found
+
+    def token_shares(self, words: np.ndarray) -> np.ndarray:
+        """(N,): each word's share of all tokens of the store's contexts; 0 for NONE."""
+        if self._shares is None:
+            counts = np.zeros(1, np.int64)
+            for shard in self._shards:
+                ids, each = np.unique(shard.arrays["examples.tokens"], return_counts=True)
+                of_words = np.bincount(self._words_of_tokens(ids), each, len(counts))
+                of_words[: len(counts)] += counts
+                counts = of_words
+            self._shares = counts / max(counts.sum(), 1)
+        known = (words >= 0) & (words < len(self._shares))
+        return np.where(known, self._shares[np.where(known, words, 0)], 0.0)
 
     def text(self, word: int) -> str:
         """As it was written where it was met first; a token with its space."""

@@ -4,17 +4,18 @@
 
 coherence: of the rows that show a latent (the strongest, and a sample of each fifth of its range)
     the share s that have one word in common, against the share s0 of the same rows when the words
-    of all latents are shuffled: (s - s0) / (1 - s0). The strongest rows count one half, the fifths
-    the other half, each fifth the same. A word is the token at the row, the token after or before
-    it, or the label of its document or image; the kind with the largest coherence x specificity
-    counts.
-specificity: 1 for a token that is at most 0.1 % of all rows that show latents, falling to 0 for one
-    that is 10 % or more, in proportion to the logarithm. 1 for labels.
+    of all latents are shuffled (the largest of four shuffles): (s - s0) / (1 - s0). The strongest
+    rows count one half, the fifths the other half, each fifth the same. A word is the token at the
+    row, the token after or before it, or the label of its document or image; the kind with the
+    largest coherence x specificity counts.
+specificity: 1 for a word that is at most 0.1 % of the store's tokens, falling to 0 for one that is
+    10 % or more, in proportion to the logarithm. 1 for labels.
 rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side.
 evidence: documents among the strongest rows over 10, at most 1.
 
-The best of several kinds is taken, so a latent without any meaning has a coherence of a few
-hundredths, not 0. A word is a coarse meaning: a latent for a topic that no label names scores low.
+The best of several kinds is taken, so a latent without any meaning may have a coherence above 0:
+docs/explorer.md has figures. A word is a coarse meaning: a latent for a topic that no label names
+scores low.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from saekit.inspection.scan import BANDS, Scan
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5
 DENSITIES = (1e-4, 1e-2)
-# tokens: the share of all shown rows at which specificity begins to fall, and where it is 0
+# the share of all tokens at which specificity begins to fall, and where it is 0
 COMMON = (1e-3, 1e-1)
 DOCUMENTS = 10
 SHUFFLES = 4
 CHUNK = 2048
-NAMED_FROM = 0.25  # coherence above which the common word is a latent's automatic label
+# coherence and rows from which the common word is a latent's automatic label: of random rows fewer
+# than one in a thousand are named
+NAMED_FROM, NAMED_ROWS = 0.25, 8
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,19 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
         return Scores(score_F, found)
     rows_AN, weight_AN = shown_rows(scan, alive)
     words = {kind: w.reshape(rows_AN.shape) for kind, w in meanings(rows_AN.ravel()).items()}
-    best = _best_kind(words, weight_AN)
+    best = _best_kind(words, weight_AN, meanings)
     rarity_A = _falling(scan.density[alive].numpy(), *DENSITIES)
     evidence_A = _evidence(meanings, rows_AN[:, :TOP_ROWS])
     score_A = best.coherence * best.specificity * rarity_A * evidence_A
     score_F[alive] = torch.from_numpy(score_A).float()
-    shown_A = (rows_AN >= 0).sum(1).tolist()
-    for place in np.flatnonzero(best.coherence >= NAMED_FROM).tolist():
+    shown_A = (rows_AN >= 0).sum(1)
+    named_A = (best.coherence >= NAMED_FROM) & (shown_A >= NAMED_ROWS)
+    for place in np.flatnonzero(named_A).tolist():
         found[int(alive[place])] = Meaning(
             meanings.kinds[best.kind[place]],
             meanings.text(int(best.word[place])),
             int(best.count[place]),
-            shown_A[place],
+            int(shown_A[place]),
             float(best.coherence[place]),
         )
     return Scores(score_F, found)
@@ -133,7 +137,7 @@ class _Best:
     count: np.ndarray
 
 
-def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray) -> _Best:
+def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray, meanings: Meanings) -> _Best:
     rng = np.random.default_rng(0)
     filled = np.flatnonzero(weight_AN > 0)
     columns = []
@@ -145,13 +149,12 @@ def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray) -> _Best:
         for _ in range(SHUFFLES):
             shuffled_AN = word_AN.copy()
             shuffled_AN.flat[filled] = rng.permutation(word_AN.flat[filled])
-            chance_A += _commonest(shuffled_AN, weight_AN)[0] / SHUFFLES
+            chance_A = np.maximum(chance_A, _commonest(shuffled_AN, weight_AN)[0])
         coherence_A = np.clip((share_A - chance_A) / np.maximum(1 - chance_A, 1e-9), 0, 1)
         specificity_A = np.ones(len(share_A))
         if kind != LABEL:
-            rows_of_word = np.bincount(word_AN.flat[filled] - NONE)
-            frequency_A = rows_of_word[word_A - NONE] / len(filled)
-            specificity_A = _falling(frequency_A, 0.0, COMMON[0], np.log10(COMMON[1] / COMMON[0]))
+            decades = np.log10(COMMON[1] / COMMON[0])
+            specificity_A = _falling(meanings.token_shares(word_A), 0.0, COMMON[0], decades)
         columns.append((coherence_A, specificity_A, np.full(len(word_A), number), word_A, count_A))
     value_KA = np.stack([coherence * specificity for coherence, specificity, *_ in columns])
     best_A = value_KA.argmax(0)  # the first of equal ones
@@ -179,11 +182,12 @@ def _commonest(
 
 
 def _falling(value: np.ndarray, low: float, high: float, decades: float = 1.0) -> np.ndarray:
-    """1 between low and high, falling to 0 over so many factors of ten on either side."""
-    with np.errstate(divide="ignore"):
-        exponent, floor = np.log10(value), np.log10(low)
-    outside = np.maximum(floor - exponent, exponent - np.log10(high))
-    return np.clip(1 - outside / decades, 0, 1)
+    """1 between low and high, falling to 0 over so many factors of ten on either side. `low` may
+    be 0."""
+    exponent = np.log10(np.maximum(value, 1e-30))
+    above = exponent - np.log10(high)
+    below = np.log10(low) - exponent if low > 0 else above
+    return np.clip(1 - np.maximum(above, below) / decades, 0, 1)
 
 
 def _evidence(meanings: Meanings, top_AT: np.ndarray) -> np.ndarray:
