@@ -2,7 +2,7 @@
 
 const CARDS = 10; // where the page has no gallery of its own: the first of the list
 const CARD_TEXTS = [2, 1]; // strongest, and of the middle of the range
-const CARD_IMAGES = [4, 2];
+const CARD_IMAGES = [3, 1];
 const CARD_SIDE = 7; // tokens on either side of the strongest
 
 function isGallery() {
