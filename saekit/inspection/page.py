@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import gzip
 import hashlib
 import html
 import json
@@ -32,16 +31,23 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from saekit.inspection.site import (
+    CONTEXTS_EACH_FILE,
+    Contexts,
+    Folder,
+    Inline,
+    Pictures,
+    inert,
+    pack,
+)
 from saekit.models.metrics import METRICS
-from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
 SCHEMA = 2
 # about 30 kB per shard for text: a feature opens at once, and the next ones are already loaded
 SHARD_RECORDS = 16
-CONTEXTS_EACH_FILE = 64
 PREVIEW_TOKENS = 6
 PREVIEW_LABELS = 4
 PREVIEW_CHARACTERS = 32
@@ -60,8 +66,6 @@ SCRIPTS = (
     "list.js",
     "explorer.js",
 )
-SUFFIX_OF_MAGIC = {b"\x89PNG": ".png", b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg"}
-SAFE_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class PageMeta:
     score: Sequence[float | None] = ()  # saekit.inspection.score
     meanings: Sequence[Mapping[str, Any] | None] = ()  # FeatureRecord.meaning
     gallery: Sequence[Mapping[str, Any]] = ()  # {"index", "twins"}: what the page opens with
-    command: str = ""  # `saekit inspect ... --features`, to which numbers are added
+    command: str = ""  # the shell command that made the page, without its features
     identity: str = ""  # of checkpoint and store; a reader's own names are kept under it
 
 
@@ -135,9 +139,9 @@ def write_page(
         jsonl_part.open("w", encoding="utf-8") as lines,
     ):
         page.write(head)
-        site = _Inline(page) if single_file else _Folder(out)
-        pictures = _Pictures(images, site)
-        texts = _Contexts({} if contexts is None else contexts, site)
+        site = Inline(page) if single_file else Folder(out)
+        pictures = Pictures(images, site)
+        texts = Contexts({} if contexts is None else contexts, site)
         shard: list[dict[str, Any]] = []
         # A shard at a time.
         for record in records:
@@ -154,7 +158,7 @@ def write_page(
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
         texts.close()
-        page.write(_inert("catalog", pack(catalog.to_json(single_file, texts.ids))))
+        page.write(inert("catalog", pack(catalog.to_json(single_file, texts.ids))))
         page.write(script + tail)
     # Both files take their places when they are complete.
     written = site.bytes + page_part.stat().st_size + jsonl_part.stat().st_size
@@ -257,121 +261,6 @@ def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
             token = next((token for token in reversed(example["tokens"][: at + 1]) if token), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
-
-
-class _Pictures:
-    """Writes every thumbnail once, and replaces the key in an example with the file's name."""
-
-    def __init__(self, images: Mapping[str, bytes], site: _Folder | _Inline) -> None:
-        self.images, self.site = images, site
-        self.names: dict[str, str] = {}
-
-    def name_by_file(self, examples: list[dict[str, Any]]) -> None:
-        for example in examples:
-            if example["image"] is not None:
-                example["image"] = self._name(example["image"])
-
-    def _name(self, key: str) -> str:
-        if key not in self.names:
-            if not SAFE_KEY.fullmatch(key):
-                raise ValueError(f"image key {key!r} is not a file name")
-            if key not in self.images:
-                raise ValueError(f"no thumbnail was given for image {key}")
-            content = self.images[key]
-            self.names[key] = key + _suffix(key, content)
-            self.site.image(self.names[key], content)
-        return self.names[key]
-
-
-class _Contexts:
-    """Writes the tokens of every context once, CONTEXTS_EACH_FILE in a file. `ids` are those of
-    their examples, in the order of the files."""
-
-    def __init__(self, contexts: MutableMapping[int, list[str]], site: _Folder | _Inline) -> None:
-        self.contexts, self.site = contexts, site
-        self.ids: list[int] = []
-        self._seen: set[int] = set()
-        self._waiting: list[list[str]] = []
-
-    def add(self, examples: list[dict[str, Any]]) -> None:
-        for example in examples:
-            index = example["example_id"]
-            tokens = self.contexts.pop(index, None)
-            if tokens is not None and index not in self._seen:
-                self._seen.add(index)
-                self.ids.append(index)
-                self._waiting.append(tokens)
-                if len(self._waiting) == CONTEXTS_EACH_FILE:
-                    self.close()
-
-    def close(self) -> None:
-        if self._waiting:
-            self.site.contexts((len(self.ids) - 1) // CONTEXTS_EACH_FILE, pack(self._waiting))
-            self._waiting = []
-
-
-def _suffix(key: str, content: bytes) -> str:
-    for magic, suffix in SUFFIX_OF_MAGIC.items():
-        if content.startswith(magic):
-            return suffix
-    raise ValueError(f"thumbnail {key} is neither PNG, WebP nor JPEG")
-
-
-class _Folder:
-    """Shards, contexts and images as files next to index.html."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.bytes = out, 0
-
-    def shard(self, number: int, packed: str) -> None:
-        self._write(
-            self.out / "shards" / f"{number:03d}.js",
-            f'saekitShard({number},"{packed}");\n'.encode(),
-        )
-
-    def contexts(self, number: int, packed: str) -> None:
-        self._write(
-            self.out / "contexts" / f"{number:03d}.js",
-            f'saekitContexts({number},"{packed}");\n'.encode(),
-        )
-
-    def image(self, name: str, content: bytes) -> None:
-        self._write(self.out / "images" / name, content)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-        self.bytes += len(content)
-
-
-class _Inline:
-    """Shards, contexts and images as inert blocks in index.html. Base64 cannot end a script
-    element, whatever it encodes."""
-
-    bytes = 0  # of other files than the page
-
-    def __init__(self, page: IO[str]) -> None:
-        self.page = page
-
-    def shard(self, number: int, packed: str) -> None:
-        self.page.write(_inert(f"shard-{number}", packed))
-
-    def contexts(self, number: int, packed: str) -> None:
-        self.page.write(_inert(f"contexts-{number}", packed))
-
-    def image(self, name: str, content: bytes) -> None:
-        self.page.write(_inert(f"image-{name}", base64.b64encode(content).decode()))
-
-
-def _inert(name: str, base64_text: str) -> str:
-    return f'<script type="text/plain" id="{name}">{base64_text}</script>\n'
-
-
-def pack(value: Any) -> str:
-    """Compact JSON, gzipped, in base64. Equal values give equal text: no time stamp is written."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def rounded(value: Any) -> Any:

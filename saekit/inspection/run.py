@@ -121,20 +121,30 @@ def inspect(
         folder.begin(settings | {"identity": identity}, config)
         known = set(before.indices) if before else set()
         shown = gather(inspected, features, top, live, data, progress, where, known)
+        if before is not None:
+            _report_added(len(known), len(shown.latents), progress)
         meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
         meta = replace(meta, command=_command(inspected, Path(out), any_store))
         page = _write_page(shown, meta, before, folder.path, settings["single_file"], progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
+def _report_added(known: int, new: int, progress: Callable[[Progress], None]) -> None:
+    message = f"the page that is there has {known:,} features; {new:,} are added"
+    progress(Progress("inspect", 0, new, "features", message=message))
+
+
 def _command(inspected: InspectedModel, out: Path, any_store: bool) -> str:
-    """The shell command that adds pages, up to the numbers of latents; '' for a model in memory."""
+    """The shell command that made this page, without its features; '' for a model in memory."""
     if inspected.checkpoint is None:
         return ""
-    paths = [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
-    start = with_stores(f"saekit inspect {shlex.quote(inspected.name)}", paths)
-    flag = " --any-store" if any_store else ""
-    return f"{start}{flag} --out {shlex.quote(str(out))} --features"
+    name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
+    command = f"saekit inspect {name} --out {folder}"
+    if any_store:
+        command = f"saekit inspect {name} --out {folder} --any-store"
+    return with_stores(
+        command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
+    )
 
 
 def _check_shown(inspected: InspectedModel) -> None:

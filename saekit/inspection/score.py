@@ -1,4 +1,4 @@
-"""Which latents are worth reading first, from the scan alone.
+"""Which latents are worth reading first, from the scan and the words of its rows.
 
     score = coherence x specificity x rarity x evidence, each between 0 and 1
 

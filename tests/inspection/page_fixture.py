@@ -24,7 +24,7 @@ ROWS = 2_000_000
 BINS = 73  # a scan gives 51 to 100
 BAND_ENDS = (0, 15, 29, 44, 58, 73)
 WINDOW = 10
-COMMAND = "saekit inspect runs/smollm2-topk --store acts --out page --features"
+COMMAND = "saekit inspect runs/smollm2-topk --out page --store acts"
 SENTENCES = (
     "On Monday the committee met for the third time, and by Friday nothing had been decided.",
     "The cat slept on the warm stone while two kittens chased a moth across the yard.",

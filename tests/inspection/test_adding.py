@@ -3,13 +3,18 @@ refused."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from command import saekit as cli
 
 import saekit
 from saekit.errors import DataError
@@ -35,6 +40,11 @@ def made(tmp_path_factory):
 def records(page: Path) -> dict[int, dict]:
     lines = (page / "features.jsonl").read_text().splitlines()
     return {record["index"]: record for record in map(json.loads, lines)}
+
+
+def catalog_of(page: Path) -> dict:
+    packed = re.search(r'id="catalog">([^<]+)<', (page / "index.html").read_text())
+    return json.loads(gzip.decompress(base64.b64decode(packed[1])))
 
 
 def assert_same(left, right) -> None:
@@ -137,3 +147,19 @@ def test_thumbnails_of_the_first_features_stay(tmp_path, single_file):
     assert_same(records(tmp_path / "page"), records(tmp_path / "whole"))
     pages = [ExistingPage(tmp_path / name) for name in ("page", "whole")]
     assert dict(pages[0].images) == dict(pages[1].images) != {}
+
+
+def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys):
+    """What the page shows for features that it lacks is run as it stands."""
+    store, run, _ = made
+    folder = tmp_path / "a page's folder"
+    wanted = firing(store, run)[5]
+    result = saekit.inspect(run, store, folder, features="top:1")
+    command = catalog_of(folder)["meta"]["command"]
+    words = shlex.split(f"{command} --features {wanted}")
+    assert words[:2] == ["saekit", "inspect"]
+    assert cli(capsys, *words[1:])[0] == 0
+    assert result.features == 1 and wanted in records(folder) and len(records(folder)) == 2
+    # a model in memory has no name for a command
+    saekit.inspect(saekit.load(run), store, tmp_path / "memory", features="top:1")
+    assert catalog_of(tmp_path / "memory")["meta"]["command"] == ""

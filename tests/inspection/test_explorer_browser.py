@@ -311,7 +311,7 @@ def test_links_open_pages_and_explain_what_has_none(tab, text_site):
     )
     tab.evaluate(f"location.hash = '#/f/{missing}'")
     wait_for(tab, missing)
-    assert text(tab, "#hint code") == f"{fixture.COMMAND} {missing}"
+    assert text(tab, "#hint code") == f"{fixture.COMMAND} --features {missing}"
     dead = next(
         j
         for j in range(LATENTS)

@@ -118,7 +118,7 @@ def test_neighbours_without_a_page_are_text_with_the_command_that_adds_them(tab,
     assert text(tab, f"{row} .preview").replace("·", " ") == "before  pet"
     added = {n["index"] for n in site.records[0].coactivation} - set(range(PAGED)) | {MISSING}
     command = text(tab, ".add-pages code")
-    assert command.startswith(f"{fixture.COMMAND} ")
+    assert command.startswith(f"{fixture.COMMAND} --features ")
     assert {int(n) for n in command.rsplit(" ", 1)[1].split(",")} == added
     links = tab.evaluate("Array.from(document.querySelectorAll('main a'), a => a.hash)")
     assert all(int(link.removeprefix("#/f/")) < PAGED for link in links)

@@ -145,13 +145,13 @@ def test_common_words_single_documents_and_dense_latents_come_later(planted):
     # one document of the ten that are asked for
     assert scores.meanings[LONE].coherence == pytest.approx(1)
     assert scores.of(LONE) == pytest.approx(0.1)
-    # far above 1 %: the density alone costs what the formula says
+    # far above 1 %: the density by itself costs what the formula says
     density = float(scan.density[DENSE])
     assert density == 4 * DENSITIES[1]
     assert scores.of(DENSE) == pytest.approx(1 - np.log10(4))
 
 
-def test_a_meaning_at_the_top_alone_counts_half(planted):
+def test_a_meaning_only_at_the_top_counts_half(planted):
     """Counted row by row, with other shuffles."""
     _, scan, meanings, tokens_CT = planted
     alive = (scan.active > 0).nonzero()[:, 0]

@@ -190,7 +190,7 @@ function addPages(latents) {
 }
 
 function commandNodes(latents) {
-  const command = `${catalog.meta.command || "saekit inspect ... --features"} ${latents.join(",")}`;
+  const command = `${catalog.meta.command || "saekit inspect ..."} --features ${latents.join(",")}`;
   const button = el("button", { type: "button", class: "button small", onclick: async () => {
     try { await navigator.clipboard.writeText(command); button.textContent = "Copied"; }
     catch { getSelection().selectAllChildren(box); button.textContent = "Selected"; }
