@@ -35,7 +35,6 @@ DENSITIES = (1e-4, 1e-2)
 COMMON = (1e-3, 1e-1)
 DOCUMENTS = 10
 SHUFFLES = 4
-CHUNK = 2048
 # coherence and rows from which the common word is a latent's automatic label: of random rows fewer
 # than one in a thousand are named
 NAMED_FROM, NAMED_ROWS = 0.25, 8
@@ -166,19 +165,27 @@ def _commonest(
     word_AN: np.ndarray, weight_AN: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(largest weight that rows of one word have together, that word, its number of rows)."""
-    pieces = []
-    for at in range(0, len(word_AN), CHUNK):
-        word, weight = word_AN[at : at + CHUNK], weight_AN[at : at + CHUNK]
-        same = (word[:, :, None] == word[:, None, :]) & (word != NONE)[:, None, :]
-        share = np.matmul(same.astype(np.float32), weight[:, :, None])[:, :, 0]
-        share[word == NONE] = 0
-        best = share.argmax(1)[:, None]
-        count = np.take_along_axis(same, best[:, :, None], 1)[:, 0].sum(1)
-        pieces.append(
-            [*(np.take_along_axis(values, best, 1)[:, 0] for values in (share, word)), count]
-        )
-    share_A, word_A, count_A = (np.concatenate(column) for column in zip(*pieces))
+    order = np.argsort(word_AN, axis=1, kind="stable")
+    word = np.take_along_axis(word_AN, order, 1)
+    # of the runs of equal words: where each ends, what all up to there have together
+    ends = np.ones(word.shape, bool)
+    ends[:, :-1] = word[:, 1:] != word[:, :-1]
+    total = np.take_along_axis(weight_AN, order, 1).cumsum(1, dtype=np.float64)
+    number = np.broadcast_to(np.arange(1, word.shape[1] + 1), word.shape)
+    share, count = (_of_runs(sums, ends) for sums in (total, number))
+    share = np.where(ends & (word != NONE), share, 0)
+    best = share.argmax(1)[:, None]
+    share_A, word_A, count_A = (
+        np.take_along_axis(values, best, 1)[:, 0] for values in (share, word, count)
+    )
     return share_A, word_A, count_A
+
+
+def _of_runs(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Running sums (A,N) -> at the end of each run the sum of its own entries."""
+    before = np.zeros_like(sums)
+    before[:, 1:] = np.maximum.accumulate(np.where(ends, sums, 0), axis=1)[:, :-1]
+    return sums - before
 
 
 def _falling(value: np.ndarray, low: float, high: float, decades: float = 1.0) -> np.ndarray:

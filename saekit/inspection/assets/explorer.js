@@ -15,7 +15,7 @@ function latentInAddress() {
 async function route() {
   const text = latentInAddress();
   if (text === null) {
-    if (isGallery()) await routeToGallery();
+    await routeToGallery();
     return;
   }
   const latent = /^\d+$/.test(text) ? Number(text) : -1;

@@ -6,7 +6,7 @@ const CARD_IMAGES = [3, 1];
 const CARD_SIDE = 7; // tokens on either side of the strongest
 
 function isGallery() {
-  return ["", "#", "#/"].includes(location.hash);
+  return latentInAddress() === null;
 }
 
 async function openGallery() {
@@ -73,6 +73,7 @@ function cardText(example, max) {
 function cardImage(example, max) {
   const frame = imageExample(example, max).querySelector(".frame");
   frame.tabIndex = -1;
+  frame.setAttribute("role", "img"); // the card is the link
   return el("li", {}, frame);
 }
 
