@@ -5,7 +5,7 @@ const ROW = () => (catalog.meta.modality === "image" ? "patches" : "tokens");
 const MEANING = {
   score: () => "0 to 1: how much this feature is worth reading first. Share of its examples with one word in common against shuffled examples, "
     + "times how specific the word is, whether its density lies between 0.01 % and 1 %, and in how many documents it fires. An order for reading, not a proof.",
-  label: () => "Automatic: the commonest word among the top and interval examples, and in how many of them. Not a human's judgement.",
+  label: () => "Automatic: the commonest word among the top and interval examples, and in how many of them. Nobody has read them.",
   raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
   density: () => `Share of the ${ROW()} scanned on which the feature is active.`,
@@ -16,7 +16,8 @@ const MEANING = {
   hookShares: () => "How the length of the decoder row is divided between the hooks that the crosscoder writes to.",
   histogram: () => `How many ${ROW()} have which activation, of those where it is not 0. Point at a bar for its range and count.`,
   log: () => "Logarithmic count axis, so that bars of a single row can be seen (key l).",
-  outputTokens: () => "The decoder direction times the unembedding: tokens whose logit the feature raises or lowers on the direct path, past all later blocks and the final norm.",
+  outputTokens: () => "The decoder direction times the unembedding: tokens whose logit the feature raises or lowers on the direct path, past all later blocks and the final norm. "
+    + "A side is shown only where its ten tokens lie further from the mean logit than those of 99 % of random directions.",
   logit: () => "Change of this token's logit per unit of activation, on the direct path.",
   top: () => "The strongest examples, one per context or image and of different documents first. Shading is activation over the feature's maximum.",
   act: () => "Activation at the marked token or patch.",
