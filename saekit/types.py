@@ -231,6 +231,8 @@ class Example:
     grid: tuple[int, int] | None = None
     image: str | None = None
     label: str | None = None  # from the data
+    # text: [position, value] of every token of the whole context where the latent is not 0
+    context_values: list[list[float]] | None = None
 
 
 @dataclass
@@ -255,6 +257,13 @@ class FeatureRecord:
     hook_shares: dict[str, float] | None = None
     # [{"low", "high", "rows"}] x 5: intervals of |value| from 0 to max, and the rows in them
     bands: list[dict[str, float]] | None = None
+    # how far the most raised and lowered logits stand out, in standard deviations, and what 99 % of
+    # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"}
+    logit_test: dict[str, float] | None = None
+    # saekit.inspection.score; None where it does not apply
+    score: float | None = None
+    # the commonest word of its rows: {"kind", "text", "count", "of", "coherence"}
+    meaning: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
