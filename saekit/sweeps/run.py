@@ -261,7 +261,9 @@ class _Sweep:
                 result = run.execute(folder.resuming, False, together.of(member.name))
             except NumericsError as error:
                 self.hint = error.remedy
-                return MemberResult(member.name, member.group, str(out), settings, None, str(error))
+                return MemberResult(
+                    member.name, member.group, str(out), settings, None, error.message
+                )
             together.finished(member.name)
         return MemberResult(member.name, member.group, str(out), settings, result.metrics)
 
