@@ -30,7 +30,9 @@ the hidden state, F latents. Terms are explained in [glossary.md](glossary.md), 
 [design.md](design.md), the options of every model in [options.md](options.md).
 [examples/](../examples) has programs that use this interface.
 
-`progress`, which all long functions take, is called with a `Progress` from time to time.
+`progress`, which all long functions take, is called with a `Progress` from time to time. None, the
+default, is a bar in a notebook or at an interactive prompt, and otherwise nothing; True is a bar,
+False nothing.
 """
 # heading -> public names of saekit, or `module:Class`, each with the members that a caller uses
 JOBS: dict[str, dict[str, tuple[str, ...]]] = {

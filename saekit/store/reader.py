@@ -15,6 +15,7 @@ import torch
 
 from saekit.errors import DataError, opt
 from saekit.rows import Columns, Span, indices, pieces
+from saekit.store.arrays import AsArrays
 from saekit.store.examples import Examples
 from saekit.store.lock import holder
 from saekit.store.manifest import Manifest
@@ -33,7 +34,7 @@ def open_store(path: str | Path) -> Store:
     return Store(Path(path))
 
 
-class Store:
+class Store(AsArrays):
     """The rows of one hook of one model on one data set."""
 
     def __init__(self, path: Path) -> None:
