@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,6 +66,17 @@ def reporter(progress: Callback | bool | None = None) -> Iterator[Callback]:
             yield bars
 
 
+def _width() -> dict[str, Any]:
+    """How wide a bar is: as the terminal, also when its size changes. Some terminals say that they
+    have no columns at all."""
+    try:
+        if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+            return {"ncols": shutil.get_terminal_size().columns}
+    except (OSError, ValueError):  # no terminal: a notebook, a file
+        pass
+    return {"dynamic_ncols": True}
+
+
 class Bars:
     """A callback: one bar of tqdm for each phase, a widget where the notebook has these; messages
     are lines between the bars. TQDM_DISABLE=1 turns the bars off."""
@@ -101,8 +113,8 @@ class Bars:
             initial=p.done if p.done < (p.total or p.done) else 0,
             unit=p.unit if p.unit == "B" else f" {p.unit}",
             unit_scale=max(p.total, p.done) >= SHORT_COUNT,
-            dynamic_ncols=True,
             file=sys.stderr,
+            **_width(),
         )
 
     def close(self) -> None:

@@ -58,7 +58,8 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
     if parameter.name == "progress":
         kind = _Source("Callable[[Progress], None] | bool | None")
         return parameter.replace(annotation=kind, default=None)
-    return parameter.replace(annotation=_bare(parameter.annotation))
+    default = _Source("...") if inspect.isfunction(parameter.default) else parameter.default
+    return parameter.replace(annotation=_bare(parameter.annotation), default=default)
 
 
 def _bare(annotation: Any) -> Any:

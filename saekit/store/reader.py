@@ -29,8 +29,14 @@ _COLUMNS = ("x", "doc_id", "example_id", "position")
 
 
 def open_store(path: str | Path) -> Store:
-    """Open the folder that `harvest` wrote. Raises DataError when it is not a store, not finished,
-    or damaged."""
+    """Open the folder that `harvest` wrote.
+
+    Parameters
+        path: the folder of one hook.
+
+    Raises DataError when it is not a store, not finished, or damaged, MissingError when nothing is
+    there.
+    """
     return Store(Path(path))
 
 
