@@ -68,10 +68,11 @@ def reporter(progress: Callback | bool | None = None) -> Iterator[Callback]:
 
 def _width() -> dict[str, Any]:
     """How wide a bar is: as the terminal, also when its size changes. Some terminals say that they
-    have no columns at all."""
+    have no columns and lines at all."""
     try:
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
-            return {"ncols": shutil.get_terminal_size().columns}
+            size = shutil.get_terminal_size()
+            return {"ncols": size.columns, "nrows": max(size.lines, 2)}
     except (OSError, ValueError):  # no terminal: a notebook, a file
         pass
     return {"dynamic_ncols": True}
