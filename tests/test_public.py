@@ -23,7 +23,9 @@ FUNCTIONS = [name for name in saekit.__all__ if isinstance(getattr(saekit, name)
 def explained(name: str) -> dict[str, str]:
     """Name of a parameter -> the line in help() that begins with it."""
     text = pydoc.plain(pydoc.render_doc(getattr(saekit, name)))
-    lines = re.findall(r"^ +((?:\w+, )*\w+)( \((?:[^()]|\([^()]*\))*\))?: (.*)$", text, re.MULTILINE)
+    lines = re.findall(
+        r"^ +((?:\w+, )*\w+)( \((?:[^()]|\([^()]*\))*\))?: (.*)$", text, re.MULTILINE
+    )
     return {word: kind + said for names, kind, said in lines for word in names.split(", ")}
 
 

@@ -38,5 +38,6 @@ def _tensor(x: Any, model: nn.Module) -> torch.Tensor:
     if array.dtype not in (np.float16, np.float32, np.float64):
         array = array.astype(np.float32)
     weight = next(iter(model.state_dict().values()))
-    # a copy: NumPy's own memory may be read-only or of another byte order
-    return torch.tensor(array.astype(array.dtype.newbyteorder("="))).to(weight.device)
+    # a copy: NumPy's own memory may be read-only, of another byte order, or columns first
+    copied = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(copied).to(weight.device)
