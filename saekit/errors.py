@@ -145,6 +145,11 @@ class QualityGateError(SaekitError):
     exit_status = 7
 
 
+def message_of(error: BaseException) -> str:
+    """What is wrong, without the hint, for use inside another text."""
+    return error.message if isinstance(error, SaekitError) else str(error)
+
+
 @contextmanager
 def unreadable(cause: str, hint: str) -> Generator[None]:
     """Around the reader of a foreign format: any error on a damaged file becomes a DataError
