@@ -45,7 +45,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "open_store": (),
         "saekit.store.reader:Store": (
             *("spec", "stats", "content", "count", "labels", "batches", "take", "column"),
-            *("locate", "example_at"),
+            *("locate", "example_at", "shape", "numpy", "to_pandas"),
         ),
         "saekit.types:ActivationSpec": ("fingerprint", "is_raw", "shape"),
         "saekit.types:ActivationBatch": (),
@@ -77,13 +77,14 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Evaluate": {
         "evaluate": (),
-        "saekit.evaluation.table:Evaluation": (),
+        "saekit.evaluation.table:Evaluations": ("figures", "to_pandas"),
+        "saekit.evaluation.table:Evaluation": ("figures",),
         "saekit.evaluation.table:Recovery": (),
         "saekit.evaluation.norms:InputNorm": ("apart",),
         "convert": (),
         "saekit.evaluation.conversion:ConvertResult": (),
         "compare": (),
-        "saekit.evaluation.compare:Comparison": (),
+        "saekit.evaluation.compare:Comparison": ("figures", "to_pandas"),
         "saekit.evaluation.compare:ComparisonRow": (),
     },
     "Inspect latents": {
@@ -127,7 +128,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Progress and errors": {
         "saekit.types:Progress": (),
-        "SaekitError": ("hint",),
+        "SaekitError": ("message", "hint"),
         "saekit.errors:UsageError": (),
         "saekit.errors:DataError": (),
         "saekit.errors:MissingError": (),

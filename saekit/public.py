@@ -63,7 +63,7 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _bare(annotation: Any) -> Any:
-    """A type from a source file, without Annotated; a type that is no text stays."""
+    """A type from a source file, without Annotated; other types stay."""
     if not isinstance(annotation, str):
         return annotation
     tree = ast.parse(annotation.strip(), mode="eval").body
