@@ -11,7 +11,8 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from saekit.options import Option, documented_keywords, options_of
@@ -37,6 +38,8 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if not documented_keywords(function):  # those functions name what they do not know
+            _check_names(function.__name__, kwargs, signature)
         if "progress" not in signature.parameters:
             return function(*args, **kwargs)
         with reporter(kwargs.pop("progress", None)) as progress:
@@ -50,6 +53,16 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
         parameters=parameters, return_annotation=returned
     )
     return called
+
+
+def _check_names(name: str, given: Iterable[str], signature: inspect.Signature) -> None:
+    """Raise TypeError, with a guess, for a keyword that the function does not have."""
+    known = signature.parameters
+    for word in given:
+        if word not in known:
+            near = get_close_matches(word, known, n=1)
+            guess = f". Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{name}() got an unexpected keyword argument {word!r}{guess}")
 
 
 def _readable(parameter: inspect.Parameter) -> inspect.Parameter:

@@ -95,3 +95,10 @@ def test_a_misspelled_option_is_guessed():
     for wrong, right in (("sparsty", "sparsity"), ("bach", "batch"), ("latnets", "latents")):
         with pytest.raises(saekit.SaekitError, match=f"\ntry: did you mean {right}"):
             saekit.train([[0.0]], **{wrong: 1})
+
+
+def test_a_misspelled_keyword_is_guessed():
+    with pytest.raises(TypeError, match=r"argument 'splt'\. Did you mean 'split'\?"):
+        saekit.evaluate([], [], splt="all")
+    with pytest.raises(TypeError, match=r"argument 'zzz'$"):
+        saekit.load("runs/a", zzz=1)
