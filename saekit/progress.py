@@ -112,7 +112,7 @@ class Bars:
             desc=p.phase,
             total=p.total or None,
             initial=p.done if p.done < (p.total or p.done) else 0,
-            unit=p.unit if p.unit == "B" else f" {p.unit}",
+            unit="B" if p.unit == "bytes" else f" {p.unit}",
             unit_scale=max(p.total, p.done) >= SHORT_COUNT,
             file=sys.stderr,
             **_width(),

@@ -40,10 +40,11 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any, **kwargs: Any) -> Any:
         if not documented_keywords(function):  # those functions name what they do not know
             _check_names(function.__name__, kwargs, signature)
-        if "progress" not in signature.parameters:
-            return function(*args, **kwargs)
-        with reporter(kwargs.pop("progress", None)) as progress:
-            return function(*args, progress=progress, **kwargs)
+        reports = "progress" in signature.parameters
+        with reporter(kwargs.pop("progress", None) if reports else None) as progress:
+            if reports:
+                kwargs["progress"] = progress
+            return function(*args, **kwargs)  # what only downloads shows that
 
     called.__module__ = "saekit"
     called.__doc__ = explained(function, signature)

@@ -12,7 +12,10 @@ import sys
 import pytest
 
 import saekit
+import saekit.progress as progress_module
+from saekit.interop import hub
 from saekit.progress import Bars, is_interactive, reporter, silent
+from saekit.public import public
 from saekit.types import Progress
 
 REPORT = (
@@ -106,6 +109,19 @@ def test_what_a_caller_gives_as_progress():
             assert progress is silent
     with reporter(True) as progress:
         assert isinstance(progress, Bars)
+
+
+def test_what_only_downloads_shows_a_bar_too(capsys, monkeypatch):
+    def fetched(name: str) -> str:
+        for done in (10, 20_000):
+            hub._report.get()(Progress("download", done, 20_000, "bytes"))
+        return name
+
+    called = public(fetched)
+    assert called("a") == "a" and capsys.readouterr().err == ""
+    monkeypatch.setattr(progress_module, "is_interactive", lambda: True)
+    assert called("a") == "a"
+    assert "download: 100%" in (err := capsys.readouterr().err) and "B/s" in err
 
 
 def test_public_functions_take_a_callback_a_bool_or_nothing(store, capsys):
