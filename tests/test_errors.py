@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from made_stores import write_store
 from saekit_cli import flags
 from saekit_cli.app import VERBS, _status
@@ -117,6 +118,16 @@ def test_a_traceback_ends_with_the_hint_in_pythons_words():
     assert cause.endswith("warmup=0.5 and decay=0.6 are more than the whole run")
     assert hint == "try: warmup=0.4"
     assert str(UsageError("no such thing")) == "no such thing"  # without an empty hint
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({"k": 0}, "k=32"), ({"k": 64, "latents": 16}, "k=16"), ({"sparsty": "l1"}, "did you mean")],
+)
+def test_a_hint_names_a_value_that_works(options, hint):
+    with pytest.raises(UsageError) as raised:
+        saekit.train(torch.eye(64), **options)
+    assert str(raised.value).splitlines()[-1].startswith(f"try: {hint}")
 
 
 def test_an_error_goes_through_pickle():

@@ -115,7 +115,8 @@ class HarvestConfig:
         elif not self.hooks:
             raise UsageError(
                 f"{opt('hook')} is missing",
-                "saekit harvest MODEL DATA OUT --list-hooks lists the hooks",
+                f"{opt('hook', 'blocks.2')}, or another of those that saekit harvest MODEL DATA OUT"
+                " --list-hooks prints",
             )
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [
