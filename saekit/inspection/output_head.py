@@ -42,7 +42,7 @@ def output_head(
     try:
         written = store.spec if target is None else Store(Path(target)).spec
     except SaekitError as error:
-        return None, f"the target store cannot be read: {error}"
+        return None, f"the target store cannot be read: {error.message}"
     return unembedding(store, written, live)
 
 
@@ -62,7 +62,7 @@ def unembedding(
     try:
         model = load_model_of(spec, given=live)
     except SaekitError as error:
-        return None, str(error)
+        return None, error.message
     weight: torch.Tensor | None = getattr(model.output_head, "weight", None)
     if weight is None:
         return None, f"{spec.model} has no output tokens"

@@ -61,7 +61,7 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
         if canonical in stream_hooks(live.module):
             return ""
     except SaekitError as error:
-        return str(error)
+        return error.message
     return f"{hook} is inside a block, where vectors are not added to the residual stream unchanged"
 
 
