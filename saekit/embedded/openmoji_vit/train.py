@@ -1,11 +1,12 @@
 """Train the ViT that ships as embedded:openmoji-vit.
 
-    python -m saekit.embedded.openmoji_vit.train [--out FOLDER]
+    python -m saekit.embedded.openmoji_vit.train --work FOLDER [--out FOLDER]
 
 Two stages. First masked patches (He et al. 2022, Masked Autoencoders): the encoder sees 40 % of the
-patches, a small decoder draws the others. Then three heads: the class token says the subgroup and
-the emoji; the patches say the words of its name, and of all patches the loudest counts (their
-log-sum-exp), so that a patch with a wheel says "wheel". Only the subgroup's head is saved.
+patches, a small decoder draws the others. Then three heads, on half of the patches: the class token
+says the subgroup and the emoji; the patches say the words of its name, and of all patches the
+loudest counts (their log-sum-exp), so that a patch with a wheel says "wheel". Only the subgroup's
+head is saved.
 
 A tenth of the emoji is held out, with all of their skin tones. Training draws pictures that are not
 in embedded:openmoji, so every picture of the set is a held-out one.
@@ -37,9 +38,11 @@ SEED = 0
 HELD_OUT = 10  # one emoji of so many
 FIRST_NUMBER = 1_000  # of the pictures for training: those of the set have lower numbers
 PATCH, WIDTH, BLOCKS, HEADS = 8, 160, 6, 5
-MASKED, DECODER = 0.6, 96
-BATCH = 64
-EPOCHS_MASKED, EPOCHS_NAMED = 40, 50  # over the emoji for training, one picture each
+PATCHES = (openmoji.SIZE // PATCH) ** 2
+SEEN_MASKED, SEEN_NAMED, DECODER = 0.4, 0.5, 96
+# Of the two stages: epochs over the emoji for training, one picture each.
+EPOCHS_MASKED, EPOCHS_NAMED = 40, 22
+BATCH_MASKED, BATCH_NAMED = 64, 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 SMOOTHING = 0.1
@@ -103,14 +106,31 @@ def pixels(pictures: list[Any]) -> Tensor:
     return (rearrange(x_BHWC, "b h w c -> b c h w").float() / 255 - MEAN) / STD
 
 
-def batches(epochs: int, generator: torch.Generator) -> Iterator[tuple[Tensor, list[int]]]:
+def batches(
+    epochs: int, batch: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, list[int]]]:
     """(pixels, emoji): every emoji for training once per epoch, in a new picture."""
     emoji = torch.tensor(training_emoji())
     for _ in range(epochs):
-        for chosen in emoji[torch.randperm(len(emoji), generator=generator)].split(BATCH):
+        for chosen in emoji[torch.randperm(len(emoji), generator=generator)].split(batch):
             numbers = torch.randint(FIRST_NUMBER, 2**30, (len(chosen),), generator=generator)
             pairs = list(zip(chosen.tolist(), numbers.tolist(), strict=True))
             yield pixels([openmoji.draw(*pair) for pair in pairs]), [pair[0] for pair in pairs]
+
+
+def seen(
+    vit: Any, x_BCHW: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The states of the class token and of a random share of the patches (B,1+K,D), and all patches
+    in random order, those K first (B,T)."""
+    order_BT = torch.rand(len(x_BCHW), PATCHES, generator=generator).argsort(1)
+    rows = torch.arange(len(x_BCHW))[:, None]
+    h_BTD = vit.embeddings(x_BCHW)
+    chosen_BK = order_BT[:, : round(PATCHES * share)]
+    h_BKD = torch.cat((h_BTD[:, :1], h_BTD[:, 1:][rows, chosen_BK]), 1)
+    for block in vit.layers:
+        h_BKD = block(h_BKD)
+    return vit.layernorm(h_BKD), order_BT
 
 
 class MaskedPatches(nn.Module):
@@ -119,10 +139,9 @@ class MaskedPatches(nn.Module):
     def __init__(self, vit: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.vit, self.generator = [vit], generator  # a list: not a part
-        self.patches = (openmoji.SIZE // PATCH) ** 2
         self.embed = nn.Linear(WIDTH, DECODER)
         self.missing = nn.Parameter(torch.zeros(DECODER))
-        self.place = nn.Parameter(torch.randn(self.patches, DECODER) * 0.02)
+        self.place = nn.Parameter(torch.randn(PATCHES, DECODER) * 0.02)
         layer = nn.TransformerEncoderLayer(
             DECODER, 4, 4 * DECODER, 0.0, "gelu", batch_first=True, norm_first=True
         )
@@ -130,21 +149,14 @@ class MaskedPatches(nn.Module):
         self.draw = nn.Linear(DECODER, 3 * PATCH**2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        vit = self.vit[0]
         target_BTP = rearrange(x_BCHW, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
-        count = len(x_BCHW)
-        order_BT = torch.rand(count, self.patches, generator=self.generator).argsort(1)
-        keep = round(self.patches * (1 - MASKED))
-        seen_BK, hidden_BM = order_BT[:, :keep], order_BT[:, keep:]
-        rows = torch.arange(count)[:, None]
+        rows = torch.arange(len(x_BCHW))[:, None]
         # The encoder sees some patches.
-        h_BTD = vit.embeddings(x_BCHW)
-        h_BKD = torch.cat((h_BTD[:, :1], h_BTD[:, 1:][rows, seen_BK]), 1)
-        for block in vit.layers:
-            h_BKD = block(h_BKD)
-        z_BKD = self.embed(vit.layernorm(h_BKD))[:, 1:]
+        h_BKD, order_BT = seen(self.vit[0], x_BCHW, SEEN_MASKED, self.generator)
+        z_BKD = self.embed(h_BKD)[:, 1:]
+        seen_BK, hidden_BM = order_BT.tensor_split([z_BKD.shape[1]], dim=1)
         # The decoder draws the others.
-        canvas_BTD = self.missing.to(z_BKD.dtype).expand(count, self.patches, -1).clone()
+        canvas_BTD = self.missing.to(z_BKD.dtype).expand(len(x_BCHW), PATCHES, -1).clone()
         canvas_BTD[rows, seen_BK] = z_BKD
         drawn_BTP = self.draw(self.blocks(canvas_BTD + self.place))
         return nnf.mse_loss(drawn_BTP[rows, hidden_BM].float(), target_BTP[rows, hidden_BM])
@@ -153,9 +165,9 @@ class MaskedPatches(nn.Module):
 class Names(nn.Module):
     """The heads of the second stage, and their loss."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, generator: torch.Generator) -> None:
         super().__init__()
-        self.model = [model]
+        self.model, self.generator = [model], generator
         known, trained = subgroups(), training_emoji()
         vocabulary = sorted({word for each in words() for word in each})
         self.subgroup = torch.tensor([known.index(emoji.subgroup) for emoji in table()])
@@ -169,10 +181,10 @@ class Names(nn.Module):
 
     def forward(self, x_BCHW: Tensor, emoji: list[int]) -> Tensor:
         model = self.model[0]
-        h_BTD = model.vit(x_BCHW).last_hidden_state
-        subgroup = model.classifier(h_BTD[:, 0]).float()
-        name = self.emoji(h_BTD[:, 0]).float()
-        word = torch.logsumexp(self.word(h_BTD[:, 1:]).float(), 1)
+        h_BKD, _ = seen(model.vit, x_BCHW, SEEN_NAMED, self.generator)
+        subgroup = model.classifier(h_BKD[:, 0]).float()
+        name = self.emoji(h_BKD[:, 0]).float()
+        word = torch.logsumexp(self.word(h_BKD[:, 1:]).float(), 1)
         numbers = torch.tensor([self.number[each] for each in emoji])
         return (
             nnf.cross_entropy(subgroup, self.subgroup[emoji], label_smoothing=SMOOTHING)
@@ -186,15 +198,16 @@ def learn(
     parts: list[nn.Module],
     loss_of: Callable[[Tensor, list[int]], Tensor],
     epochs: int,
+    batch: int,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
     """AdamW in bfloat16 autocast; linear warm-up over a twentieth of the steps, then a cosine."""
     parameters = [p for part in parts for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
-    each = math.ceil(len(training_emoji()) / BATCH)
+    each = math.ceil(len(training_emoji()) / batch)
     steps, began, mean = epochs * each, time.perf_counter(), 0.0
-    stream = batches(epochs, torch.Generator().manual_seed(seed))
+    stream = batches(epochs, batch, torch.Generator().manual_seed(seed))
     for step, (x_BCHW, emoji) in enumerate(stream):
         warm = min(1.0, (step + 1) / (steps // 20 + 1))
         for group in optimizer.param_groups:
@@ -246,8 +259,8 @@ def figures(model: Any, most: int | None = None) -> dict[str, float]:
 
 
 def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> Any:
-    """The transformers model, in evaluation mode. The first stage's weights are kept in `work`, and
-    read from `pretrained` instead of being trained when it is given."""
+    """The transformers model, in evaluation mode. Its weights after every epoch are in
+    `work`; those of the first stage are read from `pretrained` instead of being trained when it is given."""
     from safetensors.torch import load_file, save_file
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -258,16 +271,23 @@ def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> An
     )
     model: Any = ViTForImageClassification(config)
     masked = MaskedPatches(model.vit, torch.Generator().manual_seed(SEED))
-    names = Names(model)
+    names = Names(model, torch.Generator().manual_seed(SEED))
+
+    def after_epoch(stage: str) -> Callable[[str], None]:
+        def report(line: str) -> None:
+            say(f"{stage}  {line}")
+            save_file(model.state_dict(), work / f"{stage}.safetensors")
+
+        return report
+
     if pretrained is None:
         learn(
-            [model.vit, masked], lambda x, _: masked(x), EPOCHS_MASKED, SEED + 1,
-            lambda line: say(f"masked  {line}"),
+            [model.vit, masked], lambda x, _: masked(x), EPOCHS_MASKED, BATCH_MASKED, SEED + 1,
+            after_epoch("masked"),
         )  # fmt: skip
-        save_file(model.vit.state_dict(), work / "masked.safetensors")
     else:
-        model.vit.load_state_dict(load_file(pretrained))
-    learn([model, names], names, EPOCHS_NAMED, SEED + 2, lambda line: say(f"named   {line}"))
+        model.load_state_dict(load_file(pretrained))
+    learn([model, names], names, EPOCHS_NAMED, BATCH_NAMED, SEED + 2, after_epoch("named"))
     return model.eval()
 
 
@@ -293,13 +313,15 @@ def save(model: Any, folder: Path, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the ViT of embedded:openmoji-vit")
     parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--work", type=Path, required=True, help="folder for weights per epoch")
     parser.add_argument("--pretrained", type=Path, help="masked.safetensors of an earlier run")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in (arguments.out, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    model = train(arguments.pretrained, arguments.out, lambda line: print(line, flush=True))
+    model = train(arguments.pretrained, arguments.work, lambda line: print(line, flush=True))
     result = save(model, arguments.out, time.perf_counter() - began)
     print("\n".join(f"{name}: {value}" for name, value in result.items()))
 
