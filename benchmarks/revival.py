@@ -57,10 +57,12 @@ DIGITS = Case(
     rows=600_000,
     batch=1024,
 )
+MNIST = Case("raw:pixels", "embedded:mnist-5k", {"holdout": 0.2}, 2048, 16, 120_000, 256)
 CASES = {
     "digits": DIGITS,
     "digits, lr 1e-3": replace(DIGITS, lr=1e-3),
-    "mnist": Case("raw:pixels", "embedded:mnist-5k", {"holdout": 0.2}, 2048, 16, 120_000, 256),
+    "mnist": MNIST,
+    "mnist, 1,024 latents": replace(MNIST, latents=1024),
     "photos": Case("raw:pixels", "embedded:photos", {"holdout": 0.2}, 1024, 16, 20_000, 64),
     "smollm2": Case(
         "embedded:smollm2-135m",

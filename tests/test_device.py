@@ -14,7 +14,9 @@ from saekit.device import pick_device
 from saekit.errors import BackendError, UsageError
 from saekit.models.catalog import build
 from saekit.sweeps.run import _one_thread_each
+from saekit.training.config import TrainConfig
 from saekit.training.fit import on_device
+from saekit.training.run import prepare
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 META = torch.device("meta")  # a device that every machine has
@@ -51,6 +53,27 @@ def test_the_threads_of_a_sweep_use_its_gpu(current):
     thread.start()
     thread.join()
     assert list(current.values()) == [torch.device("cuda:1")]
+    assert threading.get_ident() not in current
+
+
+def test_a_run_that_was_prepared_elsewhere_uses_its_gpu(current, monkeypatch):
+    """Kernels of a step are launched by the thread that executes the run."""
+    run = prepare(make_rows(600), config=TrainConfig().with_options({"latents": 32, "k": 4}))
+    run.device, before = torch.device("cuda:1"), []
+
+    def fit(*_):
+        before.append(dict(current))
+        raise KeyboardInterrupt
+
+    def execute():
+        with pytest.raises(KeyboardInterrupt):
+            run.execute()
+
+    monkeypatch.setattr("saekit.training.run.fit", fit)
+    thread = threading.Thread(target=execute)
+    thread.start()
+    thread.join()
+    assert [list(seen.values()) for seen in before] == [[torch.device("cuda:1")]]
     assert threading.get_ident() not in current
 
 

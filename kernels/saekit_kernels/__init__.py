@@ -11,7 +11,13 @@ from saekit_kernels.cost import crossover_l0, floor_ms
 from saekit_kernels.crossover import most_active, next_path
 from saekit_kernels.decode import Decoded, decode, decode_mse, sampled_products
 from saekit_kernels.dispatch import Backend, resolve_backend
-from saekit_kernels.encode import encode_batchtopk, encode_threshold, encode_topk, encoder_plan
+from saekit_kernels.encode import (
+    encode_abs_topk,
+    encode_batchtopk,
+    encode_threshold,
+    encode_topk,
+    encoder_plan,
+)
 from saekit_kernels.entries import decode_entries, preactivations, signed_topk
 from saekit_kernels.grad import sparse_column_sum, sparse_weight_grad
 from saekit_kernels.loss import (
@@ -45,6 +51,7 @@ __all__ = [
     "decode",
     "decode_entries",
     "decode_mse",
+    "encode_abs_topk",
     "encode_batchtopk",
     "encode_threshold",
     "encode_topk",

@@ -15,6 +15,7 @@ from saekit_kernels.select import (
     entries_above,
     kth_largest,
     largest,
+    signed_topk_rows,
     topk_rows,
 )
 from saekit_kernels.sparse import row_products
@@ -33,9 +34,10 @@ def _scored(row, column, x_CD, W_FD, b_F) -> torch.Tensor:
     return row_products(row, column, x_CD, W_FD).add_(b_F[column])
 
 
-def topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
-    """(vals (B,k), idx (B,k)), or None when the weights are not finite."""
-    bf16 = Filter(x_BD, W_FD, b_F, workspace)
+def topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace, signed: bool = False):
+    """(vals (B,k), idx (B,k)), or None when the weights are not finite. `signed`: those that are
+    largest in magnitude; F is then a multiple of filter.GROUP."""
+    bf16 = Filter(x_BD, W_FD, b_F, workspace, signed=signed)
     if not bf16.usable:
         return None
     vals, idx = x_BD.new_empty(len(x_BD), k), x_BD.new_empty(len(x_BD), k, dtype=torch.int64)
@@ -44,9 +46,8 @@ def topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
         """Fill in these rows; returns the numbers of the crowded ones, which are left to fp32."""
         row, column, crowded = _search(rows, lambda part: bf16.largest(part, slot, k))
         count = torch.bincount(row, minlength=rows.stop - rows.start)
-        vals[rows], idx[rows] = _topk_of_entries(
-            row, column, _scored(row, column, x_BD[rows], W_FD, b_F), count, k
-        )
+        scores = _scored(row, column, x_BD[rows], W_FD, b_F)
+        vals[rows], idx[rows] = _topk_of_entries(row, column, scores, count, k, signed)
         return crowded.nonzero()[:, 0] + rows.start
 
     redo = torch.cat(
@@ -57,19 +58,24 @@ def topk_by_filter(x_BD, W_FD, b_F, k: int, workspace: Workspace):
     )
     for again in redo.split(CHUNK_ROWS):
         if len(again):
-            vals[again], idx[again] = topk_rows(torch.addmm(b_F, x_BD[again], W_FD.T), k)
+            pre = torch.addmm(b_F, x_BD[again], W_FD.T)
+            vals[again], idx[again] = signed_topk_rows(pre, k) if signed else topk_rows(pre, k)
     return vals, idx
 
 
-def _topk_of_entries(row, column, values, count, k: int):
-    """The k largest entries of each row; rows with fewer are filled with -inf (never a code)."""
+def _topk_of_entries(row, column, values, count, k: int, signed: bool):
+    """The k largest entries of each row; rows with fewer are filled with -inf (never a code). If
+    signed, those that are largest in magnitude, of which a row has k."""
     width = -(-(max(int(count.max()), k) + 1) // GROUP) * GROUP
     slot = row * width + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     table = values.new_full((len(count) * width,), -torch.inf)
-    table[slot] = values
+    table[slot] = values.abs() if signed else values
     columns = row.new_zeros(len(table))
     columns[slot] = column
     vals, at = topk_rows(table.view(len(count), width), k)
+    if signed:
+        table[slot] = values
+        vals = table.view(len(count), width).gather(1, at)
     return vals, columns.view(len(count), width).gather(1, at)
 
 

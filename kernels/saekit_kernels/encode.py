@@ -19,8 +19,10 @@ from saekit_kernels.by_product import above_by_product, batch_by_product, topk_b
 from saekit_kernels.codes import RaggedCodes, SparseCodes, from_entries, from_selected
 from saekit_kernels.filter import GROUP as FILTER_GROUP
 from saekit_kernels.filter import LEAST_PRODUCT, fast_bf16
-from saekit_kernels.select import Entries, end_to_end
+from saekit_kernels.select import Entries, end_to_end, signed_topk_rows
 from saekit_kernels.workspace import Workspace
+
+SIGNED_ROWS = 1024  # pre-activations that a selection by magnitude holds at a time
 
 
 def as_given(function):
@@ -81,6 +83,42 @@ def encode_topk(
         if selected is not None:
             return from_selected(*selected, F)
     return from_selected(*topk_by_product(x_BD, W_enc_FD, b_enc_F, k, workspace), F)
+
+
+@as_given
+def encode_abs_topk(
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    k: int,
+    workspace: Workspace | None = None,
+    plan: str = "auto",
+) -> SparseCodes:
+    """The k pre-activations of each row that are largest in magnitude, with their signs, without
+    those that are 0; ties to the smallest column. Not differentiable.
+
+    `plan` filter needs at least 64 k latents, a multiple of 32, and becomes gemm otherwise. Raises
+    ValueError when k is not in [1, F].
+    """
+    F = W_enc_FD.shape[0]
+    if not 1 <= k <= F:
+        raise ValueError(f"k must lie in [1, {F}], got {k}")
+    x_BD, W_enc_FD, b_enc_F = x_BD.detach(), W_enc_FD.detach(), b_enc_F.detach()
+    if len(x_BD) == 0:
+        return _no_rows(x_BD, k, F)
+    check_plan(plan)
+    plan = encoder_plan(x_BD, W_enc_FD) if plan == "auto" else plan
+    selected = None
+    if plan == "filter" and F // FILTER_GROUP >= 2 * k and F % FILTER_GROUP == 0:
+        workspace = workspace or Workspace()
+        selected = topk_by_filter(x_BD, W_enc_FD, b_enc_F, k, workspace, signed=True)
+    if selected is None:
+        pieces = (
+            signed_topk_rows(torch.addmm(b_enc_F, x, W_enc_FD.T), k)
+            for x in x_BD.split(SIGNED_ROWS)
+        )
+        selected = map(torch.cat, zip(*pieces))
+    return from_selected(*selected, F, keep_negative=True)
 
 
 @as_given

@@ -42,6 +42,7 @@ WEIGHT_ROWS = 1024  # rows per pass over the weights, so that temporaries stay i
 # A row with possible latents in more than this fraction of its groups is cheaper by an fp32 product
 # with all of W.
 CROWDED_GROUPS = 0.7
+WITHOUT_SIGN = 0x7FFF
 # Multiplications below which preparing the weights costs more than it saves.
 LEAST_PRODUCT = 1 << 31
 
@@ -67,10 +68,13 @@ class Filter:
         b_F: torch.Tensor,
         workspace: Workspace,
         threshold_F: torch.Tensor | None = None,
+        signed: bool = False,
     ) -> None:
-        """`threshold_F` is subtracted from the biases: positive means above its threshold."""
+        """`threshold_F` is subtracted from the biases: positive means above its threshold.
+        `signed`: values count by their magnitude, of which every bound holds as well; F is then a
+        multiple of GROUP."""
         (B, D), F = x_BD.shape, W_FD.shape[0]
-        self.workspace, self.F = workspace, F
+        self.workspace, self.F, self.signed = workspace, F, signed
         self.width = -(-F // GROUP) * GROUP
         exact = max(D // EXACT, 1)  # dimensions with a second bf16 number
         # After the D columns two for the bias, as a sum of two bf16 numbers, and one for each
@@ -117,8 +121,9 @@ class Filter:
         if threshold_F is not None:
             b_F = b_F - threshold_F
             largest_bias = torch.maximum(largest_bias, b_F.abs().max())
-        # large enough that no bound falls below zero
-        self.shift = worst + 2.5 * share * (largest_bias + worst)
+        # large enough that no bound falls below zero; magnitudes are not below it
+        shift = worst + 2.5 * share * (largest_bias + worst)
+        self.shift = torch.zeros_like(shift) if signed else shift
         bias_F = b_F + self.shift
         self.bias_error = share * (largest_bias + self.shift)
         high = bias_F.bfloat16()
@@ -160,10 +165,13 @@ class Filter:
 
     def product(self, rows: slice, slot: int) -> torch.Tensor:
         """low (C,width) bf16: |low - (x.w + b + shift)| <= error_b norm_j + bias_error + ROUNDING
-        |low|. In the buffer of `slot`."""
+        |low|; if signed, |low| is stored. In the buffer of `slot`."""
         x = self.x_low[rows]
         low = self.workspace.get(f"low {slot}", (CHUNK_ROWS, self.width), x)[: len(x)]
-        return torch.mm(x, self.W_low.T, out=low)
+        torch.mm(x, self.W_low.T, out=low)
+        if self.signed:
+            low.view(torch.int16).bitwise_and_(WITHOUT_SIGN)
+        return low
 
     def group_maxima(self, low: torch.Tensor) -> torch.Tensor:
         """(C,groups) fp32: a value of each group, the largest if any value of it is positive."""

@@ -33,8 +33,10 @@ def nested_error(
     """(x_hat (B,D) from all entries, mean over rows and levels of sum_d (target - x_hat_g)^2).
 
     `level` is the level of every entry, from 0, in the shape of values. The error is differentiable
-    in values, W_dec, b_dec and target; x_hat is constant.
+    in values, W_dec, b_dec and target; x_hat is constant. Raises ValueError for an empty batch.
     """
+    if len(target_BD) == 0:
+        raise ValueError("the mean over an empty batch is not defined")
     if backend == "triton":
         from saekit_kernels.gpu.entries import NestedError
 

@@ -23,8 +23,9 @@ LEAST_GROUPS = 2.5  # groups per selected one below which the shortcut is slower
 
 
 def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(vals_Bk, idx_Bk int64), in no order; NaN counts as largest. The width of `pre_BF` must be a
-    multiple of GROUP for the fast path."""
+    """(vals_Bk, idx_Bk int64), in no order: those of a stable descending sort, in which NaN comes
+    first, except where k reaches into -inf. The width of `pre_BF` must be a multiple of GROUP for
+    the fast path."""
     F = pre_BF.shape[1]
     if not 1 <= k <= F:
         raise ValueError(f"k must lie in [1, {F}], got {k}")
@@ -39,12 +40,11 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     )
     if take > k:
         # Overwrite the smallest of the k+1 with the last one. Where another entry equals it, the
-        # choice was arbitrary.
-        least, at = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).min(
-            1, keepdim=True
-        )
+        # choice was arbitrary, as it is among NaN and inf, which count as equal here.
+        order = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        least, at = order.min(1, keepdim=True)
         tied = (
-            ((vals == least).sum(1, dtype=torch.int32) > 1) & (least[:, 0] > -torch.inf)
+            ((order == least).sum(1, dtype=torch.int32) > 1) & (least[:, 0] > -torch.inf)
         ).nonzero()[:, 0]
         for chosen in (vals, idx):
             chosen.scatter_(1, at, chosen[:, k:].clone())
@@ -54,6 +54,12 @@ def topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
             redo_vals, redo_idx = pre_BF[tied].sort(dim=1, descending=True, stable=True)
             vals[tied], idx[tied] = redo_vals[:, :k], redo_idx[:, :k]
     return vals, idx
+
+
+def signed_topk_rows(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for those that are largest in magnitude: the values have their signs."""
+    _, idx = topk_rows(pre_BF.abs(), k)
+    return pre_BF.gather(1, idx), idx
 
 
 def _topk_by_groups(
@@ -82,6 +88,9 @@ def largest(entries: Entries, count: int) -> Entries:
         return entries
     order = vals.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     smallest = kth_largest(order, count)
+    if smallest == torch.inf:  # not all of inf and NaN: NaN first
+        order = vals.isposinf().to(vals.dtype) + 2 * vals.isnan()
+        smallest = kth_largest(order, count)
     keep = order > smallest
     keep[(order == smallest).nonzero()[: count - int(keep.sum()), 0]] = True
     return row[keep], column[keep], vals[keep]

@@ -19,8 +19,10 @@ from saekit_kernels.encode import check_plan, encoder_plan
 from saekit_kernels.threads import map_chunks, spans
 from saekit_kernels.workspace import Workspace
 
-# Bytes of the entries of a block: it stays in the cache between its two products.
-BLOCK_BYTES = 1 << 22
+# Bytes of the entries of a block. On a CPU it stays in the cache between its two products; a device
+# launches eight operations per block, so there are few of them.
+BLOCK_BYTES = {"cpu": 1 << 22}
+BLOCK_BYTES_ON_DEVICE = 1 << 28
 
 
 def sigmoid_means(
@@ -67,6 +69,11 @@ def _product_type(x_BD: torch.Tensor, W_FD: torch.Tensor, plan: str) -> torch.dt
     return torch.bfloat16 if plan == "filter" else x_BD.dtype
 
 
+def latents_of_a_block(device_type: str, column_bytes: int, F: int) -> int:
+    block_bytes = BLOCK_BYTES.get(device_type, BLOCK_BYTES_ON_DEVICE)
+    return min(max(block_bytes // column_bytes, 16), F)
+
+
 @torch.no_grad()
 def _means(
     x_BD, W_FD, b_F, workspace: Workspace, dtype: torch.dtype, slope_FE: torch.Tensor | None
@@ -78,7 +85,7 @@ def _means(
     x_BE = x_BD.new_ones(B, D + 2, dtype=dtype)
     x_BE[:, :D] = x_BD
     means_F = x_BD.new_empty(F)
-    latents = max(BLOCK_BYTES // (B * dtype.itemsize), 16)
+    latents = latents_of_a_block(x_BD.device.type, B * dtype.itemsize, F)
 
     def block(rows: slice, slot: int) -> None:
         n = rows.stop - rows.start

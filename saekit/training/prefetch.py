@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,21 +32,26 @@ def prefetched(
     if device.type != "cuda":
         yield from batches
         return
-    with closing(ahead(batches, _Copies(device))) as copies:
+    with closing(ahead(batches, _Copies(device), partial(use_device, device))) as copies:
         for copy in copies:
             yield copy.wait()
 
 
 def ahead(
-    items: Iterable[Item], work: Callable[[Item], Result], depth: int = DEPTH
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    begin: Callable[[], object] = lambda: None,
+    depth: int = DEPTH,
 ) -> Generator[Result]:
     """work(item) for every item, in order, computed by a thread up to `depth` items before they
-    are asked for. What it raises is raised here. When this ends early, the thread ends too."""
+    are asked for. `begin` is called first in that thread. What it raises is raised here. When this
+    ends early, the thread ends too."""
     done: queue.Queue[tuple[bool, Any]] = queue.Queue()
     room, stopped = threading.Semaphore(depth), threading.Event()
 
     def read() -> None:
         try:
+            begin()
             source = iter(items)
             while True:
                 room.acquire()
@@ -103,7 +109,6 @@ class _Copies:
         self.count = 0
 
     def __call__(self, batch: ActivationBatch) -> _Copy:
-        use_device(self.device)
         slot, self.count = self.count % DEPTH, self.count + 1
         if (before := self.arrived[slot]) is not None:
             before.synchronize()  # the buffer is free again

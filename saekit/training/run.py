@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
+from saekit.device import use_device
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import every_option, model_options, restore
@@ -274,6 +275,7 @@ class TrainRun:
                 return []
             return open_sinks(self.config.log, path, self._settings(), resumed_step)
 
+        use_device(self.device)  # a run may have been prepared in another thread
         # Training.
         fitted = fit(
             self.model,

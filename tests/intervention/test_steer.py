@@ -94,7 +94,11 @@ def test_texts_kl_perplexity_and_changes_are_those_of_a_shifted_model(
 
 
 def test_a_dose_has_its_effect_beside_controls_of_the_same_norm(live_model, sae, maxima):
-    result = run(live_model, sae, maxima, dose=(-4.0, 0.0, 4.0), top=2, seed=5)
+    seen = []
+    result = run(
+        live_model, sae, maxima, dose=(-4.0, 0.0, 4.0), top=2, seed=5, progress=seen.append
+    )
+    assert [(step.done, step.total) for step in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     module, tokenizer = live_model.module, live_model.tokenizer
     row = UNIT * sae.W_dec[LATENT]
     begin = torch.tensor([[tokenizer.bos_token_id]])

@@ -5,12 +5,14 @@ import torch
 from saekit_kernels import (
     Workspace,
     decode,
+    encode_abs_topk,
     encode_batchtopk,
     encode_threshold,
     encode_topk,
     topk_rows,
 )
 from saekit_kernels.reference import encode_topk_dense
+from saekit_kernels.select import largest
 
 
 def parameters(D, F, dtype=torch.float32, seed=0):
@@ -188,6 +190,32 @@ def test_ties_go_to_the_smallest_column(F, k):
     assert idx.shape == (3, k) and topk_rows(torch.full((2, F), torch.nan), k)[0].isnan().all()
     duplicated = torch.tensor([0.5, 2.0, 1.0, 1.0]).repeat(F // 4)[None]
     assert set(topk_rows(duplicated, k)[1][0].tolist()) == set(range(1, 4 * k, 4))
+
+
+@pytest.mark.parametrize("F,k", [(64, 4), (3200, 8), (3200, 32), (33, 7), (5, 5)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_selection_is_that_of_a_stable_sort_whatever_the_row_holds(F, k, whole):
+    """Ties, and NaN before inf: k - 1, k and more of them, and rows of nothing else."""
+    generator = torch.Generator().manual_seed(k)
+    pre = torch.randn(7, F, generator=generator)
+    pre = pre.round() if whole else pre
+    broken = [(0, 0), (1, 0), (k - 1, 3), (k, 2), (F, 0), (2, F)]
+    for row, (nans, infs) in enumerate(broken):
+        columns = torch.randperm(F, generator=generator)
+        pre[row, columns[nans : nans + infs]], pre[row, columns[:nans]] = torch.inf, torch.nan
+    _, idx = topk_rows(pre, k)
+    expected = pre.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(idx.sort(1).values, expected.sort(1).values)
+
+
+def test_the_largest_of_a_batch_are_nan_then_inf_then_the_first():
+    vals = torch.tensor([torch.inf, 1.0, torch.nan, torch.inf, torch.nan, 5.0])
+    entries = torch.arange(6), 6 - torch.arange(6), vals
+    for count, kept in ((1, [2]), (2, [2, 4]), (3, [0, 2, 4]), (4, [0, 2, 3, 4])):
+        row, column, values = largest(entries, count)
+        assert row.tolist() == kept and column.tolist() == [6 - at for at in kept]
+        assert torch.equal(values.isnan(), vals[kept].isnan())
+    assert largest(entries, 5)[0].tolist() == [0, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("F", [1000, 3200, 4096])
@@ -426,3 +454,49 @@ def test_a_row_that_the_filter_leaves_out_competes_in_fp32(bad, monkeypatch):
     for codes, wanted in zip(by_filter, expected):
         assert torch.equal(codes.ptr, wanted.ptr) and torch.equal(codes.idx, wanted.idx)
         torch.testing.assert_close(codes.vals, wanted.vals, rtol=1e-5, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("F,k", [(2048, 8), (4096, 64), (1000, 5), (33, 33)])
+@pytest.mark.parametrize("bias", [1.0, 40.0])
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_largest_magnitudes_are_those_of_fp64_with_their_signs(F, k, bias, plan):
+    W, b = parameters(40, F)
+    W *= torch.logspace(-1, 1, F)[torch.randperm(F)][:, None]  # norms of latents over two decades
+    x, b = hard_rows(300, 40), bias * b
+    dense = encode_abs_topk(x, W, b, k, plan=plan).to_dense()
+    exact = x.double() @ W.double().T + b.double()
+    size = x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1).max() + b.abs().max()
+    slack, chosen = (2.0**-20 * size).expand_as(exact), dense != 0
+    assert chosen.sum(1).tolist() == [k] * 300
+    assert ((dense - exact).abs() <= slack)[chosen].all()
+    kth = exact.abs().topk(k, dim=1).values[:, -1:]
+    assert (exact.abs() >= kth - slack)[chosen].all()
+    assert (dense < 0).any() and (dense > 0).any()
+
+
+def test_magnitudes_are_found_by_the_filter_and_broken_rows_in_fp32(monkeypatch):
+    from saekit_kernels import by_filter
+
+    W, b = parameters(40, 4096)
+    x = hard_rows(300, 40)
+    x[3, 1], x[5], x[7] = torch.nan, torch.inf, 0.0
+    redone, original = [], by_filter.signed_topk_rows
+    monkeypatch.setattr(
+        by_filter, "signed_topk_rows", lambda pre, k: redone.append(len(pre)) or original(pre, k)
+    )
+    codes = encode_abs_topk(x, W, b, 8, plan="filter")
+    assert 2 <= sum(redone) <= 4
+    by_gemm = encode_abs_topk(x, W, b, 8, plan="gemm")
+    assert torch.equal(codes.idx, by_gemm.idx) and torch.equal(codes.nnz, by_gemm.nnz)
+    torch.testing.assert_close(codes.vals, by_gemm.vals, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_magnitudes_of_equal_latents_tie_to_the_smallest_column_and_zeros_are_no_codes():
+    W, b = torch.ones(64, 2), torch.zeros(64)
+    W[1::2] *= -1
+    codes = encode_abs_topk(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), W, b, 3)
+    assert codes.idx[0].tolist() == [0, 1, 2] and codes.vals[0].tolist() == [2.0, -2.0, 2.0]
+    assert codes.nnz.tolist() == [3, 0]
+    with pytest.raises(ValueError, match="k must lie"):
+        encode_abs_topk(torch.ones(1, 2), W, b, 65)
+    assert len(encode_abs_topk(torch.ones(0, 2), W, b, 3)) == 0

@@ -35,7 +35,7 @@ def dense(x, W, b):
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 12, 1 << 22])
 def test_means_and_gradients_are_those_of_dense_autograd(monkeypatch, block_bytes):
-    monkeypatch.setattr(sigmoid, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setitem(sigmoid.BLOCK_BYTES, "cpu", block_bytes)
     x, W, b, weights = (tensor.double() for tensor in inputs(50, 12, 77))
     for fast, expected in zip(
         by_autograd(x, W, b, weights, sigmoid_means), by_autograd(x, W, b, weights, dense)
@@ -96,3 +96,11 @@ def test_a_step_with_few_active_latents_is_the_dense_one(target_l0):
         assert fast.terms[name].item() == pytest.approx(term.item(), rel=1e-9), name
     for name, gradient in dense_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_a_device_takes_few_blocks_and_a_cpu_those_that_fit_its_cache():
+    """8,192 rows of bf16 at 131,072 latents."""
+    assert sigmoid.latents_of_a_block("cpu", 2 * 8192, 131_072) == 256
+    assert 131_072 / sigmoid.latents_of_a_block("cuda", 2 * 8192, 131_072) == 8
+    assert sigmoid.latents_of_a_block("cuda", 2 * 8192, 500) == 500
+    assert sigmoid.latents_of_a_block("cpu", 1 << 24, 500) == 16

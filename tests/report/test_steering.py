@@ -110,8 +110,9 @@ def test_the_command_prints_what_the_function_returns_and_writes_a_page(capsys, 
 
 def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made):
     arguments = ["--latent", "3=raw:6", "--dose", "0:6:2", "--max-new-tokens", TOKENS]
-    status, text, _ = command(capsys, "steer", made.run, "--prompt", PROMPT, *arguments, "-q")
+    status, text, err = command(capsys, "steer", made.run, "--prompt", PROMPT, *arguments)
     assert status == 0
+    assert "2/2 doses" in err and "doses" not in text  # progress is not part of the output
     assert re.search(r"^clean +steered$", text, re.MULTILINE)
     assert "an effect that they have too is none of this latent" in text
     assert "random directions" in text and "verdict" in text

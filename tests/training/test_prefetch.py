@@ -76,6 +76,31 @@ def test_a_source_that_stops_early_stops_the_batches():
     assert list(ahead(source(), str)) == ["0", "1", "2", "3"] and not readers()
 
 
+def test_the_thread_uses_the_device_before_it_reads(monkeypatch):
+    """A new thread begins with the first device, and whatever a source computes there, or the
+    allocation of a pinned buffer, would occupy memory of that one."""
+    events, device = [], torch.device("cuda:1")
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda to: events.append((threading.current_thread().name, to))
+    )
+    monkeypatch.setattr(prefetch, "_Copies", lambda to: Arrived)
+
+    def source():
+        for number in range(3):
+            events.append((threading.current_thread().name, number))
+            yield batch_of(torch.full((2, 3), float(number)))
+
+    assert [int(batch.x[0, 0]) for batch in prefetched(source(), device)] == [0, 1, 2]
+    assert events == [("saekit-prefetch", step) for step in (device, 0, 1, 2)]
+
+
+class Arrived:
+    """A copy that is there."""
+
+    def __init__(self, batch):
+        self.wait = lambda: batch
+
+
 def test_on_a_cpu_batches_are_read_when_they_are_asked_for():
     read = []
 

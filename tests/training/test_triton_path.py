@@ -147,6 +147,9 @@ def test_too_many_entries_are_a_dense_step(monkeypatch):
     for sparsity in ("l1", "tanh"):
         ours = trained("triton", sparsity, arm="sparse", steps=1)
         expect_the_same(ours, trained("torch", sparsity, arm="sparse", steps=1))
+        assert ours[0].path == "dense"  # the next steps do not try again before a poll
+        ours[0].observe(0.1, at(1))
+        assert ours[0].path == "sparse"
 
 
 def test_the_same_fused_steps_give_the_same_bits():

@@ -1,9 +1,10 @@
 """Decoder: the row program that reconstructs, compares and differentiates (`decode_mse`).
 
 `decode_mse` uses one program per row. It gathers the row's weight vectors into x_hat, compares with
-x, and reads the same vectors a second time for the gradients of the code values, while they are in
-cache: k vectors of bf16 are 49 KB at d = 768, k = 32 and 147 KB at 2304, of the 228 KB of L1 on an
-H100 (NVIDIA H100 white paper). A dense decoder takes two GEMMs and about five passes over B x F.
+x, and reads the same vectors a second time for the gradients of the code values. k = 32 vectors of
+bf16 are 49 KB at d = 768 and 147 KB at 2304, and several rows are in flight on an SM, so the second
+read comes from L2 where that holds the whole matrix (38 MB at d = 768, F = 24,576) and from memory
+at larger ones. A dense decoder takes two GEMMs and about five passes over B x F.
 
 Two power-of-two blocks cover d (`split_width`): 2304 = 2048 + 256, where one block of 4096 would
 leave 44 % of the lanes idle. Loops run to nnz of the row, so wide padding costs nothing. The block

@@ -33,9 +33,9 @@ from saekit_kernels.gpu.runtime import INTERPRETED, POINTER, Case, cdiv, jit, ne
 from saekit_kernels.gpu.select import positive_key, select_row
 
 # Slots, and the pre-activations of plan B, at a time; more rows are split into chunks. A chunk has
-# at least 1024 rows: at each one W is read again.
+# at least 2048 rows: at each one W is read again, 1 GB at F = 131,072 and d = 4096.
 CHUNK_BYTES = 1 << 29
-LEAST_ROWS, MOST_ROWS = 1024, 4096
+LEAST_ROWS, MOST_ROWS = 2048, 4096
 TILE = 128  # columns of a tile of plan B
 COLLECTED = 8  # of its tiles in a program
 # More launch options of filter_kernel. {"maxnreg": 128} puts two blocks on an SM of sm_90, at the

@@ -4,9 +4,9 @@ and idle counts in one program per latent.
 The gradients live in registers and never reach memory: 26 bytes per parameter (p, m, v read and
 written in fp32, one bf16 copy) instead of 38 with gradients and Adam separate; at d = 2304, F =
 73,728 and 4.3 TB/s that is 2.05 ms instead of 3.0 (modeled: Adam at B = 4096 costs more than the
-encoder GEMM). The program holds whole rows because projection and norm need them, as two
-power-of-two blocks (`split_width`), so 2304 wastes nothing. Both blocks are summed, projected and
-updated by the same code.
+encoder GEMM). Two gathers, of x and of g in bf16, come on top. The program holds whole rows because
+projection and norm need them, as two power-of-two blocks (`split_width`), so 2304 wastes nothing.
+Both blocks are summed, projected and updated by the same code.
 
 Latents with more than 256 entries get the sums of their other chunks from `chunk_partials`
 (gpu/grad.py), in order, so that one latent that fires on every row does not become a serial tail.

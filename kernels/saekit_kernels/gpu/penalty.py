@@ -254,8 +254,9 @@ def _sum_partials_kernel(partial_ptr, total_ptr, R, F, STEP: tl.constexpr, BLOCK
 
 
 def _product_config(dtype: torch.dtype, D: int, F: int) -> dict[str, int]:
-    """Tile of the GEMMs. 128 x 128 in bf16 lets two blocks share an SM of sm_90; 128 x 256 spills
-    in the epilogue.
+    """Tile of the GEMMs. With 128 x 128 in bf16 two blocks of sigmoid_encode without weights share
+    an SM of sm_90; the others need more than 128 registers, and one fits. 128 x 256 spills in the
+    epilogue.
 
     Widths that are not multiples of 16 prevent vector loads; their addresses and masks then take
     the registers of a large tile. fp32 products run on scalar units, where a large tile would only

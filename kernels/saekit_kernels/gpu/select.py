@@ -11,8 +11,8 @@ One program per row:
    tile; the k-th largest of the GROUPS maxima bounds the k-th value from below (they are k
    different entries). For columns in random order GROUPS >= 4k leaves at most -ln(3/4) GROUPS =
    1.15 k entries above it; for k = 32 and GROUPS = 1024: 32.5.
-2. filter: columns at or above the bound go to a list in memory, in column order (the row comes from
-   L2 this time: one read from HBM).
+2. filter: columns at or above the bound go to a list in memory, in column order. That is a second
+   read of the row: those in flight (98 KB each in fp32 at F = 24,576, and 900 at once) exceed L2.
 3. the exact k-th key of the list by bitwise bisection (31 counts over registers; tl.sort and
    tl.topk cost far more in the interpreter and do not break ties by column), then compaction in
    column order.

@@ -156,6 +156,8 @@ def above(sae: SAE, x_BD: torch.Tensor, step: Step, floor_F: torch.Tensor | None
         encoded = OPERATIONS[step.backend].encode_relu(
             x_BD, sae.W_enc, bias, sae.workspace, step.encoder_plan, most
         )
+        if encoded.codes is None and step.backend == "triton":
+            sae.path = "dense"  # until the next poll, which may try entries again
     if encoded.codes is None:
         values = OPERATIONS[step.backend].dense_products(x_BD, sae.W_enc, sae.b_enc)
         return DensePre(values, step.backend)

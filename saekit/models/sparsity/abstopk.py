@@ -7,7 +7,7 @@ One latent stands for a direction and its opposite. A latent is active where it 
 from __future__ import annotations
 
 import torch
-from saekit_kernels import SparseCodes, preactivations, signed_topk
+from saekit_kernels import SparseCodes, encode_abs_topk, preactivations, signed_topk
 
 from saekit.models.sae import SAE
 from saekit.models.sae.largest import largest
@@ -23,7 +23,7 @@ class AbsTopK(SAE):
     largest_of_rows = True
 
     def preactivations(self, x_BD: torch.Tensor, step: Step) -> Pre:
-        codes = self._codes(x_BD, k_at(self, step))
+        codes = self._codes(x_BD, k_at(self, step), step.encoder_plan)
         return SparsePre(
             codes, preactivations(codes, x_BD, self.W_enc, self.b_enc, step.backend), step.backend
         )
@@ -39,5 +39,7 @@ class AbsTopK(SAE):
             return self.largest_rescaled(x_BD, signed_topk).to_dense()
         return self.with_gradient(self._codes(x_BD, self.config.k), x_BD).to_dense()
 
-    def _codes(self, x_BD: torch.Tensor, k: int) -> SparseCodes:
+    def _codes(self, x_BD: torch.Tensor, k: int, plan: str = "auto") -> SparseCodes:
+        if x_BD.device.type == "cpu":
+            return encode_abs_topk(x_BD, self.W_enc, self.b_enc, k, self.workspace, plan)
         return largest(self, x_BD, k, signed_topk)

@@ -100,8 +100,9 @@ def step_of(codes, x, W, b, low):
     sparse_weight_grad(codes, dvals, x.new_ones(len(codes), 1))
     moments = [t.clone() for t in (W, W, b, b, W, W)]
     state = FeatureState(W.clone(), b.clone(), W.clone(), *moments, low.clone(), low.clone())
-    settings = AdamSettings(1e-3, 0.9, 0.999, 1e-8, 1, True)
-    feature_step(state, codes, dvals, x.to(low.dtype), g, settings)
+    for sparse_rows in (False, True):
+        settings = AdamSettings(1e-3, 0.9, 0.999, 1e-8, 1, True, sparse_rows=sparse_rows)
+        feature_step(state, codes, dvals, x.to(low.dtype), g, settings)
     entries.products(codes, x, W)
     level = torch.zeros_like(codes.idx)
     entries.nested_row_errors(codes, W, x[0], x, level, 5, True)

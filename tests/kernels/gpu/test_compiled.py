@@ -21,11 +21,11 @@ from saekit_kernels.gpu import compile as ahead_of_time
 from saekit_kernels.gpu.runtime import INTERPRETED, Case
 
 TARGETS = (80, 90, 100)
-# Bytes of stack per thread. ptxas rounds the number of registers down to what lets one more block
-# run, and then stores one or two of them. triton 3.6, which torch 2.11 brings, leads to that in a
-# few cases where 3.9 does not; so do some types and alignments that only a launch has.
-FEW = 32
+# Bytes of stack per thread that a kernel may have. ptxas rounds the number of registers down to
+# what lets one more block run, and then stores one or two of them. triton 3.6, which torch 2.11
+# brings, leads to that in five of its cases, where 3.9 does not (docs/kernels.md).
 PINNED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+HARMLESS = 0 if PINNED else 8
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -49,11 +49,10 @@ def compiled() -> list[dict]:
 def test_no_kernel_spills_and_every_kernel_fits(compiled, target):
     of_target = [c for c in compiled if c["target"] == target]
     assert len(of_target) == len(compiled) / len(TARGETS) > 0
-    harmless = 0 if PINNED else FEW
     assert {
         f"{c['module']}.{c['kernel']} ({c['case']})": c["problems"]
         for c in of_target
-        if c["problems"] and (len(c["problems"]) > 1 or not 0 < c["stack"] <= harmless)
+        if c["problems"] and (len(c["problems"]) > 1 or not 0 < c["stack"] <= HARMLESS)
     } == {}
     assert all(0 < c["registers"] <= 255 for c in of_target)
 
@@ -76,7 +75,7 @@ def test_what_is_launched_compiles_and_does_not_spill():
     assert finished.returncode == 0, finished.stderr[-3000:]
     launched = json.loads(finished.stdout.splitlines()[-1])
     assert len({c["kernel"] for c in launched}) >= 20
-    assert [c for c in launched if c["LOCAL"] or c["STACK"] > FEW] == []
+    assert [c for c in launched if c["LOCAL"] or c["STACK"] > HARMLESS] == []
 
 
 def jitted(tree: ast.AST) -> list[ast.FunctionDef]:
@@ -194,7 +193,8 @@ def test_a_spilling_kernel_is_reported(defective):
 
 def test_missing_matrix_instructions_are_reported(defective):
     for c, instruction in zip(defective[0]["scalar"], ("mma.sync", "wgmma", "tcgen05")):
-        assert len(c["problems"]) == 1 and f"no {instruction}" in c["problems"][0]
+        spills = 0 < c["stack"] <= HARMLESS
+        assert len(c["problems"]) == 1 + spills and f"no {instruction}" in c["problems"][-1]
 
 
 def test_too_much_shared_memory_is_reported(defective):

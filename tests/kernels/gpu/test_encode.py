@@ -269,6 +269,13 @@ def test_any_strides(encoder):
     assert same(codes, want)
 
 
+def test_chunks_are_long_enough_for_the_weights_to_be_read_a_few_times():
+    """Rows of 576, 73,728 and 131,072 latents, with pre-activations and a slot for each."""
+    for F, rows in ((576, 4096), (24_576, 2048), (131_072, 2048)):
+        assert filter.chunk_rows((8 + 2) * F, 128) == pytest.approx(rows, rel=0.1)
+        assert filter.chunk_rows((8 + 2) * F, 128) % 128 == 0
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_twice_the_same_bits_in_chunks_and_with_more_redone_rows_than_programs(
     encoder, few_slots, monkeypatch

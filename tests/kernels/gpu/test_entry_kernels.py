@@ -89,6 +89,9 @@ def test_rows_that_do_not_fit_are_refused():
     empty = random_codes(0, 7, 2)
     assert products(empty, x[:0], W).shape == (0, 2)
     assert nested_row_errors(empty, W, b, x[:0], empty.idx, 2, True)[0].shape == (0, 5)
+    for backend in ("torch", "triton"):
+        with pytest.raises(ValueError, match="the mean over an empty batch is not defined"):
+            nested_error(empty, empty.vals, W, b, x[:0], empty.idx, 2, backend)
 
 
 def test_dense_is_what_the_codes_say():
