@@ -41,7 +41,7 @@ PATCH, WIDTH, BLOCKS, HEADS = 8, 160, 6, 5
 PATCHES = (openmoji.SIZE // PATCH) ** 2
 SEEN_MASKED, SEEN_NAMED, DECODER = 0.4, 0.5, 96
 # Of the two stages: epochs over the emoji for training, one picture each.
-EPOCHS_MASKED, EPOCHS_NAMED = 40, 22
+EPOCHS_MASKED, EPOCHS_NAMED = 40, 14
 BATCH_MASKED, BATCH_NAMED = 64, 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -229,38 +229,40 @@ def learn(
 def figures(model: Any, most: int | None = None) -> dict[str, float]:
     """Shares of the set's pictures that are right, by the class token: group and subgroup by the
     head, of emoji that training saw and of the held-out ones; and the name of a picture, by the
-    most similar one among the first two pictures of all emoji that training saw. `most`: of so
-    many emoji."""
+    most similar one among the first pictures of all emoji that training saw. `most`: of so many
+    emoji."""
     model.eval()
     known, place = subgroups(), {emoji.subgroup: emoji.group for emoji in table()}
     right: dict[str, list[bool]] = {}
     chosen = [
         e for e in range(len(table())) if most is None or e % math.ceil(len(table()) / most) == 0
     ]
-    states: dict[int, Tensor] = {}
-    for emoji in chosen:
-        x_BCHW = pixels([openmoji.draw(emoji, number) for number in range(openmoji.PICTURES)])
-        cls_BD = model.vit(x_BCHW).last_hidden_state[:, 0]
-        states[emoji] = nnf.normalize(cls_BD, dim=1)
-        side = "held-out emoji" if is_held_out(emoji) else "held-out pictures"
-        for index in model.classifier(cls_BD).argmax(1).tolist():
-            subgroup = table()[emoji].subgroup
+    # Groups by the head, on two pictures of every emoji.
+    states: list[Tensor] = []
+    for number in range(2):
+        parts = torch.tensor(chosen).split(64)
+        cls_ED = torch.cat([
+            model.vit(pixels([openmoji.draw(emoji, number) for emoji in part.tolist()]))
+            .last_hidden_state[:, 0]
+            for part in parts
+        ])  # fmt: skip
+        states.append(nnf.normalize(cls_ED, dim=1))
+        for emoji, index in zip(chosen, model.classifier(cls_ED).argmax(1).tolist(), strict=True):
+            subgroup, group = table()[emoji].subgroup, table()[emoji].group
+            side = "held-out emoji" if is_held_out(emoji) else "held-out pictures"
             right.setdefault(f"subgroup, {side}", []).append(known[index] == subgroup)
-            right.setdefault(f"group, {side}", []).append(
-                place[known[index]] == table()[emoji].group
-            )
-    trained = [emoji for emoji in chosen if not is_held_out(emoji)]
-    owners = torch.tensor(trained).repeat_interleave(2)
-    known_ND = torch.cat([states[emoji][:2] for emoji in trained])
-    for emoji in trained:
-        nearest = owners[(states[emoji][2:] @ known_ND.T).argmax(1)]
-        right.setdefault("name, held-out pictures", []).extend((nearest == emoji).tolist())
+            right.setdefault(f"group, {side}", []).append(place[known[index]] == group)
+    # Names by the nearest picture.
+    trained = torch.tensor([not is_held_out(emoji) for emoji in chosen])
+    first_ND, second_ND = states[0][trained], states[1][trained]
+    nearest_N = (second_ND @ first_ND.T).argmax(1)
+    right["name, held-out pictures"] = (nearest_N == torch.arange(len(nearest_N))).tolist()
     return {name: sum(each) / len(each) for name, each in sorted(right.items())}
 
 
 def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> Any:
     """The transformers model, in evaluation mode. Its weights after every epoch are in
-    `work`; those of the first stage are read from `pretrained` instead of being trained when it is given."""
+    `work`; those of the first stage are read from `pretrained`, when given, instead of trained."""
     from safetensors.torch import load_file, save_file
     from transformers import ViTConfig, ViTForImageClassification
 
