@@ -58,12 +58,11 @@ def test_the_classifier_names_subgroups():
     assert set(labels.values()) == {emoji.subgroup for emoji in table()} and len(labels) == 98
 
 
-def test_held_out_emoji_and_pictures_are_not_drawn_for_training(monkeypatch):
+def test_held_out_emoji_and_pictures_are_not_drawn_for_training():
     held_out = {emoji for emoji in range(len(table())) if train.is_held_out(emoji)}
     assert 0.08 < len(held_out) / len(table()) < 0.14
-    monkeypatch.setattr(openmoji, "draw", lambda emoji, number: (emoji, number))
-    monkeypatch.setattr(train, "pixels", lambda pairs: pairs)
-    drawn = [pair for pairs, _ in train.batches(2, 64, torch.Generator()) for pair in pairs]
+    stream = list(train.shuffled(2, 64, 2**30, torch.Generator()))
+    drawn = [pair for chosen in stream for pair in zip(*chosen, strict=True)]
     assert len(drawn) == 2 * (len(table()) - len(held_out)) == len(set(drawn))
     assert {emoji for emoji, _ in drawn} == set(range(len(table()))) - held_out
     most = max(len(emoji.codes) for emoji in table())
@@ -82,6 +81,7 @@ def small(monkeypatch):
 
     torch.manual_seed(0)
     monkeypatch.setattr(train, "LEAST_EMOJI", 1)
+    monkeypatch.setattr(train, "FROZEN", 0)
     monkeypatch.setattr(train, "training_emoji", lambda: list(range(0, 1900, 240)))
     model = ViTForImageClassification(
         ViTConfig(**{**train.ARCHITECTURE, "num_hidden_layers": 1}, num_labels=98)
@@ -114,9 +114,15 @@ def test_masked_patches_are_drawn_from_the_seen_ones_only(monkeypatch):
 def test_both_stages_learn(monkeypatch):
     model, masked = small(monkeypatch)
     names = train.Names(model, torch.Generator().manual_seed(0))
-    for parts, loss in (([model.vit, masked], lambda x, _: masked(x)), ([model, names], names)):
+    states = train.frozen_states(model.vit)
+    assert states.abs().sum((1, 2, 3)).nonzero().flatten().tolist() == train.training_emoji()
+    stages = {
+        lambda *chosen: masked(train.pictures(*chosen)): [model.vit, masked],
+        lambda emoji, _: names(states[emoji, 0].float(), emoji): [model, names],
+    }
+    for loss, parts in stages.items():
         said: list[str] = []
-        train.learn(parts, loss, 10, 8, 0, said.append)
+        train.learn(parts, loss, 10, 8, 4, 0, said.append)
         losses = [float(line.split("loss ")[1].split()[0]) for line in said]
         assert len(losses) == 10 and losses[-1] < 0.8 * losses[0]
 

@@ -3,10 +3,11 @@
     python -m saekit.embedded.openmoji_vit.train --work FOLDER [--out FOLDER]
 
 Two stages. First masked patches (He et al. 2022, Masked Autoencoders): the encoder sees 40 % of the
-patches, a small decoder draws the others. Then three heads, on half of the patches: the class token
-says the subgroup and the emoji; the patches say the words of its name, and of all patches the
-loudest counts (their log-sum-exp), so that a patch with a wheel says "wheel". Only the subgroup's
-head is saved.
+patches, a small decoder draws the others. Then the last three blocks learn names, on half of the
+patches of four pictures per emoji, whose states after the first three blocks are computed once. The
+class token says the subgroup and the emoji; the patches say the words of its name, and of all
+patches the loudest counts (their log-sum-exp), so that a patch with a wheel says "wheel". Only the
+subgroup's head is saved.
 
 A tenth of the emoji is held out, with all of their skin tones. Training draws pictures that are not
 in embedded:openmoji, so every picture of the set is a held-out one.
@@ -41,7 +42,8 @@ PATCH, WIDTH, BLOCKS, HEADS = 8, 160, 6, 5
 PATCHES = (openmoji.SIZE // PATCH) ** 2
 SEEN_MASKED, SEEN_NAMED, DECODER = 0.4, 0.5, 96
 # Of the two stages: epochs over the emoji for training, one picture each.
-EPOCHS_MASKED, EPOCHS_NAMED = 40, 14
+EPOCHS_MASKED, EPOCHS_NAMED = 40, 24
+FROZEN, PICTURES = 3, 4  # of the second stage: blocks that stay, pictures per emoji
 BATCH_MASKED, BATCH_NAMED = 64, 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -106,31 +108,49 @@ def pixels(pictures: list[Any]) -> Tensor:
     return (rearrange(x_BHWC, "b h w c -> b c h w").float() / 255 - MEAN) / STD
 
 
-def batches(
-    epochs: int, batch: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """(pixels, emoji): every emoji for training once per epoch, in a new picture."""
+def shuffled(
+    epochs: int, batch: int, numbers: int, generator: torch.Generator
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(emoji, numbers of their pictures): every emoji for training once per epoch."""
     emoji = torch.tensor(training_emoji())
     for _ in range(epochs):
         for chosen in emoji[torch.randperm(len(emoji), generator=generator)].split(batch):
-            numbers = torch.randint(FIRST_NUMBER, 2**30, (len(chosen),), generator=generator)
-            pairs = list(zip(chosen.tolist(), numbers.tolist(), strict=True))
-            yield pixels([openmoji.draw(*pair) for pair in pairs]), [pair[0] for pair in pairs]
+            drawn = torch.randint(0, numbers, (len(chosen),), generator=generator)
+            yield chosen.tolist(), (FIRST_NUMBER + drawn).tolist()
+
+
+def pictures(emoji: list[int], numbers: list[int]) -> Tensor:
+    """(B,3,72,72)."""
+    return pixels([openmoji.draw(*pair) for pair in zip(emoji, numbers, strict=True)])
 
 
 def seen(
-    vit: Any, x_BCHW: Tensor, share: float, generator: torch.Generator
+    vit: Any, h_BTD: Tensor, first: int, share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The states of the class token and of a random share of the patches (B,1+K,D), and all patches
-    in random order, those K first (B,T)."""
-    order_BT = torch.rand(len(x_BCHW), PATCHES, generator=generator).argsort(1)
-    rows = torch.arange(len(x_BCHW))[:, None]
-    h_BTD = vit.embeddings(x_BCHW)
+    """From the states before block `first`, the last ones of the class token and of a random share
+    of the patches (B,1+K,D), and all patches in random order, those K first (B,T)."""
+    order_BT = torch.rand(len(h_BTD), PATCHES, generator=generator).argsort(1)
+    rows = torch.arange(len(h_BTD))[:, None]
     chosen_BK = order_BT[:, : round(PATCHES * share)]
     h_BKD = torch.cat((h_BTD[:, :1], h_BTD[:, 1:][rows, chosen_BK]), 1)
-    for block in vit.layers:
+    for block in vit.layers[first:]:
         h_BKD = block(h_BKD)
     return vit.layernorm(h_BKD), order_BT
+
+
+@torch.no_grad()
+def frozen_states(vit: Any) -> Tensor:
+    """The states before block FROZEN of PICTURES pictures of every emoji for training, by emoji;
+    zero for the others (E,N,1+T,D) float16."""
+    states = torch.zeros(len(table()), PICTURES, 1 + PATCHES, WIDTH, dtype=torch.float16)
+    for number in range(PICTURES):
+        for part in torch.tensor(training_emoji()).split(64):
+            emoji = part.tolist()
+            h_BTD = vit.embeddings(pictures(emoji, [FIRST_NUMBER + number] * len(emoji)))
+            for block in vit.layers[:FROZEN]:
+                h_BTD = block(h_BTD)
+            states[part, number] = h_BTD.half()
+    return states
 
 
 class MaskedPatches(nn.Module):
@@ -152,7 +172,8 @@ class MaskedPatches(nn.Module):
         target_BTP = rearrange(x_BCHW, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
         rows = torch.arange(len(x_BCHW))[:, None]
         # The encoder sees some patches.
-        h_BKD, order_BT = seen(self.vit[0], x_BCHW, SEEN_MASKED, self.generator)
+        vit = self.vit[0]
+        h_BKD, order_BT = seen(vit, vit.embeddings(x_BCHW), 0, SEEN_MASKED, self.generator)
         z_BKD = self.embed(h_BKD)[:, 1:]
         seen_BK, hidden_BM = order_BT.tensor_split([z_BKD.shape[1]], dim=1)
         # The decoder draws the others.
@@ -179,9 +200,10 @@ class Names(nn.Module):
         self.word = nn.Linear(WIDTH, len(vocabulary))
         nn.init.constant_(self.word.bias, -8.0)
 
-    def forward(self, x_BCHW: Tensor, emoji: list[int]) -> Tensor:
+    def forward(self, h_BTD: Tensor, emoji: list[int]) -> Tensor:
+        """Of states before block FROZEN."""
         model = self.model[0]
-        h_BKD, _ = seen(model.vit, x_BCHW, SEEN_NAMED, self.generator)
+        h_BKD, _ = seen(model.vit, h_BTD, FROZEN, SEEN_NAMED, self.generator)
         subgroup = model.classifier(h_BKD[:, 0]).float()
         name = self.emoji(h_BKD[:, 0]).float()
         word = torch.logsumexp(self.word(h_BKD[:, 1:]).float(), 1)
@@ -196,24 +218,26 @@ class Names(nn.Module):
 
 def learn(
     parts: list[nn.Module],
-    loss_of: Callable[[Tensor, list[int]], Tensor],
+    loss_of: Callable[[list[int], list[int]], Tensor],
     epochs: int,
     batch: int,
+    numbers: int,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """AdamW in bfloat16 autocast; linear warm-up over a twentieth of the steps, then a cosine."""
+    """AdamW in bfloat16 autocast on the loss of (emoji, numbers of pictures); linear warm-up over a
+    twentieth of the steps, then a cosine."""
     parameters = [p for part in parts for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     each = math.ceil(len(training_emoji()) / batch)
     steps, began, mean = epochs * each, time.perf_counter(), 0.0
-    stream = batches(epochs, batch, torch.Generator().manual_seed(seed))
-    for step, (x_BCHW, emoji) in enumerate(stream):
+    stream = shuffled(epochs, batch, numbers, torch.Generator().manual_seed(seed))
+    for step, chosen in enumerate(stream):
         warm = min(1.0, (step + 1) / (steps // 20 + 1))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(x_BCHW, emoji)
+            loss = loss_of(*chosen)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -284,12 +308,19 @@ def train(pretrained: Path | None, work: Path, say: Callable[[str], None]) -> An
 
     if pretrained is None:
         learn(
-            [model.vit, masked], lambda x, _: masked(x), EPOCHS_MASKED, BATCH_MASKED, SEED + 1,
-            after_epoch("masked"),
+            [model.vit, masked], lambda *chosen: masked(pictures(*chosen)),
+            EPOCHS_MASKED, BATCH_MASKED, 2**30 - FIRST_NUMBER, SEED + 1, after_epoch("masked"),
         )  # fmt: skip
     else:
         model.load_state_dict(load_file(pretrained))
-    learn([model, names], names, EPOCHS_NAMED, BATCH_NAMED, SEED + 2, after_epoch("named"))
+    states = frozen_states(model.vit.eval())
+    learn(
+        [model.vit.layers[FROZEN:], model.vit.layernorm, model.classifier, names],
+        lambda emoji, numbers: names(
+            states[emoji, [number - FIRST_NUMBER for number in numbers]].float(), emoji
+        ),
+        EPOCHS_NAMED, BATCH_NAMED, PICTURES, SEED + 2, after_epoch("named"),
+    )  # fmt: skip
     return model.eval()
 
 
