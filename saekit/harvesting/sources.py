@@ -134,7 +134,12 @@ def _embedded(data: str, modality: Modality, seed: int) -> Documents:
     known = data_set(data)
     _need_modality(data, known.modality, modality)
     listing = Listing(
-        data, known.names, known.load, lambda: digest_of(known.content()), known.label
+        data,
+        known.names,
+        known.load,
+        lambda: digest_of(known.content()),
+        known.label,
+        known.document,
     )
     return ListedDocuments(listing, modality, seed)
 
