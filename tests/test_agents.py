@@ -16,7 +16,9 @@ PAGE = (Path(__file__).parents[1] / "AGENTS.md").read_text()
 COMMANDS = [shlex.split(line)[1:] for line in BLOCK.splitlines()]
 KEYS = {
     verb: (value.split()[0].strip(","), re.sub(r" \(.*?\)", "", keys).split(", "))
-    for verb, value, keys in re.findall(r"^\| (\w+) \| ((?:object|list).*?) \| (.*) \|$", PAGE, re.M)
+    for verb, value, keys in re.findall(
+        r"^\| (\w+) \| ((?:object|list).*?) \| (.*) \|$", PAGE, re.M
+    )
 }
 # The commands as they stand, with a small model and words that it knows.
 SMALL = {
