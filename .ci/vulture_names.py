@@ -73,6 +73,8 @@ _.initialise
 _.l0_spread
 # scripts of earlier versions
 _read_image
+# the page reads it from the record
+_.logit_test
 # triton calls these of its driver (tests/kernels/gpu/launches.py)
 load_binary
 launcher_cls
