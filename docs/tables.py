@@ -181,7 +181,8 @@ def _revival(rows: list[Row]) -> str:
                 none = [float(runs[data, sparsity, "none", r["seed"]]["fvu"]) for r in seeds]
                 changes = [float(r["fvu"]) / fvu - 1 for r, fvu in zip(seeds, none)]
                 fvu = " ".join(f"{100 * change:+.1f}" for change in changes)
-            shares = (statistics.fmean(float(r[k]) for r in seeds) for k in ("dead_train", "silent"))
+            kinds = ("dead_train", "silent")
+            shares = (statistics.fmean(float(r[kind]) for r in seeds) for kind in kinds)
             line.append(f"{fvu} / {' / '.join(f'{s:.0%}' for s in shares)}" if seeds else "")
         lines.append(line)
     return _markdown(["rows", "sparsity", *(REVIVAL[way] for way in ways)], lines)
