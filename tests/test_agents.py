@@ -14,11 +14,10 @@ from made_language import CTX, made_language
 PAGE = (Path(__file__).parents[1] / "AGENTS.md").read_text()
 (BLOCK,) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [shlex.split(line)[1:] for line in BLOCK.splitlines()]
+ROW = re.compile(r"^\| (\w+) \| ((?:object|list).*?) \| (.*) \|$", re.MULTILINE)
 KEYS = {
     verb: (value.split()[0].strip(","), re.sub(r" \(.*?\)", "", keys).split(", "))
-    for verb, value, keys in re.findall(
-        r"^\| (\w+) \| ((?:object|list).*?) \| (.*) \|$", PAGE, re.M
-    )
+    for verb, value, keys in ROW.findall(PAGE)
 }
 # The commands as they stand, with a small model and words that it knows.
 SMALL = {

@@ -13,6 +13,7 @@ EXAMPLES = [
     "saekit features runs/topk --store acts/text --index 123",
     "saekit features runs/topk --store acts/text --sort score",
 ]
+KEY = ("store", "index", "text", "image", "top", "sort")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

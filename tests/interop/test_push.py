@@ -55,7 +55,7 @@ try:
     options = dict(confirm=yes) | dict({options})
     result = dataclasses.asdict(push({str(folder)!r}, {repo!r}, **options))
 except SaekitError as error:
-    result = dict(error=str(error), hint=error.hint, status=error.exit_status)
+    result = dict(error=error.message, hint=error.hint, status=error.exit_status)
 print(json.dumps(result | dict(asked=asked)))
 """
     said = client.python(code, **({"HF_TOKEN": token} if token else {}))
