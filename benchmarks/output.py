@@ -63,7 +63,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except SaekitError as error:
-        message("error", str(error))
+        message("error", error.message)
         if error.hint:
             message("try", error.hint)
         sys.exit(error.exit_status)

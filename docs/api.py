@@ -30,7 +30,9 @@ the hidden state, F latents. Terms are explained in [glossary.md](glossary.md), 
 [design.md](design.md), the options of every model in [options.md](options.md).
 [examples/](../examples) has programs that use this interface.
 
-`progress`, which all long functions take, is called with a `Progress` from time to time.
+`progress`, which all long functions take, is called with a `Progress` from time to time. None, the
+default, is a bar in a notebook or at an interactive prompt, and otherwise nothing; True is a bar,
+False nothing.
 """
 # heading -> public names of saekit, or `module:Class`, each with the members that a caller uses
 JOBS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -43,7 +45,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "open_store": (),
         "saekit.store.reader:Store": (
             *("spec", "stats", "content", "count", "labels", "batches", "take", "column"),
-            *("locate", "example_at"),
+            *("locate", "example_at", "shape", "numpy", "to_pandas"),
         ),
         "saekit.types:ActivationSpec": ("fingerprint", "is_raw", "shape"),
         "saekit.types:ActivationBatch": (),
@@ -75,13 +77,14 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Evaluate": {
         "evaluate": (),
-        "saekit.evaluation.table:Evaluation": (),
+        "saekit.evaluation.table:Evaluations": ("figures", "to_pandas"),
+        "saekit.evaluation.table:Evaluation": ("figures",),
         "saekit.evaluation.table:Recovery": (),
         "saekit.evaluation.norms:InputNorm": ("apart",),
         "convert": (),
         "saekit.evaluation.conversion:ConvertResult": (),
         "compare": (),
-        "saekit.evaluation.compare:Comparison": (),
+        "saekit.evaluation.compare:Comparison": ("figures", "to_pandas"),
         "saekit.evaluation.compare:ComparisonRow": (),
     },
     "Inspect latents": {
@@ -125,7 +128,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Progress and errors": {
         "saekit.types:Progress": (),
-        "SaekitError": ("hint",),
+        "SaekitError": ("message", "hint"),
         "saekit.errors:UsageError": (),
         "saekit.errors:DataError": (),
         "saekit.errors:MissingError": (),

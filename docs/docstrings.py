@@ -82,6 +82,9 @@ def _with_values(owner: Any, function: ast.FunctionDef) -> ast.arguments:
                 hint = inspect.formatannotation(options[argument.arg].hint)
                 argument.annotation = ast.parse(hint, mode="eval").body
             value = values.get(argument.arg)
+            if argument.arg == "progress" and isinstance(default, ast.Lambda) and value is None:
+                defaults[number] = ast.Constant(None)  # of a public function (saekit.public)
+                argument.annotation = ast.Name("Callable[[Progress], None] | bool | None")
             if isinstance(default, ast.Attribute | ast.Name) and isinstance(
                 value, int | float | str
             ):
@@ -130,7 +133,7 @@ def described(owner: Any, function: ast.FunctionDef | None) -> Iterator[str]:
 
     `function`: the syntax tree of the function, or of a class's constructor.
     """
-    text = inspect.getdoc(owner) or ""
+    text = inspect.getdoc(inspect.unwrap(owner)) or ""  # without what saekit.public adds
     if text.startswith(f"{getattr(owner, '__name__', '')}("):
         text = ""  # a dataclass without a docstring: Python writes its signature there
     order = [node.arg for node in ast.walk(function or ast.Pass()) if isinstance(node, ast.arg)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,9 @@ OPERATIONS = {
     "relu_step": "ReLU + L1, dense path, loss and gradients",
     "sigmoid_step": "sigmoid + KL, loss and gradients",
 }
+MAIN = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1", "kl")
+# ways to bring back dead latents, in the order of the columns
+REVIVAL = {"none": "none", "nudge": "nudge (default)", "aux": "aux", "resample": "resample"}
 
 
 def page(text: str) -> str:
@@ -54,7 +58,7 @@ def table(name: str) -> str:
         return NONE
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    return f"{written(rows)}\n{_where(rows[0])}, {path.relative_to(ROOT)}.\n"
+    return f"{written(rows)}\n{_where(rows[0])}{path.relative_to(ROOT)}.\n"
 
 
 def _variants(rows: list[Row]) -> str:
@@ -85,6 +89,24 @@ def _variants(rows: list[Row]) -> str:
         "rows/s",
     ]
     return f"A step at {_shape(rows[0]['shape'])}:\n\n" + _markdown(header, lines)
+
+
+def _main_variants(rows: list[Row]) -> str:
+    """The variants that most people train, in the columns that matter first."""
+    lines = [
+        [
+            op,
+            _number(row["ms"], ",.0f"),
+            _number(row["ratio_topk"], ".2f"),
+            _number(row["ratio"], ".1f"),
+            _number(row["peak_mb"], ",.0f"),
+        ]
+        for op in MAIN
+        for row in rows
+        if (row["op"], row["mode"]) == (f"{op}_step", "saekit")
+    ]
+    header = ["a training step", "ms", "of topk's ms", "times dense autograd", "peak MB"]
+    return f"{_shape(rows[0]['shape'])}, k or L0 32:\n\n" + _markdown(header, lines)
 
 
 def _steps(rows: list[Row]) -> str:
@@ -152,22 +174,49 @@ def _zoo(rows: list[Row]) -> str:
             _number(row["l0"], ".1f"),
             _number(row["l0_train"], ".1f"),
             _number(row["dead_train"], ".1%").removeprefix("0").replace("%", " %"),
-            _number(row["rows_per_s"], ",.0f"),
             _number(row["fvu_ratio"], ".4f").removeprefix("0"),
         ]
         for row in rows
     ]
-    header = ["sparsity", "fvu", "l0", "l0 train", "dead_train", "rows/s", "fvu / dense"]
+    header = ["sparsity", "fvu", "l0", "l0 train", "dead_train", "fvu / dense"]
     return _markdown(header, lines)
+
+
+def _revival(rows: list[Row]) -> str:
+    """Ways to bring back dead latents: fvu of `none`, and by how much each seed of another way
+    differs from the same seed of `none`; shares of latents dead in training and silent."""
+    runs = {(r["data"], r["sparsity"], r["revive"], r["seed"]): r for r in rows}
+    ways = [way for way in REVIVAL if any(row["revive"] == way for row in rows)]
+    lines = []
+    for data, sparsity in dict.fromkeys((row["data"], row["sparsity"]) for row in rows):
+        line = [data, sparsity]
+        for way in ways:
+            seeds = [r for key, r in runs.items() if key[:3] == (data, sparsity, way)]
+            if way == "none":
+                figures = [float(r["fvu"]) for r in seeds]
+                spread = f" ± {statistics.stdev(figures):.4f}" if len(figures) > 1 else ""
+                fvu = f"{statistics.fmean(figures):.4f}{spread}".replace("0.", ".")
+            else:
+                none = [float(runs[data, sparsity, "none", r["seed"]]["fvu"]) for r in seeds]
+                changes = [float(r["fvu"]) / fvu - 1 for r, fvu in zip(seeds, none)]
+                fvu = " ".join(f"{100 * change:+.1f}" for change in changes)
+            shares = (
+                statistics.fmean(float(r[k]) for r in seeds) for k in ("dead_train", "silent")
+            )
+            line.append(f"{fvu} / {' / '.join(f'{s:.0%}' for s in shares)}" if seeds else "")
+        lines.append(line)
+    return _markdown(["rows", "sparsity", *(REVIVAL[way] for way in ways)], lines)
 
 
 TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "variants": ("cpu-variants.csv", _variants),
+    "main-variants": ("cpu-variants.csv", _main_variants),
     "steps": ("cpu-train.csv", _steps),
     "small-steps": ("cpu-train.csv", _small),
     "operations": ("cpu-kernels.csv", _operations),
     "zoo": ("cpu-zoo.csv", _zoo),
     "zoo-quick": ("cpu-zoo-quick.csv", _zoo),
+    "revival": ("cpu-revival.csv", _revival),
 }
 
 
@@ -209,8 +258,11 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _where(row: Row) -> str:
+    """The machine of a table's rows, where they say it."""
+    if "device" not in row:
+        return ""
     commit = f", commit {row['commit']}" if row["commit"] else ""
-    return f"{row['device']}, torch {row['torch']}, {row['date']}{commit}"
+    return f"{row['device']}, torch {row['torch']}, {row['date']}{commit}, "
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ The public names load on first use, so that `import saekit` costs milliseconds a
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -60,11 +62,21 @@ if TYPE_CHECKING:
     from saekit.training.run import train as train
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    """A public name, as users meet it (saekit.public), kept for the next time."""
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'saekit' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+        near = get_close_matches(name, __all__, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise AttributeError(f"module 'saekit' has no attribute {name!r}{guess}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    if isinstance(value, FunctionType):
+        from saekit.public import public
+
+        value = public(value)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+    """What a prompt completes."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

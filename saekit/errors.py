@@ -77,8 +77,8 @@ def _plain(value: Any) -> Any:
 
 
 class SaekitError(Exception):
-    """A user-facing failure. `str(error)` is the cause; `hint` is the next step to try (may be
-    empty). Both write options as Python.
+    """A user-facing failure. `message` is what is wrong, `hint` the next step to try (may be
+    empty), and `str(error)`, with which a traceback ends, both. All write options as Python.
 
     `option` is the name of the option that is wrong, by default the one that the cause begins with,
     or None. `cause` and `remedy` are the two texts with their options still marked, for an error
@@ -92,6 +92,13 @@ class SaekitError(Exception):
         self.cause, self.remedy = cause, hint
         first = _MARK.match(cause)
         self.option = option or (first[1] if first else None)
+
+    def __str__(self) -> str:
+        return f"{self.message}\ntry: {self.hint}" if self.remedy else self.message
+
+    @property
+    def message(self) -> str:
+        return spelled(self.cause)
 
     @property
     def hint(self) -> str:
@@ -136,6 +143,11 @@ class QualityGateError(SaekitError):
     """A metric missed the bound that the user set."""
 
     exit_status = 7
+
+
+def message_of(error: BaseException) -> str:
+    """What is wrong, without the hint, for use inside another text."""
+    return error.message if isinstance(error, SaekitError) else str(error)
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from saekit.typed import MisfitError, as_type
 
 REQUIRED = inspect.Parameter.empty
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
+POSITIONAL = inspect.Parameter.POSITIONAL_ONLY
 F = TypeVar("F", bound=Callable[..., Any])
+_KEYWORDS = "__saekit_keywords__"
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def _is_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal
 
 
-def keywords(*owners: type, more: dict[str, Any] | None = None) -> Callable[[F], F]:
+def keywords(*owners: type, more: dict[str, Option] | None = None) -> Callable[[F], F]:
     """A decorator for a function with `**options` that become fields of `owners`: help() and
     inspect.signature show the fields as keyword arguments, with their defaults. `more`: further
-    names, with their types; None is their default, and means that of whatever takes them."""
+    options; None is their default, and means that of whatever takes them."""
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
@@ -128,21 +130,32 @@ def keywords(*owners: type, more: dict[str, Any] | None = None) -> Callable[[F],
             for parameter in signature.parameters.values()
             if parameter.kind is not parameter.VAR_KEYWORD
         ]
-        fields = {
-            name: (option.default, option.hint)
+        declared = {
+            name: option
             for owner in owners
             for name, option in options_of(owner).items()
-            if name not in signature.parameters
+            if name not in signature.parameters or signature.parameters[name].kind is POSITIONAL
         }
-        fields |= {name: (None, hint) for name, hint in (more or {}).items()}
+        fields = {
+            name: (option.default, option.hint)
+            for name, option in declared.items()
+            if name not in signature.parameters  # which has no place for two of a name
+        }
+        fields |= {name: (None, option.hint) for name, option in (more or {}).items()}
         options = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hint)
             for name, (value, hint) in fields.items()
         ]
         vars(function)["__signature__"] = signature.replace(parameters=[*named, *options])
+        vars(function)[_KEYWORDS] = declared | (more or {})
         return function
 
     return shown
+
+
+def documented_keywords(function: Callable[..., Any]) -> dict[str, Option]:
+    """The options that `**options` of a function takes, by name, as `keywords` declared them."""
+    return vars(function).get(_KEYWORDS, {})
 
 
 def check(config: object) -> None:

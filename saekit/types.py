@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from saekit.display import Shape, brief, feature_html
 from saekit.errors import spelled
 from saekit.typed import MisfitError, build
 
@@ -138,6 +139,10 @@ class ActivationBatch:
     previous: torch.Tensor | None = None
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
 
+    def __repr__(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return brief(self, {n: Shape(value) for n, value in fields.items() if value is not None})
+
     def on(self, device: torch.device) -> ActivationBatch:
         """The same batch with everything that a model reads on a device."""
         return self.changed(lambda _, value: value.to(device))
@@ -159,6 +164,10 @@ class Output:
     x_hat: torch.Tensor
     code: torch.Tensor | SparseCodes
     extras: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        extras = {"extras": tuple(self.extras) or None}
+        return brief(self, {"x_hat": Shape(self.x_hat), "code": Shape(self.code), **extras})
 
 
 @dataclass
@@ -231,6 +240,8 @@ class Example:
     grid: tuple[int, int] | None = None
     image: str | None = None
     label: str | None = None  # from the data
+    # text: [position, value] of every token of the whole context where the latent is not 0
+    context_values: list[list[float]] | None = None
 
 
 @dataclass
@@ -255,6 +266,22 @@ class FeatureRecord:
     hook_shares: dict[str, float] | None = None
     # [{"low", "high", "rows"}] x 5: intervals of |value| from 0 to max, and the rows in them
     bands: list[dict[str, float]] | None = None
+    # how far the most raised and lowered logits stand out, in standard deviations, and what 99 % of
+    # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"}
+    logit_test: dict[str, float] | None = None
+    # saekit.inspection.score; None where it does not apply
+    score: float | None = None
+    # the commonest word of its rows: {"kind", "text", "count", "of", "coherence"}
+    meaning: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in ("density", "active_rows", "max", "label")}
+        shown = {**values, "examples": len(self.examples)}
+        return brief(self, shown, f"index={self.index}")
+
+    def _repr_html_(self) -> str:
+        """Its figures and its strongest examples, the token in bold."""
+        return feature_html(repr(self), self.examples)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -9,9 +9,11 @@ import inspect
 import math
 import pickle
 import re
+import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from made_stores import write_store
 from saekit_cli import flags
 from saekit_cli.app import VERBS, _status
@@ -79,7 +81,8 @@ def train():
 )  # fmt: skip
 def test_an_option_in_three_languages(marked, python, command_line, estimator, train):
     error = UsageError(f"{marked} is wrong", f"use {marked}")
-    assert (str(error), error.hint) == (f"{python} is wrong", f"use {python}")
+    assert (error.message, error.hint) == (f"{python} is wrong", f"use {python}")
+    assert str(error) == f"{python} is wrong\ntry: use {python}"
     assert error.spelled(flags.flag) == (f"{command_line} is wrong", f"use {command_line}")
     if estimator is not None:
         assert error.spelled(_parameter)[0] == f"{estimator} is wrong"
@@ -105,13 +108,32 @@ def test_the_error_knows_its_option():
 def test_an_error_inside_another_keeps_its_options():
     inner = UsageError(f"{opt('k', 0)} must be at least 1", opt("k", 32))
     outer = DataError(f"grid.toml: {inner.cause}", inner.remedy)
-    assert (str(outer), outer.hint) == ("grid.toml: k=0 must be at least 1", "k=32")
+    assert (outer.message, outer.hint) == ("grid.toml: k=0 must be at least 1", "k=32")
     assert outer.spelled(flags.flag) == ("grid.toml: --k 0 must be at least 1", "--k 32")
+
+
+def test_a_traceback_ends_with_the_hint_in_pythons_words():
+    with pytest.raises(SaekitError) as raised:
+        TrainConfig(warmup=0.5, decay=0.6)
+    *_, cause, hint = traceback.format_exception_only(raised.value)[-1].splitlines()
+    assert cause.endswith("warmup=0.5 and decay=0.6 are more than the whole run")
+    assert hint == "try: warmup=0.4"
+    assert str(UsageError("no such thing")) == "no such thing"  # without an empty hint
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({"k": 0}, "k=32"), ({"k": 64, "latents": 16}, "k=16"), ({"sparsty": "l1"}, "did you mean")],
+)
+def test_a_hint_names_a_value_that_works(options, hint):
+    with pytest.raises(UsageError) as raised:
+        saekit.train(torch.eye(64), **options)
+    assert str(raised.value).splitlines()[-1].startswith(f"try: {hint}")
 
 
 def test_an_error_goes_through_pickle():
     error = pickle.loads(pickle.dumps(UsageError(f"{opt('k', 0)} is wrong", opt("skip", True))))
-    assert (type(error), error.option, str(error), error.hint) == (
+    assert (type(error), error.option, error.message, error.hint) == (
         UsageError,
         "k",
         "k=0 is wrong",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["saekit_kernels"],
     ["saekit.errors", "saekit.typed"],
+    ["saekit.display"],
     ["saekit.types", "saekit.options"],
     ["saekit.config", "saekit.device", "saekit.rows", "saekit.versions"],
     ["saekit.store", "saekit.models", "saekit.embedded"],
@@ -25,6 +26,8 @@ LAYERS = [
     ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
     ["saekit.report", "saekit.exporting"],
     ["saekit.bench", "saekit.sweeps"],
+    ["saekit.progress"],
+    ["saekit.public"],
     ["saekit_cli"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

@@ -121,7 +121,8 @@ def test_every_option_has_a_text_and_a_flag_of_its_own(verb):
     flags = [option.flag for option in found.values() if not option.doc.positional]
     assert len(set(flags)) == len(flags)
     assert all(option.doc.text.strip() for option in found.values())
-    assert {parameter.name for parameter in build(verb, []).params} == set(found)
+    parameters = {parameter.name for parameter in build(verb, []).params}
+    assert parameters == {*found, "help_all"}
 
 
 def test_help_shows_the_options_of_the_chosen_model_and_hides_the_others(tmp_path, capsys):

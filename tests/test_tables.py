@@ -18,8 +18,23 @@ def test_the_tables_are_those_of_the_results(path):
 
 def test_readme_and_the_pages_on_speed_and_variants_have_tables():
     names = {path.name: [m[1] for m in tables.MARK.findall(path.read_text())] for path in PAGES}
-    assert names["README.md"] == ["variants"] and "zoo" in names["variants.md"]
+    assert names["README.md"] == ["main-variants"]
+    assert {"zoo", "revival"} <= set(names["variants.md"])
     assert {"steps", "variants", "operations"} <= set(names["kernels.md"])
+
+
+def test_ways_of_revival_are_compared_seed_by_seed(tmp_path, monkeypatch):
+    """Two seeds of none, and two of nudge, one 10 % above and one 5 % below."""
+    lines = ["data,sparsity,revive,seed,fvu,dead_train,silent"]
+    lines += ["digits,topk,none,0,0.2,0.4,0.5", "digits,topk,none,1,0.4,0.2,0.1"]
+    lines += ["digits,topk,nudge,1,0.38,0.1,0.2", "digits,topk,nudge,0,0.22,0.3,0.4"]
+    (tmp_path / "cpu-revival.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    text = tables.table("revival")
+    assert "| rows | sparsity | none | nudge (default) |\n" in text
+    # means of .2 and .4 with a standard deviation of .1414; changes in the order of the file
+    assert "| digits | topk | .3000 ± .1414 / 30% / 30% | -5.0 +10.0 / 20% / 30% |\n" in text
 
 
 def test_a_table_says_what_the_results_say(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from saekit import __version__
 from saekit.errors import SaekitError, UsageError, did_you_mean
@@ -43,6 +43,7 @@ from saekit_cli import (
 )
 from saekit_cli.command import Verb, build
 from saekit_cli.flags import flag, speak_for
+from saekit_cli.help_page import Command
 from saekit_cli.screen import take_any_encoding
 
 if TYPE_CHECKING:
@@ -67,25 +68,15 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
     return {verb.NAME: verb for verb in verbs}
 
 
-VERBS = _by_name(
-    demo,
-    harvest,
-    train,
-    sweep,
-    finetune,
-    dictionaries,
-    importing,
-    exporting,
-    evaluate,
-    compare,
-    convert,
-    inspect,
-    features,
-    steer,
-    attribute,
-    models,
-    bench,
-)
+TOPICS = {
+    "Start": _by_name(demo, models, dictionaries),
+    "Harvest and train": _by_name(harvest, train, sweep, finetune),
+    "Judge and read": _by_name(evaluate, compare, inspect, features),
+    "Act on the model": _by_name(steer, attribute),
+    "Exchange": _by_name(importing, exporting, convert),
+    "This machine": _by_name(bench),
+}
+VERBS = {name: verb for verbs in TOPICS.values() for name, verb in verbs.items()}
 HELP = (
     "Cache a transformer's hidden states, train sparse autoencoders on them, read what the"
     " features mean."
@@ -99,6 +90,20 @@ STATUSES = (
 _interrupted = False
 
 
+def _line(verb: Verb) -> str:
+    return " ".join((verb.run.__doc__ or "").split())
+
+
+def _built(verb: Verb, arguments: list[str], completing: bool) -> Command:
+    """The command of a verb. `completing`: for a shell, of words that need not make sense yet."""
+    try:
+        return build(verb, arguments)
+    except SaekitError:
+        if not completing:
+            raise
+        return build(verb, [])
+
+
 class Verbs(TyperGroup):
     """All verbs, each built from its module when it is run."""
 
@@ -106,16 +111,29 @@ class Verbs(TyperGroup):
         return list(VERBS)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
-        lines = [(name, " ".join((verb.run.__doc__ or "").split())) for name, verb in VERBS.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl(lines)
+        widest = max(map(len, VERBS))
+        for topic, verbs in TOPICS.items():
+            lines = [(name.ljust(widest), _line(verb)) for name, verb in verbs.items()]
+            with formatter.section(topic):
+                formatter.write_dl(lines)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(f"`saekit COMMAND --help` has examples. {STATUSES}")
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Any:
+        """The verb as `resolve_command` built it. A shell that completes names needs only its
+        line."""
+        if cmd_name in VERBS and ctx.resilient_parsing and cmd_name not in self.commands:
+            return TyperCommand(cmd_name, help=_line(VERBS[cmd_name]))
+        return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, *rest = args
         if name in VERBS:
             speak_for(name)
-            self.commands[name] = build(VERBS[name], rest)
-        elif not name.startswith("-"):
+            self.commands[name] = _built(VERBS[name], rest, ctx.resilient_parsing)
+        elif not name.startswith("-") and not ctx.resilient_parsing:  # while a shell completes
             near = did_you_mean(name, VERBS)
             raise UsageError(f"{name} is not a command", f"{near}saekit --help lists them")
         return super().resolve_command(ctx, args)
@@ -125,7 +143,6 @@ app = typer.Typer(
     name="saekit",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help=HELP,

@@ -19,6 +19,7 @@ EXAMPLES = [
     "saekit attribute runs/l9 runs/l15 --prompt 'She said that' --versus ' she, he' --top 10",
     "saekit attribute runs/vit --image digit.png --target 3",
 ]
+KEY = ("prompt", "image", "target", "versus", "positions", "top", "json_")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

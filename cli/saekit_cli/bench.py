@@ -22,6 +22,7 @@ EXAMPLES = [
     "saekit bench train --against eai-sparsify",
     "saekit bench kernels --shapes 768x24576x8192 --csv gpu.csv",
 ]
+KEY = ("quick", "shapes", "k", "variants", "against", "csv", "json_")
 
 
 def run(

@@ -1,7 +1,9 @@
 """A verb's module as a command: its flags come from the options that the library declares.
 
 A module has NAME, EXAMPLES (lines that can be pasted), `run(given, ...)`, and where the library
-declares options (saekit.options) `takes(arguments)`, which returns them. `given` holds those that
+declares options (saekit.options) `takes(arguments)`, which returns them. KEY names the options of
+the short help, where not all are in it; `values()` gives what a shell completes where an option
+does not declare its choices. `given` holds those that
 the user set, by name. The documented parameters of `run` itself are flags that only the command
 line has. A verb is built when it is run, so that `saekit --help` imports nothing heavy.
 """
@@ -11,21 +13,17 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol, cast
 
 import typer
-from typer.core import TyperCommand
 
 from saekit.errors import UsageError, opt
-from saekit.options import COMMON, REQUIRED, Option, options_of
+from saekit.options import REQUIRED, Option, options_of
 from saekit_cli.downloads import downloads
+from saekit_cli.help_page import Command, help_all
 from saekit_cli.settings import expand, read_settings
 
-if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
-
-WIDEST = 28  # flags beyond it have a line of their own
 SHORT = {"quiet": "-q"}
 ITEMS = {int: "N,...", float: "X,..."}
 
@@ -51,43 +49,6 @@ class Given(dict[str, Any]):
         """The names of those that the config file set."""
 
 
-class Command(TyperCommand):
-    """Help as wide as the terminal, flags under their topics, examples on lines of their own."""
-
-    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                panel = getattr(param, "rich_help_panel", None) or "Options"
-                if param.param_type_name == "argument":
-                    panel, record = "Arguments", (_usage(param), record[1])
-                elif param.name == "help":
-                    panel = COMMON
-                panels.setdefault(panel, []).append(record)
-        panels[COMMON] = panels.pop(COMMON)
-        records = [record for panel in panels.values() for record in panel]
-        width = min(max(len(name) for name, _ in records), WIDEST)
-        for panel, records in panels.items():
-            if records:
-                with formatter.section(panel):  # all of one width, so that the texts align
-                    formatter.write_dl([(n.ljust(width), text) for n, text in records], width)
-
-    def collect_usage_pieces(self, ctx: Context) -> list[str]:
-        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
-        return ["[OPTIONS]", *map(_usage, arguments)]
-
-    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
-        if self.epilog:
-            with formatter.section("Examples"):
-                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
-
-
-def _usage(argument: Any) -> str:
-    """STORE, or [NAME] where it may be missing."""
-    return argument.metavar if argument.required else f"[{argument.metavar.strip('[]')}]"
-
-
 def options(verb: Verb, arguments: list[str]) -> dict[str, Option]:
     """All options of a verb: the library's, then those that only the command line has."""
     takes: Callable[[list[str]], dict[str, Option]] | None = getattr(verb, "takes", None)
@@ -105,9 +66,8 @@ def build(verb: Verb, arguments: list[str]) -> Command:
 
     # What runs once the command line is parsed.
     def callback(context: typer.Context, **raw: Any) -> None:
-        values = {
-            name: _value(every[name], value) for name, value in raw.items() if value is not None
-        }
+        written = {name: raw[name] for name in every if raw[name] is not None}
+        values = {name: _value(every[name], value) for name, value in written.items()}
         from_file = {
             name
             for name in values.keys() & library.keys()
@@ -118,9 +78,10 @@ def build(verb: Verb, arguments: list[str]) -> Command:
             verb.run(given, **{name: values[name] for name in own if name in values})
 
     # Its signature, from which typer makes the flags.
-    parameters = [_parameter(option) for option in every.values()]
+    values: dict[str, Sequence[str]] = getattr(verb, "values", dict)()
+    parameters = [_parameter(o, values.get(name, o.choices)) for name, o in every.items()]
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    vars(callback)["__signature__"] = inspect.Signature([context, *parameters])
+    vars(callback)["__signature__"] = inspect.Signature([context, *parameters, _help_all()])
     callback.__doc__ = verb.run.__doc__
     # The command.
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -130,7 +91,20 @@ def build(verb: Verb, arguments: list[str]) -> Command:
         epilog="\n".join(verb.EXAMPLES),
         context_settings={"max_content_width": shutil.get_terminal_size().columns},
     )(callback)
-    return cast(Command, typer.main.get_command(single))
+    command = cast(Command, typer.main.get_command(single))
+    # What its short help shows.
+    command.key = getattr(verb, "KEY", None)
+    if command.key is not None and (more := getattr(verb, "key_options", None)) is not None:
+        command.key = {*command.key, *more(arguments)}
+    command.hint_of_choice = getattr(verb, "CHOICE", None)
+    return command
+
+
+def _help_all() -> inspect.Parameter:
+    kind = Annotated[bool, help_all()]
+    return inspect.Parameter(
+        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind
+    )
 
 
 def _source(context: typer.Context, name: str) -> str | None:
@@ -138,12 +112,19 @@ def _source(context: typer.Context, name: str) -> str | None:
     return source.name if source is not None else None
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, values: Sequence[str] = ()) -> inspect.Parameter:
     """An option as typer takes it. All are None until the user sets them: defaults are the
-    library's."""
+    library's. `values`: those that a shell completes."""
+
+    def starting_with(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    completed = starting_with if values else None
     doc, kind = option.doc, _kind(option)
     if doc.positional:
-        info = typer.Argument(metavar=doc.metavar or option.name.upper(), help=doc.text)
+        info = typer.Argument(
+            metavar=doc.metavar or option.name.upper(), help=doc.text, autocompletion=completed
+        )
     else:
         info = typer.Option(
             *_spelling(option),
@@ -155,6 +136,7 @@ def _parameter(option: Option) -> inspect.Parameter:
             is_eager=option.name == "config",
             callback=read_settings if option.name == "config" else None,
             parser=PARSERS.get(kind),
+            autocompletion=completed,
         )
     return inspect.Parameter(
         option.name,

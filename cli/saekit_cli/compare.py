@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 EXAMPLES = ["saekit compare runs/dense runs/vae --store raw/mnist --out report"]
+KEY = ("store", "out", "rows", "split", "anomalies", "overwrite", "json_")
 ALWAYS = ("fvu", "mse", "cosine", "l0", "dead", "knn")  # the others only where they apply
 
 

@@ -20,6 +20,7 @@ EXAMPLES = [
     "saekit evaluate runs/hierarchical --store acts/text --k 8,16,32",
     "saekit evaluate runs/topk --store acts/text --loss-recovered --contexts 50",
 ]
+KEY = ("store", "rows", "split", "k", "loss_recovered", "max_fvu", "json_")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

@@ -22,6 +22,7 @@ EXAMPLES = [
     "saekit export runs/topk out --format neuronpedia --store acts/text --features top:500",
     "saekit export runs/topk --push OWNER/REPO --store acts/text",
 ]
+KEY = ("format", "store", "features", "push", "public", "overwrite")
 HUB = "Upload to the hub"
 PUSHED = "saelens"  # the format of an upload that names none
 

@@ -9,6 +9,7 @@ from saekit_cli.settings import Config, Json, Quiet
 
 NAME = "finetune"
 EXAMPLES = ["saekit finetune runs/topk runs/topk-e2e"]
+KEY = ("data", "rows", "lr", "batch", "resume", "overwrite")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

@@ -22,6 +22,7 @@ EXAMPLES = [
     "saekit harvest raw:pixels embedded:digits acts/pixels --holdout 0.2",
     "saekit harvest --for downloads/sae texts.jsonl acts/for_sae --rows 100000",
 ]
+KEY = ("dictionary", "hook", "rows", "scope", "ctx", "column", "list_hooks", "resume")
 JSON = ("path", "rows", "asked", "fingerprint", "seconds", "rows_per_s")
 
 

@@ -9,6 +9,7 @@ from saekit_cli.settings import Config, Json, Quiet
 
 NAME = "inspect"
 EXAMPLES = ["saekit inspect runs/topk --store acts/text --out page --features top:500"]
+KEY = ("store", "out", "features", "top", "single_file", "overwrite")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

@@ -18,6 +18,14 @@ NAME = "models"
 EXAMPLES = ["saekit models", "saekit models vae", "saekit models jumprelu"]
 
 
+def values() -> dict[str, list[str]]:
+    """Names that a shell completes."""
+    from saekit.models.catalog import CATALOG
+    from saekit.models.sparsity import VARIANTS
+
+    return {"name": [*CATALOG, *VARIANTS]}
+
+
 def run(
     given: Given,
     name: Annotated[

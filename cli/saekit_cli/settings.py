@@ -29,7 +29,7 @@ def read_settings(context: typer.Context, path: str | None) -> None:
         return
     parameters = context.command.params
     flags = {p.name: p for p in parameters if p.param_type_name == "option"}
-    names = flags.keys() - {"config", "help", "json_", *BY_HAND}
+    names = flags.keys() - {"config", "help", "help_all", "json_", *BY_HAND}
     positional = {p.name for p in parameters if p.param_type_name == "argument"}
     settings = read_toml(Path(os.path.expanduser(path)), names | positional)
     context.default_map = {

@@ -29,6 +29,10 @@ EXAMPLES = [
     "saekit steer runs/topk --prompt 'The list is' --latent 123=+4 --temperature 0.7 --seeds 5",
     "saekit steer runs/vision --image digit.png --latent 12=+2 --ablate 5,7 --positions patches",
 ]
+KEY = (
+    *("prompt", "image", "latents", "ablate", "dose", "max_new_tokens", "temperature"),
+    *("out", "overwrite"),
+)
 NARROWEST = 24  # columns of a text
 CLASSES = 10
 DOSED = 3  # classes with their probabilities at each dose

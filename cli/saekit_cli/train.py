@@ -21,9 +21,13 @@ EXAMPLES = [
     "saekit train acts/clip runs/l1 --sparsity l1 --coef 2",
     "saekit train acts/text runs/pca --model pca",
     "saekit train raw/mnist runs/deep --model dense --hidden 512,256 --output bernoulli",
-    "saekit train --model vae --help        # the options of another model",
-    "saekit train --sparsity l1 --help      # the options of another variant",
+    "saekit train raw/mnist runs/vae --model vae --latents 2 --output bernoulli",
 ]
+KEY = ("model", "sparsity", "expansion", "k", "rows", "lr", "resume", "overwrite")
+CHOICE = (
+    "--model NAME --help",
+    "Show the options of another model; with --sparsity NAME those of another variant.",
+)
 FIRST = ("sparsity", "latents", "expansion")  # of the model's options, in the help
 
 
@@ -60,6 +64,28 @@ def takes(arguments: list[str]) -> dict[str, Option]:
         **{name: _changed(option, hidden=True) for name, option in hidden.items()},
         **options_of(train),
     }
+
+
+def values() -> dict[str, list[str]]:
+    """Names that a shell completes."""
+    from saekit.models.catalog import CATALOG
+    from saekit.models.sparsity import VARIANTS
+
+    return {"model": list(CATALOG), "sparsity": list(VARIANTS)}
+
+
+def key_options(arguments: list[str]) -> set[str]:
+    """What belongs into the short help as well: the options of a model or variant that is asked
+    for."""
+    from saekit.models.catalog import model_options
+    from saekit.models.sae import SAEConfig
+
+    model, sparsity = _chosen(arguments)
+    if model != "sae":
+        return set(model_options(model))
+    if sparsity is not None:
+        return model_options(model, sparsity).keys() - options_of(SAEConfig).keys()
+    return set()
 
 
 def run(

@@ -32,7 +32,7 @@ class Device:
 
 
 DEVICES = {
-    "H100": Device(flops=790e12, bandwidth=3.0e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12),
+    "H100 HBM3": Device(flops=790e12, bandwidth=3.0e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12),
     "H200": Device(flops=790e12, bandwidth=4.3e12, l2_bytes=50 * 2**20, l2_bandwidth=5.5e12),
 }
 
@@ -47,9 +47,10 @@ CROSSOVER = 1.4
 
 
 def device_of(name: str) -> Device | None:
-    """The rates of a device, by the name that torch.cuda.get_device_name gives ("NVIDIA H200");
-    None when they are not known."""
-    return next((device for key, device in DEVICES.items() if key in name.upper().split()), None)
+    """The rates of a device, by the name that torch.cuda.get_device_name gives ("NVIDIA H200",
+    "NVIDIA H100 80GB HBM3"); None when they are not known."""
+    words = set(name.upper().split())
+    return next((device for key, device in DEVICES.items() if words >= {*key.split()}), None)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ def encode_abs_topk(
             signed_topk_rows(torch.addmm(b_enc_F, x, W_enc_FD.T), k)
             for x in x_BD.split(SIGNED_ROWS)
         )
-        selected = map(torch.cat, zip(*pieces))
+        vals, idx = map(torch.cat, zip(*pieces))
+        selected = vals, idx
     return from_selected(*selected, F, keep_negative=True)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from saekit.device import CPU, pick_device
+from saekit.display import brief, html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
@@ -77,6 +78,22 @@ class Comparison:
     """What was capped, and which runs saw other data."""
     report: str | None
     """Path of the page; None: none was written."""
+
+    def figures(self) -> list[dict[str, Any]]:
+        """One flat dict for each row of the table: its name, role and sizes, then the metrics."""
+        names = ("name", "model", "role", "params", "latents", "code_size", "rows")
+        return [{name: getattr(row, name) for name in names} | row.metrics for row in self.rows]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `figures`. Raises MissingError without pandas."""
+        return pandas().DataFrame(self.figures())
+
+    def __repr__(self) -> str:
+        values = {"split": self.split, "report": self.report}
+        return "\n".join([brief(self, values, repr(self.store)), plain_table(self.figures())])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.figures(), f"{self.store}, {self.split}")
 
 
 @dataclass(frozen=True)

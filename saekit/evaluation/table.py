@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from saekit.device import pick_device
+from saekit.display import brief, html_table, pandas, plain_table
 from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.models import EvaluatedModel, open_runs
 from saekit.evaluation.norms import InputNorm, input_norm
@@ -66,6 +67,54 @@ class Evaluation:
     recovery: Recovery | None = None
     """What the losses were measured on; None where they were not asked for."""
 
+    def figures(self) -> dict[str, Any]:
+        """Sizes and metrics in one flat dict (`Evaluations.figures`)."""
+        flat: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("checkpoint", "model", "params", "latents", "k", "rows", "split")
+        }
+        for name, value in self.metrics.items():
+            if name == "parts":
+                flat |= {f"fvu {hook}": fvu for hook, fvu in value.items()}
+            elif isinstance(value, dict):
+                flat |= {name: value["value"]}
+                flat |= {f"{name}_{bound}": value[bound] for bound in ("low", "high")}
+            else:
+                flat[name] = value
+        return flat
+
+    def __repr__(self) -> str:
+        values = self.figures()
+        lead = repr(values.pop("checkpoint"))
+        return brief(self, {name: values[name] for name in values if name != "params"}, lead)
+
+
+class Evaluations(list[Evaluation]):
+    """What `evaluate` returns: a list that shows itself as a table."""
+
+    def figures(self) -> list[dict[str, Any]]:
+        """One flat dict for each evaluation: `checkpoint`, `model`, `k`, ..., then the metrics by
+        name; a loss with an interval is `name`, `name_low`, `name_high`, a part of a crosscoder
+        `fvu HOOK`."""
+        return [evaluation.figures() for evaluation in self]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `figures`, one row for each evaluation. Raises MissingError without
+        pandas."""
+        return pandas().DataFrame(self.figures())
+
+    def __repr__(self) -> str:
+        return plain_table(self._shown()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown())
+
+    def _shown(self) -> list[dict[str, Any]]:
+        return [
+            {name: v for name, v in row.items() if not name.endswith(("_low", "_high"))}
+            for row in self.figures()
+        ]
+
 
 def evaluate(
     checkpoints: Annotated[
@@ -117,7 +166,7 @@ def evaluate(
     processor: Any = None,
     data: Iterable[Any] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> list[Evaluation]:
+) -> Evaluations:
     """Evaluate checkpoints or models on the same rows of raw activations.
 
     >>> saekit.evaluate("runs/a", "acts/text")[0].metrics["fvu"]
@@ -146,7 +195,8 @@ def evaluate(
         processor: the image processor of `live`; None: the one in the place that it came from.
         data: the texts or images themselves, for a store of data that were in memory.
 
-    Returns one Evaluation for each model (and k), in their order. Raises UsageError, DataError
+    Returns one Evaluation for each model (and k), in their order, in a list that prints as a table
+    and has `to_pandas()`. Raises UsageError, DataError
     (widths or shapes differ; other stores than a crosscoder was trained on, or in another order),
     MissingError.
     """
@@ -192,11 +242,11 @@ def evaluate(
         if run.config is not None and "published" in run.config and evaluation.metrics["fvu"] > 1:
             progress(Progress("evaluate", 0, 0, message=WORSE_THAN_MEAN.format(run.name)))
     if losses is None:
-        return evaluations
-    return [
+        return Evaluations(evaluations)
+    return Evaluations(
         replace(evaluation, metrics=evaluation.metrics | figures, recovery=recovery)
         for evaluation, (figures, recovery) in zip(evaluations, losses)
-    ]
+    )
 
 
 # fvu above 1

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from saekit.display import brief
 from saekit.errors import UsageError, did_you_mean, opt
 from saekit.options import Device, Doc, check
 from saekit.store.split import HOLDOUT_SHARE
@@ -114,7 +115,8 @@ class HarvestConfig:
         elif not self.hooks:
             raise UsageError(
                 f"{opt('hook')} is missing",
-                "saekit harvest MODEL DATA OUT --list-hooks lists the hooks",
+                f"{opt('hook', 'blocks.2')}, or another of those that saekit harvest MODEL DATA OUT"
+                " --list-hooks prints",
             )
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [
@@ -157,6 +159,12 @@ class HarvestResult:
     batches: dict[str, ActivationBatch] | None = field(default=None, repr=False)
     """Of a harvest without a folder: canonical hook path -> all its rows, x (N,D), with doc_id,
     example_id and position (N,)."""
+
+    def __repr__(self) -> str:
+        named = {name: getattr(self, name) for name in ("path", "rows", "asked", "rows_per_s")}
+        hooks = tuple(self.stores) or tuple(self.batches or ())
+        lost = {"dropped": self.dropped or None, "skipped": self.skipped or None}
+        return brief(self, {**named, "hooks": hooks, **lost, "seconds": self.seconds})
 
     @property
     def x(self) -> torch.Tensor:

@@ -36,8 +36,8 @@ def open_objects(
 
     texts: an iterable of str or of (str, label). images: an iterable of PIL images, arrays or
     tensors (see `as_image`) or of (image, label); an array (N,H,W,3) is one. A datasets.Dataset or
-    IterableDataset gives either, by `column`. Raises DataError for anything else, and for an item
-    that is not a text or an image when it is read.
+    IterableDataset, or a DataFrame, gives either, by `column`. Raises DataError for anything else,
+    and for an item that is not a text or an image when it is read.
     """
     # Datasets of Hugging Face, which are only imported if the caller did so.
     if (datasets := sys.modules.get("datasets")) is not None:
@@ -57,6 +57,13 @@ def open_objects(
                 column,
                 skip_broken,
             )
+    # A DataFrame, whose rows are like those of a table.
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(data, pandas.DataFrame):
+        from datasets import Dataset
+
+        rows = Dataset.from_pandas(data, preserve_index=False)
+        return open_objects(rows, modality, column, seed, skip_broken)
     # What cannot be a list of texts or images.
     if isinstance(data, dict):
         hint = f"give one of them, such as data[{next(iter(data), '')!r}]"

@@ -91,7 +91,8 @@ def harvest(
     data: a hub dataset `name:split`, a file, a folder, `embedded:NAME`; or objects. Texts: an
         iterable of str or of (str, label). Images: an iterable of PIL images, or of arrays or
         tensors (H,W,3) or (3,H,W), uint8 or floats from 0 to 1; or of (image, label). Either: a
-        datasets.Dataset, with texts or images in `column`. An iterable is read to its end once.
+        datasets.Dataset or DataFrame, with texts or images in `column`. An iterable is read to its
+        end once.
     out: one hook writes a store there, several hooks write `out/<hook>`. None: the rows stay in
         memory, in `result.x` (N,D) for one hook and `result.batches[canonical hook].x` for several,
         on the CPU; only with layout "flat".

@@ -3,20 +3,23 @@ and the feature files of other programs are written from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from saekit.device import CPU
 from saekit.harvesting.sources import Data
+from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.output_head import output_head, with_logits
 from saekit.inspection.records import feature_records, select_latents
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.scan import Scan
-from saekit.inspection.show import Thumbnails
+from saekit.inspection.score import Scores, score_latents
+from saekit.inspection.show import Thumbnails, token_texts
+from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 from saekit.types import FeatureRecord, Progress
 
@@ -42,6 +45,16 @@ class Gathered:
     """Sentences about what was not computed."""
     thumbnails: Thumbnails | None
     """Of a store of images."""
+    scores: Scores
+    contexts: dict[int, list[str]]
+    """Tokens of the whole contexts of the records read so far, by the id of their example."""
+    directions_FD: torch.Tensor | None
+
+
+def scores_of(store: Store | StackedStore, scan: Scan) -> Scores:
+    """How much each latent is worth reading, from the words of the store's rows."""
+    is_text = store.spec.modality == "text" and not store.spec.is_raw
+    return score_latents(scan, Meanings(store, token_texts(store) if is_text else None))
 
 
 def gather(
@@ -52,13 +65,18 @@ def gather(
     data: Data | None,
     progress: Callable[[Progress], None],
     device: torch.device = CPU,
+    known: Collection[int] = (),
 ) -> Gathered:
-    """Scan the store once and choose the latents. Parameters as those of `inspect`."""
+    """Scan the store once and choose the latents, without those that are `known` already.
+    Parameters as those of `inspect`."""
     model, store = inspected.model, inspected.store
 
     # one pass over the rows says which latents are shown
     scan = inspected.scan(progress, device)
-    chosen = select_latents(features, scan)
+    scores = scores_of(store, scan)
+    chosen = select_latents(features, scan, scores)
+    if known:
+        chosen = torch.tensor([j for j in chosen.tolist() if j not in known], dtype=torch.int64)
 
     def message(text: str) -> None:
         progress(Progress("inspect", 0, len(chosen), "features", message=text))
@@ -70,9 +88,11 @@ def gather(
     # examples and nearest decoder rows, a chunk of latents at a time
     stacked = isinstance(store, StackedStore)
     directions_FD = inspected.even_directions() if stacked else inspected.directions()
+    contexts: dict[int, list[str]] = {}
     records: Iterable[FeatureRecord] = feature_records(
-        model, store, scan, chosen, top, thumbnails, directions_FD, progress, data
+        model, store, scan, chosen, top, thumbnails, directions_FD, progress, data, contexts
     )
+    records = _with_scores(records, scores)
 
     # what the decoder writes to
     if directions_FD is None:
@@ -88,7 +108,16 @@ def gather(
     else:
         note = "the logit lens applies to the residual stream of language models"
     notes = [note, "" if thumbnails is None else thumbnails.note]
-    return Gathered(scan, chosen, records, [text for text in notes if text], thumbnails)
+    notes = [text for text in notes if text]
+    return Gathered(scan, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
+
+
+def _with_scores(records: Iterable[FeatureRecord], scores: Scores) -> Iterator[FeatureRecord]:
+    for record in records:
+        record.score = scores.of(record.index)
+        meaning = scores.meanings[record.index]
+        record.meaning = None if meaning is None else asdict(meaning)
+        yield record
 
 
 def _with_hook_shares(

@@ -12,7 +12,11 @@ from torch import nn
 
 from saekit.errors import SaekitError
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.relate import off_the_residual_stream, output_tokens
+from saekit.inspection.relate import (
+    off_the_residual_stream,
+    output_tokens,
+    standing_out_by_chance,
+)
 from saekit.inspection.show import token_texts
 from saekit.store.reader import Store
 from saekit.types import ActivationSpec, FeatureRecord
@@ -38,7 +42,7 @@ def output_head(
     try:
         written = store.spec if target is None else Store(Path(target)).spec
     except SaekitError as error:
-        return None, f"the target store cannot be read: {error}"
+        return None, f"the target store cannot be read: {error.message}"
     return unembedding(store, written, live)
 
 
@@ -58,7 +62,7 @@ def unembedding(
     try:
         model = load_model_of(spec, given=live)
     except SaekitError as error:
-        return None, str(error)
+        return None, error.message
     weight: torch.Tensor | None = getattr(model.output_head, "weight", None)
     if weight is None:
         return None, f"{spec.model} has no output tokens"
@@ -75,12 +79,22 @@ def unembedding(
 def with_logits(
     records: Iterable[FeatureRecord], W_dec_FD: torch.Tensor, head: Head, store: Store
 ) -> Iterator[FeatureRecord]:
-    """The same records, each with the output tokens that its decoder row raises and lowers most."""
+    """The same records, each with the output tokens that its decoder row raises and lowers most,
+    and how far these stand out beside those of random directions."""
     texts = token_texts(store)
+    raised, lowered = standing_out_by_chance(head.W_U_ND)
     records = iter(records)
     while chunk := list(islice(records, LATENTS_AT_ONCE)):
         latents = torch.tensor([record.index for record in chunk])
-        tokens = output_tokens(W_dec_FD, latents, head.W_U_ND, lambda i: texts.alone(head.ids[i]))
-        for record, logits in zip(chunk, tokens):
+        tokens, stands_out = output_tokens(
+            W_dec_FD, latents, head.W_U_ND, lambda i: texts.alone(head.ids[i])
+        )
+        for record, logits, ends in zip(chunk, tokens, stands_out.tolist()):
             record.logits = logits
+            record.logit_test = {
+                "raised": ends[0],
+                "lowered": ends[1],
+                "raised_chance": raised,
+                "lowered_chance": lowered,
+            }
             yield record

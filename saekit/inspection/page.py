@@ -9,6 +9,7 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/index.html      the page, with the list of all latents
     OUT/shards/NNN.js   records, rounded to 4 significant digits
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
+    OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
     OUT/features.jsonl  one FeatureRecord.to_json() per line, at full precision: every number on the
                         page is one of these, rounded
 
@@ -20,24 +21,31 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import gzip
 import hashlib
 import html
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from saekit.inspection.site import (
+    CONTEXTS_EACH_FILE,
+    Contexts,
+    Folder,
+    Inline,
+    Pictures,
+    inert,
+    pack,
+)
 from saekit.models.metrics import METRICS
-from saekit.store.oserrors import writing
 from saekit.types import FeatureRecord
 
-SCHEMA = 1
+SCHEMA = 2
 # about 30 kB per shard for text: a feature opens at once, and the next ones are already loaded
 SHARD_RECORDS = 16
 PREVIEW_TOKENS = 6
@@ -48,20 +56,22 @@ PREVIEW_CHARACTERS = 32
 SCRIPTS = (
     "format.js",
     "data.js",
+    "explain.js",
+    "names.js",
     "charts.js",
-    "examples.js",
+    "text.js",
+    "images.js",
     "feature.js",
+    "gallery.js",
     "list.js",
     "explorer.js",
 )
-SUFFIX_OF_MAGIC = {b"\x89PNG": ".png", b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg"}
-SAFE_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True)
 class PageMeta:
-    """What the page says about the run as a whole. `density` and `max` have a value for every
-    latent."""
+    """What the page says about the run as a whole. `density`, `max`, and where there are scores
+    `score` and `meanings`, have a value for every latent."""
 
     title: str  # "SmolLM2-135M · blocks.9 · topk k=32"
     modality: str  # text | image
@@ -80,6 +90,11 @@ class PageMeta:
     logit_note: str = "direct path through the unembedding, no final norm"
     # sentences for the "about" panel: what was capped, dropped or not computed
     notes: Sequence[str] = ()
+    score: Sequence[float | None] = ()  # saekit.inspection.score
+    meanings: Sequence[Mapping[str, Any] | None] = ()  # FeatureRecord.meaning
+    gallery: Sequence[Mapping[str, Any]] = ()  # {"index", "twins"}: what the page opens with
+    command: str = ""  # the shell command that made the page, without its features
+    identity: str = ""  # of checkpoint and store; a reader's own names are kept under it
 
 
 @dataclass(frozen=True)
@@ -98,12 +113,15 @@ def write_page(
     out: Path,
     *,
     single_file: bool = False,
+    contexts: MutableMapping[int, list[str]] | None = None,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
 
     `records` may be a generator of any length. `images` maps `Example.image` to an encoded
-    thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. index.html and
-    features.jsonl have their names only when complete.
+    thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. `contexts` maps
+    `Example.example_id` to the tokens of the whole context; entries are taken out when they are
+    written, so that `records` may put them in as it goes. index.html and features.jsonl have their
+    names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
     dictionary or given twice, a key that is not a file name, bytes that are not an image, a list of
@@ -121,14 +139,16 @@ def write_page(
         jsonl_part.open("w", encoding="utf-8") as lines,
     ):
         page.write(head)
-        site = _Inline(page) if single_file else _Folder(out)
-        pictures = _Pictures(images, site)
+        site = Inline(page) if single_file else Folder(out)
+        pictures = Pictures(images, site)
+        texts = Contexts({} if contexts is None else contexts, site)
         shard: list[dict[str, Any]] = []
         # A shard at a time.
         for record in records:
             data = record.to_json()
             lines.write(json.dumps(data, allow_nan=False) + "\n")
             pictures.name_by_file(data["examples"])
+            texts.add(data["examples"])
             catalog.add(data)
             shard.append(rounded(data))
             if len(shard) == SHARD_RECORDS:
@@ -137,7 +157,8 @@ def write_page(
         if shard:
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
-        page.write(_inert("catalog", pack(catalog.to_json(single_file))))
+        texts.close()
+        page.write(inert("catalog", pack(catalog.to_json(single_file, texts.ids))))
         page.write(script + tail)
     # Both files take their places when they are complete.
     written = site.bytes + page_part.stat().st_size + jsonl_part.stat().st_size
@@ -180,7 +201,7 @@ class _Catalog:
             next((example["image"] for example in top if example["image"]), None)
         )
 
-    def to_json(self, single_file: bool) -> dict[str, Any]:
+    def to_json(self, single_file: bool, contexts: list[int]) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
         meta = {**named, "metrics": _metrics(self.meta), "notes": list(self.meta.notes)}
         return {
@@ -188,10 +209,13 @@ class _Catalog:
             "meta": {
                 name: rounded(value)
                 for name, value in meta.items()
-                if name not in ("density", "max")
+                if name not in ("density", "max", "score", "meanings", "gallery")
             },
             "density": rounded(list(self.meta.density)),
             "max": rounded(list(self.meta.max)),
+            "score": rounded(list(self.meta.score)),
+            "meanings": _compact_meanings(self.meta.meanings),
+            "gallery": [dict(shown) for shown in self.meta.gallery],
             "records": list(self.indices),
             "labels": self.labels,
             "previews": self.previews,
@@ -199,8 +223,22 @@ class _Catalog:
             "thumbnails": self.thumbnails,
             "shard_records": SHARD_RECORDS,
             "shards": self.shards,
+            "contexts": contexts,
+            "contexts_each_file": CONTEXTS_EACH_FILE,
             "single_file": single_file,
         }
+
+
+def _compact_meanings(meanings: Sequence[Mapping[str, Any] | None]) -> list[list[Any] | None]:
+    """[kind, text, count, of] for each latent: there are as many as latents."""
+    keys = ("kind", "text", "count", "of")
+    return [
+        None if meaning is None else [_short(meaning[key]) for key in keys] for meaning in meanings
+    ]
+
+
+def _short(value: Any) -> Any:
+    return value[:PREVIEW_CHARACTERS] if isinstance(value, str) else value
 
 
 def _metrics(meta: PageMeta) -> list[dict[str, str]]:
@@ -223,85 +261,6 @@ def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
             token = next((token for token in reversed(example["tokens"][: at + 1]) if token), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
-
-
-class _Pictures:
-    """Writes every thumbnail once, and replaces the key in an example with the file's name."""
-
-    def __init__(self, images: Mapping[str, bytes], site: _Folder | _Inline) -> None:
-        self.images, self.site = images, site
-        self.names: dict[str, str] = {}
-
-    def name_by_file(self, examples: list[dict[str, Any]]) -> None:
-        for example in examples:
-            if example["image"] is not None:
-                example["image"] = self._name(example["image"])
-
-    def _name(self, key: str) -> str:
-        if key not in self.names:
-            if not SAFE_KEY.fullmatch(key):
-                raise ValueError(f"image key {key!r} is not a file name")
-            if key not in self.images:
-                raise ValueError(f"no thumbnail was given for image {key}")
-            content = self.images[key]
-            self.names[key] = key + _suffix(key, content)
-            self.site.image(self.names[key], content)
-        return self.names[key]
-
-
-def _suffix(key: str, content: bytes) -> str:
-    for magic, suffix in SUFFIX_OF_MAGIC.items():
-        if content.startswith(magic):
-            return suffix
-    raise ValueError(f"thumbnail {key} is neither PNG, WebP nor JPEG")
-
-
-class _Folder:
-    """Shards and images as files next to index.html."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.bytes = out, 0
-
-    def shard(self, number: int, packed: str) -> None:
-        self._write(
-            self.out / "shards" / f"{number:03d}.js",
-            f'saekitShard({number},"{packed}");\n'.encode(),
-        )
-
-    def image(self, name: str, content: bytes) -> None:
-        self._write(self.out / "images" / name, content)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-        self.bytes += len(content)
-
-
-class _Inline:
-    """Shards and images as inert blocks in index.html. Base64 cannot end a script element, whatever
-    it encodes."""
-
-    bytes = 0  # of other files than the page
-
-    def __init__(self, page: IO[str]) -> None:
-        self.page = page
-
-    def shard(self, number: int, packed: str) -> None:
-        self.page.write(_inert(f"shard-{number}", packed))
-
-    def image(self, name: str, content: bytes) -> None:
-        self.page.write(_inert(f"image-{name}", base64.b64encode(content).decode()))
-
-
-def _inert(name: str, base64_text: str) -> str:
-    return f'<script type="text/plain" id="{name}">{base64_text}</script>\n'
-
-
-def pack(value: Any) -> str:
-    """Compact JSON, gzipped, in base64. Equal values give equal text: no time stamp is written."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def rounded(value: Any) -> Any:
@@ -358,7 +317,8 @@ def _asset(name: str) -> str:
 def _check(meta: PageMeta) -> None:
     if meta.modality not in ("text", "image"):
         raise ValueError(f"modality {meta.modality!r} is neither text nor image")
-    for name in ("density", "max"):
+    for name in ("density", "max", "score", "meanings"):
         length = len(getattr(meta, name))
-        if length != meta.latents:
+        optional = name in ("score", "meanings") and length == 0
+        if length != meta.latents and not optional:
             raise ValueError(f"{name} holds {length} values for {meta.latents} latents")

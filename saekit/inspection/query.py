@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import nn
 
-from saekit.errors import DataError, UsageError, opt
+from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
@@ -21,9 +21,11 @@ from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import FromFolder
 from saekit.harvesting.pictures import read_picture
 from saekit.harvesting.sources import Document, Documents
+from saekit.inspection.gather import scores_of
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.records import pick_rows
 from saekit.inspection.scan import Scan
+from saekit.inspection.score import Scores
 from saekit.inspection.show import token_texts
 from saekit.models.codes import fires
 from saekit.options import AnyStore, Doc
@@ -37,13 +39,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TOP_TOKENS = 5
+SORTS = ("act", "score")
+# of an automatic label: on " import", before " import" ...
+KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
 
 
 @dataclass(frozen=True)
 class FeatureRow:
     """act is the value of largest size on the input, with its sign (for an index: on the store),
     max the largest size on the store; tokens are those on which the latent fires most in the store,
-    for images the data's labels."""
+    for images the data's labels. score and label (automatic: `on " import"`) only where they were
+    sorted by, see saekit.inspection.score."""
 
     index: int
     act: float
@@ -51,6 +57,7 @@ class FeatureRow:
     density: float | None
     label: str | None
     tokens: list[str]
+    score: float | None = None
 
 
 def features(
@@ -76,20 +83,30 @@ def features(
         str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
     ] = None,
     top: Annotated[int, Doc("Latents to print.")] = 10,
+    sort: Annotated[
+        Literal["act", "score"],
+        Doc(
+            "act: by size on the input. score: by how much they are worth reading, of those that"
+            " the input activates, or without an input of all."
+        ),
+    ] = "act",
     any_store: AnyStore = False,
     live: nn.Module | None = None,
     processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[FeatureRow]:
-    """The latents that an input activates, ranked by the size of act; or one latent.
+    """The latents that an input activates, ranked by the size of act; or one latent; or those that
+    are worth reading first.
 
     Parameters
         checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan of the
             store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
-        index, text, image: exactly one of these. image: a file.
+        index, text, image: exactly one of these, or none with `sort="score"`. image: a file.
         top: rows to return, at most.
+        sort: `score` is that of saekit.inspection.score; act is then the largest on the store where
+            there is no input.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
         live: the model itself, for a store that was harvested from a model in memory. It stays on
@@ -99,13 +116,23 @@ def features(
 
     Raises UsageError, DataError, MissingError.
     """
-    if sum(value is not None for value in (index, text, image)) != 1:
-        raise UsageError(f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}")
+    check_choice("sort", sort, SORTS)
+    given = sum(value is not None for value in (index, text, image))
+    if given > 1 or (given == 0 and sort != "score"):
+        raise UsageError(
+            f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}",
+            f"{opt('sort', 'score')} needs none of them",
+        )
     if top < 1:
         raise UsageError(f"{opt('top', top)} must be at least 1")
     inspected = open_pair(checkpoint, store, any_store)
     if index is not None:
-        return [_of_index(inspected, index, progress)]
+        return [_of_index(inspected, index, progress, sort == "score")]
+    if given == 0:
+        scan = inspected.scan(progress)
+        scores = _scores(inspected, scan)
+        best = scores.order()[:top].tolist()
+        return [_row(j, scan.largest(j), scan, inspected, scores) for j in best]
     modality = "text" if text is not None else "image"
     if modality != inspected.store.spec.modality:
         kinds = {"text": "texts", "image": "images"}
@@ -117,13 +144,30 @@ def features(
     scan = inspected.scan(progress)
     with nullcontext() if live is None else untouched(live, hooks=False):
         acts = _on_input(inspected, text, image, live, processor)
-    strongest = torch.argsort(acts.abs(), descending=True, stable=True)[:top]
-    strongest = strongest[fires(acts[strongest], inspected.model.active_above or 0.0)]
-    return [_row(j, float(acts[j]), scan, inspected) for j in strongest.tolist()]
+    scores = _scores(inspected, scan) if sort == "score" else None
+    active = fires(acts, inspected.model.active_above or 0.0)
+    if scores is not None:
+        order = scores.order()
+    else:
+        order = torch.argsort(acts.abs(), descending=True, stable=True)
+    chosen = order[active[order]][:top].tolist()
+    return [_row(j, float(acts[j]), scan, inspected, scores) for j in chosen]
+
+
+def _scores(inspected: InspectedModel, scan: Scan) -> Scores:
+    """Raises DataError where no latent has one."""
+    scores = scores_of(inspected.store, scan)
+    if len(scores.order()) == 0:
+        raise DataError(
+            f"no latent of {inspected.name} has a score: that takes a sparse code, and text or"
+            " labels",
+            opt("sort", "act"),
+        )
+    return scores
 
 
 def _of_index(
-    inspected: InspectedModel, index: int, progress: Callable[[Progress], None]
+    inspected: InspectedModel, index: int, progress: Callable[[Progress], None], scored: bool
 ) -> FeatureRow:
     latents = inspected.model.latents
     if not 0 <= index < latents:
@@ -134,13 +178,21 @@ def _of_index(
             f"feature {index} never fired in {scan.rows:,} rows",
             "saekit inspect lists those that fire",
         )
-    return _row(index, scan.largest(index), scan, inspected)
+    scores = _scores(inspected, scan) if scored else None
+    return _row(index, scan.largest(index), scan, inspected, scores)
 
 
-def _row(j: int, act: float, scan: Scan, inspected: InspectedModel) -> FeatureRow:
+def _row(
+    j: int, act: float, scan: Scan, inspected: InspectedModel, scores: Scores | None = None
+) -> FeatureRow:
     density = None if inspected.model.active_above is None else float(scan.density[j])
     tokens = _typical(scan, inspected.store, j)
-    return FeatureRow(j, act, float(scan.max[j]), density, None, tokens)
+    row = FeatureRow(j, act, float(scan.max[j]), density, None, tokens)
+    if scores is None:
+        return row
+    meaning = scores.meanings[j]
+    label = None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
+    return replace(row, label=label, score=scores.of(j))
 
 
 def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:

@@ -13,7 +13,8 @@ import torch
 
 from saekit.errors import DataError, UsageError, opt
 from saekit.inspection.relate import decoder_neighbours
-from saekit.inspection.scan import BANDS, Scan
+from saekit.inspection.scan import BANDS, KEPT_TOP, Scan
+from saekit.inspection.score import Scores
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.tokens import TokenTexts
 from saekit.inspection.windows import Windows, read_windows
@@ -28,7 +29,10 @@ Read = Callable[[StoredExample], list[str]]
 """An example -> the text of each of its tokens."""
 
 EXAMPLES_EACH_BAND = 5
-LATENTS_AT_ONCE = 1024  # windows of so many latents are in memory together
+TOKENS_EACH_SIDE = 12  # of a text example as it is listed; its whole context opens
+# windows of so many latents are in memory together, and hold so many values
+LATENTS_AT_ONCE, VALUES_AT_ONCE = 1024, 4_000_000
+BY_SCAN = re.compile(r"(all)|(top|interesting):0*([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -41,39 +45,59 @@ class Pick:
 
 
 def check_features(spec: str, latents: int) -> list[int] | None:
-    """The indices of `0-255,1024`; None for `top:500` and `all`, which depend on the scan. Raises
-    UsageError, DataError."""
-    if spec == "all" or re.fullmatch(r"top:0*[1-9][0-9]{0,8}", spec):
-        return None
+    """The indices of `0-255,1024`; None where a part depends on the scan (`interesting:1000`,
+    `top:500`, `all`). Raises UsageError, DataError."""
     chosen: list[int] = []
-    for part in spec.split(","):
+    parts = spec.split(",")
+    by_scan = [part for part in parts if BY_SCAN.fullmatch(part.strip(" "))]
+    for part in parts:
+        if part in by_scan:
+            continue
         # only ASCII digits: int() also takes those of other scripts and underscores, and a
         # superscript passes isdigit()
         match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip(" "))
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise UsageError(
-                f"{opt('features', spec[:80])}: write 0-255,1024 or top:500 or all",
-                opt("features", "top:500"),
+                f"{opt('features', spec[:80])}: write 0-255,1024 or interesting:1000 or top:500 or"
+                " all",
+                opt("features", "interesting:1000"),
             )
         if last >= latents:
             cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
             raise DataError(cause, opt("features", "top:500"))
         chosen.extend(range(first, last + 1))
-    return list(dict.fromkeys(chosen))
+    return None if by_scan else list(dict.fromkeys(chosen))
 
 
-def select_latents(spec: str, scan: Scan) -> torch.Tensor:
-    """SPEC -> indices: those named, `top:500` the densest latents, `all` every latent that fires.
-    Raises what check_features raises."""
+def select_latents(spec: str, scan: Scan, scores: Scores | None = None) -> torch.Tensor:
+    """SPEC -> indices: those named, `interesting:1000` the best scored latents, `top:500` the
+    densest, `all` every latent that fires. `scores` is needed for the second; latents without a
+    score come last, by size. Raises what check_features raises."""
     named = check_features(spec, len(scan.active))
     if named is not None:
         return torch.tensor(named)
+    chosen: list[int] = []
+    for part in spec.split(","):
+        match = BY_SCAN.fullmatch(part.strip(" "))
+        if match is None:
+            chosen += check_features(part, len(scan.active)) or []
+        else:
+            chosen += _by_scan(match[1] or match[2], int(match[3] or 0), scan, scores).tolist()
+    return torch.tensor(list(dict.fromkeys(chosen)), dtype=torch.int64)
+
+
+def _by_scan(kind: str, count: int, scan: Scan, scores: Scores | None) -> torch.Tensor:
     alive = scan.active > 0
-    if spec == "all":
+    if kind == "all":
         return alive.nonzero()[:, 0]
-    order = torch.argsort(scan.active, descending=True, stable=True)
-    return order[alive[order]][: int(spec[4:])]
+    if kind == "interesting":
+        assert scores is not None, "the caller has scored the latents"
+        first = torch.nan_to_num(scores.score.double(), -1.0)
+        order = torch.from_numpy(np.lexsort((-scan.max.numpy(), -first.numpy())))
+    else:
+        order = torch.argsort(scan.active, descending=True, stable=True)
+    return order[alive[order]][:count]
 
 
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
@@ -129,21 +153,28 @@ def feature_records(
     directions_FD: torch.Tensor | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
+    contexts: dict[int, list[str]] | None = None,
 ) -> Iterator[FeatureRecord]:
-    """Records of `latents`, in that order, without logits and hook shares. Neighbors are those of
-    `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the texts
-    themselves, where the store's were in memory. Streams: windows are read for LATENTS_AT_ONCE
-    latents at a time."""
+    """Records of `latents`, in that order, without logits, hook shares and score. Neighbors are
+    those of `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the
+    texts themselves, where the store's were in memory. The tokens of each whole context are put
+    into `contexts` by the id of their example before a record with it. Streams: windows of a part
+    of the latents are read at a time."""
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
     written = None
     if isinstance(texts, TokenTexts) and texts.loses_text():
         written = WrittenTexts(store, texts, data)
     read = None if texts is None else written.of if written else _reader(texts)
+    if read is not None and contexts is not None:
+        read = _noting(read, contexts)
+    grid_rows = store.spec.grid[0] * store.spec.grid[1] if store.spec.grid else 1
+    each = (KEPT_TOP + BANDS * EXAMPLES_EACH_BAND) * (store.spec.context or grid_rows)
+    at_once = max(1, min(LATENTS_AT_ONCE, VALUES_AT_ONCE // each))
 
     fault = ""
     alive = scan.active > 0
-    for chunk in latents.split(LATENTS_AT_ONCE):
+    for chunk in latents.split(at_once):
         # the nearest decoder rows, and the rows that show each latent, with their windows
         neighbours = [[] for _ in chunk]
         if directions_FD is not None:
@@ -187,6 +218,16 @@ def _reader(texts: TokenTexts) -> Read:
     return lambda example: texts(example.tokens or ())
 
 
+def _noting(read: Read, contexts: dict[int, list[str]]) -> Read:
+    """The same, with the result put into `contexts`."""
+
+    def noted(example: StoredExample) -> list[str]:
+        contexts[example.id] = read(example)
+        return contexts[example.id]
+
+    return noted
+
+
 def _example(
     store: Store | StackedStore,
     pick: Pick,
@@ -212,13 +253,19 @@ def _example(
         "label": example.label,
     }
     if read is not None:
-        # positions index the context's tokens; tokens of the window that were not stored (special
-        # ones) have no activation
-        lo, hi = int(positions[0]), int(positions[-1]) + 1
+        # positions index the context's tokens; tokens that were not stored (special ones) have no
+        # activation
+        near = np.flatnonzero(np.abs(np.arange(start, stop) - pick.row) <= TOKENS_EACH_SIDE)
+        lo, hi = int(positions[near[0]]), int(positions[near[-1]]) + 1
         shown = np.zeros(hi - lo, np.float32)
-        shown[positions - lo] = values
+        shown[positions[near] - lo] = values[near]
+        fires = np.flatnonzero(values)
         return Example(
-            **common, values=shown.tolist(), tokens=read(example)[lo:hi], centre=position - lo
+            **common,
+            values=shown.tolist(),
+            tokens=read(example)[lo:hi],
+            centre=position - lo,
+            context_values=[[int(positions[i]), float(values[i])] for i in fires],
         )
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
     assert grid is not None and thumbnails is not None, "a store of images"

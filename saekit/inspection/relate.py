@@ -12,6 +12,8 @@ from saekit.harvesting.hooks import block_list, resolve_hook, stream_hooks
 from saekit.harvesting.models import LiveModel
 
 CHUNK = 512
+OUTPUT_TOKENS = 10  # raised, and lowered
+RANDOM_DIRECTIONS = 500
 
 
 @torch.no_grad()
@@ -59,23 +61,49 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
         if canonical in stream_hooks(live.module):
             return ""
     except SaekitError as error:
-        return str(error)
+        return error.message
     return f"{hook} is inside a block, where vectors are not added to the residual stream unchanged"
+
+
+def standing_out(logits_NV: torch.Tensor, count: int = OUTPUT_TOKENS) -> torch.Tensor:
+    """(N,2): how far the `count` largest logits, and the smallest, lie from the mean on average, in
+    standard deviations."""
+    count = min(count, logits_NV.shape[1])
+    centred_NV = logits_NV - logits_NV.mean(1, keepdim=True)
+    scale_N = centred_NV.square().mean(1).sqrt().clamp_min(torch.finfo(logits_NV.dtype).tiny)
+    ends = [(sign * centred_NV).topk(count, 1).values.mean(1) / scale_N for sign in (1, -1)]
+    return torch.stack(ends, 1)
+
+
+@torch.no_grad()
+def standing_out_by_chance(W_U_VD: torch.Tensor) -> tuple[float, float]:
+    """What 99 % of RANDOM_DIRECTIONS random directions stay below, of `standing_out`; the length
+    of a direction does not matter to it. Seeded."""
+    generator = torch.Generator().manual_seed(0)
+    random_ND = torch.randn(RANDOM_DIRECTIONS, W_U_VD.shape[1], generator=generator)
+    ends_N2 = torch.cat([standing_out(part @ W_U_VD.T) for part in random_ND.split(CHUNK // 2)])
+    raised, lowered = ends_N2.quantile(0.99, dim=0).tolist()
+    return raised, lowered
 
 
 @torch.no_grad()
 def output_tokens(
-    W_dec_FD: torch.Tensor, latents: torch.Tensor, W_U_VD: torch.Tensor, token: Any, count: int = 10
-) -> list[dict[str, list[dict]]]:
+    W_dec_FD: torch.Tensor,
+    latents: torch.Tensor,
+    W_U_VD: torch.Tensor,
+    token: Any,
+    count: int = OUTPUT_TOKENS,
+) -> tuple[list[dict[str, list[dict]]], torch.Tensor]:
     """Logit lens: the tokens that each decoder row raises and lowers most on the direct path, w_j
     W_U^T, without the final norm.
 
     At most `count`. `token` maps a row of W_U to its text. Returns {"top", "bottom"}: [{"token",
-    "value"}] for each of `latents`.
+    "value"}] for each of `latents`, and `standing_out` of their logits (N,2).
     """
-    records, count = [], min(count, len(W_U_VD))
+    records, stands_out, count = [], [], min(count, len(W_U_VD))
     for chunk in latents.split(CHUNK):
         logits = W_dec_FD[chunk] @ W_U_VD.T
+        stands_out.append(standing_out(logits, count))
         ends = {"top": logits.topk(count, dim=1), "bottom": logits.topk(count, 1, largest=False)}
         texts = {
             side: [
@@ -85,4 +113,4 @@ def output_tokens(
             for side, end in ends.items()
         }
         records += [{side: texts[side][n] for side in texts} for n in range(len(chunk))]
-    return records
+    return records, torch.cat(stands_out) if stands_out else torch.zeros(0, 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import shlex
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +15,13 @@ from torch import nn
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.inspection.existing import ExistingPage, can_extend, page_identity
+from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features
-from saekit.inspection.scan import KEPT_TOP, Scan
+from saekit.inspection.scan import KEPT_TOP
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
@@ -54,9 +59,11 @@ def inspect(
     features: Annotated[
         str,
         Doc(
-            "Latents to show: 0-255,1024 (by number), top:500 (the densest) or all.", metavar="SPEC"
+            "Latents to show: 0-255,1024 (by number), interesting:1000 (the best scored), top:500"
+            " (the densest), all, or several of these with commas.",
+            metavar="SPEC",
         ),
-    ] = "top:500",
+    ] = "interesting:1000",
     top: Annotated[int, Doc("Top examples per feature.")] = 20,
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
@@ -70,6 +77,10 @@ def inspect(
 ) -> InspectResult:
     """Scan a store once and write a page of the chosen features that opens from disk.
 
+    A page of the same weights and rows that is in OUT already gets the features that it lacks;
+    those that it has stay as they are. Another page stays, with an error, unless `overwrite`
+    replaces it.
+
     Parameters
         checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan for the
             next time.
@@ -77,7 +88,8 @@ def inspect(
             order, as a list, and examples are shown with the first one's tokens or images, which
             are those of all. Rows in memory do not say which token or patch they come from.
         out: the folder of the page.
-        features: `0-255,1024`, `top:500` (the densest), `all`.
+        features: `0-255,1024`, `interesting:1000` (the best by saekit.inspection.score), `top:500`
+            (the densest), `all`, or several of these with commas.
         top: examples per feature, at most 40.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
@@ -96,16 +108,43 @@ def inspect(
     inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
+    identity = page_identity(inspected)
+    extends = can_extend(Path(out), identity, overwrite)
 
-    # the page, and the settings that made it
-    settings = _settings(inspected, features, top, single_file)
-    with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite) as folder:
+    # the page, and the settings that made it; one that is extended stays until the new one is whole
+    with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite or extends) as folder:
+        before = ExistingPage(Path(out)) if extends else None
+        settings = _settings(inspected, features, top, single_file, Path(out), before)
         # a config file cannot name a model in memory
         unnamed = ("checkpoint",) if inspected.checkpoint is None else ()
-        folder.begin(settings, {key: settings[key] for key in settings if key not in unnamed})
-        shown = gather(inspected, features, top, live, data, progress, where)
-        page = _write_page(inspected, shown, folder.path, single_file, progress)
+        config = {key: settings[key] for key in settings if key not in unnamed}
+        folder.begin(settings | {"identity": identity}, config)
+        known = set(before.indices) if before else set()
+        shown = gather(inspected, features, top, live, data, progress, where, known)
+        if before is not None:
+            _report_added(len(known), len(shown.latents), progress)
+        meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
+        meta = replace(meta, command=_command(inspected, Path(out), any_store))
+        page = _write_page(shown, meta, before, folder.path, settings["single_file"], progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
+
+
+def _report_added(known: int, new: int, progress: Callable[[Progress], None]) -> None:
+    message = f"the page that is there has {known:,} features; {new:,} are added"
+    progress(Progress("inspect", 0, new, "features", message=message))
+
+
+def _command(inspected: InspectedModel, out: Path, any_store: bool) -> str:
+    """The shell command that made this page, without its features; '' for a model in memory."""
+    if inspected.checkpoint is None:
+        return ""
+    name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
+    command = f"saekit inspect {name} --out {folder}"
+    if any_store:
+        command = f"saekit inspect {name} --out {folder} --any-store"
+    return with_stores(
+        command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
+    )
 
 
 def _check_shown(inspected: InspectedModel) -> None:
@@ -121,8 +160,19 @@ def _check_shown(inspected: InspectedModel) -> None:
 
 
 def _settings(
-    inspected: InspectedModel, features: str, top: int, single_file: bool
+    inspected: InspectedModel,
+    features: str,
+    top: int,
+    single_file: bool,
+    out: Path,
+    before: ExistingPage | None,
 ) -> dict[str, Any]:
+    """Those that make this page in an empty folder."""
+    if before is not None:
+        added = (PAGE.read_marker(out) or {}).get("features", "")
+        known = dict.fromkeys([*str(added).split(","), *features.split(",")])
+        features = ",".join(part.strip() for part in known if part.strip())
+        single_file = single_file or before.single_file
     paths = [str(store.path) for store in stores_of(inspected.store)]
     return {
         "checkpoint": inspected.name,
@@ -134,17 +184,30 @@ def _settings(
 
 
 def _write_page(
-    inspected: InspectedModel,
     shown: Gathered,
+    meta: PageMeta,
+    before: ExistingPage | None,
     out: Path,
     single_file: bool,
     progress: Callable[[Progress], None],
 ) -> PageResult:
-    meta = page_meta(inspected, shown.scan, shown.notes)
-    images = {} if shown.thumbnails is None else shown.thumbnails.images
+    images: Mapping[str, bytes] = {} if shown.thumbnails is None else shown.thumbnails.images
     # records are computed while the page is written
-    records = _reported(shown.records, len(shown.latents), progress)
-    return write_page(records, meta, images, out, single_file=single_file)
+    records: Iterator[FeatureRecord] = _reported(shown.records, len(shown.latents), progress)
+    if before is not None:
+        images = ChainMap(images, before.images)  # pyright: ignore[reportArgumentType]
+        records = chain(_again(before, shown.contexts), records)
+    return write_page(records, meta, images, out, single_file=single_file, contexts=shown.contexts)
+
+
+def _again(before: ExistingPage, contexts: dict[int, list[str]]) -> Iterator[FeatureRecord]:
+    """The records of the page that is extended, with their contexts."""
+    for record in before.records():
+        for example in record.examples:
+            tokens = before.context(example.example_id)
+            if tokens is not None:
+                contexts[example.example_id] = tokens
+        yield record
 
 
 def _reported(
@@ -155,9 +218,11 @@ def _reported(
         progress(Progress("page", done, total, "features"))
 
 
-def page_meta(inspected: InspectedModel, scan: Scan, notes: list[str]) -> PageMeta:
-    """What the page says about the run as a whole."""
-    model, spec = inspected.model, inspected.store.spec
+def page_meta(
+    inspected: InspectedModel, shown: Gathered, identity: dict[str, Any], latents: list[int]
+) -> PageMeta:
+    """What the page says about the run as a whole. `latents` are all that it has."""
+    model, spec, scan, scores = inspected.model, inspected.store.spec, shown.scan, shown.scores
     sparsity = getattr(model.config, "sparsity", None)
     if sparsity == "topk":
         sparsity = f"topk k={model.config.k}"
@@ -176,5 +241,9 @@ def page_meta(inspected: InspectedModel, scan: Scan, notes: list[str]) -> PageMe
         max=scan.max.tolist(),
         sparsity=sparsity,
         metrics=inspected.recorded("result", "metrics") or {},
-        notes=notes,
+        notes=shown.notes,
+        score=[scores.of(j) for j in range(len(scan.active))],
+        meanings=[None if m is None else asdict(m) for m in scores.meanings],
+        gallery=[asdict(s) for s in gallery(latents, scan, scores, shown.directions_FD)],
+        identity="-".join([identity["checkpoint"], *identity["stores"]]),
     )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from saekit.device import CPU
-from saekit.errors import SaekitError
+from saekit.errors import SaekitError, message_of
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.codes import Code, entries
 from saekit.store.files import write_tensors
@@ -365,6 +365,6 @@ def cached_scan(
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:
-            message = f"the scan is not kept for the next time: {error}"
+            message = f"the scan is not kept for the next time: {message_of(error)}"
             progress(Progress("scan", scan.rows, store.count(), message=message))
     return scan

@@ -48,7 +48,7 @@ class Thumbnails:
             except SaekitError as error:
                 self.note = (
                     "Pictures are shown whole; the model may have seen only a part of them, so heat"
-                    f" maps may be misplaced: {error}."
+                    f" maps may be misplaced: {error.message}."
                 )
 
     def key(self, ref: str) -> str:

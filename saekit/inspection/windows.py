@@ -1,4 +1,5 @@
-"""The surroundings of picked rows: the rows of each window, and the value of a latent on each row.
+"""The surroundings of picked rows: the rows of each whole context or image, and the value of a
+latent on each row.
 
 Only the contexts on a page are encoded a second time, so the cost depends on the page, not on the
 store.
@@ -17,7 +18,6 @@ from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
 
 CHUNK_ROWS = 8192
-TOKENS_EACH_SIDE = 12
 
 
 @dataclass
@@ -46,16 +46,10 @@ def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]
 def read_windows(
     model: Autoencoder, store: Store | StackedStore, row: np.ndarray, latent: np.ndarray
 ) -> Windows:
-    """The window of each picked (row, latent): the row's example, for text at most TOKENS_EACH_SIDE
-    rows on either side."""
+    """The window of each picked (row, latent): all rows of the row's example."""
     first, last = example_bounds(store)
     example = np.searchsorted(first, row, side="right") - 1
     start, stop = first[example], last[example]
-    if store.spec.modality == "text":
-        start, stop = (
-            np.maximum(start, row - TOKENS_EACH_SIDE),
-            np.minimum(stop, row + TOKENS_EACH_SIDE + 1),
-        )
     ptr = np.concatenate([[0], np.cumsum(stop - start)])
     # every (row, latent) pair of a window, flat: pair p belongs to window owner[p]
     owner = np.repeat(np.arange(len(row)), stop - start)

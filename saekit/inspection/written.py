@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from saekit.embedded import is_embedded
-from saekit.errors import SaekitError
+from saekit.errors import SaekitError, message_of
 from saekit.inspection.tokens import TokenTexts, cut
 from saekit.store.reader import Store
 from saekit.store.shards import StoredExample
@@ -58,7 +58,7 @@ class WrittenTexts:
                     if not missing:
                         return
         except (SaekitError, OSError) as error:
-            self.fault = str(error)
+            self.fault = message_of(error)
 
     def of(self, example: StoredExample) -> list[str]:
         """One string for each token of the example."""

@@ -121,7 +121,7 @@ def published(
             **options,
         ).resolved()
     except UsageError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {error.cause}") from None
     return Published(dataclasses.asdict(config), tensors, origin)
 
 

@@ -119,7 +119,7 @@ def contextual(
             **_normalization(where, settings),
         )
     except UsageError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {error.cause}") from None
     return Published(dataclasses.asdict(config), ours, origin, model="contextual")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from saekit.models.from_arrays import takes_arrays
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
 if TYPE_CHECKING:
@@ -75,6 +76,18 @@ class Autoencoder(nn.Module):
     d_in: int
     latents: int
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The map of every model takes arrays too (saekit.models.from_arrays)."""
+        super().__init_subclass__(**kwargs)
+        for name in ("encode", "decode", "forward"):
+            if name in vars(cls):
+                setattr(cls, name, takes_arrays(vars(cls)[name]))
+
+    def extra_repr(self) -> str:
+        """What `repr` shows besides the layers."""
+        example = getattr(self, "example_shape", (self.d_in,))
+        return f"{' x '.join(str(size or 'T') for size in example)} -> {self.latents}"
+
     # -- the map
 
     def encode(self, x: torch.Tensor) -> Code:
@@ -85,6 +98,7 @@ class Autoencoder(nn.Module):
         """x_hat (..., D) of a code (..., F)."""
         raise NotImplementedError
 
+    @takes_arrays
     def forward(self, x: torch.Tensor) -> Output:
         code = self.encode(x)
         return Output(self.decode(code), code)

@@ -13,8 +13,10 @@ ROWS_IN_CACHE = 1024  # passes over weights work on pieces whose temporaries sta
 def as_rows(x: object, width: int, weight: torch.Tensor, what: str = "x") -> torch.Tensor:
     """x (..., width) in any float dtype as (B,width) in the dtype of `weight`. Raises DataError."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise DataError(f"{what} is {kind}, not a tensor of floats", f"{what}.float()")
+        if isinstance(x, torch.Tensor):
+            raise DataError(f"{what} is {x.dtype}, not a tensor of floats", f"{what}.float()")
+        cause = f"{what} is {type(x).__name__}, not a tensor of floats or an array"
+        raise DataError(cause, "torch.tensor(...) or np.array(...) of it")
     if x.ndim == 0 or x.shape[-1] != width:
         cause = f"{what} has the shape {tuple(x.shape)}; its last dimension must be {width}"
         raise DataError(cause, "give rows of the width that the model was trained on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
@@ -101,25 +102,60 @@ def model_options(name: str, sparsity: str | None = None) -> dict[str, Option]:
 
 def every_option() -> dict[str, Option]:
     """The options of all models, by name: that of the first model that has it."""
-    owners = [model_options("sae", variant) for variant in VARIANTS]
-    owners += [model_options(name) for name in CATALOG if name != "sae"]
-    return {name: option for owner in reversed(owners) for name, option in owner.items()}
+    found: dict[str, Option] = {}
+    for options in _owners().values():
+        found = {**found, **{name: o for name, o in options.items() if name not in found}}
+    return found
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise UsageError when an option is not one of the model's, or has a value of another type."""
+def labelled_options() -> dict[str, Option]:
+    """The same, with texts that say which models and variants take it, where not every SAE does,
+    and whose default it is, where they differ."""
+    owners = _owners()
+    found = {}
+    for name, option in every_option().items():
+        takers = {owner: options[name] for owner, options in owners.items() if name in options}
+        text, default = option.doc.text, option.default
+        if any(taker.default != default for taker in takers.values()):
+            text, default = f"{text} The default depends on the model.", None
+        if not takers.keys() >= {("sparsity", variant) for variant in VARIANTS}:
+            text += f" For {_listed(takers)}."
+        doc = dataclasses.replace(option.doc, text=text)
+        found[name] = dataclasses.replace(option, doc=doc, default=default)
+    return found
+
+
+def _owners() -> dict[tuple[str, str], dict[str, Option]]:
+    """("sparsity", variant) or ("model", name) -> its options."""
+    owners = {("sparsity", variant): model_options("sae", variant) for variant in VARIANTS}
+    return owners | {("model", name): model_options(name) for name in CATALOG if name != "sae"}
+
+
+def _listed(takers: Iterable[tuple[str, str]]) -> str:
+    """'sparsity l1, tanh; model vae'."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, name in takers:
+        by_kind.setdefault(kind, []).append(name)
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in by_kind.items())
+
+
+def check_options(name: str, options: dict[str, Any], also: Iterable[str] = ()) -> None:
+    """Raise UsageError when an option is not one of the model's, or has a value of another type.
+    `also`: other names that the caller may have meant."""
     sparsity = options.get("sparsity") if name == "sae" else None
     known = model_options(name, sparsity)
     for key in options:
         if key not in known:
-            raise _unknown(name, key, known, sparsity)
+            raise _unknown(name, key, known, sparsity, also)
     if name == "sae" and None not in (options.get("expansion"), options.get("latents")):
         both = f"{opt('expansion')} and {opt('latents')}"
         raise UsageError(f"{both} both set the number of latents", "give one of them")
     check_values(config_of(name, sparsity), options)
 
 
-def _unknown(name: str, key: str, known: Iterable[str], sparsity: str | None) -> UsageError:
+def _unknown(
+    name: str, key: str, known: Iterable[str], sparsity: str | None, also: Iterable[str]
+) -> UsageError:
     """The error for an option that a model does not take, with the variants that do."""
     takes = [
         variant for variant in VARIANTS if name == "sae" and key in model_options(name, variant)
@@ -130,10 +166,11 @@ def _unknown(name: str, key: str, known: Iterable[str], sparsity: str | None) ->
             f"{opt(key)} does not apply to {opt('sparsity', chosen)}",
             f"{opt('sparsity', *takes)}, or drop {opt(key)}",
         )
-    takes_these = ", ".join(map(opt, known))
-    return UsageError(
-        f"{opt(key)} does not apply to {opt('model', name)}, which takes {takes_these}"
-    )
+    cause = f"{opt(key)} does not apply to {opt('model', name)}"
+    near = get_close_matches(key, [*known, *also], n=1)
+    if near:
+        return UsageError(cause, f"did you mean {opt(near[0])}?")
+    return UsageError(f"{cause}, which takes {', '.join(map(opt, known))}")
 
 
 def build(

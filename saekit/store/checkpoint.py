@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from saekit.display import brief
 from saekit.errors import DataError, MissingError, opt
 from saekit.store.files import check_schema, need_regular, read_json, write_json, write_tensors
 from saekit.store.folder_kinds import RUN
@@ -41,6 +42,15 @@ class Checkpoint:
     own: bool = True
     """Whether the folder is saekit's, to keep scans in; False: a published dictionary, of which
     `path` may be a name on the hub."""
+
+    def __repr__(self) -> str:
+        config, spec = self.config.get("config", {}), self.config.get("spec") or {}
+        model = " ".join(filter(None, [self.config.get("model"), config.get("sparsity")]))
+        sizes = {name: config.get(name) for name in ("d_in", "latents", "k")}
+        metrics = (self.config.get("result") or {}).get("metrics", {})
+        figures = {name: metrics.get(name) for name in ("fvu", "l0", "dead")}
+        values = {"model": model or None, **sizes, "hook": spec.get("hook"), **figures}
+        return brief(self, values, repr(str(self.path)))
 
 
 def write_checkpoint(path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from saekit.display import brief
 from saekit.errors import DataError
 from saekit.rows import indices
 from saekit.store.split import split_rows
@@ -79,6 +80,16 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N,D): rows, and their width."""
+        return len(self), self.spec.d_in
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        values = {"shape": self.shape, "dtype": spec.dtype, "layout": spec.layout}
+        return brief(self, values | {"holdout": self.holdout})
 
     def count(self, split: Split = "all", examples: bool = False) -> int:
         return len(self._of(split, examples))

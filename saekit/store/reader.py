@@ -15,6 +15,7 @@ import torch
 
 from saekit.errors import DataError, opt
 from saekit.rows import Columns, Span, indices, pieces
+from saekit.store.arrays import AsArrays
 from saekit.store.examples import Examples
 from saekit.store.lock import holder
 from saekit.store.manifest import Manifest
@@ -28,12 +29,18 @@ _COLUMNS = ("x", "doc_id", "example_id", "position")
 
 
 def open_store(path: str | Path) -> Store:
-    """Open the folder that `harvest` wrote. Raises DataError when it is not a store, not finished,
-    or damaged."""
+    """Open the folder that `harvest` wrote.
+
+    Parameters
+        path: the folder of one hook.
+
+    Raises DataError when it is not a store, not finished, or damaged, MissingError when nothing is
+    there.
+    """
     return Store(Path(path))
 
 
-class Store:
+class Store(AsArrays):
     """The rows of one hook of one model on one data set."""
 
     def __init__(self, path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from saekit.config import recorded
+from saekit.display import brief
 from saekit.errors import DataError, opt
 from saekit.rows import Adapter, Rows, same_rows
 from saekit.store.pair import check_aligned
@@ -46,6 +47,18 @@ class StackedStore(Adapter):
     def origin(self) -> Store:
         """The store that says where a row comes from: the first, since all have the same origin."""
         return self.stores[0]
+
+    def __len__(self) -> int:
+        return len(self.stores[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N,D): rows, and the widths of all hooks together."""
+        return len(self), sum(self.parts)
+
+    def __repr__(self) -> str:
+        values = {"shape": self.shape, "parts": self.parts, "hooks": tuple(self.names)}
+        return brief(self, values)
 
     @property
     def parts(self) -> tuple[int, ...]:

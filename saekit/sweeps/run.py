@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 
 from saekit.device import pick_device, use_device
+from saekit.display import brief
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.measures.pareto import Group, MemberResult, groups_of
 from saekit.options import Doc
@@ -54,6 +55,10 @@ class SweepResult:
     """Members that differ only by the seed, with means and spread; the best trade-offs are
     marked."""
     page: str
+
+    def __repr__(self) -> str:
+        counts = {"members": len(self.members), "groups": len(self.groups)}
+        return brief(self, {**counts, "seconds": self.seconds, "page": self.page}, repr(self.path))
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,9 @@ class _Sweep:
                 result = run.execute(folder.resuming, False, together.of(member.name))
             except NumericsError as error:
                 self.hint = error.remedy
-                return MemberResult(member.name, member.group, str(out), settings, None, str(error))
+                return MemberResult(
+                    member.name, member.group, str(out), settings, None, error.message
+                )
             together.finished(member.name)
         return MemberResult(member.name, member.group, str(out), settings, result.metrics)
 

@@ -123,7 +123,7 @@ class TrainConfig:
         if self.target_store is not None:  # texts, as JSON and TOML have them
             object.__setattr__(self, "target_store", str(self.target_store))
         object.__setattr__(self, "stores", tuple(map(str, self.stores)))
-        check_options(self.model, self.options)
+        check_options(self.model, self.options, also=options_of(type(self)))
         check_sinks(self.log)
         if self.stores and (self.target_store or self.model != "sae"):
             raise UsageError(

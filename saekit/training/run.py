@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from saekit.device import use_device
+from saekit.display import brief, html_table
 from saekit.errors import DataError, NumericsError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import every_option, model_options, restore
+from saekit.models.catalog import labelled_options, model_options, restore
 from saekit.options import Overwrite, Resume, keywords
 from saekit.rows import Rows
 from saekit.store.checkpoint import CONFIG, MODEL, read_checkpoint, write_checkpoint
@@ -37,6 +38,7 @@ from saekit.versions import versions
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is not a model
 # after a run that diverged
 CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
+SHOWN = ("fvu", "cosine", "l0", "dead", "dead_train")  # of the metrics, where a result is printed
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 
@@ -52,6 +54,17 @@ class TrainResult:
     metrics: dict[str, float | None]
     """On the held-out rows: fvu, mse, cosine, l0, dead; dead_train over the last dead_rows training
     rows (None in a shorter run)."""
+
+    def __repr__(self) -> str:
+        return brief(self, self._figures())
+
+    def _repr_html_(self) -> str:
+        return html_table([self._figures()], "TrainResult")
+
+    def _figures(self) -> dict[str, Any]:
+        metrics = {name: self.metrics.get(name) for name in SHOWN}
+        run = {"step": self.step, "rows": self.rows, "rows_per_s": round(self.rows_per_s)}
+        return {"path": self.path, **metrics, **run, "backend": self.backend}
 
     @cached_property
     def model(self) -> Autoencoder:
@@ -76,7 +89,7 @@ class TrainPlan:
     backend: str
 
 
-@keywords(TrainConfig, more={name: option.hint for name, option in every_option().items()})
+@keywords(TrainConfig, more=labelled_options())
 def train(
     rows: RowsLike,
     /,
@@ -107,7 +120,6 @@ def train(
         resume: go on with a killed run in `out`, bit for bit; it must have been given the same rows
             (by content) and the same settings.
         overwrite: replace the run in `out`.
-        progress: is called with a Progress at each line of metrics.
         options: fields of TrainConfig (batch, lr, seed, rows: the number of rows to train on, ...)
             and of the model's config (sparsity, k, expansion, ...), flat. They override `config`.
 

@@ -77,7 +77,7 @@ def test_numbers_with_blanks_around_them_are_read():
         "top:",
         "top:0",
         "top:-3",
-        "all,1",
+        "all,x",
         "2e1",
         "1" * 5000,
     ],

@@ -30,8 +30,8 @@ def stated():
 
 
 def test_the_shipped_weights_have_their_stated_figures(stated):
-    """On a sixth of the emoji; their share is within four standard errors of the stated one. Names are
-    found among a sixth of the pictures, which is easier."""
+    """On a sixth of the emoji; their share is within four standard errors of the stated one. Names
+    are found among a sixth of the pictures, which is easier."""
     assert (openmoji_vit.FOLDER / "model.safetensors").stat().st_size <= 4_000_000
     model = load_classifier("embedded:openmoji-vit").module
     for name, share in train.figures(model, most=320).items():
@@ -96,7 +96,7 @@ def test_masked_patches_are_drawn_from_the_seen_ones_only(monkeypatch):
     x_BCHW = torch.randn(2, 3, 72, 72, generator=torch.Generator().manual_seed(1))
     x_BCHW.requires_grad_(True)
     masked(x_BCHW).backward()
-    # a masked patch changes the loss as target alone: by 2 (target - drawn) / count
+    # a masked patch changes the loss only as a target: by 2 (target - drawn) / count
     order = torch.rand(2, 81, generator=torch.Generator().manual_seed(0)).argsort(1)
     seen = round(81 * train.SEEN_MASKED)
     hidden = order[0, seen:].tolist()

@@ -171,7 +171,7 @@ def test_paths_of_the_bare_model_work_on_the_model_with_a_head():
 def test_an_unknown_hook_names_model_range_and_next_step(hook, cause, hint):
     with pytest.raises(DataError) as raised:
         resolve_hook(tiny.random_model("gpt2"), hook, "gpt2")
-    assert str(raised.value) == cause
+    assert raised.value.message == cause
     assert raised.value.hint.startswith(hint) and raised.value.exit_status == 3
 
 

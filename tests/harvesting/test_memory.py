@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -321,6 +322,18 @@ def test_an_image_keeps_its_pixels_in_every_layout():
         else:
             assert np.array_equal(np.asarray(as_image(value, "x")), pixels)
     assert as_image(pixels[:, :, :1], "x").mode == as_image(pixels[:, :, 0], "x").mode == "L"
+
+
+def test_a_data_frame_is_read_like_a_dataset():
+    frame = pd.DataFrame({"id": range(12), "said": TEXTS, "label": ["no", "yes"] * 6})
+    chosen = frame.iloc[[7, 2]]
+    data = open_data(chosen, modality="text", column="said")
+    assert [(d.id, d.text, d.label) for d in data.documents()] == [
+        (0, TEXTS[7], "yes"),
+        (1, TEXTS[2], "no"),
+    ]
+    with pytest.raises(DataError, match="column"):
+        open_data(frame, modality="text", column="other")
 
 
 def test_a_dataset_is_read_as_it_was_selected_and_its_content_is_known():

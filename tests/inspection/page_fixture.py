@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -20,8 +21,10 @@ from saekit.inspection.page import PageMeta
 from saekit.types import Example, FeatureRecord
 
 ROWS = 2_000_000
-BINS = 50
+BINS = 73  # a scan gives 51 to 100
+BAND_ENDS = (0, 15, 29, 44, 58, 73)
 WINDOW = 10
+COMMAND = "saekit inspect runs/smollm2-topk --out page --store acts"
 SENTENCES = (
     "On Monday the committee met for the third time, and by Friday nothing had been decided.",
     "The cat slept on the warm stone while two kittens chased a moth across the yard.",
@@ -99,11 +102,11 @@ def histogram(maximum: float, total: int) -> dict[str, list[float]]:
 
 
 def bands(counted: dict[str, list[float]]) -> list[dict[str, float]]:
-    """Five bands of ten bins each."""
-    edges, counts, each = counted["edges"], counted["counts"], BINS // 5
+    """Five bands, with ends at those of bins."""
+    edges, counts = counted["edges"], counted["counts"]
     return [
-        {"low": edges[i], "high": edges[i + each], "rows": sum(counts[i : i + each])}
-        for i in range(0, BINS, each)
+        {"low": edges[i], "high": edges[j], "rows": sum(counts[i:j])}
+        for i, j in itertools.pairwise(BAND_ENDS)
     ]
 
 
@@ -213,7 +216,7 @@ def text_meta(
         maximum in shapes],
         metrics={"fvu": 0.1483, "mse": 71.2, "cosine": 0.9231, "l0": 32.0, "dead": 0.0812,
         "loss_recovered": None},
-        notes=["Interval examples are at most five a band."],
+        notes=["Interval examples are at most five a band."], command=COMMAND,
     )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_numbers_equal_features_jsonl(tab, text_site):
         assert [number(t) for t in texts(tab, "#neighbours .value")] == [
             at_four_digits(n["cosine"]) for n in record.neighbours
         ]
-        assert [t.removeprefix("#") for t in texts(tab, "#neighbours a")] == [
+        assert [t.removeprefix("#") for t in texts(tab, "#neighbours a, #neighbours .number")] == [
             str(n["index"]) for n in record.neighbours
         ]
         assert [number(t) for t in texts(tab, "#coactivation .value")] == [
@@ -163,7 +163,7 @@ def test_numbers_equal_features_jsonl(tab, text_site):
             ]
         counts = record.histogram["counts"]
         assert [number(t) for t in texts(tab, ".band-rows")] == [
-            sum(counts[i : i + 10]) for i in range(0, 50, 10)
+            sum(counts[i:j]) for i, j in itertools.pairwise(fixture.BAND_ENDS)
         ]
         heights = tab.evaluate(
             "Array.from(document.querySelectorAll('.plot rect'), r =>"
@@ -233,7 +233,8 @@ def test_next_and_previous_follow_the_list(tab, text_site):
         key=lambda record: (-at_four_digits(record.density), record.index),
     )
     tab.open(text_site.url())
-    assert shown_latent(tab) == order[0].index  # with no address: the first of the list
+    tab.press("ArrowRight")  # from the gallery: the first of the list
+    wait_for(tab, order[0].index)
     tab.press("ArrowRight")
     wait_for(tab, order[1].index)
     tab.click("#next")
@@ -263,7 +264,7 @@ def test_search_finds_index_token_and_label(tab, text_site):
     }
     assert labelled and found == labelled
     tab.press("Enter")
-    tab.wait("document.getElementById('label').textContent === 'negation'")
+    tab.wait("document.getElementById('label')?.textContent === 'negation'")
     tab.evaluate("document.getElementById('search').select()")
     tab.type("kittens")
     assert all("kittens" in row for row in texts(tab, ".row .preview"))
@@ -310,7 +311,7 @@ def test_links_open_pages_and_explain_what_has_none(tab, text_site):
     )
     tab.evaluate(f"location.hash = '#/f/{missing}'")
     wait_for(tab, missing)
-    assert text(tab, "#hint code") == f"saekit inspect --features {missing}"
+    assert text(tab, "#hint code") == f"{fixture.COMMAND} --features {missing}"
     dead = next(
         j
         for j in range(LATENTS)
@@ -327,7 +328,7 @@ def test_links_open_pages_and_explain_what_has_none(tab, text_site):
 
 
 def test_theme_help_and_logarithm_answer_their_keys(tab, text_site):
-    tab.open(text_site.url())
+    tab.open(text_site.url(next(iter(text_site.records))))
     paper = "getComputedStyle(document.body).backgroundColor"
     before = tab.evaluate(paper)
     tab.press("t")
@@ -376,18 +377,29 @@ def test_heat_maps_are_drawn_and_toggled(tab, image_site):
     assert len(opacities) == len(top) and max(opacities[0]) == 255
     for drawn, example in zip(opacities, top):  # one scale for all images of a feature
         assert drawn == pytest.approx([255 * value / record.max for value in example.values], abs=1)
-    visible = "getComputedStyle(document.querySelector('.heat')).display !== 'none'"
-    assert tab.evaluate(visible)
-    tab.press("h")
-    assert not tab.evaluate(visible)
-    assert (
-        tab.evaluate("document.getElementById('heat-toggle').getAttribute('aria-pressed')")
-        == "false"
+    # spotlight, heat map, picture: the same activations as what the veil leaves
+    veils = tab.evaluate(
+        "Array.from(document.querySelectorAll('#top .veil'), c => Array.from(c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data).filter((_, i) => i % 4 === 3))"
     )
-    tab.click("#heat-toggle")
-    assert tab.evaluate(visible)
+    for veil, heat in zip(veils, opacities, strict=True):
+        assert veil == pytest.approx([255 - value for value in heat], abs=1)
+    seen = {}
+    for overlay in ("spotlight", "heat", "none"):
+        assert tab.evaluate("document.body.dataset.overlay") == overlay
+        pressed = "document.querySelector('[data-sets-overlay=\"{}\"]').ariaPressed"
+        assert tab.evaluate(pressed.format(overlay)) == "true"
+        displayed = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
+        seen[overlay] = [tab.evaluate(displayed.format(c)) for c in (".veil", ".heat", ".outline")]
+        tab.press("h")
+    assert seen == {
+        "spotlight": [True, False, True],
+        "heat": [False, True, False],
+        "none": [False, False, False],
+    }
+    assert tab.evaluate("document.body.dataset.overlay") == "spotlight"
     assert texts(tab, "#top .under .data-label") == [example.label for example in top]
-    assert number(texts(tab, ".colour-bar span")[-1]) == at_four_digits(record.max)
+    assert number(texts(tab, ".color-bar span")[-1]) == at_four_digits(record.max)
     assert tab.evaluate("document.getElementById('logits')") is None
     assert_quiet(tab, image_site)
 
@@ -417,7 +429,7 @@ def test_density_that_does_not_apply_is_left_out(tab, tmp_path):
     record = dataclasses.replace(next(fixture.text_records([3], 8)), density=None)
     meta = dataclasses.replace(fixture.text_meta(8, [3]), density=[None] * 8)
     write_page([record], meta, {}, tmp_path)
-    tab.open(Site(tmp_path).url())
+    tab.open(Site(tmp_path).url(3))
     assert shown_latent(tab) == 3
     assert tab.evaluate("document.getElementById('density')") is None
     assert (
@@ -431,7 +443,7 @@ def test_a_missing_shard_is_explained(tab, tmp_path):
     record = next(fixture.text_records([3], 8))
     write_page([record], fixture.text_meta(8, [3]), {}, tmp_path)
     (tmp_path / "shards" / "000.js").unlink()
-    tab.open(Site(tmp_path).url())
+    tab.open(Site(tmp_path).url(3))
     assert "shards/000.js could not be read" in text(tab, "#hint")
 
 
@@ -478,7 +490,7 @@ def test_signed_latents_show_both_ends_in_two_hues(tab, signed_site):
     tab.open(signed_site.url(0))
     assert texts(tab, "#top h4") == ["Above 0", "Below 0"]
     assert [number(t) for t in texts(tab, "#top .act")] == [2.0, -4.0]
-    assert [number(t) for t in texts(tab, ".colour-bar span")[::2]] == [-4.0, 4.0]
+    assert [number(t) for t in texts(tab, ".color-bar span")[::2]] == [-4.0, 4.0]
     assert [number(t) for t in texts(tab, ".band-rows")] == [1, 0, 4, 0, 3]
     cold = tab.evaluate(
         "Array.from(document.querySelectorAll('.plot rect'), r => r.classList.contains('cold'))"

@@ -114,3 +114,40 @@ def test_a_crosscoder_in_memory_takes_the_scales_of_its_stores(tmp_path):
         assert right["examples"] == left["examples"]
     with pytest.raises(DataError, match=r"takes 64 values per row, .* holds 32"):
         saekit.features(pages["memory"], stores[:1], index=0)
+
+
+def test_features_are_sorted_by_score(made):
+    from saekit.inspection.gather import scores_of
+    from saekit.inspection.scan import scan_store
+
+    model, store, result = made
+    scores = scores_of(saekit.open_store(store), scan_store(result.model, saekit.open_store(store)))
+    rows = saekit.features(result, store, sort="score", top=5)
+    assert [row.index for row in rows] == scores.order()[:5].tolist()
+    assert [row.score for row in rows] == [scores.of(row.index) for row in rows]
+    for row in rows:
+        meaning = scores.meanings[row.index]
+        assert row.label == (None if meaning is None else row.label)
+        assert meaning is None or meaning.text.strip() in row.label
+    # of those that a text activates
+    by_size = saekit.features(result, store, text="the cat ran", live=model, top=100)
+    by_score = saekit.features(result, store, text="the cat ran", live=model, top=100, sort="score")
+    assert {row.index for row in by_score} == {row.index for row in by_size}
+    known = [row.score for row in by_score]
+    assert known == sorted(known, reverse=True)
+    assert all(row.score is None and row.label is None for row in by_size)
+    with pytest.raises(UsageError, match="give exactly one of index, text, image") as refused:
+        saekit.features(result, store)
+    assert 'sort="score"' in refused.value.hint
+
+
+def test_a_dense_code_has_no_score(made, tmp_path):
+    _, store, _ = made
+    saekit.train(store, tmp_path / "pca", model="pca", latents=4)
+    with pytest.raises(DataError, match=r"no latent of .* has a score"):
+        saekit.features(tmp_path / "pca", store, sort="score")
+    # a page of it opens on the largest
+    saekit.inspect(tmp_path / "pca", store, tmp_path / "page", top=2)
+    assert all(record["score"] is None for record in records(tmp_path / "page"))
+    sizes = [record["max"] for record in records(tmp_path / "page")]
+    assert sizes == sorted(sizes, reverse=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from made_letters import LETTERS, letters_model
 
 import saekit
 from saekit.harvesting.models import load_model
-from saekit.inspection.relate import off_the_residual_stream
+from saekit.inspection.relate import (
+    off_the_residual_stream,
+    standing_out,
+    standing_out_by_chance,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,41 @@ def test_a_transcoder_writes_to_its_target(letters, tmp_path):
         lines = (tmp_path / f"{name}-page/features.jsonl").read_text().splitlines()
         has[name] = [json.loads(line)["logits"] is not None for line in lines]
     assert not any(has["same"]) and all(has["transcoder"])
+
+
+def test_a_direction_with_tokens_of_its_own_stands_out_and_a_random_one_does_not():
+    generator = torch.Generator().manual_seed(3)
+    W_U_VD = torch.randn(3000, 48, generator=generator)
+    topic_D = torch.randn(48, generator=generator)
+    W_U_VD[:20] += 2 * topic_D  # twenty tokens of one topic
+    raised, lowered = standing_out_by_chance(W_U_VD)
+    assert (raised, lowered) == standing_out_by_chance(W_U_VD)
+    random_ND = torch.randn(2000, 48, generator=generator)
+    ends_N2 = standing_out(random_ND @ W_U_VD.T)
+    for side, limit in zip(ends_N2.T, (raised, lowered)):
+        assert 0.003 <= float((side > limit).float().mean()) <= 0.025
+    of_topic = standing_out(topic_D[None] @ W_U_VD.T)[0]
+    assert of_topic[0] > 1.5 * raised and of_topic[1] < lowered
+    # by hand, and whatever the direction's length
+    logits = (topic_D @ W_U_VD.T).double().numpy()
+    by_hand = (np.sort(logits)[-10:].mean() - logits.mean()) / logits.std()
+    assert float(of_topic[0]) == pytest.approx(by_hand, rel=1e-4)
+    torch.testing.assert_close(standing_out(30 * topic_D[None] @ W_U_VD.T)[0], of_topic)
+
+
+def test_the_records_of_a_page_hold_the_test(letters, tmp_path):
+    """The head of six letters and twelve dimensions: the figures are those of its own logits."""
+    model = str(letters / "model")
+    options = {"hook": "blocks.1", "dtype": "float32", "holdout": 0.2}
+    saekit.harvest(model, str(letters / "docs"), tmp_path / "acts", **options)
+    saekit.train(tmp_path / "acts", tmp_path / "run", k=2, latents=16, rows=2000, batch=128)
+    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", features="all", top=3)
+    W_U = load_model(model).module.lm_head.weight[:6].detach()
+    W_dec = saekit.load(tmp_path / "run").W_dec.detach()
+    for line in (tmp_path / "page/features.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        ends = standing_out((W_dec[record["index"]] @ W_U.T)[None])[0].tolist()
+        test = record["logit_test"]
+        assert [test["raised"], test["lowered"]] == pytest.approx(ends, rel=1e-4, abs=1e-6)
+        chance = standing_out_by_chance(W_U)
+        assert (test["raised_chance"], test["lowered_chance"]) == pytest.approx(chance, rel=1e-4)

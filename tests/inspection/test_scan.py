@@ -12,7 +12,7 @@ from saekit.inspection import scan as scan_module
 from saekit.inspection.records import feature_records, pick_rows, select_latents
 from saekit.inspection.relate import decoder_neighbours, output_tokens
 from saekit.inspection.scan import BINS, Scan, cached_scan, scan_store
-from saekit.inspection.windows import TOKENS_EACH_SIDE, read_windows
+from saekit.inspection.windows import read_windows
 from saekit.store.reader import open_store
 
 
@@ -112,7 +112,7 @@ def test_windows_hold_the_latent_on_the_rows_of_the_same_example(trained):
     windows = read_windows(model, store, rows, latents)
     for i, (row, latent) in enumerate(zip(rows, latents)):
         first, last = row // 40 * 40, min(row // 40 * 40 + 40, 2000)
-        start, stop = max(first, row - TOKENS_EACH_SIDE), min(last, row + TOKENS_EACH_SIDE + 1)
+        start, stop = first, last
         assert (windows.start[i], windows.stop[i]) == (start, stop)
         got = torch.from_numpy(windows.values[windows.ptr[i] : windows.ptr[i + 1]])
         torch.testing.assert_close(got, z[start:stop, latent], rtol=1e-4, atol=1e-5)
@@ -146,7 +146,9 @@ def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
     )
     scan = scan_store(model, store)
     chosen = select_latents("top:5", scan)
-    for record, j in zip(feature_records(model, store, scan, chosen, 6, None), chosen.tolist()):
+    contexts: dict[int, list[str]] = {}
+    records = feature_records(model, store, scan, chosen, 6, None, contexts=contexts)
+    for record, j in zip(records, chosen.tolist()):
         assert record.index == j and record.active_rows == int((z[:, j] > 0).sum())
         assert record.density == pytest.approx(record.active_rows / 2000)
         top = [e for e in record.examples if e.group == "top"]
@@ -164,6 +166,18 @@ def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
                 e.values
             )
             assert e.source == f"document {e.doc_id}"
+            # the list shows twelve tokens on either side, the context all forty
+            first = e.position - e.centre
+            assert (first, first + len(e.tokens)) == (
+                max(0, e.position - 12),
+                min(40, e.position + 13),
+            )
+            assert contexts[e.example_id][first : first + len(e.tokens)] == e.tokens
+            whole = z[e.example_id * 40 : e.example_id * 40 + 40, j]
+            assert [place for place, _ in e.context_values] == whole.nonzero()[:, 0].tolist()
+            assert [value for _, value in e.context_values] == pytest.approx(
+                whole[whole != 0].tolist(), rel=1e-4
+            )
 
 
 def test_select_latents(trained):
@@ -186,7 +200,7 @@ def test_neighbours_and_output_tokens_by_hand():
     assert [n["index"] for n in near] == [1, 2]
     assert [n["cosine"] for n in near] == pytest.approx([0.6, -1.0])
     W_U = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 1.0]])
-    logits = output_tokens(W_dec, torch.tensor([1]), W_U, "abc".__getitem__, count=2)[0]
+    logits = output_tokens(W_dec, torch.tensor([1]), W_U, "abc".__getitem__, count=2)[0][0]
     assert logits["top"] == [
         {"token": "b", "value": pytest.approx(4.0)},
         {"token": "a", "value": pytest.approx(1.2)},

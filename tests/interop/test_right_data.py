@@ -236,7 +236,9 @@ def test_a_run_of_ours_is_checked_too(model, other, tmp_path):
     same = saekit.harvest(model, TEXTS, tmp_path / "same", hook="blocks.2:in", ctx=9).path
     saekit.evaluate(run.path, same)  # blocks.2:in is blocks.1
     earlier = saekit.harvest(model, TEXTS, tmp_path / "earlier", hook="blocks.0", ctx=9).path
-    with pytest.raises(DataError, match=r"hook transformer.h.1; .* holds hook transformer.h.0$"):
+    with pytest.raises(
+        DataError, match=r"(?m)hook transformer.h.1; .* holds hook transformer.h.0$"
+    ):
         saekit.evaluate(run.path, earlier)
     saekit.evaluate(run.path, earlier, any_store=True)
     saekit.evaluate(run.path, open_store(earlier).take(torch.arange(20).numpy()).x)  # says nothing

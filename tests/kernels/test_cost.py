@@ -104,8 +104,16 @@ def test_every_operation_grows_with_the_batch():
         )
 
 
+def test_an_h100_has_the_products_of_an_h200_and_less_bandwidth():
+    name, B, D, F, k = "NVIDIA H100 80GB HBM3", 8192, 768, 24576, 32
+    assert cost.floor_ms("encode", B, D, F, k, name) == cost.floor_ms("encode", B, D, F, k, H200)
+    slower = cost.floor_ms("relu_forward", B, D, F, k, name)
+    assert slower == pytest.approx(4.3 / 3.0 * cost.floor_ms("relu_forward", B, D, F, k, H200))
+
+
 @pytest.mark.parametrize(
-    "name", ["NVIDIA A100-SXM4-80GB", "cpu", "", "NVIDIA GH200 480GB", "NVIDIA H20"]
+    "name",
+    ["NVIDIA A100-SXM4-80GB", "cpu", "", "NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA H100 PCIe"],
 )
 def test_unknown_devices_have_no_floor(name):
     assert cost.floor_ms("encode", 8192, 768, 24576, 32, name) is None

@@ -55,7 +55,7 @@ def test_of_stores_side_by_side_the_one_with_the_bad_row_is_named(tmp_path, bad)
     damage(Store(paths[bad]), 17)
     stack = StackedStore([Store(path) for path in paths.values()])
     with pytest.raises(
-        NumericsError, match=rf"in the data: {paths[bad]}, shard 00000\.safetensors row 17$"
+        NumericsError, match=rf"(?m)in the data: {paths[bad]}, shard 00000\.safetensors row 17$"
     ):
         for batch in stack.batches(50):
             check_rows(stack, batch)
@@ -67,6 +67,6 @@ def test_a_bad_row_of_no_store_names_model_and_hook():
         target = None
 
     found = [torch.tensor([1.0, float("inf")])]
-    with pytest.raises(NumericsError, match=r"in the data: some-model at blocks\.4$"):
+    with pytest.raises(NumericsError, match=r"(?m)in the data: some-model at blocks\.4$"):
         check_peaks(Running(), None, found)
     check_peaks(Running(), None, [torch.ones(2)])

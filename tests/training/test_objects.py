@@ -162,7 +162,7 @@ def test_neighbouring_tokens_of_sequences_in_memory():
 def test_a_bad_value_is_named_by_its_row():
     x = X_ND.clone()
     x[17, 3] = float("nan")
-    with pytest.raises(NumericsError, match=r"the array, row 17$"):
+    with pytest.raises(NumericsError, match=r"(?m)the array, row 17$"):
         saekit.train(x, **SMALL)
 
 

@@ -183,7 +183,7 @@ def test_resume_refuses_other_settings_and_names_them(store, tmp_path):
 def test_a_bad_row_is_named_by_shard_and_row(store, tmp_path, value):
     row = store.split("train").slices(700, 701)[0][0]
     shard, local = damage(store, row, value)
-    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+    with pytest.raises(NumericsError, match=rf"(?m)shard {shard} row {local}$"):
         saekit.train(store.path, tmp_path / "run", **SMALL)
 
 
@@ -196,7 +196,7 @@ def test_a_bad_row_that_the_statistics_did_not_see_is_named_in_the_loop(
     seen = {int(r) for b in [next(store.batches(300, seed=0, split="train"))] for r in b.rows}
     row = next(r for r in range(2000) if r not in seen and r in set(store_rows(store, "train")))
     shard, local = damage(store, row)
-    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+    with pytest.raises(NumericsError, match=rf"(?m)shard {shard} row {local}$"):
         saekit.train(store.path, tmp_path / "run", **SMALL)
 
 
@@ -412,7 +412,7 @@ def test_dead_in_training_is_not_claimed_for_less_than_an_epoch(store, tmp_path)
 @pytest.mark.parametrize("options", [{"model": "pca", "latents": 4}, SMALL])
 def test_a_bad_held_out_row_is_named(store, tmp_path, options):
     shard, local = damage(store, store.split("holdout").slices(3, 4)[0][0])
-    with pytest.raises(NumericsError, match=rf"shard {shard} row {local}$"):
+    with pytest.raises(NumericsError, match=rf"(?m)shard {shard} row {local}$"):
         saekit.train(store.path, tmp_path / "run", **options)
 
 

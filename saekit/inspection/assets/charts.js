@@ -1,4 +1,4 @@
-// Histogram, bars and the colour bar. Bars are SVG stretched to the box; figures stand beside them as text, so they keep their size.
+// Histogram, bars and the color bar. Bars are SVG stretched to the box; figures stand beside them as text, so they keep their size.
 
 const TICKS = 5; // the axis is marked at fifths of its length
 
@@ -83,8 +83,8 @@ function bar(share, className = "") {
 }
 
 // The one scale of a feature's page: from 0 to its maximum, or to either side of 0.
-function colourBar(record) {
+function colorBar(record) {
   const [low, signed] = isSigned(record) ? [figure(-record.max), true] : ["0", false];
-  return el("div", { class: "colour-bar", role: "img", "aria-label": `Shading from ${low} to ${figure(record.max)}` },
-    el("span", {}, low), el("span", { class: signed ? "ramp signed" : "ramp" }), el("span", {}, figure(record.max)));
+  return about(el("div", { class: "color-bar", role: "img", "aria-label": `Shading from ${low} to ${figure(record.max)}` },
+    el("span", {}, low), el("span", { class: signed ? "ramp signed" : "ramp" }), el("span", {}, figure(record.max))), "shading", true);
 }

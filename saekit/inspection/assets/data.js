@@ -8,47 +8,62 @@ async function unpack(base64) {
 
 let catalog = null;
 let recordOf = null; // latent -> number of its record, -1 where none was made
+let contextPlace = null; // example -> number of its context
 
 async function loadCatalog() {
   catalog = await unpack(byId("catalog").textContent);
   recordOf = new Int32Array(catalog.meta.latents).fill(-1);
   catalog.records.forEach((latent, number) => { recordOf[latent] = number; });
+  contextPlace = new Map(catalog.contexts.map((example, number) => [example, number]));
 }
 
-const SHARDS_KEPT = 48;
-const shards = new Map(); // shard number -> promise of its records; insertion order is age
-const arrivals = new Map(); // shard number -> function that takes the packed text
+const FILES_KEPT = 48;
+const files = new Map(); // source -> promise of its content; insertion order is age
+const arrivals = new Map(); // source -> function that takes the packed text
 
-// The one name that shards know.
-window.saekitShard = (number, packed) => arrivals.get(number)?.(packed);
+// The two names that the files beside the page know.
+window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
+window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 
-function shardText(number) {
-  if (catalog.single_file) return Promise.resolve(byId(`shard-${number}`).textContent);
+function sourceOf(folder, number) {
+  return `${folder}/${String(number).padStart(3, "0")}.js`;
+}
+
+function packedText(folder, number) {
+  if (catalog.single_file) return Promise.resolve(byId(`${folder === "shards" ? "shard" : folder}-${number}`).textContent);
   return new Promise((resolve, reject) => {
-    const source = `shards/${String(number).padStart(3, "0")}.js`;
+    const source = sourceOf(folder, number);
     const script = el("script", { src: source });
-    arrivals.set(number, resolve);
-    const finish = () => { arrivals.delete(number); script.remove(); };
+    arrivals.set(source, resolve);
+    const finish = () => { arrivals.delete(source); script.remove(); };
     script.addEventListener("load", finish);
     script.addEventListener("error", () => { finish(); reject(new Error(`${source} could not be read. Keep it beside index.html.`)); });
     document.head.append(script);
   });
 }
 
-function loadShard(number) {
-  if (!shards.has(number)) {
-    const records = shardText(number).then(unpack);
-    records.catch(() => shards.delete(number));
-    shards.set(number, records);
-    if (shards.size > SHARDS_KEPT) shards.delete(shards.keys().next().value);
+function loadFile(folder, number) {
+  const source = sourceOf(folder, number);
+  if (!files.has(source)) {
+    const content = packedText(folder, number).then(unpack);
+    content.catch(() => files.delete(source));
+    files.set(source, content);
+    if (files.size > FILES_KEPT) files.delete(files.keys().next().value);
   }
-  return shards.get(number);
+  return files.get(source);
 }
 
 async function loadRecord(latent) {
   const number = recordOf[latent];
-  const records = await loadShard(Math.floor(number / catalog.shard_records));
+  const records = await loadFile("shards", Math.floor(number / catalog.shard_records));
   return records[number % catalog.shard_records];
+}
+
+// The tokens of a whole context.
+async function loadContext(example) {
+  const number = contextPlace.get(example);
+  const contexts = await loadFile("contexts", Math.floor(number / catalog.contexts_each_file));
+  return contexts[number % catalog.contexts_each_file];
 }
 
 const MIME = { png: "image/png", webp: "image/webp", jpg: "image/jpeg" };
@@ -58,7 +73,7 @@ function imageSource(name) {
   return `data:${MIME[name.split(".").pop()]};base64,${byId(`image-${name}`).textContent}`;
 }
 
-// Small pictures (8 x 8 digits) stay squares of colour; photographs are smoothed.
+// Small pictures (8 x 8 digits) stay squares of color; larger ones are smoothed.
 function picture(name, alt) {
   const image = el("img", { alt, draggable: "false", decoding: "async" });
   image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 64));

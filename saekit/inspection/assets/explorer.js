@@ -14,18 +14,33 @@ function latentInAddress() {
 
 async function route() {
   const text = latentInAddress();
-  if (text === null) return;
+  if (text === null) {
+    await routeToGallery();
+    return;
+  }
   const latent = /^\d+$/.test(text) ? Number(text) : -1;
   const known = latent >= 0 && latent < catalog.meta.latents;
   state.latent = known ? latent : null;
   markCurrentRow();
   scrollToCurrent();
-  document.body.classList.remove("list-open");
-  byId("open-list").setAttribute("aria-expanded", "false");
+  closeList();
   document.title = known ? `#${latent} · ${catalog.meta.title}` : catalog.meta.title;
   if (!known) show(noSuchLatent(text));
   else if (recordOf[latent] < 0) show(pageless(latent));
   else await openRecord(latent);
+}
+
+async function routeToGallery() {
+  state.latent = null;
+  markCurrentRow();
+  closeList();
+  document.title = catalog.meta.title;
+  await openGallery();
+}
+
+function closeList() {
+  document.body.classList.remove("list-open");
+  byId("open-list").setAttribute("aria-expanded", "false");
 }
 
 async function openRecord(latent) {
@@ -75,10 +90,9 @@ async function copyLink() {
 // --- header, panels, theme ------------------------------------------------------------------------------------------
 
 function drawHeader() {
-  const { metrics, title } = catalog.meta;
-  byId("title").title = title;
+  const { metrics } = catalog.meta;
   byId("metrics").replaceChildren(...metrics.filter(({ name }) => name !== "dead_train").map(({ name, text, meaning }) =>
-    el("div", { title: meaning }, el("dt", {}, name), el("dd", {}, text))));
+    about(el("div", {}, about(el("dt", {}, el("span", {}, name)), meaning, true), el("dd", {}, text)), meaning)));
 }
 
 function drawAbout() {
@@ -89,7 +103,9 @@ function drawAbout() {
     ...meta.metrics.map(({ name, text }) => [name, text])];
   byId("about-facts").replaceChildren(...facts.filter(([, value]) => value !== null).map(([name, value]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  byId("about-notes").replaceChildren(...meta.notes.map((note) => el("p", { class: "note" }, note)),
+  const terms = [["Score", "score"], ["Automatic label", "label"], ["Interval examples", "intervals"], ["Output tokens", "outputTokens"], ["Near-duplicates", "twins"]];
+  byId("about-notes").replaceChildren(...terms.filter(([name]) => name !== "Output tokens" || catalog.meta.modality === "text").map(([name, key]) =>
+    el("p", { class: "note" }, el("b", {}, `${name}. `), MEANING[key]())), ...meta.notes.map((note) => el("p", { class: "note" }, note)),
     el("p", { class: "note" }, "Figures are rounded to 4 significant digits; features.jsonl beside this page holds them in full."));
 }
 
@@ -116,6 +132,7 @@ const KEYS = {
   "/": () => { if (getComputedStyle(byId("sidebar")).display === "none") toggleList(); byId("search").focus(); byId("search").select(); },
   "?": () => byId("help").showModal(),
   h: toggleHeat,
+  g: () => { location.hash = "#/"; },
   l: () => byId("log-axis")?.click(),
   t: switchTheme,
   ArrowLeft: () => step(-1),
@@ -154,11 +171,14 @@ function stepInList(direction) {
 function applyMemory() {
   const theme = memory.get("theme", null);
   if (theme) document.documentElement.dataset.theme = theme;
-  setOpacity(memory.get("opacity", "0.8"));
+  const overlay = memory.get("overlay", "spotlight");
+  document.body.dataset.overlay = OVERLAYS[overlay] ? overlay : "spotlight";
 }
 
 function listen() {
   addEventListener("hashchange", route);
+  listenForExplanations();
+  listenForNames();
   addEventListener("keydown", onKey);
   addEventListener("scroll", () => { if (!main.querySelector(".reading")) hideTip(); }, { passive: true, capture: true });
   byId("theme-button").addEventListener("click", switchTheme);
@@ -177,10 +197,9 @@ async function start() {
   document.body.dataset.modality = catalog.meta.modality;
   drawHeader();
   drawAbout();
+  loadNames();
   prepareList();
   listen();
-  const first = view.order.find((latent) => recordOf[latent] >= 0) ?? view.order[0];
-  if (latentInAddress() === null && first !== undefined) history.replaceState(null, "", `#/f/${first}`);
   await route();
   document.documentElement.dataset.ready = "yes";
 }

@@ -1,34 +1,46 @@
 // The page of one feature, from its record. Functions take the record and return elements; explorer.js puts them in place.
 
-const INTERVALS = 5;
-let interval = INTERVALS - 1; // the band whose examples are shown; kept from feature to feature
+let interval = null; // the band whose examples are shown, null for the middle one; kept from feature to feature
 
 function featurePage(record) {
   return [
     featureHeader(record.index, record.label, record),
-    el("div", { class: "pair" }, histogramSection(record), record.logits ? logitSection(record) : relatedSection(record)),
     topSection(record),
+    el("div", { class: "pair" }, histogramSection(record), relatedSection(record)),
     intervalSection(record),
-    record.logits ? relatedSection(record) : null,
+    record.logits ? logitSection(record) : null,
   ].filter(Boolean);
 }
 
 function featureHeader(latent, label, record) {
   const density = catalog.density[latent];
+  const score = catalog.score[latent] ?? null;
   const active = record ? el("span", { class: "of" }, `${count(record.active_rows)} of ${count(catalog.meta.rows)} rows`) : null;
   return el("header", { class: "feature-header" },
     el("div", { class: "identity" },
       el("h2", { id: "index", tabindex: "-1" }, el("span", { class: "hash" }, "#"), String(latent)),
       el("p", { class: "feature-label", id: "label" }, plainNodes(label ?? "")),
+      nameField(latent),
       el("div", { class: "steps" },
         el("button", { type: "button", class: "button", id: "previous", "aria-label": "Previous feature", onclick: () => step(-1) }, "←"),
         el("button", { type: "button", class: "button", id: "next", "aria-label": "Next feature", onclick: () => step(1) }, "→"),
         el("button", { type: "button", class: "button", id: "copy", onclick: copyLink }, "Copy link"))),
+    automaticLabel(latent, record),
     el("dl", { class: "stats" },
-      density === null ? null : stat("density", "Density", percent(density), active),
-      stat("max", record && isSigned(record) ? "Max size" : "Max activation", figure(catalog.max[latent])),
-      density === null && active ? stat("active", "Active", active) : null,
-      record?.hook_shares ? stat("hook-shares", "Decoder norm by hook", ...shareText(record.hook_shares)) : null));
+      density === null ? null : stat("density", "Density", "density", percent(density), active),
+      record && isSigned(record) ? stat("max", "Max size", "maxSize", figure(catalog.max[latent]))
+        : stat("max", "Max activation", "max", figure(catalog.max[latent])),
+      score === null ? null : stat("score", "Score", "score", figure(score, 2)),
+      density === null && active ? stat("active", "Active", "active", active) : null,
+      record?.hook_shares ? stat("hook-shares", "Decoder norm by hook", "hookShares", ...shareText(record.hook_shares)) : null));
+}
+
+// "automatic: on import, 30 of 38 examples; raises numpy".
+function automaticLabel(latent, record) {
+  const meaning = meaningOf(latent);
+  if (!meaning) return null;
+  return about(el("p", { class: "automatic-label", id: "automatic" }, el("span", { class: "badge" }, "automatic"), el("span", {}, meaningNodes(meaning)),
+    el("span", { class: "of" }, `${meaning.count} of ${meaning.of} examples`), record ? raisesNodes(record) : null), "label", true);
 }
 
 // "blocks.3 61.2 % · blocks.6 38.8 %": of a crosscoder.
@@ -36,19 +48,22 @@ function shareText(shares) {
   return Object.entries(shares).flatMap(([hook, share], i) => [i ? " · " : null, ...plainNodes(hook), ` ${percent(share, 3)}`]).filter(Boolean);
 }
 
-function stat(id, name, ...values) {
-  return el("div", {}, el("dt", {}, name), el("dd", { id }, values));
+function stat(id, name, meaning, ...values) {
+  return about(el("div", {}, about(el("dt", {}, el("span", {}, name)), meaning, true), el("dd", { id }, values)), meaning);
 }
 
+// `meaning`: what the tip of the heading says.
 function section(id, title, extra, ...content) {
-  return el("section", { id, "aria-labelledby": `${id}-title` },
-    el("div", { class: "section-head" }, el("h3", { id: `${id}-title` }, title), extra), content);
+  const head = el("h3", { id: `${id}-title` }, title);
+  if (MEANING[SECTION_MEANING[id]]) about(head, SECTION_MEANING[id], true);
+  return el("section", { id, "aria-labelledby": `${id}-title` }, el("div", { class: "section-head" }, head, extra), content);
 }
+
+const SECTION_MEANING = { histogram: "histogram", logits: "outputTokens", top: "top", intervals: "intervals" };
 
 function histogramSection(record) {
   const logarithmic = memory.get("log", "no") === "yes";
-  const toggle = el("button", { type: "button", class: "button small", id: "log-axis", "aria-pressed": String(logarithmic),
-    title: "Logarithmic axis (l)" }, "log");
+  const toggle = about(el("button", { type: "button", class: "button small", id: "log-axis", "aria-pressed": String(logarithmic) }, "log"), "log");
   toggle.addEventListener("click", () => {
     memory.set("log", logarithmic ? "no" : "yes");
     const redrawn = histogramSection(record);
@@ -58,17 +73,33 @@ function histogramSection(record) {
   return section("histogram", "Activations", toggle, histogram(record, logarithmic));
 }
 
+// Whether the output tokens of a side stand out more than those of 99 % of random directions.
+function standsOut(record, side) {
+  const test = record.logit_test;
+  return Boolean(record.logits) && (!test || test[side] > test[`${side}_chance`]);
+}
+
+const SIDES = { raised: ["Raised", "top"], lowered: ["Lowered", "bottom"] };
+
+// Sides that are no better than chance are said to be so, and not shown.
 function logitSection(record) {
-  const every = [...record.logits.top, ...record.logits.bottom];
-  const largest = Math.max(...every.map((entry) => Math.abs(entry.value)), 1e-12);
-  const column = (title, entries, className) => el("div", { class: className },
-    el("h4", {}, title),
-    el("ol", { class: "measures" }, entries.map((entry) => el("li", {},
-      el("span", { class: "chip" }, tokenNodes(entry.token, true)), bar(Math.abs(entry.value) / largest),
-      el("span", { class: "value" }, figure(entry.value))))));
+  const shown = Object.keys(SIDES).filter((side) => standsOut(record, side));
+  const hidden = Object.keys(SIDES).filter((side) => !shown.includes(side));
+  const entries = shown.map((side) => record.logits[SIDES[side][1]]);
+  const largest = Math.max(...entries.flat().map((entry) => Math.abs(entry.value)), 1e-12);
   return section("logits", "Output tokens", null,
-    el("div", { class: "two" }, column("Raised", record.logits.top, "raised"), column("Lowered", record.logits.bottom, "lowered")),
-    el("p", { class: "note" }, catalog.meta.logit_note));
+    shown.length ? el("div", { class: "two" }, shown.map((side, at) => logitColumn(side, entries[at], largest))) : null,
+    ...hidden.map((side) => el("p", { class: "note", "data-hidden-side": side },
+      `${SIDES[side][0]} tokens are not shown: they are no better than those of a random direction. The ten of this feature lie `
+      + `${figure(record.logit_test[side], 3)} standard deviations from the mean logit; 99 % of random directions stay below ${figure(record.logit_test[`${side}_chance`], 3)}.`)),
+    shown.length ? el("p", { class: "note" }, catalog.meta.logit_note) : null);
+}
+
+function logitColumn(side, entries, largest) {
+  return el("div", { class: side }, el("h4", {}, SIDES[side][0]),
+    el("ol", { class: "measures" }, entries.map((entry) => about(el("li", {},
+      el("span", { class: "chip" }, tokenNodes(entry.token, true)), bar(Math.abs(entry.value) / largest),
+      el("span", { class: "value" }, figure(entry.value))), "logit"))));
 }
 
 function topSection(record) {
@@ -92,23 +123,20 @@ function exampleList(examples, max) {
 }
 
 function shadingControls(record) {
+  if (catalog.meta.modality === "image") return el("div", { class: "shading" }, colorBar(record), overlayButtons());
   const on = !document.body.classList.contains("heat-off");
-  const toggle = el("button", { type: "button", class: "button small", id: "heat-toggle", "aria-pressed": String(on),
-    title: "Activation shading (h)", onclick: toggleHeat }, "heat map");
-  const opacity = catalog.meta.modality !== "image" ? null : el("input", { type: "range", id: "opacity", min: 0.1, max: 1, step: 0.05,
-    value: memory.get("opacity", "0.8"), "aria-label": "Opacity of the heat map", title: "Opacity of the heat map",
-    oninput: (event) => setOpacity(event.target.value) });
-  return el("div", { class: "shading" }, colourBar(record), opacity, toggle);
+  return el("div", { class: "shading" }, colorBar(record), el("button", { type: "button", class: "button small", id: "heat-toggle",
+    "aria-pressed": String(on), title: "Activation shading (h)", onclick: toggleHeat }, "shading"));
 }
 
 function toggleHeat() {
+  if (catalog.meta.modality === "image") {
+    const names = Object.keys(OVERLAYS);
+    setOverlay(names[(names.indexOf(document.body.dataset.overlay) + 1) % names.length]);
+    return;
+  }
   const off = document.body.classList.toggle("heat-off");
   byId("heat-toggle")?.setAttribute("aria-pressed", String(!off));
-}
-
-function setOpacity(value) {
-  memory.set("opacity", value);
-  document.documentElement.style.setProperty("--overlay", value);
 }
 
 // A band as the scan counted it: its ends and its rows.
@@ -117,22 +145,25 @@ function intervalName(band) {
 }
 
 function intervalSection(record) {
-  const bands = Array.from({ length: INTERVALS }, (_, band) => record.examples.filter((example) => example.interval === band));
+  const inBand = record.examples.filter((example) => example.interval !== null);
+  const bandCount = record.bands?.length ?? inBand.reduce((most, example) => Math.max(most, example.interval + 1), 0);
+  const bands = Array.from({ length: bandCount }, (_, band) => inBand.filter((example) => example.interval === band));
+  const chosen = Math.min(interval ?? Math.floor(bandCount / 2), bandCount - 1);
   const counted = (record.bands ?? []).some((band) => band.rows > 0);
   if (!counted && bands.every((examples) => examples.length === 0)) return null;
-  const buttons = bands.map((_, band) => el("button", { type: "button", class: "band", "aria-pressed": String(band === interval),
+  const buttons = bands.map((_, band) => el("button", { type: "button", class: "band", "aria-pressed": String(band === chosen),
     onclick: () => {
       interval = band;
       const redrawn = intervalSection(record);
       byId("intervals").replaceWith(redrawn);
       redrawn.querySelectorAll(".band")[band].focus({ preventScroll: true });
     } },
-  el("span", { class: "swatch", style: { "--t": String((band + 0.5) / INTERVALS) } }),
+  el("span", { class: "swatch", style: { "--t": String((band + 0.5) / bandCount) } }),
   el("b", {}, record.bands ? intervalName(record.bands[band]) : `band ${band + 1}`),
-  el("span", { class: "band-rows" }, record.bands ? rowsText(record.bands[band].rows) : "")));
-  const shown = bands[interval];
+  about(el("span", { class: "band-rows" }, record.bands ? rowsText(record.bands[band].rows) : ""), "bandRows")));
+  const shown = bands[chosen] ?? [];
   return section("intervals", "Examples by interval", el("span", { class: "note" }, isSigned(record) ? "by size, either sign" : "by activation"),
-    el("div", { class: "bands", role: "group", "aria-label": "Interval of the maximum activation" }, buttons),
+    el("div", { class: "bands", role: "group", "aria-label": "Interval of the maximum activation", style: { "--bands": String(bandCount) } }, buttons),
     shown.length ? exampleList(shown, record.max) : el("p", { class: "note" }, "No example in this interval."));
 }
 
@@ -141,24 +172,47 @@ function relatedSection(record) {
   if (record.neighbours.length) lists.push(relatedList("neighbours", "Nearest decoder directions", "cosine", record.neighbours));
   if (record.coactivation.length) lists.push(relatedList("coactivation", "Fire on the same rows", "jaccard", record.coactivation));
   if (!lists.length) return null;
-  return section("related", "Related features", null, el("div", { class: lists.length > 1 ? "two" : "" }, lists));
+  const missing = [...new Set([...record.neighbours, ...record.coactivation].map((entry) => entry.index))].filter((latent) => recordOf[latent] < 0);
+  return section("related", "Related features", null, el("div", { class: "related-lists" }, lists), missing.length ? addPages(missing) : null);
 }
 
 function relatedList(id, title, measure, entries) {
-  return el("div", { id }, el("h4", {}, title, el("span", { class: "unit" }, measure)),
-    el("ol", { class: "measures related" }, entries.map((entry) => el("li", {},
-      el("a", { href: `#/f/${entry.index}` }, `#${entry.index}`), previewOf(entry.index),
-      bar(Math.abs(entry[measure])), el("span", { class: "value" }, figure(entry[measure]))))));
+  return el("div", { id }, about(el("h4", {}, el("span", {}, title), el("span", { class: "unit" }, measure)), id, true),
+    el("ol", { class: "measures related" }, entries.map((entry) => about(el("li", {},
+      recordOf[entry.index] < 0 ? el("span", { class: "number" }, `#${entry.index}`) : el("a", { href: `#/f/${entry.index}` }, `#${entry.index}`),
+      previewOf(entry.index), bar(Math.abs(entry[measure])), el("span", { class: "value" }, figure(entry[measure]))), id))));
+}
+
+// Those without a page are text, not links; the command adds them to this page.
+function addPages(latents) {
+  return el("div", { class: "add-pages" }, el("p", { class: "note" }, latents.length === 1 ? "One of these has no page. To add it:"
+    : `${latents.length} of these have no page. To add them:`), commandNodes(latents));
+}
+
+function commandNodes(latents) {
+  const command = `${catalog.meta.command || "saekit inspect ..."} --features ${latents.join(",")}`;
+  const button = el("button", { type: "button", class: "button small", onclick: async () => {
+    try { await navigator.clipboard.writeText(command); button.textContent = "Copied"; }
+    catch { getSelection().selectAllChildren(box); button.textContent = "Selected"; }
+  } }, "Copy");
+  const box = el("code", {}, command);
+  return el("div", { class: "command" }, el("pre", {}, box), button);
 }
 
 // What a list shows of a latent beside its number: label, thumbnail, the tokens it fires on.
 function previewOf(latent) {
   const record = recordOf[latent];
-  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : "no page");
+  const meaning = meaningOf(latent);
+  const own = names.get(latent) ?? (record >= 0 ? catalog.labels[record] : null);
+  const words = own ? [el("span", { class: "own-label" }, plainNodes(own))] : meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
+  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : "no common word");
   const thumbnail = catalog.thumbnails[record];
-  const words = catalog.labels[record] ? [el("span", { class: "own-label" }, plainNodes(catalog.labels[record]))] : [];
-  catalog.previews[record].forEach((token) => words.push(el("span", { class: "chip" }, tokenNodes(token, true))));
-  catalog.data_labels[record].forEach((label) => words.push(el("span", { class: "data-label" }, plainNodes(label))));
+  const common = meaning && meaning.text.trim().toLowerCase();
+  catalog.previews[record].filter((token) => token.trim().toLowerCase() !== common)
+    .forEach((token) => words.push(el("span", { class: "chip" }, tokenNodes(token, true))));
+  if (!words.length || own || catalog.labels[record]) {
+    catalog.data_labels[record].forEach((label) => words.push(el("span", { class: "data-label" }, plainNodes(label))));
+  }
   return el("span", { class: "preview" }, thumbnail ? picture(thumbnail, "") : null, words);
 }
 
@@ -166,10 +220,10 @@ function pageless(latent) {
   const dead = catalog.max[latent] === 0;
   return [
     featureHeader(latent, null, null),
-    section("hint", dead ? "Never active" : "No page yet", null,
+    section("hint", dead ? "Never active" : "Its examples are not on this page", null,
       el("p", {}, dead ? `No row of the ${count(catalog.meta.rows)} scanned activates this latent.`
-        : "This latent was scanned, but no examples were gathered for it. To make its page, run the same command with"),
-      dead ? null : el("pre", {}, el("code", {}, `saekit inspect --features ${latent}`))),
+        : "This latent was scanned, but no examples were gathered for it. This command adds them, and keeps what is here:"),
+      dead ? null : commandNodes([latent])),
   ];
 }
 

@@ -14,6 +14,8 @@ function prepareList() {
   view.search = catalog.records.map((_, record) => searchText(record));
   prepareDensity();
   if (catalog.records.length === catalog.meta.latents) byId("only-paged").closest("label").hidden = true;
+  prepareScore();
+  about(byId("density-filter"), "densityFilter");
   byId("filters").addEventListener("submit", (event) => { event.preventDefault(); openFirst(); });
   byId("filters").addEventListener("input", updateList);
   list.addEventListener("scroll", () => requestAnimationFrame(drawRows), { passive: true });
@@ -25,6 +27,13 @@ function searchText(record) {
   const words = [...catalog.previews[record], ...catalog.data_labels[record]];
   if (catalog.labels[record]) words.push(catalog.labels[record]);
   return words.join("\n").toLowerCase();
+}
+
+// Best scored first, where there are scores.
+function prepareScore() {
+  const option = byId("sort").querySelector("[value=score]");
+  if (catalog.score.some((score) => score !== null)) byId("sort").value = "score";
+  else option.remove();
 }
 
 // --- density filter -------------------------------------------------------------------------------------------------
@@ -105,12 +114,13 @@ function updateList() {
 function matches(latent, needle) {
   const digits = needle.startsWith("#") ? needle.slice(1) : needle;
   if (/^\d+$/.test(digits) && String(latent).startsWith(digits)) return true;
+  if (names.get(latent)?.toLowerCase().includes(needle) || catalog.meanings[latent]?.[1].toLowerCase().includes(needle)) return true;
   return recordOf[latent] >= 0 && view.search[recordOf[latent]].includes(needle);
 }
 
 function inOrder(latents) {
   const key = view.sort === "index" ? null : catalog[view.sort];
-  if (key) latents.sort((a, b) => key[b] - key[a] || a - b);
+  if (key) latents.sort((a, b) => (key[b] ?? -1) - (key[a] ?? -1) || a - b);
   const exact = Number(view.needle.replace("#", "") || NaN);
   const at = latents.indexOf(exact);
   if (at > 0) latents.unshift(...latents.splice(at, 1));
@@ -156,18 +166,20 @@ function listRow(latent, place) {
   const density = catalog.density[latent];
   const current = latent === currentLatent();
   const measure = view.axis ? shortPercent(density) : figure(catalog.max[latent], 3);
-  return el("a", {
+  const row = el("a", {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
-    title: recordOf[latent] < 0 && catalog.max[latent] !== 0 ? `No page was made: saekit inspect --features ${latent}` : null,
     style: { transform: `translateY(${place * view.height}px)`, height: `${view.height}px` },
   }, el("span", { class: "number" }, String(latent)), previewOf(latent),
-  el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)));
+  about(el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)), view.axis ? "density" : "max"));
+  return recordOf[latent] < 0 && catalog.max[latent] !== 0 ? about(row, "Its examples are not on this page; opening it shows the command that adds them.") : row;
 }
 
 function rowLabel(latent) {
   const record = recordOf[latent];
-  const words = record < 0 ? [] : [catalog.labels[record], ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
+  const meaning = meaningOf(latent);
+  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}`.trim();
+  const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
   return [`feature ${latent}`, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
     .filter(Boolean).join(", ");

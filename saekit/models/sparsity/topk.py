@@ -53,7 +53,8 @@ class TopKConfig(SAEConfig):
             if not 1 <= k <= config.n_latents:
                 raise UsageError(
                     f"{opt(name, k)} must be between 1 and the number of latents,"
-                    f" {config.n_latents:,}"
+                    f" {config.n_latents:,}",
+                    opt(name, min(32, config.n_latents)),
                 )
         return replace(config, k_start=k_start)
 

@@ -1,0 +1,115 @@
+// Image examples: a picture, what its patches do under it, and a zoom. Two overlays, both on the feature's one scale: a spotlight
+// that leaves the active patches their colors, and a heat map over a gray picture.
+
+const HEAT = [240, 122, 24]; // --heat of the style sheet, in both themes
+const COLD = [38, 128, 235]; // --cold: below 0
+const OUTLINED = 0.5; // of the maximum
+
+function imageExample(example, max) {
+  const name = imageName(example);
+  const frame = el("div", { class: "frame", role: "button", "aria-label": `${name}, activation ${figure(example.act)}: enlarge`,
+    onclick: () => zoom(example, max), onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); zoom(example, max); } } },
+  example.image === null ? el("span", { class: "no-image" }, "no thumbnail") : picture(example.image, ""));
+  frame.tabIndex = 0;
+  if (example.grid) addOverlays(frame, example, max);
+  return el("li", { class: "image-example" }, frame,
+    el("div", { class: "under" }, about(el("span", { class: "act" }, figure(example.act)), "act"),
+      about(el("span", { class: "data-label" }, plainNodes(name)), example.source || name)));
+}
+
+function imageName(example) {
+  return example.label ?? (example.source || `image ${example.example_id}`);
+}
+
+function addOverlays(frame, example, max) {
+  const [height, width] = example.grid;
+  const shares = example.values.map((value) => clamp01(Math.abs(value) / max));
+  const veil = el("canvas", { class: "veil", width, height, "aria-hidden": "true" });
+  paint(veil, shares.map((share) => [0, 0, 0, 1 - share]));
+  const heat = el("canvas", { class: "heat", width, height, "aria-hidden": "true" });
+  paint(heat, shares.map((share, place) => [...(example.values[place] < 0 ? COLD : HEAT), share]));
+  frame.style.aspectRatio = `${width} / ${height}`;
+  frame.append(veil, heat, outline(shares, example.grid));
+  if (example.position >= 0) frame.append(patchBox("picked", example.position, example.grid));
+  readPatches(frame, example);
+}
+
+// One pixel a patch, magnified by the style sheet without smoothing.
+function paint(canvas, pixels) {
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  pixels.forEach(([red, green, blue, alpha], place) => image.data.set([red, green, blue, Math.round(255 * alpha)], 4 * place));
+  context.putImageData(image, 0, 0);
+}
+
+// A line round the patches of at least half the maximum.
+function outline(shares, [height, width]) {
+  const inside = (row, column) => row >= 0 && column >= 0 && row < height && column < width && shares[row * width + column] >= OUTLINED;
+  const lines = shares.flatMap((_, place) => {
+    const [row, column] = [Math.floor(place / width), place % width];
+    if (!inside(row, column)) return [];
+    return [inside(row - 1, column) ? "" : `M${column} ${row}h1`, inside(row + 1, column) ? "" : `M${column} ${row + 1}h1`,
+      inside(row, column - 1) ? "" : `M${column} ${row}v1`, inside(row, column + 1) ? "" : `M${column + 1} ${row}v1`];
+  });
+  return el("svg:svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    el("svg:path", { d: lines.join(""), "vector-effect": "non-scaling-stroke" }));
+}
+
+function readPatches(frame, example) {
+  const [height, width] = example.grid;
+  const tell = (place) => {
+    const box = frame.getBoundingClientRect();
+    const [row, column] = [Math.floor(place / width), place % width];
+    markHistogram(example.values[place]);
+    showTip(box.left + (column + 0.5) / width * box.width, box.top + row / height * box.height,
+      figure(example.values[place]), `patch row ${row}, column ${column}`);
+  };
+  frame.addEventListener("pointermove", (event) => {
+    const box = frame.getBoundingClientRect();
+    const cell = (offset, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor(offset / size * cells)));
+    tell(cell(event.clientY - box.top, box.height, height) * width + cell(event.clientX - box.left, box.width, width));
+  });
+  frame.addEventListener("pointerleave", forget);
+  readByKeyboard(frame, example.values.length, Math.max(0, example.position), (place) => {
+    frame.querySelector(".at")?.remove();
+    tell(place);
+    return frame.appendChild(patchBox("at", place, example.grid));
+  });
+}
+
+function patchBox(className, place, [height, width]) {
+  return el("span", { class: className, "aria-hidden": "true", style: {
+    left: `${place % width / width * 100}%`, top: `${Math.floor(place / width) / height * 100}%`,
+    width: `${100 / width}%`, height: `${100 / height}%` } });
+}
+
+// --- overlay and zoom -----------------------------------------------------------------------------------------------
+
+const OVERLAYS = { spotlight: "spotlight", heat: "heat map", none: "picture" };
+
+function setOverlay(overlay) {
+  document.body.dataset.overlay = overlay;
+  memory.set("overlay", overlay);
+  for (const button of document.querySelectorAll("[data-sets-overlay]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.setsOverlay === overlay));
+  }
+}
+
+function overlayButtons() {
+  const current = document.body.dataset.overlay;
+  return about(el("div", { class: "choice", role: "group", "aria-label": "Overlay" }, Object.entries(OVERLAYS).map(([overlay, name]) =>
+    el("button", { type: "button", class: "button small", "data-sets-overlay": overlay, "aria-pressed": String(overlay === current),
+      onclick: () => setOverlay(overlay) }, name))), "overlay");
+}
+
+function zoom(example, max) {
+  const copy = imageExample(example, max);
+  const panel = byId("zoom");
+  copy.querySelector(".frame").removeAttribute("role");
+  panel.querySelector(".zoomed").replaceChildren(copy);
+  byId("zoom-title").replaceChildren(...plainNodes(imageName(example)));
+  byId("zoom-facts").textContent = [`activation ${figure(example.act)}`, `${figure(100 * Math.abs(example.act) / max, 3)} % of the maximum`,
+    example.grid ? `${example.grid[0]} × ${example.grid[1]} patches` : null, example.source || null].filter(Boolean).join(" · ");
+  forget();
+  if (!panel.open) panel.showModal();
+}

@@ -1,0 +1,69 @@
+// A reader's own names of features: kept in this browser, under the identity of checkpoint and store, and saved to a file on request.
+
+const names = new Map(); // latent -> name
+
+function namesKey() {
+  return `names.${catalog.meta.identity || catalog.meta.title}`;
+}
+
+function loadNames() {
+  try {
+    for (const [latent, name] of Object.entries(JSON.parse(memory.get(namesKey(), "{}")))) takeName(Number(latent), name);
+  } catch { /* what another program wrote there is not ours to read */ }
+}
+
+function takeName(latent, name) {
+  if (!(latent >= 0 && latent < catalog.meta.latents) || typeof name !== "string") return;
+  const short = name.trim().slice(0, 200);
+  if (short) names.set(latent, short); else names.delete(latent);
+}
+
+function keepNames() {
+  memory.set(namesKey(), JSON.stringify(Object.fromEntries(names)));
+  byId("names-count").textContent = names.size === 1 ? "1 name" : `${count(names.size)} names`;
+  byId("names-save").disabled = names.size === 0;
+}
+
+function nameField(latent) {
+  const field = el("input", { type: "text", id: "own-name", class: "own-name", maxlength: 200, placeholder: "Name it yourself",
+    "aria-label": `Your name for feature ${latent}`, spellcheck: "false", autocomplete: "off" });
+  field.value = names.get(latent) ?? "";
+  field.addEventListener("change", () => {
+    takeName(latent, field.value);
+    field.value = names.get(latent) ?? "";
+    keepNames();
+    redrawRows();
+  });
+  field.addEventListener("keydown", (event) => { if (event.key === "Enter") field.blur(); });
+  return about(field, "name");
+}
+
+function saveNames() {
+  const { title, checkpoint, dataset, hook, identity } = catalog.meta;
+  const sorted = [...names].sort(([a], [b]) => a - b).map(([index, name]) => ({ index, name }));
+  const file = new Blob([JSON.stringify({ title, checkpoint, hook, dataset, identity, names: sorted }, null, 1)], { type: "application/json" });
+  const link = el("a", { href: URL.createObjectURL(file), download: `names-${checkpoint || "saekit"}.json` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+async function readNames(file) {
+  const message = byId("names-message");
+  try {
+    const read = JSON.parse(await file.text());
+    if (read.identity !== catalog.meta.identity) throw new Error("these names are of another checkpoint or store");
+    read.names.forEach(({ index, name }) => takeName(index, name));
+    keepNames();
+    redrawRows();
+    await route();
+    message.textContent = `${count(read.names.length)} read`;
+  } catch (error) {
+    message.textContent = `Not read: ${error.message}`;
+  }
+}
+
+function listenForNames() {
+  byId("names-button").addEventListener("click", () => { keepNames(); byId("names-message").textContent = ""; byId("names").showModal(); });
+  byId("names-save").addEventListener("click", saveNames);
+  byId("names-file").addEventListener("change", (event) => { if (event.target.files[0]) readNames(event.target.files[0]); event.target.value = ""; });
+}

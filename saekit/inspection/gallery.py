@@ -1,0 +1,68 @@
+"""The features that a page opens with: the best scored, each only once.
+
+Two latents are near-duplicates where the cosine of their decoder rows is at least SAME_DIRECTION,
+or where the Jaccard index of their strongest rows (rows of both over rows of either; one per
+context or image) is at least SAME_ROWS. A near-duplicate of a better scored feature is folded into
+it. A feature with the same automatic label as a better one is left to the list, so that ten
+features have ten meanings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from saekit.inspection.scan import Scan
+from saekit.inspection.score import Meaning, Scores
+
+SHOWN = 10
+SAME_DIRECTION = 0.8
+SAME_ROWS = 0.5
+CANDIDATES = 2000  # of the best; a gallery is full long before, unless all have one meaning
+
+
+@dataclass
+class Shown:
+    """A feature of the gallery, and the near-duplicates folded into it."""
+
+    index: int
+    twins: list[int] = field(default_factory=list)
+
+
+def gallery(
+    latents: Sequence[int], scan: Scan, scores: Scores, directions_FD: torch.Tensor | None
+) -> list[Shown]:
+    """Of the latents that have a page: at most SHOWN, best first. Without scores, those of the
+    largest size."""
+    shown: list[Shown] = []
+    seen: set[tuple[str, str]] = set()
+    for j in _in_order(latents, scan, scores)[:CANDIDATES]:
+        twin = next((s for s in shown if _near(s.index, j, scan, directions_FD)), None)
+        if twin is not None:
+            twin.twins.append(j)
+        elif len(shown) < SHOWN and (meaning := _word(scores.meanings[j])) not in seen:
+            shown.append(Shown(j))
+            if meaning is not None:
+                seen.add(meaning)
+    return shown
+
+
+def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
+    score = lambda j: scores.of(j) if scores.of(j) is not None else -1.0
+    fires = [j for j in latents if scan.active[j] > 0]
+    return sorted(fires, key=lambda j: (-score(j), -float(scan.max[j]), j))
+
+
+def _word(meaning: Meaning | None) -> tuple[str, str] | None:
+    return None if meaning is None else (meaning.kind, meaning.text.strip().casefold())
+
+
+def _near(a: int, b: int, scan: Scan, directions_FD: torch.Tensor | None) -> bool:
+    rows_a, rows_b = (set(scan.top.row[j].tolist()) - {-1} for j in (a, b))
+    if len(rows_a & rows_b) >= SAME_ROWS * len(rows_a | rows_b) > 0:
+        return True
+    if directions_FD is None:
+        return False
+    return bool(torch.cosine_similarity(directions_FD[a], directions_FD[b], 0) >= SAME_DIRECTION)

@@ -1,0 +1,113 @@
+"""What a row of a store can mean, as one word of each kind: the token it is at, the token before or
+after it, the label of its document or image.
+
+Words are numbers here, so that thousands of latents can be counted at once. Tokens that differ only
+in case and surrounding spaces are one word (" Import", "import").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from saekit.inspection.tokens import TokenTexts
+from saekit.store.reader import Store
+from saekit.store.stack import StackedStore
+
+NONE = -1
+# kind -> the offset of the token that gives its word, in the order in which ties are settled
+TOKEN_KINDS = {"token": 0, "next": 1, "previous": -1}
+LABEL = "label"
+
+
+class Meanings:
+    """Words of the rows of a store. `kinds` are those that its data have: tokens of text, labels of
+    either where there are any."""
+
+    def __init__(self, store: Store | StackedStore, texts: TokenTexts | None) -> None:
+        """`texts`: how tokens are written; None for images."""
+        self._shards, self._texts = store.origin.shards, texts
+        self._words: dict[str, int] = {}
+        self._names: list[str] = []
+        self._of_token: dict[int, int] = {}
+        self._shares: np.ndarray | None = None
+        self._labels = [self._numbers(shard.labels()) for shard in self._shards]
+        has_labels = any((labels != NONE).any() for labels in self._labels)
+        self.kinds = (*(TOKEN_KINDS if texts else ()), *((LABEL,) if has_labels else ()))
+
+    def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """kind -> (N,) int32: the word of each row (N,), NONE where it has none of this kind."""
+        found = {kind: np.full(len(rows), NONE, np.int32) for kind in self.kinds}
+        for which, local, shard, labels in self._by_shard(rows):
+            arrays = shard.arrays
+            example = _example_of(arrays, local)
+            if LABEL in found:
+                found[LABEL][which] = labels[example]
+            if self._texts is None:
+                continue
+            first, stop = arrays["examples.token_ptr"][example], arrays["examples.token_ptr"][1:]
+            at = first + arrays["position"][local]
+            for kind, offset in TOKEN_KINDS.items():
+                inside = (at + offset >= first) & (at + offset < stop[example])
+                ids = arrays["examples.tokens"][(at + offset)[inside]]
+                found[kind][which[inside]] = self._words_of_tokens(ids)
+        return found
+
+    def documents(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) int64: doc_id of each row (N,)."""
+        found = np.empty(len(rows), np.int64)
+        for which, local, shard, _ in self._by_shard(rows):
+            found[which] = shard.arrays["doc_id"][local]
+        return found
+
+    def token_shares(self, words: np.ndarray) -> np.ndarray:
+        """(N,): each word's share of all tokens of the store's contexts; 0 for NONE."""
+        if self._shares is None:
+            counts = np.zeros(1, np.int64)
+            for shard in self._shards:
+                ids, each = np.unique(shard.arrays["examples.tokens"], return_counts=True)
+                of_words = np.bincount(self._words_of_tokens(ids), each, len(counts))
+                of_words[: len(counts)] += counts
+                counts = of_words
+            self._shares = counts / max(counts.sum(), 1)
+        known = (words >= 0) & (words < len(self._shares))
+        return np.where(known, self._shares[np.where(known, words, 0)], 0.0)
+
+    def text(self, word: int) -> str:
+        """As it was written where it was met first; a token with its space."""
+        return self._names[word]
+
+    def _by_shard(self, rows: np.ndarray):
+        """(places in `rows`, their rows within the shard, shard, words of its examples' labels)."""
+        first = 0
+        for shard, labels in zip(self._shards, self._labels):
+            which = np.flatnonzero((rows >= first) & (rows < first + len(shard)))
+            if len(which):
+                yield which, rows[which] - first, shard, labels
+            first += len(shard)
+
+    def _words_of_tokens(self, ids: np.ndarray) -> np.ndarray:
+        unique, place = np.unique(ids, return_inverse=True)
+        texts = self._texts
+        assert texts is not None
+        for index in unique.tolist():
+            if index not in self._of_token:
+                self._of_token[index] = self._number(texts.alone(index))
+        return np.array([self._of_token[index] for index in unique.tolist()], np.int32)[place]
+
+    def _numbers(self, labels: Iterable[str | None]) -> np.ndarray:
+        return np.array([NONE if name is None else self._number(name) for name in labels], np.int32)
+
+    def _number(self, text: str) -> int:
+        word = self._words.setdefault(text.strip().casefold() or text, len(self._names))
+        if word == len(self._names):
+            self._names.append(text)
+        return word
+
+
+def _example_of(arrays: dict[str, np.ndarray], local: np.ndarray) -> np.ndarray:
+    """The example (number in its shard) of each row; those without rows are passed over."""
+    with_rows = np.flatnonzero(arrays["examples.rows"] > 0)
+    firsts = arrays["examples.first_row"][with_rows]
+    return with_rows[np.searchsorted(firsts, local, side="right") - 1]

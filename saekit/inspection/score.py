@@ -1,0 +1,206 @@
+"""Which latents are worth reading first, from the scan and the words of its rows.
+
+    score = coherence x specificity x rarity x evidence, each between 0 and 1
+
+coherence: of the rows that show a latent (the strongest, and a sample of each fifth of its range)
+    the share s that have one word in common, against the share s0 of the same rows when the words
+    of all latents are shuffled (the largest of four shuffles): (s - s0) / (1 - s0). The strongest
+    rows count one half, the fifths the other half, each fifth the same. A word is the token at the
+    row, the token after or before it, or the label of its document or image; the kind with the
+    largest coherence x specificity counts.
+specificity: 1 for a word that is at most 0.1 % of the store's tokens, falling to 0 for one that is
+    10 % or more, in proportion to the logarithm. 1 for labels.
+rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side.
+evidence: documents among the strongest rows over 10, at most 1.
+
+The best of several kinds is taken, so a latent without any meaning may have a coherence above 0:
+docs/explorer.md has figures. A word is a coarse meaning: a latent for a topic that no label names
+scores low.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saekit.inspection.meanings import LABEL, NONE, Meanings
+from saekit.inspection.scan import BANDS, Scan
+
+TOP_ROWS = 20
+ROWS_EACH_BAND = 5
+DENSITIES = (1e-4, 1e-2)
+# the share of all tokens at which specificity begins to fall, and where it is 0
+COMMON = (1e-3, 1e-1)
+DOCUMENTS = 10
+SHUFFLES = 4
+# coherence and rows from which the common word is a latent's automatic label: of random rows fewer
+# than one in a thousand are named
+NAMED_FROM, NAMED_ROWS = 0.25, 8
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The commonest word among the rows that show a latent: in `count` of `of` rows."""
+
+    kind: str  # token | next | previous | label
+    text: str
+    count: int
+    of: int
+    coherence: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`score` (F,) fp32, NaN where it does not apply: latents that never fire, dense codes, data
+    without words. `meanings` has one for each latent whose rows have a word in common."""
+
+    score: torch.Tensor
+    meanings: list[Meaning | None]
+
+    def of(self, latent: int) -> float | None:
+        value = float(self.score[latent])
+        return None if np.isnan(value) else value
+
+    def order(self) -> torch.Tensor:
+        """Latents with a score, best first."""
+        known = (~self.score.isnan()).nonzero()[:, 0]
+        return known[torch.argsort(self.score[known], descending=True, stable=True)]
+
+
+def score_latents(scan: Scan, meanings: Meanings) -> Scores:
+    """The score of every latent. The same scan gives the same scores."""
+    latents = len(scan.active)
+    score_F = torch.full((latents,), torch.nan)
+    found: list[Meaning | None] = [None] * latents
+    alive = (scan.active > 0).nonzero()[:, 0]
+    if scan.dense or not meanings.kinds or not len(alive):
+        return Scores(score_F, found)
+    rows_AN, weight_AN = shown_rows(scan, alive)
+    words = {kind: w.reshape(rows_AN.shape) for kind, w in meanings(rows_AN.ravel()).items()}
+    best = _best_kind(words, weight_AN, meanings)
+    rarity_A = _falling(scan.density[alive].numpy(), *DENSITIES)
+    evidence_A = _evidence(meanings, rows_AN[:, :TOP_ROWS])
+    score_A = best.coherence * best.specificity * rarity_A * evidence_A
+    score_F[alive] = torch.from_numpy(score_A).float()
+    shown_A = (rows_AN >= 0).sum(1)
+    named_A = (best.coherence >= NAMED_FROM) & (shown_A >= NAMED_ROWS)
+    for place in np.flatnonzero(named_A).tolist():
+        found[int(alive[place])] = Meaning(
+            meanings.kinds[best.kind[place]],
+            meanings.text(int(best.word[place])),
+            int(best.count[place]),
+            int(shown_A[place]),
+            float(best.coherence[place]),
+        )
+    return Scores(score_F, found)
+
+
+def shown_rows(scan: Scan, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(rows (A,N) int64 with -1 where there are fewer, weights (A,N) that sum to 1): the TOP_ROWS
+    strongest, then at most ROWS_EACH_BAND of the sample in each fifth of the range, as a page shows
+    them."""
+    top_AT = scan.top.row[latents, :TOP_ROWS].numpy()
+    sample_AS = scan.sample.row[latents].numpy()
+    size_AS = scan.sample.value[latents].abs().numpy()
+    share_AS = (
+        size_AS / scan.max[latents].clamp_min(torch.finfo(torch.float32).tiny).numpy()[:, None]
+    )
+    band_AS = np.minimum((share_AS * BANDS).astype(np.int64), BANDS - 1)
+    fresh_AS = (sample_AS >= 0) & ~(sample_AS[:, :, None] == top_AT[:, None, :]).any(2)
+    in_band_ASB = fresh_AS[:, :, None] & (band_AS[:, :, None] == np.arange(BANDS))
+    in_band_ASB &= in_band_ASB.cumsum(1) <= ROWS_EACH_BAND
+    taken_AS = in_band_ASB.any(2)
+    # one half for the strongest rows, one half for the fifths that have rows
+    in_band_AB = in_band_ASB.sum(1)
+    each_AB = 1 / np.maximum(in_band_AB, 1) / np.maximum((in_band_AB > 0).sum(1), 1)[:, None]
+    quantile_AS = np.where(taken_AS, np.take_along_axis(each_AB, band_AS, 1), 0.0)
+    top_weight_AT = (top_AT >= 0) / np.maximum((top_AT >= 0).sum(1), 1)[:, None]
+    first = np.argsort(~taken_AS, axis=1, kind="stable")[:, : BANDS * ROWS_EACH_BAND]
+    rows_AS = np.where(taken_AS, sample_AS, -1)
+    picked = [np.take_along_axis(values, first, 1) for values in (rows_AS, quantile_AS)]
+    weight_AN = np.concatenate([top_weight_AT, picked[1]], 1)
+    weight_AN /= weight_AN.sum(1, keepdims=True)
+    return np.concatenate([top_AT, picked[0]], 1), weight_AN.astype(np.float32)
+
+
+@dataclass
+class _Best:
+    """Of each latent (A,): the kind with the largest coherence x specificity."""
+
+    coherence: np.ndarray
+    specificity: np.ndarray
+    kind: np.ndarray
+    word: np.ndarray
+    count: np.ndarray
+
+
+def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray, meanings: Meanings) -> _Best:
+    rng = np.random.default_rng(0)
+    filled = np.flatnonzero(weight_AN > 0)
+    columns = []
+    for number, (kind, word_AN) in enumerate(words.items()):
+        word_AN = np.where(weight_AN > 0, word_AN, NONE)
+        share_A, word_A, count_A = _commonest(word_AN, weight_AN)
+        # the same with the words of all latents shuffled
+        chance_A = np.zeros(len(share_A))
+        for _ in range(SHUFFLES):
+            shuffled_AN = word_AN.copy()
+            shuffled_AN.flat[filled] = rng.permutation(word_AN.flat[filled])
+            chance_A = np.maximum(chance_A, _commonest(shuffled_AN, weight_AN)[0])
+        coherence_A = np.clip((share_A - chance_A) / np.maximum(1 - chance_A, 1e-9), 0, 1)
+        specificity_A = np.ones(len(share_A))
+        if kind != LABEL:
+            decades = np.log10(COMMON[1] / COMMON[0])
+            specificity_A = _falling(meanings.token_shares(word_A), 0.0, COMMON[0], decades)
+        columns.append((coherence_A, specificity_A, np.full(len(word_A), number), word_A, count_A))
+    value_KA = np.stack([coherence * specificity for coherence, specificity, *_ in columns])
+    best_A = value_KA.argmax(0)  # the first of equal ones
+    at = np.arange(len(best_A))
+    return _Best(*(np.stack(column)[best_A, at] for column in zip(*columns)))
+
+
+def _commonest(
+    word_AN: np.ndarray, weight_AN: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(largest weight that rows of one word have together, that word, its number of rows)."""
+    order = np.argsort(word_AN, axis=1, kind="stable")
+    word = np.take_along_axis(word_AN, order, 1)
+    # of the runs of equal words: where each ends, what all up to there have together
+    ends = np.ones(word.shape, bool)
+    ends[:, :-1] = word[:, 1:] != word[:, :-1]
+    total = np.take_along_axis(weight_AN, order, 1).cumsum(1, dtype=np.float64)
+    number = np.broadcast_to(np.arange(1, word.shape[1] + 1), word.shape)
+    share, count = (_of_runs(sums, ends) for sums in (total, number))
+    share = np.where(ends & (word != NONE), share, 0)
+    best = share.argmax(1)[:, None]
+    share_A, word_A, count_A = (
+        np.take_along_axis(values, best, 1)[:, 0] for values in (share, word, count)
+    )
+    return share_A, word_A, count_A
+
+
+def _of_runs(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Running sums (A,N) -> at the end of each run the sum of its own entries."""
+    before = np.zeros_like(sums)
+    before[:, 1:] = np.maximum.accumulate(np.where(ends, sums, 0), axis=1)[:, :-1]
+    return sums - before
+
+
+def _falling(value: np.ndarray, low: float, high: float, decades: float = 1.0) -> np.ndarray:
+    """1 between low and high, falling to 0 over so many factors of ten on either side. `low` may
+    be 0."""
+    exponent = np.log10(np.maximum(value, 1e-30))
+    above = exponent - np.log10(high)
+    below = np.log10(low) - exponent if low > 0 else above
+    return np.clip(1 - np.maximum(above, below) / decades, 0, 1)
+
+
+def _evidence(meanings: Meanings, top_AT: np.ndarray) -> np.ndarray:
+    documents_AT = np.where(
+        top_AT < 0, NONE, meanings.documents(top_AT.ravel()).reshape(top_AT.shape)
+    )
+    documents_AT.sort(axis=1)
+    new_AT = np.diff(documents_AT, axis=1, prepend=NONE) != 0
+    return np.minimum((new_AT & (documents_AT != NONE)).sum(1) / DOCUMENTS, 1.0)

@@ -1,0 +1,43 @@
+"""NumPy arrays, DataFrames and stores as the input of a model, next to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from saekit.errors import DataError
+
+
+def takes_arrays(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a model whose first argument is a tensor: also takes whatever NumPy can read, as
+    a tensor on the model's device. Nothing is differentiated then, so that the result goes back
+    to NumPy with `numpy()`."""
+
+    @wraps(method)
+    def called(model: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, torch.Tensor) or not hasattr(x, "__array__"):
+            return method(model, x, *args, **kwargs)
+        with torch.no_grad():
+            return method(model, _tensor(x, model), *args, **kwargs)
+
+    return called
+
+
+def _tensor(x: Any, model: nn.Module) -> torch.Tensor:
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"x is {type(x).__name__} of {array.dtype}, not of numbers",
+            "leave out what is not a number, such as columns of texts",
+        )
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        array = array.astype(np.float32)
+    weight = next(iter(model.state_dict().values()))
+    # a copy: NumPy's own memory may be read-only, of another byte order, or columns first
+    copied = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(copied).to(weight.device)

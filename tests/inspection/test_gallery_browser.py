@@ -1,0 +1,301 @@
+"""What the page opens with, what it calls features, and what it says about its figures, in a
+browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import page_fixture as fixture
+import pytest
+import torch
+from test_explorer_browser import Site, assert_quiet, number, text, texts, wait_for
+
+from saekit.inspection.page import write_page
+from saekit.inspection.scan import BINS, Histogram, Triples
+
+pytestmark = pytest.mark.browser
+
+PAGED, LATENTS = 12, 64
+MISSING, DEAD = 40, 63
+
+
+def with_meaning(record):
+    """As inspect leaves it: a label, a score, a context, and output tokens that stand out on one
+    side."""
+    tokens = [e.tokens[e.centre] for e in record.examples if e.group == "top"]
+    record.meaning = {"kind": "token", "text": tokens[0], "count": 17, "of": 20, "coherence": 0.8}
+    record.score = 1 - record.index / 100
+    record.logit_test = {"raised": 6.5, "lowered": 3.25, "raised_chance": 5, "lowered_chance": 5}
+    for example in record.examples:
+        first = example.position - example.centre
+        fires = [(first + i, value) for i, value in enumerate(example.values) if value]
+        example.context_values = [[place, value] for place, value in fires]
+    return record
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Site:
+    docs = fixture.documents()
+    records = [with_meaning(fixture.text_record(j, docs, LATENTS)) for j in range(PAGED)]
+    records[0].neighbours = [{"index": j, "cosine": 0.5} for j in (1, MISSING, 2)]
+    meta = fixture.text_meta(LATENTS, list(range(PAGED)))
+    density, largest = list(meta.density), list(meta.max)
+    density[MISSING], largest[MISSING], density[DEAD], largest[DEAD] = 0.001, 2.0, 0.0, 0.0
+    meanings = [record.meaning for record in records] + [None] * (LATENTS - PAGED)
+    meanings[MISSING] = {"kind": "next", "text": " pet", "count": 9, "of": 12, "coherence": 0.5}
+    meta = dataclasses.replace(
+        meta,
+        density=density,
+        max=largest,
+        score=[r.score for r in records] + [None] * (LATENTS - PAGED),
+        meanings=meanings,
+        gallery=[{"index": j, "twins": [11] if j == 4 else []} for j in (4, 0, 5)],
+        identity="0123-4567",
+    )
+    out = tmp_path_factory.mktemp("gallery")
+    write_page(records, meta, {}, out, contexts=dict(enumerate(docs)))
+    return Site(out)
+
+
+def test_the_page_opens_on_the_gallery(tab, site):
+    tab.open(site.url())
+    assert text(tab, "#gallery-title") == "Three features worth reading"
+    assert texts(tab, ".card-number") == ["#4", "#0", "#5"]
+    record = site.records[4]
+    first = "#gallery li:first-child "
+    assert text(tab, first + "h3").replace("·", " ") == f"on {record.meaning['text']}"
+    facts = text(tab, first + ".card-facts")
+    assert "automatic: 17 of 20 examples" in facts and "score 0.96" in facts
+    assert "+ 1 near-duplicate" in facts and "near-duplicate" not in text(
+        tab, "#gallery li:nth-child(2)"
+    )
+    acts = [number(t) for t in texts(tab, first + ".card-texts .act")]
+    assert acts[:2] == [float(f"{e.act:.3g}") for e in record.examples[:2]]
+    middle = [e for e in record.examples if e.interval is not None]
+    nearest = min(abs(e.act / record.max - 0.5) for e in middle)
+    assert abs(acts[2] / record.max - 0.5) == pytest.approx(nearest, abs=0.01)
+    # a card opens its feature, and g comes back
+    tab.evaluate("document.querySelector('.card-link').click()")
+    wait_for(tab, 4)
+    tab.press("g")
+    tab.wait("document.getElementById('gallery')")
+    assert_quiet(tab, site)
+
+
+def test_the_list_is_in_the_order_of_the_score(tab, site):
+    tab.open(site.url())
+    assert [int(t) for t in texts(tab, ".row .number")][:PAGED] == list(range(PAGED))
+    tab.press("/")
+    tab.type("pet")  # the automatic label of a latent without a page
+    assert str(MISSING) in texts(tab, ".row .number")
+
+
+def test_automatic_labels_are_marked_and_say_what_is_raised(tab, site):
+    tab.open(site.url(0))
+    assert text(tab, "#automatic .badge") == "automatic"
+    assert "17 of 20 examples" in text(tab, "#automatic")
+    raised = site.records[0].logits["top"][0]["token"]
+    assert text(tab, "#automatic .raises .chip").replace("·", " ") == raised
+
+
+def test_output_tokens_no_better_than_random_are_not_shown_and_said_so(tab, site):
+    tab.open(site.url(0))
+    assert len(texts(tab, "#logits .raised li")) == 10
+    assert texts(tab, "#logits .lowered li") == []
+    said = text(tab, "[data-hidden-side=lowered]")
+    assert "no better than those of a random direction" in said
+    assert "3.25 standard deviations" in said and "stay below 5.00" in said
+    assert tab.evaluate("document.querySelector('#logits .lowered')") is None
+
+
+def test_neighbours_without_a_page_are_text_with_the_command_that_adds_them(tab, site):
+    tab.open(site.url(0))
+    assert texts(tab, "#neighbours a") == ["#1", "#2"]
+    assert texts(tab, "#neighbours .number") == [f"#{MISSING}"]
+    row = "#neighbours li:nth-child(2)"
+    assert text(tab, f"{row} .preview").replace("·", " ") == "before  pet"
+    added = {n["index"] for n in site.records[0].coactivation} - set(range(PAGED)) | {MISSING}
+    command = text(tab, ".add-pages code")
+    assert command.startswith(f"{fixture.COMMAND} --features ")
+    assert {int(n) for n in command.rsplit(" ", 1)[1].split(",")} == added
+    links = tab.evaluate("Array.from(document.querySelectorAll('main a'), a => a.hash)")
+    assert all(int(link.removeprefix("#/f/")) < PAGED for link in links)
+    assert "page yet" not in text(tab, "body")
+
+
+def test_a_reader_s_own_name_stays_and_is_found(tab, site):
+    tab.open(site.url(5))
+    tab.evaluate("localStorage.clear()")
+    tab.open(site.url(5))
+    tab.click("#own-name")
+    tab.type("pets & <b>kin</b>")
+    tab.press("Enter")
+    tab.open(site.url(5))
+    assert tab.evaluate("document.getElementById('own-name').value") == "pets & <b>kin</b>"
+    assert text(tab, ".row[data-latent='5'] .own-label") == "pets & <b>kin</b>"
+    tab.press("/")
+    tab.type("<b>kin")
+    assert [int(t) for t in texts(tab, ".row .number")] == [5]
+    tab.open(site.url())
+    assert text(tab, "#gallery li:nth-child(3) h3") == "pets & <b>kin</b>"
+    # the file, and what is read back from it
+    tab.evaluate(
+        "URL.createObjectURL = blob => { window.saved = blob; return 'data:,'; };"
+        "HTMLAnchorElement.prototype.click = function () { window.savedAs = this.download; }"
+    )
+    tab.click("#names-button")
+    tab.click("#names-save")
+    saved = json.loads(tab.evaluate("window.saved.text()"))
+    assert saved["names"] == [{"index": 5, "name": "pets & <b>kin</b>"}]
+    assert saved["identity"] == "0123-4567"
+    assert tab.evaluate("window.savedAs").endswith(".json")
+    for identity, expected in (("0123-4567", "from a file"), ("other", "pets & <b>kin</b>")):
+        tab.open(site.url(5))
+        read_names(tab, {"identity": identity, "names": [{"index": 5, "name": "from a file"}]})
+        tab.wait("document.getElementById('names-message').textContent")
+        kept = tab.evaluate("document.getElementById('own-name').value")
+        assert kept == expected
+        tab.evaluate(
+            "(field => { field.value = 'pets & <b>kin</b>'; field.dispatchEvent(new"
+            " Event('change')); })(document.getElementById('own-name'))"
+        )
+    tab.evaluate("localStorage.clear()")
+    assert_quiet(tab, site)
+
+
+def read_names(tab, content: dict) -> None:
+    """Give the page a file, as the file chooser would."""
+    tab.evaluate(
+        "(text => { const files = new DataTransfer();"
+        " files.items.add(new File([text], 'n.json'));"
+        " const field = document.getElementById('names-file'); field.files = files.files;"
+        f" field.dispatchEvent(new Event('change')); }})({json.dumps(json.dumps(content))})"
+    )
+
+
+def test_a_whole_context_opens_below_its_example(tab, site):
+    docs = fixture.documents()
+    tab.open(site.url(0))
+    example = site.records[0].examples[0]
+    assert tab.evaluate("document.querySelectorAll('.context').length") == 0
+    button = "#top li:first-child .context-button"
+    tab.click(button)
+    tab.wait("document.querySelector('.context .tokens')")
+    tokens = docs[example.doc_id]
+    shown = texts(tab, ".context .token")
+    assert len(shown) == len(tokens) > len(example.tokens)
+    assert [t.replace("↵", "\n").strip("· ") for t in shown] == [t.strip(" ") for t in tokens]
+    shades = tab.evaluate(
+        "Array.from(document.querySelectorAll('.context .token'), e =>"
+        " Number(e.style.getPropertyValue('--t')))"
+    )
+    expected = np.zeros(len(tokens))
+    for place, value in example.context_values:
+        expected[place] = value / site.records[0].max
+    assert shades == pytest.approx(expected.tolist(), abs=1e-3)
+    centre = "document.querySelector('.context .centre').dataset.place"
+    assert int(tab.evaluate(centre)) == example.position
+    assert tab.evaluate(f"document.querySelector('{button}').ariaExpanded") == "true"
+    tab.click(button)
+    assert tab.evaluate("document.querySelectorAll('.context').length") == 0
+    assert_quiet(tab, site)
+
+
+FIGURES = (
+    ".act", ".stats > div", ".metrics > div", ".measures li", ".band-rows", ".density",
+    ".color-bar", ".source-names", ".meaning-count", ".raises", "#automatic", "#density-filter",
+    ".card-facts > span", "h4:has(.unit)", "#histogram h3", "#top h3", "#logits h3",
+    "#intervals h3", "#own-name",
+)  # fmt: skip
+
+
+def test_every_figure_says_what_it_is(tab, site):
+    without = (
+        "Array.from(document.querySelectorAll({}), e => e.closest('[data-about]') ? '' :"
+        " e.outerHTML.slice(0, 200)).filter(Boolean)"
+    )
+    seen = set()
+    for url in (site.url(), site.url(0)):
+        tab.open(url)
+        for selector in FIGURES:
+            # of a card the numbers beside its examples are those of the feature's page
+            within = ":is(main, header, aside) " + selector + ":not(.card-texts *)"
+            assert tab.evaluate(without.format(json.dumps(within))) == []
+            if tab.evaluate(f"document.querySelectorAll({json.dumps(within)}).length"):
+                seen.add(selector)
+    assert seen == set(FIGURES)
+    tab.hover("#density")
+    assert (
+        "active" in text(tab, "#tip")
+        and tab.evaluate("document.getElementById('tip').hidden") is False
+    )
+    tab.hover("#top li:first-child .act")
+    assert text(tab, "#tip") == "Activation at the marked token or patch."
+    # by the keyboard: an underlined name tells it when it gets the focus, and to a screen reader
+    tab.press("Tab")
+    tab.evaluate("document.querySelector('#density').parentNode.querySelector('dt').focus()")
+    assert "active" in text(tab, "#tip")
+    described = "document.querySelector('#density').parentNode.querySelector('dt').ariaDescription"
+    assert tab.evaluate(described) == text(tab, "#tip")
+
+
+@pytest.mark.parametrize("bins", [51, 73, BINS])
+def test_intervals_count_the_rows_of_any_histogram(tab, tmp_path, bins):
+    """A scan's histogram has 51 to 100 bins; the page's five intervals are counted from the values
+    themselves here."""
+    values = np.random.default_rng(bins).exponential(0.3, 3000)
+    values = np.append(values[values < 1], [1.0, bins / 50]).astype(np.float32)
+    histogram = Histogram(1)
+    for part in (values[:-1], values[-1:]):
+        part = torch.from_numpy(part)
+        rows = torch.zeros(len(part), dtype=torch.int64)
+        histogram.add(Triples(rows, rows, part), part.max()[None])
+    assert len(histogram.of(0)["counts"]) == bins
+    record = next(fixture.text_records([3], 8))
+    record = dataclasses.replace(
+        record, max=float(values.max()), active_rows=len(values), histogram=histogram.of(0),
+        bands=histogram.bands(0),
+    )  # fmt: skip
+    write_page([record], fixture.text_meta(8, [3]), {}, tmp_path)
+    tab.open(Site(tmp_path).url(3))
+    edges = np.array([band["high"] for band in record.bands])
+    assert edges[-1] * (1 + 1e-6) >= values.max() > edges[-2]
+    expected = [int(((values > a) & (values <= b)).sum()) for a, b in zip([0, *edges], edges)]
+    shown = [number(t) for t in texts(tab, ".band-rows")]
+    # a value at an edge may be a bit on either side
+    assert sum(shown) == len(values) and shown == pytest.approx(expected, abs=1)
+    # equal widths, as far as bins allow
+    assert np.diff([0, *edges]) == pytest.approx(np.full(5, edges[-1] / 5), abs=0.021)
+    bars = tab.evaluate("document.querySelectorAll('.plot rect').length")
+    assert bars == bins
+
+
+def test_pictures_are_enlarged(tab, tmp_path):
+    images, keys, pixels, labels = fixture.digit_images(60)
+    records = fixture.image_records(3, keys, pixels, labels)
+    write_page(records, fixture.image_meta(records, 3, 960), images, tmp_path)
+    latent = next(record.index for record in records if record.examples)
+    tab.open(Site(tmp_path).url(latent))
+    tab.click("#top .frame")
+    assert tab.evaluate("document.getElementById('zoom').open") is True
+    small, large = (
+        tab.evaluate(f"document.querySelector('{where} .frame').getBoundingClientRect().width")
+        for where in ("#top", ".zoomed")
+    )
+    assert large > 2.5 * small
+    facts = text(tab, "#zoom-facts")
+    assert facts.startswith("activation ") and "4 × 4 patches" in facts
+    tab.press("Escape")
+    assert tab.evaluate("document.getElementById('zoom').open") is False
+    # the patches of at least half the maximum have a line round them
+    drawn = tab.evaluate("document.querySelector('#top .outline path').getAttribute('d')")
+    example = next(r for r in records if r.index == latent).examples[0]
+    half = np.array(example.values).reshape(4, 4) >= 0.5 * max(
+        r.max for r in records if r.index == latent
+    )
+    padded = np.pad(half, 1)
+    edges = sum(int((padded != np.roll(padded, 1, axis)).sum()) for axis in (0, 1))
+    assert drawn.count("M") == edges > 0
+    assert_quiet(tab, Site(tmp_path))

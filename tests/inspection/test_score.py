@@ -1,0 +1,240 @@
+"""The score of latents whose meaning is planted in a store: what is coherent, rare and seen in many
+documents comes first; the figures are those of the rows counted one by one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from made_stores import make_spec
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from saekit.inspection.gallery import gallery
+from saekit.inspection.meanings import Meanings
+from saekit.inspection.records import select_latents
+from saekit.inspection.scan import Scan, Triples
+from saekit.inspection.score import DENSITIES, NAMED_FROM, score_latents, shown_rows
+from saekit.inspection.tokens import TokenTexts
+from saekit.store.reader import open_store
+from saekit.store.shards import StoredExample
+from saekit.store.writer import RowBlock, StoreWriter
+
+CONTEXTS, TOKENS, VOCABULARY = 1000, 32, 400
+ROWS = CONTEXTS * TOKENS
+RARE, COMMON, LONELY = 41, 0, 399  # words
+(ON, NOISE, BEFORE, AFTER, LABEL, ON_COMMON, LONE, DENSE, TOP_ONLY, DEAD, TWIN, OTHER) = range(12)
+MORE_NOISE = range(12, 42)
+LATENTS = 42
+DOCUMENT = CONTEXTS // 2 - 10
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """(store, scan, meanings, tokens (CONTEXTS,TOKENS)): latents with known rows."""
+    rng = np.random.default_rng(0)
+    share_V = 1 / np.arange(1, VOCABULARY + 1) ** 0.8
+    share_V[LONELY] = 0
+    tokens_CT = rng.choice(VOCABULARY, (CONTEXTS, TOKENS), p=share_V / share_V.sum())
+    tokens_CT[2 * DOCUMENT : 2 * DOCUMENT + 2, 4:28] = LONELY
+    folder = tmp_path_factory.mktemp("planted")
+    store = open_store(write_planted(folder / "store", tokens_CT))
+    words = [f" word{n}" for n in range(VOCABULARY)]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({w: n for n, w in enumerate(words)}, words[0]))
+    )
+    return store, planted_scan(tokens_CT, rng), Meanings(store, TokenTexts(tokenizer)), tokens_CT
+
+
+def write_planted(path, tokens_CT):
+    """Two contexts a document, ten labels."""
+    writer = StoreWriter(path, make_spec(context=TOKENS), {"rows": ROWS}, shard_bytes=200_000)
+    for first in range(0, CONTEXTS, 50):
+        contexts = range(first, first + 50)
+        examples = [
+            StoredExample(
+                c, c // 2, at * TOKENS, TOKENS, ids, f"document {c // 2}", str(c // 2 % 10)
+            )
+            for at, (c, ids) in enumerate(zip(contexts, tokens_CT[first : first + 50].tolist()))
+        ]
+        example = torch.tensor(list(contexts)).repeat_interleave(TOKENS)
+        x = torch.randn(len(example), 16)
+        position = torch.arange(TOKENS).repeat(50).int()
+        writer.append(RowBlock(x, example // 2, example, position, examples))
+    writer.finish()
+    return path
+
+
+def planted_scan(tokens_CT, rng) -> Scan:
+    word = tokens_CT.ravel()
+    row = np.arange(ROWS)
+    position, label = row % TOKENS, row // TOKENS // 2 % 10
+    random_rows = lambda n: rng.choice(ROWS, n, replace=False)
+    after = row[(word == RARE) & (position < TOKENS - 1)] + 1
+    before = row[(word == RARE) & (position > 0)] - 1
+    in_label = rng.permutation(row[label == 3])[:150]
+    rows_of = {
+        ON: row[word == RARE],
+        NOISE: random_rows(120),
+        BEFORE: before,
+        AFTER: after,
+        LABEL: in_label,
+        ON_COMMON: rng.permutation(row[word == COMMON])[:200],
+        LONE: row[word == LONELY],
+        DENSE: rng.permutation(row[label == 5])[: int(0.04 * ROWS)],
+        TOP_ONLY: np.concatenate([row[word == RARE + 1][:25], random_rows(60)]),
+        TWIN: row[word == RARE],
+        OTHER: row[word == RARE + 2],
+    }
+    rows_of |= {j: random_rows(120) for j in MORE_NOISE}
+    sizes = {j: values(j, len(rows), rng) for j, rows in rows_of.items()}
+    sizes[TWIN] = 0.9 * sizes[ON]
+    triples = [
+        Triples(torch.from_numpy(rows), torch.full((len(rows),), j), sizes[j])
+        for j, rows in rows_of.items()
+    ]
+    together = triples[0]
+    for more in triples[1:]:
+        together = together.followed_by(more)
+    together = together.at(torch.argsort(together.row, stable=True))
+    scan = Scan(LATENTS)
+    scan.rows = ROWS
+    scan.add(together, together.row // TOKENS, torch.Generator().manual_seed(0))
+    scan.close()
+    return scan
+
+
+def values(latent: int, n: int, rng) -> torch.Tensor:
+    size = rng.uniform(0.1, 1.0, n)
+    if latent == TOP_ONLY:  # a meaning at the top, none below
+        size[:25], size[25:] = rng.uniform(0.8, 1, 25), rng.uniform(0.1, 0.7, n - 25)
+    return torch.from_numpy(size).float()
+
+
+def test_planted_meanings_are_found_and_noise_is_not(planted):
+    _, scan, meanings, _ = planted
+    scores = score_latents(scan, meanings)
+    found = {j: scores.meanings[j] for j in range(LATENTS)}
+    for latent, kind in ((ON, "token"), (BEFORE, "next"), (AFTER, "previous")):
+        assert (found[latent].kind, found[latent].text) == (kind, f" word{RARE}")
+        assert found[latent].count == found[latent].of and found[latent].coherence == pytest.approx(
+            1
+        )
+        assert scores.of(latent) > 0.6
+    assert (found[LABEL].kind, found[LABEL].text, found[LABEL].coherence) == ("label", "3", 1)
+    assert scores.of(LABEL) == pytest.approx(1)
+    noise = [scores.of(j) for j in (NOISE, *MORE_NOISE)]
+    assert all(found[j] is None for j in (NOISE, *MORE_NOISE))
+    assert float(np.median(noise)) < 0.03 and max(noise) < NAMED_FROM
+    assert found[DEAD] is None and scores.of(DEAD) is None
+    assert scores.order().tolist()[-1] not in (ON, BEFORE, AFTER, LABEL)
+
+
+def test_common_words_single_documents_and_dense_latents_come_later(planted):
+    _, scan, meanings, _ = planted
+    scores = score_latents(scan, meanings)
+    # one meaning, but of a word that every text has
+    for latent, word in ((ON_COMMON, COMMON), (ON, RARE)):
+        specificity = np.clip((-1 - np.log10((planted[3] == word).mean())) / 2, 0, 1)
+        assert scores.of(latent) == pytest.approx(specificity, abs=1e-3)
+    assert scores.of(ON_COMMON) < 0.5 * scores.of(ON)
+    # one document of the ten that are asked for
+    assert scores.meanings[LONE].coherence == pytest.approx(1)
+    assert scores.of(LONE) == pytest.approx(0.1)
+    # far above 1 %: the density by itself costs what the formula says
+    density = float(scan.density[DENSE])
+    assert density == 4 * DENSITIES[1]
+    assert scores.of(DENSE) == pytest.approx(1 - np.log10(4))
+
+
+def test_a_meaning_only_at_the_top_counts_half(planted):
+    """Counted row by row, with other shuffles."""
+    _, scan, meanings, tokens_CT = planted
+    alive = (scan.active > 0).nonzero()[:, 0]
+    rows_AN, weight_AN = shown_rows(scan, alive)
+    place = alive.tolist().index(TOP_ONLY)
+    word = tokens_CT.ravel()
+    shares = Counter()
+    for row, weight in zip(rows_AN[place], weight_AN[place]):
+        if row >= 0:
+            shares[word[row]] += float(weight)
+    share = shares[RARE + 1]
+    pool = [int(word[row]) for row in rows_AN.ravel() if row >= 0]
+    random.seed(7)
+    drawn = []
+    for _ in range(300):
+        by_chance = Counter()
+        for row, weight in zip(rows_AN[place], weight_AN[place]):
+            if row >= 0:
+                by_chance[random.choice(pool)] += float(weight)
+        drawn.append(max(by_chance.values()))
+    # s0 is the largest of four such draws
+    most, least = ((share - c) / (1 - c) for c in (np.median(drawn), max(drawn)))
+    meaning = score_latents(scan, meanings).meanings[TOP_ONLY]
+    assert least <= meaning.coherence <= most
+    assert NAMED_FROM < meaning.coherence < 0.7
+
+
+def test_shown_rows_are_the_strongest_and_a_sample_of_each_fifth(planted):
+    _, scan, _, _ = planted
+    rows_AN, weight_AN = shown_rows(scan, torch.tensor([ON, LABEL]))
+    for j, rows, weights in zip((ON, LABEL), rows_AN, weight_AN):
+        top = scan.top.row[j, :20].tolist()
+        assert rows[:20].tolist() == top
+        known = dict(zip(scan.sample.row[j].tolist(), scan.sample.value[j].tolist()))
+        others = [row for row in rows[20:].tolist() if row >= 0]
+        assert not set(others) & set(top) and len(set(others)) == len(others)
+        fifths = Counter(min(4, int(known[row] / float(scan.max[j]) * 5)) for row in others)
+        assert max(fifths.values()) <= 5
+        assert weights[:20].sum() == pytest.approx(0.5) and weights.sum() == pytest.approx(1)
+        for fifth in fifths:
+            inside = [
+                w
+                for row, w in zip(rows[20:].tolist(), weights[20:].tolist())
+                if row >= 0 and min(4, int(known[row] / float(scan.max[j]) * 5)) == fifth
+            ]
+            assert sum(inside) == pytest.approx(0.5 / len(fifths), rel=1e-4)
+
+
+def test_the_gallery_folds_near_duplicates_and_shows_a_meaning_once(planted):
+    _, scan, meanings, _ = planted
+    scores = score_latents(scan, meanings)
+    directions = torch.eye(LATENTS)
+    shown = gallery(range(LATENTS), scan, scores, directions)
+    indices = [s.index for s in shown]
+    first, second = sorted((ON, TWIN), key=lambda j: (-scores.of(j), -float(scan.max[j])))
+    assert DEAD not in indices and OTHER in indices
+    # the same rows: folded, whatever their directions are
+    assert second not in indices and shown[indices.index(first)].twins == [second]
+    # the same direction is enough as well
+    directions[OTHER] = 0.9 * directions[LABEL] + 0.1 * directions[OTHER]
+    shown = {s.index: s.twins for s in gallery(range(LATENTS), scan, scores, directions)}
+    assert OTHER in shown[LABEL] and OTHER not in shown
+    # only features that the page has
+    assert [s.index for s in gallery([NOISE, DEAD], scan, scores, None)] == [NOISE]
+
+
+def test_interesting_selects_by_score_and_mixes_with_numbers(planted):
+    _, scan, meanings, _ = planted
+    scores = score_latents(scan, meanings)
+    three = select_latents("interesting:3", scan, scores)
+    best = sorted((scores.of(j) for j in range(LATENTS) if j != DEAD), reverse=True)
+    assert [scores.of(j) for j in three.tolist()] == best[:3]
+    every = select_latents("interesting:100", scan, scores).tolist()
+    assert sorted(every) == [j for j in range(LATENTS) if j != DEAD]
+    assert select_latents(f"{NOISE},interesting:1,{NOISE}", scan, scores).tolist() == [NOISE, LABEL]
+
+
+def test_data_without_words_have_no_score(planted):
+    _, scan, _, _ = planted
+    store = planted[0]
+    bare = Meanings(store, None)
+    bare.kinds = ()
+    scores = score_latents(scan, bare)
+    assert scores.score.isnan().all() and scores.meanings == [None] * LATENTS
+    largest = gallery(range(LATENTS), scan, scores, None)[0].index
+    assert largest == int(scan.max.argmax())
