@@ -40,6 +40,7 @@ ENDS = {"{} --store {}": "saekit.store.stack.with_stores", "{} --force-reinstall
 # Texts that no caller reads as an error, and why they hold dashes.
 NO_ERRORS = {
     "embedded/digits_vit/train.py": "a script with its own command line",
+    "embedded/openmoji_vit/train.py": "a script with its own command line",
     "models/describe.py": "the page of `saekit models`, which lists flags",
     "report/axes.py": "CSS variables",
     "bench/timing.py": "arguments of git",

