@@ -50,9 +50,11 @@ def gallery(
 
 
 def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
-    score = lambda j: scores.of(j) if scores.of(j) is not None else -1.0
-    fires = [j for j in latents if scan.active[j] > 0]
-    return sorted(fires, key=lambda j: (-score(j), -float(scan.max[j]), j))
+    def order(j: int) -> tuple[float, float, int]:
+        score = scores.of(j)
+        return (1.0 if score is None else -score, -float(scan.max[j]), j)
+
+    return sorted((j for j in latents if scan.active[j] > 0), key=order)
 
 
 def _word(meaning: Meaning | None) -> tuple[str, str] | None:

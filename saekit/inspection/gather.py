@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from saekit.device import CPU
+from saekit.embedded import credit
 from saekit.harvesting.sources import Data
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
@@ -107,7 +108,7 @@ def gather(
             message(f"no output tokens: {note}")
     else:
         note = "the logit lens applies to the residual stream of language models"
-    notes = [note, "" if thumbnails is None else thumbnails.note]
+    notes = [credit(store.spec.dataset), note, thumbnails.note if thumbnails else None]
     notes = [text for text in notes if text]
     return Gathered(scan, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
 

