@@ -46,7 +46,7 @@ TEXT = Part(
     {"hook": "blocks.9", "rows": 120_000, "shard_mb": 16},
     {"topk": {"k": 32}, "pca": {"model": "pca"}},
     "topk",
-    "top:1000",
+    "interesting:1000",
 )
 IMAGE = Part(
     "image",
