@@ -40,6 +40,7 @@ OPERATIONS = {
     "relu_step": "ReLU + L1, dense path, loss and gradients",
     "sigmoid_step": "sigmoid + KL, loss and gradients",
 }
+MAIN = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1", "kl")
 # ways to bring back dead latents, in the order of the columns
 REVIVAL = {"none": "none", "nudge": "nudge (default)", "aux": "aux", "resample": "resample"}
 
@@ -88,6 +89,24 @@ def _variants(rows: list[Row]) -> str:
         "rows/s",
     ]
     return f"A step at {_shape(rows[0]['shape'])}:\n\n" + _markdown(header, lines)
+
+
+def _main_variants(rows: list[Row]) -> str:
+    """The variants that most people train, in the columns that matter first."""
+    lines = [
+        [
+            op,
+            _number(row["ms"], ",.0f"),
+            _number(row["ratio_topk"], ".2f"),
+            _number(row["ratio"], ".1f"),
+            _number(row["peak_mb"], ",.0f"),
+        ]
+        for op in MAIN
+        for row in rows
+        if (row["op"], row["mode"]) == (f"{op}_step", "saekit")
+    ]
+    header = ["a training step", "ms", "of topk's ms", "times dense autograd", "peak MB"]
+    return f"{_shape(rows[0]['shape'])}, k or L0 32:\n\n" + _markdown(header, lines)
 
 
 def _steps(rows: list[Row]) -> str:
@@ -181,8 +200,9 @@ def _revival(rows: list[Row]) -> str:
                 none = [float(runs[data, sparsity, "none", r["seed"]]["fvu"]) for r in seeds]
                 changes = [float(r["fvu"]) / fvu - 1 for r, fvu in zip(seeds, none)]
                 fvu = " ".join(f"{100 * change:+.1f}" for change in changes)
-            kinds = ("dead_train", "silent")
-            shares = (statistics.fmean(float(r[kind]) for r in seeds) for kind in kinds)
+            shares = (
+                statistics.fmean(float(r[k]) for r in seeds) for k in ("dead_train", "silent")
+            )
             line.append(f"{fvu} / {' / '.join(f'{s:.0%}' for s in shares)}" if seeds else "")
         lines.append(line)
     return _markdown(["rows", "sparsity", *(REVIVAL[way] for way in ways)], lines)
@@ -190,6 +210,7 @@ def _revival(rows: list[Row]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "variants": ("cpu-variants.csv", _variants),
+    "main-variants": ("cpu-variants.csv", _main_variants),
     "steps": ("cpu-train.csv", _steps),
     "small-steps": ("cpu-train.csv", _small),
     "operations": ("cpu-kernels.csv", _operations),
