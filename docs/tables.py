@@ -105,7 +105,7 @@ def _main_variants(rows: list[Row]) -> str:
         for row in rows
         if (row["op"], row["mode"]) == (f"{op}_step", "saekit")
     ]
-    header = ["a training step", "ms", "of topk's ms", "times dense autograd", "peak MB"]
+    header = ["a training step", "ms", "of topk's ms then", "times dense autograd", "peak MB"]
     return f"{_shape(rows[0]['shape'])}, k or L0 32:\n\n" + _markdown(header, lines)
 
 

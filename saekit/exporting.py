@@ -34,7 +34,7 @@ ExportFormat = Literal[
     "neuronpedia",
 ]
 FEATURE_FORMATS = ("saedashboard", "neuronpedia")
-FEATURES, TOP = "top:500", 20  # as of inspect
+FEATURES, TOP = "top:500", 20
 
 
 @dataclass(frozen=True)

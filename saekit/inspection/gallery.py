@@ -54,7 +54,9 @@ def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
         score = scores.of(j)
         return (1.0 if score is None else -score, -float(scan.max[j]), j)
 
-    return sorted((j for j in latents if scan.active[j] > 0), key=order)
+    fires = sorted((j for j in latents if scan.active[j] > 0), key=order)
+    # a score of 0 says that there is nothing to read
+    return [j for j in fires if scores.of(j)] or fires
 
 
 def _word(meaning: Meaning | None) -> tuple[str, str] | None:

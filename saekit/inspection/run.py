@@ -22,6 +22,7 @@ from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features
 from saekit.inspection.scan import KEPT_TOP
+from saekit.inspection.score import TOP_ROWS
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
@@ -124,7 +125,7 @@ def inspect(
         if before is not None:
             _report_added(len(known), len(shown.latents), progress)
         meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
-        meta = replace(meta, command=_command(inspected, Path(out), any_store))
+        meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
         page = _write_page(shown, meta, before, folder.path, settings["single_file"], progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
@@ -134,14 +135,16 @@ def _report_added(known: int, new: int, progress: Callable[[Progress], None]) ->
     progress(Progress("inspect", 0, new, "features", message=message))
 
 
-def _command(inspected: InspectedModel, out: Path, any_store: bool) -> str:
+def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> str:
     """The shell command that made this page, without its features; '' for a model in memory."""
     if inspected.checkpoint is None:
         return ""
     name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
     command = f"saekit inspect {name} --out {folder}"
+    if top != TOP_ROWS:
+        command += f" --top {top}"
     if any_store:
-        command = f"saekit inspect {name} --out {folder} --any-store"
+        command += " --any-store"
     return with_stores(
         command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
     )

@@ -99,8 +99,8 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
 
 def shown_rows(scan: Scan, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(rows (A,N) int64 with -1 where there are fewer, weights (A,N) that sum to 1): the TOP_ROWS
-    strongest, then at most ROWS_EACH_BAND of the sample in each fifth of the range, as a page shows
-    them."""
+    strongest, then at most ROWS_EACH_BAND of the sample in each fifth of the range. A page shows
+    such rows too, but fewer of one document."""
     top_AT = scan.top.row[latents, :TOP_ROWS].numpy()
     sample_AS = scan.sample.row[latents].numpy()
     size_AS = scan.sample.value[latents].abs().numpy()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from saekit import typed
-from saekit.errors import DataError, UsageError, check_choice, opt
+from saekit.errors import DataError, UsageError, check_choice, message_of, opt
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.contextual import Contextual, ContextualConfig
 from saekit.models.conv import Conv, ConvConfig
@@ -231,7 +231,9 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
         IndexError,
         UsageError,
     ) as error:
-        raise DataError(f"the checkpoint does not fit a {name} model: {error}") from None
+        raise DataError(
+            f"the checkpoint does not fit a {name} model: {message_of(error)}"
+        ) from None
     return model.eval().requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,17 @@ def takes_arrays(method: Callable[..., Any]) -> Callable[..., Any]:
     a tensor on the model's device. Nothing is differentiated then, so that the result goes back
     to NumPy with `numpy()`."""
 
+    name = list(signature(method).parameters)[1]
+
     @wraps(method)
-    def called(model: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs.get(name)
         if isinstance(x, torch.Tensor) or not hasattr(x, "__array__"):
-            return method(model, x, *args, **kwargs)
+            return method(model, *args, **kwargs)
         with torch.no_grad():
-            return method(model, _tensor(x, model), *args, **kwargs)
+            if args:
+                return method(model, _tensor(x, model), *args[1:], **kwargs)
+            return method(model, **kwargs | {name: _tensor(x, model)})
 
     return called
 

@@ -36,6 +36,7 @@ def test_arrays_give_what_tensors_give(name, x_ND):
     for x in (x_ND, pd.DataFrame(x_ND), x_ND.astype(np.float64), x_ND.astype(">f4")):
         output = model(x)
         assert torch.equal(output.x_hat, expected.x_hat)
+        assert torch.equal(model.decode(code=expected.code), model.decode(expected.code))
         code = model.encode(x).to_dense()
         assert np.array_equal(code.numpy(), expected.code.to_dense().numpy())  # without detach
         assert torch.equal(model.decode(code.numpy()), model.decode(code))
