@@ -30,7 +30,9 @@ from saekit.models.sae.config import Revival
 from saekit.store.reader import Store
 from saekit.training.run import TrainResult, train
 
-NAMES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated")
+NAMES = (
+    "topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1", "tanh", "log", "p-anneal"
+)  # fmt: skip
 SEEDS = 3
 
 

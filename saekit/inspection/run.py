@@ -22,7 +22,6 @@ from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, write_page
 from saekit.inspection.records import check_features
 from saekit.inspection.scan import KEPT_TOP
-from saekit.inspection.score import TOP_ROWS
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
@@ -140,11 +139,9 @@ def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) ->
     if inspected.checkpoint is None:
         return ""
     name, folder = shlex.quote(inspected.name), shlex.quote(str(out))
-    command = f"saekit inspect {name} --out {folder}"
-    if top != TOP_ROWS:
-        command += f" --top {top}"
+    command = f"saekit inspect {name} --out {folder} --top {top}"
     if any_store:
-        command += " --any-store"
+        command = f"saekit inspect {name} --out {folder} --top {top} --any-store"
     return with_stores(
         command, [shlex.quote(str(store.path)) for store in stores_of(inspected.store)]
     )

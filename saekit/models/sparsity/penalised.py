@@ -56,7 +56,7 @@ class PenaltyConfig(SAEConfig):
         Doc("L0 of the first step (default: 4 times the target, or half of all latents)."),
     ] = None
 
-    revive: Revival = "resample"
+    revive: Revival = "nudge"
 
     default_coef = 2.0  # chosen by a measured grid (docs/log.md)
     steered = "coef"  # with a target_l0; control.py
