@@ -302,7 +302,7 @@ def test_resampling_zeroes_only_the_moments_of_the_dead():
     assert resampling_steps(800) == {100, 200, 300, 400}
 
 
-def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
+def test_resampled_latents_each_have_a_row_of_their_own(tmp_path, monkeypatch):
     opened = open_store(write_store(tmp_path / "s", 600))
     resampled, shared = [], []
 
@@ -315,6 +315,7 @@ def test_l1_runs_resample_their_dead_latents(tmp_path, monkeypatch):
     monkeypatch.setattr(SAE, "resample", watched)
     strong = {
         "sparsity": "l1",
+        "revive": "resample",
         "coef": 60.0,
         "coef_warmup": 0.0,
         "batch": 64,
