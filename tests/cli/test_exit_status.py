@@ -153,7 +153,8 @@ def test_ctrl_c_is_130_at_any_moment(acts, tmp_path, seconds):
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    # While Python itself starts, before saekit is there, the shell makes 130 of the signal.
+    # While Python itself starts, before saekit is there, the shell makes 130 of the signal, or Python
+    # dies with a traceback of its own. On a busy machine that takes longer than the first wait.
     assert (
         process.returncode == 130 and err.splitlines()[0].startswith("error  interrupted")
-    ) or process.returncode == -signal.SIGINT
+    ) or (process.returncode in (1, -signal.SIGINT) and "saekit_cli" not in err)
