@@ -153,8 +153,8 @@ def test_ctrl_c_is_130_at_any_moment(acts, tmp_path, seconds):
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    # While Python itself starts, before saekit is there, the shell makes 130 of the signal, or Python
-    # dies with a traceback of its own. On a busy machine that takes longer than the first wait.
-    assert (
-        process.returncode == 130 and err.splitlines()[0].startswith("error  interrupted")
-    ) or (process.returncode in (1, -signal.SIGINT) and "saekit_cli" not in err)
+    # While Python itself starts, before saekit is there, the shell makes 130 of the signal. Python
+    # may also die of it with status 1, before it looks at saekit: on a busy machine within .3 s.
+    interrupted = process.returncode == 130 and err.startswith("error  interrupted")
+    of_python = process.returncode == 1 and "saekit_cli" not in err
+    assert interrupted or process.returncode == -signal.SIGINT or of_python
