@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import by_hand
 import pytest
@@ -473,3 +474,9 @@ def test_the_curve_goes_from_the_largest_node_to_all_nodes(live, saes, ids, pass
     assert first.completeness == pytest.approx((without - empty) / full)
     assert result.faithfulness == result.curve[3].faithfulness
     assert result.completeness_errors == result.curve[3].completeness_errors
+
+
+def test_one_place_computes_gradients_with_respect_to_codes():
+    root = Path(saekit.__file__).parent
+    places = [path for path in root.rglob("*.py") if "autograd.grad(" in path.read_text()]
+    assert places == [root / "intervention" / "attribution.py"]
