@@ -68,7 +68,7 @@ docs: $(DOCS)
 	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
 	$(BIN)/python docs/tables.py
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo site/index.html
 
 # Measures what README and docs quote, into benchmarks/results, and writes their tables: half an hour on two idle cores.

@@ -4,6 +4,7 @@ seconds to import torch."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +51,11 @@ def test_the_commands_print_what_the_page_shows(path, tmp_path, monkeypatch, cap
         output = output_of(block, tmp_path, capsys)
         if block.quoted is not None:
             assert_same(block.quoted, guide.shown(block, output))
+    if path == guide.CHOOSING:
+        said = re.search(r"It prints fvu ([\d.]+), ([\d.]+) and ([\d.]+)", path.read_text())
+        members = json.loads((tmp_path / "widths" / "sweep.json").read_text())["members"]
+        fvu = [member["metrics"]["fvu"] for member in members]
+        assert fvu == pytest.approx([float(figure) for figure in said.groups()], rel=0.05)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
 import pytest
 import sizing
@@ -18,7 +18,7 @@ from saekit.training.loop import Trainer
 from saekit.training.run import prepare
 
 F, BATCH = 96, 64
-PAGE = sizing.__file__.replace(".py", ".md")
+PAGE = Path(sizing.__file__).with_suffix(".md")
 OPTIONS = dict(latents=F, k=4, rows=4 * BATCH, batch=BATCH)
 
 
@@ -92,13 +92,9 @@ def test_a_scan(store, run):
 
 
 def test_the_text_has_the_constants_of_the_formulas():
-    text = open(PAGE).read()
-    for number in (
-        sizing.LATENT_OF_SCAN,
-        sizing.CHUNK,
-        sizing.SHUFFLE_WINDOW,
-        2 * sizing.SHUFFLE_WINDOW,
-    ):
+    text = PAGE.read_text()
+    window = sizing.SHUFFLE_WINDOW
+    for number in (sizing.LATENT_OF_SCAN, sizing.CHUNK, window, 2 * window):
         assert f"{number:,}" in text
     assert f"| {sizing.EXAMPLE}, {sizing.TOKEN} per token" in text
-    assert re.search(rf"4 D in float32, and {sizing.ROW} for", text)
+    assert f"4 D in float32, and {sizing.ROW} for" in text
