@@ -64,10 +64,10 @@ def put_gemma(hub: Path) -> None:
     np.savez(dictionary / "params.npz", **arrays)
 
 
-def put_photos(folder: Path) -> None:
+def put_photos(folder: Path, count: int = 80) -> None:
     from PIL import Image
 
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for n in range(80):
+    for n in range(count):
         Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(folder / f"{n}.jpg")

@@ -46,7 +46,7 @@ def test_the_commands_print_what_the_page_shows(path, tmp_path, monkeypatch, cap
     if any(block.hub for block in blocks):
         put_clip(tmp_path / "hub")
         put_dinov2(tmp_path / "hub")
-        put_photos(tmp_path / "photos")
+        put_photos(tmp_path / "photos", 16)
     for block in blocks:
         output = output_of(block, tmp_path, capsys)
         if block.quoted is not None:
