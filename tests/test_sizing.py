@@ -11,7 +11,7 @@ from made_runs import break_off
 from made_stores import D, write_store
 
 import saekit
-from saekit.inspection.scan import Scan
+from saekit.inspection.scan import scan_store
 from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.loop import Trainer
@@ -67,28 +67,31 @@ def test_memory_of_training(store, monkeypatch):
     """The dry run says what the formula says; weights, gradients and moments are what it counts."""
     config = TrainConfig.from_flat(OPTIONS)
     assert prepare(store, config=config).plan().memory_bytes == sizing.training(D, F, BATCH)
-    trainers: list[Trainer] = []
+    allocated: list[int] = []
 
-    def noted(self, raw, original=Trainer.train_step):
-        trainers.append(self)
+    def measure(optimizer, *_):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = [optimizer.state[p][name] for p in weights for name in ("exp_avg", "exp_avg_sq")]
+        arrays = [*weights, *(p.grad for p in weights), *moments]
+        allocated.append(sum(t.numel() * t.element_size() for t in arrays))
+
+    def measured(self, raw, original=Trainer.train_step):
+        if self.step == 0:
+            self.optimizer.register_step_post_hook(measure)
         return original(self, raw)
 
-    monkeypatch.setattr(Trainer, "train_step", noted)
+    monkeypatch.setattr(Trainer, "train_step", measured)
     saekit.train(store, **OPTIONS)
-    optimizer = trainers[-1].optimizer
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    held = [t for p in weights for t in (p, p.grad, *optimizer.state[p].values())]
-    scalars = len(weights)  # steps done
-    allocated = sum(t.numel() * t.element_size() for t in held if t is not None) - 4 * scalars
-    assert allocated == 4 * sizing.checkpoint(D, F)
+    assert allocated == 4 * [4 * sizing.checkpoint(D, F)]
 
 
-def test_a_scan(store, run):
-    scan = Scan(F)
+def test_a_scan(store, run, tmp_path):
+    scan = scan_store(saekit.load(run), store)
     assert sum(t.numel() * t.element_size() for t in scan._tensors().values()) == sizing.scan(F)
-    saekit.features(run, store.path, index=0)
-    (file,) = (run / "scans").iterdir()
-    assert 0 < file.stat().st_size - header(file) - sizing.scan(F) < 32
+    file = tmp_path / "scans" / "scan.safetensors"
+    scan.save(file)
+    rows_and_schema = 16
+    assert file.stat().st_size - header(file) == sizing.scan(F) + rows_and_schema
 
 
 def test_the_text_has_the_constants_of_the_formulas():
