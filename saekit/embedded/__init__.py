@@ -96,13 +96,13 @@ def _pydocs() -> DataSet:
 
 
 def _english() -> DataSet:
-    """Stories in passages, labeled by author, and pydocs."""
+    """Stories in passages, and pydocs."""
     from saekit.embedded import pydocs, stories
 
     prose, python = stories.passages(), pydocs.documents()
     names = [passage.name for passage in prose] + [name for name, _ in python]
     texts = [passage.text for passage in prose] + [text for _, text in python]
-    labels = [p.author for p in prose] + [name.partition(".")[0] for name, _ in python]
+    labels = [passage.label for passage in prose] + [name.partition(".")[0] for name, _ in python]
     sections = prose[-1].section + 1
     documents = [passage.section for passage in prose]
     documents += range(sections, sections + len(python))

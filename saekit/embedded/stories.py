@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ BOOKS = {
     ),
 }
 """The file and its SHA-256, by author."""
+COLLECTIONS = frozenset({"Andersen", "Joyce"})  # of tales
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Passage:
     @property
     def name(self) -> str:
         return f"{self.author}.{self.section}.{self.heading}#{self.number}"
+
+    @property
+    def label(self) -> str:
+        """The tale, or the author of a novel: as much text as may have a subject of its own."""
+        return string.capwords(self.heading) if self.author in COLLECTIONS else self.author
 
 
 @functools.lru_cache(maxsize=1)
