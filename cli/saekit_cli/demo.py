@@ -49,7 +49,11 @@ TEXT = Part(
     "embedded:smollm2-135m",
     "embedded:english",
     {"hook": "blocks.18", "rows": 60_000, "shard_mb": 16},
-    {"topk": {"k": 32}, "jumprelu": {"sparsity": "jumprelu", "target_l0": 32}, "pca": {"model": "pca"}},
+    {
+        "topk": {"k": 32},
+        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32},
+        "pca": {"model": "pca"},
+    },
     "topk",
     "interesting:300",
     "SmolLM2-135M-Instruct (4-bit weights) reading tales, novels and Python's documentation",
@@ -98,7 +102,9 @@ def run(
     ] = TEXT.model,
     text_hook: Annotated[
         str | None,
-        Doc("Hook of the language model (default: the block at 60 % of its depth).", metavar="HOOK"),
+        Doc(
+            "Hook of the language model (default: the block at 60 % of its depth).", metavar="HOOK"
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:

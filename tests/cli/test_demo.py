@@ -1,5 +1,5 @@
-"""`saekit demo` on a tiny language model: what is printed and in which order, and how it ends: with a
-sentence that a latent changes, beside its controls."""
+"""`saekit demo` on a tiny language model: what is printed and in which order, and how it ends: with
+a sentence that a latent changes, beside its controls."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
     header, *rows = lines[2:6]
     assert re.split(r" {2,}", header) == list(demo.HEADER) and header.count("dead") == 1
     for row, run in zip(rows, ("topk", "l1", "pca"), strict=True):
-        checkpoint, model, latents, *_, dead, _ = re.split(r" {2,}", row)
+        checkpoint, _, latents, *_, dead, _ = re.split(r" {2,}", row)
         metrics = json.loads((out / "text" / run / "config.json").read_text())["result"]["metrics"]
         expected = metrics.get("dead_train")
         assert checkpoint == str(out / "text" / run) and int(latents) in (4, 64)

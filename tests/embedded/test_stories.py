@@ -118,7 +118,9 @@ def test_english_is_stories_and_pydocs_with_sections_held_out_as_a_whole():
     assert len(set(python)) == len(python) and min(python) == max(documents[: len(prose)]) + 1
     labels = {name: found.label(index) for index, name in enumerate(found.names)}
     by_heading = {passage.heading: labels[passage.name] for passage in prose}
-    assert by_heading["THE SHEPHERD'S STORY OF THE BOND OF FRIENDSHIP"].startswith("The Shepherd's ")
+    assert by_heading["THE SHEPHERD'S STORY OF THE BOND OF FRIENDSHIP"].startswith(
+        "The Shepherd's "
+    )
     assert by_heading["Chapter 61"] == "Austen" and labels["os.path"] == "os"
     # four fifths of what a harvest sees first is prose
     opened = open_data("embedded:english", modality="text")
