@@ -48,7 +48,7 @@ TEXT = Part(
     "text",
     "embedded:smollm2-135m",
     "embedded:english",
-    {"hook": "blocks.18", "rows": 60_000, "shard_mb": 16},
+    {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
         "topk": {"k": 32},
         "jumprelu": {"sparsity": "jumprelu", "target_l0": 32},
@@ -72,7 +72,7 @@ IMAGE = Part(
     "topk",
     "all",
 )
-DEPTH = 0.6  # of a language model: the block behind which its hook is
+DEPTH = 0.75  # of a language model: where its hook is (docs/log.md: which block)
 HEADER = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "rows/s")
 # What a model of the table is, by its variant or kind.
 SENTENCES = {
@@ -103,7 +103,8 @@ def run(
     text_hook: Annotated[
         str | None,
         Doc(
-            "Hook of the language model (default: the block at 60 % of its depth).", metavar="HOOK"
+            "Hook of the language model (default: the block at three quarters of its depth).",
+            metavar="HOOK",
         ),
     ] = None,
     quiet: Quiet = False,

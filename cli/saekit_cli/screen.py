@@ -92,8 +92,8 @@ def _columns() -> int:
 class Reporter:
     """A callback for the library. One phase at a time; leaving its `with` block ends the line.
 
-    A terminal has a bar, redrawn ten times a second; anything else is a log, which gets a line when
-    the last one, of whichever phase, is ten seconds old: a command of a minute writes six.
+    A terminal has a bar, redrawn every tenth of a second; anything else is a log, which gets a line
+    when the last one, of whichever phase, is ten seconds old: a command of a minute writes six.
     """
 
     def __init__(self, quiet: bool = False) -> None:

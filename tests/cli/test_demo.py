@@ -19,7 +19,7 @@ from saekit.inspection.next_token import next_token_latents
 from saekit.intervention import controls
 from saekit.intervention.steer import steer_text
 
-DEEPER = "model.layers.1"  # 60 % of the tiny model's blocks
+DEEPER = "model.layers.2"  # three quarters of the tiny model's depth
 SEED = 1  # of a dictionary with a latent that holds
 
 
