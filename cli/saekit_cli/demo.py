@@ -50,8 +50,8 @@ TEXT = Part(
     "embedded:english",
     {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
-        "topk": {"k": 32},
-        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32},
+        "topk": {"k": 32, "rows": 200_000},
+        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32, "rows": 240_000},
         "pca": {"model": "pca"},
     },
     "topk",
