@@ -51,7 +51,13 @@ TEXT = Part(
     {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
         "topk": {"k": 32, "rows": 200_000},
-        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32, "rows": 240_000},
+        # at two rows per latent these are not nudged unless that is asked for
+        "jumprelu": {
+            "sparsity": "jumprelu",
+            "target_l0": 32,
+            "rows": 240_000,
+            "revive": "nudge",
+        },
         "pca": {"model": "pca"},
     },
     "topk",
