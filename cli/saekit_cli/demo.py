@@ -43,6 +43,11 @@ class Part:
     title: str = ""
     """Model and data in words."""
 
+    @property
+    def about(self) -> str:
+        title = self.title or f"{self.model} on {self.data}"
+        return f"{title}; hidden states at {self.harvest['hook']}"
+
 
 TEXT = Part(
     "text",
@@ -51,7 +56,7 @@ TEXT = Part(
     {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
         "topk": {"k": 32, "rows": 200_000},
-        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32, "rows": 240_000},
+        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32, "rows": 200_000},
         "pca": {"model": "pca"},
     },
     "topk",
@@ -120,7 +125,7 @@ def run(
         page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
-        titles.append(f"{part.name}: {part.title or f'{part.model} on {part.data}'}")
+        titles.append(f"{part.name}: {part.about}.")
         kinds |= {_kind(options): None for options in part.runs.values()}
         if live_model is not None:
             ending = steer(live_model, folder, part.page, quiet)
@@ -153,7 +158,7 @@ def _run_part(
     store = out / "store"
     with Reporter(quiet) as reporter:
         # the page
-        message(part.name, part.title or f"{part.model} on {part.data}")
+        message(part.name, part.about)
         saekit.harvest(
             live_model or part.model,
             part.data,
