@@ -55,8 +55,14 @@ TEXT = Part(
     "embedded:english",
     {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
-        "topk": {"k": 32, "rows": 200_000},
-        "jumprelu": {"sparsity": "jumprelu", "target_l0": 32, "rows": 200_000},
+        # at two rows per latent nothing is nudged unless that is asked for
+        "topk": {"k": 32, "rows": 200_000, "revive": "nudge"},
+        "jumprelu": {
+            "sparsity": "jumprelu",
+            "target_l0": 32,
+            "rows": 240_000,
+            "revive": "nudge",
+        },
         "pca": {"model": "pca"},
     },
     "topk",
