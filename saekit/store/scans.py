@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 SCAN_SCHEMA = 2
 SCANS = "scans"
+INDEXES = "index"
 
 
 def scanned_maxima(
