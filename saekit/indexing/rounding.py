@@ -19,7 +19,7 @@ def in_half(entries: Entries) -> Entries:
     value that float16 does not have."""
     value = entries.value
     largest = float(np.abs(value).max(initial=0.0))
-    if largest > HALF.max:
+    if largest > float(HALF.max):
         raise NumericsError(
             f"an activation of {largest:.4g} is above {HALF.max:,.0f}, the largest of float16",
             opt("values", "float32"),
