@@ -33,8 +33,8 @@ def planted(
     each_document: int = 2,
     **spec,
 ) -> Planted:
-    """`z_NF` without negative values, N a multiple of `context`; labels are of contexts, each_document
-    of which make a document. `words`: how tokens are written."""
+    """`z_NF` without negative values, N a multiple of `context`; labels are of contexts, of which
+    `each_document` make a document. `words`: how tokens are written."""
     store = _store(folder / "store", z_NF, tokens_N, context, labels, each_document, spec)
     if words is not None:
         vocabulary = {word: n for n, word in enumerate(words)}

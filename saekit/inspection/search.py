@@ -103,7 +103,7 @@ def _rows_of_token(token_R: np.ndarray, texts: TokenTexts, token: str) -> np.nda
     word = token.strip().casefold()
     alike = sorted({text for text in written.values() if text.strip().casefold() == word and word})
     if alike:
-        hint = f"{opt('token', alike)}: spaces and capitals count"
+        hint = f"{opt('token', *alike[:3])}: spaces and capitals count"
     else:
         pieces = texts.tokenized(token)
         several = [texts.alone(index) for index in pieces[0]] if pieces else []

@@ -12,8 +12,8 @@ import pytest
 import torch
 from command import saekit as command
 from kills import content, killed_after, killed_before
-from made_stores import make_rows, write_store
 from made_codes import planted
+from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, SaekitError, UsageError
@@ -109,9 +109,7 @@ def test_an_index_killed_anywhere_resumes_to_the_same_bytes(made, whole, tmp_pat
     assert operation > 20
 
 
-def test_an_index_killed_in_the_middle_of_an_operation_goes_on_with_its_runs(
-    made, whole, tmp_path
-):
+def test_an_index_killed_in_the_middle_of_an_operation_goes_on_with_its_runs(made, whole, tmp_path):
     run = copied(made, tmp_path)
     folder = index_folder(run, [open_store(made / "store").content])
     killed_after(
@@ -137,13 +135,11 @@ def test_a_damaged_run_is_made_again(made, whole, tmp_path, monkeypatch):
     saekit.index(run, made / "store", budget=1, resume=True, progress=said.append)
     (message,) = [p.message for p in said if p.message]
     assert "00002.safetensors is missing or damaged" in message
-    assert [p.done for p in said if p.phase == "index" and not p.message][0] > 2 * CHUNK
+    assert next(p.done for p in said if p.phase == "index" and not p.message) > 2 * CHUNK
     assert files(run) == whole
 
 
-def test_a_store_that_has_grown_is_indexed_to_the_same_bytes_from_what_is_there(
-    made, tmp_path
-):
+def test_a_store_that_has_grown_is_indexed_to_the_same_bytes_from_what_is_there(made, tmp_path):
     x = make_rows(6000)
     small = write_store(tmp_path / "small", 3900, tokens=TOKENS, x=x[:3900])
     large = write_store(tmp_path / "large", 6000, tokens=TOKENS, x=x)
@@ -220,11 +216,11 @@ def test_damage_is_named_when_a_file_is_first_read(made, tmp_path):
     (path / "by_feature.safetensors").write_bytes(data)
     index = saekit.open_index(run, made / "store")
     assert index.active.sum() == 128_000, "another file"
-    with pytest.raises(DataError, match="by_feature.safetensors is damaged") as error:
+    with pytest.raises(DataError, match=r"by_feature\.safetensors is damaged") as error:
         index.activations(0)
     assert "overwrite=True" in error.value.hint
     (path / "by_row.safetensors").unlink()
-    with pytest.raises(DataError, match="by_row.safetensors is missing"):
+    with pytest.raises(DataError, match=r"by_row\.safetensors is missing"):
         read_index(path)
     text = (path / "index.json").read_text().replace('"latents": 256', '"latents": 257')
     (path / "index.json").write_text(text)
