@@ -13,6 +13,7 @@ import torch
 
 from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
+from saekit.indexing.reader import Index
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
@@ -156,11 +157,13 @@ def feature_records(
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
     contexts: dict[int, list[str]] | None = None,
+    index: Index | None = None,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits, hook shares and score. Neighbors are
     those of `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the
     texts themselves, where the store's were in memory. The tokens of each whole context are put
-    into `contexts` by the id of their example before a record with it. Streams: windows of a part
+    into `contexts` by the id of their example before a record with it. `index`: where the values of
+    windows are read. Streams: windows of a part
     of the latents are read at a time."""
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
@@ -184,7 +187,7 @@ def feature_records(
         picks = [pick_rows(scan, store, j, top) for j in chunk.tolist()]
         rows = np.array([pick.row for of_latent in picks for pick in of_latent], dtype=np.int64)
         owner = np.repeat(chunk.numpy(), [len(of_latent) for of_latent in picks])
-        windows = read_windows(model, store, rows, owner)
+        windows = read_windows(model, store, rows, owner, index)
 
         # the documents of these rows, where tokens do not keep the text
         if written is not None:
