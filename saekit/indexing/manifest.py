@@ -24,9 +24,7 @@ from saekit.typed import MisfitError, build
 
 SCHEMA = 1
 RUNS = "runs"
-BY_FEATURE, BY_ROW, ORIGIN, FEATURES = (
-    f"{name}.safetensors" for name in ("by_feature", "by_row", "origin", "features")
-)
+BY_FEATURE, BY_ROW, ORIGIN = (f"{name}.safetensors" for name in ("by_feature", "by_row", "origin"))
 Values = Literal["float32", "float16"]
 
 

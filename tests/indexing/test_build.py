@@ -23,6 +23,7 @@ from saekit.indexing.reader import found_index, read_index
 from saekit.inspection.opening import open_pair
 from saekit.store.files import sha256_of
 from saekit.store.reader import open_store
+from saekit.store.scans import scanned_maxima
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, TOKENS, CHUNK = 4000, 40, 250
@@ -276,3 +277,15 @@ def test_the_command_prints_its_keys(made, tmp_path, capsys):
     status, out, _ = command(capsys, "index", run, "--store", made / "store", "--resume", "-q")
     assert status == 0 and "128,000 activations of 256 latents on 4,000 rows" in out
     assert (run / "index" / Path(value["path"]).name / "config.toml").read_text()
+
+
+def test_steering_finds_the_largest_activations_in_an_index(made, tmp_path):
+    run = copied(made, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    assert scanned_maxima(run, config, 256) is None
+    result = saekit.index(run, made / "store")
+    maxima = scanned_maxima(run, config, 256)
+    assert maxima is not None and np.array_equal(maxima.numpy(), result.index.max)
+    manifest = Path(result.path) / "index.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    assert scanned_maxima(run, config, 256) is None
