@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saekit.indexing.manifest import BY_FEATURE, BY_ROW, FEATURES, ORIGIN, IndexManifest
+from saekit.indexing.manifest import BY_FEATURE, BY_ROW, ORIGIN, IndexManifest
 from saekit.indexing.origin import read_origin, write_origin
 from saekit.indexing.row_order import RowOrder
 from saekit.indexing.runs import open_run
@@ -16,6 +16,7 @@ from saekit.indexing.statistics import FEATURE_TENSORS, at_beginnings, statistic
 from saekit.indexing.tensor_file import mapped_tensors, writing_tensors
 from saekit.store.files import sha256_of
 from saekit.store.reader import Store
+from saekit.store.scans import FEATURES
 
 # of memory per entry of a block: row, value, and its place before and after (8 each)
 BYTES_PER_ENTRY = 28

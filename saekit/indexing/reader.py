@@ -23,7 +23,6 @@ from saekit.indexing.histogram import Histogram
 from saekit.indexing.manifest import (
     BY_FEATURE,
     BY_ROW,
-    FEATURES,
     ORIGIN,
     IndexManifest,
     checked_manifest,
@@ -38,6 +37,7 @@ from saekit.indexing.tensor_file import mapped_tensors
 from saekit.store.files import known_digest
 from saekit.store.opening import RowsLike
 from saekit.store.oserrors import reading
+from saekit.store.scans import FEATURES
 from saekit.store.stack import stores_of, with_stores
 from saekit.training.checkpoints import ModelLike
 from saekit.typed import MisfitError
