@@ -1,11 +1,11 @@
 """The pass of `saekit index` beside the encoder, and the time of questions to an index.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_index.py CKPT STORE
-    OMP_NUM_THREADS=1 python benchmarks/bench_index.py --made-up 262144 --rows 1000000
+    OMP_NUM_THREADS=1 python benchmarks/bench_index.py --synthetic 262144 --rows 1000000
 
 With CKPT and STORE: CPU seconds of encoding every row, and of indexing the store, in turns, the
 median of three; then questions about the median, the 90 % and the densest latent, the median of
-nine each. With --made-up: only the questions, of so many latents, 32 entries per row, drawn by a
+nine each. With --synthetic: only the questions, of so many latents, 32 entries per row, drawn by a
 power law. Prints one JSON object; peak memory is that of the whole process.
 """
 
@@ -101,9 +101,9 @@ def milliseconds(act: Callable[[], object], repeats: int = REPEATS) -> float:
     return round(1000 * statistics.median(cpu_seconds(act) for _ in range(repeats)), 2)
 
 
-def made_up(folder: Path, latents: int, rows: int, budget: int) -> tuple[Index, dict[str, float]]:
+def synthetic(folder: Path, latents: int, rows: int, budget: int) -> tuple[Index, dict[str, float]]:
     """An index of entries that no model made."""
-    store = open_store(made_up_store(folder / "store", rows))
+    store = open_store(synthetic_store(folder / "store", rows))
     manifest = IndexManifest(
         "0" * 64, [indexed_store(store)], latents, rows, "float32", "cpu", CHUNK_ROWS
     )
@@ -111,7 +111,7 @@ def made_up(folder: Path, latents: int, rows: int, budget: int) -> tuple[Index, 
     where.mkdir()
     began = time.process_time()
     writer = RunWriter(where, manifest, budget * 1_000_000)
-    for entries in made_up_entries(latents, rows):
+    for entries in synthetic_entries(latents, rows):
         writer.append(entries)
     writer.close()
     sorted_by = time.process_time()
@@ -130,7 +130,7 @@ def made_up(folder: Path, latents: int, rows: int, budget: int) -> tuple[Index, 
     return Index(where, manifest), figures
 
 
-def made_up_entries(latents: int, rows: int) -> Iterator[Entries]:
+def synthetic_entries(latents: int, rows: int) -> Iterator[Entries]:
     rng = np.random.default_rng(0)
     weight = (np.arange(latents) + 10.0) ** -0.8
     bounds = np.cumsum(weight / weight.sum())
@@ -143,10 +143,10 @@ def made_up_entries(latents: int, rows: int) -> Iterator[Entries]:
         yield Entries(kept.sum(1), drawn[kept].astype(np.int32), value)
 
 
-def made_up_store(path: Path, rows: int) -> Path:
+def synthetic_store(path: Path, rows: int) -> Path:
     """Texts of CONTEXT tokens with ten labels, whose rows have one number."""
     spec = ActivationSpec(
-        "made up",
+        "none",
         None,
         "none",
         "text",
@@ -155,7 +155,7 @@ def made_up_store(path: Path, rows: int) -> Path:
         "flat",
         "content",
         None,
-        "made up",
+        "none",
         CONTEXT,
         0,
     )
@@ -181,13 +181,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("store", type=Path, nargs="?")
-    parser.add_argument("--made-up", type=int, metavar="LATENTS")
+    parser.add_argument("--synthetic", type=int, metavar="LATENTS")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--budget", type=int, default=1024, metavar="MB")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if a.made_up:
-            index, figures = made_up(Path(folder), a.made_up, a.rows, a.budget)
+        if a.synthetic:
+            index, figures = synthetic(Path(folder), a.synthetic, a.rows, a.budget)
         else:
             figures = passes(a.checkpoint, a.store, a.budget)
             index = open_index(a.checkpoint, a.store)

@@ -60,8 +60,13 @@ class Activations:
 class Index:
     """Every activation of a dictionary of F latents on the R rows of a store.
 
-    active (F,) int64: rows in which each latent is active. max (F,) fp32: its largest size,
-    |value|.
+    Opened by `saekit.open_index`, or `index` of what `saekit.index` returns. Files are
+    memory-mapped, and their checksums verified when they are first read. Rows are numbered as in
+    the store.
+
+    Parameters
+        path: the folder of the index.
+        manifest: what its index.json says.
     """
 
     def __init__(self, path: Path, manifest: IndexManifest) -> None:
@@ -128,14 +133,17 @@ class Index:
 
     @property
     def rows(self) -> int:
+        """R."""
         return self.manifest.rows
 
     @property
     def active(self) -> np.ndarray:
+        """(F,) int64: rows in which each latent is active."""
         return self._features["active"]
 
     @property
     def max(self) -> np.ndarray:
+        """(F,) fp32: its largest size, |value|."""
         return self._features["max"]
 
     @property

@@ -35,14 +35,12 @@ class Entries:
     rounding: Rounding | None = None
 
 
-def run_tensors(
-    manifest: IndexManifest, rows: int | None, entries: int | None
-) -> dict[str, tuple[str, int | None]]:
+def run_tensors(manifest: IndexManifest, rows: int, entries: int) -> dict[str, tuple[str, int]]:
     """What a run's file holds: `ptr`, `row`, `value` by latent, `row_ptr`, `latent`, `row_value` by
     row. Row numbers are those of the store."""
     return {
         "ptr": ("int64", manifest.latents + 1),
-        "row_ptr": ("int64", None if rows is None else rows + 1),
+        "row_ptr": ("int64", rows + 1),
         "row": (manifest.row_type, entries),
         "value": (manifest.values, entries),
         "latent": ("int32", entries),

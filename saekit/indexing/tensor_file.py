@@ -47,7 +47,7 @@ class TensorWriter:
         self._end = {name: begin + header[name]["data_offsets"][1] for name in order}
 
     def append(self, name: str, values: np.ndarray) -> None:
-        data = memoryview(np.ascontiguousarray(values, self._dtypes[name]).view(np.uint8))
+        data = memoryview(np.ascontiguousarray(values, self._dtypes[name]).view(np.uint8).data)
         assert self._next[name] + len(data) <= self._end[name], f"{name} has more values than said"
         while len(data):
             written = os.pwrite(self._descriptor, data, self._next[name])

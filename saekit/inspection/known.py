@@ -15,6 +15,7 @@ from saekit.inspection.opening import InspectedModel
 from saekit.inspection.records import strongest, thinned
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
+from saekit.inspection.tokens import TokenTexts, token_texts
 from saekit.types import Progress
 
 
@@ -34,6 +35,13 @@ class Known:
     @cached_property
     def scores(self) -> Scores:
         return scores_of(self._inspected.store, self.scan)
+
+    @cached_property
+    def texts(self) -> TokenTexts | None:
+        """How the store's tokens are written; None for other data."""
+        spec = self._inspected.store.spec
+        is_text = spec.modality == "text" and not spec.is_raw
+        return token_texts(self._inspected.store) if is_text else None
 
     def needed_index(self, what: str) -> Index:
         """Raises DataError, with the command that makes it, where there is none."""

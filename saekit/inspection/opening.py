@@ -27,8 +27,8 @@ class InspectedModel(OpenedPair):
     def whole_index(self) -> Index | None:
         """The same where it holds every value that is not 0, as it was computed: not rounded, and
         not only those of sigmoid latents that are active."""
-        whole = self.model.active_above == 0 and self.index is not None
-        return self.index if whole and self.index.manifest.values == "float32" else None
+        index = self.index if self.model.active_above == 0 else None
+        return index if index is not None and index.manifest.values == "float32" else None
 
     def scan(self, progress: Callable[[Progress], None], device: torch.device = CPU) -> Scan:
         """One pass over the store, or over its index, kept for the next time in the folder of a

@@ -29,7 +29,6 @@ from saekit.inspection.search import (
     of_label,
     of_token,
 )
-from saekit.inspection.show import token_texts
 from saekit.models.codes import fires
 from saekit.options import AnyStore, Doc
 from saekit.store.opening import RowsLike
@@ -204,7 +203,8 @@ def features(
         chosen = scored[among[scored] & passes[scored]]
     else:
         chosen = ranking.order[passes[ranking.order]]
-    act = known.largest if ranking.act is None else lambda j: float(ranking.act[j])
+    act_F = ranking.act
+    act = known.largest if act_F is None else lambda j: float(act_F[j])
     return [
         _row(j, act(j), inspected, known, sort == "score", ranking.of(j))
         for j in chosen[:top].tolist()
@@ -287,7 +287,7 @@ def _row(
 def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:
     """The most common tokens (for images, labels) among the latent's strongest rows."""
     names: Counter[str] = Counter()
-    texts = token_texts(store) if store.spec.modality == "text" and not store.spec.is_raw else None
+    texts = known.texts
     for row, _ in known.strongest(latent, TYPICAL_ROWS):
         example, _ = store.origin.example_at(row)
         if texts is not None:

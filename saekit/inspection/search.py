@@ -13,7 +13,6 @@ from saekit.errors import DataError, UsageError, did_you_mean, opt
 from saekit.indexing.association import label_figures, token_figures
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.show import token_texts
 from saekit.inspection.tokens import TokenTexts
 from saekit.store.stack import StackedStore
 
@@ -74,11 +73,11 @@ def descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 def of_token(inspected: InspectedModel, known: Known, token: str, by: str) -> Ranking:
     """Latents by what they tell about a token, whatever its context. Raises DataError for a store
     that is not text, or a token that it does not have."""
-    store = inspected.store
-    if store.spec.modality != "text" or store.spec.is_raw:
-        raise DataError(f"{store.path} holds no tokens", f"{opt('label')} or {opt('near')}")
+    if known.texts is None:
+        path = inspected.store.path
+        raise DataError(f"{path} holds no tokens", f"{opt('label')} or {opt('near')}")
     index = known.needed_index(opt("token", token))
-    rows = _rows_of_token(index.origin.token, token_texts(store), token)
+    rows = _rows_of_token(index.origin.token, known.texts, token)
     figures = token_figures(index, rows)
     columns = {
         "mean": figures.mean,
