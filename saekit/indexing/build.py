@@ -118,7 +118,7 @@ def index(
         resume: continue an index that was interrupted; one that is whole stays as it is.
 
     Raises UsageError, DataError (checkpoint and store do not fit, a dense code, an index that is
-    there), MissingError, NumericsError (an activation is not finite, or too large for float16).
+    there), MissingError, NumericsError (an activation is infinite, or too large for float16).
     """
     # what can be wrong, before anything is written
     began = time.monotonic()

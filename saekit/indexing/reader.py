@@ -320,13 +320,24 @@ def read_index(folder: Path) -> Index:
 def found_index(pair: OpenedPair) -> Index | None:
     """The index of these weights on these rows, where the checkpoint has one. Raises DataError for
     a damaged one."""
-    if pair.checkpoint is None or not pair.checkpoint.own:
-        return None
-    folder = index_folder(Path(pair.checkpoint.path), pair.contents())
-    manifest = checked_manifest(folder)
-    if manifest is None or manifest.weights != pair.weights_digest():
+    folder, manifest = _beside(pair)
+    if folder is None or manifest is None or manifest.weights != pair.weights_digest():
         return None
     return Index(folder, manifest)
+
+
+def has_other_index(pair: OpenedPair) -> bool:
+    """Whether the checkpoint has an index of these rows by other weights."""
+    _, manifest = _beside(pair)
+    return manifest is not None and manifest.weights != pair.weights_digest()
+
+
+def _beside(pair: OpenedPair) -> tuple[Path | None, IndexManifest | None]:
+    """Where the index of a pair is kept, and what it says, where it is whole."""
+    if pair.checkpoint is None or not pair.checkpoint.own:
+        return None, None
+    folder = index_folder(Path(pair.checkpoint.path), pair.contents())
+    return folder, checked_manifest(folder)
 
 
 def index_command(pair: OpenedPair) -> str:

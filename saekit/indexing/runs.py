@@ -131,13 +131,13 @@ def open_run(folder: Path, manifest: IndexManifest, run: Run) -> dict[str, np.nd
 def encoded_entries(
     pair: OpenedPair, device: torch.device, chunk: int, start: int
 ) -> Iterator[Entries]:
-    """Those of the store's rows from `start` on, a chunk at a time. Raises NumericsError for a
-    value that is not finite."""
+    """Those of the store's rows from `start` on, a chunk at a time. Raises NumericsError for an
+    infinite value."""
     for batch, found in encoded_chunks(pair.model, pair.store, device, chunk, start):
         if not bool(torch.isfinite(found.value).all()):
             row = int(found.row[~torch.isfinite(found.value)][0])
             raise NumericsError(
-                f"{pair.name} gives NaN or inf for {pair.store.locate(row)}",
+                f"{pair.name} gives inf for {pair.store.locate(row)}",
                 "check the weights and the row",
             )
         assert batch.rows is not None

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from saekit.errors import DataError
-from saekit.indexing.reader import Index, index_command
+from saekit.indexing.reader import Index, has_other_index, index_command
 from saekit.inspection.gather import scores_of
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.records import strongest, thinned
@@ -26,6 +26,10 @@ class Known:
         self._inspected, self._progress = inspected, progress
         self.index: Index | None = inspected.index
         self.source = "scan" if self.index is None else "index"
+        if self.index is None and has_other_index(inspected):
+            command = f"{index_command(inspected)} --overwrite"
+            text = f"the index of this store is of other weights, and is not used: {command}"
+            progress(Progress("features", 0, 0, message=text))
         self.rows = inspected.store.count()
 
     @cached_property

@@ -168,6 +168,11 @@ def features(
         raise UsageError(f"{opt('top', top)} must be at least 1")
     if versus is not None and text is None:
         raise UsageError(f"{opt('versus')} contrasts another text with {opt('text')}", opt("text"))
+    if index is not None and (not_bos or (min_density, max_density) != (None, None)):
+        raise UsageError(
+            f"{opt('index', index)} describes one latent, and there is nothing to filter",
+            f"drop {opt('min_density')}, {opt('max_density')} and {opt('not_bos')}",
+        )
     question = given[0] if given else ""
     order = check_order(question, by)
 

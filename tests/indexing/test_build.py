@@ -14,12 +14,14 @@ from command import saekit as command
 from kills import content, killed_after, killed_before
 from made_codes import planted
 from made_stores import make_rows, write_store
+from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, SaekitError, UsageError
 from saekit.indexing import build
 from saekit.indexing.manifest import index_folder
-from saekit.indexing.reader import found_index, read_index
+from saekit.indexing.reader import found_index, has_other_index, read_index
+from saekit.indexing.runs import BYTES_PER_ENTRY
 from saekit.inspection.opening import open_pair
 from saekit.store.files import sha256_of
 from saekit.store.reader import open_store
@@ -72,12 +74,13 @@ def test_the_bytes_do_not_depend_on_the_budget(made, whole, tmp_path, monkeypatc
         build,
         "merge",
         lambda folder, manifest, *rest, merge=build.merge: (
-            runs.append(len(manifest.runs)) or merge(folder, manifest, *rest)
+            runs.extend(manifest.runs) or merge(folder, manifest, *rest)
         ),
     )
     run = copied(made, tmp_path)
     saekit.index(run, made / "store", budget=1)
-    assert runs == [6] and files(run) == whole
+    assert len(runs) == 6 and files(run) == whole
+    assert all(entry.entries * BYTES_PER_ENTRY <= 1_000_000 for entry in runs)
     (folder,) = {name.split("/")[0] for name in whole}
     names = {name.split("/")[1] for name in whole}
     assert folder == open_store(made / "store").content[:16]
@@ -194,12 +197,14 @@ def test_an_index_that_is_there_stays_unless_it_is_to_be_replaced(made, whole, t
     saekit.index(run, made / "store", resume=True, progress=encoded.append)
     assert not encoded and files(run) == whole
     # of other weights: neither read nor continued
+    assert not has_other_index(open_pair(run, made / "store"))
     saekit.train(made / "store", run, overwrite=True, **OPTIONS | {"seed": 3})
     assert not (run / "index").exists(), "an index goes with the weights that it is of"
     shutil.copytree(copied(made, tmp_path / "other"), tmp_path / "again")
     saekit.index(tmp_path / "again", made / "store")
     shutil.copy(run / "model.safetensors", tmp_path / "again" / "model.safetensors")
     assert found_index(open_pair(tmp_path / "again", made / "store")) is None
+    assert has_other_index(open_pair(tmp_path / "again", made / "store"))
     with pytest.raises(DataError, match="indexed with other settings: weights"):
         saekit.index(tmp_path / "again", made / "store", resume=True)
     saekit.index(tmp_path / "again", made / "store", overwrite=True)
@@ -289,3 +294,40 @@ def test_steering_finds_the_largest_activations_in_an_index(made, tmp_path):
     manifest = Path(result.path) / "index.json"
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     assert scanned_maxima(run, config, 256) is None
+
+
+def test_an_infinite_activation_is_named_with_its_row(tmp_path):
+    z = torch.rand(64, 4)
+    made = planted(tmp_path, z, torch.zeros(64, dtype=torch.int64), 8)
+    tensors = load_file(made.run / "model.safetensors")
+    tensors["b_enc"][2] = torch.inf
+    save_file(tensors, made.run / "model.safetensors")
+    with pytest.raises(NumericsError, match=r"gives inf for .*shard 00000\.safetensors row 0"):
+        saekit.index(made.run, made.store)
+
+
+def test_a_published_dictionary_is_imported_first(made, tmp_path):
+    saekit.export_dictionary(made / "run", tmp_path / "theirs", format="sparsify")
+    theirs = next(tmp_path.glob("theirs/**/cfg.json")).parent
+    with pytest.raises(DataError, match="not a folder that saekit wrote") as error:
+        saekit.index(theirs, made / "store", any_store=True)
+    assert error.value.hint.startswith(f"saekit import {theirs} OUT")
+    saekit.import_dictionary(theirs, tmp_path / "ours")
+    index = saekit.index(tmp_path / "ours", made / "store", any_store=True).index
+    own = saekit.index(copied(made, tmp_path), made / "store").index
+    assert np.array_equal(index.active, own.active)
+    np.testing.assert_allclose(index.max, own.max, rtol=1e-5)  # that format subtracts b_dec first
+
+
+def test_a_crosscoder_has_one_index_of_its_stores(tmp_path):
+    first = write_store(tmp_path / "0", 800)
+    second = write_store(tmp_path / "1", 800, x=make_rows(800, seed=1), hook="blocks.1")
+    stores, options = [first, second], {"latents": 32, "k": 4, "rows": 800, "batch": 100}
+    saekit.train(first, tmp_path / "run", stores=[second], **options)
+    result = saekit.index(tmp_path / "run", stores)
+    contents = [open_store(store).content for store in stores]
+    assert Path(result.path) == index_folder(tmp_path / "run", contents)
+    assert len(Path(result.path).name) == 16 and result.entries == 4 * 800
+    assert saekit.open_index(tmp_path / "run", stores).active.sum() == 4 * 800
+    with pytest.raises(DataError, match="reads 2 stores"):
+        saekit.index(tmp_path / "run", stores[0])

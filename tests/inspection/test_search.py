@@ -180,6 +180,7 @@ def test_what_cannot_be_asked(made):
     refusals = [
         (UsageError, "exactly one of", {"token": "w1", "label": "cat"}),
         (UsageError, "exactly one of", {}),
+        (UsageError, "index=1 describes one latent", {"index": 1, "not_bos": True}),
         (UsageError, 'by="auroc" does not go with token', {"token": "w1", "by": "auroc"}),
         (UsageError, "versus contrasts", {"token": "w1", "versus": "x"}),
         (UsageError, "min_density=2 must be between", {"token": "w1", "min_density": 2}),
