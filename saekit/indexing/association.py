@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import entr
 
+from saekit.indexing.radix import bits_of_sizes, order_of
 from saekit.indexing.reader import Index
 
 SHUFFLES = 4
@@ -162,7 +163,8 @@ def _in_examples(index: Index, kinds_SE: np.ndarray) -> tuple[np.ndarray, np.nda
 def _ranks(size: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """The rank of each size among those of its owner, from 1; equal ones share their mean. Owners
     ascend."""
-    order = np.lexsort((size, owner))
+    order = order_of(bits_of_sizes(size))
+    order = order[order_of(owner[order].astype(np.uint32))]
     size, owner = size[order], owner[order]
     new = np.ones(len(size), bool)
     new[1:] = (size[1:] != size[:-1]) | (owner[1:] != owner[:-1])
