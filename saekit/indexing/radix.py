@@ -1,5 +1,5 @@
-"""A stable order in linear time: 32 bits in two passes of 16, which NumPy sorts by counting. Several
-times faster than a comparison of millions of values."""
+"""A stable order in linear time: 32 bits in two passes of 16, which NumPy sorts by counting. Some
+three times faster than comparing millions of values."""
 
 from __future__ import annotations
 
