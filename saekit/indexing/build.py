@@ -45,7 +45,7 @@ from saekit.store.stack import stores_of
 from saekit.training.checkpoints import ModelLike
 from saekit.types import Progress
 
-LEAST_BUDGET = 1  # MB
+LEAST_BUDGET, DEFAULT_BUDGET = 1, 1024  # MB
 Report = Callable[[Progress], None]
 
 
@@ -91,7 +91,7 @@ def index(
     ] = "float32",
     budget: Annotated[
         int, Doc("Memory for sorting, in MB, besides what the model needs.", metavar="MB")
-    ] = 1024,
+    ] = DEFAULT_BUDGET,
     any_store: AnyStore = False,
     device: Device = "auto",
     resume: Resume = False,
@@ -195,6 +195,15 @@ def _wanted(pair: OpenedPair, values: Values, device: torch.device) -> IndexMani
     )
 
 
+def index_into(folder: Path, pair: OpenedPair, device: torch.device, progress: Report) -> Index:
+    """The index of float32 values in a folder that is there and empty, of any model with a sparse
+    code."""
+    manifest = _wanted(pair, "float32", device)
+    manifest.write(folder)
+    _Pass(pair, folder, manifest, DEFAULT_BUDGET * 1_000_000, device, progress).run()
+    return read_index(folder)
+
+
 class _Pass:
     """From what the manifest lists to the whole index."""
 
@@ -247,8 +256,7 @@ class _Pass:
 
     def _known(self) -> tuple[int, Index | None]:
         """The index beside this one that shares most rows with it, and their number."""
-        assert self.pair.checkpoint is not None
-        target = _folder_of(self.pair)
+        target = self.folder
         shared: list[tuple[int, Path]] = []
         for folder in sorted(target.parent.glob("[0-9a-f]" * 16)):
             manifest = None if folder == target else checked_manifest(folder)

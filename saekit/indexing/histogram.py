@@ -54,10 +54,11 @@ class Histogram:
             for a, b in zip([0, *ends], ends)
         ]
 
-    def band_of(self, latent: int, value: float) -> int:
-        """Number of the band that counts the value."""
-        place = int(_bin(torch.tensor([abs(value)]), self.range[latent]))
-        return sum(place >= end for end in self._band_ends(latent)[:-1])
+    def bands_of(self, latent: int, values: torch.Tensor) -> list[int]:
+        """Number of the band that counts each value (N,)."""
+        ends = torch.tensor(self._band_ends(latent)[:-1])
+        places = _bin(values.abs(), self.range[latent])
+        return torch.searchsorted(ends, places, right=True).tolist()
 
     def _band_ends(self, latent: int) -> list[int]:
         used = _used(self.counts[latent].sum(0).tolist())

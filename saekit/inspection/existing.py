@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from saekit.errors import DataError, opt
+from saekit.inspection.compact import expanded
 from saekit.inspection.opening import InspectedModel
+from saekit.inspection.page import SCHEMA
 from saekit.store.folder_kinds import PAGE
 from saekit.store.oserrors import reading
 from saekit.types import FeatureRecord
 
 BLOCK = re.compile(r'<script type="text/plain" id="([\w.-]+)">([A-Za-z0-9+/=]*)</script>')
+
+BLOCKS = {"shards": "shard", "contexts": "contexts"}  # folder -> name of a block in index.html
 
 
 def page_identity(inspected: InspectedModel) -> dict[str, Any]:
@@ -65,21 +69,46 @@ class ExistingPage:
             self.single_file: bool = catalog["single_file"]
             self._place = {index: at for at, index in enumerate(catalog["contexts"])}
             self._each_file: int = catalog["contexts_each_file"]
+            self._each_shard: int = catalog["shard_records"]
+            if catalog["schema"] != SCHEMA:
+                raise ValueError("another version of saekit wrote it")
         except (KeyError, ValueError, OSError, binascii.Error) as error:
             raise self._damaged(error) from None
-        self._contexts = lru_cache(64)(self._context_file)
+        self._contexts = lru_cache(1024)(self._context_file)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it has features.jsonl."""
+        return (self.folder / "features.jsonl").is_file()
 
     def records(self) -> Iterator[FeatureRecord]:
-        """At full precision, in the order in which they were written."""
+        """In the order in which they were written: at full precision where the page has
+        features.jsonl, else as the shards have them."""
         try:
+            if not self.is_exact:
+                yield from self._from_shards()
+                return
             with (self.folder / "features.jsonl").open(encoding="utf-8") as lines:
                 for line in lines:
                     yield FeatureRecord.from_json(json.loads(line))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise self._damaged(error) from None
 
+    def _from_shards(self) -> Iterator[FeatureRecord]:
+        for number in range(-(-len(self.indices) // self._each_shard)):
+            for packed in self._read("shards", number):
+                record = expanded(packed, self._entry)
+                # as thumbnails are called before they are written
+                for example in record.examples:
+                    example.image = example.image and example.image.rsplit(".", 1)[0]
+                yield record
+
     def context(self, example_id: int) -> list[str] | None:
         """The tokens of a whole context; None where the page has none."""
+        entry = self._entry(example_id)
+        return None if entry is None else entry[0]
+
+    def _entry(self, example_id: int) -> list[Any] | None:
         at = self._place.get(example_id)
         return None if at is None else self._contexts(at // self._each_file)[at % self._each_file]
 
@@ -88,11 +117,14 @@ class ExistingPage:
         """Thumbnails by their key."""
         return _Images(self)
 
-    def _context_file(self, number: int) -> list[list[str]]:
+    def _context_file(self, number: int) -> list[list[Any]]:
+        return self._read("contexts", number)
+
+    def _read(self, folder: str, number: int) -> list[Any]:
         try:
             if self.single_file:
-                return _unpacked(self._blocks[f"contexts-{number}"])
-            text = (self.folder / "contexts" / f"{number:03d}.js").read_text(encoding="ascii")
+                return _unpacked(self._blocks[f"{BLOCKS[folder]}-{number}"])
+            text = (self.folder / folder / f"{number:03d}.js").read_text(encoding="ascii")
             return _unpacked(text.split('"')[1])
         except (KeyError, IndexError, ValueError, OSError, binascii.Error) as error:
             raise self._damaged(error) from None

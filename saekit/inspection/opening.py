@@ -24,6 +24,10 @@ class InspectedModel(OpenedPair):
         """Of these weights on this store, where the checkpoint has one."""
         return found_index(self)
 
+    def use(self, index: Index) -> None:
+        """Take this index for the one of the pair."""
+        vars(self)["index"] = index
+
     def whole_index(self) -> Index | None:
         """The same where it holds every value that is not 0, as it was computed: not rounded, and
         not only those of sigmoid latents that are active."""

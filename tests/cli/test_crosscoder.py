@@ -67,6 +67,7 @@ def test_inspect_and_features_take_the_same_stores(capsys, made, tmp_path):
         page,
         "--features",
         "top:20",
+        "--jsonl",
         "--json",
         "-q",
     )
@@ -105,7 +106,7 @@ def test_inspect_and_features_take_the_same_stores(capsys, made, tmp_path):
 
 
 def test_the_settings_beside_the_page_are_a_config_file(capsys, made, tmp_path):
-    settings = ("--features", "top:2", "--top", 1, "-q")
+    settings = ("--features", "top:2", "--top", 1, "--jsonl", "-q")
     assert (
         cli(capsys, "inspect", made[0], *stores(made), "--out", tmp_path / "a", *settings)[0] == 0
     )

@@ -40,8 +40,7 @@ def made(tmp_path_factory):
 
 
 def records(page: Path) -> dict[int, dict]:
-    lines = (page / "features.jsonl").read_text().splitlines()
-    return {record["index"]: record for record in map(json.loads, lines)}
+    return {record.index: record.to_json() for record in ExistingPage(page).records()}
 
 
 def catalog_of(page: Path) -> dict:
@@ -74,12 +73,16 @@ def firing(store: Path, run: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("single_file", [False, True])
-def test_features_are_added_to_the_page_of_the_same_weights_and_rows(made, tmp_path, single_file):
+@pytest.mark.parametrize("jsonl", [False, True])
+def test_features_are_added_to_the_page_of_the_same_weights_and_rows(
+    made, tmp_path, single_file, jsonl
+):
     store, run, _ = made
     a, b, c, d = firing(store, run)[:4]
-    saekit.inspect(run, store, tmp_path / "page", features=f"{a},{b}", single_file=single_file)
+    settings = {"single_file": single_file, "jsonl": jsonl}
+    saekit.inspect(run, store, tmp_path / "page", features=f"{a},{b}", **settings)
     result = saekit.inspect(run, store, tmp_path / "page", features=f"{b},{c},{d}")
-    saekit.inspect(run, store, tmp_path / "whole", features=f"{a},{b},{c},{d}")
+    saekit.inspect(run, store, tmp_path / "whole", features=f"{a},{b},{c},{d}", jsonl=jsonl)
     assert result.features == 4
     assert_same(records(tmp_path / "page"), records(tmp_path / "whole"))
     assert list(records(tmp_path / "page")) == [a, b, c, d]
@@ -92,8 +95,21 @@ def test_features_are_added_to_the_page_of_the_same_weights_and_rows(made, tmp_p
         first = example["position"] - example["centre"]
         assert tokens[first : first + len(example["tokens"])] == example["tokens"]
     config = tomllib.loads((tmp_path / "page" / "config.toml").read_text())
-    assert config["features"] == f"{a},{b},{c},{d}" and config["single_file"] == single_file
+    assert config["features"] == f"{a},{b},{c},{d}"
+    assert config["single_file"] == single_file and config["jsonl"] == jsonl
+    assert (tmp_path / "page" / "features.jsonl").exists() == jsonl
     assert {path.name for path in tmp_path.iterdir()} == {"page", "whole"}
+
+
+def test_a_page_of_rounded_figures_is_made_anew_where_whole_ones_are_asked_for(made, tmp_path):
+    store, run, _ = made
+    a, b = firing(store, run)[:2]
+    saekit.inspect(run, store, tmp_path / "page", features=f"{a}")
+    saekit.inspect(run, store, tmp_path / "page", features=f"{b}", jsonl=True)
+    saekit.inspect(run, store, tmp_path / "whole", features=f"{a},{b}", jsonl=True)
+    assert (tmp_path / "page" / "features.jsonl").read_bytes() == (
+        tmp_path / "whole" / "features.jsonl"
+    ).read_bytes()
 
 
 def test_a_page_of_others_stays_unless_it_is_to_be_replaced(made, tmp_path):

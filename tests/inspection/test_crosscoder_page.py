@@ -34,7 +34,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path, Path]:
 def page(trained, tmp_path_factory) -> tuple[Path, list[FeatureRecord]]:
     run, *stores = trained
     out = tmp_path_factory.mktemp("page")
-    inspect(run, stores, out, features="all", top=5)
+    inspect(run, stores, out, features="all", top=5, jsonl=True)
     return out, [
         FeatureRecord.from_json(json.loads(line))
         for line in (out / "features.jsonl").read_text().splitlines()

@@ -198,7 +198,7 @@ def run(tmp_path_factory) -> tuple[str, Path, Path]:
     model, docs = letters_model(folder)
     package.harvest(model, docs, folder / "acts", hook="blocks.1", dtype="float32", holdout=0.2)
     path = trained(folder / "acts", folder / "topk", "sae", latents=32, k=4)
-    package.inspect(path, folder / "acts", folder / "page", features="all")
+    package.inspect(path, folder / "acts", folder / "page", jsonl=True)
     return path, folder / "acts", folder / "page"
 
 

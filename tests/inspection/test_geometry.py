@@ -125,7 +125,7 @@ def test_a_whole_page_lights_the_bright_patch(tmp_path):
         holdout=0.2,
     )
     saekit.train(tmp_path / "acts", tmp_path / "run", model="pca", latents=1, rows=500)
-    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", features="all", top=40)
+    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", top=40, jsonl=True)
     (record,) = [
         json.loads(line) for line in (tmp_path / "page/features.jsonl").read_text().splitlines()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_the_page_of_a_model_in_memory_is_that_of_its_folder(made, tmp_path):
     in_memory = saekit.load(result.path).train()  # its caller may be training it
     for name, checkpoint in (("path", result), ("memory", in_memory)):
         opened = saekit.open_store(store)
-        saekit.inspect(checkpoint, opened, tmp_path / name, features="all", top=4, live=model)
+        saekit.inspect(checkpoint, opened, tmp_path / name, top=4, live=model, jsonl=True)
     assert records(tmp_path / "memory") == records(tmp_path / "path") != []
     assert in_memory.training
     config = (tmp_path / "memory" / "config.toml").read_text()
@@ -50,7 +51,9 @@ def test_features_of_a_model_in_memory_are_those_of_its_folder(made):
     model, store, result = made
     for query in ({"text": "the cat ran", "live": model}, {"index": 3}):
         by_path = saekit.features(Path(result.path), store, **query)
-        assert saekit.features(result.model, store, **query) == by_path != []
+        in_memory = saekit.features(result.model, store, **query)
+        assert [row.source for row in (*in_memory[:1], *by_path[:1])] == ["scan", "index"]
+        assert [replace(row, source="index") for row in in_memory] == by_path
     # as the rows of only that text have them
     options = {"hook": "blocks.1", "ctx": 16, "batch": 4, "dtype": "float32"}
     alone = saekit.harvest(model, ["the cat ran"], tokenizer=tiny.tokenizer(), **options)
@@ -106,7 +109,7 @@ def test_a_crosscoder_in_memory_takes_the_scales_of_its_stores(tmp_path):
     run, *stores = tiny_crosscoder(tmp_path)
     pages = {"path": run, "memory": saekit.load(run)}
     for name, checkpoint in pages.items():
-        saekit.inspect(checkpoint, stores, tmp_path / name, features="top:20", top=2)
+        saekit.inspect(checkpoint, stores, tmp_path / name, features="top:20", top=2, jsonl=True)
     by_path, in_memory = (records(tmp_path / name) for name in pages)
     for left, right in zip(by_path, in_memory, strict=True):
         # the folder has the scales of the training rows, the stores those of all rows
@@ -147,7 +150,9 @@ def test_a_dense_code_has_no_score(made, tmp_path):
     with pytest.raises(DataError, match=r"no latent of .* has a score"):
         saekit.features(tmp_path / "pca", store, sort="score")
     # a page of it opens on the largest
-    saekit.inspect(tmp_path / "pca", store, tmp_path / "page", top=2)
+    saekit.inspect(
+        tmp_path / "pca", store, tmp_path / "page", features="interesting:1000", top=2, jsonl=True
+    )
     assert all(record["score"] is None for record in records(tmp_path / "page"))
     sizes = [record["max"] for record in records(tmp_path / "page")]
     assert sizes == sorted(sizes, reverse=True)

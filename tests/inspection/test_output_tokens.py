@@ -48,7 +48,7 @@ def test_padded_rows_of_the_head_are_no_tokens(letters, tmp_path):
         holdout=0.2,
     )
     saekit.train(tmp_path / "acts", tmp_path / "run", model="pca", latents=4)
-    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", features="all", top=3)
+    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", top=3, jsonl=True)
     records = [
         json.loads(line) for line in (tmp_path / "page/features.jsonl").read_text().splitlines()
     ]
@@ -76,7 +76,7 @@ def test_a_transcoder_writes_to_its_target(letters, tmp_path):
         saekit.train(
             reads, tmp_path / name, k=2, latents=16, rows=2000, batch=128, target_store=target
         )
-        saekit.inspect(tmp_path / name, reads, tmp_path / f"{name}-page", features="all", top=3)
+        saekit.inspect(tmp_path / name, reads, tmp_path / f"{name}-page", top=3, jsonl=True)
         lines = (tmp_path / f"{name}-page/features.jsonl").read_text().splitlines()
         has[name] = [json.loads(line)["logits"] is not None for line in lines]
     assert not any(has["same"]) and all(has["transcoder"])
@@ -108,7 +108,7 @@ def test_the_records_of_a_page_hold_the_test(letters, tmp_path):
     options = {"hook": "blocks.1", "dtype": "float32", "holdout": 0.2}
     saekit.harvest(model, str(letters / "docs"), tmp_path / "acts", **options)
     saekit.train(tmp_path / "acts", tmp_path / "run", k=2, latents=16, rows=2000, batch=128)
-    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", features="all", top=3)
+    saekit.inspect(tmp_path / "run", tmp_path / "acts", tmp_path / "page", top=3, jsonl=True)
     W_U = load_model(model).module.lm_head.weight[:6].detach()
     W_dec = saekit.load(tmp_path / "run").W_dec.detach()
     for line in (tmp_path / "page/features.jsonl").read_text().splitlines():

@@ -14,6 +14,7 @@ from pathlib import Path
 import page_fixture as fixture
 import pytest
 
+from saekit.inspection.compact import compact, expanded, rounded
 from saekit.inspection.page import SCRIPTS, SHARD_RECORDS, PageMeta, write_page
 from saekit.types import FeatureRecord
 
@@ -97,22 +98,61 @@ def test_result_counts_the_bytes_on_disk(tmp_path):
     )
 
 
-def test_shards_decode_to_the_records_at_four_digits(tmp_path):
+def at_four_digits(record: FeatureRecord) -> FeatureRecord:
+    """As the page has it: without what is in the catalog."""
+    data = rounded(record.to_json())
+    return FeatureRecord.from_json(data | {"score": None, "meaning": None})
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "contexts shared"])
+def test_shards_decode_to_the_records_at_four_digits(tmp_path, shared):
     records = list(fixture.text_records(range(SHARD_RECORDS + 3), 64))
-    write_page(records, meta_for(records, 64), {}, tmp_path)
+    contexts = {}
+    if shared:
+        records = [with_whole_contexts(record, contexts) for record in records]
+    write_page(records, meta_for(records, 64), {}, tmp_path, contexts=dict(contexts))
     shards = shards_on_disk(tmp_path)
     assert [len(shard) for shard in shards] == [SHARD_RECORDS, 3]
+    entry = lambda at: whole_context(records, contexts, at)
     for found, record in zip((item for shard in shards for item in shard), records):
-        assert found["index"] == record.index
-        assert found["density"] == float(f"{record.density:.4g}")
-        assert found["active_rows"] == record.active_rows
-        # counts are exact, however many digits they have
-        assert found["histogram"]["counts"] == record.histogram["counts"]
-        assert [e["tokens"] for e in found["examples"]] == [e.tokens for e in record.examples]
-        assert [e["values"] for e in found["examples"]] == [
-            [float(f"{v:.4g}") for v in e.values] for e in record.examples
-        ]
-        assert found["logits"]["top"][0]["token"] == record.logits["top"][0]["token"]
+        assert all(isinstance(example, list) == shared for example in found["examples"])
+        assert expanded(found, entry) == at_four_digits(record)
+
+
+def with_whole_contexts(record: FeatureRecord, contexts: dict) -> FeatureRecord:
+    """Its examples as parts of whole contexts, which are put into `contexts`."""
+    examples = []
+    for number, example in enumerate(record.examples):
+        at = 1000 * record.index + number
+        contexts[at] = ["<s>", *example.tokens, " end"]
+        values = [[p + 1, value] for p, value in enumerate(example.values) if value]
+        place = {"example_id": at, "position": example.centre + 1, "context_values": values}
+        examples.append(dataclasses.replace(example, **place))
+    return dataclasses.replace(record, examples=examples)
+
+
+def whole_context(records: list[FeatureRecord], contexts: dict, at: int) -> list | None:
+    example = records[at // 1000].examples[at % 1000]
+    return [contexts[at], example.doc_id, example.source, example.label] if at in contexts else None
+
+
+def test_output_tokens_that_are_not_shown_are_not_written(tmp_path):
+    record = next(fixture.text_records([3], 64))
+    test = {"raised": 3.0, "lowered": 2.0, "raised_chance": 2.5, "lowered_chance": 2.5}
+    record = dataclasses.replace(record, logit_test=test)
+    write_page([record], meta_for([record], 64), {}, tmp_path)
+    found = expanded(shards_on_disk(tmp_path)[0][0], lambda _: None)
+    assert found.logits["bottom"] == [] and found.logits["top"] == rounded(record.logits["top"])
+
+
+@pytest.mark.parametrize("step, all_written", [(0.1, False), (1 / 3, False), (1.0625, True)])
+def test_edges_are_the_same_figures_when_only_their_ends_are_written(step, all_written):
+    edges = [i * step for i in range(101)]
+    record = plain_record(0, histogram={"edges": edges, "counts": [1] * 100})
+    packed = compact(record, lambda _: None)
+    assert expanded(packed, lambda _: None).histogram["edges"] == rounded(edges)
+    # 1.0625 has two figures at four digits, depending on the program that rounds it
+    assert len(packed["edges"]) == (101 if all_written else 2)
 
 
 def test_catalog_lists_every_latent_and_marks_those_with_a_record(tmp_path):

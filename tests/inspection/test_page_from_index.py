@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +14,20 @@ from made_codes import planted
 from made_language import made_language
 
 import saekit
-from saekit.inspection import gather, windows
+from saekit.inspection import gather, run, windows
 from saekit.models.sae.dictionary import Dictionary
 
 
 def records(page) -> list[dict]:
     return [json.loads(line) for line in (page / "features.jsonl").read_text().splitlines()]
+
+
+def without_index(monkeypatch, made, page, features: str) -> None:
+    """A page whose rows were encoded for each part of the latents."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "with_index", lambda *_: nullcontext())
+        saekit.inspect(made.run, made.store, page, features=features, jsonl=True)
+    assert not (made.run / "index").exists()
 
 
 def test_every_figure_of_the_page_is_the_same_and_no_row_is_encoded(tmp_path, monkeypatch):
@@ -27,14 +38,14 @@ def test_every_figure_of_the_page_is_the_same_and_no_row_is_encoded(tmp_path, mo
     made = planted(tmp_path, torch.from_numpy(z).float(), tokens, 16, None, words)
     # the store's model is none that could be looked for
     monkeypatch.setattr(gather, "output_head", lambda *_: (None, "there is no model"))
-    saekit.inspect(made.run, made.store, tmp_path / "before", features="all")
+    without_index(monkeypatch, made, tmp_path / "before", "all")
     for scan in (made.run / "scans").iterdir():
         scan.unlink()
     saekit.index(made.run, made.store)
     with monkeypatch.context() as patch:
         patch.setattr(Dictionary, "encode", lambda *_: pytest.fail("a row was encoded"))
         patch.setattr(windows, "_values_at", lambda *_: pytest.fail("windows were encoded"))
-        saekit.inspect(made.run, made.store, tmp_path / "after", features="all")
+        saekit.inspect(made.run, made.store, tmp_path / "after", features="all", jsonl=True)
     before, after = records(tmp_path / "before"), records(tmp_path / "after")
     assert len(before) == 12 and before == after
     assert (tmp_path / "before" / "shards" / "000.js").read_bytes() == (
@@ -42,14 +53,14 @@ def test_every_figure_of_the_page_is_the_same_and_no_row_is_encoded(tmp_path, mo
     ).read_bytes()
 
 
-def test_a_trained_dictionary_and_one_whose_index_was_rounded(tmp_path):
+def test_a_trained_dictionary_and_one_whose_index_was_rounded(tmp_path, monkeypatch):
     made = made_language(tmp_path)
-    saekit.inspect(made.run, made.store, tmp_path / "before", features="top:20")
+    without_index(monkeypatch, made, tmp_path / "before", "top:20")
     for values in ("float32", "float16"):
         for scan in (made.run / "scans").iterdir():
             scan.unlink()
         saekit.index(made.run, made.store, values=values, overwrite=values == "float16")
-        saekit.inspect(made.run, made.store, tmp_path / values, features="top:20")
+        saekit.inspect(made.run, made.store, tmp_path / values, features="top:20", jsonl=True)
         pairs = zip(records(tmp_path / "before"), records(tmp_path / values), strict=True)
         for before, after in pairs:
             # rows of contexts are encoded in other batches, which may change the last bits
@@ -59,3 +70,42 @@ def test_a_trained_dictionary_and_one_whose_index_was_rounded(tmp_path):
                     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
                 assert old == new
             assert before == after
+
+
+def test_the_first_page_makes_the_index_and_the_next_reads_it(tmp_path, monkeypatch):
+    made, said = made_language(tmp_path), []
+    note = lambda progress: said.append(progress.message)
+    saekit.inspect(made.run, made.store, tmp_path / "page", features="top:3", progress=note)
+    assert sum("is kept for the next time" in text for text in filter(None, said)) == 1
+    index = saekit.open_index(made.run, made.store)
+    before = {path: path.read_bytes() for path in index.path.iterdir()}
+    monkeypatch.setattr(Dictionary, "encode", lambda *_: pytest.fail("a row was encoded"))
+    saekit.inspect(made.run, made.store, tmp_path / "page", features="top:5", progress=note)
+    assert {path: path.read_bytes() for path in index.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("case", ["in memory", "read-only", "another index"])
+def test_an_index_that_cannot_stay_is_temporary(tmp_path, monkeypatch, case):
+    made = made_language(tmp_path)
+    checkpoint = saekit.load(made.run) if case == "in memory" else made.run
+    if case == "read-only":
+        inside = lambda path: made.run in (Path(path), *Path(path).parents)
+        monkeypatch.setattr(os, "access", lambda path, _: not inside(path))
+    if case == "another index":
+        saekit.index(made.run, made.store, values="float16")
+    kept = sorted(made.run.rglob("*"))
+    monkeypatch.setattr(windows, "_values_at", lambda *_: pytest.fail("windows were encoded"))
+    saekit.inspect(checkpoint, made.store, tmp_path / "page", features="top:3", top=2)
+    scans = {path for path in made.run.rglob("*") if "scans" in path.parts}
+    assert set(made.run.rglob("*")) - scans == set(kept)
+
+
+def test_the_size_is_said_before_the_page_is_written(tmp_path):
+    made, said = made_language(tmp_path), []
+    note = lambda progress: said.append(progress.message)
+    page = tmp_path / "page"
+    saekit.inspect(made.run, made.store, page, progress=note)
+    [text] = [text for text in said if text and "features take about" in text]
+    found = float(text.split("about ")[1].split(" MB")[0])
+    written = sum(f.stat().st_size for f in page.glob("*/*.js")) / 1e6
+    assert written / 2 - 0.1 < found < 2 * written + 0.1

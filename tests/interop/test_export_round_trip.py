@@ -28,7 +28,7 @@ def check_round_trip(folder: Path, format: str, **recovery) -> None:
     saekit.import_dictionary(folder / format, folder / f"{format}-again")
     pages = [folder / f"page-{format}", folder / f"page-{format}-again"]
     for run, page in zip((folder / "run", folder / f"{format}-again"), pages):
-        saekit.inspect(run, acts, page, features="top:50")
+        saekit.inspect(run, acts, page, features="top:50", jsonl=True)
     assert records(pages[0]) == records(pages[1])
     ours, again = saekit.evaluate(
         [folder / "run", folder / f"{format}-again"], acts, split="holdout", **recovery

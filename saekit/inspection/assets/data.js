@@ -17,7 +17,7 @@ async function loadCatalog() {
   contextPlace = new Map(catalog.contexts.map((example, number) => [example, number]));
 }
 
-const FILES_KEPT = 48;
+const FILES_KEPT = 256;
 const files = new Map(); // source -> promise of its content; insertion order is age
 const arrivals = new Map(); // source -> function that takes the packed text
 
@@ -56,14 +56,22 @@ function loadFile(folder, number) {
 async function loadRecord(latent) {
   const number = recordOf[latent];
   const records = await loadFile("shards", Math.floor(number / catalog.shard_records));
-  return records[number % catalog.shard_records];
+  const packed = records[number % catalog.shard_records];
+  const needed = [...contextsOf(packed)];
+  const contexts = await Promise.all(needed.map(contextEntry));
+  return expand(packed, new Map(needed.map((example, at) => [example, contexts[at]])));
+}
+
+// [tokens, document, source, label]
+async function contextEntry(example) {
+  const number = contextPlace.get(example);
+  const contexts = await loadFile("contexts", Math.floor(number / catalog.contexts_each_file));
+  return contexts[number % catalog.contexts_each_file];
 }
 
 // The tokens of a whole context.
 async function loadContext(example) {
-  const number = contextPlace.get(example);
-  const contexts = await loadFile("contexts", Math.floor(number / catalog.contexts_each_file));
-  return contexts[number % catalog.contexts_each_file];
+  return (await contextEntry(example))[0];
 }
 
 const MIME = { png: "image/png", webp: "image/webp", jpg: "image/jpeg" };

@@ -106,7 +106,8 @@ function drawAbout() {
   const terms = [["Score", "score"], ["Automatic label", "label"], ["Interval examples", "intervals"], ["Output tokens", "outputTokens"], ["Near-duplicates", "twins"]];
   byId("about-notes").replaceChildren(...terms.filter(([name]) => name !== "Output tokens" || catalog.meta.modality === "text").map(([name, key]) =>
     el("p", { class: "note" }, el("b", {}, `${name}. `), MEANING[key]())), ...meta.notes.map((note) => el("p", { class: "note" }, note)),
-    el("p", { class: "note" }, "Figures are rounded to 4 significant digits; features.jsonl beside this page holds them in full."));
+    el("p", { class: "note" }, catalog.jsonl ? "Figures are rounded to 4 significant digits; features.jsonl beside this page holds them in full."
+      : "Figures are rounded to 4 significant digits. saekit inspect --jsonl writes them in full, to features.jsonl."));
 }
 
 function isDark() {

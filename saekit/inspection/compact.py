@@ -1,0 +1,174 @@
+"""A FeatureRecord as a shard holds it: floats at 4 significant digits, and nothing that the page
+can put together again from what it has.
+
+The tokens of an example are a part of a context that is in `contexts/` once, for all features; its
+shaded values are a part of `context_values`. The edges of a histogram are a sequence of equal
+steps. Output tokens of a side that stands out no more than a random direction are not shown, so
+they are left out. `expand` in assets/expand.js is the inverse, `expanded` the same in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from saekit.types import Example, FeatureRecord
+
+TOP = -1  # in place of the number of a band
+SIDES = {"top": "raised", "bottom": "lowered"}
+TESTED = ("raised", "lowered", "raised_chance", "lowered_chance")
+
+Lookup = Callable[[int], "list[Any] | None"]
+"""The id of an example -> [tokens, doc_id, source, label] of its context; None where the page has
+none."""
+
+
+def rounded(value: Any) -> Any:
+    """The same structure with floats at 4 significant digits; whole numbers (counts) stay exact."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value
+
+
+def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
+    """`context` has those contexts that are written already."""
+    bands = record.bands or []
+    return {
+        "index": record.index,
+        "density": rounded(record.density),
+        "active_rows": record.active_rows,
+        "max": rounded(record.max),
+        "edges": _edges(record.histogram["edges"]),
+        "counts": rounded(record.histogram["counts"]),
+        "bands": [rounded([band["low"], band["high"], band["rows"]]) for band in bands],
+        "examples": [_example(example, context) for example in record.examples],
+        "neighbours": _flat(record.neighbours, ("index", "cosine")),
+        "coactivation": _flat(record.coactivation, ("index", "jaccard")),
+        "logits": None if record.logits is None else _logits(record),
+        "logit_test": record.logit_test and rounded([record.logit_test[n] for n in TESTED]),
+        "label": record.label,
+        "hook_shares": rounded(record.hook_shares),
+    }
+
+
+def expanded(data: dict[str, Any], context: Lookup) -> FeatureRecord:
+    """The record of which `compact` made this, with its floats rounded; without score and meaning,
+    which are in the catalog."""
+    fields = dict(data)
+    edges, counts = fields.pop("edges"), fields.pop("counts")
+    if len(edges) < len(counts) + 1:
+        low, high = edges
+        edges = [low + (high - low) * i / len(counts) for i in range(len(counts) + 1)]
+    fields["histogram"] = {"edges": rounded(edges), "counts": counts}
+    names = ("low", "high", "rows")
+    fields["bands"] = [dict(zip(names, band)) for band in data["bands"]] or None
+    for name, measure in (("neighbours", "cosine"), ("coactivation", "jaccard")):
+        pairs = zip(data[name][::2], data[name][1::2])
+        fields[name] = [{"index": index, measure: value} for index, value in pairs]
+    if data["logits"] is not None:
+        fields["logits"] = {
+            side: [{"token": t, "value": v} for t, v in zip(entries[::2], entries[1::2])]
+            for side, entries in data["logits"].items()
+        }
+    fields["logit_test"] = data["logit_test"] and dict(zip(TESTED, data["logit_test"]))
+    fields["examples"] = [_again(example, context) for example in data["examples"]]
+    return FeatureRecord(**fields)
+
+
+def _edges(edges: list[float]) -> list[float]:
+    """The first and the last, where equal steps between them give the same figures; else all."""
+    bins = len(edges) - 1
+    steps = edges[0] + (edges[-1] - edges[0]) * np.arange(bins + 1) / bins
+    # a number half way between two figures is rounded one way here, the other way in a browser
+    scale = 10.0 ** (3 - np.floor(np.log10(np.maximum(np.abs(steps), 1e-300))))
+    scaled = np.abs(steps) * scale
+    halfway = np.abs(scaled - np.floor(scaled) - 0.5) < 1e-7
+    figures = rounded(edges)
+    if bins > 1 and not halfway.any() and rounded(steps.tolist()) == figures:
+        return [edges[0], edges[-1]]
+    return figures
+
+
+def _flat(entries: list[dict[str, float]], names: tuple[str, str]) -> list[float]:
+    return [value for entry in entries for value in (entry[names[0]], rounded(entry[names[1]]))]
+
+
+def _logits(record: FeatureRecord) -> dict[str, list[Any]]:
+    assert record.logits is not None
+    test = record.logit_test
+    shown = {
+        side: entries if not test or test[name] > test[f"{name}_chance"] else []
+        for (side, name), entries in zip(SIDES.items(), map(record.logits.get, SIDES))
+    }
+    return {
+        side: [
+            part for entry in entries or () for part in (entry["token"], rounded(entry["value"]))
+        ]
+        for side, entries in shown.items()
+    }
+
+
+def _example(example: Example, context: Lookup) -> Any:
+    """[band or TOP, example, position, centre, tokens shown, act, position, value, ...] where the
+    page has the whole context, else all of it."""
+    known = context(example.example_id)
+    if known is None or not _is_part_of(example, known):
+        return rounded(asdict(example))
+    tokens, values = example.tokens, example.context_values
+    assert tokens is not None and values is not None
+    head = [TOP if example.interval is None else example.interval, example.example_id]
+    place = [example.position, example.centre, len(tokens), rounded(example.act)]
+    return [*head, *place, *(part for at, v in values for part in (int(at), rounded(v)))]
+
+
+def _is_part_of(example: Example, known: list[Any]) -> bool:
+    tokens, *names = known
+    if example.tokens is None or example.centre is None or example.context_values is None:
+        return False
+    first = example.position - example.centre
+    shown = len(example.tokens)
+    inside = {int(at) - first: value for at, value in example.context_values}
+    return (
+        names == [example.doc_id, example.source, example.label]
+        and (example.interval is None) == (example.group == "top")
+        and first >= 0
+        and len(example.values) == shown
+        and tokens[first : first + shown] == example.tokens
+        and all(inside.get(at, 0) == value for at, value in enumerate(example.values))
+    )
+
+
+def _again(data: Any, context: Lookup) -> Example:
+    if isinstance(data, dict):
+        return Example(**data)
+    interval, example_id, position, centre, shown, act, *flat = data
+    known = context(example_id)
+    if known is None:
+        raise ValueError(f"the context of example {example_id} is missing")
+    tokens, doc_id, source, label = known
+    pairs = [[at, value] for at, value in zip(flat[::2], flat[1::2])]
+    first, values = position - centre, [0.0] * shown
+    for at, value in pairs:
+        if first <= at < first + shown:
+            values[at - first] = value
+    return Example(
+        group="top" if interval == TOP else "interval",
+        act=act,
+        doc_id=doc_id,
+        example_id=example_id,
+        position=position,
+        values=values,
+        source=source,
+        interval=None if interval == TOP else interval,
+        tokens=tokens[first : first + shown],
+        centre=centre,
+        label=label,
+        context_values=pairs,
+    )
