@@ -227,14 +227,15 @@ class Example:
     the key of a thumbnail.
     """
 
-    group: Literal["top", "interval"]
+    group: Literal["top", "interval", "random", "quantile"]
     act: float  # the latent's activation at this row, with its sign
     doc_id: int
     example_id: int
     position: int
     values: list[float]
     source: str = ""  # document name or image reference
-    interval: int | None = None  # number of the record's band, 0 the lowest; None for the top group
+    # number of the record's band or of the quantile, 0 the lowest; None for the top and random
+    interval: int | None = None
     tokens: list[str] | None = None
     centre: int | None = None
     grid: tuple[int, int] | None = None
@@ -258,7 +259,9 @@ class FeatureRecord:
     examples: list[Example]
     # {"index", "cosine"}: nearest decoder rows
     neighbours: list[dict[str, float]] = field(default_factory=list)
-    coactivation: list[dict[str, float]] = field(default_factory=list)  # {"index", "jaccard"}
+    # {"index", "together", "jaccard", "pmi"}: latents on the same rows, and on the next token
+    coactivation: list[dict[str, float]] = field(default_factory=list)
+    following: list[dict[str, float]] = field(default_factory=list)
     # {"top", "bottom"}: [{"token", "value"}], direct path only
     logits: dict[str, list[dict[str, Any]]] | None = None
     label: str | None = None
@@ -273,6 +276,10 @@ class FeatureRecord:
     score: float | None = None
     # the commonest word of its rows: {"kind", "text", "count", "of", "coherence"}
     meaning: dict[str, Any] | None = None
+    # rows of all sizes: at random, and of each fifth of the rows by size
+    samples: list[Example] = field(default_factory=list)
+    # text: {"tokens": [{"token", "rows", "lift"}], "different", "position", "first"}
+    tokens: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in ("density", "active_rows", "max", "label")}
@@ -288,11 +295,14 @@ class FeatureRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureRecord:
-        examples = [
-            Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None})
-            for e in data["examples"]
-        ]
-        return cls(**{**data, "examples": examples})
+        lists = {
+            name: [
+                Example(**{**e, "grid": tuple(e["grid"]) if e.get("grid") else None})
+                for e in data.get(name, ())
+            ]
+            for name in ("examples", "samples")
+        }
+        return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,11 @@ import numpy as np
 
 from saekit.types import Example, FeatureRecord
 
-TOP = -1  # in place of the number of a band
+# in place of the number of a band; quantiles are numbered down from the last
+TOP, RANDOM, QUANTILE = -1, -2, -10
+PAIRS = ("index", "together", "jaccard", "pmi")
 SIDES = {"top": "raised", "bottom": "lowered"}
+TOKEN_FIGURES = ("tokens", "different", "position", "first")
 TESTED = ("raised", "lowered", "raised_chance", "lowered_chance")
 
 Lookup = Callable[[int], "list[Any] | None"]
@@ -50,9 +53,12 @@ def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
         "bands": [rounded([band["low"], band["high"], band["rows"]]) for band in bands],
         "examples": [_example(example, context) for example in record.examples],
         "neighbours": _flat(record.neighbours, ("index", "cosine")),
-        "coactivation": _flat(record.coactivation, ("index", "jaccard")),
+        "coactivation": _flat(record.coactivation, PAIRS),
+        "following": _flat(record.following, PAIRS),
         "logits": None if record.logits is None else _logits(record),
         "logit_test": record.logit_test and rounded([record.logit_test[n] for n in TESTED]),
+        "samples": [_example(example, context) for example in record.samples],
+        "tokens": record.tokens and _tokens(record.tokens),
         "label": record.label,
         "hook_shares": rounded(record.hook_shares),
     }
@@ -69,16 +75,21 @@ def expanded(data: dict[str, Any], context: Lookup) -> FeatureRecord:
     fields["histogram"] = {"edges": rounded(edges), "counts": counts}
     names = ("low", "high", "rows")
     fields["bands"] = [dict(zip(names, band)) for band in data["bands"]] or None
-    for name, measure in (("neighbours", "cosine"), ("coactivation", "jaccard")):
-        pairs = zip(data[name][::2], data[name][1::2])
-        fields[name] = [{"index": index, measure: value} for index, value in pairs]
+    fields["neighbours"] = _listed(data["neighbours"], ("index", "cosine"))
+    for name in ("coactivation", "following"):
+        fields[name] = _listed(data[name], PAIRS)
+    if data["tokens"] is not None:
+        flat, *counts = data["tokens"]
+        commonest = _listed(flat, ("token", "rows", "lift"))
+        fields["tokens"] = dict(zip(TOKEN_FIGURES, (commonest, *counts)))
     if data["logits"] is not None:
         fields["logits"] = {
             side: [{"token": t, "value": v} for t, v in zip(entries[::2], entries[1::2])]
             for side, entries in data["logits"].items()
         }
     fields["logit_test"] = data["logit_test"] and dict(zip(TESTED, data["logit_test"]))
-    fields["examples"] = [_again(example, context) for example in data["examples"]]
+    for name in ("examples", "samples"):
+        fields[name] = [_again(example, context) for example in data[name]]
     return FeatureRecord(**fields)
 
 
@@ -96,8 +107,33 @@ def _edges(edges: list[float]) -> list[float]:
     return figures
 
 
-def _flat(entries: list[dict[str, float]], names: tuple[str, str]) -> list[float]:
-    return [value for entry in entries for value in (entry[names[0]], rounded(entry[names[1]]))]
+def _flat(entries: list[dict[str, Any]], names: tuple[str, ...]) -> list[Any]:
+    return [rounded(entry.get(name)) for entry in entries for name in names]
+
+
+def _listed(flat: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The inverse; a value that there was not is left out."""
+    rows = zip(*(flat[at :: len(names)] for at in range(len(names))))
+    return [{n: value for n, value in zip(names, row) if value is not None} for row in rows]
+
+
+def _tokens(tokens: dict[str, Any]) -> list[Any]:
+    flat = _flat(tokens["tokens"], ("token", "rows", "lift"))
+    return [flat, *(rounded(tokens[name]) for name in TOKEN_FIGURES[1:])]
+
+
+def _group(example: Example) -> int:
+    """The group and number of an example as one number."""
+    if example.group in ("top", "random"):
+        return TOP if example.group == "top" else RANDOM
+    assert example.interval is not None
+    return example.interval if example.group == "interval" else QUANTILE - example.interval
+
+
+def _group_of(number: int) -> tuple[Any, int | None]:
+    if number in (TOP, RANDOM):
+        return ("top" if number == TOP else "random"), None
+    return ("interval", number) if number >= 0 else ("quantile", QUANTILE - number)
 
 
 def _logits(record: FeatureRecord) -> dict[str, list[Any]]:
@@ -116,14 +152,14 @@ def _logits(record: FeatureRecord) -> dict[str, list[Any]]:
 
 
 def _example(example: Example, context: Lookup) -> Any:
-    """[band or TOP, example, position, centre, tokens shown, act, position, value, ...] where the
+    """[group, example, position, centre, tokens shown, act, position, value, ...] where the
     page has the whole context, else all of it."""
     known = context(example.example_id)
     if known is None or not _is_part_of(example, known):
         return rounded(asdict(example))
     tokens, values = example.tokens, example.context_values
     assert tokens is not None and values is not None
-    head = [TOP if example.interval is None else example.interval, example.example_id]
+    head = [_group(example), example.example_id]
     place = [example.position, example.centre, len(tokens), rounded(example.act)]
     return [*head, *place, *(part for at, v in values for part in (int(at), rounded(v)))]
 
@@ -137,7 +173,7 @@ def _is_part_of(example: Example, known: list[Any]) -> bool:
     inside = {int(at) - first: value for at, value in example.context_values}
     return (
         names == [example.doc_id, example.source, example.label]
-        and (example.interval is None) == (example.group == "top")
+        and (example.interval is None) == (example.group in ("top", "random"))
         and first >= 0
         and len(example.values) == shown
         and tokens[first : first + shown] == example.tokens
@@ -148,7 +184,8 @@ def _is_part_of(example: Example, known: list[Any]) -> bool:
 def _again(data: Any, context: Lookup) -> Example:
     if isinstance(data, dict):
         return Example(**data)
-    interval, example_id, position, centre, shown, act, *flat = data
+    number, example_id, position, centre, shown, act, *flat = data
+    group, interval = _group_of(number)
     known = context(example_id)
     if known is None:
         raise ValueError(f"the context of example {example_id} is missing")
@@ -159,14 +196,14 @@ def _again(data: Any, context: Lookup) -> Example:
         if first <= at < first + shown:
             values[at - first] = value
     return Example(
-        group="top" if interval == TOP else "interval",
+        group=group,
         act=act,
         doc_id=doc_id,
         example_id=example_id,
         position=position,
         values=values,
         source=source,
-        interval=None if interval == TOP else interval,
+        interval=interval,
         tokens=tokens[first : first + shown],
         centre=centre,
         label=label,

@@ -99,7 +99,7 @@ class ExistingPage:
             for packed in self._read("shards", number):
                 record = expanded(packed, self._entry)
                 # as thumbnails are called before they are written
-                for example in record.examples:
+                for example in (*record.examples, *record.samples):
                     example.image = example.image and example.image.rsplit(".", 1)[0]
                 yield record
 

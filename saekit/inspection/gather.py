@@ -102,6 +102,7 @@ def gather(
         data,
         contexts,
         inspected.whole_index(),
+        inspected.index,
     )
     records = _with_scores(records, scores)
 

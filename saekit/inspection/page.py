@@ -151,7 +151,7 @@ def write_page(
         for record in records:
             lines(record)
             record = pictures.by_file(record)
-            texts.add(record.examples)
+            texts.add([*record.examples, *record.samples])
             catalog.add(record)
             shard.append(compact(record, texts.of))
             if len(shard) == SHARD_RECORDS:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
+from saekit.inspection.beyond_top import TokenCounts, sampled_rows, together
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
@@ -48,6 +49,7 @@ class Pick:
     row: int
     act: float
     interval: int | None  # None: one of the strongest
+    group: Literal["top", "interval", "random", "quantile"] = "top"
 
 
 def check_features(spec: str, latents: int) -> list[int] | None:
@@ -134,7 +136,7 @@ def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) ->
         if row < 0 or row in shown:
             continue
         if len(bands[band]) < EXAMPLES_EACH_BAND:
-            bands[band].append(Pick(row, act, band))
+            bands[band].append(Pick(row, act, band, "interval"))
     return picks + [
         pick for band in reversed(bands) for pick in sorted(band, key=lambda p: -abs(p.act))
     ]
@@ -178,19 +180,23 @@ def feature_records(
     data: Any = None,
     contexts: dict[int, list[str]] | None = None,
     index: Index | None = None,
+    beyond: Index | None = None,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits, hook shares and score. Neighbors are
     those of `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the
     texts themselves, where the store's were in memory. The tokens of each whole context are put
     into `contexts` by the id of their example before a record with it. `index`: where the values of
-    windows are read. Streams: windows of a part
-    of the latents are read at a time."""
+    windows are read; `beyond`: where samples of all rows, co-active latents and tokens are.
+    Streams: windows of a part of the latents are read at a time."""
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
     written = None
     if isinstance(texts, TokenTexts) and texts.loses_text():
         written = WrittenTexts(store, texts, data)
     read = None if texts is None else written.of if written else _reader(texts)
+    token_counts = None
+    if beyond is not None and isinstance(texts, TokenTexts):
+        token_counts = TokenCounts(beyond, texts)
     shown_at = lru_cache(EXAMPLES_KEPT)(lambda row: _shown(store, row, read, thumbnails))
     grid_rows = store.spec.grid[0] * store.spec.grid[1] if store.spec.grid else 1
     each = (KEPT_TOP + BANDS * EXAMPLES_EACH_BAND) * (store.spec.context or grid_rows)
@@ -204,6 +210,10 @@ def feature_records(
         if directions_FD is not None:
             neighbours = decoder_neighbours(directions_FD, chunk, alive)
         picks = [pick_rows(scan, store, j, top) for j in chunk.tolist()]
+        if beyond is not None:
+            for j, of_latent in zip(chunk.tolist(), picks):
+                sampled = sampled_rows(beyond, j)
+                of_latent += [Pick(row, act, n, group) for row, act, group, n in sampled]
         rows = np.array([pick.row for of_latent in picks for pick in of_latent], dtype=np.int64)
         owner = np.repeat(chunk.numpy(), [len(of_latent) for of_latent in picks])
         windows = read_windows(model, store, rows, owner, index)
@@ -237,8 +247,11 @@ def feature_records(
                 max=float(scan.max[j]),
                 histogram=scan.histogram.of(j),
                 bands=scan.histogram.bands(j),
-                examples=examples,
+                examples=[e for e in examples if e.group in ("top", "interval")],
                 neighbours=nearest,
+                samples=[e for e in examples if e.group not in ("top", "interval")],
+                tokens=None if token_counts is None else token_counts(j),
+                **({} if beyond is None else together(beyond, j)),
             )
 
 
@@ -277,7 +290,7 @@ def _example(
     at = pick.row - start
     position = int(positions[at])
     common = {
-        "group": "top" if pick.interval is None else "interval",
+        "group": pick.group,
         "interval": pick.interval,
         "act": pick.act,
         "doc_id": example.doc_id,

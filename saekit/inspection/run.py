@@ -230,7 +230,7 @@ def _write_page(
 def _again(before: ExistingPage, contexts: dict[int, list[str]]) -> Iterator[FeatureRecord]:
     """The records of the page that is extended, with their contexts."""
     for record in before.records():
-        for example in record.examples:
+        for example in (*record.examples, *record.samples):
             tokens = before.context(example.example_id)
             if tokens is not None:
                 contexts[example.example_id] = tokens

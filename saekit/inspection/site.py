@@ -30,12 +30,14 @@ class Pictures:
 
     def by_file(self, record: FeatureRecord) -> FeatureRecord:
         """The record with names of files in place of keys."""
-        if all(example.image is None for example in record.examples):
+        if all(example.image is None for example in (*record.examples, *record.samples)):
             return record
-        named = [
-            e if e.image is None else replace(e, image=self._name(e.image)) for e in record.examples
-        ]
-        return replace(record, examples=named)
+        lists = {"examples": record.examples, "samples": record.samples}
+        named = {
+            name: [e if e.image is None else replace(e, image=self._name(e.image)) for e in shown]
+            for name, shown in lists.items()
+        }
+        return replace(record, **named)
 
     def _name(self, key: str) -> str:
         if key not in self.names:

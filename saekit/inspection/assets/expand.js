@@ -5,7 +5,7 @@ const TESTED = ["raised", "lowered", "raised_chance", "lowered_chance"];
 
 // The examples whose contexts are needed, each once.
 function contextsOf(packed) {
-  return new Set(packed.examples.filter(Array.isArray).map(([, example]) => example));
+  return new Set([...packed.examples, ...packed.samples].filter(Array.isArray).map(([, example]) => example));
 }
 
 // `contexts`: example -> [tokens, document, source, label].
@@ -16,17 +16,25 @@ function expand(packed, contexts) {
     histogram: { edges: allEdges(edges, counts.length), counts },
     bands: bands.map(([low, high, rows]) => ({ low, high, rows })),
     neighbours: pairs(packed.neighbours).map(([index, cosine]) => ({ index, cosine })),
-    coactivation: pairs(packed.coactivation).map(([index, jaccard]) => ({ index, jaccard })),
+    coactivation: inGroups(packed.coactivation, 4).map(([index, together, jaccard, pmi]) => ({ index, together, jaccard, pmi })),
+    following: inGroups(packed.following, 4).map(([index, together, jaccard, pmi]) => ({ index, together, jaccard, pmi })),
+    tokens: packed.tokens && { tokens: inGroups(packed.tokens[0], 3).map(([token, rows, lift]) => ({ token, rows, lift })),
+      different: packed.tokens[1], position: packed.tokens[2], first: packed.tokens[3] },
     logits: packed.logits && Object.fromEntries(Object.entries(packed.logits)
       .map(([side, entries]) => [side, pairs(entries).map(([token, value]) => ({ token, value }))])),
     logit_test: packed.logit_test && Object.fromEntries(TESTED.map((name, at) => [name, packed.logit_test[at]])),
     score: catalog.score[packed.index] ?? null,
     examples: packed.examples.map((example) => (Array.isArray(example) ? expandExample(example, contexts) : example)),
+    samples: packed.samples.map((example) => (Array.isArray(example) ? expandExample(example, contexts) : example)),
   };
 }
 
+function inGroups(flat, size) {
+  return Array.from({ length: flat.length / size }, (_, at) => flat.slice(size * at, size * (at + 1)));
+}
+
 function pairs(flat) {
-  return Array.from({ length: flat.length / 2 }, (_, at) => [flat[2 * at], flat[2 * at + 1]]);
+  return inGroups(flat, 2);
 }
 
 function allEdges(edges, bins) {
@@ -35,12 +43,19 @@ function allEdges(edges, bins) {
   return Array.from({ length: bins + 1 }, (_, at) => Number((low + (high - low) * at / bins).toPrecision(4)));
 }
 
-function expandExample([interval, example, position, centre, shown, act, ...flat], contexts) {
+// One number says the group: a band from 0, the strongest -1, at random -2, a quantile from -10 down.
+function groupOf(number) {
+  if (number >= 0) return { group: "interval", interval: number };
+  if (number > -10) return { group: number === -1 ? "top" : "random", interval: null };
+  return { group: "quantile", interval: -10 - number };
+}
+
+function expandExample([number, example, position, centre, shown, act, ...flat], contexts) {
   const [tokens, document, source, label] = contexts.get(example);
   const first = position - centre;
   const all = pairs(flat);
   const values = new Array(shown).fill(0);
   all.forEach(([at, value]) => { if (at >= first && at < first + shown) values[at - first] = value; });
-  return { group: interval < 0 ? "top" : "interval", interval: interval < 0 ? null : interval, act, doc_id: document, example_id: example, position,
+  return { ...groupOf(number), act, doc_id: document, example_id: example, position,
     values, source, tokens: tokens.slice(first, first + shown), centre, grid: null, image: null, label, context_values: all };
 }

@@ -27,6 +27,9 @@ const MEANING = {
   bandRows: () => "Rows of the whole store whose activation lies in this interval.",
   neighbours: () => "Features whose decoder rows point in the most similar direction: cosine, 1 is the same direction.",
   coactivation: () => "Rows on which both features are active over rows on which either is (Jaccard index).",
+  following: () => "The other feature is active on the token after a row of this one, over rows where either is so (Jaccard index). PMI is large for rare features by chance.",
+  samples: () => "Rows that were not chosen for their size: any of its rows, each as likely as another, and three of each fifth of them, by size. A feature should mean the same in all of them.",
+  tokens: () => "Of the tokens that the feature is active on, the commonest, with their share of its rows; lift is that share over the token's share of all rows.",
   source: () => "Document or image that the example comes from, with its label where the data have one.",
   twins: () => "Near-duplicates of this feature, folded into it: decoder rows with a cosine of at least 0.8, or half of their strongest rows in common.",
 };

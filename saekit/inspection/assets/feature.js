@@ -7,7 +7,9 @@ function featurePage(record) {
     featureHeader(record.index, record.label, record),
     topSection(record),
     el("div", { class: "pair" }, histogramSection(record), relatedSection(record)),
+    sampleSection(record),
     intervalSection(record),
+    record.tokens ? tokenSection(record) : null,
     record.logits ? logitSection(record) : null,
   ].filter(Boolean);
 }
@@ -59,7 +61,7 @@ function section(id, title, extra, ...content) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, el("div", { class: "section-head" }, head, extra), content);
 }
 
-const SECTION_MEANING = { histogram: "histogram", logits: "outputTokens", top: "top", intervals: "intervals" };
+const SECTION_MEANING = { histogram: "histogram", logits: "outputTokens", top: "top", intervals: "intervals", samples: "samples", tokens: "tokens" };
 
 function histogramSection(record) {
   const logarithmic = memory.get("log", "no") === "yes";
@@ -167,12 +169,49 @@ function intervalSection(record) {
     shown.length ? exampleList(shown, record.max) : el("p", { class: "note" }, "No example in this interval."));
 }
 
+// --- all of its rows ------------------------------------------------------------------------------------------------
+
+let sampled = "random"; // which samples are shown; kept from feature to feature
+
+const FIFTHS = ["weakest fifth", "second fifth", "middle fifth", "fourth fifth", "strongest fifth"];
+
+// Samples of the whole range: a feature is judged by all of its rows, not by its strongest.
+function sampleSection(record) {
+  if (!record.samples.length) return null;
+  const groups = [["random", "any row", record.samples.filter((example) => example.group === "random")],
+    ...FIFTHS.map((name, number) => [String(number), name, record.samples.filter((example) => example.group === "quantile" && example.interval === number)])]
+    .filter(([, , examples]) => examples.length);
+  const [chosen, , shown] = groups.find(([key]) => key === sampled) ?? groups[0];
+  const buttons = groups.map(([key, name, examples]) => el("button", { type: "button", class: "band", "data-sample": key, "aria-pressed": String(key === chosen),
+    onclick: () => {
+      sampled = key;
+      byId("samples").replaceWith(sampleSection(record));
+      byId("samples").querySelector(`[data-sample="${key}"]`).focus({ preventScroll: true });
+    } },
+  el("span", { class: "swatch", style: { "--t": clamp01(Math.max(...examples.map(({ act }) => Math.abs(act))) / record.max).toFixed(3) } }),
+  el("b", {}, name), el("span", { class: "band-rows" }, `${figure(Math.min(...examples.map(({ act }) => act)), 3)} to ${figure(Math.max(...examples.map(({ act }) => act)), 3)}`)));
+  return section("samples", "Samples of all its rows", el("span", { class: "note" }, "fifths of equal numbers of rows"),
+    el("div", { class: "bands", role: "group", "aria-label": "Which rows", style: { "--bands": String(groups.length) } }, buttons), exampleList(shown, record.max));
+}
+
+// The tokens that it is active on, with their share of its rows, and where in their contexts.
+function tokenSection(record) {
+  const { tokens, different, position, first } = record.tokens;
+  return section("tokens", "Tokens it is active on", el("span", { class: "note" }, "share · lift"),
+    el("ol", { class: "measures token-shares" }, tokens.map(({ token, rows, lift }) => about(el("li", {},
+      el("span", { class: "chip" }, tokenNodes(token, true)), bar(rows / record.active_rows), el("span", { class: "value" }, percent(rows / record.active_rows, 3)),
+      el("span", { class: "value lift" }, `× ${figure(lift, 3)}`)), `${rowsText(rows)} of ${count(record.active_rows)}: this token is ${figure(lift, 3)} times as common here as among all rows.`))),
+    el("p", { class: "note", id: "token-figures" }, `${count(different)} different ${different === 1 ? "token" : "tokens"}; mean position ${figure(position, 3)}; `
+      + `${count(first)} of ${count(record.active_rows)} rows are the first of their context.`));
+}
+
 function relatedSection(record) {
   const lists = [];
   if (record.neighbours.length) lists.push(relatedList("neighbours", "Nearest decoder directions", "cosine", record.neighbours));
   if (record.coactivation.length) lists.push(relatedList("coactivation", "Fire on the same rows", "jaccard", record.coactivation));
+  if (record.following.length) lists.push(relatedList("following", "Fire on the next token", "jaccard", record.following));
   if (!lists.length) return null;
-  const missing = [...new Set([...record.neighbours, ...record.coactivation].map((entry) => entry.index))].filter((latent) => recordOf[latent] < 0);
+  const missing = [...new Set([...record.neighbours, ...record.coactivation, ...record.following].map((entry) => entry.index))].filter((latent) => recordOf[latent] < 0);
   return section("related", "Related features", null, el("div", { class: "related-lists" }, lists), missing.length ? addPages(missing) : null);
 }
 
@@ -180,7 +219,8 @@ function relatedList(id, title, measure, entries) {
   return el("div", { id }, about(el("h4", {}, el("span", {}, title), el("span", { class: "unit" }, measure)), id, true),
     el("ol", { class: "measures related" }, entries.map((entry) => about(el("li", {},
       recordOf[entry.index] < 0 ? el("span", { class: "number" }, `#${entry.index}`) : el("a", { href: `#/f/${entry.index}` }, `#${entry.index}`),
-      previewOf(entry.index), bar(Math.abs(entry[measure])), el("span", { class: "value" }, figure(entry[measure]))), id))));
+      previewOf(entry.index), bar(Math.abs(entry[measure])), el("span", { class: "value" }, figure(entry[measure]))), entry.pmi === undefined ? id
+        : `${MEANING[id]()} Here: ${rowsText(entry.together)} together, PMI ${figure(entry.pmi, 3)} nats.`))));
 }
 
 // Those without a page are text, not links; the command adds them to this page.
