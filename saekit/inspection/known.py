@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from saekit.errors import DataError
-from saekit.indexing.reader import Index, has_other_index, index_command
+from saekit.indexing.beside import has_other_index, index_command
+from saekit.indexing.reader import Index
 from saekit.inspection.gather import scores_of
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.records import strongest, thinned

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, SaekitError, UsageError
 from saekit.indexing import build
+from saekit.indexing.beside import found_index, has_other_index
 from saekit.indexing.manifest import index_folder
-from saekit.indexing.reader import found_index, has_other_index, read_index
+from saekit.indexing.reader import read_index
 from saekit.indexing.runs import BYTES_PER_ENTRY
 from saekit.inspection.opening import open_pair
 from saekit.store.files import sha256_of
