@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -186,6 +187,8 @@ def _folder_of(pair: OpenedPair) -> Path:
 
 def _wanted(pair: OpenedPair, values: Values, device: torch.device) -> IndexManifest:
     stores = [indexed_store(part) for part in stores_of(pair.store) if isinstance(part, Store)]
+    if any(shard.rows and not shard.examples for shard in pair.store.origin.manifest.shards):
+        raise DataError(f"{pair.store.path} does not say which examples its rows belong to")
     return IndexManifest(
         pair.weights_digest(),
         stores,
@@ -253,13 +256,16 @@ class _Pass:
         target = _folder_of(self.pair)
         shared: list[tuple[int, Path]] = []
         for folder in sorted(target.parent.glob("[0-9a-f]" * 16)):
-            manifest = None if folder == target else checked_manifest(folder)
-            if manifest is not None and (rows := manifest.shared_rows(self.manifest)):
-                shared.append((rows, folder))
-        if not shared:
-            return 0, None
-        rows, folder = max(shared)
-        return rows, read_index(folder)
+            with suppress(DataError):  # a damaged one is not this command's concern
+                manifest = None if folder == target else checked_manifest(folder)
+                if manifest is not None and (rows := manifest.shared_rows(self.manifest)):
+                    shared.append((rows, folder))
+        for rows, folder in sorted(shared, reverse=True):
+            with suppress(DataError):
+                index = read_index(folder)
+                _ = index.by_row  # its checksum
+                return rows, index
+        return 0, None
 
     def _merged(self) -> IndexManifest:
         manifest = self.manifest

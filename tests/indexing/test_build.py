@@ -187,6 +187,12 @@ def test_a_store_that_has_grown_is_indexed_to_the_same_bytes_from_what_is_there(
     assert grown == files(fresh)
     # both stay
     assert saekit.open_index(tmp_path / "run", small).rows == 3900
+    # what is damaged is not copied
+    damaged = index_folder(tmp_path / "run", [open_store(small).content]) / "by_row.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    saekit.index(tmp_path / "run", large, overwrite=True, progress=said.append)
+    assert len([p for p in said if p.message]) == 1
+    assert {n: d for n, d in files(tmp_path / "run").items() if n.startswith(name)} == files(fresh)
 
 
 def test_what_an_index_is_refused_for(made, tmp_path):
