@@ -43,6 +43,11 @@ class Part:
     title: str = ""
     """Model and data in words."""
 
+    @property
+    def about(self) -> str:
+        title = self.title or f"{self.model} on {self.data}"
+        return f"{title}; hidden states at {self.harvest['hook']}"
+
 
 TEXT = Part(
     "text",
@@ -50,8 +55,8 @@ TEXT = Part(
     "embedded:english",
     {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
     {
-        "topk": {"k": 32, "rows": 200_000},
-        # at two rows per latent these are not nudged unless that is asked for
+        # at two rows per latent nothing is nudged unless that is asked for
+        "topk": {"k": 32, "rows": 200_000, "revive": "nudge"},
         "jumprelu": {
             "sparsity": "jumprelu",
             "target_l0": 32,
@@ -126,7 +131,7 @@ def run(
         page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
-        titles.append(f"{part.name}: {part.title or f'{part.model} on {part.data}'}")
+        titles.append(f"{part.name}: {part.about}.")
         kinds |= {_kind(options): None for options in part.runs.values()}
         if live_model is not None:
             ending = steer(live_model, folder, part.page, quiet)
@@ -159,7 +164,7 @@ def _run_part(
     store = out / "store"
     with Reporter(quiet) as reporter:
         # the page
-        message(part.name, part.title or f"{part.model} on {part.data}")
+        message(part.name, part.about)
         saekit.harvest(
             live_model or part.model,
             part.data,

@@ -84,7 +84,8 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
         assert dead == ("-" if expected is None else f"{expected:.1%}")
     # the model and the data that were asked for, and a sentence for each model of the table
     about = lines[7:12]
-    assert about[0] == f"text: {folder / 'model'} on {folder / 'words.txt'}"
+    described = f"text: {folder / 'model'} on {folder / 'words.txt'}; hidden states at blocks.2."
+    assert about[0] == described
     assert [line.split(":")[0] for line in about[1:]] == ["topk", "l1", "pca", "dead"]
     assert all(line.endswith(".") for line in about[1:])
     assert saekit.open_store(out / "text" / "store").spec.hook == DEEPER
