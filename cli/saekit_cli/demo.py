@@ -50,18 +50,19 @@ TEXT = Part(
 )
 IMAGE = Part(
     "image",
-    "embedded:digits-vit",
-    "embedded:digits",
-    {"hook": "blocks.2", "batch": 128},
+    "embedded:openmoji-vit",
+    "embedded:openmoji",
+    {"hook": "blocks.4", "batch": 64, "rows": 486_000, "shard_mb": 64},  # 6,000 pictures
     {
-        "topk": {"k": 16},
-        "l1": {"sparsity": "l1"},
-        "kl": {"sparsity": "kl", "target_l0": 16},
+        "topk": {"k": 16, "lr": 1e-3, "batch": 2048, "rows": 2_000_000},
+        "gated": {
+            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "all",
-)
+    "interesting:300",
+)  # fmt: skip
 # The latent that is added is not chosen by hand: the first of these, in the order of
 # `next_token_latents`, that is monotone in the dose and beyond its controls.
 TRIES = 3
@@ -74,7 +75,7 @@ def run(
     given: Given,
     out: Annotated[str | Path, Doc("Folder for stores, checkpoints and pages.")] = "demo",
     text: Annotated[bool, Doc("SmolLM2-135M-Instruct on Python's documentation.")] = True,
-    image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
+    image: Annotated[bool, Doc("A small vision transformer looking at emoji.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Harvest, train and inspect a language model and a vision transformer, and steer the first."""
