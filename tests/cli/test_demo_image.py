@@ -27,7 +27,7 @@ def test_the_image_half_shows_emoji_by_name(tmp_path):
         for name, options in demo.IMAGE.runs.items()
     }
     part = replace(demo.IMAGE, harvest=harvest, runs=runs, features="interesting:5")
-    page, figures = demo._run_part(part, tmp_path, quiet=True)[:2]
+    page, figures = demo._run_part(part, tmp_path, quiet=True, live_model=None)
 
     # at 32 times the width, one of them with a penalty that has a target, beside pca
     assert [cells[1] for cells in figures] == ["sae topk", "sae gated", "pca"]
