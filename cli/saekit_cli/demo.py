@@ -70,7 +70,10 @@ IMAGE = Part(
     "embedded:openmoji",
     {"hook": "blocks.4", "batch": 64, "rows": 486_000, "shard_mb": 64},
     {
-        "topk": {"k": 16, "lr": 1e-3, "batch": 2048, "rows": 2_000_000},
+        # k falls from 32: fewer latents are left unused (docs/openmoji.md)
+        "topk": {
+            "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
         "gated": {
             "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
         },

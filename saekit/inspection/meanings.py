@@ -39,6 +39,7 @@ class Meanings:
         self._of_token: dict[int, int] = {}
         self._labels = [self._numbers(shard.labels()) for shard in self._shards]
         has_labels = any((labels != NONE).any() for labels in self._labels)
+        self.of_patches = texts is None and store.spec.grid is not None
         names = [] if texts else [_names_of(shard) for shard in self._shards]
         most = max((len(each) for of_shard in names for each in of_shard), default=0)
         self._named = [self._padded(of_shard, most) for of_shard in names]

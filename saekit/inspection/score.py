@@ -10,7 +10,8 @@ coherence: of the rows that show a latent (the strongest, and a sample of each f
     image's name ("red heart #2"); the kind with the largest coherence x specificity counts.
 specificity: 1 for a word that is at most 0.1 % of the store's tokens, falling to 0 for one that is
     10 % or more, in proportion to the logarithm. 1 for labels and names.
-rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side.
+rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side; of
+    patches from 0.1 %, since a part of a picture covers several.
 evidence: documents among the strongest rows over 10, at most 1.
 
 The best of several kinds is taken, so a latent without any meaning may have a coherence above 0:
@@ -30,7 +31,7 @@ from saekit.inspection.scan import BANDS, Scan
 
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5
-DENSITIES = (1e-4, 1e-2)
+DENSITIES, DENSITIES_OF_PATCHES = (1e-4, 1e-2), (1e-3, 1e-2)
 # the share of all tokens at which specificity begins to fall, and where it is 0
 COMMON = (1e-3, 1e-1)
 DOCUMENTS = 10
@@ -80,7 +81,8 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
     rows_AN, weight_AN = shown_rows(scan, alive)
     words = {kind: w.reshape(*rows_AN.shape, -1) for kind, w in meanings(rows_AN.ravel()).items()}
     best = _best_kind(words, weight_AN, meanings)
-    rarity_A = _falling(scan.density[alive].numpy(), *DENSITIES)
+    usual = DENSITIES_OF_PATCHES if meanings.of_patches else DENSITIES
+    rarity_A = _falling(scan.density[alive].numpy(), *usual)
     evidence_A = _evidence(meanings, rows_AN[:, :TOP_ROWS])
     score_A = best.coherence * best.specificity * rarity_A * evidence_A
     score_F[alive] = torch.from_numpy(score_A).float()

@@ -24,7 +24,10 @@ WHEEL, NOISE = 0, range(1, 30)
 
 def write_images(path, names):
     writer = StoreWriter(
-        path, make_spec(modality="image", context=None, grid=(2, 2)), {"rows": ROWS}, shard_bytes=40_000
+        path,
+        make_spec(modality="image", context=None, grid=(2, 2)),
+        {"rows": ROWS},
+        shard_bytes=40_000,
     )
     for first in range(0, IMAGES, 100):
         images = range(first, first + 100)
@@ -79,10 +82,12 @@ def test_a_latent_of_one_word_is_named_and_chance_is_not(images):
     rng = np.random.default_rng(1)
     with_wheel = np.array(["Wheel" in name for name in names]).repeat(PATCHES)
     # one in ten of its rows has no wheel
-    planted = np.concatenate([
-        rng.choice(np.flatnonzero(with_wheel), 36, False),
-        rng.choice(np.flatnonzero(~with_wheel), 4, False),
-    ])
+    planted = np.concatenate(
+        [
+            rng.choice(np.flatnonzero(with_wheel), 36, False),
+            rng.choice(np.flatnonzero(~with_wheel), 4, False),
+        ]
+    )
     rows_of = {WHEEL: planted} | {j: rng.choice(ROWS, 40, replace=False) for j in NOISE}
     row = np.concatenate(list(rows_of.values()))
     latent = np.repeat(list(rows_of), [len(rows) for rows in rows_of.values()])
