@@ -23,8 +23,9 @@ NONE = -1
 # kind -> the offset of the token that gives its word, in the order in which ties are settled
 TOKEN_KINDS = {"token": 0, "next": 1, "previous": -1}
 LABEL, NAME = "label", "name"
-NUMBERED = re.compile(r"(.+) #[0-9]+")  # the name of an image that is one of several
-_SAY_NOTHING = frozenset("and for from in into of off on out over skin the to tone with".split())
+# the name of an image that is one of several, without a skin tone (Unicode's "cook: dark skin tone")
+NUMBERED = re.compile(r"(.+?)(?:: [^:]* skin tone)? #[0-9]+")
+_SAY_NOTHING = frozenset("and for from in into of off on out over the to with".split())
 
 
 class Meanings:
