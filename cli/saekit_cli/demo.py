@@ -83,7 +83,7 @@ IMAGE = Part(
     "topk",
     "all",
 )
-DEPTH = 0.75  # of a language model: where its hook is (docs/log.md: which block)
+DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
 HEADER = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "rows/s")
 # What a model of the table is, by its variant or kind.
 SENTENCES = {
