@@ -125,9 +125,10 @@ def run(
     rows, pages, titles, kinds = [], [], [], {}
     ending: list[str] = []
     for part in [p for p, wanted in ((IMAGE, image), (TEXT, text)) if wanted]:
-        folder, live_model = Path(out) / part.name, None
+        live_model = None
         if part is TEXT:
             part, live_model = _text_part(text_model, text_hook)
+        folder = Path(out) / part.name
         page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
@@ -146,13 +147,16 @@ def run(
 
 
 def _text_part(model: str, hook: str | None) -> tuple[Part, LiveModel]:
-    """The text half for a language model: the demo's own, or another at the same depth."""
+    """The text half for a language model: the demo's own, or another at the same depth, in a folder
+    of its own."""
     from saekit.harvesting.models import load_model
 
-    live_model = load_model(model)
+    live_model, other = load_model(model), model != TEXT.model
+    name = "-".join([TEXT.name, *([Path(model).name] if other else []), *([hook] if hook else [])])
     hook = hook or f"blocks.{int(DEPTH * live_model.blocks)}"
-    part = replace(TEXT, model=model, harvest=TEXT.harvest | {"hook": hook})
-    return (part if model == TEXT.model else replace(part, title="")), live_model
+    title = "" if other else TEXT.title
+    harvest = TEXT.harvest | {"hook": hook}
+    return replace(TEXT, name=name, model=model, harvest=harvest, title=title), live_model
 
 
 def _run_part(
