@@ -35,7 +35,7 @@ from saekit.indexing.opening import OpenedPair, opened_pair
 from saekit.indexing.reader import Index, read_index
 from saekit.indexing.rounding import in_half
 from saekit.indexing.runs import Entries, RunWriter, encoded_entries, keep_whole_runs
-from saekit.options import AnyStore, Device, Doc, Overwrite, Resume
+from saekit.options import COMMON, AnyStore, Device, Doc
 from saekit.store.files import folder_bytes, write_config
 from saekit.store.folder_kinds import INDEX
 from saekit.store.opening import RowsLike
@@ -87,15 +87,17 @@ def index(
     *,
     values: Annotated[
         Values,
-        Doc("Type of the stored activations. float16 takes two thirds of the space, and rounds."),
+        Doc(
+            "Type of the stored activations. float16 takes three quarters of the space, and rounds."
+        ),
     ] = "float32",
     budget: Annotated[
         int, Doc("Memory for sorting, in MB, besides what the model needs.", metavar="MB")
     ] = 1024,
     any_store: AnyStore = False,
     device: Device = "auto",
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    resume: Annotated[bool, Doc("Continue an index that was interrupted.", COMMON)] = False,
+    overwrite: Annotated[bool, Doc("Replace an index that is there.", COMMON)] = False,
     progress: Report = lambda _: None,
 ) -> IndexResult:
     """Write every activation of a store, by latent and by row, beside the checkpoint: in its folder
