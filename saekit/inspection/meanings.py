@@ -23,7 +23,7 @@ NONE = -1
 # kind -> the offset of the token that gives its word, in the order in which ties are settled
 TOKEN_KINDS = {"token": 0, "next": 1, "previous": -1}
 LABEL, NAME = "label", "name"
-# the name of an image that is one of several, without a skin tone (Unicode's "cook: dark skin tone")
+# the name of an image that is one of several, without its skin tone ("cook: dark skin tone #5")
 NUMBERED = re.compile(r"(.+?)(?:: [^:]* skin tone)? #[0-9]+")
 _SAY_NOTHING = frozenset("and for from in into of off on out over the to with".split())
 

@@ -70,7 +70,7 @@ def test_every_word_of_a_name_counts_once(images):
             assert said == set()
         else:
             expected = set(name.split(" #")[0].replace(",", "").replace(":", "").lower().split())
-            expected -= {"with", "medium-dark", "skin", "tone"}  # Unicode's modifier is no word
+            expected -= {"with", "medium-dark", "skin", "tone"}  # not Unicode's modifier
             assert said == expected
             assert (words_NW[row] != NONE).sum() == len(expected)
 
