@@ -92,6 +92,15 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.run:InspectResult": (),
         "features": (),
         "saekit.inspection.query:FeatureRow": (),
+        "index": (),
+        "saekit.indexing.build:IndexResult": ("index",),
+        "open_index": (),
+        "Index": (
+            *("rows", "active", "max", "largest", "density", "sum", "first", "activations"),
+            *("windows", "histogram", "bands", "top", "quantiles", "random", "coactivation"),
+        ),
+        "saekit.indexing.reader:Activations": (),
+        "saekit.indexing.coactivation:Coactivation": ("jaccard", "pmi", "best"),
     },
     "Change a running model": {
         "attach": (),

@@ -35,6 +35,7 @@ from saekit_cli import (
     finetune,
     harvest,
     importing,
+    index,
     inspect,
     models,
     steer,
@@ -55,8 +56,8 @@ CommandLineError: Any = typer.BadParameter.__mro__[-4]  # right below Exception
 INTERRUPTED = 130
 INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
-    "harvest, train, sweep and finetune go on with --resume, demo when it is run again; other"
-    " commands start over"
+    "harvest, train, sweep, finetune and index go on with --resume, demo when it is run again;"
+    " other commands start over"
 )
 MEMORY_HINT = (
     "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the"
@@ -71,7 +72,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
     "Harvest and train": _by_name(harvest, train, sweep, finetune),
-    "Judge and read": _by_name(evaluate, compare, inspect, features),
+    "Judge and read": _by_name(evaluate, compare, index, inspect, features),
     "Act on the model": _by_name(steer, attribute),
     "Exchange": _by_name(importing, exporting, convert),
     "This machine": _by_name(bench),
