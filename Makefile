@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINTERS := $(VENV)/.linters
+DOCS := $(VENV)/.docs
 INTEROP := .venv-interop
 OUT ?= demo
 RESULTS ?= benchmarks/results/cpu
@@ -36,6 +37,11 @@ $(LINTERS): $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	touch $@
 
+# Only `make docs` needs mkdocs.
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 demo: $(READY)
 	$(BIN)/saekit demo --out $(OUT)
 
@@ -56,11 +62,14 @@ lint: $(LINTERS)
 	$(BIN)/vulture
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# Pages that are generated from the code, and tables of the results in benchmarks/results; a test fails when one is out of date.
-docs: $(READY)
+# Pages that are generated from the code, and tables of the results in benchmarks/results, where a test fails when one is
+# out of date; then the site, site/index.html, which opens from disk. With --quiet mkdocs would not count its warnings.
+docs: $(DOCS)
 	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
 	$(BIN)/python docs/tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo site/index.html
 
 # Measures what README and docs quote, into benchmarks/results, and writes their tables: half an hour on two idle cores.
 # With `pip install 'saekit[peers]'` in .venv, AGAINST="--against eai-sparsify" measures that toolkit too.
@@ -75,4 +84,4 @@ bench: $(READY)
 	else echo "bench_scan.py needs the checkpoint that make demo trains"; fi
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) site build dist *.egg-info
