@@ -37,6 +37,7 @@ from saekit_cli import (
     importing,
     inspect,
     models,
+    serve,
     steer,
     sweep,
     train,
@@ -71,7 +72,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
     "Harvest and train": _by_name(harvest, train, sweep, finetune),
-    "Judge and read": _by_name(evaluate, compare, inspect, features),
+    "Judge and read": _by_name(evaluate, compare, inspect, features, serve),
     "Act on the model": _by_name(steer, attribute),
     "Exchange": _by_name(importing, exporting, convert),
     "This machine": _by_name(bench),

@@ -4,28 +4,26 @@ for the terminal."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
-from saekit.harvesting.hooks import capture
-from saekit.harvesting.inputs import batches
-from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import FromFolder
 from saekit.harvesting.pictures import read_picture
-from saekit.harvesting.sources import Document, Documents
+from saekit.harvesting.sources import Document
 from saekit.inspection.gather import scores_of
+from saekit.inspection.inputs import input_models, input_rows, larger
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.records import pick_rows
 from saekit.inspection.scan import Scan
-from saekit.inspection.score import Scores
+from saekit.inspection.score import Meaning, Scores
 from saekit.inspection.show import token_texts
 from saekit.models.codes import fires
 from saekit.options import AnyStore, Doc
@@ -33,10 +31,7 @@ from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore, stores_of
 from saekit.training.checkpoints import ModelLike
-from saekit.types import ActivationSpec, Progress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from saekit.types import Progress
 
 TOP_TOKENS = 5
 SORTS = ("act", "score")
@@ -190,9 +185,12 @@ def _row(
     row = FeatureRow(j, act, float(scan.max[j]), density, None, tokens)
     if scores is None:
         return row
-    meaning = scores.meanings[j]
-    label = None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
-    return replace(row, label=label, score=scores.of(j))
+    return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
+
+
+def label_of(meaning: Meaning | None) -> str | None:
+    """An automatic label in one line: `on ' import'`."""
+    return None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
 
 
 def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
@@ -209,24 +207,6 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
         elif example.label is not None:
             names[example.label] += 1
     return [name for name, _ in names.most_common(TOP_TOKENS)]
-
-
-class _Typed(Documents):
-    """The one document that the user typed in."""
-
-    def __init__(self, document: Document) -> None:
-        self.modality = "text" if document.image is None else "image"
-        self.name, self._document = "input", document
-
-    def documents(self, start: int = 0):
-        yield from [self._document][start:]
-
-    def digest(self) -> None:
-        return None
-
-    def image(self, ref: str) -> Image:
-        assert self._document.image is not None
-        return self._document.image
 
 
 @torch.no_grad()
@@ -250,41 +230,24 @@ def _on_input(
     picture = None if image is None else read_picture(Path(image), remedy=remedy)
     document = Document(0, "input", text, picture)
 
-    # one forward pass per context and model, whatever the number of its hooks
     specs = [store.spec for store in stores]
-    of_model: dict[str, list[ActivationSpec]] = {}
-    for spec in specs:
-        of_model.setdefault(spec.model, []).append(spec)
     if inspected.store.spec.modality == "text":
         processor = FromFolder(str(Path(inspected.store.path) / "tokenizer"))
-    passes = (_hidden_states(hooks, document, live, processor) for hooks in of_model.values())
+    models = input_models(specs, live, processor)
 
     # of every latent the value of largest size, with its sign
     largest_F = torch.zeros(inspected.model.latents)
     rows = 0
-    for states in zip(*passes):
-        by_model = dict(zip(of_model, states))
-        x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
-        rows += len(x_BD)
-        code_BF = inspected.model.encode(x_BD).to_dense()
-        for end_F in (code_BF.amax(0), code_BF.amin(0)) if len(code_BF) else ():
-            largest_F = torch.where(end_F.abs() > largest_F.abs(), end_F, largest_F)
+    for given in input_rows(document, specs, models):
+        rows += len(given.x_BD)
+        largest_F = larger(largest_F, inspected.model.encode(given.x_BD).to_dense())
     if rows == 0:
-        raise DataError(
-            "the input holds no token in this store's scope", f"give a longer {opt('text')}"
-        )
+        raise no_rows()
     return largest_F
 
 
-def _hidden_states(
-    specs: list[ActivationSpec], document: Document, live: nn.Module | None, processor: Any
-) -> Iterator[dict[str, torch.Tensor]]:
-    """For each context of the document the rows (B,D) of each hook of one model."""
-    model = load_model_of(specs[0], given=live, processor=processor)
-    hooks = list(dict.fromkeys(spec.hook for spec in specs))
-    typed = _Typed(document)
-    for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
-        with capture(model, hooks, stop=True) as states:
-            model.forward(batch.inputs)
-        chosen = batch.rows_for_scope(specs[0].scope)
-        yield {hook: states[hook][chosen].float().cpu() for hook in hooks}
+def no_rows() -> DataError:
+    """The error for an input without a row in the scope."""
+    return DataError(
+        "the input holds no token in this store's scope", f"give a longer {opt('text')}"
+    )
