@@ -27,6 +27,8 @@ CONTEXT = 128  # tokens, where nothing says how many
 class InputRows:
     """The rows of one context of the input, or of its image, that are in the scope of the specs."""
 
+    number: int
+    """Of the context in the input: short ones come first."""
     x_BD: torch.Tensor
     """fp32, on the CPU: the rows of all hooks side by side."""
     positions: list[int]
@@ -62,7 +64,7 @@ def input_rows(
         by_model = dict(zip(of_model, together))
         x_BD = torch.cat([by_model[spec.model].states[spec.hook] for spec in specs], 1)
         first = together[0]
-        yield InputRows(x_BD, first.positions, first.token_ids, first.grid)
+        yield InputRows(first.number, x_BD, first.positions, first.token_ids, first.grid)
 
 
 def larger(largest_F: torch.Tensor, code_BF: torch.Tensor) -> torch.Tensor:
@@ -74,6 +76,7 @@ def larger(largest_F: torch.Tensor, code_BF: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Pass:
+    number: int
     states: dict[str, torch.Tensor]
     """Hook -> its rows (B,D)."""
     positions: list[int]
@@ -91,6 +94,7 @@ def _passes(
             model.forward(batch.inputs)
         chosen_BT = batch.rows_for_scope(specs[0].scope)
         yield _Pass(
+            int(batch.example_id[0]),
             {hook: states[hook][chosen_BT].float().cpu() for hook in hooks},
             batch.position_BT[chosen_BT].tolist(),
             batch.token_ids[0],

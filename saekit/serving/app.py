@@ -266,4 +266,5 @@ def _told(error: Exception) -> tuple[int, dict[str, str]]:
 
 def _word(name: str, values: list[Any]) -> str:
     """An option as the page calls it."""
-    return " ".join([name.replace("_", " "), *map(str, values)])
+    shown = [str(value) for value in values if value is not True]
+    return " ".join([name.replace("_", " "), *shown])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from saekit.device import pick_device
 from saekit.errors import DataError, MissingError, UsageError, opt
 from saekit.options import AnyStore, Device, Doc
+from saekit.serving.worker import MOST_WAITING, Worker
 from saekit.types import Progress
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def serve(
         str | None, Doc("Model (default: that of the store or the training).", metavar="MODEL")
     ] = None,
     port: Annotated[int, Doc("Port on 127.0.0.1 (default: one that is free).")] = 0,
-    queue: Annotated[int, Doc("Questions that may wait; more are told to come again.")] = 16,
+    queue: Annotated[int, Doc("Questions that may wait; more are told to come again.")] = MOST_WAITING,
     any_store: AnyStore = False,
     device: Device = "auto",
     ready: Callable[[Serving], None] = lambda _: None,
@@ -123,11 +124,26 @@ def run(
     ready: Callable[[Serving], None],
 ) -> None:
     """Answer until Ctrl-C or SIGTERM."""
+    server, worker = make_server(bench, listener, queue, device, ready)
+    try:
+        server.run([listener])
+    finally:
+        worker.close()
+        worker.join(LAST_ANSWERS)
+
+
+def make_server(
+    bench: Workbench,
+    listener: socket.socket,
+    queue: int,
+    device: Any,
+    ready: Callable[[Serving], None],
+) -> tuple[Any, Worker]:
+    """(the uvicorn.Server, which `run([listener])` starts, and the thread that runs the model)."""
     import uvicorn
 
     from saekit.serving.app import make_app
     from saekit.serving.guard import Guard, new_token
-    from saekit.serving.worker import Worker
 
     port, token = listener.getsockname()[1], new_token()
     worker = Worker(device, queue)
@@ -145,12 +161,8 @@ def run(
     # that has the token
     config = uvicorn.Config(
         Guard(make_app(bench, worker), token, port), http="h11", ws="none", lifespan="off",
-        loop="asyncio", access_log=False, log_level="error", log_config=None, proxy_headers=False,
-        server_header=False, limit_concurrency=MOST_CONNECTIONS,
+        loop="asyncio", access_log=False, log_level="error", log_config=None,
+        proxy_headers=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )  # fmt: skip
-    try:
-        Server(config).run([listener])
-    finally:
-        worker.close()
-        worker.join(LAST_ANSWERS)
+    return Server(config), worker

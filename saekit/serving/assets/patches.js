@@ -1,13 +1,13 @@
-// An image and its patches, as cells over the picture: what was dropped, with the grid of the model.
+// An image and its patches: cells over the picture that the model sees.
 
 const MOST_FILE_BYTES = 11 * 2 ** 20; // the server takes 16 MB of JSON; base64 takes a third more
-let dropped = null; // {base64, url}
+let dropped = null; // {base64}
 
 function imageContext(context, number) {
   const [height, width] = context.grid;
   const frame = el("div", { class: "asked-image", tabindex: "0", "data-context": number,
     "aria-label": `Image of ${height} by ${width} patches`, style: { "--rows": String(height), "--columns": String(width) } },
-  el("img", { src: dropped.url, alt: "The image that was read", draggable: "false" }),
+  seenPicture(context.picture),
   el("div", { class: "cells" }, Array.from({ length: height * width }, (_, at) => el("span", { class: "cell", "data-at": at }))));
   frame.addEventListener("pointerover", (event) => {
     const cell = event.target.closest("[data-at]");
@@ -33,12 +33,19 @@ function imageContext(context, number) {
   return frame;
 }
 
+// What the image processor made of it, which patches lie on. Small pictures stay squares of color.
+function seenPicture(base64) {
+  const image = el("img", { alt: "The image as the model sees it", draggable: "false" });
+  image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 64));
+  image.src = `data:image/png;base64,${base64}`;
+  return image;
+}
+
 async function takeImage(file) {
   if (!file) return;
   if (!file.type.startsWith("image/")) throw new Error(`${file.name || "this"} is not an image.`);
   if (file.size > MOST_FILE_BYTES) throw new Error(`This file has ${count(Math.round(file.size / 1e6))} MB, at most 11 are read.`);
-  if (dropped) URL.revokeObjectURL(dropped.url);
-  dropped = { base64: await base64Of(file), url: URL.createObjectURL(file) };
+  dropped = { base64: await base64Of(file) };
 }
 
 function base64Of(file) {
