@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -274,16 +276,21 @@ def test_another_page_reads_nothing_even_with_the_token(browser, client):
         server.server_close()
 
 
+class Digits(NamedTuple):
+    client: Client
+    run: Path
+    store: Path
+
+
 @pytest.fixture(scope="module")
-def image_client(tmp_path_factory) -> Iterator[Client]:
+def digit_server(tmp_path_factory) -> Iterator[Digits]:
+    """A vision transformer with its head, and a dictionary of its patches."""
     folder = tmp_path_factory.mktemp("images")
-    saekit.harvest("embedded:digits-vit", "embedded:digits", folder / "store", hook="blocks.1", rows=6400)
-    saekit.train(folder / "store", folder / "run", latents=64, k=4, batch=256, rows=12_800)
-    bench = open_workbench(folder / "run", [folder / "store"], device=CPU)
-    with Running(bench) as running:
-        (folder / "digit.png").write_bytes(digit())
-        running.client.__dict__["folder"] = folder
-        yield running.client
+    store, run = folder / "store", folder / "run"
+    saekit.harvest("embedded:digits-vit", "embedded:digits", store, hook="blocks.1", rows=6400)
+    saekit.train(store, run, latents=64, k=4, batch=256, rows=12_800)
+    with Running(open_workbench(run, [store], device=CPU)) as running:
+        yield Digits(running.client, run, store)
 
 
 def digit() -> bytes:
@@ -295,15 +302,13 @@ def digit() -> bytes:
     return content.getvalue()
 
 
-def test_an_image_is_read_patch_by_patch_and_steered(browser, image_client, tmp_path):
-    tab = Tab(browser, image_client.url)
+def test_an_image_is_read_patch_by_patch_and_steered(browser, digit_server, tmp_path):
+    tab = Tab(browser, digit_server.client.url)
     (tmp_path / "digit.png").write_bytes(digit())
     tab.page.set_input_files("#file", tmp_path / "digit.png")
     tab.page.wait_for_selector("#contexts .cell")
-    folder = image_client.__dict__["folder"]
-    ranked = saekit.features(
-        folder / "run", folder / "store", image=tmp_path / "digit.png", top=50
-    )
+    given = {"image": tmp_path / "digit.png"}
+    ranked = saekit.features(digit_server.run, digit_server.store, **given, top=50)
     assert tab.texts("#latents .number") == [f"#{row.index}" for row in ranked]
     assert tab.texts("#latents .value") == [
         f"{figure(row.act)} of {figure(row.max)}" for row in ranked
@@ -314,9 +319,7 @@ def test_an_image_is_read_patch_by_patch_and_steered(browser, image_client, tmp_
     tab.page.locator("#latents .add").first.click()
     tab.page.click("#run")
     tab.status("steer", "Done")
-    expected = saekit.steer(
-        folder / "run", image=tmp_path / "digit.png", latents={ranked[0].index: 2.0}
-    )
+    expected = saekit.steer(digit_server.run, **given, latents={ranked[0].index: 2.0})
     classes = tab.page.locator(".classes tbody tr").all()
     assert len(classes) == 10
     for row, change in zip(classes, expected.classes):
