@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
+from saekit.display import html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.harvesting.models import FromFolder
@@ -55,6 +56,29 @@ class FeatureRow:
     score: float | None = None
 
 
+class FeatureRows(list[FeatureRow]):
+    """What `features` returns: a list that shows itself as a table."""
+
+    def figures(self) -> list[dict[str, Any]]:
+        """One flat dict for each latent, its tokens joined by spaces."""
+        return [{**asdict(row), "tokens": "  ".join(map(repr, row.tokens))} for row in self]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `figures`, one row for each latent. Raises MissingError without
+        pandas."""
+        return pandas().DataFrame(self.figures())
+
+    def __repr__(self) -> str:
+        return plain_table(self._shown()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown())
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The number of a latent is a name, without separators."""
+        return [row | {"index": str(row["index"])} for row in self.figures()]
+
+
 def features(
     checkpoint: Annotated[
         ModelLike,
@@ -89,7 +113,7 @@ def features(
     live: nn.Module | None = None,
     processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> list[FeatureRow]:
+) -> FeatureRows:
     """The latents that an input activates, ranked by the size of act; or one latent; or those that
     are worth reading first.
 
@@ -99,7 +123,8 @@ def features(
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image: exactly one of these, or none with `sort="score"`. image: a file.
-        top: rows to return, at most.
+        top: rows to return, at most. What is returned is a list that prints as a table;
+            `to_pandas()` is the DataFrame.
         sort: `score` is that of saekit.inspection.score; act is then the largest on the store where
             there is no input.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
@@ -122,12 +147,12 @@ def features(
         raise UsageError(f"{opt('top', top)} must be at least 1")
     inspected = open_pair(checkpoint, store, any_store)
     if index is not None:
-        return [_of_index(inspected, index, progress, sort == "score")]
+        return FeatureRows([_of_index(inspected, index, progress, sort == "score")])
     if given == 0:
         scan = inspected.scan(progress)
         scores = _scores(inspected, scan)
         best = scores.order()[:top].tolist()
-        return [_row(j, scan.largest(j), scan, inspected, scores) for j in best]
+        return FeatureRows(_row(j, scan.largest(j), scan, inspected, scores) for j in best)
     modality = "text" if text is not None else "image"
     if modality != inspected.store.spec.modality:
         kinds = {"text": "texts", "image": "images"}
@@ -146,7 +171,7 @@ def features(
     else:
         order = torch.argsort(acts.abs(), descending=True, stable=True)
     chosen = order[active[order]][:top].tolist()
-    return [_row(j, float(acts[j]), scan, inspected, scores) for j in chosen]
+    return FeatureRows(_row(j, float(acts[j]), scan, inspected, scores) for j in chosen)
 
 
 def _scores(inspected: InspectedModel, scan: Scan) -> Scores:
@@ -164,15 +189,9 @@ def _scores(inspected: InspectedModel, scan: Scan) -> Scores:
 def _of_index(
     inspected: InspectedModel, index: int, progress: Callable[[Progress], None], scored: bool
 ) -> FeatureRow:
-    latents = inspected.model.latents
-    if not 0 <= index < latents:
-        raise DataError(f"feature {index}: this model has {latents:,} (0 to {latents - 1:,})")
+    check_index(index, inspected.model.latents)
     scan = inspected.scan(progress)
-    if scan.active[index] == 0:
-        raise DataError(
-            f"feature {index} never fired in {scan.rows:,} rows",
-            "saekit inspect lists those that fire",
-        )
+    check_fired(index, scan)
     scores = _scores(inspected, scan) if scored else None
     return _row(index, scan.largest(index), scan, inspected, scores)
 
@@ -186,6 +205,21 @@ def _row(
     if scores is None:
         return row
     return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
+
+
+def check_index(index: int, latents: int) -> None:
+    """Raise DataError for a latent that the model does not have."""
+    if not 0 <= index < latents:
+        raise DataError(f"feature {index}: this model has {latents:,} (0 to {latents - 1:,})")
+
+
+def check_fired(index: int, scan: Scan) -> None:
+    """Raise DataError for a latent that no row of the store activates."""
+    if scan.active[index] == 0:
+        raise DataError(
+            f"feature {index} never fired in {scan.rows:,} rows",
+            "saekit inspect lists those that fire",
+        )
 
 
 def label_of(meaning: Meaning | None) -> str | None:

@@ -3,7 +3,7 @@
     GET  /                  the page; page.css, page.js beside it
     GET  /about             what is served
     POST /text, /image      which latents an input activates (reading.Reader)
-    POST /steer             lines of JSON while a text is written (steering.Steering); of an image one
+    POST /steer             JSON, a line whenever there is a token more (steering.Steering)
     GET  /latents?q=        search
     GET  /latents/123       one latent with its examples; thumbnails below /images/
     GET  /page/...          the page of `saekit inspect`, where there is one
@@ -98,9 +98,7 @@ class _Server:
         question = read_json(await _body(request, MOST_TEXT_BYTES), TextQuestion)
         self._need("text")
         document = Document(0, "input", question.text)
-        return await self._one(
-            request, lambda tell: tell(self.bench.reader.read(document, tell))
-        )
+        return await self._one(request, lambda tell: tell(self.bench.reader.read(document, tell)))
 
     async def image(self, request: Request) -> Response:
         question = read_json(await _body(request, MOST_BYTES), ImageQuestion)
@@ -136,7 +134,11 @@ class _Server:
 
     async def thumbnail(self, request: Request) -> Response:
         content = self.bench.known.images.get(request.path_params["name"])
-        return Response(status_code=404) if content is None else Response(content, media_type="image/png")
+        return (
+            Response(status_code=404)
+            if content is None
+            else Response(content, media_type="image/png")
+        )
 
     def _need(self, modality: str) -> None:
         its = self.bench.about["modality"]
@@ -168,9 +170,7 @@ class _Server:
         if first is None:
             job.cancel()
             return _stopping()
-        return StreamingResponse(
-            _lines(job, first), media_type="application/x-ndjson"
-        )
+        return StreamingResponse(_lines(job, first), media_type="application/x-ndjson")
 
 
 def _stopping() -> Response:

@@ -64,7 +64,9 @@ def serve(
         str | None, Doc("Model (default: that of the store or the training).", metavar="MODEL")
     ] = None,
     port: Annotated[int, Doc("Port on 127.0.0.1 (default: one that is free).")] = 0,
-    queue: Annotated[int, Doc("Questions that may wait; more are told to come again.")] = MOST_WAITING,
+    queue: Annotated[
+        int, Doc("Questions that may wait; more are told to come again.")
+    ] = MOST_WAITING,
     any_store: AnyStore = False,
     device: Device = "auto",
     ready: Callable[[Serving], None] = lambda _: None,
@@ -111,7 +113,8 @@ def bound(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise DataError(
-            f"{opt('port', port)}: {error.strerror or error}", "another port, or none for a free one"
+            f"{opt('port', port)}: {error.strerror or error}",
+            "another port, or none for a free one",
         ) from None
     return listener
 

@@ -33,9 +33,7 @@ def test_latents_of_a_text_are_those_that_features_ranks(client, made):
 def test_every_token_has_the_code_of_its_row(client, made):
     """Against a harvest of only this text."""
     answer = client.send("text", {"text": TWICE}).json
-    store = saekit.harvest(
-        made.model, [TWICE], hook="blocks.1", ctx=16, batch=1, dtype="float32"
-    )
+    store = saekit.harvest(made.model, [TWICE], hook="blocks.1", ctx=16, batch=1, dtype="float32")
     code_NF = saekit.load(made.run).encode(store.x).to_dense()
     code_NF = torch.cat([code_NF[-15:], code_NF[:-15]])  # a harvest begins with short contexts
     rows = [row for context in answer["contexts"] for row in context["rows"]]
@@ -77,9 +75,15 @@ def figures(client, **question):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"raw": True}, {"positions": "generated"}, {"error": False}, {"temperature": 1.0, "seed": 3}],
+    [
+        {},
+        {"raw": True},
+        {"positions": "generated"},
+        {"error": False},
+        {"temperature": 1.0, "seed": 3},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_steered_is_what_steer_returns(client, made, options):
     lines = figures(client, latents={"3": 2.5}, ablate=[5], **options)
     expected = saekit.steer(

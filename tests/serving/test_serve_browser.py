@@ -40,9 +40,7 @@ class Tab:
 
     def __init__(self, browser, url: str, width: int = 1400, dark: bool = False) -> None:
         scheme = "dark" if dark else "light"
-        self.page = browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.problems: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.problems.append(m.text))
@@ -224,15 +222,18 @@ def test_it_fits_and_can_be_read(browser, client, width, dark):
     tab = Tab(browser, client.url, width, dark)
     tab.read()
     tab.page.locator("#latents .add").first.click()
-    assert tab.page.evaluate_handle("document.documentElement").get_property(
-        "scrollWidth"
-    ).json_value() <= width
+    assert (
+        tab.page.evaluate_handle("document.documentElement")
+        .get_property("scrollWidth")
+        .json_value()
+        <= width
+    )
     # what can be pressed has a name
     for field in tab.page.locator("button, input, textarea, select, a").all():
         if not field.is_visible():
             continue
         name = field.evaluate(
-            "n => n.getAttribute('aria-label') || n.textContent.trim() || n.labels?.[0]?.textContent"
+            "n => n.ariaLabel || n.textContent.trim() || n.labels?.[0]?.textContent"
         )
         assert name, field.evaluate("n => n.outerHTML")
     assert tab.problems == []
