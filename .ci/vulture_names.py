@@ -82,3 +82,6 @@ get_current_device
 get_current_stream
 get_current_target
 get_active_torch_device
+
+# uvicorn
+_.should_exit

@@ -92,6 +92,9 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.run:InspectResult": (),
         "features": (),
         "saekit.inspection.query:FeatureRow": (),
+        "saekit.inspection.query:FeatureRows": ("figures", "to_pandas"),
+        "show": (),
+        "saekit.inspection.shown:Feature": ("to_pandas",),
     },
     "Change a running model": {
         "attach": (),

@@ -37,7 +37,7 @@ class TextQuestion:
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """Which latents an image activates."""
+    """Which latents are active in an image."""
 
     image: str
     """A file, in base64."""

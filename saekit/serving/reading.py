@@ -49,7 +49,7 @@ class Reader:
             active latents, largest first; `at` is the number of the token or patch.
         ranked: [[latent, act]], as `saekit.features` ranks them.
         latents: number -> KnownLatents.brief, of all that occur.
-        cut: null, or how many latents a row has at most, where all would be too many.
+        cut: null, or the most latents of any row, where all would be too many.
         """
         with torch.inference_mode():
             read = []

@@ -93,7 +93,9 @@ def test_the_card_shows_the_figures_of_the_record(made):
         for at, value in enumerate(example.values)
         if value or at == example.centre
     ]
-    words = [a for tag, a in page.elements if tag == "span" and a.get("class", "").startswith("word")]
+    words = [
+        a for tag, a in page.elements if tag == "span" and a.get("class", "").startswith("word")
+    ]
     assert len(words) == len(lit)
     for attributes, (value, _) in zip(words, lit):
         assert attributes["style"] == f"--t:{min(abs(value) / record.max, 1):.3f}"

@@ -14,8 +14,6 @@ import urllib.request
 import pytest
 from command import saekit
 
-START_SECONDS = 120
-
 
 def test_ctrl_c_ends_it_while_a_text_is_written(made):
     # Ctrl-C of a terminal, whatever the parent of this test ignores
