@@ -92,7 +92,7 @@ class KnownLatents:
             )
         about = {"brief": self.brief(latent), "record": None, "note": None}
         if self._inspected is None or self._scan is None:
-            return about | {"note": "no store was given (--store), so there are no examples"}
+            return about | {"note": "examples come from a store, and none was given"}
         if self._scan.active[latent] == 0:
             return about | {"note": f"it never fired in the {self._scan.rows:,} rows of the store"}
         try:

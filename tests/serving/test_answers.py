@@ -212,7 +212,7 @@ def test_without_a_store_texts_are_read_and_steered_in_raw_units(made, tmp_path)
         raw = client.send("steer", {"prompt": "the", "latents": {"3": 1}, "raw": True})
         assert raw.status == 200 and raw.lines[-1]["kind"] == "end"
         detail = client.send("latents/3").json
-        assert detail["record"] is None and "no store" in detail["note"]
+        assert detail["record"] is None and "examples come from a store" in detail["note"]
 
 
 def test_a_bug_is_an_answer_and_the_next_question_is_answered(bench, monkeypatch):
