@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saekit.errors import DataError
 from saekit.harvesting.images import prepared
 from saekit.harvesting.models import LiveModel
 from saekit.intervention.attach import attach
 from saekit.intervention.doses import edit_of
 from saekit.intervention.steer import beside
-from saekit.intervention.steer_image import steer_image
+from saekit.intervention.steer_image import SteeredImage, steer_image
 from saekit.intervention.steered_text import SteeredText, Writing
 from saekit.models.autoencoder import Autoencoder
 from saekit.serving.questions import SteerImage, SteerText
@@ -39,16 +38,19 @@ class Steering:
         hooks: tuple[str, ...],
         maxima: torch.Tensor | None,
     ) -> None:
-        """Raises the errors of `attach`, and DataError for a model without logits."""
+        """Raises the errors of `attach`, and DataError for a model without logits or classes."""
         self.live_model, self.dictionary = live_model, dictionary
         self._attached: dict[str, Any] = {"hook": hooks, "maxima": maxima}
         self._clean: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-        if live_model.modality == "text":
-            SteeredText(live_model, "a", Writing())
-        elif getattr(live_model.module.config, "id2label", None) is None:
-            raise DataError(f"{live_model.name} has no classes")
-        with attach(live_model, dictionary, **self._attached):
-            pass
+        with torch.inference_mode(), attach(live_model, dictionary, **self._attached) as live:
+            if live_model.modality == "text":
+                SteeredText(live_model, "a", Writing())
+                return
+            # an image model without a head has no logits, whatever its config says
+            layout = live_model.image_tokens
+            assert layout is not None, "an image model has an image layout"
+            blank = torch.zeros(1, layout.channels, *layout.size)
+            SteeredImage(live_model, blank, "all", error=True).log_p(live)
 
     def text(self, question: SteerText, tell: Tell) -> None:
         """Tells {"kind": "clean" | "steered", "text"} whenever there is a token more, then
@@ -100,8 +102,9 @@ class Steering:
     def image(self, question: SteerImage, image: Image) -> Mapping[str, Any]:
         """What `saekit.steer` returns, as the command line writes it."""
         layout = self.live_model.image_tokens
-        one_channel = layout is not None and layout.channels == 1
-        pixels = prepared([image.convert("L" if one_channel else "RGB")], self.live_model.processor)
+        assert layout is not None, "an image model has an image layout"
+        mode = "L" if layout.channels == 1 else "RGB"
+        pixels = prepared([image.convert(mode)], self.live_model.processor)
         result = steer_image(
             self.dictionary, pixels, question.strengths,
             ablate=question.ablate, model=self.live_model, error=question.error, raw=question.raw,
