@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import base64
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from saekit.inspection.markup import figure, percent, plain, seen, visible
 from saekit.inspection.page import asset, theme
 from saekit.types import Example, FeatureRecord
 
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-JOINERS = "\u200c\u200d"  # of letters and emoji: meant to be unseen
-UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # general categories of Unicode
 KINDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
 STRONG = 0.72  # of the maximum: the shade on which black letters are read
 
@@ -52,63 +49,12 @@ def style() -> str:
     return f".saekit-card {{{named}}}\n{asset('card.css')}"
 
 
-def figure(value: float | None) -> str:
-    """Four significant digits, with a true minus sign; whole numbers from 10,000 on."""
-    if value is None:
-        return "–"
-    size = abs(value)
-    if value == 0:
-        text = "0"
-    elif size >= 10_000:
-        text = f"{float(f'{size:.4g}'):,.0f}"
-    else:
-        text = f"{size:.3e}" if size < 1e-4 else f"{size:#.4g}".rstrip(".")
-    return f"−{text}" if value < 0 else text
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{figure(100 * share)} %"
-
-
-def visible(token: str, apart: bool = False) -> str:
-    """A token as HTML. What cannot be seen, or would reorder the line, is written by a sign or its
-    code point. `apart`: in a list, where a space at an end is a dot."""
-    if token == "":
-        return _mark("∅") if apart else '<span class="part"></span>'
-    if token.strip(JOINERS) == "":
-        return "".join(_mark(_code_point(character)) for character in token)
-    if token.strip(" ") == "":
-        return _mark("·" * len(token) if len(token) <= 8 else f"·×{len(token)}")
-    body = token.strip(" ") if apart else token
-    ends = token.partition(body)[::2] if apart else ("", "")
-    before, after = (_mark("·" * len(end)) if end else "" for end in ends)
-    return before + "".join(map(_character, body)) + after
-
-
-def _character(character: str) -> str:
-    if character in JOINERS or unicodedata.category(character) not in UNSEEN:
-        return escape(character)
-    return _mark(SIGNS.get(character) or _code_point(character))
-
-
-def _code_point(character: str) -> str:
-    return f"U+{ord(character):04X}"
-
-
-def _mark(text: str) -> str:
-    return f'<span class="unseen">{escape(text)}</span>'
-
-
-def _plain(text: str) -> str:
-    return "".join(map(_character, text))
-
-
 # -- the parts of the card
 
 
 def _header(record: FeatureRecord, checkpoint: str) -> str:
     meaning = record.meaning
-    label = "" if record.label is None else f'<p class="label">{_plain(record.label)}</p>'
+    label = "" if record.label is None else f'<p class="label">{plain(record.label)}</p>'
     if meaning is not None:
         label += (
             f'<p class="label"><span class="badge">automatic</span> {KINDS[meaning["kind"]]}'
@@ -116,7 +62,7 @@ def _header(record: FeatureRecord, checkpoint: str) -> str:
             f' <span class="soft">{meaning["count"]} of {meaning["of"]} examples</span></p>'
         )
     return (
-        f'<div class="head"><h3>#{record.index}</h3><span class="soft">{_plain(checkpoint)}</span>'
+        f'<div class="head"><h3>#{record.index}</h3><span class="soft">{plain(checkpoint)}</span>'
         f"</div>{label}"
     )
 
@@ -137,7 +83,7 @@ def _stats(record: FeatureRecord, rows: int) -> str:
         if value is not None:
             main, _, more = value.partition("|")
             more = f' <span class="soft">{more}</span>' if more else ""
-            cells += f"<div><dt>{name}</dt><dd>{_plain(main)}{more}</dd></div>"
+            cells += f"<div><dt>{name}</dt><dd>{plain(main)}{more}</dd></div>"
     return f'<dl class="stats">{cells}</dl>'
 
 
@@ -208,10 +154,10 @@ def _text(example: Example, largest: float) -> str:
         _token(token, value, largest, at == example.centre)
         for at, (token, value) in enumerate(pairs)
     )
-    label = "" if example.label is None else f"{_plain(example.label)} · "
+    label = "" if example.label is None else f"{plain(example.label)} · "
     return (
         f'<li><div class="of"><span>{figure(example.act)}</span><span class="soft">{label}'
-        f'{_plain(example.source)}</span></div><p class="tokens" dir="auto">{line}</p></li>'
+        f'{plain(example.source)}</span></div><p class="tokens" dir="auto">{line}</p></li>'
     )
 
 
@@ -244,17 +190,13 @@ def _image(example: Example, largest: float, images: Mapping[str, bytes]) -> str
             )
     name = example.label if example.label is not None else example.source
     content = base64.b64encode(images[example.image]).decode() if example.image else ""
-    picture = f'<img src="data:image/png;base64,{content}" alt="{escape(_words(name))}">'
+    picture = f'<img src="data:image/png;base64,{content}" alt="{escape(seen(name))}">'
     return (
         f'<li><div class="frame" style="aspect-ratio:{width}/{height}">{picture if content else ""}'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{cells}</svg></div>'
-        f'<div class="of"><span class="soft">{figure(example.act)}</span><span>{_plain(name)}'
+        f'<div class="of"><span class="soft">{figure(example.act)}</span><span>{plain(name)}'
         "</span></div></li>"
     )
-
-
-def _words(text: str) -> str:
-    return "".join(c for c in text if unicodedata.category(c) not in UNSEEN)
 
 
 def _intervals(record: FeatureRecord, images: Mapping[str, bytes]) -> str:

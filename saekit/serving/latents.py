@@ -50,7 +50,8 @@ class KnownLatents:
     @property
     def images(self) -> dict[str, bytes]:
         """Thumbnails of the examples that were asked for, by key."""
-        return self._thumbnails.images if self._has_images else {}
+        made: Thumbnails | None = vars(self).get("_thumbnails")
+        return {} if made is None else made.images
 
     def brief(self, latent: int) -> dict[str, Any]:
         """What a list says about a latent: a FeatureRow without the tokens of its examples."""

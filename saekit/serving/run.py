@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,7 +49,7 @@ def serve(
     ],
     *,
     store: Annotated[
-        tuple[str, ...],
+        str | Path | Sequence[str | Path],
         Doc(
             "Store folder: largest activations, labels and examples come from it. For a crosscoder,"
             " give the stores of its training, in the same order.",
@@ -63,7 +63,7 @@ def serve(
     model: Annotated[
         str | None, Doc("Model (default: that of the store or the training).", metavar="MODEL")
     ] = None,
-    port: Annotated[int, Doc("Port on 127.0.0.1 (default: one that is free).")] = 0,
+    port: Annotated[int | None, Doc("Port on 127.0.0.1 (default: one that is free).")] = None,
     queue: Annotated[
         int, Doc("Questions that may wait; more are told to come again.")
     ] = MOST_WAITING,
@@ -76,22 +76,24 @@ def serve(
     Ctrl-C.
 
     Parameters
+        store: a path; of a crosscoder a list of the stores of its training, in the same order.
         ready: called when the server answers, with its address.
 
     Raises MissingError without the extra `serve`, DataError for a port that is taken, the errors of
     `features` and `steer`, and KeyboardInterrupt after Ctrl-C, when all is closed.
     """
     check_extra()
-    if not 0 <= port < 65536:
-        raise UsageError(f"{opt('port', port)} must be between 0 and 65535")
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(f"{opt('port', port)} must be between 1 and 65535")
     if queue < 1:
         raise UsageError(f"{opt('queue', queue)} must be at least 1")
     where = pick_device(device)
-    with bound(port) as listener:
+    with bound(port or 0) as listener:
         from saekit.serving.workbench import open_workbench
 
+        stores = (store,) if isinstance(store, str | Path) else tuple(store)
         bench = open_workbench(
-            checkpoint, store, model=model, page=page, any_store=any_store, device=where,
+            checkpoint, stores, model=model, page=page, any_store=any_store, device=where,
             progress=progress,
         )  # fmt: skip
         run(bench, listener, queue, where, ready)

@@ -147,8 +147,11 @@ def _loaded(spec: ActivationSpec, device: torch.device) -> LiveModel:
         try:
             return load_classifier_of(spec, device)
         except DataError:  # without a head
-            pass
-    return load_model_of(spec, device)
+            return load_model_of(spec, device)
+    live_model = load_model_of(spec, device)
+    if live_model.modality == "image":  # what a published dictionary did not say
+        return _loaded(dataclasses.replace(spec, modality="image"), device)
+    return live_model
 
 
 def _known(

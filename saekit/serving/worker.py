@@ -75,8 +75,10 @@ class Job:
         except Cancelled:
             self._put("end", None)
         # the client gets it, whatever it is: the thread goes on with the next job
-        except BaseException as error:
+        except Exception as error:
             self._put("raised", error)
+        except BaseException as error:  # would end the client's event loop
+            self._put("raised", RuntimeError(f"{type(error).__name__}: {error}"))
         else:
             self._put("end", None)
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 import saekit
 from saekit.errors import DataError, UsageError
-from saekit.inspection.card import card, figure, visible
+from saekit.inspection.card import card
+from saekit.inspection.markup import figure, visible
 from saekit.inspection.shown import Feature
 
 TEXTS = ["the cat sat on a mat", "a dog ran far away from it", "the dog sat on a cat and ran"] * 6

@@ -9,6 +9,7 @@ import torch
 from served import CPU, Running
 
 import saekit
+from saekit.harvesting.sources import Document
 from saekit.inspection.score import Scores
 from saekit.serving.questions import MOST_TEXT_BYTES
 from saekit.serving.workbench import open_workbench
@@ -54,7 +55,6 @@ def test_every_token_has_the_code_of_its_row(client, made):
 
 
 def test_too_many_entries_are_cut_and_it_says_so(bench, monkeypatch):
-    from saekit.harvesting.sources import Document
     from saekit.serving import reading
 
     document = Document(0, "input", TEXT)
@@ -101,6 +101,31 @@ def test_what_is_steered_is_what_steer_returns(client, made, options):
         ]
     assert told["edits"] == expected.edits
     assert lines[-1] == {"kind": "end"}
+
+
+def test_what_is_infinite_is_null(client):
+    """A latent so strong that the clean model rules out what is written."""
+    answer = client.send(
+        "steer", {"prompt": "the", "latents": {"3": 1e4}, "raw": True, "max_new_tokens": 4}
+    )
+    *_, told, end = answer.lines  # json.loads takes Infinity too
+    assert told["steered"]["perplexity"] is None or told["steered"]["perplexity"] > 1
+    assert b"Infinity" not in answer.body and b"NaN" not in answer.body
+    assert (told["kind"], end["kind"]) == ("figures", "end")
+    from saekit.serving.exchange import finite
+
+    assert finite({"a": (float("inf"), [float("nan"), 1.5])}) == {"a": [None, [None, 1.5]]}
+
+
+def test_a_published_dictionary_is_read_without_a_store(made, tmp_path):
+    saekit.export_dictionary(made.run, tmp_path / "theirs", format="saelens")
+    bench = open_workbench(tmp_path / "theirs", model=made.model, device=CPU)
+    answer = bench.reader.read(Document(0, "input", TEXT), lambda _: None)
+    with_store = saekit.features(made.run, made.store, text=TEXT, top=50)
+    assert [j for j, _ in answer["ranked"]] == [row.index for row in with_store]
+    acts = [act for _, act in answer["ranked"]]
+    assert acts == pytest.approx([row.act for row in with_store], rel=1e-5)
+    assert bench.steering is not None and not bench.about["has_maxima"]
 
 
 def test_a_text_is_sent_while_it_is_written_and_a_clean_one_once(bench):

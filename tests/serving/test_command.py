@@ -62,7 +62,8 @@ def test_a_port_that_is_taken_is_known_before_the_model_loads(capsys, made):
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--port", 65536], 2, "--port 65536 must be between 0 and 65535"),
+        (["--port", 65536], 2, "--port 65536 must be between 1 and 65535"),
+        (["--port", 0], 2, "--port 0 must be between 1 and 65535"),
         (["--queue", 0], 2, "--queue 0 must be at least 1"),
         (["--page", "nowhere"], 2, "--page needs the store of the page"),
         (["--model", "nowhere/at-all"], 4, "nowhere/at-all"),

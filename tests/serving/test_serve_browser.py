@@ -229,13 +229,11 @@ def test_it_fits_and_can_be_read(browser, client, width, dark):
         <= width
     )
     # what can be pressed has a name
-    for field in tab.page.locator("button, input, textarea, select, a").all():
-        if not field.is_visible():
-            continue
-        name = field.evaluate(
-            "n => n.ariaLabel || n.textContent.trim() || n.labels?.[0]?.textContent"
-        )
-        assert name, field.evaluate("n => n.outerHTML")
+    nameless = tab.page.locator("button, input, textarea, select, a").evaluate_all(
+        "nodes => nodes.filter(n => n.checkVisibility() && !(n.ariaLabel || n.textContent.trim()"
+        " || n.labels?.[0]?.textContent)).map(n => n.outerHTML)"
+    )
+    assert nameless == []
     assert tab.problems == []
     tab.page.close()
 
@@ -275,6 +273,36 @@ def test_another_page_reads_nothing_even_with_the_token(browser, client):
         page.close()
         server.shutdown()
         server.server_close()
+
+
+def test_a_latent_leads_to_its_page(browser, made, tmp_path):
+    page = tmp_path / "page"
+    saekit.inspect(made.run, made.store, page, features="3,5", top=2)
+    with Running(open_workbench(made.run, [made.store], page=page, device=CPU)) as running:
+        tab = Tab(browser, running.client.url)
+        tab.page.fill("#search", "3")
+        tab.page.click('#latents [data-latent="3"]')
+        with tab.page.expect_popup() as opened:
+            tab.page.click('#detail a:has-text("Its page")')
+        explorer = opened.value
+        problems = []
+        explorer.on("console", lambda m: problems.append(m.text))
+        explorer.wait_for_selector('#index:has-text("#3")')
+        assert explorer.url == f"{running.client.url}page/#/f/3"
+        # it cannot ask the server
+        assert (
+            explorer.evaluate("fetch('../about').then(() => 'answered').catch(() => 'refused')")
+            == "refused"
+        )
+        assert problems and all("Content Security Policy" in text for text in problems)
+        # one without a page has no link
+        tab.page.fill("#search", "7")
+        tab.page.click('#latents [data-latent="7"]')
+        tab.page.wait_for_selector('#detail:not([aria-busy]) h3:has-text("#7")')
+        assert tab.page.locator("#detail a").count() == 0
+        assert tab.problems == []
+        explorer.close()
+        tab.page.close()
 
 
 class Digits(NamedTuple):

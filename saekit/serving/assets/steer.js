@@ -174,7 +174,8 @@ function textOutcome() {
 const FIGURES = { perplexity: "Of the text under the clean model.", kl: "KL(clean ‖ steered) of the next-token distributions over this text, mean per token, in nats." };
 
 function drawFigures(outcome, { edits: made, clean, steered, raised, lowered }) {
-  const mean = ({ kl }) => kl.reduce((sum, value) => sum + value, 0) / kl.length;
+  // null: not a finite number
+  const mean = ({ kl }) => (kl.includes(null) ? null : kl.reduce((sum, value) => sum + value, 0) / kl.length);
   const row = (name, of) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { "data-figure": `${name} perplexity` }, figure(of.perplexity)),
     el("td", { "data-figure": `${name} kl` }, figure(mean(of))));
   outcome.figures.replaceChildren(
