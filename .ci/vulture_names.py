@@ -82,6 +82,9 @@ get_current_device
 get_current_stream
 get_current_target
 get_active_torch_device
+# mkdocs calls these (docs/website.py)
+on_config
+on_page_markdown
 
 # uvicorn
 _.should_exit

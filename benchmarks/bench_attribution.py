@@ -1,7 +1,7 @@
 """How well attributions predict real ablations: embedded SmolLM2-135M, with the dictionary that
-`make demo` trains.
+docs/attribution.md trains.
 
-    python benchmarks/bench_attribution.py demo/text/topk
+    python benchmarks/bench_attribution.py runs/pydocs
         [--csv benchmarks/results/attribution.csv]
 
 For each of ten prompts that are not from the training data, and each method, the 20 nodes with the

@@ -1,7 +1,7 @@
 """The share of latents that change the model as their strongest rows and their weights predict:
-embedded SmolLM2-135M, with the dictionary that `make demo` trains.
+embedded SmolLM2-135M, with the dictionary that docs/steering.md trains.
 
-    python benchmarks/bench_steering.py demo/text/topk demo/text/store [--count 50] [--skip 0]
+    python benchmarks/bench_steering.py runs/pydocs acts/pydocs [--count 50] [--skip 0]
         [--exclude LATENT ...] [--csv benchmarks/results/steering.csv]
 
 The rule decides before anything is steered: `saekit.inspection.next_token.next_token_latents`

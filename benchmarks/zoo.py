@@ -34,7 +34,7 @@ MODEL, DATA, HOOK = "embedded:smollm2-135m", "embedded:pydocs", "blocks.9"
 ACTIVE = 32
 FULL_DENSE = ("topk", "batchtopk")
 # Dead latents are counted over one epoch; the controller of L0 needs a hundred steps. L0 depends on
-# the documents: with a twentieth of the rows held out it varies by a seventh (docs/log.md).
+# the documents: with a twentieth of the rows held out it varies by a seventh (docs/notes/log.md).
 HOLDOUT = 0.25
 FULL = {"rows": 240_000, "latents": 32 * 576, "batch": 2048, "epochs": 2}
 QUICK = {"rows": 40_000, "latents": 2048, "batch": 512, "epochs": 2}

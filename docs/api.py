@@ -95,6 +95,15 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.inspection.query:FeatureRows": ("figures", "to_pandas"),
         "show": (),
         "saekit.inspection.shown:Feature": ("to_pandas",),
+        "index": (),
+        "saekit.indexing.build:IndexResult": ("index",),
+        "open_index": (),
+        "Index": (
+            *("rows", "active", "max", "largest", "density", "sum", "first", "activations"),
+            *("windows", "histogram", "bands", "top", "quantiles", "random", "coactivation"),
+        ),
+        "saekit.indexing.reader:Activations": (),
+        "saekit.indexing.coactivation:Coactivation": ("jaccard", "pmi", "best"),
     },
     "Change a running model": {
         "attach": (),

@@ -1,5 +1,6 @@
-"""The commands of docs/guide.md, and what they print: `python docs/guide.py` runs them in a new
-folder and writes their output into the page. tests/test_guide.py compares the two."""
+"""The commands of the pages below, and what they print: `python docs/guide.py [PAGE...]` runs those
+of each page in a new folder and writes their output into it. tests/test_guide.py and
+tests/test_chapters.py compare the two."""
 
 from __future__ import annotations
 
@@ -11,9 +12,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("guide.md")
+PAGE, CHOOSING, VISION = (
+    Path(__file__).with_name(name) for name in ("guide.md", "choosing.md", "vision.md")
+)
 BLOCK = re.compile(
-    r"^```(sh|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
+    r"^```(sh|python)(?: (hub))?\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
 )
 MORE = "..."
 
@@ -21,26 +25,32 @@ MORE = "..."
 @dataclass(frozen=True)
 class Block:
     """A command block. quoted: the output that the page shows below it, or None; where its last
-    line is MORE, the page shows the beginning only."""
+    line is MORE, the page shows the beginning only. hub: it names models of the hub, which only
+    the tests have, as small random ones."""
 
     language: str
     source: str
     quoted: str | None
+    hub: bool = False
 
 
 def blocks(page: str) -> list[Block]:
-    return [Block(*match.groups()) for match in BLOCK.finditer(page)]
+    return [
+        Block(language, source, quoted, hub is not None)
+        for language, hub, source, quoted in (match.groups() for match in BLOCK.finditer(page))
+    ]
 
 
-def run(block: Block, folder: Path) -> str:
+def run(block: Block, folder: Path, hub_cache: Path | None = None) -> str:
     """What the block prints on stdout, with spaces at line ends removed. Raises RuntimeError where
     it fails."""
     programs = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cache = {} if hub_cache is None else {"HF_HUB_CACHE": str(hub_cache)}
     done = subprocess.run(
         [*programs[block.language], block.source],
         cwd=folder,
-        env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"},
+        env=os.environ | cache | {"PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"},
         capture_output=True,
         text=True,
         check=False,
@@ -59,16 +69,20 @@ def shown(block: Block, output: str) -> str:
     return "".join(f"{line}\n" for line in [*output.splitlines()[: len(quoted) - 1], MORE])
 
 
-def main() -> None:
-    page = PAGE.read_text()
-    with tempfile.TemporaryDirectory() as folder:
-        for block in blocks(page):
-            output = run(block, Path(folder))
-            if block.quoted is not None:
-                old = f"{block.source}```\n\n```text\n{block.quoted}```"
-                page = page.replace(old, f"{block.source}```\n\n```text\n{shown(block, output)}```")
-    PAGE.write_text(page)
+def main(names: list[str]) -> None:
+    for path in map(Path, names) if names else (PAGE, CHOOSING, VISION):
+        page = path.read_text()
+        with tempfile.TemporaryDirectory() as folder:
+            for block in blocks(page):
+                if block.hub:
+                    continue
+                output = run(block, Path(folder))
+                if block.quoted is not None:
+                    old = f"{block.source}```\n\n```text\n{block.quoted}```"
+                    new = f"{block.source}```\n\n```text\n{shown(block, output)}```"
+                    page = page.replace(old, new)
+        path.write_text(page)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,8 @@
 """Writes the tables of measurements in README.md and docs/*.md from benchmarks/results.
 
 `make bench` measures and then calls it; `python docs/tables.py` by itself writes what is there. A
-table stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`; NAME is in TABLES.
+table stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`; NAME is in TABLES, or
+in COMPUTED, whose tables follow from formulas.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+
+import sizing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,6 +55,8 @@ def page(text: str) -> str:
 
 def table(name: str) -> str:
     """Raises KeyError for an unknown name."""
+    if name in COMPUTED:
+        return COMPUTED[name]()
     file, written = TABLES[name]
     path = RESULTS / file
     if not path.exists():
@@ -217,7 +222,9 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "zoo": ("cpu-zoo.csv", _zoo),
     "zoo-quick": ("cpu-zoo-quick.csv", _zoo),
     "revival": ("cpu-revival.csv", _revival),
+    "rates": ("cpu-train.csv", sizing.rates),
 }
+COMPUTED: dict[str, Callable[[], str]] = {"sizes": sizing.sizes}
 
 
 def _time_and_ratio(row: Row | None) -> list[str]:

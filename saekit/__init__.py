@@ -31,6 +31,9 @@ _PUBLIC = {
     "evaluate": "saekit.evaluation.table",
     "compare": "saekit.report.comparison",
     "convert": "saekit.evaluation.conversion",
+    "index": "saekit.indexing.build",
+    "open_index": "saekit.indexing.reader",
+    "Index": "saekit.indexing.reader",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
     "show": "saekit.inspection.shown",
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
+    from saekit.indexing.build import index as index
+    from saekit.indexing.reader import Index as Index
+    from saekit.indexing.reader import open_index as open_index
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
     from saekit.inspection.shown import show as show

@@ -47,10 +47,11 @@ def write_store(
     shard_bytes: int = 20_000,
     tokens: int = 8,
     holdout: float | None = None,
+    x: torch.Tensor | None = None,
     **spec,
 ) -> Path:
-    """Contexts of `tokens` rows, three to a document; blocks of five contexts."""
-    x = make_rows(rows, width)
+    """Contexts of `tokens` rows, three to a document; blocks of five contexts. `x`: the rows."""
+    x = make_rows(rows, width) if x is None else x
     plan = {"rows": rows} if holdout is None else {"rows": rows, "holdout": holdout}
     writer = StoreWriter(path, make_spec(d_in=width, **spec), plan, shard_bytes=shard_bytes)
     row = torch.arange(rows)

@@ -22,6 +22,7 @@ LAYERS = [
     ["saekit.interop"],
     ["saekit.harvesting", "saekit.training"],
     ["saekit.measures"],
+    ["saekit.indexing"],
     ["saekit.intervention"],
     ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
     ["saekit.report", "saekit.exporting", "saekit.serving"],

@@ -35,6 +35,7 @@ from saekit_cli import (
     finetune,
     harvest,
     importing,
+    index,
     inspect,
     models,
     serve,
@@ -44,7 +45,7 @@ from saekit_cli import (
 )
 from saekit_cli.command import Verb, build
 from saekit_cli.flags import flag, speak_for
-from saekit_cli.help_page import Command
+from saekit_cli.help_page import Command, page_for
 from saekit_cli.screen import take_any_encoding
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ CommandLineError: Any = typer.BadParameter.__mro__[-4]  # right below Exception
 INTERRUPTED = 130
 INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
 INTERRUPTED_HINT = (
-    "harvest, train, sweep and finetune go on with --resume, demo when it is run again; other"
-    " commands start over"
+    "harvest, train, sweep, finetune and index go on with --resume, demo when it is run again;"
+    " other commands start over"
 )
 MEMORY_HINT = (
     "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the"
@@ -72,7 +73,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
     "Harvest and train": _by_name(harvest, train, sweep, finetune),
-    "Judge and read": _by_name(evaluate, compare, inspect, features, serve),
+    "Judge and read": _by_name(evaluate, compare, index, inspect, features, serve),
     "Act on the model": _by_name(steer, attribute),
     "Exchange": _by_name(importing, exporting, convert),
     "This machine": _by_name(bench),
@@ -206,7 +207,9 @@ def _status(arguments: list[str] | None) -> int:
         source = context.get_parameter_source(parameter.name) if context and parameter else None
         status = 3 if source is not None and source.name == "DEFAULT_MAP" else 2
         cause = f"config file: {error.format_message()}" if status == 3 else error.format_message()
-        return _failed(cause, f"{context.command_path if context else 'saekit'} --help", status)
+        command = context.command_path if context else "saekit"
+        page = page_for(error, context.command) if context else "--help"
+        return _failed(cause, f"{command} {page}", status)
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):

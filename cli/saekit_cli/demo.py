@@ -1,13 +1,15 @@
-"""The main job end to end on real input: two models, six autoencoders, two pages, one table, and a
-sentence of the language model with a latent added.
+"""The main job end to end on real input: a language model and a vision transformer, an autoencoder
+and a page of each, other models beside it in one table, and a sentence of the language model with a
+latent added.
 
-Every step resumes, so a demo that was interrupted goes on where it stopped.
+Every step resumes, so a demo that was interrupted goes on where it stopped. A page is written
+before the models that are only compared are trained, and its path is printed at once.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +17,15 @@ import typer
 
 from saekit.options import Doc
 from saekit_cli.command import Given
+from saekit_cli.demo_ending import steer
 from saekit_cli.screen import Reporter, figure, message, table
 from saekit_cli.settings import Quiet
 
 if TYPE_CHECKING:
-    from saekit.intervention.steer import SteerResult
+    from saekit.harvesting.models import LiveModel
 
 NAME = "demo"
-EXAMPLES = ["saekit demo --out demo"]
+EXAMPLES = ["saekit demo --out demo", "saekit demo --no-image --text-model gemma-3-270m.gguf"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,34 @@ class Part:
     runs: dict[str, dict[str, Any]]
     page: str
     features: str
+    title: str = ""
+    """Model and data in words."""
+
+    @property
+    def about(self) -> str:
+        title = self.title or f"{self.model} on {self.data}"
+        return f"{title}; hidden states at {self.harvest['hook']}"
 
 
 TEXT = Part(
     "text",
     "embedded:smollm2-135m",
-    "embedded:pydocs",
-    {"hook": "blocks.9", "rows": 120_000, "shard_mb": 16},
-    {"topk": {"k": 32}, "pca": {"model": "pca"}},
+    "embedded:english",
+    {"hook": "blocks.22", "rows": 40_000, "shard_mb": 16},
+    {
+        # at two rows per latent nothing is nudged unless that is asked for
+        "topk": {"k": 32, "rows": 200_000, "revive": "nudge"},
+        "jumprelu": {
+            "sparsity": "jumprelu",
+            "target_l0": 32,
+            "rows": 240_000,
+            "revive": "nudge",
+        },
+        "pca": {"model": "pca"},
+    },
     "topk",
-    "interesting:1000",
+    "interesting:300",
+    "SmolLM2-135M-Instruct (4-bit weights) reading tales, novels and Python's documentation",
 )
 IMAGE = Part(
     "image",
@@ -62,128 +83,137 @@ IMAGE = Part(
     "topk",
     "all",
 )
-# The latent that is added is not chosen by hand: the first of these, in the order of
-# `next_token_latents`, that is monotone in the dose and beyond its controls.
-TRIES = 3
-PROMPT = "When the rain stopped, the children"
-DOSES = (1.0, 2.0)
-NEW_TOKENS = 16
+DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
+HEADER = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "rows/s")
+# What a model of the table is, by its variant or kind.
+SENTENCES = {
+    "topk": "A sparse autoencoder: each row is a sum of its k largest latents.",
+    "l1": "A sparse autoencoder with a penalty on the sum of its latents.",
+    "kl": "A sparse autoencoder with a penalty on how often each latent is active.",
+    "gated": "A sparse autoencoder with a penalty on gates, which choose the latents of a row.",
+    "jumprelu": "A sparse autoencoder: a latent counts above a threshold of its own; the penalty is"
+    " on their number.",
+    "pca": "Principal components, the linear floor: as many directions, the same for all rows.",
+}
+DEAD = "dead: the share of latents that no row activated in the last epoch of training."
 
 
 def run(
     given: Given,
     out: Annotated[str | Path, Doc("Folder for stores, checkpoints and pages.")] = "demo",
-    text: Annotated[bool, Doc("SmolLM2-135M-Instruct on Python's documentation.")] = True,
+    text: Annotated[bool, Doc("A language model reading tales, novels and documentation.")] = True,
     image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
+    text_model: Annotated[
+        str,
+        Doc(
+            "Language model: a hub id, a folder or a .gguf file, such as Gemma 3 270M (under the"
+            " Gemma Terms of Use, ai.google.dev/gemma/terms).",
+            metavar="MODEL",
+        ),
+    ] = TEXT.model,
+    text_hook: Annotated[
+        str | None,
+        Doc(
+            "Hook of the language model (default: the block at three quarters of its depth).",
+            metavar="HOOK",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Harvest, train and inspect a language model and a vision transformer, and steer the first."""
     began = time.monotonic()
-    rows, pages = [], []
-    for part in [p for p, wanted in ((TEXT, text), (IMAGE, image)) if wanted]:
-        page, figures = _run_part(part, Path(out) / part.name, quiet)
+    rows, pages, titles, kinds = [], [], [], {}
+    ending: list[str] = []
+    for part in [p for p, wanted in ((IMAGE, image), (TEXT, text)) if wanted]:
+        live_model = None
+        if part is TEXT:
+            part, live_model = _text_part(text_model, text_hook)
+        folder = Path(out) / part.name
+        page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
-    header = (
-        "checkpoint",
-        "model",
-        "latents",
-        "held-out fvu",
-        "l0",
-        "dead",
-        "dead in training",
-        "rows/s",
-    )
-    typer.echo(table(header, rows, left=(0, 1)))
+        titles.append(f"{part.name}: {part.about}.")
+        kinds |= {_kind(options): None for options in part.runs.values()}
+        if live_model is not None:
+            ending = steer(live_model, folder, part.page, quiet)
+    typer.echo("\n" + table(HEADER, rows, left=(0, 1)) + "\n")
+    for line in (*titles, *(f"{kind}: {_sentence(kind)}" for kind in kinds), DEAD):
+        typer.echo(line)
     typer.echo(f"\n{time.monotonic() - began:.0f} s")
     for page in pages:
         typer.echo(f"open    {page}")
-    if text:
-        typer.echo("\n" + "\n".join(steer_part(TEXT, Path(out) / TEXT.name, quiet)))
+    if ending:
+        typer.echo("\n" + "\n".join(ending))
 
 
-def steer_part(part: Part, folder: Path, quiet: bool = False) -> list[str]:
-    """Steer a part's language model by the first latent that holds; the lines to print. The report
-    is in `folder`/steered."""
-    import saekit
+def _text_part(model: str, hook: str | None) -> tuple[Part, LiveModel]:
+    """The text half for a language model: the demo's own, or another at the same depth, in a folder
+    of its own."""
     from saekit.harvesting.models import load_model
-    from saekit.inspection.next_token import next_token_latents
-    from saekit.intervention.dose_response import holds
-    from saekit.intervention.steer import SteerResult
 
-    # the latents in order
-    checkpoint, live_model = folder / part.page, load_model(part.model)
-    latents = next_token_latents(checkpoint, folder / "store", live_model)[:TRIES]
-    message("steer", f"at most {TRIES} latents, up to one with an effect of its own")
-    # one after the other
-    about, result = "no latent is followed by one token often enough to be steered", None
-    for tried, latent in enumerate(latents, 1):
-        with Reporter(quiet) as reporter:
-            result = saekit.steer(
-                checkpoint,
-                prompt=PROMPT,
-                latents={latent.latent: max(DOSES)},
-                dose=DOSES,
-                targets=[latent.token],
-                model=live_model,
-                max_new_tokens=NEW_TOKENS,
-                out=folder / "steered",
-                overwrite=True,
-                progress=reporter,
-            )
-        assert isinstance(result, SteerResult), "of a text"
-        about = (
-            f"latent {latent.latent}, number {tried} by the rule: {latent.text!r} follows"
-            f" {latent.share:.0%} of its strongest rows"
-        )
-        if holds(result.doses):
-            break
-        about += f"; none of the {tried} tried has an effect of its own"
-    return [about] if result is None else [about, *_steered_lines(result)]
+    live_model, other = load_model(model), model != TEXT.model
+    name = "-".join([TEXT.name, *([Path(model).name] if other else []), *([hook] if hook else [])])
+    hook = hook or f"blocks.{int(DEPTH * live_model.blocks)}"
+    title = "" if other else TEXT.title
+    harvest = TEXT.harvest | {"hook": hook}
+    return replace(TEXT, name=name, model=model, harvest=harvest, title=title), live_model
 
 
-def _steered_lines(result: SteerResult) -> list[str]:
-    """The texts, the largest dose beside its controls, and the verdict."""
-    largest = max(result.doses, key=lambda dose: dose.strength)
-    controls = largest.random_directions + largest.random_latents
-    target = repr(result.targets[0])
-    return [
-        f"prompt  {result.prompt!r}",
-        f"clean   {result.clean.text!r}",
-        f"steered {result.steered.text!r}",
-        f"effect  {largest.effect:+.2f} nats on {target} at dose {largest.strength:+g}; the largest"
-        f" of {len(controls)} controls has {max(controls, key=abs):+.2f}",
-        f"verdict {result.verdict}",
-        f"open    {Path(result.report or '').resolve()}",
-    ]
-
-
-def _run_part(part: Part, out: Path, quiet: bool) -> tuple[Path, list[tuple[str, ...]]]:
+def _run_part(
+    part: Part, out: Path, quiet: bool, live_model: LiveModel | None
+) -> tuple[Path, list[tuple[str, ...]]]:
+    """The page and the rows of the table. What the page needs comes first."""
     import saekit
 
     store = out / "store"
-    reporter = Reporter(quiet)
-    message(part.name, f"{part.model} on {part.data}")
-    saekit.harvest(part.model, part.data, store, resume=True, progress=reporter, **part.harvest)
-    results = {}
-    for name, options in part.runs.items():
-        message("train", name)
-        results[name] = saekit.train(store, out / name, resume=True, progress=reporter, **options)
-    page = saekit.inspect(
-        out / part.page,
-        store,
-        out / "page",
-        features=part.features,
-        overwrite=True,
-        progress=reporter,
-    )
-    reporter.close()
+    with Reporter(quiet) as reporter:
+        # the page
+        message(part.name, part.about)
+        saekit.harvest(
+            live_model or part.model,
+            part.data,
+            store,
+            resume=True,
+            progress=reporter,
+            **part.harvest,
+        )
+        message("train", part.page)
+        options = {"resume": True, "progress": reporter}
+        results = {
+            part.page: saekit.train(store, out / part.page, **part.runs[part.page], **options)
+        }
+        page = saekit.inspect(
+            out / part.page,
+            store,
+            out / "page",
+            features=part.features,
+            live=None if live_model is None else live_model.module,
+            overwrite=True,
+            progress=reporter,
+        )
+        index = Path(page.index_html).resolve()
+        reporter.close()
+        typer.echo(f"open    {index}")
+        # what it is compared with
+        for name in (name for name in part.runs if name != part.page):
+            message("train", name)
+            results[name] = saekit.train(store, out / name, **part.runs[name], **options)
     figures = []
     for e in saekit.evaluate([out / name for name in part.runs], store):
         m, result = e.metrics, results[Path(e.checkpoint).name]
         figures.append((
             e.checkpoint, e.model, f"{e.latents:,}", figure(m["fvu"]), figure(m["l0"], ".1f"),
-            figure(m["dead"], ".1%"),
             figure(m["dead_train"], ".1%"), f"{result.rows_per_s:,.0f}",
         ))  # fmt: skip
-    return Path(page.index_html).resolve(), figures
+    return index, figures
+
+
+def _kind(options: dict[str, Any]) -> str:
+    """The variant of a sparse autoencoder, or the kind of another model."""
+    return str(options.get("sparsity", options.get("model", "topk")))
+
+
+def _sentence(kind: str) -> str:
+    from saekit.models.describe import describe
+
+    return SENTENCES.get(kind) or describe(kind).line

@@ -11,9 +11,10 @@ NAME = "features"
 EXAMPLES = [
     "saekit features runs/topk --store acts/text --text 'The cat sat'",
     "saekit features runs/topk --store acts/text --index 123",
+    "saekit features runs/topk --store acts/text --token ' file'",
     "saekit features runs/topk --store acts/text --sort score",
 ]
-KEY = ("store", "index", "text", "image", "top", "sort")
+KEY = ("store", "index", "text", "image", "token", "label", "near", "top", "sort")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:
@@ -23,7 +24,7 @@ def takes(arguments: list[str]) -> dict[str, Option]:
 
 
 def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet = False) -> None:
-    """Rank the latents for a text or an image, describe one, or list those worth reading first."""
+    """Rank the latents for a text, image, token or label, or near another; describe one."""
     from saekit.inspection.query import features
 
     with Reporter(quiet or json_) as reporter:
@@ -47,4 +48,14 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         header[4:4] = ["score", "automatic label"]
         for row, line in zip(rows, cells):
             line[4:4] = [figure(row.score, ".2f"), row.label or ""]
-    typer.echo(table(header, cells, left=(0, 5, 6) if scored else (0, 4)))
+    # the figures of the question, before the words; what chance reaches is one for all, below
+    figures = (rows[0].figures or {}) if rows else {}
+    shown = [name for name in figures if not name.endswith("chance")]
+    for row, line in zip(rows, cells):
+        line[4:4] = [figure((row.figures or {}).get(name), ".3g") for name in shown]
+    header[4:4] = shown
+    words = len(header) - 1
+    typer.echo(table(header, cells, left=(0, words - 1, words) if scored else (0, words)))
+    for name, value in figures.items():
+        if name not in shown:
+            typer.echo(f"{name} {figure(value, '.3g')}")

@@ -103,12 +103,27 @@ def shows_all(context: Context) -> bool:
     return bool(context.meta.get(ALL))
 
 
+def page_for(error: Any, command: Any) -> str:
+    """The flag of the help that explains what an error of a command line is about: --help-all for
+    an option that does not exist, or that the short help leaves out."""
+    key, option = getattr(command, "key", None), getattr(error, "param", None)
+    if key is None:
+        return "--help"
+    unknown = hasattr(error, "possibilities")
+    return ALL if unknown or (option is not None and not _is_short(option, key)) else "--help"
+
+
+def _is_short(parameter: Any, key: Collection[str]) -> bool:
+    """Whether the short help has it."""
+    return parameter.required or parameter.name in key or parameter.param_type_name == "argument"
+
+
 def _split(panels: dict[str, list[Any]], key: Collection[str]) -> dict[str, list[str]]:
     """Leave in `panels` only arguments, what must be given and what is in `key`; the flags that
     this leaves out, by topic."""
     left_out = {}
     for panel, params in panels.items():
-        kept = [p for p in params if p.required or p.name in key or p.param_type_name == "argument"]
+        kept = [p for p in params if _is_short(p, key)]
         flags = [max(p.opts, key=len) for p in params if p not in kept and p.name != "help"]
         panels[panel] = kept
         if flags:

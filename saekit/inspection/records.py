@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, UsageError, opt
+from saekit.indexing.histogram import BANDS
+from saekit.indexing.reader import Index
 from saekit.inspection.relate import decoder_neighbours
-from saekit.inspection.scan import BANDS, KEPT_TOP, Scan
+from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.tokens import TokenTexts
@@ -103,7 +105,7 @@ def _by_scan(kind: str, count: int, scan: Scan, scores: Scores | None) -> torch.
 def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
     """The strongest rows, as far as possible of different documents, then rows from each band of
     sizes. Of a dense code the strongest of either sign, half of each where there are enough."""
-    chosen = _strongest(scan, store, latent, top)
+    chosen = strongest(scan, store, latent, top)
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
     bands: list[list[Pick]] = [[] for _ in range(BANDS)]
@@ -118,12 +120,13 @@ def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) ->
     ]
 
 
-def _strongest(
+def strongest(
     scan: Scan, store: Store | StackedStore, latent: int, top: int
 ) -> list[tuple[int, float]]:
-    above = _thinned(store, scan.top.row[latent].tolist(), scan.top.value[latent].tolist())
+    """(row, value) of the strongest rows of a latent, as far as possible of different documents."""
+    above = thinned(store, scan.top.row[latent].tolist(), scan.top.value[latent].tolist())
     below = (
-        _thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist())
+        thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist())
         if scan.dense
         else []
     )
@@ -131,7 +134,7 @@ def _strongest(
     return sorted(above[: top - from_below] + below[:from_below], key=lambda p: -abs(p[1]))
 
 
-def _thinned(
+def thinned(
     store: Store | StackedStore, rows: list[int], values: list[float]
 ) -> list[tuple[int, float]]:
     """(row, value) in the order of the ranking, with the first of each document before others."""
@@ -154,11 +157,13 @@ def feature_records(
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
     contexts: dict[int, list[str]] | None = None,
+    index: Index | None = None,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits, hook shares and score. Neighbors are
     those of `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the
     texts themselves, where the store's were in memory. The tokens of each whole context are put
-    into `contexts` by the id of their example before a record with it. Streams: windows of a part
+    into `contexts` by the id of their example before a record with it. `index`: where the values of
+    windows are read. Streams: windows of a part
     of the latents are read at a time."""
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
@@ -182,7 +187,7 @@ def feature_records(
         picks = [pick_rows(scan, store, j, top) for j in chunk.tolist()]
         rows = np.array([pick.row for of_latent in picks for pick in of_latent], dtype=np.int64)
         owner = np.repeat(chunk.numpy(), [len(of_latent) for of_latent in picks])
-        windows = read_windows(model, store, rows, owner)
+        windows = read_windows(model, store, rows, owner, index)
 
         # the documents of these rows, where tokens do not keep the text
         if written is not None:

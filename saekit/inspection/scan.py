@@ -12,60 +12,28 @@ code every row has a value at every latent, and both ends are ranked separately.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from saekit_kernels import keep_freed_memory
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from saekit.device import CPU
 from saekit.errors import SaekitError, message_of
+from saekit.indexing.entries import CHUNK_ROWS, Triples, encoded_chunks
+from saekit.indexing.histogram import Histogram
+from saekit.indexing.reader import Index
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.codes import Code, entries
 from saekit.store.files import write_tensors
 from saekit.store.reader import Store
 from saekit.store.scans import SCAN_SCHEMA, SCANS
 from saekit.store.stack import StackedStore, stores_of
-from saekit.training.fit import on_device
 from saekit.types import Progress
 
-CHUNK_ROWS = 8192
-# of sizes, over a range that doubles for a larger one; at least half of them are below the maximum
-BINS = 100
-# of about equal width, from 0 to the maximum, with ends at those of bins, so that their rows are
-# counted exactly
-BANDS = 5
 # rows of different examples; twice what a page shows, so that examples of one document can be
 # thinned
 KEPT_TOP = 40
 KEPT_SAMPLE = 48  # for the examples of each band
-
-
-@dataclass
-class Triples:
-    """Active entries of a chunk: row (N,) int64 in the store, latent (N,) int64, value (N,) fp32,
-    signed."""
-
-    row: torch.Tensor
-    latent: torch.Tensor
-    value: torch.Tensor
-
-    def at(self, which: torch.Tensor) -> Triples:
-        return Triples(self.row[which], self.latent[which], self.value[which])
-
-    def followed_by(self, later: Triples) -> Triples:
-        return Triples(
-            torch.cat([self.row, later.row]),
-            torch.cat([self.latent, later.latent]),
-            torch.cat([self.value, later.value]),
-        )
-
-
-def active_entries(code: Code, above: float, first_row: int) -> Triples:
-    row, latent, value = (part.cpu() for part in entries(code, above))
-    return Triples(row + first_row, latent, value.float())
 
 
 class Ranked:
@@ -103,66 +71,6 @@ class Ranked:
         best = torch.argsort(joined["key"], dim=1, descending=True, stable=True)[:, :width]
         for name, values in joined.items():
             getattr(self, name)[touched] = values.gather(1, best)
-
-
-class Histogram:
-    """Equal-width counts of sizes over (0, range], of negative and positive values apart:
-    (F,2,BINS). When a larger size comes the range doubles and adjacent bins are added:
-    exact."""
-
-    def __init__(self, latents: int) -> None:
-        self.range = torch.zeros(latents)
-        self.counts = torch.zeros(latents, 2, BINS, dtype=torch.int64)
-
-    def add(self, t: Triples, chunk_max: torch.Tensor) -> None:
-        new = (self.range == 0) & (chunk_max > 0)
-        self.range[new] = chunk_max[new]
-        while (grow := chunk_max > self.range).any():
-            halved = self.counts[grow].view(-1, 2, BINS // 2, 2).sum(3)
-            self.counts[grow] = torch.cat([halved, torch.zeros_like(halved)], 2)
-            self.range[grow] *= 2
-        side = t.latent * 2 + (t.value > 0)
-        place = side * BINS + _bin(t.value.abs(), self.range[t.latent])
-        self.counts += torch.bincount(place, minlength=self.counts.numel()).view_as(self.counts)
-
-    def of(self, latent: int) -> dict[str, list[float]]:
-        """{"edges", "counts"} of the values: from 0, or from the smallest where some are negative,
-        up to the bin that holds the largest."""
-        width = float(self.range[latent]) / BINS
-        negative, positive = (side[: _used(side)] for side in self.counts[latent].tolist())
-        edges = [i * width for i in range(-len(negative), len(positive) + 1)]
-        return {
-            "edges": edges if len(edges) > 1 else [0.0, width],
-            "counts": [*reversed(negative), *positive] or [0],
-        }
-
-    def bands(self, latent: int) -> list[dict[str, float]]:
-        """[{"low", "high", "rows"}]: the sizes from 0 to the maximum in BANDS, smallest first, and
-        in how many rows each occurs."""
-        counts, width = self.counts[latent].sum(0).tolist(), float(self.range[latent]) / BINS
-        ends = self._band_ends(latent)
-        return [
-            {"low": a * width, "high": b * width, "rows": sum(counts[a:b])}
-            for a, b in zip([0, *ends], ends)
-        ]
-
-    def band_of(self, latent: int, value: float) -> int:
-        """Number of the band that counts the value."""
-        place = int(_bin(torch.tensor([abs(value)]), self.range[latent]))
-        return sum(place >= end for end in self._band_ends(latent)[:-1])
-
-    def _band_ends(self, latent: int) -> list[int]:
-        used = _used(self.counts[latent].sum(0).tolist())
-        return [max(round(used * (band + 1) / BANDS), band + 1) for band in range(BANDS)]
-
-
-def _bin(size: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    return (size / full * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
-
-
-def _used(counts: list[int]) -> int:
-    """Bins up to the last that holds anything."""
-    return next((i for i in range(len(counts), 0, -1) if counts[i - 1]), 0)
 
 
 class Scan:
@@ -323,7 +231,6 @@ def _best_of_each_example(t: Triples, example: torch.Tensor, by_sign: bool) -> t
     return order[by_pair[first]].sort().values
 
 
-@torch.no_grad()
 def scan_store(
     model: Autoencoder,
     store: Store | StackedStore,
@@ -332,18 +239,29 @@ def scan_store(
 ) -> Scan:
     """Encode every row of the store once, on a device. The same model, store and device give the
     same scan."""
-    keep_freed_memory()
-    model = on_device(model, device)
     scan = Scan(model.latents, dense=model.active_above is None)
     generator = torch.Generator().manual_seed(0)
-    above = 0.0 if model.active_above is None else model.active_above
-    for batch in store.batches(CHUNK_ROWS):
-        assert batch.rows is not None
-        first = int(batch.rows[0])
-        entries = active_entries(model.encode(batch.x.to(device).float()), above, first)
+    for batch, entries in encoded_chunks(model, store, device, CHUNK_ROWS):
+        example = batch.example_id[entries.row - scan.rows]
         scan.rows += len(batch.x)
-        scan.add(entries, batch.example_id[entries.row - first], generator)
+        scan.add(entries, example, generator)
         progress(Progress("scan", scan.rows, store.count()))
+    scan.close()
+    return scan
+
+
+def scan_index(index: Index, progress: Callable[[Progress], None] = lambda _: None) -> Scan:
+    """The same scan from an index of float32 values, without encoding a row."""
+    scan = Scan(len(index))
+    generator = torch.Generator().manual_seed(0)
+    example_R = torch.from_numpy(index.origin.example)
+    for part in index.entries(0, index.rows, index.manifest.chunk):
+        rows = torch.arange(scan.rows, scan.rows + len(part.counts))
+        row = rows.repeat_interleave(torch.from_numpy(part.counts))
+        latent, value = torch.from_numpy(part.latent).long(), torch.from_numpy(part.value)
+        scan.rows += len(part.counts)
+        scan.add(Triples(row, latent, value), example_R[row].long(), generator)
+        progress(Progress("scan", scan.rows, index.rows))
     scan.close()
     return scan
 
@@ -354,14 +272,19 @@ def cached_scan(
     store: Store | StackedStore,
     progress: Callable[[Progress], None] = lambda _: None,
     device: torch.device = CPU,
+    index: Index | None = None,
 ) -> Scan:
-    """The scan in the checkpoint folder, computed where it is missing or damaged. Where the folder
-    cannot be written, every call scans, and a message says so."""
+    """The scan in the checkpoint folder; where it is missing or damaged it is made from the index,
+    or else computed. Where the folder cannot be written, every call scans, and a message says
+    so."""
     content = "-".join(part.content[:16] for part in stores_of(store))
     path = checkpoint / SCANS / f"{content}.safetensors"
     scan = Scan.read(path, model.latents, store.count(), dense=model.active_above is None)
     if scan is None:
-        scan = scan_store(model, store, progress, device)
+        if index is not None and index.manifest.values == "float32":
+            scan = scan_index(index, progress)
+        else:
+            scan = scan_store(model, store, progress, device)
         try:
             scan.save(path)
         except (OSError, SafetensorError, SaekitError) as error:

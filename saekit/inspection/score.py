@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from saekit.indexing.histogram import BANDS
 from saekit.inspection.meanings import LABEL, NONE, Meanings
-from saekit.inspection.scan import BANDS, Scan
+from saekit.inspection.scan import Scan
 
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5

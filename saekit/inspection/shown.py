@@ -15,7 +15,7 @@ from saekit.harvesting.sources import Data
 from saekit.inspection.card import card
 from saekit.inspection.gather import gather
 from saekit.inspection.opening import open_pair
-from saekit.inspection.query import check_fired, check_index
+from saekit.inspection.query import check_fired, check_number
 from saekit.inspection.scan import KEPT_TOP
 from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike, short_name
@@ -104,9 +104,9 @@ def show(
     if not 1 <= top <= KEPT_TOP:
         raise UsageError(f"{opt('top', top)} must be between 1 and {KEPT_TOP}")
     inspected = open_pair(checkpoint, store, any_store)
-    check_index(latent, inspected.model.latents)
+    check_number(latent, inspected.model.latents)
     gathered = gather(inspected, str(latent), top, live, data, progress)
-    check_fired(latent, gathered.scan)
+    check_fired(latent, int(gathered.scan.active[latent]), gathered.scan.rows)
     (record,) = gathered.records
     images = {} if gathered.thumbnails is None else gathered.thumbnails.images
     shown = {e.image: images[e.image] for e in record.examples if e.image is not None}

@@ -1,8 +1,8 @@
 """The surroundings of picked rows: the rows of each whole context or image, and the value of a
 latent on each row.
 
-Only the contexts on a page are encoded a second time, so the cost depends on the page, not on the
-store.
+They are read from the index where there is one. Else the contexts on a page are encoded a second
+time, so the cost depends on the page, not on the store.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from saekit.indexing.entries import CHUNK_ROWS
+from saekit.indexing.reader import Index
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.codes import Code
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
-
-CHUNK_ROWS = 8192
 
 
 @dataclass
@@ -44,17 +44,35 @@ def example_bounds(store: Store | StackedStore) -> tuple[np.ndarray, np.ndarray]
 
 
 def read_windows(
-    model: Autoencoder, store: Store | StackedStore, row: np.ndarray, latent: np.ndarray
+    model: Autoencoder,
+    store: Store | StackedStore,
+    row: np.ndarray,
+    latent: np.ndarray,
+    index: Index | None = None,
 ) -> Windows:
-    """The window of each picked (row, latent): all rows of the row's example."""
+    """The window of each picked (row, latent): all rows of the row's example. `index`: of this
+    model and store, with every value that is not 0."""
     first, last = example_bounds(store)
     example = np.searchsorted(first, row, side="right") - 1
     start, stop = first[example], last[example]
     ptr = np.concatenate([[0], np.cumsum(stop - start)])
+    if index is not None:
+        return Windows(start, stop, ptr, _indexed(index, latent, start, stop, ptr))
     # every (row, latent) pair of a window, flat: pair p belongs to window owner[p]
     owner = np.repeat(np.arange(len(row)), stop - start)
     pair_row = np.arange(ptr[-1]) - ptr[owner] + start[owner]
     return Windows(start, stop, ptr, _values_at(model, store, pair_row, latent[owner]))
+
+
+def _indexed(
+    index: Index, latent: np.ndarray, start: np.ndarray, stop: np.ndarray, ptr: np.ndarray
+) -> np.ndarray:
+    """The values of all windows. Those of one latent lie side by side."""
+    values = np.empty(ptr[-1], np.float32)
+    first = np.flatnonzero(np.diff(latent, prepend=-1))
+    for a, b in zip(first, np.append(first[1:], len(latent))):
+        values[ptr[a] : ptr[b]] = index.windows(int(latent[a]), start[a:b], stop[a:b])
+    return values
 
 
 @torch.no_grad()

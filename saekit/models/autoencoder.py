@@ -61,7 +61,7 @@ class Autoencoder(nn.Module):
     """Whether its training step runs on saekit_kernels, which choose the precision themselves."""
     lr: ClassVar[float] = 1e-3
     """Peak learning rate, and the weight decay below: measured on 4,000 images of 784 pixels
-    (docs/log.md)."""
+    (docs/notes/log.md)."""
     weight_decay: ClassVar[float] = 1e-2
     decay_share: ClassVar[float] = 0.2
     """Share of a stage's steps over which the learning rate falls to 0."""

@@ -1,10 +1,11 @@
 """`conv`: an autoencoder of convolutions for images and grids of patches.
 
 Down, per entry of `channels`: a 3x3 convolution, an activation function, 2x2 mean pooling (max
-pooling gave 11 to 22% more error, docs/log.md); then a linear map to the code. Up is the mirror
-image: a linear map, then transposed convolutions. Their kernels are 4x4, a multiple of the stride,
-so that all output values are sums of equally many products; with 3x3 some have one and others four,
-which shows as a checkerboard (Odena et al. 2016, "Deconvolution and checkerboard artifacts").
+pooling gave 11 to 22% more error, docs/notes/log.md); then a linear map to the code. Up is the
+mirror image: a linear map, then transposed convolutions. Their kernels are 4x4, a multiple of the
+stride, so that all output values are sums of equally many products; with 3x3 some have one and
+others four, which shows as a checkerboard (Odena et al. 2016, "Deconvolution and checkerboard
+artifacts").
 Pooling rounds odd sides down; `output_padding` restores them.
 
 Inputs have their channels last, as in stores: (B,H,W,C) of a grid, or flat rows (B,H*W*C) of

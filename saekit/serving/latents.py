@@ -1,4 +1,4 @@
-"""What is known about the latents of a dictionary, from the scan of a store: their largest
+"""What is known about the latents of a dictionary, from the index or scan of a store: their largest
 activations, densities, automatic labels and examples. Every figure is the library's own
 (`saekit.features`, `saekit.inspect`)."""
 
@@ -11,31 +11,30 @@ from typing import Any
 import torch
 
 from saekit.errors import DataError, SaekitError, message_of
+from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.query import label_of
 from saekit.inspection.records import feature_records
-from saekit.inspection.scan import Scan
-from saekit.inspection.score import Scores
 from saekit.inspection.show import Thumbnails
 
 EXAMPLES = 8
 
 
 class KnownLatents:
-    """`inspected` and `scan` are None without a store: then `maxima`, if any, is all there is."""
+    """`inspected` and `known` are None without a store: then `maxima`, if any, is all there is."""
 
     def __init__(
         self,
         latents: int,
         maxima: torch.Tensor | None,
         inspected: InspectedModel | None = None,
-        scan: Scan | None = None,
-        scores: Scores | None = None,
+        known: Known | None = None,
         paged: frozenset[int] = frozenset(),
     ) -> None:
         """`paged`: those that the page of `inspect` has."""
         self.count, self.maxima, self.paged = latents, maxima, paged
-        self._inspected, self._scan, self._scores = inspected, scan, scores
+        self._inspected, self._known = inspected, known
+        self._scores = scores = None if known is None else known.scores
         # one word of lower case per latent, for the search
         self._words = [
             "" if scores is None or (m := scores.meanings[j]) is None else m.text.strip().casefold()
@@ -45,7 +44,7 @@ class KnownLatents:
     @property
     def rows(self) -> int | None:
         """Rows scanned."""
-        return None if self._scan is None else self._scan.rows
+        return None if self._known is None else self._known.rows
 
     @property
     def images(self) -> dict[str, bytes]:
@@ -55,13 +54,14 @@ class KnownLatents:
 
     def brief(self, latent: int) -> dict[str, Any]:
         """What a list says about a latent: a FeatureRow without the tokens of its examples."""
-        scan, scores = self._scan, self._scores
+        known, scores = self._known, self._scores
+        dense = self._inspected is not None and self._inspected.model.active_above is None
         maximum = None if self.maxima is None else float(self.maxima[latent])
         meaning = None if scores is None else scores.meanings[latent]
         return {
             "index": latent,
             "max": maximum,
-            "density": None if scan is None or scan.dense else float(scan.density[latent]),
+            "density": None if known is None or dense else float(known.density[latent]),
             "label": label_of(meaning),
             "score": None if scores is None else scores.of(latent),
             "page": latent in self.paged,
@@ -92,22 +92,22 @@ class KnownLatents:
                 f"latent {latent}: this dictionary has {self.count:,} (0 to {self.count - 1:,})"
             )
         about = {"brief": self.brief(latent), "record": None, "note": None}
-        if self._inspected is None or self._scan is None:
+        if self._known is None:
             return about | {"note": "examples come from a store, and none was given"}
-        if self._scan.active[latent] == 0:
-            return about | {"note": f"it never fired in the {self._scan.rows:,} rows of the store"}
+        if self._known.active[latent] == 0:
+            return about | {"note": f"it never fired in the {self._known.rows:,} rows of the store"}
         try:
             return about | {"record": self._record(latent)}
         except SaekitError as error:  # such as images that are no longer where they were
             return about | {"note": f"its examples cannot be shown: {message_of(error)}"}
 
     def _record(self, latent: int) -> dict[str, Any]:
-        inspected, scan, scores = self._inspected, self._scan, self._scores
-        assert inspected is not None and scan is not None and scores is not None
+        inspected, known, scores = self._inspected, self._known, self._scores
+        assert inspected is not None and known is not None and scores is not None
         thumbnails = self._thumbnails if self._has_images else None
         (record,) = feature_records(
-            inspected.model, inspected.store, scan, torch.tensor([latent]), EXAMPLES, thumbnails,
-            self._directions_FD,
+            inspected.model, inspected.store, known.scan, torch.tensor([latent]), EXAMPLES,
+            thumbnails, self._directions_FD, index=inspected.whole_index(),
         )  # fmt: skip
         record.score = scores.of(latent)
         meaning = scores.meanings[latent]

@@ -12,8 +12,7 @@ import torch
 
 from saekit.harvesting.models import LiveModel
 from saekit.harvesting.sources import Document
-from saekit.inspection.inputs import input_rows, larger
-from saekit.inspection.query import no_rows
+from saekit.inspection.inputs import input_rows, larger, no_rows
 from saekit.inspection.show import ModelView
 from saekit.inspection.tokens import TokenTexts
 from saekit.models.autoencoder import Autoencoder

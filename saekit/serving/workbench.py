@@ -16,8 +16,8 @@ from saekit.harvesting.classifiers import load_classifier_of
 from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import LiveModel
 from saekit.inspection.existing import ExistingPage, page_identity
-from saekit.inspection.gather import scores_of
 from saekit.inspection.inputs import CONTEXT
+from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.interop.base_models import hub_id
 from saekit.interop.opening import open_checkpoint
@@ -168,9 +168,10 @@ def _known(
         maxima = scanned_maxima(described.path, described.config, dictionary.latents)
         return KnownLatents(dictionary.latents, maxima)
     paged = frozenset() if page is None else _paged(inspected, Path(page))
-    scan = inspected.scan(progress, device)
-    scores = scores_of(inspected.store, scan)
-    return KnownLatents(dictionary.latents, scan.max, inspected, scan, scores, paged)
+    inspected.scan(progress, device)  # kept on the disk, where `known` finds it
+    known = Known(inspected, progress)
+    maxima = torch.from_numpy(known.max.copy())
+    return KnownLatents(dictionary.latents, maxima, inspected, known, paged)
 
 
 def _paged(inspected: InspectedModel, folder: Path) -> frozenset[int]:

@@ -26,6 +26,9 @@ from saekit.store.oserrors import writing
 
 LARGEST_JSON = 1 << 28  # bytes: a manifest of a million shards is smaller
 TEMPORARY = re.compile(r"(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
+# Files whose checksum this process has verified: (path, bytes, mtime, sha256). A file that changes
+# is verified again.
+_VERIFIED: set[tuple[str, int, int, str]] = set()
 
 
 @contextmanager
@@ -101,6 +104,19 @@ def sync_folder(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path, expected: str) -> str:
+    """sha256 of a file, which is not read again where this process has seen that it is the
+    `expected` one."""
+    stat = path.stat()
+    version = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, expected)
+    if version in _VERIFIED:
+        return expected
+    digest = sha256_of(path)
+    if digest == expected:
+        _VERIFIED.add(version)
+    return digest
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

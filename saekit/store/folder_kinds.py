@@ -117,6 +117,15 @@ STORE = FolderKind(
     files=re.compile(rf"config\.toml|vocabulary\.json|\.lock|{_TOKENIZER}"),
     listed=_of_store,
 )
+INDEX = FolderKind(
+    verb="index",
+    done="indexed",
+    marker="index.json",
+    keys=(frozenset({"weights", "stores", "latents"}),),
+    files=re.compile(
+        r"config\.toml|(by_feature|by_row|origin|features)\.safetensors|runs/\d{5}\.safetensors|\.lock"
+    ),
+)
 RUN = FolderKind(
     verb="train",
     done="trained",
@@ -130,7 +139,10 @@ RUN = FolderKind(
     files=re.compile(
         r"config\.(json|toml)|model\.safetensors|metrics\.jsonl|train_state/state\.safetensors|\.lock|scans/[0-9a-f-]+\.safetensors"
         r"|tensorboard/events\.out\.tfevents\.[^/]+|wandb\.json|trackio\.json|wandb/.+"
+        # of an index that a kill left without its marker, or that was to be replaced
+        r"|index/(\.[0-9a-f]{16}\.(lock|new/commit)|(\.[0-9a-f]{16}\.new/)?[0-9a-f]{16}/index\.json)"
     ),
+    members=INDEX,
 )
 SWEEP = FolderKind(
     verb="sweep",

@@ -56,7 +56,7 @@ def checked_header(
     counts of `shard`."""
     header = as_type(header, dict[str, Any], "header")
     entries = {
-        name: _entry(name, value, data_bytes)
+        name: entry_of(name, value, data_bytes)
         for name, value in header.items()
         if name != "__metadata__"
     }
@@ -87,7 +87,8 @@ def checked_header(
     return entries
 
 
-def _entry(name: str, value: Any, data_bytes: int) -> Entry:
+def entry_of(name: str, value: Any, data_bytes: int) -> Entry:
+    """A tensor of a parsed header. Raises MisfitError unless it lies inside the file."""
     value = as_type(value, dict[str, Any], name)
     dtype = as_type(value.get("dtype"), str, f"{name}.dtype")
     shape = tuple(as_type(value.get("shape"), list[int], f"{name}.shape"))

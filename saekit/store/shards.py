@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from saekit.errors import DataError, opt
-from saekit.store.files import sha256_of
+from saekit.store.files import known_digest
 from saekit.store.manifest import Shard
 from saekit.store.oserrors import reading
 from saekit.store.shard_layout import check_examples, checked_header, header_bytes, is_own_file
@@ -32,9 +32,6 @@ _NUMPY = {
     "I32": np.int32,
     "U8": np.uint8,
 }
-# Files whose checksum this process has verified: (path, bytes, mtime, sha256). A file that changes
-# is verified again.
-_VERIFIED: set[tuple[str, int, int, str]] = set()
 _TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -107,17 +104,12 @@ class ShardFile:
 
     def verify(self) -> None:
         """Raises DataError when the file's sha256 is not the one in the manifest."""
-        stat = self.path.stat()
-        version = (str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, self.shard.sha256)
-        if version in _VERIFIED:
-            return
-        digest = sha256_of(self.path)
+        digest = known_digest(self.path, self.shard.sha256)
         if digest != self.shard.sha256:
             raise self._broken(
                 f"is damaged: its sha256 is {digest[:12]}, not {self.shard.sha256[:12]} as in the"
                 " manifest"
             )
-        _VERIFIED.add(version)
 
     def _broken(self, problem: str) -> DataError:
         hint = (

@@ -145,7 +145,7 @@ class _Sweep:
         self._check()
 
     def _run(self, member: Member) -> TrainRun:
-        return TrainRun(self.store, self.out / member.name, member.config)
+        return TrainRun(self.store, self.out / member.name, member.config, self.live)
 
     def _check(self) -> None:
         for name, run in self.runs.items():
@@ -260,7 +260,7 @@ class _Sweep:
         settings, out = member.config.flat(), self.out / member.name
         with shared.member() as source:
             run = self.runs[member.name]
-            run.read_from(source, self.live, shared.estimated)
+            run.read_from(source, shared.estimated)
             run.out = folder.path / member.name
             try:
                 result = run.execute(folder.resuming, False, together.of(member.name))

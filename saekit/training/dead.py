@@ -14,7 +14,7 @@ MAX_DEAD_ROWS = 10_000_000
 RESAMPLINGS = 4
 # Latents per resampling, as a share of the batch's rows, of which each latent takes one: 4,800 at
 # once, several of them pointed at the same outlier row, made the error 10,000 times as large in one
-# run (docs/log.md).
+# run (docs/notes/log.md).
 RESAMPLED = 0.5
 NUDGE_EVERY = 4  # steps, which bounds the cost; rarer where the device is polled more rarely
 # Share of the run: a latent idle for so long must be revived now if it is to learn anything.

@@ -29,6 +29,10 @@ from saekit.training.config import ResolvedConfig, TrainConfig
 from saekit.training.fit import training_units
 from saekit.training.optim import decay_share
 
+# Training rows per latent below which latents are not nudged by default: more live latents then
+# remember rows, and the error on held-out rows rises (docs/variants.md).
+NUDGED_FROM = 3
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -42,10 +46,13 @@ class Resolved:
     steps: int
     device: torch.device
     backend: Backend
+    notice: str = ""
+    """What was chosen for these rows and is not the usual default; empty: nothing."""
 
 
-def resolve(config: TrainConfig, rows: Rows) -> Resolved:
-    """Model, defaults, device and kernels of a run of `config` on `rows`.
+def resolve(config: TrainConfig, rows: Rows, live: bool = False) -> Resolved:
+    """Model, defaults, device and kernels of a run of `config` on `rows`; `live`: on more rows of
+    their kind than these.
 
     Raises UsageError for options that do not go together, DataError where the rows do not suit
     the model or are too few for a batch, BackendError for a device or backend that is not there.
@@ -62,7 +69,18 @@ def resolve(config: TrainConfig, rows: Rows) -> Resolved:
         source = WithPrevious(source)
     backend = pick_backend(model, config.backend, device)
     _check_applies(model, config)
-    units = training_units(model, source)
+    units, notice = training_units(model, source), ""
+    if model.nudges and "revive" not in config.options and not live:
+        if units < NUDGED_FROM * model.latents:
+            options = {**config.options, "revive": "none"}
+            model = build(
+                config.model, spec.d_in, options, spec.shape, d_out, source.parts, config.seed
+            )
+            notice = (
+                f"{opt('revive', 'none')}: {units / model.latents:.1g} training rows per latent are"
+                f" too few to bring dead ones back (docs/variants.md); fewer {opt('latents')}, or"
+                " more rows"
+            )
     chosen = resolved(config, model, units)
     if model.strategy != "closed_form" and chosen.batch > units:
         kind = "rows" if units == rows.count("train") else "examples"
@@ -71,7 +89,7 @@ def resolve(config: TrainConfig, rows: Rows) -> Resolved:
             opt("batch", max(units // 4, 1)),
         )
     steps = max(chosen.rows // chosen.batch, 1)
-    return Resolved(model, source, chosen, steps, device, backend)
+    return Resolved(model, source, chosen, steps, device, backend, notice)
 
 
 def resolved(config: TrainConfig, model: Autoencoder, units: int) -> ResolvedConfig:

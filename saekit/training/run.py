@@ -148,19 +148,22 @@ def prepare(
 class TrainRun:
     """One training run: rows, model and resolved config; `out` None: nothing is written."""
 
-    def __init__(self, store: Rows, out: Path | None, config: TrainConfig) -> None:
-        self.store, self.out, self.live = store, out, False
+    def __init__(
+        self, store: Rows, out: Path | None, config: TrainConfig, live: bool = False
+    ) -> None:
+        """`live`: the rows will be of the store's model, not of the store (`read_from`)."""
+        self.store, self.out, self.live = store, out, live
         self.asked_rows = config.rows
-        resolved = resolve(config, store)
+        resolved = resolve(config, store, live)
+        self.notice = resolved.notice
         self.model, self.source, self.config = resolved.model, resolved.rows, resolved.config
         self.device, self.backend, self.steps = resolved.device, resolved.backend, resolved.steps
         self._estimated: Estimate | None = None
 
-    def read_from(self, source: Rows, live: bool, estimated: Estimate) -> None:
+    def read_from(self, source: Rows, estimated: Estimate) -> None:
         """Another source of the same store's rows, which other runs read too
-        (saekit.training.shared); `live`: of rows that the store does not hold. `estimated` gives
-        the statistics of the store."""
-        self.live, self._estimated = live, estimated
+        (saekit.training.shared). `estimated` gives the statistics of the store."""
+        self._estimated = estimated
         self.source = WithPrevious(source) if isinstance(self.source, WithPrevious) else source
 
     def plan(self) -> TrainPlan:
@@ -201,6 +204,8 @@ class TrainRun:
             step = f"one step of {self.config.batch:,} rows is trained"
             text = f"{opt('rows', self.asked_rows)}: {step}; {opt('batch')} makes steps smaller"
             progress(Progress("train", 0, 0, message=text))
+        if self.notice:
+            progress(Progress("train", 0, 0, message=self.notice))
         # Without a folder.
         if self.out is None:
             self._check_unwritten(resume, overwrite)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from command import saekit
 from made_stores import write_store
-from saekit_cli import app
+from saekit_cli import app, screen
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,8 @@ def test_every_verb_explains_itself_with_an_example(capsys, verb):
     assert status == 0 and "Example" in out and f"saekit {verb}" in out
 
 
-def test_train_prints_one_json_value_and_progress_elsewhere(capsys, acts, tmp_path):
+def test_train_prints_one_json_value_and_progress_elsewhere(capsys, acts, tmp_path, monkeypatch):
+    monkeypatch.setattr(screen, "PLAIN_SECONDS", 0)  # the run takes less than a line of a log
     status, out, err = saekit(capsys, "train", acts, tmp_path / "r", *SMALL, "--json")
     result = json.loads(out)
     assert status == 0 and set(result) == {
@@ -211,8 +212,12 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
             ["train", "ACTS", "OUT", "--sparsty", "l1"],
             2,
             "No such option: --sparsty",
-            "saekit train --help",
+            "saekit train --help-all",
         ),
+        (["train", "ACTS", "OUT", "extra"], 2, "extra", "saekit train --help\n"),
+        (["train", "ACTS", "OUT", "--batch", "many"], 2, "--batch", "saekit train --help-all"),
+        (["models", "--sparsty"], 2, "No such option: --sparsty", "saekit models --help\n"),
+        (["--verson"], 2, "No such option: --verson", "saekit --help\n"),
         (["train", "ACTS", "OUT", "--k", "many"], 2, "--k", "saekit train --help"),
         (["train", "ACTS", "OUT", "--sparsity", "k1"], 2, "--sparsity k1: did you mean", ""),
         (
@@ -396,7 +401,7 @@ def test_errors_say_cause_and_next_step(
     assert got == status, err
     assert len(errors) == 1 and cause in errors[0] and "Traceback" not in err and out == ""
     if hint:
-        assert lines[-1].startswith("try    ") and hint in lines[-1]
+        assert lines[-1].startswith("try    ") and hint in lines[-1] + "\n"
     assert not (tmp_path / "out").exists()
 
 

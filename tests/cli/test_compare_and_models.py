@@ -5,6 +5,7 @@ import json
 import pytest
 from command import saekit
 from made_runs import trained
+from saekit_cli import screen
 
 from saekit.models.catalog import CATALOG
 from saekit.models.describe import describe
@@ -53,7 +54,8 @@ def test_compare_prints_runs_and_controls_and_where_the_report_is(capsys, digits
     )
 
 
-def test_compare_prints_one_json_value(capsys, digits, runs):
+def test_compare_prints_one_json_value(capsys, digits, runs, monkeypatch):
+    monkeypatch.setattr(screen, "PLAIN_SECONDS", 0)  # it takes less than a line of a log
     status, out, err = saekit(
         capsys, "compare", *runs, "--store", digits, "--rows", 40, "--neighbours", 3, "--json"
     )

@@ -20,22 +20,54 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("columns", [20, 60, 200])
-def test_a_progress_line_fits_the_terminal(monkeypatch, columns):
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (12, ""),
+        (20, "eta"),
+        (60, "eta loss"),
+        (80, "eta loss fvu"),
+        (200, "eta loss fvu l0 dead rows/s #"),
+    ],
+)
+def test_a_progress_line_has_what_fits_the_terminal(monkeypatch, columns, shown):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    report = screen.Reporter()
-    report(
-        Progress(
-            "train",
-            12_345_678,
-            123_456_789,
-            figures={"loss": 123.4, "fvu": 0.1234, "l0": 32.0, "dead": 0.01, "rows_per_s": 9e5},
-        )
-    )
+    figures = {"loss": 123.4, "fvu": 0.1234, "l0": 32.0, "dead": 0.01, "rows_per_s": 9e5}
+    screen.Reporter()(Progress("train", 12_345_678, 123_456_789, figures=figures))
     line = terminal.getvalue().removeprefix("\r\x1b[2K")
-    assert line.startswith("train") and len(line) < columns and ("eta" in line) == (columns == 200)
+    assert line.startswith("train") and len(line) < columns
+    parts = ("eta", "loss", "fvu", "l0", "dead", "rows/s", "#")
+    assert " ".join(part for part in parts if part in line) == shown
+    assert ("12,345,678/123,456,789 rows" in line) == (columns >= 60)
+
+
+def test_a_log_gets_a_line_every_ten_seconds_whatever_the_phases(monkeypatch):
+    log, now = io.StringIO(), [100.0]
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    with screen.Reporter() as reporter:
+        for second in range(35):  # seven phases of five seconds, all of which end
+            now[0] = 100.0 + second
+            phase, done = divmod(second, 5)
+            reporter(Progress(f"phase{phase}", (done + 1) * 10**9, 5 * 10**9))
+    lines = log.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["phase2", "phase4", "phase6"]
+    assert all(len(line) < 40 and "#" not in line for line in lines)
+
+
+def test_a_bar_ends_full_however_short_its_phase(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: 5.0)
+    monkeypatch.setenv("COLUMNS", "80")
+    with screen.Reporter() as reporter:
+        for done in range(1, 4):
+            reporter(Progress("scan", done, 3))
+    first, last = terminal.getvalue().removeprefix("\r\x1b[2K").split("\r\x1b[2K")
+    assert "1/3" in first and "3/3" in last and "#" * screen.BAR in last and last.endswith("\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -19,6 +19,7 @@ import torch.nn.functional as nnF
 from command import saekit as saekit_cli
 from made_language import HARVEST, decided_model, made_language, write_words
 from made_runs import rows_store
+from saekit_cli import screen
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 import saekit
@@ -413,7 +414,8 @@ def test_without_losses_transformers_is_not_imported(made):
     assert done.stdout == "False\n"
 
 
-def test_the_command_line_prints_a_second_table_and_json(made, capsys):
+def test_the_command_line_prints_a_second_table_and_json(made, capsys, monkeypatch):
+    monkeypatch.setattr(screen, "PLAIN_SECONDS", 0)  # it takes less than a line of a log
     command = ("evaluate", made.run, "--store", made.store, "--loss-recovered", "--contexts", 10)
     status, out, err = saekit_cli(capsys, *command, "--json")
     [found] = json.loads(out)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_explorer_browser import Site, assert_quiet, number, text, texts, wait_for
 
+from saekit.indexing.entries import Triples
+from saekit.indexing.histogram import BINS, Histogram
 from saekit.inspection.page import write_page
-from saekit.inspection.scan import BINS, Histogram, Triples
 
 pytestmark = pytest.mark.browser
 

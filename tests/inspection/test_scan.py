@@ -8,10 +8,11 @@ from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import DataError, UsageError
+from saekit.indexing.histogram import BINS
 from saekit.inspection import scan as scan_module
 from saekit.inspection.records import feature_records, pick_rows, select_latents
 from saekit.inspection.relate import decoder_neighbours, output_tokens
-from saekit.inspection.scan import BINS, Scan, cached_scan, scan_store
+from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.inspection.windows import read_windows
 from saekit.store.reader import open_store
 

@@ -11,9 +11,10 @@ from made_stores import make_rows, write_store
 from safetensors.torch import load, save_file
 
 import saekit
+from saekit.indexing.histogram import BANDS
 from saekit.inspection.query import features
 from saekit.inspection.records import pick_rows
-from saekit.inspection.scan import BANDS, cached_scan, scan_store
+from saekit.inspection.scan import cached_scan, scan_store
 from saekit.store.reader import open_store
 
 SETTINGS = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import saekit as command
 from made_language import Made, made_language
+from saekit_cli import screen
 
 import saekit
 from saekit.embedded import digits
@@ -108,7 +109,8 @@ def test_the_command_prints_what_the_function_returns_and_writes_a_page(capsys, 
     assert again == {**value, "report": None}
 
 
-def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made):
+def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made, monkeypatch):
+    monkeypatch.setattr(screen, "PLAIN_SECONDS", 0)  # it takes less than a line of a log
     arguments = ["--latent", "3=raw:6", "--dose", "0:6:2", "--max-new-tokens", TOKENS]
     status, text, err = command(capsys, "steer", made.run, "--prompt", PROMPT, *arguments)
     assert status == 0

@@ -20,6 +20,7 @@ from saekit.models.catalog import build
 from saekit.models.sae import SAE
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.files import sha256_of
+from saekit.store.opening import open_rows
 from saekit.store.reader import open_store
 from saekit.training.config import TrainConfig
 from saekit.training.dead import (
@@ -283,6 +284,26 @@ def test_nudges_bring_dead_latents_back(tmp_path):
         for way in ("nudge", "none")
     ]
     assert dead[1] > 0.5 and dead[0] < dead[1] / 2, dead
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "expected"),
+    [
+        (0, {}, "nudge"),  # added to the most latents with three training rows each
+        (1, {}, "none"),
+        (1, {"revive": "nudge"}, "nudge"),
+        (1, {"sparsity": "kl"}, "aux"),
+    ],
+)
+def test_latents_are_not_nudged_by_default_where_rows_are_few(tmp_path, more, options, expected):
+    path, said = write_store(tmp_path / "store", 500), []
+    latents = open_rows(path).count("train") // 3 + more
+    result = saekit.train(
+        path, None, latents=latents, rows=256, batch=64, progress=said.append, **options
+    )
+    assert result.model.config.revive == expected
+    notices = [each.message for each in said if each.message and "per latent" in each.message]
+    assert len(notices) == (expected == "none")
 
 
 def test_resampling_zeroes_only_the_moments_of_the_dead():

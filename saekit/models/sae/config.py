@@ -75,7 +75,8 @@ class SAEConfig:
         Doc(
             "How dead latents are brought back: nudge (their encoder moves toward the rows on which"
             " they nearly fire), aux (they predict the residual), resample (they are pointed at"
-            " badly reconstructed rows), none (not at all)."
+            " badly reconstructed rows), none (not at all). Where nudge is the default, none is so"
+            " with fewer than three training rows per latent."
         ),
     ] = "nudge"
     aux_coef: Annotated[

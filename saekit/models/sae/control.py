@@ -14,8 +14,8 @@ poll of L0 it moves two things:
 Where the penalty has no effect on L0 (`biases`), only they are moved.
 
 The target is meant for rows that were not trained on. A code that fits the training documents is
-more active on others (by up to 16 %, docs/log.md), so the trainer reports the L0 of held-out rows
-from time to time (`compare`), and the L0 of a training batch is multiplied by `gap`.
+more active on others (by up to 16 %, docs/notes/log.md), so the trainer reports the L0 of held-out
+rows from time to time (`compare`), and the L0 of a training batch is multiplied by `gap`.
 
 The reference falls geometrically from the first L0 to the target over RAMP of the run: with the
 target from the start, coefficients wind up while the code is still dense, and overshoot. The time

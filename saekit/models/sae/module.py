@@ -33,7 +33,7 @@ from saekit.typed import as_type
 from saekit.types import FIRST, ActivationBatch, LossTerms, Step
 
 BATCH, EPOCHS = 4096, 8
-# The best of a measured grid at these widths (docs/log.md).
+# The best of a measured grid at these widths (docs/notes/log.md).
 PEAK_LR = 3e-3
 MEASURED_TOPK, MEASURED_DENSE = 18_432, 2_048
 DENSE_SHARE = 0.1  # of the latents active at the start

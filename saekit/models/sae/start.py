@@ -20,7 +20,7 @@ def scale_encoder_to_fit(sae: SAE, sample_BD: torch.Tensor) -> None:
 
     The codes are homogeneous in the encoder, so the best factor is <x - b, x_hat - b> / ||x_hat -
     b||^2. It replaces a hand-picked initial norm, which explains half of the difference between SAE
-    libraries at equal learning rates (docs/log.md).
+    libraries at equal learning rates (docs/notes/log.md).
     """
     factor = best_factor(sae, sample_BD)
     sae.W_enc.mul_(factor)

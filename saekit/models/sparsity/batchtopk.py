@@ -3,9 +3,9 @@
 
 Training keeps the B k largest ReLU(pre) of the whole batch. Where the norms of rows differ, long
 rows take most of these at first, and most latents of a wide dictionary never fire; so in wide
-dictionaries k starts at four times its value and falls (docs/log.md). At inference a row's code
-must not depend on the rest of the batch: an exponential average of the smallest value kept becomes
-the threshold of a JumpReLU, saved as `threshold (F,)`, the same for every latent.
+dictionaries k starts at four times its value and falls (docs/notes/log.md). At inference a row's
+code must not depend on the rest of the batch: an exponential average of the smallest value kept
+becomes the threshold of a JumpReLU, saved as `threshold (F,)`, the same for every latent.
 """
 
 from __future__ import annotations

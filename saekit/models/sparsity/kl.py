@@ -14,8 +14,8 @@ With `target_l0`, rho of kl-rates and kl-sigmoid is aim target_l0 / F, and a con
 until the code has that L0 (control.py): a larger weight would pull rare latents up as hard as
 frequent ones down. Means of sigmoids say little about how many values are above 0: rho of kl is the
 mean over latents of rho_hat_j, as a constant, which pulls them towards each other, and only the
-biases are controlled. Without a target L0 its few active latents would take all rows (docs/log.md),
-so it always has one, unless that is set to 0.
+biases are controlled. Without a target L0 its few active latents would take all rows
+(docs/notes/log.md), so it always has one, unless that is set to 0.
 """
 
 from __future__ import annotations

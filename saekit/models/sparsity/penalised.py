@@ -58,7 +58,7 @@ class PenaltyConfig(SAEConfig):
 
     revive: Revival = "nudge"
 
-    default_coef = 2.0  # chosen by a measured grid (docs/log.md)
+    default_coef = 2.0  # chosen by a measured grid (docs/notes/log.md)
     steered = "coef"  # with a target_l0; control.py
 
     def resolved(self) -> Self:

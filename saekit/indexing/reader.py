@@ -1,0 +1,362 @@
+"""An index, opened: every activation of a store, by latent and by row.
+
+Files are memory-mapped. Their sizes are checked when the index is opened, their checksums when a
+file is first read. Rows are numbered as in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saekit.display import brief
+from saekit.errors import DataError, MissingError, opt
+from saekit.indexing.coactivation import Coactivation
+from saekit.indexing.entries import Triples
+from saekit.indexing.histogram import Histogram
+from saekit.indexing.manifest import (
+    BY_FEATURE,
+    BY_ROW,
+    ORIGIN,
+    IndexManifest,
+    checked_manifest,
+    index_folder,
+)
+from saekit.indexing.merge import blocks, by_feature_tensors, by_row_tensors, feature_tensors
+from saekit.indexing.opening import OpenedPair, opened_pair
+from saekit.indexing.origin import Origin, read_origin
+from saekit.indexing.radix import bits_of_sizes, order_of
+from saekit.indexing.row_order import RowOrder
+from saekit.indexing.runs import Entries
+from saekit.indexing.tensor_file import mapped_tensors
+from saekit.store.files import known_digest
+from saekit.store.opening import RowsLike
+from saekit.store.oserrors import reading
+from saekit.store.scans import FEATURES
+from saekit.store.stack import stores_of, with_stores
+from saekit.training.checkpoints import ModelLike
+from saekit.typed import MisfitError
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Rows (n,) int64 of the store, and the values (n,) fp32 of a latent there, with their sign."""
+
+    rows: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, which: np.ndarray) -> Activations:
+        return Activations(self.rows[which], self.values[which])
+
+
+class Index:
+    """Every activation of a dictionary of F latents on the R rows of a store.
+
+    Opened by `saekit.open_index`, or `index` of what `saekit.index` returns. Files are
+    memory-mapped, and their checksums verified when they are first read. Rows are numbered as in
+    the store.
+
+    Parameters
+        path: the folder of the index.
+        manifest: what its index.json says.
+    """
+
+    def __init__(self, path: Path, manifest: IndexManifest) -> None:
+        self.path, self.manifest = path, manifest
+        for name in manifest.files:
+            if not (path / name).is_file():
+                raise _damaged(path / name, "is missing")
+
+    def __repr__(self) -> str:
+        names = ("latents", "rows", "entries", "values")
+        figures = {name: getattr(self.manifest, name) for name in names}
+        return brief(self, figures, repr(str(self.path)))
+
+    def __len__(self) -> int:
+        return self.manifest.latents
+
+    # -- files
+
+    def _checked(self, name: str) -> Path:
+        """The path of a file whose checksum is right. Raises DataError."""
+        path, expected = self.path / name, self.manifest.files[name]
+        with reading(path):
+            digest = known_digest(path, expected)
+        if digest != expected:
+            raise _damaged(
+                path,
+                f"is damaged: its sha256 is {digest[:12]}, not {expected[:12]} as in index.json",
+            )
+        return path
+
+    def _tensors(self, name: str, shapes: Any) -> dict[str, np.ndarray]:
+        path = self._checked(name)
+        try:
+            with reading(path):
+                return mapped_tensors(path, shapes)
+        except MisfitError as error:
+            raise _damaged(path, f"is not of this index: {error}") from None
+
+    @cached_property
+    def _features(self) -> dict[str, np.ndarray]:
+        return self._tensors(FEATURES, feature_tensors(self.manifest))
+
+    @cached_property
+    def _by_feature(self) -> dict[str, np.ndarray]:
+        return self._tensors(BY_FEATURE, by_feature_tensors(self.manifest))
+
+    @cached_property
+    def by_row(self) -> RowOrder:
+        """The same entries by row."""
+        tensors = self._tensors(BY_ROW, by_row_tensors(self.manifest))
+        return RowOrder(**tensors, latents=len(self))
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Tokens, contexts or images, documents and labels of the rows."""
+        path = self._checked(ORIGIN)
+        try:
+            with reading(path):
+                return read_origin(path)
+        except MisfitError as error:
+            raise _damaged(path, f"is not of this index: {error}") from None
+
+    # -- all latents
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.manifest.rows
+
+    @property
+    def active(self) -> np.ndarray:
+        """(F,) int64: rows in which each latent is active."""
+        return self._features["active"]
+
+    @property
+    def max(self) -> np.ndarray:
+        """(F,) fp32: its largest size, |value|."""
+        return self._features["max"]
+
+    @property
+    def largest(self) -> np.ndarray:
+        """(F,) fp32: the value of largest size, with its sign."""
+        return self._features["largest"]
+
+    @property
+    def density(self) -> np.ndarray:
+        """(F,) fp64: share of the rows in which each latent is active."""
+        return self.active / max(self.rows, 1)
+
+    @property
+    def sum(self) -> np.ndarray:
+        """(F,) fp64: of each latent's values over all rows."""
+        return self._features["sum"]
+
+    @property
+    def first(self) -> np.ndarray:
+        """(F,) int64: active rows that are the first of their context or image."""
+        return self._features["first"]
+
+    # -- one latent
+
+    def activations(self, latent: int) -> Activations:
+        """All of them, rows ascending. Raises DataError for a latent that there is not."""
+        lo, hi = self._span(latent)
+        columns = self._by_feature
+        return Activations(
+            columns["row"][lo:hi].astype(np.int64), columns["value"][lo:hi].astype(np.float32)
+        )
+
+    def windows(self, latent: int, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """fp32: the latent's value on every row of each range [start, stop), end to end; 0 where it
+        is not active."""
+        own = self.activations(latent)
+        lo, hi = np.searchsorted(own.rows, start), np.searchsorted(own.rows, stop)
+        sizes = stop - start
+        values = np.zeros(sizes.sum(), np.float32)
+        # of each active row in a range: which one it is, and its place
+        which = np.arange((hi - lo).sum()) + np.repeat(hi - np.cumsum(hi - lo), hi - lo)
+        place = own.rows[which] + np.repeat(np.cumsum(sizes) - stop, hi - lo)
+        values[place] = own.values[which]
+        return values
+
+    def histogram(self, latent: int) -> dict[str, list[float]]:
+        """{"edges", "counts"}: how many rows have values of each size, in the bins of the page."""
+        return self._histogram(latent).of(0)
+
+    def bands(self, latent: int) -> list[dict[str, float]]:
+        """[{"low", "high", "rows"}] x 5: the sizes from 0 to the maximum, as on the page."""
+        return self._histogram(latent).bands(0)
+
+    def top(self, latent: int, count: int = 20) -> Activations:
+        """The strongest row of each context or image, the largest sizes first; the earlier of equal
+        ones first."""
+        own = self.activations(latent)
+        size = np.abs(own.values)
+        example = self.origin.examples_of(own.rows)
+        begin = np.flatnonzero(np.diff(example, prepend=-1))
+        if not len(begin):
+            return own
+        best = np.maximum.reduceat(size, begin)
+        order = np.argsort(-best, kind="stable")[:count]
+        ends = np.append(begin[1:], len(size))
+        places = [begin[i] + int(size[begin[i] : ends[i]].argmax()) for i in order]
+        return own.at(np.array(places, np.int64))
+
+    def quantiles(
+        self, latent: int, groups: int = 5, each: int = 5, seed: int = 0
+    ) -> list[Activations]:
+        """The active rows by size, cut into `groups` of equal numbers of rows, the weakest first;
+        of each group `each` rows at random, rows ascending. Unlike bands, which are of equal
+        width."""
+        own = self.activations(latent)
+        order = order_of(bits_of_sizes(own.values))
+        rng = np.random.default_rng([seed, latent, groups])
+        chosen = []
+        for group in np.array_split(order, groups):
+            picked = rng.choice(group, min(each, len(group)), replace=False)
+            chosen.append(own.at(np.sort(picked)))
+        return chosen
+
+    def random(self, latent: int, count: int = 20, seed: int = 0) -> Activations:
+        """Active rows, each as likely as any other, rows ascending."""
+        own = self.activations(latent)
+        rng = np.random.default_rng([seed, latent])
+        return own.at(np.sort(rng.choice(len(own), min(count, len(own)), replace=False)))
+
+    def coactivation(self, latent: int, lag: int = 0) -> Coactivation:
+        """The latent against all others: on the same row (lag 0), or the others on the token after
+        it (1). Raises DataError for lag 1 where the rows are not text."""
+        own, order, active = self.activations(latent), self.by_row, self.active
+        if lag == 0:
+            products = order.sums(own.rows, own.values.astype(np.float64))
+            norms = np.sqrt(self._features["squares"])
+            cosine = products / np.where(norms > 0, norms, 1) / max(norms[latent], 1e-300)
+            together = order.counts(own.rows)
+            return Coactivation(latent, 0, self.rows, together, len(own), active, cosine)
+        assert lag == 1, "of the same row, or the next"
+        if not len(self.origin.token):
+            raise DataError(f"{self.path} is of rows that do not follow one another as tokens do")
+        follows = self.origin.follows
+        after = own.rows[own.rows + 1 < self.rows] + 1
+        after = after[follows[after]]
+        others = active - self._features["unpreceded"]
+        return Coactivation(
+            latent, 1, int(follows.sum()), order.counts(after), len(after), others, None
+        )
+
+    # -- for what is made from an index
+
+    def entries(self, start: int, stop: int, chunk: int) -> Iterator[Entries]:
+        """The entries of the rows [start, stop), a chunk at a time, as the encoder gave them."""
+        order = self.by_row
+        for first in range(start, stop, chunk):
+            ptr = order.ptr[first : min(first + chunk, stop) + 1]
+            part = slice(int(ptr[0]), int(ptr[-1]))
+            value = order.value[part].astype(np.float32)
+            yield Entries(np.diff(ptr), np.array(order.latent[part]), value)
+
+    def blocks(self, most: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """All entries by latent, about `most` at a time: the latents [a, b), and of their entries
+        rows, values fp32, and latents counted from a."""
+        ptr = self._by_feature["ptr"]
+        for a, b in blocks(ptr, most):
+            part = slice(int(ptr[a]), int(ptr[b]))
+            latent = np.repeat(np.arange(b - a), np.diff(ptr[a : b + 1]))
+            value = self._by_feature["value"][part].astype(np.float32)
+            yield a, b, self._by_feature["row"][part], value, latent
+
+    def _span(self, latent: int) -> tuple[int, int]:
+        if not 0 <= latent < len(self):
+            raise DataError(
+                f"feature {latent}: this index has {len(self):,} (0 to {len(self) - 1:,})"
+            )
+        lo, hi = self._by_feature["ptr"][latent : latent + 2].tolist()
+        return lo, hi
+
+    def _histogram(self, latent: int) -> Histogram:
+        lo, hi = self._span(latent)
+        counted = Histogram(1)
+        counted.range[0] = float(self._features["range"][latent])
+        if hi > lo:
+            value = torch.from_numpy(self._by_feature["value"][lo:hi].astype(np.float32))
+            zeros = torch.zeros(hi - lo, dtype=torch.int64)
+            largest = torch.tensor([float(self.max[latent])])
+            counted.add(Triples(zeros, zeros, value), largest)
+        return counted
+
+
+def _damaged(path: Path, problem: str) -> DataError:
+    hint = f"index the store again with {opt('overwrite', True)}, or restore the file from a copy"
+    return DataError(f"{path} {problem}", hint)
+
+
+def read_index(folder: Path) -> Index:
+    """The index in a folder. Raises MissingError where there is no whole one, DataError for a
+    damaged one."""
+    manifest = checked_manifest(folder)
+    if manifest is None:
+        raise MissingError(f"{folder} holds no index that is whole", "give what saekit.index wrote")
+    return Index(folder, manifest)
+
+
+def found_index(pair: OpenedPair) -> Index | None:
+    """The index of these weights on these rows, where the checkpoint has one. Raises DataError for
+    a damaged one."""
+    folder, manifest = _beside(pair)
+    if folder is None or manifest is None or manifest.weights != pair.weights_digest():
+        return None
+    return Index(folder, manifest)
+
+
+def has_other_index(pair: OpenedPair) -> bool:
+    """Whether the checkpoint has an index of these rows by other weights."""
+    _, manifest = _beside(pair)
+    return manifest is not None and manifest.weights != pair.weights_digest()
+
+
+def _beside(pair: OpenedPair) -> tuple[Path | None, IndexManifest | None]:
+    """Where the index of a pair is kept, and what it says, where it is whole."""
+    if pair.checkpoint is None or not pair.checkpoint.own:
+        return None, None
+    folder = index_folder(Path(pair.checkpoint.path), pair.contents())
+    return folder, checked_manifest(folder)
+
+
+def index_command(pair: OpenedPair) -> str:
+    """The shell command that makes the index of a pair."""
+    own = pair.checkpoint is not None and pair.checkpoint.own
+    name = pair.name if own else "CKPT"
+    return with_stores(f"saekit index {name}", [str(part.path) for part in stores_of(pair.store)])
+
+
+def open_index(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -> Index:
+    """The index that `saekit.index` wrote for a checkpoint and a store.
+
+    Parameters
+        checkpoint: a folder of saekit's own.
+        store: a path or an open Store; a crosscoder takes its stores in order, as a list.
+        any_store: also take a store of another model, hook or scope than that of a checkpoint's
+            training.
+
+    Raises MissingError where there is no whole index of these weights and rows, DataError for a
+    damaged one or a store that does not fit.
+    """
+    pair = opened_pair(checkpoint, store, any_store)
+    index = found_index(pair)
+    if index is None:
+        raise MissingError(
+            f"{pair.name} has no index of {pair.store.path}, or one of other weights",
+            index_command(pair),
+        )
+    return index

@@ -1,0 +1,281 @@
+"""Search against the whole code matrix: latents with planted rows come first, and their figures are
+those counted from the matrix or given by scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from command import saekit as command
+from made_codes import planted
+from made_language import made_language
+from sklearn.metrics import mutual_info_score, roc_auc_score
+
+import saekit
+from saekit.errors import DataError, UsageError
+from saekit.indexing.association import information, label_figures, token_figures
+
+CONTEXTS, TOKENS, VOCABULARY, EACH_DOCUMENT = 160, 16, 40, 2
+ROWS = CONTEXTS * TOKENS
+ON, WEAK, OFTEN, LABEL, PART, BEGIN, DENSE, DEAD = range(8)
+NOISE, LATENTS = range(8, 24), 24
+WORD = 7
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(run, store, z (N,F), word of each row, label of each context): latents with known rows and
+    values in eighths, so that sums are exact."""
+    rng = np.random.default_rng(0)
+    word = rng.integers(0, VOCABULARY, ROWS)
+    context = np.arange(ROWS) // TOKENS
+    labels = rng.permutation(np.repeat(["cat", "dog", "elk", "fox"], CONTEXTS // 8))
+    label = labels[np.arange(CONTEXTS) // EACH_DOCUMENT]
+    rows = {
+        ON: word == WORD,
+        WEAK: (word == WORD) & (rng.random(ROWS) < 0.3),
+        OFTEN: (word == WORD) | (rng.random(ROWS) < 0.3),
+        LABEL: (label[context] == "cat") & (rng.random(ROWS) < 0.3),
+        PART: (label[context] == "cat") & (rng.random(ROWS) < 0.02),
+        BEGIN: np.arange(ROWS) % TOKENS == 0,
+        DENSE: rng.random(ROWS) < 0.6,
+        DEAD: np.zeros(ROWS, bool),
+    }
+    rows |= {j: rng.random(ROWS) < 0.02 for j in NOISE}
+    sizes = rng.integers(1, 80, (ROWS, LATENTS)) / 8
+    z = np.stack([np.where(rows[j], sizes[:, j], 0) for j in range(LATENTS)], 1)
+    z[:, WEAK] = np.where(rows[WEAK], z[:, ON] / 2, 0)
+    folder = tmp_path_factory.mktemp("search")
+    found = planted(
+        folder,
+        torch.from_numpy(z).float(),
+        torch.from_numpy(word),
+        TOKENS,
+        label.tolist(),
+        [f"w{n}" for n in range(VOCABULARY)],
+        EACH_DOCUMENT,
+    )
+    saekit.index(found.run, found.store)
+    return found.run, found.store, z, word, label
+
+
+def entropy(share: float) -> float:
+    return -share * np.log(share) - (1 - share) * np.log(1 - share)
+
+
+def test_a_token_leads_to_the_latents_that_tell_it_best(made):
+    run, store, z, word, _ = made
+    on = word == WORD
+    rows = saekit.features(run, store, token=f"w{WORD}", top=100)
+    assert [row.index for row in rows[:3]] == [ON, WEAK, OFTEN]
+    active = z != 0
+    for row in rows:
+        j, figures = row.index, row.figures
+        assert row.source == "index" and row.act == z[on, j].max() and row.max == z[:, j].max()
+        assert row.density == active[:, j].mean()
+        assert figures["mean"] == z[on, j].mean() and figures["share"] == active[on, j].mean()
+        lift = active[on, j].mean() / active[:, j].mean()
+        assert figures["lift"] == pytest.approx(lift, rel=1e-12) and lift > 1
+        told = mutual_info_score(active[:, j], on) / entropy(on.mean())
+        assert figures["information"] == pytest.approx(told, rel=1e-9)
+    told = [row.figures["information"] for row in rows]
+    assert told == sorted(told, reverse=True) and told[0] == pytest.approx(1)
+    # what chance reaches: planted latents are far above, the others about there
+    chance = rows[0].figures["chance"]
+    assert told[2] > 4 * chance and all(value < 2 * chance for value in told[3:])
+    assert {token.strip() for token in rows[0].tokens} == {f"w{WORD}"}
+
+
+@pytest.mark.parametrize("by", ["mean", "share", "lift"])
+def test_a_token_by_other_figures(made, by):
+    run, store, *_ = made
+    rows = saekit.features(run, store, token=f"w{WORD}", by=by, top=100)
+    values = [row.figures[by] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert {row.index for row in rows} >= {ON, WEAK, OFTEN} and DEAD not in {r.index for r in rows}
+
+
+def test_information_of_tables_worked_out_by_hand():
+    # of 8 places 2 are of the kind: decides it, independent of it, excludes it, all, none
+    both, active = np.array([2, 1, 0, 2, 0]), np.array([2, 4, 4, 8, 0])
+    found = information(both, active, 2, 8)
+    assert found[0] == pytest.approx(1) and found[1] == pytest.approx(0, abs=1e-12)
+    excluded = mutual_info_score([0, 0, 0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0]) / entropy(
+        1 / 4
+    )
+    assert found[2] == pytest.approx(-excluded) and (np.abs(found[3:]) < 1e-12).all()
+    assert not information(np.array([8]), np.array([8]), 8, 8).any()
+
+
+def test_a_label_leads_to_the_latents_that_tell_its_contexts(made):
+    run, store, z, _, label = made
+    largest = z.reshape(CONTEXTS, TOKENS, LATENTS).max(1)
+    index = saekit.open_index(run, store)
+    figures = label_figures(index, index.origin.labels.index("cat"))
+    cat = label == "cat"
+    for j in range(LATENTS):
+        active = largest[:, j] > 0
+        sign = -1 if active[cat].mean() < active.mean() else 1
+        told = sign * mutual_info_score(active, cat) / entropy(cat.mean())
+        assert figures.information[j] == pytest.approx(told, rel=1e-9, abs=1e-12)
+        assert figures.auroc[j] == pytest.approx(roc_auc_score(cat, largest[:, j]), rel=1e-12)
+        assert figures.both[j] == active[cat].sum() and figures.share[j] == active[cat].mean()
+    rows = saekit.features(run, store, label="cat", top=100)
+    assert [row.index for row in rows[:2]] == [LABEL, PART]
+    assert rows[1].figures["information"] > figures.chance > 0
+    assert all(row.figures["information"] < 2 * figures.chance for row in rows[2:])
+    assert 0.5 < figures.auroc_chance < 0.75 < figures.auroc[LABEL]
+    by_area = saekit.features(run, store, label="cat", by="auroc", top=100)
+    areas = [row.figures["auroc"] for row in by_area]
+    assert areas == sorted(areas, reverse=True) and by_area[0].index == LABEL
+    assert by_area[0].act == largest[cat, LABEL].max()
+
+
+def test_chance_is_that_of_the_best_latent_on_moved_rows(made):
+    run, store, z, word, _ = made
+    index = saekit.open_index(run, store)
+    rows = np.flatnonzero(word == WORD)
+    active, best = z != 0, []
+    for shift in np.random.default_rng(5).integers(1, ROWS, 4).tolist():
+        moved = np.zeros(ROWS, bool)
+        moved[(rows + shift) % ROWS] = True
+        told = [
+            mutual_info_score(active[:, j], moved) / entropy(moved.mean())
+            for j in range(LATENTS)
+            if active[moved, j].mean() >= active[:, j].mean()
+        ]
+        best.append(max(told))
+    assert token_figures(index, rows, seed=5).chance == pytest.approx(max(best), rel=1e-9)
+
+
+def test_near_latents_by_what_they_do(made):
+    run, store, z, _, _ = made
+    rows = saekit.features(run, store, near=ON, by="coactivation", top=100)
+    assert rows[0].index == WEAK and ON not in [row.index for row in rows]
+    norms = np.linalg.norm(z, axis=0)
+    for row in rows:
+        cosine = z[:, ON] @ z[:, row.index] / (norms[ON] * norms[row.index])
+        assert row.figures["cosine"] == pytest.approx(cosine, rel=1e-12)
+        assert row.figures["together"] == ((z[:, ON] > 0) & (z[:, row.index] > 0)).sum()
+        assert row.act == z[:, row.index].max()
+
+
+def test_filters(made):
+    run, store, z, *_ = made
+    density = (z != 0).mean(0)
+    ask = lambda **filters: [
+        row.index for row in saekit.features(run, store, sort="score", top=100, **filters)
+    ]
+    every = ask()
+    assert {ON, DENSE, BEGIN} <= set(every)
+    assert ask(max_density=0.1) == [j for j in every if density[j] <= 0.1]
+    assert ask(min_density=0.1) == [j for j in every if density[j] >= 0.1]
+    assert ask(not_bos=True) == [j for j in every if j != BEGIN]
+    on = saekit.features(run, store, token=f"w{WORD}", max_density=0.02, top=100)
+    assert [r.index for r in on][:1] == [WEAK] and all(r.density <= 0.02 for r in on)
+
+
+def test_what_cannot_be_asked(made):
+    run, store, *_ = made
+    refusals = [
+        (UsageError, "exactly one of", {"token": "w1", "label": "cat"}),
+        (UsageError, "exactly one of", {}),
+        (UsageError, "index=1 describes one latent", {"index": 1, "not_bos": True}),
+        (UsageError, 'by="auroc" does not go with token', {"token": "w1", "by": "auroc"}),
+        (UsageError, "versus contrasts", {"token": "w1", "versus": "x"}),
+        (UsageError, "min_density=2 must be between", {"token": "w1", "min_density": 2}),
+        (DataError, "no row of the store is on the token 'W1'", {"token": "W1"}),
+        (DataError, "no row of the store is on the token 'w999'", {"token": "w999"}),
+        (DataError, "the data have no such label", {"label": "cats"}),
+        (DataError, "feature 24: this model has 24", {"near": 24}),
+        (DataError, f"feature {DEAD} never fired", {"near": DEAD}),
+    ]
+    hints = {}
+    for kind, words, question in refusals:
+        with pytest.raises(kind, match=words) as error:
+            saekit.features(run, store, **question)
+        hints[words] = error.value.hint
+    assert hints["no row of the store is on the token 'W1'"].startswith('token="w1"')
+    assert hints["the data have no such label"].startswith("did you mean cat?")
+
+
+def test_without_an_index_the_command_that_makes_it_is_named(made, tmp_path):
+    run, store, *_ = made
+    model = saekit.load(run)
+    bare = tmp_path / "bare"
+    saekit.train(store, bare, sparsity="l1", latents=LATENTS, batch=8, rows=16)
+    for question in ({"token": "w1"}, {"label": "cat"}, {"near": 1, "by": "coactivation"}):
+        with pytest.raises(DataError, match="is answered by an index") as error:
+            saekit.features(bare, store, **question)
+        assert error.value.hint == f"saekit index {bare} --store {store}"
+    with pytest.raises(DataError, match="is answered by an index"):
+        saekit.features(model, store, sort="score", not_bos=True)
+    # of the scan: what does not need one
+    rows = saekit.features(model, store, sort="score", max_density=0.1)
+    assert rows and {row.source for row in rows} == {"scan"}
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    return made_language(tmp_path_factory.mktemp("language"))
+
+
+def test_text_by_maximum_mean_and_contrast(language, capsys):
+    run, store = language.run, language.store
+    ask = lambda **question: saekit.features(run, store, top=64, **question)
+    largest = {row.index: row.act for row in ask(text="cat sat")}
+    assert [abs(a) for a in largest.values()] == sorted(map(abs, largest.values()), reverse=True)
+    mean = ask(text="cat sat", by="mean")
+    assert {row.index for row in mean} == set(largest)
+    means = [row.figures["mean"] for row in mean]
+    assert means == sorted(means, reverse=True) and all(
+        0 < m < largest[r.index] for r, m in zip(mean, means) if m < largest[r.index]
+    )
+    other = {row.index: row.act for row in ask(text="the dog")}
+    contrast = ask(text="cat sat", versus="the dog")
+    expected = {j: a - other.get(j, 0.0) for j, a in largest.items() if a > other.get(j, 0.0)}
+    assert {row.index for row in contrast} == set(expected)
+    for row in contrast:
+        assert row.figures["difference"] == pytest.approx(expected[row.index], rel=1e-6)
+        assert row.figures["versus"] == pytest.approx(other.get(row.index, 0.0), rel=1e-6)
+    steps = [row.figures["difference"] for row in contrast]
+    assert steps == sorted(steps, reverse=True)
+    # the same from an index, and as a table
+    saekit.index(run, store)
+    indexed = ask(text="cat sat")
+    assert {row.source for row in indexed} == {"index"}
+    assert [(r.index, r.act, r.max, r.density, r.tokens) for r in indexed] == [
+        (r.index, r.act, r.max, r.density, r.tokens) for r in ask(text="cat sat")
+    ]
+    status, out, err = command(
+        capsys, "features", run, "--store", store, "--text", "cat sat", "--versus", "the dog", "-q"
+    )
+    assert status == 0, err
+    assert out.splitlines()[0].split()[:6] == [
+        "feature", "act", "max", "density", "difference", "versus",
+    ]  # fmt: skip
+    status, out, _ = command(capsys, "features", run, "--store", store, "--token", "cat", "-q")
+    assert status == 0 and out.splitlines()[-1].startswith("chance 0.")
+
+
+def test_figures_of_a_text_are_the_same_from_scan_and_index(language, tmp_path):
+    store = language.store
+    saekit.train(store, tmp_path / "run", latents=64, k=4, batch=128, rows=1280)
+    shown = lambda row: (row.index, row.act, row.max, row.density, row.label, row.tokens, row.score)
+    questions = [{"text": "cat sat on"}, {"sort": "score"}, {"text": "dog", "sort": "score"}]
+    questions += [{"near": 3, "by": "decoder"}, {"near": 3, "by": "encoder"}]
+    questions[3:] = [
+        {**question, "near": saekit.features(tmp_path / "run", store, text="cat")[0].index}
+        for question in questions[3:]
+    ]
+    before = [saekit.features(tmp_path / "run", store, **question) for question in questions]
+    saekit.index(tmp_path / "run", store)
+    after = [saekit.features(tmp_path / "run", store, **question) for question in questions]
+    for old, new in zip(before, after):
+        assert old and list(map(shown, old)) == list(map(shown, new))
+        assert {row.source for row in old} == {"scan"} and {row.source for row in new} == {"index"}
+    model = saekit.load(tmp_path / "run")
+    near = questions[3]["near"]
+    cosine = torch.cosine_similarity(model.W_dec[near], model.W_dec).detach()
+    for row in after[3]:
+        assert row.figures["cosine"] == pytest.approx(float(cosine[row.index]), abs=1e-6)
