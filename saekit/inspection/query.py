@@ -73,7 +73,7 @@ class FeatureRows(list[FeatureRow]):
         name."""
         rows = []
         for row in self:
-            flat = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
+            flat: dict[str, Any] = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
             rows.append(flat | (flat.pop("figures") or {}))
         return rows
 

@@ -136,20 +136,6 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Raises TooLarge, and TimeoutError for a client that does not send what it promised."""
-    promised = request.headers.get("content-length", "0")
-    if promised.isdigit() and int(promised) > most:
-        raise TooLarge(f"at most {most:,} bytes")
-    body = bytearray()
-    async with asyncio.timeout(BODY_SECONDS):
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise TooLarge(f"at most {most:,} bytes")
-    return bytes(body)
-
-
 def _told(error: Exception) -> tuple[int, dict[str, str]]:
     """(HTTP status, what the client is told)."""
     if isinstance(error, SaekitError):
