@@ -71,18 +71,23 @@ TEXT = Part(
 )
 IMAGE = Part(
     "image",
-    "embedded:digits-vit",
-    "embedded:digits",
-    {"hook": "blocks.2", "batch": 128},
+    "embedded:openmoji-vit",
+    "embedded:openmoji",
+    {"hook": "blocks.4", "batch": 64, "rows": 486_000, "shard_mb": 64},
     {
-        "topk": {"k": 16},
-        "l1": {"sparsity": "l1"},
-        "kl": {"sparsity": "kl", "target_l0": 16},
+        # k falls from 32: fewer latents are left unused (docs/openmoji.md)
+        "topk": {
+            "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
+        "gated": {
+            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "all",
-)
+    "interesting:150",
+    "a small vision transformer looking at 6,000 pictures of emoji (OpenMoji, CC BY-SA 4.0)",
+)  # fmt: skip
 DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
 HEADER = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "rows/s")
 # What a model of the table is, by its variant or kind.
@@ -102,7 +107,7 @@ def run(
     given: Given,
     out: Annotated[str | Path, Doc("Folder for stores, checkpoints and pages.")] = "demo",
     text: Annotated[bool, Doc("A language model reading tales, novels and documentation.")] = True,
-    image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
+    image: Annotated[bool, Doc("A vision transformer looking at emoji.")] = True,
     text_model: Annotated[
         str,
         Doc(

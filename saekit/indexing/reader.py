@@ -333,11 +333,12 @@ def _beside(pair: OpenedPair) -> tuple[Path | None, IndexManifest | None]:
     return folder, checked_manifest(folder)
 
 
-def index_command(pair: OpenedPair) -> str:
-    """The shell command that makes the index of a pair."""
+def index_command(pair: OpenedPair, again: bool = False) -> str:
+    """The shell command that makes the index of a pair; `again`: in the place of another."""
     own = pair.checkpoint is not None and pair.checkpoint.own
     name = pair.name if own else "CKPT"
-    return with_stores(f"saekit index {name}", [str(part.path) for part in stores_of(pair.store)])
+    command = f"saekit index {name} --overwrite" if again else f"saekit index {name}"
+    return with_stores(command, [str(part.path) for part in stores_of(pair.store)])
 
 
 def open_index(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -> Index:

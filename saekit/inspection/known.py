@@ -27,7 +27,7 @@ class Known:
         self.index: Index | None = inspected.index
         self.source = "scan" if self.index is None else "index"
         if self.index is None and has_other_index(inspected):
-            command = f"{index_command(inspected)} --overwrite"
+            command = index_command(inspected, again=True)
             text = f"the index of this store is of other weights, and is not used: {command}"
             progress(Progress("features", 0, 0, message=text))
         self.rows = inspected.store.count()

@@ -42,7 +42,7 @@ TOP_TOKENS = 5
 TYPICAL_ROWS = 20
 SORTS = ("act", "score")
 # of an automatic label: on " import", before " import" ...
-KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in"}
+KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in", "name": "in"}
 
 
 @dataclass(frozen=True)
