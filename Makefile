@@ -63,12 +63,12 @@ lint: $(LINTERS)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # Pages that are generated from the code, and tables of the results in benchmarks/results, where a test fails when one is
-# out of date; then the site, site/index.html, which opens from disk.
+# out of date; then the site, site/index.html, which opens from disk. With --quiet mkdocs would not count its warnings.
 docs: $(DOCS)
 	$(BIN)/python docs/options.py
 	$(BIN)/python docs/api.py
 	$(BIN)/python docs/tables.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo site/index.html
 
 # Measures what README and docs quote, into benchmarks/results, and writes their tables: half an hour on two idle cores.

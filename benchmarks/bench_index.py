@@ -26,10 +26,11 @@ import torch
 
 import saekit
 from saekit.indexing.association import label_figures, token_figures
+from saekit.indexing.beside import open_index
 from saekit.indexing.entries import CHUNK_ROWS, encoded_chunks
 from saekit.indexing.manifest import IndexManifest, indexed_store
 from saekit.indexing.merge import merge
-from saekit.indexing.reader import Index, open_index
+from saekit.indexing.reader import Index
 from saekit.indexing.runs import Entries, RunWriter
 from saekit.store.reader import open_store
 from saekit.store.shards import StoredExample

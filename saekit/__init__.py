@@ -32,10 +32,11 @@ _PUBLIC = {
     "compare": "saekit.report.comparison",
     "convert": "saekit.evaluation.conversion",
     "index": "saekit.indexing.build",
-    "open_index": "saekit.indexing.reader",
+    "open_index": "saekit.indexing.beside",
     "Index": "saekit.indexing.reader",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
+    "show": "saekit.inspection.shown",
     "Estimator": "saekit.estimator",
     "SaekitError": "saekit.errors",
 }
@@ -49,11 +50,12 @@ if TYPE_CHECKING:
     from saekit.exporting import export_dictionary as export_dictionary
     from saekit.harvesting.hooks import capture as capture
     from saekit.harvesting.run import harvest as harvest
+    from saekit.indexing.beside import open_index as open_index
     from saekit.indexing.build import index as index
     from saekit.indexing.reader import Index as Index
-    from saekit.indexing.reader import open_index as open_index
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
+    from saekit.inspection.shown import show as show
     from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.attach import attach as attach

@@ -291,7 +291,9 @@ class FeatureRecord:
         return feature_html(repr(self), self.examples)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The fields by name. Lists inside are not copied: dataclasses.asdict takes as long as all
+        the rest of a page."""
+        return {**vars(self), "examples": [dict(vars(example)) for example in self.examples]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureRecord:

@@ -71,18 +71,23 @@ TEXT = Part(
 )
 IMAGE = Part(
     "image",
-    "embedded:digits-vit",
-    "embedded:digits",
-    {"hook": "blocks.2", "batch": 128},
+    "embedded:openmoji-vit",
+    "embedded:openmoji",
+    {"hook": "blocks.4", "batch": 64, "rows": 486_000, "shard_mb": 64},
     {
-        "topk": {"k": 16},
-        "l1": {"sparsity": "l1"},
-        "kl": {"sparsity": "kl", "target_l0": 16},
+        # k falls from 32: fewer latents are left unused (docs/openmoji.md)
+        "topk": {
+            "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
+        "gated": {
+            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+        },
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "all",
-)
+    "interesting:150",
+    "a small vision transformer looking at 6,000 pictures of emoji (OpenMoji, CC BY-SA 4.0)",
+)  # fmt: skip
 DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
 HEADER = ("checkpoint", "model", "latents", "held-out fvu", "l0", "dead", "rows/s")
 # What a model of the table is, by its variant or kind.
@@ -102,7 +107,7 @@ def run(
     given: Given,
     out: Annotated[str | Path, Doc("Folder for stores, checkpoints and pages.")] = "demo",
     text: Annotated[bool, Doc("A language model reading tales, novels and documentation.")] = True,
-    image: Annotated[bool, Doc("A vision transformer on handwritten digits.")] = True,
+    image: Annotated[bool, Doc("A vision transformer looking at emoji.")] = True,
     text_model: Annotated[
         str,
         Doc(
@@ -125,9 +130,10 @@ def run(
     rows, pages, titles, kinds = [], [], [], {}
     ending: list[str] = []
     for part in [p for p, wanted in ((IMAGE, image), (TEXT, text)) if wanted]:
-        folder, live_model = Path(out) / part.name, None
+        live_model = None
         if part is TEXT:
             part, live_model = _text_part(text_model, text_hook)
+        folder = Path(out) / part.name
         page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
@@ -146,13 +152,16 @@ def run(
 
 
 def _text_part(model: str, hook: str | None) -> tuple[Part, LiveModel]:
-    """The text half for a language model: the demo's own, or another at the same depth."""
+    """The text half for a language model: the demo's own, or another at the same depth, in a folder
+    of its own."""
     from saekit.harvesting.models import load_model
 
-    live_model = load_model(model)
+    live_model, other = load_model(model), model != TEXT.model
+    name = "-".join([TEXT.name, *([Path(model).name] if other else []), *([hook] if hook else [])])
     hook = hook or f"blocks.{int(DEPTH * live_model.blocks)}"
-    part = replace(TEXT, model=model, harvest=TEXT.harvest | {"hook": hook})
-    return (part if model == TEXT.model else replace(part, title="")), live_model
+    title = "" if other else TEXT.title
+    harvest = TEXT.harvest | {"hook": hook}
+    return replace(TEXT, name=name, model=model, harvest=harvest, title=title), live_model
 
 
 def _run_part(

@@ -160,7 +160,7 @@ class Reporter:
                 for place, (name, form) in enumerate(FIGURES.items())
                 if p.figures.get(name) is not None
             ),
-            (8, f"{rate:,.0f} {p.unit}/s" if rate > 0 else ""),
+            (8, f"{rate:,.0f} {p.unit}/s" if rate >= 1 else ""),
             (2, f"eta {left // 60}:{left % 60:02d}" if left else ""),
         ]
         shown: set[int] = set()

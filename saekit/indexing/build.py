@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -35,7 +36,7 @@ from saekit.indexing.opening import OpenedPair, opened_pair
 from saekit.indexing.reader import Index, read_index
 from saekit.indexing.rounding import in_half
 from saekit.indexing.runs import Entries, RunWriter, encoded_entries, keep_whole_runs
-from saekit.options import AnyStore, Device, Doc, Overwrite, Resume
+from saekit.options import COMMON, AnyStore, Device, Doc
 from saekit.store.files import folder_bytes, write_config
 from saekit.store.folder_kinds import INDEX
 from saekit.store.opening import RowsLike
@@ -87,15 +88,17 @@ def index(
     *,
     values: Annotated[
         Values,
-        Doc("Type of the stored activations. float16 takes two thirds of the space, and rounds."),
+        Doc(
+            "Type of the stored activations. float16 takes three quarters of the space, and rounds."
+        ),
     ] = "float32",
     budget: Annotated[
         int, Doc("Memory for sorting, in MB, besides what the model needs.", metavar="MB")
     ] = DEFAULT_BUDGET,
     any_store: AnyStore = False,
     device: Device = "auto",
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    resume: Annotated[bool, Doc("Continue an index that was interrupted.", COMMON)] = False,
+    overwrite: Annotated[bool, Doc("Replace an index that is there.", COMMON)] = False,
     progress: Report = lambda _: None,
 ) -> IndexResult:
     """Write every activation of a store, by latent and by row, beside the checkpoint: in its folder
@@ -184,6 +187,8 @@ def _folder_of(pair: OpenedPair) -> Path:
 
 def _wanted(pair: OpenedPair, values: Values, device: torch.device) -> IndexManifest:
     stores = [indexed_store(part) for part in stores_of(pair.store) if isinstance(part, Store)]
+    if any(shard.rows and not shard.examples for shard in pair.store.origin.manifest.shards):
+        raise DataError(f"{pair.store.path} does not say which examples its rows belong to")
     return IndexManifest(
         pair.weights_digest(),
         stores,
@@ -259,13 +264,16 @@ class _Pass:
         target = self.folder
         shared: list[tuple[int, Path]] = []
         for folder in sorted(target.parent.glob("[0-9a-f]" * 16)):
-            manifest = None if folder == target else checked_manifest(folder)
-            if manifest is not None and (rows := manifest.shared_rows(self.manifest)):
-                shared.append((rows, folder))
-        if not shared:
-            return 0, None
-        rows, folder = max(shared)
-        return rows, read_index(folder)
+            with suppress(DataError):  # a damaged one is not this command's concern
+                manifest = None if folder == target else checked_manifest(folder)
+                if manifest is not None and (rows := manifest.shared_rows(self.manifest)):
+                    shared.append((rows, folder))
+        for rows, folder in sorted(shared, reverse=True):
+            with suppress(DataError):
+                index = read_index(folder)
+                _ = index.by_row  # its checksum
+                return rows, index
+        return 0, None
 
     def _merged(self) -> IndexManifest:
         manifest = self.manifest

@@ -47,8 +47,8 @@ class Coactivation:
     def best(
         self, count: int = 10, by: Measure = "jaccard", least: int = 1
     ) -> list[dict[str, float]]:
-        """[{"index", "together", "jaccard", "pmi"}]: the other latents by a measure, largest first,
-        among those that are active together with j in at least `least` places."""
+        """The other latents by a measure, largest first, among those that are active together with
+        j in at least `least` places: [{"index", "together", "jaccard", "pmi"}]."""
         values = {"jaccard": self.jaccard, "pmi": self.pmi, "cosine": self.cosine}
         measure = values[by]
         assert measure is not None, "of lag 0 only"

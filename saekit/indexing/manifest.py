@@ -18,6 +18,7 @@ from saekit.errors import DataError, opt
 from saekit.store.files import check_schema, read_json, write_json
 from saekit.store.folder_kinds import INDEX
 from saekit.store.manifest import checksum
+from saekit.store.oserrors import reading
 from saekit.store.reader import Store
 from saekit.store.scans import INDEXES
 from saekit.typed import MisfitError, build
@@ -112,7 +113,8 @@ class IndexManifest:
     @classmethod
     def read(cls, folder: Path) -> IndexManifest:
         """Raises DataError when it is not an index, is damaged or of a later version."""
-        data = read_json(folder / INDEX.marker, "an index")
+        with reading(folder):
+            data = read_json(folder / INDEX.marker, "an index")
         check_schema(folder, data, SCHEMA)
         try:
             if data.get("checksum") != checksum(data):

@@ -1,47 +1,29 @@
 """An index, opened: every activation of a store, by latent and by row.
 
-Files are memory-mapped. Their sizes are checked when the index is opened, their checksums when a
-file is first read. Rows are numbered as in the store.
+Rows are numbered as in the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from saekit.display import brief
-from saekit.errors import DataError, MissingError, opt
+from saekit.errors import DataError, MissingError
 from saekit.indexing.coactivation import Coactivation
 from saekit.indexing.entries import Triples
+from saekit.indexing.files import IndexFiles
 from saekit.indexing.histogram import Histogram
-from saekit.indexing.manifest import (
-    BY_FEATURE,
-    BY_ROW,
-    ORIGIN,
-    IndexManifest,
-    checked_manifest,
-    index_folder,
-)
-from saekit.indexing.merge import blocks, by_feature_tensors, by_row_tensors, feature_tensors
-from saekit.indexing.opening import OpenedPair, opened_pair
-from saekit.indexing.origin import Origin, read_origin
+from saekit.indexing.manifest import IndexManifest, checked_manifest
+from saekit.indexing.merge import blocks
+from saekit.indexing.origin import Origin
 from saekit.indexing.radix import bits_of_sizes, order_of
 from saekit.indexing.row_order import RowOrder
 from saekit.indexing.runs import Entries
-from saekit.indexing.tensor_file import mapped_tensors
-from saekit.store.files import known_digest
-from saekit.store.opening import RowsLike
-from saekit.store.oserrors import reading
-from saekit.store.scans import FEATURES
-from saekit.store.stack import stores_of, with_stores
-from saekit.training.checkpoints import ModelLike
-from saekit.typed import MisfitError
 
 
 @dataclass(frozen=True)
@@ -72,9 +54,7 @@ class Index:
 
     def __init__(self, path: Path, manifest: IndexManifest) -> None:
         self.path, self.manifest = path, manifest
-        for name in manifest.files:
-            if not (path / name).is_file():
-                raise _damaged(path / name, "is missing")
+        self._files = IndexFiles(path, manifest)
 
     def __repr__(self) -> str:
         names = ("latents", "rows", "entries", "values")
@@ -84,51 +64,15 @@ class Index:
     def __len__(self) -> int:
         return self.manifest.latents
 
-    # -- files
-
-    def _checked(self, name: str) -> Path:
-        """The path of a file whose checksum is right. Raises DataError."""
-        path, expected = self.path / name, self.manifest.files[name]
-        with reading(path):
-            digest = known_digest(path, expected)
-        if digest != expected:
-            raise _damaged(
-                path,
-                f"is damaged: its sha256 is {digest[:12]}, not {expected[:12]} as in index.json",
-            )
-        return path
-
-    def _tensors(self, name: str, shapes: Any) -> dict[str, np.ndarray]:
-        path = self._checked(name)
-        try:
-            with reading(path):
-                return mapped_tensors(path, shapes)
-        except MisfitError as error:
-            raise _damaged(path, f"is not of this index: {error}") from None
-
-    @cached_property
-    def _features(self) -> dict[str, np.ndarray]:
-        return self._tensors(FEATURES, feature_tensors(self.manifest))
-
-    @cached_property
-    def _by_feature(self) -> dict[str, np.ndarray]:
-        return self._tensors(BY_FEATURE, by_feature_tensors(self.manifest))
-
-    @cached_property
+    @property
     def by_row(self) -> RowOrder:
-        """The same entries by row."""
-        tensors = self._tensors(BY_ROW, by_row_tensors(self.manifest))
-        return RowOrder(**tensors, latents=len(self))
+        """The entries by row."""
+        return self._files.by_row
 
-    @cached_property
+    @property
     def origin(self) -> Origin:
         """Tokens, contexts or images, documents and labels of the rows."""
-        path = self._checked(ORIGIN)
-        try:
-            with reading(path):
-                return read_origin(path)
-        except MisfitError as error:
-            raise _damaged(path, f"is not of this index: {error}") from None
+        return self._files.origin
 
     # -- all latents
 
@@ -140,17 +84,17 @@ class Index:
     @property
     def active(self) -> np.ndarray:
         """(F,) int64: rows in which each latent is active."""
-        return self._features["active"]
+        return self._files.features["active"]
 
     @property
     def max(self) -> np.ndarray:
         """(F,) fp32: its largest size, |value|."""
-        return self._features["max"]
+        return self._files.features["max"]
 
     @property
     def largest(self) -> np.ndarray:
         """(F,) fp32: the value of largest size, with its sign."""
-        return self._features["largest"]
+        return self._files.features["largest"]
 
     @property
     def density(self) -> np.ndarray:
@@ -160,19 +104,19 @@ class Index:
     @property
     def sum(self) -> np.ndarray:
         """(F,) fp64: of each latent's values over all rows."""
-        return self._features["sum"]
+        return self._files.features["sum"]
 
     @property
     def first(self) -> np.ndarray:
         """(F,) int64: active rows that are the first of their context or image."""
-        return self._features["first"]
+        return self._files.features["first"]
 
     # -- one latent
 
     def activations(self, latent: int) -> Activations:
         """All of them, rows ascending. Raises DataError for a latent that there is not."""
         lo, hi = self._span(latent)
-        columns = self._by_feature
+        columns = self._files.by_feature
         return Activations(
             columns["row"][lo:hi].astype(np.int64), columns["value"][lo:hi].astype(np.float32)
         )
@@ -240,7 +184,7 @@ class Index:
         own, order, active = self.activations(latent), self.by_row, self.active
         if lag == 0:
             products = order.sums(own.rows, own.values.astype(np.float64))
-            norms = np.sqrt(self._features["squares"])
+            norms = np.sqrt(self._files.features["squares"])
             cosine = products / np.where(norms > 0, norms, 1) / max(norms[latent], 1e-300)
             together = order.counts(own.rows)
             return Coactivation(latent, 0, self.rows, together, len(own), active, cosine)
@@ -250,7 +194,7 @@ class Index:
         follows = self.origin.follows
         after = own.rows[own.rows + 1 < self.rows] + 1
         after = after[follows[after]]
-        others = active - self._features["unpreceded"]
+        others = active - self._files.features["unpreceded"]
         return Coactivation(
             latent, 1, int(follows.sum()), order.counts(after), len(after), others, None
         )
@@ -269,36 +213,31 @@ class Index:
     def blocks(self, most: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
         """All entries by latent, about `most` at a time: the latents [a, b), and of their entries
         rows, values fp32, and latents counted from a."""
-        ptr = self._by_feature["ptr"]
+        ptr = self._files.by_feature["ptr"]
         for a, b in blocks(ptr, most):
             part = slice(int(ptr[a]), int(ptr[b]))
             latent = np.repeat(np.arange(b - a), np.diff(ptr[a : b + 1]))
-            value = self._by_feature["value"][part].astype(np.float32)
-            yield a, b, self._by_feature["row"][part], value, latent
+            value = self._files.by_feature["value"][part].astype(np.float32)
+            yield a, b, self._files.by_feature["row"][part], value, latent
 
     def _span(self, latent: int) -> tuple[int, int]:
         if not 0 <= latent < len(self):
             raise DataError(
                 f"feature {latent}: this index has {len(self):,} (0 to {len(self) - 1:,})"
             )
-        lo, hi = self._by_feature["ptr"][latent : latent + 2].tolist()
+        lo, hi = self._files.by_feature["ptr"][latent : latent + 2].tolist()
         return lo, hi
 
     def _histogram(self, latent: int) -> Histogram:
         lo, hi = self._span(latent)
         counted = Histogram(1)
-        counted.range[0] = float(self._features["range"][latent])
+        counted.range[0] = float(self._files.features["range"][latent])
         if hi > lo:
-            value = torch.from_numpy(self._by_feature["value"][lo:hi].astype(np.float32))
+            value = torch.from_numpy(self._files.by_feature["value"][lo:hi].astype(np.float32))
             zeros = torch.zeros(hi - lo, dtype=torch.int64)
             largest = torch.tensor([float(self.max[latent])])
             counted.add(Triples(zeros, zeros, value), largest)
         return counted
-
-
-def _damaged(path: Path, problem: str) -> DataError:
-    hint = f"index the store again with {opt('overwrite', True)}, or restore the file from a copy"
-    return DataError(f"{path} {problem}", hint)
 
 
 def read_index(folder: Path) -> Index:
@@ -308,55 +247,3 @@ def read_index(folder: Path) -> Index:
     if manifest is None:
         raise MissingError(f"{folder} holds no index that is whole", "give what saekit.index wrote")
     return Index(folder, manifest)
-
-
-def found_index(pair: OpenedPair) -> Index | None:
-    """The index of these weights on these rows, where the checkpoint has one. Raises DataError for
-    a damaged one."""
-    folder, manifest = _beside(pair)
-    if folder is None or manifest is None or manifest.weights != pair.weights_digest():
-        return None
-    return Index(folder, manifest)
-
-
-def has_other_index(pair: OpenedPair) -> bool:
-    """Whether the checkpoint has an index of these rows by other weights."""
-    _, manifest = _beside(pair)
-    return manifest is not None and manifest.weights != pair.weights_digest()
-
-
-def _beside(pair: OpenedPair) -> tuple[Path | None, IndexManifest | None]:
-    """Where the index of a pair is kept, and what it says, where it is whole."""
-    if pair.checkpoint is None or not pair.checkpoint.own:
-        return None, None
-    folder = index_folder(Path(pair.checkpoint.path), pair.contents())
-    return folder, checked_manifest(folder)
-
-
-def index_command(pair: OpenedPair) -> str:
-    """The shell command that makes the index of a pair."""
-    own = pair.checkpoint is not None and pair.checkpoint.own
-    name = pair.name if own else "CKPT"
-    return with_stores(f"saekit index {name}", [str(part.path) for part in stores_of(pair.store)])
-
-
-def open_index(checkpoint: ModelLike, store: RowsLike, any_store: bool = False) -> Index:
-    """The index that `saekit.index` wrote for a checkpoint and a store.
-
-    Parameters
-        checkpoint: a folder of saekit's own.
-        store: a path or an open Store; a crosscoder takes its stores in order, as a list.
-        any_store: also take a store of another model, hook or scope than that of a checkpoint's
-            training.
-
-    Raises MissingError where there is no whole index of these weights and rows, DataError for a
-    damaged one or a store that does not fit.
-    """
-    pair = opened_pair(checkpoint, store, any_store)
-    index = found_index(pair)
-    if index is None:
-        raise MissingError(
-            f"{pair.name} has no index of {pair.store.path}, or one of other weights",
-            index_command(pair),
-        )
-    return index

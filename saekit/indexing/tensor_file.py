@@ -22,6 +22,8 @@ NAMES = {
     "uint8": "U8",
 }  # fmt: skip
 DTYPES = {name: np.dtype(dtype) for dtype, name in NAMES.items()}
+Shapes = Mapping[str, tuple[str, int | None]]
+"""name -> (dtype of NumPy, number of values; None: any)."""
 ALIGNED = 8  # bytes: numbers of eight bytes come first in the file, at a multiple of this
 
 
@@ -72,9 +74,7 @@ def writing_tensors(path: Path, shapes: Mapping[str, tuple[str, int]]) -> Iterat
             os.close(descriptor)
 
 
-def mapped_tensors(
-    path: Path, shapes: Mapping[str, tuple[str, int | None]]
-) -> dict[str, np.ndarray]:
+def mapped_tensors(path: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     """name -> memory-mapped array (N,). Raises MisfitError unless the file has the tensors of
     `shapes` (None: of any length), in these types."""
     with open(path, "rb") as file:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from saekit.inspection.meanings import LABEL, NAME
 from saekit.inspection.scan import Scan
 from saekit.inspection.score import Meaning, Scores
 
@@ -60,7 +61,10 @@ def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
 
 
 def _word(meaning: Meaning | None) -> tuple[str, str] | None:
-    return None if meaning is None else (meaning.kind, meaning.text.strip().casefold())
+    if meaning is None:
+        return None
+    # a label and a word of names mean the same
+    return (LABEL if meaning.kind == NAME else meaning.kind, meaning.text.strip().casefold())
 
 
 def _near(a: int, b: int, scan: Scan, directions_FD: torch.Tensor | None) -> bool:

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from saekit.errors import DataError
-from saekit.indexing.reader import Index, has_other_index, index_command
+from saekit.indexing.beside import has_other_index, index_command
+from saekit.indexing.reader import Index
 from saekit.inspection.gather import scores_of
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.records import strongest, thinned
@@ -27,7 +28,7 @@ class Known:
         self.index: Index | None = inspected.index
         self.source = "scan" if self.index is None else "index"
         if self.index is None and has_other_index(inspected):
-            command = f"{index_command(inspected)} --overwrite"
+            command = index_command(inspected, again=True)
             text = f"the index of this store is of other weights, and is not used: {command}"
             progress(Progress("features", 0, 0, message=text))
         self.rows = inspected.store.count()

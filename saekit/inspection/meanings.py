@@ -1,5 +1,6 @@
 """What a row of a store can mean, as one word of each kind: the token it is at, the token before or
-after it, the label of its document or image.
+after it, the label of its document or image. And as several: the words of its image's name, where
+images are called "red heart #2", picture 2 of the red heart.
 
 Words are numbers here, so that thousands of latents can be counted at once. Tokens that differ only
 in case and surrounding spaces are one word (" Import", "import").
@@ -7,6 +8,7 @@ in case and surrounding spaces are one word (" Import", "import").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -14,17 +16,21 @@ import numpy as np
 
 from saekit.inspection.tokens import TokenTexts
 from saekit.store.reader import Store
+from saekit.store.shards import ShardFile
 from saekit.store.stack import StackedStore
 
 NONE = -1
 # kind -> the offset of the token that gives its word, in the order in which ties are settled
 TOKEN_KINDS = {"token": 0, "next": 1, "previous": -1}
-LABEL = "label"
+LABEL, NAME = "label", "name"
+# the name of an image that is one of several, without its skin tone ("cook: dark skin tone #5")
+NUMBERED = re.compile(r"(.+?)(?:: [^:]* skin tone)? #[0-9]+")
+_SAY_NOTHING = frozenset("and for from in into of off on out over the to with".split())
 
 
 class Meanings:
     """Words of the rows of a store. `kinds` are those that its data have: tokens of text, labels of
-    either where there are any."""
+    either where there are any, and names of images."""
 
     def __init__(self, store: Store | StackedStore, texts: TokenTexts | None) -> None:
         """`texts`: how tokens are written; None for images."""
@@ -34,16 +40,30 @@ class Meanings:
         self._of_token: dict[int, int] = {}
         self._labels = [self._numbers(shard.labels()) for shard in self._shards]
         has_labels = any((labels != NONE).any() for labels in self._labels)
-        self.kinds = (*(TOKEN_KINDS if texts else ()), *((LABEL,) if has_labels else ()))
+        self.of_patches = texts is None and store.spec.grid is not None
+        names = [] if texts else [_names_of(shard) for shard in self._shards]
+        most = max((len(each) for of_shard in names for each in of_shard), default=0)
+        self._named = [self._padded(of_shard, most) for of_shard in names]
+        self.kinds = (
+            *(TOKEN_KINDS if texts else ()),
+            *((LABEL,) if has_labels else ()),
+            *((NAME,) if most else ()),
+        )
 
     def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """kind -> (N,) int32: the word of each row (N,), NONE where it has none of this kind."""
-        found = {kind: np.full(len(rows), NONE, np.int32) for kind in self.kinds}
-        for which, local, shard, labels in self._by_shard(rows):
+        """kind -> (N,W) int32: the words of each row (N,), NONE where it has none of this kind, or
+        fewer. W is 1 for all kinds but names, and no row has a word twice."""
+        width = {NAME: self._named[0].shape[1]} if NAME in self.kinds else {}
+        found = {
+            kind: np.full((len(rows), width.get(kind, 1)), NONE, np.int32) for kind in self.kinds
+        }
+        for number, which, local, shard in self._by_shard(rows):
             arrays = shard.arrays
             example = _example_of(arrays, local)
             if LABEL in found:
-                found[LABEL][which] = labels[example]
+                found[LABEL][which, 0] = self._labels[number][example]
+            if NAME in found:
+                found[NAME][which] = self._named[number][example]
             if self._texts is None:
                 continue
             first, stop = arrays["examples.token_ptr"][example], arrays["examples.token_ptr"][1:]
@@ -51,13 +71,13 @@ class Meanings:
             for kind, offset in TOKEN_KINDS.items():
                 inside = (at + offset >= first) & (at + offset < stop[example])
                 ids = arrays["examples.tokens"][(at + offset)[inside]]
-                found[kind][which[inside]] = self._words_of_tokens(ids)
+                found[kind][which[inside], 0] = self._words_of_tokens(ids)
         return found
 
     def documents(self, rows: np.ndarray) -> np.ndarray:
         """(N,) int64: doc_id of each row (N,)."""
         found = np.empty(len(rows), np.int64)
-        for which, local, shard, _ in self._by_shard(rows):
+        for _, which, local, shard in self._by_shard(rows):
             found[which] = shard.arrays["doc_id"][local]
         return found
 
@@ -82,12 +102,12 @@ class Meanings:
         return self._names[word]
 
     def _by_shard(self, rows: np.ndarray):
-        """(places in `rows`, their rows within the shard, shard, words of its examples' labels)."""
+        """(number of a shard, places in `rows`, their rows within the shard, shard)."""
         first = 0
-        for shard, labels in zip(self._shards, self._labels):
+        for number, shard in enumerate(self._shards):
             which = np.flatnonzero((rows >= first) & (rows < first + len(shard)))
             if len(which):
-                yield which, rows[which] - first, shard, labels
+                yield number, which, rows[which] - first, shard
             first += len(shard)
 
     def _words_of_tokens(self, ids: np.ndarray) -> np.ndarray:
@@ -102,6 +122,13 @@ class Meanings:
     def _numbers(self, labels: Iterable[str | None]) -> np.ndarray:
         return np.array([NONE if name is None else self._number(name) for name in labels], np.int32)
 
+    def _padded(self, names: list[list[str]], most: int) -> np.ndarray:
+        """(examples, most) int32."""
+        words = np.full((len(names), most), NONE, np.int32)
+        for row, each in zip(words, names):
+            row[: len(each)] = [self._number(word) for word in each]
+        return words
+
     def _number(self, text: str) -> int:
         word = self._words.setdefault(text.strip().casefold() or text, len(self._names))
         if word == len(self._names):
@@ -114,3 +141,11 @@ def _example_of(arrays: dict[str, np.ndarray], local: np.ndarray) -> np.ndarray:
     with_rows = np.flatnonzero(arrays["examples.rows"] > 0)
     firsts = arrays["examples.first_row"][with_rows]
     return with_rows[np.searchsorted(firsts, local, side="right") - 1]
+
+
+def _names_of(shard: ShardFile) -> list[list[str]]:
+    """Of every image of a shard the words of its name, each once; none without a numbered name."""
+    images = range(len(shard.arrays["examples.rows"]))
+    matches = [NUMBERED.fullmatch(shard.example(image).ref) for image in images]
+    words = [re.findall(r"[^\W\d_]{3,}", match[1].lower()) if match else [] for match in matches]
+    return [list(dict.fromkeys(w for w in each if w not in _SAY_NOTHING)) for each in words]

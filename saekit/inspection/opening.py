@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 
 from saekit.device import CPU
+from saekit.indexing.beside import found_index
 from saekit.indexing.opening import OpenedPair, opened_pair
-from saekit.indexing.reader import Index, found_index
+from saekit.indexing.reader import Index
 from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike

@@ -6,11 +6,12 @@ coherence: of the rows that show a latent (the strongest, and a sample of each f
     the share s that have one word in common, against the share s0 of the same rows when the words
     of all latents are shuffled (the largest of four shuffles): (s - s0) / (1 - s0). The strongest
     rows count one half, the fifths the other half, each fifth the same. A word is the token at the
-    row, the token after or before it, or the label of its document or image; the kind with the
-    largest coherence x specificity counts.
+    row, the token after or before it, the label of its document or image, or any word of its
+    image's name ("red heart #2"); the kind with the largest coherence x specificity counts.
 specificity: 1 for a word that is at most 0.1 % of the store's tokens, falling to 0 for one that is
-    10 % or more, in proportion to the logarithm. 1 for labels.
-rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side.
+    10 % or more, in proportion to the logarithm. 1 for labels and names.
+rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side; of
+    patches from 0.1 %, since a part of a picture covers several.
 evidence: documents among the strongest rows over 10, at most 1.
 
 The best of several kinds is taken, so a latent without any meaning may have a coherence above 0:
@@ -26,12 +27,12 @@ import numpy as np
 import torch
 
 from saekit.indexing.histogram import BANDS
-from saekit.inspection.meanings import LABEL, NONE, Meanings
+from saekit.inspection.meanings import NONE, TOKEN_KINDS, Meanings
 from saekit.inspection.scan import Scan
 
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5
-DENSITIES = (1e-4, 1e-2)
+DENSITIES, DENSITIES_OF_PATCHES = (1e-4, 1e-2), (1e-3, 1e-2)
 # the share of all tokens at which specificity begins to fall, and where it is 0
 COMMON = (1e-3, 1e-1)
 DOCUMENTS = 10
@@ -45,7 +46,7 @@ NAMED_FROM, NAMED_ROWS = 0.25, 8
 class Meaning:
     """The commonest word among the rows that show a latent: in `count` of `of` rows."""
 
-    kind: str  # token | next | previous | label
+    kind: str  # token | next | previous | label | name
     text: str
     count: int
     of: int
@@ -79,9 +80,10 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
     if scan.dense or not meanings.kinds or not len(alive):
         return Scores(score_F, found)
     rows_AN, weight_AN = shown_rows(scan, alive)
-    words = {kind: w.reshape(rows_AN.shape) for kind, w in meanings(rows_AN.ravel()).items()}
+    words = {kind: w.reshape(*rows_AN.shape, -1) for kind, w in meanings(rows_AN.ravel()).items()}
     best = _best_kind(words, weight_AN, meanings)
-    rarity_A = _falling(scan.density[alive].numpy(), *DENSITIES)
+    usual = DENSITIES_OF_PATCHES if meanings.of_patches else DENSITIES
+    rarity_A = _falling(scan.density[alive].numpy(), *usual)
     evidence_A = _evidence(meanings, rows_AN[:, :TOP_ROWS])
     score_A = best.coherence * best.specificity * rarity_A * evidence_A
     score_F[alive] = torch.from_numpy(score_A).float()
@@ -141,18 +143,19 @@ def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray, meanings: Me
     rng = np.random.default_rng(0)
     filled = np.flatnonzero(weight_AN > 0)
     columns = []
-    for number, (kind, word_AN) in enumerate(words.items()):
-        word_AN = np.where(weight_AN > 0, word_AN, NONE)
-        share_A, word_A, count_A = _commonest(word_AN, weight_AN)
+    for number, (kind, word_ANW) in enumerate(words.items()):
+        word_ANW = np.where(weight_AN[:, :, None] > 0, word_ANW, NONE)
+        share_A, word_A, count_A = _commonest(word_ANW, weight_AN)
         # the same with the words of all latents shuffled
         chance_A = np.zeros(len(share_A))
         for _ in range(SHUFFLES):
-            shuffled_AN = word_AN.copy()
-            shuffled_AN.flat[filled] = rng.permutation(word_AN.flat[filled])
-            chance_A = np.maximum(chance_A, _commonest(shuffled_AN, weight_AN)[0])
+            shuffled_ANW = word_ANW.copy()
+            of_rows = shuffled_ANW.reshape(-1, word_ANW.shape[2])
+            of_rows[filled] = rng.permutation(of_rows[filled])
+            chance_A = np.maximum(chance_A, _commonest(shuffled_ANW, weight_AN)[0])
         coherence_A = np.clip((share_A - chance_A) / np.maximum(1 - chance_A, 1e-9), 0, 1)
         specificity_A = np.ones(len(share_A))
-        if kind != LABEL:
+        if kind in TOKEN_KINDS:
             decades = np.log10(COMMON[1] / COMMON[0])
             specificity_A = _falling(meanings.token_shares(word_A), 0.0, COMMON[0], decades)
         columns.append((coherence_A, specificity_A, np.full(len(word_A), number), word_A, count_A))
@@ -163,15 +166,17 @@ def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray, meanings: Me
 
 
 def _commonest(
-    word_AN: np.ndarray, weight_AN: np.ndarray
+    word_ANW: np.ndarray, weight_AN: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(largest weight that rows of one word have together, that word, its number of rows)."""
-    order = np.argsort(word_AN, axis=1, kind="stable")
-    word = np.take_along_axis(word_AN, order, 1)
+    """(largest weight that rows with one word have together, that word, its number of rows)."""
+    word = word_ANW.reshape(len(word_ANW), -1)
+    weight = np.repeat(weight_AN, word_ANW.shape[2], 1)
+    order = np.argsort(word, axis=1, kind="stable")
+    word = np.take_along_axis(word, order, 1)
     # of the runs of equal words: where each ends, what all up to there have together
     ends = np.ones(word.shape, bool)
     ends[:, :-1] = word[:, 1:] != word[:, :-1]
-    total = np.take_along_axis(weight_AN, order, 1).cumsum(1, dtype=np.float64)
+    total = np.take_along_axis(weight, order, 1).cumsum(1, dtype=np.float64)
     number = np.broadcast_to(np.arange(1, word.shape[1] + 1), word.shape)
     share, count = (_of_runs(sums, ends) for sums in (total, number))
     share = np.where(ends & (word != NONE), share, 0)

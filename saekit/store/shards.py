@@ -137,7 +137,8 @@ class ShardFile:
     def _mapped(self) -> dict[str, np.ndarray]:
         with open(self.path, "rb") as file:
             header = header_bytes(file, self.path)
-        data = np.memmap(self.path, dtype=np.uint8, mode="r")[8 + len(header) :]
+        # as a plain array: slices of a memmap are subclasses, which cost several microseconds each
+        data = np.asarray(np.memmap(self.path, dtype=np.uint8, mode="r"))[8 + len(header) :]
         entries = checked_header(json.loads(header), len(data), self.shard, self.spec)
         self.x_dtype = _TORCH[entries["x"].dtype]
         arrays = {

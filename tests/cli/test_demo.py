@@ -72,23 +72,27 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
     assert status == 0, log
     lines = shown.splitlines()
     # the path of the page, then the table
-    page = out / "text" / "page" / "index.html"
+    page = out / "text-model" / "page" / "index.html"
     assert lines[0] == f"open    {page}" and page.is_file()
     header, *rows = lines[2:6]
     assert re.split(r" {2,}", header) == list(demo.HEADER) and header.count("dead") == 1
     for row, run in zip(rows, ("topk", "l1", "pca"), strict=True):
         checkpoint, _, latents, *_, dead, _ = re.split(r" {2,}", row)
-        metrics = json.loads((out / "text" / run / "config.json").read_text())["result"]["metrics"]
+        metrics = json.loads((out / "text-model" / run / "config.json").read_text())["result"][
+            "metrics"
+        ]
         expected = metrics.get("dead_train")
-        assert checkpoint == str(out / "text" / run) and int(latents) in (4, 64)
+        assert checkpoint == str(out / "text-model" / run) and int(latents) in (4, 64)
         assert dead == ("-" if expected is None else f"{expected:.1%}")
     # the model and the data that were asked for, and a sentence for each model of the table
     about = lines[7:12]
-    described = f"text: {folder / 'model'} on {folder / 'words.txt'}; hidden states at blocks.2."
+    described = (
+        f"text-model: {folder / 'model'} on {folder / 'words.txt'}; hidden states at blocks.2."
+    )
     assert about[0] == described
     assert [line.split(":")[0] for line in about[1:]] == ["topk", "l1", "pca", "dead"]
     assert all(line.endswith(".") for line in about[1:])
-    assert saekit.open_store(out / "text" / "store").spec.hook == DEEPER
+    assert saekit.open_store(out / "text-model" / "store").spec.hook == DEEPER
     # the end, which has a report of its own
     assert lines[13].endswith(" s") and lines[14] == f"open    {page}"
     assert lines[16].startswith("latent ") and lines[-1].endswith("report.html")
@@ -97,6 +101,7 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
 def test_the_demo_takes_a_hook(folder, tiny_text):
     part, live_model = demo._text_part(str(folder / "model"), "blocks.0.mlp")
     assert part.harvest["hook"] == "blocks.0.mlp" and part.runs == tiny_text.runs
+    assert part.name == "text-model-blocks.0.mlp"  # beside the demo's own
     assert live_model.name == str(folder / "model")
 
 

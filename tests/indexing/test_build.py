@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 import saekit
 from saekit.errors import DataError, MissingError, NumericsError, SaekitError, UsageError
 from saekit.indexing import build
+from saekit.indexing.beside import found_index, has_other_index
 from saekit.indexing.manifest import index_folder
-from saekit.indexing.reader import found_index, has_other_index, read_index
+from saekit.indexing.reader import read_index
 from saekit.indexing.runs import BYTES_PER_ENTRY
 from saekit.inspection.opening import open_pair
 from saekit.store.files import sha256_of
+from saekit.store.folder_kinds import RUN
 from saekit.store.reader import open_store
 from saekit.store.scans import scanned_maxima
 
@@ -102,6 +104,7 @@ def test_an_index_killed_anywhere_resumes_to_the_same_bytes(made, whole, tmp_pat
 
     operation = 0
     while killed_before(operation, run, begin):
+        assert RUN.sort(run)[1] == [], "all that is left is known to be ours"
         readable = found_index(open_pair(run, made / "store"))
         if readable is not None:  # whole, except that its runs are not removed yet
             assert whole.items() <= files(run).items() and readable.activations(0).rows.size
@@ -111,6 +114,28 @@ def test_an_index_killed_anywhere_resumes_to_the_same_bytes(made, whole, tmp_pat
         assert content(run) == expected, "nothing else in the checkpoint changes"
         operation += stride
     assert operation > 20
+
+
+def test_an_index_that_is_replaced_is_the_old_or_the_new_one_at_every_moment(made, whole, tmp_path):
+    run = copied(made, tmp_path)
+    saekit.index(run, made / "store")
+    seen, operation = set(), 0
+
+    def begin() -> None:
+        saekit.index(run, made / "store", budget=1, values="float16", overwrite=True)
+
+    while killed_before(operation, run, begin):
+        seen.add(saekit.open_index(run, made / "store").manifest.values)
+        assert RUN.sort(run)[1] == []
+        operation += 17
+    assert operation > 50 and "float32" in seen
+    assert saekit.open_index(run, made / "store").manifest.values == "float16"
+    assert [path.name for path in (run / "index").iterdir()] == [whole_name(whole)]
+
+
+def whole_name(whole: dict[str, bytes]) -> str:
+    """The folder of an index."""
+    return next(iter(whole)).split("/")[0]
 
 
 def test_an_index_killed_in_the_middle_of_an_operation_goes_on_with_its_runs(made, whole, tmp_path):
@@ -162,6 +187,12 @@ def test_a_store_that_has_grown_is_indexed_to_the_same_bytes_from_what_is_there(
     assert grown == files(fresh)
     # both stay
     assert saekit.open_index(tmp_path / "run", small).rows == 3900
+    # what is damaged is not copied
+    damaged = index_folder(tmp_path / "run", [open_store(small).content]) / "by_row.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    saekit.index(tmp_path / "run", large, overwrite=True, progress=said.append)
+    assert len([p for p in said if p.message]) == 1
+    assert {n: d for n, d in files(tmp_path / "run").items() if n.startswith(name)} == files(fresh)
 
 
 def test_what_an_index_is_refused_for(made, tmp_path):

@@ -276,8 +276,9 @@ def test_intervals_count_the_rows_of_any_histogram(tab, tmp_path, bins):
 def test_pictures_are_enlarged(tab, tmp_path):
     images, keys, pixels, labels = fixture.digit_images(60)
     records = fixture.image_records(3, keys, pixels, labels)
+    latent, shown = next((r.index, r.examples) for r in records if r.examples)
+    shown[0].source = "crab #2"
     write_page(records, fixture.image_meta(records, 3, 960), images, tmp_path)
-    latent = next(record.index for record in records if record.examples)
     tab.open(Site(tmp_path).url(latent))
     tab.click("#top .frame")
     assert tab.evaluate("document.getElementById('zoom').open") is True
@@ -288,6 +289,14 @@ def test_pictures_are_enlarged(tab, tmp_path):
     assert large > 2.5 * small
     facts = text(tab, "#zoom-facts")
     assert facts.startswith("activation ") and "4 × 4 patches" in facts
+    # a numbered name is the caption, a file's name is not
+    assert text(tab, "#zoom-title") == "crab" and facts.endswith("crab #2")
+    captions = tab.evaluate(
+        "Array.from(document.querySelectorAll('#top .under .data-label'), e => e.textContent)"
+    )
+    assert captions[:3] == ["crab", shown[1].label, shown[2].label]
+    tip = "document.querySelector('#top .under .data-label').dataset.about"
+    assert tab.evaluate(tip) == f"crab #2 · {shown[0].label}"
     tab.press("Escape")
     assert tab.evaluate("document.getElementById('zoom').open") is False
     # the patches of at least half the maximum have a line round them

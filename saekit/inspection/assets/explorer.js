@@ -91,7 +91,9 @@ async function copyLink() {
 
 function drawHeader() {
   const { metrics } = catalog.meta;
-  byId("metrics").replaceChildren(...metrics.filter(({ name }) => name !== "dead_train").map(({ name, text, meaning }) =>
+  // held-out rows are few, and a rare latent is silent there: of the two shares, that of training where it is known
+  const left = metrics.some(({ name }) => name === "dead_train") ? "dead" : "";
+  byId("metrics").replaceChildren(...metrics.filter(({ name }) => name !== left).map(({ name, text, meaning }) =>
     about(el("div", {}, about(el("dt", {}, el("span", {}, name)), meaning, true), el("dd", {}, text)), meaning)));
 }
 

@@ -34,7 +34,7 @@ function galleryHeader(shown) {
       ? ["In the order of an ", about(el("span", {}, "automatic score"), "score", true), ": how often the examples of a feature have one word in common, against shuffled examples. "
         + "Near-duplicates are folded, and each word comes once. The last of a card's examples "
         + `${catalog.meta.modality === "image" ? "are" : "is"} from the middle of its range.`]
-      : "Those with the largest activations. There is no score: a dense code has none, nor have images without labels."),
+      : "Those with the largest activations. There is no score: a dense code has none, nor have images with neither label nor name."),
     catalog.meta.modality === "image" ? el("div", { class: "shading" }, overlayButtons()) : null);
 }
 
@@ -81,7 +81,7 @@ function cardImage(example, max) {
 
 const KIND = {
   text: { token: "on", next: "before", previous: "after", label: "in" },
-  image: { label: "" },
+  image: { label: "", name: "" },
 };
 
 function meaningOf(latent) {
@@ -93,7 +93,7 @@ function meaningOf(latent) {
 function meaningNodes(meaning) {
   const word = KIND[catalog.meta.modality]?.[meaning.kind] ?? "";
   return [word ? el("span", { class: "kind" }, `${word} `) : null,
-    meaning.kind === "label" ? el("span", { class: "data-label" }, plainNodes(meaning.text)) : el("span", { class: "chip" }, tokenNodes(meaning.text, true))];
+    meaning.kind === "label" || meaning.kind === "name" ? el("span", { class: "data-label" }, plainNodes(meaning.text)) : el("span", { class: "chip" }, tokenNodes(meaning.text, true))];
 }
 
 // What a feature is called: the reader's name, an explanation, else the automatic label.

@@ -14,11 +14,12 @@ function imageExample(example, max) {
   if (example.grid) addOverlays(frame, example, max);
   return el("li", { class: "image-example" }, frame,
     el("div", { class: "under" }, about(el("span", { class: "act" }, figure(example.act)), "act"),
-      about(el("span", { class: "data-label" }, plainNodes(name)), example.source || name)));
+      about(el("span", { class: "data-label" }, plainNodes(name)), [example.source || name, example.label].filter(Boolean).join(" · "))));
 }
 
+// "crab #2" is picture 2 of what is called crab; names of files say nothing, where there is a label.
 function imageName(example) {
-  return example.label ?? (example.source || `image ${example.example_id}`);
+  return /^(.+) #\d+$/.exec(example.source)?.[1] ?? example.label ?? (example.source || `image ${example.example_id}`);
 }
 
 function addOverlays(frame, example, max) {
