@@ -293,7 +293,8 @@ class FeatureRecord:
     def to_json(self) -> dict[str, Any]:
         """The fields by name. Lists inside are not copied: dataclasses.asdict takes as long as all
         the rest of a page."""
-        return {**vars(self), "examples": [dict(vars(example)) for example in self.examples]}
+        lists = {"examples": self.examples, "samples": self.samples}
+        return {**vars(self), **{n: [dict(vars(e)) for e in shown] for n, shown in lists.items()}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureRecord:

@@ -40,6 +40,14 @@ def together(index: Index, latent: int) -> dict[str, list[dict[str, float]]]:
     return {"coactivation": best(0), "following": best(1) if len(index.origin.token) else []}
 
 
+def starts_of(index: Index) -> list[int]:
+    """The latents of which at least half of the active rows are the first of their context; none
+    where the data are not text."""
+    if not len(index.origin.token):
+        return []
+    return np.flatnonzero((2 * index.first >= index.active) & (index.active > 0)).tolist()
+
+
 class TokenCounts:
     """On which tokens, and where in their contexts, latents are active."""
 

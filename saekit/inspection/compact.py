@@ -10,7 +10,6 @@ they are left out. `expand` in assets/expand.js is the inverse, `expanded` the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -156,7 +155,7 @@ def _example(example: Example, context: Lookup) -> Any:
     page has the whole context, else all of it."""
     known = context(example.example_id)
     if known is None or not _is_part_of(example, known):
-        return rounded(asdict(example))
+        return rounded(vars(example))
     tokens, values = example.tokens, example.context_values
     assert tokens is not None and values is not None
     head = [_group(example), example.example_id]

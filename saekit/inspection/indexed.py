@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from saekit.errors import DataError
+from saekit.indexing.beside import has_other_index
 from saekit.indexing.build import index_into
 from saekit.indexing.manifest import index_folder
-from saekit.indexing.reader import has_other_index, read_index
+from saekit.indexing.reader import read_index
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.page import megabytes
 from saekit.store.files import folder_bytes

@@ -97,6 +97,8 @@ class PageMeta:
     meanings: Sequence[Mapping[str, Any] | None] = ()  # FeatureRecord.meaning
     gallery: Sequence[Mapping[str, Any]] = ()  # {"index", "twins"}: what the page opens with
     command: str = ""  # the shell command that made the page, without its features
+    # latents of which at least half of the active rows are the first of their context
+    starts: Sequence[int] = ()
     identity: str = ""  # of checkpoint and store; a reader's own names are kept under it
 
 
@@ -225,13 +227,14 @@ class _Catalog:
             "meta": {
                 name: rounded(value)
                 for name, value in meta.items()
-                if name not in ("density", "max", "score", "meanings", "gallery")
+                if name not in ("density", "max", "score", "meanings", "gallery", "starts")
             },
             "density": rounded(list(self.meta.density)),
             "max": rounded(list(self.meta.max)),
             "score": rounded(list(self.meta.score)),
             "meanings": _compact_meanings(self.meta.meanings),
             "gallery": [dict(shown) for shown in self.meta.gallery],
+            "starts": list(self.meta.starts),
             "records": list(self.indices),
             "labels": self.labels,
             "previews": self.previews,

@@ -15,6 +15,7 @@ from torch import nn
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.inspection.beyond_top import starts_of
 from saekit.inspection.existing import ExistingPage, can_extend, page_identity
 from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
@@ -272,5 +273,6 @@ def page_meta(
         score=[scores.of(j) for j in range(len(scan.active))],
         meanings=[None if m is None else asdict(m) for m in scores.meanings],
         gallery=[asdict(s) for s in gallery(latents, scan, scores, shown.directions_FD)],
+        starts=[] if inspected.index is None else starts_of(inspected.index),
         identity="-".join([identity["checkpoint"], *identity["stores"]]),
     )

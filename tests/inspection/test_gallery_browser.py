@@ -150,7 +150,7 @@ def test_a_reader_s_own_name_stays_and_is_found(tab, site):
     tab.click("#names-save")
     saved = json.loads(tab.evaluate("window.saved.text()"))
     assert saved["names"] == [{"index": 5, "name": "pets & <b>kin</b>"}]
-    assert saved["identity"] == "0123-4567"
+    assert saved["identity"] == "0123-4567" and saved["favorites"] == saved["notes"] == []
     assert tab.evaluate("window.savedAs").endswith(".json")
     for identity, expected in (("0123-4567", "from a file"), ("other", "pets & <b>kin</b>")):
         tab.open(site.url(5))

@@ -8,11 +8,12 @@ function currentLatent() {
 }
 
 function latentInAddress() {
-  const found = /^#\/f\/(.*)$/.exec(location.hash);
+  const found = /^#\/f\/([^?]*)/.exec(location.hash);
   return found ? found[1] : null;
 }
 
 async function route() {
+  if (catalog && takeFilters()) updateList();
   const text = latentInAddress();
   if (text === null) {
     await routeToGallery();
@@ -79,7 +80,7 @@ function step(direction) {
 async function copyLink() {
   const button = byId("copy");
   try {
-    await navigator.clipboard.writeText(location.href);
+    await navigator.clipboard.writeText(new URL(addressHash(), location.href).href);
     button.textContent = "Copied";
   } catch {
     button.textContent = "Copy it from the address bar";

@@ -24,10 +24,12 @@ function featureHeader(latent, label, record) {
       el("p", { class: "feature-label", id: "label" }, plainNodes(label ?? "")),
       nameField(latent),
       el("div", { class: "steps" },
+        favoriteButton(latent),
         el("button", { type: "button", class: "button", id: "previous", "aria-label": "Previous feature", onclick: () => step(-1) }, "←"),
         el("button", { type: "button", class: "button", id: "next", "aria-label": "Next feature", onclick: () => step(1) }, "→"),
         el("button", { type: "button", class: "button", id: "copy", onclick: copyLink }, "Copy link"))),
     automaticLabel(latent, record),
+    noteField(latent),
     el("dl", { class: "stats" },
       density === null ? null : stat("density", "Density", "density", percent(density), active),
       record && isSigned(record) ? stat("max", "Max size", "maxSize", figure(catalog.max[latent]))

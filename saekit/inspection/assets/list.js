@@ -15,9 +15,12 @@ function prepareList() {
   prepareDensity();
   if (catalog.records.length === catalog.meta.latents) byId("only-paged").closest("label").hidden = true;
   prepareScore();
+  prepareKinds();
+  takeFilters();
+  about(byId("not-bos").closest("label"), "notBos");
   about(byId("density-filter"), "densityFilter");
   byId("filters").addEventListener("submit", (event) => { event.preventDefault(); openFirst(); });
-  byId("filters").addEventListener("input", updateList);
+  byId("filters").addEventListener("input", () => { updateList(); keepFilters(); });
   list.addEventListener("scroll", () => requestAnimationFrame(drawRows), { passive: true });
   new ResizeObserver(drawRows).observe(list);
   updateList();
@@ -92,11 +95,19 @@ function updateList() {
   view.needle = byId("search").value.trim().toLowerCase();
   const hideDead = byId("hide-dead").checked;
   const onlyPaged = byId("only-paged").checked;
+  const kind = byId("label-kind").value;
+  const leastScore = Number(byId("least-score").value);
+  const notBos = byId("not-bos").checked;
+  const onlyFavorites = byId("only-favorites").checked;
   const kept = [];
   for (let latent = 0; latent < catalog.meta.latents; latent += 1) {
     if (hideDead && catalog.max[latent] === 0) continue;
     if (onlyPaged && recordOf[latent] < 0) continue;
     if (view.range && (catalog.density[latent] < view.range.low || catalog.density[latent] > view.range.high)) continue;
+    if (kind && !hasLabelOf(latent, kind)) continue;
+    if (leastScore > 0 && !(catalog.score[latent] >= leastScore)) continue;
+    if (notBos && view.starts.has(latent)) continue;
+    if (onlyFavorites && !favorites.has(latent)) continue;
     if (view.needle && !matches(latent, view.needle)) continue;
     kept.push(latent);
   }
@@ -139,6 +150,61 @@ function neighbourInList(latent, direction) {
   return view.order[place] ?? null;
 }
 
+// --- filters beside the search, and their place in the address ------------------------------------------------------------
+
+// Only the kinds that there are.
+function prepareKinds() {
+  view.starts = new Set(catalog.starts);
+  byId("not-bos").closest("label").hidden = view.starts.size === 0;
+  byId("least-score-label").hidden = !catalog.score.some((score) => score !== null);
+  const known = new Set(["", "own", "none", ...catalog.meanings.map((meaning) => meaning?.[0])]);
+  for (const option of [...byId("label-kind").options]) if (!known.has(option.value)) option.remove();
+}
+
+function hasLabelOf(latent, kind) {
+  if (kind === "own") return names.has(latent);
+  const meaning = catalog.meanings[latent]?.[0];
+  return kind === "none" ? !meaning && !names.has(latent) : meaning === kind;
+}
+
+const FILTERS = { q: "search", sort: "sort", from: "density-low", to: "density-high", label: "label-kind", score: "least-score",
+  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites" };
+
+// What differs from the page as it opens: "sort=max&score=0.5".
+function filterText() {
+  const given = new URLSearchParams();
+  for (const [name, id] of Object.entries(FILTERS)) {
+    const field = byId(id);
+    if (field.type === "checkbox" ? field.checked : field.value !== view.initial[name]) given.set(name, field.type === "checkbox" ? "1" : field.value);
+  }
+  return given.toString();
+}
+
+// The address of what is shown, filters included.
+function addressHash() {
+  const filters = filterText();
+  return `${location.hash.split("?")[0] || "#/"}${filters ? `?${filters}` : ""}`;
+}
+
+function keepFilters() {
+  history.replaceState(null, "", addressHash());
+}
+
+// The filters of the address, where it has any.
+function takeFilters() {
+  view.initial ??= Object.fromEntries(Object.entries(FILTERS).map(([name, id]) => [name, byId(id).value]));
+  const query = location.hash.split("?")[1];
+  if (!query) return false;
+  const given = new URLSearchParams(query);
+  for (const [name, id] of Object.entries(FILTERS)) {
+    const field = byId(id);
+    if (field.type === "checkbox") field.checked = given.get(name) === "1";
+    else field.value = given.get(name) ?? view.initial[name];
+    if (field.tagName === "SELECT" && field.selectedIndex < 0) field.value = view.initial[name];
+  }
+  return true;
+}
+
 // --- drawing --------------------------------------------------------------------------------------------------------
 
 function redrawRows() {
@@ -170,7 +236,7 @@ function listRow(latent, place) {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
     style: { transform: `translateY(${place * view.height}px)`, height: `${view.height}px` },
-  }, el("span", { class: "number" }, String(latent)), previewOf(latent),
+  }, el("span", { class: "number" }, String(latent), favorites.has(latent) ? el("span", { class: "star", "aria-hidden": "true" }, " ★") : null), previewOf(latent),
   about(el("span", { class: "density" }, view.axis ? bar(density > 0 ? onAxis(density) : 0) : null, el("span", {}, measure)), view.axis ? "density" : "max"));
   return recordOf[latent] < 0 && catalog.max[latent] !== 0 ? about(row, "Its examples are not on this page; opening it shows the command that adds them.") : row;
 }
@@ -181,7 +247,7 @@ function rowLabel(latent) {
   const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}`.trim();
   const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
-  return [`feature ${latent}`, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
+  return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
     .filter(Boolean).join(", ");
 }
 

@@ -1,6 +1,9 @@
 // A reader's own names of features: kept in this browser, under the identity of checkpoint and store, and saved to a file on request.
 
 const names = new Map(); // latent -> name
+const favorites = new Set();
+const notes = new Map(); // latent -> text
+const NOTE_LENGTH = 2000;
 
 function namesKey() {
   return `names.${catalog.meta.identity || catalog.meta.title}`;
@@ -10,6 +13,46 @@ function loadNames() {
   try {
     for (const [latent, name] of Object.entries(JSON.parse(memory.get(namesKey(), "{}")))) takeName(Number(latent), name);
   } catch { /* what another program wrote there is not ours to read */ }
+  try {
+    const kept = JSON.parse(memory.get(`notes.${namesKey()}`, "{}"));
+    (kept.favorites ?? []).forEach(takeFavorite);
+    (kept.notes ?? []).forEach(({ index, note }) => takeNote(index, note));
+  } catch { /* nor this */ }
+}
+
+function takeFavorite(latent) {
+  if (latent >= 0 && latent < catalog.meta.latents) favorites.add(latent);
+}
+
+function takeNote(latent, note) {
+  if (!(latent >= 0 && latent < catalog.meta.latents) || typeof note !== "string") return;
+  const short = note.trim().slice(0, NOTE_LENGTH);
+  if (short) notes.set(latent, short); else notes.delete(latent);
+}
+
+function notesToKeep() {
+  const ascending = ([a], [b]) => a - b;
+  return { favorites: [...favorites].sort((a, b) => a - b), notes: [...notes].sort(ascending).map(([index, note]) => ({ index, note })) };
+}
+
+// A star, kept like the names.
+function favoriteButton(latent) {
+  const button = el("button", { type: "button", class: "button", id: "favorite", "aria-pressed": String(favorites.has(latent)), "aria-label": "Favorite",
+    onclick: () => {
+      if (!favorites.delete(latent)) favorites.add(latent);
+      button.setAttribute("aria-pressed", String(favorites.has(latent)));
+      button.textContent = favorites.has(latent) ? "★" : "☆";
+      keepNames();
+      redrawRows();
+    } }, favorites.has(latent) ? "★" : "☆");
+  return about(button, "favorite");
+}
+
+function noteField(latent) {
+  const field = el("textarea", { id: "note", class: "own-note", rows: "1", maxlength: NOTE_LENGTH, placeholder: "Note", "aria-label": `Your note on feature ${latent}` });
+  field.value = notes.get(latent) ?? "";
+  field.addEventListener("change", () => { takeNote(latent, field.value); field.value = notes.get(latent) ?? ""; keepNames(); });
+  return field;
 }
 
 function takeName(latent, name) {
@@ -20,8 +63,10 @@ function takeName(latent, name) {
 
 function keepNames() {
   memory.set(namesKey(), JSON.stringify(Object.fromEntries(names)));
-  byId("names-count").textContent = names.size === 1 ? "1 name" : `${count(names.size)} names`;
-  byId("names-save").disabled = names.size === 0;
+  memory.set(`notes.${namesKey()}`, JSON.stringify(notesToKeep()));
+  const sizes = [[names.size, "name"], [notes.size, "note"], [favorites.size, "favorite"]].filter(([size], at) => size || !at);
+  byId("names-count").textContent = sizes.map(([size, what]) => `${count(size)} ${what}${size === 1 ? "" : "s"}`).join(", ");
+  byId("names-save").disabled = names.size + notes.size + favorites.size === 0;
 }
 
 function nameField(latent) {
@@ -41,7 +86,7 @@ function nameField(latent) {
 function saveNames() {
   const { title, checkpoint, dataset, hook, identity } = catalog.meta;
   const sorted = [...names].sort(([a], [b]) => a - b).map(([index, name]) => ({ index, name }));
-  const file = new Blob([JSON.stringify({ title, checkpoint, hook, dataset, identity, names: sorted }, null, 1)], { type: "application/json" });
+  const file = new Blob([JSON.stringify({ title, checkpoint, hook, dataset, identity, names: sorted, ...notesToKeep() }, null, 1)], { type: "application/json" });
   const link = el("a", { href: URL.createObjectURL(file), download: `names-${checkpoint || "saekit"}.json` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -53,6 +98,8 @@ async function readNames(file) {
     const read = JSON.parse(await file.text());
     if (read.identity !== catalog.meta.identity) throw new Error("these names are of another checkpoint or store");
     read.names.forEach(({ index, name }) => takeName(index, name));
+    (read.favorites ?? []).forEach(takeFavorite);
+    (read.notes ?? []).forEach(({ index, note }) => takeNote(index, note));
     keepNames();
     redrawRows();
     await route();
