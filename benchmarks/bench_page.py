@@ -1,4 +1,4 @@
-"""How long a page of made-up latents takes to open from disk in headless Chromium.
+"""How long a page of synthetic latents takes to open from disk in headless Chromium.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_page.py --latents 24576 262144
 
@@ -50,7 +50,7 @@ def made_meta(latents: int) -> PageMeta:
     rng = np.random.default_rng(1)
     meaning = lambda j: {"kind": "token", "text": f" word{j % WORDS}", "count": 20, "of": 30}
     return PageMeta(
-        title=f"{latents:,} made-up latents",
+        title=f"{latents:,} synthetic latents",
         modality="text",
         model="none",
         hook="none",

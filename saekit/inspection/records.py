@@ -240,6 +240,7 @@ def feature_records(
                     shown = shown_at(row)
                     contexts[shown.example.id] = shown.tokens
             at += len(of_latent)
+            near = {} if beyond is None else together(beyond, j)
             yield FeatureRecord(
                 index=j,
                 density=None if model.active_above is None else float(scan.density[j]),
@@ -251,7 +252,8 @@ def feature_records(
                 neighbours=nearest,
                 samples=[e for e in examples if e.group not in ("top", "interval")],
                 tokens=None if token_counts is None else token_counts(j),
-                **({} if beyond is None else together(beyond, j)),
+                coactivation=near.get("coactivation", []),
+                following=near.get("following", []),
             )
 
 

@@ -58,7 +58,7 @@ def test_filters_combine_and_stand_in_the_address(tab, site):
     assert found(tab) == f"{len(kept - set(STARTS))} of {LATENTS} latents"
     address = tab.evaluate("location.href")
     assert address.endswith("#/f/5?label=label&score=0.5&bos=1")
-    # the address alone gives the feature and the filters
+    # the address by itself gives the feature and the filters
     tab.open(address)
     wait_for(tab, 5)
     assert found(tab) == f"{len(kept - set(STARTS))} of {LATENTS} latents"

@@ -104,7 +104,7 @@ def at_four_digits(record: FeatureRecord) -> FeatureRecord:
     return FeatureRecord.from_json(data | {"score": None, "meaning": None})
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["alone", "contexts shared"])
+@pytest.mark.parametrize("shared", [False, True], ids=["by itself", "contexts shared"])
 def test_shards_decode_to_the_records_at_four_digits(tmp_path, shared):
     records = list(fixture.text_records(range(SHARD_RECORDS + 3), 64))
     contexts = {}

@@ -6,10 +6,9 @@ function featurePage(record) {
   return [
     featureHeader(record.index, record.label, record),
     topSection(record),
-    el("div", { class: "pair" }, histogramSection(record), relatedSection(record)),
+    el("div", { class: "pair" }, el("div", {}, histogramSection(record), record.tokens ? tokenSection(record) : null), relatedSection(record)),
     sampleSection(record),
     intervalSection(record),
-    record.tokens ? tokenSection(record) : null,
     record.logits ? logitSection(record) : null,
   ].filter(Boolean);
 }
