@@ -6,7 +6,7 @@ A feature is judged by all of its rows: the strongest are the ones that agree be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,16 +20,18 @@ LEAST_TOGETHER = 3  # rows: of fewer, any figure is chance
 TOKENS = 10
 
 
-def sampled_rows(index: Index, latent: int) -> list[tuple[int, float, str, int | None]]:
+SampledRow = tuple[int, float, Literal["random", "quantile"], int | None]
+
+
+def sampled_rows(index: Index, latent: int) -> list[SampledRow]:
     """(row, value, "random" or "quantile", number of the group from the weakest): of all rows at
     random, and of each fifth of the rows by size."""
-    own = index.random(latent, RANDOM)
-    found: list[tuple[int, float, str, int | None]] = [
-        (row, value, "random", None) for row, value in zip(own.rows.tolist(), own.values.tolist())
-    ]
+    own, found = index.random(latent, RANDOM), list[SampledRow]()
+    for row, value in zip(own.rows.tolist(), own.values.tolist()):
+        found.append((row, value, "random", None))
     for number, group in enumerate(index.quantiles(latent, GROUPS, EACH)):
-        rows = zip(group.rows.tolist(), group.values.tolist())
-        found += [(row, value, "quantile", number) for row, value in rows]
+        for row, value in zip(group.rows.tolist(), group.values.tolist()):
+            found.append((row, value, "quantile", number))
     return found
 
 
