@@ -85,3 +85,6 @@ get_active_torch_device
 # mkdocs calls these (docs/website.py)
 on_config
 on_page_markdown
+
+# uvicorn
+_.should_exit

@@ -36,6 +36,7 @@ _PUBLIC = {
     "Index": "saekit.indexing.reader",
     "inspect": "saekit.inspection.run",
     "features": "saekit.inspection.query",
+    "show": "saekit.inspection.shown",
     "Estimator": "saekit.estimator",
     "SaekitError": "saekit.errors",
 }
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from saekit.indexing.reader import Index as Index
     from saekit.inspection.query import features as features
     from saekit.inspection.run import inspect as inspect
+    from saekit.inspection.shown import show as show
     from saekit.interop.importing import import_dictionary as import_dictionary
     from saekit.interop.registry import dictionaries as dictionaries
     from saekit.intervention.attach import attach as attach

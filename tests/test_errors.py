@@ -30,6 +30,7 @@ from saekit.intervention.live import AttachedDictionary, Where
 from saekit.measures.codes import map_2d
 from saekit.models.catalog import CATALOG
 from saekit.models.sparsity import VARIANTS
+from saekit.serving.run import serve
 from saekit.training.config import TrainConfig
 from saekit.types import Progress
 
@@ -43,6 +44,7 @@ NO_ERRORS = {
     "embedded/openmoji_vit/train.py": "a script with its own command line",
     "models/describe.py": "the page of `saekit models`, which lists flags",
     "report/axes.py": "CSS variables",
+    "inspection/card.py": "CSS variables",
     "bench/timing.py": "arguments of git",
 }
 
@@ -265,7 +267,7 @@ def test_every_option_that_a_text_names_is_a_parameter_of_python_and_of_the_comm
     }
     edits = (getattr(AttachedDictionary, name) for name in ("add", "swap"))
     verbs = (getattr(saekit, name) for name in saekit.__all__)
-    for public in (*verbs, *edits, map_2d, Asked, dose_response):
+    for public in (*verbs, *edits, map_2d, Asked, dose_response, serve):
         python |= set(inspect.signature(public).parameters)
     python |= Where.__annotations__.keys()  # of every edit
     names = named_options() - {"push", "public", "yes"}  # only of the command line

@@ -25,7 +25,7 @@ LAYERS = [
     ["saekit.indexing"],
     ["saekit.intervention"],
     ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
-    ["saekit.report", "saekit.exporting"],
+    ["saekit.report", "saekit.exporting", "saekit.serving"],
     ["saekit.bench", "saekit.sweeps"],
     ["saekit.progress"],
     ["saekit.public"],
@@ -38,6 +38,8 @@ ONLY_IN = {
     "triton": {"saekit_kernels"},
     "transformers": {"saekit.harvesting", "saekit.embedded", "saekit.inspection"},
     "datasets": {"saekit.harvesting"},
+    "starlette": {"saekit.serving"},
+    "uvicorn": {"saekit.serving"},
 }
 
 
@@ -120,6 +122,7 @@ def test_the_wheel_holds_three_packages_and_their_data(tmp_path):
         "saekit/py.typed",
         "saekit/inspection/assets/explorer.html",
         "saekit/report/assets/report.css",
+        "saekit/serving/assets/serve.html",
         "saekit/embedded/digits_vit/model.safetensors",
         "saekit/embedded/openmoji/emoji.tsv",
         "saekit/embedded/openmoji/NOTICE.md",

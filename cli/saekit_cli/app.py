@@ -38,6 +38,7 @@ from saekit_cli import (
     index,
     inspect,
     models,
+    serve,
     steer,
     sweep,
     train,
@@ -72,7 +73,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
     "Harvest and train": _by_name(harvest, train, sweep, finetune),
-    "Judge and read": _by_name(evaluate, compare, index, inspect, features),
+    "Judge and read": _by_name(evaluate, compare, index, inspect, features, serve),
     "Act on the model": _by_name(steer, attribute),
     "Exchange": _by_name(importing, exporting, convert),
     "This machine": _by_name(bench),

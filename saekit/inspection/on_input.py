@@ -3,45 +3,20 @@ through the dictionary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from saekit.errors import DataError, opt
-from saekit.harvesting.hooks import capture
-from saekit.harvesting.inputs import batches
-from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import FromFolder
 from saekit.harvesting.pictures import read_picture
-from saekit.harvesting.sources import Document, Documents
+from saekit.harvesting.sources import Document
+from saekit.inspection.inputs import input_models, input_rows, larger, no_rows
 from saekit.inspection.opening import InspectedModel
 from saekit.store.stack import stores_of
-from saekit.types import ActivationSpec
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-class _Typed(Documents):
-    """The one document that the user typed in."""
-
-    def __init__(self, document: Document) -> None:
-        self.modality = "text" if document.image is None else "image"
-        self.name, self._document = "input", document
-
-    def documents(self, start: int = 0):
-        yield from [self._document][start:]
-
-    def digest(self) -> None:
-        return None
-
-    def image(self, ref: str) -> Image:
-        assert self._document.image is not None
-        return self._document.image
 
 
 @dataclass(frozen=True)
@@ -74,43 +49,20 @@ def on_input(
     picture = None if image is None else read_picture(Path(image), remedy=remedy)
     document = Document(0, "input", text, picture)
 
-    # one forward pass per context and model, whatever the number of its hooks
     specs = [store.spec for store in stores]
-    of_model: dict[str, list[ActivationSpec]] = {}
-    for spec in specs:
-        of_model.setdefault(spec.model, []).append(spec)
     if inspected.store.spec.modality == "text":
         processor = FromFolder(str(Path(inspected.store.path) / "tokenizer"))
-    passes = (_hidden_states(hooks, document, live, processor) for hooks in of_model.values())
+    models = input_models(specs, live, processor)
 
-    # of every latent the value of largest size, with its sign
+    # of every latent the value of largest size, with its sign, and the mean
     largest_F = torch.zeros(inspected.model.latents)
     sum_F = torch.zeros(inspected.model.latents, dtype=torch.float64)
     rows = 0
-    for states in zip(*passes):
-        by_model = dict(zip(of_model, states))
-        x_BD = torch.cat([by_model[spec.model][spec.hook] for spec in specs], 1)
-        rows += len(x_BD)
-        code_BF = inspected.model.encode(x_BD).to_dense()
+    for given in input_rows(document, specs, models):
+        rows += len(given.x_BD)
+        code_BF = inspected.model.encode(given.x_BD).to_dense()
         sum_F += code_BF.sum(0, dtype=torch.float64)
-        for end_F in (code_BF.amax(0), code_BF.amin(0)) if len(code_BF) else ():
-            largest_F = torch.where(end_F.abs() > largest_F.abs(), end_F, largest_F)
+        largest_F = larger(largest_F, code_BF)
     if rows == 0:
-        raise DataError(
-            "the input holds no token in this store's scope", f"give a longer {opt('text')}"
-        )
+        raise no_rows()
     return OnInput(largest_F, (sum_F / rows).float())
-
-
-def _hidden_states(
-    specs: list[ActivationSpec], document: Document, live: nn.Module | None, processor: Any
-) -> Iterator[dict[str, torch.Tensor]]:
-    """For each context of the document the rows (B,D) of each hook of one model."""
-    model = load_model_of(specs[0], given=live, processor=processor)
-    hooks = list(dict.fromkeys(spec.hook for spec in specs))
-    typed = _Typed(document)
-    for batch in batches(model, typed, ctx=specs[0].context or 128, batch=1):
-        with capture(model, hooks, stop=True) as states:
-            model.forward(batch.inputs)
-        chosen = batch.rows_for_scope(specs[0].scope)
-        yield {hook: states[hook][chosen].float().cpu() for hook in hooks}

@@ -277,8 +277,8 @@ def rounded(value: Any) -> Any:
 def _document(title: str, single_file: bool) -> tuple[str, str, str]:
     """The template with everything but the data: what is before the data, what is after it, and the
     script element."""
-    style = theme() + _asset("explorer.css")
-    script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    style = theme() + asset("explorer.css")
+    script = "(() => {\n" + "\n".join(asset(name) for name in SCRIPTS) + "})();\n"
     values = {
         "title": html.escape(title),
         "policy": _policy(style, script, single_file),
@@ -286,7 +286,7 @@ def _document(title: str, single_file: bool) -> tuple[str, str, str]:
     }
     # one pass, so that a value that contains {{name}} stays as it is
     names = r"\{\{(title|policy|style)\}\}"
-    filled = re.sub(names, lambda match: values[match[1]], _asset("explorer.html"))
+    filled = re.sub(names, lambda match: values[match[1]], asset("explorer.html"))
     head, tail = filled.split("{{data}}\n")
     return head, tail, f"<script>{script}</script>\n"
 
@@ -307,10 +307,11 @@ def _hash(text: str) -> str:
 
 def theme() -> str:
     """Colors and type of every page, as CSS."""
-    return _asset("theme.css")
+    return asset("theme.css")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the page: a style sheet, a script or its template."""
     return resources.files("saekit.inspection").joinpath("assets", name).read_text(encoding="utf-8")
 
 

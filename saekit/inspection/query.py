@@ -6,19 +6,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import nn
 
+from saekit.display import html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, on_input
 from saekit.inspection.opening import InspectedModel, open_pair
-from saekit.inspection.score import Scores
+from saekit.inspection.score import Meaning, Scores
 from saekit.inspection.search import (
     By,
     Ranking,
@@ -62,6 +63,34 @@ class FeatureRow:
     score: float | None = None
     figures: dict[str, float] | None = None
     source: str = "scan"
+
+
+class FeatureRows(list[FeatureRow]):
+    """What `features` returns: a list that shows itself as a table."""
+
+    def figures(self) -> list[dict[str, Any]]:
+        """One flat dict for each latent: its tokens as one text, and the figures of the question by
+        name."""
+        rows = []
+        for row in self:
+            flat: dict[str, Any] = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
+            rows.append(flat | (flat.pop("figures") or {}))
+        return rows
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `figures`, one row for each latent. Raises MissingError without
+        pandas."""
+        return pandas().DataFrame(self.figures())
+
+    def __repr__(self) -> str:
+        return plain_table(self._shown()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown())
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The number of a latent is a name, without separators."""
+        return [row | {"index": str(row["index"])} for row in self.figures()]
 
 
 def features(
@@ -128,7 +157,7 @@ def features(
     live: nn.Module | None = None,
     processor: Any = None,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> list[FeatureRow]:
+) -> FeatureRows:
     """The latents that a question leads to, best first; or one latent; or those that are worth
     reading first.
 
@@ -142,7 +171,8 @@ def features(
         by: docs/index-search.md has the formulas. With `versus`, of the differences.
         not_bos: drop latents of which at least half of the active rows are the first of a context:
             the BOS where it was stored, else what takes its place. Needs the index.
-        top: rows to return, at most.
+        top: rows to return, at most. What is returned is a list that prints as a table;
+            `to_pandas()` is the DataFrame.
         sort: `score` is that of saekit.inspection.score, and orders the latents that the question
             leads to. act is then the largest on the store where there is no question.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
@@ -181,7 +211,8 @@ def features(
     known = Known(inspected, progress)
     if index is not None:
         _check_latent(inspected, known, index)
-        return [_row(index, known.largest(index), inspected, known, sort == "score")]
+        row = _row(index, known.largest(index), inspected, known, sort == "score")
+        return FeatureRows([row])
     if question in ("text", "image"):
         modality = "text" if text is not None else "image"
         _check_modality(inspected, modality)
@@ -210,10 +241,10 @@ def features(
         chosen = ranking.order[passes[ranking.order]]
     act_F = ranking.act
     act = known.largest if act_F is None else lambda j: float(act_F[j])
-    return [
+    return FeatureRows(
         _row(j, act(j), inspected, known, sort == "score", ranking.of(j))
         for j in chosen[:top].tolist()
-    ]
+    )
 
 
 def _of_input(
@@ -247,14 +278,27 @@ def _check_modality(inspected: InspectedModel, modality: str) -> None:
 
 
 def _check_latent(inspected: InspectedModel, known: Known, latent: int) -> None:
-    latents = inspected.model.latents
+    check_number(latent, inspected.model.latents)
+    check_fired(latent, int(known.active[latent]), known.rows)
+
+
+def check_number(latent: int, latents: int) -> None:
+    """Raise DataError for a latent that the model does not have."""
     if not 0 <= latent < latents:
         raise DataError(f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})")
-    if known.active[latent] == 0:
+
+
+def check_fired(latent: int, active: int, rows: int) -> None:
+    """Raise DataError for a latent that no row of the store activates."""
+    if active == 0:
         raise DataError(
-            f"feature {latent} never fired in {known.rows:,} rows",
-            "saekit inspect lists those that fire",
+            f"feature {latent} never fired in {rows:,} rows", "saekit inspect lists those that fire"
         )
+
+
+def label_of(meaning: Meaning | None) -> str | None:
+    """An automatic label in one line: `on ' import'`."""
+    return None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
 
 
 def _scores(inspected: InspectedModel, known: Known) -> Scores:
@@ -284,9 +328,7 @@ def _row(
     if not scored:
         return row
     scores = _scores(inspected, known)
-    meaning = scores.meanings[j]
-    label = None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
-    return replace(row, label=label, score=scores.of(j))
+    return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
 
 
 def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:

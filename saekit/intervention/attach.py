@@ -180,7 +180,7 @@ def _opened(module: nn.Module, source: Any, hooks: Hooks | None, name: str | Non
             "attach a dictionary of hidden states",
         )
     # where it acts
-    inputs, outputs = _split_hooks(model, title, _hooks_of(checkpoint, model, title, hooks))
+    inputs, outputs = _split_hooks(model, title, hooks_of(checkpoint, model, title, hooks))
     # on the model's device
     path = split_hook(resolve_hook(module, outputs[0]))[0]
     weights = [*module.get_submodule(path).parameters(), *module.parameters()]
@@ -217,7 +217,7 @@ def _split_hooks(
     return inputs, tuple(hooks[reads:]) if writes else inputs
 
 
-def _hooks_of(
+def hooks_of(
     checkpoint: Checkpoint | None, model: Autoencoder, title: str, hooks: Hooks | None
 ) -> tuple[str, ...]:
     """The inputs and then the outputs: those given, else those that a checkpoint was trained on.

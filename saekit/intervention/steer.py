@@ -162,7 +162,7 @@ def steer_text(
 
     with torch.inference_mode(), attach(live_model, source, hook, maxima=maxima) as live:
         clean_ids = {number: text.written(live, None, number) for number in numbers}
-        result = _beside(text, live, edit_of(latents, ablate, raw), clean_ids, top)
+        result = beside(text, live, edit_of(latents, ablate, raw), clean_ids, top)
         partial(result)
         if not dose:
             return result
@@ -182,15 +182,17 @@ def steer_text(
     return result
 
 
-def _beside(
+def beside(
     text: SteeredText,
     live: Live,
     edit: Edit,
     clean_ids: Mapping[int, torch.Tensor],
     top: int,
+    tell: Callable[[str], None] | None = None,
 ) -> SteerResult:
-    """The clean and the steered text of each seed, and both models' distributions over each."""
-    steered_ids = {seed: text.written(live, edit, seed) for seed in clean_ids}
+    """The clean and the steered text of each seed, and both models' distributions over each.
+    `clean_ids` are what `text.written` gives without an edit, `tell` is for those with it."""
+    steered_ids = {seed: text.written(live, edit, seed, tell) for seed in clean_ids}
     edits = live.edits
 
     def both(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ text."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +62,24 @@ class Writing:
             raise UsageError(f"{opt('temperature', self.temperature)} must be 0 or more")
 
 
+class _Told:
+    """The streamer of `generate`, which puts the prompt and then each token."""
+
+    def __init__(self, decoded: Callable[[list[int]], str], tell: Callable[[str], None]) -> None:
+        self._decoded, self._tell = decoded, tell
+        self._tokens: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._tokens is None:
+            self._tokens = []
+            return
+        # all of it again: the text of a token may depend on those before it
+        self._tokens += value.flatten().tolist()
+        self._tell(self._decoded(self._tokens))
+
+    def end(self) -> None: ...
+
+
 class SteeredText:
     """A prompt, and what a model makes of it."""
 
@@ -89,12 +107,21 @@ class SteeredText:
             messages, add_generation_prompt=True, return_dict=False
         )
 
-    def written(self, live: Live, edit: Edit | None = None, seed: int = 0) -> torch.Tensor:
-        """(1,P+T): the prompt and what the model writes. `seed`: of sampling."""
+    def written(
+        self,
+        live: Live,
+        edit: Edit | None = None,
+        seed: int = 0,
+        tell: Callable[[str], None] | None = None,
+    ) -> torch.Tensor:
+        """(1,P+T): the prompt and what the model writes. `seed`: of sampling. `tell` is called with
+        the text after the prompt whenever there is one more token; what it raises ends the
+        writing."""
         self._edit(live, edit, self.writing.positions)
         pad, temperature = self.tokenizer.pad_token_id, self.writing.temperature
         # the model's own distribution, whatever its generation_config prefers
         plain: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        plain |= {"num_beams": 1}
         if temperature:
             plain |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         devices = [self.ids.device] if self.ids.is_cuda else []
@@ -106,6 +133,7 @@ class SteeredText:
                 max_new_tokens=self.writing.max_new_tokens,
                 do_sample=temperature > 0,
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+                streamer=None if tell is None else _Told(self.decoded, tell),
                 **plain,
             )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from saekit.display import html_table
 from saekit.models.from_arrays import takes_arrays
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
@@ -87,6 +88,13 @@ class Autoencoder(nn.Module):
         """What `repr` shows besides the layers."""
         example = getattr(self, "example_shape", (self.d_in,))
         return f"{' x '.join(str(size or 'T') for size in example)} -> {self.latents}"
+
+    def _repr_html_(self) -> str:
+        """Its size, for a notebook."""
+        figures = {name: getattr(self.config, name, None) for name in ("sparsity", "k")}
+        size = {"d_in": self.d_in, "latents": self.latents}
+        weights = sum(parameter.numel() for parameter in self.parameters())
+        return html_table([{**size, **figures, "parameters": weights}], type(self).__name__)
 
     # -- the map
 

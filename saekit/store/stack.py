@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from saekit.config import recorded
-from saekit.display import brief
+from saekit.display import brief, html_table
 from saekit.errors import DataError, opt
 from saekit.rows import Adapter, Rows, same_rows
 from saekit.store.pair import check_aligned
@@ -59,6 +59,11 @@ class StackedStore(Adapter):
     def __repr__(self) -> str:
         values = {"shape": self.shape, "parts": self.parts, "hooks": tuple(self.names)}
         return brief(self, values)
+
+    def _repr_html_(self) -> str:
+        rows = [{"path": str(store.path), "shape": store.shape} for store in self.stores]
+        named = [{"hook": name, **row} for name, row in zip(self.names, rows)]
+        return html_table(named, f"{len(self.stores)} stores side by side")
 
     @property
     def parts(self) -> tuple[int, ...]:

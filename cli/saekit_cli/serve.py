@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from saekit.options import Option, options_of
+from saekit_cli.command import Given
+from saekit_cli.screen import Reporter, message, print_json
+from saekit_cli.settings import Config, Json, Quiet
+
+if TYPE_CHECKING:
+    from saekit.serving.run import Serving
+
+NAME = "serve"
+EXAMPLES = [
+    "saekit serve runs/topk --store acts/text",
+    "saekit serve runs/topk --store acts/text --page page --port 8765",
+]
+KEY = ("store", "page", "model", "port", "device")
+
+
+def takes(arguments: list[str]) -> dict[str, Option]:
+    from saekit.serving.run import serve
+
+    return options_of(serve)
+
+
+def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet = False) -> None:
+    """Serve a page on this machine that reads and steers your own texts and images."""
+    from saekit.serving.run import serve
+
+    with Reporter(quiet) as reporter:
+
+        def ready(serving: Serving) -> None:
+            reporter.close()
+            if json_:
+                print_json(serving)
+                return
+            typer.echo(f"open    {serving.url}")
+            if not quiet:
+                message("note", "the address lets anyone who has it ask; Ctrl-C ends the server")
+
+        serve(**given, ready=ready, progress=reporter)

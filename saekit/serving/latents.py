@@ -1,0 +1,133 @@
+"""What is known about the latents of a dictionary, from the index or scan of a store: their largest
+activations, densities, automatic labels and examples. Every figure is the library's own
+(`saekit.features`, `saekit.inspect`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from saekit.errors import DataError, SaekitError, message_of
+from saekit.inspection.known import Known
+from saekit.inspection.opening import InspectedModel
+from saekit.inspection.query import label_of
+from saekit.inspection.records import feature_records
+from saekit.inspection.show import Thumbnails
+
+EXAMPLES = 8
+
+
+class KnownLatents:
+    """`inspected` and `known` are None without a store: then `maxima`, if any, is all there is."""
+
+    def __init__(
+        self,
+        latents: int,
+        maxima: torch.Tensor | None,
+        inspected: InspectedModel | None = None,
+        known: Known | None = None,
+        paged: frozenset[int] = frozenset(),
+    ) -> None:
+        """`paged`: those that the page of `inspect` has."""
+        self.count, self.maxima, self.paged = latents, maxima, paged
+        self._inspected, self._known = inspected, known
+        self._scores = scores = None if known is None else known.scores
+        # one word of lower case per latent, for the search
+        self._words = [
+            "" if scores is None or (m := scores.meanings[j]) is None else m.text.strip().casefold()
+            for j in range(latents)
+        ]
+
+    @property
+    def rows(self) -> int | None:
+        """Rows scanned."""
+        return None if self._known is None else self._known.rows
+
+    @property
+    def images(self) -> dict[str, bytes]:
+        """Thumbnails of the examples that were asked for, by key."""
+        made: Thumbnails | None = vars(self).get("_thumbnails")
+        return {} if made is None else made.images
+
+    def brief(self, latent: int) -> dict[str, Any]:
+        """What a list says about a latent: a FeatureRow without the tokens of its examples."""
+        known, scores = self._known, self._scores
+        dense = self._inspected is not None and self._inspected.model.active_above is None
+        maximum = None if self.maxima is None else float(self.maxima[latent])
+        meaning = None if scores is None else scores.meanings[latent]
+        return {
+            "index": latent,
+            "max": maximum,
+            "density": None if known is None or dense else float(known.density[latent]),
+            "label": label_of(meaning),
+            "score": None if scores is None else scores.of(latent),
+            "page": latent in self.paged,
+        }
+
+    def search(self, words: str, most: int) -> dict[str, Any]:
+        """The latent of a number; those whose automatic label has these words; without words those
+        that are worth reading first. {"found": [brief], "of": how many there are}."""
+        words = words.strip().lstrip("#")
+        if words.isascii() and words.isdigit() and len(words) < 12:
+            found = [int(words)] if int(words) < self.count else []
+        else:
+            found = self._by_label(words.casefold())
+        return {"found": [self.brief(j) for j in found[:most]], "of": len(found)}
+
+    def _by_label(self, words: str) -> list[int]:
+        if self._scores is None:
+            return []
+        order = self._scores.order().tolist()
+        return [j for j in order if words in self._words[j]] if words else order
+
+    def record(self, latent: int) -> dict[str, Any]:
+        """A FeatureRecord with its strongest examples and its nearest decoder rows, as JSON, with
+        `brief` beside it. `note` says why there are no examples. Raises DataError for a latent
+        that the dictionary does not have."""
+        if not 0 <= latent < self.count:
+            raise DataError(
+                f"latent {latent}: this dictionary has {self.count:,} (0 to {self.count - 1:,})"
+            )
+        about = {"brief": self.brief(latent), "record": None, "note": None}
+        if self._known is None:
+            return about | {"note": "examples come from a store, and none was given"}
+        if self._known.active[latent] == 0:
+            return about | {"note": f"it never fired in the {self._known.rows:,} rows of the store"}
+        try:
+            return about | {"record": self._record(latent)}
+        except SaekitError as error:  # such as images that are no longer where they were
+            return about | {"note": f"its examples cannot be shown: {message_of(error)}"}
+
+    def _record(self, latent: int) -> dict[str, Any]:
+        inspected, known, scores = self._inspected, self._known, self._scores
+        assert inspected is not None and known is not None and scores is not None
+        thumbnails = self._thumbnails if self._has_images else None
+        (record,) = feature_records(
+            inspected.model, inspected.store, known.scan, torch.tensor([latent]), EXAMPLES,
+            thumbnails, self._directions_FD, index=inspected.whole_index(),
+        )  # fmt: skip
+        record.score = scores.of(latent)
+        meaning = scores.meanings[latent]
+        record.meaning = None if meaning is None else asdict(meaning)
+        return record.to_json()
+
+    @property
+    def _has_images(self) -> bool:
+        return self._inspected is not None and self._inspected.store.spec.modality == "image"
+
+    @cached_property
+    def _thumbnails(self) -> Thumbnails:
+        assert self._inspected is not None
+        return Thumbnails(self._inspected.store)
+
+    @cached_property
+    def _directions_FD(self) -> torch.Tensor | None:
+        assert self._inspected is not None
+        from saekit.store.stack import StackedStore
+
+        if isinstance(self._inspected.store, StackedStore):
+            return self._inspected.even_directions()
+        return self._inspected.directions()

@@ -1,0 +1,125 @@
+"""What a client may ask, read from the JSON of a request and checked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from saekit.errors import UsageError
+from saekit.harvesting.pictures import read_picture
+from saekit.intervention.steered_text import Span
+from saekit.typed import MisfitError, build
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_BYTES = 16 << 20  # of a request with an image; base64 takes 4/3 of its file
+MOST_TEXT_BYTES = 256 << 10  # of one with a text
+MOST_CHARACTERS = 20_000
+MOST_NEW_TOKENS = 512
+MOST_LATENTS = 32  # steered together
+MOST_FOUND = 200
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TextQuestion:
+    """Which latents a text activates."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        _check_length("text", self.text)
+
+
+@dataclass(frozen=True)
+class ImageQuestion:
+    """Which latents are active in an image."""
+
+    image: str
+    """A file, in base64."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Latents that are added or ablated, as `saekit.steer` takes them."""
+
+    latents: dict[str, float] = field(default_factory=dict)
+    """Number -> strength."""
+    ablate: list[int] = field(default_factory=list)
+    raw: bool = False
+    error: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.latents and not self.ablate:
+            raise UsageError("no latent to steer", "choose one, and move its slider")
+        if len(self.latents) + len(self.ablate) > MOST_LATENTS:
+            raise UsageError(f"more than {MOST_LATENTS} latents to steer")
+        if wrong := [name for name in self.latents if not (name.isascii() and name.isdigit())]:
+            raise UsageError(f"{wrong[0][:40]!r} is not the number of a latent")
+
+    @property
+    def strengths(self) -> dict[int, float]:
+        return {int(name): value for name, value in self.latents.items()}
+
+
+@dataclass(frozen=True)
+class SteerText(Edits):
+    """What the model writes with edits, beside what it writes without."""
+
+    prompt: str = ""
+    max_new_tokens: int = 40
+    temperature: float = 0.0
+    seed: int = 0
+    positions: Span = "all"
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_length("prompt", self.prompt)
+        if self.max_new_tokens > MOST_NEW_TOKENS:
+            raise UsageError(f"at most {MOST_NEW_TOKENS} tokens are written at once")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed {self.seed} must be 0 or more, and below 2^32")
+
+
+@dataclass(frozen=True)
+class SteerImage(Edits):
+    """Which class the model sees with edits, beside the one that it sees without."""
+
+    image: str = ""
+    positions: str = "all"
+
+
+def read_json(body: bytes, kind: type[T]) -> T:
+    """Raises UsageError for what is not JSON, or not a `kind`."""
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+        return build(kind, value, "the request")
+    except MisfitError as error:
+        raise UsageError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not JSON: {error}") from None
+
+
+def picture(image: str) -> Image:
+    """Raises UsageError for what is not base64, and DataError for what is not an image."""
+    try:
+        content = base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError("the image is not in base64") from None
+    return read_picture(content, "the image", "give another file")
+
+
+def _check_length(name: str, text: str) -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"the {name} has {len(text):,} characters, at most {MOST_CHARACTERS:,}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError(f"the {name} has half a character (a lone surrogate)")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
