@@ -65,6 +65,16 @@ CASES = {
     "digits, lr 1e-3": replace(DIGITS, lr=1e-3),
     "mnist": MNIST,
     "mnist, 1,024 latents": replace(MNIST, latents=1024),
+    "emoji": Case(
+        "embedded:openmoji-vit",
+        "embedded:openmoji",
+        {"hook": "blocks.4", "rows": 100_000},
+        latents=2048,
+        active=16,
+        rows=400_000,
+        batch=1024,
+        lr=1e-3,
+    ),
     "photos": Case("raw:pixels", "embedded:photos", {"holdout": 0.2}, 1024, 16, 20_000, 64),
     "smollm2": Case(
         "embedded:smollm2-135m",

@@ -60,7 +60,7 @@ TEXT = Part(
         "jumprelu": {
             "sparsity": "jumprelu",
             "target_l0": 32,
-            "rows": 240_000,
+            "rows": 200_000,
             "revive": "nudge",
         },
         "pca": {"model": "pca"},
@@ -77,10 +77,10 @@ IMAGE = Part(
     {
         # k falls from 32: fewer latents are left unused (docs/openmoji.md)
         "topk": {
-            "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+            "k": 16, "k_start": 32, "k_anneal": 0.4, "lr": 1e-3, "batch": 2048, "rows": 1_500_000,
         },
         "gated": {
-            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 2_000_000,
+            "sparsity": "gated", "target_l0": 8, "lr": 1e-3, "batch": 2048, "rows": 1_200_000,
         },
         "pca": {"model": "pca", "latents": 16},
     },
