@@ -10,6 +10,7 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/shards/NNN.js   records, rounded to 4 significant digits (saekit.inspection.compact)
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
+    OUT/words/000.js    which latents are active on a token, loaded when something is searched
     OUT/features.jsonl  where asked: one FeatureRecord.to_json() per line, at full precision; every
                         number on the page is one of these, rounded
 
@@ -163,6 +164,7 @@ def write_page(
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
         texts.close()
+        site.words(pack(catalog.words()))
         page.write(
             inert("catalog", pack(catalog.to_json(texts.ids, single_file=single_file, jsonl=jsonl)))
         )
@@ -200,6 +202,7 @@ class _Catalog:
         self.data_labels: list[list[str]] = []
         self.thumbnails: list[str | None] = []
         self.shards = 0
+        self._tokens: dict[str, list[int]] = {}
 
     def add(self, record: FeatureRecord) -> None:
         index = record.index
@@ -217,7 +220,18 @@ class _Catalog:
         self.data_labels.append(
             [label[:PREVIEW_CHARACTERS] for label, _ in labels.most_common(PREVIEW_LABELS)]
         )
+        for entry in (record.tokens or {}).get("tokens", ()):
+            self._tokens.setdefault(entry["token"], []).append(index)
         self.thumbnails.append(next((example.image for example in top if example.image), None))
+
+    def words(self) -> list[list[Any]]:
+        """[token, latent, latent, ...], each as its distance from the one before, so that many are
+        small numbers: of what tokens latents are active on most often."""
+        found = []
+        for token, latents in self._tokens.items():
+            ascending = sorted(latents)
+            found.append([token, *(b - a for a, b in zip([0, *ascending], ascending))])
+        return found
 
     def to_json(self, contexts: list[int], **settings: bool) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}

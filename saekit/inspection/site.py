@@ -108,6 +108,9 @@ class Folder:
             f'saekitContexts({number},"{packed}");\n'.encode(),
         )
 
+    def words(self, packed: str) -> None:
+        self._write(self.out / "words" / "000.js", f'saekitWords(0,"{packed}");\n'.encode())
+
     def image(self, name: str, content: bytes) -> None:
         self._write(self.out / "images" / name, content)
 
@@ -132,6 +135,9 @@ class Inline:
 
     def contexts(self, number: int, packed: str) -> None:
         self.page.write(inert(f"contexts-{number}", packed))
+
+    def words(self, packed: str) -> None:
+        self.page.write(inert("words-0", packed))
 
     def image(self, name: str, content: bytes) -> None:
         self.page.write(inert(f"image-{name}", base64.b64encode(content).decode()))

@@ -122,3 +122,30 @@ def test_the_page_draws_the_figures_of_the_index(tab, made):
     assert float(lift) == float(f"{first['lift']:.3g}")
     assert f"{index.first[LATENT]:,} of {index.active[LATENT]:,} rows" in text(tab, "#tokens")
     assert tab.problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("word", ["w17", "W15"])
+def test_search_finds_the_tokens_that_latents_are_active_on(tab, made, word):
+    _, page = made
+    lines = (page / "features.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    holds = lambda tokens: any(word.lower() in token for token in tokens)
+    on = {r["index"] for r in records if holds(t["token"] for t in r["tokens"]["tokens"])}
+    strongest = {r["index"] for r in records if holds(strongest_tokens(r))}
+    labeled = {r["index"] for r in records if r["meaning"] and holds([r["meaning"]["text"]])}
+    assert on - strongest - labeled, "the six tokens in the list do not answer"
+    tab.open((page / "index.html").as_uri())
+    tab.press("/")
+    tab.type(word)
+    expected = on | strongest | labeled
+    shown = "Array.from(document.querySelectorAll('.row'), e => Number(e.dataset.latent))"
+    tab.wait(f"{shown}.length === {len(expected)}")
+    assert set(tab.evaluate(shown)) == expected
+    assert tab.problems == []
+
+
+def strongest_tokens(record: dict) -> list[str]:
+    """The six that the list shows."""
+    top = [e for e in record["examples"] if e["group"] == "top"]
+    return list(dict.fromkeys(e["tokens"][e["centre"]].strip().casefold() for e in top))[:6]

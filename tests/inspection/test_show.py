@@ -63,7 +63,7 @@ def made(tmp_path_factory):
 
 def test_the_record_is_that_of_the_page(made, tmp_path):
     model, store, run = made
-    saekit.inspect(run, store, tmp_path / "page", features="3", top=6, live=model)
+    saekit.inspect(run, store, tmp_path / "page", features="3", top=6, live=model, jsonl=True)
     (line,) = (tmp_path / "page" / "features.jsonl").read_text().splitlines()
     shown = saekit.show(run, 3, store=store, top=6, live=model)
     assert shown.record.to_json() == json.loads(line)

@@ -157,11 +157,12 @@ def test_search_by_number_label_and_score(client, bench, made):
 
 
 def test_a_latent_is_shown_with_the_record_of_the_page(client, made, tmp_path):
-    saekit.inspect(made.run, made.store, tmp_path / "page", features="3", top=8)
+    saekit.inspect(made.run, made.store, tmp_path / "page", features="3", top=8, jsonl=True)
     (line,) = (tmp_path / "page" / "features.jsonl").read_text().splitlines()
     record = client.send("latents/3").json["record"]
-    # only the page has output tokens
-    without = {"logits": None, "logit_test": None}
+    # only the page has output tokens, and what is beyond the strongest rows
+    without = {"logits": None, "logit_test": None, "samples": [], "tokens": None}
+    without |= {"coactivation": [], "following": []}
     assert record == json.loads(line) | without
     assert client.send("latents/64").status == 400
     assert client.send("latents/-1").status == 404
@@ -222,7 +223,9 @@ def test_other_methods_and_addresses_are_not_there(client):
 def test_without_a_store_texts_are_read_and_steered_in_raw_units(made, tmp_path):
     import shutil
 
-    run = shutil.copytree(made.run, tmp_path / "run", ignore=shutil.ignore_patterns("scans"))
+    run = shutil.copytree(
+        made.run, tmp_path / "run", ignore=shutil.ignore_patterns("scans", "index")
+    )
     bench = open_workbench(run, model=made.model, device=CPU)
     with Running(bench) as running:
         client = running.client

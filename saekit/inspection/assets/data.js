@@ -23,6 +23,7 @@ const arrivals = new Map(); // source -> function that takes the packed text
 
 // The two names that the files beside the page know.
 window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
+window.saekitWords = (number, packed) => arrivals.get(sourceOf("words", number))?.(packed);
 window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 
 function sourceOf(folder, number) {
@@ -72,6 +73,24 @@ async function contextEntry(example) {
 // The tokens of a whole context.
 async function loadContext(example) {
   return (await contextEntry(example))[0];
+}
+
+// [token in lower case, latents] of every token that a latent is active on most often.
+let words = null;
+
+async function loadWords() {
+  words ??= (await loadFile("words", 0)).map(([token, ...steps]) => {
+    let latent = 0;
+    return [token.toLowerCase(), steps.map((step) => { latent += step; return latent; })];
+  });
+}
+
+// The latents that are active on a token that has the text in it; null until the tokens are read.
+function latentsOn(text) {
+  if (!words) return null;
+  const found = new Set();
+  for (const [token, latents] of words) if (token.includes(text)) latents.forEach((latent) => found.add(latent));
+  return found;
 }
 
 const MIME = { png: "image/png", webp: "image/webp", jpg: "image/jpeg" };

@@ -93,6 +93,8 @@ function updateList() {
   view.sort = byId("sort").value;
   view.range = readRange();
   view.needle = byId("search").value.trim().toLowerCase();
+  if (view.needle && !words) loadWords().then(updateList).catch(() => {}); // without them, the strongest examples are searched
+  view.on = view.needle ? latentsOn(view.needle) : null;
   const hideDead = byId("hide-dead").checked;
   const onlyPaged = byId("only-paged").checked;
   const kind = byId("label-kind").value;
@@ -126,6 +128,7 @@ function matches(latent, needle) {
   const digits = needle.startsWith("#") ? needle.slice(1) : needle;
   if (/^\d+$/.test(digits) && String(latent).startsWith(digits)) return true;
   if (names.get(latent)?.toLowerCase().includes(needle) || catalog.meanings[latent]?.[1].toLowerCase().includes(needle)) return true;
+  if (view.on?.has(latent)) return true;
   return recordOf[latent] >= 0 && view.search[recordOf[latent]].includes(needle);
 }
 
