@@ -55,11 +55,16 @@ if TYPE_CHECKING:
 # typer 0.26, then typer's own copy, TyperException from 0.28 on.
 CommandLineError: Any = typer.BadParameter.__mro__[-4]  # right below Exception
 INTERRUPTED = 130
-INTERRUPTED_CAUSE = "interrupted; finished shards and the state of a training run are saved"
-INTERRUPTED_HINT = (
-    "harvest, train, sweep, finetune and index go on with --resume, demo when it is run again;"
-    " other commands start over"
-)
+INTERRUPTED_CAUSE = "interrupted"
+# verb -> what is kept of it, and how it goes on; the others start over
+INTERRUPTED_HINTS = {
+    "harvest": "finished shards are saved: the same command with --resume goes on",
+    "train": "the state is saved: the same command with --resume goes on",
+    "sweep": "the state of every member is saved: the same command with --resume goes on",
+    "finetune": "the state is saved: the same command with --resume goes on",
+    "index": "finished parts are saved: the same command with --resume goes on",
+    "demo": "the same command goes on where it stopped",
+}
 MEMORY_HINT = (
     "a smaller --batch, --latents, --expansion or --shard-mb; --device cpu where the GPU is the"
     " smaller one"
@@ -213,7 +218,7 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
+        return _failed(INTERRUPTED_CAUSE, _interrupted_hint(arguments), INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -232,7 +237,7 @@ def _status(arguments: list[str] | None) -> int:
         return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
         if _interrupted:
-            return _failed(INTERRUPTED_CAUSE, INTERRUPTED_HINT, INTERRUPTED)
+            return _failed(INTERRUPTED_CAUSE, _interrupted_hint(arguments), INTERRUPTED)
         if _is_out_of_memory(error):
             return _failed(
                 f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]}",
@@ -246,6 +251,11 @@ def _status(arguments: list[str] | None) -> int:
             "SAEKIT_DEBUG=1 prints the traceback",
             1,
         )
+
+
+def _interrupted_hint(arguments: list[str] | None) -> str:
+    verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    return INTERRUPTED_HINTS.get(verb, "the same command starts over")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

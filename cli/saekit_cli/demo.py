@@ -8,6 +8,8 @@ before the models that are only compared are trained, and its path is printed at
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from saekit_cli.settings import Quiet
 
 if TYPE_CHECKING:
     from saekit.harvesting.models import LiveModel
+    from saekit.training.run import TrainResult
 
 NAME = "demo"
 EXAMPLES = ["saekit demo --out demo", "saekit demo --no-image --text-model gemma-3-270m.gguf"]
@@ -127,7 +130,7 @@ def run(
 ) -> None:
     """Harvest, train and inspect a language model and a vision transformer, and steer the first."""
     began = time.monotonic()
-    rows, pages, titles, kinds = [], [], [], {}
+    rows, pages, titles, kinds, folders = [], [], [], {}, []
     ending: list[str] = []
     for part in [p for p, wanted in ((IMAGE, image), (TEXT, text)) if wanted]:
         live_model = None
@@ -137,6 +140,7 @@ def run(
         page, figures = _run_part(part, folder, quiet, live_model)
         pages.append(page)
         rows += figures
+        folders.append((folder, part))
         titles.append(f"{part.name}: {part.about}.")
         kinds |= {_kind(options): None for options in part.runs.values()}
         if live_model is not None:
@@ -149,6 +153,22 @@ def run(
         typer.echo(f"open    {page}")
     if ending:
         typer.echo("\n" + "\n".join(ending))
+    typer.echo("\nand then")
+    for folder, part in folders:
+        for line in _next_commands(folder, part):
+            typer.echo(f"  {line}")
+
+
+def _next_commands(folder: Path, part: Part) -> list[str]:
+    """What to type next, with the program as it was called."""
+    saekit = sys.argv[0] if Path(sys.argv[0]).name == "saekit" else "saekit"
+    run, rest = folder / part.page, f"--store {shlex.quote(str(folder / 'store'))}"
+    program = f"{shlex.quote(saekit)} {{verb}} {shlex.quote(str(run))} {rest}"
+    asked = "--sort score" if part.name == IMAGE.name else "--text 'The cat sat on the mat'"
+    return [
+        f"{program.format(verb='features')} {asked}",
+        f"{program.format(verb='serve')} --page {shlex.quote(str(folder / 'page'))}",
+    ]
 
 
 def _text_part(model: str, hook: str | None) -> tuple[Part, LiveModel]:
@@ -182,18 +202,13 @@ def _run_part(
             progress=reporter,
             **part.harvest,
         )
-        message("train", part.page)
-        options = {"resume": True, "progress": reporter}
-        results = {
-            part.page: saekit.train(store, out / part.page, **part.runs[part.page], **options)
-        }
+        results = {part.page: _train(store, out, part, part.page, reporter)}
         page = saekit.inspect(
             out / part.page,
             store,
             out / "page",
             features=part.features,
             live=None if live_model is None else live_model.module,
-            overwrite=True,
             progress=reporter,
         )
         index = Path(page.index_html).resolve()
@@ -201,8 +216,7 @@ def _run_part(
         typer.echo(f"open    {index}")
         # what it is compared with
         for name in (name for name in part.runs if name != part.page):
-            message("train", name)
-            results[name] = saekit.train(store, out / name, **part.runs[name], **options)
+            results[name] = _train(store, out, part, name, reporter)
     figures = []
     for e in saekit.evaluate([out / name for name in part.runs], store):
         m, result = e.metrics, results[Path(e.checkpoint).name]
@@ -211,6 +225,15 @@ def _run_part(
             figure(m["dead_train"], ".1%"), f"{result.rows_per_s:,.0f}",
         ))  # fmt: skip
     return index, figures
+
+
+def _train(store: Path, out: Path, part: Part, name: str, reporter: Reporter) -> TrainResult:
+    import saekit
+    from saekit.store.checkpoint import CONFIG
+
+    finished = (out / name / CONFIG).exists()
+    message("train", f"{name}: finished before, {out / name}" if finished else name)
+    return saekit.train(store, out / name, resume=True, progress=reporter, **part.runs[name])
 
 
 def _kind(options: dict[str, Any]) -> str:

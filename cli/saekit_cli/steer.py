@@ -60,7 +60,8 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
             reporter.close()
             if known:
                 done = len(known[-1].doses)
-                message("note", f"interrupted: figures and verdict are those of {done} doses")
+                of_doses = f"; figures and verdict are those of {done} doses" if done else ""
+                message("note", f"interrupted: what was measured before{of_doses}")
                 _print(known[-1], json_)
             raise
     _print(result, json_)

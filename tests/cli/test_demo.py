@@ -95,7 +95,12 @@ def test_the_page_is_there_first_and_every_model_of_the_table_is_explained(
     assert saekit.open_store(out / "text-model" / "store").spec.hook == DEEPER
     # the end, which has a report of its own
     assert lines[13].endswith(" s") and lines[14] == f"open    {page}"
-    assert lines[16].startswith("latent ") and lines[-1].endswith("report.html")
+    assert lines[16].startswith("latent ") and lines[22].endswith("report.html")
+    # what to type next, on this very folder
+    run, rest = out / "text-model" / "topk", f"--store {out / 'text-model' / 'store'}"
+    asked, served = lines[25:]
+    assert asked == f"  saekit features {run} {rest} --text 'The cat sat on the mat'"
+    assert served == f"  saekit serve {run} {rest} --page {out / 'text-model' / 'page'}"
 
 
 def test_the_demo_takes_a_hook(folder, tiny_text):
