@@ -15,7 +15,7 @@ import torch
 from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
-from saekit.inspection.beyond_top import TokenCounts, sampled_rows, together
+from saekit.inspection.beyond_top import EACH, GROUPS, RANDOM, TokenCounts, sampled_rows, together
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
@@ -35,7 +35,7 @@ Read = Callable[[StoredExample], list[str]]
 EXAMPLES_EACH_BAND = 5
 TOKENS_EACH_SIDE = 12  # of a text example as it is listed; its whole context opens
 # on a page, in a shard of 16 features: of SmolLM2, of digits
-BYTES_EACH, BYTES_EACH_EXAMPLE, BYTES_EACH_TOKEN, BYTES_EACH_PICTURE = 250, 16, 3, 70
+BYTES_EACH, BYTES_EACH_EXAMPLE, BYTES_EACH_TOKEN, BYTES_EACH_PICTURE = 400, 16, 3, 70
 EXAMPLES_KEPT = 16384  # contexts, images: as they are shown
 # windows of so many latents are in memory together, and hold so many values
 LATENTS_AT_ONCE, VALUES_AT_ONCE = 1024, 4_000_000
@@ -116,6 +116,8 @@ def expected_bytes(
     if scan.dense:
         kept_N += (scan.bottom.row[latents] >= 0).sum(1)
     sampled_N = (scan.sample.row[latents] >= 0).sum(1).clamp_max(BANDS * EXAMPLES_EACH_BAND)
+    if not scan.dense:
+        sampled_N += scan.active[latents].clamp_max(RANDOM + GROUPS * EACH)
     shown = int((kept_N.clamp_max(top) + sampled_N).sum())
     if store.spec.modality == "text" and not store.spec.is_raw:
         contexts = min(shown, store.count(examples=True)) * (store.spec.context or 0)
