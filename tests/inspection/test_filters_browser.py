@@ -70,6 +70,9 @@ def test_filters_combine_and_stand_in_the_address(tab, site):
     assert found(tab) == f"{len(kept - set(STARTS))} of {LATENTS} latents"
     tab.open(site.url(5))
     assert "with a page" in found(tab) and tab.problems == []
+    # as a person types it
+    tab.evaluate("location.hash = '#9'")
+    wait_for(tab, 9)
 
 
 def test_latents_that_fire_at_the_beginning_are_left_out(tab, site):

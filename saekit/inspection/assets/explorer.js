@@ -8,7 +8,8 @@ function currentLatent() {
 }
 
 function latentInAddress() {
-  const found = /^#\/f\/([^?]*)/.exec(location.hash);
+  // #/f/123 is what links have; #123 is what people type
+  const found = /^#(?:\/f\/|(?=\d))([^?]*)/.exec(location.hash);
   return found ? found[1] : null;
 }
 
