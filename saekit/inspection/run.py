@@ -149,8 +149,10 @@ def _report_added(known: int, new: int, progress: Callable[[Progress], None]) ->
 def _report_size(
     inspected: InspectedModel, shown: Gathered, top: int, progress: Callable[[Progress], None]
 ) -> None:
-    size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
     count = len(shown.latents)
+    if not count:
+        return
+    size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
     pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
     message = f"{count:,} features take about {megabytes(size)}{pictures}"
     progress(Progress("page", 0, count, "features", message=message))
