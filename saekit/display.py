@@ -4,12 +4,14 @@ or a small table. No more digits than they mean.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 from saekit.errors import MissingError
 
+T = TypeVar("T")
 DIGITS = 4
 MOST_EXAMPLES = 8
 
@@ -92,6 +94,28 @@ def html_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
     )
     above = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class TableList(list[T], ABC):
+    """A list of results that shows itself as a table."""
+
+    @abstractmethod
+    def figures(self) -> list[dict[str, Any]]:
+        """One flat dict for each result."""
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `figures`, one row for each result. Raises MissingError without pandas."""
+        return pandas().DataFrame(self.figures())
+
+    def __repr__(self) -> str:
+        return plain_table(self._shown()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown())
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """Of `figures`, what has a place in a table."""
+        return self.figures()
 
 
 def feature_html(line: str, examples: Iterable[Any]) -> str:

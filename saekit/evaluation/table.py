@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from saekit.device import pick_device
-from saekit.display import brief, html_table, pandas, plain_table
+from saekit.display import TableList, brief
 from saekit.errors import UsageError, check_choice, opt
 from saekit.evaluation.models import EvaluatedModel, open_runs
 from saekit.evaluation.norms import InputNorm, input_norm
@@ -89,7 +89,7 @@ class Evaluation:
         return brief(self, {name: values[name] for name in values if name != "params"}, lead)
 
 
-class Evaluations(list[Evaluation]):
+class Evaluations(TableList[Evaluation]):
     """What `evaluate` returns: a list that shows itself as a table."""
 
     def figures(self) -> list[dict[str, Any]]:
@@ -97,17 +97,6 @@ class Evaluations(list[Evaluation]):
         name; a loss with an interval is `name`, `name_low`, `name_high`, a part of a crosscoder
         `fvu HOOK`."""
         return [evaluation.figures() for evaluation in self]
-
-    def to_pandas(self) -> Any:
-        """A DataFrame of `figures`, one row for each evaluation. Raises MissingError without
-        pandas."""
-        return pandas().DataFrame(self.figures())
-
-    def __repr__(self) -> str:
-        return plain_table(self._shown()) if self else "[]"
-
-    def _repr_html_(self) -> str:
-        return html_table(self._shown())
 
     def _shown(self) -> list[dict[str, Any]]:
         return [

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from torch import nn
 
-from saekit.display import html_table, pandas, plain_table
+from saekit.display import TableList
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.inspection.known import Known
@@ -65,7 +65,7 @@ class FeatureRow:
     source: str = "scan"
 
 
-class FeatureRows(list[FeatureRow]):
+class FeatureRows(TableList[FeatureRow]):
     """What `features` returns: a list that shows itself as a table."""
 
     def figures(self) -> list[dict[str, Any]]:
@@ -76,17 +76,6 @@ class FeatureRows(list[FeatureRow]):
             flat: dict[str, Any] = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
             rows.append(flat | (flat.pop("figures") or {}))
         return rows
-
-    def to_pandas(self) -> Any:
-        """A DataFrame of `figures`, one row for each latent. Raises MissingError without
-        pandas."""
-        return pandas().DataFrame(self.figures())
-
-    def __repr__(self) -> str:
-        return plain_table(self._shown()) if self else "[]"
-
-    def _repr_html_(self) -> str:
-        return html_table(self._shown())
 
     def _shown(self) -> list[dict[str, Any]]:
         """The number of a latent is a name, without separators."""
