@@ -54,8 +54,13 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     for row, line in zip(rows, cells):
         line[4:4] = [figure((row.figures or {}).get(name), ".3g") for name in shown]
     header[4:4] = shown
-    words = len(header) - 1
-    typer.echo(table(header, cells, left=(0, words - 1, words) if scored else (0, words)))
+    left = {0, len(header) - 1, len(header) - 2 if scored else 0}
+    if any(row.at for row in rows):  # beside act, the column that it is about
+        header.insert(2, "at")
+        for row, line in zip(rows, cells):
+            line.insert(2, repr(row.at) if given.get("text") else row.at or "")
+        left = {column + (column > 1) for column in left} | {2}
+    typer.echo(table(header, cells, left=tuple(left)))
     for name, value in figures.items():
         if name not in shown:
             typer.echo(f"{name} {figure(value, '.3g')}")

@@ -52,7 +52,8 @@ class FeatureRow:
     those on which the latent fires most in the store, for images the data's labels. score and label
     (automatic: `on " import"`) only where they were sorted by, see saekit.inspection.score. figures
     are those of the question (docs/index-search.md), or None. source is what max, density and
-    tokens are read from: index, or scan."""
+    tokens are read from: index, or scan. at is where in the input act is: the token, or row and
+    column of the patch ("2,3"; "" for the class token); None where there is no input."""
 
     index: int
     act: float
@@ -63,6 +64,7 @@ class FeatureRow:
     score: float | None = None
     figures: dict[str, float] | None = None
     source: str = "scan"
+    at: str | None = None
 
 
 class FeatureRows(TableList[FeatureRow]):
@@ -192,7 +194,7 @@ def features(
             f"{opt('index', index)} describes one latent, and there is nothing to filter",
             f"drop {opt('min_density')}, {opt('max_density')} and {opt('not_bos')}",
         )
-    question = given[0] if given else ""
+    question, first = given[0] if given else "", None
     order = check_order(question, by)
 
     # what is known of the latents, and the answer
@@ -228,10 +230,11 @@ def features(
         chosen = scored[among[scored] & passes[scored]]
     else:
         chosen = ranking.order[passes[ranking.order]]
-    act_F = ranking.act
+    act_F, texts = ranking.act, known.texts
+    at = lambda j: None if first is None else first.places[int(first.place[j])].text(texts)
     act = known.largest if act_F is None else lambda j: float(act_F[j])
     return FeatureRows(
-        _row(j, act(j), inspected, known, sort == "score", ranking.of(j))
+        replace(_row(j, act(j), inspected, known, sort == "score", ranking.of(j)), at=at(j))
         for j in chosen[:top].tolist()
     )
 

@@ -3,6 +3,8 @@ those counted from the matrix or given by scikit-learn."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,11 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 
 import saekit
 from saekit.errors import DataError, UsageError
+from saekit.harvesting.models import FromFolder
+from saekit.harvesting.sources import Document
 from saekit.indexing.association import information, label_figures, token_figures
+from saekit.inspection.inputs import input_models, input_rows
+from saekit.inspection.tokens import token_texts
 
 CONTEXTS, TOKENS, VOCABULARY, EACH_DOCUMENT = 160, 16, 40, 2
 ROWS = CONTEXTS * TOKENS
@@ -251,11 +257,27 @@ def test_text_by_maximum_mean_and_contrast(language, capsys):
         capsys, "features", run, "--store", store, "--text", "cat sat", "--versus", "the dog", "-q"
     )
     assert status == 0, err
-    assert out.splitlines()[0].split()[:6] == [
-        "feature", "act", "max", "density", "difference", "versus",
+    assert out.splitlines()[0].split()[:7] == [
+        "feature", "act", "at", "max", "density", "difference", "versus",
     ]  # fmt: skip
     status, out, _ = command(capsys, "features", run, "--store", store, "--token", "cat", "-q")
     assert status == 0 and out.splitlines()[-1].startswith("chance 0.")
+
+
+def test_where_in_a_text_the_largest_value_is(language):
+    run, store = language.run, language.store
+    text = "the cat sat on the mat"
+    spec, sae = saekit.open_store(store).spec, saekit.load(run)
+    models = input_models([spec], None, FromFolder(str(Path(store) / "tokenizer")))
+    (given,) = input_rows(Document(0, "input", text), [spec], models)
+    code_BF = sae.encode(given.x_BD).to_dense()
+    texts = token_texts(saekit.open_store(store))(given.token_ids)
+    rows = saekit.features(run, store, text=text, top=64)
+    assert len({row.at for row in rows}) > 1
+    for row in rows:
+        first = int((code_BF[:, row.index] == row.act).nonzero()[0])
+        assert row.at == texts[given.positions[first]], row
+    assert {row.at for row in saekit.features(run, store, sort="score")} == {None}
 
 
 def test_figures_of_a_text_are_the_same_from_scan_and_index(language, tmp_path):
