@@ -37,6 +37,7 @@ from saekit_cli import (
     importing,
     index,
     inspect,
+    interrupts,
     models,
     serve,
     steer,
@@ -92,9 +93,6 @@ STATUSES = (
     "Exit: 0 done, 1 bug, 2 usage, 3 bad input, 4 missing, 5 backend, 6 numerics, 7 quality gate,"
     " 130 interrupted."
 )
-
-
-_interrupted = False
 
 
 def _line(verb: Verb) -> str:
@@ -177,16 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     take_any_encoding()
     with suppress(ValueError):  # not the main thread: signals are not ours
         signal.signal(signal.SIGTERM, _terminate)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _interrupt)
+    interrupts.remember()
     sys.exit(_status(arguments))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C, remembered: an interrupted import can end in an error of another kind."""
-    global _interrupted
-    _interrupted = True
-    signal.default_int_handler(number, frame)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -198,6 +188,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _status(arguments: list[str] | None) -> int:
     try:
+        interrupts.check()
         result: Any = app(arguments, standalone_mode=False, prog_name="saekit")
         if result == INTERRUPTED:  # typer turns Ctrl-C into this status
             raise KeyboardInterrupt
@@ -218,6 +209,7 @@ def _status(arguments: list[str] | None) -> int:
     except SaekitError as error:
         return _failed(*error.spelled(flag), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
+        interrupts.forget()
         return _failed(INTERRUPTED_CAUSE, _interrupted_hint(arguments), INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -236,7 +228,8 @@ def _status(arguments: list[str] | None) -> int:
         told = user_error(error)
         return _failed(*told.spelled(flag), told.exit_status)
     except Exception as error:
-        if _interrupted:
+        if interrupts.seen():
+            interrupts.forget()
             return _failed(INTERRUPTED_CAUSE, _interrupted_hint(arguments), INTERRUPTED)
         if _is_out_of_memory(error):
             return _failed(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from saekit.errors import spelled
+from saekit_cli import interrupts
 from saekit_cli.flags import flag
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _columns() -> int:
 
 
 class Reporter:
-    """A callback for the library. One phase at a time; leaving its `with` block ends the line.
+    """A callback for the library. One phase at a time; leaving its `with` block ends the line. A
+    Ctrl-C that Python dropped is raised here.
 
     A terminal has a bar, redrawn every tenth of a second; anything else is a log, which gets a line
     when the last one, of whichever phase, is ten seconds old: a command of a minute writes six.
@@ -106,6 +108,7 @@ class Reporter:
         self.open_line = False
 
     def __call__(self, p: Progress) -> None:
+        interrupts.check()
         if p.raw_message:
             self.close()
             message("note", spelled(p.raw_message, flag))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from made_stores import write_store
-from saekit_cli import app
+from saekit_cli import app, interrupts
+from saekit_cli.screen import Reporter
 
 import saekit.training.run as training
+from saekit.types import Progress
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,42 @@ def test_the_module_is_the_command(acts):
         other.stdout,
         other.stderr,
     )
+
+
+DROPPED = """
+import signal, sys
+from saekit_cli import interrupts
+
+interrupts.remember()
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+Dropping()  # Python reports the KeyboardInterrupt of a finalizer, and goes on
+assert interrupts.seen()
+from saekit_cli.app import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_ctrl_c_that_python_dropped_is_answered(acts, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", DROPPED, "train", acts, tmp_path / "r", "--k", "4", "-q"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert result.returncode == 130 and "error  interrupted" in result.stderr, result.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_dropped_ctrl_c_ends_a_run_at_its_next_sign_of_life(monkeypatch):
+    monkeypatch.setattr(interrupts, "_seen", True)
+    with pytest.raises(KeyboardInterrupt), Reporter(quiet=True) as reporter:
+        reporter(Progress("train", 1, 2))
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:  # it was not dropped: what is done now may report
+        reporter(Progress("train", 2, 2))
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.6])
