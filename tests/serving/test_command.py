@@ -13,6 +13,7 @@ import urllib.request
 
 import pytest
 from command import saekit
+from huggingface_hub import constants
 
 
 def test_ctrl_c_ends_it_while_a_text_is_written(made):
@@ -71,7 +72,7 @@ def test_a_port_that_is_taken_is_known_before_the_model_loads(capsys, made):
     ids=str,
 )
 def test_what_cannot_be_served_is_said(capsys, monkeypatch, made, options, status, words):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     result = saekit(capsys, "serve", made.run, *options)
     assert result[0] == status and words in result[2], result
 
