@@ -22,6 +22,7 @@ import torch
 from saekit.device import pick_device
 from saekit.display import brief
 from saekit.errors import DataError, UsageError, opt
+from saekit.indexing.dense import index_dense
 from saekit.indexing.entries import CHUNK_ROWS
 from saekit.indexing.manifest import (
     RUNS,
@@ -59,8 +60,8 @@ class IndexResult:
     bytes: int
     """Of all its files."""
     seconds: float
-    entries: int
-    """Active entries: rows x L0."""
+    entries: int | None
+    """Active entries: rows x L0. None for a dense code, whose values are not kept."""
     rounding: dict[str, float] | None
     """Of float16 values: {largest, relative, raised}, see docs/index-search.md; else None."""
 
@@ -105,7 +106,9 @@ def index(
     `index/`, one index for each store. Search and pages then read no row twice.
 
     One pass over the rows, in bounded memory. An entry is active where the model says so, as
-    everywhere: a code that is not 0, a sigmoid code above 0.5.
+    everywhere: a code that is not 0, a sigmoid code above 0.5. Of a dense code (pca, vae ...), in
+    which every entry would be one, what the page shows of each latent is written: counts, histogram,
+    the strongest rows and a sample.
 
     Parameters
         checkpoint: a folder of saekit's own, or what `saekit.train` returned. A published
@@ -120,8 +123,7 @@ def index(
         device: where the store's rows are encoded.
         resume: continue an index that was interrupted; one that is whole stays as it is.
 
-    Raises UsageError, DataError (checkpoint and store do not fit, a dense code, an index that is
-    there), MissingError, NumericsError (an activation is infinite, or too large for float16).
+    Raises UsageError, DataError (checkpoint and store do not fit, an index that is there), MissingError, NumericsError (an activation is infinite, or too large for float16).
     """
     # what can be wrong, before anything is written
     began = time.monotonic()
@@ -132,11 +134,10 @@ def index(
     where = pick_device(device)
     pair = opened_pair(checkpoint, store, any_store)
     folder = _folder_of(pair)
-    if pair.model.active_above is None:
+    if pair.model.active_above is None and values != "float32":
         raise DataError(
-            f"the code of {pair.name} is dense: every latent has a value in every row, so there is"
-            " no list of active rows to keep",
-            f"saekit inspect {pair.name} scans the store for it",
+            f"the code of {pair.name} is dense: its index has no list of values to round",
+            f"drop {opt('values', values)}",
         )
     wanted = _wanted(pair, values, where)
 
@@ -164,7 +165,7 @@ def index(
         manifest.rows,
         folder_bytes(folder),
         time.monotonic() - began,
-        manifest.entries,
+        None if manifest.dense else manifest.entries,
         None if manifest.rounding is None else manifest.rounding.stated(),
     )
 
@@ -197,12 +198,12 @@ def _wanted(pair: OpenedPair, values: Values, device: torch.device) -> IndexMani
         values,
         device.type,
         CHUNK_ROWS,
+        dense=pair.model.active_above is None,
     )
 
 
 def index_into(folder: Path, pair: OpenedPair, device: torch.device, progress: Report) -> Index:
-    """The index of float32 values in a folder that is there and empty, of any model with a sparse
-    code."""
+    """The index of float32 values in a folder that is there and empty, of any model."""
     manifest = _wanted(pair, "float32", device)
     manifest.write(folder)
     _Pass(pair, folder, manifest, DEFAULT_BUDGET * 1_000_000, device, progress).run()
@@ -225,7 +226,9 @@ class _Pass:
         self.budget, self.device, self.progress = budget, device, progress
 
     def run(self) -> IndexManifest:
-        if not self.manifest.complete:
+        if self.manifest.dense and not self.manifest.complete:
+            self.manifest = self._of_dense_code()
+        elif not self.manifest.complete:
             self._write_runs()
             self.manifest = self._merged()
         for path in (self.folder / RUNS).glob("*"):
@@ -233,6 +236,14 @@ class _Pass:
         if (self.folder / RUNS).is_dir():
             os.rmdir(self.folder / RUNS)
         return self.manifest
+
+    def _of_dense_code(self) -> IndexManifest:
+        manifest, report = self.manifest, self.progress
+        rows_done = lambda done: report(Progress("index", done, manifest.rows))
+        files = index_dense(self.folder, manifest, self.pair, self.device, rows_done)
+        whole = replace(manifest, files=files, complete=True)
+        whole.write(self.folder)
+        return whole
 
     def _write_runs(self) -> None:
         rows = self.manifest.rows

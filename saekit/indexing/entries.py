@@ -1,5 +1,4 @@
-"""The active entries of a store's rows, a chunk of rows at a time: what scans and indexes are made
-of.
+"""The active entries of a store's rows, a chunk of rows at a time: what indexes are made of.
 
 A chunk always begins at a multiple of its size, so that a pass which is continued, or an index
 which grows with its store, encodes the same chunks as a pass from the start: the same bits.
@@ -56,15 +55,26 @@ def encoded_chunks(
     rows: int = CHUNK_ROWS,
     start: int = 0,
 ) -> Iterator[tuple[ActivationBatch, Triples]]:
-    """The rows from `start` on, `rows` at a time, with their active entries. An entry is active as
-    the model says; of a dense code every entry is that is not 0."""
+    """The rows from `start` on, `rows` at a time, with their active entries, as the model says
+    which are; of a sparse code."""
+    assert model.active_above is not None, "a sparse code"
+    for batch, code in encoded_batches(model, store, device, rows, start):
+        assert batch.rows is not None
+        yield batch, active_entries(code, model.active_above, int(batch.rows[0]))
+
+
+def encoded_batches(
+    model: Autoencoder,
+    store: Store | StackedStore,
+    device: torch.device = CPU,
+    rows: int = CHUNK_ROWS,
+    start: int = 0,
+) -> Iterator[tuple[ActivationBatch, Code]]:
+    """The rows from `start` on, `rows` at a time, with their codes."""
     assert start % rows == 0, "chunks begin at multiples of their size"
     keep_freed_memory()
     model = on_device(model, device)
-    above = 0.0 if model.active_above is None else model.active_above
     for batch in store.batches(rows, start=start):
-        assert batch.rows is not None
         with torch.no_grad():
             code = model.encode(batch.x.to(device).float())
-            found = active_entries(code, above, int(batch.rows[0]))
-        yield batch, found
+        yield batch, code

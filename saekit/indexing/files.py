@@ -8,14 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from saekit.errors import DataError, opt
-from saekit.indexing.manifest import BY_FEATURE, BY_ROW, ORIGIN, IndexManifest
+from saekit.indexing.dense import read_histogram
+from saekit.indexing.histogram import Histogram
+from saekit.indexing.manifest import (
+    BY_FEATURE,
+    BY_ROW,
+    FEATURES,
+    HISTOGRAMS,
+    ORIGIN,
+    SHOWN,
+    IndexManifest,
+)
 from saekit.indexing.merge import by_feature_tensors, by_row_tensors, feature_tensors
 from saekit.indexing.origin import Origin, read_origin
 from saekit.indexing.row_order import RowOrder
+from saekit.indexing.shown import ShownRows, read_shown, shown_rows
 from saekit.indexing.tensor_file import Shapes, mapped_tensors
 from saekit.store.files import known_digest
 from saekit.store.oserrors import reading
-from saekit.store.scans import FEATURES
 from saekit.typed import MisfitError
 
 
@@ -31,6 +41,12 @@ class IndexFiles:
 
     def _checked(self, name: str) -> Path:
         """The path of a file whose checksum is right. Raises DataError."""
+        if name not in self.manifest.files:
+            raise DataError(
+                f"{self.path} is of a dense code: it keeps what a page shows of each latent, and no"
+                " list of active rows",
+                "activations, co-activation, tokens and labels are of sparse codes",
+            )
         path, expected = self.path / name, self.manifest.files[name]
         with reading(path):
             digest = known_digest(path, expected)
@@ -64,6 +80,25 @@ class IndexFiles:
         """The same entries by row."""
         tensors = self._tensors(BY_ROW, by_row_tensors(self.manifest))
         return RowOrder(**tensors, latents=self.manifest.latents)
+
+    @cached_property
+    def shown(self) -> ShownRows:
+        """The rows by which each latent is shown."""
+        if SHOWN not in self.manifest.files:  # of schema 1
+            example, chunk = self.origin.example, self.manifest.chunk
+            return shown_rows(**self.by_feature, order=self.by_row, example=example, chunk=chunk)
+        path = self._checked(SHOWN)
+        try:
+            with reading(path):
+                return read_shown(path, self.manifest.latents, self.manifest.row_type)
+        except MisfitError as error:
+            raise _damaged(path, f"is not of this index: {error}") from None
+
+    def histogram(self, latent: int) -> Histogram:
+        """Of a latent of a dense code."""
+        path = self._checked(HISTOGRAMS)
+        with reading(path):
+            return read_histogram(path, self.manifest, self.features["range"], latent)
 
     @cached_property
     def origin(self) -> Origin:

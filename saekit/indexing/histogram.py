@@ -1,4 +1,4 @@
-"""How often each size of activation occurs: histograms and bands of scans, indexes and pages."""
+"""How often each size of activation occurs: histograms and bands of indexes and pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from saekit.indexing.entries import Triples
 
 # of sizes, over a range that doubles for a larger one; at least half of them are below the maximum
 BINS = 100
+SIDES = 2  # negative and positive values
 # of about equal width, from 0 to the maximum, with ends at those of bins, so that their rows are
 # counted exactly
 BANDS = 5
@@ -20,7 +21,7 @@ class Histogram:
 
     def __init__(self, latents: int) -> None:
         self.range = torch.zeros(latents)
-        self.counts = torch.zeros(latents, 2, BINS, dtype=torch.int64)
+        self.counts = torch.zeros(latents, SIDES, BINS, dtype=torch.int64)
 
     def add(self, t: Triples, chunk_max: torch.Tensor) -> None:
         new = (self.range == 0) & (chunk_max > 0)

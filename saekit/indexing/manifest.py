@@ -20,12 +20,15 @@ from saekit.store.folder_kinds import INDEX
 from saekit.store.manifest import checksum
 from saekit.store.oserrors import reading
 from saekit.store.reader import Store
-from saekit.store.scans import INDEXES
 from saekit.typed import MisfitError, build
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no shown.safetensors, and no index of a dense code
+INDEXES = "index"  # the folder beside a checkpoint
 RUNS = "runs"
-BY_FEATURE, BY_ROW, ORIGIN = (f"{name}.safetensors" for name in ("by_feature", "by_row", "origin"))
+BY_FEATURE, BY_ROW, ORIGIN, FEATURES, SHOWN, HISTOGRAMS = (
+    f"{name}.safetensors"
+    for name in ("by_feature", "by_row", "origin", "features", "shown", "histograms")
+)
 Values = Literal["float32", "float16"]
 
 
@@ -100,6 +103,8 @@ class IndexManifest:
     """name -> sha256, once they are whole."""
     rounding: Rounding | None = None
     complete: bool = False
+    dense: bool = False
+    """A code that has a value at every latent in every row: there are no entries."""
 
     @property
     def row_type(self) -> str:

@@ -3,20 +3,20 @@ of each run, joined: nothing is compared, and memory is a block of latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from saekit.indexing.manifest import BY_FEATURE, BY_ROW, ORIGIN, IndexManifest
+from saekit.indexing.manifest import BY_FEATURE, BY_ROW, FEATURES, ORIGIN, SHOWN, IndexManifest
 from saekit.indexing.origin import read_origin, write_origin
 from saekit.indexing.row_order import RowOrder
 from saekit.indexing.runs import open_run
-from saekit.indexing.statistics import FEATURE_TENSORS, at_beginnings, statistics
+from saekit.indexing.shown import shown_rows, write_shown
+from saekit.indexing.statistics import FEATURE_TENSORS, at_beginnings, blocks, statistics
 from saekit.indexing.tensor_file import mapped_tensors, writing_tensors
 from saekit.store.files import sha256_of
 from saekit.store.reader import Store
-from saekit.store.scans import FEATURES
 
 # of memory per entry of a block: row, value, and its place before and after (8 each)
 BYTES_PER_ENTRY = 28
@@ -58,8 +58,9 @@ def merge(
     _write_by_row(folder / BY_ROW, manifest, runs)
     _write_by_feature(folder / BY_FEATURE, manifest, runs, budget // BYTES_PER_ENTRY, report)
     write_origin(folder / ORIGIN, store)
-    _write_features(folder, manifest)
-    return {name: sha256_of(folder / name) for name in (BY_FEATURE, BY_ROW, ORIGIN, FEATURES)}
+    _write_figures(folder, manifest)
+    written = (BY_FEATURE, BY_ROW, ORIGIN, FEATURES, SHOWN)
+    return {name: sha256_of(folder / name) for name in written}
 
 
 def _write_by_row(path: Path, manifest: IndexManifest, runs: list[dict[str, np.ndarray]]) -> None:
@@ -101,17 +102,6 @@ def _write_by_feature(
             report(b)
 
 
-def blocks(ptr: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """(first latent, last plus one), with at most `most` entries together where these are
-    several."""
-    a, latents = 0, len(ptr) - 1
-    while a < latents:
-        b = int(np.searchsorted(ptr, ptr[a] + most, side="right")) - 1
-        b = min(max(b, a + 1), latents)
-        yield a, b
-        a = b
-
-
 def _joined(
     runs: list[dict[str, np.ndarray]], ptr: np.ndarray, a: int, b: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -129,13 +119,16 @@ def _joined(
     return row, value
 
 
-def _write_features(folder: Path, manifest: IndexManifest) -> None:
+def _write_figures(folder: Path, manifest: IndexManifest) -> None:
     by_feature = mapped_tensors(folder / BY_FEATURE, by_feature_tensors(manifest))
     order = RowOrder(
         **mapped_tensors(folder / BY_ROW, by_row_tensors(manifest)), latents=manifest.latents
     )
+    origin = read_origin(folder / ORIGIN)
     figures = statistics(**by_feature, chunk=manifest.chunk)
-    figures |= at_beginnings(order, read_origin(folder / ORIGIN))
+    figures |= at_beginnings(order, origin)
     with writing_tensors(folder / FEATURES, feature_tensors(manifest)) as file:
         for name, values in figures.items():
             file.append(name, values)
+    shown = shown_rows(**by_feature, order=order, example=origin.example, chunk=manifest.chunk)
+    write_shown(folder / SHOWN, shown, manifest.row_type)

@@ -19,11 +19,12 @@ from saekit.indexing.entries import Triples
 from saekit.indexing.files import IndexFiles
 from saekit.indexing.histogram import Histogram
 from saekit.indexing.manifest import IndexManifest, checked_manifest
-from saekit.indexing.merge import blocks
 from saekit.indexing.origin import Origin
 from saekit.indexing.radix import bits_of_sizes, order_of
 from saekit.indexing.row_order import RowOrder
 from saekit.indexing.runs import Entries
+from saekit.indexing.shown import ShownRows
+from saekit.indexing.statistics import blocks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Activations:
 
 
 class Index:
-    """Every activation of a dictionary of F latents on the R rows of a store.
+    """Every activation of a dictionary of F latents on the R rows of a store. Of a dense code
+    (`dense`), in which every latent has a value in every row, the figures of all latents, their
+    histograms, bands and `shown`; the rest raises DataError.
 
     Opened by `saekit.open_index`, or `index` of what `saekit.index` returns. Files are
     memory-mapped, and their checksums verified when they are first read. Rows are numbered as in
@@ -80,6 +83,16 @@ class Index:
     def rows(self) -> int:
         """R."""
         return self.manifest.rows
+
+    @property
+    def dense(self) -> bool:
+        """Whether the code is dense (pca, vae ...)."""
+        return self.manifest.dense
+
+    @property
+    def shown(self) -> ShownRows:
+        """The rows by which each latent is shown: the strongest, and a sample."""
+        return self._files.shown
 
     @property
     def active(self) -> np.ndarray:
@@ -136,11 +149,11 @@ class Index:
 
     def histogram(self, latent: int) -> dict[str, list[float]]:
         """{"edges", "counts"}: how many rows have values of each size, in the bins of the page."""
-        return self._histogram(latent).of(0)
+        return self.sizes(latent).of(0)
 
     def bands(self, latent: int) -> list[dict[str, float]]:
         """[{"low", "high", "rows"}] x 5: the sizes from 0 to the maximum, as on the page."""
-        return self._histogram(latent).bands(0)
+        return self.sizes(latent).bands(0)
 
     def top(self, latent: int, count: int = 20) -> Activations:
         """The strongest row of each context or image, the largest sizes first; the earlier of equal
@@ -228,7 +241,10 @@ class Index:
         lo, hi = self._files.by_feature["ptr"][latent : latent + 2].tolist()
         return lo, hi
 
-    def _histogram(self, latent: int) -> Histogram:
+    def sizes(self, latent: int) -> Histogram:
+        """The histogram of one latent, as the only one of its kind."""
+        if self.dense:
+            return self._files.histogram(latent)
         lo, hi = self._span(latent)
         counted = Histogram(1)
         counted.range[0] = float(self._files.features["range"][latent])

@@ -134,14 +134,19 @@ def encoded_entries(
     """Those of the store's rows from `start` on, a chunk at a time. Raises NumericsError for an
     infinite value."""
     for batch, found in encoded_chunks(pair.model, pair.store, device, chunk, start):
-        if not bool(torch.isfinite(found.value).all()):
-            row = int(found.row[~torch.isfinite(found.value)][0])
-            raise NumericsError(
-                f"{pair.name} gives inf for {pair.store.locate(row)}",
-                "check the weights and the row",
-            )
+        check_finite(pair, found)
         assert batch.rows is not None
         yield _entries(found, int(batch.rows[0]), len(batch.x))
+
+
+def check_finite(pair: OpenedPair, found: Triples) -> None:
+    """Raises NumericsError for an infinite value."""
+    if not bool(torch.isfinite(found.value).all()):
+        row = int(found.row[~torch.isfinite(found.value)][0])
+        raise NumericsError(
+            f"{pair.name} gives inf for {pair.store.locate(row)}",
+            "check the weights and the row",
+        )
 
 
 def _entries(found: Triples, first: int, rows: int) -> Entries:

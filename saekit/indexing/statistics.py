@@ -31,7 +31,7 @@ def statistics(
     active: rows in which it is active. max: its largest size, and largest: that value with its
     sign. range: of its histogram. sum, squares: of its values and their squares. `chunk` is the
     number of rows that are encoded together: the range begins with the largest size of the first
-    chunk in which the latent is active, as in a scan."""
+    chunk in which the latent is active, as in one pass over the rows."""
     latents = len(ptr) - 1
     figures = {name: np.zeros(latents, FEATURE_TENSORS[name]) for name in FEATURE_TENSORS}
     figures["active"] = np.diff(ptr)
@@ -79,6 +79,17 @@ def _pieces(ptr: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
             b = a + 1
             for lo in range(int(ptr[a]), int(ptr[b]), PIECE):
                 yield a, b, lo, min(lo + PIECE, int(ptr[b]))
+        a = b
+
+
+def blocks(ptr: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """(first latent, last plus one), with at most `most` entries together where these are
+    several."""
+    a, latents = 0, len(ptr) - 1
+    while a < latents:
+        b = int(np.searchsorted(ptr, ptr[a] + most, side="right")) - 1
+        b = min(max(b, a + 1), latents)
+        yield a, b
         a = b
 
 

@@ -123,7 +123,7 @@ INDEX = FolderKind(
     marker="index.json",
     keys=(frozenset({"weights", "stores", "latents"}),),
     files=re.compile(
-        r"config\.toml|(by_feature|by_row|origin|features)\.safetensors|runs/\d{5}\.safetensors|\.lock"
+        r"config\.toml|(by_feature|by_row|origin|features|shown|histograms)\.safetensors|runs/\d{5}\.safetensors|\.lock"
     ),
 )
 RUN = FolderKind(
