@@ -80,8 +80,8 @@ bench: $(READY)
 	$(BIN)/python docs/tables.py
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_harvest.py --rows 30000
-	@if [ -d $(OUT)/text/topk ]; then $(BIN)/python benchmarks/bench_scan.py $(OUT)/text/topk $(OUT)/text/store; \
-	else echo "bench_scan.py needs the checkpoint that make demo trains"; fi
+	@if [ -d $(OUT)/text/topk ]; then $(BIN)/python benchmarks/bench_index.py $(OUT)/text/topk $(OUT)/text/store; \
+	else echo "bench_index.py needs the checkpoint that make demo trains"; fi
 
 clean:
 	rm -rf $(VENV) $(INTEROP) site build dist *.egg-info

@@ -20,11 +20,13 @@ import argparse
 import csv
 from pathlib import Path
 
+import torch
 from saekit_cli.screen import table
 
 from saekit.bench.timing import CsvFile, machine
 from saekit.device import pick_device
 from saekit.harvesting.models import load_model
+from saekit.inspection.indexed import index_of
 from saekit.inspection.next_token import next_token_latents
 from saekit.inspection.opening import open_pair
 from saekit.intervention.dose_response import dose_response, holds
@@ -71,7 +73,8 @@ def main() -> None:
 
     # the doses of each
     inspected = open_pair(options.checkpoint, options.store)
-    maxima, hook = inspected.scan(lambda _: None).max, inspected.store.spec.hook
+    maxima = torch.from_numpy(index_of(inspected, lambda _: None).max.copy())
+    hook = inspected.store.spec.hook
     file = CsvFile(options.csv, machine(pick_device("cpu")))
     rows = []
     if options.csv.exists():

@@ -13,7 +13,8 @@ EXAMPLE = 56  # of a context or an image: which rows are its own, and where its 
 TOKEN = 4
 SHUFFLE_WINDOW = 65_536  # rows
 CHUNK = 1_024  # rows whose codes are in memory at once where k is fixed
-LATENT_OF_SCAN = 3_024  # counts, histogram, 40 strongest rows and a sample of 48
+ENTRY, ROW_OF_INDEX = 16, 16  # an activation by latent and by row; a row's place, token, position
+LATENT_OF_INDEX = 788  # figures; at most 40 strongest rows and a sample of 48
 
 # model, width; a dictionary of 32 times that
 MODELS = (
@@ -23,7 +24,7 @@ MODELS = (
     ("Gemma 2 2B", 2_304),
     ("Llama 3.1 8B", 4_096),
 )
-EXPANSION, BATCH = 32, 4_096
+EXPANSION, BATCH, L0 = 32, 4_096, 32
 
 
 def store(rows: int, D: int, item: int = 2, examples: int = 0, tokens: int = 0) -> int:
@@ -51,8 +52,9 @@ def training(D: int, F: int, batch: int = BATCH) -> int:
     return 4 * checkpoint(D, F) + 8 * min(batch, CHUNK) * F + SHUFFLE_WINDOW * D * 2
 
 
-def scan(F: int) -> int:
-    return F * LATENT_OF_SCAN
+def index(rows: int, l0: float, F: int) -> int:
+    """An index of texts at most, without the names of labels and 20 bytes per context."""
+    return int(rows * (ENTRY * l0 + ROW_OF_INDEX)) + F * LATENT_OF_INDEX
 
 
 def sizes() -> str:
@@ -64,7 +66,7 @@ def sizes() -> str:
         "checkpoint",
         "train state",
         "memory of training",
-        "scan",
+        "index of them",
     )
     lines = [
         (
@@ -74,7 +76,7 @@ def sizes() -> str:
             _size(checkpoint(D, F)),
             _size(train_state(D, F)),
             _size(training(D, F)),
-            _size(scan(F)),
+            _size(index(10**6, L0, F)),
         )
         for name, D in MODELS
     ]

@@ -1,4 +1,4 @@
-"""What training, evaluation and scans read: one protocol, one shuffler, one batcher.
+"""What training, evaluation and indexes read: one protocol, one shuffler, one batcher.
 
 A source of rows knows how many rows it has and how to read some of them. Order, batches and the
 cursor for a resume come from here, so they are the same for every source:

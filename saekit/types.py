@@ -250,7 +250,7 @@ class FeatureRecord:
     """All that is known about one latent. Pure data: page, CLI, explanation and interop read it."""
 
     index: int
-    density: float | None  # share of scanned rows where the latent is active
+    density: float | None  # share of the rows where the latent is active
     active_rows: int
     max: float  # the largest |value|
     # {"edges": [n + 1], "counts": [n]} of the values: up to 100 bins from 0, or from the smallest
@@ -313,7 +313,7 @@ class Progress:
     """A report to the caller's callback; the CLI displays it. `figures` holds what the phase
     measures (loss, fvu, rows_per_s...)."""
 
-    phase: str  # harvest | train | scan ...
+    phase: str  # harvest | train | index ...
     done: int
     total: int
     unit: str = "rows"

@@ -123,7 +123,7 @@ def test_figures_on_the_cpu_are_those_of_the_default(trained):
 
 @pytest.mark.gpu
 @needs_gpu
-def test_figures_and_scans_on_a_gpu_are_those_of_the_cpu(trained, tmp_path):
+def test_figures_and_pages_on_a_gpu_are_those_of_the_cpu(trained, tmp_path):
     run, store = trained
     rows = make_rows(500)
     for evaluated in (store, rows):

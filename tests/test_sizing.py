@@ -11,7 +11,6 @@ from made_runs import break_off
 from made_stores import D, write_store
 
 import saekit
-from saekit.inspection.scan import scan_store
 from saekit.store.reader import Store
 from saekit.training.config import TrainConfig
 from saekit.training.loop import Trainer
@@ -85,19 +84,24 @@ def test_memory_of_training(store, monkeypatch):
     assert allocated == 4 * [4 * sizing.checkpoint(D, F)]
 
 
-def test_a_scan(store, run, tmp_path):
-    scan = scan_store(saekit.load(run), store)
-    assert sum(t.numel() * t.element_size() for t in scan._tensors().values()) == sizing.scan(F)
-    file = tmp_path / "scans" / "scan.safetensors"
-    scan.save(file)
-    rows_and_schema = 16
-    assert file.stat().st_size - header(file) == sizing.scan(F) + rows_and_schema
+def test_an_index(store, run):
+    result = saekit.index(run, store)
+    files = Path(result.path).glob("*.safetensors")
+    size = sum(file.stat().st_size - header(file) for file in files)
+    shown = result.index.shown
+    # fewer rows than 40 and 48 where a latent is active in fewer
+    fewer = 88 * F - len(shown.top.row) - len(shown.sample.row)
+    ends = 8 * 3  # of offsets by latent, row and label
+    contexts = 20 * len(result.index.origin.example_first)
+    names = sum(len(name.encode()) + 8 for name in result.index.origin.labels)
+    expected = sizing.index(len(store), 4, F) - 8 * fewer + contexts + names
+    assert 0 <= size - expected <= ends + 8 * 4
 
 
 def test_the_text_has_the_constants_of_the_formulas():
     text = PAGE.read_text()
     window = sizing.SHUFFLE_WINDOW
-    for number in (sizing.LATENT_OF_SCAN, sizing.CHUNK, window, 2 * window):
+    for number in (sizing.LATENT_OF_INDEX, sizing.CHUNK, window, 2 * window):
         assert f"{number:,}" in text
     assert f"| {sizing.EXAMPLE}, {sizing.TOKEN} per token" in text
     assert f"4 D in float32, and {sizing.ROW} for" in text

@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc, once, to serve blocks below 2 GiB from the heap and not to shrink it. False where
     that is not possible.
 
-    Called when a training run or a scan begins, not on import: it is a setting of the whole
+    Called when a training run or an index begins, not on import: it is a setting of the whole
     process, which then returns memory to the system only when it ends.
     """
     if not sys.platform.startswith("linux"):

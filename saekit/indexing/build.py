@@ -107,8 +107,8 @@ def index(
 
     One pass over the rows, in bounded memory. An entry is active where the model says so, as
     everywhere: a code that is not 0, a sigmoid code above 0.5. Of a dense code (pca, vae ...), in
-    which every entry would be one, what the page shows of each latent is written: counts, histogram,
-    the strongest rows and a sample.
+    which every entry would be one, what a page shows of each latent is written: counts, histogram,
+    strongest rows and a sample.
 
     Parameters
         checkpoint: a folder of saekit's own, or what `saekit.train` returned. A published
@@ -123,7 +123,8 @@ def index(
         device: where the store's rows are encoded.
         resume: continue an index that was interrupted; one that is whole stays as it is.
 
-    Raises UsageError, DataError (checkpoint and store do not fit, an index that is there), MissingError, NumericsError (an activation is infinite, or too large for float16).
+    Raises UsageError, DataError (checkpoint and store do not fit, an index that is there),
+    MissingError, NumericsError (an activation is infinite, or too large for float16).
     """
     # what can be wrong, before anything is written
     began = time.monotonic()

@@ -60,7 +60,9 @@ def histogram_tensors(manifest: IndexManifest) -> dict[str, tuple[str, int]]:
     return {"counts": ("int64", manifest.latents * SIDES * BINS)}
 
 
-def read_histogram(path: Path, manifest: IndexManifest, range_F: np.ndarray, latent: int) -> Histogram:
+def read_histogram(
+    path: Path, manifest: IndexManifest, range_F: np.ndarray, latent: int
+) -> Histogram:
     """Of one latent. Raises MisfitError."""
     counts = mapped_tensors(path, histogram_tensors(manifest))["counts"]
     own = counts.reshape(-1, SIDES, BINS)[latent]

@@ -1,2 +1,2 @@
-"""Features -> FeatureRecords -> a page: the scan, relations between latents, and the explorer of
+"""Features -> FeatureRecords -> a page: relations between latents, and the explorer of
 it."""

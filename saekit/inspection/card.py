@@ -27,7 +27,7 @@ def card(
     images: Mapping[str, bytes],
     notes: Sequence[str] = (),
 ) -> str:
-    """`rows`: scanned. `images`: PNG files by `Example.image`."""
+    """`rows`: of the store. `images`: PNG files by `Example.image`."""
     top = [example for example in record.examples if example.group == "top"]
     parts = [
         _header(record, checkpoint),

@@ -47,7 +47,7 @@ class Source:
     context: int
     """Tokens."""
     rows: int
-    """Those scanned: all of the store."""
+    """All of the store."""
     directions_FD: torch.Tensor | None
     """The decoder; None where it is deep."""
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from saekit.indexing.reader import Index
 from saekit.inspection.meanings import LABEL, NAME
-from saekit.inspection.scan import Scan
 from saekit.inspection.score import Meaning, Scores
 
 SHOWN = 10
@@ -33,14 +33,14 @@ class Shown:
 
 
 def gallery(
-    latents: Sequence[int], scan: Scan, scores: Scores, directions_FD: torch.Tensor | None
+    latents: Sequence[int], index: Index, scores: Scores, directions_FD: torch.Tensor | None
 ) -> list[Shown]:
     """Of the latents that have a page: at most SHOWN, best first. Without scores, those of the
     largest size."""
     shown: list[Shown] = []
     seen: set[tuple[str, str]] = set()
-    for j in _in_order(latents, scan, scores)[:CANDIDATES]:
-        twin = next((s for s in shown if _near(s.index, j, scan, directions_FD)), None)
+    for j in _in_order(latents, index, scores)[:CANDIDATES]:
+        twin = next((s for s in shown if _near(s.index, j, index, directions_FD)), None)
         if twin is not None:
             twin.twins.append(j)
         elif len(shown) < SHOWN and (meaning := _word(scores.meanings[j])) not in seen:
@@ -50,12 +50,12 @@ def gallery(
     return shown
 
 
-def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
+def _in_order(latents: Sequence[int], index: Index, scores: Scores) -> list[int]:
     def order(j: int) -> tuple[float, float, int]:
         score = scores.of(j)
-        return (1.0 if score is None else -score, -float(scan.max[j]), j)
+        return (1.0 if score is None else -score, -float(index.max[j]), j)
 
-    fires = sorted((j for j in latents if scan.active[j] > 0), key=order)
+    fires = sorted((j for j in latents if index.active[j] > 0), key=order)
     # a score of 0 says that there is nothing to read
     return [j for j in fires if scores.of(j)] or fires
 
@@ -67,8 +67,8 @@ def _word(meaning: Meaning | None) -> tuple[str, str] | None:
     return (LABEL if meaning.kind == NAME else meaning.kind, meaning.text.strip().casefold())
 
 
-def _near(a: int, b: int, scan: Scan, directions_FD: torch.Tensor | None) -> bool:
-    rows_a, rows_b = (set(scan.top.row[j].tolist()) - {-1} for j in (a, b))
+def _near(a: int, b: int, index: Index, directions_FD: torch.Tensor | None) -> bool:
+    rows_a, rows_b = (set(index.shown.top.of(j)[0]) for j in (a, b))
     if len(rows_a & rows_b) >= SAME_ROWS * len(rows_a | rows_b) > 0:
         return True
     if directions_FD is None:

@@ -12,13 +12,14 @@ from torch import nn
 from saekit.device import CPU
 from saekit.embedded import credit
 from saekit.harvesting.sources import Data
+from saekit.indexing.reader import Index
+from saekit.inspection.indexed import index_of
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.output_head import output_head, with_logits
 from saekit.inspection.records import feature_records, select_latents
 from saekit.inspection.relate import hook_shares
-from saekit.inspection.scan import Scan
-from saekit.inspection.score import Scores, score_latents
+from saekit.inspection.score import Scores, no_scores, score_latents
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.store.reader import Store
 from saekit.store.stack import StackedStore
@@ -37,7 +38,7 @@ NO_DIRECTIONS_NOTE = (
 
 @dataclass(frozen=True)
 class Gathered:
-    scan: Scan
+    index: Index
     latents: torch.Tensor
     """The chosen ones, in the order of their records."""
     records: Iterable[FeatureRecord]
@@ -52,10 +53,12 @@ class Gathered:
     directions_FD: torch.Tensor | None
 
 
-def scores_of(store: Store | StackedStore, scan: Scan) -> Scores:
+def scores_of(store: Store | StackedStore, index: Index) -> Scores:
     """How much each latent is worth reading, from the words of the store's rows."""
+    if index.dense:
+        return no_scores(len(index))
     is_text = store.spec.modality == "text" and not store.spec.is_raw
-    return score_latents(scan, Meanings(store, token_texts(store) if is_text else None))
+    return score_latents(index, Meanings(store, token_texts(store) if is_text else None))
 
 
 def gather(
@@ -68,14 +71,14 @@ def gather(
     device: torch.device = CPU,
     known: Collection[int] = (),
 ) -> Gathered:
-    """Scan the store once and choose the latents, without those that are `known` already.
+    """Take or make the index, and choose the latents, without those that are `known` already.
     Parameters as those of `inspect`."""
     model, store = inspected.model, inspected.store
 
-    # one pass over the rows says which latents are shown
-    scan = inspected.scan(progress, device)
-    scores = scores_of(store, scan)
-    chosen = select_latents(features, scan, scores)
+    # the index says which latents are shown
+    index = index_of(inspected, progress, device, exact=True)
+    scores = scores_of(store, index)
+    chosen = select_latents(features, index, scores)
     if known:
         chosen = torch.tensor([j for j in chosen.tolist() if j not in known], dtype=torch.int64)
 
@@ -93,7 +96,7 @@ def gather(
     records: Iterable[FeatureRecord] = feature_records(
         model,
         store,
-        scan,
+        index,
         chosen,
         top,
         thumbnails,
@@ -101,8 +104,6 @@ def gather(
         progress,
         data,
         contexts,
-        inspected.whole_index(),
-        inspected.index,
     )
     records = _with_scores(records, scores)
 
@@ -121,7 +122,7 @@ def gather(
         note = "the logit lens applies to the residual stream of language models"
     notes = [credit(store.spec.dataset), note, thumbnails.note if thumbnails else None]
     notes = [text for text in notes if text]
-    return Gathered(scan, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
+    return Gathered(index, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
 
 
 def _with_scores(records: Iterable[FeatureRecord], scores: Scores) -> Iterator[FeatureRecord]:

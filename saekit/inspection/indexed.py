@@ -1,19 +1,22 @@
-"""The index that a page is made from: the one beside the checkpoint, or one that is made first."""
+"""The index that everything is read from: the one beside the checkpoint, or one that is made
+first."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from saekit.device import CPU
 from saekit.errors import DataError
-from saekit.indexing.beside import has_other_index
+from saekit.indexing.beside import has_other_index, index_command
 from saekit.indexing.build import index_into
 from saekit.indexing.manifest import index_folder
-from saekit.indexing.reader import read_index
+from saekit.indexing.reader import Index, read_index
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.page import megabytes
 from saekit.store.files import folder_bytes
@@ -21,34 +24,38 @@ from saekit.store.folder_kinds import INDEX
 from saekit.store.run_folder import run_folder
 from saekit.types import Progress
 
-
-@contextmanager
-def with_index(
-    inspected: InspectedModel, device: torch.device, progress: Callable[[Progress], None]
-) -> Iterator[None]:
-    """While the body runs, `inspected` has an index of whole values, so that rows are encoded once.
-    One that is made stays beside a checkpoint of saekit's, unless there is another or the folder
-    cannot be written; else it is in a temporary folder. A dense code has none."""
-    known = inspected.model.active_above is None or (
-        inspected.index is not None and inspected.index.manifest.values == "float32"
-    )
-    if known or _kept(inspected, device, progress):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="saekit-index-") as temporary:
-        inspected.use(index_into(Path(temporary), inspected, device, progress))
-        yield
+Report = Callable[[Progress], None]
 
 
-def _kept(
-    inspected: InspectedModel, device: torch.device, progress: Callable[[Progress], None]
-) -> bool:
-    """Whether an index was made that stays."""
+def index_of(
+    inspected: InspectedModel, progress: Report, device: torch.device = CPU, exact: bool = False
+) -> Index:
+    """The index of a model on a store. One that is made stays beside a checkpoint of saekit's,
+    unless there is another or the folder cannot be written; else it is in a temporary folder, and
+    goes with the process. `exact`: of values that were not rounded. Raises NumericsError."""
+    index = inspected.index
+    if index is None or (exact and index.manifest.values != "float32"):
+        index = _kept(inspected, device, progress) or _temporary(inspected, device, progress)
+        inspected.use(index)
+    return index
+
+
+def is_kept(inspected: InspectedModel, index: Index) -> bool:
+    """Whether an index lies beside the checkpoint."""
+    checkpoint = inspected.checkpoint
+    return checkpoint is not None and Path(checkpoint.path) in index.path.parents
+
+
+def _kept(inspected: InspectedModel, device: torch.device, progress: Report) -> Index | None:
+    """A new index beside the checkpoint; None where it cannot stay there."""
     checkpoint = inspected.checkpoint
     if checkpoint is None or not checkpoint.own or inspected.index is not None:
-        return False
+        return None
     if has_other_index(inspected):
-        return False
+        command = index_command(inspected, again=True)
+        text = f"the index of this store is of other weights, and is not used: {command}"
+        progress(Progress("index", 0, 0, message=text))
+        return None
     folder = index_folder(Path(checkpoint.path), inspected.contents())
     try:
         with run_folder(folder, INDEX, resume=False, overwrite=True) as out:
@@ -56,10 +63,20 @@ def _kept(
     except DataError as error:  # it cannot be written, or another command writes there
         text = f"the index is not kept for the next time: {error.message}"
         progress(Progress("index", 0, 0, message=text))
-        return False
-    inspected.use(read_index(folder))
-    text = (
-        f"every activation is kept for the next time: {folder}, {megabytes(folder_bytes(folder))}"
-    )
+        return None
+    dense = inspected.model.active_above is None
+    what = "what is shown of each latent" if dense else "every activation"
+    text = f"{what} is kept for the next time: {folder}, {megabytes(folder_bytes(folder))}"
     progress(Progress("index", 0, 0, message=text))
-    return True
+    return read_index(folder)
+
+
+def _temporary(inspected: InspectedModel, device: torch.device, progress: Report) -> Index:
+    folder = Path(tempfile.mkdtemp(prefix="saekit-index-"))
+    try:
+        index = index_into(folder, inspected, device, progress)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)  # also when Python ends
+    return index

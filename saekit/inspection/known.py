@@ -1,5 +1,4 @@
-"""What is known of every latent on a store: from its index, where the checkpoint has one, else from
-a scan."""
+"""What is known of every latent on a store, from its index."""
 
 from __future__ import annotations
 
@@ -8,38 +7,30 @@ from functools import cached_property
 
 import numpy as np
 
-from saekit.errors import DataError
-from saekit.indexing.beside import has_other_index, index_command
+from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
 from saekit.inspection.gather import scores_of
+from saekit.inspection.indexed import index_of, is_kept
 from saekit.inspection.opening import InspectedModel
-from saekit.inspection.records import strongest, thinned
-from saekit.inspection.scan import KEPT_TOP, Scan
+from saekit.inspection.records import strongest
 from saekit.inspection.score import Scores
 from saekit.inspection.tokens import TokenTexts, token_texts
 from saekit.types import Progress
 
 
 class Known:
-    """active (F,) int64, max (F,) fp32, density (F,) fp64. `source` says where they are from."""
+    """active (F,) int64, max (F,) fp32, density (F,) fp64. `source` says where they are from: the
+    index beside the checkpoint, or a temporary one."""
 
     def __init__(self, inspected: InspectedModel, progress: Callable[[Progress], None]) -> None:
-        self._inspected, self._progress = inspected, progress
-        self.index: Index | None = inspected.index
-        self.source = "scan" if self.index is None else "index"
-        if self.index is None and has_other_index(inspected):
-            command = index_command(inspected, again=True)
-            text = f"the index of this store is of other weights, and is not used: {command}"
-            progress(Progress("features", 0, 0, message=text))
-        self.rows = inspected.store.count()
-
-    @cached_property
-    def scan(self) -> Scan:
-        return self._inspected.scan(self._progress)
+        self._inspected = inspected
+        self.index: Index = index_of(inspected, progress)
+        self.source = "index" if is_kept(inspected, self.index) else "temporary"
+        self.rows = self.index.rows
 
     @cached_property
     def scores(self) -> Scores:
-        return scores_of(self._inspected.store, self.scan)
+        return scores_of(self._inspected.store, self.index)
 
     @cached_property
     def texts(self) -> TokenTexts | None:
@@ -48,38 +39,33 @@ class Known:
         is_text = spec.modality == "text" and not spec.is_raw
         return token_texts(self._inspected.store) if is_text else None
 
-    def needed_index(self, what: str) -> Index:
-        """Raises DataError, with the command that makes it, where there is none."""
-        if self.index is None:
+    def of_entries(self, what: str) -> Index:
+        """The index, for a question that takes every activation. Raises DataError for a dense
+        code."""
+        if self.index.dense:
             raise DataError(
-                f"{what} is answered by an index, and {self._inspected.name} has none of"
-                f" {self._inspected.store.path}",
-                index_command(self._inspected),
+                f"{what} asks where latents are active; the code of {self._inspected.name} is"
+                " dense, and has a value everywhere",
+                f"{opt('text')}, {opt('image')} or {opt('near')}",
             )
         return self.index
 
-    @cached_property
+    @property
     def active(self) -> np.ndarray:
-        return self.scan.active.numpy() if self.index is None else self.index.active
+        return self.index.active
 
-    @cached_property
+    @property
     def max(self) -> np.ndarray:
-        return self.scan.max.numpy() if self.index is None else self.index.max
+        return self.index.max
 
     @property
     def density(self) -> np.ndarray:
-        return self.active / max(self.rows, 1)
+        return self.index.density
 
     def largest(self, latent: int) -> float:
         """The value of largest size, with its sign."""
-        if self.index is None:
-            return self.scan.largest(latent)
         return float(self.index.largest[latent])
 
     def strongest(self, latent: int, top: int) -> list[tuple[int, float]]:
         """(row, value) of the strongest rows, of different documents first."""
-        store = self._inspected.store
-        if self.index is None:
-            return strongest(self.scan, store, latent, top)
-        best = self.index.top(latent, KEPT_TOP)
-        return thinned(store, best.rows.tolist(), best.values.tolist())[:top]
+        return strongest(self.index, self._inspected.store, latent, top)

@@ -12,6 +12,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.harvesting.models import LiveModel
+from saekit.inspection.indexed import index_of
 from saekit.inspection.opening import open_pair
 from saekit.inspection.output_head import output_head
 from saekit.inspection.relate import CHUNK
@@ -55,22 +56,23 @@ def next_token_latents(
     Raises DataError for a store without texts and for a dictionary whose directions the output head
     does not read, and the errors of `open_pair`.
     """
-    # the scan, the tokens after the strongest rows, and the output head
+    # the index, the tokens after the strongest rows, and the output head
     inspected = open_pair(checkpoint, store)
     opened, W_dec_FD = inspected.store, inspected.directions()
     if not isinstance(opened, Store) or opened.spec.modality != "text" or W_dec_FD is None:
         raise DataError(
             f"{inspected.name}: the next token is predicted by latents of texts with decoder rows"
         )
-    scan = inspected.scan(progress)
+    index = index_of(inspected, progress)
     module = None if live_model is None else live_model.module
     head, why = output_head(inspected, opened, module)
     if head is None:
         raise DataError(why)
-    top_FR = scan.top.row[:, :STRONGEST]
+    rows_FR, _ = index.shown.top.padded(np.arange(len(index)), STRONGEST)
+    top_FR = torch.from_numpy(rows_FR)
     token_F, share_F = common_next(next_tokens(opened), top_FR)
     # latents with enough rows, and their tokens
-    rare_F = (scan.density <= MOST_DENSITY) & (top_FR[:, -1] >= 0)
+    rare_F = (torch.from_numpy(index.density) <= MOST_DENSITY) & (top_FR[:, -1] >= 0)
     latents = (rare_F & (share_F > SHARE) & (token_F >= 0)).nonzero()[:, 0]
     head_rows = torch.searchsorted(torch.tensor(head.ids), token_F[latents])
     scores = raised_by(W_dec_FD.detach().float().cpu()[latents], head.W_U_ND, head_rows)

@@ -85,7 +85,7 @@ class PageMeta:
     checkpoint: str
     d_in: int
     latents: int
-    rows: int  # rows scanned
+    rows: int  # of the store
     density: Sequence[float | None]  # None: dense code, density does not apply
     max: Sequence[float]
     sparsity: str | None = None  # "topk k=32"

@@ -50,9 +50,10 @@ class FeatureRow:
     """act is the value of largest size on the input, with its sign: on the text or image, on the
     rows of the token or label, else on the store. max is the largest size on the store; tokens are
     those on which the latent fires most in the store, for images the data's labels. score and label
-    (automatic: `on " import"`) only where they were sorted by, see saekit.inspection.score. figures
-    are those of the question (docs/index-search.md), or None. source is what max, density and
-    tokens are read from: index, or scan. at is where in the input act is: the token, or row and
+    (automatic: `on " import"`) only where they were sorted by, or latents described, see
+    saekit.inspection.score. figures are those of the question (docs/index-search.md), or None.
+    source is what the figures are read from: the index beside the checkpoint (index), or one that
+    was made for this call (temporary). at is where in the input act is: the token, or row and
     column of the patch ("2,3"; "" for the class token); None where there is no input."""
 
     index: int
@@ -63,7 +64,7 @@ class FeatureRow:
     tokens: list[str]
     score: float | None = None
     figures: dict[str, float] | None = None
-    source: str = "scan"
+    source: str = "index"
     at: str | None = None
 
 
@@ -101,7 +102,10 @@ def features(
         ),
     ],
     *,
-    index: Annotated[int | None, Doc("Describe this latent.", metavar="LATENT")] = None,
+    index: Annotated[
+        int | tuple[int, ...] | None,
+        Doc("Describe this latent, or several with commas."),
+    ] = None,
     text: Annotated[str | None, Doc("Rank the latents that this text activates.")] = None,
     versus: Annotated[
         str | None,
@@ -153,15 +157,15 @@ def features(
     reading first.
 
     Parameters
-        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps an index or a scan
-            of the store for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the index of
+            the store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image, token, label, near: exactly one of these, or none with `sort="score"`.
-            image: a file. token and label need the index of the store (`saekit.index`).
+            index: one latent, or several. image: a file. token and label are of sparse codes.
         by: docs/index-search.md has the formulas. With `versus`, of the differences.
         not_bos: drop latents of which at least half of the active rows are the first of a context:
-            the BOS where it was stored, else what takes its place. Needs the index.
+            the BOS where it was stored, else what takes its place. Of sparse codes.
         top: rows to return, at most. What is returned is a list that prints as a table;
             `to_pandas()` is the DataFrame.
         sort: `score` is that of saekit.inspection.score, and orders the latents that the question
@@ -191,7 +195,7 @@ def features(
         raise UsageError(f"{opt('versus')} contrasts another text with {opt('text')}", opt("text"))
     if index is not None and (not_bos or (min_density, max_density) != (None, None)):
         raise UsageError(
-            f"{opt('index', index)} describes one latent, and there is nothing to filter",
+            f"{opt('index', index)} names the latents, and there is nothing to filter",
             f"drop {opt('min_density')}, {opt('max_density')} and {opt('not_bos')}",
         )
     question, first = given[0] if given else "", None
@@ -201,9 +205,13 @@ def features(
     inspected = open_pair(checkpoint, store, any_store)
     known = Known(inspected, progress)
     if index is not None:
-        _check_latent(inspected, known, index)
-        row = _row(index, known.largest(index), inspected, known, sort == "score")
-        return FeatureRows([row])
+        chosen = (index,) if isinstance(index, int) else tuple(index)
+        for j in chosen:
+            _check_latent(inspected, known, j)
+        if sort == "score":
+            scores = _scores(inspected, known)
+            chosen = sorted(chosen, key=lambda j: -(scores.of(j) or 0.0))
+        return FeatureRows(_row(j, known.largest(j), inspected, known, True) for j in chosen)
     if question in ("text", "image"):
         modality = "text" if text is not None else "image"
         _check_modality(inspected, modality)
@@ -277,7 +285,10 @@ def _check_latent(inspected: InspectedModel, known: Known, latent: int) -> None:
 def check_number(latent: int, latents: int) -> None:
     """Raise DataError for a latent that the model does not have."""
     if not 0 <= latent < latents:
-        raise DataError(f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})")
+        cause = f"feature {latent}: this model has {latents:,} (0 to {latents - 1:,})"
+        raise DataError(
+            cause, f"saekit features with {opt('sort', 'score')} lists those worth reading"
+        )
 
 
 def check_fired(latent: int, active: int, rows: int) -> None:
@@ -319,8 +330,7 @@ def _row(
     )
     if not scored:
         return row
-    scores = _scores(inspected, known)
-    return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
+    return replace(row, label=label_of(known.scores.meanings[j]), score=known.scores.of(j))
 
 
 def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Scan + windows -> FeatureRecords: the rows that show a latent, and all that the page says about
+"""Index + windows -> FeatureRecords: the rows that show a latent, and all that the page says about
 it."""
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
+from saekit.indexing.shown import KEPT_TOP
 from saekit.inspection.beyond_top import EACH, GROUPS, RANDOM, TokenCounts, sampled_rows, together
 from saekit.inspection.relate import decoder_neighbours
-from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
 from saekit.inspection.show import Thumbnails, token_texts
 from saekit.inspection.tokens import TokenTexts
@@ -39,7 +39,7 @@ BYTES_EACH, BYTES_EACH_EXAMPLE, BYTES_EACH_TOKEN, BYTES_EACH_PICTURE = 400, 16, 
 EXAMPLES_KEPT = 16384  # contexts, images: as they are shown
 # windows of so many latents are in memory together, and hold so many values
 LATENTS_AT_ONCE, VALUES_AT_ONCE = 1024, 4_000_000
-BY_SCAN = re.compile(r"(all)|(top|interesting):0*([1-9][0-9]{0,8})")
+BY_FIGURES = re.compile(r"(all)|(top|interesting):0*([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Pick:
 
 
 def check_features(spec: str, latents: int) -> list[int] | None:
-    """The indices of `0-255,1024`; None where a part depends on the scan (`interesting:1000`,
+    """The indices of `0-255,1024`; None where a part depends on the index (`interesting:1000`,
     `top:500`, `all`). Raises UsageError, DataError."""
     chosen: list[int] = []
     parts = spec.split(",")
-    by_scan = [part for part in parts if BY_SCAN.fullmatch(part.strip(" "))]
+    by_figures = [part for part in parts if BY_FIGURES.fullmatch(part.strip(" "))]
     for part in parts:
-        if part in by_scan:
+        if part in by_figures:
             continue
         # only ASCII digits: int() also takes those of other scripts and underscores, and a
         # superscript passes isdigit()
@@ -75,67 +75,66 @@ def check_features(spec: str, latents: int) -> list[int] | None:
             cause = f"feature {last}: this model has {latents:,} (0 to {latents - 1:,})"
             raise DataError(cause, opt("features", "top:500"))
         chosen.extend(range(first, last + 1))
-    return None if by_scan else list(dict.fromkeys(chosen))
+    return None if by_figures else list(dict.fromkeys(chosen))
 
 
-def select_latents(spec: str, scan: Scan, scores: Scores | None = None) -> torch.Tensor:
+def select_latents(spec: str, index: Index, scores: Scores | None = None) -> torch.Tensor:
     """SPEC -> indices: those named, `interesting:1000` the best scored latents, `top:500` the
     densest, `all` every latent that fires. `scores` is needed for the second; latents without a
     score come last, by size. Raises what check_features raises."""
-    named = check_features(spec, len(scan.active))
+    named = check_features(spec, len(index))
     if named is not None:
         return torch.tensor(named)
     chosen: list[int] = []
     for part in spec.split(","):
-        match = BY_SCAN.fullmatch(part.strip(" "))
+        match = BY_FIGURES.fullmatch(part.strip(" "))
         if match is None:
-            chosen += check_features(part, len(scan.active)) or []
+            chosen += check_features(part, len(index)) or []
         else:
-            chosen += _by_scan(match[1] or match[2], int(match[3] or 0), scan, scores).tolist()
+            chosen += _by_figures(match[1] or match[2], int(match[3] or 0), index, scores).tolist()
     return torch.tensor(list(dict.fromkeys(chosen)), dtype=torch.int64)
 
 
-def _by_scan(kind: str, count: int, scan: Scan, scores: Scores | None) -> torch.Tensor:
-    alive = scan.active > 0
+def _by_figures(kind: str, count: int, index: Index, scores: Scores | None) -> torch.Tensor:
+    alive = torch.from_numpy(index.active > 0)
     if kind == "all":
         return alive.nonzero()[:, 0]
     if kind == "interesting":
         assert scores is not None, "the caller has scored the latents"
         first = torch.nan_to_num(scores.score.double(), -1.0)
-        order = torch.from_numpy(np.lexsort((-scan.max.numpy(), -first.numpy())))
+        order = torch.from_numpy(np.lexsort((-index.max, -first.numpy())))
     else:
-        order = torch.argsort(scan.active, descending=True, stable=True)
+        order = torch.from_numpy(np.argsort(-index.active, kind="stable"))
     return order[alive[order]][:count]
 
 
 def expected_bytes(
-    store: Store | StackedStore, scan: Scan, latents: torch.Tensor, top: int
+    store: Store | StackedStore, index: Index, latents: torch.Tensor, top: int
 ) -> float:
     """About so many bytes shards and contexts will take."""
-    kept_N = (scan.top.row[latents] >= 0).sum(1)
-    if scan.dense:
-        kept_N += (scan.bottom.row[latents] >= 0).sum(1)
-    sampled_N = (scan.sample.row[latents] >= 0).sum(1).clamp_max(BANDS * EXAMPLES_EACH_BAND)
-    if not scan.dense:
-        sampled_N += scan.active[latents].clamp_max(RANDOM + GROUPS * EACH)
-    shown = int((kept_N.clamp_max(top) + sampled_N).sum())
+    chosen, rows = latents.numpy(), index.shown
+    kept_N = rows.top.counts(chosen) + rows.bottom.counts(chosen)
+    sampled_N = np.minimum(rows.sample.counts(chosen), BANDS * EXAMPLES_EACH_BAND)
+    if not index.dense:
+        sampled_N += np.minimum(index.active[chosen], RANDOM + GROUPS * EACH)
+    shown = int((np.minimum(kept_N, top) + sampled_N).sum())
     if store.spec.modality == "text" and not store.spec.is_raw:
         contexts = min(shown, store.count(examples=True)) * (store.spec.context or 0)
         return len(latents) * BYTES_EACH + shown * BYTES_EACH_EXAMPLE + contexts * BYTES_EACH_TOKEN
     return len(latents) * BYTES_EACH + shown * BYTES_EACH_PICTURE
 
 
-def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
+def pick_rows(index: Index, store: Store | StackedStore, latent: int, top: int) -> list[Pick]:
     """The strongest rows, as far as possible of different documents, then rows from each band of
     sizes. Of a dense code the strongest of either sign, half of each where there are enough."""
-    chosen = strongest(scan, store, latent, top)
+    chosen = strongest(index, store, latent, top)
     picks = [Pick(row, act, None) for row, act in chosen]
     shown = {row for row, _ in chosen}
     bands: list[list[Pick]] = [[] for _ in range(BANDS)]
-    sampled = scan.sample.value[latent]
-    numbers = scan.histogram.bands_of(latent, sampled)
-    for row, act, band in zip(scan.sample.row[latent].tolist(), sampled.tolist(), numbers):
-        if row < 0 or row in shown:
+    rows, sampled = index.shown.sample.of(latent)
+    numbers = index.sizes(latent).bands_of(0, torch.tensor(sampled))
+    for row, act, band in zip(rows, sampled, numbers):
+        if row in shown:
             continue
         if len(bands[band]) < EXAMPLES_EACH_BAND:
             bands[band].append(Pick(row, act, band, "interval"))
@@ -145,15 +144,11 @@ def pick_rows(scan: Scan, store: Store | StackedStore, latent: int, top: int) ->
 
 
 def strongest(
-    scan: Scan, store: Store | StackedStore, latent: int, top: int
+    index: Index, store: Store | StackedStore, latent: int, top: int
 ) -> list[tuple[int, float]]:
     """(row, value) of the strongest rows of a latent, as far as possible of different documents."""
-    above = thinned(store, scan.top.row[latent].tolist(), scan.top.value[latent].tolist())
-    below = (
-        thinned(store, scan.bottom.row[latent].tolist(), scan.bottom.value[latent].tolist())
-        if scan.dense
-        else []
-    )
+    above = thinned(store, *index.shown.top.of(latent))
+    below = thinned(store, *index.shown.bottom.of(latent))
     from_below = min(len(below), max(top // 2, top - len(above)))
     return sorted(above[: top - from_below] + below[:from_below], key=lambda p: -abs(p[1]))
 
@@ -162,18 +157,18 @@ def thinned(
     store: Store | StackedStore, rows: list[int], values: list[float]
 ) -> list[tuple[int, float]]:
     """(row, value) in the order of the ranking, with the first of each document before others."""
-    strongest = [(row, value) for row, value in zip(rows, values) if row >= 0]
-    documents = store.origin.documents_of([row for row, _ in strongest])
+    documents = store.origin.documents_of(rows)
     fresh = [documents.index(d) == i for i, d in enumerate(documents)]
-    return [p for p, new in zip(strongest, fresh) if new] + [
-        p for p, new in zip(strongest, fresh) if not new
+    pairs = list(zip(rows, values))
+    return [p for p, new in zip(pairs, fresh) if new] + [
+        p for p, new in zip(pairs, fresh) if not new
     ]
 
 
 def feature_records(
     model: Autoencoder,
     store: Store | StackedStore,
-    scan: Scan,
+    index: Index,
     latents: torch.Tensor,
     top: int,
     thumbnails: Thumbnails | None,
@@ -181,15 +176,15 @@ def feature_records(
     progress: Callable[[Progress], None] = lambda _: None,
     data: Any = None,
     contexts: dict[int, list[str]] | None = None,
-    index: Index | None = None,
-    beyond: Index | None = None,
+    beyond_top: bool = True,
 ) -> Iterator[FeatureRecord]:
     """Records of `latents`, in that order, without logits, hook shares and score. Neighbors are
     those of `directions_FD` (None: a deep decoder, whose latents have no directions). `data`: the
     texts themselves, where the store's were in memory. The tokens of each whole context are put
-    into `contexts` by the id of their example before a record with it. `index`: where the values of
-    windows are read; `beyond`: where samples of all rows, co-active latents and tokens are.
-    Streams: windows of a part of the latents are read at a time."""
+    into `contexts` by the id of their example before a record with it. `beyond_top`: also samples
+    of all rows, co-active latents and tokens, of a sparse code. Streams: windows of a part of the
+    latents are read at a time."""
+    beyond = index if beyond_top and not index.dense else None
     # how tokens become text
     texts = token_texts(store) if store.spec.modality == "text" else None
     written = None
@@ -204,21 +199,23 @@ def feature_records(
     each = (KEPT_TOP + BANDS * EXAMPLES_EACH_BAND) * (store.spec.context or grid_rows)
     at_once = max(1, min(LATENTS_AT_ONCE, VALUES_AT_ONCE // each))
 
+    # an index has every value that is not 0, unless it was rounded, or is of sigmoid latents
+    whole = model.active_above == 0 and index.manifest.values == "float32"
     fault = ""
-    alive = scan.active > 0
+    alive = torch.from_numpy(index.active > 0)
     for chunk in latents.split(at_once):
         # the nearest decoder rows, and the rows that show each latent, with their windows
         neighbours = [[] for _ in chunk]
         if directions_FD is not None:
             neighbours = decoder_neighbours(directions_FD, chunk, alive)
-        picks = [pick_rows(scan, store, j, top) for j in chunk.tolist()]
+        picks = [pick_rows(index, store, j, top) for j in chunk.tolist()]
         if beyond is not None:
             for j, of_latent in zip(chunk.tolist(), picks):
                 sampled = sampled_rows(beyond, j)
                 of_latent += [Pick(row, act, n, group) for row, act, group, n in sampled]
         rows = np.array([pick.row for of_latent in picks for pick in of_latent], dtype=np.int64)
         owner = np.repeat(chunk.numpy(), [len(of_latent) for of_latent in picks])
-        windows = read_windows(model, store, rows, owner, index)
+        windows = read_windows(model, store, rows, owner, index if whole else None)
 
         # the documents of these rows, where tokens do not keep the text
         if written is not None:
@@ -243,13 +240,14 @@ def feature_records(
                     contexts[shown.example.id] = shown.tokens
             at += len(of_latent)
             near = {} if beyond is None else together(beyond, j)
+            sizes = index.sizes(j)
             yield FeatureRecord(
                 index=j,
-                density=None if model.active_above is None else float(scan.density[j]),
-                active_rows=int(scan.active[j]),
-                max=float(scan.max[j]),
-                histogram=scan.histogram.of(j),
-                bands=scan.histogram.bands(j),
+                density=None if model.active_above is None else float(index.density[j]),
+                active_rows=int(index.active[j]),
+                max=float(index.max[j]),
+                histogram=sizes.of(0),
+                bands=sizes.bands(0),
                 examples=[e for e in examples if e.group in ("top", "interval")],
                 neighbours=nearest,
                 samples=[e for e in examples if e.group not in ("top", "interval")],

@@ -15,15 +15,14 @@ from torch import nn
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.indexing.shown import KEPT_TOP
 from saekit.inspection.beyond_top import starts_of
 from saekit.inspection.existing import ExistingPage, can_extend, page_identity
 from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
-from saekit.inspection.indexed import with_index
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, megabytes, write_page
 from saekit.inspection.records import check_features, expected_bytes
-from saekit.inspection.scan import KEPT_TOP
 from saekit.options import AnyStore, Device, Doc
 from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
@@ -88,7 +87,7 @@ def inspect(
     replaces it.
 
     Parameters
-        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan for the
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the index for the
             next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list, and examples are shown with the first one's tokens or images, which
@@ -130,14 +129,13 @@ def inspect(
         if before is not None and settings["jsonl"] and not before.is_exact:
             before, features = None, settings["features"]  # its figures are rounded
         known = set(before.indices) if before else set()
-        with with_index(inspected, where, progress):
-            shown = gather(inspected, features, top, live, data, progress, where, known)
-            if before is not None:
-                _report_added(len(known), len(shown.latents), progress)
-            _report_size(inspected, shown, top, progress)
-            meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
-            meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
-            page = _write_page(shown, meta, before, folder.path, settings, progress)
+        shown = gather(inspected, features, top, live, data, progress, where, known)
+        if before is not None:
+            _report_added(len(known), len(shown.latents), progress)
+        _report_size(inspected, shown, top, progress)
+        meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
+        meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
+        page = _write_page(shown, meta, before, folder.path, settings, progress)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
@@ -152,7 +150,7 @@ def _report_size(
     count = len(shown.latents)
     if not count:
         return
-    size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
+    size = expected_bytes(inspected.store, shown.index, shown.latents, top)
     pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
     message = f"{count:,} features take about {megabytes(size)}{pictures}"
     progress(Progress("page", 0, count, "features", message=message))
@@ -252,7 +250,7 @@ def page_meta(
     inspected: InspectedModel, shown: Gathered, identity: dict[str, Any], latents: list[int]
 ) -> PageMeta:
     """What the page says about the run as a whole. `latents` are all that it has."""
-    model, spec, scan, scores = inspected.model, inspected.store.spec, shown.scan, shown.scores
+    model, spec, index, scores = inspected.model, inspected.store.spec, shown.index, shown.scores
     sparsity = getattr(model.config, "sparsity", None)
     if sparsity == "topk":
         sparsity = f"topk k={model.config.k}"
@@ -265,16 +263,16 @@ def page_meta(
         dataset=spec.dataset,
         checkpoint=short_name(inspected.name),
         d_in=spec.d_in,
-        latents=len(scan.active),
-        rows=scan.rows,
-        density=[None] * len(scan.active) if scan.dense else scan.density.tolist(),
-        max=scan.max.tolist(),
+        latents=len(index),
+        rows=index.rows,
+        density=[None] * len(index) if index.dense else index.density.tolist(),
+        max=index.max.tolist(),
         sparsity=sparsity,
         metrics=inspected.recorded("result", "metrics") or {},
         notes=shown.notes,
-        score=[scores.of(j) for j in range(len(scan.active))],
+        score=[scores.of(j) for j in range(len(index))],
         meanings=[None if m is None else asdict(m) for m in scores.meanings],
-        gallery=[asdict(s) for s in gallery(latents, scan, scores, shown.directions_FD)],
-        starts=[] if inspected.index is None else starts_of(inspected.index),
+        gallery=[asdict(s) for s in gallery(latents, index, scores, shown.directions_FD)],
+        starts=[] if index.dense else starts_of(index),
         identity="-".join([identity["checkpoint"], *identity["stores"]]),
     )

@@ -1,4 +1,4 @@
-"""Which latents are worth reading first, from the scan and the words of its rows.
+"""Which latents are worth reading first, from the index and the words of its rows.
 
     score = coherence x specificity x rarity x evidence, each between 0 and 1
 
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from saekit.indexing.histogram import BANDS
+from saekit.indexing.reader import Index
+from saekit.indexing.shown import KEPT_SAMPLE
 from saekit.inspection.meanings import NONE, TOKEN_KINDS, Meanings
-from saekit.inspection.scan import Scan
 
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5
@@ -71,19 +72,22 @@ class Scores:
         return known[torch.argsort(self.score[known], descending=True, stable=True)]
 
 
-def score_latents(scan: Scan, meanings: Meanings) -> Scores:
-    """The score of every latent. The same scan gives the same scores."""
-    latents = len(scan.active)
-    score_F = torch.full((latents,), torch.nan)
-    found: list[Meaning | None] = [None] * latents
-    alive = (scan.active > 0).nonzero()[:, 0]
-    if scan.dense or not meanings.kinds or not len(alive):
-        return Scores(score_F, found)
-    rows_AN, weight_AN = shown_rows(scan, alive)
+def no_scores(latents: int) -> Scores:
+    return Scores(torch.full((latents,), torch.nan), [None] * latents)
+
+
+def score_latents(index: Index, meanings: Meanings) -> Scores:
+    """The score of every latent. The same index gives the same scores."""
+    scores = no_scores(len(index))
+    score_F, found = scores.score, scores.meanings
+    alive = np.flatnonzero(index.active > 0)
+    if index.dense or not meanings.kinds or not len(alive):
+        return scores
+    rows_AN, weight_AN = shown_rows(index, alive)
     words = {kind: w.reshape(*rows_AN.shape, -1) for kind, w in meanings(rows_AN.ravel()).items()}
     best = _best_kind(words, weight_AN, meanings)
     usual = DENSITIES_OF_PATCHES if meanings.of_patches else DENSITIES
-    rarity_A = _falling(scan.density[alive].numpy(), *usual)
+    rarity_A = _falling(index.density[alive], *usual)
     evidence_A = _evidence(meanings, rows_AN[:, :TOP_ROWS])
     score_A = best.coherence * best.specificity * rarity_A * evidence_A
     score_F[alive] = torch.from_numpy(score_A).float()
@@ -97,19 +101,17 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
             int(shown_A[place]),
             float(best.coherence[place]),
         )
-    return Scores(score_F, found)
+    return scores
 
 
-def shown_rows(scan: Scan, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def shown_rows(index: Index, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows (A,N) int64 with -1 where there are fewer, weights (A,N) that sum to 1): the TOP_ROWS
     strongest, then at most ROWS_EACH_BAND of the sample in each fifth of the range. A page shows
     such rows too, but fewer of one document."""
-    top_AT = scan.top.row[latents, :TOP_ROWS].numpy()
-    sample_AS = scan.sample.row[latents].numpy()
-    size_AS = scan.sample.value[latents].abs().numpy()
-    share_AS = (
-        size_AS / scan.max[latents].clamp_min(torch.finfo(torch.float32).tiny).numpy()[:, None]
-    )
+    top_AT, _ = index.shown.top.padded(latents, TOP_ROWS)
+    sample_AS, value_AS = index.shown.sample.padded(latents, KEPT_SAMPLE)
+    largest_A = np.maximum(index.max[latents], np.finfo(np.float32).tiny)
+    share_AS = np.abs(value_AS) / largest_A[:, None]
     band_AS = np.minimum((share_AS * BANDS).astype(np.int64), BANDS - 1)
     fresh_AS = (sample_AS >= 0) & ~(sample_AS[:, :, None] == top_AT[:, None, :]).any(2)
     in_band_ASB = fresh_AS[:, :, None] & (band_AS[:, :, None] == np.arange(BANDS))

@@ -76,7 +76,7 @@ def of_token(inspected: InspectedModel, known: Known, token: str, by: str) -> Ra
     if known.texts is None:
         path = inspected.store.path
         raise DataError(f"{path} holds no tokens", f"{opt('label')} or {opt('near')}")
-    index = known.needed_index(opt("token", token))
+    index = known.of_entries(opt("token", token))
     rows = _rows_of_token(index.origin.token, known.texts, token)
     figures = token_figures(index, rows)
     columns = {
@@ -115,7 +115,7 @@ def _rows_of_token(token_R: np.ndarray, texts: TokenTexts, token: str) -> np.nda
 def of_label(known: Known, label: str, by: str) -> Ranking:
     """Latents by what their largest size in an example tells about its label. Raises DataError for
     a label that the data do not have."""
-    index = known.needed_index(opt("label", label))
+    index = known.of_entries(opt("label", label))
     names = index.origin.labels
     if label not in names:
         if not names:
@@ -150,7 +150,7 @@ def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -
     others = alive.copy()
     others[latent] = False
     if by == "coactivation":
-        index = known.needed_index(f"{opt('near', latent)} with {opt('by', by)}")
+        index = known.of_entries(f"{opt('near', latent)} with {opt('by', by)}")
         found = index.coactivation(latent)
         assert found.cosine is not None
         figures = {
@@ -186,7 +186,7 @@ def kept(
     if max_density is not None:
         passes &= known.density <= max_density
     if not_bos:
-        index = known.needed_index(opt("not_bos", True))
+        index = known.of_entries(opt("not_bos", True))
         if not len(index.origin.token):
             raise DataError(f"{opt('not_bos', True)} is for texts", f"drop {opt('not_bos')}")
         passes &= index.first < AT_BEGINNINGS * index.active

@@ -12,11 +12,11 @@ from torch import nn
 from saekit.display import brief, pandas
 from saekit.errors import UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.indexing.shown import KEPT_TOP
 from saekit.inspection.card import card
 from saekit.inspection.gather import gather
 from saekit.inspection.opening import open_pair
 from saekit.inspection.query import check_fired, check_number
-from saekit.inspection.scan import KEPT_TOP
 from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike, short_name
 from saekit.types import FeatureRecord, Progress
@@ -30,7 +30,7 @@ class Feature:
     """All that the page of `inspect` says about it."""
     checkpoint: str
     rows: int
-    """Rows of the store that were scanned."""
+    """Rows of the store."""
     images: Mapping[str, bytes] = field(default_factory=dict)
     """PNG files of the images of its examples, by `Example.image`."""
     notes: tuple[str, ...] = ()
@@ -88,8 +88,8 @@ def show(
         saekit.show("runs/sae", 123, store="acts/text")
 
     Parameters
-        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the scan of the
-            store for the next time.
+        checkpoint: what `saekit.load` takes. Only a folder of saekit's own keeps the index of
+            the store for the next time.
         latent: its number.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list.
@@ -106,9 +106,9 @@ def show(
     inspected = open_pair(checkpoint, store, any_store)
     check_number(latent, inspected.model.latents)
     gathered = gather(inspected, str(latent), top, live, data, progress)
-    check_fired(latent, int(gathered.scan.active[latent]), gathered.scan.rows)
+    check_fired(latent, int(gathered.index.active[latent]), gathered.index.rows)
     (record,) = gathered.records
     images = {} if gathered.thumbnails is None else gathered.thumbnails.images
     shown = {e.image: images[e.image] for e in record.examples if e.image is not None}
     name = short_name(inspected.name)
-    return Feature(record, name, gathered.scan.rows, shown, tuple(gathered.notes))
+    return Feature(record, name, gathered.index.rows, shown, tuple(gathered.notes))

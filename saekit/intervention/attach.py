@@ -44,6 +44,7 @@ from saekit.harvesting.anatomy import plain
 from saekit.harvesting.hooks import resolve_hook
 from saekit.harvesting.uncompiled import uncompiled
 from saekit.harvesting.views import split_hook
+from saekit.indexing.maxima import indexed_maxima
 from saekit.interop.opening import open_checkpoint
 from saekit.intervention.live import AttachedDictionary, Live
 from saekit.intervention.passes import Generations, Owner, generations_of
@@ -54,7 +55,6 @@ from saekit.models.catalog import restore
 from saekit.models.cross_layer import CrossLayerTranscoder
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.reader import Store
-from saekit.store.scans import scanned_maxima
 from saekit.training.checkpoints import ModelLike, kind_of, path_or_model
 
 Hooks = str | Sequence[str]
@@ -86,8 +86,8 @@ def attach(
             that the error is left out; without edits too. A transcoder then takes its module's
             place.
         positions: of edits that do not give their own.
-        maxima: (F,), the largest activation of each latent, the unit of `add`. None: from the scan
-            that `saekit inspect` keeps beside a checkpoint, if there is one.
+        maxima: (F,), the largest activation of each latent, the unit of `add`. None: from the index
+            beside a checkpoint (`saekit.index`), if there is one.
 
     Without edits every bit of the model's output is as before, and edits change the positions that
     they name only; padding never. Dictionaries are copied to the model's device where they are on
@@ -172,7 +172,7 @@ def _opened(module: nn.Module, source: Any, hooks: Hooks | None, name: str | Non
         checkpoint = open_checkpoint(source)
         config = checkpoint.config
         model = restore(config["model"], config["config"], checkpoint.tensors)
-        maxima = scanned_maxima(checkpoint.path, config, model.latents)
+        maxima = indexed_maxima(checkpoint.path, config, model.latents)
     title = str(source) if checkpoint else f"the {kind_of(model)} dictionary"
     if model.takes != "rows":
         raise UsageError(

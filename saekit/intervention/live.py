@@ -52,8 +52,8 @@ class Editor:
     ) -> Self:
         """z'_j = z_j + strength, also where the latent is not active: steering.
 
-        strength: in multiples of the latent's largest activation, where a scan or `maxima` says it;
-            raw=True: in the code's own units. One value, or one per latent.
+        strength: in multiples of the latent's largest activation, where an index or `maxima` says
+            it; raw=True: in the code's own units. One value, or one per latent.
         """
         latents = self._site.latents(latent)
         amounts = self._site.units.amounts(latents, strength, raw, "add")
@@ -157,12 +157,14 @@ class Units:
         if self.maxima is None:
             raise UsageError(
                 f"{verb}: the largest activation of each latent is not known",
-                f"{remedy}; attach a checkpoint that `saekit inspect` has scanned, or give"
+                f"{remedy}; attach a checkpoint that has an index (`saekit index`), or give"
                 f" {opt('maxima')} to attach",
             )
         largest = [float(self.maxima[latent]) for latent in latents]
         if silent := [latent for latent, value in zip(latents, largest) if not value > 0]:
-            raise UsageError(f"{verb}: latent {silent[0]} was never active in the scan", remedy)
+            raise UsageError(
+                f"{verb}: latent {silent[0]} was never active in the indexed rows", remedy
+            )
         return tuple(value * unit for value, unit in zip(sizes, largest))
 
 
@@ -200,13 +202,15 @@ class AttachedDictionary(Editor):
         self.site.error = keep
 
     def latents(self, latents: Latents) -> tuple[int, ...]:
-        """One or several, each known and given once. Raises UsageError."""
+        """One or several, each known and given once. Raises DataError for one
+        that the dictionary does not have, UsageError for one that is given twice."""
         numbers = [latents] if isinstance(latents, int) else list(latents)
         numbers = [int(number) for number in numbers]
         if outside := [n for n in numbers if not 0 <= n < self.site.model.latents]:
-            raise UsageError(
+            raise DataError(
                 f"latent {outside[0]}: {self.site.name} has {self.site.model.latents:,} (0 to"
-                f" {self.site.model.latents - 1:,})"
+                f" {self.site.model.latents - 1:,})",
+                "saekit features lists latents by what they respond to",
             )
         if len(set(numbers)) < len(numbers):
             raise UsageError(f"a latent occurs twice in {numbers}", "give each once")

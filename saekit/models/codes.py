@@ -47,7 +47,7 @@ def row_count(code: Code) -> int:
 def fires(values: torch.Tensor, above: float) -> torch.Tensor:
     """Bool, in the shape of `values`: which entries of a code are active. By magnitude, since the
     sign of a signed code (abs-topk, a linear code) says which way a latent points, not whether it
-    is active. The one definition for metrics, scan, query and pictures."""
+    is active. The one definition for metrics, index, query and pictures."""
     return values.abs() > above
 
 

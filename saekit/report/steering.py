@@ -49,7 +49,7 @@ def steer(
     latents: Annotated[
         Sequence[str] | Mapping[int, float],
         Doc(
-            "Add this to a latent: 1234=+4 in multiples of its largest activation on the scanned"
+            "Add this to a latent: 1234=+4 in multiples of its largest activation on the indexed"
             " store, 1234=raw:4 in the code's own units. May be given again.",
             metavar="LATENT=STRENGTH...",
             flag="latent",
@@ -116,7 +116,7 @@ def steer(
             `saekit.harvesting.classifiers.load_classifier`).
         targets: tokens whose probability together is the effect of a dose; (): those that the
             largest dose raises most after the beginning of a text.
-        maxima: (F,), the largest activation of each latent; None: from the scan.
+        maxima: (F,), the largest activation of each latent; None: from the index.
         partial: called with the result so far before the doses and after each.
 
     When it is interrupted, the report in `out` has the doses that are done. Raises UsageError,

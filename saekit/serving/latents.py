@@ -1,4 +1,4 @@
-"""What is known about the latents of a dictionary, from the index or scan of a store: their largest
+"""What is known about the latents of a dictionary, from the index of a store: their largest
 activations, densities, automatic labels and examples. Every figure is the library's own
 (`saekit.features`, `saekit.inspect`)."""
 
@@ -43,7 +43,7 @@ class KnownLatents:
 
     @property
     def rows(self) -> int | None:
-        """Rows scanned."""
+        """Rows of the store."""
         return None if self._known is None else self._known.rows
 
     @property
@@ -106,8 +106,8 @@ class KnownLatents:
         assert inspected is not None and known is not None and scores is not None
         thumbnails = self._thumbnails if self._has_images else None
         (record,) = feature_records(
-            inspected.model, inspected.store, known.scan, torch.tensor([latent]), EXAMPLES,
-            thumbnails, self._directions_FD, index=inspected.whole_index(),
+            inspected.model, inspected.store, known.index, torch.tensor([latent]), EXAMPLES,
+            thumbnails, self._directions_FD, beyond_top=False,
         )  # fmt: skip
         record.score = scores.of(latent)
         meaning = scores.meanings[latent]

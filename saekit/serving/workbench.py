@@ -15,7 +15,9 @@ from saekit.errors import DataError, SaekitError, UsageError, message_of, opt
 from saekit.harvesting.classifiers import load_classifier_of
 from saekit.harvesting.memory_models import load_model_of
 from saekit.harvesting.models import LiveModel
+from saekit.indexing.maxima import indexed_maxima
 from saekit.inspection.existing import ExistingPage, page_identity
+from saekit.inspection.indexed import index_of
 from saekit.inspection.inputs import CONTEXT
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair
@@ -30,7 +32,6 @@ from saekit.serving.reading import Reader
 from saekit.serving.steering import Steering
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.folder_kinds import PAGE
-from saekit.store.scans import scanned_maxima
 from saekit.store.stack import stores_of
 from saekit.training.checkpoints import catalog_name, short_name
 from saekit.training.fit import on_device
@@ -165,10 +166,10 @@ def _known(
     if inspected is None:
         if page is not None:
             raise UsageError(f"{opt('page')} needs the store of the page", opt("store"))
-        maxima = scanned_maxima(described.path, described.config, dictionary.latents)
+        maxima = indexed_maxima(described.path, described.config, dictionary.latents)
         return KnownLatents(dictionary.latents, maxima)
     paged = frozenset() if page is None else _paged(inspected, Path(page))
-    inspected.scan(progress, device)  # kept on the disk, where `known` finds it
+    index_of(inspected, progress, device)
     known = Known(inspected, progress)
     maxima = torch.from_numpy(known.max.copy())
     return KnownLatents(dictionary.latents, maxima, inspected, known, paged)

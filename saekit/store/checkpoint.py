@@ -40,7 +40,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor]
     own: bool = True
-    """Whether the folder is saekit's, to keep scans in; False: a published dictionary, of which
+    """Whether the folder is saekit's, to keep indexes in; False: a published dictionary, of which
     `path` may be a name on the hub."""
 
     def __repr__(self) -> str:

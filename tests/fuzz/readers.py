@@ -31,7 +31,8 @@ from saekit.harvesting.inputs import check_context
 from saekit.harvesting.models import load_model
 from saekit.harvesting.run import harvest
 from saekit.harvesting.sources import open_data
-from saekit.inspection.scan import cached_scan
+from saekit.indexing.build import index
+from saekit.indexing.reader import read_index
 from saekit.store import folder_kinds
 from saekit.store.checkpoint import read_checkpoint
 from saekit.store.lock import holder
@@ -161,15 +162,17 @@ def _opened_run(run: Path) -> None:
     assert isinstance(checkpoint.config["spec"], dict)
 
 
-def _scanned(folder: Path) -> Path:
-    run = _run_of(folder, "topk")
-    cached_scan(load(run), run, Store(folder / "store"))
-    return next((run / "scans").iterdir())
+def _indexed(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        run = _run_of(folder, "topk")
+        return Path(index(run, Store(folder / "store")).path) / name
+
+    return make
 
 
-def _read_scan(path: Path) -> None:
-    run = path.parent.parent
-    assert cached_scan(load(run), run, Store(run.parent / "store")).rows == ROWS
+def _read_index(path: Path) -> None:
+    opened = read_index(path.parent)
+    assert opened.rows == ROWS and len(opened.shown.top.ptr) == len(opened.active) + 1
 
 
 def _of_run(name: str, file: str, mutate) -> Reader:
@@ -439,7 +442,9 @@ OWN: dict[str, Reader] = {
     "train_state": _killed("train_state/state.safetensors", of_tensors),
     "metrics": Reader(_metrics, of_lines, _read_metrics),
     "metrics-of-a-killed-run": _killed("metrics.jsonl", of_lines),
-    "scan": Reader(_scanned, of_tensors, _read_scan),
+    "index.json": Reader(_indexed("index.json"), of_json, _read_index),
+    "index-shown": Reader(_indexed("shown.safetensors"), of_tensors, _read_index),
+    "index-features": Reader(_indexed("features.safetensors"), of_tensors, _read_index),
     "sweep.toml": Reader(_written("grid.toml", GRID), of_toml, read_grid),
     "config.toml": Reader(_written("config.toml", CONFIG), of_toml, _read_config),
     "options-of-train": Reader(

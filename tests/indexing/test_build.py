@@ -21,13 +21,13 @@ from saekit.errors import DataError, MissingError, NumericsError, SaekitError, U
 from saekit.indexing import build
 from saekit.indexing.beside import found_index, has_other_index
 from saekit.indexing.manifest import index_folder
+from saekit.indexing.maxima import indexed_maxima
 from saekit.indexing.reader import read_index
 from saekit.indexing.runs import BYTES_PER_ENTRY
 from saekit.inspection.opening import open_pair
 from saekit.store.files import sha256_of
 from saekit.store.folder_kinds import RUN
 from saekit.store.reader import open_store
-from saekit.store.scans import scanned_maxima
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS, TOKENS, CHUNK = 4000, 40, 250
@@ -87,7 +87,7 @@ def test_the_bytes_do_not_depend_on_the_budget(made, whole, tmp_path, monkeypatc
     names = {name.split("/")[1] for name in whole}
     assert folder == open_store(made / "store").content[:16]
     assert names == {"index.json"} | {
-        f"{name}.safetensors" for name in ("by_feature", "by_row", "origin", "features")
+        f"{name}.safetensors" for name in ("by_feature", "by_row", "origin", "features", "shown")
     }
     manifest = json.loads(whole[f"{folder}/index.json"])
     for name, digest in manifest["files"].items():
@@ -198,10 +198,11 @@ def test_a_store_that_has_grown_is_indexed_to_the_same_bytes_from_what_is_there(
 def test_what_an_index_is_refused_for(made, tmp_path):
     run = copied(made, tmp_path)
     saekit.train(made / "store", tmp_path / "pca", model="pca", latents=4)
+    rounded = {"values": "float16"}
     write_store(tmp_path / "wide", 400, width=8)
     write_store(tmp_path / "elsewhere", 400, hook="blocks.3")
     refusals = [
-        (DataError, "the code of .*pca is dense", (tmp_path / "pca", made / "store"), {}),
+        (DataError, "the code of .*pca is dense", (tmp_path / "pca", made / "store"), rounded),
         (DataError, "takes 16 values per row", (run, tmp_path / "wide"), {}),
         (DataError, "hook blocks.0; .* holds hook blocks.3", (run, tmp_path / "elsewhere"), {}),
         (DataError, "model in memory", (saekit.load(run), made / "store"), {}),
@@ -318,13 +319,13 @@ def test_the_command_prints_its_keys(made, tmp_path, capsys):
 def test_steering_finds_the_largest_activations_in_an_index(made, tmp_path):
     run = copied(made, tmp_path)
     config = json.loads((run / "config.json").read_text())
-    assert scanned_maxima(run, config, 256) is None
+    assert indexed_maxima(run, config, 256) is None
     result = saekit.index(run, made / "store")
-    maxima = scanned_maxima(run, config, 256)
+    maxima = indexed_maxima(run, config, 256)
     assert maxima is not None and np.array_equal(maxima.numpy(), result.index.max)
     manifest = Path(result.path) / "index.json"
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
-    assert scanned_maxima(run, config, 256) is None
+    assert indexed_maxima(run, config, 256) is None
 
 
 def test_an_infinite_activation_is_named_with_its_row(tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +13,11 @@ from made_stores import write_store
 
 import saekit
 from saekit.indexing import build
-from saekit.inspection import scan as scan_module
-from saekit.inspection.opening import open_pair
-from saekit.inspection.scan import KEPT_TOP, scan_index, scan_store
+from saekit.indexing.manifest import IndexManifest
+from saekit.indexing.reader import read_index
+from saekit.indexing.shown import KEPT_SAMPLE, KEPT_TOP
+from saekit.store.files import write_json
+from saekit.store.manifest import checksum
 from saekit.store.reader import open_store
 
 CHUNK, TOKENS, ROWS = 256, 40, 2000
@@ -66,32 +72,49 @@ def test_figures_of_all_latents(made):
     assert np.array_equal(index.first, (z[::TOKENS] != 0).sum(0))
 
 
-def test_histograms_bands_and_the_strongest_rows_are_those_of_the_scan(made, monkeypatch):
-    index, _, folder = made
-    monkeypatch.setattr(scan_module, "CHUNK_ROWS", CHUNK)
-    scan = scan_store(saekit.load(folder / "run"), open_store(folder / "store"))
+def test_the_strongest_rows_are_one_of_each_context(made):
+    index, z, _ = made
     for j in range(len(index)):
-        assert index.histogram(j) == scan.histogram.of(j)
-        assert index.bands(j) == scan.histogram.bands(j)
-        found = scan.top.row[j] >= 0
+        size = np.abs(z[:, j]).reshape(-1, TOKENS)
+        order = np.argsort(-size.max(1), kind="stable")[:KEPT_TOP]
+        order = order[size.max(1)[order] > 0]
+        rows = (order * TOKENS + size[order].argmax(1)).tolist()
+        assert index.shown.top.of(j) == (rows, z[rows, j].tolist())
         top = index.top(j, KEPT_TOP)
-        assert top.rows.tolist() == scan.top.row[j, found].tolist()
-        assert top.values.tolist() == scan.top.value[j, found].tolist()
-        assert index.top(j, 3).rows.tolist() == top.rows[:3].tolist()
+        assert (top.rows.tolist(), top.values.tolist()) == index.shown.top.of(j)
+        assert index.top(j, 3).rows.tolist() == rows[:3]
+    assert len(index.shown.bottom.row) == 0
 
 
-def test_a_scan_made_from_the_index_is_the_scan(made, monkeypatch):
-    index, _, folder = made
-    monkeypatch.setattr(scan_module, "CHUNK_ROWS", CHUNK)
-    direct = scan_store(saekit.load(folder / "run"), open_store(folder / "store"))
-    from_index = scan_index(index)
-    expected, found = direct._tensors(), from_index._tensors()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert from_index.rows == direct.rows
-    # and it is what commands read
-    reported = []
-    kept = open_pair(folder / "run", folder / "store").scan(reported.append)
-    assert reported[-1].done == ROWS and torch.equal(kept.top.row, direct.top.row)
+def test_the_sample_is_drawn_in_proportion_to_the_square(made):
+    index, z, _ = made
+    many = [j for j in range(len(index)) if index.active[j] > 4 * KEPT_SAMPLE]
+    heavier = []
+    for j in range(len(index)):
+        rows, values = index.shown.sample.of(j)
+        assert len(set(rows)) == len(rows) == min(KEPT_SAMPLE, index.active[j])
+        assert z[rows, j].tolist() == values and 0.0 not in values
+        if j in many:
+            own = z[:, j][z[:, j] != 0]
+            heavier.append(np.square(values).mean() > np.square(own).mean())
+    # of latents whose sizes differ at all (a sigmoid code is between 0.5 and 1)
+    assert not many or np.mean(heavier) > 0.9
+
+
+def test_what_an_index_of_the_first_schema_lacks_is_computed(made, tmp_path):
+    index = made[0]
+    old = Path(shutil.copytree(index.path, tmp_path / "old"))
+    (old / "shown.safetensors").unlink()
+    manifest = IndexManifest.read(old)
+    del manifest.files["shown.safetensors"]
+    data = dataclasses.asdict(manifest) | {"schema_version": 1}
+    del data["dense"]
+    write_json(old / "index.json", data | {"checksum": checksum(data)})
+    found = read_index(old).shown
+    for name in ("top", "sample"):
+        for column in ("ptr", "row", "value"):
+            expected = getattr(getattr(index.shown, name), column)
+            assert np.array_equal(getattr(getattr(found, name), column), expected)
 
 
 def test_quantiles_are_groups_of_equal_numbers_of_rows_by_size(made):

@@ -15,12 +15,12 @@ from made_stores import write_store
 
 import saekit
 from saekit.errors import DataError
+from saekit.inspection.indexed import index_of
+from saekit.inspection.opening import open_pair
 from saekit.inspection.page import write_page
 from saekit.inspection.query import features
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.run import inspect
-from saekit.inspection.scan import cached_scan
-from saekit.store.opening import open_stores
 from saekit.store.reader import Store
 from saekit.types import FeatureRecord
 
@@ -135,18 +135,18 @@ def test_a_latent_is_described_on_all_stores(trained, page):
     assert (row.max, row.density) == (pytest.approx(record.max), pytest.approx(record.density))
 
 
-def test_a_scan_is_kept_for_these_stores_together(tmp_path):
+def test_an_index_is_kept_for_these_stores_together(tmp_path):
     run, x, y = made_crosscoder(tmp_path)
     model, seen = saekit.load(run), []
-    cached_scan(model, run, open_stores([x, y]), seen.append)
+    index_of(open_pair(run, [x, y]), seen.append)
     first = len(seen)
-    cached_scan(model, run, open_stores([x, y]), seen.append)
-    assert len(seen) == first > 0, "nothing is scanned again"
+    index_of(open_pair(run, [x, y]), seen.append)
+    assert len(seen) == first > 0, "no row is encoded again"
     other = write_store(tmp_path / "other", width=6, hook="blocks.1")
-    scan = cached_scan(model, run, open_stores([x, other]), seen.append)
-    assert len(seen) == 2 * first, "the first store by itself does not make a scan"
+    index = index_of(open_pair(run, [x, other], any_store=True), seen.append)
+    assert len(seen) == 2 * first, "the first store by itself does not make an index"
     z = model.encode(rows_of(x, other)).to_dense()
-    assert torch.equal(scan.active, (z > 0).sum(0))
+    assert index.active.tolist() == (z > 0).sum(0).tolist()
 
 
 @pytest.mark.parametrize("verb", ["inspect", "features"])

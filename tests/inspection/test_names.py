@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_index import index_of_entries
 from made_stores import make_spec
 
 from saekit.inspection.meanings import NONE, Meanings
-from saekit.inspection.scan import Scan, Triples
 from saekit.inspection.score import NAMED_FROM, score_latents
 from saekit.store.reader import open_store
 from saekit.store.shards import StoredExample
@@ -46,7 +46,7 @@ def write_images(path, names):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """(names, meanings): a fifth of the names have a wheel, among other words."""
+    """(names, meanings, store): a fifth of the names have a wheel, among other words."""
     rng = np.random.default_rng(0)
     names = [
         f"{rng.choice(COLORS)} {rng.choice(THINGS)}{', with Wheel' * (i % 5 == 0)}"
@@ -56,11 +56,11 @@ def images(tmp_path_factory):
     names[7], names[8] = "folder/wheel.png", "wheel 8"  # not numbered
     store = open_store(write_images(tmp_path_factory.mktemp("images") / "store", names))
     assert len(store.shards) > 1
-    return names, Meanings(store, None)
+    return names, Meanings(store, None), store
 
 
 def test_every_word_of_a_name_counts_once(images):
-    names, meanings = images
+    names, meanings, _ = images
     assert meanings.kinds == ("name",)
     words_NW = meanings(np.arange(ROWS))["name"]
     for row in range(0, ROWS, 7):
@@ -75,8 +75,8 @@ def test_every_word_of_a_name_counts_once(images):
             assert (words_NW[row] != NONE).sum() == len(expected)
 
 
-def test_a_latent_of_one_word_is_named_and_chance_is_not(images):
-    names, meanings = images
+def test_a_latent_of_one_word_is_named_and_chance_is_not(images, tmp_path):
+    names, meanings, store = images
     rng = np.random.default_rng(1)
     with_wheel = np.array(["Wheel" in name for name in names]).repeat(PATCHES)
     # one in ten of its rows has no wheel
@@ -89,18 +89,10 @@ def test_a_latent_of_one_word_is_named_and_chance_is_not(images):
     rows_of = {WHEEL: planted} | {j: rng.choice(ROWS, 40, replace=False) for j in NOISE}
     row = np.concatenate(list(rows_of.values()))
     latent = np.repeat(list(rows_of), [len(rows) for rows in rows_of.values()])
-    triples = Triples(
-        torch.from_numpy(row),
-        torch.from_numpy(latent),
-        torch.from_numpy(rng.uniform(0.1, 1, len(row))).float(),
-    )
-    triples = triples.at(torch.argsort(triples.row, stable=True))
-    scan = Scan(len(rows_of))
-    scan.rows = ROWS
-    scan.add(triples, triples.row // PATCHES, torch.Generator().manual_seed(0))
-    scan.close()
+    sizes = rng.uniform(0.1, 1, len(row))
+    index = index_of_entries(tmp_path / "index", store, len(rows_of), row, latent, sizes)
 
-    scores = score_latents(scan, meanings)
+    scores = score_latents(index, meanings)
     found = scores.meanings[WHEEL]
     assert (found.kind, found.text) == ("name", "wheel")
     assert found.of - 4 <= found.count <= found.of < 40 + 1

@@ -11,6 +11,7 @@ from made_language import made_language
 from saekit.errors import DataError
 from saekit.harvesting.models import load_model
 from saekit.inspection import next_token
+from saekit.inspection.indexed import index_of
 from saekit.inspection.next_token import common_next, next_token_latents, next_tokens, raised_by
 from saekit.inspection.opening import open_pair
 from saekit.store.reader import open_store
@@ -51,15 +52,15 @@ def test_latents_are_ordered_by_what_their_rows_and_weights_say(made, monkeypatc
     monkeypatch.setattr(next_token, "MOST_DENSITY", 0.2)
     live_model, store = load_model(made.model), open_store(made.store)
     ordered = next_token_latents(made.run, made.store, live_model)
-    scan = open_pair(made.run, made.store).scan(lambda _: None)
+    index = index_of(open_pair(made.run, made.store), lambda _: None)
     following = next_tokens(store).tolist()
     expected = []
     W_dec_FD = open_pair(made.run, made.store).model.W_dec.detach()
     W_U_VD = live_model.module.lm_head.weight.detach()
     ids = sorted(set(live_model.tokenizer.get_vocab().values()))
     for latent in range(len(W_dec_FD)):
-        rows = scan.top.row[latent, :3].tolist()
-        if -1 in rows or scan.active[latent] > 0.2 * len(store):
+        rows = index.shown.top.of(latent)[0][:3]
+        if len(rows) < 3 or index.active[latent] > 0.2 * len(store):
             continue
         ((token, count),) = Counter(following[row] for row in rows).most_common(1)
         if count >= 2 and token >= 0:

@@ -52,7 +52,7 @@ def test_features_of_a_model_in_memory_are_those_of_its_folder(made):
     for query in ({"text": "the cat ran", "live": model}, {"index": 3}):
         by_path = saekit.features(Path(result.path), store, **query)
         in_memory = saekit.features(result.model, store, **query)
-        assert [row.source for row in (*in_memory[:1], *by_path[:1])] == ["scan", "index"]
+        assert [row.source for row in (*in_memory[:1], *by_path[:1])] == ["temporary", "index"]
         assert [replace(row, source="index") for row in in_memory] == by_path
     # as the rows of only that text have them
     options = {"hook": "blocks.1", "ctx": 16, "batch": 4, "dtype": "float32"}
@@ -120,12 +120,12 @@ def test_a_crosscoder_in_memory_takes_the_scales_of_its_stores(tmp_path):
 
 
 def test_features_are_sorted_by_score(made):
+
     from saekit.inspection.gather import scores_of
-    from saekit.inspection.scan import scan_store
 
     model, store, result = made
-    scores = scores_of(saekit.open_store(store), scan_store(result.model, saekit.open_store(store)))
     rows = saekit.features(result, store, sort="score", top=5)
+    scores = scores_of(saekit.open_store(store), saekit.open_index(result, store))
     assert [row.index for row in rows] == scores.order()[:5].tolist()
     assert [row.score for row in rows] == [scores.of(row.index) for row in rows]
     for row in rows:

@@ -9,15 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from made_index import index_of_entries
 from made_stores import make_spec
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from saekit.indexing.reader import Index
 from saekit.inspection.gallery import gallery
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.records import select_latents
-from saekit.inspection.scan import Scan, Triples
 from saekit.inspection.score import DENSITIES, NAMED_FROM, score_latents, shown_rows
 from saekit.inspection.tokens import TokenTexts
 from saekit.store.reader import open_store
@@ -35,7 +36,7 @@ DOCUMENT = CONTEXTS // 2 - 10
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """(store, scan, meanings, tokens (CONTEXTS,TOKENS)): latents with known rows."""
+    """(store, index, meanings, tokens (CONTEXTS,TOKENS)): latents with known rows."""
     rng = np.random.default_rng(0)
     share_V = 1 / np.arange(1, VOCABULARY + 1) ** 0.8
     share_V[LONELY] = 0
@@ -47,7 +48,8 @@ def planted(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({w: n for n, w in enumerate(words)}, words[0]))
     )
-    return store, planted_scan(tokens_CT, rng), Meanings(store, TokenTexts(tokenizer)), tokens_CT
+    index = planted_index(folder / "index", store, tokens_CT, rng)
+    return store, index, Meanings(store, TokenTexts(tokenizer)), tokens_CT
 
 
 def write_planted(path, tokens_CT):
@@ -69,7 +71,7 @@ def write_planted(path, tokens_CT):
     return path
 
 
-def planted_scan(tokens_CT, rng) -> Scan:
+def planted_index(folder, store, tokens_CT, rng) -> Index:
     word = tokens_CT.ravel()
     row = np.arange(ROWS)
     position, label = row % TOKENS, row // TOKENS // 2 % 10
@@ -93,31 +95,21 @@ def planted_scan(tokens_CT, rng) -> Scan:
     rows_of |= {j: random_rows(120) for j in MORE_NOISE}
     sizes = {j: values(j, len(rows), rng) for j, rows in rows_of.items()}
     sizes[TWIN] = 0.9 * sizes[ON]
-    triples = [
-        Triples(torch.from_numpy(rows), torch.full((len(rows),), j), sizes[j])
-        for j, rows in rows_of.items()
-    ]
-    together = triples[0]
-    for more in triples[1:]:
-        together = together.followed_by(more)
-    together = together.at(torch.argsort(together.row, stable=True))
-    scan = Scan(LATENTS)
-    scan.rows = ROWS
-    scan.add(together, together.row // TOKENS, torch.Generator().manual_seed(0))
-    scan.close()
-    return scan
+    latent = np.repeat(list(rows_of), [len(rows) for rows in rows_of.values()])
+    rows, sizes = (np.concatenate([of[j] for j in rows_of]) for of in (rows_of, sizes))
+    return index_of_entries(folder, store, LATENTS, rows, latent, sizes)
 
 
-def values(latent: int, n: int, rng) -> torch.Tensor:
+def values(latent: int, n: int, rng) -> np.ndarray:
     size = rng.uniform(0.1, 1.0, n)
     if latent == TOP_ONLY:  # a meaning at the top, none below
         size[:25], size[25:] = rng.uniform(0.8, 1, 25), rng.uniform(0.1, 0.7, n - 25)
-    return torch.from_numpy(size).float()
+    return size.astype(np.float32)
 
 
 def test_planted_meanings_are_found_and_noise_is_not(planted):
-    _, scan, meanings, _ = planted
-    scores = score_latents(scan, meanings)
+    _, index, meanings, _ = planted
+    scores = score_latents(index, meanings)
     found = {j: scores.meanings[j] for j in range(LATENTS)}
     for latent, kind in ((ON, "token"), (BEFORE, "next"), (AFTER, "previous")):
         assert (found[latent].kind, found[latent].text) == (kind, f" word{RARE}")
@@ -135,8 +127,8 @@ def test_planted_meanings_are_found_and_noise_is_not(planted):
 
 
 def test_common_words_single_documents_and_dense_latents_come_later(planted):
-    _, scan, meanings, _ = planted
-    scores = score_latents(scan, meanings)
+    _, index, meanings, _ = planted
+    scores = score_latents(index, meanings)
     # one meaning, but of a word that every text has
     for latent, word in ((ON_COMMON, COMMON), (ON, RARE)):
         specificity = np.clip((-1 - np.log10((planted[3] == word).mean())) / 2, 0, 1)
@@ -146,16 +138,16 @@ def test_common_words_single_documents_and_dense_latents_come_later(planted):
     assert scores.meanings[LONE].coherence == pytest.approx(1)
     assert scores.of(LONE) == pytest.approx(0.1)
     # far above 1 %: the density by itself costs what the formula says
-    density = float(scan.density[DENSE])
+    density = float(index.density[DENSE])
     assert density == 4 * DENSITIES[1]
     assert scores.of(DENSE) == pytest.approx(1 - np.log10(4))
 
 
 def test_a_meaning_only_at_the_top_counts_half(planted):
     """Counted row by row, with other shuffles."""
-    _, scan, meanings, tokens_CT = planted
-    alive = (scan.active > 0).nonzero()[:, 0]
-    rows_AN, weight_AN = shown_rows(scan, alive)
+    _, index, meanings, tokens_CT = planted
+    alive = np.flatnonzero(index.active > 0)
+    rows_AN, weight_AN = shown_rows(index, alive)
     place = alive.tolist().index(TOP_ONLY)
     word = tokens_CT.ravel()
     shares = Counter()
@@ -174,67 +166,70 @@ def test_a_meaning_only_at_the_top_counts_half(planted):
         drawn.append(max(by_chance.values()))
     # s0 is the largest of four such draws
     most, least = ((share - c) / (1 - c) for c in (np.median(drawn), max(drawn)))
-    meaning = score_latents(scan, meanings).meanings[TOP_ONLY]
+    meaning = score_latents(index, meanings).meanings[TOP_ONLY]
     assert least <= meaning.coherence <= most
     assert NAMED_FROM < meaning.coherence < 0.7
 
 
 def test_shown_rows_are_the_strongest_and_a_sample_of_each_fifth(planted):
-    _, scan, _, _ = planted
-    rows_AN, weight_AN = shown_rows(scan, torch.tensor([ON, LABEL]))
+    _, index, _, _ = planted
+    rows_AN, weight_AN = shown_rows(index, np.array([ON, LABEL]))
     for j, rows, weights in zip((ON, LABEL), rows_AN, weight_AN):
-        top = scan.top.row[j, :20].tolist()
+        top = index.shown.top.of(j)[0][:20]
         assert rows[:20].tolist() == top
-        known = dict(zip(scan.sample.row[j].tolist(), scan.sample.value[j].tolist()))
+        known = dict(zip(*index.shown.sample.of(j)))
         others = [row for row in rows[20:].tolist() if row >= 0]
         assert not set(others) & set(top) and len(set(others)) == len(others)
-        fifths = Counter(min(4, int(known[row] / float(scan.max[j]) * 5)) for row in others)
+        fifths = Counter(min(4, int(known[row] / float(index.max[j]) * 5)) for row in others)
         assert max(fifths.values()) <= 5
         assert weights[:20].sum() == pytest.approx(0.5) and weights.sum() == pytest.approx(1)
         for fifth in fifths:
             inside = [
                 w
                 for row, w in zip(rows[20:].tolist(), weights[20:].tolist())
-                if row >= 0 and min(4, int(known[row] / float(scan.max[j]) * 5)) == fifth
+                if row >= 0 and min(4, int(known[row] / float(index.max[j]) * 5)) == fifth
             ]
             assert sum(inside) == pytest.approx(0.5 / len(fifths), rel=1e-4)
 
 
 def test_the_gallery_folds_near_duplicates_and_shows_a_meaning_once(planted):
-    _, scan, meanings, _ = planted
-    scores = score_latents(scan, meanings)
+    _, index, meanings, _ = planted
+    scores = score_latents(index, meanings)
     directions = torch.eye(LATENTS)
-    shown = gallery(range(LATENTS), scan, scores, directions)
+    shown = gallery(range(LATENTS), index, scores, directions)
     indices = [s.index for s in shown]
-    first, second = sorted((ON, TWIN), key=lambda j: (-scores.of(j), -float(scan.max[j])))
+    first, second = sorted((ON, TWIN), key=lambda j: (-scores.of(j), -float(index.max[j])))
     assert DEAD not in indices and OTHER in indices
     # the same rows: folded, whatever their directions are
     assert second not in indices and shown[indices.index(first)].twins == [second]
     # the same direction is enough as well
     directions[OTHER] = 0.9 * directions[LABEL] + 0.1 * directions[OTHER]
-    shown = {s.index: s.twins for s in gallery(range(LATENTS), scan, scores, directions)}
+    shown = {s.index: s.twins for s in gallery(range(LATENTS), index, scores, directions)}
     assert OTHER in shown[LABEL] and OTHER not in shown
     # only features that the page has
-    assert [s.index for s in gallery([NOISE, DEAD], scan, scores, None)] == [NOISE]
+    assert [s.index for s in gallery([NOISE, DEAD], index, scores, None)] == [NOISE]
 
 
 def test_interesting_selects_by_score_and_mixes_with_numbers(planted):
-    _, scan, meanings, _ = planted
-    scores = score_latents(scan, meanings)
-    three = select_latents("interesting:3", scan, scores)
+    _, index, meanings, _ = planted
+    scores = score_latents(index, meanings)
+    three = select_latents("interesting:3", index, scores)
     best = sorted((scores.of(j) for j in range(LATENTS) if j != DEAD), reverse=True)
     assert [scores.of(j) for j in three.tolist()] == best[:3]
-    every = select_latents("interesting:100", scan, scores).tolist()
+    every = select_latents("interesting:100", index, scores).tolist()
     assert sorted(every) == [j for j in range(LATENTS) if j != DEAD]
-    assert select_latents(f"{NOISE},interesting:1,{NOISE}", scan, scores).tolist() == [NOISE, LABEL]
+    assert select_latents(f"{NOISE},interesting:1,{NOISE}", index, scores).tolist() == [
+        NOISE,
+        LABEL,
+    ]
 
 
 def test_data_without_words_have_no_score(planted):
-    _, scan, _, _ = planted
+    _, index, _, _ = planted
     store = planted[0]
     bare = Meanings(store, None)
     bare.kinds = ()
-    scores = score_latents(scan, bare)
+    scores = score_latents(index, bare)
     assert scores.score.isnan().all() and scores.meanings == [None] * LATENTS
-    largest = gallery(range(LATENTS), scan, scores, None)[0].index
-    assert largest == int(scan.max.argmax())
+    largest = gallery(range(LATENTS), index, scores, None)[0].index
+    assert largest == int(index.max.argmax())

@@ -3,6 +3,8 @@ those counted from the matrix or given by scikit-learn."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +188,7 @@ def test_what_cannot_be_asked(made):
     refusals = [
         (UsageError, "exactly one of", {"token": "w1", "label": "cat"}),
         (UsageError, "exactly one of", {}),
-        (UsageError, "index=1 describes one latent", {"index": 1, "not_bos": True}),
+        (UsageError, "index=1 names the latents", {"index": 1, "not_bos": True}),
         (UsageError, 'by="auroc" does not go with token', {"token": "w1", "by": "auroc"}),
         (UsageError, "versus contrasts", {"token": "w1", "versus": "x"}),
         (UsageError, "min_density=2 must be between", {"token": "w1", "min_density": 2}),
@@ -205,20 +207,29 @@ def test_what_cannot_be_asked(made):
     assert hints["the data have no such label"].startswith("did you mean cat?")
 
 
-def test_without_an_index_the_command_that_makes_it_is_named(made, tmp_path):
+def test_without_an_index_it_is_made(made, tmp_path):
     run, store, *_ = made
-    model = saekit.load(run)
-    bare = tmp_path / "bare"
-    saekit.train(store, bare, sparsity="l1", latents=LATENTS, batch=8, rows=16)
+    bare = Path(shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("index")))
+    for checkpoint, source in ((bare, "index"), (saekit.load(run), "temporary")):
+        for question in ({"token": "w1"}, {"label": "cat"}, {"near": ON, "by": "coactivation"}):
+            rows = saekit.features(checkpoint, store, **question)
+            assert rows and {row.source for row in rows} == {source}
+            expected = saekit.features(run, store, **question)
+            assert [replace(row, source="index") for row in rows] == expected
+    rows = saekit.features(saekit.load(run), store, sort="score", not_bos=True)
+    assert rows == [replace(r, source="temporary") for r in saekit.features(
+        run, store, sort="score", not_bos=True)]  # fmt: skip
+    assert saekit.open_index(bare, store).rows == saekit.open_index(run, store).rows
+
+
+def test_a_dense_code_is_not_asked_where_it_is_active(made, tmp_path):
+    _, store, *_ = made
+    saekit.train(store, tmp_path / "pca", model="pca", latents=4)
     for question in ({"token": "w1"}, {"label": "cat"}, {"near": 1, "by": "coactivation"}):
-        with pytest.raises(DataError, match="is answered by an index") as error:
-            saekit.features(bare, store, **question)
-        assert error.value.hint == f"saekit index {bare} --store {store}"
-    with pytest.raises(DataError, match="is answered by an index"):
-        saekit.features(model, store, sort="score", not_bos=True)
-    # of the scan: what does not need one
-    rows = saekit.features(model, store, sort="score", max_density=0.1)
-    assert rows and {row.source for row in rows} == {"scan"}
+        with pytest.raises(DataError, match=r"the code of .*pca is dense"):
+            saekit.features(tmp_path / "pca", store, **question)
+    assert len(saekit.features(tmp_path / "pca", store, near=1)) == 3
+    assert saekit.open_index(tmp_path / "pca", store).dense
 
 
 @pytest.fixture(scope="module")
@@ -246,13 +257,8 @@ def test_text_by_maximum_mean_and_contrast(language, capsys):
         assert row.figures["versus"] == pytest.approx(other.get(row.index, 0.0), rel=1e-6)
     steps = [row.figures["difference"] for row in contrast]
     assert steps == sorted(steps, reverse=True)
-    # the same from an index, and as a table
-    saekit.index(run, store)
-    indexed = ask(text="cat sat")
-    assert {row.source for row in indexed} == {"index"}
-    assert [(r.index, r.act, r.max, r.density, r.tokens) for r in indexed] == [
-        (r.index, r.act, r.max, r.density, r.tokens) for r in ask(text="cat sat")
-    ]
+    assert {row.source for row in contrast} == {"index"}
+    # as a table
     status, out, err = command(
         capsys, "features", run, "--store", store, "--text", "cat sat", "--versus", "the dog", "-q"
     )
@@ -280,24 +286,39 @@ def test_where_in_a_text_the_largest_value_is(language):
     assert {row.at for row in saekit.features(run, store, sort="score")} == {None}
 
 
-def test_figures_of_a_text_are_the_same_from_scan_and_index(language, tmp_path):
+def test_figures_do_not_depend_on_where_the_index_is(language, tmp_path):
     store = language.store
     saekit.train(store, tmp_path / "run", latents=64, k=4, batch=128, rows=1280)
-    shown = lambda row: (row.index, row.act, row.max, row.density, row.label, row.tokens, row.score)
-    questions = [{"text": "cat sat on"}, {"sort": "score"}, {"text": "dog", "sort": "score"}]
-    questions += [{"near": 3, "by": "decoder"}, {"near": 3, "by": "encoder"}]
-    questions[3:] = [
-        {**question, "near": saekit.features(tmp_path / "run", store, text="cat")[0].index}
-        for question in questions[3:]
-    ]
-    before = [saekit.features(tmp_path / "run", store, **question) for question in questions]
-    saekit.index(tmp_path / "run", store)
-    after = [saekit.features(tmp_path / "run", store, **question) for question in questions]
-    for old, new in zip(before, after):
-        assert old and list(map(shown, old)) == list(map(shown, new))
-        assert {row.source for row in old} == {"scan"} and {row.source for row in new} == {"index"}
     model = saekit.load(tmp_path / "run")
-    near = questions[3]["near"]
+    near = saekit.features(tmp_path / "run", store, text="cat")[0].index
+    questions = [{"text": "cat sat on"}, {"sort": "score"}, {"text": "dog", "sort": "score"}]
+    questions += [{"near": near, "by": by} for by in ("decoder", "encoder")]
+    questions += [{"index": near}, {"index": (near, 5)}]
+    for question in questions:
+        rows = saekit.features(tmp_path / "run", store, **question)
+        assert rows and {row.source for row in rows} == {"index"}
+        if "text" not in question:  # the store's tokenizer is not known to a model in memory
+            alone = saekit.features(model, store, **question)
+            assert {row.source for row in alone} == {"temporary"}
+            assert [replace(row, source="index") for row in alone] == rows
     cosine = torch.cosine_similarity(model.W_dec[near], model.W_dec).detach()
-    for row in after[3]:
+    for row in saekit.features(tmp_path / "run", store, near=near):
         assert row.figures["cosine"] == pytest.approx(float(cosine[row.index]), abs=1e-6)
+
+
+def test_latents_are_described_with_label_and_score(language, capsys):
+    run, store = language.run, language.store
+    best = saekit.features(run, store, sort="score", top=3)
+    assert best[0].label and best[0].score > 0
+    for row in best:
+        (own,) = saekit.features(run, store, index=row.index)
+        assert own == row
+    asked = (best[2].index, best[0].index)
+    assert saekit.features(run, store, index=asked) == [best[2], best[0]]
+    assert saekit.features(run, store, index=asked, sort="score") == [best[0], best[2]]
+    numbers = ",".join(map(str, asked))
+    status, out, err = command(capsys, "features", run, "--store", store, "--index", numbers, "-q")
+    assert status == 0, err
+    header, *lines = out.splitlines()
+    assert "score" in header and "label" in header and len(lines) >= 2
+    assert all(f"{row.score:.2f}" in out and row.label in out for row in (best[0], best[2]))

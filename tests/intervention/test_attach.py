@@ -689,7 +689,7 @@ def test_a_module_of_ones_own_is_edited_at_all_positions_or_by_a_mask():
 # -- hooks and units -------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_brings_its_hook_and_the_units_of_its_scan(made):
+def test_a_checkpoint_brings_its_hook_and_the_units_of_its_index(made):
     live_model = load_model(made.model)
     with pytest.raises(UsageError, match="largest activation of each latent is not known"):
         with saekit.attach(live_model, made.run) as live:
@@ -704,12 +704,12 @@ def test_a_checkpoint_brings_its_hook_and_the_units_of_its_scan(made):
         with saekit.attach(live_model, made.run) as live:
             assert live[0].hooks == ("model.layers.1",)
             live.add(latent, 2.0).when(latent, above=0.5).clamp(latent, 1.5)
-            by_scan = live_model.module(ids).logits
+            by_index = live_model.module(ids).logits
         with saekit.attach(live_model, sae, "blocks.1") as live:
             largest = float(z[:, latent].max())
             live.add(latent, 2 * largest, raw=True)
             live.when(latent, above=largest / 2, raw=True).clamp(latent, 1.5 * largest, raw=True)
-            torch.testing.assert_close(live_model.module(ids).logits, by_scan)
+            torch.testing.assert_close(live_model.module(ids).logits, by_index)
     silent = int((z.max(0).values == 0).nonzero()[0]) if (z.max(0).values == 0).any() else None
     if silent is not None:
         with saekit.attach(live_model, made.run) as live:

@@ -223,9 +223,7 @@ def test_other_methods_and_addresses_are_not_there(client):
 def test_without_a_store_texts_are_read_and_steered_in_raw_units(made, tmp_path):
     import shutil
 
-    run = shutil.copytree(
-        made.run, tmp_path / "run", ignore=shutil.ignore_patterns("scans", "index")
-    )
+    run = shutil.copytree(made.run, tmp_path / "run", ignore=shutil.ignore_patterns("index"))
     bench = open_workbench(run, model=made.model, device=CPU)
     with Running(bench) as running:
         client = running.client

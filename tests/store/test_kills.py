@@ -46,9 +46,7 @@ def harvest(array: Path, out: Path, **ways) -> None:
 def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
     """What two runs of the same settings share: how long they took is not part of it."""
     times = re.compile(rb'"(rows_per_s|seconds)": [0-9.e+-]+')
-    return {
-        name: times.sub(b"", data) for name, data in files.items() if not name.startswith("scans/")
-    }
+    return {name: times.sub(b"", data) for name, data in files.items()}
 
 
 def every_kill(folder: Path, begin, check, stride: int = 1) -> int:

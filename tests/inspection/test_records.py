@@ -1,25 +1,28 @@
-"""The streaming scan, windows and records against the whole code matrix held in memory."""
+"""What an index says of every latent, windows and records against the whole code matrix held in
+memory."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from made_index import made_index
 from made_stores import make_rows, write_store
 
 import saekit
 from saekit.errors import DataError, UsageError
+from saekit.indexing import build
 from saekit.indexing.histogram import BINS
-from saekit.inspection import scan as scan_module
+from saekit.indexing.shown import KEPT_TOP
 from saekit.inspection.records import feature_records, pick_rows, select_latents
 from saekit.inspection.relate import decoder_neighbours, output_tokens
-from saekit.inspection.scan import Scan, cached_scan, scan_store
 from saekit.inspection.windows import read_windows
 from saekit.store.reader import open_store
 
 
 @pytest.fixture(scope="module", params=["topk", "l1", "kl-sigmoid", "pca"])
 def trained(request, tmp_path_factory):
-    """(model, store, z (N,F) whole)."""
+    """(model, store, z (N,F) whole, index)."""
     folder = tmp_path_factory.mktemp(request.param)
     store = open_store(write_store(folder / "store", 2000, tokens=40))
     options = {"sparsity": request.param, "expansion": 4, "batch": 256, "rows": 20_000}
@@ -32,29 +35,25 @@ def trained(request, tmp_path_factory):
     saekit.train(store.path, folder / "run", **options)
     model = saekit.load(folder / "run")
     code = model.encode(make_rows(2000).half().float())
-    return model, store, code.to_dense()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "CHUNK_ROWS", 300)
+        index = made_index(folder / "index", model, store)
+    return model, store, code.to_dense(), index
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(scan_module, "CHUNK_ROWS", 300)
-
-
-def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
-    model, store, z = trained
+def test_counts_maxima_and_histograms_are_exact(trained):
+    model, _, z, index = trained
     above = model.active_above or 0.0
-    scan = scan_store(model, store)
     active = z.abs() > above
-    assert scan.rows == 2000 and torch.equal(scan.active, active.sum(0))
-    torch.testing.assert_close(
-        scan.max, torch.where(active, z.abs(), 0.0).amax(0), rtol=1e-5, atol=1e-6
-    )
-    assert torch.equal(scan.histogram.counts.sum((1, 2)), scan.active)
+    assert index.rows == 2000 and np.array_equal(index.active, active.sum(0))
+    largest = torch.where(active, z.abs(), 0.0).amax(0)
+    np.testing.assert_allclose(index.max, largest, rtol=1e-5, atol=1e-6)
     for j in range(0, model.latents, 7):
+        assert sum(index.histogram(j)["counts"]) == index.active[j]
         values = z[active[:, j], j]
         if len(values) == 0:
             continue
-        histogram = scan.histogram.of(j)
+        histogram = index.histogram(j)
         edges, counts = torch.tensor(histogram["edges"]), histogram["counts"]
         sides = 2 if (values < 0).any() else 1
         assert len(edges) == len(counts) + 1 <= sides * BINS + 1 and edges[
@@ -72,42 +71,41 @@ def test_counts_maxima_and_histograms_are_exact(trained, small_chunks):
             assert sure <= counts[i] <= possible
 
 
-def test_the_top_rows_are_the_best_row_of_each_of_the_best_examples(trained, small_chunks):
-    model, store, z = trained
-    scan = scan_store(model, store)
+def test_the_top_rows_are_the_best_row_of_each_of_the_best_examples(trained):
+    model, _, z, index = trained
     example = torch.arange(2000) // 40
     for j in range(0, model.latents, 5):
         # of a dense code `top` is its upper end
         values = torch.where(z[:, j] > (model.active_above or 0.0), z[:, j], 0.0)
         best = torch.zeros(50).scatter_reduce(0, example, values, "amax")
-        expected = best[best > 0].sort(descending=True).values[: scan_module.KEPT_TOP]
-        found = scan.top.row[j] >= 0
-        torch.testing.assert_close(scan.top.value[j, found], expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(values[scan.top.row[j, found]], expected, rtol=1e-5, atol=1e-6)
+        expected = best[best > 0].sort(descending=True).values[:KEPT_TOP]
+        rows, found = index.shown.top.of(j)
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(values[rows], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_chunks_do_not_change_what_is_exact(trained, small_chunks, monkeypatch):
-    model, store, _ = trained
-    many = scan_store(model, store)
-    monkeypatch.setattr(scan_module, "CHUNK_ROWS", 2000)
-    one = scan_store(model, store)
-    assert torch.equal(many.active, one.active)
-    torch.testing.assert_close(many.top.value, one.top.value, rtol=1e-5, atol=1e-6)
+def test_chunks_do_not_change_what_is_exact(trained, tmp_path):
+    model, store, _, many = trained
+    one = made_index(tmp_path / "index", model, store)
+    assert many.manifest.chunk < 2000 < one.manifest.chunk
+    assert np.array_equal(many.active, one.active)
+    for side in ("top", "bottom"):
+        found, expected = getattr(one.shown, side), getattr(many.shown, side)
+        np.testing.assert_allclose(found.value, expected.value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_sample_reaches_every_interval(trained):
-    model, store, z = trained
-    scan = scan_store(model, store)
-    j = int(scan.active.argmax())
-    bands = {pick.interval for pick in pick_rows(scan, store, j, top=5)} - {None}
-    filled = {band for band, counted in enumerate(scan.histogram.bands(j)) if counted["rows"]}
+    _, store, z, index = trained
+    j = int(index.active.argmax())
+    bands = {pick.interval for pick in pick_rows(index, store, j, top=5)} - {None}
+    filled = {band for band, counted in enumerate(index.bands(j)) if counted["rows"]}
     assert bands <= filled and len(bands) >= min(3, len(filled) - 1)
-    for pick in pick_rows(scan, store, j, top=5):
+    for pick in pick_rows(index, store, j, top=5):
         assert float(z[pick.row, j]) == pytest.approx(pick.act, rel=1e-4)
 
 
 def test_windows_hold_the_latent_on_the_rows_of_the_same_example(trained):
-    model, store, z = trained
+    model, store, z, _ = trained
     rows = torch.tensor([0, 39, 40, 55, 1999, 55]).numpy()
     latents = torch.tensor([0, 1, 2, 3, 4, 5]).numpy() % model.latents
     windows = read_windows(model, store, rows, latents)
@@ -119,36 +117,17 @@ def test_windows_hold_the_latent_on_the_rows_of_the_same_example(trained):
         torch.testing.assert_close(got, z[start:stop, latent], rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_scan_is_read_back_and_used(trained, tmp_path):
-    model, store, _ = trained
-    (tmp_path / "run").mkdir()
-    first = cached_scan(model, tmp_path / "run", store)
-    seen = []
-    second = cached_scan(model, tmp_path / "run", store, seen.append)
-    assert seen == [], "nothing is scanned again"
-    assert torch.equal(first.top.row, second.top.row) and torch.equal(
-        first.histogram.counts, second.histogram.counts
-    )
-    path, dense = next((tmp_path / "run" / "scans").iterdir()), model.active_above is None
-    assert Scan.read(path, model.latents, 2000, dense) is not None
-    assert (
-        Scan.read(path, model.latents + 1, 2000, dense) is None
-        and Scan.read(path, model.latents, 1999, dense) is None
-    )
-
-
 @pytest.mark.parametrize("trained", ["topk"], indirect=True)
 def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
     import saekit.inspection.records as records_module
 
-    model, store, z = trained
+    model, store, z, index = trained
     monkeypatch.setattr(
         records_module, "token_texts", lambda store: lambda ids: [f"<{i}>" for i in ids]
     )
-    scan = scan_store(model, store)
-    chosen = select_latents("top:5", scan)
+    chosen = select_latents("top:5", index)
     contexts: dict[int, list[str]] = {}
-    records = feature_records(model, store, scan, chosen, 6, None, contexts=contexts)
+    records = feature_records(model, store, index, chosen, 6, None, contexts=contexts)
     for record, j in zip(records, chosen.tolist()):
         assert record.index == j and record.active_rows == int((z[:, j] > 0).sum())
         assert record.density == pytest.approx(record.active_rows / 2000)
@@ -182,16 +161,15 @@ def test_records_say_what_the_code_matrix_says(trained, monkeypatch):
 
 
 def test_select_latents(trained):
-    model, store, _ = trained
-    scan = scan_store(model, store)
-    assert select_latents("0-3,5,2", scan).tolist() == [0, 1, 2, 3, 5]
-    top = select_latents("top:3", scan)
-    assert scan.active[top].tolist() == scan.active.sort(descending=True).values[:3].tolist()
-    assert (scan.active[select_latents("all", scan)] > 0).all()
+    model, _, _, index = trained
+    assert select_latents("0-3,5,2", index).tolist() == [0, 1, 2, 3, 5]
+    top = select_latents("top:3", index)
+    assert index.active[top].tolist() == sorted(index.active.tolist(), reverse=True)[:3]
+    assert (index.active[select_latents("all", index)] > 0).all()
     with pytest.raises(DataError, match=rf"feature 999: this model has {model.latents} "):
-        select_latents("999", scan)
+        select_latents("999", index)
     with pytest.raises(UsageError, match="write 0-255"):
-        select_latents("top500", scan)
+        select_latents("top500", index)
 
 
 def test_neighbours_and_output_tokens_by_hand():
