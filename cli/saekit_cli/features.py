@@ -12,9 +12,10 @@ EXAMPLES = [
     "saekit features runs/topk --store acts/text --text 'The cat sat'",
     "saekit features runs/topk --store acts/text --index 123",
     "saekit features runs/topk --store acts/text --token ' file'",
+    "saekit features runs/topk --store acts/text --explained 'python keywords'",
     "saekit features runs/topk --store acts/text --sort score",
 ]
-KEY = ("store", "index", "text", "image", "token", "label", "near", "top", "sort")
+KEY = ("store", "index", "text", "image", "token", "label", "near", "explained", "top", "sort")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:
@@ -24,7 +25,7 @@ def takes(arguments: list[str]) -> dict[str, Option]:
 
 
 def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet = False) -> None:
-    """Rank the latents for a text, image, token or label, or near another; describe one."""
+    """Rank the latents for a text, image, token, label or words, or near another; describe some."""
     from saekit.inspection.query import features
 
     with Reporter(quiet or json_) as reporter:
@@ -32,7 +33,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     if json_:
         print_json(rows)
         return
-    scored = any(row.score is not None for row in rows)
+    scored = any(row.score is not None or row.label is not None for row in rows)
     header = ["feature", "act", "max", "density", "fires most on"]
     cells = [
         [
@@ -45,7 +46,7 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
         for row in rows
     ]
     if scored:
-        header[4:4] = ["score", "automatic label"]
+        header[4:4] = ["score", "label"]
         for row, line in zip(rows, cells):
             line[4:4] = [figure(row.score, ".2f"), row.label or ""]
     # the figures of the question, before the words; what chance reaches is one for all, below

@@ -55,10 +55,12 @@ class Gathered:
 
 def scores_of(store: Store | StackedStore, index: Index) -> Scores:
     """How much each latent is worth reading, from the words of the store's rows."""
-    if index.dense:
-        return no_scores(len(index))
+    return no_scores(len(index)) if index.dense else score_latents(index, meanings_of(store))
+
+
+def meanings_of(store: Store | StackedStore) -> Meanings:
     is_text = store.spec.modality == "text" and not store.spec.is_raw
-    return score_latents(index, Meanings(store, token_texts(store) if is_text else None))
+    return Meanings(store, token_texts(store) if is_text else None)
 
 
 def gather(

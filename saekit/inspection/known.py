@@ -9,11 +9,13 @@ import numpy as np
 
 from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
-from saekit.inspection.gather import scores_of
+from saekit.inspection.described import Described, described
+from saekit.inspection.gather import meanings_of
 from saekit.inspection.indexed import index_of, is_kept
+from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.records import strongest
-from saekit.inspection.score import Scores
+from saekit.inspection.score import Scores, no_scores, score_latents
 from saekit.inspection.tokens import TokenTexts, token_texts
 from saekit.types import Progress
 
@@ -30,7 +32,18 @@ class Known:
 
     @cached_property
     def scores(self) -> Scores:
-        return scores_of(self._inspected.store, self.index)
+        index = self.index
+        return no_scores(len(index)) if index.dense else score_latents(index, self.meanings)
+
+    @cached_property
+    def meanings(self) -> Meanings:
+        """Words of the store's rows."""
+        return meanings_of(self._inspected.store)
+
+    @cached_property
+    def described(self) -> Described:
+        """What people and other programs said, in files beside the checkpoint."""
+        return described(self._inspected)
 
     @cached_property
     def texts(self) -> TokenTexts | None:

@@ -16,6 +16,7 @@ from torch import nn
 from saekit.display import TableList
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
+from saekit.inspection.explained import of_explanation
 from saekit.inspection.known import Known
 from saekit.inspection.on_input import OnInput, on_input
 from saekit.inspection.opening import InspectedModel, open_pair
@@ -49,12 +50,13 @@ KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in
 class FeatureRow:
     """act is the value of largest size on the input, with its sign: on the text or image, on the
     rows of the token or label, else on the store. max is the largest size on the store; tokens are
-    those on which the latent fires most in the store, for images the data's labels. score and label
-    (automatic: `on " import"`) only where they were sorted by, or latents described, see
-    saekit.inspection.score. figures are those of the question (docs/index-search.md), or None.
-    source is what the figures are read from: the index beside the checkpoint (index), or one that
-    was made for this call (temporary). at is where in the input act is: the token, or row and
-    column of the patch ("2,3"; "" for the class token); None where there is no input."""
+    those on which the latent fires most in the store, for images the data's labels. score
+    (saekit.inspection.score) and label (a reader's name or an explanation beside the checkpoint,
+    else automatic: `on " import"`) only of `index`, `explained` and `sort="score"`. figures are
+    those of the question (docs/index-search.md), or None. source is what the figures are read from:
+    the index beside the checkpoint (index), or one that was made for this call (temporary). at is
+    where in the input act is: the token, or row and column of the patch ("2,3"; "" for the class
+    token); None where there is no input."""
 
     index: int
     act: float
@@ -123,6 +125,14 @@ def features(
     near: Annotated[
         int | None, Doc("Rank the latents that are nearest to this one.", metavar="LATENT")
     ] = None,
+    explained: Annotated[
+        str | None,
+        Doc(
+            "Rank the latents that these words describe: in names and explanations beside the"
+            " checkpoint, in automatic labels, in the tokens of their strongest rows.",
+            metavar="WORDS",
+        ),
+    ] = None,
     by: Annotated[
         By | None,
         Doc(
@@ -161,8 +171,9 @@ def features(
             the store for the next time.
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
-        index, text, image, token, label, near: exactly one of these, or none with `sort="score"`.
-            index: one latent, or several. image: a file. token and label are of sparse codes.
+        index, text, image, token, label, near, explained: exactly one of these, or none with
+            `sort="score"`. index: one latent, or several. image: a file. token and label are of
+            sparse codes.
         by: docs/index-search.md has the formulas. With `versus`, of the differences.
         not_bos: drop latents of which at least half of the active rows are the first of a context:
             the BOS where it was stored, else what takes its place. Of sparse codes.
@@ -182,7 +193,7 @@ def features(
     # one question
     check_choice("sort", sort, SORTS)
     asked = {"index": index, "text": text, "image": image, "token": token, "label": label,
-             "near": near}  # fmt: skip
+             "near": near, "explained": explained}  # fmt: skip
     given = [name for name, value in asked.items() if value is not None]
     if len(given) > 1 or (not given and sort != "score"):
         raise UsageError(
@@ -226,6 +237,8 @@ def features(
     elif near is not None:
         _check_latent(inspected, known, near)
         ranking = near_latent(inspected, known, near, order)
+    elif explained is not None:
+        ranking = of_explanation(known, explained)
     else:
         ranking = Ranking(np.arange(inspected.model.latents))
 
@@ -239,10 +252,11 @@ def features(
     else:
         chosen = ranking.order[passes[ranking.order]]
     act_F, texts = ranking.act, known.texts
+    scored = sort == "score" or explained is not None
     at = lambda j: None if first is None else first.places[int(first.place[j])].text(texts)
     act = known.largest if act_F is None else lambda j: float(act_F[j])
     return FeatureRows(
-        replace(_row(j, act(j), inspected, known, sort == "score", ranking.of(j)), at=at(j))
+        replace(_row(j, act(j), inspected, known, scored, ranking.of(j)), at=at(j))
         for j in chosen[:top].tolist()
     )
 
@@ -330,7 +344,8 @@ def _row(
     )
     if not scored:
         return row
-    return replace(row, label=label_of(known.scores.meanings[j]), score=known.scores.of(j))
+    label = known.described.label(j) or label_of(known.scores.meanings[j])
+    return replace(row, label=label, score=known.scores.of(j))
 
 
 def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:

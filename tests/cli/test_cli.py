@@ -351,10 +351,10 @@ def test_the_way_of_training_is_chosen_by_flags_and_written_down(capsys, acts, t
             "--text",
         ),
         (
-            ["features", "RUN", "--store", "ACTS", "--index", "64"],
+            ["features", "RUN", "--store", "ACTS", "--index", "3,64"],
             3,
             "feature 64: this model has 64 (0 to 63)",
-            "",
+            "--sort score",
         ),
         (["harvest", "embedded:digits-vit"], 2, "harvest takes MODEL DATA OUT", ""),
         (

@@ -768,8 +768,10 @@ def test_wrong_calls_are_refused_and_change_nothing():
     }
     with saekit.attach(model, sae, "blocks.0") as live:
         for message, call in wrong.items():
-            with pytest.raises(UsageError, match=message):
+            kind = DataError if message.startswith("has 48") else UsageError
+            with pytest.raises(kind, match=message) as error:
                 call(live)
+            assert error.value.hint
         assert not live.edits and repr(live).endswith("no edits")
     with pytest.raises(UsageError, match="does not say which hook"):
         with saekit.attach(model, sae):
