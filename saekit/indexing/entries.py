@@ -35,13 +35,6 @@ class Triples:
     def at(self, which: torch.Tensor) -> Triples:
         return Triples(self.row[which], self.latent[which], self.value[which])
 
-    def followed_by(self, later: Triples) -> Triples:
-        return Triples(
-            torch.cat([self.row, later.row]),
-            torch.cat([self.latent, later.latent]),
-            torch.cat([self.value, later.value]),
-        )
-
 
 def active_entries(code: Code, above: float, first_row: int) -> Triples:
     row, latent, value = (part.cpu() for part in entries(code, above))
