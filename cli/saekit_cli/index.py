@@ -31,7 +31,8 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     error = (
         "" if rounded is None else f"  float16: rms error {rounded['relative']:.2g} of the values"
     )
+    what = "what is shown" if result.entries is None else f"{result.entries:,} activations"
     typer.echo(
-        f"{result.path}  {result.entries:,} activations of {result.latents:,} latents on"
-        f" {result.rows:,} rows, {size(result.bytes)}{error}"
+        f"{result.path}  {what} of {result.latents:,} latents on {result.rows:,} rows,"
+        f" {size(result.bytes)}{error}"
     )

@@ -20,7 +20,7 @@ from saekit.indexing.opening import OpenedPair
 from saekit.indexing.origin import Origin, read_origin, write_origin
 from saekit.indexing.ranking import Ranking
 from saekit.indexing.runs import check_finite
-from saekit.indexing.shown import KEPT_TOP, Sampler, ShownRows, by_size, write_shown
+from saekit.indexing.shown import KEPT_SAMPLE, KEPT_TOP, Sampler, ShownRows, by_size, write_shown
 from saekit.indexing.statistics import FEATURE_TENSORS
 from saekit.indexing.tensor_file import mapped_tensors, writing_tensors
 from saekit.store.files import sha256_of
@@ -78,7 +78,7 @@ class _Pass:
         self.rows, self._origin = 0, origin
         self.histogram = Histogram(latents)
         self._top, self._bottom = Ranking(latents, KEPT_TOP), Ranking(latents, KEPT_TOP)
-        self._sampler = Sampler(latents)
+        self._sampler, self._sample = Sampler(), Ranking(latents, KEPT_SAMPLE)
         self._open = np.zeros((0, latents), np.float32)  # rows of an example that may go on
         self._figures = {name: np.zeros(latents, dtype) for name, dtype in FEATURE_TENSORS.items()}
         self._preceded = origin.follows
@@ -101,7 +101,7 @@ class _Pass:
         # sizes, and a sample
         self.histogram.add(entries, torch.from_numpy(largest_F))
         latent, row, value = (part.numpy() for part in (entries.latent, entries.row, entries.value))
-        self._sampler.add(latent, row, value, self._sampler.draw(value))
+        self._sample.add(latent, row, value, self._sampler.draw(value))
         # the strongest rows of whole examples; the last one may go on in the next rows
         code_BF = np.concatenate([self._open, code_BF])
         begin, self.rows = rows.start - len(self._open), rows.stop
@@ -130,7 +130,7 @@ class _Pass:
         """Of all rows, which end here."""
         self._rank(self._open, self.rows - len(self._open))
         self._open = self._open[:0]
-        rankings = (self._top, self._bottom, self._sampler)
+        rankings = (self._top, self._bottom, self._sample)
         return ShownRows(*(ranking.ranked() for ranking in rankings))
 
     def figures(self, shown: ShownRows) -> dict[str, np.ndarray]:

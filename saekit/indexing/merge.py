@@ -130,5 +130,6 @@ def _write_figures(folder: Path, manifest: IndexManifest) -> None:
     with writing_tensors(folder / FEATURES, feature_tensors(manifest)) as file:
         for name, values in figures.items():
             file.append(name, values)
-    shown = shown_rows(**by_feature, order=order, example=origin.example, chunk=manifest.chunk)
+    example, chunk = origin.example, manifest.chunk
+    shown = shown_rows(**by_feature, order=order, example=example, chunk=chunk, scratch=folder)
     write_shown(folder / SHOWN, shown, manifest.row_type)

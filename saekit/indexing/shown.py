@@ -6,15 +6,16 @@ row has a value at every latent, and both ends are ranked separately.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from saekit.indexing.radix import bits_of_sizes
-from saekit.indexing.ranking import Ranked, Ranking, first_of_each
+from saekit.indexing.radix import bits_of_sizes, order_of
+from saekit.indexing.ranking import Ranked, first_of_each
 from saekit.indexing.row_order import RowOrder
 from saekit.indexing.statistics import blocks
 from saekit.indexing.tensor_file import Shapes, mapped_tensors, writing_tensors
@@ -40,10 +41,10 @@ class ShownRows:
 
 class Sampler:
     """A weighted reservoir (Efraimidis and Spirakis 2006) with weight value^2, so that the rare
-    strong activations, which fill the upper bands, are well represented."""
+    strong activations, which fill the upper bands, are well represented: the entries with the
+    smallest ranks."""
 
-    def __init__(self, latents: int) -> None:
-        self._ranking = Ranking(latents, KEPT_SAMPLE)
+    def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
 
     def draw(self, value: np.ndarray) -> np.ndarray:
@@ -53,12 +54,6 @@ class Sampler:
         key = uniform.log() / value_N.double().square().clamp_min(1e-12).float()
         return bits_of_sizes(key.numpy())
 
-    def add(self, latent: np.ndarray, row: np.ndarray, value: np.ndarray, rank: np.ndarray) -> None:
-        self._ranking.add(latent, row, value, rank)
-
-    def ranked(self) -> Ranked:
-        return self._ranking.ranked()
-
 
 def by_size(size: np.ndarray) -> np.ndarray:
     """(n,) uint32: ranks by which the largest sizes come first."""
@@ -67,31 +62,45 @@ def by_size(size: np.ndarray) -> np.ndarray:
 
 def shown_rows(
     ptr: np.ndarray, row: np.ndarray, value: np.ndarray, order: RowOrder, example: np.ndarray,
-    chunk: int,
+    chunk: int, scratch: Path | None = None,
 ) -> ShownRows:  # fmt: skip
     """From the entries by latent and by row. `example` (R,): that of each row. `chunk`: rows that
-    are encoded together."""
-    latents = len(ptr) - 1
-    none = Ranked(np.zeros(latents + 1, np.int64), row[:0], np.zeros(0, np.float32))
-    return ShownRows(_strongest(ptr, row, value, example), none, _sampled(order, chunk))
+    are encoded together. `scratch`: the folder of an unnamed file of 4 bytes per entry; None: that
+    of temporary files."""
+
+    def strongest(latent_N: np.ndarray, own: slice) -> np.ndarray:
+        size_N = np.abs(value[own].astype(np.float32))
+        best = strongest_of_runs(size_N, latent_N, example[row[own]])
+        return best[first_of_each(latent_N[best], by_size(size_N[best]), KEPT_TOP)]
+
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        rank = np.memmap(file, np.uint32, "w+", shape=max(len(row), 1))
+        _draw_by_latent(rank, ptr, order, chunk)
+        sampled = lambda latent_N, own: first_of_each(latent_N, rank[own], KEPT_SAMPLE)
+        top, sample = (_picked(ptr, row, value, pick) for pick in (strongest, sampled))
+    none = Ranked(np.zeros(len(ptr), np.int64), row[:0], np.zeros(0, np.float32))
+    return ShownRows(top, none, sample)
 
 
-def _strongest(ptr: np.ndarray, row: np.ndarray, value: np.ndarray, example: np.ndarray) -> Ranked:
-    """For each latent the strongest row of each of its KEPT_TOP strongest examples."""
+def _picked(
+    ptr: np.ndarray,
+    row: np.ndarray,
+    value: np.ndarray,
+    pick: Callable[[np.ndarray, slice], np.ndarray],
+) -> Ranked:
+    """Rows of all latents, a block of them at a time. pick(latent of each entry (N,), where the
+    block's entries are) -> places of the chosen entries in the block, by latent, best first."""
     counts = np.zeros(len(ptr) - 1, np.int64)
     rows, values = [row[:0]], [np.zeros(0, np.float32)]
     for a, b in blocks(ptr, PIECE):
         own = slice(int(ptr[a]), int(ptr[b]))
         if own.start == own.stop:
             continue
-        rows_N, values_N = row[own], value[own].astype(np.float32)
         latent_N = np.repeat(np.arange(b - a), np.diff(ptr[a : b + 1]))
-        best = strongest_of_runs(np.abs(values_N), latent_N, example[rows_N])
-        latent = latent_N[best]
-        kept = first_of_each(latent, by_size(values_N[best]), KEPT_TOP)
-        counts[a:b] = np.bincount(latent[kept], minlength=b - a)
-        rows.append(rows_N[best[kept]])
-        values.append(values_N[best[kept]])
+        kept = pick(latent_N, own)
+        counts[a:b] = np.bincount(latent_N[kept], minlength=b - a)
+        rows.append(row[own][kept])
+        values.append(value[own][kept].astype(np.float32))
     ends = np.concatenate([[0], np.cumsum(counts)])
     return Ranked(ends, np.concatenate(rows), np.concatenate(values))
 
@@ -106,16 +115,20 @@ def strongest_of_runs(size: np.ndarray, *names: np.ndarray) -> np.ndarray:
     return np.minimum.reduceat(places, begin)
 
 
-def _sampled(order: RowOrder, chunk: int) -> Ranked:
-    sampler = Sampler(order.latents)
-    for latent, row, value, rank in _drawn(order, sampler, chunk):
-        sampler.add(latent, row, value, rank)
-    return sampler.ranked()
+def _draw_by_latent(rank: np.ndarray, ptr: np.ndarray, order: RowOrder, chunk: int) -> None:
+    """Fill `rank` (N,) with what a sampler draws row by row, in the order of entries by latent."""
+    free = ptr[:-1].copy()  # where the next entry of each latent goes
+    for latent, drawn in _drawn(order, chunk):
+        by_latent = order_of(latent.astype(np.uint32))
+        counts = np.bincount(latent, minlength=len(free))
+        shift = free - (np.cumsum(counts) - counts)
+        rank[np.arange(len(latent)) + shift[latent[by_latent]]] = drawn[by_latent]
+        free += counts
 
 
-def _drawn(order: RowOrder, sampler: Sampler, chunk: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Latents, rows, values and ranks, about PIECE entries at a time."""
-    rows, first = len(order.ptr) - 1, 0
+def _drawn(order: RowOrder, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Latents and ranks of the entries by row, about PIECE at a time."""
+    sampler, rows, first = Sampler(), len(order.ptr) - 1, 0
     while first < rows:
         ranks, stop = [], first
         while stop < rows and (stop == first or order.ptr[stop] - order.ptr[first] < PIECE):
@@ -123,9 +136,7 @@ def _drawn(order: RowOrder, sampler: Sampler, chunk: int) -> Iterator[tuple[np.n
             part = slice(int(order.ptr[begin]), int(order.ptr[stop]))
             ranks.append(sampler.draw(order.value[part].astype(np.float32)))
         part = slice(int(order.ptr[first]), int(order.ptr[stop]))
-        row = np.repeat(np.arange(first, stop), np.diff(order.ptr[first : stop + 1]))
-        value = order.value[part].astype(np.float32)
-        yield order.latent[part], row, value, np.concatenate(ranks)
+        yield order.latent[part], np.concatenate(ranks)
         first = stop
 
 

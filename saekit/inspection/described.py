@@ -1,6 +1,6 @@
 """What people, or other programs, have said about latents, in files beside a checkpoint.
 
-names.json: the names and notes that a reader saved from the page. explanations.jsonl, also
+names*.json: the names and notes that a reader saved from the page. explanations.jsonl, also
 explanations-*.jsonl and the same with .gz: one object a line with "index" and "description", as
 Neuronpedia exports its explanations (batch-0.jsonl.gz of a source) and as any program can write
 them; other keys are not read.
@@ -21,7 +21,7 @@ from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
 from saekit.store.oserrors import reading
 
-NAMES, EXPLANATIONS = "names.json", "explanations*.jsonl*"
+NAMES, EXPLANATIONS = "names*.json", "explanations*.jsonl*"
 LARGEST = 256 << 20  # bytes of a file once it is unpacked
 
 
@@ -45,8 +45,8 @@ def described(inspected: InspectedModel) -> Described:
     if checkpoint is None or not Path(checkpoint.path).is_dir():
         return found
     folder = Path(checkpoint.path)
-    if (folder / NAMES).is_file():
-        _read_names(folder / NAMES, inspected, found)
+    for path in sorted(folder.glob(NAMES)):
+        _read_names(path, inspected, found)
     for path in sorted(folder.glob(EXPLANATIONS)):
         for number, line in enumerate(_lines(path), 1):
             where = f"line {number} of {path}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command import saekit as command
 from kills import content, killed_before
 from made_stores import make_rows, write_store
 
@@ -79,3 +81,13 @@ def test_a_killed_pass_begins_again_to_the_same_bytes(made, tmp_path):
         shutil.rmtree(run / "index")
         operation += 5
     assert operation > 10
+
+
+def test_the_command_says_what_it_wrote(made, tmp_path, capsys):
+    source, store, _ = made
+    run = shutil.copytree(source, tmp_path / "run")
+    status, out, err = command(capsys, "index", run, "--store", store, "-q")
+    assert status == 0, err
+    assert f"what is shown of {LATENTS} latents on 2,000 rows" in out
+    status, out, _ = command(capsys, "index", run, "--store", store, "--resume", "--json", "-q")
+    assert status == 0 and json.loads(out)["entries"] is None
