@@ -86,7 +86,8 @@ class IndexFiles:
         """The rows by which each latent is shown."""
         if SHOWN not in self.manifest.files:  # of schema 1
             example, chunk = self.origin.example, self.manifest.chunk
-            return shown_rows(**self.by_feature, order=self.by_row, example=example, chunk=chunk)
+            ptr, row, value = (self.by_feature[name] for name in ("ptr", "row", "value"))
+            return shown_rows(ptr, row, value, self.by_row, example, chunk)
         path = self._checked(SHOWN)
         try:
             with reading(path):
