@@ -19,7 +19,7 @@ from saekit_kernels import (
     topk_reconstruction,
 )
 
-B, D, F, K = 70, 33, 515, 4  # F is no multiple of 32, the columns of a group of the filter
+B, D, F, K = 70, 33, 515, 4  # F is not a multiple of 32, the size of a filter group
 Tensors = tuple[torch.Tensor, ...]
 PLANS = ("filter", "gemm")
 

@@ -36,7 +36,7 @@ class Size(NamedTuple):
     K: int
 
 
-SMALL = Size(3, 33, 140, 4)  # one and a part of a tile of latents, no width divisible by 16
+SMALL = Size(3, 33, 140, 4)  # one and a part of a tile of latents, widths not divisible by 16
 FEW = Size(5, 33, 9, 4)  # latents are programs, and the interpreter takes one after the other
 TALL = Size(260, 5, 2, 1)  # latent 0 has more entries than a chunk of 256
 OF_A_RUN = Size(2048, 768, 24_576, 32)
