@@ -18,13 +18,14 @@ from saekit.display import brief, html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
-from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_rows, labels_of
+from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_rows
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.contextual import Contextual
 from saekit.models.metrics import METRICS, ROW_METRICS, Figures
 from saekit.rows import Rows
+from saekit.store.labels import labels_of
 from saekit.store.opening import RowsLike, open_rows
 from saekit.training.checkpoints import ModelLike
 from saekit.training.fit import holdout_figures

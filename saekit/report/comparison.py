@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
-from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
+from saekit.evaluation.passes import Sample, SampleOutput, output_on, sample
 from saekit.options import AnyStore, Device, Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
@@ -17,6 +17,7 @@ from saekit.report.page import Panel, document
 from saekit.report.plane import plane_panel
 from saekit.store.files import write_bytes
 from saekit.store.folder_kinds import REPORT
+from saekit.store.labels import labels_of
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
