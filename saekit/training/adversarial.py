@@ -15,7 +15,7 @@ from saekit.training.optim import adam_of, adam_tensors, restore_adam
 from saekit.types import ActivationBatch, LossTerms, Step
 
 
-MEMORY = 0.01  # weight of a step in the mean of how often the discriminator is right
+MEMORY = 0.05  # weight of a step in the mean of how often the discriminator is right
 
 
 class Players:

@@ -27,8 +27,8 @@ WARNS_FROM = 0.25  # share of the steps before which nothing is said: every gene
 COLLAPSED = 0.2
 """Diversity below which a generator has collapsed."""
 WON = 0.99
-"""Share of rows that a discriminator is right about, above which it has won; a mean over the last
-some 100 steps."""
+"""Share of rows that a discriminator is right about, over the last some 20 steps, above which it
+has won."""
 AT_ONCE = 1024  # samples per pass of the generator
 JUDGED = 1000  # rows and samples that the figures of a trained model are of, at most
 FOUND = 0.2  # of the samples that its share of the rows would give: a class is found
@@ -142,13 +142,17 @@ class Health:
         generator = torch.Generator().manual_seed(self.seed + step)
         samples = self.model.eval().sample(SAMPLES, generator)
         self.model.train(training)
-        figures = {"diversity": diversity(samples, self.rows)}
+        figures: dict[str, float | None] = {"diversity": diversity(samples, self.rows)}
         found = classes_found(samples, self.rows, self.labels)
         if found is not None:
             figures["classes"] = found
+        self.noted(figures)
+        return figures
+
+    def noted(self, figures: dict[str, float | None]) -> None:
+        """Count measurements in a row that were too low."""
         low = figures["diversity"]
         self.low = self.low + 1 if low is not None and low < COLLAPSED else 0
-        return figures
 
     def warnings(
         self, done: float, told_apart: float, figures: dict[str, float | None]

@@ -62,6 +62,7 @@ def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(
         else (None, 16)
         if CATALOG[model].model.takes == "sequence"
         else None,
+        classes=("a", "b"),
     )
     config = resolved(TrainConfig(model), built, units)
     assert (config.batch, config.rows) == (batch, rows)
