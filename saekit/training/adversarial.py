@@ -37,7 +37,7 @@ class Players:
     def set_rate(self, lr: float) -> None:
         """The generator's rate; the discriminator's is a multiple of it (two time scales: Heusel et
         al. 2017, arXiv 1706.08500)."""
-        rates = {"generator": 1.0, "discriminator": self.model.config.discriminator_rate}
+        rates = {"generator": 1.0, "discriminator": self.model.discriminator_rate}
         for side, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = lr * rates[side]

@@ -45,9 +45,12 @@ class OpponentConfig:
     """Options of every discriminator."""
 
     discriminator_rate: Annotated[
-        float,
-        Doc("Learning rate of the discriminator, as a multiple of the generator's."),
-    ] = 1.0
+        float | None,
+        Doc(
+            "Learning rate of the discriminator, as a multiple of the generator's (default: 0.25"
+            " for convolutions, else 1)."
+        ),
+    ] = None
     label_smoothing: Annotated[
         float, Doc("Training rows count as real with 1 minus this probability.")
     ] = 0.1
@@ -64,8 +67,9 @@ class OpponentConfig:
 
     def check_opponent(self) -> None:
         """Raise UsageError for values outside their bounds."""
-        if not 0 < self.discriminator_rate < float("inf"):
-            raise UsageError(f"{opt('discriminator_rate', self.discriminator_rate)} must be above 0")
+        rate = self.discriminator_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise UsageError(f"{opt('discriminator_rate', rate)} must be above 0")
         if not 0 <= self.label_smoothing < 0.5:
             raise UsageError(f"{opt('label_smoothing', self.label_smoothing)} must be in [0, 0.5)")
         if not 0 <= self.instance_noise < float("inf"):
@@ -82,7 +86,14 @@ class TwoPlayers(Autoencoder):
     beta1: ClassVar[float] = 0.5
     """Adam's decay of gradients; with 0.9 training oscillates (Radford et al. 2015, section 4)."""
     decay_share: ClassVar[float] = 0.2
+    rate: ClassVar[float] = 1.0
+    """Of the discriminator's learning rate to the generator's, unless the user says otherwise."""
     discriminator: nn.Module
+
+    @property
+    def discriminator_rate(self) -> float:
+        given = self.config.discriminator_rate
+        return self.rate if given is None else given
 
     def discriminator_loss(self, batch: ActivationBatch, step: Step) -> LossTerms:
         """Phase 1."""
