@@ -119,8 +119,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
-        """Train on all rows of X. `y` are the classes of the rows for cgan, and ignored by all other
-        models."""
+        """Train on all rows of X. `y` are the classes of the rows for cgan; all other models ignore
+        it."""
         x_ND = self._rows(X, reset=True)
         with _as_value_errors():
             labels = self._labels(y, len(x_ND)) if self.model in LABELED else None

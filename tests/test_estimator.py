@@ -41,8 +41,7 @@ SMALL = {  # of each model, a size that trains in a moment
 IMAGE_MODELS = [
     name
     for name, entry in CATALOG.items()
-    if "shape" in {field.name for field in dataclasses.fields(entry.config)}
-    and entry.model.encodes
+    if "shape" in {field.name for field in dataclasses.fields(entry.config)} and entry.model.encodes
 ]
 
 
@@ -312,7 +311,7 @@ def test_a_model_of_images_is_told_their_sides(name, digits):
 def test_a_model_without_an_encoder_draws_rows_in_units_of_the_data(name, digits):
     train, _, y_train, _ = digits
     drawing = Estimator(name, latents=5, epochs=1, image_shape=(8, 8, 1))
-    with pytest.raises(ValueError, match='output="tanh"|data range from 0 to 16'):
+    with pytest.raises(ValueError, match=r'output="tanh"|data range from 0 to 16'):
         drawing.fit(train, y_train)
     drawing.fit(train / 16, y_train)
     label = 3 if name == "cgan" else None

@@ -117,9 +117,7 @@ class Autoencoder(nn.Module):
         code = self.encode(x)
         return Output(self.decode(code), code)
 
-    def sample(
-        self, count: int, generator: torch.Generator, label: object = None
-    ) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, label: object = None) -> torch.Tensor:
         """(count, *example): rows drawn from the model, in the units of `decode`; `label`: of this
         class, where the model reads classes. Raises UsageError."""
         raise UsageError(

@@ -1,5 +1,5 @@
-"""A step of two players: the discriminator alone, then the generator alone, each with an optimizer of
-its own (saekit.models.adversarial.players)."""
+"""A step of two players: first only the discriminator, then only the generator, each with an
+optimizer of its own (saekit.models.adversarial.players)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.training.config import TrainConfig
 from saekit.training.optim import adam_of, adam_tensors, restore_adam
 from saekit.types import ActivationBatch, LossTerms, Step
-
 
 MEMORY = 0.05  # weight of a step in the mean of how often the discriminator is right
 

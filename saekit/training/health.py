@@ -1,5 +1,5 @@
-"""What a generator draws while it trains: how diverse it is, which classes it has, and whether one of
-the players has won. From this come two warnings, named collapse and won discriminator.
+"""What a generator draws while it trains: how diverse that is, which classes it has, and whether
+the discriminator has won. Two warnings come from this, named collapse and won discriminator.
 
 Shapes: N samples, M rows, D values of a row.
 """
@@ -19,7 +19,7 @@ from saekit.models.metrics import ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.labels import labels_of
 from saekit.training.inputs import BatchNormalizer
-from saekit.types import LossTerms, Split
+from saekit.types import Split
 
 POLLS = 20  # in a run, at least
 SAMPLES, LABELED = 256, 2000  # drawn at each; rows of the classifier
@@ -36,8 +36,8 @@ FOUND = 0.2  # of the samples that its share of the rows would give: a class is 
 
 def diversity(samples_ND: torch.Tensor, rows_MD: torch.Tensor) -> float | None:
     """The mean distance of a sample to the nearest other one, over the same of as many rows: near 1
-    they are as different from each other as rows are, 0 all equal. None where rows do not differ, or
-    there are fewer than two."""
+    they are as different from each other as rows are, 0 all equal. None where rows do not differ,
+    or there are fewer than two."""
     count = min(len(samples_ND), len(rows_MD))
     if count < 2:
         return None
@@ -157,9 +157,9 @@ class Health:
     def warnings(
         self, done: float, told_apart: float, figures: dict[str, float | None]
     ) -> list[str]:
-        """What is wrong once a share `done` of the run is over, each said once: a collapse after two
-        measurements in a row, and a discriminator that is right about a share `told_apart` of the
-        rows."""
+        """What is wrong once a share `done` of the run is over, each said once: a collapse after
+        two measurements in a row, and a discriminator that is right about a share `told_apart` of
+        the rows."""
         found = {}
         if self.low >= 2:
             found["collapse"] = (

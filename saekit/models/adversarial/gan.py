@@ -1,5 +1,5 @@
-"""`gan`: a generator that never sees the data, against a discriminator (Goodfellow et al. 2014, arXiv
-1406.2661). Dense: the generator has the layers of a dense autoencoder's decoder.
+"""`gan`: a generator that never sees the data, against a discriminator (Goodfellow et al. 2014,
+arXiv 1406.2661). Dense: the generator has the layers of a dense autoencoder's decoder.
 
     z ~ N(0, I) (F,);   x~ = s(G(z)) (D,);   d(x~) in (0, 1): the probability that x~ is a row
 
@@ -114,7 +114,6 @@ class Drawing(TwoPlayers):
     input_mean: torch.Tensor
     input_scale: torch.Tensor
     generator: bodies.Conditional
-    discriminator: bodies.Conditional
     images: bodies.Images | None = None
     """Set where the networks see maps; None: flat rows."""
 
@@ -146,9 +145,7 @@ class Drawing(TwoPlayers):
         return x.view(*code.shape[:-1], *x.shape[1:])
 
     @torch.no_grad()
-    def sample(
-        self, count: int, generator: torch.Generator, label: object = None
-    ) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, label: object = None) -> torch.Tensor:
         """(count, *example): rows of codes from N(0, I), in raw units."""
         z_BF = torch.randn(count, self.latents, generator=generator)
         return self.decode(z_BF.to(self.input_mean.device), label)
@@ -200,7 +197,9 @@ class Drawing(TwoPlayers):
     @property
     def discriminator_rate(self) -> float:
         given = self.config.discriminator_rate
-        return CONV_RATE if given is None and self.images is not None else super().discriminator_rate
+        return (
+            CONV_RATE if given is None and self.images is not None else super().discriminator_rate
+        )
 
     def initialise_from(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         bodies.start(self.generator, generator)

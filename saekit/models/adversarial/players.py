@@ -3,8 +3,8 @@
 A discriminator d tells training rows from generated ones; everything else in the model is the
 generator's. A step has two phases (Goodfellow et al. 2014, arXiv 1406.2661, algorithm 1):
 
-    phase 1  the discriminator alone descends  mean_b BCE(d(x), 1 - s) + mean_b BCE(d(G(z)), 0)
-    phase 2  the generator alone descends      mean_b BCE(d(G(z)), 1) = -mean_b log d(G(z))
+    phase 1  only the discriminator descends   mean_b BCE(d(x), 1 - s) + mean_b BCE(d(G(z)), 0)
+    phase 2  only the generator descends       mean_b BCE(d(G(z)), 1) = -mean_b log d(G(z))
 
 Phase 2 is the non-saturating loss of its section 3, whose gradient does not vanish while the
 discriminator is right. At equilibrium both cannot do better than a guess: 2 log 2 = 1.386 and
@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from saekit.errors import UsageError, opt
+from saekit.models.adversarial.bodies import Conditional
 from saekit.models.adversarial.layers import Moving
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.noise import step_generator
@@ -88,7 +89,7 @@ class TwoPlayers(Autoencoder):
     decay_share: ClassVar[float] = 0.2
     rate: ClassVar[float] = 1.0
     """Of the discriminator's learning rate to the generator's, unless the user says otherwise."""
-    discriminator: nn.Module
+    discriminator: Conditional
 
     @property
     def discriminator_rate(self) -> float:
@@ -147,9 +148,7 @@ class TwoPlayers(Autoencoder):
         return torch.randn(x.shape, generator=generator, device=x.device).mul_(level).add_(x)
 
 
-def opponent_terms(
-    real_B: torch.Tensor, generated_B: torch.Tensor, smoothing: float
-) -> LossTerms:
+def opponent_terms(real_B: torch.Tensor, generated_B: torch.Tensor, smoothing: float) -> LossTerms:
     """Phase 1, of the discriminator's logits: the loss, and as the metric `told_apart` the share of
     rows that it is right about."""
     target_B = torch.full_like(real_B, 1.0 - smoothing)
