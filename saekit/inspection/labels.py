@@ -11,7 +11,8 @@ from saekit.indexing.reader import Index
 
 SHOWN = 8
 STRONGEST = 20  # images, of which the share is given as well
-LEAST = 2  # images: one alone says nothing
+LEAST = 3  # images: fewer say nothing
+DEVIATIONS = 3.0  # above what as many images drawn by chance have
 
 
 class LabelCounts:
@@ -27,9 +28,10 @@ class LabelCounts:
 
         `examples` images have an active row of the latent, and `strongest` of these are the 20 with
         the largest; of both, as many have the label. `lift` is the share of the former with the
-        label, over the label's share of all images. Labels with a lift above 1, by their part p
-        log(p / q) in the Kullback-Leibler divergence of the latent's images from all. None for a
-        latent that never fires, and data without labels.
+        label, over the label's share of all images. Labels of at least 3 images, and of 3 standard
+        deviations (of a Poisson distribution) more than as many images drawn by chance have, by
+        their part p log(p / q) in the Kullback-Leibler divergence of the latent's images from all.
+        None for a latent that never fires, and data without labels.
         """
         origin = self._index.origin
         images = np.unique(origin.examples_of(self._index.activations(latent).rows))
@@ -41,6 +43,9 @@ class LabelCounts:
         share_L = active_L / len(images)
         lift_L = share_L * len(origin.example_first) / np.maximum(self._images_L, 1)
         part_L = share_L * np.log(np.maximum(lift_L, 1))
+        chance_L = self._images_L * len(images) / len(origin.example_first)
+        told_L = (active_L >= LEAST) & (active_L - chance_L >= DEVIATIONS * np.sqrt(chance_L))
+        part_L = np.where(told_L, part_L, 0)
         order = np.argsort(-part_L, kind="stable")[:SHOWN]
         return {
             "labels": [
@@ -51,7 +56,7 @@ class LabelCounts:
                     "lift": float(lift_L[n]),
                 }
                 for n in order.tolist()
-                if part_L[n] > 0 and active_L[n] >= min(LEAST, len(images))
+                if part_L[n] > 0
             ],
             "examples": len(images),
             "strongest": len(strongest),

@@ -247,7 +247,7 @@ function listRow(latent, place) {
 function rowLabel(latent) {
   const record = recordOf[latent];
   const meaning = meaningOf(latent);
-  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}`.trim();
+  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}${liftText(meaning)}`.trim();
   const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
   return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
