@@ -5,10 +5,12 @@ const HEAT = [240, 122, 24]; // --heat of the style sheet, in both themes
 const COLD = [38, 128, 235]; // --cold: below 0
 const OUTLINED = 0.5; // of the maximum
 
-function imageExample(example, max) {
+// `enlarges`: a click does; not that of an enlarged one.
+function imageExample(example, max, enlarges = true) {
   const name = imageName(example);
-  const frame = el("div", { class: "frame", role: "button", "aria-label": `${name}, activation ${figure(example.act)}: enlarge`,
-    onclick: () => zoom(example, max), onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); zoom(example, max); } } },
+  const frame = el("div", enlarges ? { class: "frame", role: "button", "aria-label": `${name}, activation ${figure(example.act)}: enlarge`,
+    onclick: () => zoom(example, max), onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); zoom(example, max); } } }
+    : { class: "frame", "aria-label": `${name}: arrows read it patch by patch` },
   example.image === null ? el("span", { class: "no-image" }, "no thumbnail") : picture(example.image, ""));
   frame.tabIndex = 0;
   if (example.grid) addOverlays(frame, example, max);

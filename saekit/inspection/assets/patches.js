@@ -6,10 +6,8 @@ let patchPlace = null; // example -> its number in patches/
 
 function zoom(example, max) {
   const panel = byId("zoom");
-  const copy = imageExample(example, max);
+  const copy = imageExample(example, max, false);
   const frame = copy.querySelector(".frame");
-  frame.removeAttribute("role");
-  frame.setAttribute("aria-label", `${imageName(example)}: arrows read it patch by patch`);
   opened = { example, patches: null, kept: null };
   const side = example.grid ? el("div", { class: "patch-latents", id: "patch-latents", "aria-live": "polite" }) : null;
   panel.classList.toggle("with-patches", Boolean(side));
