@@ -6,7 +6,7 @@ context or image) is at least SAME_ROWS. A near-duplicate of a better scored fea
 it. One that means the same as a better one, or shows the same pictures, is left to the list, so
 that ten features have ten meanings:
 
-- the same automatic label, on whatever token it stands;
+- the same automatic label;
 - labels that begin alike, up to a hyphen (face-smiling and face-hand);
 - labels and names that mostly stand for the same images: of the rarer one's images at least half
   have the other too (country-flag, flag);
@@ -72,7 +72,7 @@ class _Told:
 
     def __init__(self, scan: Scan, scores: Scores) -> None:
         self._scan, self._scores = scan, scores
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
         self._groups: set[str] = set()
         self._images: list[set[int]] = []
         self._pictures: set[int] = set()
@@ -129,9 +129,11 @@ def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:
     return [j for j in fires if scores.of(j)] or fires
 
 
-def _word(meaning: Meaning | None) -> str | None:
-    """On a token, before or after it: the word is the same."""
-    return None if meaning is None else meaning.text.strip().casefold()
+def _word(meaning: Meaning | None) -> tuple[str, str] | None:
+    if meaning is None:
+        return None
+    # a label and a word of names mean the same
+    return (LABEL if meaning.kind == NAME else meaning.kind, meaning.text.strip().casefold())
 
 
 def _near(a: int, b: int, scan: Scan, directions_FD: torch.Tensor | None) -> bool:
