@@ -163,14 +163,14 @@ def test_a_distribution_that_says_no_more_than_chance_is_left_out_with_the_reaso
 
 def test_the_label_says_how_many_times_it_is_above_chance(tab, tmp_path):
     docs = fixture.documents()
-    record = with_meaning(fixture.text_record(3, docs, 8))
-    meta = fixture.text_meta(8, [3])
+    record = with_meaning(fixture.text_record(4, docs, 8))
+    meta = fixture.text_meta(8, [4])
     meaning = {**record.meaning, "lift": 123.4}
-    meta = dataclasses.replace(meta, meanings=[meaning if j == 3 else None for j in range(8)])
+    meta = dataclasses.replace(meta, meanings=[meaning if j == 4 else None for j in range(8)])
     write_page([record], meta, {}, tmp_path)
-    tab.open(Site(tmp_path).url(3))
+    tab.open(Site(tmp_path).url(4))
     assert "17 of 20 examples, 120 × chance" in text(tab, "#automatic")
-    assert text(tab, ".row[data-latent='3'] .lift") == "× 120"
+    assert text(tab, ".row[data-latent='4'] .lift") == "× 120"
     tab.open(Site(tmp_path).url())
     assert "120 × chance" in text(tab, ".card-facts")
 
