@@ -97,6 +97,25 @@ def test_the_list_is_in_the_order_of_the_score(tab, site):
     assert str(MISSING) in texts(tab, ".row .number")
 
 
+def test_the_second_of_a_label_counts_half(tab, tmp_path):
+    docs = fixture.documents()
+    records = [with_meaning(fixture.text_record(j, docs, 8)) for j in range(4)]
+    words, scores = ["cat", " Cat", "dog", None], [0.9, 0.8, 0.5, 0.42, *[None] * 4]
+    meanings = [w and {**r.meaning, "text": w} for w, r in zip(words, records)] + [None] * 4
+    meta = dataclasses.replace(
+        fixture.text_meta(8, [0, 1, 2, 3]), score=scores, meanings=meanings
+    )
+    write_page(records, meta, {}, tmp_path)
+    tab.open(Site(tmp_path).url())
+    order = "Array.from(document.querySelectorAll('.row .number'), e => parseInt(e.textContent))"
+    assert tab.evaluate(order)[:4] == [0, 2, 3, 1]
+    tab.evaluate(
+        "(e => { e.value = 'score'; e.dispatchEvent(new Event('input', {bubbles: true}));"
+        " })(document.getElementById('sort'))"
+    )
+    assert tab.evaluate(order)[:4] == [0, 1, 2, 3]
+
+
 def test_automatic_labels_are_marked_and_say_what_is_raised(tab, site):
     tab.open(site.url(0))
     assert text(tab, "#automatic .badge") == "automatic"
