@@ -16,8 +16,8 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
 from saekit.inspection.beyond_top import EACH, GROUPS, RANDOM, TokenCounts, sampled_rows, together
-from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.labels import LabelCounts
+from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
 from saekit.inspection.show import Thumbnails, token_texts

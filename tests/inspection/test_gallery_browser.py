@@ -102,9 +102,7 @@ def test_the_second_of_a_label_counts_half(tab, tmp_path):
     records = [with_meaning(fixture.text_record(j, docs, 8)) for j in range(4)]
     words, scores = ["cat", " Cat", "dog", None], [0.9, 0.8, 0.5, 0.42, *[None] * 4]
     meanings = [w and {**r.meaning, "text": w} for w, r in zip(words, records)] + [None] * 4
-    meta = dataclasses.replace(
-        fixture.text_meta(8, [0, 1, 2, 3]), score=scores, meanings=meanings
-    )
+    meta = dataclasses.replace(fixture.text_meta(8, [0, 1, 2, 3]), score=scores, meanings=meanings)
     write_page(records, meta, {}, tmp_path)
     tab.open(Site(tmp_path).url())
     order = "Array.from(document.querySelectorAll('.row .number'), e => parseInt(e.textContent))"

@@ -49,7 +49,9 @@ def shown(words, latents: list[tuple[str, str, list[int]]]) -> list[int]:
     together = together.at(torch.argsort(together.row, stable=True))
     scan.add(together, together.row // PATCHES, torch.Generator().manual_seed(0))
     scan.close()
-    meanings = [Meaning(kind, word, 20, 20, 1.0, 2.0) for kind, word, _ in latents]
+    meanings: list[Meaning | None] = [
+        Meaning(kind, word, 20, 20, 1.0, 2.0) for kind, word, _ in latents
+    ]
     score = torch.linspace(1, 0.5, len(latents))
     found = gallery(range(len(latents)), scan, Scores(score, meanings, words), None)
     return [card.index for card in found]

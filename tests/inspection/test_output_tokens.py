@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -111,7 +112,8 @@ def test_the_distribution_counts_every_token_once():
         edges, counts = histogram["edges"], histogram["counts"]
         assert (edges[0], edges[-1]) == (min(row_V), max(row_V)) and len(counts) == 50
         inside = [
-            sum(a <= v < b or v == b == edges[-1] for v in row_V) for a, b in zip(edges, edges[1:])
+            sum(a <= v < b or v == b == edges[-1] for v in row_V)
+            for a, b in itertools.pairwise(edges)
         ]
         assert counts == inside and sum(counts) == len(row_V)
         width = (edges[-1] - edges[0]) / 50

@@ -30,7 +30,7 @@ const MEANING = {
   lift: () => `How many times more often the examples have this word than all ${catalog.meta.modality === "image" ? "images" : "tokens (contexts, for a label)"} do.`,
   act: () => "Activation at the marked token or patch.",
   shading: () => "The shading of tokens and patches: from 0 to the feature's largest activation in the whole store, the same for all examples.",
-  overlay: () => "Spotlight keeps the colors of patches that activate the feature and fades the others; the line goes round patches of at least half the maximum. Heat map paints the activation over a gray picture; contour draws the line alone. Click a picture to enlarge it and to see what else is active in a patch.",
+  overlay: () => "Spotlight keeps the colors of patches that activate the feature and fades the others; the line goes round patches of at least half the maximum. Heat map paints the activation over a gray picture; contour draws only the line. Click a picture to enlarge it and to see what else is active in a patch.",
   intervals: () => "Rows sampled from each fifth of the range from 0 to the maximum, with the number of rows in the whole store. A feature should mean the same in the upper fifths as at the top.",
   bandRows: () => "Rows of the whole store whose activation lies in this interval.",
   neighbours: () => "Features whose decoder rows point in the most similar direction: cosine, 1 is the same direction.",

@@ -1,5 +1,5 @@
 // Image examples: a picture and what its patches do under it. Overlays, all on the feature's one scale: a spotlight that leaves the
-// active patches their colors, a heat map over a gray picture, and the contour of the strongest patches alone.
+// active patches their colors, a heat map over a gray picture, and only the contour of the strongest patches.
 
 const HEAT = [240, 122, 24]; // --heat of the style sheet, in both themes
 const COLD = [38, 128, 235]; // --cold: below 0
