@@ -17,6 +17,7 @@ import saekit
 from saekit.inspection.labels import LabelCounts
 from saekit.inspection.page import write_page
 from saekit.inspection.patches import KEPT, PatchLatents
+from saekit.store.folder_kinds import PAGE
 from saekit.store.reader import open_store
 
 IMAGES, PATCHES, LATENTS = 60, 16, 12
@@ -215,3 +216,11 @@ def test_a_page_without_an_index_says_so(tab, tmp_path):
     assert "without an index" in text(tab, "#patch-latents .note")
     tab.press("Escape")
     assert_quiet(tab, Site(tmp_path))
+
+
+def test_every_file_of_the_page_is_one_that_inspect_may_replace(made):
+    _, site, _, _ = made
+    names = [path.relative_to(site.out).as_posix() for path in site.out.rglob("*")]
+    files = [name for name in names if (site.out / name).is_file()]
+    assert "patches/000.js" in files and "patches/001.js" in files
+    assert [name for name in files if not PAGE.files.fullmatch(name)] == []
