@@ -94,7 +94,7 @@ def test_the_patch_under_the_cursor_says_its_latents(tab, made):
     # what is modal covers the page, not the tip
     assert tab.evaluate("document.getElementById('tip').closest('dialog').id") == "zoom"
     tab.press("Escape")
-    assert tab.evaluate("document.getElementById('tip').closest('dialog')") is None
+    tab.wait("!document.getElementById('tip').closest('dialog')")
     assert_quiet(tab, site)
 
 
