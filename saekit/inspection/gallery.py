@@ -75,6 +75,7 @@ class _Told:
         self._seen: set[tuple[str, str]] = set()
         self._groups: set[str] = set()
         self._images: list[set[int]] = []
+        self._images_of: dict[str, set[int]] = {}  # by label; of many images it takes time
         self._pictures: set[int] = set()
 
     def add(self, j: int) -> None:
@@ -102,7 +103,9 @@ class _Told:
         meaning, words = self._scores.meanings[j], self._scores.words
         if words is None or meaning is None or meaning.kind not in (LABEL, NAME):
             return None
-        return set(words.images_with(meaning.text).tolist()) or None
+        if meaning.text not in self._images_of:
+            self._images_of[meaning.text] = set(words.images_with(meaning.text).tolist())
+        return self._images_of[meaning.text] or None
 
     def _group(self, j: int) -> str:
         """How its label begins, up to a hyphen; ''."""
