@@ -88,7 +88,7 @@ IMAGE = Part(
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "interesting:400",
+    "interesting:250",
     "a small vision transformer looking at 6,000 pictures of emoji (OpenMoji, CC BY-SA 4.0)",
 )  # fmt: skip
 DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)
