@@ -4,7 +4,8 @@ const ROW = () => (catalog.meta.modality === "image" ? "patches" : "tokens");
 
 const MEANING = {
   score: () => "0 to 1: how much this feature is worth reading first. Share of its examples with one word in common against shuffled examples, "
-    + "times how specific the word is, whether its density lies between 0.01 % and 1 %, and in how many documents it fires. An order for reading, not a proof.",
+    + `times how rare the word is, whether its density lies between ${catalog.meta.modality === "image" ? "0.1" : "0.01"} % and 1 %, and in how many documents it fires. `
+    + "An order for reading, not a proof.",
   label: () => "Automatic: the commonest word among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.",
   raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
