@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import saekit
 from saekit.bench.timing import CsvFile, machine
@@ -68,9 +69,12 @@ def main() -> None:
 
 def compared(work: Path, asked: argparse.Namespace) -> dict[str, Any]:
     store, run, page = work / "store", work / "run", work / "page"
+    folder = model_folder(MODEL)[0]
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     _, harvest = timed(
-        saekit.harvest, MODEL, DATA, store, hook=f"blocks.{BLOCK}", rows=asked.rows, ctx=CONTEXT,
-        pack=True, scope="all", dtype="float32",
+        saekit.harvest, module, DATA, store, tokenizer=tokenizer, hook=f"blocks.{BLOCK}",
+        rows=asked.rows, ctx=CONTEXT, pack=True, scope="all", dtype="float32",
     )  # fmt: skip
     saekit.train(store, run, latents=asked.latents, k=K)
     export_dictionary(run, work / "sae", format="saelens")
@@ -81,7 +85,9 @@ def compared(work: Path, asked: argparse.Namespace) -> dict[str, Any]:
     live = np.flatnonzero(index.active >= LEAST)
     latents = np.sort(rng.choice(live, min(asked.features, len(live)), replace=False)).tolist()
     spec = ",".join(map(str, latents))
-    written, inspecting = timed(saekit.inspect, run, store, page, features=spec, top=TOP)
+    written, inspecting = timed(
+        saekit.inspect, run, store, page, features=spec, top=TOP, live=module
+    )
 
     theirs = of_peer(work, asked.peer, latents, index)
     ours = {"harvest": harvest, "index": indexing, "inspect": inspecting}

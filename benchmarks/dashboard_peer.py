@@ -29,6 +29,7 @@ from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 CONTEXT = 256
+BEFORE = 5  # tokens before the strongest one in its windows
 
 
 def hooked(folder: Path, work: Path) -> HookedSAETransformer:
@@ -104,7 +105,8 @@ def main() -> None:
     for latent, data in found.feature_data_dict.items():
         top = data.sequence_data.seq_group_data[0].seq_data
         strongest[latent] = [
-            (each.original_index, each.qualifying_token_index, max(each.feat_acts)) for each in top
+            (each.original_index, each.qualifying_token_index, each.feat_acts[BEFORE])
+            for each in top
         ]
     seconds = {"gather": gathered - began, "write": written - gathered}
     (work / "theirs.json").write_text(json.dumps({"seconds": seconds, "top": strongest}))

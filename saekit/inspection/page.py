@@ -67,6 +67,7 @@ SCRIPTS = (
     "images.js",
     "feature.js",
     "gallery.js",
+    "search.js",
     "list.js",
     "explorer.js",
 )
