@@ -3,21 +3,22 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_dashboard.py --peer PEER/bin/python [--rows 16384]
         [--latents 4608] [--features 500] [--csv benchmarks/results/dashboard.csv]
 
-PEER is a virtual environment with sae-dashboard 0.8.0 and sae-lens 6.54.12 (docs/explorer.md has the
-commands that make one): they require older versions of transformers and NumPy than saekit.
+PEER is a virtual environment with sae-dashboard 0.8.0 and sae-lens 6.54.12 (docs/explorer.md has
+the commands that make one): they require older versions of transformers and NumPy than saekit.
 
 The rows are contexts of 128 tokens of embedded:pydocs, all tokens (`scope="all"`), through
 embedded:smollm2-135m in fp32. A TopK dictionary is trained on them, which is not measured, and
-written in SAELens' format for the peer. `features` latents are drawn of those that are active on at
-least LEAST rows. Both then show them with their defaults: SAEDashboard runs the model and the
-dictionary once per 256 latents and writes one HTML file; saekit harvests, indexes and inspects. Time
-is CPU time of one thread, without imports and without loading weights and tokens.
+written in SAELens' format for the peer. `features` latents are drawn of those that are active on
+at least LEAST rows. Both then show them with their defaults: SAEDashboard runs the model and the
+dictionary once per 256 latents and writes one HTML file; saekit harvests, indexes and inspects.
+Time is CPU time of one thread, without imports and without loading weights and tokens.
 
 Prints one JSON object. `same rows`: the share of SAEDashboard's 20 strongest rows of each latent
-that are saekit's 20 strongest when both follow its rule (no row within 5 tokens of a context's ends,
-several of a context allowed). `contexts on the page`: the share of their contexts that saekit's page
-shows, which takes one row of each document before a second one of any. `largest difference`: of
-hidden states of the first context, and of the values of these rows, over the largest value.
+that are saekit's 20 strongest when both follow its rule (no row within 5 tokens of a context's
+ends, several of a context allowed). `contexts on the page`: the share of their contexts that
+saekit's page shows, which takes one row of each document before a second one of any. `largest
+difference`: of hidden states of the first context, and of the values of these rows, over the
+largest value.
 """
 
 from __future__ import annotations

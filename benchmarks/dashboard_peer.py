@@ -3,11 +3,11 @@
     python dashboard_peer.py FOLDER
 
 FOLDER/task.json says which latents and block, FOLDER/rows.safetensors has the tokens (contexts,
-tokens), FOLDER/sae is a dictionary in SAELens' format and `model` a folder with a model of the Llama
-family. Its names are not among those that TransformerLens loads, so the configuration is written
-here, and the weights are converted by TransformerLens' own function. Writes FOLDER/theirs.html, what
-save_feature_centric_vis makes, FOLDER/theirs.json with the seconds of CPU and the strongest rows,
-and FOLDER/states.safetensors, the hidden states of the first context.
+tokens), FOLDER/sae is a dictionary in SAELens' format and `model` a folder with a model of the
+Llama family. Its names are not among those that TransformerLens loads, so the configuration is
+written here, and the weights are converted by TransformerLens' own function. Writes
+FOLDER/theirs.html, what save_feature_centric_vis makes, FOLDER/theirs.json with the seconds of CPU
+and the strongest rows, and FOLDER/states.safetensors, the hidden states of the first context.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ def hooked(folder: Path, work: Path) -> HookedSAETransformer:
     )
     model = HookedSAETransformer(config, tokenizer=_tokenizer(folder, work))
     missing, unexpected = model.load_state_dict(convert_llama_weights(module, config), strict=False)
-    # those of rotation and causal masks are computed, not loaded
-    assert not unexpected and all(name.split(".")[-1].isupper() or "rotary" in name or
-                                  "mask" in name for name in missing), missing  # fmt: skip
+    # tables of rotation, causal masks and biases of 0 are made, not loaded
+    made = ("rotary_", "mask", "IGNORE", ".b_")
+    assert not unexpected, unexpected
+    assert all(any(part in name for part in made) for name in missing), missing
     return model
 
 
@@ -83,8 +84,8 @@ def main() -> None:
     tokens = load_file(work / "rows.safetensors")["tokens"]
     torch.set_num_threads(1)
     model, sae = hooked(Path(task["model"]), work), SAE.load_from_disk(work / "sae")
-    # Its runner folds the decoder's norms, which SAELens allows of a TopK dictionary only if its codes
-    # are scaled by them. They are 1, so the codes are the same.
+    # Its runner folds the decoder's norms, which SAELens allows of a TopK dictionary only if its
+    # codes are scaled by them. They are 1, so the codes are the same.
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(sae.cfg.d_sae), atol=1e-4)
     sae.cfg.rescale_acts_by_decoder_norm = True
     hook = f"blocks.{task['block']}.hook_resid_post"

@@ -150,9 +150,7 @@ def over_rows(
             place_F = torch.where(largest_F != before_F, len(places) + row_F, place_F)
         if follow is not None:
             followed += code_BF[:, follow].tolist()
-        places += [
-            Place(at, given.token_ids, given.grid, given.number) for at in given.positions
-        ]
+        places += [Place(at, given.token_ids, given.grid, given.number) for at in given.positions]
     if not places:
         raise no_rows()
     return OnInput(

@@ -1,5 +1,5 @@
-"""What the box of the page asks beyond numbers and words of labels: which latents a text, a token, a
-label or another latent leads to. Orders and figures are those of `saekit.features`."""
+"""What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
+a label or another latent leads to. Orders and figures are those of `saekit.features`."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_search_finds_numbers_and_labels(tab, client):
     tab.page.fill("#search", "dog")
     tab.page.wait_for_selector('#latents .name:has-text("dog")')
     assert all("dog" in name for name in tab.texts("#latents .name"))
-    tab.page.fill("#search", "no such label")
+    tab.page.fill("#search", "nosuchlabel")
     tab.page.wait_for_selector('#list-note:has-text("No latent has")')
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_selector('#list-title:has-text("Worth reading first")')
