@@ -1,7 +1,7 @@
 """saekit's page beside SAEDashboard's: the same model, dictionary, latents and rows in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_dashboard.py --peer PEER/bin/python [--rows 16384]
-        [--latents 4608] [--features 500] [--csv benchmarks/results/dashboard.csv]
+        [--latents 4608] [--features 500 1500] [--csv benchmarks/results/dashboard.csv]
 
 PEER is a virtual environment with sae-dashboard 0.8.0 and sae-lens 6.54.12 (docs/explorer.md has
 the commands that make one): they require older versions of transformers and NumPy than saekit.
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,20 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=128 * CONTEXT)
     parser.add_argument("--latents", type=int, default=4_608)
-    parser.add_argument("--features", type=int, default=500)
+    parser.add_argument("--features", type=int, nargs="+", default=[500])
     parser.add_argument("--csv", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    file = None if asked.csv is None else CsvFile(asked.csv, machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
-        found = compared(Path(folder), asked)
-    print(json.dumps(found, indent=1))
-    if asked.csv is not None:
-        CsvFile(asked.csv, machine(torch.device("cpu"))).write(found)
+        for found in compared(Path(folder), asked):
+            print(json.dumps(found, indent=1), flush=True)
+            if file is not None:
+                file.write(found)
 
 
-def compared(work: Path, asked: argparse.Namespace) -> dict[str, Any]:
+def compared(work: Path, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Of each number of latents."""
     store, run, page = work / "store", work / "run", work / "page"
     folder = model_folder(MODEL)[0]
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -82,28 +84,35 @@ def compared(work: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
     _, indexing = timed(saekit.index, run, store)
     index = saekit.open_index(run, store)
-    rng = np.random.default_rng(0)
     live = np.flatnonzero(index.active >= LEAST)
-    latents = np.sort(rng.choice(live, min(asked.features, len(live)), replace=False)).tolist()
-    spec = ",".join(map(str, latents))
-    written, inspecting = timed(
-        saekit.inspect, run, store, page, features=spec, top=TOP, live=module
-    )
+    for features in asked.features:
+        rng = np.random.default_rng(0)
+        latents = np.sort(rng.choice(live, min(features, len(live)), replace=False)).tolist()
+        spec = ",".join(map(str, latents))
+        written, inspecting = timed(
+            saekit.inspect, run, store, page, features=spec, top=TOP, live=module, overwrite=True
+        )
+        theirs = of_peer(work, asked.peer, latents, index)
+        ours = {"harvest": harvest, "index": indexing, "inspect": inspecting}
+        size = {"saekit": written.bytes, "sae-dashboard": (work / "theirs.html").stat().st_size}
+        yield {
+            "rows": index.rows,
+            "latents": asked.latents,
+            "features": len(latents),
+            **ratios(ours, theirs["seconds"]),
+            **{f"{name}, MB": round(bytes_ / 1e6, 2) for name, bytes_ in size.items()},
+            **agreement(run, store, index, theirs["top"], work),
+        }
 
-    theirs = of_peer(work, asked.peer, latents, index)
-    ours = {"harvest": harvest, "index": indexing, "inspect": inspecting}
-    together, of_theirs = sum(ours.values()), sum(theirs["seconds"].values())
-    bytes_of = {"saekit": written.bytes, "sae-dashboard": (work / "theirs.html").stat().st_size}
+
+def ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """CPU seconds, and how many times fewer they are."""
+    together, of_theirs = sum(ours.values()), sum(theirs.values())
     return {
-        "rows": index.rows,
-        "latents": asked.latents,
-        "features": len(latents),
         **{f"saekit {name}, CPU s": round(value, 1) for name, value in ours.items()},
-        **{f"sae-dashboard {n}, CPU s": round(v, 1) for n, v in theirs["seconds"].items()},
+        **{f"sae-dashboard {name}, CPU s": round(value, 1) for name, value in theirs.items()},
         "times faster": round(of_theirs / together, 1),
-        "times faster, rows harvested before": round(of_theirs / (together - harvest), 1),
-        **{f"{name}, MB": round(size / 1e6, 2) for name, size in bytes_of.items()},
-        **agreement(run, store, index, theirs["top"], work),
+        "times faster, rows harvested before": round(of_theirs / (together - ours["harvest"]), 1),
     }
 
 
