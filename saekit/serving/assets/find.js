@@ -29,6 +29,9 @@ function boxQuestion() {
 
 function typed() {
   const question = boxQuestion();
+  // proposals, and the arrow that opens them, only where a label is being typed
+  if (question.kind === "label" || byId("search").value.startsWith("label:")) byId("search").setAttribute("list", "labels");
+  else byId("search").removeAttribute("list");
   if (question.kind === "number" || question.kind === "words" || question.kind === "none") listWords(byId("search").value.trim());
   else {
     find.number += 1;
@@ -108,7 +111,7 @@ function drawAnswer(question, answer) {
   found.forEach((brief) => panel.found.set(brief.index, brief));
   const values = found.map((brief) => orderedBy(brief, by));
   const most = Math.max(...values.map(Math.abs), 1e-12);
-  const first = found.length < of ? `The first ${count(found.length)} of ${count(of)}. ` : found.length ? `${count(of)}. ` : "None. ";
+  const first = found.length < of ? `The first ${count(found.length)} of ${count(of)} latents. ` : found.length ? `${count(of)} latents. ` : "No latent. ";
   listed(titleOf(question), found.map((brief, at) => ({ latent: brief.index, measure: {
     text: written(by, values[at]), share: Math.abs(values[at]) / most, facts: factsOf(brief, by), within: isWithin(brief, by, chance) } })),
   [first, ...chanceText(by, chance)]);
@@ -167,10 +170,7 @@ function chanceText(by, chance) {
 
 function listenForSearch() {
   const box = byId("search");
-  if (served.labels.length) {
-    box.setAttribute("list", "labels");
-    byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
-  }
+  byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
   byId("search-help").replaceChildren(...helpText());
   onSubmit("search-form", entered);
   box.addEventListener("input", typed);
