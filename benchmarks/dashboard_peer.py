@@ -87,7 +87,7 @@ def main() -> None:
     # Its runner folds the decoder's norms, which SAELens allows of a TopK dictionary only if its
     # codes are scaled by them. They are 1, so the codes are the same.
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(sae.cfg.d_sae), atol=1e-4)
-    sae.cfg.rescale_acts_by_decoder_norm = True
+    vars(sae.cfg).update(rescale_acts_by_decoder_norm=True)
     hook = f"blocks.{task['block']}.hook_resid_post"
     with torch.no_grad():
         _, cache = model.run_with_cache(

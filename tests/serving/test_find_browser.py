@@ -3,7 +3,6 @@ keys."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,8 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def run(made, tmp_path_factory) -> Path:
-    run = shutil.copytree(made.run, tmp_path_factory.mktemp("find") / "run")
-    saekit.index(run, made.store)
-    return run
+def run(indexed_run) -> Path:
+    return indexed_run
 
 
 @pytest.fixture(scope="module")

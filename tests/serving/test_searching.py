@@ -14,14 +14,10 @@ TEXT, OTHER = "the cat sat on a mat", "the dog ran far away"
 
 
 @pytest.fixture(scope="module")
-def indexed(made, tmp_path_factory):
-    """The dictionary with an index, in a folder of its own, and its server."""
-    import shutil
-
-    run = shutil.copytree(made.run, tmp_path_factory.mktemp("indexed") / "run")
-    saekit.index(run, made.store)
-    with Running(open_workbench(run, [made.store], device=CPU)) as running:
-        yield run, running.client
+def indexed(made, indexed_run):
+    """The dictionary with an index, and its server."""
+    with Running(open_workbench(indexed_run, [made.store], device=CPU)) as running:
+        yield indexed_run, running.client
 
 
 def near(run, store) -> int:
@@ -106,12 +102,13 @@ def test_what_is_wrong_is_said(indexed, question, words):
     assert words in answer.json["error"]
 
 
-def test_without_index_or_store_it_says_what_is_missing(client, made, tmp_path):
-    """`client` serves a dictionary without an index."""
-    answer = client.send("search", {"token": "cat"})
-    assert answer.status == 400 and "is answered by an index" in answer.json["error"]
-    assert answer.json["hint"].startswith("saekit index")
-    assert client.send("search", {"text": TEXT}).json["source"] == "scan"
+def test_without_index_or_store_it_says_what_is_missing(bare_run, made, tmp_path):
+    with Running(open_workbench(bare_run, [made.store], device=CPU)) as running:
+        client = running.client
+        answer = client.send("search", {"token": "cat"})
+        assert answer.status == 400 and "is answered by an index" in answer.json["error"]
+        assert answer.json["hint"].startswith("saekit index")
+        assert client.send("search", {"text": TEXT}).json["source"] == "scan"
     saekit.export_dictionary(made.run, tmp_path / "theirs", format="saelens")
     with Running(open_workbench(tmp_path / "theirs", model=made.model, device=CPU)) as running:
         bare = running.client
