@@ -70,6 +70,7 @@ SCRIPTS = (
     "patches.js",
     "feature.js",
     "gallery.js",
+    "search.js",
     "list.js",
     "explorer.js",
 )

@@ -107,7 +107,9 @@ function readRange() {
 function updateList() {
   view.sort = byId("sort").value;
   view.range = readRange();
-  view.needle = byId("search").value.trim().toLowerCase();
+  view.answer = answerFromPage(byId("search").value, updateList);
+  view.needle = view.answer ? "" : byId("search").value.trim().toLowerCase();
+  const answering = view.answer && new Set(view.answer.order);
   if (view.needle && !words) loadWords().then(updateList).catch(() => {}); // without them, the strongest examples are searched
   view.on = view.needle ? latentsOn(view.needle) : null;
   const hideDead = byId("hide-dead").checked;
@@ -125,6 +127,7 @@ function updateList() {
     if (leastScore > 0 && !(catalog.score[latent] >= leastScore)) continue;
     if (notBos && view.starts.has(latent)) continue;
     if (onlyFavorites && !favorites.has(latent)) continue;
+    if (answering && !answering.has(latent)) continue;
     if (view.needle && !matches(latent, view.needle)) continue;
     kept.push(latent);
   }
@@ -133,7 +136,7 @@ function updateList() {
   rows.style.height = `${view.order.length * view.height}px`;
   byId("found").textContent = view.order.length === catalog.meta.latents
     ? `${count(catalog.meta.latents)} latents, ${count(catalog.records.length)} with a page`
-    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents`;
+    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents${view.answer ? `, ${view.answer.note}` : ""}`;
   redrawRows();
   scrollToCurrent();
 }
@@ -148,6 +151,7 @@ function matches(latent, needle) {
 }
 
 function inOrder(latents) {
+  if (view.answer?.figures) return view.answer.order.filter((latent) => latents.includes(latent));
   const key = view.sort === "index" ? null : catalog[view.sort];
   if (key) latents.sort((a, b) => (key[b] ?? -1) - (key[a] ?? -1) || a - b);
   const exact = Number(view.needle.replace("#", "") || NaN);
@@ -249,7 +253,7 @@ function drawRows() {
 function listRow(latent, place) {
   const density = catalog.density[latent];
   const current = latent === currentLatent();
-  const measure = view.axis ? shortPercent(density) : figure(catalog.max[latent], 3);
+  const measure = view.answer?.figures?.get(latent) ?? (view.axis ? shortPercent(density) : figure(catalog.max[latent], 3));
   const row = el("a", {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
