@@ -73,7 +73,9 @@ def _attacked(result: AttackResult) -> list[str]:
 
 
 def _sizes(image: AttackedImage) -> str:
-    changes = ", ".join(f"{c.index} {c.before:.2f} -> {c.after:.2f}" for c in image.latents[:LISTED])
+    changes = ", ".join(
+        f"{c.index} {c.before:.2f} -> {c.after:.2f}" for c in image.latents[:LISTED]
+    )
     latents = f"; latents {changes}" if changes else ""
     return f"{image.image}: linf {image.linf:.4f}, l2 {image.l2:.4f}{latents}"
 

@@ -22,11 +22,12 @@ from torch.nn.functional import cross_entropy
 
 from saekit.attacks.balls import BETWEEN, Ball
 from saekit.attacks.perturb import STEP, climb, fgsm
-from saekit.attacks.scores import ClassScore
+from saekit.attacks.scores import ClassScore, Logits
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.types import Progress
 
 Adversary = Literal["none", "fgsm", "pgd"]
+BALL = Ball("linf", 0.2)
 JUDGED = 500  # images per forward pass
 Attack = Callable[[ClassScore, torch.Tensor], torch.Tensor]
 """(score, x (B,C,h,w)) -> the changed pictures."""
@@ -37,7 +38,7 @@ class DefenseConfig:
     """How `train_classifier` trains. Raises UsageError."""
 
     adversary: Adversary = "pgd"
-    ball: Ball = Ball("linf", 0.2)  # frozen
+    ball: Ball = BALL
     steps: int = 7
     """Of the inner pgd."""
     epochs: int = 20
@@ -97,6 +98,7 @@ def train_classifier(
     total = config.epochs * per_epoch
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    order = torch.empty(0)
     for step in range(total):
         progress(Progress("defend", step, total, "steps"))
         if step % per_epoch == 0:
@@ -142,7 +144,7 @@ def _strongest(
 
 
 def accuracy(
-    network: nn.Module, x: torch.Tensor, y: torch.Tensor, attack: Attack | None = None
+    network: Logits, x: torch.Tensor, y: torch.Tensor, attack: Attack | None = None
 ) -> float:
     """The share of pictures x (N,C,h,w) whose class y (N,) the network names, on the pictures that
     `attack` makes of them; None: as they are."""

@@ -52,9 +52,7 @@ def attack_page(result: AttackResult) -> str:
         shown = torch.stack([before, after, difference(before, after)])
         captions = ["before", "after", f"difference x {TIMES}"]
         drawn = picture(_sheet(shown, captions), f"{image.image} before and after")
-        panels.append(
-            Panel(image.image, figure(drawn) + _states(image, result) + _latents(image))
-        )
+        panels.append(Panel(image.image, figure(drawn) + _states(image, result) + _latents(image)))
     panels[0] = dataclasses.replace(panels[0], html=panels[0].html + note(f"{BUDGET} {ROUNDED}"))
     facts = [
         ("objective", result.objective),
@@ -76,7 +74,9 @@ def visualize_page(result: VisualizeResult) -> str:
     if result.top:
         real = _sheet(torch.stack(result.top_pixels), [f"{value:.3g}" for _, value in result.top])
         names = ", ".join(name for name, _ in result.top)
-        panels.append(Panel("Strongest in the store", figure(picture(real, "real pictures"), names)))
+        panels.append(
+            Panel("Strongest in the store", figure(picture(real, "real pictures"), names))
+        )
     steps = list(range(0, len(result.curve), max(len(result.curve) // DOTS, 1)))
     chart = lines(
         {"largest so far": ([step + 1 for step in steps], [result.curve[step] for step in steps])},

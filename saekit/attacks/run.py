@@ -90,11 +90,10 @@ def attack(
         Doc("Start from the image, or make a picture for the latent from noise.", flag="from"),
     ] = "image",
     jitter: Annotated[
-        int | None, Doc("Pixels by which a picture is moved at each step (default: half a patch).", PANEL)
+        int | None,
+        Doc("Pixels by which a picture is moved at each step (default: half a patch).", PANEL),
     ] = None,
-    tv: Annotated[
-        float | None, Doc("Weight of the total variation (default: 50).", PANEL)
-    ] = None,
+    tv: Annotated[float | None, Doc("Weight of the total variation (default: 50).", PANEL)] = None,
     lr: Annotated[float | None, Doc("Learning rate of Adam (default: 0.05).", PANEL)] = None,
     fourier: Annotated[
         bool | None, Doc("Optimize frequencies (default); otherwise pixels.", PANEL)

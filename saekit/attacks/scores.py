@@ -77,7 +77,7 @@ class LatentScore:
         """(B,T)."""
         x_BTD = self.states(x)
         if not isinstance(self.model, Dictionary):
-            return self.model.encode(x_BTD)[..., self.latent]
+            return self.model.encode(x_BTD).to_dense()[..., self.latent]
         model, latent = self.model, self.latent
         rows_ND = model.encoder_input(as_rows(x_BTD, model.d_in, model.W_enc))
         pre_N = rows_ND @ model.W_enc[latent] + model.b_enc[latent]

@@ -84,9 +84,7 @@ class Target:
                 "give the checkpoint of a dictionary",
             )
         its = self.dictionary
-        return LatentScore(
-            self.live, self.scale, its.model, its.hook, latent, its.scope, direction
-        )
+        return LatentScore(self.live, self.scale, its.model, its.hook, latent, its.scope, direction)
 
     @torch.no_grad()
     def largest_activations(self, x: torch.Tensor) -> torch.Tensor:

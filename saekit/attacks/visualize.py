@@ -1,7 +1,7 @@
 """Feature visualization: pictures made from noise that raise a score (Olah, Mordvintsev and
 Schubert 2017, distill.pub/2017/feature-visualization).
 
-    maximize   mean over views of score(view(x)) - tv * TV(x)   by Adam,   x = sigmoid(color(F^-1 s))
+    maximize  E over views [ score(view(x)) - tv TV(x) ]  by Adam,   x = sigmoid(color(F^-1 s))
 
 - frequencies: s are Fourier coefficients, divided by their frequency, so that a step changes all
   scales alike; without that, gradients write high frequencies that no picture has;

@@ -29,16 +29,18 @@ SMALL = {"steps": 4, "eps": "16/255"}
 def run(tmp_path_factory):
     """A small dictionary of the digits, with its store."""
     folder = tmp_path_factory.mktemp("attack")
-    harvest(
-        "embedded:digits-vit", "embedded:digits", folder / "store", hook="blocks.1", rows=6400
-    )
+    harvest("embedded:digits-vit", "embedded:digits", folder / "store", hook="blocks.1", rows=6400)
     train(folder / "store", folder / "run", latents=32, k=4, rows=6000, batch=256)
     return folder / "run"
 
 
 def test_a_class_is_attacked(aim, classifier):
     result = saekit.attack(classifier, image=[EIGHT, FIVE], **SMALL)
-    assert result.eps == 16 / 255 and (result.method, result.norm, result.steps) == ("pgd", "linf", 4)
+    assert result.eps == 16 / 255 and (result.method, result.norm, result.steps) == (
+        "pgd",
+        "linf",
+        4,
+    )
     for image, (before, after) in zip(result.images, result.pixels):
         clean, changed = (
             aim.logits(pixels[None]).softmax(1)[0].detach() for pixels in (before, after)
@@ -80,9 +82,7 @@ def test_a_latent_is_attacked_with_the_maximum_of_the_scan(run):
     assert 0 < len(image.latents) <= 10
     sizes = [abs(change.after - change.before) for change in image.latents]
     assert sizes == sorted(sizes, reverse=True)
-    silenced = saekit.attack(
-        run, image=EIGHT, latent=latent, direction="silence", eps=0.5, steps=8
-    )
+    silenced = saekit.attack(run, image=EIGHT, latent=latent, direction="silence", eps=0.5, steps=8)
     assert silenced.images[0].after.activation < silenced.images[0].before.activation
     assert silenced.images[0].success == (silenced.images[0].after.activation == 0)
 
@@ -145,7 +145,9 @@ def test_without_the_store_of_the_training_the_page_has_no_real_pictures(run, tm
     moved = tmp_path / "run"
     shutil.copytree(run, moved)
     text = (moved / "config.toml").read_text()
-    (moved / "config.toml").write_text(text.replace(str(run.parent / "store"), str(tmp_path / "no")))
+    (moved / "config.toml").write_text(
+        text.replace(str(run.parent / "store"), str(tmp_path / "no"))
+    )
     told = []
     result = saekit.attack(moved, latent=3, start="noise", steps=1, progress=told.append)
     assert result.top == [] and "no real pictures" in " ".join(p.message or "" for p in told)

@@ -83,4 +83,6 @@ def test_a_latent_that_is_silent_has_a_gradient(aim, sae):
     assert not score.activations(x).any()
     assert float(input_gradient(score, x)[1].abs().max()) > 1e-4
     # the same as without the threshold
-    assert torch.equal(input_gradient(score, x)[1], input_gradient(aim.latent_score(7, "raise"), x)[1])
+    assert torch.equal(
+        input_gradient(score, x)[1], input_gradient(aim.latent_score(7, "raise"), x)[1]
+    )

@@ -51,7 +51,9 @@ def test_the_first_step_never_lowers_the_score_when_it_is_small(network, norm, t
     found = fgsm(ClassScore(network, y, targeted), x, Ball(norm, 1e-4))
     assert bool((found.after >= found.before).all())
     # to first order it rises by eps times the dual norm of the gradient
-    score_B, gradient = input_gradient(ClassScore(network, y, targeted), middle(1).repeat(200, 1, 1, 1))
+    score_B, gradient = input_gradient(
+        ClassScore(network, y, targeted), middle(1).repeat(200, 1, 1, 1)
+    )
     moved = fgsm(ClassScore(network, y, targeted), middle(1).repeat(200, 1, 1, 1), Ball(norm, 1e-5))
     flat = gradient.flatten(1)
     dual = flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)

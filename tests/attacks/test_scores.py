@@ -36,7 +36,11 @@ def test_values_are_those_of_the_patches(aim, classifier, sae):
     x_BTD = states_by_hand(classifier, aim.scale.to_model(x))
     pre = x_BTD @ sae.W_enc[LATENT] + sae.b_enc[LATENT]
     code = by_hand.encode(sae, x_BTD)[..., LATENT]
-    for scope, positions in (("content", slice(1, None)), ("cls", slice(0, 1)), ("all", slice(0, None))):
+    for scope, positions in (
+        ("content", slice(1, None)),
+        ("cls", slice(0, 1)),
+        ("all", slice(0, None)),
+    ):
         score = LatentScore(classifier, aim.scale, sae, "blocks.1", LATENT, scope)
         assert torch.allclose(score.preactivations(x), pre[:, positions], atol=1e-5)
         assert torch.allclose(score.activations(x), code[:, positions], atol=1e-5)
