@@ -1,7 +1,7 @@
 """Adversarial examples, the defense against them, and pictures from noise.
 
     python benchmarks/attacks.py [--quick] [--csv benchmarks/results/attacks.csv]
-        [--dictionary demo/image/topk] [--charts docs/img]
+        [--seeds N] [--dictionary demo/image/topk] [--charts docs/img]
 
 1. defense: a small classifier of MNIST-5k (4,000 pictures to train on, 500 to test), trained
    without an adversary, with FGSM and with PGD in L-infinity 0.2, and attacked: FGSM, PGD with one
@@ -14,15 +14,17 @@
    activation reached. `silence`: of the latent's strongest picture. `noise`: a picture from noise.
 
 `--quick`: one seed, fewer epochs, budgets, pictures and latents. About 5 minutes of one core
-(1 with `--quick`). Rows are on the disk once they are measured.
+(1 with `--quick`). Rows are on the disk once they are measured, and those that the file has are
+skipped, so an interrupted benchmark continues.
 """
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,28 @@ class Row:
     cpu_s: float
 
 
+Say = Callable[[str], None]
+Known = set[tuple[Any, ...]]
+"""(part, name, adversary, attack, norm, eps, seed) of the rows that a file has."""
+
+
+def read(path: Path | None) -> list[Row]:
+    """The rows of a file of an earlier run."""
+    if path is None or not path.exists():
+        return []
+    kinds = {"eps": float, "seed": int, "count": int, "value": float, "cpu_s": float}
+    with path.open(newline="") as lines:
+        return [
+            Row(**{
+                field.name: (float(row["reference"]) if row["reference"] else None)
+                if field.name == "reference"
+                else kinds.get(field.name, str)(row[field.name])
+                for field in fields(Row)
+            })
+            for row in csv.DictReader(lines)
+        ]  # fmt: skip
+
+
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     began = time.process_time()
     value = call()
@@ -105,35 +129,46 @@ def attacks_of(other: Any) -> dict[str, Callable[[Ball], Any]]:
     }
 
 
-def defense(quick: bool, say: Callable[[str], None]) -> Iterator[Row]:
+def jobs(quick: bool) -> list[tuple[str, Norm, float]]:
+    """(attack, norm, eps) of part 1."""
+    names = ("fgsm", "pgd", "transfer", "pgd, 5 starts")
+    return [
+        (name, norm, eps)
+        for norm, budgets in BUDGETS.items()
+        for eps in budgets
+        for name in names
+        if name in ("fgsm", "pgd") or (eps in BOTH_NORMS_EPS and not quick)
+    ]
+
+
+def defense(quick: bool, seeds: int, known: Known, say: Say) -> Iterator[Row]:
     """Part 1."""
     x, y, x_test, y_test = mnist_split()
     x_test, y_test = (x_test[:200], y_test[:200]) if quick else (x_test, y_test)
     epochs = 4 if quick else 12
-    other = train_classifier(x, y, DefenseConfig("none", epochs=epochs), seed=1000)
-    for seed in range(1 if quick else 2):
-        for adversary in ADVERSARIES:
-            config = DefenseConfig(adversary, epochs=epochs)
-            network, seconds = timed(lambda: train_classifier(x, y, config, seed))  # noqa: B023
-            common = ("defense", "mnist-5k", adversary)
-            clean = accuracy(network, x_test, y_test)
-            yield Row(*common, "clean", "-", 0.0, seed, len(x_test), clean, None, seconds)
-            say(f"{adversary}, seed {seed}: clean {clean:.3f}, {seconds:.0f} s")
-            for norm, budgets in BUDGETS.items():
-                for eps in budgets:
-                    for name, attack in attacks_of(other).items():
-                        if name not in ("fgsm", "pgd") and eps not in BOTH_NORMS_EPS:
-                            continue
-                        its = attack(Ball(norm, eps))
-                        value, took = timed(lambda: accuracy(network, x_test, y_test, its))  # noqa: B023
-                        yield Row(
-                            *common, name, norm, eps, seed, len(x_test), value, None, took
-                        )  # fmt: skip
+    other: Any = None
+    for seed, adversary in product(range(seeds), ADVERSARIES):
+        common = ("defense", "mnist-5k", adversary)
+        every: list[tuple[str, Any, float]] = [("clean", "-", 0.0), *jobs(quick)]
+        missing = [job for job in every if (*common, *job, seed) not in known]
+        if not missing:
+            continue
+        other = other or train_classifier(x, y, DefenseConfig("none", epochs=epochs), seed=1000)
+        config = DefenseConfig(adversary, epochs=epochs)
+        network, seconds = timed(lambda: train_classifier(x, y, config, seed))  # noqa: B023
+        say(f"{adversary}, seed {seed}: trained in {seconds:.0f} s")
+        for name, norm, eps in missing:
+            its = None if name == "clean" else attacks_of(other)[name](Ball(norm, eps))
+            value, took = timed(lambda: accuracy(network, x_test, y_test, its))  # noqa: B023
+            took = seconds if name == "clean" else took
+            yield Row(*common, name, norm, eps, seed, len(x_test), value, None, took)
 
 
-def classifiers(quick: bool, say: Callable[[str], None]) -> Iterator[Row]:
+def classifiers(quick: bool, known: Known, say: Say) -> Iterator[Row]:
     """Part 2: pictures that the model names rightly or wrongly alike."""
     for name, budgets in VIT_BUDGETS.items():
+        if any(key[:2] == ("classifier", name) for key in known):
+            continue
         aim, data = target_of(name), data_set(DATA[name])
         generator = torch.Generator().manual_seed(0)
         count = 20 if quick else 50
@@ -155,7 +190,7 @@ def classifiers(quick: bool, say: Callable[[str], None]) -> Iterator[Row]:
                     yield Row(*common, way, "linf", eps, 0, len(x), value, None, took)
 
 
-def latents(path: Path, quick: bool, say: Callable[[str], None]) -> Iterator[Row]:
+def latents(path: Path, quick: bool, known: Known, say: Say) -> Iterator[Row]:
     """Part 3."""
     aim = target_of(path)
     assert aim.dictionary is not None and aim.dictionary.maxima is not None
@@ -167,6 +202,8 @@ def latents(path: Path, quick: bool, say: Callable[[str], None]) -> Iterator[Row
     )
     with borrowed(aim.live.module):
         for latent in drawn:
+            if any(key[1] == str(latent) for key in known):
+                continue
             maximum = aim.dictionary.maximum(latent)
             for name, value, took in _of_latent(aim, latent, silent, quick):
                 eps = 0.0 if name.startswith("noise") else LATENT_EPS
@@ -251,15 +288,22 @@ def chart(rows: list[Row]) -> str:
 
 def main() -> None:
     flags = parser(__doc__)
+    flags.add_argument("--seeds", type=int, default=2, help="of part 1 (default: 2)")
     flags.add_argument("--dictionary", type=Path, help="checkpoint of part 3")
     flags.add_argument("--charts", type=Path, metavar="DIR", help="write attack-defense.svg")
     asked = flags.parse_args()
     say = reporter(asked.quiet)
+    rows = read(asked.csv)
+    known = {
+        (r.part, r.name, r.adversary, r.attack, r.norm, r.eps, r.seed) for r in rows
+    }  # fmt: skip
     file = None if asked.csv is None else CsvFile(asked.csv, machine(pick_device("cpu")))
-    parts = [defense(asked.quick, say), classifiers(asked.quick, say)]
+    if file is not None:
+        file.lines = len(rows)
+    parts = [classifiers(asked.quick, known, say)]
     if asked.dictionary is not None:
-        parts.append(latents(asked.dictionary, asked.quick, say))
-    rows = []
+        parts.append(latents(asked.dictionary, asked.quick, known, say))
+    parts.append(defense(asked.quick, 1 if asked.quick else asked.seeds, known, say))
     for row in chain.from_iterable(parts):
         rows.append(row)
         if file is not None:
