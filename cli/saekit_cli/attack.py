@@ -59,9 +59,10 @@ def _attacked(result: AttackResult) -> list[str]:
             name = "" if number else image.image
             rows.append([name, when, *_state(state), *_activation(state, on_latent)])
     starts = f", {result.restarts} starts" * (result.restarts > 1)
+    levels = f" ({result.eps * 255:.3g}/255)" * (result.norm == "linf")
     lines = [
         f"{result.objective}: {result.method}, {result.steps} steps{starts}, {result.norm}"
-        f" {result.eps:.4g} of the pixel range ({result.eps * 255:.3g}/255)",
+        f" {result.eps:.4g} of the pixel range{levels}",
         "",
         table(header, rows, left=(0, 1, 2)),
         "",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from saekit.attacks.balls import BETWEEN, Ball
 from saekit.attacks.perturb import STEP, climb, fgsm
 from saekit.attacks.scores import ClassScore, Logits
-from saekit.errors import DataError, UsageError, check_choice, opt
+from saekit.errors import DataError, UsageError, opt
 from saekit.types import Progress
 
 Adversary = Literal["none", "fgsm", "pgd"]
@@ -46,7 +46,10 @@ class DefenseConfig:
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
-        check_choice("adversary", self.adversary, ("none", "fgsm", "pgd"))
+        if self.adversary not in get_args(Adversary):
+            raise UsageError(
+                f"adversary {self.adversary!r} is not one of {', '.join(get_args(Adversary))}"
+            )
         for name in ("steps", "epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{opt(name, getattr(self, name))} must be at least 1")

@@ -42,6 +42,7 @@ def attacked(
     method: Method,
     ball: Ball,
     steps: int,
+    step_size: float | None,
     restarts: int,
     seed: int,
     progress: Callable[[Progress], None],
@@ -68,7 +69,7 @@ def attacked(
     found = (
         fgsm(score, x, ball)
         if method == "fgsm"
-        else pgd(score, x, ball, steps, None, restarts, seed, progress)
+        else pgd(score, x, ball, steps, step_size, restarts, seed, progress)
     )
     # what the model makes of it
     rows = [_states(aim, latent_score, pixels) for pixels in (x, found.x, in_8_bits(found.x))]

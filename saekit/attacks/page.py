@@ -54,10 +54,11 @@ def attack_page(result: AttackResult) -> str:
         drawn = picture(_sheet(shown, captions), f"{image.image} before and after")
         panels.append(Panel(image.image, figure(drawn) + _states(image, result) + _latents(image)))
     panels[0] = dataclasses.replace(panels[0], html=panels[0].html + note(f"{BUDGET} {ROUNDED}"))
+    levels = f" ({result.eps * LEVELS:.3g}/{LEVELS})" * (result.norm == "linf")
     facts = [
         ("objective", result.objective),
         ("method", f"{result.method}, {result.steps} steps, {result.restarts} starts"),
-        ("budget", f"{result.norm} {result.eps:.4g} ({result.eps * LEVELS:.3g}/{LEVELS})"),
+        ("budget", f"{result.norm} {result.eps:.4g}{levels}"),
         ("succeeded", f"{result.successes} of {len(result.images)}"),
         *_credits([image.image for image in result.images]),
     ]

@@ -82,6 +82,9 @@ def attack(
     steps: Annotated[
         int | None, Doc("Steps of pgd, or of the optimizer (default: 20, or 256 from noise).")
     ] = None,
+    step_size: Annotated[
+        float | None, Doc("Step of pgd in the units of eps (default: 2.5 eps / steps).")
+    ] = None,
     restarts: Annotated[
         int, Doc("Starts of pgd: the picture, then random points of the ball; pictures from noise.")
     ] = 1,
@@ -165,8 +168,8 @@ def attack(
                 options = {"steps": count, **made}
                 return visualized(aim, latent, options, restarts, seed, store, progress)
             return attacked(
-                aim, pictures, target, label, latent, direction, method, ball, count, restarts,
-                seed, progress,
+                aim, pictures, target, label, latent, direction, method, ball, count, step_size,
+                restarts, seed, progress,
             )  # fmt: skip
 
     if out is None:
@@ -177,7 +180,8 @@ def attack(
         "image": [str(picture) for picture in pictures if not isinstance(picture, torch.Tensor)]
         or None,
         "target": target, "label": label, "latent": latent, "direction": direction,
-        "method": method, "norm": norm, "eps": ball.eps, "steps": count, "restarts": restarts,
+        "method": method, "norm": norm, "eps": ball.eps, "steps": count,
+        "step_size": step_size, "restarts": restarts,
         "start": start, **made, "store": None if store is None else str(store), "seed": seed,
         "hook": hook, "model": model if isinstance(model, str) else None,
     }  # fmt: skip
