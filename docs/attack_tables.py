@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from statistics import fmean
+from statistics import fmean, median
 
 Row = dict[str, str]
 # of the defense: what a column shows -> (attack, norm, eps)
@@ -36,6 +36,8 @@ def defense(rows: list[Row]) -> str:
     lines = []
     for adversary, name in TRAINED.items():
         own = [row for row in rows if (row["part"], row["adversary"]) == ("defense", adversary)]
+        if not own:
+            continue
         cells = [_mean(row for row in own if _attack(row) == attack) for attack in COLUMNS.values()]
         seconds = fmean(float(row["cpu_s"]) for row in own if row["attack"] == "clean")
         lines.append([name, *cells, f"{seconds:.0f}"])
@@ -66,15 +68,10 @@ def latents(rows: list[Row]) -> str:
         shares = sorted(float(row["value"]) / float(row["reference"]) for row in own)
         if not shares:
             continue
-        middle = (
-            shares[len(shares) // 2]
-            if len(shares) % 2
-            else fmean(shares[len(shares) // 2 - 1 : len(shares) // 2 + 1])
-        )
         silent = sum(share == 0 for share in shares)
         beyond = sum(share > 1 for share in shares)
         lines.append(
-            [name, str(len(own)), f"{middle:.2f}", f"{shares[0]:.2f}", f"{shares[-1]:.2f}",
+            [name, str(len(own)), f"{median(shares):.2f}", f"{shares[0]:.2f}", f"{shares[-1]:.2f}",
              str(silent), str(beyond)]
         )  # fmt: skip
     header = ["attack", "latents", "median", "lowest", "highest", "silent", "beyond the maximum"]

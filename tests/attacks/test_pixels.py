@@ -66,13 +66,13 @@ def test_what_is_not_a_picture_is_refused(aim, tmp_path):
 
 def test_a_processor_that_is_not_linear_is_refused(aim):
     class Squares:
-        def __call__(self, images, return_tensors):
-            pixels = aim.live.processor(images=images, return_tensors="pt")["pixel_values"]
+        def __call__(self, images, **options):
+            pixels = aim.live.processor(images=images, **options)["pixel_values"]
             return {"pixel_values": pixels**2}
 
     class Pads:
-        def __call__(self, images, return_tensors):
-            pixels = aim.live.processor(images=images, return_tensors="pt")["pixel_values"]
+        def __call__(self, images, **options):
+            pixels = aim.live.processor(images=images, **options)["pixel_values"]
             return {"pixel_values": torch.nn.functional.pad(pixels[..., 1:-1, 1:-1], [1] * 4)}
 
     with pytest.raises(DataError, match="not map pixels linearly"):
