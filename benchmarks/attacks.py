@@ -196,7 +196,7 @@ def latents(path: Path, quick: bool, known: Known, say: Say) -> Iterator[Row]:
     assert aim.dictionary is not None and aim.dictionary.maxima is not None
     firing = (aim.dictionary.maxima > 0).nonzero().flatten()
     generator = torch.Generator().manual_seed(0)
-    drawn = firing[torch.randperm(len(firing), generator=generator)[: 3 if quick else 6]].tolist()
+    drawn = firing[torch.randperm(len(firing), generator=generator)[: 3 if quick else 4]].tolist()
     silent = torch.cat(
         [pixels_of(f"embedded:openmoji:{j}", aim.live, aim.scale) for j in range(0, 3000, 300)]
     )

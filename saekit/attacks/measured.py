@@ -114,11 +114,13 @@ def visualized(
     top = top_pictures(its, store, latent, progress)
     made = visualize(score, (layout.channels, *layout.size), config, count, seed, progress)
     order = made.scores.argsort(descending=True)
-    x, scores_N = made.x[order], made.scores[order]
+    x = made.x[order]
+    with torch.no_grad():
+        pre_N = score.preactivations(x).amax(1)
     states = _states(aim, score, x)
     images = [
         MadeImage(state.activation or 0.0, float(value), state.label, state.probability)
-        for state, value in zip(states, scores_N)
+        for state, value in zip(states, pre_N)
     ]
     shown = [pixels_of_image(image, aim.live, aim.scale)[0].cpu() for _, _, image in top]
     return VisualizeResult(

@@ -36,7 +36,7 @@ BUDGET = (
 ROUNDED = "Rounded: the changed picture in 8 bits, as its PNG file holds it."
 JUDGED = (
     "Activation: in the code, the largest over the positions. Pre-activation: before competition"
-    " and threshold, what is optimized."
+    " and threshold."
 )
 
 
@@ -81,7 +81,7 @@ def visualize_page(result: VisualizeResult) -> str:
     steps = list(range(0, len(result.curve), max(len(result.curve) // DOTS, 1)))
     chart = lines(
         {"largest so far": ([step + 1 for step in steps], [result.curve[step] for step in steps])},
-        title="Pre-activation reached", x_label="step", y_label="pre-activation",
+        title="Score reached", x_label="step", y_label="score",
     )  # fmt: skip
     panels.append(Panel("Steps", figure(chart)))
     maximum = "not known" if result.maximum is None else f"{result.maximum:.4g}"

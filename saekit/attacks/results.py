@@ -90,7 +90,7 @@ class MadeImage:
     activation: float
     """Of the latent in its code, the largest over the positions."""
     preactivation: float
-    """Before competition and threshold: what was optimized."""
+    """Before competition and threshold."""
     label: str | None
     """The class that the model sees in it; None for a model without a head."""
     probability: float | None
@@ -107,7 +107,8 @@ class VisualizeResult:
     images: list[MadeImage]
     steps: int
     curve: list[float]
-    """The largest pre-activation up to each step."""
+    """The largest score up to each step: the pre-activation, less what it lacks to be in the
+    code."""
     top: list[tuple[str, float]]
     """(name, activation) of the pictures of the store on which the latent is strongest."""
     pixels: list[torch.Tensor] = field(repr=False, compare=False)

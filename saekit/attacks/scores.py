@@ -47,7 +47,9 @@ class LatentScore:
 
     A latent that is not active has no gradient through the code, whose competition or threshold is
     a step. So the gradient is that of the encoder's value before it; `activations` are the code's.
-    A model with a dense code has no such value, and its code is differentiated.
+    Where the code is the k largest values of a row, what the latent lacks to be one of them counts
+    once more, and what it has above the next one is silenced: others count too. A model with a
+    dense code has no value before it, and its code is differentiated.
     """
 
     def __init__(
@@ -70,20 +72,32 @@ class LatentScore:
         self.states = States(live, scale, hook, scope)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        pre_BT = self.preactivations(x)
+        x_BTD = self.states(x)
+        pre_BT = self._values(x_BTD, self.latent)
+        if isinstance(self.model, Dictionary) and self.model.largest_of_rows:
+            rank = self.model.config.k + (self.direction == "silence")
+            every_BTF = self._values(x_BTD, slice(None))
+            rival_BT = every_BTF.topk(min(rank, self.model.latents)).values[..., -1]
+            if self.direction == "raise":
+                pre_BT = pre_BT + (pre_BT - rival_BT).clamp_max(0)
+            else:
+                pre_BT = torch.minimum(pre_BT, pre_BT - rival_BT)
         return pre_BT.amax(1) if self.direction == "raise" else -pre_BT.relu().sum(1)
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """(B,T)."""
-        x_BTD = self.states(x)
-        if not isinstance(self.model, Dictionary):
-            return self.model.encode(x_BTD).to_dense()[..., self.latent]
-        model, latent = self.model, self.latent
+        return self._values(self.states(x), self.latent)
+
+    def _values(self, x_BTD: torch.Tensor, latents: int | slice) -> torch.Tensor:
+        """(B,T) or (B,T,F): before competition and threshold."""
+        model = self.model
+        if not isinstance(model, Dictionary):
+            return model.encode(x_BTD).to_dense()[..., latents]
         rows_ND = model.encoder_input(as_rows(x_BTD, model.d_in, model.W_enc))
-        pre_N = rows_ND @ model.W_enc[latent] + model.b_enc[latent]
+        pre = torch.nn.functional.linear(rows_ND, model.W_enc[latents], model.b_enc[latents])
         if model.config.rescale_by_decoder_norm:
-            pre_N = pre_N * model.decoder_norms()[latent]
-        return pre_N.view(x_BTD.shape[:-1])
+            pre = pre * model.decoder_norms()[latents]
+        return pre.view(*x_BTD.shape[:-1], *pre.shape[1:])
 
     @torch.no_grad()
     def activations(self, x: torch.Tensor) -> torch.Tensor:

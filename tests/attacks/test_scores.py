@@ -67,6 +67,29 @@ def test_a_latent_is_raised_and_silenced(aim, sae):
     assert not score.activations(found.x).any()
 
 
+def test_where_latents_compete_a_rival_counts(aim, classifier):
+    """p + min(p - p_(k), 0) is raised, min(p, p - p_(k+1)) silenced; K values of a row are kept."""
+    topk = by_hand.dictionary(64, "topk").float()
+    x = pixels_of("embedded:digits:8", aim.live, aim.scale)
+    x_BTD = states_by_hand(classifier, aim.scale.to_model(x))[:, 1:]
+    pre = x_BTD @ topk.W_enc.T + topk.b_enc
+    ordered, p = pre.sort(descending=True).values, pre[..., LATENT]
+    kth, next_one = ordered[..., by_hand.K - 1], ordered[..., by_hand.K]
+    score, silence = (
+        LatentScore(classifier, aim.scale, topk, "blocks.1", LATENT, direction=way)
+        for way in ("raise", "silence")
+    )
+    expected = (p + (p - kth).clamp_max(0)).amax(1)
+    assert torch.allclose(score(x), expected, atol=1e-4)
+    expected = -torch.minimum(p, p - next_one).clamp_min(0).sum(1)
+    assert torch.allclose(silence(x), expected, atol=1e-4)
+    # a score of 0 is silence, below it the latent is active
+    assert bool(silence.activations(x).any()) == (float(silence(x)) < 0)
+    found = pgd(silence, x, Ball("linf", 0.2), 8)
+    assert float(found.after) > float(found.before)
+    assert bool(silence.activations(found.x).any()) == (float(found.after) < 0)
+
+
 def test_a_latent_whose_value_is_scaled_by_its_decoder_row(classifier, aim):
     scaled = by_hand.dictionary(64, "jumprelu", rescale_by_decoder_norm=True).float()
     x = pixels_of("embedded:digits:3", aim.live, aim.scale)
