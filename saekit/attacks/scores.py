@@ -94,7 +94,7 @@ class LatentScore:
         if not isinstance(model, Dictionary):
             return model.encode(x_BTD).to_dense()[..., latents]
         rows_ND = model.encoder_input(as_rows(x_BTD, model.d_in, model.W_enc))
-        pre = torch.nn.functional.linear(rows_ND, model.W_enc[latents], model.b_enc[latents])
+        pre = rows_ND @ model.W_enc[latents].t() + model.b_enc[latents]
         if model.config.rescale_by_decoder_norm:
             pre = pre * model.decoder_norms()[latents]
         return pre.view(*x_BTD.shape[:-1], *pre.shape[1:])
