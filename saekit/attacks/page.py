@@ -57,7 +57,10 @@ def attack_page(result: AttackResult) -> str:
     levels = f" ({result.eps * LEVELS:.3g}/{LEVELS})" * (result.norm == "linf")
     facts = [
         ("objective", result.objective),
-        ("method", f"{result.method}, {result.steps} steps, {result.restarts} starts"),
+        (
+            "method",
+            f"{result.method}, {_counted(result.steps, 'step')}, {_counted(result.restarts, 'start')}",
+        ),
         ("budget", f"{result.norm} {result.eps:.4g}{levels}"),
         ("succeeded", f"{result.successes} of {len(result.images)}"),
         *_credits([image.image for image in result.images]),
@@ -125,6 +128,10 @@ def numbers(result: AttackResult | VisualizeResult) -> dict[str, Any]:
     } | ({"share": result.share} if isinstance(result, VisualizeResult) else {})
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
 def _sheet(images_NChw: torch.Tensor, captions: list[str]) -> Image.Image:
     """One row, each pixel a square."""
     images = np.asarray(rearrange(images_NChw.float(), "n c h w -> n h w c"))
@@ -132,26 +139,26 @@ def _sheet(images_NChw: torch.Tensor, captions: list[str]) -> Image.Image:
 
 
 def _states(image: AttackedImage, result: AttackResult) -> str:
+    on_latent = result.latent is not None
     rows = [
-        (name, state)
+        ("", [cell(name, "left"), *_state(state, on_latent)])
         for name, state in (
             ("before", image.before), ("after", image.after), ("rounded", image.rounded),
         )
     ]  # fmt: skip
-    header = ("", "class", "probability", "activation")
-    cells = [("", [cell(name, "left"), *_state(state)]) for name, state in rows]
+    header = ("", "class", "probability", *(["activation"] if on_latent else []))
     wanted = f"target {image.target}" if image.target else f"away from {image.label}"
-    aim = wanted if result.latent is None else result.objective
+    aim = result.objective if on_latent else wanted
     sizes = f"linf {image.linf:.4f}, l2 {image.l2:.4f}"
     verdict = "succeeded" if image.success else "failed"
-    return table(header, cells, 2) + note(f"{aim}: {verdict}; {sizes}")
+    return table(header, rows, 2) + note(f"{aim}: {verdict}; {sizes}")
 
 
-def _state(state: State) -> list[str]:
+def _state(state: State, on_latent: bool) -> list[str]:
     return [
         cell(state.label or "–", "left"),
         cell("–" if state.probability is None else f"{state.probability:.2%}"),
-        cell(number(state.activation, ".3f")),
+        *([cell(number(state.activation, ".3f"))] if on_latent else []),
     ]
 
 
@@ -166,13 +173,13 @@ def _latents(image: AttackedImage) -> str:
 def _made(result: VisualizeResult) -> str:
     rows = [
         ("", [
-            cell(str(index), "left"), cell(f"{image.activation:.3f}"),
-            cell(f"{image.preactivation:.3f}"), cell(image.label or "–", "left"),
+            cell(str(index), "left"), cell(image.label or "–", "left"),
             cell("–" if image.probability is None else f"{image.probability:.2%}"),
+            cell(f"{image.activation:.3f}"), cell(f"{image.preactivation:.3f}"),
         ])
         for index, image in enumerate(result.images)
     ]  # fmt: skip
-    return table(("picture", "activation", "pre-activation", "class", "probability"), rows)
+    return table(("picture", "class", "probability", "activation", "pre-activation"), rows, 2)
 
 
 def _credits(names: list[str]) -> list[tuple[str, str]]:
