@@ -57,10 +57,8 @@ def attack_page(result: AttackResult) -> str:
     levels = f" ({result.eps * LEVELS:.3g}/{LEVELS})" * (result.norm == "linf")
     facts = [
         ("objective", result.objective),
-        (
-            "method",
-            f"{result.method}, {_counted(result.steps, 'step')}, {_counted(result.restarts, 'start')}",
-        ),
+        ("method", f"{result.method}, {_counted(result.steps, 'step')}"),
+        ("starts", str(result.restarts)),
         ("budget", f"{result.norm} {result.eps:.4g}{levels}"),
         ("succeeded", f"{result.successes} of {len(result.images)}"),
         *_credits([image.image for image in result.images]),
