@@ -54,6 +54,7 @@ VIT_BUDGETS = {
 DATA = {"embedded:digits-vit": "embedded:digits", "embedded:openmoji-vit": "embedded:openmoji"}
 ADVERSARIES = ("none", "fgsm", "pgd")
 LATENT_EPS = 8 / 255
+GRAY = "#7a7a7a"  # of text and axes, on white and on black
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,8 @@ def main() -> None:
         if file is not None:
             file.write(asdict(row))
     if asked.charts is not None:
-        (asked.charts / "attack-defense.svg").write_text(chart(rows))
+        drawn = chart(rows).replace("<svg ", f'<svg color="{GRAY}" ', 1)
+        (asked.charts / "attack-defense.svg").write_text(drawn)
     asked.csv = None  # which is written
     flat = [asdict(row) for row in rows]
     give(flat, flat, asked, "accuracy, or activation over the largest in the store", lines_of(rows))
