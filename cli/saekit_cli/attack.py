@@ -20,8 +20,8 @@ EXAMPLES = [
     "saekit attack runs/vision --latent 123 --from noise --restarts 4 --out made",
 ]
 KEY = (
-    *("image", "target", "latent", "direction", "method", "norm", "eps", "steps", "restarts"),
-    *("start", "out", "overwrite", "json_"),
+    *("image", "target", "latent", "direction", "norm", "eps", "start"),
+    *("out", "overwrite"),
 )
 LISTED = 5  # latents per image
 
