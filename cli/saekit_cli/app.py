@@ -40,6 +40,7 @@ from saekit_cli import (
     inspect,
     interrupts,
     models,
+    sample,
     serve,
     steer,
     sweep,
@@ -79,7 +80,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
-    "Harvest and train": _by_name(harvest, train, sweep, finetune),
+    "Harvest and train": _by_name(harvest, train, sweep, finetune, sample),
     "Judge and read": _by_name(evaluate, compare, index, inspect, features, serve),
     "Act on the model": _by_name(steer, attribute, attack),
     "Exchange": _by_name(importing, exporting, convert),
