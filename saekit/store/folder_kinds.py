@@ -178,6 +178,14 @@ STEERED = FolderKind(
     files=re.compile(r"report\.html|config\.toml|\.lock"),
     resumable=False,
 )
+ATTACKED = FolderKind(
+    verb="attack",
+    done="attacked",
+    marker="attack.json",
+    keys=(frozenset({"attacked", "latent"}),),
+    files=re.compile(r"report\.html|config\.toml|(before|after|difference|made)-\d+\.png|\.lock"),
+    resumable=False,
+)
 EXPORT = FolderKind(
     verb="export",
     done="exported",
