@@ -17,6 +17,7 @@ from saekit.inspection.indexed import index_of
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.output_head import output_head, with_logits
+from saekit.inspection.patches import PatchLatents
 from saekit.inspection.records import feature_records, select_latents
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.score import Scores, no_scores, score_latents
@@ -51,6 +52,8 @@ class Gathered:
     contexts: dict[int, list[str]]
     """Tokens of the whole contexts of the records read so far, by the id of their example."""
     directions_FD: torch.Tensor | None
+    patches: PatchLatents | None
+    """Of images with patches, of a sparse code."""
 
 
 def scores_of(store: Store | StackedStore, index: Index) -> Scores:
@@ -124,7 +127,12 @@ def gather(
         note = "the logit lens applies to the residual stream of language models"
     notes = [credit(store.spec.dataset), note, thumbnails.note if thumbnails else None]
     notes = [text for text in notes if text]
-    return Gathered(index, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
+    patches = None
+    if not index.dense and thumbnails is not None and store.spec.grid is not None:
+        patches = PatchLatents(index, store)
+    return Gathered(
+        index, chosen, records, notes, thumbnails, scores, contexts, directions_FD, patches
+    )
 
 
 def _with_scores(records: Iterable[FeatureRecord], scores: Scores) -> Iterator[FeatureRecord]:
