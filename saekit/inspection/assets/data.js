@@ -23,6 +23,7 @@ const arrivals = new Map(); // source -> function that takes the packed text
 
 // The two names that the files beside the page know.
 window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
+window.saekitPatches = (number, packed) => arrivals.get(sourceOf("patches", number))?.(packed);
 window.saekitWords = (number, packed) => arrivals.get(sourceOf("words", number))?.(packed);
 window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 

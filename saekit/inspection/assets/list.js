@@ -32,11 +32,26 @@ function searchText(record) {
   return words.join("\n").toLowerCase();
 }
 
-// Best scored first, where there are scores.
+// Best scored first, where there are scores, and the first of each label before its second.
 function prepareScore() {
-  const option = byId("sort").querySelector("[value=score]");
-  if (catalog.score.some((score) => score !== null)) byId("sort").value = "score";
-  else option.remove();
+  if (catalog.score.some((score) => score !== null)) {
+    byId("sort").value = "varied";
+    catalog.varied = variedScores();
+  } else for (const option of byId("sort").querySelectorAll("[value=score], [value=varied]")) option.remove();
+}
+
+// The score over the latent's place among those with the same automatic label: of a hundred that fire on flags, the second counts half.
+function variedScores() {
+  const places = new Map();
+  const varied = [...catalog.score];
+  const best = varied.map((_, latent) => latent).sort((a, b) => (catalog.score[b] ?? -1) - (catalog.score[a] ?? -1) || a - b);
+  for (const latent of best) {
+    const word = catalog.meanings[latent]?.[1].trim().toLowerCase();
+    if (word === undefined || varied[latent] === null) continue;
+    places.set(word, (places.get(word) ?? 0) + 1);
+    varied[latent] /= places.get(word);
+  }
+  return varied;
 }
 
 // --- density filter -------------------------------------------------------------------------------------------------
@@ -251,7 +266,7 @@ function listRow(latent, place) {
 function rowLabel(latent) {
   const record = recordOf[latent];
   const meaning = meaningOf(latent);
-  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}`.trim();
+  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}${liftText(meaning)}`.trim();
   const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
   return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]
