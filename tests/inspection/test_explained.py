@@ -130,7 +130,8 @@ def test_a_name_is_the_label_and_is_found(run, made, capsys):
     (value,) = json.loads(out)
     assert value["index"] == NAMED and set(value["figures"]) == {"match", "words"}
     assert set(value) == {
-        "index", "act", "max", "density", "label", "tokens", "score", "figures", "source", "at", "values",
+        "index", "act", "max", "density", "label", "tokens", "score", "figures", "source",
+        "at", "values",
     }  # fmt: skip
     # filters and the order by score go with it
     assert saekit.features(run, made.store, explained="speech", max_density=0.0) == []
