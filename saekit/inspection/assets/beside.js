@@ -37,7 +37,7 @@ function besideSection(record) {
     .then(([matches]) => box.replaceChildren(...matchLists(record.index, matches ?? [])))
     .catch((error) => box.replaceChildren(el("p", { class: "note" }, error.message)))
     .finally(() => box.removeAttribute("aria-busy"));
-  return section("beside", `Similar latents of ${name}`, el("span", { class: "note" }, kind), box);
+  return section("beside", `Similar latents of ${name}`, kind === name ? null : el("span", { class: "note" }, kind), box);
 }
 
 function matchLists(latent, matches) {

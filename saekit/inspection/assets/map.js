@@ -72,7 +72,7 @@ function mapFacts() {
   const mark = (name, text) => el("li", {}, el("span", { class: `map-mark ${name}`, "aria-hidden": "true" }), text);
   return el("div", { class: "map-facts" },
     el("p", { id: "map-at", role: "status" }),
-    el("ul", { class: "map-legend" }, mark("lit", el("span", { id: "map-shown" })), mark("dim", "left out by the filters"), mark("own", "this latent"), mark("near", "its nearest directions, by cosine")),
+    el("ul", { class: "map-legend" }, mark("lit", el("span", { id: "map-shown" })), mark("dim", "left out by the filters"), state.latent === null ? null : mark("own", `#${state.latent}`), state.latent === null ? null : mark("near", "its nearest directions, by cosine")),
     el("p", { class: "note" }, "Every point is a row of the list, with the same filters. ",
       el("button", { type: "button", class: "button small", id: "map-to-list", onclick: goToList }, "Go to the list")));
 }
@@ -150,7 +150,7 @@ function sizeMap() {
 // Points grow with the zoom, and are smaller where there are many.
 function pointRadius() {
   const crowd = Math.sqrt(chart.canvas.width * chart.canvas.height / Math.max(points.latents.length, 1));
-  return Math.min(5 * pixelRatio(), Math.max(0, crowd * 0.16 * Math.sqrt(chart.zoom)));
+  return Math.min(5 * pixelRatio(), Math.max(0, crowd * 0.2 * Math.sqrt(chart.zoom)));
 }
 
 function drawMap() {
@@ -160,7 +160,7 @@ function drawMap() {
   const place = mapPlace();
   const radius = pointRadius();
   countPoints(points, chart.shown, place, canvas.width, canvas.height, radius, buffers.lit, buffers.dim);
-  paintPoints(buffers.image, buffers.lit, buffers.dim, colorTable(themeColor("cool", main), radius < 1 ? 0.55 : 0.7), colorTable(themeColor("faint", main), 0.22));
+  paintPoints(buffers.image, buffers.lit, buffers.dim, colorTable(themeColor("cool", main), radius < 1 ? 0.7 : 0.75), colorTable(themeColor("faint", main), 0.22));
   const context = canvas.getContext("2d");
   context.putImageData(buffers.image, 0, 0);
   drawMarks(context, place, radius);
