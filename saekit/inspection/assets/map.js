@@ -155,6 +155,8 @@ function pointRadius() {
 
 function drawMap() {
   if (!chart.canvas?.isConnected) return;
+  performance.clearMeasures("map");
+  const start = performance.now();
   sizeMap();
   const { canvas, buffers } = chart;
   const place = mapPlace();
@@ -164,6 +166,7 @@ function drawMap() {
   const context = canvas.getContext("2d");
   context.putImageData(buffers.image, 0, 0);
   drawMarks(context, place, radius);
+  performance.measure("map", { start });
 }
 
 function drawMarks(context, { scale, left, top }, radius) {
