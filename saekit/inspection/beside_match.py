@@ -1,9 +1,8 @@
 """Latents of two dictionaries, matched by what they write: the cosine of decoder rows.
 
-A latent has a partner where its best cosine is at
-least 0.7, the value with which Paulo and Belrose 2025 (arXiv 2501.16615) compare dictionaries of
-several seeds. Decoder rows are not isotropic, so the level of chance is that of random directions
-with the mean and the covariance of the other dictionary's rows, as many as it has.
+A latent has a partner where its best cosine is at least 0.7, a convention. Decoder rows are not
+isotropic, so the level of chance is that of random directions with the mean and the covariance of
+the other dictionary's rows, as many as it has.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ function drawMap() {
   const place = mapPlace();
   const radius = pointRadius();
   countPoints(points, chart.shown, place, canvas.width, canvas.height, radius, buffers.lit, buffers.dim);
-  paintPoints(buffers.image, buffers.lit, buffers.dim, colorTable(themeColor("cool", main), radius < 1 ? 0.7 : 0.75), colorTable(themeColor("faint", main), 0.22));
+  paintPoints(buffers.image, buffers.lit, buffers.dim, colorTable(themeColor("cool", main), radius < 1 ? 0.7 : 0.6), colorTable(themeColor("faint", main), 0.22));
   const context = canvas.getContext("2d");
   context.putImageData(buffers.image, 0, 0);
   drawMarks(context, place, radius);
@@ -173,27 +173,28 @@ function drawMarks(context, { scale, left, top }, radius) {
   const on = (point) => [points.x[point] * scale + left, top - points.y[point] * scale];
   const ratio = pixelRatio();
   const own = points.place[state.latent] ?? -1;
-  const ring = (point, color, size) => {
-    context.beginPath();
-    context.arc(...on(point), radius + size * ratio, 0, 2 * Math.PI);
-    Object.assign(context, { strokeStyle: color, lineWidth: 1.75 * ratio });
-    context.stroke();
-  };
   const color = (name) => `rgb(${themeColor(name, main).join(" ")})`;
+  const ground = color("raised");
+  // a rim in the color of the ground, or the marks drown among the points
+  const stroke = (path, strokeStyle, width) => {
+    Object.assign(context, { strokeStyle: ground, lineWidth: (width + 2.5) * ratio });
+    context.stroke(path);
+    Object.assign(context, { strokeStyle, lineWidth: width * ratio });
+    context.stroke(path);
+  };
+  const ring = (point, name, size) => {
+    const path = new Path2D();
+    path.arc(...on(point), radius + size * ratio, 0, 2 * Math.PI);
+    stroke(path, color(name), 2);
+  };
   if (own >= 0) {
-    context.globalAlpha = 0.55;
-    for (const near of chart.neighbours) {
-      context.beginPath();
-      context.moveTo(...on(own));
-      context.lineTo(...on(near));
-      Object.assign(context, { strokeStyle: color("link"), lineWidth: ratio });
-      context.stroke();
-    }
-    context.globalAlpha = 1;
-    for (const near of chart.neighbours) ring(near, color("link"), 3);
-    ring(own, color("heat"), 5);
+    const lines = new Path2D();
+    for (const near of chart.neighbours) { lines.moveTo(...on(own)); lines.lineTo(...on(near)); }
+    stroke(lines, color("link"), 1);
+    for (const near of chart.neighbours) ring(near, "link", 4);
+    ring(own, "heat", 6);
   }
-  if (chart.at >= 0 && chart.at !== own) ring(chart.at, color("ink"), 4);
+  if (chart.at >= 0 && chart.at !== own) ring(chart.at, "ink", 5);
 }
 
 // --- pointer and keys --------------------------------------------------------------------------------------------------
