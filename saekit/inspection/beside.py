@@ -83,32 +83,32 @@ def beside_of(
     """Matches of `latents`, which are those of the page, and the records of the matches, each
     computed when it is read. Raises DataError where a dictionary has no latent that fires."""
     scan = other.scan(progress, device)
-    alive = [scan.active > 0 for scan in (shown.scan, scan)]
-    for pair, alive_F in zip((inspected, other), alive):
-        if not alive_F.any():
+    alive_F, alive_G = shown.scan.active > 0, scan.active > 0
+    for pair, fires in ((inspected, alive_F), (other, alive_G)):
+        if not fires.any():
             raise DataError(f"no latent of {pair.name} fires on {pair.store.path}")
 
     # cosines of all pairs, and the figures of both dictionaries as a whole
     W_FD, V_GD = (_known_directions(pair) for pair in (inspected, other))
     progress(Progress("beside", 0, 0, message=f"decoder rows are matched with {other.name}"))
-    cosines = nearest_directions(W_FD, V_GD, *alive)
+    cosines = nearest_directions(W_FD, V_GD, alive_F, alive_G)
     facts = {
         "name": short_name(other.name),
         "checkpoint": other.name,
         "kind": kind_of(other.model),
         "latents": len(V_GD),
         "partner": PARTNER,
-        **summary(W_FD, V_GD, *alive, cosines),
+        **summary(W_FD, V_GD, alive_F, alive_G, cosines),
     }
     best_F = cosines.cosine_FK[:, 0]
-    facts["without"] = (alive[0] & (best_F < PARTNER)).nonzero()[:, 0].tolist()
+    facts["without"] = (alive_F & (best_F < PARTNER)).nonzero()[:, 0].tolist()
 
     # activations on the same rows
     rows = None
     if inspected.index is not None and other.index is not None:
         rows = RowMatches(inspected.index, other.index)
         facts["correlation_chance"] = rows.by_chance()
-    wanted = [j for j in dict.fromkeys(latents) if alive[0][j]]
+    wanted = [j for j in dict.fromkeys(latents) if alive_F[j]]
     matches = matches_of(wanted, W_FD, V_GD, cosines, rows)
 
     found = torch.tensor(sorted({match.index for of_one in matches.values() for match in of_one}))

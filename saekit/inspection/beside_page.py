@@ -1,10 +1,10 @@
 """Another dictionary on a page: what the page says of it, and the files that hold its matches.
 
-    OUT/matches/NNN.js  for each of 512 latents by number, its matches: other latent, cosine, rows
-                        together, Jaccard index, correlation; null for one without a page
-    OUT/other/000.js    list of the other dictionary: densities, maxima, labels, previews
-    OUT/beside/NNN.js   records of the other's latents that are a match of a latent on the page,
-                        with their strongest examples; contexts and images are those of the page
+OUT/matches/NNN.js  for each of 512 latents by number, its matches: other latent, cosine, rows
+                    together, Jaccard index, correlation; null for one without a page
+OUT/other/000.js    list of the other dictionary: densities, maxima, labels, previews
+OUT/beside/NNN.js   records of the other's latents that are a match of a latent on the page,
+                    with their strongest examples; contexts and images are those of the page
 """
 
 from __future__ import annotations

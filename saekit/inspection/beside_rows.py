@@ -1,5 +1,5 @@
-"""Latents of two dictionaries, matched by where they fire: Pearson correlation and Jaccard index over
-the rows of one store, from the index of each.
+"""Latents of two dictionaries, matched by where they fire: Pearson correlation and Jaccard index
+over the rows of one store, from the index of each.
 
 The level of chance is that of the same activations with the other's rows moved on by half the
 store.
@@ -17,6 +17,8 @@ import scipy.sparse as sparse
 
 from saekit.indexing.reader import Index
 from saekit.inspection.beside_match import CHANCE, KEPT, SAMPLE
+
+Matrix = Any  # a scipy.sparse.csr_matrix, which scipy does not type
 
 LEAST_TOGETHER = 3  # rows: of fewer, any figure is chance
 ENTRIES_AT_ONCE = 1 << 17
@@ -43,11 +45,11 @@ class RowMatches:
         shape = (self.rows, len(other))
         values = np.asarray(order.value, np.float32).astype(np.float64)
         # rows x the other's latents
-        self._other = sparse.csr_matrix((values, order.latent, order.ptr), shape)
+        self._other: Matrix = sparse.csr_matrix((values, order.latent, order.ptr), shape)
         self._other_active = np.bincount(order.latent, minlength=len(other))
         self._other_sums = _sums(self._other)
 
-    def blocks(self) -> Iterator[tuple[int, int, sparse.csr_matrix, sparse.csr_matrix]]:
+    def blocks(self) -> Iterator[tuple[int, int, Matrix, Matrix]]:
         """Of the latents [a, b) of the first with all of the other: on how many rows both are
         active, and the sum of their products there."""
         for a, b, own in self._own_blocks():
@@ -62,7 +64,7 @@ class RowMatches:
         return self._figures(first, other, n_both, product)
 
     def best(
-        self, a: int, together: sparse.csr_matrix, products: sparse.csr_matrix, count: int = KEPT
+        self, a: int, together: Matrix, products: Matrix, count: int = KEPT
     ) -> dict[int, np.ndarray]:
         """Of each latent of a block, by number, the other's latents with the largest correlation,
         largest first, among those that are active with it on at least three rows."""
@@ -75,16 +77,14 @@ class RowMatches:
         first, other = first[order], other[order]
         begins = np.flatnonzero(np.diff(first, prepend=-1))
         ends = np.append(begins[1:], len(first))
-        return {
-            int(first[at]): other[at : min(at + count, end)] for at, end in zip(begins, ends)
-        }
+        return {int(first[at]): other[at : min(at + count, end)] for at, end in zip(begins, ends)}
 
     def by_chance(self) -> float | None:
         """What 99 % of the latents that fire on at least three rows (a sample) stay below with
         their best correlation, when the other's rows are moved on by half the store; None where
         there are none."""
         half = self.rows // 2
-        moved = sparse.vstack([self._other[half:], self._other[:half]], format="csr")
+        moved: Matrix = sparse.vstack([self._other[half:], self._other[:half]], format="csr")
         firing = np.flatnonzero(self.own.active >= LEAST_TOGETHER)
         if not len(firing):
             return None
@@ -100,12 +100,12 @@ class RowMatches:
             best.append(largest)
         return float(np.quantile(np.concatenate(best), CHANCE))
 
-    def _own_blocks(self) -> Iterator[tuple[int, int, sparse.csr_matrix]]:
+    def _own_blocks(self) -> Iterator[tuple[int, int, Matrix]]:
         for a, b, rows, values, latent in self.own.blocks(ENTRIES_AT_ONCE):
             shape = (b - a, self.rows)
             yield a, b, sparse.csr_matrix((values.astype(np.float64), (latent, rows)), shape)
 
-    def _of(self, latents: np.ndarray) -> sparse.csr_matrix:
+    def _of(self, latents: np.ndarray) -> Matrix:
         entries = [self.own.activations(j) for j in latents.tolist()]
         ptr = np.append(0, np.cumsum([len(entry) for entry in entries]))
         rows = np.concatenate([entry.rows for entry in entries])
@@ -134,19 +134,17 @@ class RowMatches:
         return total, squares
 
 
-def _sums(rows_by_latents: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _sums(rows_by_latents: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Of each latent: the sum of its values, and of their squares."""
     size, values = rows_by_latents.shape[1], rows_by_latents.data
     latent = rows_by_latents.indices
     return np.bincount(latent, values, size), np.bincount(latent, values**2, size)
 
 
-def _products(
-    own: sparse.csr_matrix, other: sparse.csr_matrix
-) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def _products(own: Matrix, other: Matrix) -> tuple[Matrix, Matrix]:
     """On how many rows both are active, and the sum of their products, with the same places."""
-    together = _ones(own) @ _ones(other)
-    products = own @ other
+    together: Matrix = _ones(own) @ _ones(other)
+    products: Matrix = own @ other
     together.sort_indices()
     products.sort_indices()
     if not np.array_equal(together.indices, products.indices):
@@ -157,6 +155,6 @@ def _products(
     return together, products
 
 
-def _ones(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+def _ones(matrix: Matrix) -> Matrix:
     ones = np.ones(len(matrix.indices))
     return sparse.csr_matrix((ones, matrix.indices, matrix.indptr), matrix.shape)

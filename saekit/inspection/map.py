@@ -51,7 +51,7 @@ class DirectionMap:
         step = extent / STEPS or 1.0
         steps_F2 = np.full((latents, 2), NOWHERE, "<u2")
         steps_F2[self.latents.numpy()] = np.rint((self.xy_N2 - low_2) / step).astype("<u2")
-        text = [base64.b64encode(np.ascontiguousarray(n)).decode() for n in steps_F2.T]
+        text = [base64.b64encode(n.tobytes()).decode() for n in steps_F2.T]
         return {"low": low_2.tolist(), "step": step, "x": text[0], "y": text[1]}
 
 
@@ -79,7 +79,9 @@ def direction_map(
     if kind == "umap":
         return DirectionMap(kind, latents, _by_umap(unit_ND), None)
     axes_D2, mean_D, shares = _principal_axes(unit_ND)
-    xy_N2 = np.concatenate([part.double().numpy() @ axes_D2 for part in unit_ND.split(ROWS_AT_ONCE)])
+    xy_N2 = np.concatenate(
+        [part.double().numpy() @ axes_D2 for part in unit_ND.split(ROWS_AT_ONCE)]
+    )
     return DirectionMap(kind, latents, xy_N2 - mean_D @ axes_D2, shares)
 
 

@@ -174,12 +174,8 @@ def inspect(
                 alive_F = shown.scan.active > 0
                 drawn = direction_map(shown.directions_FD.detach(), alive_F, settings["map"])
             if compared is not None:
-                matched = beside_of(
-                    inspected, compared, shown, latents, top, data, where, progress
-                )
-            page = _write_page(
-                shown, meta, before, folder.path, settings, progress, drawn, matched
-            )
+                matched = beside_of(inspected, compared, shown, latents, top, data, where, progress)
+            page = _write_page(shown, meta, before, folder.path, settings, progress, drawn, matched)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 

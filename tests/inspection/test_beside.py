@@ -159,7 +159,9 @@ def test_figures_of_rows_are_those_of_the_codes(made):
         assert found.correlation == pytest.approx(correlation[first, second], abs=1e-6)
         for latent, best in rows.best(a, together, products, count=3).items():
             possible = np.where(both[latent] >= 3, correlation[latent], -np.inf)
-            assert best.tolist() == np.argsort(-possible)[: min(3, (both[latent] >= 3).sum())].tolist()
+            assert (
+                best.tolist() == np.argsort(-possible)[: min(3, (both[latent] >= 3).sum())].tolist()
+            )
             seen += 1
     assert seen == LATENTS - 1  # the dead one has no match
 
@@ -202,7 +204,7 @@ def at_four_digits(value: float) -> float:
 
 
 def test_the_page_lists_the_matches_of_its_latents(made, page):
-    store, run, other, z, codes = made
+    _, run, other, z, codes = made
     W, V = (saekit.load(checkpoint).W_dec.detach() for checkpoint in (run, other))
     cosines = unit(W) @ unit(V).T
     correlation = correlations(z, codes)
@@ -242,7 +244,9 @@ def test_the_others_examples_are_those_of_its_own_page(made, page, tmp_path, mon
             at_four_digits(e.act) for e in expected
         ]
         assert record["active_rows"] == own[record["index"]].active_rows
-    assert not (tmp_path / "own" / "map").exists() and catalog_of(tmp_path / "own").get("map") is None
+    assert (
+        not (tmp_path / "own" / "map").exists() and catalog_of(tmp_path / "own").get("map") is None
+    )
 
 
 def test_a_page_that_is_extended_keeps_the_other_dictionary(made, page):

@@ -98,15 +98,15 @@ def test_a_feature_lists_its_matches(tab, site, latent):
         ]
     tip = tab.evaluate("document.querySelector('#by-cosine li').dataset.about")
     assert f"{matches[0].together} rows together" in tip
-    alone = latent in site.beside.facts["without"]
-    assert alone == (matches[0].cosine < PARTNER)
-    assert alone == tab.evaluate("document.getElementById('no-partner') !== null")
+    unmatched = latent in site.beside.facts["without"]
+    assert unmatched == (matches[0].cosine < PARTNER)
+    assert unmatched == tab.evaluate("document.getElementById('no-partner') !== null")
     assert_quiet(tab, site)
 
 
 def test_both_kinds_of_latents_are_on_the_page(site):
-    alone = {j in site.beside.facts["without"] for j in PAGED}
-    assert alone == {True, False}
+    unmatched = {j in site.beside.facts["without"] for j in PAGED}
+    assert unmatched == {True, False}
     assert {j // LATENTS_EACH_FILE for j in PAGED} == {0, 1}
 
 
@@ -188,15 +188,15 @@ def test_the_figures_of_both_are_at_the_top(tab, site):
 def test_the_list_of_those_without_a_partner(tab, site):
     tab.open(site.url() + "#/beside")
     tab.wait("document.getElementById('show-without')")
-    alone = site.beside.facts["without"]
-    assert text(tab, "#without p").startswith(f"{len(alone)} latents")
+    unmatched = site.beside.facts["without"]
+    assert text(tab, "#without p").startswith(f"{len(unmatched)} latents")
     tab.click("#show-without")
-    assert text(tab, "#found") == f"{len(alone)} of {LATENTS} latents"
-    assert tab.evaluate("location.hash").startswith("#/beside?") and "alone=1" in tab.evaluate(
+    assert text(tab, "#found") == f"{len(unmatched)} of {LATENTS} latents"
+    assert tab.evaluate("location.hash").startswith("#/beside?") and "unmatched=1" in tab.evaluate(
         "location.hash"
     )
     shown = {int(t) for t in texts(tab, "#rows .row .number")}
-    assert shown and shown <= set(alone)
+    assert shown and shown <= set(unmatched)
 
 
 @pytest.mark.parametrize("dark", [False, True])

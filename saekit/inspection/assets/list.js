@@ -174,7 +174,7 @@ function hasLabelOf(latent, kind) {
 }
 
 const FILTERS = { q: "search", sort: "sort", from: "density-low", to: "density-high", label: "label-kind", score: "least-score",
-  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites", alone: "without-partner" };
+  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites", unmatched: "without-partner" };
 
 // What differs from the page as it opens: "sort=max&score=0.5".
 function filterText() {
