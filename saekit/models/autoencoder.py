@@ -188,7 +188,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         """Give the latents `dead` new directions, from a batch."""
 
-    def nudge(self, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+    def nudge(self, dead: torch.Tensor, batch: ActivationBatch, step: Step) -> None:
         """Move the latents `dead`, longest idle first, a little toward firing on these rows."""
 
     def run_state(self) -> dict[str, Any]:
