@@ -111,7 +111,8 @@ def beside_of(
     wanted = [j for j in dict.fromkeys(latents) if alive_F[j]]
     matches = matches_of(wanted, W_FD, V_GD, cosines, rows)
 
-    found = torch.tensor(sorted({match.index for of_one in matches.values() for match in of_one}))
+    beside = {match.index for of_one in matches.values() for match in of_one}
+    found = torch.tensor(sorted(beside), dtype=torch.int64)
     _report_size(other, scan, found, min(top, EXAMPLES), progress)
     return Beside(
         meta=_meta(other, scan, shown.notes),

@@ -270,6 +270,21 @@ def test_one_file_holds_the_same(made, page, tmp_path):
         assert inside == part(page, folder)
 
 
+def test_a_dense_code_has_cosines_only(made, page, tmp_path):
+    store, run, *_ = made
+    saekit.train(store, tmp_path / "pca", model="pca", latents=6)
+    saekit.inspect(run, store, tmp_path / "dense", features="0-3", beside=tmp_path / "pca")
+    facts = catalog_of(tmp_path / "dense")["beside"]
+    assert "correlation_chance" not in facts and facts["kind"] == "pca"
+    V = unit(saekit.load(tmp_path / "pca").W_dec.detach())
+    for j, of_one in enumerate(part(tmp_path / "dense", "matches")[:4]):
+        rows = np.array(of_one, object).reshape(-1, 5)
+        assert (rows[:, 2:] == None).all()  # noqa: E711
+        best = np.argsort(-V[:, j])[:5]  # a decoder row of the run is a unit vector
+        assert rows[:, 0].tolist() == best.tolist()
+        assert rows[:, 1] == pytest.approx([at_four_digits(V[g, j]) for g in best], rel=1e-3)
+
+
 def test_what_cannot_be_compared_is_refused(made, tmp_path):
     store, run, *_ = made
     narrow = torch.randn(64, 4)
