@@ -137,18 +137,19 @@ def inspect(
     inspected = open_pair(checkpoint, store, any_store)
     _check_shown(inspected)
     check_features(features, inspected.model.latents)
-    check_map(map or "pca")
     identity = page_identity(inspected)
     extends = can_extend(Path(out), identity, overwrite)
+    # a page that is extended keeps its map and the other dictionary
+    kept = (PAGE.read_marker(Path(out)) or {}) if extends else {}
+    drawn_by, other = map or kept.get("map") or "pca", beside or kept.get("beside")
+    check_map(drawn_by)
+    compared = None if other is None else open_beside(other, store, inspected, any_store)
 
     # the page, and the settings that made it; one that is extended stays until the new one is whole
     with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite or extends) as folder:
         before = ExistingPage(Path(out)) if extends else None
         settings = _settings(inspected, features, top, single_file, jsonl, Path(out), before)
-        kept = PAGE.read_marker(Path(out)) or {} if before is not None else {}
-        settings["map"] = map or kept.get("map") or "pca"
-        other = beside or kept.get("beside")
-        compared = None if other is None else open_beside(other, store, inspected, any_store)
+        settings["map"] = drawn_by
         if compared is not None and compared.checkpoint is not None:
             settings["beside"] = compared.name
         # a config file cannot name a model in memory
