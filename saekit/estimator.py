@@ -30,12 +30,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, keyword, literal, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import CATALOG, model_options, restore
+from saekit.models.catalog import CATALOG, LABELED, model_options, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolve
 from saekit.training.fit import fit
+from saekit.training.health import drawn
 from saekit.types import Progress
 
 ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of hidden layers
@@ -54,7 +55,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     ((1797, 16), 0.85)
 
     Parameters
-        model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ...
+        model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ... Models
+            without an encoder (gan, dcgan, cgan) only have `sample` and `inverse_transform`.
         latents: length F of the code; None: the model's default, for pca at most n_features, for
             kmeans at most n_samples.
         options: the model's other options by name, such as {"hidden": (256, 64), "noise":
@@ -117,16 +119,26 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
-        """Train on all rows of X; `y` is ignored."""
+        """Train on all rows of X. `y` are the classes of the rows for cgan; all other models ignore
+        it."""
         x_ND = self._rows(X, reset=True)
         with _as_value_errors():
-            self._train(x_ND)
+            labels = self._labels(y, len(x_ND)) if self.model in LABELED else None
+            self._train(x_ND, labels)
         return self
 
-    def _train(self, x_ND: torch.Tensor) -> None:
+    def _labels(self, y: Any, n: int) -> list[str]:
+        if y is None:
+            raise DataError(f"{self.model} reads the class of every row", "fit(X, y)")
+        labels = [str(label) for label in np.asarray(y).tolist()]
+        if len(labels) != n:
+            raise DataError(f"y holds {len(labels)} classes for {n} rows")
+        return labels
+
+    def _train(self, x_ND: torch.Tensor, labels: list[str] | None) -> None:
         n, d_in = x_ND.shape
         config = self._config(n, d_in)
-        run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in)))
+        run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in), labels=labels))
         history: list[dict[str, float | None]] = []
         fitted = fit(
             run.model,
@@ -179,8 +191,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _shape(self, d_in: int) -> tuple[int, int, int] | None:
+        fields = {field.name for field in dataclasses.fields(CATALOG[self.model].config)}
         if self.image_shape is None:
-            if "shape" in {field.name for field in dataclasses.fields(CATALOG[self.model].config)}:
+            if "shape" in fields and CATALOG[self.model].model.takes != "rows":
                 raise DataError(
                     f"{self.model} takes images, and rows of X have no image shape",
                     "image_shape=(H, W, C)",
@@ -251,6 +264,15 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         generator = torch.Generator(pick_device(self.device)).manual_seed(self._seed)
         return self._mapped(X, lambda model, x_BD: model.elbo(x_BD, generator))
 
+    @available_if(lambda self: self.model in CATALOG and CATALOG[self.model].model.generates)
+    def sample(self, n: int = 64, label: Any = None):
+        """(n, n_features): rows drawn from the model, in units of X, by the seed of the fit;
+        `label`: of this class, for cgan. Raises ValueError for a label that it does not know."""
+        check_is_fitted(self)
+        with _as_value_errors(), torch.no_grad():
+            generator = torch.Generator().manual_seed(self._seed)
+            return drawn(self.model_, n, generator, label).numpy()
+
     @property
     def components_(self) -> np.ndarray:
         rows_FD = getattr(self.model_, "W_dec", None)
@@ -292,7 +314,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         device = pick_device(self.device)
         model = self.model_.to(device)
         for part in rows.split(ROWS_AT_ONCE):
-            yield function(model, part.to(device)).cpu()
+            with _as_value_errors():  # a model without an encoder says so
+                result = function(model, part.to(device)).cpu()
+            yield result
 
     # -- what scikit-learn asks of an estimator
     # -----------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def test_every_case_names_data_that_is_there_and_options_that_its_model_takes():
             # refuses what the model does not take
             TrainConfig.from_flat({"model": case.model, **case.options})
             trained.add(case.model)
-    assert trained == set(CATALOG), "every model of the catalog is measured"
+    drawing = {name for name in CATALOG if CATALOG[name].model.strategy == "adversarial"}
+    assert trained == set(CATALOG) - drawing, "every other model of the catalog is measured"
     assert len({(case.data, case.name, case.task) for case in CASES}) == len(CASES)
 
 
