@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import attack_tables
 import sizing
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +224,9 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "zoo-quick": ("cpu-zoo-quick.csv", _zoo),
     "revival": ("cpu-revival.csv", _revival),
     "rates": ("cpu-train.csv", sizing.rates),
+    "attack-defense": ("attacks.csv", attack_tables.defense),
+    "attack-classifiers": ("attacks.csv", attack_tables.classifiers),
+    "attack-latents": ("attacks.csv", attack_tables.latents),
 }
 COMPUTED: dict[str, Callable[[], str]] = {"sizes": sizing.sizes}
 

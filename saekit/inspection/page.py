@@ -10,6 +10,7 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/shards/NNN.js   records, rounded to 4 significant digits (saekit.inspection.compact)
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
+    OUT/patches/NNN.js  of images: the latents of each patch, loaded when a picture is enlarged
     OUT/words/000.js    which latents are active on a token, loaded when something is searched
     OUT/map/000.js      where latents are on the map of directions, loaded when it is opened
     OUT/beside/, matches/, other/   another dictionary (saekit.inspection.beside_page)
@@ -40,6 +41,7 @@ from typing import Any
 from saekit.inspection.beside_page import Beside, write_beside
 from saekit.inspection.compact import compact, rounded
 from saekit.inspection.map import DirectionMap
+from saekit.inspection.patches import PatchFiles, PatchLatents
 from saekit.inspection.site import (
     CONTEXTS_EACH_FILE,
     Contexts,
@@ -69,12 +71,14 @@ SCRIPTS = (
     "charts.js",
     "text.js",
     "images.js",
+    "patches.js",
     "feature.js",
     "gallery.js",
     "map_drawing.js",
     "map.js",
     "beside.js",
     "views.js",
+    "search.js",
     "list.js",
     "explorer.js",
 )
@@ -131,6 +135,7 @@ def write_page(
     jsonl: bool = True,
     direction_map: DirectionMap | None = None,
     beside: Beside | None = None,
+    patches: PatchLatents | None = None,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
 
@@ -140,6 +145,7 @@ def write_page(
     written, so that `records` may put them in as it goes. `jsonl`: also write features.jsonl.
     `direction_map` and `beside` add the map and another dictionary; records of the latter are read
     after `records`.
+    `patches` says which latents are active in each patch of an image.
     index.html and features.jsonl have their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
@@ -161,12 +167,14 @@ def write_page(
         site = Inline(page) if single_file else Folder(out)
         pictures = Pictures(images, site)
         texts = Contexts({} if contexts is None else contexts, site)
+        grids = PatchFiles(patches, site)
         shard: list[dict[str, Any]] = []
         # A shard at a time.
         for record in records:
             lines(record)
             record = pictures.by_file(record)
             texts.add([*record.examples, *record.samples])
+            grids.add([*record.examples, *record.samples])
             catalog.add(record)
             shard.append(compact(record, texts.of))
             if len(shard) == SHARD_RECORDS:
@@ -185,8 +193,10 @@ def write_page(
                 beside, other, meta.latents, SHARD_RECORDS, site, pictures, texts
             )
         texts.close()
+        grids.close()
         site.words(pack(catalog.words()))
-        page.write(inert("catalog", pack(catalog.to_json(texts.ids, **settings))))
+        content = catalog.to_json(texts.ids, **settings)
+        page.write(inert("catalog", pack({**content, "patches": grids.to_json()})))
         page.write(script + tail)
     # Files take their places when they are complete.
     names = ("features.jsonl", "index.html") if jsonl else ("index.html",)
@@ -282,10 +292,11 @@ class Catalog:
 
 
 def _compact_meanings(meanings: Sequence[Mapping[str, Any] | None]) -> list[list[Any] | None]:
-    """[kind, text, count, of] for each latent: there are as many as latents."""
-    keys = ("kind", "text", "count", "of")
+    """[kind, text, count, of, lift] for each latent: there are as many as latents."""
+    keys = ("kind", "text", "count", "of", "lift")
     return [
-        None if meaning is None else [_short(meaning[key]) for key in keys] for meaning in meanings
+        None if meaning is None else [_short(rounded(meaning.get(key))) for key in keys]
+        for meaning in meanings
     ]
 
 

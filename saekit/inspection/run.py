@@ -193,6 +193,9 @@ def _report_size(
         return
     size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
     pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
+    if shown.patches is not None:
+        most = megabytes(shown.patches.most_bytes)
+        pictures += f" with the latents of their patches (at most {most})"
     message = f"{count:,} features take about {megabytes(size)}{pictures}"
     progress(Progress("page", 0, count, "features", message=message))
 
@@ -276,6 +279,7 @@ def _write_page(
         jsonl=jsonl,
         direction_map=drawn,
         beside=matched,
+        patches=shown.patches,
     )
 
 
