@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 import typer
-from cases import DATA, Case
+from cases import DATA as CLASSIC
+from cases import Case
 from judging import Measure, Sides, judge_hidden, judge_images
 from output import parser, reporter, run
 from saekit_cli.screen import figure, print_json, table
@@ -36,6 +37,9 @@ from saekit.training.run import TrainResult, train
 
 REAL = "training rows"  # not a model: what one that copies would give
 BERNOULLI = {"output": "bernoulli"}
+VIT, DIGITS, HOOK = CLASSIC["hidden"]
+# a fifth is held out: patches of a few images would be easy to tell from those of all others
+DATA = {**CLASSIC, "hidden": (VIT, DIGITS, {**HOOK, "holdout": 0.2})}
 CASES = [
     Case("mnist", REAL, REAL),
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}),

@@ -4,6 +4,7 @@ stand in for samples."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from classic import rows_of
 
 from saekit.measures.frechet import frechet_distance
 from saekit.measures.hidden_samples import latent_use, told_apart
-from saekit.measures.judge import Judge, coverage, train_judge
+from saekit.measures.judge import STEPS, Judge, coverage, train_judge
 from saekit.measures.samples import diversity, memorization, precision_recall
 from saekit.report.samples import class_sheet, path_sheet
 from saekit.store.reader import Store
@@ -24,8 +25,9 @@ from saekit.training.run import train
 SEED = 0
 MOST = 2000  # samples and real rows: distances are taken between all of them
 # the dictionary of hidden states
-SAE = {"model": "sae", "latents": 512, "k": 16, "rows": 200_000, "batch": 1024}
-PER_CLASS, ENDS, STEPS = 10, 7, 10  # pictures: samples per class; ends of paths, images per path
+SAE = {"model": "sae", "latents": 512, "k": 16, "batch": 1024}
+SAE_ROWS = 200_000
+PER_CLASS, ENDS, PATH = 10, 7, 10  # pictures: samples per class; ends of paths, images per path
 
 Figures = dict[str, Any]
 Measure = Callable[[str, Any], Figures]
@@ -71,10 +73,16 @@ class Sides:
         }
 
 
-def judge_images(sides: Sides, pictures: Path | None) -> Measure:
-    """Measures of images of a store; `pictures`: a folder for sheets of samples."""
+def judge_images(sides: Sides, pictures: Path | None, steps: int = STEPS) -> Measure:
+    """Measures of images of a store; `pictures`: a folder for sheets of samples, `steps` of the
+    judge's training."""
     judge = train_judge(
-        sides.train, sides.train_labels, sides.held_out, sides.labels, sides.store.spec.shape
+        sides.train,
+        sides.train_labels,
+        sides.held_out,
+        sides.labels,
+        sides.store.spec.shape,
+        steps=steps,
     )
     real = judge.features(sides.held_out)
 
@@ -100,9 +108,9 @@ def judge_images(sides: Sides, pictures: Path | None) -> Measure:
     return measure
 
 
-def judge_hidden(sides: Sides) -> Measure:
-    """Measures of hidden states of a store."""
-    sae: Any = train(sides.store.path, None, **SAE).model
+def judge_hidden(sides: Sides, rows: int = SAE_ROWS) -> Measure:
+    """Measures of hidden states of a store; `rows` train the dictionary."""
+    sae: Any = train(sides.store.path, None, rows=rows, **SAE).model
     code = sae.encode(sides.held_out)
 
     def measure(name: str, model: Any) -> Figures:
@@ -133,11 +141,11 @@ def _by_class(model: Any, judge: Judge, count: int) -> tuple[torch.Tensor, np.nd
 
 
 def _is_conditional(model: Any) -> bool:
-    return bool(getattr(model, "classes", ()))
+    return bool(getattr(model.config, "classes", ()))
 
 
 def _recognized(model: Any, judge: Judge, count: int) -> float | None:
-    if not _is_conditional(model):
+    if model is None or not _is_conditional(model):
         return None
     return judge.recognized(*_by_class(model, judge, count))
 
@@ -159,5 +167,10 @@ def _pictures(
     picture = class_sheet(drawn, predicted, judge.names, shape, PER_CLASS)
     picture.save(folder / f"samples-{stem}.png", optimize=True)
     z_BF = torch.randn(ENDS, model.latents, generator=torch.Generator().manual_seed(SEED))
-    paths = path_sheet(lambda z: model.decode(z), z_BF, shape, STEPS)
+    decode = model.decode
+    if _is_conditional(model):
+        # one class per path; path_sheet decodes each path at once
+        names = itertools.cycle(judge.names)
+        decode = lambda z: model.decode(z, label=next(names))  # noqa: E731
+    paths = path_sheet(decode, z_BF, shape, PATH)
     paths.save(folder / f"paths-{stem}.png", optimize=True)

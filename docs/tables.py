@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import generated
 import sizing
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +224,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "zoo-quick": ("cpu-zoo-quick.csv", _zoo),
     "revival": ("cpu-revival.csv", _revival),
     "rates": ("cpu-train.csv", sizing.rates),
+    "adversarial": ("adversarial.csv", generated.images),
+    "adversarial-hidden": ("adversarial.csv", generated.hidden),
 }
 COMPUTED: dict[str, Callable[[], str]] = {"sizes": sizing.sizes}
 
