@@ -171,6 +171,6 @@ def _pictures(
     if _is_conditional(model):
         # one class per path; path_sheet decodes each path at once
         names = itertools.cycle(judge.names)
-        decode = lambda z: model.decode(z, label=next(names))  # noqa: E731
+        decode = lambda z: model.decode(z, label=next(names))
     paths = path_sheet(decode, z_BF, shape, PATH)
     paths.save(folder / f"paths-{stem}.png", optimize=True)

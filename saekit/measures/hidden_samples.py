@@ -65,8 +65,8 @@ def latent_use(
     """Of a dictionary's codes of real rows (N,F) and of generated ones (M,F); `active_above` is the
     model's. Raises DataError (fewer than three latents active)."""
     of_real, of_drawn = _active(real, active_above), _active(drawn, active_above)
-    if of_real.shape[1] != of_drawn.shape[1]:
-        raise DataError(f"codes of {of_real.shape[1]} and of {of_drawn.shape[1]} latents")
+    if real.shape[-1] != drawn.shape[-1]:
+        raise DataError(f"codes of {real.shape[-1]} and of {drawn.shape[-1]} latents")
     density_real, density_drawn = _density(of_real), _density(of_drawn)
     used = (density_real > 0) | (density_drawn > 0)
     if used.sum() < 3:
@@ -74,7 +74,9 @@ def latent_use(
     most = np.argsort(-density_real, kind="stable")[: min(PAIRED, int(used.sum()))]
     return LatentUse(
         density=_correlation(density_real[used], density_drawn[used]),
-        coactivation=_correlation(_pairs(of_real[:, most]), _pairs(of_drawn[:, most])),
+        coactivation=_correlation(
+            _pairs(of_real[:, most], len(real)), _pairs(of_drawn[:, most], len(drawn))
+        ),
         silent=float((density_drawn == 0).mean()),
         silent_real=float((density_real == 0).mean()),
     )
@@ -89,9 +91,9 @@ def _density(active_NF: csr_matrix) -> np.ndarray:
     return np.asarray(active_NF.mean(0)).ravel()
 
 
-def _pairs(active_NF: csr_matrix) -> np.ndarray:
+def _pairs(active_NF: csr_matrix, rows: int) -> np.ndarray:
     """Share of rows that activate both, one value for each pair of latents."""
-    both = (active_NF.T @ active_NF).toarray() / active_NF.shape[0]
+    both = (active_NF.T @ active_NF).toarray() / rows
     return both[np.triu_indices(len(both), 1)]
 
 

@@ -22,7 +22,7 @@ from saekit.measures.arrays import Labels, classes
 
 CHANNELS, FEATURES = (16, 32), 64
 STEPS, BATCH, LR = 750, 64, 2e-3  # 12 passes over 4,000 images
-FOUND = 0.1  # a class is found at a tenth of its share of the real rows
+FOUND = 0.1  # of a class's share of the real rows
 
 
 @dataclass(frozen=True)

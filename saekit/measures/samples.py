@@ -33,7 +33,7 @@ class PrecisionRecall:
 @dataclass(frozen=True)
 class Memorization:
     """How near samples are to the training rows, beside held-out rows, which a generator cannot
-    have copied. Blurred samples are near as well: a ratio below 1 alone does not show copies."""
+    have copied. Blurred samples are near as well: a ratio below 1 does not prove copies."""
 
     ratio: float
     """Median distance to the nearest training row, that of samples over that of held-out rows."""
@@ -83,8 +83,8 @@ def memorization(train: Rows, held_out: Rows, drawn: Rows) -> Memorization:
 
 
 def diversity(real: Rows, drawn: Rows) -> float:
-    """Median distance of a sample to the nearest other sample over that of as many real rows: 0 when
-    samples repeat, about 1 when they are as varied as the rows. Raises UsageError, DataError,
+    """Median distance of a sample to the nearest other sample over that of as many real rows: 0
+    when samples repeat, about 1 when they are as varied as the rows. Raises UsageError, DataError,
     NumericsError."""
     real_ND, drawn_ND = _pair(real, drawn)
     count = min(len(real_ND), len(drawn_ND))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,10 @@ def class_sheet(
     per_class: int = 10,
     zoom: int = 1,
 ) -> Image.Image:
-    """The first `per_class` samples of each class, one line for each of `names` in order: x (N, ...)
-    are images of `shape` (H,W,C) in [0, 1], labels (N,) their classes, asked for or found by a
-    judge. Places that no sample fills are gray. Raises DataError, NumericsError."""
+    """The first `per_class` samples of each class, one line for each of `names` in order.
+
+    x (N, ...) are images of `shape` (H,W,C) in [0, 1], labels (N,) their classes, asked for or
+    found by a judge. Places that no sample fills are gray. Raises DataError, NumericsError."""
     if len(x) != len(labels):
         raise DataError(f"{len(labels):,} labels for {len(x):,} samples")
     images, labels = x.reshape(-1, *shape), np.asarray(labels)
@@ -49,5 +51,5 @@ def path_sheet(
     """Straight paths from each code to the next, one line each: B - 1 lines of `steps` images of
     `shape` (H,W,C)."""
     assert len(z_BF) >= 2
-    lines = [interpolate(decode, *ends, steps) for ends in zip(z_BF, z_BF[1:])]
+    lines = [interpolate(decode, *ends, steps) for ends in pairwise(z_BF)]
     return sheet(torch.cat(lines).reshape(-1, *shape), steps, zoom=zoom)

@@ -8,7 +8,17 @@ import json
 import generated
 import pytest
 import torch
-from adversarial import CASES, DATA, QUICK, REAL, SHOWN, AdversarialResult, _beside_vae, main, run_case
+from adversarial import (
+    CASES,
+    DATA,
+    QUICK,
+    REAL,
+    SHOWN,
+    AdversarialResult,
+    _beside_vae,
+    main,
+    run_case,
+)
 from cases import Case
 from judging import Sides, judge_hidden, judge_images
 from PIL import Image
