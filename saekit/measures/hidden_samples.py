@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from saekit_kernels import RaggedCodes
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -59,9 +58,7 @@ def told_apart(real: Rows, drawn: Rows, seed: int = 0) -> float:
     return auroc(probe.decision_function(test_real), probe.decision_function(test_drawn))
 
 
-def latent_use(
-    real: Code | RaggedCodes, drawn: Code | RaggedCodes, active_above: float
-) -> LatentUse:
+def latent_use(real: Code, drawn: Code, active_above: float) -> LatentUse:
     """Of a dictionary's codes of real rows (N,F) and of generated ones (M,F); `active_above` is the
     model's. Raises DataError (fewer than three latents active)."""
     of_real, of_drawn = _active(real, active_above), _active(drawn, active_above)
@@ -82,7 +79,7 @@ def latent_use(
     )
 
 
-def _active(code: Code | RaggedCodes, active_above: float) -> csr_matrix:
+def _active(code: Code, active_above: float) -> csr_matrix:
     """(N,F) of 1 where a latent is active."""
     return csr_matrix(as_numbers(code, active_above) > active_above, dtype=np.float64)
 
