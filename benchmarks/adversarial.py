@@ -43,12 +43,23 @@ DATA = {**CLASSIC, "hidden": (VIT, DIGITS, {**HOOK, "holdout": 0.2})}
 CASES = [
     Case("mnist", REAL, REAL),
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}),
+    Case("mnist", "dcgan", "dcgan", epochs=25),
+    Case("mnist", "cgan", "cgan", epochs=25),
+    Case("mnist", "gan", "gan", epochs=40),
+    Case("mnist", "aae", "aae", BERNOULLI, epochs=30),
     Case("hidden", REAL, REAL),
     Case("hidden", "vae 256-16", "vae", {"latents": 16, "hidden": (256,)}, epochs=6),
+    Case("hidden", "gan", "gan", epochs=8),
+    Case("hidden", "aae", "aae", {"latents": 16, "hidden": (256,)}, epochs=6),
 ]
+SMALL = {"latents": 8, "hidden": (128,)}
 QUICK = [
     Case("digits", REAL, REAL),
-    Case("digits", "vae 128-8", "vae", {"latents": 8, "hidden": (128,), **BERNOULLI}),
+    Case("digits", "vae 128-8", "vae", {**SMALL, **BERNOULLI}),
+    Case("digits", "dcgan", "dcgan", {"latents": 8}),
+    Case("digits", "cgan", "cgan", {"latents": 8}),
+    Case("digits", "gan", "gan", SMALL),
+    Case("digits", "aae", "aae", {**SMALL, **BERNOULLI}),
 ]
 
 
