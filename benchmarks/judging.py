@@ -18,7 +18,7 @@ from saekit.measures.frechet import frechet_distance
 from saekit.measures.hidden_samples import latent_use, told_apart
 from saekit.measures.judge import STEPS, Judge, coverage, train_judge
 from saekit.measures.samples import diversity, memorization, precision_recall
-from saekit.report.samples import class_sheet, path_sheet
+from saekit.report.sheets import class_sheet, path_sheet
 from saekit.store.reader import Store
 from saekit.training.run import train
 

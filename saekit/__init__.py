@@ -22,6 +22,7 @@ _PUBLIC = {
     "attribute": "saekit.intervention.attribute",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
+    "sample": "saekit.training.sampling",
     "sweep": "saekit.sweeps.run",
     "finetune": "saekit.intervention.finetune",
     "import_dictionary": "saekit.interop.importing",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from saekit.sweeps.run import sweep as sweep
     from saekit.training.checkpoints import load as load
     from saekit.training.run import train as train
+    from saekit.training.sampling import sample as sample
 
 
 def __getattr__(name: str) -> Any:

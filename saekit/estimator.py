@@ -30,12 +30,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, keyword, literal, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import CATALOG, model_options, restore
+from saekit.models.catalog import CATALOG, LABELED, model_options, restore
 from saekit.models.metrics import RowSums
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
 from saekit.training.defaults import resolve
 from saekit.training.fit import fit
+from saekit.training.health import drawn
 from saekit.types import Progress
 
 ROWS_AT_ONCE = 4096  # of a pass over data: bounds the memory of hidden layers
@@ -54,7 +55,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     ((1797, 16), 0.85)
 
     Parameters
-        model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ...
+        model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ... Models
+            without an encoder (gan, dcgan, cgan) have `sample` and `inverse_transform` only.
         latents: length F of the code; None: the model's default, for pca at most n_features, for
             kmeans at most n_samples.
         options: the model's other options by name, such as {"hidden": (256, 64), "noise":
@@ -117,16 +119,26 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
-        """Train on all rows of X; `y` is ignored."""
+        """Train on all rows of X. `y` are the classes of the rows for cgan, and ignored by all other
+        models."""
         x_ND = self._rows(X, reset=True)
         with _as_value_errors():
-            self._train(x_ND)
+            labels = self._labels(y, len(x_ND)) if self.model in LABELED else None
+            self._train(x_ND, labels)
         return self
 
-    def _train(self, x_ND: torch.Tensor) -> None:
+    def _labels(self, y: Any, n: int) -> list[str]:
+        if y is None:
+            raise DataError(f"{self.model} reads the class of every row", "fit(X, y)")
+        labels = [str(label) for label in np.asarray(y).tolist()]
+        if len(labels) != n:
+            raise DataError(f"y holds {len(labels)} classes for {n} rows")
+        return labels
+
+    def _train(self, x_ND: torch.Tensor, labels: list[str] | None) -> None:
         n, d_in = x_ND.shape
         config = self._config(n, d_in)
-        run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in)))
+        run = resolve(config, ArraySource(x_ND, shape=self._shape(d_in), labels=labels))
         history: list[dict[str, float | None]] = []
         fitted = fit(
             run.model,
@@ -179,8 +191,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _shape(self, d_in: int) -> tuple[int, int, int] | None:
+        fields = {field.name for field in dataclasses.fields(CATALOG[self.model].config)}
         if self.image_shape is None:
-            if "shape" in {field.name for field in dataclasses.fields(CATALOG[self.model].config)}:
+            if "shape" in fields and CATALOG[self.model].model.takes != "rows":
                 raise DataError(
                     f"{self.model} takes images, and rows of X have no image shape",
                     "image_shape=(H, W, C)",
@@ -194,6 +207,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # -- the map
     # ----------------------------------------------------------------------------------------------
 
+    @available_if(lambda self: self._encodes)
     def transform(self, X):
         """Codes (n_samples, F) of the rows of X."""
         return self._mapped(X, lambda model, x_BD: _dense(model.encode(x_BD)))
@@ -215,6 +229,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             raise ValueError("codes of kmeans hold a single 1 in every row")
         return _like(Z, torch.cat(list(self._in_parts(z_NF, _decoded))))
 
+    @available_if(lambda self: self._encodes)
     def reconstruct(self, X):
         """What the decoder makes of the codes of X, in the shape and units of X."""
         return self._mapped(X, _reconstruction)
@@ -222,6 +237,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # -- evaluation
     # ----------------------------------------------------------------------------------------------
 
+    @available_if(lambda self: self._encodes)
     def score(self, X, y=None) -> float:
         """Explained variance 1 - FVU of X around its own mean, summed over rows and features in
         fp64; nan where X does not vary."""
@@ -234,6 +250,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         assert fvu is not None
         return 1 - fvu
 
+    @available_if(lambda self: self._encodes)
     def score_samples(self, X):
         """Minus the squared error of each row, (n_samples,), units of X squared: higher for rows
         that are more like the training data."""
@@ -250,6 +267,20 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         check_is_fitted(self)
         generator = torch.Generator(pick_device(self.device)).manual_seed(self._seed)
         return self._mapped(X, lambda model, x_BD: model.elbo(x_BD, generator))
+
+    @available_if(lambda self: self.model in CATALOG and CATALOG[self.model].model.generates)
+    def sample(self, n: int = 64, label: Any = None):
+        """(n, n_features): rows drawn from the model, in units of X, by the seed of the fit;
+        `label`: of this class, for cgan. Raises ValueError for a label that it does not know."""
+        check_is_fitted(self)
+        with _as_value_errors(), torch.no_grad():
+            generator = torch.Generator().manual_seed(self._seed)
+            return drawn(self.model_, n, generator, label).numpy()
+
+    @property
+    def _encodes(self) -> bool:
+        """Whether rows have codes; a name that is not in the catalog is refused by fit."""
+        return self.model not in CATALOG or CATALOG[self.model].model.encodes
 
     @property
     def components_(self) -> np.ndarray:

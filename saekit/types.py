@@ -138,6 +138,8 @@ class ActivationBatch:
     # (B,D): the row before each row in its example, for models that need it
     previous: torch.Tensor | None = None
     has_previous: torch.Tensor | None = None  # (B,) bool: whether there is one
+    # (B,) int64: the class of each row or example, for models that read it (saekit.store.labels)
+    label: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -150,7 +152,7 @@ class ActivationBatch:
     def changed(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> ActivationBatch:
         """The same batch with everything that a model reads replaced by change(name, tensor); what
         says where the rows come from stays as it is."""
-        names = ("x", "mask", "target", "previous", "has_previous")
+        names = ("x", "mask", "target", "previous", "has_previous", "label")
         values = {name: getattr(self, name) for name in names}
         changed = {n: change(n, value) for n, value in values.items() if value is not None}
         return dataclasses.replace(self, **changed)

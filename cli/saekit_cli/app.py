@@ -39,6 +39,7 @@ from saekit_cli import (
     inspect,
     interrupts,
     models,
+    sample,
     serve,
     steer,
     sweep,
@@ -78,7 +79,7 @@ def _by_name(*verbs: Verb) -> dict[str, Verb]:
 
 TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
-    "Harvest and train": _by_name(harvest, train, sweep, finetune),
+    "Harvest and train": _by_name(harvest, train, sweep, finetune, sample),
     "Judge and read": _by_name(evaluate, compare, index, inspect, features, serve),
     "Act on the model": _by_name(steer, attribute),
     "Exchange": _by_name(importing, exporting, convert),

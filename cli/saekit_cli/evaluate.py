@@ -37,7 +37,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate checkpoints side by side on the same rows."""
-    from saekit.errors import QualityGateError, opt
+    from saekit.errors import QualityGateError, UsageError, opt
     from saekit.evaluation.table import evaluate
 
     with Reporter(quiet) as reporter:
@@ -46,8 +46,14 @@ def run(
         print_json(results)
     else:
         typer.echo(_table(results, several_k="k" in given))
-        for line in (*_losses(results), *_norms(results)):
+        for line in (*_losses(results), *_norms(results), *_samples(results)):
             typer.echo(line)
+    if max_fvu is not None and any(r.metrics["fvu"] is None for r in results):
+        drawing = next(r.checkpoint for r in results if r.metrics["fvu"] is None)
+        raise UsageError(
+            f"{opt('max_fvu', max_fvu)}: {drawing} has no encoder, and so no fvu",
+            f"drop {opt('max_fvu')}",
+        )
     # `not <=` rather than `>`: a NaN does not pass.
     failed = [r for r in results if max_fvu is not None and not r.metrics["fvu"] <= max_fvu]
     if failed:
@@ -87,6 +93,19 @@ def _norms(results: list[Evaluation]) -> list[str]:
     """The size of the rows, once for each checkpoint where store and training say it."""
     known = {r.checkpoint: r.input_norm for r in results if r.input_norm is not None}
     lines = [f"input norm  {name}: {norm.line()}" for name, norm in known.items()]
+    return ["", *lines] if lines else []
+
+
+def _samples(results: list[Evaluation]) -> list[str]:
+    """Of models that only draw."""
+    from saekit.models.metrics import SAMPLE_METRICS
+
+    lines = [
+        f"samples of {r.checkpoint}: "
+        + ", ".join(f"{metric.name} {metric.text(r.metrics[metric.name])}" for metric in SAMPLE_METRICS)
+        for r in results
+        if "diversity" in r.metrics
+    ]
     return ["", *lines] if lines else []
 
 

@@ -22,6 +22,7 @@ EXAMPLES = [
     "saekit train acts/text runs/pca --model pca",
     "saekit train raw/mnist runs/deep --model dense --hidden 512,256 --output bernoulli",
     "saekit train raw/mnist runs/vae --model vae --latents 2 --output bernoulli",
+    "saekit train raw/mnist runs/cgan --model cgan",
 ]
 KEY = ("model", "sparsity", "expansion", "k", "rows", "lr", "resume", "overwrite")
 CHOICE = (
@@ -129,7 +130,8 @@ def run(
         print_json(result)
         return
     # Its result.
-    names = ("fvu", "l0", "dead")
+    draws = "diversity" in result.metrics
+    names = ("diversity", "classes") if draws else ("fvu", "l0", "dead")
     figures = "  ".join(f"{name} {METRICS[name].text(result.metrics[name])}" for name in names)
     typer.echo(f"{result.path}  {figures}  {result.rows_per_s:,.0f} rows/s  (held-out rows)")
 

@@ -18,13 +18,14 @@ from saekit.display import brief, html_table, pandas, plain_table
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.evaluation.controls import Sized, controls_for
 from saekit.evaluation.models import EvaluatedModel, open_anomalies, open_runs
-from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_rows, labels_of
+from saekit.evaluation.passes import chosen_batches, codes_of, errors_of, knn_rows
 from saekit.measures.anomaly import auroc
 from saekit.measures.codes import neighbours
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.contextual import Contextual
-from saekit.models.metrics import METRICS, ROW_METRICS, Figures
+from saekit.models.metrics import METRICS, ROW_METRICS, SAMPLE_METRICS, Figures
 from saekit.rows import Rows
+from saekit.store.labels import labels_of
 from saekit.store.opening import RowsLike, open_rows
 from saekit.training.checkpoints import ModelLike
 from saekit.training.fit import holdout_figures
@@ -33,7 +34,11 @@ from saekit.types import Progress, Split
 ANOMALY_ROWS = 20_000  # of rows and of anomalies, unless `rows` says otherwise
 # controls of a group in the table: the strongest on most data first
 ORDER = ("pca", "kmeans", "sae topk", "ridge")
-COMPARED = (*(metric.name for metric in ROW_METRICS), "knn", "elbo", "auroc")
+COMPARED = (
+    *(metric.name for metric in ROW_METRICS),
+    *("knn", "elbo", "auroc"),
+    *(metric.name for metric in SAMPLE_METRICS),
+)
 IN_TABLES = tuple(name for name in COMPARED if not METRICS[name].foreign)
 
 
@@ -162,7 +167,8 @@ def judge(inputs: Inputs, progress: Callable[[Progress], None] = lambda _: None)
     """
     judging = _Judge(inputs, progress)
     sized = [Sized(run, judging.code_size(run)) for run in inputs.runs]
-    controls, notes = controls_for(sized, inputs.store, inputs.seed, progress)
+    coded = [entry for entry in sized if entry.run.model.encodes]
+    controls, notes = controls_for(coded, inputs.store, inputs.seed, progress)
     models = _grouped(sized, controls)
     comparison = Comparison(
         store=str(inputs.store.path),
@@ -248,8 +254,9 @@ class _Judge:
     def _row(self, evaluated: EvaluatedModel) -> ComparisonRow:
         figures = self.figures(evaluated)
         metrics = figures.scalars()
-        metrics["knn"] = self._knn(evaluated.model, evaluated.examples)
-        metrics["auroc"] = self._auroc(evaluated)
+        if evaluated.model.encodes:
+            metrics["knn"] = self._knn(evaluated.model, evaluated.examples)
+            metrics["auroc"] = self._auroc(evaluated)
         return ComparisonRow(
             checkpoint=evaluated.checkpoint,
             name=evaluated.name,

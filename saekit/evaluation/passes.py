@@ -17,7 +17,6 @@ from saekit.measures.anomaly import squared_errors
 from saekit.measures.arrays import Codes, as_numbers
 from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
-from saekit.store.reader import Store
 from saekit.training.fit import applied, first_rows, on_device
 from saekit.training.inputs import checked
 from saekit.types import ActivationBatch, Split
@@ -43,14 +42,6 @@ def chosen_batches(
         missing -= len(batch.x)
         if missing <= 0:
             return
-
-
-def labels_of(source: Rows, examples: bool = False) -> list[str | None]:
-    """The data's own label of every row, or of every example; None where it has none, as rows in
-    memory."""
-    if isinstance(source, Store):
-        return source.labels("all", examples)
-    return [None] * source.count("all", examples)
 
 
 @torch.no_grad()

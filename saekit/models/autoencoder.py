@@ -4,7 +4,8 @@ with these members, most of which do nothing unless a model overrides them.
 `encode` and `decode` act on rows in the units that the weights are in: the normalized training
 input during training, raw activations once loaded from a checkpoint (`folded` gives the weights for
 that). A model with the strategy `gradient` has `initialise_from` and `loss`; `layerwise` is the
-same with several stages; `closed_form` has `fit` only.
+same with several stages; `closed_form` has `fit` only; `adversarial` has a loss for each of two
+players (saekit.models.adversarial.players).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from saekit.display import html_table
+from saekit.errors import UsageError, opt
 from saekit.models.from_arrays import takes_arrays
 from saekit.types import FIRST, ActivationBatch, LossTerms, Output, Stage, Step, Strategy, Takes
 
@@ -57,6 +59,10 @@ class Autoencoder(nn.Module):
     """Whether dead latents are moved toward firing (`nudge`)."""
     needs_previous: ClassVar[bool] = False
     """Whether the loss uses the row before each row in its example."""
+    encodes: ClassVar[bool] = True
+    """Whether rows have codes; a generator without an encoder only draws and decodes them."""
+    generates: ClassVar[bool] = False
+    """Whether it draws rows that are not in the data (`sample`)."""
     sparse_kernels: ClassVar[bool] = False
     """Whether its training step runs on saekit_kernels, which choose the precision themselves."""
     lr: ClassVar[float] = 1e-3
@@ -110,6 +116,24 @@ class Autoencoder(nn.Module):
     def forward(self, x: torch.Tensor) -> Output:
         code = self.encode(x)
         return Output(self.decode(code), code)
+
+    def sample(
+        self, count: int, generator: torch.Generator, label: object = None
+    ) -> torch.Tensor:
+        """(count, *example): rows drawn from the model, in the units of `decode`; `label`: of this
+        class, where the model reads classes. Raises UsageError."""
+        raise UsageError(
+            f"a {type(self).__name__} has no distribution to draw codes from",
+            f"{opt('model', 'vae', 'gan', 'dcgan', 'cgan', 'aae')} have one",
+        )
+
+    def no_label(self, label: object) -> None:
+        """Raise UsageError for a label: for models that do not read classes."""
+        if label is not None:
+            raise UsageError(
+                f"{opt('label', label)}: {type(self).__name__} does not read labels",
+                f"train {opt('model', 'cgan')}",
+            )
 
     # -- training
 

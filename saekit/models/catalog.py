@@ -12,6 +12,10 @@ import torch
 
 from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice, message_of, opt
+from saekit.models.adversarial.aae import AAE, AAEConfig
+from saekit.models.adversarial.cgan import CGAN, CGANConfig
+from saekit.models.adversarial.dcgan import DCGAN, DCGANConfig
+from saekit.models.adversarial.gan import GAN, GANConfig
 from saekit.models.autoencoder import Autoencoder
 from saekit.models.contextual import Contextual, ContextualConfig
 from saekit.models.conv import Conv, ConvConfig
@@ -59,7 +63,18 @@ CATALOG: dict[str, Entry] = {
         "reads a sequence into one code and writes it out again: cell gru | lstm",
     ),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
+    "gan": Entry(GANConfig, GAN, "dense generator against a discriminator: samples, no encoder"),
+    "dcgan": Entry(DCGANConfig, DCGAN, "the same with convolutions, for images and grids: channels"),
+    "cgan": Entry(CGANConfig, CGAN, "the same with the class given to both: samples of a class"),
+    "aae": Entry(AAEConfig, AAE, "autoencoder whose codes a discriminator matches to a prior"),
 }
+
+LABELED = tuple(
+    name
+    for name, entry in CATALOG.items()
+    if "classes" in {field.name for field in dataclasses.fields(entry.config)}
+)
+"""Models that read the class of every row."""
 
 LOADED: dict[str, Entry] = {
     "cross_layer": Entry(
@@ -181,10 +196,11 @@ def build(
     d_out: int = 0,
     parts: tuple[int, ...] = (),
     seed: int = 0,
+    classes: tuple[str, ...] = (),
 ) -> Autoencoder:
     """A new model. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the
     target's rows where that is another store, `parts` the widths of several hooks side by side in
-    a row, `seed` that of the run. Raises UsageError on wrong options, DataError when the model does
+    a row, `seed` that of the run, `classes` the labels of the rows (saekit.store.labels). Raises UsageError on wrong options, DataError when the model does
     not take such examples."""
     check_options(name, options)
     config = config_of(name, options.get("sparsity") if name == "sae" else None)
@@ -198,6 +214,8 @@ def build(
         if "d_out" not in fields:
             raise UsageError(f"{opt('target_store')} does not apply to {opt('model', name)}")
         data["d_out"] = d_out
+    if "classes" in fields:
+        data["classes"] = classes
     if parts and "parts" in fields:
         data["parts"] = parts
     model = CATALOG[name].model(config(**data, **options))

@@ -96,6 +96,12 @@ ROW_METRICS = (
 OUTPUT_METRICS = (Metric("elbo", "evidence lower bound per row or example, in nats", ".3f"),)
 """Means of what a model itself says of each row or example, under this name in Output.extras."""
 
+SAMPLE_METRICS = (
+    Metric("diversity", "distance of a sample to the nearest other one, over that of rows", ".3f"),
+    Metric("classes", "share of the rows' classes that the samples have", ".1%"),
+)
+"""Of a model that encodes nothing (saekit.training.health)."""
+
 LOSS_METRICS = (
     Metric("ce_clean", "cross-entropy of the model's predictions, in nats", ".4f"),
     Metric("ce_sae", "the same with the reconstruction in place of the rows", ".4f"),
@@ -113,6 +119,7 @@ METRICS = {
     for metric in (
         *ROW_METRICS,
         *OUTPUT_METRICS,
+        *SAMPLE_METRICS,
         *LOSS_METRICS,
         Metric("dead_train", "share of latents not active in the last training rows", ".1%"),
         Metric("knn", "share of held-out rows whose nearest codes mostly have their label", ".1%"),

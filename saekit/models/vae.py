@@ -70,6 +70,8 @@ class VAEConfig(DenseConfig):
 
 
 class VAE(Dense):
+    generates: ClassVar[bool] = True
+
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
         width = (self.d_in, *self.hidden)[-1]
@@ -149,8 +151,11 @@ class VAE(Dense):
         return output
 
     @torch.no_grad()
-    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """(count, D): decoded draws from the prior."""
+    def sample(
+        self, count: int, generator: torch.Generator, label: object = None
+    ) -> torch.Tensor:
+        """(count, D): decoded draws from the prior, in raw units. Raises UsageError for a label."""
+        self.no_label(label)
         return self.decode(
             torch.randn(count, self.latents, generator=generator).to(self.input_mean.device)
         )

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from saekit.evaluation.compare import Comparison, Inputs, Judged, judge, open_inputs
-from saekit.evaluation.passes import Sample, SampleOutput, labels_of, output_on, sample
+from saekit.evaluation.passes import Sample, SampleOutput, output_on, sample
 from saekit.options import AnyStore, Device, Doc
 from saekit.report import panels, pictures
 from saekit.report.error_panel import errors_panel
 from saekit.report.page import Panel, document
 from saekit.report.plane import plane_panel
+from saekit.report.samples import samples_panel
 from saekit.store.files import write_bytes
 from saekit.store.folder_kinds import REPORT
+from saekit.store.labels import labels_of
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
 from saekit.store.run_folder import run_folder
@@ -155,6 +157,7 @@ def _panels(judged: Judged) -> list[Panel]:
         plane_panel(outputs, spec),
         pictures.filters_panel(outputs, spec),
         pictures.variational_panel(outputs, spec, seed),
+        samples_panel(judged.models, spec, seed),
         pictures.levels_panel(outputs, spec),
         errors_panel(outputs, judged.inputs.anomalies, seed),
         panels.settings_panel(judged.inputs),
@@ -167,7 +170,7 @@ def _sample_outputs(judged: Judged) -> tuple[list[SampleOutput], Sample | None]:
     inputs, labels = judged.inputs, labels_of(judged.inputs.store)
     samples: dict[tuple, Sample] = {}
     outputs = []
-    for evaluated in judged.models:
+    for evaluated in (evaluated for evaluated in judged.models if evaluated.model.encodes):
         target = None if evaluated.target is None else evaluated.target.path
         key = (evaluated.examples, target)
         if key not in samples:

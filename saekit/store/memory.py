@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ class ArraySource:
 
     Every row, sequence or grid is a document. `holdout` is the share of rows that is held out, by
     the rule of a store; 0: all rows are training rows. `shape` is (H,W,C) of a flat row that is an
-    image. `target`, in the shape of `x`, is what to reconstruct.
+    image. `target`, in the shape of `x`, is what to reconstruct. `labels` are those of the rows.
     """
 
     path = "the array"
@@ -36,12 +36,13 @@ class ArraySource:
         shape: tuple[int, int, int] | None = None,
         target: np.ndarray | torch.Tensor | None = None,
         holdout: float = 0.0,
+        labels: Sequence[str] | None = None,
     ) -> None:
         whole = torch.as_tensor(x)
         self.inner = tuple(whole.shape[1:-1])  # of one example, without D: () | (T,) | (H,W)
         self.x = whole.reshape(-1, whole.shape[-1])
         self.target = None if target is None else ArraySource(target, holdout=holdout)
-        self.holdout = holdout
+        self.holdout, self.labels = holdout, labels
         grid = self.inner if len(self.inner) == 2 else None
         self.spec = ActivationSpec(
             model="raw:array",

@@ -18,9 +18,11 @@ from saekit_kernels import Backend, resolve_backend
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, UsageError, opt
 from saekit.models.autoencoder import Autoencoder
-from saekit.models.catalog import build
+from saekit.models.adversarial.gan import AdversarialConfig, drawn_by_default
+from saekit.models.catalog import CATALOG, LABELED, build
 from saekit.models.sae import SAE
 from saekit.rows import Rows
+from saekit.store.labels import WithLabels, classes_of
 from saekit.store.pair import PairedStore
 from saekit.store.previous import WithPrevious
 from saekit.store.reader import Store
@@ -58,13 +60,16 @@ def resolve(config: TrainConfig, rows: Rows, live: bool = False) -> Resolved:
     the model or are too few for a batch, BackendError for a device or backend that is not there.
     """
     if config.normalize is None and not isinstance(rows, Store):
-        config = dataclasses.replace(config, normalize=memory_normalize(config.options))
+        output = output_of(config.model, config.options, rows)
+        config = dataclasses.replace(config, normalize=memory_normalize({"output": output}))
     device = pick_device(config.device)
     source, d_out = _with_target(rows, config)
     spec = source.spec
-    model = build(
-        config.model, spec.d_in, config.options, spec.shape, d_out, source.parts, config.seed
-    )
+    classes = classes_of(source) if config.model in LABELED else ()
+    given = (spec.shape, d_out, source.parts, config.seed, classes)
+    model = build(config.model, spec.d_in, config.options, *given)
+    if classes:
+        source = WithLabels(source, classes)
     if model.needs_previous:
         source = WithPrevious(source)
     backend = pick_backend(model, config.backend, device)
@@ -73,9 +78,7 @@ def resolve(config: TrainConfig, rows: Rows, live: bool = False) -> Resolved:
     if model.nudges and "revive" not in config.options and not live:
         if units < NUDGED_FROM * model.latents:
             options = {**config.options, "revive": "none"}
-            model = build(
-                config.model, spec.d_in, options, spec.shape, d_out, source.parts, config.seed
-            )
+            model = build(config.model, spec.d_in, options, *given)
             notice = (
                 f"{opt('revive', 'none')}: {units / model.latents:.1g} training rows per latent are"
                 f" too few to bring dead ones back (docs/variants.md); fewer {opt('latents')}, or"
@@ -114,6 +117,15 @@ def memory_normalize(options: Mapping[str, Any]) -> Literal["center+scale", "non
     """Of rows in memory, which may hold anything: the default rates suit values around 0 of size 1,
     except where the model's output is bounded, which gives values in [0, 1]."""
     return "center+scale" if options.get("output", "linear") == "linear" else "none"
+
+
+def output_of(model: str, options: Mapping[str, Any], rows: Rows) -> str:
+    """The activation function of a model's output on these rows."""
+    if (chosen := options.get("output")) is not None:
+        return chosen
+    if issubclass(CATALOG[model].config, AdversarialConfig):
+        return drawn_by_default(rows.spec.shape, rows.spec.d_in)
+    return "linear"
 
 
 def pick_backend(model: torch.nn.Module, asked: str, device: torch.device) -> Backend:

@@ -19,6 +19,7 @@ from saekit.models.metrics import Figures, RowSums
 from saekit.models.normalizer import Normalizer
 from saekit.rows import Rows
 from saekit.training.config import TrainConfig
+from saekit.training.health import generated_figures
 from saekit.training.inputs import BatchNormalizer, checked, estimate, estimate_target
 from saekit.training.loop import Trainer
 from saekit.training.sinks import Sink
@@ -175,6 +176,8 @@ def holdout_figures(
     sums = RowSums(model.active_above)
     examples = by_example(model, source)
     model = on_device(model, device)
+    if not model.encodes:
+        return generated_figures(model, source, split, rows, examples)
     with torch.no_grad():
         for batch in checked(
             source, source.batches(256 if examples else 4096, split=split, examples=examples)

@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from saekit.models.autoencoder import Autoencoder
 from saekit.rows import Rows
 from saekit.store.checkpoint import damaged_state, read_train_state, write_train_state
+from saekit.training.adversarial import Players
 from saekit.training.average import Average
 from saekit.training.config import TrainConfig
 from saekit.training.dead import (
@@ -26,6 +28,7 @@ from saekit.training.dead import (
     revive_rows,
 )
 from saekit.training.divergence import PendingLosses
+from saekit.training.health import Health, is_due
 from saekit.training.inputs import BatchNormalizer
 from saekit.training.logging import MetricsFile
 from saekit.training.optim import decay_share, make_adam, products_in_bfloat16, schedule
@@ -74,6 +77,12 @@ class Trainer:
         # optimizer, average of the weights, random numbers
         self.names = [name for name, _ in model.named_parameters()]
         self.optimizer = make_adam(model, self.lr, config.weight_decay or 0.0, config.beta2)
+        self.players: Players | None = None
+        self.health: Health | None = None
+        if model.strategy == "adversarial":
+            self.players = Players(model, self.lr, config)
+            self.optimizer = self.players.optimizers["generator"]
+            self.names = self.players.names["generator"]
         self.average = None if config.ema is None else Average(config.ema)
         self.generator = torch.Generator().manual_seed(config.seed + 1)
         self.stages = model.stages(total)
@@ -150,6 +159,8 @@ class Trainer:
                 if self.step % log_every == 0 or self.step == self.total:
                     rate = (self.step - logged) * self.batch / max(now - last_log, 1e-9)
                     figures = self.figures(batch, terms) | {"rows_per_s": round(rate, 1)}
+                    for text in self._watch(figures, log_every):
+                        progress(Progress("train", 0, 0, message=text))
                     for output in outputs:
                         output.write(figures)
                     rows, all_rows = self.step * self.batch, self.total * self.batch
@@ -177,6 +188,8 @@ class Trainer:
         batch, stage = self.normalize(raw), self._stage()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self._factor(stage)
+        if self.players is not None:
+            self.players.set_rate(self.lr * self._factor(stage))
         terms = self._take_step(batch)
         self.step += 1
         # what only a poll of the device tells: NaN, dead latents, L0
@@ -234,13 +247,21 @@ class Trainer:
         )
 
     def _take_step(self, batch: ActivationBatch) -> LossTerms:
+        if self.players is not None:
+            return self.players.step(batch, self.at, self.config.clip, self._precision(batch))
         if self.config.precision == "float32":
             return take_step(self.model, self.optimizer, batch, self.at, self.config.clip)
         # without the backward pass: a product's gradient has the precision of the product
-        with products_in_bfloat16(batch.x.device):
+        with self._precision(batch)():
             terms = self.model.loss(batch, self.at)
         apply_gradients(self.model, self.optimizer, terms, self.config.clip)
         return terms
+
+    def _precision(self, batch: ActivationBatch) -> Callable[[], AbstractContextManager[None]]:
+        """Of the products of a forward pass."""
+        if self.config.precision == "float32":
+            return nullcontext
+        return partial(products_in_bfloat16, batch.x.device)
 
     def _stage(self) -> Stage:
         """The stage of the coming step. At its first step the model is told, and the moments and
@@ -251,9 +272,22 @@ class Trainer:
         if self.step == stage.start:
             self.model.enter(stage, self.sample)
             self.optimizer.state.clear()
+            if self.players is not None:
+                self.players.clear()
         return stage
 
     # -- figures
+
+    def _watch(self, figures: dict[str, float | None], log_every: int) -> list[str]:
+        """Add what a generator draws to some lines of metrics; returns warnings."""
+        if self.players is None or not is_due(self.step, self.total, log_every):
+            return []
+        if self.health is None:
+            self.health = Health.of(
+                self.players.model, self.store, self.normalize, self.config.order, self.examples
+            )
+        figures |= self.health.figures(self.step)
+        return self.health.warnings(self.step / self.total, self.players.told_apart, figures)
 
     def dead_share(self) -> float | None:
         """Share of dead latents; None until as many rows were seen as make a latent dead, and for

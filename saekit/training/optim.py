@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -95,15 +95,19 @@ def make_adam(
 ) -> torch.optim.Adam:
     """Adam with betas 0.9 and `beta2`; with a weight decay AdamW (Loshchilov and Hutter 2019, arXiv
     1711.05101). Fused: one pass over the parameters, 4 to 8 times as fast as the loop on a CPU."""
+    return adam_of(model.named_parameters(), lr, (0.9, beta2), weight_decay)
+
+
+def adam_of(
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """The same for some parameters, with their names."""
     if weight_decay:
-        return torch.optim.AdamW(
-            model.named_parameters(),
-            lr=lr,
-            betas=(0.9, beta2),
-            weight_decay=weight_decay,
-            fused=True,
-        )
-    return torch.optim.Adam(model.named_parameters(), lr=lr, betas=(0.9, beta2), fused=True)
+        return torch.optim.AdamW(named, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(named, lr=lr, betas=betas, fused=True)
 
 
 def adam_tensors(optimizer: torch.optim.Adam, names: list[str]) -> dict[str, torch.Tensor]:

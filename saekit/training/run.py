@@ -38,7 +38,7 @@ from saekit.versions import versions
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is not a model
 # after a run that diverged
 CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
-SHOWN = ("fvu", "cosine", "l0", "dead", "dead_train")  # of the metrics, where a result is printed
+SHOWN = ("fvu", "cosine", "l0", "dead", "dead_train", "diversity", "classes")  # of the metrics, where a result is printed
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 
@@ -53,7 +53,8 @@ class TrainResult:
     backend: str
     metrics: dict[str, float | None]
     """On the held-out rows: fvu, mse, cosine, l0, dead; dead_train over the last dead_rows training
-    rows (None in a shorter run)."""
+    rows (None in a shorter run). A model that encodes nothing has None for these, and diversity and
+    classes of its samples."""
 
     def __repr__(self) -> str:
         return brief(self, self._figures())
@@ -62,7 +63,8 @@ class TrainResult:
         return html_table([self._figures()], "TrainResult")
 
     def _figures(self) -> dict[str, Any]:
-        metrics = {name: self.metrics.get(name) for name in SHOWN}
+        drawn = {name for name in ("diversity", "classes") if name not in self.metrics}
+        metrics = {name: self.metrics.get(name) for name in SHOWN if name not in drawn}
         run = {"step": self.step, "rows": self.rows, "rows_per_s": round(self.rows_per_s)}
         return {"path": self.path, **metrics, **run, "backend": self.backend}
 
@@ -311,14 +313,14 @@ class TrainRun:
         final = restore(self.config.model, resolved_options, fitted.tensors)
         figures = holdout_figures(final, self.source, device=self.device).scalars() | fitted.figures
         fvu, mse = figures["fvu"], figures["mse"]
-        assert fvu is not None and mse is not None
-        if math.isnan(fvu) and math.isfinite(mse):
-            raise DataError(
-                "the held-out rows do not vary, so fvu has no value",
-                f"harvest more rows, or with a larger {opt('holdout')}",
-            )
-        if not fvu <= DIVERGED_FVU:
-            raise NumericsError(f"the run diverged: held-out fvu {fvu:.3g}", CALMER)
+        if fvu is not None and mse is not None:  # a generator reconstructs nothing
+            if math.isnan(fvu) and math.isfinite(mse):
+                raise DataError(
+                    "the held-out rows do not vary, so fvu has no value",
+                    f"harvest more rows, or with a larger {opt('holdout')}",
+                )
+            if not fvu <= DIVERGED_FVU:
+                raise NumericsError(f"the run diverged: held-out fvu {fvu:.3g}", CALMER)
         # The result, in memory or in the folder.
         rate = round(fitted.done / max(fitted.seconds, 1e-9), 1)
         where = None if self.out is None else str(self.out)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def state_of(trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, JSON) of a run."""
     tensors = _fixed_tensors(trainer) | adam_tensors(trainer.optimizer, trainer.names)
+    if trainer.players is not None:
+        tensors |= trainer.players.tensors()
     state = {"step": trainer.step, "model": trainer.model.run_state()}
     if trainer.average is not None:
         tensors |= {f"average.{name}": value for name, value in trainer.average.tensors.items()}
@@ -48,7 +50,10 @@ def restore_state(trainer: Trainer, tensors: dict[str, torch.Tensor], state: dic
     if model_state := as_type(state.get("model"), dict[str, Any], "model"):
         trainer.model.continue_from(model_state)
     trainer.model.load_state_dict(_named(tensors, "model."))
-    restore_adam(trainer.optimizer, trainer.names, tensors)
+    if trainer.players is None:
+        restore_adam(trainer.optimizer, trainer.names, tensors)
+    else:
+        trainer.players.restore(tensors)
     trainer.generator.set_state(tensors["generator"])
     # The units of the rows.
     device = trainer.normalize.inputs.mean_D.device

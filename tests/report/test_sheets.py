@@ -8,7 +8,7 @@ import torch
 
 from saekit.errors import DataError
 from saekit.report.images import GAP
-from saekit.report.samples import class_sheet, path_sheet
+from saekit.report.sheets import class_sheet, path_sheet
 
 SHAPE = (2, 2, 1)
 

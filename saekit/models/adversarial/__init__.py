@@ -1,0 +1,1 @@
+"""Generators trained against a discriminator: gan, dcgan, cgan, aae."""

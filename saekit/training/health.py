@@ -1,0 +1,177 @@
+"""What a generator draws while it trains: how diverse it is, which classes it has, and whether one of
+the players has won. From this come two warnings, named collapse and won discriminator.
+
+Shapes: N samples, M rows, D values of a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from saekit.errors import opt
+from saekit.models.adversarial.players import TwoPlayers
+from saekit.models.autoencoder import Autoencoder
+from saekit.models.metrics import ROW_METRICS, Figures
+from saekit.rows import Rows
+from saekit.store.labels import labels_of
+from saekit.training.inputs import BatchNormalizer
+from saekit.types import LossTerms, Split
+
+POLLS = 20  # in a run, at least
+SAMPLES, LABELED = 256, 2000  # drawn at each; rows of the classifier
+WARNS_FROM = 0.25  # share of the steps before which nothing is said: every generator starts flat
+COLLAPSED = 0.2
+"""Diversity below which a generator has collapsed."""
+WON = 0.99
+"""Share of rows that a discriminator is right about, above which it has won; a mean over the last
+some 100 steps."""
+AT_ONCE = 1024  # samples per pass of the generator
+JUDGED = 1000  # rows and samples that the figures of a trained model are of, at most
+FOUND = 0.2  # of the samples that its share of the rows would give: a class is found
+
+
+def diversity(samples_ND: torch.Tensor, rows_MD: torch.Tensor) -> float | None:
+    """The mean distance of a sample to the nearest other one, over the same of as many rows: near 1
+    they are as different from each other as rows are, 0 all equal. None where rows do not differ, or
+    there are fewer than two."""
+    count = min(len(samples_ND), len(rows_MD))
+    if count < 2:
+        return None
+    drawn, real = (_nearest(x[:count]) for x in (samples_ND, rows_MD))
+    return drawn / real if real > 0 else None
+
+
+def _nearest(x: torch.Tensor) -> float:
+    x = x.flatten(1).float()
+    return float(torch.cdist(x, x).fill_diagonal_(torch.inf).min(1).values.mean())
+
+
+def classes_found(
+    samples_ND: torch.Tensor, rows_MD: torch.Tensor, labels: Sequence[str | None]
+) -> float | None:
+    """The share of the rows' classes that samples have, by the label of the nearest row. A class is
+    found where it has at least a fifth of the samples that its share of the rows would give. None
+    where no row has a label."""
+    labeled = [number for number, label in enumerate(labels) if label is not None]
+    if not labeled or not len(samples_ND):
+        return None
+    rows, drawn = rows_MD[labeled].flatten(1).float(), samples_ND.flatten(1).float()
+    nearest = torch.cdist(drawn, rows).argmin(1).tolist()
+    in_rows = Counter(labels[number] for number in labeled)
+    in_samples = Counter(labels[labeled[number]] for number in nearest)
+    share = len(drawn) / len(labeled)
+    found = [name for name in in_rows if in_samples[name] >= FOUND * share * in_rows[name]]
+    return len(found) / len(in_rows)
+
+
+@torch.no_grad()
+def drawn(
+    model: Autoencoder, n: int, generator: torch.Generator, label: object = None
+) -> torch.Tensor:
+    """(n, *example) on the CPU, AT_ONCE at a time."""
+    parts = []
+    for first in range(0, n, AT_ONCE):
+        parts.append(model.sample(min(AT_ONCE, n - first), generator, label).cpu())
+    return torch.cat(parts)
+
+
+def generated_figures(
+    model: Autoencoder,
+    source: Rows,
+    split: Split,
+    rows: int | None,
+    examples: bool = False,
+) -> Figures:
+    """Of a model that encodes nothing: `diversity` and `classes` of as many samples as rows of the
+    split, at most JUDGED; the metrics of reconstructions are None."""
+    count = min(JUDGED if rows is None else max(rows, 2), JUDGED, source.count(split, examples))
+    batch = next(iter(source.batches(count, 0, split=split, examples=examples)))
+    assert batch.rows is not None
+    of_rows = labels_of(source)
+    labels = [of_rows[row] for row in batch.rows.tolist()]
+    samples, x = drawn(model, count, torch.Generator().manual_seed(0)), batch.x.float()
+    values: dict[str, float | None] = dict.fromkeys(metric.name for metric in ROW_METRICS)
+    values |= {"diversity": diversity(samples, x), "classes": classes_found(samples, x, labels)}
+    return Figures(count, values, None)
+
+
+def is_due(step: int, total: int, log_every: int) -> bool:
+    """Whether a line of metrics has these figures: about POLLS of a run, and the last."""
+    return step % (log_every * max(total // (log_every * POLLS), 1)) == 0 or step == total
+
+
+@dataclass
+class Health:
+    """Of one run. `seed` and the step decide what is drawn, so that a resumed run measures the
+    same."""
+
+    model: TwoPlayers
+    rows: torch.Tensor
+    """Normalized training rows, or examples."""
+    labels: list[str | None]
+    seed: int
+    low: int = 0
+    """Measurements in a row that were below COLLAPSED."""
+    said: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls,
+        model: TwoPlayers,
+        store: Rows,
+        normalize: BatchNormalizer,
+        seed: int,
+        examples: bool,
+    ) -> Health:
+        """Compared with the first LABELED training rows in the order of `seed`."""
+        count = min(LABELED, store.count("train", examples))
+        batch = normalize(next(iter(store.batches(count, seed, 0, "train", examples))))
+        labels: list[str | None] = [None] * count
+        if batch.rows is not None:
+            of_rows = labels_of(store)
+            labels = [of_rows[row] for row in batch.rows.tolist()]
+        return cls(model, batch.x, labels, seed)
+
+    def figures(self, step: int) -> dict[str, float | None]:
+        """`diversity` of SAMPLES samples, and `classes` where rows have labels."""
+        training = self.model.training
+        generator = torch.Generator().manual_seed(self.seed + step)
+        samples = self.model.eval().sample(SAMPLES, generator)
+        self.model.train(training)
+        figures = {"diversity": diversity(samples, self.rows)}
+        found = classes_found(samples, self.rows, self.labels)
+        if found is not None:
+            figures["classes"] = found
+        low = figures["diversity"]
+        self.low = self.low + 1 if low is not None and low < COLLAPSED else 0
+        return figures
+
+    def warnings(
+        self, done: float, told_apart: float, figures: dict[str, float | None]
+    ) -> list[str]:
+        """What is wrong once a share `done` of the run is over, each said once: a collapse after two
+        measurements in a row, and a discriminator that is right about a share `told_apart` of the
+        rows."""
+        found = {}
+        if self.low >= 2:
+            found["collapse"] = (
+                f"collapse: the samples are {figures['diversity']:.2f} times as far from each other"
+                f" as rows are (below {COLLAPSED:g}); {opt('instance_noise', 0.1)}, a lower"
+                f" {opt('discriminator_rate')} or a lower {opt('lr')} may help"
+            )
+        if told_apart > WON:
+            found["won"] = (
+                f"won discriminator: it is right about {told_apart:.1%} of the rows"
+                f" (above {WON:.0%}), and the generator learns little from it;"
+                f" {opt('discriminator_rate', 0.5)}, {opt('instance_noise', 0.1)} or"
+                f" {opt('spectral_norm', True)} may help"
+            )
+        if done < WARNS_FROM:
+            return []
+        new = [text for name, text in found.items() if name not in self.said]
+        self.said |= found.keys()
+        return new
