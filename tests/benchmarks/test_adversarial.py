@@ -56,6 +56,7 @@ def test_every_case_names_data_and_options_that_its_model_takes():
         for data in dict.fromkeys(case.data for case in cases):
             # real rows and the VAE come first: others stand beside them
             assert [case.model for case in cases if case.data == data][:2] == [REAL, "vae"]
+    assert {"gan", "dcgan", "cgan", "aae"} <= {case.model for case in CASES if case.data == "mnist"}
     assert {f.name for f in AdversarialResult.__dataclass_fields__.values()} > set(SHOWN)
 
 
