@@ -132,12 +132,12 @@ def judge_hidden(sides: Sides, rows: int = SAE_ROWS) -> Measure:
     return measure
 
 
-def _by_class(model: Any, judge: Judge, count: int) -> tuple[torch.Tensor, np.ndarray]:
+def by_class(model: Any, names: np.ndarray, count: int) -> tuple[torch.Tensor, np.ndarray]:
     """(samples (M,D), the class that each was asked for), `count` in all."""
-    each = -(-count // len(judge.names))
+    each = -(-count // len(names))
     generator = torch.Generator().manual_seed(SEED)
-    drawn = [model.sample(each, generator, label=name).flatten(1) for name in judge.names]
-    return torch.cat(drawn).float(), judge.names.repeat(each)
+    drawn = [model.sample(each, generator, label=name).flatten(1) for name in names]
+    return torch.cat(drawn).float(), names.repeat(each)
 
 
 def _is_conditional(model: Any) -> bool:
@@ -147,7 +147,7 @@ def _is_conditional(model: Any) -> bool:
 def _recognized(model: Any, judge: Judge, count: int) -> float | None:
     if model is None or not _is_conditional(model):
         return None
-    return judge.recognized(*_by_class(model, judge, count))
+    return judge.recognized(*by_class(model, judge.names, count))
 
 
 def _pictures(
@@ -163,7 +163,7 @@ def _pictures(
     folder.mkdir(parents=True, exist_ok=True)
     shape, stem = sides.store.spec.shape, name.split()[0]
     if _is_conditional(model):
-        drawn, predicted = _by_class(model, judge, PER_CLASS * len(judge.names))
+        drawn, predicted = by_class(model, judge.names, PER_CLASS * len(judge.names))
     picture = class_sheet(drawn, predicted, judge.names, shape, PER_CLASS)
     picture.save(folder / f"samples-{stem}.png", optimize=True)
     z_BF = torch.randn(ENDS, model.latents, generator=torch.Generator().manual_seed(SEED))
