@@ -1,5 +1,5 @@
 """How well attributions predict real ablations: embedded SmolLM2-135M, with the dictionary that
-docs/attribution.md trains.
+docs/notes/attribution.md trains.
 
     python benchmarks/bench_attribution.py runs/pydocs
         [--csv benchmarks/results/attribution.csv]
@@ -7,8 +7,8 @@ docs/attribution.md trains.
 For each of ten prompts that are not from the training data, and each method, the 20 nodes with the
 largest predicted effects on the difference of two logits are ablated one by one. A row of the file
 is one node; rows are on the disk once a prompt is measured. The table is that of
-docs/attribution.md: Pearson r over all nodes and by prompt. "One path" is integrated gradients
-along one path per position. The first position, an attention sink, is left as it is.
+docs/notes/attribution.md: Pearson r over all nodes and by prompt. "One path" is integrated
+gradients along one path per position. The first position, an attention sink, is left as it is.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.training.run:TrainResult": ("model",),
         "sweep": (),
         "saekit.sweeps.run:SweepResult": (),
+        "sample": (),
     },
     "Load models": {
         "load": (),

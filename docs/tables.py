@@ -1,4 +1,4 @@
-"""Writes the tables of measurements in README.md and docs/*.md from benchmarks/results.
+"""Writes the tables of measurements in README.md and docs/ from benchmarks/results.
 
 `make bench` measures and then calls it; `python docs/tables.py` by itself writes what is there. A
 table stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`; NAME is in TABLES, or
@@ -18,7 +18,7 @@ import sizing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table \2 -->)", re.DOTALL)
 NONE = "Not measured yet.\n"
 

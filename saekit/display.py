@@ -4,6 +4,7 @@ or a small table. No more digits than they mean.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,6 +15,16 @@ from saekit.errors import MissingError
 T = TypeVar("T")
 DIGITS = 4
 MOST_EXAMPLES = 8
+
+
+def finite(value: Any) -> Any:
+    """The same structure for JSON, which has no number for NaN and infinity: null. The perplexity
+    of a text that the model would never write is infinite, for example. Keys become strings."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def pandas() -> Any:

@@ -56,7 +56,7 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Parameters
         model: name in saekit.models.catalog: sae | pca | kmeans | linear | dense | vae ... Models
-            without an encoder (gan, dcgan, cgan) have `sample` and `inverse_transform` only.
+            without an encoder (gan, dcgan, cgan) only have `sample` and `inverse_transform`.
         latents: length F of the code; None: the model's default, for pca at most n_features, for
             kmeans at most n_samples.
         options: the model's other options by name, such as {"hidden": (256, 64), "noise":
@@ -119,8 +119,8 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # ----------------------------------------------------------------------------------------------
 
     def fit(self, X, y=None) -> Estimator:
-        """Train on all rows of X. `y` are the classes of the rows for cgan, and ignored by all other
-        models."""
+        """Train on all rows of X. `y` are the classes of the rows for cgan; all other models ignore
+        it."""
         x_ND = self._rows(X, reset=True)
         with _as_value_errors():
             labels = self._labels(y, len(x_ND)) if self.model in LABELED else None
@@ -207,7 +207,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # -- the map
     # ----------------------------------------------------------------------------------------------
 
-    @available_if(lambda self: self._encodes)
     def transform(self, X):
         """Codes (n_samples, F) of the rows of X."""
         return self._mapped(X, lambda model, x_BD: _dense(model.encode(x_BD)))
@@ -229,7 +228,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             raise ValueError("codes of kmeans hold a single 1 in every row")
         return _like(Z, torch.cat(list(self._in_parts(z_NF, _decoded))))
 
-    @available_if(lambda self: self._encodes)
     def reconstruct(self, X):
         """What the decoder makes of the codes of X, in the shape and units of X."""
         return self._mapped(X, _reconstruction)
@@ -237,7 +235,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     # -- evaluation
     # ----------------------------------------------------------------------------------------------
 
-    @available_if(lambda self: self._encodes)
     def score(self, X, y=None) -> float:
         """Explained variance 1 - FVU of X around its own mean, summed over rows and features in
         fp64; nan where X does not vary."""
@@ -250,7 +247,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         assert fvu is not None
         return 1 - fvu
 
-    @available_if(lambda self: self._encodes)
     def score_samples(self, X):
         """Minus the squared error of each row, (n_samples,), units of X squared: higher for rows
         that are more like the training data."""
@@ -276,11 +272,6 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         with _as_value_errors(), torch.no_grad():
             generator = torch.Generator().manual_seed(self._seed)
             return drawn(self.model_, n, generator, label).numpy()
-
-    @property
-    def _encodes(self) -> bool:
-        """Whether rows have codes; a name that is not in the catalog is refused by fit."""
-        return self.model not in CATALOG or CATALOG[self.model].model.encodes
 
     @property
     def components_(self) -> np.ndarray:
@@ -323,7 +314,9 @@ class Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         device = pick_device(self.device)
         model = self.model_.to(device)
         for part in rows.split(ROWS_AT_ONCE):
-            yield function(model, part.to(device)).cpu()
+            with _as_value_errors():  # a model without an encoder says so
+                result = function(model, part.to(device)).cpu()
+            yield result
 
     # -- what scikit-learn asks of an estimator
     # -----------------------------------------------------------------------------

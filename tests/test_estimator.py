@@ -36,11 +36,12 @@ SMALL = {  # of each model, a size that trains in a moment
     "linear": {"latents": 5, "epochs": 4, "lr": 1e-2},
     "dense": {"latents": 5, "options": {"hidden": (24,)}, "epochs": 4, "lr": 1e-2},
     "vae": {"latents": 5, "options": {"hidden": (24,)}, "epochs": 4, "lr": 1e-2},
+    "aae": {"latents": 5, "options": {"hidden": (24,)}, "epochs": 4, "lr": 1e-2},
 }
 IMAGE_MODELS = [
     name
     for name, entry in CATALOG.items()
-    if "shape" in {field.name for field in dataclasses.fields(entry.config)}
+    if "shape" in {field.name for field in dataclasses.fields(entry.config)} and entry.model.encodes
 ]
 
 
@@ -63,6 +64,7 @@ CHECKED = [
     Estimator("dense", latents=2, epochs=2),
     Estimator("dense", latents=2, epochs=4, options={"hidden": [8], "pretrain": "greedy"}),
     Estimator("vae", latents=2, epochs=2),
+    Estimator("aae", latents=2, epochs=2),
     Estimator("sae", latents=16, epochs=2, options={"k": 2}),
     Estimator("sae", epochs=2, options={"sparsity": "l1"}),
 ]
@@ -72,7 +74,7 @@ def rounding(estimator):
     """The one check that may fail: it asks for 1e-4 of every value, near 0 too, whether rows come
     all at once or one by one. Products of float32 matrices are summed in another order for another
     number of rows, so a code near 0 differs by more; models with several layers have such codes."""
-    deep = estimator.model in ("dense", "vae", "sae")
+    deep = estimator.model in ("dense", "vae", "sae", "aae")
     return (
         {"check_methods_subset_invariance": "float32 products depend on the number of rows"}
         if deep
@@ -303,6 +305,28 @@ def test_a_model_of_images_is_told_their_sides(name, digits):
     assert fitted.history_[-1]["fvu"] < fitted.history_[0]["fvu"]
     with pytest.raises(ValueError, match=r"takes images.*image_shape=\(H, W, C\)"):
         Estimator(name).fit(train)
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan", "cgan"])
+def test_a_model_without_an_encoder_draws_rows_in_units_of_the_data(name, digits):
+    train, _, y_train, _ = digits
+    drawing = Estimator(name, latents=5, epochs=1, image_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match=r'output="tanh"|data range from 0 to 16'):
+        drawing.fit(train, y_train)
+    drawing.fit(train / 16, y_train)
+    label = 3 if name == "cgan" else None
+    x, again = drawing.sample(7, label), pickle.loads(pickle.dumps(drawing)).sample(7, label)
+    assert x.shape == (7, 64) and x.min() >= 0 and x.max() <= 1
+    np.testing.assert_array_equal(x, again)
+    for method in ("transform", "reconstruct", "score", "score_samples"):
+        with pytest.raises(ValueError, match="has no encoder"):
+            getattr(drawing, method)(train / 16)
+    assert not hasattr(small("dense"), "sample") and hasattr(small("vae"), "sample")
+    if name == "cgan":
+        with pytest.raises(ValueError, match=r"fit\(X, y\)"):
+            drawing.fit(train / 16)
+        with pytest.raises(ValueError, match="not one of the classes"):
+            drawing.sample(1, "ten")
 
 
 # -- copies ----------------------------------------------------------------------------------------

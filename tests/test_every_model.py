@@ -23,6 +23,8 @@ SMALL = {
     "dense": {"latents": 4, "hidden": (12,)}, "conv": {"latents": 4, "channels": (4,)},
     "unet": {"latents": 4, "channels": (4,)},
     "recurrent": {"latents": 4, "width": 8}, "vae": {"latents": 3, "hidden": (12,)},
+    "gan": {"latents": 3, "hidden": (12,)}, "dcgan": {"latents": 3, "channels": (4,)},
+    "cgan": {"latents": 3, "channels": (4,)}, "aae": {"latents": 3, "hidden": (12,)},
 }  # fmt: skip
 TRAINED = [name for name in CATALOG if name not in ("pca", "kmeans")]
 VARIANTS = [
@@ -57,11 +59,14 @@ def test_every_model_has_a_small_size():
 def test_evaluate_gives_the_figures_of_the_run(images, tmp_path, name, more):
     result = saekit.train(images, tmp_path / "run", **options(name, **more))
     (evaluation,) = saekit.evaluate(tmp_path / "run", images)
+    encodes = CATALOG[name].model.encodes
+    figure = "fvu" if encodes else "diversity"  # a model that only draws reconstructs nothing
     assert (
         evaluation.split == "holdout"
-        and evaluation.metrics["fvu"] == result.metrics["fvu"]
-        and math.isfinite(result.metrics["fvu"])
+        and evaluation.metrics[figure] == result.metrics[figure]
+        and math.isfinite(result.metrics[figure])
     )
+    assert (evaluation.metrics["fvu"] is None) == (not encodes)
     assert (evaluation.metrics["l0"] is None) == (
         saekit.load(tmp_path / "run").active_above is None
     )
@@ -81,10 +86,25 @@ def test_inspect_makes_a_page_or_says_why_not(images, tmp_path, capsys, name, mo
         "0-2",
         "-q",
     )
-    if saekit.load(tmp_path / "run").takes == "rows":
+    model = saekit.load(tmp_path / "run")
+    if model.takes == "rows" and not model.encodes:
+        assert code == 2 and "has no encoder" in capsys.readouterr().err
+    elif model.takes == "rows":
         assert code == 0 and (tmp_path / "page" / "index.html").exists()
     else:
         assert code == 3 and "whole examples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_compare_has_a_row_for_it_and_a_report(images, tmp_path, name):
+    saekit.train(images, tmp_path / "run", **options(name))
+    comparison = saekit.compare(tmp_path / "run", images, tmp_path / "report")
+    model, row = CATALOG[name].model, comparison.rows[0]
+    assert row.name == "run" and (row.metrics["fvu"] is None) == (not model.encodes)
+    controls = {other.name for other in comparison.rows if other.role == "control"}
+    assert (controls == {"raw input"}) == (not model.encodes)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert ("Samples" in page) == (model.generates and name != "vae")
 
 
 @pytest.mark.parametrize("name", CATALOG)

@@ -19,6 +19,10 @@ EXAMPLES = [
     "saekit attribute runs/l9 runs/l15 --prompt 'She said that' --versus ' she, he' --top 10",
     "saekit attribute runs/vit --image digit.png --target 3",
 ]
+LEGEND = (
+    "effect: by how much it falls without the node, predicted; ablated: measured",
+    "error: what the dictionary misses there; below 0: the node speaks against it",
+)
 KEY = ("prompt", "image", "target", "versus", "positions", "top", "json_")
 
 
@@ -84,5 +88,7 @@ def _summary(result: AttributionResult) -> str:
         f"correlation of effect and ablated: {figure(result.correlation)}",
         table(rows[0], rows[1:]),
         table(header, quality),
+        "",
+        *LEGEND,
     ]
     return "\n".join(lines)

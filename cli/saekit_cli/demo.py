@@ -181,6 +181,8 @@ def _text_part(model: str, hook: str | None) -> tuple[Part, LiveModel]:
     hook = hook or f"blocks.{int(DEPTH * live_model.blocks)}"
     title = "" if other else TEXT.title
     harvest = TEXT.harvest | {"hook": hook}
+    if other:  # hidden states of Gemma pass the largest float16
+        harvest["dtype"] = "float32"
     return replace(TEXT, name=name, model=model, harvest=harvest, title=title), live_model
 
 

@@ -102,7 +102,9 @@ def _samples(results: list[Evaluation]) -> list[str]:
 
     lines = [
         f"samples of {r.checkpoint}: "
-        + ", ".join(f"{metric.name} {metric.text(r.metrics[metric.name])}" for metric in SAMPLE_METRICS)
+        + ", ".join(
+            f"{metric.name} {metric.text(r.metrics[metric.name])}" for metric in SAMPLE_METRICS
+        )
         for r in results
         if "diversity" in r.metrics
     ]

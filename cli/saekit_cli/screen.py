@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from saekit.display import finite
 from saekit.errors import spelled
 from saekit_cli import interrupts
 from saekit_cli.flags import flag
@@ -37,8 +38,8 @@ def take_any_encoding() -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout; dataclasses become objects, NaN becomes null."""
-    typer.echo(json.dumps(_plain(value)))
+    """One JSON value on stdout; dataclasses become objects, NaN and infinity null."""
+    typer.echo(json.dumps(finite(_plain(value)), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -48,7 +49,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return value
 
 
 def message(word: str, text: str) -> None:

@@ -3,7 +3,8 @@
 The cost of the sparse path beyond the encoder grows with B * L0 * (D + a constant for bookkeeping),
 plus a constant for its many small operations; its savings grow with B * F * D. So the crossover is
 L0* = F / (c (1 + d / D)) * (1 - H / (B F D)). On CPUs c, d and H are fitted to measurements at six
-shapes (docs/kernels.md). On a GPU nothing has been measured; the cost model of cost.py is used.
+shapes (docs/notes/kernels.md). On a GPU nothing has been measured; the cost model of cost.py is
+used.
 """
 
 from __future__ import annotations

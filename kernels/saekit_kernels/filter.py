@@ -12,7 +12,7 @@ The result is exact; only the time depends on the data.
 The bit patterns of positive bf16 values have the order of the values, so maxima and comparisons run
 on int16, several times faster. A shift added to every bias makes all thresholds positive. int8 (8.7
 times as fast as fp32) is slower overall: its bound is 8 times wider on real hidden states, with
-1,400 survivors per row instead of 150 (docs/kernels.md).
+1,400 survivors per row instead of 150 (docs/notes/kernels.md).
 """
 
 from __future__ import annotations

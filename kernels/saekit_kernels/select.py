@@ -15,8 +15,8 @@ import torch
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # row, column, value: one of each
 
-# Columns per group, F/GROUP apart, so that the maximum reads contiguous memory; docs/kernels.md has
-# the measurements.
+# Columns per group, F/GROUP apart, so that the maximum reads contiguous memory;
+# docs/notes/kernels.md has the measurements.
 GROUP = 8
 GROUPS = (GROUP, 4)  # the first that gives enough groups is used
 LEAST_GROUPS = 2.5  # groups per selected one below which the shortcut is slower

@@ -2,9 +2,9 @@
 
 A chunk goes through some forty operations. With every operation split over all cores, each ends in
 a barrier; on a machine that does anything else at the same time those barriers dominate
-(docs/kernels.md), and what cannot be split leaves cores idle. One chunk per thread needs a single
-barrier, at the end. That is faster only for long chunks: OpenMP's own workers still spin for some
-milliseconds after the last split operation, on the cores that the chunks need. Results do not
+(docs/notes/kernels.md), and what cannot be split leaves cores idle. One chunk per thread needs a
+single barrier, at the end. That is faster only for long chunks: OpenMP's own workers still spin for
+some milliseconds after the last split operation, on the cores that the chunks need. Results do not
 depend on which thread computed them.
 """
 

@@ -46,7 +46,7 @@ def parse_shapes(texts: Iterable[str]) -> list[Shape]:
 def hidden_rows(B: int, D: int, seed: int = 0) -> torch.Tensor:
     """(B,D), E||x||^2 = D, on the CPU: rows as hard as hidden states. Two dimensions hold a quarter
     of the norm and one row in forty is four times as large, as after block 9 of SmolLM2-135M
-    (docs/kernels.md)."""
+    (docs/notes/kernels.md)."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(B, D, generator=generator)
     x[:, :2] *= (D / 8) ** 0.5

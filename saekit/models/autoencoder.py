@@ -117,9 +117,7 @@ class Autoencoder(nn.Module):
         code = self.encode(x)
         return Output(self.decode(code), code)
 
-    def sample(
-        self, count: int, generator: torch.Generator, label: object = None
-    ) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, label: object = None) -> torch.Tensor:
         """(count, *example): rows drawn from the model, in the units of `decode`; `label`: of this
         class, where the model reads classes. Raises UsageError."""
         raise UsageError(
@@ -212,7 +210,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         """Give the latents `dead` new directions, from a batch."""
 
-    def nudge(self, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+    def nudge(self, dead: torch.Tensor, batch: ActivationBatch, step: Step) -> None:
         """Move the latents `dead`, longest idle first, a little toward firing on these rows."""
 
     def run_state(self) -> dict[str, Any]:

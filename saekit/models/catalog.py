@@ -64,7 +64,9 @@ CATALOG: dict[str, Entry] = {
     ),
     "vae": Entry(VAEConfig, VAE, "variational autoencoder with beta: samples, interpolation, ELBO"),
     "gan": Entry(GANConfig, GAN, "dense generator against a discriminator: samples, no encoder"),
-    "dcgan": Entry(DCGANConfig, DCGAN, "the same with convolutions, for images and grids: channels"),
+    "dcgan": Entry(
+        DCGANConfig, DCGAN, "the same with convolutions, for images and grids: channels"
+    ),
     "cgan": Entry(CGANConfig, CGAN, "the same with the class given to both: samples of a class"),
     "aae": Entry(AAEConfig, AAE, "autoencoder whose codes a discriminator matches to a prior"),
 }
@@ -200,8 +202,8 @@ def build(
 ) -> Autoencoder:
     """A new model. `shape` is that of one example (ActivationSpec.shape), `d_out` the width of the
     target's rows where that is another store, `parts` the widths of several hooks side by side in
-    a row, `seed` that of the run, `classes` the labels of the rows (saekit.store.labels). Raises UsageError on wrong options, DataError when the model does
-    not take such examples."""
+    a row, `seed` that of the run, `classes` the labels of the rows (saekit.store.labels). Raises
+    UsageError on wrong options, DataError when the model does not take such examples."""
     check_options(name, options)
     config = config_of(name, options.get("sparsity") if name == "sae" else None)
     fields = {f.name for f in dataclasses.fields(config)}

@@ -151,9 +151,7 @@ class VAE(Dense):
         return output
 
     @torch.no_grad()
-    def sample(
-        self, count: int, generator: torch.Generator, label: object = None
-    ) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, label: object = None) -> torch.Tensor:
         """(count, D): decoded draws from the prior, in raw units. Raises UsageError for a label."""
         self.no_label(label)
         return self.decode(

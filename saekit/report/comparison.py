@@ -159,7 +159,7 @@ def _panels(judged: Judged) -> list[Panel]:
         pictures.variational_panel(outputs, spec, seed),
         samples_panel(judged.models, spec, seed),
         pictures.levels_panel(outputs, spec),
-        errors_panel(outputs, judged.inputs.anomalies, seed),
+        errors_panel(outputs, judged.inputs.anomalies, seed) if outputs else None,
         panels.settings_panel(judged.inputs),
     ]
     return [section for section in sections if section is not None]

@@ -17,6 +17,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from saekit.display import finite
 from saekit.inspection.page import theme
 from saekit.report.images import png_data_uri
 
@@ -86,16 +87,8 @@ def document(
 def json_block(value: Any) -> str:
     """JSON that cannot end its script element, whatever its strings contain; numbers that are not
     finite are null."""
-    text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(text: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from saekit.errors import DataError, UsageError, opt
-from saekit.interop.opening import open_checkpoint
 from saekit.evaluation.models import EvaluatedModel
+from saekit.interop.opening import open_checkpoint
 from saekit.models.vae import VAE
 from saekit.report.images import sheet
 from saekit.report.page import Panel, figure, note, picture, pictures
@@ -47,8 +47,8 @@ def write_sample(
     device: str = "auto",
     overwrite: bool = False,
 ) -> SampledFile:
-    """Draw `n` samples (saekit.sample) and write them to `out`: a .png of all of them, ten in a row,
-    where a checkpoint's rows are pictures, or a .safetensors with the tensor `x` (n, *example).
+    """Draw `n` samples (saekit.sample) and write them to `out`: a .png of all of them, ten side by
+    side, where a checkpoint's rows are pictures, or a .safetensors with a tensor `x` (n,*example).
 
     Raises UsageError (the suffix, a label, rows that are not pictures), DataError (`out` exists).
     """
@@ -96,5 +96,7 @@ def samples_panel(
         x = drawn(model, SHOWN, torch.Generator().manual_seed(seed))
         caption = f"{evaluated.name}: {SHOWN} samples"
         items.append(figure(picture(_sheet(x, shape), caption), caption))
-    text = "Rows that the models draw, with codes from N(0, I); a model of classes takes them in turn."
+    text = (
+        "Rows that the models draw, with codes from N(0, I); a model of classes takes them in turn."
+    )
     return Panel("Samples", note(text) + pictures(items)) if items else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +14,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from saekit.display import finite
 from saekit.errors import SaekitError
 from saekit.serving.worker import Busy, Job, Work, Worker
 
@@ -82,16 +82,6 @@ def answering(endpoint: Endpoint) -> Endpoint:
             return JSONResponse(told, status, wait or close)
 
     return answered
-
-
-def finite(value: Any) -> Any:
-    """The same structure with null for what JSON has no number for: the perplexity of a text that
-    the clean model would never write is infinite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _stopping() -> Response:

@@ -1,5 +1,5 @@
-"""A step of two players: the discriminator alone, then the generator alone, each with an optimizer of
-its own (saekit.models.adversarial.players)."""
+"""A step of two players: first only the discriminator, then only the generator, each with an
+optimizer of its own (saekit.models.adversarial.players)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from saekit.training.config import TrainConfig
 from saekit.training.optim import adam_of, adam_tensors, restore_adam
 from saekit.types import ActivationBatch, LossTerms, Step
 
-
-MEMORY = 0.01  # weight of a step in the mean of how often the discriminator is right
+MEMORY = 0.05  # weight of a step in the mean of how often the discriminator is right
 
 
 class Players:
@@ -37,7 +36,7 @@ class Players:
     def set_rate(self, lr: float) -> None:
         """The generator's rate; the discriminator's is a multiple of it (two time scales: Heusel et
         al. 2017, arXiv 1706.08500)."""
-        rates = {"generator": 1.0, "discriminator": self.model.config.discriminator_rate}
+        rates = {"generator": 1.0, "discriminator": self.model.discriminator_rate}
         for side, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = lr * rates[side]

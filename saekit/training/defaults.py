@@ -17,8 +17,8 @@ from saekit_kernels import Backend, resolve_backend
 
 from saekit.device import pick_device
 from saekit.errors import BackendError, DataError, UsageError, opt
-from saekit.models.autoencoder import Autoencoder
 from saekit.models.adversarial.gan import AdversarialConfig, drawn_by_default
+from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import CATALOG, LABELED, build
 from saekit.models.sae import SAE
 from saekit.rows import Rows

@@ -1,5 +1,5 @@
-"""What a generator draws while it trains: how diverse it is, which classes it has, and whether one of
-the players has won. From this come two warnings, named collapse and won discriminator.
+"""What a generator draws while it trains: how diverse that is, which classes it has, and whether
+the discriminator has won. Two warnings come from this, named collapse and won discriminator.
 
 Shapes: N samples, M rows, D values of a row.
 """
@@ -19,7 +19,7 @@ from saekit.models.metrics import ROW_METRICS, Figures
 from saekit.rows import Rows
 from saekit.store.labels import labels_of
 from saekit.training.inputs import BatchNormalizer
-from saekit.types import LossTerms, Split
+from saekit.types import Split
 
 POLLS = 20  # in a run, at least
 SAMPLES, LABELED = 256, 2000  # drawn at each; rows of the classifier
@@ -27,8 +27,8 @@ WARNS_FROM = 0.25  # share of the steps before which nothing is said: every gene
 COLLAPSED = 0.2
 """Diversity below which a generator has collapsed."""
 WON = 0.99
-"""Share of rows that a discriminator is right about, above which it has won; a mean over the last
-some 100 steps."""
+"""Share of rows that a discriminator is right about, over the last some 20 steps, above which it
+has won."""
 AT_ONCE = 1024  # samples per pass of the generator
 JUDGED = 1000  # rows and samples that the figures of a trained model are of, at most
 FOUND = 0.2  # of the samples that its share of the rows would give: a class is found
@@ -36,8 +36,8 @@ FOUND = 0.2  # of the samples that its share of the rows would give: a class is 
 
 def diversity(samples_ND: torch.Tensor, rows_MD: torch.Tensor) -> float | None:
     """The mean distance of a sample to the nearest other one, over the same of as many rows: near 1
-    they are as different from each other as rows are, 0 all equal. None where rows do not differ, or
-    there are fewer than two."""
+    they are as different from each other as rows are, 0 all equal. None where rows do not differ,
+    or there are fewer than two."""
     count = min(len(samples_ND), len(rows_MD))
     if count < 2:
         return None
@@ -142,20 +142,24 @@ class Health:
         generator = torch.Generator().manual_seed(self.seed + step)
         samples = self.model.eval().sample(SAMPLES, generator)
         self.model.train(training)
-        figures = {"diversity": diversity(samples, self.rows)}
+        figures: dict[str, float | None] = {"diversity": diversity(samples, self.rows)}
         found = classes_found(samples, self.rows, self.labels)
         if found is not None:
             figures["classes"] = found
+        self.noted(figures)
+        return figures
+
+    def noted(self, figures: dict[str, float | None]) -> None:
+        """Count measurements in a row that were too low."""
         low = figures["diversity"]
         self.low = self.low + 1 if low is not None and low < COLLAPSED else 0
-        return figures
 
     def warnings(
         self, done: float, told_apart: float, figures: dict[str, float | None]
     ) -> list[str]:
-        """What is wrong once a share `done` of the run is over, each said once: a collapse after two
-        measurements in a row, and a discriminator that is right about a share `told_apart` of the
-        rows."""
+        """What is wrong once a share `done` of the run is over, each said once: a collapse after
+        two measurements in a row, and a discriminator that is right about a share `told_apart` of
+        the rows."""
         found = {}
         if self.low >= 2:
             found["collapse"] = (

@@ -10,7 +10,21 @@ from typing import Literal, TypedDict
 
 
 class TrainKeywords(TypedDict, total=False):
-    model: Literal["sae", "pca", "kmeans", "linear", "dense", "conv", "unet", "recurrent", "vae"]
+    model: Literal[
+        "sae",
+        "pca",
+        "kmeans",
+        "linear",
+        "dense",
+        "conv",
+        "unet",
+        "recurrent",
+        "vae",
+        "gan",
+        "dcgan",
+        "cgan",
+        "aae",
+    ]
     rows: int | None
     batch: int | None
     lr: float | None
@@ -84,17 +98,24 @@ class TrainKeywords(TypedDict, total=False):
     p_end: float
     p_anneal: float
     target_rate: float | None
-    output: Literal["linear", "sigmoid", "bernoulli"]
+    output: Literal["linear", "sigmoid", "bernoulli", "tanh"] | None
     tied: bool
     contractive: float
     hidden: tuple[int, ...]
     activation: Literal["relu", "sigmoid", "tanh", "silu", "gelu"]
     pretrain: Literal["greedy", "rbm"] | None
     pretrain_share: float
-    channels: tuple[int, ...]
+    channels: tuple[int, ...] | None
     skips: bool
     cell: Literal["gru", "lstm"]
     width: int
     layers: int
     beta: float
     likelihood_weight: float
+    discriminator_rate: float | None
+    label_smoothing: float
+    instance_noise: float
+    spectral_norm: bool
+    discriminator_hidden: tuple[int, ...] | None
+    body: Literal["dense", "conv"] | None
+    adversarial_weight: float

@@ -219,7 +219,7 @@ class Trainer:
             self.model.observe(float(dead.l0), self.at)
         if self.model.nudges and polls and self.step % NUDGE_EVERY < self.poll_every:
             if self.dead_order is not None and len(self.dead_order):
-                self.model.nudge(self.dead_order, batch.x, self.at)
+                self.model.nudge(self.dead_order, batch, self.at)
         if resamples and self.dead_order is not None and len(self.dead_order):
             resample(self.model, dead, self.optimizer, batch, self.generator, self.at)
             self.dead_order = dead.dead()

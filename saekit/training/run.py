@@ -38,7 +38,15 @@ from saekit.versions import versions
 DIVERGED_FVU = 100.0  # so many times worse than the mean row is not a model
 # after a run that diverged
 CALMER = f"{opt('overwrite', True)} with a lower {opt('lr')}, or with {opt('clip', 1)}"
-SHOWN = ("fvu", "cosine", "l0", "dead", "dead_train", "diversity", "classes")  # of the metrics, where a result is printed
+SHOWN = (
+    "fvu",
+    "cosine",
+    "l0",
+    "dead",
+    "dead_train",
+    "diversity",
+    "classes",
+)  # of the metrics, where a result is printed
 RUN = RUN_KIND.marker  # what a resume must agree with; written when the folder is made
 
 

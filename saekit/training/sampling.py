@@ -15,9 +15,7 @@ from saekit.training.health import drawn
 
 @torch.no_grad()
 def sample(
-    checkpoint: Annotated[
-        ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)
-    ],
+    checkpoint: Annotated[ModelLike, Doc("Checkpoint folder.", metavar="CKPT", positional=True)],
     n: Annotated[int, Doc("Samples to draw.")] = 64,
     *,
     label: Annotated[

@@ -1,4 +1,4 @@
-"""The table of docs/attribution.md is that of the recorded nodes."""
+"""The table of docs/notes/attribution.md is that of the recorded nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_line_of_the_table_has_the_correlations_of_the_file(method):
         rows = [row for row in csv.DictReader(file) if row["method"] == method]
     assert {row["prompt"] for row in rows} == PROMPTS.keys() and len(rows) == 20 * len(PROMPTS)
     rows = [row | {name: float(row[name]) for name in ("effect", "ablated")} for row in rows]
-    page = (ROOT / "docs" / "attribution.md").read_text()
+    page = (ROOT / "docs" / "notes" / "attribution.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith(LINES[method])]
     shown = [cell.split()[0] for cell in line.strip("| ").split("|")[2:]]
     assert shown == [f"{float(value):.3f}".lstrip("0") for value in correlations(rows)]

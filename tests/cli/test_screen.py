@@ -4,6 +4,8 @@ they are meant."""
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 
 import pytest
@@ -117,3 +119,10 @@ def test_numbers_with_blanks_around_them_are_read():
 def test_features_that_are_no_numbers_are_refused_in_words(spec):
     with pytest.raises(SaekitError, match="write 0-255"):
         check_features(spec, 10**6)
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    screen.print_json({"perplexity": [math.inf, -math.inf, math.nan, 2.5], "tokens": (1, "a")})
+    written = capsys.readouterr().out
+    assert json.loads(written) == {"perplexity": [None, None, None, 2.5], "tokens": [1, "a"]}
+    assert "Infinity" not in written

@@ -268,8 +268,11 @@ def test_the_command_shows_positions_and_the_faithfulness_of_the_largest_nodes(m
     ]
     assert all(int(row[1]) >= 1 for row in words[1:4])
     at = next(number for number, line in enumerate(text.splitlines()) if "largest nodes" in line)
-    assert [row[0] for row in words[at + 1 :]] == [f"{kept.nodes:,}" for kept in expected.curve]
+    end = words.index([], at)
+    assert [row[0] for row in words[at + 1 : end]] == [f"{kept.nodes:,}" for kept in expected.curve]
     assert words[at + 3][0] == "3" and words[at + 3][1] == f"{expected.faithfulness:.4f}"
+    legend = [line.partition(":")[0] for line in text.splitlines()[end + 1 :]]
+    assert legend == ["effect", "error"], "what the columns mean"
     assert command(capsys, *asked, "--positions", "cls")[0] == 2
 
 

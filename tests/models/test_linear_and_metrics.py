@@ -119,8 +119,8 @@ def test_figures_do_not_depend_on_the_batches():
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_model_of_the_catalog_can_be_built_and_describes_its_options(name):
-    model = build(name, 48, {}, shape=(4, 4, 3))
-    assert model.d_in == 48 and model.strategy in ("gradient", "closed_form")
+    model = build(name, 48, {}, shape=(4, 4, 3), classes=("a", "b"))
+    assert model.d_in == 48 and model.strategy in ("gradient", "closed_form", "adversarial")
     assert model_options(name) and CATALOG[name].line
 
 

@@ -3,6 +3,7 @@ fp64."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -267,21 +268,27 @@ def test_a_nudge_closes_a_share_of_the_gap_on_the_rows_where_a_latent_nearly_fir
     with torch.no_grad():
         sae.b_enc[dead] -= 20
     before = {name: value.clone() for name, value in sae.state_dict().items()}
-    expected = {}
+    expected, share = {}, 0.05 if sparsity == "jumprelu" else 0.1
     for j in dead.tolist():
         pre = (x @ sae.W_enc[j] + sae.b_enc[j]).detach()
         gap, rows = (level_by_hand(sae, x, j) - pre).sort()
         gap, rows = gap[:8], rows[:8]
         assert gap[0] > 0
-        expected[j] = rows, pre[rows].mean() + 0.1 * gap.mean()
-    sae.nudge(dead, x, Step(90, 100))
+        expected[j] = rows, pre[rows].mean() + share * gap.mean()
+    lacks = (x - sae.reconstructed(x, Step(90, 100))).detach()
+    sae.nudge(dead, batch_of(x), Step(90, 100))
     for j, (rows, mean) in expected.items():
         torch.testing.assert_close((x[rows] @ sae.W_enc[j] + sae.b_enc[j]).detach().mean(), mean)
+        if sparsity == "jumprelu":  # a share of the direction that these rows lack
+            toward = torch.nn.functional.normalize(lacks[rows].mean(0), dim=0)
+            turned = 0.95 * before["W_dec"][j] + 0.05 * toward
+            torch.testing.assert_close(sae.W_dec[j].detach(), turned / turned.norm())
     # nothing else has changed
+    moved = {"W_enc", "b_enc", "b_mag"} | ({"W_dec"} if sparsity == "jumprelu" else set())
     others = torch.ones(64, dtype=torch.bool)
     others[dead] = False
     for name, value in sae.state_dict().items():
-        same = others if name in ("W_enc", "b_enc", "b_mag") else slice(None)
+        same = others if name in moved else slice(None)
         assert torch.equal(value[same], before[name][same]), name
 
 
@@ -289,8 +296,29 @@ def test_a_latent_that_fires_is_not_nudged():
     sae, x = make_sae("topk", torch.float32), normalized(512, torch.float32)
     fired = sae.loss(batch_of(x)).fired
     before = sae.W_enc.detach().clone(), sae.b_enc.detach().clone()
-    sae.nudge(fired.nonzero()[:, 0], x, Step())
+    sae.nudge(fired.nonzero()[:, 0], batch_of(x), Step())
     assert torch.equal(sae.W_enc, before[0]) and torch.equal(sae.b_enc, before[1])
+
+
+def test_a_nudge_leaves_the_decoder_of_a_latent_that_fires():
+    sae, x = make_sae("jumprelu", torch.float32, target_l0=8.0), normalized(512, torch.float32)
+    fired = sae.loss(batch_of(x)).fired
+    before = sae.W_dec.detach().clone()
+    sae.nudge(fired.nonzero()[:, 0], batch_of(x), Step())
+    assert torch.equal(sae.W_dec, before)
+
+
+def test_what_a_transcoder_lacks_is_judged_by_its_target():
+    sae, x = make_sae("jumprelu", torch.float32, target_l0=8.0), normalized(64, torch.float32)
+    batch, dead = batch_of(x), torch.tensor([5])
+    batch = dataclasses.replace(batch, target=normalized(64, torch.float32).flip(0))
+    with torch.no_grad():
+        sae.b_enc[dead] -= 20
+    before, lacks = sae.W_dec[5].clone(), batch.target - sae.reconstructed(x, Step())
+    rows = (x @ sae.W_enc[5]).topk(8).indices
+    sae.nudge(dead, batch, Step())
+    turned = 0.95 * before + 0.05 * torch.nn.functional.normalize(lacks[rows].mean(0), dim=0)
+    torch.testing.assert_close(sae.W_dec[5], turned / turned.norm())
 
 
 def test_resampling_points_dead_latents_at_rows_with_a_large_error():

@@ -112,7 +112,7 @@ def test_what_is_infinite_is_null(client):
     assert told["steered"]["perplexity"] is None or told["steered"]["perplexity"] > 1
     assert b"Infinity" not in answer.body and b"NaN" not in answer.body
     assert (told["kind"], end["kind"]) == ("figures", "end")
-    from saekit.serving.exchange import finite
+    from saekit.display import finite
 
     assert finite({"a": (float("inf"), [float("nan"), 1.5])}) == {"a": [None, [None, 1.5]]}
 

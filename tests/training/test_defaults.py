@@ -62,10 +62,13 @@ def test_classic_models_take_sixty_epochs_of_small_data_and_eight_of_large(
         else (None, 16)
         if CATALOG[model].model.takes == "sequence"
         else None,
+        classes=("a", "b"),
     )
     config = resolved(TrainConfig(model), built, units)
     assert (config.batch, config.rows) == (batch, rows)
-    assert (config.lr, config.weight_decay) == ((1e-2, 0.0) if model == "linear" else (1e-3, 1e-2))
+    rates = {"linear": (1e-2, 0.0), "dcgan": (1e-3, 0.0), "aae": (1e-3, 0.0)}
+    rates |= dict.fromkeys(("gan", "cgan"), (2e-4, 0.0))  # cgan: dense, as these are not images
+    assert (config.lr, config.weight_decay) == rates.get(model, (1e-3, 1e-2))
 
 
 def test_rates_of_saes_fall_with_the_width_beyond_the_measured_one():

@@ -5,7 +5,7 @@ vendor's product of a chunk of rows, in bf16 for bf16 inputs, then the same cand
 "auto" is fused for 16-bit inputs up to d = 1536: not writing B x F saves 48 % of the GEMM at d =
 768 and 16 % at d = 2304, against which stands how much slower than the vendor's a product with this
 epilogue is. Nobody has measured that, and the instructions suggest that d = 1536 is too high
-(docs/kernels.md). An fp32 GEMM takes ten times as long, so there is little to save, and Triton's
+(docs/notes/gpu.md). An fp32 GEMM takes ten times as long, so there is little to save, and Triton's
 runs on plain FMAs, as it also does where x and W differ in type: both go to "gemm". The plans
 differ in the rounding of the pre-activations that are compared: fp32 sums by "fused", bf16 by
 "gemm", as a dense step under autocast has them.

@@ -1,5 +1,5 @@
-"""`aae`: an autoencoder whose codes a discriminator compares with draws from a prior (Makhzani et al.
-2015, arXiv 1511.05644), as a VAE's KL does without a formula for the prior's density.
+"""`aae`: an autoencoder whose codes a discriminator compares with draws from a prior (Makhzani et
+al. 2015, arXiv 1511.05644), which does the work of a VAE's KL and needs no formula of a density.
 
     phase 1  min_d    -E_{z ~ N(0, I)} log d(z) - E_x log(1 - d(f(x)))
     phase 2  min_f,g  E_x loss(x~, g(f(x))) - w E_x log d(f(x))          f encodes, g decodes
@@ -81,13 +81,13 @@ class AAEConfig(OpponentConfig, DenseConfig):
         return (256,) if self.discriminator_hidden is None else self.discriminator_hidden
 
 
-class AAE(TwoPlayers, Dense):
+class AAE(TwoPlayers, Dense):  # pyright: ignore[reportIncompatibleVariableOverride]
     lr: ClassVar[float] = 1e-3
     decay_share: ClassVar[float] = 0.5
 
     def __init__(self, config: AAEConfig) -> None:
         super().__init__(config)
-        self.strategy = "adversarial"
+        self.strategy = TwoPlayers.strategy
         self.discriminator = bodies.DenseDiscriminator(
             self.latents, config.judging, spectral=config.spectral_norm
         )
@@ -119,9 +119,7 @@ class AAE(TwoPlayers, Dense):
         return z, {"generator": term}, {"generator": self.config.adversarial_weight}
 
     @torch.no_grad()
-    def sample(
-        self, count: int, generator: torch.Generator, label: object = None
-    ) -> torch.Tensor:
+    def sample(self, count: int, generator: torch.Generator, label: object = None) -> torch.Tensor:
         """(count, D): decoded draws from the prior, in raw units. Raises UsageError for a label."""
         self.no_label(label)
         z_BF = torch.randn(count, self.latents, generator=generator)

@@ -2,7 +2,7 @@
 
 A discriminator gives one logit per row. Where rows have classes, the generator reads the class
 beside its code, and the discriminator adds a vector per class to the values of its first layer,
-which is the class as further inputs of that layer (Mirza and Osindero 2014, arXiv 1411.1784, eq. 2).
+which is the class as further inputs of that layer (Mirza and Osindero 2014, arXiv 1411.1784).
 
 Shapes: B rows, D width of a row, F code, K classes, C maps, h w sides of a map.
 """
@@ -58,7 +58,7 @@ class Conditional(nn.Module):
     """A network that may read a class: `classes` 0 means that it does not."""
 
     numbers_per_row: int
-    """About how many numbers a row leaves for the backward pass, to estimate memory."""
+    """About how many numbers are kept per row for the backward pass, to estimate memory."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -199,5 +199,6 @@ def start(network: nn.Module, generator: torch.Generator) -> None:
                 module.bias.zero_()
         if isinstance(module, BatchNorm):
             module.reset_parameters()
-        if isinstance(module, Conditional) and hasattr(module, "of_class"):
-            module.of_class.copy_(torch.randn(module.of_class.shape, generator=generator))
+        vectors = getattr(module, "of_class", None)
+        if isinstance(vectors, nn.Parameter):
+            vectors.copy_(torch.randn(vectors.shape, generator=generator))

@@ -91,6 +91,7 @@ class CGAN(Drawing):
         if str(label) not in classes:
             shown = ", ".join(classes[:SHOWN]) + (" ..." if len(classes) > SHOWN else "")
             raise UsageError(
-                f"{opt('label', label)} is not one of the classes of the training", f"one of {shown}"
+                f"{opt('label', label)} is not one of the classes of the training",
+                f"one of {shown}",
             )
         return torch.full((count,), classes.index(str(label)), device=device)

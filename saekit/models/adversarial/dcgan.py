@@ -61,7 +61,7 @@ def images_of(
     if len(shape) != 3 or None in shape or config.d_in not in (shape[2], math.prod(shape)):
         raise DataError(
             f"{model} takes images or grids; these rows have no shape (H,W,C)",
-            f"harvest raw:pixels, or with {opt('layout', 'grid')}; {opt('model', 'gan')} takes rows",
+            f"harvest raw:pixels, or with {opt('layout', 'grid')}; or {opt('model', 'gan')}",
         )
     if min(shape[:2]) < 2:
         raise DataError(

@@ -3,8 +3,8 @@
 A discriminator d tells training rows from generated ones; everything else in the model is the
 generator's. A step has two phases (Goodfellow et al. 2014, arXiv 1406.2661, algorithm 1):
 
-    phase 1  the discriminator alone descends  mean_b BCE(d(x), 1 - s) + mean_b BCE(d(G(z)), 0)
-    phase 2  the generator alone descends      mean_b BCE(d(G(z)), 1) = -mean_b log d(G(z))
+    phase 1  only the discriminator descends   mean_b BCE(d(x), 1 - s) + mean_b BCE(d(G(z)), 0)
+    phase 2  only the generator descends       mean_b BCE(d(G(z)), 1) = -mean_b log d(G(z))
 
 Phase 2 is the non-saturating loss of its section 3, whose gradient does not vanish while the
 discriminator is right. At equilibrium both cannot do better than a guess: 2 log 2 = 1.386 and
@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from saekit.errors import UsageError, opt
+from saekit.models.adversarial.bodies import Conditional
 from saekit.models.adversarial.layers import Moving
 from saekit.models.autoencoder import Autoencoder, as_batch
 from saekit.models.noise import step_generator
@@ -45,9 +46,12 @@ class OpponentConfig:
     """Options of every discriminator."""
 
     discriminator_rate: Annotated[
-        float,
-        Doc("Learning rate of the discriminator, as a multiple of the generator's."),
-    ] = 1.0
+        float | None,
+        Doc(
+            "Learning rate of the discriminator, as a multiple of the generator's (default: 0.25"
+            " for convolutions, else 1)."
+        ),
+    ] = None
     label_smoothing: Annotated[
         float, Doc("Training rows count as real with 1 minus this probability.")
     ] = 0.1
@@ -64,8 +68,9 @@ class OpponentConfig:
 
     def check_opponent(self) -> None:
         """Raise UsageError for values outside their bounds."""
-        if not 0 < self.discriminator_rate < float("inf"):
-            raise UsageError(f"{opt('discriminator_rate', self.discriminator_rate)} must be above 0")
+        rate = self.discriminator_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise UsageError(f"{opt('discriminator_rate', rate)} must be above 0")
         if not 0 <= self.label_smoothing < 0.5:
             raise UsageError(f"{opt('label_smoothing', self.label_smoothing)} must be in [0, 0.5)")
         if not 0 <= self.instance_noise < float("inf"):
@@ -82,7 +87,14 @@ class TwoPlayers(Autoencoder):
     beta1: ClassVar[float] = 0.5
     """Adam's decay of gradients; with 0.9 training oscillates (Radford et al. 2015, section 4)."""
     decay_share: ClassVar[float] = 0.2
-    discriminator: nn.Module
+    rate: ClassVar[float] = 1.0
+    """Of the discriminator's learning rate to the generator's, unless the user says otherwise."""
+    discriminator: Conditional
+
+    @property
+    def discriminator_rate(self) -> float:
+        given = self.config.discriminator_rate
+        return self.rate if given is None else given
 
     def discriminator_loss(self, batch: ActivationBatch, step: Step) -> LossTerms:
         """Phase 1."""
@@ -136,9 +148,7 @@ class TwoPlayers(Autoencoder):
         return torch.randn(x.shape, generator=generator, device=x.device).mul_(level).add_(x)
 
 
-def opponent_terms(
-    real_B: torch.Tensor, generated_B: torch.Tensor, smoothing: float
-) -> LossTerms:
+def opponent_terms(real_B: torch.Tensor, generated_B: torch.Tensor, smoothing: float) -> LossTerms:
     """Phase 1, of the discriminator's logits: the loss, and as the metric `told_apart` the share of
     rows that it is right about."""
     target_B = torch.full_like(real_B, 1.0 - smoothing)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from saekit.models.sae.module import SAE
 
 RESAMPLED_NORM = 0.2  # of the other encoder rows
-# A nudge closes this share of the gap on so many rows, those on which a latent is closest to
-# firing. With only the closest row, latents learn single rows: more of them die again, and the
-# held-out error is larger. A larger share leaves fewer dead, and costs held-out error.
-NUDGE, NEAREST = 0.1, 8
+# A nudge closes a share of the gap (`SAE.nudge_share`) on so many rows, those on which a latent is
+# closest to firing. With only the closest row, latents learn single rows: more of them die again,
+# and the held-out error is larger.
+NEAREST = 8
 # Bounds on the cost of a nudge: rows of the batch, and latents, the longest idle first.
 NUDGE_ROWS, NUDGED = 512, 2048
 
@@ -69,27 +69,47 @@ def _has_aux_loss(sae: SAE) -> bool:
     return sae.config.revive == "aux" and sae.config.aux_coef > 0
 
 
-def nudge(sae: SAE, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
+def nudge(sae: SAE, dead: torch.Tensor, batch: ActivationBatch, step: Step) -> None:
     """Move the encoder rows and biases of dead latents toward firing; nothing here waits for the
     device.
 
     A latent's gap on a row is how far its pre-activation is below the level that makes it active.
-    The smallest change of (w, b) that closes the share NUDGE of the mean gap on its NEAREST rows
+    The smallest change of (w, b) that closes `nudge_share` of the mean gap on its NEAREST rows
     lies along (mean x, 1). It is made directly instead of through a loss: Adam would turn the
     smallest gradient of a latent that never fired into full steps, and the reconstruction's
     gradients stay what they are. Once the latent fires, the loss trains it.
+
+    Where `turns_dead`, decoder rows turn by the same share toward what these rows lack, so that a
+    latent whose first code is as large as its threshold does not return with a direction that no
+    row ever trained.
     """
     sae.shadows.clear()
-    dead, x = dead[:NUDGED], x_BD[:NUDGE_ROWS]
+    dead, x = dead[:NUDGED], batch.x[:NUDGE_ROWS]
     pre = torch.addmm(sae.b_enc[dead], x, sae.W_enc[dead].T)
     gaps, rows = (sae.firing_level(x, dead, step) - pre).T.topk(min(NEAREST, len(x)), largest=False)
     # Since the last poll a latent may have come back.
-    gap = gaps.mean(1).where(gaps.amin(1) > 0, 0.0)
+    is_dead = gaps.amin(1) > 0
     x_mean = torch.nn.functional.embedding_bag(rows, x, mode="mean")
-    change = NUDGE * gap / (x_mean.square().sum(1) + 1)
+    change = sae.nudge_share * gaps.mean(1).where(is_dead, 0.0) / (x_mean.square().sum(1) + 1)
+    if sae.turns_dead:
+        target = batch.x if batch.target is None else batch.target
+        lack = target[: len(x)] - sae.reconstructed(x, step)  # before the encoder moves
+        lack = torch.nn.functional.embedding_bag(rows, lack, mode="mean")
+        _turn(sae.W_dec, dead, lack, sae.nudge_share * is_dead)
     sae.W_enc.index_add_(0, dead, change[:, None] * x_mean)
     sae.b_enc.index_add_(0, dead, change)
     sae.biases_moved(dead, change)
+
+
+def _turn(
+    W_FD: torch.Tensor, rows: torch.Tensor, toward: torch.Tensor, share: torch.Tensor
+) -> None:
+    """Replace the directions of these rows of W by (1 - share) of themselves and share (n,) of
+    `toward`; norms stay."""
+    W = W_FD[rows]
+    norm = W.norm(dim=1, keepdim=True)
+    turned = torch.lerp(W, norm * unit_rows_(toward), share[:, None])
+    W_FD[rows] = torch.where(share[:, None] > 0, norm * unit_rows_(turned), W)
 
 
 def resample(

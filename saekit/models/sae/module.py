@@ -58,6 +58,11 @@ class SAE(Dictionary):
     dense_start: ClassVar[bool] = False
     """Whether all latents of a row change at once at first: such a code needs a lower learning
     rate."""
+    nudge_share: ClassVar[float] = 0.1
+    """Of the gap that a nudge closes. A larger one leaves fewer latents dead, and costs held-out
+    error (docs/variants.md)."""
+    turns_dead: ClassVar[bool] = False
+    """Whether nudges turn the decoder rows of dead latents too (saekit.models.sae.dead)."""
     shift: ClassVar[float] = 1.5
     """How far a bias moves where a threshold would be multiplied by e (`steer`)."""
 
@@ -267,8 +272,8 @@ class SAE(Dictionary):
         resample(self, dead, batch, generator, step)
 
     @torch.no_grad()
-    def nudge(self, dead: torch.Tensor, x_BD: torch.Tensor, step: Step) -> None:
-        nudge(self, dead, x_BD, step)
+    def nudge(self, dead: torch.Tensor, batch: ActivationBatch, step: Step) -> None:
+        nudge(self, dead, batch, step)
 
     def firing_level(
         self, x_BD: torch.Tensor, latents: torch.Tensor, step: Step

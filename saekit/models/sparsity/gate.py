@@ -7,6 +7,7 @@ import torch
 
 from saekit.models.sae import SAE
 from saekit.models.sae.preactivations import DensePre
+from saekit.types import Step
 
 
 class TrainedGate(SAE):
@@ -19,3 +20,8 @@ class TrainedGate(SAE):
 
     def first_code(self, x_BD: torch.Tensor) -> torch.Tensor:
         return self.thresholded_code(x_BD)  # the other parameters have no values yet
+
+    def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
+        pre = self.preactivations(x_BD, step)
+        x_hat, skip = pre.decode(self.activate(pre), self.W_dec, self.b_dec), self.skip(x_BD)
+        return x_hat if skip is None else x_hat + skip

@@ -74,11 +74,6 @@ class Gated(TrainedGate):
         by_gate = by_gate if skip_BD is None else by_gate + skip_BD.detach()
         return x_hat, error + squared_error(target_BD, by_gate)
 
-    def reconstructed(self, x_BD: torch.Tensor, step: Step) -> torch.Tensor:
-        pre = self.preactivations(x_BD, step)
-        x_hat, skip = pre.decode(self.activate(pre), self.W_dec, self.b_dec), self.skip(x_BD)
-        return x_hat if skip is None else x_hat + skip
-
     def effective(self) -> dict[str, torch.Tensor]:
         if self.is_folded:
             return super().effective()

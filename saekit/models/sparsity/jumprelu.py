@@ -63,6 +63,8 @@ class JumpReLU(TrainedGate):
     config_class = JumpReLUConfig
     line = "pre above a threshold of each latent, trained by straight-through windows"
     in_code_units = (*SAE.in_code_units, "slow_theta")
+    nudge_share = 0.05
+    turns_dead = True
 
     def make_parameters(self) -> None:
         self.slow_theta = nn.Parameter(torch.zeros(self.latents))

@@ -23,7 +23,7 @@ from saekit_kernels.gpu.runtime import INTERPRETED, Case
 TARGETS = (80, 90, 100)
 # Bytes of stack per thread that a kernel may have. ptxas rounds the number of registers down to
 # what lets one more block run, and then stores one or two of them. triton 3.6, which torch 2.11
-# brings, leads to that in five of its cases, where 3.9 does not (docs/kernels.md).
+# brings, leads to that in five of its cases, where 3.9 does not (docs/notes/gpu.md).
 PINNED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 HARMLESS = 0 if PINNED else 8
 
