@@ -51,7 +51,7 @@ CASES = [
     Case("mnist", "gan", "gan", {"lr": 5e-4}, epochs=30),
     Case("hidden", REAL, REAL),
     Case("hidden", "vae 256-16", "vae", {"latents": 16, "hidden": (256,)}, epochs=6),
-    Case("hidden", "gan", "gan", PACE, epochs=8),
+    Case("hidden", "gan", "gan", {"lr": 5e-4}, epochs=16),
     Case("hidden", "aae", "aae", {"latents": 16, "hidden": (256,)}, epochs=6),
 ]
 SMALL = {"latents": 8, "hidden": (128,)}
