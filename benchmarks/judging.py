@@ -5,6 +5,7 @@ stand in for samples."""
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def _pictures(
 ) -> None:
     """samples-NAME.png, in lines by the class asked for, else by the judge's; paths-NAME.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape, stem = sides.store.spec.shape, name.split()[0]
+    shape, stem = sides.store.spec.shape, "-".join(re.findall(r"\w+", name))
     if _is_conditional(model):
         drawn, predicted = by_class(model, judge.names, PER_CLASS * len(judge.names))
     picture = class_sheet(drawn, predicted, judge.names, shape, PER_CLASS)
