@@ -91,6 +91,8 @@ def test_compare_prints_one_json_value(capsys, digits, runs, monkeypatch):
         "knn",
         "elbo",
         "auroc",
+        "diversity",
+        "classes",
     }
     assert first["metrics"]["l0"] is None
     assert "compare" in err

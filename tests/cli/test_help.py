@@ -147,7 +147,7 @@ def test_shells_complete_commands_flags_and_values(completed):
     assert completed("saekit train --sparsity l1 --target-") == ["--target-l0", "--target-store"]
     assert completed("saekit train --model u") == ["unet"]
     assert completed("saekit train --schedule ") == ["constant", "linear", "cosine"]
-    assert completed("saekit models ga") == ["gated"]
+    assert completed("saekit models ga") == ["gan", "gated"]
 
 
 def test_completion_of_words_that_make_no_sense_says_nothing(completed):

@@ -238,9 +238,9 @@ def test_rows_that_are_not_pictures_have_no_sheet(tmp_path, capsys):
 # -- hidden states, grids, verbs
 
 
-@pytest.mark.parametrize("name", ["gan", "aae"])
-def test_hidden_states_are_drawn_in_their_own_units(tmp_path, name):
-    store = write_store(tmp_path / "acts", 1600)
+@pytest.mark.parametrize(("name", "layout"), [("gan", "sequence"), ("aae", "flat")])
+def test_hidden_states_are_drawn_in_their_own_units(tmp_path, name, layout):
+    store = write_store(tmp_path / "acts", 1600, layout=layout)
     options = {"model": name, "latents": 8, "hidden": (64,), "rows": 20_000, "batch": 32}
     saekit.train(store, tmp_path / "run", lr=1e-3, **options)
     x = torch.cat([b.x.float() for b in saekit.open_store(store).batches(512)])

@@ -54,7 +54,8 @@ class CGANConfig(GANConfig):
     @property
     def convolves(self) -> bool:
         images = len(self.shape) == 3 and self.d_in != self.shape[-1]
-        return self.body == "conv" or (self.body is None and images and min(self.shape[:2]) > 3)
+        large = all((side or 0) > 3 for side in self.shape[:2])
+        return self.body == "conv" or (self.body is None and images and large)
 
 
 class CGAN(Drawing):

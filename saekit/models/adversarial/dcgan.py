@@ -47,7 +47,7 @@ def levels_of(config: AdversarialConfig, channels: tuple[int, ...] | None) -> tu
     """The channels of every level, chosen by the sides where they are not given."""
     if channels is not None:
         return channels
-    side = min(config.shape[:2])
+    side = min(side or 1 for side in config.shape[:2])
     levels = max((side // LEAST_SIDE).bit_length() - 1, 1)
     return tuple(CHANNELS << level for level in range(levels))
 
@@ -57,8 +57,8 @@ def images_of(
 ) -> bodies.Images:
     """What the convolutions see. Raises DataError for rows that are not images or grids, UsageError
     for channels that they cannot have."""
-    shape = config.shape
-    if len(shape) != 3 or None in shape or config.d_in not in (shape[2], math.prod(shape)):
+    shape = tuple(size or 0 for size in config.shape)
+    if len(shape) != 3 or 0 in shape or config.d_in not in (shape[2], math.prod(shape)):
         raise DataError(
             f"{model} takes images or grids; these rows have no shape (H,W,C)",
             f"harvest raw:pixels, or with {opt('layout', 'grid')}; or {opt('model', 'gan')}",

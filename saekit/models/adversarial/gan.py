@@ -57,7 +57,8 @@ class AdversarialConfig(OpponentConfig):
         Drawn | None,
         Doc("Output activation function (default: tanh for images in flat rows, else linear)."),
     ] = None
-    shape: tuple[int, ...] = ()
+    shape: tuple[int | None, ...] = ()
+    """Of one example; None is any length."""
 
     def __post_init__(self) -> None:
         check(self)

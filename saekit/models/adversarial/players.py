@@ -82,7 +82,7 @@ class TwoPlayers(Autoencoder):
 
     strategy: Strategy = "adversarial"
     generates: ClassVar[bool] = True
-    lr: ClassVar[float] = 2e-4
+    lr: ClassVar[float] = 5e-4
     weight_decay: ClassVar[float] = 0.0
     beta1: ClassVar[float] = 0.5
     """Adam's decay of gradients; with 0.9 training oscillates (Radford et al. 2015, section 4)."""
