@@ -166,7 +166,8 @@ def _pictures(
     if _is_conditional(model):
         drawn, predicted = by_class(model, judge.names, PER_CLASS * len(judge.names))
     picture = class_sheet(drawn, predicted, judge.names, shape, PER_CLASS)
-    picture.save(folder / f"samples-{stem}.png", optimize=True)
+    # digits are gray
+    picture.convert("LA").save(folder / f"samples-{stem}.png", optimize=True)
     z_BF = torch.randn(ENDS, model.latents, generator=torch.Generator().manual_seed(SEED))
     decode = model.decode
     if _is_conditional(model):
@@ -174,4 +175,4 @@ def _pictures(
         names = itertools.cycle(judge.names)
         decode = lambda z: model.decode(z, label=next(names))
     paths = path_sheet(decode, z_BF, shape, PATH)
-    paths.save(folder / f"paths-{stem}.png", optimize=True)
+    paths.convert("LA").save(folder / f"paths-{stem}.png", optimize=True)
