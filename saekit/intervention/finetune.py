@@ -396,8 +396,8 @@ class _Finetune:
         old = self.checkpoint.config
         final = restore("sae", old["config"], tensors)
         # no latent was followed here
-        metrics = holdout_figures(final, self.store).scalars() | {"dead_train": None}
-        c = self.config
+        figures = holdout_figures(final, self.store, device=self.live.device)
+        metrics, c = figures.scalars() | {"dead_train": None}, self.config
         about = {
             "from": str(self.checkpoint.path), "data": self.contexts.data, "rows": result.rows,
             "steps": result.steps, "lr": c.lr,

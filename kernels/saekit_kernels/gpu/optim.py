@@ -265,15 +265,17 @@ def cases() -> list[Case]:
         ("step_size", "take1", "beta2", "take2", "root2", "eps", "norm_penalty"), "fp32"
     )
     listed = []
-    for d, rows, everything in (
-        (768, "*bf16", False),
-        (2304, "*bf16", True),
-        (4096, "*bf16", True),
-        (4096, "*fp32", True),
+    for d, rows, everything, sparse in (
+        (768, "*bf16", False, False),
+        (2304, "*bf16", True, False),
+        (4096, "*bf16", True, False),
+        (4096, "*fp32", True, False),
+        (768, "*bf16", False, True),
+        (4096, "*bf16", True, True),
     ):
         signature = pair_signature(rows, "*fp32") | partials | weights | extras | scalars
         head, tail = split_width(d, 32 * step_warps(d))
-        constants = {"CHUNKED": True, "UNIT": True, "PENALTY": everything, "SPARSE": False}
+        constants = {"CHUNKED": True, "UNIT": True, "PENALTY": everything, "SPARSE": sparse}
         constants |= {
             "LOW_ENC": True,
             "LOW_DEC": True,
@@ -284,7 +286,7 @@ def cases() -> list[Case]:
             "ENTRIES": ENTRIES,
         }
         aligned = ("stride1", "stride2", "K", "d", "B", "length")
-        name = f"feature_step_{d}_{rows[1:]}"
+        name = f"feature_step_{d}_{rows[1:]}" + "_sparse" * sparse
         listed.append(
             Case(name, _feature_step, signature, constants, step_warps(d), aligned=aligned)
         )
