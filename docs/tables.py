@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import attack_tables
 import generated
 import sizing
 
@@ -226,6 +227,9 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "rates": ("cpu-train.csv", sizing.rates),
     "adversarial": ("adversarial.csv", generated.images),
     "adversarial-hidden": ("adversarial.csv", generated.hidden),
+    "attack-defense": ("attacks.csv", attack_tables.defense),
+    "attack-classifiers": ("attacks.csv", attack_tables.classifiers),
+    "attack-latents": ("attacks.csv", attack_tables.latents),
 }
 COMPUTED: dict[str, Callable[[], str]] = {"sizes": sizing.sizes}
 

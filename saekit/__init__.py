@@ -20,6 +20,7 @@ _PUBLIC = {
     "attach": "saekit.intervention.attach",
     "steer": "saekit.report.steering",
     "attribute": "saekit.intervention.attribute",
+    "attack": "saekit.attacks.run",
     "open_store": "saekit.store.reader",
     "train": "saekit.training.run",
     "sample": "saekit.training.sampling",
@@ -44,6 +45,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from saekit.attacks.run import attack as attack
     from saekit.errors import SaekitError as SaekitError
     from saekit.estimator import Estimator as Estimator
     from saekit.evaluation.conversion import convert as convert

@@ -274,14 +274,21 @@ class FeatureRecord:
     # how far the most raised and lowered logits stand out, in standard deviations, and what 99 % of
     # random directions stay below: {"raised", "lowered", "raised_chance", "lowered_chance"}
     logit_test: dict[str, float] | None = None
+    # {"edges": [51], "counts": [50]}: how many tokens of the vocabulary the decoder row raises or
+    # lowers by how much; None where neither end stands out
+    logit_histogram: dict[str, list[float]] | None = None
     # saekit.inspection.score; None where it does not apply
     score: float | None = None
-    # the commonest word of its rows: {"kind", "text", "count", "of", "coherence"}
+    # the commonest word of its rows: {"kind", "text", "count", "of", "coherence",
+    # "lift"}
     meaning: dict[str, Any] | None = None
     # rows of all sizes: at random, and of each fifth of the rows by size
     samples: list[Example] = field(default_factory=list)
     # text: {"tokens": [{"token", "rows", "lift"}], "different", "position", "first"}
     tokens: dict[str, Any] | None = None
+    # {"labels": [{"label", "examples", "strongest", "lift"}], "examples", "strongest"}: labels of
+    # the data that its images (contexts) have more often than others (saekit.inspection.labels)
+    data_labels: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in ("density", "active_rows", "max", "label")}

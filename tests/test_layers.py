@@ -26,7 +26,7 @@ LAYERS = [
     ["saekit.intervention"],
     ["saekit.evaluation", "saekit.inspection", "saekit.estimator"],
     ["saekit.report", "saekit.exporting", "saekit.serving"],
-    ["saekit.bench", "saekit.sweeps"],
+    ["saekit.bench", "saekit.sweeps", "saekit.attacks"],
     ["saekit.progress"],
     ["saekit.public"],
     ["saekit_cli"],

@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from saekit import __version__
 from saekit.errors import SaekitError, UsageError, did_you_mean
 from saekit_cli import (
+    attack,
     attribute,
     bench,
     compare,
@@ -81,7 +82,7 @@ TOPICS = {
     "Start": _by_name(demo, models, dictionaries),
     "Harvest and train": _by_name(harvest, train, sweep, finetune, sample),
     "Judge and read": _by_name(evaluate, compare, index, inspect, features, serve),
-    "Act on the model": _by_name(steer, attribute),
+    "Act on the model": _by_name(steer, attribute, attack),
     "Exchange": _by_name(importing, exporting, convert),
     "This machine": _by_name(bench),
 }

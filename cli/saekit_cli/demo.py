@@ -69,7 +69,7 @@ TEXT = Part(
         "pca": {"model": "pca"},
     },
     "topk",
-    "interesting:300",
+    "interesting:1000",
     "SmolLM2-135M-Instruct (4-bit weights) reading tales, novels and Python's documentation",
 )
 IMAGE = Part(
@@ -88,7 +88,7 @@ IMAGE = Part(
         "pca": {"model": "pca", "latents": 16},
     },
     "topk",
-    "interesting:150",
+    "interesting:250",
     "a small vision transformer looking at 6,000 pictures of emoji (OpenMoji, CC BY-SA 4.0)",
 )  # fmt: skip
 DEPTH = 0.75  # of a language model: where its hook is (docs/notes/log.md: which block)

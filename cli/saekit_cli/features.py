@@ -3,6 +3,7 @@ from __future__ import annotations
 import typer
 
 from saekit.options import Option, options_of
+from saekit_cli.along_input import along_lines
 from saekit_cli.command import Given
 from saekit_cli.screen import Reporter, figure, print_json, table
 from saekit_cli.settings import Config, Json, Quiet
@@ -11,6 +12,7 @@ NAME = "features"
 EXAMPLES = [
     "saekit features runs/topk --store acts/text --text 'The cat sat'",
     "saekit features runs/topk --store acts/text --index 123",
+    "saekit features runs/topk --store acts/text --index 123 --text 'The cat sat'",
     "saekit features runs/topk --store acts/text --token ' file'",
     "saekit features runs/topk --store acts/text --sort score",
 ]
@@ -64,3 +66,6 @@ def run(given: Given, config: Config = None, json_: Json = False, quiet: Quiet =
     for name, value in figures.items():
         if name not in shown:
             typer.echo(f"{name} {figure(value, '.3g')}")
+    for row in rows:
+        if row.values:
+            typer.echo("\n" + along_lines(row.values, row.max))

@@ -36,6 +36,12 @@ KEY = (
 NARROWEST = 24  # columns of a text
 CLASSES = 10
 DOSED = 3  # classes with their probabilities at each dose
+OF_TEXTS = (
+    "KL(clean || steered) of the next tokens along each of the two texts, in nats; perplexity of"
+    " each under the clean model."
+)
+OF_TOKENS = "next token after the prompt, change of its log-probability in nats"
+GOES_ON = "…"  # before a token that continues a word
 NONE_OF_IT = (
     "Controls are random directions and random latents of the same norm: an effect that they have"
     " too is none of this latent."
@@ -139,8 +145,8 @@ def _text_lines(result: SteerResult) -> list[str]:
             [name + which, f"{fmean(part.kl):.4f}", figure(part.perplexity, ".2f")]
             for name, part in (("clean", clean), ("steered", steered))
         ]
-    lines += [table(("text", "KL per token", "perplexity"), rows), ""]
-    lines += [f"raised   {_tokens(result.raised)}", f"lowered  {_tokens(result.lowered)}"]
+    lines += [table(("text", "KL per token", "perplexity"), rows), OF_TEXTS, ""]
+    lines += token_lines(result.raised, result.lowered)
     if not result.doses:
         return lines
     several = len(result.seeds) > 1
@@ -166,8 +172,18 @@ def _side_by_side(clean: Continuation, steered: Continuation, which: str) -> lis
     return [f"{left:<{width}}  {right}".rstrip() for left, right in columns]
 
 
-def _tokens(changes: list[TokenChange]) -> str:
-    return "  ".join(f"{c.token!r} {c.steered - c.clean:+.2f}" for c in changes)
+def token_lines(raised: list[TokenChange], lowered: list[TokenChange]) -> list[str]:
+    # a vocabulary whose words begin with a blank: a letter without one goes on with a word
+    marked = any(change.token.startswith(" ") for change in [*raised, *lowered])
+
+    def shown(changes: list[TokenChange]) -> str:
+        tokens = [GOES_ON * (marked and c.token[:1].isalpha()) + c.token for c in changes]
+        return "  ".join(
+            f"{token!r} {c.steered - c.clean:+.2f}" for token, c in zip(tokens, changes)
+        )
+
+    legend = f"{OF_TOKENS}; {GOES_ON} continues a word" if marked else OF_TOKENS
+    return [f"raised   {shown(raised)}", f"lowered  {shown(lowered)}", f"({legend})"]
 
 
 def _dose_lines(

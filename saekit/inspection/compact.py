@@ -21,6 +21,7 @@ TOP, RANDOM, QUANTILE = -1, -2, -10
 PAIRS = ("index", "together", "jaccard", "pmi")
 SIDES = {"top": "raised", "bottom": "lowered"}
 TOKEN_FIGURES = ("tokens", "different", "position", "first")
+LABEL_FIGURES = ("label", "examples", "strongest", "lift")
 TESTED = ("raised", "lowered", "raised_chance", "lowered_chance")
 
 Lookup = Callable[[int], "list[Any] | None"]
@@ -58,6 +59,8 @@ def compact(record: FeatureRecord, context: Lookup) -> dict[str, Any]:
         "logit_test": record.logit_test and rounded([record.logit_test[n] for n in TESTED]),
         "samples": [_example(example, context) for example in record.samples],
         "tokens": record.tokens and _tokens(record.tokens),
+        "data_labels": record.data_labels and _labels(record.data_labels),
+        "logit_histogram": record.logit_histogram and _bins(record.logit_histogram),
         "label": record.label,
         "hook_shares": rounded(record.hook_shares),
     }
@@ -81,6 +84,15 @@ def expanded(data: dict[str, Any], context: Lookup) -> FeatureRecord:
         flat, *counts = data["tokens"]
         commonest = _listed(flat, ("token", "rows", "lift"))
         fields["tokens"] = dict(zip(TOKEN_FIGURES, (commonest, *counts)))
+    # pages of before lack these
+    if data.get("data_labels") is not None:
+        flat, examples, strongest = data["data_labels"]
+        labels = _listed(flat, LABEL_FIGURES)
+        fields["data_labels"] = {"labels": labels, "examples": examples, "strongest": strongest}
+    if data.get("logit_histogram") is not None:
+        low, high, *per_bin = data["logit_histogram"]
+        edges = [low + (high - low) * i / len(per_bin) for i in range(len(per_bin) + 1)]
+        fields["logit_histogram"] = {"edges": rounded(edges), "counts": per_bin}
     if data["logits"] is not None:
         fields["logits"] = {
             side: [{"token": t, "value": v} for t, v in zip(entries[::2], entries[1::2])]
@@ -119,6 +131,16 @@ def _listed(flat: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
 def _tokens(tokens: dict[str, Any]) -> list[Any]:
     flat = _flat(tokens["tokens"], ("token", "rows", "lift"))
     return [flat, *(rounded(tokens[name]) for name in TOKEN_FIGURES[1:])]
+
+
+def _labels(labels: dict[str, Any]) -> list[Any]:
+    return [_flat(labels["labels"], LABEL_FIGURES), labels["examples"], labels["strongest"]]
+
+
+def _bins(histogram: dict[str, list[float]]) -> list[float]:
+    """Its ends, then its counts."""
+    edges, counts = histogram["edges"], histogram["counts"]
+    return rounded([edges[0], edges[-1], *counts])
 
 
 def _group(example: Example) -> int:

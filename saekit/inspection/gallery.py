@@ -3,8 +3,16 @@
 Two latents are near-duplicates where the cosine of their decoder rows is at least SAME_DIRECTION,
 or where the Jaccard index of their strongest rows (rows of both over rows of either; one per
 context or image) is at least SAME_ROWS. A near-duplicate of a better scored feature is folded into
-it. A feature with the same automatic label as a better one is left to the list, so that ten
-features have ten meanings.
+it. One that means the same as a better one, or shows the same pictures, is left to the list, so
+that ten features have ten meanings:
+
+- the same automatic label;
+- labels that begin alike, up to a hyphen (face-smiling and face-hand);
+- labels and names that mostly stand for the same images: of the rarer one's images at least half
+  have the other too (country-flag, flag);
+- pictures of one document, such as an emoji in two skin tones, among the FIRST strongest of both.
+
+Where that leaves fewer than SHOWN, those with another label follow.
 """
 
 from __future__ import annotations
@@ -21,6 +29,8 @@ from saekit.inspection.score import Meaning, Scores
 SHOWN = 10
 SAME_DIRECTION = 0.8
 SAME_ROWS = 0.5
+SAME_IMAGES = 0.5
+FIRST = 4  # of the strongest pictures; a card has as many
 CANDIDATES = 2000  # of the best; a gallery is full long before, unless all have one meaning
 
 
@@ -38,16 +48,78 @@ def gallery(
     """Of the latents that have a page: at most SHOWN, best first. Without scores, those of the
     largest size."""
     shown: list[Shown] = []
-    seen: set[tuple[str, str]] = set()
+    later: list[int] = []
+    told = _Told(scan, scores)
     for j in _in_order(latents, scan, scores)[:CANDIDATES]:
         twin = next((s for s in shown if _near(s.index, j, scan, directions_FD)), None)
         if twin is not None:
             twin.twins.append(j)
-        elif len(shown) < SHOWN and (meaning := _word(scores.meanings[j])) not in seen:
+        elif len(shown) < SHOWN and told.is_new(j):
             shown.append(Shown(j))
-            if meaning is not None:
-                seen.add(meaning)
+            told.add(j)
+        else:
+            later.append(j)
+    # data with few labels: not only one of each
+    for j in later:
+        if len(shown) < SHOWN and told.has_new_word(j):
+            shown.append(Shown(j))
+            told.add(j)
     return shown
+
+
+class _Told:
+    """What the features shown so far mean, and which pictures they show."""
+
+    def __init__(self, scan: Scan, scores: Scores) -> None:
+        self._scan, self._scores = scan, scores
+        self._seen: set[tuple[str, str]] = set()
+        self._groups: set[str] = set()
+        self._images: list[set[int]] = []
+        self._images_of: dict[str, set[int]] = {}  # by label; of many images it takes time
+        self._pictures: set[int] = set()
+
+    def add(self, j: int) -> None:
+        if (word := _word(self._scores.meanings[j])) is not None:
+            self._seen.add(word)
+        self._groups |= {group for group in [self._group(j)] if group}
+        self._images += [images for images in [self._of_label(j)] if images]
+        self._pictures |= self._first_pictures(j)
+
+    def has_new_word(self, j: int) -> bool:
+        return _word(self._scores.meanings[j]) not in self._seen
+
+    def is_new(self, j: int) -> bool:
+        if not self.has_new_word(j) or self._first_pictures(j) & self._pictures:
+            return False
+        if (own := self._of_label(j)) is None:
+            return True
+        if self._group(j) in self._groups:
+            return False
+        overlaps = (len(own & others) / min(len(own), len(others)) for others in self._images)
+        return max(overlaps, default=0.0) < SAME_IMAGES
+
+    def _of_label(self, j: int) -> set[int] | None:
+        """The images (contexts) that have its label or name."""
+        meaning, words = self._scores.meanings[j], self._scores.words
+        if words is None or meaning is None or meaning.kind not in (LABEL, NAME):
+            return None
+        if meaning.text not in self._images_of:
+            self._images_of[meaning.text] = set(words.images_with(meaning.text).tolist())
+        return self._images_of[meaning.text] or None
+
+    def _group(self, j: int) -> str:
+        """How its label begins, up to a hyphen; ''."""
+        meaning = self._scores.meanings[j]
+        return meaning.text.split("-")[0] if meaning and meaning.kind == LABEL else ""
+
+    def _first_pictures(self, j: int) -> set[int]:
+        """Documents of the pictures on its card; none of texts, of which each has many contexts."""
+        words = self._scores.words
+        if words is None or not words.of_images:
+            return set()
+        rows = self._scan.top.row[j].numpy()
+        documents = words.documents(rows[rows >= 0]).tolist()
+        return set(list(dict.fromkeys(documents))[:FIRST])
 
 
 def _in_order(latents: Sequence[int], scan: Scan, scores: Scores) -> list[int]:

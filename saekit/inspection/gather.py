@@ -15,6 +15,7 @@ from saekit.harvesting.sources import Data
 from saekit.inspection.meanings import Meanings
 from saekit.inspection.opening import InspectedModel
 from saekit.inspection.output_head import output_head, with_logits
+from saekit.inspection.patches import PatchLatents
 from saekit.inspection.records import feature_records, select_latents
 from saekit.inspection.relate import hook_shares
 from saekit.inspection.scan import Scan
@@ -50,6 +51,8 @@ class Gathered:
     contexts: dict[int, list[str]]
     """Tokens of the whole contexts of the records read so far, by the id of their example."""
     directions_FD: torch.Tensor | None
+    patches: PatchLatents | None
+    """Of images with patches, where there is an index."""
 
 
 def scores_of(store: Store | StackedStore, scan: Scan) -> Scores:
@@ -121,7 +124,12 @@ def gather(
         note = "the logit lens applies to the residual stream of language models"
     notes = [credit(store.spec.dataset), note, thumbnails.note if thumbnails else None]
     notes = [text for text in notes if text]
-    return Gathered(scan, chosen, records, notes, thumbnails, scores, contexts, directions_FD)
+    patches = None
+    if inspected.index is not None and thumbnails is not None and store.spec.grid is not None:
+        patches = PatchLatents(inspected.index, store)
+    return Gathered(
+        scan, chosen, records, notes, thumbnails, scores, contexts, directions_FD, patches
+    )
 
 
 def _with_scores(records: Iterable[FeatureRecord], scores: Scores) -> Iterator[FeatureRecord]:

@@ -41,6 +41,7 @@ class Meanings:
         self._labels = [self._numbers(shard.labels()) for shard in self._shards]
         has_labels = any((labels != NONE).any() for labels in self._labels)
         self.of_patches = texts is None and store.spec.grid is not None
+        self.of_images = texts is None
         names = [] if texts else [_names_of(shard) for shard in self._shards]
         most = max((len(each) for of_shard in names for each in of_shard), default=0)
         self._named = [self._padded(of_shard, most) for of_shard in names]
@@ -86,6 +87,31 @@ class Meanings:
         shares = self._shares_of_words
         known = (words >= 0) & (words < len(shares))
         return np.where(known, shares[np.where(known, words, 0)], 0.0)
+
+    def shares(self, kind: str, words: np.ndarray) -> np.ndarray:
+        """(N,): each word's share of all tokens, or of all images (contexts); 0 for NONE."""
+        if kind in TOKEN_KINDS:
+            return self.token_shares(words)
+        of_words = np.zeros(len(self._names))
+        lists = self._labels if kind == LABEL else self._named
+        for shard, numbers in zip(self._shards, lists):
+            of_rows = numbers[shard.arrays["examples.rows"] > 0]
+            np.add.at(of_words, of_rows[of_rows != NONE], 1)
+        of_words /= max(self._images, 1)
+        return np.where(words >= 0, of_words[np.where(words >= 0, words, 0)], 0.0)
+
+    @cached_property
+    def _images(self) -> int:
+        """Images (contexts) with rows."""
+        return sum(int((s.arrays["examples.rows"] > 0).sum()) for s in self._shards)
+
+    def images_with(self, text: str) -> np.ndarray:
+        """Numbers of the images (contexts) that have this label, or this word in their name."""
+        word = self._words.get(text.strip().casefold() or text, NONE - 1)
+        found = [labels == word for labels in self._labels]
+        if self._named:
+            found = [of | (named == word).any(1) for of, named in zip(found, self._named)]
+        return np.flatnonzero(np.concatenate(found))
 
     @cached_property
     def _shares_of_words(self) -> np.ndarray:

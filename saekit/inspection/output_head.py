@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from saekit.store.reader import Store
 from saekit.types import ActivationSpec, FeatureRecord
 
 LATENTS_AT_ONCE = 256
+BINS = 50
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def with_logits(
     records: Iterable[FeatureRecord], W_dec_FD: torch.Tensor, head: Head, store: Store
 ) -> Iterator[FeatureRecord]:
     """The same records, each with the output tokens that its decoder row raises and lowers most,
-    and how far these stand out beside those of random directions."""
+    and how far these stand out beside those of random directions. Where a side does, also the
+    distribution over the whole vocabulary."""
     texts = token_texts(store)
     raised, lowered = standing_out_by_chance(head.W_U_ND)
     records = iter(records)
@@ -97,4 +100,22 @@ def with_logits(
                 "raised_chance": raised,
                 "lowered_chance": lowered,
             }
-            yield record
+        told = [record for record in chunk if _stands_out(record.logit_test)]
+        rows_ND = W_dec_FD[[record.index for record in told]]
+        for record, counted in zip(told, logit_histograms(rows_ND @ head.W_U_ND.T)):
+            record.logit_histogram = counted
+        yield from chunk
+
+
+def _stands_out(test: dict[str, float] | None) -> bool:
+    """Whether one side says more than 99 % of random directions do."""
+    return test is not None and any(
+        test[side] > test[f"{side}_chance"] for side in ("raised", "lowered")
+    )
+
+
+def logit_histograms(logits_NV: torch.Tensor) -> list[dict[str, list[float]]]:
+    """Of each row {"edges" [51], "counts" [50]}: how many of its V logits lie in each of 50 bins of
+    equal width from the smallest to the largest. Counts sum to V."""
+    counted = (np.histogram(row_V, BINS) for row_V in logits_NV.double().numpy())
+    return [{"edges": edges.tolist(), "counts": n.tolist()} for n, edges in counted]

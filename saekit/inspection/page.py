@@ -10,6 +10,7 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/shards/NNN.js   records, rounded to 4 significant digits (saekit.inspection.compact)
     OUT/images/KEY.png  thumbnails, shared between records (.webp and .jpg by content)
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
+    OUT/patches/NNN.js  of images: the latents of each patch, loaded when a picture is enlarged
     OUT/words/000.js    which latents are active on a token, loaded when something is searched
     OUT/features.jsonl  where asked: one FeatureRecord.to_json() per line, at full precision; every
                         number on the page is one of these, rounded
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.inspection.compact import compact, rounded
+from saekit.inspection.patches import PatchFiles, PatchLatents
 from saekit.inspection.site import (
     CONTEXTS_EACH_FILE,
     Contexts,
@@ -65,8 +67,10 @@ SCRIPTS = (
     "charts.js",
     "text.js",
     "images.js",
+    "patches.js",
     "feature.js",
     "gallery.js",
+    "search.js",
     "list.js",
     "explorer.js",
 )
@@ -121,6 +125,7 @@ def write_page(
     single_file: bool = False,
     contexts: MutableMapping[int, list[str]] | None = None,
     jsonl: bool = True,
+    patches: PatchLatents | None = None,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
 
@@ -128,6 +133,7 @@ def write_page(
     thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. `contexts` maps
     `Example.example_id` to the tokens of the whole context; entries are taken out when they are
     written, so that `records` may put them in as it goes. `jsonl`: also write features.jsonl.
+    `patches` says which latents are active in each patch of an image.
     index.html and features.jsonl have their names only when complete.
 
     Raises ValueError for a record, thumbnail or list that cannot be right: an index outside the
@@ -149,12 +155,14 @@ def write_page(
         site = Inline(page) if single_file else Folder(out)
         pictures = Pictures(images, site)
         texts = Contexts({} if contexts is None else contexts, site)
+        grids = PatchFiles(patches, site)
         shard: list[dict[str, Any]] = []
         # A shard at a time.
         for record in records:
             lines(record)
             record = pictures.by_file(record)
             texts.add([*record.examples, *record.samples])
+            grids.add([*record.examples, *record.samples])
             catalog.add(record)
             shard.append(compact(record, texts.of))
             if len(shard) == SHARD_RECORDS:
@@ -164,10 +172,10 @@ def write_page(
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
         texts.close()
+        grids.close()
         site.words(pack(catalog.words()))
-        page.write(
-            inert("catalog", pack(catalog.to_json(texts.ids, single_file=single_file, jsonl=jsonl)))
-        )
+        content = catalog.to_json(texts.ids, single_file=single_file, jsonl=jsonl)
+        page.write(inert("catalog", pack({**content, "patches": grids.to_json()})))
         page.write(script + tail)
     # Files take their places when they are complete.
     names = ("features.jsonl", "index.html") if jsonl else ("index.html",)
@@ -263,10 +271,11 @@ class _Catalog:
 
 
 def _compact_meanings(meanings: Sequence[Mapping[str, Any] | None]) -> list[list[Any] | None]:
-    """[kind, text, count, of] for each latent: there are as many as latents."""
-    keys = ("kind", "text", "count", "of")
+    """[kind, text, count, of, lift] for each latent: there are as many as latents."""
+    keys = ("kind", "text", "count", "of", "lift")
     return [
-        None if meaning is None else [_short(meaning[key]) for key in keys] for meaning in meanings
+        None if meaning is None else [_short(rounded(meaning.get(key))) for key in keys]
+        for meaning in meanings
     ]
 
 

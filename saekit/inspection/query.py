@@ -17,20 +17,18 @@ from saekit.display import TableList
 from saekit.errors import DataError, UsageError, check_choice, opt
 from saekit.harvesting.anatomy import untouched
 from saekit.inspection.known import Known
-from saekit.inspection.on_input import OnInput, on_input
+from saekit.inspection.on_input import OnInput, of_input, on_input
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.score import Meaning, Scores
 from saekit.inspection.search import (
     By,
     Ranking,
     check_order,
-    descending,
     kept,
     near_latent,
     of_label,
     of_token,
 )
-from saekit.models.codes import fires
 from saekit.options import AnyStore, Doc
 from saekit.store.opening import RowsLike
 from saekit.store.reader import Store
@@ -65,6 +63,7 @@ class FeatureRow:
     figures: dict[str, float] | None = None
     source: str = "scan"
     at: str | None = None
+    values: list[Any] | None = None
 
 
 class FeatureRows(TableList[FeatureRow]):
@@ -76,6 +75,7 @@ class FeatureRows(TableList[FeatureRow]):
         rows = []
         for row in self:
             flat: dict[str, Any] = asdict(row) | {"tokens": "  ".join(map(repr, row.tokens))}
+            flat.pop("values")  # a row of their own each
             rows.append(flat | (flat.pop("figures") or {}))
         return rows
 
@@ -101,7 +101,13 @@ def features(
         ),
     ],
     *,
-    index: Annotated[int | None, Doc("Describe this latent.", metavar="LATENT")] = None,
+    index: Annotated[
+        int | None,
+        Doc(
+            "Describe this latent. With a text or an image: its value on every token or patch.",
+            metavar="LATENT",
+        ),
+    ] = None,
     text: Annotated[str | None, Doc("Rank the latents that this text activates.")] = None,
     versus: Annotated[
         str | None,
@@ -158,7 +164,8 @@ def features(
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image, token, label, near: exactly one of these, or none with `sort="score"`.
-            image: a file. token and label need the index of the store (`saekit.index`).
+            image: a file. token and label need the index of the store (`saekit.index`). index with
+            text or image: `values` of the row are those of this latent all along the input.
         by: docs/index-search.md has the formulas. With `versus`, of the differences.
         not_bos: drop latents of which at least half of the active rows are the first of a context:
             the BOS where it was stored, else what takes its place. Needs the index.
@@ -180,6 +187,9 @@ def features(
     asked = {"index": index, "text": text, "image": image, "token": token, "label": label,
              "near": near}  # fmt: skip
     given = [name for name, value in asked.items() if value is not None]
+    follow = index if given in (["index", "text"], ["index", "image"]) else None
+    if follow is not None:
+        given, index = given[1:], None
     if len(given) > 1 or (not given and sort != "score"):
         raise UsageError(
             f"give exactly one of {', '.join(map(opt, asked))}",
@@ -189,10 +199,16 @@ def features(
         raise UsageError(f"{opt('top', top)} must be at least 1")
     if versus is not None and text is None:
         raise UsageError(f"{opt('versus')} contrasts another text with {opt('text')}", opt("text"))
-    if index is not None and (not_bos or (min_density, max_density) != (None, None)):
+    one = index if follow is None else follow
+    if one is not None and (not_bos or (min_density, max_density) != (None, None)):
         raise UsageError(
-            f"{opt('index', index)} describes one latent, and there is nothing to filter",
+            f"{opt('index', one)} describes one latent, and there is nothing to filter",
             f"drop {opt('min_density')}, {opt('max_density')} and {opt('not_bos')}",
+        )
+    if follow is not None and (versus is not None or by is not None):
+        raise UsageError(
+            f"{opt('index', follow)} is one latent, and there is nothing to rank",
+            f"drop {opt('versus' if versus is not None else 'by')}",
         )
     question, first = given[0] if given else "", None
     order = check_order(question, by)
@@ -207,10 +223,14 @@ def features(
     if question in ("text", "image"):
         modality = "text" if text is not None else "image"
         _check_modality(inspected, modality)
+        if follow is not None:
+            check_number(follow, inspected.model.latents)
         with nullcontext() if live is None else untouched(live, hooks=False):
-            first = on_input(inspected, text, image, live, processor)
+            first = on_input(inspected, text, image, live, processor, follow)
             second = None if versus is None else on_input(inspected, versus, None, live, processor)
-        ranking = _of_input(inspected, first, second, order)
+        if follow is not None:
+            return FeatureRows([_followed(follow, first, inspected, known, sort == "score")])
+        ranking = of_input(first, second, order, inspected.model.active_above or 0.0)
     elif token is not None:
         ranking = of_token(inspected, known, token, order)
     elif label is not None:
@@ -231,32 +251,12 @@ def features(
     else:
         chosen = ranking.order[passes[ranking.order]]
     act_F, texts = ranking.act, known.texts
-    at = lambda j: None if first is None else first.places[int(first.place[j])].text(texts)
+    at = lambda j: None if first is None else first.at(j, texts)
     act = known.largest if act_F is None else lambda j: float(act_F[j])
     return FeatureRows(
         replace(_row(j, act(j), inspected, known, sort == "score", ranking.of(j)), at=at(j))
         for j in chosen[:top].tolist()
     )
-
-
-def _of_input(
-    inspected: InspectedModel, first: OnInput, second: OnInput | None, by: str
-) -> Ranking:
-    """Latents that an input activates, by the size of their largest or mean value; with a second
-    input, those that the first activates more, by how much more."""
-    largest, above = first.largest.numpy(), inspected.model.active_above or 0.0
-    active = fires(first.largest, above).numpy()
-    size = _sizes(first, by)
-    if second is None:
-        figures = {"mean": first.mean.numpy()} if by == "mean" else {}
-        return Ranking(descending(size, active), largest, figures)
-    other = _sizes(second, by)
-    figures = {"difference": size - other, "versus": other}
-    return Ranking(descending(size - other, active & (size > other)), largest, figures)
-
-
-def _sizes(found: OnInput, by: str) -> np.ndarray:
-    return (found.largest if by == "max" else found.mean).abs().double().numpy()
 
 
 def _check_modality(inspected: InspectedModel, modality: str) -> None:
@@ -321,6 +321,16 @@ def _row(
         return row
     scores = _scores(inspected, known)
     return replace(row, label=label_of(scores.meanings[j]), score=scores.of(j))
+
+
+def _followed(
+    j: int, found: OnInput, inspected: InspectedModel, known: Known, scored: bool
+) -> FeatureRow:
+    """One latent on an input, with its value on each of its rows."""
+    act = float(found.largest[j])
+    row = _row(j, act, inspected, known, scored)
+    at = found.at(j, known.texts) if act else None
+    return replace(row, at=at, values=found.along(known.texts))
 
 
 def _typical(known: Known, store: Store | StackedStore, latent: int) -> list[str]:

@@ -16,6 +16,7 @@ from saekit.errors import DataError, UsageError, opt
 from saekit.indexing.histogram import BANDS
 from saekit.indexing.reader import Index
 from saekit.inspection.beyond_top import EACH, GROUPS, RANDOM, TokenCounts, sampled_rows, together
+from saekit.inspection.labels import LabelCounts
 from saekit.inspection.relate import decoder_neighbours
 from saekit.inspection.scan import KEPT_TOP, Scan
 from saekit.inspection.score import Scores
@@ -199,6 +200,7 @@ def feature_records(
     token_counts = None
     if beyond is not None and isinstance(texts, TokenTexts):
         token_counts = TokenCounts(beyond, texts)
+    label_counts = None if beyond is None else LabelCounts(beyond)
     shown_at = lru_cache(EXAMPLES_KEPT)(lambda row: _shown(store, row, read, thumbnails))
     grid_rows = store.spec.grid[0] * store.spec.grid[1] if store.spec.grid else 1
     each = (KEPT_TOP + BANDS * EXAMPLES_EACH_BAND) * (store.spec.context or grid_rows)
@@ -254,6 +256,7 @@ def feature_records(
                 neighbours=nearest,
                 samples=[e for e in examples if e.group not in ("top", "interval")],
                 tokens=None if token_counts is None else token_counts(j),
+                data_labels=None if label_counts is None else label_counts(j),
                 coactivation=near.get("coactivation", []),
                 following=near.get("following", []),
             )

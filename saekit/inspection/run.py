@@ -154,6 +154,9 @@ def _report_size(
         return
     size = expected_bytes(inspected.store, shown.scan, shown.latents, top)
     pictures = ", and the pictures that they show" if shown.thumbnails is not None else ""
+    if shown.patches is not None:
+        most = megabytes(shown.patches.most_bytes)
+        pictures += f" with the latents of their patches (at most {most})"
     message = f"{count:,} features take about {megabytes(size)}{pictures}"
     progress(Progress("page", 0, count, "features", message=message))
 
@@ -226,7 +229,14 @@ def _write_page(
     single_file, jsonl = settings["single_file"], settings["jsonl"]
     contexts = shown.contexts
     return write_page(
-        records, meta, images, out, single_file=single_file, contexts=contexts, jsonl=jsonl
+        records,
+        meta,
+        images,
+        out,
+        single_file=single_file,
+        contexts=contexts,
+        jsonl=jsonl,
+        patches=shown.patches,
     )
 
 

@@ -9,7 +9,8 @@ coherence: of the rows that show a latent (the strongest, and a sample of each f
     row, the token after or before it, the label of its document or image, or any word of its
     image's name ("red heart #2"); the kind with the largest coherence x specificity counts.
 specificity: 1 for a word that is at most 0.1 % of the store's tokens, falling to 0 for one that is
-    10 % or more, in proportion to the logarithm. 1 for labels and names.
+    10 % or more, in proportion to the logarithm. Labels and names: 1 where at most 1 % of the
+    images (contexts) have it, 0 where all do.
 rarity: 1 for densities from 0.01 % to 1 %, falling to 0 over a factor of ten on either side; of
     patches from 0.1 %, since a part of a picture covers several.
 evidence: documents among the strongest rows over 10, at most 1.
@@ -33,8 +34,9 @@ from saekit.inspection.scan import Scan
 TOP_ROWS = 20
 ROWS_EACH_BAND = 5
 DENSITIES, DENSITIES_OF_PATCHES = (1e-4, 1e-2), (1e-3, 1e-2)
-# the share of all tokens at which specificity begins to fall, and where it is 0
-COMMON = (1e-3, 1e-1)
+# the share of all tokens, or of all images (contexts), at which specificity begins to fall, and
+# where it is 0
+COMMON, COMMON_LABEL = (1e-3, 1e-1), (1e-2, 1.0)
 DOCUMENTS = 10
 SHUFFLES = 4
 # coherence and rows from which the common word is a latent's automatic label: of random rows fewer
@@ -44,22 +46,26 @@ NAMED_FROM, NAMED_ROWS = 0.25, 8
 
 @dataclass(frozen=True)
 class Meaning:
-    """The commonest word among the rows that show a latent: in `count` of `of` rows."""
+    """The commonest word among the rows that show a latent: in `count` of `of` rows, `lift` times
+    as often as in all tokens, or in all images (contexts)."""
 
     kind: str  # token | next | previous | label | name
     text: str
     count: int
     of: int
     coherence: float
+    lift: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
     """`score` (F,) fp32, NaN where it does not apply: latents that never fire, dense codes, data
-    without words. `meanings` has one for each latent whose rows have a word in common."""
+    without words. `meanings` has one for each latent whose rows have a word in common; `words` are
+    those of the store."""
 
     score: torch.Tensor
     meanings: list[Meaning | None]
+    words: Meanings | None = None
 
     def of(self, latent: int) -> float | None:
         value = float(self.score[latent])
@@ -96,8 +102,9 @@ def score_latents(scan: Scan, meanings: Meanings) -> Scores:
             int(best.count[place]),
             int(shown_A[place]),
             float(best.coherence[place]),
+            float(best.count[place] / shown_A[place] / best.share[place]),
         )
-    return Scores(score_F, found)
+    return Scores(score_F, found, meanings)
 
 
 def shown_rows(scan: Scan, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +141,8 @@ class _Best:
 
     coherence: np.ndarray
     specificity: np.ndarray
+    share: np.ndarray
+    """Of all tokens, or of all images (contexts): those with the word."""
     kind: np.ndarray
     word: np.ndarray
     count: np.ndarray
@@ -154,11 +163,11 @@ def _best_kind(words: dict[str, np.ndarray], weight_AN: np.ndarray, meanings: Me
             of_rows[filled] = rng.permutation(of_rows[filled])
             chance_A = np.maximum(chance_A, _commonest(shuffled_ANW, weight_AN)[0])
         coherence_A = np.clip((share_A - chance_A) / np.maximum(1 - chance_A, 1e-9), 0, 1)
-        specificity_A = np.ones(len(share_A))
-        if kind in TOKEN_KINDS:
-            decades = np.log10(COMMON[1] / COMMON[0])
-            specificity_A = _falling(meanings.token_shares(word_A), 0.0, COMMON[0], decades)
-        columns.append((coherence_A, specificity_A, np.full(len(word_A), number), word_A, count_A))
+        low, high = COMMON if kind in TOKEN_KINDS else COMMON_LABEL
+        of_all_A = meanings.shares(kind, word_A)
+        specificity_A = _falling(of_all_A, 0.0, low, np.log10(high / low))
+        kind_A = np.full(len(word_A), number)
+        columns.append((coherence_A, specificity_A, of_all_A, kind_A, word_A, count_A))
     value_KA = np.stack([coherence * specificity for coherence, specificity, *_ in columns])
     best_A = value_KA.argmax(0)  # the first of equal ones
     at = np.arange(len(best_A))

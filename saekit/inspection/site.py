@@ -108,6 +108,12 @@ class Folder:
             f'saekitContexts({number},"{packed}");\n'.encode(),
         )
 
+    def patches(self, number: int, packed: str) -> None:
+        self._write(
+            self.out / "patches" / f"{number:03d}.js",
+            f'saekitPatches({number},"{packed}");\n'.encode(),
+        )
+
     def words(self, packed: str) -> None:
         self._write(self.out / "words" / "000.js", f'saekitWords(0,"{packed}");\n'.encode())
 
@@ -135,6 +141,9 @@ class Inline:
 
     def contexts(self, number: int, packed: str) -> None:
         self.page.write(inert(f"contexts-{number}", packed))
+
+    def patches(self, number: int, packed: str) -> None:
+        self.page.write(inert(f"patches-{number}", packed))
 
     def words(self, packed: str) -> None:
         self.page.write(inert("words-0", packed))

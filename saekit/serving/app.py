@@ -4,7 +4,8 @@
     GET  /about             what is served
     POST /text, /image      which latents an input activates (reading.Reader)
     POST /steer             JSON, a line whenever there is a token more (steering.Steering)
-    GET  /latents?q=        search
+    GET  /latents?q=        a number, or words of automatic labels
+    POST /search            which latents a text, token, label or latent leads to (searching)
     GET  /latents/123       one latent with its examples; thumbnails below /images/
     GET  /page/...          the page of `saekit inspect`, where there is one
 
@@ -32,6 +33,7 @@ from saekit.serving.questions import (
     MOST_FOUND,
     MOST_TEXT_BYTES,
     ImageQuestion,
+    SearchQuestion,
     SteerImage,
     SteerText,
     TextQuestion,
@@ -64,6 +66,7 @@ def make_app(bench: Workbench, worker: Worker) -> Starlette:
         Route("/image", answering(server.image), methods=["POST"]),
         Route("/steer", answering(server.steer), methods=["POST"]),
         Route("/latents", answering(server.search)),
+        Route("/search", answering(server.find), methods=["POST"]),
         Route("/latents/{latent:int}", answering(server.latent)),
         Route("/images/{name}", server.thumbnail),
     ]
@@ -117,6 +120,15 @@ class _Server:
     async def search(self, request: Request) -> Response:
         words = request.query_params.get("q", "")[:200]
         return JSONResponse(self.bench.known.search(words, MOST_FOUND))
+
+    async def find(self, request: Request) -> Response:
+        question = read_json(await body_of(request, MOST_TEXT_BYTES), SearchQuestion)
+        if question.text is not None:
+            self._need("text")
+        searcher = self.bench.searcher
+        return await one_answer(
+            self.worker, request, lambda tell: tell(searcher.answer(question, MOST_FOUND, tell))
+        )
 
     async def latent(self, request: Request) -> Response:
         latent = request.path_params["latent"]

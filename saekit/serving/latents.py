@@ -4,7 +4,7 @@ activations, densities, automatic labels and examples. Every figure is the libra
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,18 @@ from saekit.inspection.records import feature_records
 from saekit.inspection.show import Thumbnails
 
 EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The dictionary on a store, and what is known of all its latents there."""
+
+    inspected: InspectedModel
+    known: Known
+
+    @property
+    def pair(self) -> tuple[InspectedModel, Known]:
+        return self.inspected, self.known
 
 
 class KnownLatents:
@@ -40,6 +52,19 @@ class KnownLatents:
             "" if scores is None or (m := scores.meanings[j]) is None else m.text.strip().casefold()
             for j in range(latents)
         ]
+
+    @property
+    def scanned(self) -> Scanned | None:
+        """None without a store."""
+        if self._inspected is None or self._known is None:
+            return None
+        return Scanned(self._inspected, self._known)
+
+    @property
+    def labels(self) -> list[str]:
+        """Those of the data, where there is an index to ask about them."""
+        index = None if self._known is None else self._known.index
+        return [] if index is None else index.origin.labels
 
     @property
     def rows(self) -> int | None:

@@ -22,6 +22,7 @@ MOST_CHARACTERS = 20_000
 MOST_NEW_TOKENS = 512
 MOST_LATENTS = 32  # steered together
 MOST_FOUND = 200
+ASKED = ("text", "token", "label", "near")
 T = TypeVar("T")
 
 
@@ -33,6 +34,34 @@ class TextQuestion:
 
     def __post_init__(self) -> None:
         _check_length("text", self.text)
+
+
+@dataclass(frozen=True)
+class SearchQuestion:
+    """What `saekit.features` takes: one of text, token, label and near."""
+
+    text: str | None = None
+    versus: str | None = None
+    token: str | None = None
+    label: str | None = None
+    near: int | None = None
+    by: str | None = None
+    min_density: float | None = None
+    max_density: float | None = None
+    not_bos: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ASKED if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UsageError(f"give exactly one of {', '.join(ASKED)}")
+        if self.versus is not None and self.text is None:
+            raise UsageError("versus contrasts another text with text")
+        for name in ("text", "versus", "token", "label"):
+            _check_length(name, getattr(self, name) or "")
+
+    @property
+    def asked(self) -> str:
+        return next(name for name in ASKED if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)

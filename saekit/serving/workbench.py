@@ -27,6 +27,7 @@ from saekit.models.autoencoder import Autoencoder
 from saekit.models.catalog import restore
 from saekit.serving.latents import KnownLatents
 from saekit.serving.reading import Reader
+from saekit.serving.searching import Searcher
 from saekit.serving.steering import Steering
 from saekit.store.checkpoint import Checkpoint
 from saekit.store.folder_kinds import PAGE
@@ -36,11 +37,14 @@ from saekit.training.checkpoints import catalog_name, short_name
 from saekit.training.fit import on_device
 from saekit.types import ActivationSpec, Progress
 
+MOST_LABELS = 500  # of the data, that the page proposes
+
 
 @dataclass(frozen=True)
 class Workbench:
     reader: Reader
     known: KnownLatents
+    searcher: Searcher
     steering: Steering | None
     about: dict[str, Any]
     """What the page says: title, model, hook, modality ..."""
@@ -106,13 +110,16 @@ def open_workbench(
         "rows": known.rows,
         "has_maxima": known.maxima is not None,
         "page": page is not None,
+        "index": known.scanned is not None and known.scanned.known.index is not None,
+        "labels": known.labels[:MOST_LABELS],
         "steering": steering is not None,
         "steering_fault": fault,
         "chat": bool(getattr(first.processor, "chat_template", None)),
         "grid": first.image_tokens.grid if first.image_tokens is not None else None,
     }
     reader = Reader(dictionary, specs, models, known)
-    return Workbench(reader, known, steering, about, None if page is None else Path(page))
+    searcher, folder = Searcher(reader, known), None if page is None else Path(page)
+    return Workbench(reader, known, searcher, steering, about, folder)
 
 
 def spec_of(name: str, config: dict[str, Any], model: str | None) -> ActivationSpec:

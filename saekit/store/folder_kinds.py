@@ -158,7 +158,7 @@ PAGE = FolderKind(
     marker="inspect.json",
     keys=(frozenset({"checkpoint", "store", "features"}),),
     files=re.compile(
-        r"(index\.html|features\.jsonl)(\.part)?|config\.toml|(shards|contexts|words)/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"
+        r"(index\.html|features\.jsonl)(\.part)?|config\.toml|(shards|contexts|patches|words)/\d{3,}\.js|images/[0-9a-f]{16,}\.(png|webp|jpg)|\.lock"
     ),
     resumable=False,
 )
@@ -176,6 +176,14 @@ STEERED = FolderKind(
     marker="steer.json",
     keys=(frozenset({"checkpoint", "latents"}),),
     files=re.compile(r"report\.html|config\.toml|\.lock"),
+    resumable=False,
+)
+ATTACKED = FolderKind(
+    verb="attack",
+    done="attacked",
+    marker="attack.json",
+    keys=(frozenset({"attacked", "latent"}),),
+    files=re.compile(r"report\.html|config\.toml|(before|after|difference|made)-\d+\.png|\.lock"),
     resumable=False,
 )
 EXPORT = FolderKind(

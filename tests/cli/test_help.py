@@ -142,7 +142,7 @@ def completed(capsys, monkeypatch):
 
 def test_shells_complete_commands_flags_and_values(completed):
     assert completed("saekit ") == list(VERBS)
-    assert completed("saekit at") == ["attribute"]
+    assert completed("saekit at") == ["attribute", "attack"]
     assert completed("saekit train --target-") == ["--target-store"]
     assert completed("saekit train --sparsity l1 --target-") == ["--target-l0", "--target-store"]
     assert completed("saekit train --model u") == ["unet"]

@@ -385,7 +385,7 @@ def test_heat_maps_are_drawn_and_toggled(tab, image_site):
     for veil, heat in zip(veils, opacities, strict=True):
         assert veil == pytest.approx([255 - value for value in heat], abs=1)
     seen = {}
-    for overlay in ("spotlight", "heat", "none"):
+    for overlay in ("spotlight", "heat", "contour", "none"):
         assert tab.evaluate("document.body.dataset.overlay") == overlay
         pressed = "document.querySelector('[data-sets-overlay=\"{}\"]').ariaPressed"
         assert tab.evaluate(pressed.format(overlay)) == "true"
@@ -395,6 +395,7 @@ def test_heat_maps_are_drawn_and_toggled(tab, image_site):
     assert seen == {
         "spotlight": [True, False, True],
         "heat": [False, True, False],
+        "contour": [False, False, True],
         "none": [False, False, False],
     }
     assert tab.evaluate("document.body.dataset.overlay") == "spotlight"

@@ -29,6 +29,10 @@ def with_meaning(record):
     record.meaning = {"kind": "token", "text": tokens[0], "count": 17, "of": 20, "coherence": 0.8}
     record.score = 1 - record.index / 100
     record.logit_test = {"raised": 6.5, "lowered": 3.25, "raised_chance": 5, "lowered_chance": 5}
+    counts = np.exp(9 - (np.arange(50) - 20) ** 2 / 30).round()
+    counts[-1] = 2
+    edges = np.linspace(-2, 2, 51)
+    record.logit_histogram = {"edges": edges.tolist(), "counts": counts.tolist()}
     for example in record.examples:
         first = example.position - example.centre
         fires = [(first + i, value) for i, value in enumerate(example.values) if value]
@@ -93,6 +97,23 @@ def test_the_list_is_in_the_order_of_the_score(tab, site):
     assert str(MISSING) in texts(tab, ".row .number")
 
 
+def test_the_second_of_a_label_counts_half(tab, tmp_path):
+    docs = fixture.documents()
+    records = [with_meaning(fixture.text_record(j, docs, 8)) for j in range(4)]
+    words, scores = ["cat", " Cat", "dog", None], [0.9, 0.8, 0.5, 0.42, *[None] * 4]
+    meanings = [w and {**r.meaning, "text": w} for w, r in zip(words, records)] + [None] * 4
+    meta = dataclasses.replace(fixture.text_meta(8, [0, 1, 2, 3]), score=scores, meanings=meanings)
+    write_page(records, meta, {}, tmp_path)
+    tab.open(Site(tmp_path).url())
+    order = "Array.from(document.querySelectorAll('.row .number'), e => parseInt(e.textContent))"
+    assert tab.evaluate(order)[:4] == [0, 2, 3, 1]
+    tab.evaluate(
+        "(e => { e.value = 'score'; e.dispatchEvent(new Event('input', {bubbles: true}));"
+        " })(document.getElementById('sort'))"
+    )
+    assert tab.evaluate(order)[:4] == [0, 1, 2, 3]
+
+
 def test_automatic_labels_are_marked_and_say_what_is_raised(tab, site):
     tab.open(site.url(0))
     assert text(tab, "#automatic .badge") == "automatic"
@@ -109,6 +130,66 @@ def test_output_tokens_no_better_than_random_are_not_shown_and_said_so(tab, site
     assert "no better than those of a random direction" in said
     assert "3.25 standard deviations" in said and "stay below 5.00" in said
     assert tab.evaluate("document.querySelector('#logits .lowered')") is None
+
+
+def test_the_distribution_of_output_tokens_marks_those_that_are_told(tab, site):
+    record = site.records[0]
+    counts = record.logit_histogram["counts"]
+    tab.open(site.url(0))
+    assert f"{int(sum(counts)):,} tokens of the vocabulary" in text(tab, "#logit-histogram h4")
+    heights = tab.evaluate(
+        "Array.from(document.querySelectorAll('.logit-plot rect'), r =>"
+        " Number(r.getAttribute('height')))"
+    )
+    # the axis is logarithmic, from half a token
+    scale = 100 / np.log(max(counts) / 0.5)
+    expected = [scale * np.log(n / 0.5) if n else 0 for n in counts]
+    assert heights == pytest.approx(expected)
+    # marks of the ten that are raised; those that are lowered are no better than chance
+    marks = tab.evaluate(
+        "Array.from(document.querySelectorAll('.logit-plot .mark'), m =>"
+        " [m.className, parseFloat(m.style.left)])"
+    )
+    assert {name for name, _ in marks} == {"mark raised"}
+    values = [entry["value"] for entry in record.logits["top"]]
+    assert [left for _, left in marks] == pytest.approx([(v + 2) / 4 * 100 for v in values])
+    # the last bin with its two tokens, and the one of them that is listed
+    tab.hover(".logit-plot")
+    box = tab.evaluate(
+        "(b => [b.right, b.y, b.height])(document.querySelector('.logit-plot')"
+        ".getBoundingClientRect())"
+    )
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] - 2, y=box[1] + box[2] / 2)
+    assert text(tab, "#tip b") == "1.920 to 2.000"
+    inside = [e["token"] for e in record.logits["top"] if e["value"] >= 1.92]
+    assert text(tab, "#tip span").startswith("2 tokens") and len(inside) <= 1
+    assert_quiet(tab, site)
+
+
+def test_a_distribution_that_says_no_more_than_chance_is_left_out_with_the_reason(tab, tmp_path):
+    docs = fixture.documents()
+    record = with_meaning(fixture.text_record(3, docs, 8))
+    record.logit_test |= {"raised": 4.0}
+    record.logit_histogram = None
+    write_page([record], fixture.text_meta(8, [3]), {}, tmp_path)
+    tab.open(Site(tmp_path).url(3))
+    assert tab.evaluate("document.getElementById('logit-histogram')") is None
+    assert len(texts(tab, "[data-hidden-side]")) == 2
+    assert "the distribution over the vocabulary is not shown" in text(tab, "#logits")
+
+
+def test_the_label_says_how_many_times_it_is_above_chance(tab, tmp_path):
+    docs = fixture.documents()
+    record = with_meaning(fixture.text_record(4, docs, 8))
+    meta = fixture.text_meta(8, [4])
+    meaning = {**record.meaning, "lift": 123.4}
+    meta = dataclasses.replace(meta, meanings=[meaning if j == 4 else None for j in range(8)])
+    write_page([record], meta, {}, tmp_path)
+    tab.open(Site(tmp_path).url(4))
+    assert "17 of 20 examples, 120 × chance" in text(tab, "#automatic")
+    assert text(tab, ".row[data-latent='4'] .lift") == "× 120"
+    tab.open(Site(tmp_path).url())
+    assert "120 × chance" in text(tab, ".card-facts")
 
 
 def test_neighbours_without_a_page_are_text_with_the_command_that_adds_them(tab, site):

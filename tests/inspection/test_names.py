@@ -22,7 +22,7 @@ COLORS = ("red", "blue", "green")
 WHEEL, NOISE = 0, range(1, 30)
 
 
-def write_images(path, names):
+def write_images(path, names, labels=None):
     writer = StoreWriter(
         path,
         make_spec(modality="image", context=None, grid=(2, 2)),
@@ -32,7 +32,9 @@ def write_images(path, names):
     for first in range(0, IMAGES, 100):
         images = range(first, first + 100)
         examples = [
-            StoredExample(i, i // 2, at * PATCHES, PATCHES, None, names[i], None)
+            StoredExample(
+                i, i // 2, at * PATCHES, PATCHES, None, names[i], labels[i] if labels else None
+            )
             for at, i in enumerate(images)
         ]
         example = torch.tensor(list(images)).repeat_interleave(PATCHES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from made_letters import LETTERS, letters_model
 
 import saekit
 from saekit.harvesting.models import load_model
+from saekit.inspection.output_head import logit_histograms
 from saekit.inspection.relate import (
     off_the_residual_stream,
     standing_out,
@@ -102,6 +104,22 @@ def test_a_direction_with_tokens_of_its_own_stands_out_and_a_random_one_does_not
     torch.testing.assert_close(standing_out(30 * topic_D[None] @ W_U_VD.T)[0], of_topic)
 
 
+def test_the_distribution_counts_every_token_once():
+    generator = torch.Generator().manual_seed(5)
+    logits_NV = torch.randn(3, 4999, generator=generator)
+    logits_NV[2, 7] = 40.0  # one token far out: all others in few bins
+    for row_V, histogram in zip(logits_NV.tolist(), logit_histograms(logits_NV)):
+        edges, counts = histogram["edges"], histogram["counts"]
+        assert (edges[0], edges[-1]) == (min(row_V), max(row_V)) and len(counts) == 50
+        inside = [
+            sum(a <= v < b or v == b == edges[-1] for v in row_V)
+            for a, b in itertools.pairwise(edges)
+        ]
+        assert counts == inside and sum(counts) == len(row_V)
+        width = (edges[-1] - edges[0]) / 50
+        assert np.diff(edges) == pytest.approx(np.full(50, width))
+
+
 def test_the_records_of_a_page_hold_the_test(letters, tmp_path):
     """The head of six letters and twelve dimensions: the figures are those of its own logits."""
     model = str(letters / "model")
@@ -116,5 +134,8 @@ def test_the_records_of_a_page_hold_the_test(letters, tmp_path):
         ends = standing_out((W_dec[record["index"]] @ W_U.T)[None])[0].tolist()
         test = record["logit_test"]
         assert [test["raised"], test["lowered"]] == pytest.approx(ends, rel=1e-4, abs=1e-6)
+        # the distribution is there where a side stands out
+        told = [test[s] > test[f"{s}_chance"] for s in ("raised", "lowered")]
+        assert (record["logit_histogram"] is not None) == any(told)
         chance = standing_out_by_chance(W_U)
         assert (test["raised_chance"], test["lowered_chance"]) == pytest.approx(chance, rel=1e-4)

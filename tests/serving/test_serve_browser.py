@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,51 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from served import CPU, Client, Running
+from served_page import TEXT, Tab, figure
 
 import saekit
 from saekit.serving.workbench import open_workbench
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
-TEXT = "the cat sat on a mat and the dog ran far"
-BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BINARY is None:
-        pytest.skip("no Chromium on the PATH (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=BINARY, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-class Tab:
-    """A page, what it complained of, and where it sent requests."""
-
-    def __init__(self, browser, url: str, width: int = 1400, dark: bool = False) -> None:
-        scheme = "dark" if dark else "light"
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.problems: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda m: self.problems.append(m.text))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(url)
-        self.page.wait_for_selector("html[data-ready=yes]")
-
-    def texts(self, selector: str) -> list[str]:
-        return self.page.locator(selector).all_text_contents()
-
-    def read(self, text: str = TEXT) -> None:
-        self.page.fill("#text", text)
-        self.page.click("#read")
-        self.page.wait_for_selector("#contexts .token")
-        self.page.wait_for_selector("#detail:not([aria-busy]) h3")
-
-    def status(self, which: str, text: str) -> None:
-        self.page.wait_for_selector(f'#{which}-status:has-text("{text}")')
 
 
 @pytest.fixture
@@ -69,12 +29,6 @@ def tab(browser, client) -> Iterator[Tab]:
     assert opened.problems == []
     assert all(url.startswith((client.url, "data:")) for url in opened.requests)
     opened.page.close()
-
-
-def figure(value: float) -> str:
-    """Four significant digits, as the page writes them."""
-    size = f"{abs(value):#.4g}".rstrip(".")
-    return f"−{size}" if value < 0 else size
 
 
 def test_the_figures_of_a_token_are_those_of_the_answer(tab, client, made):
@@ -131,7 +85,7 @@ def test_search_finds_numbers_and_labels(tab, client):
     tab.page.fill("#search", "dog")
     tab.page.wait_for_selector('#latents .name:has-text("dog")')
     assert all("dog" in name for name in tab.texts("#latents .name"))
-    tab.page.fill("#search", "no such label")
+    tab.page.fill("#search", "nosuchlabel")
     tab.page.wait_for_selector('#list-note:has-text("No latent has")')
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_selector('#list-title:has-text("Worth reading first")')

@@ -88,3 +88,46 @@ function colorBar(record) {
   return about(el("div", { class: "color-bar", role: "img", "aria-label": `Shading from ${low} to ${figure(record.max)}` },
     el("span", {}, low), el("span", { class: signed ? "ramp signed" : "ramp" }), el("span", {}, figure(record.max))), "shading", true);
 }
+
+// --- what the decoder direction does to the whole vocabulary --------------------------------------------------------
+
+// Counts on a logarithmic axis, so that the tails can be seen: the tokens raised and lowered most are marked there.
+function logitHistogram(record) {
+  const { edges, counts } = record.logit_histogram;
+  const [low, high] = [edges[0], edges[edges.length - 1]];
+  const top = Math.max(...counts);
+  const height = heightScale(top, true);
+  const along = (value) => clamp01((value - low) / (high - low)) * 100;
+  const bars = counts.map((n, bin) => el("svg:rect", { x: bin / counts.length * 100 + 0.15, width: 100 / counts.length - 0.3, y: 100 - height(n), height: height(n) }));
+  const ends = ["raised", "lowered"].filter((side) => standsOut(record, side)).map((side) => [side, record.logits[SIDES[side][1]]]);
+  const marks = ends.flatMap(([side, entries]) => entries.map(({ value }) => el("span", { class: `mark ${side}`, style: { left: `${along(value)}%` } })));
+  const plot = el("div", { class: "logit-plot", role: "img", "aria-label": logitSummary(counts, low, high, ends) },
+    el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" }, bars), marks);
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    const bin = Math.min(counts.length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * counts.length)));
+    showTip(event.clientX, box.top, `${figure(edges[bin])} to ${figure(edges[bin + 1])}`, logitTip(counts[bin], edges[bin], edges[bin + 1], bin === counts.length - 1, ends));
+  });
+  plot.addEventListener("pointerleave", hideTip);
+  return el("figure", { class: "logit-histogram", id: "logit-histogram" },
+    about(el("figcaption", {}, el("h4", { class: "explained" }, el("span", {}, `Effect on the ${count(counts.reduce((sum, n) => sum + n, 0))} tokens of the vocabulary`)),
+      el("span", { class: "note" }, ends.map(([side, entries]) => el("span", { class: `key ${side}` }, `the ${entries.length} ${side} most`)))), "logitHistogram"),
+    el("div", { class: "histogram" },
+      el("div", { class: "y-axis", "aria-hidden": "true" }, heightTicks(top, true).map((n) => el("span", { style: { bottom: `${height(n)}%` } }, tickCount(n)))),
+      plot,
+      el("div", { class: "x-axis", "aria-hidden": "true" }, Array.from({ length: TICKS + 1 }, (_, tick) =>
+        el("span", { style: { left: `${tick / TICKS * 100}%` } }, figure(low + (high - low) * tick / TICKS, 2))))));
+}
+
+function logitSummary(counts, low, high, ends) {
+  const tokens = counts.reduce((sum, n) => sum + n, 0);
+  return [`Histogram of the effect on ${count(tokens)} tokens, from ${figure(low)} to ${figure(high)}`,
+    ...ends.map(([side, entries]) => `${side} most: ${entries.slice(0, 3).map(({ token }) => tokenText(token)).join(", ")}`)].join("; ");
+}
+
+// "12 tokens: ' port', ' socket'": of a bin, with those of its tokens that are listed below.
+function logitTip(n, low, high, isLast, ends) {
+  const inside = ends.flatMap(([, entries]) => entries.filter(({ value }) => value >= low && (value < high || isLast)));
+  const names = inside.slice(0, 4).map(({ token }) => tokenText(token)).join("  ");
+  return `${count(n)} ${n === 1 ? "token" : "tokens"}${names ? `: ${names}` : ""}`;
+}

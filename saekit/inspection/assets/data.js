@@ -23,6 +23,7 @@ const arrivals = new Map(); // source -> function that takes the packed text
 
 // The two names that the files beside the page know.
 window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
+window.saekitPatches = (number, packed) => arrivals.get(sourceOf("patches", number))?.(packed);
 window.saekitWords = (number, packed) => arrivals.get(sourceOf("words", number))?.(packed);
 window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 
@@ -75,13 +76,13 @@ async function loadContext(example) {
   return (await contextEntry(example))[0];
 }
 
-// [token in lower case, latents] of every token that a latent is active on most often.
+// [token in lower case, latents, token] of every token that a latent is active on most often.
 let words = null;
 
 async function loadWords() {
   words ??= (await loadFile("words", 0)).map(([token, ...steps]) => {
     let latent = 0;
-    return [token.toLowerCase(), steps.map((step) => { latent += step; return latent; })];
+    return [token.toLowerCase(), steps.map((step) => { latent += step; return latent; }), token];
   });
 }
 

@@ -1,6 +1,18 @@
 // A record as a shard holds it -> the record as the page draws it. What is not in the shard is put together again: tokens from
 // the contexts that all features share, edges of a histogram from equal steps. The inverse is saekit/inspection/compact.py.
 
+// A page of before has neither labels of the data nor a distribution of logits.
+function expandLabels(packed) {
+  return packed && { labels: inGroups(packed[0], 4).map(([label, examples, strongest, lift]) => ({ label, examples, strongest, lift })),
+    examples: packed[1], strongest: packed[2] };
+}
+
+function expandBins(packed) {
+  if (!packed) return null;
+  const [low, high, ...counts] = packed;
+  return { edges: allEdges([low, high], counts.length), counts };
+}
+
 const TESTED = ["raised", "lowered", "raised_chance", "lowered_chance"];
 
 // The examples whose contexts are needed, each once.
@@ -20,6 +32,8 @@ function expand(packed, contexts) {
     following: inGroups(packed.following, 4).map(([index, together, jaccard, pmi]) => ({ index, together, jaccard, pmi })),
     tokens: packed.tokens && { tokens: inGroups(packed.tokens[0], 3).map(([token, rows, lift]) => ({ token, rows, lift })),
       different: packed.tokens[1], position: packed.tokens[2], first: packed.tokens[3] },
+    data_labels: expandLabels(packed.data_labels ?? null),
+    logit_histogram: expandBins(packed.logit_histogram ?? null),
     logits: packed.logits && Object.fromEntries(Object.entries(packed.logits)
       .map(([side, entries]) => [side, pairs(entries).map(([token, value]) => ({ token, value }))])),
     logit_test: packed.logit_test && Object.fromEntries(TESTED.map((name, at) => [name, packed.logit_test[at]])),

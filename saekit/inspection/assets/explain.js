@@ -4,7 +4,8 @@ const ROW = () => (catalog.meta.modality === "image" ? "patches" : "tokens");
 
 const MEANING = {
   score: () => "0 to 1: how much this feature is worth reading first. Share of its examples with one word in common against shuffled examples, "
-    + "times how specific the word is, whether its density lies between 0.01 % and 1 %, and in how many documents it fires. An order for reading, not a proof.",
+    + `times how rare the word is, whether its density lies between ${catalog.meta.modality === "image" ? "0.1" : "0.01"} % and 1 %, and in how many documents it fires. `
+    + "An order for reading, not a proof.",
   label: () => "Automatic: the commonest word among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.",
   raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
@@ -22,9 +23,15 @@ const MEANING = {
     + "A side is shown only where its ten tokens lie further from the mean logit than those of 99 % of random directions.",
   logit: () => "Change of this token's logit per unit of activation, on the direct path.",
   top: () => "The strongest examples, one per context or image and of different documents first. Shading is activation over the feature's maximum.",
+  patchLatents: () => `The ${catalog.patches?.kept ?? ""} latents of largest size in this patch, with their activation. The bar is the activation over the latent's own maximum.`,
+  logitHistogram: () => "How many tokens of the vocabulary the decoder direction raises or lowers by how much, on the direct path, on a logarithmic axis. "
+    + "The marks are the ten raised most and the ten lowered most, where these stand out against random directions.",
+  dataLabels: () => `Labels that the ${catalog.meta.modality === "image" ? "images" : "contexts"} with an active row have more often than all others: share of these, and lift, `
+    + "which is that share over the label's share of all. Only labels of three standard deviations more than by chance, in the order of share × log lift.",
+  lift: () => `How many times more often the examples have this word than all ${catalog.meta.modality === "image" ? "images" : "tokens (contexts, for a label)"} do.`,
   act: () => "Activation at the marked token or patch.",
   shading: () => "The shading of tokens and patches: from 0 to the feature's largest activation in the whole store, the same for all examples.",
-  overlay: () => "Spotlight keeps the colors of patches that activate the feature and fades the others; the line goes round patches of at least half the maximum. Heat map paints the activation over a gray picture.",
+  overlay: () => "Spotlight keeps the colors of patches that activate the feature and fades the others; the line goes round patches of at least half the maximum. Heat map paints the activation over a gray picture; contour draws only the line. Click a picture to enlarge it and to see what else is active in a patch.",
   intervals: () => "Rows sampled from each fifth of the range from 0 to the maximum, with the number of rows in the whole store. A feature should mean the same in the upper fifths as at the top.",
   bandRows: () => "Rows of the whole store whose activation lies in this interval.",
   neighbours: () => "Features whose decoder rows point in the most similar direction: cosine, 1 is the same direction.",

@@ -6,7 +6,8 @@ function featurePage(record) {
   return [
     featureHeader(record.index, record.label, record),
     topSection(record),
-    el("div", { class: "pair" }, el("div", {}, histogramSection(record), record.tokens ? tokenSection(record) : null), relatedSection(record)),
+    el("div", { class: "pair" }, el("div", {}, histogramSection(record), record.data_labels?.labels.length ? labelSection(record) : null,
+      record.tokens ? tokenSection(record) : null), relatedSection(record)),
     sampleSection(record),
     intervalSection(record),
     record.logits ? logitSection(record) : null,
@@ -43,7 +44,7 @@ function automaticLabel(latent, record) {
   const meaning = meaningOf(latent);
   if (!meaning) return null;
   return about(el("p", { class: "automatic-label", id: "automatic" }, el("span", { class: "badge" }, "automatic"), el("span", {}, meaningNodes(meaning)),
-    el("span", { class: "of" }, `${meaning.count} of ${meaning.of} examples`), record ? raisesNodes(record) : null), "label", true);
+    el("span", { class: "of" }, `${meaning.count} of ${meaning.of} examples${liftText(meaning)}`), record ? raisesNodes(record) : null), "label", true);
 }
 
 // "blocks.3 61.2 % · blocks.6 38.8 %": of a crosscoder.
@@ -62,7 +63,7 @@ function section(id, title, extra, ...content) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, el("div", { class: "section-head" }, head, extra), content);
 }
 
-const SECTION_MEANING = { histogram: "histogram", logits: "outputTokens", top: "top", intervals: "intervals", samples: "samples", tokens: "tokens" };
+const SECTION_MEANING = { histogram: "histogram", logits: "outputTokens", top: "top", intervals: "intervals", samples: "samples", tokens: "tokens", "data-labels": "dataLabels" };
 
 function histogramSection(record) {
   const logarithmic = memory.get("log", "no") === "yes";
@@ -91,11 +92,12 @@ function logitSection(record) {
   const entries = shown.map((side) => record.logits[SIDES[side][1]]);
   const largest = Math.max(...entries.flat().map((entry) => Math.abs(entry.value)), 1e-12);
   return section("logits", "Output tokens", null,
+    shown.length && record.logit_histogram ? logitHistogram(record) : null,
     shown.length ? el("div", { class: "two" }, shown.map((side, at) => logitColumn(side, entries[at], largest))) : null,
     ...hidden.map((side) => el("p", { class: "note", "data-hidden-side": side },
       `${SIDES[side][0]} tokens are not shown: they are no better than those of a random direction. The ten of this feature lie `
       + `${figure(record.logit_test[side], 3)} standard deviations from the mean logit; 99 % of random directions stay below ${figure(record.logit_test[`${side}_chance`], 3)}.`)),
-    shown.length ? el("p", { class: "note" }, catalog.meta.logit_note) : null);
+    el("p", { class: "note" }, shown.length ? catalog.meta.logit_note : "For the same reason the distribution over the vocabulary is not shown."));
 }
 
 function logitColumn(side, entries, largest) {
@@ -195,6 +197,18 @@ function sampleSection(record) {
     el("div", { class: "bands", role: "group", "aria-label": "Which rows", style: { "--bands": String(groups.length) } }, buttons), exampleList(shown, record.max));
 }
 
+// The labels of the data that its images or contexts have more often than others.
+function labelSection(record) {
+  const { labels, examples, strongest } = record.data_labels;
+  const what = catalog.meta.modality === "image" ? "images" : "contexts";
+  return section("data-labels", `Labels of its ${what}`, el("span", { class: "note" }, "share · lift"),
+    el("ol", { class: "measures token-shares" }, labels.map((entry) => about(el("li", {},
+      el("span", { class: "data-label" }, plainNodes(entry.label)), bar(entry.examples / examples), el("span", { class: "value" }, percent(entry.examples / examples, 3)),
+      el("span", { class: "value lift" }, `× ${figure(entry.lift, 3)}`)),
+    `${count(entry.examples)} of ${count(examples)} ${what}, ${figure(entry.lift, 3)} times the share of all ${what}; of the ${strongest} strongest ${entry.strongest}.`))),
+    el("p", { class: "note", id: "label-figures" }, `Active in ${count(examples)} ${what}; ${labels[0].strongest} of the ${strongest} strongest have the first label.`));
+}
+
 // The tokens that it is active on, with their share of its rows, and where in their contexts.
 function tokenSection(record) {
   const { tokens, different, position, first } = record.tokens;
@@ -246,6 +260,7 @@ function previewOf(latent) {
   const meaning = meaningOf(latent);
   const own = names.get(latent) ?? (record >= 0 ? catalog.labels[record] : null);
   const words = own ? [el("span", { class: "own-label" }, plainNodes(own))] : meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
+  if (meaning?.lift && !own) words.push(about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift"));
   if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : "no common word");
   const thumbnail = catalog.thumbnails[record];
   const common = meaning && meaning.text.trim().toLowerCase();

@@ -32,7 +32,7 @@ function galleryHeader(shown) {
     el("h2", { id: "gallery-title", tabindex: "-1" }, scored ? `${many} worth reading` : many),
     el("p", { class: "lead" }, scored
       ? ["In the order of an ", about(el("span", {}, "automatic score"), "score", true), ": how often the examples of a feature have one word in common, against shuffled examples. "
-        + "Near-duplicates are folded, and each word comes once. The last of a card's examples "
+        + "Near-duplicates are folded, and each meaning comes once. The last of a card's examples "
         + `${catalog.meta.modality === "image" ? "are" : "is"} from the middle of its range.`]
       : "Those with the largest activations. There is no score: a dense code has none, nor have images with neither label nor name."),
     catalog.meta.modality === "image" ? el("div", { class: "shading" }, overlayButtons()) : null);
@@ -86,7 +86,7 @@ const KIND = {
 
 function meaningOf(latent) {
   const meaning = catalog.meanings[latent];
-  return meaning ? { kind: meaning[0], text: meaning[1], count: meaning[2], of: meaning[3] } : null;
+  return meaning ? { kind: meaning[0], text: meaning[1], count: meaning[2], of: meaning[3], lift: meaning[4] ?? null } : null;
 }
 
 // "on import", "before the": in words and one chip.
@@ -106,7 +106,12 @@ function titleNodes(latent) {
 
 function meaningCount(latent) {
   const meaning = meaningOf(latent);
-  return meaning && about(el("span", { class: "meaning-count" }, `automatic: ${meaning.count} of ${meaning.of} examples`), "label");
+  return meaning && about(el("span", { class: "meaning-count" }, `automatic: ${meaning.count} of ${meaning.of} examples${liftText(meaning)}`), "label");
+}
+
+// ", 7.8 × chance": against the word's share of all images, contexts or tokens.
+function liftText(meaning) {
+  return meaning.lift === null ? "" : `, ${figure(meaning.lift, 2)} × chance`;
 }
 
 function raisesNodes(record) {

@@ -1,14 +1,16 @@
-// Image examples: a picture, what its patches do under it, and a zoom. Two overlays, both on the feature's one scale: a spotlight
-// that leaves the active patches their colors, and a heat map over a gray picture.
+// Image examples: a picture and what its patches do under it. Overlays, all on the feature's one scale: a spotlight that leaves the
+// active patches their colors, a heat map over a gray picture, and only the contour of the strongest patches.
 
 const HEAT = [240, 122, 24]; // --heat of the style sheet, in both themes
 const COLD = [38, 128, 235]; // --cold: below 0
 const OUTLINED = 0.5; // of the maximum
 
-function imageExample(example, max) {
+// `enlarges`: a click does; not that of an enlarged one.
+function imageExample(example, max, enlarges = true) {
   const name = imageName(example);
-  const frame = el("div", { class: "frame", role: "button", "aria-label": `${name}, activation ${figure(example.act)}: enlarge`,
-    onclick: () => zoom(example, max), onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); zoom(example, max); } } },
+  const frame = el("div", enlarges ? { class: "frame", role: "button", "aria-label": `${name}, activation ${figure(example.act)}: enlarge`,
+    onclick: () => zoom(example, max), onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); zoom(example, max); } } }
+    : { class: "frame", "aria-label": `${name}: arrows read it patch by patch` },
   example.image === null ? el("span", { class: "no-image" }, "no thumbnail") : picture(example.image, ""));
   frame.tabIndex = 0;
   if (example.grid) addOverlays(frame, example, max);
@@ -62,6 +64,7 @@ function readPatches(frame, example) {
     const box = frame.getBoundingClientRect();
     const [row, column] = [Math.floor(place / width), place % width];
     markHistogram(example.values[place]);
+    pointAtPatch(place);
     showTip(box.left + (column + 0.5) / width * box.width, box.top + row / height * box.height,
       figure(example.values[place]), `patch row ${row}, column ${column}`);
   };
@@ -84,9 +87,9 @@ function patchBox(className, place, [height, width]) {
     width: `${100 / width}%`, height: `${100 / height}%` } });
 }
 
-// --- overlay and zoom -----------------------------------------------------------------------------------------------
+// --- overlay --------------------------------------------------------------------------------------------------------
 
-const OVERLAYS = { spotlight: "spotlight", heat: "heat map", none: "picture" };
+const OVERLAYS = { spotlight: "spotlight", heat: "heat map", contour: "contour", none: "picture" };
 
 function setOverlay(overlay) {
   document.body.dataset.overlay = overlay;
@@ -101,16 +104,4 @@ function overlayButtons() {
   return about(el("div", { class: "choice", role: "group", "aria-label": "Overlay" }, Object.entries(OVERLAYS).map(([overlay, name]) =>
     el("button", { type: "button", class: "button small", "data-sets-overlay": overlay, "aria-pressed": String(overlay === current),
       onclick: () => setOverlay(overlay) }, name))), "overlay");
-}
-
-function zoom(example, max) {
-  const copy = imageExample(example, max);
-  const panel = byId("zoom");
-  copy.querySelector(".frame").removeAttribute("role");
-  panel.querySelector(".zoomed").replaceChildren(copy);
-  byId("zoom-title").replaceChildren(...plainNodes(imageName(example)));
-  byId("zoom-facts").textContent = [`activation ${figure(example.act)}`, `${figure(100 * Math.abs(example.act) / max, 3)} % of the maximum`,
-    example.grid ? `${example.grid[0]} × ${example.grid[1]} patches` : null, example.source || null].filter(Boolean).join(" · ");
-  forget();
-  if (!panel.open) panel.showModal();
 }

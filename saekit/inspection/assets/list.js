@@ -32,11 +32,26 @@ function searchText(record) {
   return words.join("\n").toLowerCase();
 }
 
-// Best scored first, where there are scores.
+// Best scored first, where there are scores, and the first of each label before its second.
 function prepareScore() {
-  const option = byId("sort").querySelector("[value=score]");
-  if (catalog.score.some((score) => score !== null)) byId("sort").value = "score";
-  else option.remove();
+  if (catalog.score.some((score) => score !== null)) {
+    byId("sort").value = "varied";
+    catalog.varied = variedScores();
+  } else for (const option of byId("sort").querySelectorAll("[value=score], [value=varied]")) option.remove();
+}
+
+// The score over the latent's place among those with the same automatic label: of a hundred that fire on flags, the second counts half.
+function variedScores() {
+  const places = new Map();
+  const varied = [...catalog.score];
+  const best = varied.map((_, latent) => latent).sort((a, b) => (catalog.score[b] ?? -1) - (catalog.score[a] ?? -1) || a - b);
+  for (const latent of best) {
+    const word = catalog.meanings[latent]?.[1].trim().toLowerCase();
+    if (word === undefined || varied[latent] === null) continue;
+    places.set(word, (places.get(word) ?? 0) + 1);
+    varied[latent] /= places.get(word);
+  }
+  return varied;
 }
 
 // --- density filter -------------------------------------------------------------------------------------------------
@@ -92,7 +107,9 @@ function readRange() {
 function updateList() {
   view.sort = byId("sort").value;
   view.range = readRange();
-  view.needle = byId("search").value.trim().toLowerCase();
+  view.answer = answerFromPage(byId("search").value, updateList);
+  view.needle = view.answer ? "" : byId("search").value.trim().toLowerCase();
+  const answering = view.answer && new Set(view.answer.order);
   if (view.needle && !words) loadWords().then(updateList).catch(() => {}); // without them, the strongest examples are searched
   view.on = view.needle ? latentsOn(view.needle) : null;
   const hideDead = byId("hide-dead").checked;
@@ -110,6 +127,7 @@ function updateList() {
     if (leastScore > 0 && !(catalog.score[latent] >= leastScore)) continue;
     if (notBos && view.starts.has(latent)) continue;
     if (onlyFavorites && !favorites.has(latent)) continue;
+    if (answering && !answering.has(latent)) continue;
     if (view.needle && !matches(latent, view.needle)) continue;
     kept.push(latent);
   }
@@ -118,7 +136,7 @@ function updateList() {
   rows.style.height = `${view.order.length * view.height}px`;
   byId("found").textContent = view.order.length === catalog.meta.latents
     ? `${count(catalog.meta.latents)} latents, ${count(catalog.records.length)} with a page`
-    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents`;
+    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents${view.answer ? `, ${view.answer.note}` : ""}`;
   redrawRows();
   scrollToCurrent();
 }
@@ -133,6 +151,7 @@ function matches(latent, needle) {
 }
 
 function inOrder(latents) {
+  if (view.answer?.figures) return view.answer.order.filter((latent) => latents.includes(latent));
   const key = view.sort === "index" ? null : catalog[view.sort];
   if (key) latents.sort((a, b) => (key[b] ?? -1) - (key[a] ?? -1) || a - b);
   const exact = Number(view.needle.replace("#", "") || NaN);
@@ -234,7 +253,7 @@ function drawRows() {
 function listRow(latent, place) {
   const density = catalog.density[latent];
   const current = latent === currentLatent();
-  const measure = view.axis ? shortPercent(density) : figure(catalog.max[latent], 3);
+  const measure = view.answer?.figures?.get(latent) ?? (view.axis ? shortPercent(density) : figure(catalog.max[latent], 3));
   const row = el("a", {
     class: `row${recordOf[latent] < 0 ? " pageless" : ""}`, href: `#/f/${latent}`, "data-latent": latent,
     tabindex: current ? "0" : "-1", "aria-current": current ? "page" : null, "aria-label": rowLabel(latent),
@@ -247,7 +266,7 @@ function listRow(latent, place) {
 function rowLabel(latent) {
   const record = recordOf[latent];
   const meaning = meaningOf(latent);
-  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}`.trim();
+  const common = meaning && `${KIND[catalog.meta.modality]?.[meaning.kind] ?? ""} ${tokenText(meaning.text)}${liftText(meaning)}`.trim();
   const words = record < 0 ? [common] : [names.get(latent), catalog.labels[record], common, ...catalog.previews[record].map(tokenText), ...catalog.data_labels[record]];
   const density = catalog.density[latent];
   return [`feature ${latent}`, favorites.has(latent) ? "favorite" : null, ...words.filter(Boolean), density === null ? null : density === 0 ? "dead" : `density ${percent(density, 2)}`]

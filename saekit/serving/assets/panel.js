@@ -1,4 +1,4 @@
-// The list of latents and what is known of the chosen one: at a token, in the whole input, or found by a search.
+// The list of latents and what is known of the chosen one: at a token, in the whole input, or found by a search (find.js).
 
 const panel = {
   found: new Map(), // latent -> its brief, of all that were searched for
@@ -10,7 +10,7 @@ const panel = {
 function listInput() {
   if (panel.searching) return;
   if (input.kept) { listAt(input.kept.context, input.kept.at); return; }
-  if (!input.answer) { listed("Worth reading first", [], ""); search(""); return; }
+  if (!input.answer) { listed("Worth reading first", [], ""); listWords(""); return; }
   listed(`Strongest in this ${served.modality}`, input.answer.ranked.map(([latent, act]) => ({ latent, act })), "");
 }
 
@@ -23,21 +23,34 @@ function listAt(context, at) {
 
 function listed(title, entries, note) {
   byId("list-title").replaceChildren(...[title].flat());
-  byId("list-note").textContent = note;
+  byId("list-note").replaceChildren(...[note].flat());
+  byId("orders").hidden = true;
   byId("latents").replaceChildren(...entries.map(latentRow));
   markChosen();
 }
 
-// `act`: in the input; undefined in a search.
-function latentRow({ latent, act }) {
+// `act`: in the input; undefined in a search. `measure`: of an answer, {text, share, facts, within}: what it is ordered by, the length of
+// its bar, its other figures, and whether chance reaches it.
+function latentRow({ latent, act, measure }) {
+  if (measure) return answerRow(latent, measure);
   const { max, density, label } = briefOf(latent);
   const share = act === undefined ? 0 : Math.abs(act) / (max || scaleOf(latent));
   const told = act === undefined ? shortPercent(density) : figure(act);
+  return rowOf(latent, label, [told, act !== undefined && max ? el("span", { class: "of" }, ` of ${figure(max)}`) : null],
+    act === undefined ? null : bar(share, act < 0 ? "cold" : ""));
+}
+
+function answerRow(latent, { text, share, facts, within }) {
+  const row = rowOf(latent, briefOf(latent).label, [text], bar(share), el("span", { class: "facts" }, facts));
+  if (within) about(row, "No more than chance reaches.").classList.add("within-chance");
+  return row;
+}
+
+function rowOf(latent, label, told, ...below) {
   const choice = el("button", { type: "button", class: "latent", "data-latent": latent, "aria-pressed": "false", onclick: () => choose(latent) },
     el("span", { class: "number" }, `#${latent}`),
     el("span", { class: label ? "name" : "name none" }, label ? plainNodes(label) : "no label"),
-    el("span", { class: "value" }, told, act !== undefined && max ? el("span", { class: "of" }, ` of ${figure(max)}`) : null),
-    act === undefined ? null : bar(share, act < 0 ? "cold" : ""));
+    el("span", { class: "value" }, told.filter(Boolean)), ...below);
   const steer = served.steering ? el("button", { type: "button", class: "button small add", "aria-label": `Steer latent ${latent}`, onclick: () => addEdit(latent) }, "Steer") : null;
   return el("li", {}, choice, steer);
 }
@@ -45,27 +58,6 @@ function latentRow({ latent, act }) {
 function markChosen() {
   for (const node of document.querySelectorAll("#latents [data-latent]")) {
     node.setAttribute("aria-pressed", String(Number(node.dataset.latent) === input.chosen));
-  }
-}
-
-// --- search ---------------------------------------------------------------------------------------------------------
-
-let lastSearch = 0;
-
-async function search(words) {
-  const number = ++lastSearch;
-  panel.searching = words.trim() !== "";
-  byId("back").hidden = !panel.searching || !input.answer;
-  if (!panel.searching && input.answer) { listInput(); return; }
-  try {
-    const { found, of } = await ask(`latents?q=${encodeURIComponent(words)}`);
-    if (number !== lastSearch) return; // another was typed meanwhile
-    found.forEach((brief) => panel.found.set(brief.index, brief));
-    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number or label.";
-    const note = found.length === 0 ? (panel.searching ? none : "") : of > found.length ? `The first ${count(found.length)} of ${count(of)}.` : "";
-    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), note);
-  } catch (error) {
-    byId("list-note").textContent = error.message;
   }
 }
 

@@ -28,6 +28,7 @@ function take(answer) {
   const first = input.answer === null;
   Object.assign(input, { answer, kept: null });
   panel.searching = false;
+  find.number += 1; // what was asked before is not shown any more
   byId("search").value = "";
   byId("back").hidden = true;
   drawInput();
@@ -73,7 +74,7 @@ function onKey(event) {
 
 function onEscape(event) {
   if (running) stop();
-  else if (event.target === byId("search")) { byId("search").value = ""; byId("search").blur(); search(""); }
+  else if (event.target === byId("search")) { byId("search").value = ""; byId("search").blur(); listWords(""); }
   else if (input.kept) keep(input.kept.context, input.kept.at);
 }
 
@@ -92,12 +93,10 @@ function onSubmit(form, action) {
 function listen() {
   onSubmit("text-form", read);
   onSubmit("steer-form", run);
-  onSubmit("search-form", () => byId("latents").querySelector(".latent")?.click());
   submitsWithEnter(byId("text"), read);
   submitsWithEnter(byId("prompt"), run);
   byId("stop").addEventListener("click", stop);
-  byId("search").addEventListener("input", () => search(byId("search").value));
-  byId("back").addEventListener("click", () => { byId("search").value = ""; search(""); });
+  listenForSearch();
   byId("theme-button").addEventListener("click", switchTheme);
   byId("help-button").addEventListener("click", () => byId("help").showModal());
   addEventListener("keydown", onKey);
@@ -134,7 +133,7 @@ async function start() {
     .filter(([, value]) => value !== null).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   prepareSteering();
   listen();
-  await search("");
+  await listWords("");
   document.documentElement.dataset.ready = "yes";
 }
 

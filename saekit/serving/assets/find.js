@@ -1,0 +1,202 @@
+// The box: a number or words of labels are answered while they are typed, other questions (search.js) when Enter is pressed.
+
+const find = {
+  number: 0, // of the last question: an answer that comes after another was asked is not shown
+  answered: "", // what the box held when the list was last filled by an answer
+  question: null, // the one whose order can be changed
+};
+const CHANCE_OF = { auroc: "auroc_chance" }; // of all others it is that of information
+// How a figure is written, and what it says.
+const FIGURE = {
+  information: [(value) => figure(value, 3), "Mutual information of being active and being on the token (in an example of the label), over the entropy of the latter: 1 decides it, 0 says nothing."],
+  auroc: [(value) => figure(value, 3), "Probability that the latent is stronger in an example of the label than in another."],
+  share: [(value) => percent(value, 3), "Share of the token's rows (of the label's examples) on which the latent is active."],
+  lift: [(value) => `× ${figure(value, 3)}`, "That share over the latent's density."],
+  mean: [(value) => figure(value, 3), "Mean activation."],
+  max: [(value) => figure(value, 4), "Largest activation in this text."],
+  difference: [(value) => figure(value, 4), "How much larger than in the other text."],
+  versus: [(value) => figure(value, 3), "In the other text."],
+  cosine: [(value) => figure(value, 3), "1 is the same direction (of co-activation: the same activations on all rows)."],
+  jaccard: [(value) => figure(value, 3), "Rows on which both are active over rows on which either is."],
+  pmi: [(value) => `${figure(value, 3)} nats`, "How much more often both are active than by chance. Large for rare latents by chance."],
+  together: [(value) => count(value), "Rows on which both are active."],
+};
+const ORDER_NAMES = { max: "largest", auroc: "AUROC", decoder: "decoder rows", encoder: "encoder rows", coactivation: "co-activation" };
+
+function boxQuestion() {
+  return understood(byId("search").value, served.modality === "text");
+}
+
+function typed() {
+  const question = boxQuestion();
+  // proposals, and the arrow that opens them, only where a label is being typed
+  if (question.kind === "label" || byId("search").value.startsWith("label:")) byId("search").setAttribute("list", "labels");
+  else byId("search").removeAttribute("list");
+  if (question.kind === "number" || question.kind === "words" || question.kind === "none") listWords(byId("search").value.trim());
+  else {
+    find.number += 1;
+    panel.searching = true;
+    byId("back").hidden = !input.answer;
+    listed("Search", [], question.problem ?? ["Press ", el("kbd", {}, "Enter"), ` for ${spoken(question)}.`]);
+  }
+}
+
+// Enter asks; once the answer is there it opens the first.
+function entered() {
+  const question = boxQuestion();
+  const isAsked = !["number", "words", "none", "wrong"].includes(question.kind);
+  if (isAsked && find.answered !== byId("search").value) rank(question);
+  else byId("latents").querySelector(".latent")?.click();
+}
+
+function spoken({ kind, value, versus }) {
+  if (kind === "token") return `latents that fire on the token “${tokenText(value)}”`;
+  if (kind === "label") return `latents that tell “${value}” from other labels`;
+  if (kind === "near") return `latents near #${value}`;
+  return versus ? "latents that the first text activates more than the second" : "latents that this text activates";
+}
+
+// --- while one types ------------------------------------------------------------------------------------------------
+
+async function listWords(words) {
+  const number = ++find.number;
+  panel.searching = words !== "";
+  byId("back").hidden = !panel.searching || !input.answer;
+  if (!panel.searching && input.answer) { listInput(); return; }
+  try {
+    const { found, of } = await ask(`latents?q=${encodeURIComponent(words)}`);
+    if (number !== find.number) return; // another was typed meanwhile
+    found.forEach((brief) => panel.found.set(brief.index, brief));
+    const none = served.rows === null ? "Without a store latents are found by their number only." : "No latent has this number or label.";
+    const note = found.length === 0 ? (panel.searching ? none : "") : of > found.length ? `The first ${count(found.length)} of ${count(of)}.` : "";
+    listed(panel.searching ? "Found" : "Worth reading first", found.map(({ index }) => ({ latent: index })), [note, ...otherQuestions(words)]);
+  } catch (error) {
+    byId("list-note").textContent = error.message;
+  }
+}
+
+// What else a word may mean: links that ask it.
+function otherQuestions(word) {
+  if (!word || /^#?\d+$/.test(word)) return [];
+  const questions = served.modality === "text" ? [...(served.index ? [`token:${word}`, `token: ${word}`] : []), `text:${word}`]
+    : served.labels.includes(word) ? [`label:${word}`] : [];
+  return questions.flatMap((text, at) => [at ? ", " : " Or ask for ", el("button", { type: "button", class: "link-button", onclick: () => {
+    byId("search").value = text;
+    rank(boxQuestion());
+  } }, text.startsWith("token") ? `the token “${tokenText(text.slice("token:".length))}”` : text.startsWith("text") ? "it as a text" : "this label")]);
+}
+
+// --- questions ------------------------------------------------------------------------------------------------------
+
+async function rank(question, by = null) {
+  const number = ++find.number;
+  panel.searching = true;
+  byId("back").hidden = !input.answer;
+  const held = byId("search").value;
+  byId("list-note").textContent = "Searching";
+  const body = { [question.kind]: question.value, ...(question.versus ? { versus: question.versus } : {}), ...(by ? { by } : {}),
+    not_bos: byId("not-bos").checked };
+  try {
+    const answer = await ask("search", { body, waiting: (text) => { byId("list-note").textContent = text; } });
+    if (number !== find.number) return;
+    Object.assign(find, { question, answered: held });
+    drawAnswer(question, answer);
+  } catch (error) {
+    if (number === find.number) listed("Search", [], error.message);
+  }
+}
+
+function drawAnswer(question, answer) {
+  const { found, by, of, chance, orders } = answer;
+  found.forEach((brief) => panel.found.set(brief.index, brief));
+  const values = found.map((brief) => orderedBy(brief, by));
+  const most = Math.max(...values.map(Math.abs), 1e-12);
+  const first = found.length < of ? `The first ${count(found.length)} of ${count(of)} latents. ` : found.length ? `${count(of)} latents. ` : "No latent. ";
+  listed(titleOf(question), found.map((brief, at) => ({ latent: brief.index, measure: {
+    text: written(by, values[at]), share: Math.abs(values[at]) / most, facts: factsOf(brief, by), within: isWithin(brief, by, chance) } })),
+  [first, ...chanceText(by, chance)]);
+  byId("order").replaceChildren(...orders.map((name) => el("option", { value: name }, ORDER_NAMES[name] ?? name)));
+  byId("order").value = by;
+  byId("not-bos").closest("label").hidden = !(served.index && served.modality === "text");
+  byId("orders").hidden = false;
+}
+
+function titleOf({ kind, value, versus }) {
+  if (kind === "token") return ["On ", el("span", { class: "chip" }, tokenNodes(value, true))];
+  if (kind === "label") return ["In ", el("span", { class: "data-label" }, plainNodes(value))];
+  if (kind === "near") return `Near #${value}`;
+  return versus ? "More in the first text" : "Strongest in this text";
+}
+
+// The figure that the list is ordered by.
+function measureName(figures, by) {
+  if (figures.difference !== undefined) return "difference";
+  return figures[by] !== undefined ? by : figures.cosine !== undefined ? "cosine" : "max";
+}
+
+function orderedBy({ act, figures }, by) {
+  const name = measureName(figures, by);
+  return name === "max" ? act : figures[name];
+}
+
+function written(by, value) {
+  const name = FIGURE[by] ? by : "cosine";
+  return FIGURE[name][0](value);
+}
+
+function factsOf({ act, at, figures, max }, by) {
+  const shown = measureName(figures, by);
+  const facts = Object.entries(figures).filter(([name]) => name !== shown && FIGURE[name])
+    .map(([name, value]) => about(el("span", { "data-fact": name }, `${ORDER_NAMES[name] ?? name} ${FIGURE[name][0](value)}`), FIGURE[name][1]));
+  if (act !== null && at === null) facts.push(el("span", {}, `largest there ${figure(act)}${max ? ` of ${figure(max)}` : ""}`));
+  if (at !== null) facts.push(el("span", {}, `${shown === "max" ? (max ? `of ${figure(max)}, ` : "") : `largest ${figure(act)} `}on `, el("span", { class: "chip" }, tokenNodes(at, true))));
+  return facts;
+}
+
+function isWithin({ figures }, by, chance) {
+  const name = CHANCE_OF[by] ? by : "information";
+  const limit = chance[CHANCE_OF[by] ?? "chance"];
+  return limit !== undefined && figures[name] <= limit;
+}
+
+function chanceText(by, chance) {
+  const name = CHANCE_OF[by] ?? "chance";
+  if (chance[name] === undefined) return [];
+  return [about(el("span", { "data-chance": name, tabindex: "0", class: "explained" }, `By chance the best latent reaches ${by === "auroc" ? "AUROC" : "information"} ${figure(chance[name], 3)}.`),
+    "The largest of all latents when the rows of the token are shifted along the store, or documents exchange their labels; of four tries.")];
+}
+
+// --- keys and forms -------------------------------------------------------------------------------------------------
+
+function listenForSearch() {
+  const box = byId("search");
+  byId("labels").replaceChildren(...served.labels.map((label) => el("option", { value: `label:${label}` })));
+  byId("search-help").replaceChildren(...helpText());
+  onSubmit("search-form", entered);
+  box.addEventListener("input", typed);
+  byId("back").addEventListener("click", () => { box.value = ""; listWords(""); });
+  byId("order").addEventListener("change", () => rank(find.question, byId("order").value));
+  byId("not-bos").addEventListener("change", () => rank(find.question, byId("order").value));
+  box.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" && !box.list) focusRow(event, 0); });
+  byId("latents").addEventListener("keydown", (event) => {
+    const rows = [...byId("latents").querySelectorAll(".latent")];
+    const place = rows.indexOf(event.target.closest(".latent"));
+    if (place >= 0 && event.key === "ArrowDown") focusRow(event, place + 1);
+    if (place >= 0 && event.key === "ArrowUp") { if (place) focusRow(event, place - 1); else { event.preventDefault(); box.focus(); } }
+  });
+}
+
+function focusRow(event, place) {
+  const row = byId("latents").querySelectorAll(".latent")[place];
+  if (!row) return;
+  event.preventDefault();
+  row.focus();
+}
+
+function helpText() {
+  const forms = [["123", "a latent"], ["word", "of its automatic label"], ["near:123", "similar ones"]];
+  if (served.index && served.modality === "text") forms.push(["token: file", "fire on “·file”, blank included"]);
+  if (served.labels.length) forms.push([`label:${served.labels[0]}`, "tell it from other labels"]);
+  if (served.modality === "text") forms.push(["The cat sat", "a text, through the model"], ["The cat versus: The dog", "more in the first"]);
+  return forms.map(([example, meaning]) => el("span", {}, el("code", {}, example), ` ${meaning}`));
+}

@@ -1,0 +1,116 @@
+"""What the box of the page asks beyond numbers and words of labels: which latents a text, a token,
+a label or another latent leads to. Orders and figures are those of `saekit.features`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from saekit.errors import UsageError, opt
+from saekit.harvesting.sources import Document
+from saekit.inspection.inputs import InputRows, input_rows
+from saekit.inspection.on_input import OnInput, of_input, over_rows
+from saekit.inspection.query import check_fired, check_number
+from saekit.inspection.search import (
+    ORDERS,
+    Ranking,
+    check_order,
+    kept,
+    near_latent,
+    of_label,
+    of_token,
+)
+from saekit.serving.latents import KnownLatents, Scanned
+from saekit.serving.questions import SearchQuestion
+from saekit.serving.reading import Reader
+from saekit.serving.worker import Tell
+
+
+class Searcher:
+    """Answers one question at a time, with the models of the reader."""
+
+    def __init__(self, reader: Reader, known: KnownLatents) -> None:
+        self.reader, self.known = reader, known
+
+    def answer(self, question: SearchQuestion, most: int, tell: Tell) -> dict[str, Any]:
+        """{"asked", "by", "orders", "found", "of", "chance", "source"}.
+
+        found: at most `most` latents, best first: KnownLatents.brief with `act` (null: it has none
+            of its own), `figures` by name, and `at`, the token of a text's largest value.
+        orders: what the question can be ordered by; of: how many latents answer it.
+        chance: name -> what the best latent reaches by chance, where the question has one.
+        Raises what `saekit.features` raises.
+        """
+        asked = question.asked
+        by = check_order(asked, question.by)
+        ranking, read = self._ranking(asked, question, by, tell)
+        tell(None)
+        order = ranking.order[self._passing(question)[ranking.order]]
+        figures = {j: ranking.of(j) or {} for j in order[:most].tolist()}
+        is_chance = lambda name: name.endswith("chance")
+        scanned = self.known.scanned
+        return {
+            "asked": asked,
+            "by": by,
+            "orders": ORDERS[asked],
+            "found": [
+                self.known.brief(j)
+                | {
+                    "act": None if ranking.act is None else float(ranking.act[j]),
+                    "figures": {n: v for n, v in of_j.items() if not is_chance(n)},
+                    "at": None if read is None else read.at(j, self.reader.texts),
+                }
+                for j, of_j in figures.items()
+            ],
+            "of": len(order),
+            "chance": {n: v for n, v in next(iter(figures.values()), {}).items() if is_chance(n)},
+            "source": None if scanned is None else scanned.known.source,
+        }
+
+    def _ranking(
+        self, asked: str, question: SearchQuestion, by: str, tell: Tell
+    ) -> tuple[Ranking, OnInput | None]:
+        if asked == "text":
+            assert question.text is not None
+            read = self._read(question.text, tell)
+            other = None if question.versus is None else self._read(question.versus, tell)
+            above = self.reader.dictionary.active_above or 0.0
+            return of_input(read, other, by, above), read
+        inspected, known = self._scanned(asked).pair
+        if question.token is not None:
+            return of_token(inspected, known, question.token, by), None
+        if question.label is not None:
+            return of_label(known, question.label, by), None
+        assert question.near is not None
+        check_number(question.near, inspected.model.latents)
+        check_fired(question.near, int(known.active[question.near]), known.rows)
+        return near_latent(inspected, known, question.near, by), None
+
+    def _read(self, text: str, tell: Tell) -> OnInput:
+        reader = self.reader
+
+        def rows() -> Iterator[InputRows]:
+            for each in input_rows(Document(0, "input", text), reader.specs, reader.models):
+                tell(None)  # ends here where the client has gone
+                yield each
+
+        return over_rows(reader.dictionary, rows())
+
+    def _passing(self, question: SearchQuestion) -> np.ndarray:
+        """(F,) bool: the latents that pass the filters."""
+        given = (question.min_density, question.max_density, question.not_bos)
+        if given == (None, None, False):
+            return np.ones(self.known.count, bool)
+        return kept(self._scanned("not_bos").known, *given)
+
+    def _scanned(self, what: str) -> Scanned:
+        """Raises UsageError without a store."""
+        scanned = self.known.scanned
+        if scanned is None:
+            raise UsageError(
+                f"{opt(what)} is answered from a store, and none was given",
+                f"start the server with {opt('store')}",
+            )
+        return scanned

@@ -1,0 +1,127 @@
+"""What the box of the page asks is answered as `saekit.features` does, to the last digit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from made_codes import planted
+from served import CPU, Running
+
+import saekit
+from saekit.serving.workbench import open_workbench
+
+TEXT, OTHER = "the cat sat on a mat", "the dog ran far away"
+
+
+@pytest.fixture(scope="module")
+def indexed(made, indexed_run):
+    """The dictionary with an index, and its server."""
+    with Running(open_workbench(indexed_run, [made.store], device=CPU)) as running:
+        yield indexed_run, running.client
+
+
+def near(run, store) -> int:
+    return saekit.features(run, store, text="cat")[0].index
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"text": TEXT},
+        {"text": TEXT, "by": "mean"},
+        {"text": TEXT, "versus": OTHER},
+        {"text": TEXT, "versus": OTHER, "by": "mean", "max_density": 0.2},
+        {"token": "cat"},
+        {"token": "cat", "by": "lift"},
+        {"token": "dog", "not_bos": True, "min_density": 0.01},
+        {"near": None},
+        {"near": None, "by": "encoder"},
+        {"near": None, "by": "coactivation"},
+    ],
+    ids=str,
+)
+def test_answers_are_those_of_features(indexed, made, question):
+    run, client = indexed
+    question = question | ({"near": near(run, made.store)} if "near" in question else {})
+    answer = client.send("search", question)
+    assert answer.status == 200, answer.body
+    told = answer.json
+    expected = saekit.features(run, made.store, top=64, **question)
+    assert expected and told["of"] == len(expected) == len(told["found"])
+    has_act = told["asked"] != "near"  # there it is the largest on the store
+    for brief, row in zip(told["found"], expected):
+        figures = brief["figures"] | told["chance"]
+        assert (brief["index"], figures, brief["at"]) == (row.index, row.figures or {}, row.at)
+        assert brief["act"] == (row.act if has_act else None)
+        assert (brief["max"], brief["density"]) == (row.max, row.density)
+    assert told["by"] == question.get("by", told["orders"][0])
+    assert set(told["chance"]) == ({"chance"} if "token" in question else set())
+    assert told["source"] == "index"
+
+
+def test_a_label_is_answered_with_both_chances(made, tmp_path):
+    """Of a store with labels: a latent that is active in contexts of one of them."""
+    generator = torch.Generator().manual_seed(0)
+    z_NF = (torch.rand(640, 12, generator=generator) < 0.05) * torch.rand(640, 12)
+    labels = ["cat" if doc % 2 else "dog" for doc in range(40)]
+    z_NF[:, 3] = torch.tensor([labels[n // 16] == "cat" for n in range(640)]) * 1.5
+    words = torch.randint(0, 40, (640,), generator=generator)
+    named = [f"w{n}" for n in range(40)]
+    store, run = planted(tmp_path, z_NF.float(), words, 16, labels, named, each_document=1)
+    saekit.index(run, store)
+    bench = open_workbench(run, [store], model=made.model, device=CPU)
+    assert bench.about["labels"] == ["cat", "dog"]
+    from saekit.serving.questions import SearchQuestion
+
+    told = bench.searcher.answer(SearchQuestion(label="cat", by="auroc"), 2, lambda _: None)
+    expected = saekit.features(run, store, label="cat", by="auroc", top=2)
+    assert told["found"][0]["index"] == 3 and told["of"] >= len(told["found"])
+    assert [b["figures"] | told["chance"] for b in told["found"]] == [r.figures for r in expected]
+    assert set(told["chance"]) == {"chance", "auroc_chance"}
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({}, "exactly one of text, token, label, near"),
+        ({"token": "cat", "label": "x"}, "exactly one of"),
+        ({"token": "cat", "versus": "x"}, "versus contrasts"),
+        ({"token": "cat", "by": "auroc"}, "by auroc does not go with token"),
+        ({"token": "Cat"}, "no row of the store is on the token"),
+        ({"label": "x"}, "no labels"),
+        ({"near": 64}, "this model has 64"),
+        ({"near": "3"}, "must be a whole number"),
+        ({"text": ""}, "holds no token"),
+        ({"text": "a", "min_density": 2}, "must be between 0 and 1"),
+        ({"token": "a" * 20_001}, "at most 20,000"),
+    ],
+)
+def test_what_is_wrong_is_said(indexed, question, words):
+    answer = indexed[1].send("search", question)
+    assert answer.status == 400, answer.body
+    assert words in answer.json["error"]
+
+
+def test_without_index_or_store_it_says_what_is_missing(bare_run, made, tmp_path):
+    with Running(open_workbench(bare_run, [made.store], device=CPU)) as running:
+        client = running.client
+        answer = client.send("search", {"token": "cat"})
+        assert answer.status == 400 and "is answered by an index" in answer.json["error"]
+        assert answer.json["hint"].startswith("saekit index")
+        assert client.send("search", {"text": TEXT}).json["source"] == "scan"
+    saekit.export_dictionary(made.run, tmp_path / "theirs", format="saelens")
+    with Running(open_workbench(tmp_path / "theirs", model=made.model, device=CPU)) as running:
+        bare = running.client
+        assert bare.send("about").json["index"] is False
+        ranked = [b["index"] for b in bare.send("search", {"text": TEXT}).json["found"]]
+        assert ranked == [r.index for r in saekit.features(made.run, made.store, text=TEXT, top=64)]
+        answer = bare.send("search", {"near": 3})
+        assert answer.status == 400 and "answered from a store" in answer.json["error"]
+
+
+def test_an_answer_has_at_most_so_many(indexed, monkeypatch):
+    from saekit.serving import app
+
+    monkeypatch.setattr(app, "MOST_FOUND", 3)
+    told = indexed[1].send("search", {"text": TEXT}).json
+    assert len(told["found"]) == 3 < told["of"]
