@@ -46,7 +46,7 @@ CASES = [
     Case("mnist", REAL, REAL),
     Case("mnist", "vae 512-256-30", "vae", {"latents": 30, **BERNOULLI}, epochs=30),
     Case("mnist", "cgan", "cgan", PACE, epochs=30),
-    Case("mnist", "dcgan", "dcgan", PACE, epochs=20),
+    Case("mnist", "dcgan", "dcgan", PACE, epochs=30),
     Case("mnist", "aae", "aae", BERNOULLI, epochs=20),
     Case("mnist", "gan", "gan", {"lr": 5e-4}, epochs=30),
     Case("mnist", "gan, slow discriminator", "gan", PACE, epochs=30),
