@@ -93,6 +93,19 @@ def test_importing_saekit_is_quick_silent_and_brings_no_torch():
     assert float(seconds) < 0.1 and torch_too == "False" and done.stderr == ""
 
 
+def test_opening_a_checkpoint_brings_no_compiler():
+    code = """
+import dataclasses, sys
+from saekit.models.catalog import build, restore
+for name, options in (("sae", {}), ("dense", {"hidden": (8,)}), ("gan", {"spectral_norm": True})):
+    model = build(name, 16, {"latents": 32, **options})
+    restore(name, dataclasses.asdict(model.config), model.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_public_name_resolves_and_is_documented():
     import saekit
 

@@ -12,6 +12,8 @@ denies everything else: the page cannot reach a network, whatever a token or lab
     OUT/contexts/NNN.js tokens of whole contexts, shared between records, loaded when one is opened
     OUT/patches/NNN.js  of images: the latents of each patch, loaded when a picture is enlarged
     OUT/words/000.js    which latents are active on a token, loaded when something is searched
+    OUT/map/000.js      where latents are on the map of directions, loaded when it is opened
+    OUT/beside/, matches/, other/   another dictionary (saekit.inspection.beside_page)
     OUT/features.jsonl  where asked: one FeatureRecord.to_json() per line, at full precision; every
                         number on the page is one of these, rounded
 
@@ -36,7 +38,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from saekit.inspection.beside_page import Beside, write_beside
 from saekit.inspection.compact import compact, rounded
+from saekit.inspection.map import DirectionMap
 from saekit.inspection.patches import PatchFiles, PatchLatents
 from saekit.inspection.site import (
     CONTEXTS_EACH_FILE,
@@ -70,6 +74,10 @@ SCRIPTS = (
     "patches.js",
     "feature.js",
     "gallery.js",
+    "map_drawing.js",
+    "map.js",
+    "beside.js",
+    "views.js",
     "search.js",
     "list.js",
     "explorer.js",
@@ -125,6 +133,8 @@ def write_page(
     single_file: bool = False,
     contexts: MutableMapping[int, list[str]] | None = None,
     jsonl: bool = True,
+    direction_map: DirectionMap | None = None,
+    beside: Beside | None = None,
     patches: PatchLatents | None = None,
 ) -> PageResult:
     """Write the explorer into `out`, which is created where it is missing.
@@ -133,6 +143,8 @@ def write_page(
     thumbnail (PNG, WebP or JPEG), and is read once for each key that occurs. `contexts` maps
     `Example.example_id` to the tokens of the whole context; entries are taken out when they are
     written, so that `records` may put them in as it goes. `jsonl`: also write features.jsonl.
+    `direction_map` and `beside` add the map and another dictionary; records of the latter are read
+    after `records`.
     `patches` says which latents are active in each patch of an image.
     index.html and features.jsonl have their names only when complete.
 
@@ -146,7 +158,7 @@ def write_page(
     page_part = out / "index.html.part"
     head, tail, script = _document(meta.title, single_file)
     # One pass over the records fills all files.
-    catalog = _Catalog(meta)
+    catalog = Catalog(meta)
     with (
         page_part.open("w", encoding="utf-8", newline="\n") as page,
         _lines(out if jsonl else None) as lines,
@@ -171,10 +183,19 @@ def write_page(
         if shard:
             site.shard(catalog.shards, pack(shard))
             catalog.shards += 1
+        settings: dict[str, Any] = {"single_file": single_file, "jsonl": jsonl}
+        if direction_map is not None:
+            settings["map"] = rounded(direction_map.header())
+            site.part("map", 0, pack(direction_map.packed(meta.latents)))
+        if beside is not None:
+            other = Catalog(beside.meta)
+            settings["beside"] = write_beside(
+                beside, other, meta.latents, SHARD_RECORDS, site, pictures, texts
+            )
         texts.close()
         grids.close()
         site.words(pack(catalog.words()))
-        content = catalog.to_json(texts.ids, single_file=single_file, jsonl=jsonl)
+        content = catalog.to_json(texts.ids, **settings)
         page.write(inert("catalog", pack({**content, "patches": grids.to_json()})))
         page.write(script + tail)
     # Files take their places when they are complete.
@@ -199,7 +220,7 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 9.5e6 else f"{size / 1e6:.1f} MB"
 
 
-class _Catalog:
+class Catalog:
     """The list on the left: all latents by number, and what a row shows of those with a record."""
 
     def __init__(self, meta: PageMeta) -> None:
@@ -241,7 +262,7 @@ class _Catalog:
             found.append([token, *(b - a for a, b in zip([0, *ascending], ascending))])
         return found
 
-    def to_json(self, contexts: list[int], **settings: bool) -> dict[str, Any]:
+    def to_json(self, contexts: list[int], **settings: Any) -> dict[str, Any]:
         named = {f.name: getattr(self.meta, f.name) for f in dataclasses.fields(self.meta)}
         meta = {**named, "metrics": _metrics(self.meta), "notes": list(self.meta.notes)}
         return {

@@ -15,11 +15,14 @@ from torch import nn
 from saekit.device import pick_device
 from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.sources import Data
+from saekit.inspection.beside import beside_of, kind_of, open_beside, with_index_of
+from saekit.inspection.beside_page import Beside
 from saekit.inspection.beyond_top import starts_of
 from saekit.inspection.existing import ExistingPage, can_extend, page_identity
 from saekit.inspection.gallery import gallery
 from saekit.inspection.gather import Gathered, gather
 from saekit.inspection.indexed import with_index
+from saekit.inspection.map import DirectionMap, MapKind, check_map, direction_map
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.page import PageMeta, PageResult, megabytes, write_page
 from saekit.inspection.records import check_features, expected_bytes
@@ -29,7 +32,7 @@ from saekit.store.folder_kinds import PAGE
 from saekit.store.opening import RowsLike
 from saekit.store.run_folder import run_folder
 from saekit.store.stack import stores_of, with_stores
-from saekit.training.checkpoints import ModelLike, catalog_name, short_name
+from saekit.training.checkpoints import ModelLike, short_name
 from saekit.types import FeatureRecord, Progress
 
 
@@ -70,6 +73,21 @@ def inspect(
     single_file: Annotated[
         bool, Doc("Put examples and images into index.html instead of files beside it.")
     ] = False,
+    map: Annotated[
+        MapKind | None,
+        Doc(
+            "Map of decoder directions on the page. Default: pca, or that of the page in OUT; umap"
+            " needs umap-learn."
+        ),
+    ] = None,
+    beside: Annotated[
+        ModelLike | None,
+        Doc(
+            "Another checkpoint of the same hook: pages show its most similar latents beside those"
+            " of CKPT.",
+            metavar="CKPT",
+        ),
+    ] = None,
     jsonl: Annotated[
         bool, Doc("Also write features.jsonl: every record at full precision, 25 kB each.")
     ] = False,
@@ -97,6 +115,9 @@ def inspect(
         features: `all` that fire, `0-255,1024`, `interesting:1000` (the best by
             saekit.inspection.score), `top:500` (the densest), or several of these with commas.
         top: examples per feature, at most 40.
+        map: `pca` or `umap` of the decoder rows, or `none`.
+        beside: a checkpoint whose latents are matched with these, by decoder rows and, where both
+            have an index, by activations. Its rows are encoded once, too.
         jsonl: also write features.jsonl, one record a line. A page without it that gets it is made
             anew, with the features that it has.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
@@ -118,11 +139,19 @@ def inspect(
     check_features(features, inspected.model.latents)
     identity = page_identity(inspected)
     extends = can_extend(Path(out), identity, overwrite)
+    # a page that is extended keeps its map and the other dictionary
+    kept = (PAGE.read_marker(Path(out)) or {}) if extends else {}
+    drawn_by, other = map or kept.get("map") or "pca", beside or kept.get("beside")
+    check_map(drawn_by)
+    compared = None if other is None else open_beside(other, store, inspected, any_store)
 
     # the page, and the settings that made it; one that is extended stays until the new one is whole
     with run_folder(Path(out), PAGE, resume=False, overwrite=overwrite or extends) as folder:
         before = ExistingPage(Path(out)) if extends else None
         settings = _settings(inspected, features, top, single_file, jsonl, Path(out), before)
+        settings["map"] = drawn_by
+        if compared is not None and compared.checkpoint is not None:
+            settings["beside"] = compared.name
         # a config file cannot name a model in memory
         unnamed = ("checkpoint",) if inspected.checkpoint is None else ()
         config = {key: settings[key] for key in settings if key not in unnamed}
@@ -130,14 +159,24 @@ def inspect(
         if before is not None and settings["jsonl"] and not before.is_exact:
             before, features = None, settings["features"]  # its figures are rounded
         known = set(before.indices) if before else set()
-        with with_index(inspected, where, progress):
+        with (
+            with_index(inspected, where, progress),
+            with_index_of(compared, where, progress),
+        ):
             shown = gather(inspected, features, top, live, data, progress, where, known)
             if before is not None:
                 _report_added(len(known), len(shown.latents), progress)
             _report_size(inspected, shown, top, progress)
-            meta = page_meta(inspected, shown, identity, [*known, *shown.latents.tolist()])
+            latents = [*known, *shown.latents.tolist()]
+            meta = page_meta(inspected, shown, identity, latents)
             meta = replace(meta, command=_command(inspected, Path(out), top, any_store))
-            page = _write_page(shown, meta, before, folder.path, settings, progress)
+            drawn, matched = None, None
+            if shown.directions_FD is not None:
+                alive_F = shown.scan.active > 0
+                drawn = direction_map(shown.directions_FD.detach(), alive_F, settings["map"])
+            if compared is not None:
+                matched = beside_of(inspected, compared, shown, latents, top, data, where, progress)
+            page = _write_page(shown, meta, before, folder.path, settings, progress, drawn, matched)
     return InspectResult(str(Path(out) / page.index_html.name), page.features, page.bytes)
 
 
@@ -219,6 +258,8 @@ def _write_page(
     out: Path,
     settings: Mapping[str, Any],
     progress: Callable[[Progress], None],
+    drawn: DirectionMap | None,
+    matched: Beside | None,
 ) -> PageResult:
     images: Mapping[str, bytes] = {} if shown.thumbnails is None else shown.thumbnails.images
     # records are computed while the page is written
@@ -236,6 +277,8 @@ def _write_page(
         single_file=single_file,
         contexts=contexts,
         jsonl=jsonl,
+        direction_map=drawn,
+        beside=matched,
         patches=shown.patches,
     )
 
@@ -263,12 +306,10 @@ def page_meta(
 ) -> PageMeta:
     """What the page says about the run as a whole. `latents` are all that it has."""
     model, spec, scan, scores = inspected.model, inspected.store.spec, shown.scan, shown.scores
-    sparsity = getattr(model.config, "sparsity", None)
-    if sparsity == "topk":
-        sparsity = f"topk k={model.config.k}"
+    sparsity = kind_of(model) if getattr(model.config, "sparsity", None) else None
     short_model = spec.model.rsplit("/", 1)[-1].removeprefix("embedded:")
     return PageMeta(
-        title=f"{short_model} · {spec.hook} · {sparsity or catalog_name(model)}",
+        title=f"{short_model} · {spec.hook} · {kind_of(model)}",
         modality=spec.modality,
         model=" + ".join(dict.fromkeys(part.spec.model for part in stores_of(inspected.store))),
         hook=spec.hook,

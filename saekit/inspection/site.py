@@ -117,6 +117,11 @@ class Folder:
     def words(self, packed: str) -> None:
         self._write(self.out / "words" / "000.js", f'saekitWords(0,"{packed}");\n'.encode())
 
+    def part(self, folder: str, number: int, packed: str) -> None:
+        """A file of its own folder; the page's loader takes it by the name of the folder."""
+        path = self.out / folder / f"{number:03d}.js"
+        self._write(path, f'saekitPart("{folder}",{number},"{packed}");\n'.encode())
+
     def image(self, name: str, content: bytes) -> None:
         self._write(self.out / "images" / name, content)
 
@@ -147,6 +152,9 @@ class Inline:
 
     def words(self, packed: str) -> None:
         self.page.write(inert("words-0", packed))
+
+    def part(self, folder: str, number: int, packed: str) -> None:
+        self.page.write(inert(f"{folder}-{number}", packed))
 
     def image(self, name: str, content: bytes) -> None:
         self.page.write(inert(f"image-{name}", base64.b64encode(content).decode()))

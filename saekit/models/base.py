@@ -70,7 +70,10 @@ def random_unit_rows(rows: int, width: int, generator: torch.Generator | None) -
 
 
 def unit_rows_(W_FD: torch.Tensor) -> torch.Tensor:
-    """Scale every row to norm 1, in place."""
+    """Scale every row to norm 1, in place. Rows without memory stay as they are: their norms would
+    make torch import its compiler, for 2 s."""
+    if W_FD.is_meta:
+        return W_FD
     return torch.nn.functional.normalize(W_FD, dim=1, out=W_FD)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from saekit import typed
 from saekit.errors import DataError, UsageError, check_choice, message_of, opt
@@ -237,7 +238,8 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
             kind = config_of(name, typed.as_type(config.get("sparsity"), str, "config.sparsity"))
         settings = typed.build(kind, config, "config")
         _need_possible(settings, tensors)
-        with torch.device("meta"):  # shapes without memory: a config may say any size
+        # shapes without memory: a config may say any size
+        with torch.device("meta"), _NothingDrawn():
             model = entry.model.for_weights(settings)
         _need_shapes(model.state_dict(), tensors)
         _need_thresholds(tensors)
@@ -255,6 +257,21 @@ def restore(name: str, config: dict[str, Any], tensors: dict) -> Autoencoder:
             f"the checkpoint does not fit a {name} model: {message_of(error)}"
         ) from None
     return model.eval().requires_grad_(False)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Random weights are not drawn. Tensors without memory have none, but to find that out torch
+    imports its compiler, for 2 s."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        drawing = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        return args[0] if drawing else func(*args, **(kwargs or {}))
 
 
 def _need_thresholds(tensors: dict[str, torch.Tensor]) -> None:

@@ -21,10 +21,11 @@ const FILES_KEPT = 256;
 const files = new Map(); // source -> promise of its content; insertion order is age
 const arrivals = new Map(); // source -> function that takes the packed text
 
-// The two names that the files beside the page know.
+// The names that the files beside the page know.
 window.saekitShard = (number, packed) => arrivals.get(sourceOf("shards", number))?.(packed);
 window.saekitPatches = (number, packed) => arrivals.get(sourceOf("patches", number))?.(packed);
 window.saekitWords = (number, packed) => arrivals.get(sourceOf("words", number))?.(packed);
+window.saekitPart = (folder, number, packed) => arrivals.get(sourceOf(folder, number))?.(packed);
 window.saekitContexts = (number, packed) => arrivals.get(sourceOf("contexts", number))?.(packed);
 
 function sourceOf(folder, number) {

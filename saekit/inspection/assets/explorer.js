@@ -15,6 +15,11 @@ function latentInAddress() {
 
 async function route() {
   if (catalog && takeFilters()) updateList();
+  const given = viewInAddress();
+  if (given) {
+    await routeToView(given);
+    return;
+  }
   const text = latentInAddress();
   if (text === null) {
     await routeToGallery();
@@ -49,7 +54,7 @@ async function openRecord(latent) {
   main.setAttribute("aria-busy", "true");
   try {
     const record = await loadRecord(latent);
-    if (state.latent !== latent) return; // another was asked for meanwhile
+    if (state.latent !== latent || viewInAddress()) return; // another was asked for meanwhile
     show(featurePage(record));
     for (const direction of [1, -1]) {
       const near = neighbourInList(latent, direction);
@@ -138,6 +143,8 @@ const KEYS = {
   "?": () => byId("help").showModal(),
   h: toggleHeat,
   g: () => { location.hash = "#/"; },
+  m: () => openView("map"),
+  b: () => openView("beside"),
   l: () => byId("log-axis")?.click(),
   t: switchTheme,
   ArrowLeft: () => step(-1),
@@ -204,6 +211,7 @@ async function start() {
   drawAbout();
   loadNames();
   prepareList();
+  prepareViews();
   listen();
   await route();
   document.documentElement.dataset.ready = "yes";

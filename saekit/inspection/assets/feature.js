@@ -8,6 +8,7 @@ function featurePage(record) {
     topSection(record),
     el("div", { class: "pair" }, el("div", {}, histogramSection(record), record.data_labels?.labels.length ? labelSection(record) : null,
       record.tokens ? tokenSection(record) : null), relatedSection(record)),
+    besideSection(record),
     sampleSection(record),
     intervalSection(record),
     record.logits ? logitSection(record) : null,
@@ -227,7 +228,7 @@ function relatedSection(record) {
   if (record.following.length) lists.push(relatedList("following", "Fire on the next token", "jaccard", record.following));
   if (!lists.length) return null;
   const missing = [...new Set([...record.neighbours, ...record.coactivation, ...record.following].map((entry) => entry.index))].filter((latent) => recordOf[latent] < 0);
-  return section("related", "Related features", null, el("div", { class: "related-lists" }, lists), missing.length ? addPages(missing) : null);
+  return section("related", "Related features", mapLink(record.index), el("div", { class: "related-lists" }, lists), missing.length ? addPages(missing) : null);
 }
 
 function relatedList(id, title, measure, entries) {

@@ -6,7 +6,7 @@ const CARD_IMAGES = [3, 1];
 const CARD_SIDE = 7; // tokens on either side of the strongest
 
 function isGallery() {
-  return latentInAddress() === null;
+  return latentInAddress() === null && viewInAddress() === null;
 }
 
 async function openGallery() {

@@ -118,6 +118,7 @@ function updateList() {
   const leastScore = Number(byId("least-score").value);
   const notBos = byId("not-bos").checked;
   const onlyFavorites = byId("only-favorites").checked;
+  const withoutPartner = byId("without-partner").checked && catalog.beside;
   const kept = [];
   for (let latent = 0; latent < catalog.meta.latents; latent += 1) {
     if (hideDead && catalog.max[latent] === 0) continue;
@@ -127,6 +128,7 @@ function updateList() {
     if (leastScore > 0 && !(catalog.score[latent] >= leastScore)) continue;
     if (notBos && view.starts.has(latent)) continue;
     if (onlyFavorites && !favorites.has(latent)) continue;
+    if (withoutPartner && !lacksPartner(latent)) continue;
     if (answering && !answering.has(latent)) continue;
     if (view.needle && !matches(latent, view.needle)) continue;
     kept.push(latent);
@@ -139,6 +141,7 @@ function updateList() {
     : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents${view.answer ? `, ${view.answer.note}` : ""}`;
   redrawRows();
   scrollToCurrent();
+  listChanged();
 }
 
 // "81" finds 81, 810, 8123 and every token with 81 in it; "#81" only the numbers.
@@ -190,7 +193,7 @@ function hasLabelOf(latent, kind) {
 }
 
 const FILTERS = { q: "search", sort: "sort", from: "density-low", to: "density-high", label: "label-kind", score: "least-score",
-  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites" };
+  dead: "hide-dead", paged: "only-paged", bos: "not-bos", favorites: "only-favorites", unmatched: "without-partner" };
 
 // What differs from the page as it opens: "sort=max&score=0.5".
 function filterText() {
