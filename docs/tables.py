@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import attack_tables
+import generated
 import sizing
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +225,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "zoo-quick": ("cpu-zoo-quick.csv", _zoo),
     "revival": ("cpu-revival.csv", _revival),
     "rates": ("cpu-train.csv", sizing.rates),
+    "adversarial": ("adversarial.csv", generated.images),
+    "adversarial-hidden": ("adversarial.csv", generated.hidden),
     "attack-defense": ("attacks.csv", attack_tables.defense),
     "attack-classifiers": ("attacks.csv", attack_tables.classifiers),
     "attack-latents": ("attacks.csv", attack_tables.latents),
