@@ -73,8 +73,10 @@ def compared(work: Path, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Of each number of latents."""
     store, run, page = work / "store", work / "run", work / "page"
     folder = model_folder(MODEL)[0]
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _, harvest = timed(
         saekit.harvest, module, DATA, store, tokenizer=tokenizer, hook=f"blocks.{BLOCK}",
         rows=asked.rows, ctx=CONTEXT, pack=True, scope="all", dtype="float32",

@@ -34,7 +34,9 @@ BEFORE = 5  # tokens before the strongest one in its windows
 
 def hooked(folder: Path, work: Path) -> HookedSAETransformer:
     """The model of `folder` (Llama family) in TransformerLens."""
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     known, raw = module.config, json.loads((folder / "config.json").read_text())
     config = HookedTransformerConfig(
         n_layers=known.num_hidden_layers,
@@ -75,7 +77,7 @@ def _tokenizer(folder: Path, work: Path) -> Any:
     PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), **special
     ).save_pretrained(work / "tokenizer")
-    return AutoTokenizer.from_pretrained(work / "tokenizer")
+    return AutoTokenizer.from_pretrained(work / "tokenizer", trust_remote_code=False)
 
 
 def main() -> None:

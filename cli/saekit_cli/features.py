@@ -17,7 +17,7 @@ EXAMPLES = [
     "saekit features runs/topk --store acts/text --explained 'python keywords'",
     "saekit features runs/topk --store acts/text --sort score",
 ]
-KEY = ("store", "index", "text", "image", "token", "label", "near", "explained", "top", "sort")
+KEY = ("store", "index", "text", "image", "token", "label", "near", "explained", "sort")
 
 
 def takes(arguments: list[str]) -> dict[str, Option]:

@@ -479,7 +479,7 @@ def test_the_curve_goes_from_the_largest_node_to_all_nodes(live, saes, ids, pass
     assert result.completeness_errors == result.curve[3].completeness_errors
 
 
-def test_one_place_computes_gradients_with_respect_to_codes():
+def test_one_place_computes_gradients_of_codes_and_one_those_of_pixels():
     root = Path(saekit.__file__).parent
-    places = [path for path in root.rglob("*.py") if "autograd.grad(" in path.read_text()]
-    assert places == [root / "intervention" / "attribution.py"]
+    places = {path for path in root.rglob("*.py") if "autograd.grad(" in path.read_text()}
+    assert places == {root / "intervention" / "attribution.py", root / "attacks" / "gradients.py"}
