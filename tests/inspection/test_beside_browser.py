@@ -159,6 +159,13 @@ def test_what_is_no_pair_is_said(tab, site, address):
     assert text(tab, "#hint-title") == "Not a pair of this page"
 
 
+def test_a_latent_that_there_is_not_is_said(tab, site):
+    tab.open(site.url() + "#/beside/99999/1")
+    tab.wait("document.getElementById('hint')")
+    assert text(tab, "#hint-title") == "No such feature"
+    assert "99999" in text(tab, "#hint")
+
+
 def test_the_figures_of_both_are_at_the_top(tab, site):
     tab.open(site.url())
     tab.press("b")

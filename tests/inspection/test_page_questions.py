@@ -52,7 +52,7 @@ def test_a_token_counts_with_its_blank(tab, site):
     assert sorted(ask(tab, '"file"', "“file”")) == [2, 5]
     others = ask(tab, "token:File", "“File”")
     assert sorted(others) == [j for j in range(PAGED) if j not in (2, 5)]
-    assert ask(tab, "token:nowhere", "0 of 200 latents") == []
+    assert ask(tab, "token:nowhere", f"0 of the {PAGED} latents with a page") == []
     # words are searched as before, whatever their case
     choose(tab, "search", "file")
     tab.wait(f"document.getElementById('found').textContent === '{PAGED} of 200 latents'")
@@ -61,7 +61,8 @@ def test_a_token_counts_with_its_blank(tab, site):
     address = tab.evaluate("location.href")
     tab.open(site.url(3))
     tab.open(address)
-    tab.wait("document.getElementById('found').textContent.startsWith('2 of 200')")
+    tab.wait("document.getElementById('found').textContent.startsWith('2 of the')")
+    assert text(tab, "#found").endswith("saekit features --token asks all.")
 
 
 def test_what_is_near_comes_in_the_order_of_its_record(tab, site):
@@ -86,3 +87,4 @@ def test_a_label_is_one_of_the_data_not_a_token(tab, site):
     ask(tab, "label:cat", "with the label “cat”")
     named = {j for j in range(LATENTS) if j % 3 == 2}
     assert text(tab, "#found").startswith(f"{len(named)} of {LATENTS} latents")
+    assert text(tab, "#found").endswith("saekit features --label asks all.")

@@ -146,6 +146,68 @@ def test_the_arrows_read_an_enlarged_picture(tab, made):
     tab.press("Escape")
 
 
+def test_all_four_arrows_go_on_from_a_picture_that_a_click_enlarged(tab, made):
+    _, site, z, _ = made
+    example = site.records[1].examples[0]
+    tab.open(site.url(1))
+    tab.click("#top .frame")
+    tab.wait("document.querySelector('#patch-latents li')")
+    assert tab.evaluate("document.activeElement.matches('.zoomed .frame')")
+    point_at(tab, 5)
+    steps = {"ArrowDown": 9, "ArrowRight": 10, "ArrowUp": 6, "ArrowLeft": 5}
+    for key, expected in steps.items():
+        tab.press(key)
+        place, latents, values, _ = shown_patch(tab)
+        assert place == expected
+        assert list(zip(latents, values)) == of_matrix(z, example.example_id, expected)
+    assert len(texts(tab, ".zoomed .at")) == 1
+    # no row above the first: it stays
+    tab.press("ArrowUp")
+    tab.press("ArrowUp")
+    assert shown_patch(tab)[0] == 1
+    tab.press("Escape")
+    assert_quiet(tab, site)
+
+
+def tap(tab, patch: int) -> None:
+    box = tab.evaluate(
+        "(b => [b.x, b.y, b.width, b.height])(document.querySelector('.zoomed .frame')"
+        ".getBoundingClientRect())"
+    )
+    at = {
+        "x": box[0] + (patch % 4 + 0.5) / 4 * box[2],
+        "y": box[1] + (patch // 4 + 0.5) / 4 * box[3],
+    }
+    tab.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[at])
+    tab.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+
+def test_a_tap_keeps_a_patch(tab, made):
+    _, site, _, _ = made
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        tab.open(site.url(1))
+        tab.click("#top .frame")
+        tab.wait("document.querySelector('#patch-latents li')")
+        for patch in (6, 13):
+            tap(tab, patch)
+            tab.wait(f"document.getElementById('patch-latents').dataset.place === '{patch}'")
+            tab.wait("document.querySelectorAll('.zoomed .kept').length === 1")
+        tap(tab, 13)
+        tab.wait("!document.querySelector('.zoomed .kept')")
+        tab.press("Escape")
+    finally:
+        tab.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    assert_quiet(tab, site)
+
+
+def test_a_page_of_pictures_speaks_of_labels(tab, made):
+    _, site, _, _ = made
+    tab.open(site.url())
+    assert tab.evaluate("document.getElementById('search').placeholder") == "Index or label"
+    assert "no common word" not in tab.evaluate("document.body.innerText")
+
+
 def test_labels_come_with_their_share_and_lift(tab, made):
     index, site, z, labels = made
     images = np.flatnonzero(z[:, LABELED].reshape(IMAGES, PATCHES).any(1)).tolist()

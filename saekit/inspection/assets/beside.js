@@ -131,7 +131,7 @@ function pairColumn(record, listed, side) {
   const facts = [density === null ? null : `density ${percent(density)}`, `max ${figure(listed.max[record.index])}`, record.score === null ? null : `score ${figure(record.score, 2)}`];
   return el("section", { id: `pair-${side}`, "aria-labelledby": `pair-${side}-title` },
     el("h3", { id: `pair-${side}-title` }, `#${record.index}`, el("span", { class: "note" }, ` ${name}`)),
-    el("p", { class: "pair-label" }, meaning ? meaningNodes(meaning) : el("span", { class: "kind" }, "no common word")),
+    el("p", { class: "pair-label" }, meaning ? meaningNodes(meaning) : el("span", { class: "kind" }, noCommon())),
     el("p", { class: "note pair-facts" }, facts.filter(Boolean).join(" · ")),
     examples.length ? exampleList(examples.slice(0, PAIR_EXAMPLES), record.max) : el("p", { class: "note" }, "No example."));
 }

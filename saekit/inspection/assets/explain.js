@@ -2,11 +2,14 @@
 
 const ROW = () => (catalog.meta.modality === "image" ? "patches" : "tokens");
 
+const noCommon = () => `no common ${catalog.meta.modality === "image" ? "label" : "word"}`;
+
 const MEANING = {
   score: () => "0 to 1: how much this feature is worth reading first. Share of its examples with one word in common against shuffled examples, "
     + `times how rare the word is, whether its density lies between ${catalog.meta.modality === "image" ? "0.1" : "0.01"} % and 1 %, and in how many documents it fires. `
     + "An order for reading, not a proof.",
-  label: () => "Automatic: the commonest word among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.",
+  dead: () => "Share of latents silent on the held-out rows, which are few: a rare latent is silent there and not dead. The one to read is dead_train, in the header: the share that fired on none of the last rows of training.",
+  label: () => `Automatic: the commonest ${catalog.meta.modality === "image" ? "label" : "word"} among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.`,
   raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
   favorite: () => "Marks this feature in the list. Favorites and notes are kept like your names, and saved with them.",
@@ -87,11 +90,12 @@ function forget() {
 }
 
 // Arrows step through an example that was reached by Tab. One that was clicked leaves them to the page: previous, next feature.
+// `columns`: what is read has rows of so many, for the arrows up and down. `from` says where to step from, however it was reached.
 let lastTouch = "keyboard";
 document.addEventListener("pointerdown", () => { lastTouch = "pointer"; }, true);
 document.addEventListener("keydown", () => { lastTouch = "keyboard"; }, true);
 
-function readByKeyboard(node, length, start, show) {
+function readByKeyboard(node, length, start, show, { columns = 0, from = null } = {}) {
   let place = null;
   const move = (to) => {
     node.querySelector(".reading")?.classList.remove("reading");
@@ -106,10 +110,11 @@ function readByKeyboard(node, length, start, show) {
     forget();
   });
   node.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (place === null || !step || event.altKey || event.ctrlKey || event.metaKey) return;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    const at = from ? from() : place;
+    if (at === null || !step || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
-    move(place + step);
+    move(at + step >= 0 && at + step < length ? at + step : at);
   });
 }

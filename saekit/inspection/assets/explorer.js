@@ -102,21 +102,39 @@ function drawHeader() {
   const left = metrics.some(({ name }) => name === "dead_train") ? "dead" : "";
   byId("metrics").replaceChildren(...metrics.filter(({ name }) => name !== left).map(({ name, text, meaning }) =>
     about(el("div", {}, about(el("dt", {}, el("span", {}, name)), meaning, true), el("dd", {}, text)), meaning)));
+  new ResizeObserver(hideSecondLine).observe(byId("metrics"));
+}
+
+// What the style sheet clips is no stop of Tab either.
+function hideSecondLine() {
+  const figures = [...byId("metrics").children];
+  for (const each of figures) each.style.visibility = each.offsetTop > figures[0].offsetTop ? "hidden" : "visible";
 }
 
 function drawAbout() {
   const { meta } = catalog;
+  const left = meta.metrics.some(({ name }) => name === "dead_train") ? "dead" : "";
   const facts = [["Model", meta.model], ["Hook", meta.hook], ["Data", meta.dataset], ["Checkpoint", meta.checkpoint],
     ["Width", count(meta.d_in)], ["Latents", count(meta.latents)], ["Sparsity", meta.sparsity], ["Rows scanned", count(meta.rows)],
     ["With a page", count(catalog.records.length)],
-    ...meta.metrics.map(({ name, text }) => [name, text])];
-  byId("about-facts").replaceChildren(...facts.filter(([, value]) => value !== null).map(([name, value]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+    ...meta.metrics.map(({ name, text, meaning }) => [name, text, name === left ? "dead" : meaning])];
+  byId("about-facts").replaceChildren(...facts.filter(([, value]) => value !== null).map(([name, value, meaning]) => {
+    const title = el("dt", {}, el("span", {}, name));
+    return el("div", {}, meaning ? about(title, meaning, true) : title, el("dd", {}, value));
+  }));
   const terms = [["Score", "score"], ["Automatic label", "label"], ["Interval examples", "intervals"], ["Output tokens", "outputTokens"], ["Near-duplicates", "twins"]];
   byId("about-notes").replaceChildren(...terms.filter(([name]) => name !== "Output tokens" || catalog.meta.modality === "text").map(([name, key]) =>
     el("p", { class: "note" }, el("b", {}, `${name}. `), MEANING[key]())), ...meta.notes.map((note) => el("p", { class: "note" }, note)),
     el("p", { class: "note" }, catalog.jsonl ? "Figures are rounded to 4 significant digits; features.jsonl beside this page holds them in full."
       : "Figures are rounded to 4 significant digits. saekit inspect --jsonl writes them in full, to features.jsonl."));
+}
+
+function openAbout() {
+  const panel = byId("about");
+  panel.showModal();
+  panel.append(tip); // what is modal covers all else
+  panel.addEventListener("close", () => { hideTip(); document.body.append(tip); }, { once: true });
+  panel.scrollTop = 0;
 }
 
 function isDark() {
@@ -195,7 +213,7 @@ function listen() {
   addEventListener("scroll", () => { if (!main.querySelector(".reading")) hideTip(); }, { passive: true, capture: true });
   byId("theme-button").addEventListener("click", switchTheme);
   byId("help-button").addEventListener("click", () => byId("help").showModal());
-  byId("about-button").addEventListener("click", () => byId("about").showModal());
+  byId("about-button").addEventListener("click", () => openAbout());
   byId("open-list").addEventListener("click", toggleList);
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
   for (const dialog of document.querySelectorAll("dialog")) {

@@ -261,8 +261,9 @@ function previewOf(latent) {
   const meaning = meaningOf(latent);
   const own = names.get(latent) ?? (record >= 0 ? catalog.labels[record] : null);
   const words = own ? [el("span", { class: "own-label" }, plainNodes(own))] : meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [];
-  if (meaning?.lift && !own) words.push(about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift"));
-  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : "no common word");
+  // one box, in which the label gives way to the figure
+  if (meaning?.lift && !own) words.push(el("span", { class: "lifted" }, words.pop(), about(el("span", { class: "lift" }, `× ${figure(meaning.lift, 2)}`), "lift")));
+  if (record < 0) return el("span", { class: "preview none" }, catalog.max[latent] === 0 ? "" : words.length ? words : noCommon());
   const thumbnail = catalog.thumbnails[record];
   const common = meaning && meaning.text.trim().toLowerCase();
   catalog.previews[record].filter((token) => token.trim().toLowerCase() !== common)

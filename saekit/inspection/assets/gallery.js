@@ -101,7 +101,7 @@ function titleNodes(latent) {
   const own = names.get(latent) ?? (recordOf[latent] >= 0 ? catalog.labels[recordOf[latent]] : null);
   if (own) return [el("span", { class: "own-label" }, plainNodes(own))];
   const meaning = meaningOf(latent);
-  return meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [el("span", { class: "kind" }, "no common word")];
+  return meaning ? [el("span", { class: "automatic" }, meaningNodes(meaning))] : [el("span", { class: "kind" }, noCommon())];
 }
 
 function meaningCount(latent) {

@@ -13,7 +13,7 @@ function imageExample(example, max, enlarges = true) {
     : { class: "frame", "aria-label": `${name}: arrows read it patch by patch` },
   example.image === null ? el("span", { class: "no-image" }, "no thumbnail") : picture(example.image, ""));
   frame.tabIndex = 0;
-  if (example.grid) addOverlays(frame, example, max);
+  if (example.grid) addOverlays(frame, example, max, enlarges);
   return el("li", { class: "image-example" }, frame,
     el("div", { class: "under" }, about(el("span", { class: "act" }, figure(example.act)), "act"),
       about(el("span", { class: "data-label" }, plainNodes(name)), [example.source || name, example.label].filter(Boolean).join(" · "))));
@@ -24,7 +24,7 @@ function imageName(example) {
   return /^(.+) #\d+$/.exec(example.source)?.[1] ?? example.label ?? (example.source || `image ${example.example_id}`);
 }
 
-function addOverlays(frame, example, max) {
+function addOverlays(frame, example, max, enlarges) {
   const [height, width] = example.grid;
   const shares = example.values.map((value) => clamp01(Math.abs(value) / max));
   const veil = el("canvas", { class: "veil", width, height, "aria-hidden": "true" });
@@ -34,7 +34,7 @@ function addOverlays(frame, example, max) {
   frame.style.aspectRatio = `${width} / ${height}`;
   frame.append(veil, heat, outline(shares, example.grid));
   if (example.position >= 0) frame.append(patchBox("picked", example.position, example.grid));
-  readPatches(frame, example);
+  readPatches(frame, example, !enlarges);
 }
 
 // One pixel a patch, magnified by the style sheet without smoothing.
@@ -58,27 +58,31 @@ function outline(shares, [height, width]) {
     el("svg:path", { d: lines.join(""), "vector-effect": "non-scaling-stroke" }));
 }
 
-function readPatches(frame, example) {
+// Enlarged, the arrows go on from the patch that the pointer or a finger was on last.
+function readPatches(frame, example, enlarged) {
   const [height, width] = example.grid;
+  const start = Math.max(0, example.position);
   const tell = (place) => {
     const box = frame.getBoundingClientRect();
     const [row, column] = [Math.floor(place / width), place % width];
+    frame.querySelector(".at")?.remove();
     markHistogram(example.values[place]);
     pointAtPatch(place);
     showTip(box.left + (column + 0.5) / width * box.width, box.top + row / height * box.height,
       figure(example.values[place]), `patch row ${row}, column ${column}`);
   };
-  frame.addEventListener("pointermove", (event) => {
-    const box = frame.getBoundingClientRect();
-    const cell = (offset, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor(offset / size * cells)));
-    tell(cell(event.clientY - box.top, box.height, height) * width + cell(event.clientX - box.left, box.width, width));
-  });
+  for (const kind of ["pointerdown", "pointermove"]) frame.addEventListener(kind, (event) => tell(patchUnder(event, frame, example.grid)));
   frame.addEventListener("pointerleave", forget);
-  readByKeyboard(frame, example.values.length, Math.max(0, example.position), (place) => {
-    frame.querySelector(".at")?.remove();
+  readByKeyboard(frame, example.values.length, start, (place) => {
     tell(place);
     return frame.appendChild(patchBox("at", place, example.grid));
-  });
+  }, enlarged ? { columns: width, from: () => patchPointedAt() ?? start } : {});
+}
+
+function patchUnder(event, frame, [height, width]) {
+  const box = frame.getBoundingClientRect();
+  const cell = (offset, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor(offset / size * cells)));
+  return cell(event.clientY - box.top, box.height, height) * width + cell(event.clientX - box.left, box.width, width);
 }
 
 function patchBox(className, place, [height, width]) {

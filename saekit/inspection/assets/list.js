@@ -11,6 +11,10 @@ function prepareList() {
   const images = catalog.thumbnails.some(Boolean);
   view.height = images ? 52 : 44;
   list.classList.toggle("with-images", images);
+  if (catalog.meta.modality === "image") {
+    byId("search").placeholder = "Index or label";
+    byId("search").previousElementSibling.textContent = "Search by index or label";
+  }
   view.search = catalog.records.map((_, record) => searchText(record));
   prepareDensity();
   if (catalog.records.length === catalog.meta.latents) byId("only-paged").closest("label").hidden = true;
@@ -136,12 +140,21 @@ function updateList() {
   view.order = inOrder(kept);
   view.place = new Map(view.order.map((latent, place) => [latent, place]));
   rows.style.height = `${view.order.length * view.height}px`;
-  byId("found").textContent = view.order.length === catalog.meta.latents
-    ? `${count(catalog.meta.latents)} latents, ${count(catalog.records.length)} with a page`
-    : `${count(view.order.length)} of ${count(catalog.meta.latents)} latents${view.answer ? `, ${view.answer.note}` : ""}`;
+  byId("found").textContent = foundText();
   redrawRows();
   scrollToCurrent();
   listChanged();
+}
+
+// A page knows tokens and labels of examples only of the latents that it shows: `asked` of the answer says so.
+function foundText() {
+  const [all, paged] = [catalog.meta.latents, catalog.records.length];
+  if (view.order.length === all) return `${count(all)} latents, ${count(paged)} with a page`;
+  const { note, asked, verb } = view.answer ?? {};
+  const of = asked === "paged" && paged < all ? `the ${count(paged)} latents with a page` : `${count(all)} latents`;
+  const rest = !asked || paged === all ? "" : asked === "paged" ? `. ${verb} asks all.`
+    : `. Without a page, a latent is asked only for its automatic label; ${verb} asks all.`;
+  return `${count(view.order.length)} of ${of}${note ? `, ${note}` : ""}${rest}`;
 }
 
 // "81" finds 81, 810, 8123 and every token with 81 in it; "#81" only the numbers.

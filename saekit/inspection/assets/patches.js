@@ -27,17 +27,18 @@ function zoom(example, max) {
 }
 
 async function openPatches(frame, example) {
-  frame.addEventListener("click", () => {
-    const at = opened.at ?? null;
+  frame.addEventListener("click", (event) => {
+    const at = patchUnder(event, frame, example.grid); // a finger has no place before it taps
+    opened.at = at;
     opened.kept = opened.kept === at ? null : at;
     drawKept(frame, example);
-    if (at !== null) drawPatch(at);
+    drawPatch(at);
   });
   try {
     const patches = await loadPatches(example.example_id);
     if (opened?.example !== example) return; // another was enlarged meanwhile
     opened.patches = patches;
-    drawPatch(Math.max(0, example.position));
+    drawPatch(opened.kept ?? opened.at ?? Math.max(0, example.position));
   } catch (error) {
     byId("patch-latents").replaceChildren(el("p", { class: "note" }, error.message));
   }
@@ -56,6 +57,10 @@ function pointAtPatch(place) {
   if (!opened || !byId("zoom").open) return;
   opened.at = place;
   if (opened.kept === null) drawPatch(place);
+}
+
+function patchPointedAt() {
+  return opened?.at ?? null;
 }
 
 function drawKept(frame, example) {

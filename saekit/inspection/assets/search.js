@@ -56,7 +56,7 @@ function onToken(token, again) {
     return { order: [], note: "reading the tokens" };
   }
   const entry = words.find(([, , written]) => written === token);
-  return { order: entry?.[1] ?? [], note: `active most often on “${tokenText(token)}”` };
+  return { order: entry?.[1] ?? [], note: `active most often on “${tokenText(token)}”`, asked: "paged", verb: "saekit features --token" };
 }
 
 function ofLabel(label) {
@@ -67,7 +67,7 @@ function ofLabel(label) {
     const seen = recordOf[latent] >= 0 && catalog.data_labels[recordOf[latent]].some((each) => each.toLowerCase() === label);
     if (named || seen) order.push(latent);
   }
-  return { order, note: `with the label “${label}” among the strongest examples` };
+  return { order, note: `with the label “${label}” among the strongest examples`, asked: "named", verb: "saekit features --label" };
 }
 
 // In the order of its record: nearest decoder rows, then those that fire on the same rows, then on the next token.
