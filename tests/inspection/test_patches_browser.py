@@ -208,6 +208,27 @@ def test_a_page_of_pictures_speaks_of_labels(tab, made):
     assert "no common word" not in tab.evaluate("document.body.innerText")
 
 
+def test_about_opens_at_its_top_and_the_header_fits(tab, made):
+    _, site, _, _ = made
+    box = "document.getElementById('{}').getBoundingClientRect()".format
+    try:
+        tab.view(1300, 400)
+        tab.open(site.url())
+        tab.evaluate("for (const b of document.querySelectorAll('.view-button')) b.hidden = false")
+        assert tab.evaluate(f"{box('metrics')}.right <= {box('gallery-button')}.left") is True
+        tab.click("#about-button")
+        about = "document.getElementById('about')"
+        assert tab.evaluate(f"{about}.scrollHeight > {about}.clientHeight") is True
+        assert tab.evaluate(f"{about}.scrollTop") == 0
+        tab.press("Escape")
+        # with less room the last figures go, not the title
+        tab.evaluate("document.getElementById('title').style.flex = '0 0 600px'")
+        tab.wait("document.querySelector('#metrics > :last-child').style.visibility === 'hidden'")
+        assert tab.evaluate(f"{box('metrics')}.right <= {box('gallery-button')}.left") is True
+    finally:
+        tab.view(1400, 900)
+
+
 def test_labels_come_with_their_share_and_lift(tab, made):
     index, site, z, labels = made
     images = np.flatnonzero(z[:, LABELED].reshape(IMAGES, PATCHES).any(1)).tolist()
