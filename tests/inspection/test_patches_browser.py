@@ -206,6 +206,7 @@ def test_a_page_of_pictures_speaks_of_labels(tab, made):
     tab.open(site.url())
     assert tab.evaluate("document.getElementById('search').placeholder") == "Index or label"
     assert "no common word" not in tab.evaluate("document.body.innerText")
+    assert "no common label" in text(tab, "#feature")
 
 
 def test_about_opens_at_its_top_and_the_header_fits(tab, made):

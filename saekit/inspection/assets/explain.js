@@ -2,14 +2,15 @@
 
 const ROW = () => (catalog.meta.modality === "image" ? "patches" : "tokens");
 
-const noCommon = () => `no common ${catalog.meta.modality === "image" ? "label" : "word"}`;
+const WORD = () => (catalog.meta.modality === "image" ? "label" : "word");
+const noCommon = () => `no common ${WORD()}`;
 
 const MEANING = {
-  score: () => "0 to 1: how much this feature is worth reading first. Share of its examples with one word in common against shuffled examples, "
-    + `times how rare the word is, whether its density lies between ${catalog.meta.modality === "image" ? "0.1" : "0.01"} % and 1 %, and in how many documents it fires. `
+  score: () => "0 to 1: how much this feature is worth reading first. "
+    + `Share of its examples with one ${WORD()} in common against shuffled examples, times how rare the ${WORD()} is, whether its density lies between ${catalog.meta.modality === "image" ? "0.1" : "0.01"} % and 1 %, and in how many documents it fires. `
     + "An order for reading, not a proof.",
   dead: () => "Share of latents silent on the held-out rows, which are few: a rare latent is silent there and not dead. The one to read is dead_train, in the header: the share that fired on none of the last rows of training.",
-  label: () => `Automatic: the commonest ${catalog.meta.modality === "image" ? "label" : "word"} among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.`,
+  label: () => `Automatic: the commonest ${WORD()} among the strongest rows and a sample of each interval, and in how many of them. The examples below leave out rows of the same document. Nobody has read them.`,
   raises: () => "Output token whose logit the decoder direction raises most on the direct path; given only where it stands out against random directions.",
   name: () => "Your own name for this feature. It is kept in this browser only; Names at the top saves all of them to a file.",
   favorite: () => "Marks this feature in the list. Favorites and notes are kept like your names, and saved with them.",

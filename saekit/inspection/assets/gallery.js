@@ -31,7 +31,7 @@ function galleryHeader(shown) {
   return el("header", { class: "gallery-header" },
     el("h2", { id: "gallery-title", tabindex: "-1" }, scored ? `${many} worth reading` : many),
     el("p", { class: "lead" }, scored
-      ? ["In the order of an ", about(el("span", {}, "automatic score"), "score", true), ": how often the examples of a feature have one word in common, against shuffled examples. "
+      ? ["In the order of an ", about(el("span", {}, "automatic score"), "score", true), `: how often the examples of a feature have one ${WORD()} in common, against shuffled examples. `
         + "Near-duplicates are folded, and each meaning comes once. The last of a card's examples "
         + `${catalog.meta.modality === "image" ? "are" : "is"} from the middle of its range.`]
       : "Those with the largest activations. There is no score: a dense code has none, nor have images with neither label nor name."),
