@@ -101,6 +101,19 @@ def test_what_cannot_be_trained_is_refused(data):
     x, y, *_ = data
     with pytest.raises(DataError, match="outside of"):
         train_classifier(255 * x, y, config("none"))
+    for pictures, classes, text in (
+        (x[:, 0], y, "have the shape"),
+        (x.flatten(1), y, "have the shape"),
+        ((255 * x).to(torch.uint8), y, "uint8"),
+        (x, y[:5], "classes have the shape"),
+        (x, y.float(), "float32"),
+        (x, y - 1, "negative"),
+        (x, ["three"] * len(x), "y is a list"),
+        (x.numpy(), y, "x is a ndarray"),
+        (x[:0], y[:0], "for 0 pictures"),
+    ):
+        with pytest.raises(DataError, match=text):
+            train_classifier(pictures, classes, config("none"))
     with pytest.raises(UsageError, match="adversary"):
         config("cw")
     with pytest.raises(UsageError, match="epochs"):
