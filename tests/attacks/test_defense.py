@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -118,3 +121,15 @@ def test_what_cannot_be_trained_is_refused(data):
         config("cw")
     with pytest.raises(UsageError, match="epochs"):
         config("pgd", 0)
+
+
+def test_the_code_of_the_docs_runs(capsys):
+    """With one epoch."""
+    text = (Path(__file__).parents[2] / "docs" / "attack.md").read_text()
+    block = re.search(r"```python\n(.*?)```", text, re.S)
+    assert block is not None
+    code = block[1].replace('DefenseConfig("pgd", ball)', 'DefenseConfig("pgd", ball, epochs=1)')
+    assert code != block[1]
+    exec(compile(code, "docs/attack.md", "exec"), {})
+    clean, attacked = map(float, capsys.readouterr().out.split())
+    assert 0 <= attacked <= clean <= 1
