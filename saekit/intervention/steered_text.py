@@ -155,8 +155,8 @@ class SteeredText:
         return scored
 
     def tokens(self, wanted: Sequence[str] | Sequence[int]) -> torch.Tensor:
-        """(n,): tokens by number or as they are written. Raises UsageError for what is no single
-        token of the vocabulary."""
+        """(n,): tokens by number or as they are written. Raises UsageError for what is not
+        one token of the vocabulary."""
         size = self.module.get_output_embeddings().weight.shape[0]
         numbers = [self._number(token) if isinstance(token, str) else token for token in wanted]
         if outside := [number for number in numbers if not 0 <= number < size]:
