@@ -30,7 +30,7 @@ def site(tmp_path_factory) -> Site:
     kinds = (None, "token", "label")
     meaning = lambda kind: kind and {"kind": kind, "text": "Cat", "count": 9, "of": 20}
     meta = dataclasses.replace(
-        fixture.text_meta(LATENTS, range(PAGED)),
+        fixture.text_meta(LATENTS, list(range(PAGED))),
         meanings=[meaning(kinds[j % 3]) for j in range(LATENTS)],
     )
     out = tmp_path_factory.mktemp("questions")
