@@ -24,8 +24,10 @@ from saekit.types import Split
 POLLS = 20  # in a run, at least
 SAMPLES, LABELED = 256, 2000  # drawn at each; rows of the classifier
 WARNS_FROM = 0.25  # share of the steps before which nothing is said: every generator starts flat
-COLLAPSED = 0.2
-"""Diversity below which a generator has collapsed."""
+COLLAPSED = 0.35
+"""Diversity below which a generator has collapsed. Over a run of gan on MNIST of 120,000 rows, seed
+0, it is never below 0.41; with discriminator_rate=0.25, 40,000 rows, all samples are the same snow,
+and it is 0.28 to 0.33 from a quarter of the run on."""
 WON = 0.99
 """Share of rows that a discriminator is right about, over the last some 20 steps, above which it
 has won."""

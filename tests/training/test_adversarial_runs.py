@@ -212,7 +212,7 @@ def health(diverse, **options):
 def test_warnings_need_two_measurements_and_a_quarter_of_the_run_and_are_said_once():
     figures = {"diversity": 0.05}
     assert not health([0.05]).warnings(0.5, 0.7, figures)
-    assert not health([0.05, 0.3]).warnings(0.5, 0.7, {"diversity": 0.3})
+    assert not health([0.05, 0.4]).warnings(0.5, 0.7, {"diversity": 0.4})
     assert not health([0.05, 0.05]).warnings(0.2, 1.0, figures)
     twice = health([0.05, 0.05])
     (text,) = twice.warnings(0.5, 0.7, figures)
