@@ -35,7 +35,7 @@ AT_ONCE = 1024  # samples per pass of the generator
 JUDGED = 1000  # rows and samples that the figures of a trained model are of, at most
 FOUND = 0.2  # of the samples that its share of the rows would give: a class is found
 SPANNED, AXES = 0.9, 64  # of the rows' variance, on the axes of distances; so many axes at most
-NEAR = 0.95  # of the rows are as near to their nearest other one as a sample of a class to a row
+NEAR = 0.9  # of the rows are as near to their nearest other one as a sample of a class to a row
 
 
 class Reference:

@@ -145,9 +145,9 @@ def test_diversity_and_classes_by_hand():
 
 def test_a_sample_far_from_all_rows_has_no_class():
     rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    real = Reference(rows, list("abcd"))  # to the nearest: 1, 1, 2, 4; the quantile .95 is 3.7
-    assert real.classes_found(torch.tensor([[7.0 + 3.6]])) == 1 / 4
-    assert real.classes_found(torch.tensor([[7.0 + 3.8]])) == 0
+    real = Reference(rows, list("abcd"))  # to the nearest: 1, 1, 2, 4; the quantile .9 is 3.4
+    assert real.classes_found(torch.tensor([[7.0 + 3.3]])) == 1 / 4
+    assert real.classes_found(torch.tensor([[7.0 + 3.5]])) == 0
 
 
 @pytest.fixture(scope="module")
