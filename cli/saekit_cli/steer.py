@@ -30,7 +30,7 @@ EXAMPLES = [
     "saekit steer runs/vision --image digit.png --latent 12=+2 --ablate 5,7 --positions patches",
 ]
 KEY = (
-    *("prompt", "image", "latents", "ablate", "dose", "max_new_tokens", "temperature"),
+    *("prompt", "image", "latents", "ablate", "dose", "targets", "max_new_tokens"),
     *("out", "overwrite"),
 )
 NARROWEST = 24  # columns of a text

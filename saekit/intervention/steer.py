@@ -108,7 +108,7 @@ def steer_text(
     *,
     ablate: Sequence[int] = (),
     dose: Sequence[float] = (),
-    targets: Sequence[int] = (),
+    targets: Sequence[str] | Sequence[int] = (),
     model: LiveModel | str | None = None,
     hook: Hooks | None = None,
     error: bool = True,
@@ -133,8 +133,8 @@ def steer_text(
             own units.
         ablate: latents that are set to 0.
         dose: strengths of the one latent in `latents`, each measured beside its controls.
-        targets: token numbers, whose probability together is the effect of a dose; (): the `top`
-            tokens that the largest dose raises most after the beginning of a text.
+        targets: tokens, written or by number, whose probability together is the effect of a dose;
+            (): the `top` tokens that the largest dose raises most after the beginning of a text.
         model: the model, loaded or by its name; None: the one that the checkpoint was trained on.
         hook, error, maxima: as for `attach`. The clean model has its error in any case.
         positions: "all", "prompt", "generated" or "last".
@@ -158,6 +158,9 @@ def steer_text(
     model = model_name_of(source) if model is None else model
     live_model = load_model(model) if isinstance(model, str) else model
     text = SteeredText(live_model, prompt, writing, error)
+    asked = text.tokens(targets)
+    if len(asked) and not dose:
+        raise UsageError(f"{opt('targets')} are what doses are measured on", f"{opt('dose')}")
     numbers = list(range(seed, seed + seeds))
 
     with torch.inference_mode(), attach(live_model, source, hook, maxima=maxima) as live:
@@ -169,7 +172,7 @@ def steer_text(
         # the doses
         (latent,) = latents
         largest = edit_of({latent: max(map(abs, dose))}, (), raw)
-        tokens = text.tokens(targets) if targets else text.raised_by(live, largest, top)
+        tokens = asked if len(asked) else text.raised_by(live, largest, top)
         result = replace(result, targets=[text.decoded([token]) for token in tokens.tolist()])
         controls = controls_of(live[0], latent, raw, seed)
         for number, strength in enumerate(dose):

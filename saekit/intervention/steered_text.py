@@ -154,12 +154,23 @@ class SteeredText:
                 scored.append(self._scored(ids.expand(count, -1)))
         return scored
 
-    def tokens(self, numbers: Sequence[int]) -> torch.Tensor:
-        """(n,). Raises UsageError for a number that the vocabulary does not have."""
+    def tokens(self, wanted: Sequence[str] | Sequence[int]) -> torch.Tensor:
+        """(n,): tokens by number or as they are written. Raises UsageError for what is no single
+        token of the vocabulary."""
         size = self.module.get_output_embeddings().weight.shape[0]
+        numbers = [self._number(token) if isinstance(token, str) else token for token in wanted]
         if outside := [number for number in numbers if not 0 <= number < size]:
             raise UsageError(f"{opt('targets')}: token {outside[0]} is not below {size:,}")
-        return torch.tensor(list(numbers), device=self.ids.device)
+        return torch.tensor(numbers, dtype=torch.int64, device=self.ids.device)
+
+    def _number(self, token: str) -> int:
+        numbers = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(numbers) == 1 and numbers[0] != self.tokenizer.unk_token_id:
+            return numbers[0]
+        pieces = ", ".join(repr(self.decoded([number])) for number in numbers)
+        raise UsageError(
+            f"{opt('targets', token)} is not one token", f"it is {pieces}" if pieces else "' King'"
+        )
 
     def raised_by(self, live: Live, edit: Edit, top: int) -> torch.Tensor:
         """(top,): the tokens that an edit raises most right after the beginning of a text."""

@@ -97,8 +97,16 @@ def steer(
         Doc("Folder for report.html, one file that opens from disk.", metavar="DIR"),
     ] = None,
     overwrite: Annotated[bool, Doc("Replace what is in OUT.")] = False,
+    targets: Annotated[
+        Sequence[str] | Sequence[int],
+        Doc(
+            "Measure the doses on this token, such as ' King', in place of those that the largest"
+            " dose raises most. May be given again.",
+            metavar="TOKEN...",
+            flag="target",
+        ),
+    ] = (),
     maxima: torch.Tensor | None = None,
-    targets: Sequence[int] = (),
     partial: Callable[[Any], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SteerResult | ImageSteerResult:
@@ -114,8 +122,8 @@ def steer(
         positions: as for `attach`; for images also a mask of the grid (H,W).
         model: its name, or the model that `saekit.harvesting.models.load_model` returns (for images
             `saekit.harvesting.classifiers.load_classifier`).
-        targets: tokens whose probability together is the effect of a dose; (): those that the
-            largest dose raises most after the beginning of a text.
+        targets: tokens, written or by number, whose probability together is the effect of a dose;
+            (): those that the largest dose raises most after the beginning of a text.
         maxima: (F,), the largest activation of each latent; None: from the index.
         partial: called with the result so far before the doses and after each.
 
@@ -159,6 +167,7 @@ def steer(
         "latents": [f"{j}={'raw:' * raw}{value:+g}" for j, value in strengths.items()] or None,
         "ablate": list(ablate) or None,
         "dose": dose if isinstance(dose, str) else None,
+        "targets": list(map(str, targets)) or None,
         **written,
         "positions": positions if isinstance(positions, str) else None,
         "error": error,

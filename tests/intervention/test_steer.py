@@ -148,6 +148,24 @@ def test_targets_may_be_fixed_before(live_model, sae, maxima):
         run(live_model, sae, maxima, dose=(4.0,), targets=[999])
 
 
+def test_targets_may_be_written(live_model, sae, maxima):
+    tokenizer = live_model.tokenizer
+    word = next(
+        text
+        for token in range(5, 60)
+        if (text := tokenizer.decode([token])).strip()
+        and tokenizer(text, add_special_tokens=False)["input_ids"] == [token]
+    )
+    by_word = run(live_model, sae, maxima, dose=(4.0,), targets=[word])
+    number = tokenizer(word, add_special_tokens=False)["input_ids"][0]
+    by_number = run(live_model, sae, maxima, dose=(4.0,), targets=[number])
+    assert by_word.targets == [word] and by_word.doses == by_number.doses
+    with pytest.raises(UsageError, match="is not one token"):
+        run(live_model, sae, maxima, dose=(4.0,), targets=[f"{word} {word}"])
+    with pytest.raises(UsageError, match="what doses are measured on"):
+        run(live_model, sae, maxima, targets=[word])
+
+
 def test_texts_are_of_the_models_distribution_whatever_its_generation_config(
     live_model, sae, maxima, monkeypatch
 ):

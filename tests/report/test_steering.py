@@ -128,6 +128,7 @@ def test_the_terminal_shows_both_texts_and_what_controls_mean(capsys, made, monk
         (["--prompt", "a", "--latent", "3"], 2, "--latent: '3' is not LATENT=STRENGTH"),
         (["--prompt", "a", "--latent", "3=4"], 2, "largest activation of each latent is not known"),
         (["--prompt", "a", "--latent", "64=raw:4"], 3, "latent 64"),
+        (["--prompt", "a", "--latent", "3=raw:4", "--target", "a"], 2, "--target"),
         (["--image", "x.png", "--latent", "3=raw:4", "--chat"], 2, "--chat is for texts"),
         (["--image", "x.png", "--ablate", "3", "--seeds", "2"], 2, "--seeds is for texts"),
         (["--prompt", "a", "--ablate", "3", "--seeds", "2"], 2, "greedy texts have no seed"),
