@@ -130,7 +130,7 @@ JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "saekit.intervention.steered_text:TokenChange": (),
         "saekit.intervention.steer_image:ClassChange": (),
         "attack": (),
-        "saekit.attacks.results:AttackResult": ("successes",),
+        "saekit.attacks.results:AttackResult": ("successes", "already", "summary"),
         "saekit.attacks.results:AttackedImage": (),
         "saekit.attacks.results:State": (),
         "saekit.attacks.results:LatentChange": (),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NAME = "attack"
 EXAMPLES = [
-    "saekit attack embedded:digits-vit --image embedded:digits:8 --eps 16/255",
+    "saekit attack embedded:digits-vit --image embedded:digits:5 --eps 16/255",
     "saekit attack embedded:digits-vit --image eight.png --target 3 --norm l2 --eps 1 --out out",
     "saekit attack runs/vision --image photo.png --latent 123 --direction silence",
     "saekit attack runs/vision --latent 123 --from noise --restarts 4 --out made",
@@ -70,7 +70,7 @@ def _attacked(result: AttackResult) -> list[str]:
     ]
     if result.maximum is not None:
         lines.append(f"largest activation in the store: {result.maximum:.4f}")
-    return [*lines, f"{result.successes} of {len(result.images)} succeeded"]
+    return [*lines, result.summary]
 
 
 def _sizes(image: AttackedImage) -> str:

@@ -33,6 +33,18 @@ class Ball:
         if not 0 < self.eps < float("inf"):
             raise UsageError(f"{opt('eps', self.eps)} must be above 0", "write 8/255 or 0.03")
 
+    def check_fits(self, values: int) -> None:
+        """Raise UsageError for a budget that no change of a picture of so many values in [0,1]
+        can reach, as gray levels given for the pixel range are."""
+        largest = 1.0 if self.norm == "linf" else values**0.5
+        if self.eps > largest:
+            in_levels = self.norm == "linf" and self.eps < 255
+            raise UsageError(
+                f"{opt('eps', self.eps)} is above {largest:.4g}, the largest {self.norm} change of"
+                " a picture from black 0 to white 1",
+                f"write {self.eps:g}/255 for gray levels" if in_levels else "give a smaller one",
+            )
+
     def sizes(self, x: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
         """(B,) fp64: how far each image is from the other."""
         flat_BN = (x.double() - center.double()).flatten(1)

@@ -88,10 +88,10 @@ def train_classifier(
     """A classifier of pictures x (N,C,h,w) in [0,1] by classes y (N,) int64, in eval mode.
 
     Adam, with a learning rate that falls to 0 as a cosine. The same seed on the same number of
-    threads gives the same weights. Raises DataError for x outside of [0,1].
+    threads gives the same weights. Raises DataError for other shapes or dtypes, and for x outside
+    of [0,1].
     """
-    if not bool(((x >= 0) & (x <= 1)).all()):
-        raise DataError("pixels are outside of [0,1]", "divide 8-bit pixels by 255")
+    _check(x, y)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,6 +115,29 @@ def train_classifier(
         schedule.step()
     progress(Progress("defend", total, total, "steps"))
     return network.eval().requires_grad_(False)
+
+
+def _check(x: torch.Tensor, y: torch.Tensor) -> None:
+    for name, values in (("x", x), ("y", y)):
+        if not isinstance(values, torch.Tensor):
+            raise DataError(
+                f"{name} is a {type(values).__name__}", "give a tensor: torch.from_numpy, and"
+                " classes as numbers from 0"
+            )  # fmt: skip
+    if x.ndim != 4 or not x.is_floating_point():
+        raise DataError(
+            f"pictures have the shape {tuple(x.shape)} in {x.dtype}",
+            "give floats (N,C,h,w), such as x.reshape(-1, 1, 28, 28)",
+        )
+    if y.shape != x.shape[:1] or len(y) == 0 or y.dtype != torch.int64:
+        raise DataError(
+            f"classes have the shape {tuple(y.shape)} in {y.dtype} for {len(x)} pictures",
+            "give one int64 for each picture",
+        )
+    if int(y.min()) < 0:
+        raise DataError(f"class {int(y.min())} is negative", "number the classes from 0")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise DataError("pixels are outside of [0,1]", "divide 8-bit pixels by 255")
 
 
 def _loss(

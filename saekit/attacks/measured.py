@@ -74,6 +74,8 @@ def attacked(
     # what the model makes of it
     rows = [_states(aim, latent_score, pixels) for pixels in (x, found.x, in_8_bits(found.x))]
     maximum = aim.dictionary.maximum(latent) if aim.dictionary and latent is not None else None
+    if latent is not None:
+        _tell_if_dead(latent, maximum, "attack", progress)
     changes = _changes(aim, x, found.x)
     linf_B, l2_B = (Ball(norm, 1.0).sizes(found.x, x) for norm in ("linf", "l2"))
     images = []
@@ -84,7 +86,7 @@ def attacked(
         images.append(
             AttackedImage(
                 name_of(picture, number), own, wanted, before, after, rounded,
-                _succeeded(own, wanted, direction, before, after, maximum),
+                _verdict(own, wanted, direction, before, after, maximum),
                 float(linf_B[number]), float(l2_B[number]), changes[number],
             )
         )  # fmt: skip
@@ -112,6 +114,8 @@ def visualized(
     half_patch = max(layout.size[0] // layout.grid[0] // 2, 1)
     config = VisualizeConfig(**{"jitter": half_patch, **options})
     top = top_pictures(its, store, latent, progress)
+    maximum = its.maximum(latent)
+    _tell_if_dead(latent, maximum, "visualize", progress)
     made = visualize(score, (layout.channels, *layout.size), config, count, seed, progress)
     order = made.scores.argsort(descending=True)
     x = made.x[order]
@@ -124,9 +128,17 @@ def visualized(
     ]
     shown = [pixels_of_image(image, aim.live, aim.scale)[0].cpu() for _, _, image in top]
     return VisualizeResult(
-        aim.live.name, latent, its.maximum(latent), images, config.steps, made.curve,
+        aim.live.name, latent, maximum, images, config.steps, made.curve,
         [(name, value) for name, value, _ in top], list(x.cpu()), shown,
     )  # fmt: skip
+
+
+def _tell_if_dead(
+    latent: int, maximum: float | None, phase: str, progress: Callable[[Progress], None]
+) -> None:
+    if maximum == 0:
+        text = f"latent {latent} never fires on the scanned store: nothing shows what it stands for"
+        progress(Progress(phase, 0, 1, message=text))
 
 
 def name_of(picture: Picture, number: int) -> str:
@@ -144,22 +156,25 @@ def _states(aim: Target, score: LatentScore | None, x: torch.Tensor) -> list[Sta
     return [State(*row) for row in zip(labels, top.values.tolist(), acts)]
 
 
-def _succeeded(
+def _verdict(
     own: str | None,
     wanted: str | None,
     direction: Direction,
     before: State,
     after: State,
     maximum: float | None,
-) -> bool:
-    if wanted is not None:
-        return after.label == wanted
-    if own is not None:
-        return after.label != own
-    assert before.activation is not None and after.activation is not None
-    if direction == "silence":
-        return after.activation == 0
-    return after.activation > (before.activation if maximum is None else maximum)
+) -> bool | None:
+    """Whether the attack succeeded; None where the picture was so before."""
+    if wanted is None and own is None and direction == "raise":
+        assert before.activation is not None and after.activation is not None
+        return after.activation > max(before.activation, maximum or 0.0)
+
+    def reached(state: State) -> bool:
+        if wanted is not None:
+            return state.label == wanted
+        return state.label != own if own is not None else state.activation == 0
+
+    return None if reached(before) else reached(after)
 
 
 def _changes(aim: Target, before: torch.Tensor, after: torch.Tensor) -> list[list[LatentChange]]:

@@ -31,7 +31,7 @@ LEAD_ATTACK = "Pictures changed within a budget, and what the model makes of the
 LEAD_NOISE = "Pictures made from noise for a latent, beside those on which it is strongest."
 BUDGET = (
     "eps, linf and l2 are in units of the pixel range, black 0 to white 1. Difference: 0.5 + 10"
-    " (after - before)."
+    " (after - before), clipped: changes above 12.75/255 look alike."
 )
 ROUNDED = "Rounded: the changed picture in 8 bits, as its PNG file holds it."
 JUDGED = (
@@ -60,7 +60,7 @@ def attack_page(result: AttackResult) -> str:
         ("method", f"{result.method}, {_counted(result.steps, 'step')}"),
         ("starts", str(result.restarts)),
         ("budget", f"{result.norm} {result.eps:.4g}{levels}"),
-        ("succeeded", f"{result.successes} of {len(result.images)}"),
+        ("outcome", result.summary),
         *_credits([image.image for image in result.images]),
     ]
     return document(
@@ -148,7 +148,7 @@ def _states(image: AttackedImage, result: AttackResult) -> str:
     wanted = f"target {image.target}" if image.target else f"away from {image.label}"
     aim = result.objective if on_latent else wanted
     sizes = f"linf {image.linf:.4f}, l2 {image.l2:.4f}"
-    verdict = "succeeded" if image.success else "failed"
+    verdict = {True: "succeeded", False: "failed", None: "already so"}[image.success]
     return table(header, rows, 2) + note(f"{aim}: {verdict}; {sizes}")
 
 

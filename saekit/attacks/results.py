@@ -43,9 +43,10 @@ class AttackedImage:
     after: State
     rounded: State
     """After the changed picture is rounded to 8 bits, as a file holds it."""
-    success: bool
+    success: bool | None
     """Another class than `label`; the target; a latent silent everywhere, or above its largest
-    activation on the indexed store (without an index: above that before)."""
+    activation on the indexed store and that before. None where the picture was so before the
+    attack: of the other class, of the target, or without the latent."""
     linf: float
     """The largest change of a value, in units of the pixel range."""
     l2: float
@@ -79,8 +80,22 @@ class AttackResult:
 
     @property
     def successes(self) -> int:
-        """Images."""
-        return sum(image.success for image in self.images)
+        """Images that were not so before and are now."""
+        return sum(image.success is True for image in self.images)
+
+    @property
+    def already(self) -> int:
+        """Images that were so before the attack, and count neither as successes nor failures."""
+        return sum(image.success is None for image in self.images)
+
+    @property
+    def summary(self) -> str:
+        """'1 of 2 succeeded, 1 already so'."""
+        counted = len(self.images) - self.already
+        already = f"{self.already} already so"
+        if not counted:
+            return already
+        return f"{self.successes} of {counted} succeeded" + f", {already}" * (self.already > 0)
 
 
 @dataclass(frozen=True)

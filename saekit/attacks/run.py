@@ -128,7 +128,7 @@ def attack(
     """Change pictures within a budget so that a classifier errs or a latent of a dictionary fires
     or falls silent; or make pictures from noise for a latent.
 
-        saekit.attack("embedded:digits-vit", image="embedded:digits:8", eps="16/255")
+        saekit.attack("embedded:digits-vit", image="embedded:digits:5", eps="16/255")
 
     Parameters
         source: a name or a LiveModel with its head, as
@@ -160,6 +160,10 @@ def attack(
     count = STEPS[start] if steps is None else steps
     ball = Ball(norm, DEFAULT_EPS.get(norm, 1.0) if eps is None else parsed_eps(eps))
     aim = target_of(source, model, hook)
+    layout = aim.live.image_tokens
+    assert layout is not None, "a vision model"
+    if start == "image":
+        ball.check_fits(layout.channels * math.prod(layout.size))
 
     def measure() -> Result:
         with borrowed(aim.live.module):

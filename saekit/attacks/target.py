@@ -25,6 +25,7 @@ from saekit.store.checkpoint import Checkpoint
 from saekit.training.checkpoints import ModelLike, catalog_name, kind_of, path_or_model
 from saekit.types import Scope
 
+LISTED = 20  # classes in an error
 CLASSIFIER_KEY = "model_type"  # in the config.json of a transformers model, and in none of ours
 
 
@@ -72,8 +73,10 @@ class Target:
         if not self.names:
             raise no_head(self.live.name)
         near = did_you_mean(text, self.names)
+        listed = ", ".join(self.names[:LISTED]) + ", ..." * (len(self.names) > LISTED)
         raise DataError(
-            f"{text} is not a class of {self.live.name}", f"{near}give a name or number"
+            f"{text} is not a class of {self.live.name}",
+            f"{near}give a number below {len(self.names):,} or a name: {listed}",
         )
 
     def latent_score(self, latent: int, direction: Any) -> LatentScore:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 import torch
 from command import saekit as command
 from PIL import Image
+from saekit_cli.attack import EXAMPLES
+from safetensors.torch import load_file, save_file
 
 import saekit
 from saekit.attacks.page import difference
@@ -65,7 +69,7 @@ def test_a_class_is_attacked(aim, classifier):
     assert to.images[0].success and to.images[0].after.label == "LABEL_3"
     assert to.images[0].l2 <= 4 and to.images[0].target == "LABEL_3"
     away = saekit.attack(classifier, image=EIGHT, label="LABEL_1", method="fgsm")
-    assert away.images[0].label == "LABEL_1" and away.images[0].success and away.steps == 1
+    assert away.images[0].label == "LABEL_1" and away.steps == 1
 
 
 def test_a_latent_is_attacked_with_the_maximum_of_the_index(run):
@@ -201,3 +205,64 @@ def test_a_model_is_left_as_it_was(classifier):
     assert not any(p.requires_grad or p.grad is not None for p in classifier.module.parameters())
     for name, value in classifier.module.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_what_was_so_before_is_no_success(classifier, aim):
+    name = "LABEL_5"  # of the picture
+    result = saekit.attack(classifier, image=[FIVE, EIGHT], target=name, eps="1/255", steps=2)
+    assert [image.success for image in result.images] == [None, False]
+    assert result.successes == 0 and result.summary == "0 of 1 succeeded, 1 already so"
+    other = saekit.attack(classifier, image=FIVE, label="LABEL_1", method="fgsm")
+    assert other.images[0].success is None and other.summary == "1 already so"
+    # a latent that is silent already, and one that is not
+    quiet = copy.deepcopy(aim.dictionary.model)
+    quiet.threshold[7] = 1e3
+    options = {"hook": aim.dictionary.hook, "model": classifier, "steps": 2}
+    silent = saekit.attack(quiet, image=FIVE, latent=7, direction="silence", **options)
+    assert silent.images[0].before.activation == 0 and silent.images[0].success is None
+    raised = saekit.attack(quiet, image=FIVE, latent=7, **options)
+    assert raised.images[0].success is False and raised.already == 0
+
+
+def test_budgets_that_no_change_reaches_are_refused(classifier):
+    for options, text in (
+        ({"eps": 8}, "write 8/255"),
+        ({"eps": 1.01}, "above 1"),
+        ({"eps": 8.01, "norm": "l2"}, "above 8"),  # 8 by 8 pixels
+    ):
+        with pytest.raises(UsageError) as caught:
+            saekit.attack(classifier, image=FIVE, **options)
+        assert text in f"{caught.value} {caught.value.hint}"
+    widest = saekit.attack(classifier, image=FIVE, eps=8, norm="l2", method="fgsm")
+    assert widest.eps == 8
+
+
+def test_the_classes_are_listed_for_one_that_is_unknown(classifier):
+    with pytest.raises(DataError) as caught:
+        saekit.attack(classifier, image=FIVE, target="three")
+    assert "below 10" in str(caught.value.hint) and "LABEL_3, LABEL_4" in str(caught.value.hint)
+
+
+def test_a_latent_that_never_fires_is_noted(run, tmp_path):
+    dead = tmp_path / "run"
+    shutil.copytree(run, dead, ignore=shutil.ignore_patterns("index"))
+    tensors = load_file(dead / "model.safetensors")
+    tensors["b_enc"][5] = -1e3
+    save_file(tensors, dead / "model.safetensors")
+    told: list[str] = []
+
+    def tell(progress):
+        told.append(progress.message or "")
+
+    saekit.attack(dead, latent=5, start="noise", steps=1, progress=tell)  # indexes the store
+    result = saekit.attack(dead, image=EIGHT, latent=5, steps=1, progress=tell)
+    assert result.maximum == 0
+    assert len([text for text in told if "latent 5 never fires" in text]) == 2
+    told.clear()
+    assert saekit.attack(dead, image=EIGHT, latent=6, steps=1, progress=tell).maximum > 0
+    assert not any("never fires" in text for text in told)
+
+
+def test_the_first_example_of_the_help_deceives(capsys):
+    status, out, err = command(capsys, *shlex.split(EXAMPLES[0])[1:], "-q")
+    assert status == 0 and "1 of 1 succeeded" in out, err

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -101,7 +104,32 @@ def test_what_cannot_be_trained_is_refused(data):
     x, y, *_ = data
     with pytest.raises(DataError, match="outside of"):
         train_classifier(255 * x, y, config("none"))
+    for pictures, classes, text in (
+        (x[:, 0], y, "have the shape"),
+        (x.flatten(1), y, "have the shape"),
+        ((255 * x).to(torch.uint8), y, "uint8"),
+        (x, y[:5], "classes have the shape"),
+        (x, y.float(), "float32"),
+        (x, y - 1, "negative"),
+        (x, ["three"] * len(x), "y is a list"),
+        (x.numpy(), y, "x is a ndarray"),
+        (x[:0], y[:0], "for 0 pictures"),
+    ):
+        with pytest.raises(DataError, match=text):
+            train_classifier(pictures, classes, config("none"))
     with pytest.raises(UsageError, match="adversary"):
         config("cw")
     with pytest.raises(UsageError, match="epochs"):
         config("pgd", 0)
+
+
+def test_the_code_of_the_docs_runs(capsys):
+    """With one epoch."""
+    text = (Path(__file__).parents[2] / "docs" / "attack.md").read_text()
+    block = re.search(r"```python\n(.*?)```", text, re.S)
+    assert block is not None
+    code = block[1].replace('DefenseConfig("pgd", ball)', 'DefenseConfig("pgd", ball, epochs=1)')
+    assert code != block[1]
+    exec(compile(code, "docs/attack.md", "exec"), {})
+    clean, attacked = map(float, capsys.readouterr().out.split())
+    assert 0 <= attacked <= clean <= 1
