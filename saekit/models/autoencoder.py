@@ -121,8 +121,8 @@ class Autoencoder(nn.Module):
         """(count, *example): rows drawn from the model, in the units of `decode`; `label`: of this
         class, where the model reads classes. Raises UsageError."""
         raise UsageError(
-            f"a {type(self).__name__} has no distribution to draw codes from",
-            f"{opt('model', 'vae', 'gan', 'dcgan', 'cgan', 'aae')} have one",
+            f"{type(self).__name__} cannot draw rows: it learns no distribution of codes",
+            f"train a model that does: {opt('model', 'vae', 'gan', 'dcgan', 'cgan', 'aae')}",
         )
 
     def no_label(self, label: object) -> None:

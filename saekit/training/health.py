@@ -24,48 +24,89 @@ from saekit.types import Split
 POLLS = 20  # in a run, at least
 SAMPLES, LABELED = 256, 2000  # drawn at each; rows of the classifier
 WARNS_FROM = 0.25  # share of the steps before which nothing is said: every generator starts flat
-COLLAPSED = 0.2
-"""Diversity below which a generator has collapsed."""
+COLLAPSED = 0.35
+"""Diversity below which a generator has collapsed. Over a run of gan on MNIST of 120,000 rows, seed
+0, it is never below 0.41; with discriminator_rate=0.25, 40,000 rows, all samples are the same snow,
+and it is 0.28 to 0.33 from a quarter of the run on."""
 WON = 0.99
 """Share of rows that a discriminator is right about, over the last some 20 steps, above which it
 has won."""
 AT_ONCE = 1024  # samples per pass of the generator
 JUDGED = 1000  # rows and samples that the figures of a trained model are of, at most
 FOUND = 0.2  # of the samples that its share of the rows would give: a class is found
+SPANNED, AXES = 0.9, 64  # of the rows' variance, on the axes of distances; so many axes at most
+NEAR = 0.9  # of the rows are as near to their nearest other one as a sample of a class to a row
 
 
-def diversity(samples_ND: torch.Tensor, rows_MD: torch.Tensor) -> float | None:
-    """The mean distance of a sample to the nearest other one, over the same of as many rows: near 1
-    they are as different from each other as rows are, 0 all equal. None where rows do not differ,
-    or there are fewer than two."""
-    count = min(len(samples_ND), len(rows_MD))
-    if count < 2:
-        return None
-    drawn, real = (_nearest(x[:count]) for x in (samples_ND, rows_MD))
-    return drawn / real if real > 0 else None
+class Reference:
+    """Training rows to compare samples with, and the few axes on which they are compared.
+
+    All distances are measured on the first principal axes of the rows: as many as hold SPANNED of
+    their variance, at most AXES. Noise in single pixels is spread over all D directions, and little
+    of it is left on these axes.
+
+    `labels`: one for each of the M rows, None where a row has none."""
+
+    def __init__(self, rows_MD: torch.Tensor, labels: Sequence[str | None]) -> None:
+        rows_MD = rows_MD.flatten(1).float()
+        self.mean_D = rows_MD.mean(0)
+        self.axes_DA = _principal_axes(rows_MD - self.mean_D)
+        self.rows_MA = self._on_axes(rows_MD)
+        labeled = [(number, label) for number, label in enumerate(labels) if label is not None]
+        self.labels = [label for _, label in labeled]
+        self.labeled_LA = self.rows_MA[[number for number, _ in labeled]]
+        self.reach = torch.inf
+        """Distance to the nearest row up to which a sample has that row's label."""
+        if len(labeled) > 1:
+            self.reach = float(_nearest(self.labeled_LA).quantile(NEAR))
+
+    def _on_axes(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return (x_ND.flatten(1).float() - self.mean_D) @ self.axes_DA
+
+    def diversity(self, samples_ND: torch.Tensor) -> float | None:
+        """The mean distance of a sample to the nearest other one, over the same of as many rows:
+        near 1 they are as different from each other as rows are, 0 all equal. None where rows do
+        not differ, or there are fewer than two."""
+        count = min(len(samples_ND), len(self.rows_MA))
+        if count < 2:
+            return None
+        drawn = float(_nearest(self._on_axes(samples_ND[:count])).mean())
+        real = float(_nearest(self.rows_MA[:count]).mean())
+        return drawn / real if real > 0 else None
+
+    def classes_found(self, samples_ND: torch.Tensor) -> float | None:
+        """The share of the rows' classes that samples have. A sample has the label of the nearest
+        labeled row if it is as near to it as rows are to each other: no farther than a share NEAR
+        of the labeled rows are from their nearest other one. All other samples, such as noise, have
+        no class. A class is found where it has at least a fifth of the samples that its share of
+        the rows would give. None where no row has a label."""
+        if not self.labels or not len(samples_ND):
+            return None
+        nearest = torch.cdist(self._on_axes(samples_ND), self.labeled_LA).min(1)
+        pairs = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        in_samples = Counter(self.labels[row] for row, far in pairs if far <= self.reach)
+        in_rows = Counter(self.labels)
+        share = len(samples_ND) / len(self.labels)
+        found = [name for name in in_rows if in_samples[name] >= FOUND * share * in_rows[name]]
+        return len(found) / len(in_rows)
 
 
-def _nearest(x: torch.Tensor) -> float:
-    x = x.flatten(1).float()
-    return float(torch.cdist(x, x).fill_diagonal_(torch.inf).min(1).values.mean())
+def _principal_axes(centered_MD: torch.Tensor) -> torch.Tensor:
+    """(D, A), orthonormal, from the smaller of the covariance and the Gram matrix."""
+    rows, width = centered_MD.shape
+    wide = width > rows
+    square = centered_MD @ centered_MD.T if wide else centered_MD.T @ centered_MD
+    variances, vectors = torch.linalg.eigh(square)  # ascending
+    variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
+    before = variances.cumsum(0) - variances
+    count = min(int((before < SPANNED * variances.sum()).sum()), AXES)
+    axes = vectors[:, :count]
+    return torch.nn.functional.normalize(centered_MD.T @ axes, dim=0) if wide else axes
 
 
-def classes_found(
-    samples_ND: torch.Tensor, rows_MD: torch.Tensor, labels: Sequence[str | None]
-) -> float | None:
-    """The share of the rows' classes that samples have, by the label of the nearest row. A class is
-    found where it has at least a fifth of the samples that its share of the rows would give. None
-    where no row has a label."""
-    labeled = [number for number, label in enumerate(labels) if label is not None]
-    if not labeled or not len(samples_ND):
-        return None
-    rows, drawn = rows_MD[labeled].flatten(1).float(), samples_ND.flatten(1).float()
-    nearest = torch.cdist(drawn, rows).argmin(1).tolist()
-    in_rows = Counter(labels[number] for number in labeled)
-    in_samples = Counter(labels[labeled[number]] for number in nearest)
-    share = len(drawn) / len(labeled)
-    found = [name for name in in_rows if in_samples[name] >= FOUND * share * in_rows[name]]
-    return len(found) / len(in_rows)
+def _nearest(x_NA: torch.Tensor) -> torch.Tensor:
+    """(N,): the distance of each to its nearest other one."""
+    return torch.cdist(x_NA, x_NA).fill_diagonal_(torch.inf).min(1).values
 
 
 @torch.no_grad()
@@ -95,7 +136,8 @@ def generated_figures(
     labels = [of_rows[row] for row in batch.rows.tolist()]
     samples, x = drawn(model, count, torch.Generator().manual_seed(0)), batch.x.float()
     values: dict[str, float | None] = dict.fromkeys(metric.name for metric in ROW_METRICS)
-    values |= {"diversity": diversity(samples, x), "classes": classes_found(samples, x, labels)}
+    real = Reference(x, labels)
+    values |= {"diversity": real.diversity(samples), "classes": real.classes_found(samples)}
     return Figures(count, values, None)
 
 
@@ -110,9 +152,8 @@ class Health:
     same."""
 
     model: TwoPlayers
-    rows: torch.Tensor
-    """Normalized training rows, or examples."""
-    labels: list[str | None]
+    real: Reference
+    """Of normalized training rows, or examples."""
     seed: int
     low: int = 0
     """Measurements in a row that were below COLLAPSED."""
@@ -134,7 +175,7 @@ class Health:
         if batch.rows is not None:
             of_rows = labels_of(store)
             labels = [of_rows[row] for row in batch.rows.tolist()]
-        return cls(model, batch.x, labels, seed)
+        return cls(model, Reference(batch.x, labels), seed)
 
     def figures(self, step: int) -> dict[str, float | None]:
         """`diversity` of SAMPLES samples, and `classes` where rows have labels."""
@@ -142,8 +183,8 @@ class Health:
         generator = torch.Generator().manual_seed(self.seed + step)
         samples = self.model.eval().sample(SAMPLES, generator)
         self.model.train(training)
-        figures: dict[str, float | None] = {"diversity": diversity(samples, self.rows)}
-        found = classes_found(samples, self.rows, self.labels)
+        figures: dict[str, float | None] = {"diversity": self.real.diversity(samples)}
+        found = self.real.classes_found(samples)
         if found is not None:
             figures["classes"] = found
         self.noted(figures)
@@ -164,15 +205,15 @@ class Health:
         if self.low >= 2:
             found["collapse"] = (
                 f"collapse: the samples are {figures['diversity']:.2f} times as far from each other"
-                f" as rows are (below {COLLAPSED:g}); {opt('instance_noise', 0.1)}, a lower"
-                f" {opt('discriminator_rate')} or a lower {opt('lr')} may help"
+                f" as rows are (below {COLLAPSED:g}); {opt('instance_noise', 0.1)} or a lower"
+                f" {opt('lr')} may help"
             )
         if told_apart > WON:
+            slower = opt("discriminator_rate", self.model.discriminator_rate / 2)
             found["won"] = (
                 f"won discriminator: it is right about {told_apart:.1%} of the rows"
                 f" (above {WON:.0%}), and the generator learns little from it;"
-                f" {opt('discriminator_rate', 0.5)}, {opt('instance_noise', 0.1)} or"
-                f" {opt('spectral_norm', True)} may help"
+                f" {slower}, {opt('instance_noise', 0.1)} or {opt('spectral_norm', True)} may help"
             )
         if done < WARNS_FROM:
             return []

@@ -285,5 +285,7 @@ def test_a_class_is_asked_for_by_its_label_or_all_come_in_turn():
 def test_a_model_without_an_encoder_says_so():
     with pytest.raises(UsageError, match=r"(?s)a DCGAN has no encoder.*saekit.sample draws rows"):
         made("dcgan", {})(torch.rand(2, 64))
-    with pytest.raises(UsageError, match="a Dense has no distribution to draw codes from"):
+    with pytest.raises(
+        UsageError, match=r"(?s)Dense cannot draw rows.*train a model that does: model="
+    ):
         build("dense", 64, {}).sample(3, torch.Generator())

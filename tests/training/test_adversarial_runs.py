@@ -12,11 +12,12 @@ from made_stores import write_store
 from safetensors.torch import load_file
 
 import saekit
-from saekit.errors import DataError, UsageError
+from saekit.errors import DataError, UsageError, spelled
+from saekit.models.catalog import build
 from saekit.store.labels import WithLabels, classes_of
 from saekit.store.memory import ArraySource
 from saekit.training.config import TrainConfig
-from saekit.training.health import Health, classes_found, diversity, is_due
+from saekit.training.health import Health, Reference, is_due
 
 RUNS = {
     "gan": {"hidden": (16,), "spectral_norm": True, "instance_noise": 0.1},
@@ -128,18 +129,69 @@ def test_samples_of_a_class_are_of_that_class(tmp_path):
 
 def test_diversity_and_classes_by_hand():
     rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    real = Reference(rows, ["a", "b", None, "c"])  # the third row has no label to give
     nearest = (1 + 1 + 2 + 4) / 4
-    assert diversity(torch.tensor([[0.0], [0.5], [9.0], [9.5]]), rows) == pytest.approx(
-        0.5 / nearest
-    )
-    assert diversity(torch.zeros(4, 1), rows) == 0
-    assert diversity(rows, torch.zeros(4, 1)) is None and diversity(rows[:1], rows) is None
-    labels = ["a", "b", None, "c"]  # the third row is not asked for its label
-    assert classes_found(torch.tensor([[0.1], [0.9], [3.1]]), rows, labels) == pytest.approx(2 / 3)
-    assert classes_found(rows, rows, [None] * 4) is None
+    two_pairs = torch.tensor([[0.0], [0.5], [9.0], [9.5]])
+    assert real.diversity(two_pairs) == pytest.approx(0.5 / nearest)
+    assert real.diversity(torch.zeros(4, 1)) == 0
+    assert Reference(torch.zeros(4, 1), [None] * 4).diversity(rows) is None
+    assert Reference(rows[:1], [None]).diversity(rows) is None
+    assert real.classes_found(torch.tensor([[0.1], [0.9], [3.1]])) == pytest.approx(2 / 3)
+    assert Reference(rows, [None] * 4).classes_found(rows) is None
     # a class with a tenth of the samples that its share would give is not found
     many = torch.cat([torch.zeros(29, 1), torch.ones(1, 1)])
-    assert classes_found(many, rows, ["a", "b", "c", "c"]) == pytest.approx(1 / 3)
+    assert Reference(rows, ["a", "b", "c", "c"]).classes_found(many) == pytest.approx(1 / 3)
+
+
+def test_a_sample_far_from_all_rows_has_no_class():
+    rows = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    real = Reference(rows, list("abcd"))  # to the nearest: 1, 1, 2, 4; the quantile .9 is 3.4
+    assert real.classes_found(torch.tensor([[7.0 + 3.3]])) == 1 / 4
+    assert real.classes_found(torch.tensor([[7.0 + 3.5]])) == 0
+
+
+@pytest.fixture(scope="module")
+def digits(images):
+    store = saekit.open_store(images)
+    batch = next(store.batches(240, 0, split="train"))
+    labels = store.labels()
+    return batch.x.float(), [labels[row] for row in batch.rows.tolist()]
+
+
+def test_noise_on_copies_of_one_image_is_not_diverse(digits):
+    x, labels = digits
+    real = Reference(x[:120], labels[:120])
+    generator = torch.Generator().manual_seed(0)
+    # noise of a tenth of the pixels' standard deviation
+    noise = torch.randn(x.shape, generator=generator) * 0.1 * x.std()
+    assert real.diversity(x[:1] + noise) < 0.2
+    assert real.classes_found(x[:1] + noise) == 1 / 10
+    assert 0.8 < real.diversity(x[120:]) < 1.25
+    assert real.classes_found(x[120:]) == 1
+
+
+def test_snow_has_no_class(digits):
+    x, labels = digits
+    snow = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * x.max()
+    assert Reference(x, labels).classes_found(snow) == 0
+
+
+@pytest.mark.parametrize("shape", [(200, 30), (30, 200)])
+def test_axes_are_the_first_of_the_singular_vectors(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator) * torch.linspace(3, 0.1, shape[1])
+    real = Reference(x, [None] * len(x))
+    _, singular, vectors = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    shares = (singular**2).cumsum(0) / (singular**2).sum()
+    count = real.axes_DA.shape[1]
+    assert shares[count - 2] < 0.9 <= shares[count - 1]
+    overlap = (vectors[:count] @ real.axes_DA).abs()
+    torch.testing.assert_close(overlap, torch.eye(count), atol=1e-2, rtol=0)
+
+
+def test_axes_are_at_most_64():
+    x = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    assert Reference(x, [None] * 300).axes_DA.shape == (200, 64)
 
 
 def test_health_is_measured_about_twenty_times_and_at_the_end():
@@ -149,8 +201,9 @@ def test_health_is_measured_about_twenty_times_and_at_the_end():
         assert len(due) <= 41 and len(due) >= min(total, 20) and is_due(total, total, log_every)
 
 
-def health(diverse):
-    health = Health(None, torch.zeros(2, 2), [None, None], 0)  # only its warnings are asked for
+def health(diverse, **options):
+    model = build("gan", 2, {"latents": 2, "hidden": (2,), **options})
+    health = Health(model, Reference(torch.zeros(2, 2), [None, None]), 0)
     for value in diverse:
         health.noted({"diversity": value})
     return health
@@ -159,7 +212,7 @@ def health(diverse):
 def test_warnings_need_two_measurements_and_a_quarter_of_the_run_and_are_said_once():
     figures = {"diversity": 0.05}
     assert not health([0.05]).warnings(0.5, 0.7, figures)
-    assert not health([0.05, 0.3]).warnings(0.5, 0.7, {"diversity": 0.3})
+    assert not health([0.05, 0.4]).warnings(0.5, 0.7, {"diversity": 0.4})
     assert not health([0.05, 0.05]).warnings(0.2, 1.0, figures)
     twice = health([0.05, 0.05])
     (text,) = twice.warnings(0.5, 0.7, figures)
@@ -167,6 +220,9 @@ def test_warnings_need_two_measurements_and_a_quarter_of_the_run_and_are_said_on
     assert twice.warnings(0.6, 0.7, figures) == []
     (text,) = twice.warnings(0.6, 0.995, figures)
     assert text.startswith("won discriminator: it is right about 99.5")
+    assert "discriminator_rate=0.5," in spelled(text)
+    (text,) = health([], discriminator_rate=0.25).warnings(0.6, 0.995, {"diversity": 1.0})
+    assert "discriminator_rate=0.125," in spelled(text)
 
 
 def said(store, **options):
