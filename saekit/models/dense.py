@@ -89,6 +89,17 @@ class DenseConfig(LinearConfig):
                 f"drop {opt('pretrain')}",
             )
 
+    def refuse_shaping(self, model: str, why: str) -> None:
+        """For models whose code has a distribution of its own: raise UsageError for options that
+        shape the code of a plain autoencoder."""
+        for option, given in (
+            ("sparsity", self.sparsity != "none"),
+            ("contractive", self.contractive),
+            ("pretrain", self.pretrain),
+        ):
+            if given:
+                raise UsageError(f"{opt(option)} does not apply to {opt('model', model)}, {why}")
+
 
 class Mirror(nn.Module):
     """One layer and its mirror image: up (B,in) -> (B,out), down (B,out) -> (B,back), both before

@@ -57,16 +57,7 @@ class VAEConfig(DenseConfig):
         for option, value in (("beta", self.beta), ("likelihood_weight", self.likelihood_weight)):
             if value < 0:
                 raise UsageError(f"{opt(option, value)} must not be negative")
-        for option, given in (
-            ("sparsity", self.sparsity != "none"),
-            ("contractive", self.contractive),
-            ("pretrain", self.pretrain),
-        ):
-            if given:
-                raise UsageError(
-                    f"{opt(option)} does not apply to {opt('model', 'vae')}, whose code is drawn"
-                    " from a Gaussian"
-                )
+        self.refuse_shaping("vae", "whose code is drawn from a Gaussian")
 
 
 class VAE(Dense):

@@ -64,16 +64,7 @@ class AAEConfig(OpponentConfig, DenseConfig):
             object.__setattr__(self, "discriminator_hidden", widths)
             if any(width < 1 for width in widths):
                 raise UsageError(f"{opt('discriminator_hidden', widths)}: at least 1 each")
-        for option, given in (
-            ("sparsity", self.sparsity != "none"),
-            ("contractive", self.contractive),
-            ("pretrain", self.pretrain),
-        ):
-            if given:
-                raise UsageError(
-                    f"{opt(option)} does not apply to {opt('model', 'aae')}, whose code follows a"
-                    " prior"
-                )
+        self.refuse_shaping("aae", "whose code follows a prior")
 
     @property
     def judging(self) -> tuple[int, ...]:
