@@ -19,10 +19,20 @@ from typing import Any
 
 from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
+from saekit.inspection.score import Meaning
 from saekit.store.oserrors import reading
 
 NAMES, EXPLANATIONS = "names*.json", "explanations*.jsonl*"
 LARGEST = 256 << 20  # bytes of a file once it is unpacked
+
+
+# of an automatic label: on " import", before " import" ...
+KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in", "name": "in"}
+
+
+def label_of(meaning: Meaning | None) -> str | None:
+    """An automatic label in one line: `on ' import'`."""
+    return None if meaning is None else f"{KIND_WORDS[meaning.kind]} {meaning.text!r}"
 
 
 @dataclass(frozen=True)

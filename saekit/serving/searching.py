@@ -12,16 +12,11 @@ from saekit.errors import UsageError, opt
 from saekit.harvesting.sources import Document
 from saekit.inspection.inputs import InputRows, input_rows
 from saekit.inspection.on_input import OnInput, of_input, over_rows
-from saekit.inspection.query import check_fired, check_number
-from saekit.inspection.search import (
-    ORDERS,
-    Ranking,
-    check_order,
-    kept,
-    near_latent,
-    of_label,
-    of_token,
-)
+from saekit.inspection.questions import QUESTIONS, check_order
+from saekit.inspection.questions.label import of_label
+from saekit.inspection.questions.near import near_latent
+from saekit.inspection.questions.token import of_token
+from saekit.inspection.search import Filters, Ranking, kept
 from saekit.serving.latents import KnownLatents, Scanned
 from saekit.serving.questions import SearchQuestion
 from saekit.serving.reading import Reader
@@ -54,7 +49,7 @@ class Searcher:
         return {
             "asked": asked,
             "by": by,
-            "orders": ORDERS[asked],
+            "orders": QUESTIONS[asked].orders,
             "found": [
                 self.known.brief(j)
                 | {
@@ -84,8 +79,7 @@ class Searcher:
         if question.label is not None:
             return of_label(known, question.label, by), None
         assert question.near is not None
-        check_number(question.near, inspected.model.latents)
-        check_fired(question.near, int(known.active[question.near]), known.rows)
+        known.check(question.near)
         return near_latent(inspected, known, question.near, by), None
 
     def _read(self, text: str, tell: Tell) -> OnInput:
@@ -100,10 +94,10 @@ class Searcher:
 
     def _passing(self, question: SearchQuestion) -> np.ndarray:
         """(F,) bool: the latents that pass the filters."""
-        given = (question.min_density, question.max_density, question.not_bos)
-        if given == (None, None, False):
+        filters = Filters(question.min_density, question.max_density, question.not_bos)
+        if filters == Filters():
             return np.ones(self.known.count, bool)
-        return kept(self._scanned("not_bos").known, *given)
+        return kept(self._scanned("not_bos").known, filters)
 
     def _scanned(self, what: str) -> Scanned:
         """Raises UsageError without a store."""

@@ -17,8 +17,8 @@ from made_codes import planted
 
 import saekit
 from saekit.errors import DataError, UsageError
-from saekit.inspection.explained import words_of
 from saekit.inspection.opening import open_pair
+from saekit.inspection.questions.explained import words_of
 
 TOKENS, ROWS, LATENTS, VOCABULARY = 16, 1280, 8, 20
 FRUIT, PAIR, NAMED, NOTED, EXPLAINED, DEAD = range(6)

@@ -16,12 +16,15 @@ from made_language import made_language
 from sklearn.metrics import mutual_info_score, roc_auc_score
 
 import saekit
-from saekit.errors import DataError, UsageError
+import saekit.inspection.query
+from saekit.errors import DataError, UsageError, opt
 from saekit.harvesting.models import FromFolder
 from saekit.harvesting.sources import Document
 from saekit.indexing.association import information, label_figures, token_figures
 from saekit.inspection.inputs import input_models, input_rows
+from saekit.inspection.questions import QUESTIONS
 from saekit.inspection.tokens import token_texts
+from saekit.options import options_of
 
 CONTEXTS, TOKENS, VOCABULARY, EACH_DOCUMENT = 160, 16, 40, 2
 ROWS = CONTEXTS * TOKENS
@@ -181,6 +184,16 @@ def test_filters(made):
     assert ask(not_bos=True) == [j for j in every if j != BEGIN]
     on = saekit.features(run, store, token=f"w{WORD}", max_density=0.02, top=100)
     assert [r.index for r in on][:1] == [WEAK] and all(r.density <= 0.02 for r in on)
+
+
+def test_every_question_has_its_option_and_its_orders():
+    options = options_of(saekit.inspection.query.features)
+    assert set(QUESTIONS) - {""} <= set(options)
+    orders = {order for question in QUESTIONS.values() for order in question.orders}
+    assert orders == set(options["by"].choices)
+    with pytest.raises(UsageError) as error:
+        saekit.features("run", "store")
+    assert all(opt(name) in error.value.cause for name in QUESTIONS if name)
 
 
 def test_what_cannot_be_asked(made):
