@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saekit.errors import DataError
 from saekit.inspection.opening import InspectedModel
@@ -26,8 +26,17 @@ NAMES, EXPLANATIONS = "names*.json", "explanations*.jsonl*"
 LARGEST = 256 << 20  # bytes of a file once it is unpacked
 
 
+Source = Literal["name", "explanation", "automatic"]
 # of an automatic label: on " import", before " import" ...
 KIND_WORDS = {"token": "on", "next": "before", "previous": "after", "label": "in", "name": "in"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a latent is, in one line, and who says so."""
+
+    text: str
+    source: Source
 
 
 def label_of(meaning: Meaning | None) -> str | None:
@@ -43,9 +52,12 @@ class Described:
     notes: dict[int, str] = field(default_factory=dict)
     explanations: dict[int, list[str]] = field(default_factory=dict)
 
-    def label(self, latent: int) -> str | None:
+    def label(self, latent: int) -> Label | None:
         """Its name, else its first explanation."""
-        return self.names.get(latent) or next(iter(self.explanations.get(latent, [])), None)
+        if name := self.names.get(latent):
+            return Label(name, "name")
+        explanation = next(filter(None, self.explanations.get(latent, [])), None)
+        return None if explanation is None else Label(explanation, "explanation")
 
 
 def described(inspected: InspectedModel) -> Described:

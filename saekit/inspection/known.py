@@ -9,7 +9,7 @@ import numpy as np
 
 from saekit.errors import DataError, opt
 from saekit.indexing.reader import Index
-from saekit.inspection.described import Described, described, label_of
+from saekit.inspection.described import Described, Label, described, label_of
 from saekit.inspection.gather import meanings_of
 from saekit.inspection.indexed import index_of, is_kept
 from saekit.inspection.meanings import Meanings
@@ -69,9 +69,12 @@ class Known:
         is_text = spec.modality == "text" and not spec.is_raw
         return token_texts(self._inspected.store) if is_text else None
 
-    def label(self, latent: int) -> str | None:
+    def label(self, latent: int) -> Label | None:
         """A reader's name, else an explanation, else the automatic label."""
-        return self.described.label(latent) or label_of(self.scores.meanings[latent])
+        automatic = label_of(self.scores.meanings[latent])
+        return self.described.label(latent) or (
+            None if automatic is None else Label(automatic, "automatic")
+        )
 
     def check(self, latent: int) -> None:
         """Raise DataError for a latent that the model does not have, or that never fires."""

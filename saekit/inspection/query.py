@@ -4,6 +4,7 @@ responds to: the verb `features`, for the terminal."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,9 @@ from saekit.inspection.feature_rows import FeatureRows, feature_row
 from saekit.inspection.known import Known
 from saekit.inspection.opening import InspectedModel, open_pair
 from saekit.inspection.questions import QUESTIONS, check_order
-from saekit.inspection.questions.asked import Asked
+from saekit.inspection.questions.asked import Answer, Asked
 from saekit.inspection.score import Scores
-from saekit.inspection.search import By, Filters, kept
+from saekit.inspection.search import By, Filters, kept, why_none_passes
 from saekit.options import AnyStore, Doc
 from saekit.store.opening import RowsLike
 from saekit.training.checkpoints import ModelLike
@@ -57,7 +58,12 @@ def features(
         Doc("Rank by how much more the text activates them than this one.", metavar="TEXT"),
     ] = None,
     image: Annotated[
-        str | Path | None, Doc("Rank the latents that this image file activates.", metavar="FILE")
+        str | Path | None,
+        Doc(
+            "Rank the latents that this image activates: a file, or embedded:NAME:IMAGE with its"
+            " number or name.",
+            metavar="IMAGE",
+        ),
     ] = None,
     token: Annotated[
         str | None, Doc("Rank the latents that fire on this token, in any context.")
@@ -101,6 +107,13 @@ def features(
             " the input activates, or without an input of all."
         ),
     ] = "act",
+    raises: Annotated[
+        bool | None,
+        Doc(
+            "Also the output token that each latent raises most, where it stands out. It takes the"
+            " language model, so by default it is only of a text."
+        ),
+    ] = None,
     any_store: AnyStore = False,
     live: nn.Module | None = None,
     processor: Any = None,
@@ -115,7 +128,8 @@ def features(
         store: a path or an open Store; a crosscoder takes the stores of its training, in the same
             order, as a list. Rows in memory do not say which token or patch they come from.
         index, text, image, token, label, near, explained: exactly one of these, or none with
-            `sort="score"`. index: one latent, or several. image: a file. token and label are of
+            `sort="score"`. index: one latent, or several. image: a file or an embedded image
+            (`embedded:openmoji:crab #0`). token and label are of
             sparse codes. index with text or image: `values` of the row are those of this latent all
             along the input.
         by: docs/index-search.md has the formulas. With `versus`, of the differences.
@@ -125,6 +139,7 @@ def features(
             `to_pandas()` is the DataFrame.
         sort: `score` is that of saekit.inspection.score, and orders the latents that the question
             leads to. act is then the largest on the store where there is no question.
+        raises: None is True where the question loads the language model (`text`), else False.
         any_store: also take a store of another model, hook or scope than that of a checkpoint's
             training.
         live: the model itself, for a store that was harvested from a model in memory. It stays on
@@ -152,14 +167,14 @@ def features(
     answer = QUESTIONS[question].answer(asked)
 
     # filters, order, rows
-    chosen = answer.ranking.order
-    if not answer.named:
-        chosen = _passing(chosen, known, filters, inspected if sort == "score" else None)[:top]
-    elif sort == "score" and follow is None:
-        scores = _scores(inspected, known)
-        chosen = np.array(sorted(chosen.tolist(), key=lambda j: -(scores.of(j) or 0.0)))
-    scored = sort == "score" or answer.described
-    return FeatureRows(feature_row(j, answer, inspected, known, scored) for j in chosen.tolist())
+    scored = sort == "score"
+    latents, note = _chosen(answer, inspected, known, filters, scored, top)
+    raised = _raised(raises, inspected, latents, answer.read is not None, live)
+    return FeatureRows(
+        (feature_row(j, answer, inspected, known, raised.get(j)) for j in latents),
+        "score" if scored else order or "act",
+        "" if latents else note or QUESTIONS[question].nothing,
+    )
 
 
 def _one_question(given: dict[str, Any], sort: str) -> tuple[str, int | None]:
@@ -197,17 +212,50 @@ def _check_company(
         )
 
 
-def _passing(
-    order: np.ndarray, known: Known, filters: Filters, scored: InspectedModel | None
-) -> np.ndarray:
-    """Of the latents in `order` those that pass, in this order, or in that of their scores."""
-    passes = kept(known, filters)
-    if scored is None:
-        return order[passes[order]]
-    among = np.zeros(len(passes), bool)
-    among[order] = True
-    best = _scores(scored, known).order().numpy()
-    return best[among[best] & passes[best]]
+def _chosen(
+    answer: Answer,
+    inspected: InspectedModel,
+    known: Known,
+    filters: Filters,
+    scored: bool,
+    top: int,
+) -> tuple[list[int], str]:
+    """(the latents to show, why the filters leave none). `scored`: in the order of the scores."""
+    among = answer.ranking.order
+    followed = answer.named and answer.read is not None
+    if scored and not followed:
+        among = _by_score(among, _scores(inspected, known), answer.named)
+    if answer.named:
+        return among.tolist(), ""
+    chosen = among[kept(known, filters)[among]]
+    note = why_none_passes(known, filters, among) if len(among) and not len(chosen) else ""
+    return chosen[:top].tolist(), note
+
+
+def _by_score(among: np.ndarray, scores: Scores, every: bool) -> np.ndarray:
+    """Best first. `every`: those without a score come last; else they are left out."""
+    if every:
+        return np.array(sorted(among.tolist(), key=lambda j: -(scores.of(j) or 0.0)), np.int64)
+    best = scores.order().numpy()
+    return best[np.isin(best, among)]
+
+
+def _raised(
+    raises: bool | None,
+    inspected: InspectedModel,
+    latents: list[int],
+    loaded: bool,
+    live: nn.Module | None,
+) -> dict[int, str]:
+    """As `raised_tokens`. `raises` None: where the question has loaded the model, and its output
+    head reads the decoder."""
+    if not latents or not (loaded if raises is None else raises):
+        return {}
+    from saekit.inspection.raised import raised_tokens
+
+    with suppress(DataError) if raises is None else nullcontext():
+        return raised_tokens(inspected, latents, live)
+    return {}
 
 
 def _scores(inspected: InspectedModel, known: Known) -> Scores:

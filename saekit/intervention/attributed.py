@@ -13,7 +13,7 @@ import torch
 from saekit.errors import DataError, UsageError, did_you_mean, opt
 from saekit.harvesting.classifiers import class_names, load_classifier, no_head
 from saekit.harvesting.models import LiveModel, assemble, load_model
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 from saekit.interop.opening import open_checkpoint
 from saekit.models.autoencoder import Autoencoder
 
@@ -124,7 +124,7 @@ def attributed_image(
         raise no_head(model.name)
     if model.processor is None:
         raise UsageError(f"{model.name} has no image processor", f"give {opt('processor')}")
-    picture = read_picture(Path(image), remedy="give another file")
+    picture = named_picture(image)
     pixels = model.processor(images=picture, return_tensors="pt")["pixel_values"]
     names = class_names(model)
 

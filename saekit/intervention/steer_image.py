@@ -19,7 +19,7 @@ from saekit.errors import UsageError, check_choice, opt
 from saekit.harvesting.classifiers import class_names, load_classifier, no_head
 from saekit.harvesting.images import ImageTokens, prepared
 from saekit.harvesting.models import LiveModel
-from saekit.harvesting.pictures import read_picture
+from saekit.harvesting.named_pictures import named_picture
 from saekit.intervention.attach import Hooks, attach
 from saekit.intervention.controls import Controls, controls_of
 from saekit.intervention.doses import (
@@ -294,5 +294,5 @@ def _pixels(image: str | Path | torch.Tensor, live_model: LiveModel) -> torch.Te
                 "give one image",
             )
     else:
-        pixels = prepared([read_picture(Path(image))], live_model.processor)
+        pixels = prepared([named_picture(image)], live_model.processor)
     return pixels.to(live_model.device, live_model.dtype)

@@ -44,7 +44,8 @@ def steer(
     *,
     prompt: Annotated[str | None, Doc("Text that the model continues.")] = None,
     image: Annotated[
-        str | Path | torch.Tensor | None, Doc("Image file to classify.", metavar="FILE")
+        str | Path | torch.Tensor | None,
+        Doc("Image to classify: a file, or embedded:NAME:IMAGE.", metavar="IMAGE"),
     ] = None,
     latents: Annotated[
         Sequence[str] | Mapping[int, float],
@@ -116,7 +117,8 @@ def steer(
 
     Parameters
         checkpoint: as `attach` takes it.
-        prompt, image: one of these. image: a file, or pixel values (C,h,w) as the model takes them.
+        prompt, image: one of these. image: a file, an embedded image
+            (`embedded:digits:8`), or pixel values (C,h,w) as the model takes them.
         latents: latent -> strength, or texts as on the command line.
         dose: strengths of the one latent in `latents`, or "A:B:N".
         positions: as for `attach`; for images also a mask of the grid (H,W).

@@ -84,7 +84,8 @@ def test_tokens_of_the_strongest_rows_and_those_after_them_are_words(run, made):
 
 
 def test_the_ranking_is_bm25_of_what_people_said(run, made, monkeypatch):
-    from saekit.inspection import explained, known
+    from saekit.inspection import known
+    from saekit.inspection.questions import explained
 
     # without what the rows say
     monkeypatch.setattr(explained, "_add_rows", lambda *_: None)

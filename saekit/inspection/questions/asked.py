@@ -35,8 +35,6 @@ class Answer:
     ranking: Ranking
     read: OnInput | None = None
     """What the latents do on the input, where there is one."""
-    described: bool = False
-    """Whether each row has its label and score."""
     named: bool = False
     """Whether the latents were given by number: all are returned, without filters."""
 
@@ -44,7 +42,8 @@ class Answer:
 @dataclass(frozen=True)
 class Question:
     """answer: may raise DataError, MissingError, UsageError. orders: what the answer can be
-    ordered by, the default first."""
+    ordered by, the default first. nothing: what it means that no latent answers."""
 
     answer: Callable[[Asked], Answer]
     orders: tuple[str, ...] = ()
+    nothing: str = "no latent answers"

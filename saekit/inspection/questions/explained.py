@@ -124,7 +124,7 @@ class _Fields:
 
 
 def _answer(asked: Asked) -> Answer:
-    return Answer(of_explanation(asked.known, asked.value), described=True)
+    return Answer(of_explanation(asked.known, asked.value))
 
 
 EXPLAINED = Question(_answer)

@@ -10,4 +10,4 @@ def _answer(asked: Asked) -> Answer:
     return of_one(asked, on_inputs(asked, "image", [(None, asked.value)]))
 
 
-IMAGE = Question(_answer, ("max", "mean"))
+IMAGE = Question(_answer, ("max", "mean"), "no latent is active on the image")

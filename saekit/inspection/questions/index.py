@@ -13,7 +13,7 @@ def _answer(asked: Asked) -> Answer:
     numbers = (asked.value,) if isinstance(asked.value, int) else tuple(asked.value)
     for latent in numbers:
         asked.known.check(latent)
-    return Answer(Ranking(np.array(numbers, np.int64)), described=True, named=True)
+    return Answer(Ranking(np.array(numbers, np.int64)), named=True)
 
 
 INDEX = Question(_answer)

@@ -35,7 +35,11 @@ def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -
     else:
         rows_FD = getattr(inspected.model, "W_enc", None)
     if rows_FD is None:
-        raise DataError(f"{inspected.name} has no {by} row per latent", opt("by", "coactivation"))
+        raise DataError(
+            f"{inspected.name} has no {by} row per latent",
+            opt("by", "coactivation"),
+            "no other latent fires, or on the same rows",
+        )
     with torch.no_grad():
         unit_FD = torch.nn.functional.normalize(rows_FD.detach().float(), dim=1)
         cosine = (unit_FD @ unit_FD[latent]).double().numpy()
@@ -47,4 +51,8 @@ def _answer(asked: Asked) -> Answer:
     return Answer(near_latent(asked.inspected, asked.known, asked.value, asked.by))
 
 
-NEAR = Question(_answer, ("decoder", "encoder", "coactivation"))
+NEAR = Question(
+    _answer,
+    ("decoder", "encoder", "coactivation"),
+    "no other latent fires (for coactivation: on the same rows)",
+)

@@ -11,4 +11,8 @@ def _answer(asked: Asked) -> Answer:
     return of_one(asked, on_inputs(asked, "text", [(text, None) for text in texts]))
 
 
-TEXT = Question(_answer, ("max", "mean"))
+TEXT = Question(
+    _answer,
+    ("max", "mean"),
+    "no latent is active on the text, or more than on the other",
+)

@@ -59,4 +59,8 @@ def _answer(asked: Asked) -> Answer:
     return Answer(of_token(asked.inspected, asked.known, asked.value, asked.by))
 
 
-TOKEN = Question(_answer, ("information", "mean", "share", "lift"))
+TOKEN = Question(
+    _answer,
+    ("information", "mean", "share", "lift"),
+    "no latent fires on the token more often than elsewhere",
+)
