@@ -69,7 +69,8 @@ def fit(columns: list[Column], width: int) -> list[str]:
             break
         columns.remove(column)
         left_out.append(column.name)
-    of_label = max(room() - tokens.width, min(label.width, LABEL))
+    enough = min(label.width, LABEL, room() - len(tokens.name))
+    of_label = max(room() - tokens.width, enough, len(label.name))
     for column, columns_left in ((label, of_label), (tokens, room() - min(of_label, label.width))):
         widest = max(columns_left, len(column.name))
         column.cells = [cut(cell, widest) for cell in column.cells]
@@ -111,7 +112,7 @@ def _labels(rows: list[FeatureRow]) -> Column:
     """What each latent is and raises. Who says so is in the name of the column where it is the same
     for all, else beside the label."""
     automatic = [row.labeled_by == "automatic" for row in rows if row.label]
-    alike = all(automatic)
+    alike = bool(automatic) and all(automatic)
     cells = []
     for row in rows:
         label = row.label or ""

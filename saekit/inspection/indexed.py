@@ -25,10 +25,10 @@ from saekit.store.folder_kinds import INDEX
 from saekit.store.run_folder import run_folder
 from saekit.types import Progress
 
-SAMPLE = 512  # rows
-# bytes per entry, by latent and by row; per row, of where it comes from; per latent: counts and
-# bounds; per latent of a dense code, with its histogram
-ENTRY, ORIGIN, OF_LATENT, OF_DENSE = 16, 12, 60, 2400
+SAMPLES, SAMPLE = 8, 64  # parts, rows of each
+# bytes per entry, by latent and by row; per row, of where it comes from, and of a token; per
+# latent, counts and bounds; per latent of a dense code, with its histogram
+ENTRY, ORIGIN, TOKEN, OF_LATENT, OF_DENSE = 16, 4, 4, 60, 2800
 SHOWN = 60  # rows that show a latent, as most have: of at most 88
 Report = Callable[[Progress], None]
 
@@ -100,13 +100,15 @@ def _say_that_it_is_made(
 
 def bytes_of_index(inspected: InspectedModel, device: torch.device = CPU) -> int:
     """About how many bytes an index of float32 values will have. How many latents are active per
-    row is that of the store's first SAMPLE rows, which are encoded for it."""
+    row is that of SAMPLES parts of the store, which are encoded for it."""
     model, store = inspected.model, inspected.store
     rows, latents = store.count(), model.latents
-    size = ORIGIN * rows
+    size = (ORIGIN + (TOKEN if store.spec.modality == "text" else 0)) * rows
     if model.active_above is None:
         return size + OF_DENSE * latents
-    sampled, triples = next(encoded_chunks(model, store, device, min(SAMPLE, rows)))
-    entries = len(triples.row) / len(sampled.x) * rows
+    starts = range(0, rows, max(rows // SAMPLES // SAMPLE, 1) * SAMPLE)
+    sampled = [next(encoded_chunks(model, store, device, SAMPLE, start)) for start in starts]
+    active = sum(len(triples.row) for _, triples in sampled)
+    entries = active / sum(len(batch.x) for batch, _ in sampled) * rows
     shown = min(SHOWN * latents, 2 * entries)
-    return round(size + ENTRY * entries + 8 * rows + 8 * shown + OF_LATENT * latents)
+    return round(size + (ENTRY * entries + 8 * rows) + 8 * shown + OF_LATENT * latents)
