@@ -34,8 +34,8 @@ class FeatureRow:
     the decoder row raises most on the direct path, where it stands out from random directions; None
     also where it was not computed. source is what the figures are read from: the index beside the
     checkpoint (index), or one that was made for this call (temporary). at is where in the input act
-    is: the token, or row and column of the patch ("2,3"; "" for the class token); None where there
-    is no input."""
+    is: the token, or row and column of the patch ("2,3"; "" for the class token); None without an
+    input."""
 
     index: int
     act: float

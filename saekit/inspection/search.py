@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class Filters:
     not_bos: bool = False
 
     @property
-    def given(self) -> dict[str, float | bool]:
+    def given(self) -> dict[str, Any]:
         """Those that are set, by name."""
         return {
             name: value

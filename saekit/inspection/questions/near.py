@@ -35,11 +35,7 @@ def near_latent(inspected: InspectedModel, known: Known, latent: int, by: str) -
     else:
         rows_FD = getattr(inspected.model, "W_enc", None)
     if rows_FD is None:
-        raise DataError(
-            f"{inspected.name} has no {by} row per latent",
-            opt("by", "coactivation"),
-            "no other latent fires, or on the same rows",
-        )
+        raise DataError(f"{inspected.name} has no {by} row per latent", opt("by", "coactivation"))
     with torch.no_grad():
         unit_FD = torch.nn.functional.normalize(rows_FD.detach().float(), dim=1)
         cosine = (unit_FD @ unit_FD[latent]).double().numpy()
